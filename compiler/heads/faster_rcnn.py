@@ -1,0 +1,136 @@
+"""torchvision's Faster R-CNN: three stages with the choice of regions between them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import MultiScaleRoIAlign, roi_align
+
+from ...errors import ModelError
+from ...runtime.manifest import FasterRcnnDecode, InputSpec
+from .one_stage import features_of, require_multiple
+from .stages import BATCH, Cut, StageModule, attempt, example
+
+__all__ = ["cut_faster_rcnn"]
+
+
+class _Proposals(nn.Module):
+    """``image`` to the features of the levels in ``roi_levels``, then objectness, then deltas of all levels."""
+
+    def __init__(self, model: FasterRCNN, roi_levels: tuple[int, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.roi_levels = roi_levels
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        features = features_of(self.model, image)
+        objectness, deltas = self.model.rpn.head(features)
+        return (*(features[level] for level in self.roi_levels), *objectness, *deltas)
+
+
+class _RoiAlign(nn.Module):
+    """RoIAlign of one level; the regions come in its own pixels, so that all levels run one program."""
+
+    def __init__(self, model: FasterRCNN) -> None:
+        super().__init__()
+        self.model = model
+        pool = model.roi_heads.box_roi_pool
+        self.output_size = tuple(pool.output_size)
+        self.sampling_ratio = pool.sampling_ratio
+
+    def forward(self, features: Tensor, rois: Tensor) -> Tensor:
+        indexed = torch.cat([torch.zeros_like(rois[:, :1]), rois], dim=1)
+        pooled: Tensor = roi_align(features, indexed, self.output_size, 1.0, self.sampling_ratio)
+        return pooled
+
+
+class _BoxHead(nn.Module):
+    def __init__(self, model: FasterRCNN) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        heads = self.model.roi_heads
+        logits, boxes = heads.box_predictor(heads.box_head(pooled))
+        return logits, boxes
+
+
+def cut_faster_rcnn(model: FasterRCNN, spec: InputSpec) -> Cut:
+    """The stages that :class:`FasterRcnnDecode` describes, and the anchors for the size in ``spec``.
+
+    Raises:
+        ModelError: a pooling other than MultiScaleRoIAlign, or the model does not run on this size.
+    """
+    require_multiple(model, spec)
+    heads, rpn = model.roi_heads, model.rpn
+    pool = heads.box_roi_pool
+    if not isinstance(pool, MultiScaleRoIAlign):
+        raise ModelError(f"{type(model).__name__}: box_roi_pool is {type(pool).__name__}, not MultiScaleRoIAlign")
+    image = example(spec)
+    names, levels = _levels(model, image)
+    roi_levels = tuple(index for index, name in enumerate(names) if name in pool.featmap_names)
+    main = _Proposals(model, roi_levels)
+    outputs = attempt(model, main, image)
+    features = outputs[0][:1]
+    pooled = torch.rand(5, features.shape[1], *pool.output_size, generator=torch.Generator().manual_seed(0))
+    logits, _ = attempt(model, _BoxHead(model), pooled)
+    count = range(len(names))
+    decode = FasterRcnnDecode(
+        classes=logits.shape[1] - 1,
+        score_threshold=heads.score_thresh,
+        nms_threshold=heads.nms_thresh,
+        max_detections=heads.detections_per_img,
+        anchors=tuple(f"anchors_{index}" for index in count),
+        roi_levels=roi_levels,
+        # torchvision infers the same from the frame before padding, wrongly where most of the input is padding.
+        roi_scales=tuple(2.0 ** round(math.log2(levels[index].shape[2] / spec.size[0])) for index in roi_levels),
+        canonical_scale=pool.canonical_scale,
+        canonical_level=pool.canonical_level,
+        pre_nms_topk=rpn.pre_nms_top_n(),
+        post_nms_topk=rpn.post_nms_top_n(),
+        rpn_score_threshold=rpn.score_thresh,
+        rpn_nms_threshold=rpn.nms_thresh,
+        min_size=rpn.min_size,
+        box_weights=tuple(heads.box_coder.weights),
+    )
+    proposals = (
+        *(f"features_{index}" for index in roi_levels),
+        *(f"objectness_{index}" for index in count),
+        *(f"deltas_{index}" for index in count),
+    )
+    rois = torch.tensor([[0.0, 0.0, 2.0, 3.0], [1.0, 0.5, 4.0, 4.5], [0.2, 1.0, 5.0, 3.0]])
+    stages = {
+        "main": StageModule(main, {"image": image}, proposals, BATCH),
+        "roi": StageModule(
+            _RoiAlign(model),
+            {"features": features, "rois": rois},
+            ("pooled",),
+            {"features": {2: "height", 3: "width"}, "rois": {0: "rois"}},
+        ),
+        "head": StageModule(_BoxHead(model), {"pooled": pooled}, ("logits", "boxes"), {"pooled": {0: "rois"}}),
+    }
+    return Cut(stages, decode, spec, _anchors(model, image, levels))
+
+
+def _levels(model: FasterRCNN, image: Tensor) -> tuple[list[str], list[Tensor]]:
+    """Names and features of the levels."""
+    features = attempt(model, model.backbone, image)
+    if isinstance(features, Tensor):
+        return ["0"], [features]
+    return list(features), list(features.values())
+
+
+def _anchors(model: FasterRCNN, image: Tensor, levels: list[Tensor]) -> dict[str, NDArray[np.float32]]:
+    generator = model.rpn.anchor_generator
+    (anchors,) = generator(ImageList(image[:1], [tuple(image.shape[2:])]), levels)
+    counts = [
+        level.shape[2] * level.shape[3] * kinds
+        for level, kinds in zip(levels, generator.num_anchors_per_location(), strict=True)
+    ]
+    return {f"anchors_{index}": part.numpy() for index, part in enumerate(anchors.split(counts))}

@@ -1,0 +1,87 @@
+"""torchvision's one-stage detectors: SSD, SSDLite and RetinaNet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import RetinaNet
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.ssd import SSD
+
+from ...errors import ModelError
+from ...runtime.manifest import InputSpec, SsdDecode
+from .stages import BATCH, Cut, StageModule, attempt, example
+
+__all__ = ["cut_one_stage", "features_of", "require_multiple"]
+
+
+class _RawHeads(nn.Module):
+    """``image [N, 3, H, W]``, normalised, to ``logits [N, A, classes]`` and ``boxes [N, A, 4]``."""
+
+    def __init__(self, model: SSD | RetinaNet) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        heads = self.model.head(features_of(self.model, image))
+        return heads["cls_logits"], heads["bbox_regression"]
+
+
+def cut_one_stage(model: SSD | RetinaNet, spec: InputSpec) -> Cut:
+    """Raw heads, and the anchors for the size in ``spec``.
+
+    torchvision's RetinaNet has no background class: its class 0 is the first of ``num_classes`` (for the
+    published COCO weights ``__background__``, which never scores).
+
+    Raises:
+        ModelError: the model does not run on an input of this size.
+    """
+    require_multiple(model, spec)
+    image = example(spec)
+    module = _RawHeads(model)
+    logits, _ = attempt(model, module, image)
+    features = attempt(model, _Features(model), image)
+    with torch.no_grad():
+        (anchors,) = model.anchor_generator(ImageList(image[:1], [spec.size]), features)
+    is_ssd = isinstance(model, SSD)
+    kinds = model.anchor_generator.num_anchors_per_location()
+    levels = [feature.shape[2] * feature.shape[3] * kind for feature, kind in zip(features, kinds, strict=True)]
+    decode = SsdDecode(
+        classes=logits.shape[2] - int(is_ssd),
+        score_threshold=model.score_thresh,
+        nms_threshold=model.nms_thresh,
+        max_detections=model.detections_per_img,
+        anchors="anchors",
+        activation="softmax" if is_ssd else "sigmoid",
+        background=is_ssd,
+        box_weights=tuple(model.box_coder.weights),
+        levels=() if is_ssd else tuple(levels),
+        topk=model.topk_candidates,
+        per_class=is_ssd,
+    )
+    stage = StageModule(module, {"image": image}, ("logits", "boxes"), BATCH)
+    return Cut({"main": stage}, decode, spec, {"anchors": anchors.numpy()})
+
+
+class _Features(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return features_of(self.model, image)
+
+
+def features_of(model: Any, image: Tensor) -> list[Tensor]:
+    """The feature levels of a torchvision detector; a backbone without a pyramid has one."""
+    features = model.backbone(image)
+    return [features] if isinstance(features, Tensor) else list(features.values())
+
+
+def require_multiple(model: Any, spec: InputSpec) -> None:
+    """Refuse a size that torchvision would pad: its anchors would not lie where ours do."""
+    step = model.transform.size_divisible
+    if any(side % step for side in spec.size):
+        raise ModelError(f"input.size {list(spec.size)}: {type(model).__name__} needs multiples of {step}")

@@ -1,0 +1,113 @@
+"""Models that come as ONNX files: read, given their input size and a free batch, and recognised by their outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveInitializersFromInputsPass, ShapeInferencePass
+
+from ..errors import ModelError
+from ..runtime.manifest import CenterFaceDecode, ClassificationDecode, DecodeSpec, EmbeddingDecode, InputSpec
+from ..workload.schema import Input
+from .passes import LiftConstants
+
+__all__ = ["OnnxSource", "read", "with_free_shapes"]
+
+_CENTERFACE_CHANNELS = (1, 2, 2, 10)
+
+
+@dataclass(frozen=True)
+class OnnxSource:
+    model: ir.Model
+    decode: DecodeSpec
+    input: InputSpec
+    weights: frozenset[str]
+    """Names of the initializers that are weights."""
+
+
+def read(path: Path, task: str, wanted: Input) -> OnnxSource:
+    """Read an ONNX file.
+
+    Args:
+        path: the file; external data, if any, lies beside it.
+        task: classification, detection or embedding.
+        wanted: the input as the workload has it; ``size`` is needed where the file leaves it open.
+
+    Raises:
+        ModelError: not ONNX, not one image as input, or a detector whose outputs are of no known kind.
+    """
+    try:
+        model = ir.load(path)
+        onnx.checker.check_model(str(path))
+    except Exception as error:
+        raise ModelError(f"{path}: not a valid ONNX file: {str(error).splitlines()[0]}") from error
+    ir.passes.Sequential(RemoveInitializersFromInputsPass(), LiftConstants())(model)
+    size = _set_input(model, path, wanted)
+    decode, defaults = _recognise(model, path, task)
+    spec = {**defaults, "size": size, **wanted.model_dump(exclude_none=True, exclude={"size"})}
+    weights = frozenset(
+        name
+        for name, value in model.graph.initializers.items()
+        if value.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16) and value.shape is not None and _count(value) > 1
+    )
+    return OnnxSource(model, decode, InputSpec.model_validate(spec), weights)
+
+
+def _count(value: ir.Value) -> int:
+    return int(value.const_value.size) if value.const_value is not None else 0
+
+
+def _set_input(model: ir.Model, path: Path, wanted: Input) -> tuple[int, int]:
+    """Free the batch axis, fix height and width, and infer the shapes that follow from it."""
+    graph = model.graph
+    if len(graph.inputs) != 1 or graph.inputs[0].shape is None or len(graph.inputs[0].shape) != 4:
+        found = ", ".join(f"{port.name} {port.shape}" for port in graph.inputs)
+        raise ModelError(f"{path}: one input [N, C, H, W] is expected, the file has: {found}")
+    port = graph.inputs[0]
+    declared = list(port.shape or ())
+    size = wanted.size or (declared[2], declared[3])
+    height, width = size
+    if not isinstance(height, int) or not isinstance(width, int) or min(height, width) < 1:
+        raise ModelError(f"{path}: the file leaves the input size open; set model.input.size: [height, width]")
+    port.shape = ir.Shape([ir.SymbolicDim("batch"), declared[1], height, width])
+    for node in graph:
+        for value in node.outputs:
+            value.shape = None
+    ShapeInferencePass()(model)
+    return height, width
+
+
+def _recognise(model: ir.Model, path: Path, task: str) -> tuple[DecodeSpec, dict[str, float]]:
+    outputs = list(model.graph.outputs)
+    shapes = [list(port.shape) if port.shape is not None else [] for port in outputs]
+    names = [port.name or "" for port in outputs]
+    if task == "embedding":
+        return EmbeddingDecode(), {}
+    if task == "classification":
+        if shapes[0] and isinstance(shapes[0][-1], int):
+            return ClassificationDecode(classes=shapes[0][-1]), {}
+        raise ModelError(f"{path}: output {names[0]} {shapes[0]} is not [N, classes]")
+    channels = tuple(shape[1] if len(shape) == 4 else None for shape in shapes)
+    if channels == _CENTERFACE_CHANNELS:
+        heads = dict(zip(("heatmap", "scale", "offset"), names, strict=False))
+        return CenterFaceDecode(classes=1, score_threshold=0.2, nms_threshold=0.3, **heads), {"scale": 1.0}
+    found = ", ".join(f"{name} {shape}" for name, shape in zip(names, shapes, strict=True))
+    raise ModelError(
+        f"{path}: no decoder for a detector with outputs {found}; supported from ONNX: CenterFace"
+        " (heatmap, scale, offset, landmarks). Give other detectors as a PyTorch factory"
+    )
+
+
+def with_free_shapes(path: Path) -> bytes:
+    """The file with no shapes declared, so that it runs at any size and batch; nothing else is changed."""
+    model = onnx.load(path)
+    for port in (*model.graph.input, *model.graph.output):
+        if port.type.tensor_type.HasField("shape"):
+            for dim in port.type.tensor_type.shape.dim:
+                dim.Clear()
+    del model.graph.value_info[:]
+    data: bytes = model.SerializeToString()
+    return data

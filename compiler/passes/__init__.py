@@ -1,0 +1,47 @@
+"""Graph passes. Each requires something, does one thing and says whether it changed the model.
+
+The order, for one stage of one model::
+
+    DropInventedBiases   before folding, while they can be told from trained biases
+    FoldConstants        all that touches no weight
+    LiftConstants        Constant nodes become initializers (ONNX sources hold weights there)
+    FusePad              zero padding becomes part of the convolution behind it
+    CleanUp              identities, unused nodes, notes
+    -- here the whole workload is looked at: which kernels are shared under different BatchNorms --
+    FoldBatchNorm        every other one
+    BatchNormToConv      the kept ones, as depthwise 1x1 convolutions
+    CleanUp
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+import onnx_ir as ir
+
+from .batch_norm import BatchNormToConv, FoldBatchNorm, kernels_to_keep
+from .clean import CleanUp, DropInventedBiases, FoldConstants, LiftConstants
+from .pad import FusePad
+
+__all__ = [
+    "BatchNormToConv",
+    "CleanUp",
+    "DropInventedBiases",
+    "FoldBatchNorm",
+    "FoldConstants",
+    "FusePad",
+    "LiftConstants",
+    "clean",
+    "fold",
+    "kernels_to_keep",
+]
+
+
+def clean(model: ir.Model, weights: Set[str]) -> None:
+    """Bring a graph, as it was exported or read, into the form that the other passes and the analysis require."""
+    ir.passes.Sequential(DropInventedBiases(), FoldConstants(weights), LiftConstants(), FusePad(), CleanUp())(model)
+
+
+def fold(model: ir.Model, keep: Set[str]) -> None:
+    """Fold every BatchNorm but those behind the kernels in ``keep`` (tensor ids)."""
+    ir.passes.Sequential(FoldBatchNorm(keep), BatchNormToConv(), CleanUp())(model)

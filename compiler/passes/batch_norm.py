@@ -1,0 +1,214 @@
+"""BatchNorm: folded into its convolution, or kept beside it where the kernel is shared.
+
+Sharing survives compilation only on purpose. A folded BatchNorm scales the kernel, so two models that share a kernel
+but have own BatchNorm would get different kernels. :func:`kernels_to_keep` finds those kernels over the whole
+workload; :class:`FoldBatchNorm` folds all the others; :class:`BatchNormToConv` writes what is left as a depthwise
+1x1 convolution, which keeps the layout and the fused activation that a BatchNormalization node would block
+(MobileNetV2 on ONNX Runtime CPU: 1.36 -> 1.17 of the folded time).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Set
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ...runtime.blob import tensor_id
+from .edit import constant, replace_constant
+
+__all__ = ["BatchNormToConv", "FoldBatchNorm", "kernels_to_keep"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _Site:
+    """A convolution and the BatchNorm that alone reads it; ``norm`` is None where there is none."""
+
+    conv: ir.Node
+    norm: ir.Node | None
+
+    @property
+    def kernel(self) -> ir.Value:
+        kernel = self.conv.inputs[1]
+        assert kernel is not None  # _sites yields only convolutions with a constant kernel
+        return kernel
+
+    @property
+    def depthwise(self) -> bool:
+        """One input channel a group: at most some ten kilobytes, so that folding beats sharing."""
+        return self.conv.op_type == "Conv" and _group(self.conv) > 1 and self.kernel.shape[1] == 1  # type: ignore[index]
+
+    def norm_key(self) -> str:
+        """Equal for two sites exactly when folding changes their kernels in the same way."""
+        if self.norm is None:
+            return ""
+        scale, _ = _affine(self.norm)
+        return hashlib.sha256(scale.tobytes()).hexdigest()
+
+
+def kernels_to_keep(models: Iterable[ir.Model]) -> frozenset[str]:
+    """Tensor ids of kernels that several convolutions hold, under BatchNorms that would make them differ.
+
+    Args:
+        models: every distinct stage of every distinct model of the workload, cleaned up, nothing folded yet.
+    """
+    norms: dict[str, set[str]] = defaultdict(set)
+    for model in models:
+        for site in _sites(model.graph):
+            if not site.depthwise:
+                norms[tensor_id(constant(site.kernel))].add(site.norm_key())
+    return frozenset(kernel for kernel, keys in norms.items() if len(keys) > 1)
+
+
+class FoldBatchNorm(ir.passes.InPlacePass):
+    """Scale each kernel by the BatchNorm behind it and move the shift into the bias.
+
+    Computed in float64 and rounded once, so that equal inputs give equal bytes in every model.
+
+    Requires: inference graphs; kernels and statistics are initializers. A kernel that several convolutions of one graph
+    read is folded only where all of them feed BatchNorms with the same parameters.
+
+    Args:
+        keep: tensor ids of kernels that must stay as they are.
+    """
+
+    def __init__(self, keep: Set[str] = frozenset()) -> None:
+        self._keep = keep
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        by_kernel: dict[ir.Value, list[_Site]] = defaultdict(list)
+        for site in _sites(model.graph):
+            by_kernel[site.kernel].append(site)
+        changed = False
+        for kernel, sites in by_kernel.items():
+            norms = {tuple(site.norm.inputs[1:]) if site.norm else None for site in sites}
+            biases = {site.conv.inputs[2] if len(site.conv.inputs) > 2 else None for site in sites}
+            if None in norms or len(norms) > 1 or len(biases) > 1:
+                continue
+            if len(kernel.uses()) != len(sites) or (
+                not sites[0].depthwise and tensor_id(constant(kernel)) in self._keep
+            ):
+                continue
+            self._fold(model.graph, sites)
+            changed = True
+        return ir.passes.PassResult(model, changed)
+
+    def _fold(self, graph: ir.Graph, sites: list[_Site]) -> None:
+        first = sites[0]
+        conv, norm, kernel = first.conv, first.norm, first.kernel
+        assert norm is not None  # call() leaves sites without BatchNorm alone
+        scale, shift = _affine(norm)
+        dtype = constant(kernel).dtype
+        weight = constant(kernel).astype(np.float64)
+        axis = 0 if conv.op_type == "Conv" else 1
+        scaled = weight * scale.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
+        old_bias = conv.inputs[2] if len(conv.inputs) > 2 else None
+        bias = shift if old_bias is None else shift + constant(old_bias).astype(np.float64) * scale
+        replace_constant(kernel, scaled.astype(dtype))
+        # The folded bias takes the name of the BatchNorm's, which is where it comes from.
+        shift_value = norm.inputs[2]
+        assert shift_value is not None and shift_value.name is not None
+        new_bias = graph.initializers[shift_value.name]
+        replace_constant(new_bias, bias.astype(dtype))
+        for site in sites:
+            assert site.norm is not None
+            site.conv.resize_inputs(3)
+            site.conv.replace_input_with(2, new_bias)
+            site.conv.outputs[0].shape = site.norm.outputs[0].shape
+            _bypass(graph, site.norm, site.conv.outputs[0])
+
+
+class BatchNormToConv(ir.passes.InPlacePass):
+    """Write each BatchNorm behind a convolution as a depthwise 1x1 convolution (weight = scale, bias = shift).
+
+    Requires: :class:`FoldBatchNorm` has run. BatchNorms elsewhere (before a convolution, as in DenseNet) stay.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        graph = model.graph
+        changed = False
+        for site in list(_sites(graph)):
+            norm = site.norm
+            if norm is None or len(site.kernel.shape or ()) != 4:
+                continue
+            scale, shift = _affine(norm)
+            channels = len(scale)
+            dtype = constant(site.kernel).dtype
+            names = [value.name or "" for value in norm.inputs[1:3] if value is not None]
+            values = (scale.reshape(channels, 1, 1, 1), shift)
+            made = [_private(graph, norm, name, array.astype(dtype)) for name, array in zip(names, values, strict=True)]
+            conv = ir.node(
+                "Conv",
+                [norm.inputs[0], *made],
+                attributes={"group": channels, "kernel_shape": [1, 1]},
+                num_outputs=1,
+            )
+            conv.outputs[0].type, conv.outputs[0].shape = norm.outputs[0].type, norm.outputs[0].shape
+            graph.insert_before(norm, conv)
+            _bypass(graph, norm, conv.outputs[0])
+            changed = True
+        return ir.passes.PassResult(model, changed)
+
+
+def _sites(graph: ir.Graph) -> Iterator[_Site]:
+    """Convolutions with a constant kernel, and the BatchNorm behind each where only that reads its output."""
+    for conv in graph:
+        if conv.op_type not in ("Conv", "ConvTranspose") or conv.domain or len(conv.inputs) < 2:
+            continue
+        kernel, bias = conv.inputs[1], conv.inputs[2] if len(conv.inputs) > 2 else None
+        if kernel is None or kernel.const_value is None or (bias is not None and bias.const_value is None):
+            continue
+        output = conv.outputs[0]
+        uses = tuple(output.uses())
+        norm = uses[0].node if len(uses) == 1 and not output.is_graph_output() else None
+        if norm is not None and not (
+            norm.op_type == "BatchNormalization"
+            and uses[0].idx == 0
+            and all(value is not None and value.const_value is not None for value in norm.inputs[1:5])
+            and (conv.op_type == "Conv" or _group(conv) == 1)
+        ):
+            norm = None
+        yield _Site(conv, norm)
+
+
+def _group(conv: ir.Node) -> int:
+    attribute = conv.attributes.get("group")
+    return attribute.as_int() if attribute is not None else 1
+
+
+def _affine(norm: ir.Node) -> tuple[Array, Array]:
+    """A BatchNorm in inference as ``x * scale + shift``, each ``[channels]`` float64."""
+    gamma, beta, mean, variance = (constant(value).astype(np.float64) for value in norm.inputs[1:5])
+    attribute = norm.attributes.get("epsilon")
+    epsilon = attribute.as_float() if attribute is not None else 1e-5
+    scale = gamma / np.sqrt(variance + epsilon)
+    return scale, beta - mean * scale
+
+
+def _private(graph: ir.Graph, norm: ir.Node, name: str, array: NDArray[np.float32]) -> ir.Value:
+    """An initializer under the BatchNorm's own name, or beside it where other nodes still read that one."""
+    value = graph.initializers[name]
+    if len(value.uses()) == 1:
+        replace_constant(value, array)
+        return value
+    beside = ir.Value(name=f"{name}.{norm.name}")
+    replace_constant(beside, array)
+    graph.register_initializer(beside)
+    return beside
+
+
+def _bypass(graph: ir.Graph, norm: ir.Node, source: ir.Value) -> None:
+    """Let ``source`` stand where the BatchNorm's output was, under its name if the graph returns it."""
+    target = norm.outputs[0]
+    if target.is_graph_output():
+        name = target.name
+        target.name = f"{name}.normalized"
+        source.name = name
+    ir.convenience.replace_all_uses_with(target, source, replace_graph_outputs=True)
+    graph.remove(norm, safe=True)

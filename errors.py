@@ -1,0 +1,80 @@
+"""The errors of gemel, one tree.
+
+Every error a user can cause is a :class:`GemelError` whose message names the file or field, the value found
+and what is allowed. The commands print it as one line and exit with ``exit_code``.
+
+::
+
+    GemelError
+    ├── InputError                the user's files, flags or environment (exit 2)
+    │   ├── WorkloadError         workload.yaml: syntax, fields, values
+    │   ├── ModelError            a factory, a state dict or an ONNX file that does not fit
+    │   ├── FeedError             a video, folder or camera that cannot be read
+    │   ├── BundleError           a bundle that is missing, damaged, unsafe or too new
+    │   └── MissingExtraError     an optional part of gemel that is not installed
+    ├── CompileError              a model that cannot be exported or a pass that failed (exit 1)
+    │   └── SharingLostError      layers that were equal before compilation and are not after it
+    └── BackendError              a program that a device refuses or fails to run (exit 1)
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BackendError",
+    "BundleError",
+    "CompileError",
+    "FeedError",
+    "GemelError",
+    "InputError",
+    "MissingExtraError",
+    "ModelError",
+    "SharingLostError",
+    "WorkloadError",
+]
+
+
+class GemelError(Exception):
+    """Root of all errors that gemel raises on purpose."""
+
+    exit_code = 1
+
+
+class InputError(GemelError):
+    """Something the user gave is missing, malformed or not allowed."""
+
+    exit_code = 2
+
+
+class WorkloadError(InputError):
+    """A workload file that cannot be used; the message names file, line and field."""
+
+
+class ModelError(InputError):
+    """A model that cannot be built from what the workload says of it."""
+
+
+class FeedError(InputError):
+    """A feed that cannot be opened or read."""
+
+
+class BundleError(InputError):
+    """A bundle that is missing, damaged, unsafe or of a newer major version."""
+
+
+class MissingExtraError(InputError):
+    """A part of gemel that needs packages which are not installed."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs packages that are not installed: pip install 'gemel[{extra}]'")
+
+
+class CompileError(GemelError):
+    """A model that cannot be compiled."""
+
+
+class SharingLostError(CompileError):
+    """Tensors that were equal in the source models and would differ in the bundle."""
+
+
+class BackendError(GemelError):
+    """A device or its runtime refused or failed to run a program."""

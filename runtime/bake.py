@@ -1,0 +1,220 @@
+"""Bake a bundle for this CPU: the device cache of the ort-cpu backend.
+
+ONNX Runtime's fast convolutions want weights in a blocked layout (NCHWc) whose block depends on the CPU, and it makes a
+private copy of every weight in that layout in every session. Baking does it once: each model is optimised on the
+device, the optimised graph is split into program and weights again, and the re-laid tensors are hashed again, so
+that equal kernels are stored once. Sessions are then made from programs with optimisation off, and weights are
+bound where they are mapped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from platformdirs import user_cache_path
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ..errors import BackendError
+from .blob import layout, tensor_id, write
+from .bundle import Bundle, verify
+from .manifest import SegmentSpec, Stage, TensorSpec
+from .onnx_wire import DTYPES, Message, tensor_array
+from .program import read, split, with_constants
+
+__all__ = ["DISABLED_OPTIMIZERS", "Baked", "BakedStage", "bake"]
+
+DISABLED_OPTIMIZERS = [
+    # Fuses Pad(0) -> MaxPool into padding with -inf, which is another function (Tiny-YOLOv3: error 4e-3).
+    "Pad_Fusion",
+    # These would scale a shared kernel by a private factor. What may be folded, the compiler has folded.
+    "ConvBNFusion",
+    "ConvMulFusion",
+    "ConvAddFusion",
+]
+
+_RECORD = "cache.json"
+_BLOB = "weights.bin"
+
+
+class BakedStage(BaseModel):
+    model_config = ConfigDict(frozen=True)
+    program: str
+    weights: tuple[str, ...]
+    """Tensors in the program's order."""
+
+
+class Baked(BaseModel):
+    """What the device cache holds; ``folder`` is where."""
+
+    model_config = ConfigDict(frozen=True)
+    folder: Path
+    models: dict[str, dict[str, BakedStage]]
+    segments_of: dict[str, tuple[str, ...]]
+    tensors: dict[str, TensorSpec]
+    segments: dict[str, SegmentSpec]
+
+    @property
+    def blob(self) -> Path:
+        return self.folder / _BLOB
+
+    def program(self, name: str) -> Path:
+        return self.folder / f"{name}.onnx"
+
+    def constant(self, model: str, stage: str) -> Path:
+        """A graph with its weights, for models in mode ``constant``."""
+        return self.folder / f"{model}.{stage}.onnx"
+
+
+def bake(bundle: Bundle, progress: Callable[[str], None] = lambda model: None) -> Baked:
+    """The device cache of a bundle for ONNX Runtime on this CPU; made where it is missing.
+
+    It lies in the bundle's folder, or in the user's cache folder where that cannot be written.
+
+    Args:
+        bundle: an open bundle. Its hashes are verified before anything is baked from it.
+        progress: called with each model's name before it is baked.
+
+    Raises:
+        BundleError: a file of the bundle is damaged.
+        BackendError: ONNX Runtime refuses a model.
+    """
+    key = f"ort-cpu-{_device_key(bundle)}"
+    folders = [bundle.path / "device-cache" / key, user_cache_path("gemel") / key]
+    for folder in folders:
+        if (baked := _read(folder)) is not None:
+            return baked
+    for _ in verify(bundle):
+        pass
+    error: OSError | None = None
+    for folder in folders:
+        try:
+            _replace(folder, lambda work: _write(bundle, work, progress))
+        except OSError as failure:
+            error = failure
+        if (baked := _read(folder)) is not None:
+            return baked
+    raise BackendError(f"no device cache could be written in {folders[0].parent} or {folders[1].parent}: {error}")
+
+
+def _replace(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Fill a temporary folder and rename it: a cache is whole or it is not there."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".baking-"))
+    try:
+        fill(work)
+        work.chmod(0o755)
+        shutil.rmtree(folder, ignore_errors=True)
+        work.rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _device_key(bundle: Bundle) -> str:
+    """What a baked graph depends on: the bundle, the runtime's version and the CPU's vector units."""
+    flags = ""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text().splitlines()
+        flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    parts = (bundle.id, ort.__version__, platform.machine(), flags, ",".join(DISABLED_OPTIMIZERS), "1")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _read(folder: Path) -> Baked | None:
+    try:
+        baked = Baked.model_validate({**json.loads((folder / _RECORD).read_text()), "folder": folder})
+        end = max((spec.offset + spec.length for spec in baked.segments.values()), default=0)
+        return baked if baked.blob.stat().st_size >= end else None
+    except (OSError, ValueError, ValidationError):
+        return None
+
+
+def _write(bundle: Bundle, folder: Path, progress: Callable[[str], None]) -> None:
+    models: dict[str, dict[str, BakedStage]] = defaultdict(dict)
+    users: dict[str, set[str]] = defaultdict(set)
+    shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tensors-") as temporary:
+        store = Path(temporary)
+        for name, model in bundle.manifest.models.items():
+            progress(name)
+            for stage_name, stage in model.stages.items():
+                program, arrays = _optimise(bundle, stage, store)
+                (folder / f"{program.id}.onnx").write_bytes(program.proto)
+                ids = []
+                for array in arrays:
+                    tensor = tensor_id(array)
+                    ids.append(tensor)
+                    users[tensor].add(name)
+                    if tensor not in shapes:
+                        shapes[tensor] = (array.dtype.name, array.shape)
+                        # On disk, not in memory: a bundle may be larger than the box that bakes it.
+                        np.save(store / f"{tensor}.npy", array)
+                models[name][stage_name] = BakedStage(program=program.id, weights=tuple(ids))
+        plan = layout(shapes, users)
+        write(folder / _BLOB, plan, lambda tensor: _take(store / f"{tensor}.npy"))
+    segments_of = {
+        name: tuple(segment for segment, spec in plan.segments.items() if name in spec.models) for name in models
+    }
+    for name, model in bundle.manifest.models.items():
+        if model.mode == "constant":
+            for stage_name, made in models[name].items():
+                proto = (folder / f"{made.program}.onnx").read_bytes()
+                places = [plan.tensors[tensor] for tensor in made.weights]
+                (folder / f"{name}.{stage_name}.onnx").write_bytes(with_constants(proto, _BLOB, places))
+    record = Baked(
+        folder=folder, models=dict(models), segments_of=segments_of, tensors=plan.tensors, segments=plan.segments
+    )
+    (folder / _RECORD).write_text(record.model_dump_json(exclude={"folder"}, indent=1))
+
+
+def _take(path: Path) -> NDArray[Any]:
+    array: NDArray[Any] = np.load(path, allow_pickle=False)
+    path.unlink()
+    return array
+
+
+def _optimise(bundle: Bundle, stage: Stage, folder: Path) -> tuple[Any, list[NDArray[Any]]]:
+    """Let ONNX Runtime optimise a stage for this CPU and split the result."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    optimised = folder / "optimised.onnx"
+    options.optimized_model_filepath = str(optimised)
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimised.bin")
+    options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+    path = bundle.file(stage.file)
+    try:
+        ort.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED_OPTIMIZERS
+        )
+    except Exception as error:
+        raise BackendError(f"{path}: ONNX Runtime {ort.__version__} refuses it: {error}") from error
+    model = read(optimised.read_bytes())
+    program = split(model)
+    external = folder / "optimised.bin"
+    data = np.memmap(external, np.uint8, "r") if external.exists() and external.stat().st_size else None
+    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+    arrays = [np.array(_values(initializers[name], data)) for name in program.weights]
+    del data
+    optimised.unlink()
+    external.unlink(missing_ok=True)
+    return program, arrays
+
+
+def _values(tensor: Message, data: NDArray[np.uint8] | None) -> NDArray[Any]:
+    if tensor.data_location != 1 or data is None:
+        return tensor_array(tensor)
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    offset, length = int(place.get("offset", 0)), int(place["length"])
+    return data[offset : offset + length].view(DTYPES[tensor.data_type]).reshape(tuple(tensor.dims))

@@ -1,0 +1,115 @@
+"""The blob: every distinct tensor once, grouped into segments by who uses it.
+
+A *segment* holds the tensors used by exactly the same set of models: it is the unit of residency, because whenever
+one of its tensors is needed all of them are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .manifest import SegmentSpec, TensorSpec
+
+__all__ = ["Layout", "layout", "tensor_id", "write"]
+
+_PAGE = 4 << 10
+_HUGE_PAGE = 2 << 20
+_TENSOR = 64  # a cache line, and the alignment that vector loads and device copies like
+
+
+def tensor_id(array: NDArray[Any]) -> str:
+    """The name of a tensor: a hash of dtype, shape and bytes (SHA-256, the first 128 bits in hex)."""
+    digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where everything lies: offsets are in bytes from the start of the blob, lengths without padding."""
+
+    tensors: dict[str, TensorSpec]
+    segments: dict[str, SegmentSpec]
+    bytes: int
+
+
+def layout(shapes: Mapping[str, tuple[str, tuple[int, ...]]], users: Mapping[str, Iterable[str]]) -> Layout:
+    """Place tensors; pure and deterministic.
+
+    Segments start on a page, large ones on a 2 MiB page, so that they can be mapped, dropped and copied on their own;
+    tensors start on a cache line.
+
+    Args:
+        shapes: tensor id to (dtype, shape).
+        users: tensor id to the models that use it.
+
+    Returns:
+        Tensors and segments; the most shared segments first, ``s0``, ``s1``, ...
+    """
+    groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for tensor in shapes:
+        groups[tuple(sorted(set(users[tensor])))].append(tensor)
+    tensors: dict[str, TensorSpec] = {}
+    segments: dict[str, SegmentSpec] = {}
+    end = 0
+    for index, (models, members) in enumerate(sorted(groups.items(), key=lambda item: (-len(item[0]), item[0]))):
+        sizes = {tensor: _nbytes(*shapes[tensor]) for tensor in members}
+        length = 0
+        relative: dict[str, int] = {}
+        for tensor in members:
+            relative[tensor] = length = _up(length, _TENSOR)
+            length += sizes[tensor]
+        start = _up(end, _HUGE_PAGE if length >= _HUGE_PAGE else _PAGE)
+        for tensor in members:
+            dtype, shape = shapes[tensor]
+            tensors[tensor] = TensorSpec(
+                offset=start + relative[tensor], length=sizes[tensor], dtype=dtype, shape=tuple(shape)
+            )
+        segments[f"s{index}"] = SegmentSpec(models=models, offset=start, length=length, tensors=tuple(members))
+        end = start + length
+    return Layout(tensors, segments, _up(end, _PAGE))
+
+
+def write(path: Path, plan: Layout, read: Callable[[str], NDArray[Any]]) -> str:
+    """Write the blob; padding is left as holes in the file.
+
+    Args:
+        path: file to create.
+        plan: from :func:`layout`.
+        read: gives the array of a tensor id; called once a tensor, in order of offset.
+
+    Returns:
+        SHA-256 of the file's content, in hex.
+    """
+    digest = hashlib.sha256()
+    position = 0
+    with path.open("xb") as file:
+        for tensor, spec in sorted(plan.tensors.items(), key=lambda item: item[1].offset):
+            digest.update(bytes(spec.offset - position))
+            file.seek(spec.offset)
+            data = np.ascontiguousarray(read(tensor)).reshape(-1).view(np.uint8).data
+            file.write(data)
+            digest.update(data)
+            position = spec.offset + spec.length
+        digest.update(bytes(plan.bytes - position))
+        file.truncate(plan.bytes)
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+def _up(value: int, alignment: int) -> int:
+    return -(-value // alignment) * alignment
+
+
+def _nbytes(dtype: str, shape: tuple[int, ...]) -> int:
+    return int(np.dtype(dtype).itemsize * int(np.prod(shape, dtype=np.int64)))

@@ -1,0 +1,147 @@
+"""Open a bundle: its manifest, its files and its mapped blob. Nothing outside the bundle's folder is ever opened."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import BundleError
+from . import manifest
+from .manifest import Manifest, SegmentSpec, TensorSpec
+
+__all__ = ["MANIFEST", "Bundle", "open_bundle", "verify"]
+
+MANIFEST = "manifest.json"
+
+
+class Bundle:
+    """A bundle on disk that has passed the cheap checks (schema, presence and size of every file).
+
+    Attributes:
+        path: the folder.
+        manifest: what is in it.
+        id: hash of the manifest, and so, through the file hashes in it, of the whole bundle.
+    """
+
+    def __init__(self, path: Path, content: Manifest, digest: str) -> None:
+        self.path = path
+        self.manifest = content
+        self.id = digest
+        self._blob: NDArray[np.uint8] | None = None
+
+    def file(self, name: str) -> Path:
+        """The path of one of the bundle's files.
+
+        Raises:
+            BundleError: the manifest does not list it.
+        """
+        if name not in self.manifest.files:
+            raise BundleError(f"{self.path}: {name} is not listed in {MANIFEST}")
+        return self.path / name
+
+    def tensor(self, name: str) -> NDArray[Any]:
+        """A read-only view of a tensor in the mapped blob; nothing is read before it is used."""
+        if self._blob is None:
+            self._blob = np.memmap(self.file(self.manifest.blob), np.uint8, "r")
+        return view(self._blob, self.manifest.tensors[name])
+
+
+def view(blob: NDArray[np.uint8], spec: TensorSpec) -> NDArray[Any]:
+    """A tensor as a view of the mapped blob."""
+    data = blob[spec.offset : spec.offset + spec.length]
+    return data.view(np.dtype(spec.dtype)).reshape(spec.shape)
+
+
+def open_bundle(path: str | Path) -> Bundle:
+    """Open a bundle and check what can be checked without reading weights.
+
+    Raises:
+        BundleError: no bundle there, a damaged or newer manifest, a missing, truncated or escaping file.
+    """
+    path = Path(path)
+    where = path / MANIFEST
+    try:
+        data = where.read_bytes()
+    except FileNotFoundError as error:
+        raise BundleError(f"{path}: not a bundle (no {MANIFEST}); gemel-compile writes one") from error
+    except OSError as error:
+        raise BundleError(f"{where}: cannot be read: {error.strerror}") from error
+    try:
+        document = json.loads(data)
+    except ValueError as error:
+        raise BundleError(f"{where}: not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise BundleError(f"{where}: a JSON object is expected")
+    content = manifest.parse(document, str(where))
+    _check_files(path, content)
+    _check_layout(where, content)
+    return Bundle(path, content, hashlib.sha256(data).hexdigest())
+
+
+def verify(bundle: Bundle) -> Iterator[str]:
+    """Read every file and compare its SHA-256; yields each name that passed.
+
+    Raises:
+        BundleError: a file's content differs from what the manifest says.
+    """
+    for name, spec in bundle.manifest.files.items():
+        with bundle.file(name).open("rb") as file:
+            digest = _sha256(file)
+        if digest != spec.sha256:
+            raise BundleError(
+                f"{bundle.path / name}: content is damaged: sha256 is {digest[:12]}...,"
+                f" the manifest says {spec.sha256[:12]}..."
+            )
+        yield name
+
+
+def _sha256(file: Any) -> str:
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 22):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _check_files(path: Path, content: Manifest) -> None:
+    for name, spec in content.files.items():
+        file = path / name
+        # A link could lead out of the bundle, whatever its name.
+        if file.is_symlink() or not file.is_file():
+            raise BundleError(f"{file}: {'is a link' if file.is_symlink() else 'is missing'}")
+        size = file.stat().st_size
+        if size != spec.bytes:
+            raise BundleError(f"{file}: has {size} bytes, the manifest says {spec.bytes}; it was truncated or replaced")
+    if content.blob not in content.files:
+        raise BundleError(f"{path}: the blob {content.blob!r} is not among the files of the manifest")
+
+
+def _check_layout(where: Path, content: Manifest) -> None:
+    """Everything the manifest refers to exists, and nothing lies outside the blob."""
+    size = content.files[content.blob].bytes
+    spans: dict[str, TensorSpec | SegmentSpec] = {**content.tensors, **content.segments}
+    for name, spec in spans.items():
+        if spec.offset < 0 or spec.length < 0 or spec.offset + spec.length > size:
+            raise BundleError(f"{where}: {name} lies at {spec.offset}+{spec.length}, outside the blob of {size} bytes")
+    for name, tensor in content.tensors.items():
+        count = int(np.prod(tensor.shape, dtype=np.int64))
+        if np.dtype(tensor.dtype).itemsize * count != tensor.length:
+            raise BundleError(
+                f"{where}: tensors.{name}: {tensor.dtype}{list(tensor.shape)} is not {tensor.length} bytes"
+            )
+    for name, model in content.models.items():
+        for stage in model.stages.values():
+            unknown = [tensor for tensor in stage.weights if tensor not in content.tensors]
+            if unknown or stage.file not in content.files or stage.program not in content.programs:
+                raise BundleError(f"{where}: models.{name}: {stage.file} refers to what the manifest does not list")
+        missing = [segment for segment in model.segments if segment not in content.segments]
+        if missing:
+            raise BundleError(f"{where}: models.{name}: segment {missing[0]!r} is not listed")
+    for name, query in content.queries.items():
+        if query.model not in content.models or query.feed not in content.feeds:
+            raise BundleError(f"{where}: queries.{name}: model {query.model!r} or feed {query.feed!r} is not listed")

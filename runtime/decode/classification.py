@@ -1,0 +1,33 @@
+"""Class scores to the best classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ..manifest import ClassificationDecode
+from ..preprocess import Geometry
+from ..results import Class
+from . import Array, RunStage
+from .scores import label, softmax
+
+__all__ = ["ClassificationDecoder"]
+
+
+class ClassificationDecoder:
+    """Softmax, then the ``top_k`` best classes, best first."""
+
+    def __init__(self, spec: ClassificationDecode, labels: Sequence[str] | None, threshold: float | None) -> None:
+        self._top_k = spec.top_k
+        self._labels = labels
+        self._threshold = threshold
+
+    def __call__(self, outputs: Mapping[str, Array], geometry: Geometry, run: RunStage) -> tuple[Class, ...]:
+        scores = softmax(next(iter(outputs.values()))[0])
+        best = np.argsort(-scores, kind="stable")[: self._top_k]
+        return tuple(
+            Class(label(self._labels, index), score)
+            for index, score in zip(best.tolist(), scores[best].tolist(), strict=True)
+            if self._threshold is None or score > self._threshold
+        )

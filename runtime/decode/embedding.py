@@ -1,0 +1,30 @@
+"""A feature vector, optionally of unit length."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from ..manifest import EmbeddingDecode
+from ..preprocess import Geometry
+from ..results import Embedding
+from . import Array, RunStage
+
+__all__ = ["EmbeddingDecoder"]
+
+
+class EmbeddingDecoder:
+    """The first output, averaged over its pixels where it has any."""
+
+    def __init__(self, spec: EmbeddingDecode) -> None:
+        self._normalize = spec.normalize
+
+    def __call__(self, outputs: Mapping[str, Array], geometry: Geometry, run: RunStage) -> Embedding:
+        values = next(iter(outputs.values()))[0]
+        if values.ndim == 3:
+            values = values.mean(axis=(1, 2))
+        if self._normalize:
+            # A zero vector stays zero: its direction is undefined and NaN would not survive JSON.
+            values = values / max(float(np.linalg.norm(values)), 1e-12)
+        return Embedding(tuple(values.tolist()))

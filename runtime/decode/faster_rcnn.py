@@ -1,0 +1,106 @@
+"""Two-stage detectors with a feature pyramid, as torchvision's Faster R-CNN.
+
+The semantics are those of its RegionProposalNetwork.filter_proposals, MultiScaleRoIAlign and
+RoIHeads.postprocess_detections; the networks between these steps are stages of the model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from ..manifest import FasterRcnnDecode
+from ..preprocess import Geometry
+from ..results import Detection
+from . import Array, RunStage
+from .boxes import Indices, best, clip, decode_deltas, detections, nms
+from .scores import sigmoid, softmax
+
+__all__ = ["FasterRcnnDecoder"]
+
+
+class FasterRcnnDecoder:
+    """Proposals, their features from the level that fits their size, then class and refined box of each."""
+
+    def __init__(
+        self,
+        spec: FasterRcnnDecode,
+        tensor: Callable[[str], Array],
+        labels: Sequence[str] | None,
+        threshold: float | None,
+    ) -> None:
+        self._spec = spec
+        self._anchors = [tensor(name) for name in spec.anchors]
+        self._labels = labels
+        self._threshold = spec.score_threshold if threshold is None else threshold
+
+    def __call__(self, outputs: Mapping[str, Array], geometry: Geometry, run: RunStage) -> tuple[Detection, ...]:
+        rois = self._proposals(outputs, geometry)
+        if len(rois) == 0:
+            return ()
+        head = run("head", {"pooled": self._pool(outputs, rois, run)})
+        scores = softmax(head["logits"])[:, 1:]
+        row, classes = np.nonzero(scores > self._threshold)
+        deltas = head["boxes"].reshape(len(rois), -1, 4)[row, classes + 1]
+        boxes = decode_deltas(deltas, rois[row], self._spec.box_weights)
+        return detections(boxes, scores[row, classes], classes, self._spec, geometry, self._labels)
+
+    def _proposals(self, outputs: Mapping[str, Array], geometry: Geometry) -> Array:
+        """Regions that may hold an object, ``[K, 4]`` in input pixels."""
+        spec = self._spec
+        parts = []
+        for level, anchors in enumerate(self._anchors):
+            boxes, logits = _level(
+                outputs[f"objectness_{level}"][0], outputs[f"deltas_{level}"][0], anchors, spec.pre_nms_topk
+            )
+            keep = clip(boxes, geometry.valid, spec.min_size)
+            boxes, scores = boxes[keep], sigmoid(logits[keep])
+            if spec.rpn_score_threshold > 0:
+                keep = np.flatnonzero(scores >= spec.rpn_score_threshold)
+                boxes, scores = boxes[keep], scores[keep]
+            one = np.zeros(len(boxes), np.intp)
+            keep = nms(boxes, scores, one, spec.rpn_nms_threshold, spec.post_nms_topk)
+            parts.append((boxes[keep], scores[keep]))
+        boxes, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return boxes[best(scores, spec.post_nms_topk)]
+
+    def _pool(self, outputs: Mapping[str, Array], rois: Array, run: RunStage) -> Array:
+        """RoIAlign of each region on its level, ``[K, C, h, w]``."""
+        level = self._levels(rois)
+        pooled: Array | None = None
+        for index, (name, scale) in enumerate(zip(self._spec.roi_levels, self._spec.roi_scales, strict=True)):
+            members = np.flatnonzero(level == index)
+            if len(members) == 0:
+                continue
+            scaled = rois[members] * np.float32(scale)
+            part = run("roi", {"features": outputs[f"features_{name}"], "rois": scaled})["pooled"]
+            if len(members) == len(rois):
+                return part
+            if pooled is None:
+                pooled = np.empty((len(rois), *part.shape[1:]), part.dtype)
+            pooled[members] = part
+        assert pooled is not None
+        return pooled
+
+    def _levels(self, rois: Array) -> Indices:
+        """The index into ``roi_levels`` of each region (Lin et al., "Feature Pyramid Networks", equation 1)."""
+        spec = self._spec
+        sizes = np.sqrt((rois[:, 2] - rois[:, 0]) * (rois[:, 3] - rois[:, 1]))
+        level = np.floor(spec.canonical_level + np.log2(sizes / np.float32(spec.canonical_scale)) + np.float32(1e-6))
+        # Levels may share a scale (MobileNet's last two): then the deeper one is never chosen, as in torchvision.
+        lowest, highest = (-round(math.log2(spec.roi_scales[end])) for end in (0, -1))
+        return np.asarray(np.clip(level, lowest, highest) - lowest, np.intp)
+
+
+def _level(objectness: Array, deltas: Array, anchors: Array, count: int) -> tuple[Array, Array]:
+    """Boxes and logits of the ``count`` best anchors of ``objectness [A, H, W]`` and ``deltas [4A, H, W]``."""
+    kinds = len(objectness)
+    flat = objectness.reshape(-1)
+    chosen = best(flat, count)
+    # Only the chosen deltas are gathered: the outputs stay in their layout, channels first, while the anchors
+    # have the channel last.
+    kind, cell = np.divmod(chosen, flat.size // kinds)
+    picked = deltas.reshape(kinds, 4, -1)[kind, :, cell]
+    return decode_deltas(picked, anchors[cell * kinds + kind], (1, 1, 1, 1)), flat[chosen]

@@ -1,0 +1,75 @@
+"""When frames are due: decisions about time, without a clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import floor
+
+__all__ = ["Backoff", "Decimator", "Timeline"]
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Pauses between attempts to reach a source again, in seconds: ``first``, then doubled up to ``limit``."""
+
+    first: float = 0.5
+    limit: float = 10.0
+
+    def delay(self, attempt: int) -> float:
+        """The pause before attempt 0, 1, 2, ...
+
+        >>> [Backoff().delay(attempt) for attempt in (0, 1, 2, 9)]
+        [0.5, 1.0, 2.0, 10.0]
+        """
+        # A camera may be away for days; the exponent must not grow with it.
+        return min(self.limit, self.first * 2.0 ** min(attempt, 32))
+
+
+class Decimator:
+    """Keeps at most ``fps`` frames a second of media, evenly and without drift; all when ``fps`` is None."""
+
+    def __init__(self, fps: float | None) -> None:
+        self._fps = fps
+        self._tick: int | None = None
+
+    def keep(self, time: float) -> bool:
+        """Whether the frame at ``time`` (seconds, growing from call to call) is one of those wanted."""
+        if self._fps is None:
+            return True
+        # Without the small term a frame exactly on a tick can fall before it by rounding.
+        tick = floor(time * self._fps + 1e-6)
+        if tick == self._tick:
+            return False
+        self._tick = tick
+        return True
+
+
+class Timeline:
+    """Maps the time stamps of a source, which start anew at each opening and may jump back, to one that grows."""
+
+    _LEAST = 1e-3
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+        self._step = 0.0
+        self._start = 0.0
+        self._offset: float | None = None
+
+    def begin(self, at: float | None = None) -> None:
+        """The source was opened: its next frame is at ``at`` seconds, or follows the last one as frames did before."""
+        following = 0.0 if self._last is None else self._last + max(self._step, self._LEAST)
+        self._start = following if at is None else max(at, following)
+        self._offset = None
+
+    def __call__(self, stamp: float) -> float:
+        """Seconds since the feed's first frame for a frame that its source stamps ``stamp`` seconds."""
+        if self._offset is None:
+            self._offset = self._start - stamp
+        time = stamp + self._offset
+        if self._last is not None:
+            if time <= self._last:
+                self._offset += self._last + self._LEAST - time
+                time = self._last + self._LEAST
+            self._step = time - self._last
+        self._last = time
+        return time

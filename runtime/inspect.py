@@ -1,0 +1,88 @@
+"""``gemel inspect``: what is in a bundle and what is shared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.table import Table
+
+from .bundle import Bundle
+
+__all__ = ["describe", "tables"]
+
+
+def describe(bundle: Bundle) -> dict[str, Any]:
+    """The figures of a bundle, in bytes.
+
+    ``bytes.queries`` is what one session a query would hold, ``bytes.models`` one session a model, ``bytes.unique``
+    what the bundle holds, ``bytes.file`` the blob's allocated size on disk (its padding is holes).
+    """
+    content = bundle.manifest
+    models = {
+        name: {
+            "program": model.stages["main"].program,
+            "bytes": model.bytes,
+            "shared_bytes": sum(
+                content.segments[segment].length
+                for segment in model.segments
+                if len(content.segments[segment].models) > 1
+            ),
+            "mode": model.mode,
+            "queries": [query for query, spec in content.queries.items() if spec.model == name],
+        }
+        for name, model in content.models.items()
+    }
+    total = sum(model.bytes for model in content.models.values())
+    unique = sum(tensor.length for tensor in content.tensors.values())
+    return {
+        "models": models,
+        "programs": len(content.programs),
+        "tensors": len(content.tensors),
+        "segments": len(content.segments),
+        "bytes": {
+            "queries": sum(content.models[query.model].bytes for query in content.queries.values()),
+            "models": total,
+            "unique": unique,
+            "saved": total - unique,
+            "file": bundle.file(content.blob).stat().st_blocks * 512,
+        },
+    }
+
+
+def tables(bundle: Bundle) -> Iterator[Table | str]:
+    """The same for people."""
+    figures = describe(bundle)
+    models = Table(title=f"{bundle.path}", title_justify="left", box=SIMPLE)
+    for column, side in (("model", "left"), ("queries", "left"), ("program", "left"), ("mode", "left")):
+        models.add_column(column, justify=side)  # type: ignore[arg-type]
+    for column in ("MB", "shared MB"):
+        models.add_column(column, justify="right")
+    for name, model in figures["models"].items():
+        models.add_row(
+            name,
+            ", ".join(model["queries"]),
+            model["program"][:12],
+            model["mode"],
+            _mb(model["bytes"]),
+            _mb(model["shared_bytes"]),
+        )
+    yield models
+    segments = Table(title="segments", title_justify="left", box=SIMPLE)
+    for column in ("segment", "used by"):
+        segments.add_column(column)
+    for column in ("tensors", "MB"):
+        segments.add_column(column, justify="right")
+    for name, segment in bundle.manifest.segments.items():
+        segments.add_row(name, ", ".join(segment.models), str(len(segment.tensors)), _mb(segment.length))
+    yield segments
+    sizes = figures["bytes"]
+    yield (
+        f"{figures['programs']} programs, {figures['tensors']} tensors; weights: {_mb(sizes['queries'])} MB as one"
+        f" session a query, {_mb(sizes['models'])} MB as one a model, {_mb(sizes['unique'])} MB here"
+    )
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.2f}"

@@ -1,0 +1,124 @@
+"""The part of the ONNX file format that the runtime edits, without the onnx package.
+
+ONNX Runtime brings protobuf along, and protobuf keeps fields it does not know when it writes a message back. So
+a descriptor of the few fields that programs are made of (onnx.proto3, numbers as published) is enough to read
+an optimised graph, turn weights into inputs and write it again, and the light runtime needs no onnx.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from numpy.typing import NDArray
+
+__all__ = ["DTYPES", "Message", "ModelProto", "TensorProto", "ValueInfoProto", "dtype_name", "tensor_array"]
+
+Message = Any  # generated classes have no static types
+
+_SCALARS = {"int32": 5, "int64": 3, "string": 9, "bytes": 12, "float": 2}
+
+# message -> field -> (number, type, repeated)
+_FIELDS: dict[str, dict[str, tuple[int, str, bool]]] = {
+    "ModelProto": {"graph": (7, "GraphProto", False), "metadata_props": (14, "StringStringEntryProto", True)},
+    "GraphProto": {
+        "node": (1, "NodeProto", True),
+        "name": (2, "string", False),
+        "initializer": (5, "TensorProto", True),
+        "doc_string": (10, "string", False),
+        "input": (11, "ValueInfoProto", True),
+        "output": (12, "ValueInfoProto", True),
+        "value_info": (13, "ValueInfoProto", True),
+        "metadata_props": (16, "StringStringEntryProto", True),
+    },
+    "NodeProto": {
+        "input": (1, "string", True),
+        "output": (2, "string", True),
+        "name": (3, "string", False),
+        "op_type": (4, "string", False),
+        "attribute": (5, "AttributeProto", True),
+        "doc_string": (6, "string", False),
+        "domain": (7, "string", False),
+        "metadata_props": (9, "StringStringEntryProto", True),
+    },
+    "AttributeProto": {
+        "name": (1, "string", False),
+        "t": (5, "TensorProto", False),
+        "g": (6, "GraphProto", False),
+        "graphs": (11, "GraphProto", True),
+    },
+    "TensorProto": {
+        "dims": (1, "int64", True),
+        "data_type": (2, "int32", False),
+        "float_data": (4, "float", True),
+        "int32_data": (5, "int32", True),
+        "int64_data": (7, "int64", True),
+        "name": (8, "string", False),
+        "raw_data": (9, "bytes", False),
+        "external_data": (13, "StringStringEntryProto", True),
+        "data_location": (14, "int32", False),
+    },
+    "StringStringEntryProto": {"key": (1, "string", False), "value": (2, "string", False)},
+    "ValueInfoProto": {"name": (1, "string", False), "type": (2, "TypeProto", False)},
+    "TypeProto": {"tensor_type": (1, "TensorTypeProto", False)},
+    "TensorTypeProto": {"elem_type": (1, "int32", False), "shape": (2, "TensorShapeProto", False)},
+    "TensorShapeProto": {"dim": (1, "DimensionProto", True)},
+    "DimensionProto": {"dim_value": (1, "int64", False), "dim_param": (2, "string", False)},
+}
+
+
+def _messages() -> dict[str, Message]:
+    file = descriptor_pb2.FileDescriptorProto(name="gemel/onnx_wire.proto", package="gemel.wire", syntax="proto2")
+    for message, fields in _FIELDS.items():
+        entry = file.message_type.add(name=message)
+        for name, (number, kind, repeated) in fields.items():
+            field = entry.field.add(name=name, number=number, label=3 if repeated else 1)
+            if kind in _SCALARS:
+                field.type = _SCALARS[kind]  # type: ignore[assignment]
+                # Writers pack numbers; protobuf readers accept both forms.
+                field.options.packed = repeated and kind not in ("string", "bytes")
+            else:
+                field.type, field.type_name = 11, f".gemel.wire.{kind}"  # type: ignore[assignment]
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"gemel.wire.{name}")) for name in _FIELDS}
+
+
+_CLASSES = _messages()
+ModelProto = _CLASSES["ModelProto"]
+TensorProto = _CLASSES["TensorProto"]
+ValueInfoProto = _CLASSES["ValueInfoProto"]
+
+DTYPES: dict[int, np.dtype[Any]] = {
+    1: np.dtype(np.float32),
+    2: np.dtype(np.uint8),
+    3: np.dtype(np.int8),
+    4: np.dtype(np.uint16),
+    5: np.dtype(np.int16),
+    6: np.dtype(np.int32),
+    7: np.dtype(np.int64),
+    9: np.dtype(np.bool_),
+    10: np.dtype(np.float16),
+    11: np.dtype(np.float64),
+    12: np.dtype(np.uint32),
+    13: np.dtype(np.uint64),
+}
+"""TensorProto.DataType numbers to NumPy; the types that weights of vision models have."""
+
+
+def dtype_name(data_type: int) -> str:
+    """``float32`` for 1, and so on."""
+    return str(DTYPES[data_type].name)
+
+
+def tensor_array(tensor: Message) -> NDArray[Any]:
+    """The values of an inline TensorProto; a view of its bytes where it has raw bytes."""
+    dtype = DTYPES[tensor.data_type]
+    shape = tuple(tensor.dims)
+    if tensor.HasField("raw_data"):
+        return np.frombuffer(tensor.raw_data, dtype).reshape(shape)
+    for field in (tensor.float_data, tensor.int64_data, tensor.int32_data):
+        if len(field):
+            return np.array(field).astype(dtype).reshape(shape)
+    return np.zeros(shape, dtype)

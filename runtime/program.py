@@ -1,0 +1,196 @@
+"""Programs: graphs without weights, in one canonical form.
+
+A model is a program plus addresses. :func:`split` takes an ONNX model apart into the two: every weight becomes
+a graph input, and what is left is written in a form that depends on the architecture alone: nodes in
+depth-first order from the outputs, values named by first appearance, attributes sorted, notes for people left
+out. So two models of one architecture give one program, byte for byte, even though the exporters and optimisers
+on the way choose names and orders freely.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import BackendError
+from .manifest import TensorSpec
+from .onnx_wire import DTYPES, Message, ModelProto, dtype_name
+
+__all__ = ["Program", "port_dtype", "port_shape", "read", "split", "with_constants"]
+
+# Inputs that kernels read while they prepare, or fold into an activation: they must stay constants.
+_CONSTANT_OPERANDS = frozenset(
+    {"Clip", "Expand", "Pad", "Pow", "QuickGelu", "Range", "Reshape", "Resize", "Slice", "Split", "TopK", "Upsample"}
+)
+_FLOATS = frozenset({1, 10, 11})
+_INT8 = frozenset({2, 3})
+
+
+@dataclass(frozen=True)
+class Program:
+    """A graph whose weights are inputs.
+
+    ``proto`` is a serialised ONNX model whose inputs are the model's own, then ``weights`` in order, called ``w0``,
+    ``w1``, ...; ``weights`` holds the initializers' names in the model that was split.
+    """
+
+    id: str
+    proto: bytes
+    weights: tuple[str, ...]
+
+
+def read(data: bytes) -> Message:
+    """Parse a serialised ONNX model."""
+    model = ModelProto()
+    model.ParseFromString(data)
+    return model
+
+
+def split(model: Message) -> Program:
+    """Take a model apart into its program and its weights.
+
+    Args:
+        model: a ModelProto; not changed. Weights may be inline or external: values are not read.
+
+    Raises:
+        BackendError: the graph has subgraphs (If, Loop, Scan), whose captured names cannot be made canonical.
+    """
+    graph = model.graph
+    producers = {name: node for node in graph.node for name in node.output if name}
+    initializers = {tensor.name: tensor for tensor in graph.initializer}
+    held = _constant_operands(graph.node)
+    weights: list[str] = []
+    constants: list[str] = []
+    names = {port.name: port.name for port in (*graph.input, *graph.output) if port.name not in initializers}
+    names[""] = ""
+    values = 0
+    order: list[Message] = []
+    for item in _depth_first(graph, producers):
+        if isinstance(item, str):
+            if item in initializers and item not in names:
+                bucket, letter = (weights, "w") if _is_weight(initializers[item], item in held) else (constants, "c")
+                names[item] = f"{letter}{len(bucket)}"
+                bucket.append(item)
+            continue
+        for output in item.output:
+            if output not in names:
+                names[output] = f"v{values}"
+                values += 1
+        order.append(item)
+
+    program = ModelProto()
+    program.CopyFrom(model)
+    for field in ("node", "initializer", "input", "value_info", "name", "doc_string", "metadata_props"):
+        program.graph.ClearField(field)
+    program.ClearField("metadata_props")
+    program.graph.name = "program"
+    program.graph.input.extend(port for port in graph.input if port.name not in initializers)
+    for name in weights:
+        _add_input(program.graph, names[name], initializers[name])
+    for name in constants:
+        program.graph.initializer.add().CopyFrom(initializers[name])
+        program.graph.initializer[-1].name = names[name]
+    for node in order:
+        program.graph.node.add().CopyFrom(_canonical(node, names))
+    data: bytes = program.SerializeToString(deterministic=True)
+    return Program(hashlib.sha256(data).hexdigest()[:32], data, tuple(weights))
+
+
+def with_constants(proto: bytes, location: str, places: Sequence[TensorSpec]) -> bytes:
+    """A program with its weights as external initializers again: the inverse of :func:`split`.
+
+    Args:
+        proto: a program as :func:`split` made it.
+        location: name of the file, beside the result, that holds the weights.
+        places: where each weight lies in it, in the program's order.
+    """
+    model = read(proto)
+    ports = list(model.graph.input)
+    first = len(ports) - len(places)
+    del model.graph.input[first:]
+    for port, place in zip(ports[first:], places, strict=True):
+        tensor = model.graph.initializer.add(
+            name=port.name, data_type=port.type.tensor_type.elem_type, dims=place.shape, data_location=1
+        )
+        for key, value in (("location", location), ("offset", place.offset), ("length", place.length)):
+            tensor.external_data.add(key=key, value=str(value))
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
+
+
+def port_shape(port: Message) -> tuple[int | str, ...]:
+    """The shape of a graph input or output; free dimensions by name (``?`` where they have none)."""
+    return tuple(
+        dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or "?")
+        for dim in port.type.tensor_type.shape.dim
+    )
+
+
+def port_dtype(port: Message) -> str:
+    return dtype_name(port.type.tensor_type.elem_type)
+
+
+def _depth_first(graph: Message, producers: dict[str, Message]) -> Iterator[Any]:
+    """Values (as names) and nodes in depth-first order from the outputs; a node comes after all its inputs.
+
+    An explicit stack: a deep network has more nodes in a chain than Python has stack frames.
+    """
+    seen: set[int] = set()
+    stack: list[Any] = [port.name for port in reversed(graph.output)]
+    while stack:
+        item = stack.pop()
+        if not isinstance(item, str):
+            yield item
+            continue
+        node = producers.get(item)
+        if node is None:
+            yield item
+        elif id(node) not in seen:
+            seen.add(id(node))
+            stack.append(node)
+            stack.extend(reversed(node.input))
+
+
+def _constant_operands(nodes: Any) -> set[str]:
+    held: set[str] = set()
+    for node in nodes:
+        if any(attribute.HasField("g") or len(attribute.graphs) for attribute in node.attribute):
+            raise BackendError(f"node {node.name or node.op_type}: {node.op_type} with a subgraph cannot be compiled")
+        if node.op_type in _CONSTANT_OPERANDS:
+            held.update(node.input[1:])
+    return held
+
+
+def _is_weight(tensor: Message, held: bool) -> bool:
+    count = 1
+    for dim in tensor.dims:
+        count *= dim
+    numeric = tensor.data_type in _FLOATS or (tensor.data_type in _INT8 and len(tensor.dims) > 1)
+    return numeric and count > 1 and not held
+
+
+def _add_input(graph: Message, name: str, tensor: Message) -> None:
+    if tensor.data_type not in DTYPES:
+        raise BackendError(f"weight {tensor.name}: TensorProto type {tensor.data_type} is not supported")
+    port = graph.input.add(name=name)
+    port.type.tensor_type.elem_type = tensor.data_type
+    for size in tensor.dims:
+        port.type.tensor_type.shape.dim.add(dim_value=size)
+
+
+def _canonical(node: Message, names: dict[str, str]) -> Message:
+    copy = type(node)()
+    copy.CopyFrom(node)
+    for field in ("name", "doc_string", "metadata_props"):
+        copy.ClearField(field)
+    for values in (copy.input, copy.output):
+        renamed = [names[value] for value in values]
+        del values[:]
+        values.extend(renamed)
+    attributes: Callable[[Message], str] = lambda attribute: attribute.name  # noqa: E731
+    ordered = sorted(node.attribute, key=attributes)
+    del copy.attribute[:]
+    copy.attribute.extend(ordered)
+    return copy

@@ -1,0 +1,101 @@
+"""A table on the terminal that shows the run while it runs."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from statistics import median
+from time import monotonic
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from ..feeds import Feed, Frame
+from ..results import Result
+from .sink import Sink
+from .words import words
+
+__all__ = ["LiveTable"]
+
+_WINDOW = 60
+
+
+@dataclass(slots=True)
+class _Row:
+    feed: str
+    processed: int = 0
+    delivered: int = 0
+    said: str = "-"
+    failed: bool = False
+    moments: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW))
+    latencies: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW))
+
+
+class LiveTable(Sink):
+    """One row a query: rate and latency of the last frames, counts, and the last result in words.
+
+    Does nothing where ``console`` is not a terminal.
+
+    Args:
+        queries: feed of each query.
+        feeds: adds a line for each feed that was restarted or ended with an error.
+    """
+
+    def __init__(
+        self, queries: Mapping[str, str], *, feeds: Mapping[str, Feed] | None = None, console: Console | None = None
+    ) -> None:
+        self._rows = {query: _Row(feed) for query, feed in queries.items()}
+        self._feeds = feeds or {}
+        self._live: Live | None = None
+        console = console or Console()
+        if console.is_terminal:
+            # Transient: the summary that follows says the same, and a crash leaves no broken table.
+            self._live = Live(
+                console=console, get_renderable=self.table, refresh_per_second=4, transient=True, redirect_stderr=True
+            )
+            self._live.start()
+
+    def on_result(self, query: str, frame: Frame, result: Result, latency_ms: float) -> None:
+        row = self._rows[query]
+        row.processed += 1
+        row.latencies.append(latency_ms)
+        row.moments.append(monotonic())
+        row.delivered, row.said, row.failed = frame.index + 1, words(result), False
+
+    def on_error(self, query: str, frame: Frame, message: str) -> None:
+        row = self._rows[query]
+        row.delivered, row.said, row.failed = frame.index + 1, message, True
+
+    def close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def table(self) -> Table:
+        """The table as it is now."""
+        table = Table(box=None, pad_edge=False, header_style="bold", caption_justify="left")
+        table.add_column("query", no_wrap=True)
+        table.add_column("feed", style="dim", no_wrap=True)
+        for name in ("fps", "processed", "skipped", "p50 ms"):
+            table.add_column(name, justify="right")
+        table.add_column("last result", ratio=1, no_wrap=True, overflow="ellipsis")
+        for query, row in self._rows.items():
+            latencies, moments = list(row.latencies), list(row.moments)
+            span = moments[-1] - moments[0] if len(moments) > 1 else 0.0
+            table.add_row(
+                Text(query),
+                Text(row.feed),
+                f"{(len(moments) - 1) / span:.1f}" if span > 0 else "-",
+                str(row.processed),
+                str(row.delivered - row.processed),
+                f"{median(latencies):.1f}" if latencies else "-",
+                Text(row.said, style="red" if row.failed else ""),
+            )
+        troubled = [
+            f"feed {name}: {feed.restarts} restarts, {feed.error}" for name, feed in self._feeds.items() if feed.error
+        ]
+        if troubled:
+            table.caption = Text("\n".join(troubled), style="yellow")
+        return table

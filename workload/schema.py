@@ -1,0 +1,162 @@
+"""The schema of workload.yaml: what may be said, and the value that results.
+
+References to files stay as they were written; :mod:`gemel.workload.paths` resolves them against ``Workload.root``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from ..runtime.memory import parse_memory
+
+__all__ = ["Data", "Device", "Feed", "Input", "Model", "Query", "Workload"]
+
+_UNITS_MS = {"ms": 1.0, "s": 1000.0}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, value: Any) -> Any:
+        """Refuse unknown keys with the nearest known one, which a typo usually means."""
+        if isinstance(value, dict):
+            known = list(cls.model_fields)
+            for key in value:
+                if key not in known:
+                    near = difflib.get_close_matches(str(key), known, n=1)
+                    hint = f"did you mean {near[0]!r}? " if near else ""
+                    raise PydanticCustomError(
+                        "unknown_key",
+                        "unknown key {key}; {hint}allowed: {known}",
+                        {"key": repr(key), "hint": hint, "known": ", ".join(known)},
+                    )
+        return value
+
+
+def _milliseconds(value: Any) -> Any:
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s)\s*", value)
+        if not match:
+            raise PydanticCustomError("duration", "a duration such as 100ms or 0.5s is expected")
+        return float(match[1]) * _UNITS_MS[match[2]]
+    return value
+
+
+def _memory(value: Any) -> Any:
+    try:
+        return parse_memory(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise PydanticCustomError("memory", "{reason}", {"reason": str(error)}) from error
+
+
+class Device(_Strict):
+    backend: Literal["ort-cpu", "ort-cuda", "tensorrt", "tensorrt-rtx"] = "ort-cpu"
+    memory: Annotated[int | str, BeforeValidator(_memory)] = "all"
+    """Budget for weights: bytes, ``all``, ``min`` (the hungriest model alone) or a share of all."""
+
+
+class Feed(_Strict):
+    source: str
+    fps: Annotated[float, Field(gt=0)] | None = None
+    loop: bool = False
+
+
+class Input(_Strict):
+    """What a model wants to see; fields left out come from the model itself."""
+
+    size: Annotated[tuple[int, int], Field(description="height, width")] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    scale: float | None = None
+    color: Literal["rgb", "bgr", "gray"] | None = None
+    fit: Literal["stretch", "letterbox"] | None = None
+    pad: float | None = None
+
+    @field_validator("size")
+    @classmethod
+    def _positive(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
+        if value is not None and min(value) < 1:
+            raise PydanticCustomError("size", "height and width in pixels must be at least 1")
+        return value
+
+
+class Model(_Strict):
+    factory: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")] | None = None
+    """``module:callable`` that returns an ``nn.Module``."""
+    onnx: str | None = None
+    args: dict[str, Any] = {}
+    weights: str | None = None
+    input: Input = Input()
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Model:
+        if (self.factory is None) == (self.onnx is None):
+            raise PydanticCustomError("origin", "a model has either factory (module:callable) or onnx (a file)")
+        if self.onnx is not None and (self.args or self.weights):
+            raise PydanticCustomError("origin", "args and weights go with factory; an ONNX file has its own")
+        return self
+
+
+class Data(_Strict):
+    train: str | None = None
+    val: str | None = None
+
+
+class Query(_Strict):
+    # A name becomes a file name and a metric label.
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
+    feed: str
+    task: Literal["classification", "detection", "embedding"]
+    model: Model
+    labels: list[str] | None = None
+    threshold: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Results with a lower score are not reported; left out, the detector's own."""
+    target: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Accuracy that merging must keep, relative to the unmerged model."""
+    data: Data | None = None
+
+
+class Workload(_Strict):
+    schema_version: Literal["1"]
+    device: Device = Device()
+    sla: Annotated[float, BeforeValidator(_milliseconds), Field(gt=0)] = 100.0
+    """Milliseconds from a frame's arrival to its result."""
+    feeds: Annotated[dict[str, Feed], Field(min_length=1)]
+    queries: Annotated[list[Query], Field(min_length=1)]
+
+    _path: Path = PrivateAttr(default=Path("workload.yaml"))
+
+    @property
+    def path(self) -> Path:
+        """The file the workload was read from."""
+        return self._path
+
+    @property
+    def root(self) -> Path:
+        """The folder that relative references start from."""
+        return self._path.parent
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Workload:
+        seen: set[str] = set()
+        for query in self.queries:
+            if query.name in seen:
+                raise PydanticCustomError(
+                    "name", "two queries are called {name}; names must be unique", {"name": repr(query.name)}
+                )
+            seen.add(query.name)
+            if query.feed not in self.feeds:
+                raise PydanticCustomError(
+                    "feed",
+                    "query {name}: feed {feed} is not defined; feeds: {feeds}",
+                    {"name": query.name, "feed": repr(query.feed), "feeds": ", ".join(self.feeds)},
+                )
+        return self

@@ -1,0 +1,263 @@
+"""YOLOv3 and Tiny-YOLOv3 (Redmon and Farhadi, "YOLOv3: An Incremental Improvement", 2018).
+
+``layers.i`` is layer i of Darknet's yolov3.cfg and yolov3-tiny.cfg: shortcuts, routes, upsamplings and yolo layers
+count, so ``layers.81.conv`` is what Darknet prints as layer 81.
+
+BatchNorm has eps 1e-5, as in the PyTorch ports and in Darknet's cuDNN path. Darknet's CPU code divides by
+``sqrt(variance) + 1e-6`` instead; the difference only shows in channels whose variance is near zero.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import max_pool2d
+
+from ...errors import ModelError
+from ...runtime.manifest import DecodeSpec, InputSpec, YoloDecode, YoloHead
+
+__all__ = ["Darknet", "YoloV3", "YoloV3Tiny", "load_darknet", "yolov3", "yolov3_tiny"]
+
+
+class _Convolution(nn.Module):
+    """Convolution, BatchNorm and leaky ReLU; the ones that feed a yolo layer have a bias and nothing else."""
+
+    def __init__(self, inputs: int, outputs: int, size: int, stride: int, plain: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=plain)
+        self.bn = None if plain else nn.BatchNorm2d(outputs, eps=1e-5)
+        self.activation = None if plain else nn.LeakyReLU(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        if self.bn is not None and self.activation is not None:
+            x = self.activation(self.bn(x))
+        return x
+
+
+class _MaxPool(nn.Module):
+    """2 x 2 maximum. At stride 1 Darknet keeps the size by padding right and below with what never wins."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.stride > 1:
+            return max_pool2d(x, 2, self.stride)
+        # The pooling's own padding is minus infinity, but symmetric: the first row and column are surplus. An
+        # explicit Pad would put a value into the graph, and runtimes fuse that wrongly with the pooling.
+        return max_pool2d(x, 2, 1, padding=1)[:, :, 1:, 1:]
+
+
+class _Shortcut(nn.Module):
+    def forward(self, x: Tensor, other: Tensor) -> Tensor:
+        return x + other
+
+
+class _Route(nn.Module):
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return inputs[0] if len(inputs) == 1 else torch.cat(inputs, 1)
+
+
+class Darknet(nn.Module):
+    """A network of Darknet layers with yolo heads; use :func:`yolov3` or :func:`yolov3_tiny`.
+
+    Args:
+        rows: the layers as the cfg has them: ``conv`` filters size stride, ``maxpool`` stride, ``shortcut`` from,
+            ``route`` layers, ``upsample``, ``yolo`` mask. Numbers of layers that are below zero count back from the
+            row. ``conv 0`` feeds a yolo layer: as many filters as that needs, and no BatchNorm.
+        anchors: width and height in input pixels, which the masks number.
+        num_classes: classes to detect; there is no background class.
+    """
+
+    output_names: tuple[str, ...] = ()
+
+    def __init__(self, rows: list[str], anchors: list[tuple[float, float]], num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.layers = nn.ModuleList()
+        self._anchors: list[tuple[tuple[float, float], ...]] = []
+        self._sources: list[tuple[int, ...]] = []
+        """The layers that each layer reads; -1 is the image."""
+        channels = [3]
+        for index, row in enumerate(rows):
+            kind, values = row.split()[0], [int(value) for value in row.split()[1:]]
+            sources: tuple[int, ...] = (index - 1,)
+            width = channels[-1]
+            layer: nn.Module = nn.Identity()
+            if kind == "conv":
+                filters, size, stride = values
+                plain = filters == 0
+                width = filters or 3 * (5 + num_classes)
+                layer = _Convolution(channels[-1], width, size, stride, plain)
+            elif kind == "maxpool":
+                layer = _MaxPool(values[0])
+            elif kind == "upsample":
+                layer = nn.Upsample(scale_factor=2, mode="nearest")
+            elif kind == "shortcut":
+                sources, layer = (index - 1, index + values[0]), _Shortcut()
+            elif kind == "route":
+                sources, layer = tuple(index + value if value < 0 else value for value in values), _Route()
+                width = sum(channels[source + 1] for source in sources)
+            else:
+                self._anchors.append(tuple(anchors[value] for value in values))
+            self.layers.append(layer)
+            self._sources.append(sources)
+            channels.append(width)
+        self._last_use = {source: index for index, sources in enumerate(self._sources) for source in sources}
+        self._heads = [index for index, row in enumerate(rows) if row.startswith("yolo")]
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The raw heads.
+
+        Args:
+            image: ``[N, 3, H, W]`` RGB, 0 to 1, H and W multiples of 32.
+
+        Returns:
+            For the strides 32, 16 (and 8) ``[N, 3 * (5 + num_classes), H / stride, W / stride]``: for each anchor
+            x, y, w, h, objectness and the classes, all before the sigmoid.
+        """
+        values = {-1: image}
+        heads: list[Tensor] = []
+        for index, (layer, sources) in enumerate(zip(self.layers, self._sources, strict=True)):
+            values[index] = layer(*(values[source] for source in sources))
+            for source in {*sources}:
+                if self._last_use[source] == index:
+                    del values[source]
+            if index in self._heads:
+                heads.append(values[index])
+        return tuple(heads)
+
+    def decode(self, size: tuple[int, int]) -> tuple[DecodeSpec, dict[str, NDArray[np.float32]]]:
+        """How the outputs become boxes, for an input of ``size`` (height, width in pixels).
+
+        Thresholds are those of Darknet's demo: score 0.25, overlap 0.45.
+
+        Raises:
+            ModelError: a size that is no multiple of 32.
+        """
+        if any(side % 32 for side in size):
+            raise ModelError(f"input.size {list(size)}: {type(self).__name__} needs multiples of 32")
+        heads = tuple(
+            YoloHead(output=name, stride=32 >> index, anchors=anchors)
+            for index, (name, anchors) in enumerate(zip(self.output_names, self._anchors, strict=True))
+        )
+        return YoloDecode(classes=self.num_classes, score_threshold=0.25, nms_threshold=0.45, heads=heads), {}
+
+    def input_defaults(self) -> InputSpec:
+        return InputSpec(size=(416, 416), fit="letterbox", pad=0.5)
+
+
+class YoloV3(Darknet):
+    """107 layers, 61.9 M parameters for 80 classes."""
+
+    output_names = ("stride32", "stride16", "stride8")
+
+    def __init__(self, num_classes: int = 80) -> None:
+        anchors = [10, 13, 16, 30, 33, 23, 30, 61, 62, 45, 59, 119, 116, 90, 156, 198, 373, 326]
+        super().__init__(_yolov3_rows(), _pairs(anchors), num_classes)
+
+
+class YoloV3Tiny(Darknet):
+    """24 layers, 8.9 M parameters for 80 classes."""
+
+    output_names = ("stride32", "stride16")
+
+    def __init__(self, num_classes: int = 80) -> None:
+        anchors = [10, 14, 23, 27, 37, 58, 81, 82, 135, 169, 344, 319]
+        super().__init__(_yolov3_tiny_rows(), _pairs(anchors), num_classes)
+
+
+def yolov3(num_classes: int = 80) -> YoloV3:
+    """YOLOv3 with random weights.
+
+    Args:
+        num_classes: classes to detect; there is no background class.
+    """
+    return YoloV3(num_classes)
+
+
+def yolov3_tiny(num_classes: int = 80) -> YoloV3Tiny:
+    """Tiny-YOLOv3 with random weights.
+
+    Args:
+        num_classes: classes to detect; there is no background class.
+    """
+    return YoloV3Tiny(num_classes)
+
+
+def load_darknet(model: nn.Module, path: Path) -> None:
+    """Load Darknet's binary ``.weights`` into a model of this module, in place.
+
+    The file is a header (three int32 of version, then the images seen, int64 since version 0.2) and float32:
+    for each convolution its biases, or BatchNorm's shift, scale, mean and variance, and then its kernel.
+
+    Raises:
+        ModelError: a model of another kind, or a file of another length than the model needs.
+    """
+    if not isinstance(model, Darknet):
+        raise ModelError(f"{path}: Darknet weights fit yolov3 and yolov3_tiny, not {type(model).__name__}")
+    try:
+        content = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error}") from error
+    targets = list(_tensors(model))
+    header = 12
+    if len(content) >= header:
+        major, minor, _ = content[:header].view("<i4").tolist()
+        header += 8 if major * 10 + minor >= 2 else 4
+    needed = header + 4 * sum(target.numel() for target in targets)
+    if len(content) != needed:
+        raise ModelError(
+            f"{path}: {len(content)} bytes, but {type(model).__name__} with {model.num_classes} classes needs {needed}"
+        )
+    values, start = torch.from_numpy(content[header:].view("<f4").astype(np.float32)), 0
+    with torch.no_grad():
+        for target in targets:
+            target.copy_(values[start : start + target.numel()].view_as(target))
+            start += target.numel()
+
+
+def _tensors(model: Darknet) -> list[Tensor]:
+    """The tensors of a weights file, in its order."""
+    found: list[Tensor | None] = []
+    for layer in model.layers:
+        if isinstance(layer, _Convolution):
+            norm = layer.bn
+            found += (
+                [layer.conv.bias] if norm is None else [norm.bias, norm.weight, norm.running_mean, norm.running_var]
+            )
+            found.append(layer.conv.weight)
+    return [tensor for tensor in found if tensor is not None]
+
+
+def _pairs(values: list[int]) -> list[tuple[float, float]]:
+    return [(float(width), float(height)) for width, height in zip(values[::2], values[1::2], strict=True)]
+
+
+def _yolov3_rows() -> list[str]:
+    rows = ["conv 32 3 1"]
+    for filters, blocks in ((64, 1), (128, 2), (256, 8), (512, 8), (1024, 4)):
+        rows += [f"conv {filters} 3 2"]
+        rows += [f"conv {filters // 2} 1 1", f"conv {filters} 3 1", "shortcut -3"] * blocks
+    for filters, mask, lateral in ((512, "6 7 8", 61), (256, "3 4 5", 36), (128, "0 1 2", None)):
+        rows += [f"conv {filters} 1 1", f"conv {filters * 2} 3 1"] * 3
+        rows += ["conv 0 1 1", f"yolo {mask}"]
+        if lateral is not None:
+            rows += ["route -4", f"conv {filters // 2} 1 1", "upsample", f"route -1 {lateral}"]
+    return rows
+
+
+def _yolov3_tiny_rows() -> list[str]:
+    rows: list[str] = []
+    for filters, stride in ((16, 2), (32, 2), (64, 2), (128, 2), (256, 2), (512, 1)):
+        rows += [f"conv {filters} 3 1", f"maxpool {stride}"]
+    rows += ["conv 1024 3 1", "conv 256 1 1", "conv 512 3 1", "conv 0 1 1", "yolo 3 4 5"]
+    rows += ["route -4", "conv 128 1 1", "upsample", "route -1 8"]
+    rows += ["conv 256 3 1", "conv 0 1 1", "yolo 0 1 2"]
+    return rows

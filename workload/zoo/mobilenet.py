@@ -1,0 +1,39 @@
+"""MobileNetV2 without its classifier: what an image looks like, as a vector."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torchvision.models import mobilenet_v2
+
+from ...runtime.manifest import DecodeSpec, EmbeddingDecode, InputSpec
+
+__all__ = ["MobileNetV2Features", "mobilenet_v2_features"]
+
+
+class MobileNetV2Features(nn.Module):
+    """torchvision's ``mobilenet_v2().features``, averaged over the image; use :func:`mobilenet_v2_features`."""
+
+    output_names: tuple[str, ...] = ("embedding",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features: nn.Module = mobilenet_v2(weights=None).features
+
+    def forward(self, image: Tensor) -> Tensor:
+        """``[N, 3, H, W]`` RGB, normalised as for ImageNet, to ``[N, 1280]``."""
+        features: Tensor = self.features(image)
+        return features.mean((2, 3))
+
+    def decode(self, size: tuple[int, int]) -> tuple[DecodeSpec, dict[str, NDArray[np.float32]]]:
+        """The output is the embedding, for any input of ``size`` (height, width in pixels)."""
+        return EmbeddingDecode(), {}
+
+    def input_defaults(self) -> InputSpec:
+        return InputSpec(size=(224, 224), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+def mobilenet_v2_features() -> MobileNetV2Features:
+    """MobileNetV2 as an appearance model, with random weights; state-dict keys are torchvision's ``features.*``."""
+    return MobileNetV2Features()

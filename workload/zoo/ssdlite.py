@@ -1,0 +1,210 @@
+"""SSDLite with MobileNetV2, as the TensorFlow object-detection API builds and trains it.
+
+Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks" (2018), section 6.2, and the API's
+``ssd_mobilenet_v2`` feature extractor, ``ssd_anchor_generator`` and convolutional box predictor. The backbone's
+parameters are named as in torchvision's ``mobilenet_v2``, so that the layers of both line up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name everybody knows it by
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ...runtime.manifest import DecodeSpec, InputSpec, SsdDecode
+
+__all__ = ["SsdLiteMobileNetV2", "same_padding", "ssdlite_mobilenet_v2"]
+
+# Expansion, output channels, blocks, first stride: table 2 of the paper.
+_BLOCKS = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+_TAP = 14
+"""The block whose expansion, at stride 16, is the first level the heads look at."""
+_EXTRAS = (512, 256, 256, 128)
+_LEVELS = (576, 1280, *_EXTRAS)
+_SCALES = (0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.0)
+# 0.3333 and not 1/3: the API's default, with which the published models were trained.
+_RATIOS = (1.0, 2.0, 0.5, 3.0, 0.3333)
+_BN_EPS = 1e-3
+
+
+def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """TensorFlow's SAME padding along one axis: pixels before and after, the odd one after.
+
+    >>> same_padding(300, kernel=3, stride=2), same_padding(75, kernel=3, stride=2)
+    ((0, 1), (1, 1))
+    """
+    total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
+class _Conv(nn.Sequential):
+    """Convolution with SAME padding, BatchNorm, ReLU6; numbered as in torchvision's ``Conv2dNormActivation``."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> None:
+        # With a stride of 1, SAME is the same on all sides, and the convolution can have it built in.
+        padding = kernel // 2 if stride == 1 else 0
+        super().__init__(
+            nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False),
+            nn.BatchNorm2d(outputs, eps=_BN_EPS),
+            nn.ReLU6(inplace=True),
+        )
+        self.kernel, self.stride = kernel, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.stride > 1:
+            top, bottom = same_padding(x.shape[2], self.kernel, self.stride)
+            left, right = same_padding(x.shape[3], self.kernel, self.stride)
+            x = F.pad(x, (left, right, top, bottom))
+        for layer in self:
+            x = layer(x)
+        return x
+
+
+class _InvertedResidual(nn.Module):
+    """Expand, filter each channel, project; the input is added where the shapes allow."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        hidden = inputs * expansion
+        self.expands = expansion > 1
+        self.residual = stride == 1 and inputs == outputs
+        self.conv = nn.Sequential(
+            *([_Conv(inputs, hidden)] if self.expands else []),
+            _Conv(hidden, hidden, 3, stride, groups=hidden),
+            nn.Conv2d(hidden, outputs, 1, bias=False),
+            nn.BatchNorm2d(outputs, eps=_BN_EPS),
+        )
+
+    def expand(self, x: Tensor) -> Tensor:
+        expanded: Tensor = self.conv[0](x) if self.expands else x
+        return expanded
+
+    def project(self, expanded: Tensor) -> Tensor:
+        for layer in list(self.conv)[self.expands :]:
+            expanded = layer(expanded)
+        return expanded
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.project(self.expand(x))
+        return x + y if self.residual else y
+
+
+class _Head(nn.Sequential):
+    """``values`` numbers for every anchor of one level: ``[N, C, H, W]`` to ``[N, H * W * anchors, values]``."""
+
+    def __init__(self, channels: int, anchors: int, values: int) -> None:
+        super().__init__(_Conv(channels, channels, 3, groups=channels), nn.Conv2d(channels, anchors * values, 1))
+        self.anchors, self.values = anchors, values
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.shape[2] * x.shape[3] * self.anchors
+        for layer in self:
+            x = layer(x)
+        return x.permute(0, 2, 3, 1).reshape(-1, rows, self.values)
+
+
+class SsdLiteMobileNetV2(nn.Module):
+    """One-stage detector with six feature levels; use :func:`ssdlite_mobilenet_v2`."""
+
+    output_names: tuple[str, ...] = ("logits", "boxes")
+
+    def __init__(self, num_classes: int = 1) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.features = nn.Sequential(_Conv(3, 32, 3, 2), *_backbone(32), _Conv(320, 1280))
+        self.extras = nn.ModuleList(
+            nn.Sequential(
+                _Conv(inputs, outputs // 2),
+                _Conv(outputs // 2, outputs // 2, 3, 2, groups=outputs // 2),
+                _Conv(outputs // 2, outputs),
+            )
+            for inputs, outputs in zip(_LEVELS[1:], _EXTRAS, strict=False)
+        )
+        anchors = [len(_shapes(level)) for level in range(len(_LEVELS))]
+        self.class_heads = nn.ModuleList(map(_Head, _LEVELS, anchors, [num_classes + 1] * len(_LEVELS)))
+        self.box_heads = nn.ModuleList(map(_Head, _LEVELS, anchors, [4] * len(_LEVELS)))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The raw heads.
+
+        Args:
+            image: ``[N, 3, H, W]`` RGB, -1 to 1.
+
+        Returns:
+            ``logits [N, A, num_classes + 1]``, each to go through a sigmoid, class 0 the background; and
+            ``boxes [N, A, 4]``, (dx, dy, dw, dh) relative to the anchors of :meth:`decode`.
+        """
+        levels: list[Tensor] = []
+        x = image
+        for index, block in enumerate(self.features):
+            if index == _TAP and isinstance(block, _InvertedResidual):
+                levels.append(block.expand(x))
+                x = block.project(levels[-1])
+            else:
+                x = block(x)
+        levels.append(x)
+        for extra in self.extras:
+            levels.append(extra(levels[-1]))
+        logits = [head(level) for head, level in zip(self.class_heads, levels, strict=True)]
+        boxes = [head(level) for head, level in zip(self.box_heads, levels, strict=True)]
+        return torch.cat(logits, 1), torch.cat(boxes, 1)
+
+    def decode(self, size: tuple[int, int]) -> tuple[DecodeSpec, dict[str, NDArray[np.float32]]]:
+        """How the outputs become boxes, for an input of ``size`` (height, width in pixels)."""
+        spec = SsdDecode(
+            classes=self.num_classes,
+            score_threshold=0.3,
+            anchors="anchors",
+            activation="sigmoid",
+            background=True,
+            box_weights=(10.0, 10.0, 5.0, 5.0),
+        )
+        return spec, {"anchors": _anchors(size)}
+
+    def input_defaults(self) -> InputSpec:
+        return InputSpec(size=(300, 300), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+
+def ssdlite_mobilenet_v2(num_classes: int = 1) -> SsdLiteMobileNetV2:
+    """SSDLite-MobileNetV2 of the TensorFlow object-detection API, with random weights.
+
+    Args:
+        num_classes: classes to detect, the background not counted.
+    """
+    return SsdLiteMobileNetV2(num_classes)
+
+
+def _backbone(channels: int) -> Iterator[_InvertedResidual]:
+    for expansion, outputs, blocks, stride in _BLOCKS:
+        for block in range(blocks):
+            yield _InvertedResidual(channels, outputs, stride if block == 0 else 1, expansion)
+            channels = outputs
+
+
+def _shapes(level: int) -> list[tuple[float, float]]:
+    """Scale (of the input's shorter side) and aspect ratio (width to height) of the anchors of a level."""
+    if level == 0:
+        return [(0.1, 1.0), (0.2, 2.0), (0.2, 0.5)]
+    scale, following = _SCALES[level], _SCALES[level + 1]
+    return [*((scale, ratio) for ratio in _RATIOS), (math.sqrt(scale * following), 1.0)]
+
+
+def _anchors(size: tuple[int, int]) -> NDArray[np.float32]:
+    """``[A, 4]``, x1 y1 x2 y2 in input pixels, in the order of the heads: level, row, column, shape."""
+    height, width = size
+    rows, columns = math.ceil(height / 16), math.ceil(width / 16)
+    levels = []
+    for level in range(len(_LEVELS)):
+        shapes = np.array(_shapes(level))
+        root = np.sqrt(shapes[:, 1])
+        half = min(size) * shapes[:, :1] * np.stack([root, 1 / root], 1) / 2
+        y, x = (np.arange(rows) + 0.5) * height / rows, (np.arange(columns) + 0.5) * width / columns
+        centre = np.stack(np.meshgrid(x, y), 2)[:, :, None]
+        levels.append(np.concatenate([centre - half, centre + half], 3).reshape(-1, 4))
+        rows, columns = math.ceil(rows / 2), math.ceil(columns / 2)
+    return np.concatenate(levels).astype(np.float32)
