@@ -25,13 +25,14 @@ def no_stage(name: str, inputs: object) -> dict[str, Array]:
 def test_classification() -> None:
     logits = np.log(np.array([[0.1, 0.6, 0.3]], np.float32)) + 1000
     spec = ClassificationDecode(classes=3, top_k=2)
-    result = build(spec, no_tensor, ["a", "b"], None)({"logits": logits}, GEOMETRY, no_stage)
-    assert [(item.label, round(item.score, 3)) for item in result if isinstance(item, Class)] == [
-        ("b", 0.6),
-        ("2", 0.3),
-    ]
-    result = build(spec, no_tensor, None, 0.5)({"logits": logits}, GEOMETRY, no_stage)
-    assert [item.label for item in result if isinstance(item, Class)] == ["1"]
+
+    def classes(labels: list[str] | None, threshold: float | None) -> list[Class]:
+        result = build(spec, no_tensor, labels, threshold)({"logits": logits}, GEOMETRY, no_stage)
+        assert isinstance(result, tuple)
+        return [item for item in result if isinstance(item, Class)]
+
+    assert [(item.label, round(item.score, 3)) for item in classes(["a", "b"], None)] == [("b", 0.6), ("2", 0.3)]
+    assert [item.label for item in classes(None, 0.5)] == ["1"]
 
 
 @pytest.mark.parametrize("shape", [(1, 2), (1, 2, 3, 5)])
@@ -56,7 +57,7 @@ def test_logit_is_a_lower_bound() -> None:
         assert sigmoid(np.array([-1e4, 0, 1e4], np.float32)).tolist() == [0, 0.5, 1]
 
 
-def one_box(threshold: float | None, labels: list[str] | None, **spec: object) -> object:
+def two_boxes(threshold: float | None, labels: list[str] | None, **spec: object) -> tuple[Detection, ...]:
     """Two anchors on the same spot: class 0 scores 0.9 on the first, class 1 scores 0.6 on the second."""
     decode = SsdDecode.model_validate(
         {
@@ -71,18 +72,21 @@ def one_box(threshold: float | None, labels: list[str] | None, **spec: object) -
     probabilities = np.array([[[0.9, 0.1], [0.2, 0.6]]], np.float32)
     outputs = {"logits": np.log(probabilities / (1 - probabilities)), "boxes": np.zeros((1, 2, 4), np.float32)}
     anchors = np.array([[10, 10, 20, 40]] * 2, np.float32)
-    return build(decode, {"a": anchors}.__getitem__, labels, threshold)(outputs, GEOMETRY, no_stage)
+    result = build(decode, {"a": anchors}.__getitem__, labels, threshold)(outputs, GEOMETRY, no_stage)
+    assert isinstance(result, tuple)
+    return tuple(item for item in result if isinstance(item, Detection))
 
 
 def test_boxes_are_clipped_to_the_frame_and_mapped_to_its_pixels() -> None:
     # The frame covers 25 of 50 rows of the input, at a quarter of its size.
-    assert one_box(0.8, ["cat"]) == (Detection((40.0, 40.0, 80.0, 100.0), pytest.approx(0.9), "cat"),)
+    (cat,) = two_boxes(0.8, ["cat"])
+    assert cat == Detection((40.0, 40.0, 80.0, 100.0), cat.score, "cat") and cat.score == pytest.approx(0.9)
 
 
 def test_threshold_of_the_query_goes_before_that_of_the_model() -> None:
-    assert [item.label for item in one_box(0.5, ["cat"])] == ["cat", "1"]  # type: ignore[attr-defined]
-    assert [item.label for item in one_box(None, None, score_threshold=0.7)] == ["0"]  # type: ignore[attr-defined]
-    assert one_box(0.95, None, score_threshold=0.1) == ()
+    assert [item.label for item in two_boxes(0.5, ["cat"])] == ["cat", "1"]
+    assert [item.label for item in two_boxes(None, None, score_threshold=0.7)] == ["0"]
+    assert two_boxes(0.95, None, score_threshold=0.1) == ()
 
 
 def test_frame_outside_the_boxes_gives_nothing() -> None:

@@ -18,13 +18,16 @@ HEADS = (
     YoloHead(output="fine", stride=16, anchors=((10, 14), (25, 12))),
 )
 
+Found = tuple[list[float], float, int]
+"""Box, score and class."""
+
 
 def no_stage(name: str, inputs: object) -> dict[str, Array]:
     raise AssertionError(name)
 
 
-def reference(outputs: dict[str, Array], spec: YoloDecode, threshold: float, valid: tuple[int, int]) -> list[tuple]:
-    """(box, score, class), best first."""
+def reference(outputs: dict[str, Array], spec: YoloDecode, threshold: float, valid: tuple[int, int]) -> list[Found]:
+    """What the paper's equations give, best first."""
 
     def sigmoid(value: float) -> float:
         return 1 / (1 + math.exp(-value))
@@ -43,7 +46,7 @@ def reference(outputs: dict[str, Array], spec: YoloDecode, threshold: float, val
                     score = sigmoid(values[4]) * sigmoid(values[5 + kind])
                     if score > threshold and box[2] > box[0] and box[3] > box[1]:
                         found.append((box, score, kind))
-    kept: list[tuple] = []
+    kept: list[Found] = []
     for candidate in sorted(found, key=lambda item: -item[1]):
         if all(other[2] != candidate[2] or overlap(other[0], candidate[0]) <= spec.nms_threshold for other in kept):
             kept.append(candidate)

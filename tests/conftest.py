@@ -1,0 +1,87 @@
+"""What several tests need: small workloads on disk, and one compiled bundle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from gemel.compiler import compile_workload
+from gemel.workload import Workload, load
+from safetensors.torch import save_file
+from tiny_models import tiny
+from torch import nn
+
+SIZE = (32, 32)
+
+
+def query(name: str, factory: str = "tiny_models:TinyNet", **changes: Any) -> dict[str, Any]:
+    """A query on the feed ``yard`` whose weights are ``<name>.safetensors``."""
+    model = {"factory": factory, "weights": f"{name}.safetensors", "input": {"size": list(SIZE)}}
+    return {"name": name, "feed": "yard", "task": "classification", "model": model, **changes}
+
+
+def save(model: nn.Module, path: Path) -> None:
+    save_file({name: value.contiguous().clone() for name, value in model.state_dict().items()}, path)
+
+
+def write_video(path: Path, frames: int = 12, size: tuple[int, int] = (64, 48), fps: int = 10) -> Path:
+    """A short clip of moving noise."""
+    rng = np.random.default_rng(0)
+    base = rng.integers(0, 256, (size[1], size[0], 3)).astype(np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=fps)
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        for index in range(frames):
+            picture = av.VideoFrame.from_ndarray(np.roll(base, 2 * index, 1), format="bgr24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture
+def workload_in(tmp_path: Path) -> Callable[..., Workload]:
+    """Write a workload with the given queries (and other top-level keys) into ``tmp_path`` and load it."""
+
+    def make(*queries: dict[str, Any], **changes: Any) -> Workload:
+        document = {
+            "schema_version": "1",
+            "feeds": {"yard": {"source": "yard.mp4", "fps": 10}},
+            "queries": list(queries),
+            **changes,
+        }
+        path = tmp_path / "workload.yaml"
+        path.write_text(json.dumps(document))  # JSON is YAML
+        return load(path)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def _shared_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three queries, two models: equal kernels, own BatchNorm; the third query uses the first model."""
+    folder = tmp_path_factory.mktemp("shared")
+    first = tiny(0)
+    save(first, folder / "a.safetensors")
+    save(tiny(1, kernels_of=first), folder / "b.safetensors")
+    write_video(folder / "yard.mp4")
+    again = {**query("a"), "name": "c", "feed": "gate"}
+    document = {
+        "schema_version": "1",
+        "feeds": {"yard": {"source": "yard.mp4", "fps": 10}, "gate": {"source": "yard.mp4", "fps": 5, "loop": True}},
+        "queries": [query("a"), query("b"), again],
+    }
+    (folder / "workload.yaml").write_text(json.dumps(document))
+    compile_workload(load(folder / "workload.yaml"), folder / "bundle")
+    return folder
+
+
+@pytest.fixture
+def bundle_folder(_shared_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the compiled folder (``workload.yaml``, weights, ``bundle/``) that a test may damage."""
+    return Path(shutil.copytree(_shared_bundle, tmp_path / "work"))

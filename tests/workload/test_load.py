@@ -1,0 +1,100 @@
+"""Every mistake in a workload file is one line that names file, line, field, value and what is allowed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from gemel.errors import WorkloadError
+from gemel.workload import load
+
+GOOD = """\
+schema_version: "1"
+device: {backend: ort-cpu, memory: 64MiB}
+sla: 100ms
+feeds:
+  junction: {source: vtest.avi, fps: 10, loop: true}
+queries:
+  - name: people
+    feed: junction
+    task: detection
+    labels: [person]
+    target: 0.9
+    model:
+      factory: some.module:factory
+      input: {size: [320, 240]}
+  - name: faces
+    feed: junction
+    task: detection
+    model: {onnx: faces.onnx}
+"""
+
+
+def write(path: Path, text: str) -> Path:
+    file = path / "workload.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_values(tmp_path: Path) -> None:
+    workload = load(write(tmp_path, GOOD))
+    assert workload.sla == 100.0
+    assert workload.device.memory == 64 << 20
+    assert workload.queries[0].model.input.size == (320, 240)
+    assert workload.root == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "words"),
+    [
+        ("target: 0.9", "targt: 0.9", 7, ["queries[0]", "'targt'", "did you mean 'target'"]),
+        ("target: 0.9", "target: 1.7", 11, ["queries[0].target", "1.7", "less than or equal to 1"]),
+        ("task: detection\n    labels", "task: detect\n    labels", 9, ["'detect'", "'classification', 'detection'"]),
+        ("64MiB", "64 lemons", 2, ["device.memory", "64 lemons", "64MiB", "50%", "all"]),
+        ("100ms", "soon", 3, ["sla", "'soon'", "100ms"]),
+        ("fps: 10", "fps: 0", 5, ["feeds.junction.fps", "greater than 0"]),
+        ("[320, 240]", "[320, 0]", 14, ["model.input.size", "[320, 0]", "at least 1"]),
+        ("some.module:factory", "nothing", 13, ["model.factory", "'nothing'"]),
+        ("- name: faces", "- name: people", 1, ["two queries are called 'people'"]),
+        ("feed: junction\n    task: detection\n    labels", "feed: jnction\n    task: detection\n    labels", 1,
+         ["'jnction' is not defined", "junction"]),
+        ("    task: detection\n    labels: [person]\n", "", 7, ["queries[0].task", "is missing"]),
+        ("name: faces", "name: ../faces", 15, ["queries[1].name", "'../faces'"]),
+        ("{onnx: faces.onnx}", "{onnx: faces.onnx, weights: w.pt}", 18, ["weights go with factory"]),
+        ('schema_version: "1"', 'schema_version: "2"', 1, ["schema_version", "'2'", "'1'"]),
+        ("vtest.avi", "'${GEMEL_NOT_SET}'", 5, ["feeds.junction.source", "GEMEL_NOT_SET is not set"]),
+    ],
+)  # fmt: skip
+def test_mistakes(tmp_path: Path, old: str, new: str, line: int, words: list[str]) -> None:
+    assert old in GOOD
+    file = write(tmp_path, GOOD.replace(old, new, 1))
+    with pytest.raises(WorkloadError) as caught:
+        load(file)
+    message = str(caught.value)
+    assert message.startswith(f"{file}:{line}: ")
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
+
+
+def test_not_yaml(tmp_path: Path) -> None:
+    file = write(tmp_path, "feeds: [\nqueries: 1")
+    with pytest.raises(WorkloadError, match=re.escape(f"{file}:2: not YAML")):
+        load(file)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(WorkloadError, match=r"nowhere\.yaml: cannot be read: No such file"):
+        load(tmp_path / "nowhere.yaml")
+
+
+def test_python_tags_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(WorkloadError, match="not YAML"):
+        load(write(tmp_path, "feeds: !!python/object/apply:os.system ['true']"))
+
+
+def test_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAMERA", "10.0.0.7")
+    text = GOOD.replace("vtest.avi", "'rtsp://${CAMERA}:${PORT:-554}/live'")
+    assert load(write(tmp_path, text)).feeds["junction"].source == "rtsp://10.0.0.7:554/live"
