@@ -14,7 +14,7 @@ from ..runtime.manifest import DecodeSpec, Manifest
 from ..workload.models import identity
 from ..workload.schema import Query, Workload
 from .lower import Lowered, lower
-from .passes import fold, kernels_to_keep
+from .passes import choose, fold
 from .sharing import Shared, kernels, prove
 from .writer import write
 
@@ -45,12 +45,14 @@ def compile_workload(workload: Workload, output: Path, step: Step = lambda name,
     _check_output(output)
     models, model_of = _lower_all(workload, step)
     before = kernels(models)
-    keep = kernels_to_keep(graph for model in models for graph in model.stages.values())
+    choice = choose(graph for model in models for graph in model.stages.values())
     for model in models:
         for graph in model.stages.values():
-            fold(graph, keep)
-    shared = prove(models, before)
-    step("passes", f"{len(keep)} kernels keep BatchNorm apart, {_mb(shared.bytes)} shared in {shared.groups} tensors")
+            fold(graph, choice.keep)
+    shared = prove(models, before, choice.waived)
+    step("passes", f"{_mb(shared.bytes)} shared in {shared.groups} tensors, {len(choice.keep)} keep BatchNorm apart")
+    if shared.waived:
+        step("passes", f"{_mb(shared.waived)} not shared: {len(choice.waived)} small kernels run faster folded")
     output.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}-"))
     try:

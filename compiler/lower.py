@@ -48,6 +48,7 @@ def lower(query: Query, root: Path) -> Lowered:
     if query.model.onnx is not None:
         path = locate(query.model.onnx, root, f"query {query.name}: onnx")
         source = onnx_source.read(path, query.task, query.model.input)
+        source.model.graph.name = query.name
         clean(source.model, source.weights)
         return Lowered(query.name, {"main": source.model}, source.decode, source.input)
     parts = cut_query(query, root)
@@ -55,6 +56,7 @@ def lower(query: Query, root: Path) -> Lowered:
     stages = {}
     for name, stage in parts.stages.items():
         stages[name] = export(stage, f"query {query.name}" if name == "main" else f"query {query.name}, stage {name}")
+        stages[name].graph.name = query.name if name == "main" else f"{query.name}.{name}"
         clean(stages[name], weights)
     return Lowered(query.name, stages, parts.decode, parts.input, dict(parts.tensors))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -21,7 +21,7 @@ Use = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Shared:
-    """What the proof found, in bytes: freed by sharing, and not shared on purpose (depthwise kernels folded)."""
+    """What the proof found, in bytes: freed by sharing, and not shared on purpose."""
 
     bytes: int
     groups: int
@@ -43,15 +43,20 @@ def kernels(models: Iterable[Lowered]) -> dict[str, list[Use]]:
     return held
 
 
-def prove(models: Iterable[Lowered], before: dict[str, list[Use]]) -> Shared:
+def prove(models: Iterable[Lowered], before: Mapping[str, list[Use]], waived: Set[str]) -> Shared:
     """Compare with :func:`kernels` taken before the passes.
+
+    Args:
+        models: after the passes.
+        before: tensor id to its uses, before them.
+        waived: tensors that were given up on purpose, see :func:`gemel.compiler.passes.choose`.
 
     Raises:
         SharingLostError: naming the first layer whose copies differ now.
     """
     by_name = {model.name: model for model in models}
-    saved = groups = waived = 0
-    for uses in before.values():
+    saved = groups = given_up = 0
+    for tensor, uses in before.items():
         if len(uses) < 2:
             continue
         values = [_find(by_name, use) for use in uses]
@@ -62,15 +67,15 @@ def prove(models: Iterable[Lowered], before: dict[str, list[Use]]) -> Shared:
         if len(now) == 1:
             saved += size * (len(uses) - 1)
             groups += 1
-        elif all(_depthwise(value) for value in values):
-            waived += size * (len(now) - 1)
+        elif tensor in waived:
+            given_up += size * (len(now) - 1)
         else:
             first, second = list(now.values())[:2]
             raise SharingLostError(
                 f"sharing lost in compilation: {first[2]} of {first[0]} and {second[2]} of {second[0]}"
                 f" held one tensor of {size} bytes and now differ"
             )
-    return Shared(saved, groups, waived)
+    return Shared(saved, groups, given_up)
 
 
 def _find(models: dict[str, Lowered], use: Use) -> ir.Value:
@@ -79,12 +84,3 @@ def _find(models: dict[str, Lowered], use: Use) -> ir.Value:
     if value is None:
         raise SharingLostError(f"sharing lost in compilation: {name} of {model} is gone")
     return value
-
-
-def _depthwise(value: ir.Value) -> bool:
-    """Depthwise kernels are folded although they are shared: they are tiny, and folding them is faster."""
-    users = [use.node for use in value.uses()]
-    return bool(users) and all(
-        node.op_type == "Conv" and node.attributes.get_int("group", 1) > 1 and (value.shape or (0, 0))[1] == 1
-        for node in users
-    )

@@ -74,6 +74,11 @@ class HostArena:
         """Bytes resident now."""
         return sum(self._segments[name].length for name in self._resident)
 
+    @property
+    def residents(self) -> tuple[str, ...]:
+        """Segments resident now, the least recently used first."""
+        return tuple(self._resident)
+
     def tensor(self, name: str) -> NDArray[Any]:
         """A view of a tensor, valid as long as the arena; reading it is fast only while its segment is resident."""
         return view(self._bytes, self._tensors[name])

@@ -189,10 +189,11 @@ def _weights(case: Case, path: Path, seed: int, kernels: Path | None = None) -> 
     module = _build(case)
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm2d) or type(layer).__name__ == "FrozenBatchNorm2d":
-            layer.running_mean.normal_(0, 0.1)  # type: ignore[operator, union-attr]
-            layer.running_var.uniform_(0.5, 1.5)  # type: ignore[operator, union-attr]
-            layer.weight.data.uniform_(0.5, 1.5)
-            layer.bias.data.normal_(0, 0.1)
+            state = layer.state_dict()  # shares memory with the layer
+            for value in ("running_mean", "bias"):
+                state[value].uniform_(-0.1, 0.1)
+            for value in ("running_var", "weight"):
+                state[value].uniform_(0.5, 1.5)
     state = {name: value.contiguous() for name, value in module.state_dict().items()}
     if kernels is not None:
         from safetensors.torch import load_file
@@ -219,11 +220,12 @@ def write(rows: Sequence[Row]) -> None:
     lines = [
         "# Coverage",
         "",
-        "Made by `.venv/bin/python tools/coverage.py`. Random weights, batch 1, one thread; the other side is a default",
-        "ONNX Runtime session of the file that `torch.onnx.export` writes by default. `CPU time` is gemel / default",
-        "(median of alternated pairs); `kept` is the same with every shareable kernel shared and its BatchNorm private.",
-        "`bind` swaps a model in whose program is loaded; `program` loads the program as well; `session` is what a",
-        "default session takes to load. Largest difference to PyTorch, relative to the largest output.",
+        "Made by `.venv/bin/python tools/coverage.py`. Random weights, batch 1, one thread; the other side is a",
+        "default ONNX Runtime session of the file that `torch.onnx.export` writes by default. `CPU time` is",
+        "gemel / default (median of alternated pairs); `kept` is the same when another model shares every kernel and",
+        "BatchNorms are private. `bind` swaps a model in whose program is loaded; `program` loads the program as",
+        "well; `session` is what a default session takes to load. `difference` is the largest to PyTorch, relative to",
+        "the largest output.",
         "",
         f"ONNX Runtime {onnxruntime.__version__}, torch {torch.__version__.partition('+')[0]}.",
         "",
@@ -243,9 +245,7 @@ def write(rows: Sequence[Row]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--only", nargs="*", default=[], help="names of models; the table has all measured so far"
-    )
+    parser.add_argument("--only", nargs="*", default=[], help="names of models; the table has all measured so far")
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import sys
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -47,7 +49,7 @@ def build(model: Model, root: Path, query: str) -> nn.Module:
     """
     if model.factory is None:
         raise ModelError(f"query {query}: model.factory is not set")
-    factory = _import(model.factory, query)
+    factory = _import(model.factory, root, query)
     weights = locate(model.weights, root, f"query {query}: weights") if model.weights else None
     try:
         module = factory(**_without_downloads(factory, model.args, weights is not None))
@@ -95,8 +97,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _import(reference: str, query: str) -> Callable[..., Any]:
+def _import(reference: str, root: Path, query: str) -> Callable[..., Any]:
     name, _, attribute = reference.partition(":")
+    if str(root) not in sys.path:
+        # A module beside the workload is found too, after everything that is installed.
+        sys.path.append(str(root))
     try:
         found: Any = importlib.import_module(name)
         for part in attribute.split("."):
@@ -138,4 +143,7 @@ def _load(module: nn.Module, state: Mapping[str, Tensor], path: Path, query: str
     ]
     if problems:
         raise ModelError(f"query {query}: {path} does not fit {type(module).__name__}: {'; '.join(problems)}")
-    module.load_state_dict(state, strict=False)
+    # Files of plain tensors carry no version; what fits the current names is of the current version (MNASNet asks).
+    versioned = OrderedDict(state)
+    versioned._metadata = getattr(state, "_metadata", own._metadata)  # type: ignore[attr-defined]
+    module.load_state_dict(versioned, strict=False)

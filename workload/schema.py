@@ -90,7 +90,7 @@ class Input(_Strict):
 
 class Model(_Strict):
     factory: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")] | None = None
-    """``module:callable`` that returns an ``nn.Module``."""
+    """``module:callable`` that returns an ``nn.Module``; installed, or beside the workload file."""
     onnx: str | None = None
     args: dict[str, Any] = {}
     weights: str | None = None

@@ -19,29 +19,42 @@ from collections.abc import Set
 
 import onnx_ir as ir
 
-from .batch_norm import BatchNormToConv, FoldBatchNorm, kernels_to_keep
+from ...errors import CompileError
+from .batch_norm import BatchNormToConv, Choice, FoldBatchNorm, choose
 from .clean import CleanUp, DropInventedBiases, FoldConstants, LiftConstants
 from .pad import FusePad
 
 __all__ = [
     "BatchNormToConv",
+    "Choice",
     "CleanUp",
     "DropInventedBiases",
     "FoldBatchNorm",
     "FoldConstants",
     "FusePad",
     "LiftConstants",
+    "choose",
     "clean",
     "fold",
-    "kernels_to_keep",
 ]
 
 
 def clean(model: ir.Model, weights: Set[str]) -> None:
-    """Bring a graph, as it was exported or read, into the form that the other passes and the analysis require."""
-    ir.passes.Sequential(DropInventedBiases(), FoldConstants(weights), LiftConstants(), FusePad(), CleanUp())(model)
+    """Bring a graph, as it was exported or read, into the form that the other passes and the analysis require.
+
+    Raises:
+        CompileError: a pass failed; the message names the graph.
+    """
+    _run(model, DropInventedBiases(), FoldConstants(weights), LiftConstants(), FusePad(), CleanUp())
 
 
 def fold(model: ir.Model, keep: Set[str]) -> None:
     """Fold every BatchNorm but those behind the kernels in ``keep`` (tensor ids)."""
-    ir.passes.Sequential(FoldBatchNorm(keep), BatchNormToConv(), CleanUp())(model)
+    _run(model, FoldBatchNorm(keep), BatchNormToConv(), CleanUp())
+
+
+def _run(model: ir.Model, *passes: ir.passes.PassBase) -> None:
+    try:
+        ir.passes.Sequential(*passes)(model)
+    except ir.passes.PassError as error:
+        raise CompileError(f"{model.graph.name}: {error}: {error.__cause__}") from error

@@ -66,10 +66,10 @@ class FoldConstants(ir.passes.InPlacePass):
 
 
 class LiftConstants(ir.passes.InPlacePass):
-    """Turn Constant nodes that hold tensors into initializers, so that weights look alike whoever exported them."""
+    """Turn Constant nodes of two or more elements into initializers: some exporters write weights that way."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        return LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=16)(model)
+        return LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=2)(model)
 
 
 class CleanUp(ir.passes.InPlacePass):

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from gemel.errors import WorkloadError
 from gemel.workload import load
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import save
+from helpers import save
+from tiny_models import tiny
+
 from gemel.errors import ModelError
 from gemel.workload.models import build, identity, read_state
 from gemel.workload.schema import Model
-from tiny_models import tiny
 
 FACTORY = "tiny_models:TinyNet"
 

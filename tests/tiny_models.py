@@ -23,7 +23,8 @@ class TinyNet(nn.Module):
         x = torch.relu(self.norm1(self.stem(image)))
         x = nn.functional.relu6(self.norm2(self.depthwise(x)))
         x = torch.relu(self.norm3(self.pointwise(x)))
-        return self.head(x.mean((2, 3)))
+        scores: Tensor = self.head(x.mean((2, 3)))
+        return scores
 
 
 class TinyTransformer(nn.Module):
@@ -37,7 +38,8 @@ class TinyTransformer(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         x = self.patches(image).flatten(2).transpose(1, 2)
-        return self.head((x + self.mix(x)).mean(1))
+        scores: Tensor = self.head((x + self.mix(x)).mean(1))
+        return scores
 
 
 def trained_looking(model: nn.Module, seed: int) -> nn.Module:

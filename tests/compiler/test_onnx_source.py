@@ -1,0 +1,93 @@
+"""Models that come as ONNX files, with weights as initializers or as Constant nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from gemel.compiler import compile_workload
+from gemel.compiler.check import compare
+from gemel.compiler.onnx_source import read
+from gemel.errors import ModelError
+from gemel.runtime.bundle import open_bundle
+from gemel.runtime.manifest import CenterFaceDecode
+from gemel.workload import Workload
+from gemel.workload.schema import Input
+
+
+def write(path: Path, *, constants: bool, outputs: tuple[int, ...] = (3,), size: int | None = 8) -> Path:
+    """A convolution with BatchNorm, then a head for each number of channels, as an old exporter writes it: a fixed
+    batch of 10, initializers listed among the inputs."""
+    rng = np.random.default_rng(0)
+    arrays = {"k": rng.standard_normal((4, 3, 3, 3)), **{name: rng.random(4) + 0.5 for name in ("s", "b", "m", "v")}}
+    nodes = [
+        helper.make_node("Conv", ["image", "k"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("BatchNormalization", ["c", "s", "b", "m", "v"], ["n"]),
+    ]
+    for index, channels in enumerate(outputs):
+        arrays[f"h{index}"] = rng.standard_normal((channels, 4, 1, 1))
+        nodes.append(helper.make_node("Conv", ["n", f"h{index}"], [f"out{index}"]))
+    tensors = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()]
+    shape = [10, 3, size or "h", size or "w"]
+    inputs = [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)]
+    initializers = tensors
+    if constants:
+        nodes = [helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in tensors] + nodes
+        initializers = []
+    else:
+        inputs += [helper.make_tensor_value_info(t.name, TensorProto.FLOAT, list(t.dims)) for t in tensors]
+    results = [
+        helper.make_tensor_value_info(f"out{index}", TensorProto.FLOAT, [10, channels, size or "h", size or "w"])
+        for index, channels in enumerate(outputs)
+    ]
+    graph = helper.make_graph(nodes, "g", inputs, results, initializers)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7), path)
+    return path
+
+
+@pytest.mark.parametrize("constants", [False, True])
+def test_compiled_and_compared(tmp_path: Path, workload_in: Callable[..., Workload], constants: bool) -> None:
+    write(tmp_path / "net.onnx", constants=constants)
+    query = {
+        "name": "a",
+        "feed": "yard",
+        "task": "embedding",
+        "model": {"onnx": "net.onnx", "input": {"size": [16, 24]}},
+    }
+    workload = workload_in(query)
+    bundle = open_bundle(compile_workload(workload, tmp_path / "bundle").path)
+    stage = bundle.manifest.models["a"].stages["main"]
+    assert stage.inputs[0].shape == ("batch", 3, 16, 24)
+    assert len(stage.weights) == 3  # BatchNorm is folded: kernel, bias, head
+    assert all(result.passed for result in compare(bundle, workload, rtol=1e-4, atol=1e-6))
+
+
+def test_centerface_is_recognised_by_its_outputs(tmp_path: Path) -> None:
+    source = read(write(tmp_path / "f.onnx", constants=False, outputs=(1, 2, 2, 10)), "detection", Input())
+    assert isinstance(source.decode, CenterFaceDecode)
+    assert (source.decode.heatmap, source.decode.scale, source.decode.offset) == ("out0", "out1", "out2")
+    assert source.input.size == (8, 8)
+    assert source.input.scale == 1.0  # it wants pixels from 0 to 255
+
+
+def test_unknown_detectors_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.onnx", constants=False, outputs=(5, 7))
+    with pytest.raises(ModelError, match=r"d\.onnx: no decoder for a detector with outputs out0 .*CenterFace"):
+        read(path, "detection", Input())
+
+
+def test_an_open_size_must_be_given(tmp_path: Path) -> None:
+    path = write(tmp_path / "o.onnx", constants=False, size=None)
+    with pytest.raises(ModelError, match=r"leaves the input size open; set model\.input\.size"):
+        read(path, "embedding", Input())
+
+
+def test_not_onnx(tmp_path: Path) -> None:
+    (tmp_path / "x.onnx").write_bytes(b"nonsense")
+    with pytest.raises(ModelError, match=r"x\.onnx: not a valid ONNX file"):
+        read(tmp_path / "x.onnx", "embedding", Input())

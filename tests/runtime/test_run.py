@@ -1,0 +1,102 @@
+"""A bundle on its feeds: every query answered, and trouble with one feed left to its own queries."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from threading import Event
+
+import pytest
+
+from gemel.errors import FeedError
+from gemel.runtime.bundle import open_bundle
+from gemel.runtime.memory import budget, parse_memory
+from gemel.runtime.run import Options, run_bundle
+
+
+@pytest.fixture
+def bundle(bundle_folder: Path) -> Path:
+    # The feeds' paths were made absolute when the shared folder was compiled; they still exist.
+    return bundle_folder / "bundle"
+
+
+def test_offline_sees_every_frame(bundle: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    summary = run_bundle(
+        open_bundle(bundle), Options(offline=True, results=results, video=tmp_path / "video")
+    ).to_json()
+    assert {name: (q["frames"], q["processed"], q["skipped"]) for name, q in summary["queries"].items()} == {
+        "a": (12, 12, 0),
+        "b": (12, 12, 0),
+        "c": (6, 6, 0),  # its feed has half the rate
+    }
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    assert len(rows) == 30
+    assert set(rows[0]) == {"query", "feed", "frame", "time", "latency_ms", "result"}
+    assert len(rows[0]["result"]) == 3
+    assert sum(item["score"] for item in rows[0]["result"]) == pytest.approx(1, abs=1e-3)
+    assert sorted(path.name for path in (tmp_path / "video").iterdir()) == ["gate.mp4", "yard.mp4"]
+    assert summary["backend"] == "ort-cpu"
+    assert 0 < summary["memory"]["peak"] <= summary["memory"]["budget"]
+    assert summary["swaps"]["count"] > 0
+
+
+def test_queries_of_one_model_and_frame_agree(bundle: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    run_bundle(open_bundle(bundle), Options(offline=True, results=results))
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    by_time = {(row["query"], row["time"]): row["result"] for row in rows}
+    assert by_time["a", 0.0] == by_time["c", 0.0] != by_time["b", 0.0]
+
+
+def test_live(bundle: Path) -> None:
+    summary = run_bundle(open_bundle(bundle), Options(frames=5)).to_json()
+    for query in summary["queries"].values():
+        assert query["frames"] == query["processed"] + query["skipped"] == 5
+        assert query["processed"] > 0
+
+
+def test_one_broken_feed_leaves_the_others_alone(bundle: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"not a video")
+    options = Options(offline=True, sources={"yard": str(broken)})
+    summary = run_bundle(open_bundle(bundle), options).to_json()
+    assert summary["queries"]["c"]["processed"] == 6
+    assert summary["queries"]["a"]["processed"] == 0
+    assert "feed 'yard'" in summary["queries"]["a"]["last_error"]
+    assert "broken.mp4" in summary["feeds"]["yard"]["error"]
+
+
+def test_no_feed_at_all(bundle: Path, tmp_path: Path) -> None:
+    sources = dict.fromkeys(("yard", "gate"), str(tmp_path / "nowhere.mp4"))
+    with pytest.raises(FeedError, match=r"feed 'yard': source .*nowhere\.mp4' does not exist"):
+        run_bundle(open_bundle(bundle), Options(sources=sources))
+
+
+def test_unknown_feed(bundle: Path) -> None:
+    with pytest.raises(FeedError, match="feed 'yrd' is not in the bundle; its feeds are yard, gate"):
+        run_bundle(open_bundle(bundle), Options(sources={"yrd": "x.mp4"}))
+
+
+def test_stop(bundle: Path) -> None:
+    stop = Event()
+    stop.set()
+    summary = run_bundle(open_bundle(bundle), Options(), stop=stop).to_json()
+    assert all(query["processed"] == 0 for query in summary["queries"].values())
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("64MiB", 64 << 20), ("1.5GB", 1_500_000_000), ("50%", "50%"), ("min", "min"), (7, 7)]
+)
+def test_parse_memory(text: str | int, value: str | int) -> None:
+    assert parse_memory(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "much", "0%", "101%", "-5MB", "64"])
+def test_memory_that_makes_no_sense(text: str) -> None:
+    with pytest.raises(ValueError, match="64MiB, a share such as 50%"):
+        parse_memory(text)
+
+
+def test_budget() -> None:
+    assert [budget(setting, 100, [30, 40]) for setting in ("all", "min", "50%", 77)] == [100, 40, 50, 77]
