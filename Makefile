@@ -4,7 +4,7 @@ OUT ?= out/street
 BUNDLE ?= $(OUT)/bundle
 STREET := examples/street
 
-.PHONY: setup demo test lint bench coverage test-gpu clean
+.PHONY: setup demo test lint bench coverage clean
 
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 
@@ -30,6 +30,14 @@ lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy -p gemel
+
+# Minutes, and all of both cores: run it on a quiet machine.
+bench: setup
+	.venv/bin/python tools/make_street_example.py
+	.venv/bin/python tools/bench_cpu.py
+
+coverage: setup
+	.venv/bin/python tools/coverage.py
 
 clean:
 	rm -rf .venv .uv out build *.egg-info

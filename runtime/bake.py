@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ..errors import BackendError
 from .blob import layout, tensor_id, write
 from .bundle import Bundle, verify
-from .manifest import SegmentSpec, Stage, TensorSpec
+from .manifest import Id, Name, SegmentSpec, Stage, TensorSpec
 from .onnx_wire import DTYPES, Message, tensor_array
 from .program import read, split, with_constants
 
@@ -49,8 +49,8 @@ _BLOB = "weights.bin"
 
 class BakedStage(BaseModel):
     model_config = ConfigDict(frozen=True)
-    program: str
-    weights: tuple[str, ...]
+    program: Id
+    weights: tuple[Id, ...]
     """Tensors in the program's order."""
 
 
@@ -59,10 +59,10 @@ class Baked(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     folder: Path
-    models: dict[str, dict[str, BakedStage]]
-    segments_of: dict[str, tuple[str, ...]]
-    tensors: dict[str, TensorSpec]
-    segments: dict[str, SegmentSpec]
+    models: dict[Name, dict[Name, BakedStage]]
+    segments_of: dict[Name, tuple[Name, ...]]
+    tensors: dict[Id, TensorSpec]
+    segments: dict[Name, SegmentSpec]
 
     @property
     def blob(self) -> Path:
@@ -98,6 +98,8 @@ def bake(bundle: Bundle, progress: Callable[[str], None] = lambda model: None) -
         pass
     error: OSError | None = None
     for folder in folders:
+        if folder.parent.is_symlink():
+            continue
         try:
             _replace(folder, lambda work: _write(bundle, work, progress))
         except OSError as failure:
@@ -132,6 +134,9 @@ def _device_key(bundle: Bundle) -> str:
 
 
 def _read(folder: Path) -> Baked | None:
+    """The cache in a folder; None where it is missing, damaged or a link to elsewhere."""
+    if any(path.is_symlink() for path in (folder.parent, folder, folder / _BLOB)):
+        return None
     try:
         baked = Baked.model_validate({**json.loads((folder / _RECORD).read_text()), "folder": folder})
         end = max((spec.offset + spec.length for spec in baked.segments.values()), default=0)

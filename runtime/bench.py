@@ -27,7 +27,7 @@ from rich.table import Table
 from .backends.ort_cpu import OrtCpu
 from .bundle import Bundle, open_bundle
 
-__all__ = ["latency", "measure", "table"]
+__all__ = ["Figures", "latency", "measure", "table"]
 
 Figures = dict[str, Any]
 

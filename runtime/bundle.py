@@ -126,7 +126,7 @@ def _check_layout(where: Path, content: Manifest) -> None:
     size = content.files[content.blob].bytes
     spans: dict[str, TensorSpec | SegmentSpec] = {**content.tensors, **content.segments}
     for name, spec in spans.items():
-        if spec.offset < 0 or spec.length < 0 or spec.offset + spec.length > size:
+        if spec.offset + spec.length > size:
             raise BundleError(f"{where}: {name} lies at {spec.offset}+{spec.length}, outside the blob of {size} bytes")
     for name, tensor in content.tensors.items():
         count = int(np.prod(tensor.shape, dtype=np.int64))

@@ -23,9 +23,11 @@ __all__ = [
     "EmbeddingDecode",
     "FasterRcnnDecode",
     "FeedSpec",
+    "Id",
     "InputSpec",
     "Manifest",
     "ModelSpec",
+    "Name",
     "Port",
     "ProgramSpec",
     "QuerySpec",
@@ -39,6 +41,13 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = "1.0"
+
+
+# Names become parts of file names: none of them may be able to lead out of a folder.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
+Id = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+DType = Annotated[str, Field(pattern=r"^(float(16|32|64)|u?int(8|16|32|64)|bool)$")]
+Size = Annotated[int, Field(ge=0)]
 
 
 class _Value(BaseModel):
@@ -180,10 +189,10 @@ class Stage(_Value):
     """One ONNX file of a model: its program, and the tensors that make the program this model."""
 
     file: str
-    program: str
+    program: Id
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
-    weights: tuple[str, ...]
+    weights: tuple[Id, ...]
     """Tensors in the program's order, which is the order of first use."""
 
     @field_validator("file")
@@ -193,7 +202,7 @@ class Stage(_Value):
 
 
 class ModelSpec(_Value):
-    stages: dict[str, Stage]
+    stages: dict[Name, Stage]
     """``main`` takes the frame; two-stage detectors have more."""
     input: InputSpec
     decode: DecodeSpec
@@ -214,17 +223,17 @@ class ProgramSpec(_Value):
 
 
 class TensorSpec(_Value):
-    offset: int
-    length: int
-    dtype: str
-    shape: tuple[int, ...]
+    offset: Size
+    length: Size
+    dtype: DType
+    shape: tuple[Size, ...]
 
 
 class SegmentSpec(_Value):
     models: tuple[str, ...]
-    offset: int
-    length: int
-    tensors: tuple[str, ...]
+    offset: Size
+    length: Size
+    tensors: tuple[Id, ...]
 
 
 class FeedSpec(_Value):
@@ -260,13 +269,13 @@ class Manifest(_Value):
     producer: dict[str, str]
     device: DeviceSpec
     sla_ms: float
-    feeds: dict[str, FeedSpec]
-    queries: dict[str, QuerySpec]
-    models: dict[str, ModelSpec]
-    programs: dict[str, ProgramSpec]
-    tensors: dict[str, TensorSpec]
+    feeds: dict[Name, FeedSpec]
+    queries: dict[Name, QuerySpec]
+    models: dict[Name, ModelSpec]
+    programs: dict[Id, ProgramSpec]
+    tensors: dict[Id, TensorSpec]
     """By hash of dtype, shape and bytes."""
-    segments: dict[str, SegmentSpec]
+    segments: dict[Name, SegmentSpec]
     blob: str = "weights.bin"
     files: dict[str, FileSpec]
     """Every file of the bundle but the manifest."""

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from ..runtime.manifest import Name
 from ..runtime.memory import parse_memory
 
 __all__ = ["Data", "Device", "Feed", "Input", "Model", "Query", "Workload"]
@@ -111,8 +112,7 @@ class Data(_Strict):
 
 
 class Query(_Strict):
-    # A name becomes a file name and a metric label.
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
+    name: Name
     feed: str
     task: Literal["classification", "detection", "embedding"]
     model: Model
@@ -129,7 +129,7 @@ class Workload(_Strict):
     device: Device = Device()
     sla: Annotated[float, BeforeValidator(_milliseconds), Field(gt=0)] = 100.0
     """Milliseconds from a frame's arrival to its result."""
-    feeds: Annotated[dict[str, Feed], Field(min_length=1)]
+    feeds: Annotated[dict[Name, Feed], Field(min_length=1)]
     queries: Annotated[list[Query], Field(min_length=1)]
 
     _path: Path = PrivateAttr(default=Path("workload.yaml"))

@@ -150,3 +150,11 @@ def test_a_copied_bundle_brings_its_cache(bundle: Path, tmp_path: Path) -> None:
     baked: list[str] = []
     OrtCpu(open_bundle(copied), progress=baked.append).close()
     assert baked == []
+
+
+def test_a_cache_that_is_a_link_is_not_used(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bake_module, "user_cache_path", lambda name: tmp_path / "cache" / name)
+    (tmp_path / "outside").mkdir()
+    (bundle / "device-cache").symlink_to(tmp_path / "outside")
+    test_outputs(bundle, 1)
+    assert not list((tmp_path / "outside").iterdir())
