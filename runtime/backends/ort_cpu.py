@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from types import TracebackType
 from typing import Any
 
@@ -18,6 +19,16 @@ from ..bundle import Bundle
 from ..memory import budget
 
 __all__ = ["OrtCpu"]
+
+
+@cache
+def _share_activations() -> None:
+    """One activation arena for all sessions of the process: they take turns, and need the largest, not the sum.
+
+    Three programs of the street example: 121 MB instead of 138 MB, at equal times. Once a process, or it is an error.
+    """
+    info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(info, None)
 
 
 class _Bound:
@@ -53,6 +64,7 @@ class OrtCpu:
         threads: int | None = None,
         progress: Callable[[str], None] = lambda model: None,
     ) -> None:
+        _share_activations()
         self._bundle = bundle
         self._threads = threads or max(1, (os.cpu_count() or 2) - 1)
         self.baked: Baked = bake(bundle, progress)
@@ -137,6 +149,7 @@ class OrtCpu:
             options.log_severity_level = 3
             options.intra_op_num_threads = self._threads
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.add_session_config_entry("session.use_env_allocators", "1")
             # Weights arrive as inputs: there is nothing to pack, and packing would copy.
             options.add_session_config_entry("session.disable_prepacking", "0" if prepack else "1")
             try:
