@@ -1,12 +1,13 @@
 """The host arena: segments of a mapped blob, resident under a byte budget.
 
 On a CPU a weight never needs copying: the kernel reads it where it is mapped. So making a segment resident is
-populating its pages (``MADV_POPULATE_READ``: measured 5 ms for 102 MB in the page cache), and evicting it is
-dropping them (``MADV_DONTNEED``). Addresses never change, so a binding stays valid for ever.
+populating its pages (``MADV_POPULATE_READ``), and evicting it is dropping them (``MADV_DONTNEED``). Addresses never
+change, so a binding stays valid for ever.
 """
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
@@ -65,6 +66,10 @@ class HostArena:
         self.stats = ArenaStats()
         with path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        # Read from disk through such a mapping, file pages are 2 MiB large: populating 104 MB that are in the page
+        # cache takes 0.02 ms instead of 0.49 (Linux 6.18, ext4). Where a kernel cannot, pages stay small.
+        with contextlib.suppress(OSError):
+            self._map.madvise(mmap.MADV_HUGEPAGE)
         self._bytes = np.frombuffer(self._map, np.uint8)
         self._users: Counter[str] = Counter()
         self._resident: OrderedDict[str, None] = OrderedDict()  # least recently used first

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import shutil
 import tempfile
@@ -44,7 +45,7 @@ DISABLED_OPTIMIZERS = [
     "ConvAddFusion",
 ]
 
-_LAYOUT = "2"
+_LAYOUT = "3"
 """Changed whenever this module would bake the same bundle differently."""
 _RECORD = "cache.json"
 _BLOB = "weights.bin"
@@ -171,6 +172,7 @@ def _write(bundle: Bundle, folder: Path, progress: Callable[[str], None]) -> Non
                 models[name][stage_name] = BakedStage(program=program.id, weights=tuple(ids))
         plan = layout(shapes, users)
         write(folder / _BLOB, plan, lambda tensor: _take(store / f"{tensor}.npy"))
+        _forget(folder / _BLOB)
     segments_of = {
         name: tuple(segment for segment, spec in plan.segments.items() if name in spec.models) for name in models
     }
@@ -184,6 +186,12 @@ def _write(bundle: Bundle, folder: Path, progress: Callable[[str], None]) -> Non
         folder=folder, models=dict(models), segments_of=segments_of, tensors=plan.tensors, segments=plan.segments
     )
     (folder / _RECORD).write_text(record.model_dump_json(exclude={"folder"}, indent=1))
+
+
+def _forget(path: Path) -> None:
+    """Drop a file that was just written from the page cache: read again by the arena, its pages will be large."""
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _take(path: Path) -> NDArray[Any]:

@@ -17,14 +17,19 @@ PAGE = 4096
 SIZES = [PAGE, 3 * PAGE, 100, 2 * PAGE, 5 * PAGE]
 
 
+def ident(index: int) -> str:
+    """The id of the only tensor of a segment."""
+    return f"{index:032x}"
+
+
 def make(path: Path, budget: int | None = None) -> HostArena:
     """Segments ``s0`` ... of SIZES, filled with their index."""
     tensors, segments, data = {}, {}, bytearray()
     for index, size in enumerate(SIZES):
         offset = len(data)
         data += bytes([index]) * size + bytes(-size % PAGE)
-        tensors[f"t{index}"] = TensorSpec(offset=offset, length=size, dtype="uint8", shape=(size,))
-        segments[f"s{index}"] = SegmentSpec(models=("m",), offset=offset, length=size, tensors=(f"t{index}",))
+        tensors[ident(index)] = TensorSpec(offset=offset, length=size, dtype="uint8", shape=(size,))
+        segments[f"s{index}"] = SegmentSpec(models=("m",), offset=offset, length=size, tensors=(ident(index),))
     file = path / "blob"
     file.write_bytes(data)
     return HostArena(file, tensors, segments, budget)
@@ -56,7 +61,7 @@ def test_budget_and_users(tmp_path: Path, budget: int, steps: list[tuple[bool, s
         assert {name for group in held for name in group} <= set(arena.residents)
         for group in held:
             for name in group:
-                assert (arena.tensor(f"t{name[1:]}") == int(name[1:])).all()
+                assert (arena.tensor(ident(int(name[1:]))) == int(name[1:])).all()
 
 
 def test_least_recently_used_goes_first(tmp_path: Path) -> None:
@@ -80,7 +85,7 @@ def test_counters(tmp_path: Path) -> None:
 
 def test_views_are_read_only_and_survive_eviction(tmp_path: Path) -> None:
     arena = make(tmp_path)
-    view = arena.tensor("t2")
+    view = arena.tensor(ident(2))
     arena.acquire(["s2"])
     arena.release(["s2"])
     arena.evict()
