@@ -32,7 +32,6 @@ from .bundle import Bundle, verify
 from .manifest import Id, Name, SegmentSpec, Stage, TensorSpec
 from .onnx_wire import DTYPES, Message, tensor_array
 from .program import read, split, with_constants
-from .relayout import transpose_products
 
 __all__ = ["DISABLED_OPTIMIZERS", "Baked", "BakedStage", "bake"]
 
@@ -45,7 +44,7 @@ DISABLED_OPTIMIZERS = [
     "ConvAddFusion",
 ]
 
-_LAYOUT = "3"
+_LAYOUT = "1"
 """Changed whenever this module would bake the same bundle differently."""
 _RECORD = "cache.json"
 _BLOB = "weights.bin"
@@ -217,25 +216,21 @@ def _optimise(bundle: Bundle, stage: Stage, folder: Path) -> tuple[Any, list[NDA
     except Exception as error:
         raise BackendError(f"{path}: ONNX Runtime {ort.__version__} refuses it: {error}") from error
     model = read(optimised.read_bytes())
-    swapped = transpose_products(model)
     program = split(model)
     external = folder / "optimised.bin"
     data = np.memmap(external, np.uint8, "r") if external.exists() and external.stat().st_size else None
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
-    arrays = [_values(initializers[name], data, transposed=name in swapped) for name in program.weights]
+    arrays = [_values(initializers[name], data) for name in program.weights]
     del data
     optimised.unlink()
     external.unlink(missing_ok=True)
     return program, arrays
 
 
-def _values(tensor: Message, data: NDArray[np.uint8] | None, *, transposed: bool) -> NDArray[Any]:
-    """A copy of an initializer's values; ``transposed`` where its dimensions were swapped and its values not yet."""
-    dims = tuple(tensor.dims)
-    if tensor.data_location == 1 and data is not None:
-        place = {entry.key: entry.value for entry in tensor.external_data}
-        offset, length = int(place.get("offset", 0)), int(place["length"])
-        array: NDArray[Any] = data[offset : offset + length].view(DTYPES[tensor.data_type])
-    else:
-        array = tensor_array(tensor).reshape(-1)
-    return np.array(array.reshape(dims[::-1]).T if transposed else array.reshape(dims), order="C")
+def _values(tensor: Message, data: NDArray[np.uint8] | None) -> NDArray[Any]:
+    """A copy of an initializer's values."""
+    if tensor.data_location != 1 or data is None:
+        return np.array(tensor_array(tensor))
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    offset, length = int(place.get("offset", 0)), int(place["length"])
+    return np.array(data[offset : offset + length].view(DTYPES[tensor.data_type]).reshape(tuple(tensor.dims)))

@@ -44,7 +44,6 @@ _FIELDS: dict[str, dict[str, tuple[int, str, bool]]] = {
     },
     "AttributeProto": {
         "name": (1, "string", False),
-        "i": (3, "int64", False),
         "t": (5, "TensorProto", False),
         "g": (6, "GraphProto", False),
         "graphs": (11, "GraphProto", True),

@@ -2,8 +2,9 @@
 
     .venv/bin/python tools/bench_cpu.py [--rounds 30]
 
-Three workloads: the street example (trained weights), eight ResNet50 with different weights, and eight queries on one
-ResNet50 (random weights: memory and times do not depend on training). Every figure comes from ``gemel bench``, which
+Four workloads: the street example (trained weights), eight ResNet50 with different weights, eight queries on one
+ResNet50, and two ResNet18 with equal kernels and own BatchNorm (random weights: neither memory nor times depend on
+training). Every figure comes from ``gemel bench``, which
 alternates both sides in one run; the plain side is what ``torch.onnx.export`` writes, in default ONNX Runtime sessions.
 """
 
@@ -13,7 +14,7 @@ import argparse
 import json
 import platform
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from gemel.compiler import compile_workload
+from gemel.compiler.check import compare
 from gemel.compiler.plain import export_plain
 from gemel.runtime.bench import Figures, measure, table
 from gemel.runtime.bundle import open_bundle
+from gemel.runtime.inspect import describe
 from gemel.workload import load
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,17 +39,35 @@ STREET = ROOT / "examples" / "street" / "workload.yaml"
 
 def eight_resnets(folder: Path, copies: int) -> Path:
     """A workload of eight queries on ``copies`` sets of ResNet50 weights."""
+    folder.mkdir()
     for index in range(copies):
         torch.manual_seed(index)
         save_file(torchvision.models.resnet50().state_dict(), folder / f"{index}.safetensors")
+    return _workload(folder, "resnet50", [index % copies for index in range(8)])
+
+
+def two_resnet18(folder: Path) -> Path:
+    """A workload of two ResNet18 whose kernels are equal and whose BatchNorms are not."""
+    folder.mkdir()
+    first = torchvision.models.resnet18().state_dict()
+    second = dict(first)
+    for name, value in first.items():
+        if "bn" in name or "downsample.1" in name:
+            second[name] = value + torch.rand(value.shape) if value.is_floating_point() else value
+    for index, state in enumerate((first, second)):
+        save_file({name: value.clone() for name, value in state.items()}, folder / f"{index}.safetensors")
+    return _workload(folder, "resnet18", [0, 1])
+
+
+def _workload(folder: Path, model: str, weights: Sequence[int]) -> Path:
     queries: list[dict[str, Any]] = [
         {
             "name": f"q{index}",
             "feed": "none",
             "task": "classification",
-            "model": {"factory": "torchvision.models:resnet50", "weights": f"{index % copies}.safetensors"},
+            "model": {"factory": f"torchvision.models:{model}", "weights": f"{file}.safetensors"},
         }
-        for index in range(8)
+        for index, file in enumerate(weights)
     ]
     path = folder / "workload.yaml"
     document = {"schema_version": "1", "feeds": {"none": {"source": "none.mp4"}}, "queries": queries}
@@ -55,12 +76,14 @@ def eight_resnets(folder: Path, copies: int) -> Path:
 
 
 def bench(workload_path: Path, rounds: int) -> Figures:
-    """Compile a workload and measure the bundle against plain exports."""
+    """Compile a workload, compare it with PyTorch and measure the bundle against plain exports."""
     workload = load(workload_path)
     with tempfile.TemporaryDirectory(prefix="gemel-bench-") as name:
         folder = Path(name)
         bundle = open_bundle(compile_workload(workload, folder / "bundle").path)
-        return measure(bundle, rounds=rounds, plain=export_plain(workload, folder))
+        differences = [result.relative for result in compare(bundle, workload, rtol=1e-3, atol=1e-5)]
+        figures = measure(bundle, rounds=rounds, plain=export_plain(workload, folder))
+        return {**figures, "bytes": describe(bundle)["bytes"], "difference": max(differences)}
 
 
 def write(results: Mapping[str, Figures]) -> None:
@@ -71,12 +94,14 @@ def write(results: Mapping[str, Figures]) -> None:
         "Made by `.venv/bin/python tools/bench_cpu.py` (`make bench`). Both sides in one run, one thread, taking",
         "turns; medians. Plain sessions: default ONNX Runtime sessions of what `torch.onnx.export` writes by default.",
         "`swap-in` maps a model's segments from the page cache; `first swap-in` binds its weights as well. Memory is",
-        "the proportional set size of a process that has run every model once, the interpreter included.",
+        "the proportional set size of a process that has run every model once, the interpreter included. `weights`:",
+        "the bundle's, beside one copy a model.",
         "",
         f"{platform.machine()}, ONNX Runtime {onnxruntime.__version__}, torch {torch.__version__.partition('+')[0]}.",
     ]
     for title, figures in results.items():
         load_ms, swap, bind = figures["plain_load_ms"]["p50"], figures["swap_ms"]["p50"], figures["bind_ms"]["p50"]
+        sizes = figures["bytes"]
         ours, theirs, blob = figures["memory_mb"], figures["plain_memory_mb"], figures["blob_mb"]
         lines += [
             "",
@@ -90,8 +115,11 @@ def write(results: Mapping[str, Figures]) -> None:
                 f" | ratio {figures['latency_ratios'][name]:.3f} |"
                 for name, both in figures["latency_ms"].items()
             ),
+            f"| weights | {sizes['unique'] / 1e6:.1f} MB | {sizes['models'] / 1e6:.1f} MB | a query each:"
+            f" {sizes['queries'] / 1e6:.1f} MB |",
             f"| memory (PSS) | {ours:.0f} MB | {theirs:.0f} MB | weights {blob:.0f} MB + {ours - blob:.0f} MB |",
             f"| import to first result | {figures['first_result_s']:.2f} s | | |",
+            f"| largest difference to the source models | {figures['difference']:.1e} | | relative |",
         ]
     DOC.write_text("\n".join(lines) + "\n")
 
@@ -103,13 +131,12 @@ def main() -> None:
     console = Console(highlight=False)
     results: dict[str, Figures] = {}
     with tempfile.TemporaryDirectory(prefix="gemel-resnets-") as name:
-        folders = [Path(name) / part for part in ("different", "same")]
-        for folder in folders:
-            folder.mkdir()
+        folder = Path(name)
         cases = {
             "Street example: three models, five queries": STREET,
-            "Eight ResNet50 with different weights": eight_resnets(folders[0], 8),
-            "Eight queries on one ResNet50": eight_resnets(folders[1], 1),
+            "Eight ResNet50 with different weights": eight_resnets(folder / "different", 8),
+            "Eight queries on one ResNet50": eight_resnets(folder / "same", 1),
+            "Two ResNet18 with equal kernels and own BatchNorm": two_resnet18(folder / "pair"),
         }
         for title, path in cases.items():
             console.print(f"[bold]{title}[/]")
