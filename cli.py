@@ -5,7 +5,6 @@ Each command imports what it needs when it runs, so that ``gemel-run`` works whe
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 import tempfile
@@ -17,9 +16,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from .errors import GemelError, InputError, MissingExtraError
+from .console import check_writable, missing_extra, open_console, pair, progress_bar, write_json
+from .errors import GemelError, InputError
 
 __all__ = ["app", "compile_main", "main", "run_main"]
 
@@ -61,11 +60,14 @@ def compile_(
         from .compiler import compile_workload
         from .workload import load
     except ModuleNotFoundError as error:
-        raise _missing(error, "gemel-compile", "compiler") from error
+        raise missing_extra(error, "gemel-compile", "compiler") from error
+    from .runtime.backends import open_backend
+    from .runtime.bundle import open_bundle
+    from .runtime.inspect import describe
 
-    console, began = _console(), perf_counter()
+    console, began = open_console(), perf_counter()
     plan = load(workload)
-    with _progress(console, len(plan.queries)) as bar:
+    with progress_bar(console, len(plan.queries)) as bar:
         task = bar.task_ids[0]
 
         def step(name: str, what: str) -> None:
@@ -73,15 +75,12 @@ def compile_(
             bar.advance(task, 1 if name == "export" else 0)
 
         report = compile_workload(plan, output, step)
+    bundle = open_bundle(report.path)
     if backend is not None:
-        from .runtime.backends import open_backend
-        from .runtime.bundle import open_bundle
-
-        with open_backend(open_bundle(output), backend):
-            console.print(
-                f"[bold]{'device':>8}[/]  {perf_counter() - began:5.1f} s  {backend}: programs and weights baked"
-            )
-    sizes = _describe(report.path)["bytes"]
+        with open_backend(bundle, backend):
+            took = perf_counter() - began
+            console.print(f"[bold]{'device':>8}[/]  {took:5.1f} s  {backend}: programs and weights baked")
+    sizes = describe(bundle)["bytes"]
     console.print(
         f"[bold]{'weights':>8}[/]  {sizes['queries'] / 1e6:.1f} MB as one session a query,"
         f" {sizes['unique'] / 1e6:.1f} MB in the bundle"
@@ -122,8 +121,8 @@ def run(
     except ValueError as error:
         raise InputError(f"--memory: {memory!r} is not allowed: {error}") from error
     for path in (results, summary):
-        _check_writable(path)
-    console, stop = _console(), Event()
+        check_writable(path)
+    console, stop = open_console(), Event()
     options = Options(
         backend=backend,
         memory=size,
@@ -131,19 +130,21 @@ def run(
         duration=duration,
         offline=offline,
         threads=threads,
-        sources=dict(_pair(item) for item in feed or ()),
+        sources=dict(pair(item) for item in feed or ()),
         results=results,
         video=video,
         live_table=console.is_terminal,
     )
     opened = open_bundle(bundle)
-    previous = signal.signal(signal.SIGINT, lambda *_: stop.set())
+    # A service manager's stop ends a run as Ctrl-C does: with its summary.
+    previous = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         outcome = run_bundle(
             opened, options, stop=stop, progress=lambda model: console.print(f"preparing {model} for this device")
         )
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     from .runtime.sinks.report import summary_table
 
     console.print(summary_table(outcome))
@@ -164,10 +165,10 @@ def inspect(bundle: BundleArg, json_file: JsonOpt = None, debug: DebugOpt = Fals
     from .runtime.inspect import describe, tables
 
     opened = open_bundle(bundle)
-    console = _console()
+    console = open_console()
     for table in tables(opened):
         console.print(table)
-    _write_json(json_file, describe(opened))
+    write_json(json_file, describe(opened))
     console.print(f"Next: gemel check {bundle}")
 
 
@@ -188,7 +189,7 @@ def check(
     """
     from .runtime.bundle import open_bundle, verify
 
-    console = _console()
+    console = open_console()
     opened = open_bundle(bundle)
     passed = list(verify(opened))
     console.print(f"[bold]{'files':>8}[/]  {len(passed)} files as the manifest says")
@@ -199,7 +200,7 @@ def check(
             from .compiler.check import compare
             from .workload import load
         except ModuleNotFoundError as error:
-            raise _missing(error, "gemel check --against", "compiler") from error
+            raise missing_extra(error, "gemel check --against", "compiler") from error
         for result in compare(opened, load(against), rtol=rtol, atol=atol):
             verdict = "[green]ok[/]" if result.passed else "[red]differs[/]"
             console.print(
@@ -207,7 +208,7 @@ def check(
             )
             report["models"][result.model] = {"relative": result.relative, "passed": result.passed}
             failed += [] if result.passed else [result.model]
-    _write_json(json_file, report)
+    write_json(json_file, report)
     if failed:
         console.print(f"[red]failed:[/] {', '.join(failed)}")
         raise typer.Exit(1)
@@ -231,7 +232,7 @@ def bench(
     from .runtime.bench import measure, table
     from .runtime.bundle import open_bundle
 
-    console = _console()
+    console = open_console()
     opened = open_bundle(bundle)
     with tempfile.TemporaryDirectory(prefix="gemel-bench-") as folder:
         plain: dict[str, Path] | None = None
@@ -240,11 +241,11 @@ def bench(
                 from .compiler.plain import export_plain
                 from .workload import load
             except ModuleNotFoundError as error:
-                raise _missing(error, "gemel bench --against", "compiler") from error
+                raise missing_extra(error, "gemel bench --against", "compiler") from error
             plain = export_plain(load(against), Path(folder))
         figures = measure(opened, rounds=rounds, plain=plain, say=lambda text: console.print(escape(text)))
     console.print(table(figures))
-    _write_json(json_file, figures)
+    write_json(json_file, figures)
 
 
 app.command("compile")(compile_)
@@ -271,12 +272,6 @@ def run_main() -> None:
     _guarded(single)
 
 
-def _console() -> Console:
-    """A pipe has no width: tables are then as wide as they need."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=200)
-
-
 def _guarded(command: typer.Typer) -> None:
     try:
         command()
@@ -285,54 +280,3 @@ def _guarded(command: typer.Typer) -> None:
             raise
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/] {escape(str(error))}")
         sys.exit(error.exit_code)
-
-
-def _missing(error: ModuleNotFoundError, what: str, extra: str) -> Exception:
-    """A package of an extra that is not installed; anything of our own that is missing is a bug and stays one."""
-    return error if (error.name or "").startswith("gemel") else MissingExtraError(what, extra)
-
-
-def _progress(console: Console, total: int) -> Progress:
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    bar.add_task("models", total=total)
-    return bar
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    from .runtime.bundle import open_bundle
-    from .runtime.inspect import describe
-
-    return describe(open_bundle(path))
-
-
-def _pair(item: str) -> tuple[str, str]:
-    name, separator, source = item.partition("=")
-    if not separator or not name or not source:
-        raise InputError(f"--feed: {item!r} is not allowed: NAME=SOURCE is expected")
-    return name, source
-
-
-def _check_writable(path: Path | None) -> None:
-    if path is not None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written: {error.strerror}") from error
-
-
-def _write_json(path: Path | None, value: Any) -> None:
-    if path is None:
-        return
-    _check_writable(path)
-    try:
-        path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from error

@@ -20,9 +20,9 @@ from torch.export import Dim
 from ..errors import CompileError
 from .heads import StageModule
 
-__all__ = ["OPSET", "export", "quiet"]
+__all__ = ["export", "trace"]
 
-OPSET = 20
+_OPSET = 20
 """The newest opset that TensorRT 10.3 (JetPack 6) parses."""
 
 
@@ -39,15 +39,34 @@ def export(stage: StageModule, name: str) -> ir.Model:
     Raises:
         CompileError: the exporter refused the model.
     """
+    model: ir.Model = trace(stage, name, optimize=False).model
+    for value in list(model.graph.initializers.values()):
+        if value.name is not None and value.name.startswith("model."):
+            value.name = value.name.removeprefix("model.")
+    _name_free_dimensions(model, stage)
+    return model
+
+
+def trace(stage: StageModule, name: str, *, optimize: bool) -> torch.onnx.ONNXProgram:
+    """Call PyTorch's exporter.
+
+    Args:
+        stage: module, example inputs, names of outputs, free dimensions.
+        name: what the model is called in errors.
+        optimize: fold and fuse as PyTorch does by default.
+
+    Raises:
+        CompileError: the exporter refused the model.
+    """
     free = tuple(dict.fromkeys(stage.free.get(port, {}), Dim.DYNAMIC) for port in stage.inputs)
     try:
-        with quiet(), torch.no_grad():
+        with _quiet(), torch.no_grad():
             program = torch.onnx.export(
                 stage.module.eval(),
                 tuple(stage.inputs.values()),
                 dynamo=True,
-                optimize=False,
-                opset_version=OPSET,
+                optimize=optimize,
+                opset_version=_OPSET,
                 input_names=list(stage.inputs),
                 output_names=list(stage.outputs),
                 dynamic_shapes=free,
@@ -58,12 +77,7 @@ def export(stage: StageModule, name: str) -> ir.Model:
         raise CompileError(f"{name}: torch.onnx.export failed: {reason[0]}") from error
     if program is None:
         raise CompileError(f"{name}: torch.onnx.export returned nothing")
-    model: ir.Model = program.model
-    for value in list(model.graph.initializers.values()):
-        if value.name is not None and value.name.startswith("model."):
-            value.name = value.name.removeprefix("model.")
-    _name_free_dimensions(model, stage)
-    return model
+    return program
 
 
 def _name_free_dimensions(model: ir.Model, stage: StageModule) -> None:
@@ -81,7 +95,7 @@ def _name_free_dimensions(model: ir.Model, stage: StageModule) -> None:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """The exporter's notes about its own internals are of no use to the user of a compiler."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]

@@ -5,18 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx_ir as ir
-import torch
 
-from ..errors import CompileError
 from ..workload.models import identity
 from ..workload.paths import locate
 from ..workload.schema import Workload
 from . import onnx_source
-from .export import OPSET, quiet
-from .heads import StageModule
+from .export import trace
 from .lower import cut_query
 
-__all__ = ["export_plain", "export_stage"]
+__all__ = ["export_plain"]
 
 
 def export_plain(workload: Workload, folder: Path) -> dict[str, Path]:
@@ -41,26 +38,6 @@ def export_plain(workload: Workload, folder: Path) -> dict[str, Path]:
             source = locate(query.model.onnx, workload.root, f"query {query.name}: onnx")
             ir.save(onnx_source.read(source, query.task, query.model.input).model, files[query.name])
         else:
-            export_stage(cut_query(query, workload.root).stages["main"], files[query.name])
+            stage = cut_query(query, workload.root).stages["main"]
+            trace(stage, f"query {query.name}", optimize=True).save(files[query.name], external_data=False)
     return files
-
-
-def export_stage(stage: StageModule, path: Path) -> None:
-    """``torch.onnx.export`` as its documentation shows it: optimised, BatchNorm folded, a free batch."""
-    free = tuple(dict.fromkeys(stage.free.get(port, {}), torch.export.Dim.DYNAMIC) for port in stage.inputs)
-    try:
-        with quiet(), torch.no_grad():
-            torch.onnx.export(
-                stage.module,
-                tuple(stage.inputs.values()),
-                path,
-                dynamo=True,
-                external_data=False,
-                opset_version=OPSET,
-                input_names=list(stage.inputs),
-                output_names=list(stage.outputs),
-                dynamic_shapes=free,
-                verbose=False,
-            )
-    except Exception as error:
-        raise CompileError(f"{path.name}: torch.onnx.export failed: {str(error).splitlines()[0]}") from error
