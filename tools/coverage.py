@@ -222,7 +222,7 @@ def write(rows: Sequence[Row]) -> None:
         "",
         "Made by `.venv/bin/python tools/coverage.py`. Random weights, batch 1, one thread; the other side is a",
         "default ONNX Runtime session of the file that `torch.onnx.export` writes by default. `CPU time` is",
-        "gemel / default (median of alternated pairs); `kept` is the same when another model shares every kernel and",
+        "gemel / default, taking turns (median); `kept` is the same when another model shares every kernel and",
         "BatchNorms are private. `bind` swaps a model in whose program is loaded; `program` loads the program as",
         "well; `session` is what a default session takes to load. `difference` is the largest to PyTorch, relative to",
         "the largest output.",

@@ -75,7 +75,7 @@ def latency(path: Path | str, model: str, file: Path | str, rounds: int) -> tupl
     """CPU time of one run of a model's main stage on one thread, beside a default session of an ONNX file.
 
     Returns:
-        gemel / file (median of the pairs), and both medians in milliseconds.
+        gemel / file, and both medians in milliseconds.
     """
     ratio, ours, theirs = _apart("latency", path=str(path), model=model, file=str(file), rounds=rounds)
     return ratio, ours, theirs

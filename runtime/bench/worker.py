@@ -53,7 +53,11 @@ def swaps(path: str, files: Mapping[str, str], repeats: int = 20) -> dict[str, d
 
 
 def latency(path: str, model: str, file: str, rounds: int) -> tuple[float, float, float]:
-    """CPU time of one run: the ratio (median of pairs), and both medians."""
+    """CPU time of one run: the ratio, and both medians.
+
+    Who runs twice in a row finds its weights in the cache the second time. So the order turns round each time, and the
+    ratio is taken over two turns at once, in which each side follows itself once (its median over all such pairs).
+    """
     bundle = open_bundle(path)
     inputs = _inputs(bundle, model)
     session = _plain(file)
@@ -67,14 +71,18 @@ def latency(path: str, model: str, file: str, rounds: int) -> tuple[float, float
             (ours, lambda: backend.run(model, "main", inputs)),
             (theirs, lambda: session.run(None, other)),
         )
-        for turn in range(rounds + 2):
-            # Who follows itself finds warmer caches: the order alternates, so that each side does so equally often.
+        for turn in range(2 * (rounds // 2) + 2):
             for times, run in sides if turn % 2 else sides[::-1]:
                 began = process_time()
                 run()
                 if turn >= 2:
                     times.append((process_time() - began) * 1e3)
-    return median(a / b for a, b in zip(ours, theirs, strict=True)), median(ours), median(theirs)
+    pairs = zip(_twos(ours), _twos(theirs), strict=True)
+    return median(a / b for a, b in pairs), median(ours), median(theirs)
+
+
+def _twos(times: list[float]) -> list[float]:
+    return [a + b for a, b in zip(times[::2], times[1::2], strict=True)]
 
 
 def memory(path: str, files: Mapping[str, str] | None) -> float:
