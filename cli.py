@@ -5,19 +5,16 @@ Each command imports what it needs when it runs, so that ``gemel-run`` works whe
 
 from __future__ import annotations
 
-import signal
 import sys
 import tempfile
 from pathlib import Path
-from threading import Event
 from time import perf_counter
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
-from .console import check_writable, missing_extra, open_console, pair, progress_bar, write_json
+from .console import Stop, check_writable, missing_extra, open_console, pair, print_error, progress_bar, write_json
 from .errors import GemelError, InputError
 
 __all__ = ["app", "compile_main", "main", "run_main"]
@@ -56,9 +53,14 @@ def compile_(
 
     [dim]gemel-compile examples/street/workload.yaml -o bundle/[/dim]
     """
+    from .runtime.backends import check_backend
+
+    if backend is not None:
+        check_backend(backend)
     try:
         from .compiler import compile_workload
         from .workload import load
+        from .workload.models import models_of
     except ModuleNotFoundError as error:
         raise missing_extra(error, "gemel-compile", "compiler") from error
     from .runtime.backends import open_backend
@@ -67,7 +69,7 @@ def compile_(
 
     console, began = open_console(), perf_counter()
     plan = load(workload)
-    with progress_bar(console, len(plan.queries)) as bar:
+    with progress_bar(console, len(set(models_of(plan).values()))) as bar:
         task = bar.task_ids[0]
 
         def step(name: str, what: str) -> None:
@@ -112,17 +114,21 @@ def run(
 
     [dim]gemel-run bundle/ --frames 100 --video out/ --results out/results.jsonl[/dim]
     """
+    from .runtime.backends import check_backend
     from .runtime.bundle import open_bundle
     from .runtime.memory import parse_memory
     from .runtime.run import Options, run_bundle
+    from .runtime.sinks.report import summary_table
 
+    if backend is not None:
+        check_backend(backend)
     try:
         size = parse_memory(memory) if memory is not None else None
     except ValueError as error:
         raise InputError(f"--memory: {memory!r} is not allowed: {error}") from error
     for path in (results, summary):
         check_writable(path)
-    console, stop = open_console(), Event()
+    console = open_console()
     options = Options(
         backend=backend,
         memory=size,
@@ -136,23 +142,30 @@ def run(
         live_table=console.is_terminal,
     )
     opened = open_bundle(bundle)
-    # A service manager's stop ends a run as Ctrl-C does: with its summary.
-    previous = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        outcome = run_bundle(
-            opened, options, stop=stop, progress=lambda model: console.print(f"preparing {model} for this device")
-        )
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-    from .runtime.sinks.report import summary_table
+    with Stop() as stop:
 
+        def prepare(model: str) -> None:
+            stop.check()
+            console.print(f"preparing {model} for this device")
+
+        try:
+            outcome = run_bundle(opened, options, stop=stop.event, progress=prepare)
+        except KeyboardInterrupt:
+            console.print("stopped while models were prepared for this device; nothing was run")
+            raise typer.Exit(stop.exit_code) from None
     console.print(summary_table(outcome))
     if summary is not None:
         outcome.write(summary)
     for what, path in (("results", results), ("summary", summary), ("video", video)):
         if path is not None:
             console.print(f"[bold]{what:>8}[/]  {path}")
+    if outcome.failures:
+        reasons = "; ".join(f"{name}: {' '.join(reason.split())}" for name, reason in outcome.failures.items())
+        console.print(f"[red]failed:[/] {escape(reasons)}", soft_wrap=True)
+        raise typer.Exit(1)
+    if stop.exit_code and not any(feed.frames for feed in outcome.run.feeds.values()):
+        console.print("stopped before the first frame")
+        raise typer.Exit(stop.exit_code)
     console.print(f"Next: gemel inspect {bundle}")
 
 
@@ -183,17 +196,22 @@ def check(
     json_file: JsonOpt = None,
     debug: DebugOpt = False,
 ) -> None:
-    """Check a bundle: every file's hash, and with --against every output.
+    """Check a bundle: every file's hash, also of what was baked for this device, and with --against every output.
 
     [dim]gemel check bundle/ --against examples/street/workload.yaml[/dim]
     """
+    from .runtime.bake import verify_cache
     from .runtime.bundle import open_bundle, verify
 
+    check_writable(json_file)
     console = open_console()
     opened = open_bundle(bundle)
     passed = list(verify(opened))
     console.print(f"[bold]{'files':>8}[/]  {len(passed)} files as the manifest says")
-    report: dict[str, Any] = {"files": len(passed), "models": {}}
+    caches = verify_cache(opened)
+    for folder in caches:
+        console.print(f"[bold]{'device':>8}[/]  {escape(str(folder))} as it was baked")
+    report: dict[str, Any] = {"files": len(passed), "device": [str(folder) for folder in caches], "models": {}}
     failed: list[str] = []
     if against is not None:
         try:
@@ -232,6 +250,7 @@ def bench(
     from .runtime.bench import measure, table
     from .runtime.bundle import open_bundle
 
+    check_writable(json_file)
     console = open_console()
     opened = open_bundle(bundle)
     with tempfile.TemporaryDirectory(prefix="gemel-bench-") as folder:
@@ -246,6 +265,7 @@ def bench(
         figures = measure(opened, rounds=rounds, plain=plain, say=lambda text: console.print(escape(text)))
     console.print(table(figures))
     write_json(json_file, figures)
+    console.print(f"Next: gemel-run {bundle} --memory min")
 
 
 app.command("compile")(compile_)
@@ -275,8 +295,8 @@ def run_main() -> None:
 def _guarded(command: typer.Typer) -> None:
     try:
         command()
-    except GemelError as error:
+    except (GemelError, OSError) as error:
         if "--debug" in sys.argv:
             raise
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/] {escape(str(error))}")
-        sys.exit(error.exit_code)
+        print_error(error)
+        sys.exit(getattr(error, "exit_code", 1))

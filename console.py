@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from .errors import InputError, MissingExtraError
+from .errors import InputError, MissingExtraError, first_line
 
-__all__ = ["check_writable", "missing_extra", "open_console", "pair", "progress_bar", "write_json"]
+__all__ = [
+    "Stop",
+    "check_writable",
+    "missing_extra",
+    "open_console",
+    "pair",
+    "print_error",
+    "progress_bar",
+    "write_json",
+]
 
 
 def open_console() -> Console:
@@ -26,6 +39,7 @@ def missing_extra(error: ModuleNotFoundError, what: str, extra: str) -> Exceptio
 
 
 def progress_bar(console: Console, total: int) -> Progress:
+    """A bar over ``total`` models, with one task; it shows nothing where output is piped."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -39,22 +53,88 @@ def progress_bar(console: Console, total: int) -> Progress:
     return bar
 
 
+class Stop:
+    """While it is entered, Ctrl-C and a service manager's stop set ``event`` once; the next one kills the process."""
+
+    def __init__(self) -> None:
+        self.event = Event()
+        self.exit_code = 0
+        """What a command that was stopped before it did anything exits with, as shells have it."""
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Stop:
+        self._previous = {number: signal.signal(number, self._on) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Called between steps of a work that does not look at ``event``.
+
+        Raises:
+            KeyboardInterrupt: it was set.
+        """
+        if self.event.is_set():
+            raise KeyboardInterrupt
+
+    def _on(self, number: int, _: object) -> None:
+        self.exit_code = 128 + number
+        self.event.set()
+        for each in self._previous:
+            signal.signal(each, signal.SIG_DFL)
+
+
 def pair(item: str) -> tuple[str, str]:
+    """``NAME=SOURCE`` taken apart.
+
+    >>> pair("gate=rtsp://host/1?a=b")
+    ('gate', 'rtsp://host/1?a=b')
+
+    Raises:
+        InputError: one of the two is missing.
+    """
     name, separator, source = item.partition("=")
     if not separator or not name or not source:
         raise InputError(f"--feed: {item!r} is not allowed: NAME=SOURCE is expected")
     return name, source
 
 
+def print_error(error: Exception) -> None:
+    """One line on stderr."""
+    text = str(error)
+    if isinstance(error, OSError):
+        text = (f"{error.filename}: " if error.filename else "") + (error.strerror or first_line(error))
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/] {escape(text)}")
+
+
 def check_writable(path: Path | None) -> None:
-    if path is not None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written: {error.strerror}") from error
+    """Make the folder of a file that is to be written and try to open it: before the work, not after it.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        existed = os.path.lexists(path)
+        # A pipe or a device may not be opened twice.
+        if not existed or path.is_file() or path.is_dir():
+            path.open("ab").close()
+        if not existed:
+            path.unlink()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def write_json(path: Path | None, value: Any) -> None:
+    """Write a value as indented JSON; nothing where no path was asked for.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
     if path is None:
         return
     check_writable(path)

@@ -30,7 +30,14 @@ __all__ = [
     "ModelError",
     "SharingLostError",
     "WorkloadError",
+    "first_line",
 ]
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, as part of a one-line message: libraries print whole pages."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 class GemelError(Exception):

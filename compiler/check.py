@@ -67,11 +67,15 @@ def _compare(
     try:
         for stage, inputs, expected in _reference(query, model, root):
             found = backend.run(name, stage, inputs)
+            if set(found) != set(expected):
+                names = f"{', '.join(found)}, not {', '.join(expected)}"
+                raise BundleError(f"model {name}: the bundle's outputs are {names}")
             for output, reference in expected.items():
                 scale = float(np.abs(reference).max(initial=0.0))
                 difference = float(np.abs(found[output] - reference).max(initial=0.0))
-                relative = max(relative, difference / scale if scale else difference)
-                # Written so that a NaN fails.
+                # Written so that a NaN fails and shows: max(0.0, nan) is 0.0.
+                ratio = difference / scale if scale else difference
+                relative = relative if ratio <= relative else ratio
                 passed = passed and bool(difference <= atol + rtol * scale)
     finally:
         backend.release(name)
@@ -87,6 +91,8 @@ def _reference(query: Query, model: ModelSpec, root: Path) -> Iterator[tuple[str
         yield "main", {port: image}, _run_onnx(path, port, image)
         return
     parts = cut_query(query, root)
+    if parts.input != model.input:
+        raise BundleError(f"query {query.name}: the bundle was compiled for another input: {model.input}")
     for stage, part in parts.stages.items():
         examples: Mapping[str, torch.Tensor] = (
             {next(iter(part.inputs)): torch.from_numpy(image)} if stage == "main" else part.inputs

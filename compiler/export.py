@@ -17,8 +17,9 @@ import onnx_ir as ir
 import torch
 from torch.export import Dim
 
-from ..errors import CompileError
+from ..errors import CompileError, first_line
 from .heads import StageModule
+from .passes import DropInventedBiases
 
 __all__ = ["export", "trace"]
 
@@ -34,7 +35,8 @@ def export(stage: StageModule, name: str) -> ir.Model:
         name: what the model is called in errors.
 
     Returns:
-        The graph as the exporter makes it; initializers are called as in the original model's state dict.
+        The graph as the exporter makes it, without the biases that it invents; initializers are called as in the
+        original model's state dict.
 
     Raises:
         CompileError: the exporter refused the model.
@@ -44,6 +46,7 @@ def export(stage: StageModule, name: str) -> ir.Model:
         if value.name is not None and value.name.startswith("model."):
             value.name = value.name.removeprefix("model.")
     _name_free_dimensions(model, stage)
+    DropInventedBiases()(model)
     return model
 
 
@@ -73,8 +76,7 @@ def trace(stage: StageModule, name: str, *, optimize: bool) -> torch.onnx.ONNXPr
                 verbose=False,
             )
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise CompileError(f"{name}: torch.onnx.export failed: {reason[0]}") from error
+        raise CompileError(f"{name}: torch.onnx.export failed: {first_line(error)}") from error
     if program is None:
         raise CompileError(f"{name}: torch.onnx.export returned nothing")
     return program

@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveInitializersFromInputsPass, ShapeInferencePass
 
-from ..errors import ModelError
+from ..errors import ModelError, first_line
 from ..runtime.manifest import CenterFaceDecode, ClassificationDecode, DecodeSpec, EmbeddingDecode, InputSpec
 from ..workload.schema import Input
 from .passes import LiftConstants
@@ -43,11 +43,12 @@ def read(path: Path, task: str, wanted: Input) -> OnnxSource:
         model = ir.load(path)
         onnx.checker.check_model(str(path))
     except Exception as error:
-        raise ModelError(f"{path}: not a valid ONNX file: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"{path}: not a valid ONNX file: {first_line(error)}") from error
     ir.passes.Sequential(RemoveInitializersFromInputsPass(), LiftConstants())(model)
     size = _set_input(model, path, wanted)
     decode, defaults = _recognise(model, path, task)
-    spec = {**defaults, "size": size, **wanted.model_dump(exclude_none=True, exclude={"size"})}
+    color = "gray" if model.graph.inputs[0].shape[1] == 1 else "rgb"  # type: ignore[index]
+    spec = {**defaults, "size": size, "color": color, **wanted.model_dump(exclude_none=True, exclude={"size"})}
     weights = frozenset(
         name
         for name, value in model.graph.initializers.items()
@@ -63,11 +64,13 @@ def _count(value: ir.Value) -> int:
 def _set_input(model: ir.Model, path: Path, wanted: Input) -> tuple[int, int]:
     """Free the batch axis, fix height and width, and infer the shapes that follow from it."""
     graph = model.graph
-    if len(graph.inputs) != 1 or graph.inputs[0].shape is None or len(graph.inputs[0].shape) != 4:
-        found = ", ".join(f"{port.name} {port.shape}" for port in graph.inputs)
-        raise ModelError(f"{path}: one input [N, C, H, W] is expected, the file has: {found}")
-    port = graph.inputs[0]
-    declared = list(port.shape or ())
+    port = graph.inputs[0] if len(graph.inputs) == 1 else None
+    declared = list(port.shape or ()) if port is not None else []
+    if port is None or len(declared) != 4 or declared[1] not in (1, 3) or port.dtype != ir.DataType.FLOAT:
+        found = ", ".join(f"{port.name} {port.dtype} {port.shape}" for port in graph.inputs)
+        raise ModelError(f"{path}: one float32 input [N, 3 or 1, H, W] is expected, the file has: {found}")
+    if (declared[1] == 1) != ((wanted.color or ("gray" if declared[1] == 1 else "rgb")) == "gray"):
+        raise ModelError(f"{path}: input has {declared[1]} channels, model.input.color is {wanted.color}")
     size = wanted.size or (declared[2], declared[3])
     height, width = size
     if not isinstance(height, int) or not isinstance(width, int) or min(height, width) < 1:
@@ -87,9 +90,11 @@ def _recognise(model: ir.Model, path: Path, task: str) -> tuple[DecodeSpec, dict
     if task == "embedding":
         return EmbeddingDecode(), {}
     if task == "classification":
-        if shapes[0] and isinstance(shapes[0][-1], int):
-            return ClassificationDecode(classes=shapes[0][-1]), {}
-        raise ModelError(f"{path}: output {names[0]} {shapes[0]} is not [N, classes]")
+        if len(shapes[0]) != 2 or not isinstance(shapes[0][1], int):
+            raise ModelError(f"{path}: output {names[0]} {shapes[0]} is not [N, classes]")
+        last = outputs[0].producer()
+        done = last is not None and last.op_type == "Softmax"
+        return ClassificationDecode(classes=shapes[0][1], activation="none" if done else "softmax"), {}
     channels = tuple(shape[1] if len(shape) == 4 else None for shape in shapes)
     if channels == _CENTERFACE_CHANNELS:
         heads = dict(zip(("heatmap", "scale", "offset"), names, strict=False))

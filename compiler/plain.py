@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from ..workload.models import identity
+from ..workload.models import models_of
 from ..workload.paths import locate
 from ..workload.schema import Workload
 from . import onnx_source
@@ -27,12 +27,10 @@ def export_plain(workload: Workload, folder: Path) -> dict[str, Path]:
         Model name (its first query) to file. Models that came as ONNX are as they came, but for the input size.
     """
     files: dict[str, Path] = {}
-    seen: set[str] = set()
+    model_of = models_of(workload)
     for query in workload.queries:
-        key = identity(query.model, query.task, workload.root)
-        if key in seen:
+        if model_of[query.name] != query.name:
             continue
-        seen.add(key)
         files[query.name] = folder / f"{query.name}.onnx"
         if query.model.onnx is not None:
             source = locate(query.model.onnx, workload.root, f"query {query.name}: onnx")

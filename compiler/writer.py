@@ -73,8 +73,8 @@ def write(
             }
         anchors = {name: store.add(model.name, partial(_same, array)) for name, array in model.tensors.items()}
         decodes[model.name] = _with_tensors(model.decode, anchors)
-    plan = blob.layout(store.shapes, store.users)
-    files = {_BLOB: manifest.FileSpec(sha256=blob.write(folder / _BLOB, plan, store.read), bytes=plan.bytes)}
+    placed = blob.layout(store.shapes, store.users)
+    files = {_BLOB: manifest.FileSpec(sha256=blob.write(folder / _BLOB, placed, store.read), bytes=placed.bytes)}
     specs: dict[str, manifest.ModelSpec] = {}
     programs: dict[str, manifest.ProgramSpec] = {}
     by_name = {query.name: query for query in workload.queries}
@@ -83,7 +83,7 @@ def write(
         for stage, graph in model.stages.items():
             file = f"{model.name}.onnx" if stage == "main" else f"{model.name}.{stage}.onnx"
             places = weights[model.name, stage]
-            data = _serialise(graph, {name: plan.tensors[tensor] for name, tensor in places.items()})
+            data = _serialise(graph, {name: placed.tensors[tensor] for name, tensor in places.items()})
             (folder / file).write_bytes(data)
             files[file] = manifest.FileSpec(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
             stages[stage] = made = _stage(file, data, places)
@@ -94,8 +94,8 @@ def write(
             input=model.input,
             decode=decodes[model.name],
             mode=_mode(model.stages.values()),
-            bytes=sum(spec.length for tensor, spec in plan.tensors.items() if model.name in store.users[tensor]),
-            segments=tuple(name for name, spec in plan.segments.items() if model.name in spec.models),
+            bytes=sum(spec.length for tensor, spec in placed.tensors.items() if model.name in store.users[tensor]),
+            segments=tuple(name for name, spec in placed.segments.items() if model.name in spec.models),
             source=by_name[model.name].model.model_dump(mode="json", exclude_defaults=True),
         )
     content = manifest.Manifest(
@@ -106,8 +106,8 @@ def write(
         queries={query.name: _query(query, model_of[query.name]) for query in workload.queries},
         models=specs,
         programs=programs,
-        tensors=plan.tensors,
-        segments=plan.segments,
+        tensors=placed.tensors,
+        segments=placed.segments,
         blob=_BLOB,
         files=files,
     )

@@ -10,10 +10,8 @@ bound where they are mapped.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
-import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable
@@ -24,16 +22,18 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
-from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ..errors import BackendError
+from ..errors import BackendError, BundleError
+from . import cache
 from .blob import layout, tensor_id, write
-from .bundle import Bundle, verify
-from .manifest import Id, Name, SegmentSpec, Stage, TensorSpec
+from .bundle import CACHE, Bundle, verify
+from .cache import BLOB, RECORD, Baked, BakedStage
+from .manifest import FileSpec, Stage
 from .onnx_wire import DTYPES, Message, tensor_array
 from .program import read, split, with_constants
+from .session import open_session
 
-__all__ = ["DISABLED_OPTIMIZERS", "Baked", "BakedStage", "bake"]
+__all__ = ["DISABLED_OPTIMIZERS", "Baked", "BakedStage", "bake", "verify_cache"]
 
 DISABLED_OPTIMIZERS = [
     # Fuses Pad(0) -> MaxPool into padding with -inf, which is another function (Tiny-YOLOv3: error 4e-3).
@@ -44,39 +44,8 @@ DISABLED_OPTIMIZERS = [
     "ConvAddFusion",
 ]
 
-_LAYOUT = "1"
+_LAYOUT = "2"
 """Changed whenever this module would bake the same bundle differently."""
-_RECORD = "cache.json"
-_BLOB = "weights.bin"
-
-
-class BakedStage(BaseModel):
-    model_config = ConfigDict(frozen=True)
-    program: Id
-    weights: tuple[Id, ...]
-    """Tensors in the program's order."""
-
-
-class Baked(BaseModel):
-    """What the device cache holds; ``folder`` is where."""
-
-    model_config = ConfigDict(frozen=True)
-    folder: Path
-    models: dict[Name, dict[Name, BakedStage]]
-    segments_of: dict[Name, tuple[Name, ...]]
-    tensors: dict[Id, TensorSpec]
-    segments: dict[Name, SegmentSpec]
-
-    @property
-    def blob(self) -> Path:
-        return self.folder / _BLOB
-
-    def program(self, name: str) -> Path:
-        return self.folder / f"{name}.onnx"
-
-    def constant(self, model: str, stage: str) -> Path:
-        """A graph with its weights, for models in mode ``constant``."""
-        return self.folder / f"{model}.{stage}.onnx"
 
 
 def bake(bundle: Bundle, progress: Callable[[str], None] = lambda model: None) -> Baked:
@@ -92,37 +61,53 @@ def bake(bundle: Bundle, progress: Callable[[str], None] = lambda model: None) -
         BundleError: a file of the bundle is damaged.
         BackendError: ONNX Runtime refuses a model.
     """
-    key = f"ort-cpu-{_device_key(bundle)}"
-    folders = [bundle.path / "device-cache" / key, user_cache_path("gemel") / key]
+    folders = _folders(bundle)
     for folder in folders:
-        if (baked := _read(folder)) is not None:
+        if (baked := cache.load_whole(folder, bundle)) is not None:
             return baked
     for _ in verify(bundle):
         pass
-    error: OSError | None = None
+    reasons = []
     for folder in folders:
         if folder.parent.is_symlink():
+            reasons.append(f"{folder.parent}: is a link")
             continue
         try:
-            _replace(folder, lambda work: _write(bundle, work, progress))
-        except OSError as failure:
-            error = failure
-        if (baked := _read(folder)) is not None:
-            return baked
-    raise BackendError(f"no device cache could be written in {folders[0].parent} or {folders[1].parent}: {error}")
+            cache.replace(
+                folder,
+                lambda work: _write(bundle, work, progress),
+                lambda place: cache.load_whole(place, bundle) is not None,
+            )
+            return cache.load(folder, bundle)
+        except OSError as error:
+            reasons.append(f"{error.filename or folder}: {error.strerror or error}")
+        except BundleError as error:
+            reasons.append(str(error))
+    raise BackendError(f"no device cache could be written: {'; '.join(reasons)}")
 
 
-def _replace(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a temporary folder and rename it: a cache is whole or it is not there."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".baking-"))
+def verify_cache(bundle: Bundle) -> list[Path]:
+    """Check every byte of the caches that :func:`bake` would use on this device.
+
+    Returns:
+        Their folders; none where nothing was baked yet.
+
+    Raises:
+        BundleError: a file is missing or damaged.
+    """
+    found = [folder for folder in _folders(bundle) if os.path.lexists(folder)]
     try:
-        fill(work)
-        work.chmod(0o755)
-        shutil.rmtree(folder, ignore_errors=True)
-        work.rename(folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        for folder in found:
+            cache.check_hashes(cache.load(folder, bundle), bundle)
+    except BundleError as error:
+        raise BundleError(f"{error}; delete the folder {folder}, it is made again when it is needed") from error
+    return found
+
+
+def _folders(bundle: Bundle) -> tuple[Path, ...]:
+    """Where the cache may lie, the preferred place first."""
+    key = f"ort-cpu-{_device_key(bundle)}"
+    return bundle.path / CACHE / key, user_cache_path("gemel") / key
 
 
 def _device_key(bundle: Bundle) -> str:
@@ -136,29 +121,23 @@ def _device_key(bundle: Bundle) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def _read(folder: Path) -> Baked | None:
-    """The cache in a folder; None where it is missing, damaged or a link to elsewhere."""
-    if any(path.is_symlink() for path in (folder.parent, folder, folder / _BLOB)):
-        return None
-    try:
-        baked = Baked.model_validate({**json.loads((folder / _RECORD).read_text()), "folder": folder})
-        end = max((spec.offset + spec.length for spec in baked.segments.values()), default=0)
-        return baked if baked.blob.stat().st_size >= end else None
-    except (OSError, ValueError, ValidationError):
-        return None
-
-
 def _write(bundle: Bundle, folder: Path, progress: Callable[[str], None]) -> None:
     models: dict[str, dict[str, BakedStage]] = defaultdict(dict)
     users: dict[str, set[str]] = defaultdict(set)
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
+    files: dict[str, FileSpec] = {}
+
+    def put(name: str, data: bytes) -> None:
+        (folder / name).write_bytes(data)
+        files[name] = FileSpec(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tensors-") as temporary:
         store = Path(temporary)
         for name, model in bundle.manifest.models.items():
             progress(name)
             for stage_name, stage in model.stages.items():
                 program, arrays = _optimise(bundle, stage, store)
-                (folder / f"{program.id}.onnx").write_bytes(program.proto)
+                put(f"{program.id}.onnx", program.proto)
                 ids = []
                 for array in arrays:
                     tensor = tensor_id(array)
@@ -170,8 +149,9 @@ def _write(bundle: Bundle, folder: Path, progress: Callable[[str], None]) -> Non
                         np.save(store / f"{tensor}.npy", array)
                 models[name][stage_name] = BakedStage(program=program.id, weights=tuple(ids))
         plan = layout(shapes, users)
-        write(folder / _BLOB, plan, lambda tensor: _take(store / f"{tensor}.npy"))
-        _forget(folder / _BLOB)
+        digest = write(folder / BLOB, plan, lambda tensor: _take(store / f"{tensor}.npy"))
+        files[BLOB] = FileSpec(bytes=plan.bytes, sha256=digest)
+        _forget(folder / BLOB)
     segments_of = {
         name: tuple(segment for segment, spec in plan.segments.items() if name in spec.models) for name in models
     }
@@ -180,11 +160,16 @@ def _write(bundle: Bundle, folder: Path, progress: Callable[[str], None]) -> Non
             for stage_name, made in models[name].items():
                 proto = (folder / f"{made.program}.onnx").read_bytes()
                 places = [plan.tensors[tensor] for tensor in made.weights]
-                (folder / f"{name}.{stage_name}.onnx").write_bytes(with_constants(proto, _BLOB, places))
+                put(f"{name}.{stage_name}.onnx", with_constants(proto, BLOB, places))
     record = Baked(
-        folder=folder, models=dict(models), segments_of=segments_of, tensors=plan.tensors, segments=plan.segments
+        folder=folder,
+        models=dict(models),
+        segments_of=segments_of,
+        tensors=plan.tensors,
+        segments=plan.segments,
+        files=files,
     )
-    (folder / _RECORD).write_text(record.model_dump_json(exclude={"folder"}, indent=1))
+    (folder / RECORD).write_text(record.model_dump_json(exclude={"folder"}, indent=1))
 
 
 def _forget(path: Path) -> None:
@@ -208,13 +193,7 @@ def _optimise(bundle: Bundle, stage: Stage, folder: Path) -> tuple[Any, list[NDA
     options.optimized_model_filepath = str(optimised)
     options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimised.bin")
     options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
-    path = bundle.file(stage.file)
-    try:
-        ort.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED_OPTIMIZERS
-        )
-    except Exception as error:
-        raise BackendError(f"{path}: ONNX Runtime {ort.__version__} refuses it: {error}") from error
+    open_session(bundle.file(stage.file), options, disabled_optimizers=DISABLED_OPTIMIZERS)
     model = read(optimised.read_bytes())
     program = split(model)
     external = folder / "optimised.bin"
@@ -229,8 +208,10 @@ def _optimise(bundle: Bundle, stage: Stage, folder: Path) -> tuple[Any, list[NDA
 
 def _values(tensor: Message, data: NDArray[np.uint8] | None) -> NDArray[Any]:
     """A copy of an initializer's values."""
-    if tensor.data_location != 1 or data is None:
+    if tensor.data_location != 1:
         return np.array(tensor_array(tensor))
     place = {entry.key: entry.value for entry in tensor.external_data}
-    offset, length = int(place.get("offset", 0)), int(place["length"])
+    offset, length = int(place.get("offset", 0)), int(place.get("length", 0))
+    if data is None or offset + length > data.size:
+        raise BackendError(f"weight {tensor.name}: ONNX Runtime did not write its values")
     return np.array(data[offset : offset + length].view(DTYPES[tensor.data_type]).reshape(tuple(tensor.dims)))

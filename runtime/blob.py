@@ -76,7 +76,8 @@ def layout(shapes: Mapping[str, tuple[str, tuple[int, ...]]], users: Mapping[str
             )
         segments[f"s{index}"] = SegmentSpec(models=models, offset=start, length=length, tensors=tuple(members))
         end = start + length
-    return Layout(tensors, segments, _up(end, _PAGE))
+    # At least a page: an empty file cannot be mapped.
+    return Layout(tensors, segments, max(_up(end, _PAGE), _PAGE))
 
 
 def write(path: Path, plan: Layout, read: Callable[[str], NDArray[Any]]) -> str:

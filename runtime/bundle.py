@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BundleError
-from . import manifest
-from .manifest import Manifest, SegmentSpec, TensorSpec
+from . import consistency, manifest
+from .manifest import Manifest, TensorSpec
 
-__all__ = ["MANIFEST", "Bundle", "open_bundle", "verify"]
+__all__ = ["CACHE", "MANIFEST", "Bundle", "open_bundle", "sha256_of", "verify", "view"]
 
 MANIFEST = "manifest.json"
+CACHE = "device-cache"
+"""Folder in a bundle for what was made from it for a device; not part of it."""
 
 
 class Bundle:
@@ -66,6 +68,8 @@ def open_bundle(path: str | Path) -> Bundle:
     """
     path = Path(path)
     where = path / MANIFEST
+    if where.exists() and not where.is_file():
+        raise BundleError(f"{where}: is not a file")
     try:
         data = where.read_bytes()
     except FileNotFoundError as error:
@@ -76,11 +80,13 @@ def open_bundle(path: str | Path) -> Bundle:
         document = json.loads(data)
     except ValueError as error:
         raise BundleError(f"{where}: not JSON: {error}") from error
+    except RecursionError as error:
+        raise BundleError(f"{where}: nested too deeply") from error
     if not isinstance(document, dict):
         raise BundleError(f"{where}: a JSON object is expected")
     content = manifest.parse(document, str(where))
     _check_files(path, content)
-    _check_layout(where, content)
+    consistency.check(str(where), content)
     return Bundle(path, content, hashlib.sha256(data).hexdigest())
 
 
@@ -91,8 +97,7 @@ def verify(bundle: Bundle) -> Iterator[str]:
         BundleError: a file's content differs from what the manifest says.
     """
     for name, spec in bundle.manifest.files.items():
-        with bundle.file(name).open("rb") as file:
-            digest = _sha256(file)
+        digest = sha256_of(bundle.file(name))
         if digest != spec.sha256:
             raise BundleError(
                 f"{bundle.path / name}: content is damaged: sha256 is {digest[:12]}...,"
@@ -101,10 +106,12 @@ def verify(bundle: Bundle) -> Iterator[str]:
         yield name
 
 
-def _sha256(file: Any) -> str:
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, in hex."""
     digest = hashlib.sha256()
-    while chunk := file.read(1 << 22):
-        digest.update(chunk)
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
@@ -119,29 +126,3 @@ def _check_files(path: Path, content: Manifest) -> None:
             raise BundleError(f"{file}: has {size} bytes, the manifest says {spec.bytes}; it was truncated or replaced")
     if content.blob not in content.files:
         raise BundleError(f"{path}: the blob {content.blob!r} is not among the files of the manifest")
-
-
-def _check_layout(where: Path, content: Manifest) -> None:
-    """Everything the manifest refers to exists, and nothing lies outside the blob."""
-    size = content.files[content.blob].bytes
-    spans: dict[str, TensorSpec | SegmentSpec] = {**content.tensors, **content.segments}
-    for name, spec in spans.items():
-        if spec.offset + spec.length > size:
-            raise BundleError(f"{where}: {name} lies at {spec.offset}+{spec.length}, outside the blob of {size} bytes")
-    for name, tensor in content.tensors.items():
-        count = int(np.prod(tensor.shape, dtype=np.int64))
-        if np.dtype(tensor.dtype).itemsize * count != tensor.length:
-            raise BundleError(
-                f"{where}: tensors.{name}: {tensor.dtype}{list(tensor.shape)} is not {tensor.length} bytes"
-            )
-    for name, model in content.models.items():
-        for stage in model.stages.values():
-            unknown = [tensor for tensor in stage.weights if tensor not in content.tensors]
-            if unknown or stage.file not in content.files or stage.program not in content.programs:
-                raise BundleError(f"{where}: models.{name}: {stage.file} refers to what the manifest does not list")
-        missing = [segment for segment in model.segments if segment not in content.segments]
-        if missing:
-            raise BundleError(f"{where}: models.{name}: segment {missing[0]!r} is not listed")
-    for name, query in content.queries.items():
-        if query.model not in content.models or query.feed not in content.feeds:
-            raise BundleError(f"{where}: queries.{name}: model {query.model!r} or feed {query.feed!r} is not listed")

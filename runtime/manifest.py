@@ -6,6 +6,7 @@ fields, which older readers ignore; a newer major version is refused.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
@@ -23,6 +24,7 @@ __all__ = [
     "EmbeddingDecode",
     "FasterRcnnDecode",
     "FeedSpec",
+    "FileSpec",
     "Id",
     "InputSpec",
     "Manifest",
@@ -52,7 +54,7 @@ Size = Annotated[int, Field(ge=0)]
 
 class _Value(BaseModel):
     # Unknown fields are ignored: a newer minor version may add some.
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
 class InputSpec(_Value):
@@ -73,9 +75,10 @@ class InputSpec(_Value):
 
 
 class ClassificationDecode(_Value):
-    """Class scores ``[N, classes]`` in the first output."""
+    """Class scores ``[N, classes]`` in the first output: before a softmax, or probabilities."""
 
     kind: Literal["classification"] = "classification"
+    activation: Literal["softmax", "none"] = "softmax"
     classes: int
     top_k: int = 5
 
@@ -295,7 +298,8 @@ class Manifest(_Value):
 
 def _flat(name: str) -> str:
     """A bundle is flat: a name that could lead out of it is refused before anything is opened."""
-    if name in ("", ".", "..") or PurePosixPath(name).name != name or "\\" in name or "\0" in name:
+    plain = name.isprintable() and "\\" not in name and len(name.encode()) < 256
+    if name in ("", ".", "..") or PurePosixPath(name).name != name or not plain:
         raise ValueError(f"{name!r} is not a plain file name; files of a bundle lie directly in its folder")
     return name
 
@@ -312,7 +316,7 @@ def parse(document: Mapping[str, Any], where: str) -> Manifest:
     """
     version = document.get("schema_version")
     major = str(version).partition(".")[0]
-    if not major.isdigit():
+    if not re.fullmatch("[0-9]{1,9}", major):
         raise BundleError(f"{where}: schema_version is {version!r}; expected a version such as {SCHEMA_VERSION!r}")
     if int(major) > int(SCHEMA_VERSION.partition(".")[0]):
         raise BundleError(

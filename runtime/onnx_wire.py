@@ -7,17 +7,20 @@ an optimised graph, turn weights into inputs and write it again, and the light r
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from numpy.typing import NDArray
 
+from ..errors import BackendError
+
 __all__ = ["DTYPES", "Message", "ModelProto", "TensorProto", "ValueInfoProto", "dtype_name", "tensor_array"]
 
 Message = Any  # generated classes have no static types
 
-_SCALARS = {"int32": 5, "int64": 3, "string": 9, "bytes": 12, "float": 2}
+_SCALARS = {"int32": 5, "int64": 3, "string": 9, "bytes": 12, "float": 2, "double": 1, "uint64": 4}
 
 # message -> field -> (number, type, repeated)
 _FIELDS: dict[str, dict[str, tuple[int, str, bool]]] = {
@@ -56,6 +59,8 @@ _FIELDS: dict[str, dict[str, tuple[int, str, bool]]] = {
         "int64_data": (7, "int64", True),
         "name": (8, "string", False),
         "raw_data": (9, "bytes", False),
+        "double_data": (10, "double", True),
+        "uint64_data": (11, "uint64", True),
         "external_data": (13, "StringStringEntryProto", True),
         "data_location": (14, "int32", False),
     },
@@ -113,12 +118,33 @@ def dtype_name(data_type: int) -> str:
 
 
 def tensor_array(tensor: Message) -> NDArray[Any]:
-    """The values of an inline TensorProto; a view of its bytes where it has raw bytes."""
+    """The values of an inline TensorProto; a view of its bytes where it has raw bytes.
+
+    Raises:
+        BackendError: it does not hold as many values as its shape says.
+    """
     dtype = DTYPES[tensor.data_type]
     shape = tuple(tensor.dims)
+    values = _stored(tensor, dtype)
+    if values.size != prod(shape):
+        raise BackendError(f"tensor {tensor.name!r}: has {values.size} values, its shape is {list(shape)}")
+    return values.reshape(shape)
+
+
+def _stored(tensor: Message, dtype: np.dtype[Any]) -> NDArray[Any]:
     if tensor.HasField("raw_data"):
-        return np.frombuffer(tensor.raw_data, dtype).reshape(shape)
-    for field in (tensor.float_data, tensor.int64_data, tensor.int32_data):
+        whole = len(tensor.raw_data) // dtype.itemsize * dtype.itemsize
+        return np.frombuffer(tensor.raw_data[:whole], dtype)
+    if dtype == np.float16:
+        # The format keeps the bits of a half in an integer, not its value.
+        return np.array(tensor.int32_data, np.int32).astype(np.uint16).view(np.float16)
+    for field in (
+        tensor.float_data,
+        tensor.double_data,
+        tensor.int64_data,
+        tensor.uint64_data,
+        tensor.int32_data,
+    ):
         if len(field):
-            return np.array(field).astype(dtype).reshape(shape)
-    return np.zeros(shape, dtype)
+            return np.array(field).astype(dtype)
+    return np.zeros(0, dtype)

@@ -57,8 +57,8 @@ def prepare(frame: NDArray[np.uint8], spec: InputSpec) -> tuple[NDArray[np.float
     elif spec.color == "gray":
         image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)[:, :, None]
     channels = image.shape[2]
-    std = np.broadcast_to(np.asarray(spec.std, np.float32), (channels,))
-    mean = np.broadcast_to(np.asarray(spec.mean, np.float32), (channels,))
+    # One number stands for all channels; a gray image takes the first of three.
+    mean, std = (np.resize(np.asarray(values, np.float32), channels) for values in (spec.mean, spec.std))
     batch = np.full((1, channels, height, width), spec.pad, np.float32)
     # One multiply and one subtract straight into the planes: (pixel * scale - mean) / std.
     area = batch[0, :, : valid[0], : valid[1]]

@@ -12,6 +12,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
+from math import prod
 from typing import Any
 
 from ..errors import BackendError
@@ -33,7 +35,8 @@ class Program:
     """A graph whose weights are inputs.
 
     ``proto`` is a serialised ONNX model whose inputs are the model's own, then ``weights`` in order, called ``w0``,
-    ``w1``, ...; ``weights`` holds the initializers' names in the model that was split.
+    ``w1``, ... (names that the model's own inputs and outputs have are left out); ``weights`` holds the initializers'
+    names in the model that was split.
     """
 
     id: str
@@ -65,19 +68,18 @@ def split(model: Message) -> Program:
     constants: list[str] = []
     names = {port.name: port.name for port in (*graph.input, *graph.output) if port.name not in initializers}
     names[""] = ""
-    values = 0
+    fresh = {letter: _fresh(letter, frozenset(names)) for letter in "wcv"}
     order: list[Message] = []
     for item in _depth_first(graph, producers):
         if isinstance(item, str):
             if item in initializers and item not in names:
                 bucket, letter = (weights, "w") if _is_weight(initializers[item], item in held) else (constants, "c")
-                names[item] = f"{letter}{len(bucket)}"
+                names[item] = next(fresh[letter])
                 bucket.append(item)
             continue
         for output in item.output:
             if output not in names:
-                names[output] = f"v{values}"
-                values += 1
+                names[output] = next(fresh["v"])
         order.append(item)
 
     program = ModelProto()
@@ -153,6 +155,10 @@ def _depth_first(graph: Message, producers: dict[str, Message]) -> Iterator[Any]
             stack.extend(reversed(node.input))
 
 
+def _fresh(letter: str, taken: frozenset[str]) -> Iterator[str]:
+    return (name for name in (f"{letter}{index}" for index in count()) if name not in taken)
+
+
 def _constant_operands(nodes: Any) -> set[str]:
     held: set[str] = set()
     for node in nodes:
@@ -164,11 +170,8 @@ def _constant_operands(nodes: Any) -> set[str]:
 
 
 def _is_weight(tensor: Message, held: bool) -> bool:
-    count = 1
-    for dim in tensor.dims:
-        count *= dim
     numeric = tensor.data_type in _FLOATS or (tensor.data_type in _INT8 and len(tensor.dims) > 1)
-    return numeric and count > 1 and not held
+    return numeric and prod(tensor.dims) > 1 and not held
 
 
 def _add_input(graph: Message, name: str, tensor: Message) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
@@ -55,16 +55,19 @@ def run_bundle(
         BackendError: the device cannot run the bundle.
     """
     manifest = bundle.manifest
-    feeds, broken = _open_feeds(manifest.feeds, options)
-    queries = {name: query.feed for name, query in manifest.queries.items() if query.feed in feeds}
+    feed_of = {name: query.feed for name, query in manifest.queries.items()}
+    feeds, broken = _open_feeds(manifest.feeds, set(feed_of.values()), options)
+    queries = {name: feed for name, feed in feed_of.items() if feed in feeds}
     with open_backend(
         bundle, options.backend, memory=options.memory, threads=options.threads, progress=progress
     ) as backend:
+        infer = Inference(bundle, backend)
+        # Last: the pipeline closes them, and only that.
         sinks = _sinks(options, queries, feeds)
         stats = pipeline.run(
             queries,
             feeds,
-            Inference(bundle, backend),
+            infer,
             sinks,
             live=not options.offline,
             frames=options.frames,
@@ -73,21 +76,25 @@ def run_bundle(
         )
         arena = backend.stats
         return Summary(
-            _with_broken(stats, broken, {name: query.feed for name, query in manifest.queries.items()}),
+            _with_broken(stats, broken, feed_of),
             backend.name,
             MemoryUse(backend.budget, arena.peak),
             SwapStats(arena.loads, arena.loaded, arena.blocked_s * 1e3),
         )
 
 
-def _open_feeds(specs: Mapping[str, FeedSpec], options: Options) -> tuple[dict[str, Feed], dict[str, str]]:
-    """Feeds by name, and why those that are missing could not be opened."""
+def _open_feeds(
+    specs: Mapping[str, FeedSpec], used: Collection[str], options: Options
+) -> tuple[dict[str, Feed], dict[str, str]]:
+    """Feeds by name that queries use, and why those that are missing could not be opened."""
     unknown = [name for name in options.sources if name not in specs]
     if unknown:
         raise FeedError(f"feed {unknown[0]!r} is not in the bundle; its feeds are {', '.join(specs)}")
     feeds: dict[str, Feed] = {}
     broken: dict[str, str] = {}
     for name, spec in specs.items():
+        if name not in used:
+            continue
         try:
             source = resolve(name, options.sources.get(name, spec.source), fps=spec.fps)
             if not source.live:
@@ -99,7 +106,7 @@ def _open_feeds(specs: Mapping[str, FeedSpec], options: Options) -> tuple[dict[s
         loop = spec.loop and (not options.offline or options.frames is not None or options.duration is not None)
         feeds[name] = Feed(name, source, fps=spec.fps, loop=loop)
     if not feeds:
-        raise FeedError(next(iter(broken.values()), "the bundle has no feeds"))
+        raise FeedError(next(iter(broken.values()), "the bundle has no queries"))
     return feeds, broken
 
 

@@ -73,7 +73,7 @@ class RunStats:
 
 @dataclass(frozen=True, slots=True)
 class MemoryUse:
-    """Bytes of weights: what was allowed (None: no limit) and the most that was resident at once."""
+    """Bytes of weights: what was allowed (None: no limit) and the most that was in memory at once."""
 
     budget: int | None = None
     peak: int = 0
@@ -96,6 +96,21 @@ class Summary:
     backend: str
     memory: MemoryUse = field(default_factory=MemoryUse)
     swaps: SwapStats = field(default_factory=SwapStats)
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """Queries that the run did not answer, and why: given up, or a feed that never gave a frame.
+
+        A camera that was restarted is no failure.
+        """
+        failed: dict[str, str] = {}
+        for name, query in self.run.queries.items():
+            feed = self.run.feeds[query.feed]
+            if query.gave_up:
+                failed[name] = query.last_error or "given up"
+            elif feed.error is not None and feed.frames == 0:
+                failed[name] = feed.error
+        return failed
 
     def to_json(self) -> dict[str, Any]:
         """The object of summary.json. For every query, frames = processed + skipped."""

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from gemel.cli import run_main
+from gemel.console import Stop, check_writable
+from gemel.errors import InputError
+from gemel.runtime import bake
+from gemel.runtime import bundle as bundle_module
 
 BIN = Path(sys.executable).parent
 
@@ -89,6 +98,7 @@ def test_bench(bundle_folder: Path, tmp_path: Path) -> None:
     figures = json.loads((tmp_path / "bench.json").read_text())
     assert {"p50", "p99"} == set(figures["swap_ms"]) == set(figures["plain_load_ms"])
     assert set(figures["latency_ratios"]) == {"a", "b"}
+    assert done.stdout.splitlines()[-1] == f"Next: gemel-run {bundle_folder / 'bundle'} --memory min"
     assert figures["memory_mb"] > 0
     assert figures["plain_memory_mb"] > 0
 
@@ -99,6 +109,12 @@ def test_bench(bundle_folder: Path, tmp_path: Path) -> None:
         (["gemel-run", "nowhere"], "error: nowhere: not a bundle (no manifest.json); gemel-compile writes one\n"),
         (["gemel-compile", "nowhere.yaml", "-o", "b"], "error: {}/nowhere.yaml: cannot be read: No such file"),
         (["gemel-run", "b", "--memory", "much"], "error: --memory: 'much' is not allowed: bytes such as 64MiB"),
+        (
+            ["gemel-run", "b", "--backend", "bogus"],
+            "error: backend 'bogus' is not available; this version has: ort-cpu",
+        ),
+        (["gemel-compile", "w", "-o", "b", "--backend", "bogus"], "error: backend 'bogus' is not available"),
+        (["gemel-run", "b", "--json", "."], "error: .: cannot be written: Is a directory"),
         (["gemel-run", "b", "--feed", "yard"], "error: --feed: 'yard' is not allowed: NAME=SOURCE is expected\n"),
     ],
 )
@@ -111,6 +127,91 @@ def test_mistakes_are_one_line_and_exit_2(
     assert done.stderr.startswith(message.replace("{}/", "").format(tmp_path)), done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "b").exists()
+
+
+def test_check_writable_leaves_no_trace(tmp_path: Path) -> None:
+    there = tmp_path / "there.json"
+    there.write_text("old")
+    for path in (None, there, tmp_path / "new" / "file.json"):
+        check_writable(path)
+    assert there.read_text() == "old"
+    assert not list((tmp_path / "new").iterdir())
+    with pytest.raises(InputError, match="new: cannot be written: Is a directory"):
+        check_writable(tmp_path / "new")
+
+
+def test_a_failed_query_fails_the_run_by_name(bundle_folder: Path, tmp_path: Path) -> None:
+    broken, summary = tmp_path / "broken.mp4", tmp_path / "summary.json"
+    broken.write_bytes(b"not a video")
+    done = call("gemel-run", bundle_folder / "bundle", "--offline", "--feed", f"yard={broken}", "--json", summary)
+    assert done.returncode == 1
+    assert json.loads(summary.read_text())["queries"]["c"]["processed"] == 6
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("failed: a: feed 'yard': cannot open ")
+    assert "; b: feed 'yard'" in last
+
+
+def test_check_looks_at_the_device_cache(bundle_folder: Path) -> None:
+    bundle = bundle_folder / "bundle"
+    assert call("gemel-run", bundle, "--offline", "--frames", "1").returncode == 0
+    (cache,) = (bundle / "device-cache").iterdir()
+    done = call("gemel", "check", bundle)
+    assert done.returncode == 0, done.stderr
+    assert f"  device  {cache} as it was baked" in done.stdout
+    data = bytearray((cache / "weights.bin").read_bytes())
+    data[64] ^= 255
+    (cache / "weights.bin").write_bytes(data)
+    done = call("gemel", "check", bundle)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {cache}/weights.bin: content is damaged; delete the folder {cache}")
+
+
+def test_stopped_while_models_are_prepared(
+    bundle_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared = []
+
+    def interrupted(*arguments: Any) -> Any:
+        prepared.append(1)
+        os.kill(os.getpid(), signal.SIGINT)
+        return optimise(*arguments)
+
+    optimise = bake._optimise
+    monkeypatch.setattr(bake, "_optimise", interrupted)
+    monkeypatch.setattr(sys, "argv", ["gemel-run", str(bundle_folder / "bundle")])
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as caught:
+        run_main()
+    assert caught.value.code == 130
+    assert len(prepared) == 1
+    assert (
+        capsys.readouterr().out.splitlines()[-1]
+        == "stopped while models were prepared for this device; nothing was run"
+    )
+    assert signal.getsignal(signal.SIGINT) == before
+    assert list((bundle_folder / "bundle" / "device-cache").iterdir()) == []
+
+
+def test_the_second_signal_kills() -> None:
+    with Stop() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.event.wait(5)
+        assert signal.getsignal(signal.SIGINT) == signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        with pytest.raises(KeyboardInterrupt):
+            stop.check()
+    assert stop.exit_code == 143
+
+
+def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(bundle_module, "open_bundle", full)
+    monkeypatch.setattr(sys, "argv", ["gemel-run", "b"])
+    with pytest.raises(SystemExit) as caught:
+        run_main()
+    assert caught.value.code == 1
+    assert capsys.readouterr().err == "error: b: No space left on device\n"
 
 
 def test_debug_shows_the_traceback() -> None:

@@ -49,6 +49,7 @@ def eight_resnets(folder: Path, copies: int) -> Path:
 def two_resnet18(folder: Path) -> Path:
     """A workload of two ResNet18 whose kernels are equal and whose BatchNorms are not."""
     folder.mkdir()
+    torch.manual_seed(0)
     first = torchvision.models.resnet18().state_dict()
     second = dict(first)
     for name, value in first.items():

@@ -17,11 +17,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..errors import ModelError
+from ..errors import ModelError, first_line
 from .paths import locate
-from .schema import Model
+from .schema import Model, Workload
 
-__all__ = ["build", "identity", "read_state"]
+__all__ = ["build", "identity", "models_of", "read_state"]
 
 _FORMATS = (".safetensors", ".pt", ".pth", ".th", ".weights")
 
@@ -34,6 +34,15 @@ def identity(model: Model, task: str, root: Path) -> str:
         if reference and not reference.startswith("package:"):
             fields[name] = str((root / Path(reference).expanduser()).resolve())
     return json.dumps([task, fields], sort_keys=True)
+
+
+def models_of(workload: Workload) -> dict[str, str]:
+    """Query name to model name. A model is called after the first query that uses it."""
+    first: dict[str, str] = {}
+    return {
+        query.name: first.setdefault(identity(query.model, query.task, workload.root), query.name)
+        for query in workload.queries
+    }
 
 
 def build(model: Model, root: Path, query: str) -> nn.Module:
@@ -54,7 +63,7 @@ def build(model: Model, root: Path, query: str) -> nn.Module:
     try:
         module = factory(**_without_downloads(factory, model.args, weights is not None))
     except Exception as error:
-        raise ModelError(f"query {query}: factory {model.factory}({model.args}): {error}") from error
+        raise ModelError(f"query {query}: factory {model.factory}({model.args}): {first_line(error)}") from error
     if not isinstance(module, nn.Module):
         raise ModelError(f"query {query}: factory {model.factory} returned {type(module).__name__}, not an nn.Module")
     if weights is None:
@@ -83,9 +92,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
             raise ModelError(f"{path}: weights must be one of {', '.join(_FORMATS)}")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, EOFError, RuntimeError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read as weights: {error}") from error
+        raise ModelError(f"{path}: cannot be read as weights: {first_line(error)}") from error
     except Exception as error:  # pickle.UnpicklingError and whatever a hostile file provokes
-        raise ModelError(f"{path}: holds more than tensors and is not loaded: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"{path}: holds more than tensors and is not loaded: {first_line(error)}") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -106,10 +115,10 @@ def _import(reference: str, root: Path, query: str) -> Callable[..., Any]:
         found: Any = importlib.import_module(name)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except ImportError as error:
-        raise ModelError(f"query {query}: factory {reference}: {error}") from error
-    except AttributeError as error:
-        raise ModelError(f"query {query}: factory {reference}: module {name} has no {attribute}") from error
+    except Exception as error:  # a module may raise anything while it is imported
+        missing = isinstance(error, AttributeError)
+        reason = f"module {name} has no {attribute}" if missing else first_line(error)
+        raise ModelError(f"query {query}: factory {reference}: {reason}") from error
     if not callable(found):
         raise ModelError(f"query {query}: factory {reference} is not callable")
     return found  # type: ignore[no-any-return]

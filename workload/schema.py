@@ -22,7 +22,7 @@ _UNITS_MS = {"ms": 1.0, "s": 1000.0}
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -60,7 +60,7 @@ def _memory(value: Any) -> Any:
 
 class Device(_Strict):
     backend: Literal["ort-cpu", "ort-cuda", "tensorrt", "tensorrt-rtx"] = "ort-cpu"
-    memory: Annotated[int | str, BeforeValidator(_memory)] = "all"
+    memory: Annotated[Annotated[int, Field(gt=0, strict=True)] | str, BeforeValidator(_memory)] = "all"
     """Budget for weights: bytes, ``all``, ``min`` (the hungriest model alone) or a share of all."""
 
 
@@ -88,9 +88,23 @@ class Input(_Strict):
             raise PydanticCustomError("size", "height and width in pixels must be at least 1")
         return value
 
+    @field_validator("mean", "std")
+    @classmethod
+    def _channels(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if value is not None and len(value) not in (1, 3):
+            raise PydanticCustomError("channels", "one number, or one for each of three channels, is expected")
+        return value
+
+    @field_validator("std", "scale")
+    @classmethod
+    def _nonzero(cls, value: Any) -> Any:
+        if value is not None and 0 in (value if isinstance(value, tuple) else (value,)):
+            raise PydanticCustomError("nonzero", "numbers other than 0 are expected")
+        return value
+
 
 class Model(_Strict):
-    factory: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")] | None = None
+    factory: Annotated[str, Field(pattern=r"^\w+(\.\w+)*:\w+(\.\w+)*$")] | None = None
     """``module:callable`` that returns an ``nn.Module``; installed, or beside the workload file."""
     onnx: str | None = None
     args: dict[str, Any] = {}
@@ -147,16 +161,17 @@ class Workload(_Strict):
     @model_validator(mode="after")
     def _consistent(self) -> Workload:
         seen: set[str] = set()
-        for query in self.queries:
+        for index, query in enumerate(self.queries):
+            # ``at`` is where :mod:`gemel.workload.load` finds the line.
             if query.name in seen:
-                raise PydanticCustomError(
-                    "name", "two queries are called {name}; names must be unique", {"name": repr(query.name)}
-                )
+                context: dict[str, Any] = {"at": ("queries", index, "name"), "name": repr(query.name)}
+                raise PydanticCustomError("name", "two queries are called {name}; names must be unique", context)
             seen.add(query.name)
             if query.feed not in self.feeds:
-                raise PydanticCustomError(
-                    "feed",
-                    "query {name}: feed {feed} is not defined; feeds: {feeds}",
-                    {"name": query.name, "feed": repr(query.feed), "feeds": ", ".join(self.feeds)},
-                )
+                context = {
+                    "at": ("queries", index, "feed"),
+                    "feed": repr(query.feed),
+                    "feeds": ", ".join(self.feeds),
+                }
+                raise PydanticCustomError("feed", "{feed} is not a feed; feeds: {feeds}", context)
         return self

@@ -2,7 +2,7 @@
 
 The order, for one stage of one model::
 
-    DropInventedBiases   before folding, while they can be told from trained biases
+    DropInventedBiases   for exported graphs only: before folding, while they can be told from trained biases
     FoldConstants        all that touches no weight
     LiftConstants        Constant nodes become initializers (ONNX sources hold weights there)
     FusePad              zero padding becomes part of the convolution behind it
@@ -45,7 +45,7 @@ def clean(model: ir.Model, weights: Set[str]) -> None:
     Raises:
         CompileError: a pass failed; the message names the graph.
     """
-    _run(model, DropInventedBiases(), FoldConstants(weights), LiftConstants(), FusePad(), CleanUp())
+    _run(model, FoldConstants(weights), LiftConstants(), FusePad(), CleanUp())
 
 
 def fold(model: ir.Model, keep: Set[str]) -> None:

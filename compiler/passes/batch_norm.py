@@ -14,6 +14,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -25,6 +26,8 @@ from .edit import constant, replace_constant
 __all__ = ["BatchNormToConv", "Choice", "FoldBatchNorm", "choose"]
 
 Array = NDArray[np.float64]
+
+_GAMMA, _BETA = 1, 2  # inputs of BatchNormalization
 
 _WORTH = 1 / 32
 """Bytes that sharing must save for each byte of activations that a kept BatchNorm passes over.
@@ -60,11 +63,11 @@ class _Site:
         return 4 * math.prod(sizes) if shape and len(sizes) == len(shape) else 0
 
     def norm_key(self) -> str:
-        """Equal for two sites exactly when folding changes their kernels in the same way."""
+        """Equal for two sites exactly when folding changes their kernels in the same way; empty without BatchNorm."""
         if self.norm is None:
             return ""
         scale, _ = _affine(self.norm)
-        return hashlib.sha256(scale.tobytes()).hexdigest()
+        return hashlib.sha256(self.conv.op_type.encode() + scale.tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ class FoldBatchNorm(ir.passes.InPlacePass):
     Computed in float64 and rounded once, so that equal inputs give equal bytes in every model.
 
     Requires: inference graphs; kernels and statistics are initializers. A kernel that several convolutions of one graph
-    read is folded only where all of them feed BatchNorms with the same parameters.
+    read is folded only where all of them feed BatchNorms that scale alike.
 
     Args:
         keep: tensor ids of kernels that must stay as they are.
@@ -121,39 +124,33 @@ class FoldBatchNorm(ir.passes.InPlacePass):
             by_kernel[site.kernel].append(site)
         changed = False
         for kernel, sites in by_kernel.items():
-            norms = {tuple(site.norm.inputs[1:]) if site.norm else None for site in sites}
-            biases = {site.conv.inputs[2] if len(site.conv.inputs) > 2 else None for site in sites}
-            if None in norms or len(norms) > 1 or len(biases) > 1:
+            keys = {site.norm_key() for site in sites}
+            if len(keys) > 1 or "" in keys or len(kernel.uses()) != len(sites):
                 continue
-            if len(kernel.uses()) != len(sites) or tensor_id(constant(kernel)) in self._keep:
-                continue
-            self._fold(model.graph, sites)
-            changed = True
+            if tensor_id(constant(kernel)) not in self._keep:
+                self._fold(model.graph, kernel, sites)
+                changed = True
         return ir.passes.PassResult(model, changed)
 
-    def _fold(self, graph: ir.Graph, sites: list[_Site]) -> None:
-        first = sites[0]
-        conv, norm, kernel = first.conv, first.norm, first.kernel
-        assert norm is not None  # call() leaves sites without BatchNorm alone
-        scale, shift = _affine(norm)
+    def _fold(self, graph: ir.Graph, kernel: ir.Value, sites: list[_Site]) -> None:
+        """Fold sites of one kernel whose BatchNorms scale it alike; their shifts may differ."""
         dtype = constant(kernel).dtype
         weight = constant(kernel).astype(np.float64)
-        axis = 0 if conv.op_type == "Conv" else 1
-        scaled = weight * scale.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
-        old_bias = conv.inputs[2] if len(conv.inputs) > 2 else None
-        bias = shift if old_bias is None else shift + constant(old_bias).astype(np.float64) * scale
-        replace_constant(kernel, scaled.astype(dtype))
-        # The folded bias takes the name of the BatchNorm's, which is where it comes from.
-        shift_value = norm.inputs[2]
-        assert shift_value is not None and shift_value.name is not None
-        new_bias = graph.initializers[shift_value.name]
-        replace_constant(new_bias, bias.astype(dtype))
-        for site in sites:
-            assert site.norm is not None
-            site.conv.resize_inputs(3)
-            site.conv.replace_input_with(2, new_bias)
-            site.conv.outputs[0].shape = site.norm.outputs[0].shape
-            _bypass(graph, site.norm, site.conv.outputs[0])
+        axis = 0 if sites[0].conv.op_type == "Conv" else 1
+        shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
+        for index, (conv, norm) in enumerate((site.conv, site.norm) for site in sites):
+            assert norm is not None  # call() leaves sites without BatchNorm alone
+            scale, bias = _affine(norm)
+            if len(conv.inputs) > 2:
+                bias = bias + constant(conv.inputs[2]).astype(np.float64) * scale
+            if index == 0:
+                replace_constant(kernel, (weight * scale.reshape(shape)).astype(dtype))
+            # The folded bias takes the name of the BatchNorm's, which is where it comes from.
+            value = _own(graph, norm, _BETA, bias.astype(dtype))
+            conv.resize_inputs(3)
+            conv.replace_input_with(2, value)
+            conv.outputs[0].shape = norm.outputs[0].shape
+            _bypass(graph, norm, conv.outputs[0])
 
 
 class BatchNormToConv(ir.passes.InPlacePass):
@@ -172,12 +169,11 @@ class BatchNormToConv(ir.passes.InPlacePass):
             scale, shift = _affine(norm)
             channels = len(scale)
             dtype = constant(site.kernel).dtype
-            names = [value.name or "" for value in norm.inputs[1:3] if value is not None]
-            values = (scale.reshape(channels, 1, 1, 1), shift)
-            made = [_private(graph, norm, name, array.astype(dtype)) for name, array in zip(names, values, strict=True)]
+            weight = _own(graph, norm, _GAMMA, scale.reshape(channels, 1, 1, 1).astype(dtype))
+            bias = _own(graph, norm, _BETA, shift.astype(dtype))
             conv = ir.node(
                 "Conv",
-                [norm.inputs[0], *made],
+                [norm.inputs[0], weight, bias],
                 attributes={"group": channels, "kernel_shape": [1, 1]},
                 num_outputs=1,
             )
@@ -227,13 +223,14 @@ def _affine(norm: ir.Node) -> tuple[Array, Array]:
     return scale, beta - mean * scale
 
 
-def _private(graph: ir.Graph, norm: ir.Node, name: str, array: NDArray[np.float32]) -> ir.Value:
-    """An initializer under the BatchNorm's own name, or beside it where other nodes still read that one."""
-    value = graph.initializers[name]
-    if len(value.uses()) == 1:
+def _own(graph: ir.Graph, norm: ir.Node, index: int, array: NDArray[Any]) -> ir.Value:
+    """A BatchNorm's parameter rewritten: under its own name if nothing else reads it, else under another beside it."""
+    value = norm.inputs[index]
+    assert value is not None  # _sites yields only BatchNorms with constant parameters
+    if [(use.node, use.idx) for use in value.uses()] == [(norm, index)]:
         replace_constant(value, array)
         return value
-    beside = ir.Value(name=f"{name}.{norm.name}")
+    beside = ir.Value(name=f"{value.name}.{norm.outputs[0].name}.{index}")
     replace_constant(beside, array)
     graph.register_initializer(beside)
     return beside

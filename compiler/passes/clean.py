@@ -11,7 +11,7 @@ from onnx_ir.passes.common import (
     LiftConstantsToInitializersPass,
     RemoveUnusedNodesPass,
 )
-from onnxscript.optimizer._constant_folding import FoldConstantsPass
+from onnxscript.optimizer import fold_constants
 
 __all__ = ["CleanUp", "DropInventedBiases", "FoldConstants", "LiftConstants"]
 
@@ -19,9 +19,9 @@ __all__ = ["CleanUp", "DropInventedBiases", "FoldConstants", "LiftConstants"]
 class DropInventedBiases(ir.passes.InPlacePass):
     """Remove the zero biases that the exporter gives to convolutions that have none.
 
-    Requires: before constant folding, while such a bias is still computed (Expand of a constant) and so can be told
-    from a trained bias that happens to be zero. Decided by provenance, never by value: a program must not
-    depend on weights.
+    Requires: a graph from PyTorch's exporter, before constant folding, while such a bias is still computed (Expand of
+    a constant) and so can be told from a trained bias that happens to be zero. Decided by provenance, never by value:
+    a program must not depend on weights.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -56,13 +56,14 @@ class FoldConstants(ir.passes.InPlacePass):
         def keeps_weights(node: ir.Node) -> bool | None:
             return False if any(value is not None and value.name in self._weights for value in node.inputs) else None
 
-        fold = FoldConstantsPass(
-            shape_inference=True,
+        result = fold_constants(
+            model,
+            onnx_shape_inference=True,
             input_size_limit=self._LIMIT,
             output_size_limit=self._LIMIT,
             should_fold=keeps_weights,
         )
-        return fold(model)
+        return ir.passes.PassResult(model, bool(result.modified))
 
 
 class LiftConstants(ir.passes.InPlacePass):

@@ -8,11 +8,15 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from ...errors import BackendError
+from ...errors import InputError
 from ..arena import ArenaStats
 from ..bundle import Bundle
+from ..memory import parse_memory
 
-__all__ = ["Backend", "open_backend"]
+__all__ = ["NAMES", "Backend", "check_backend", "open_backend"]
+
+NAMES = ("ort-cpu",)
+"""The backends that this version has."""
 
 
 class Backend(Protocol):
@@ -46,7 +50,7 @@ class Backend(Protocol):
 
     @property
     def budget(self) -> int:
-        """Bytes of weights that may be resident at once."""
+        """Bytes of weights that may be in memory at once."""
         ...
 
     @property
@@ -61,6 +65,16 @@ class Backend(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+def check_backend(name: str) -> None:
+    """Refuse a backend that does not exist, before any work is done for it.
+
+    Raises:
+        InputError: it is not one of :data:`NAMES`.
+    """
+    if name not in NAMES:
+        raise InputError(f"backend {name!r} is not available; this version has: {', '.join(NAMES)}")
 
 
 def open_backend(
@@ -81,12 +95,16 @@ def open_backend(
         progress: called with each model that is prepared for the device.
 
     Raises:
-        BackendError: an unknown backend, or a device that cannot run the bundle.
+        InputError: an unknown backend, or a memory setting that is not allowed or too small.
+        BackendError: a device that cannot run the bundle.
     """
     name = name or bundle.manifest.device.backend
-    if name == "ort-cpu":
-        from .ort_cpu import OrtCpu
+    check_backend(name)
+    setting = bundle.manifest.device.memory if memory is None else memory
+    try:
+        size = parse_memory(setting)
+    except ValueError as error:
+        raise InputError(f"memory: {setting!r} is not allowed: {error}") from error
+    from .ort_cpu import OrtCpu
 
-        setting = bundle.manifest.device.memory if memory is None else memory
-        return OrtCpu(bundle, memory=setting, threads=threads, progress=progress)
-    raise BackendError(f"backend {name!r} is not available; this version has: ort-cpu")
+    return OrtCpu(bundle, memory=size, threads=threads, progress=progress)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -12,11 +14,12 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from ...errors import BackendError
+from ...errors import BackendError, first_line
 from ..arena import ArenaStats, HostArena
 from ..bake import Baked, bake
 from ..bundle import Bundle
 from ..memory import budget
+from ..session import open_session
 
 __all__ = ["OrtCpu"]
 
@@ -38,8 +41,10 @@ class _Bound:
         self.session = session
         self.binding = session.io_binding()
         self.outputs = [port.name for port in session.get_outputs()]
-        for index, value in enumerate(weights):
-            self.binding.bind_ortvalue_input(f"w{index}", value)
+        # Weights are a program's last inputs; its first are the model's own.
+        ports = session.get_inputs()
+        for port, value in zip(ports[len(ports) - len(weights) :], weights, strict=True):
+            self.binding.bind_ortvalue_input(port.name, value)
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         for name, array in inputs.items():
@@ -52,7 +57,11 @@ class _Bound:
 
 
 class OrtCpu:
-    """The default backend; see :class:`gemel.runtime.backends.Backend`."""
+    """The default backend; see :class:`gemel.runtime.backends.Backend`.
+
+    Models in mode ``constant`` take no part in swapping: their session holds a private copy of their weights from the
+    first use on. The budget has room for all these copies; what is left of it is the arena's.
+    """
 
     name = "ort-cpu"
 
@@ -68,12 +77,19 @@ class OrtCpu:
         self._bundle = bundle
         self._threads = threads or max(1, (os.cpu_count() or 2) - 1)
         self.baked: Baked = bake(bundle, progress)
-        sizes = {name: spec.length for name, spec in self.baked.segments.items()}
-        models = [sum(sizes[segment] for segment in segments) for segments in self.baked.segments_of.values()]
-        allowed = budget(memory, sum(sizes.values()), models)
-        self.arena = HostArena(self.baked.blob, self.baked.tensors, self.baked.segments, allowed)
+        self._copies = _private_copies(bundle, self.baked)
+        arena = {
+            name: spec
+            for name, spec in self.baked.segments.items()
+            if any(bundle.manifest.models[model].mode == "bound" for model in spec.models)
+        }
+        needs = [sum(arena[segment].length for segment in self._segments(model)) for model in bundle.manifest.models]
+        private = sum(self._copies.values())
+        allowed = budget(memory, sum(spec.length for spec in arena.values()), needs, private)
+        self.budget = allowed
+        self.arena = HostArena(self.baked.blob, self.baked.tensors, arena, allowed - private)
         self._values: dict[str, ort.OrtValue] = {}
-        self._sessions: dict[str, ort.InferenceSession] = {}
+        self._sessions: dict[Path, ort.InferenceSession] = {}
         self._bound: dict[tuple[str, str], _Bound] = {}
         self._active: set[str] = set()
 
@@ -81,9 +97,13 @@ class OrtCpu:
         if model not in self._active:
             self.arena.acquire(self._segments(model))
             self._active.add(model)
-        for stage in self._bundle.manifest.models[model].stages:
-            if (model, stage) not in self._bound:
-                self._bound[model, stage] = self._bind(model, stage)
+        try:
+            for stage in self._bundle.manifest.models[model].stages:
+                if (model, stage) not in self._bound:
+                    self._bound[model, stage] = self._bind(model, stage)
+        except BaseException:
+            self.release(model)
+            raise
 
     def release(self, model: str) -> None:
         if model in self._active:
@@ -103,15 +123,17 @@ class OrtCpu:
         try:
             return bound.run(inputs)
         except Exception as error:
-            raise BackendError(f"model {model}, stage {stage}: {error}") from error
+            raise BackendError(f"model {model}, stage {stage}: {first_line(error)}") from error
 
     @property
-    def budget(self) -> int:
-        return self.arena.budget
+    def private_bytes(self) -> int:
+        """Bytes of weights that sessions of models in mode ``constant`` hold by now."""
+        return sum(size for path, size in self._copies.items() if path in self._sessions)
 
     @property
     def stats(self) -> ArenaStats:
-        return self.arena.stats
+        # Private copies are never dropped: they lie beside whatever the arena held.
+        return replace(self.arena.stats, peak=self.arena.stats.peak + self.private_bytes)
 
     def close(self) -> None:
         self._bound.clear()
@@ -126,14 +148,17 @@ class OrtCpu:
     ) -> None:
         self.close()
 
+    def _is_constant(self, model: str) -> bool:
+        return self._bundle.manifest.models[model].mode == "constant"
+
     def _segments(self, model: str) -> tuple[str, ...]:
-        return self.baked.segments_of[model]
+        return () if self._is_constant(model) else self.baked.segments_of[model]
 
     def _bind(self, model: str, stage: str) -> _Bound:
+        if self._is_constant(model):
+            return _Bound(self._session(self.baked.constant(model, stage), prepack=True), [])
         baked = self.baked.models[model][stage]
-        if self._bundle.manifest.models[model].mode == "constant":
-            return _Bound(self._session(str(self.baked.constant(model, stage)), prepack=True), [])
-        session = self._session(str(self.baked.program(baked.program)), prepack=False)
+        session = self._session(self.baked.program(baked.program), prepack=False)
         return _Bound(session, [self._value(tensor) for tensor in baked.weights])
 
     def _value(self, tensor: str) -> ort.OrtValue:
@@ -142,7 +167,7 @@ class OrtCpu:
             self._values[tensor] = ort.OrtValue.ortvalue_from_numpy(self.arena.tensor(tensor))
         return self._values[tensor]
 
-    def _session(self, path: str, *, prepack: bool) -> ort.InferenceSession:
+    def _session(self, path: Path, *, prepack: bool) -> ort.InferenceSession:
         """The session of a graph; every model of a program uses the same one."""
         if path not in self._sessions:
             options = ort.SessionOptions()
@@ -152,8 +177,15 @@ class OrtCpu:
             options.add_session_config_entry("session.use_env_allocators", "1")
             # Weights arrive as inputs: there is nothing to pack, and packing would copy.
             options.add_session_config_entry("session.disable_prepacking", "0" if prepack else "1")
-            try:
-                self._sessions[path] = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-            except Exception as error:
-                raise BackendError(f"{path}: ONNX Runtime {ort.__version__} refuses it: {error}") from error
+            self._sessions[path] = open_session(path, options)
         return self._sessions[path]
+
+
+def _private_copies(bundle: Bundle, baked: Baked) -> dict[Path, int]:
+    """The graphs of models in mode ``constant``, and the bytes of weights that a session of each holds."""
+    return {
+        baked.constant(name, stage): sum(baked.tensors[tensor].length for tensor in set(made.weights))
+        for name, model in bundle.manifest.models.items()
+        if model.mode == "constant"
+        for stage, made in baked.models[name].items()
+    }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
@@ -17,7 +18,7 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
-from ...errors import BackendError
+from ...errors import BackendError, BundleError
 from ..backends.ort_cpu import OrtCpu
 from ..bundle import Bundle
 
@@ -47,8 +48,8 @@ def measure(
         ``plain_memory_mb`` (PSS of a process that has run every model once), ``blob_mb``; ``first_result_s`` from
         importing gemel.runtime to the first output.
     """
-    files = {name: str((plain or {}).get(name) or bundle.path / f"{name}.onnx") for name in bundle.manifest.models}
-    path = str(bundle.path)
+    files = {name: str(path.absolute()) for name, path in _files(bundle, plain).items()}
+    path = str(bundle.path.absolute())
     with OrtCpu(bundle, threads=1) as backend:
         blob = sum(segment.length for segment in backend.baked.segments.values())
     figures: Figures = {"models": len(files), "plain_is": "export" if plain else "bundle", "blob_mb": blob / 1e6}
@@ -71,13 +72,24 @@ def measure(
     return figures
 
 
+def _files(bundle: Bundle, plain: Mapping[str, Path] | None) -> Mapping[str, Path]:
+    models = bundle.manifest.models
+    if plain is None:
+        return {name: bundle.file(model.stages["main"].file) for name, model in models.items()}
+    missing = [name for name in models if name not in plain]
+    if missing:
+        raise BundleError(f"the workload has no query {missing[0]!r}, from which the bundle has a model")
+    return {name: plain[name] for name in models}
+
+
 def latency(path: Path | str, model: str, file: Path | str, rounds: int) -> tuple[float, float, float]:
     """CPU time of one run of a model's main stage on one thread, beside a default session of an ONNX file.
 
     Returns:
         gemel / file, and both medians in milliseconds.
     """
-    ratio, ours, theirs = _apart("latency", path=str(path), model=model, file=str(file), rounds=rounds)
+    arguments = {"path": str(Path(path).absolute()), "file": str(Path(file).absolute())}
+    ratio, ours, theirs = _apart("latency", model=model, rounds=rounds, **arguments)
     return ratio, ours, theirs
 
 
@@ -108,14 +120,19 @@ def _first_result(path: str) -> float:
         "from gemel.runtime.bench.worker import first_result; first_result(sys.argv[1])\n"
         "print(time.perf_counter() - began)"
     )
-    done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=True)
-    return float(done.stdout)
+    return float(_python("first result", "-c", script, path))
 
 
 def _apart(part: str, **arguments: Any) -> Any:
     """Run a part of :mod:`gemel.runtime.bench.worker` in a fresh interpreter."""
-    command = [sys.executable, "-m", "gemel.runtime.bench.worker", part, json.dumps(arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return json.loads(_python(part, "-m", "gemel.runtime.bench.worker", part, json.dumps(arguments)))
+
+
+def _python(part: str, *arguments: str) -> str:
+    # In an empty folder: -c and -m search the working folder first, which may be a bundle from anywhere.
+    with tempfile.TemporaryDirectory(prefix="gemel-bench-") as folder:
+        command = [sys.executable, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
     if done.returncode:
         raise BackendError(f"bench: {part} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
-    return json.loads(done.stdout)
+    return done.stdout

@@ -16,15 +16,17 @@ __all__ = ["ClassificationDecoder"]
 
 
 class ClassificationDecoder:
-    """Softmax, then the ``top_k`` best classes, best first."""
+    """Softmax where the model has none, then the ``top_k`` best classes, best first."""
 
     def __init__(self, spec: ClassificationDecode, labels: Sequence[str] | None, threshold: float | None) -> None:
         self._top_k = spec.top_k
+        self._softmax = spec.activation == "softmax"
         self._labels = labels
         self._threshold = threshold
 
     def __call__(self, outputs: Mapping[str, Array], geometry: Geometry, run: RunStage) -> tuple[Class, ...]:
-        scores = softmax(next(iter(outputs.values()))[0])
+        scores = next(iter(outputs.values()))[0]
+        scores = softmax(scores) if self._softmax else scores
         best = np.argsort(-scores, kind="stable")[: self._top_k]
         return tuple(
             Class(label(self._labels, index), score)

@@ -5,10 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-
-from ..manifest import FeedSpec
 from .feed import Feed
 from .frame import Frame, Image
 from .reader import Picture, Reader
@@ -25,23 +21,6 @@ __all__ = [
     "Reader",
     "Source",
     "is_local_file",
-    "open_feeds",
     "package_file",
     "resolve",
 ]
-
-
-def open_feeds(specs: Mapping[str, FeedSpec], base: Path | None = None) -> dict[str, Feed]:
-    """Feeds by name, not started yet.
-
-    Args:
-        specs: feeds of a manifest.
-        base: folder that relative paths start from; the working directory when left out.
-
-    Raises:
-        FeedError: a source that does not exist or is not of an allowed kind.
-    """
-    return {
-        name: Feed(name, resolve(name, spec.source, fps=spec.fps, base=base), fps=spec.fps, loop=spec.loop)
-        for name, spec in specs.items()
-    }

@@ -153,7 +153,8 @@ class Feed:
         reader: Reader | None = None
         try:
             reader = self._reader = self._source.open()
-            self._timeline.begin(monotonic() - self._began if self._source.live and self._seen else None)
+            at = monotonic() - self._began if self._source.live and self._seen else None
+            self._timeline.begin(at, period=reader.period)
             for picture in reader:
                 if not self._seen:
                     self._began = monotonic()

@@ -35,6 +35,11 @@ class Reader(Protocol):
         ...
 
     @property
+    def period(self) -> float:
+        """Seconds from a frame to the next, as far as that is known before reading."""
+        ...
+
+    @property
     def corrupt(self) -> int:
         """Frames left out so far."""
         ...
@@ -51,7 +56,7 @@ class FolderReader:
 
     def __init__(self, paths: Sequence[Path], fps: float) -> None:
         self._paths = paths
-        self._fps = fps
+        self.period = 1 / fps
         self.corrupt = 0
 
     def __iter__(self) -> Iterator[Picture]:
@@ -61,7 +66,7 @@ class FolderReader:
                 self.corrupt += 1
                 continue
             pixels = np.asarray(image, np.uint8)
-            yield position / self._fps, lambda pixels=pixels: pixels  # type: ignore[misc]
+            yield position * self.period, lambda pixels=pixels: pixels  # type: ignore[misc]
 
     def close(self) -> None:
         pass
@@ -73,13 +78,14 @@ class VideoReader:
     def __init__(self, container: Any, *, finite: bool) -> None:
         self._container = container
         self.finite = finite
+        streams = container.streams.video
+        self.period = 1 / float((streams and (streams[0].average_rate or streams[0].guessed_rate)) or 25)
         self.corrupt = 0
 
     def __iter__(self) -> Iterator[Picture]:
         if not self._container.streams.video:
             raise FeedError("there is no video stream in it")
         stream = self._container.streams.video[0]
-        period = 1 / float(stream.average_rate or stream.guessed_rate or 25)
         first = end = None
         for frame in self._decode(stream):
             stamp = frame.time
@@ -87,11 +93,11 @@ class VideoReader:
                 # Some cameras do not stamp; for a recording the position in it is the better guess.
                 stamp = (end or 0.0) if self.finite else time.monotonic()
             first = stamp if first is None else first
-            end = stamp + (float(frame.duration * frame.time_base) if frame.duration else period)
+            end = stamp + (float(frame.duration * frame.time_base) if frame.duration else self.period)
             yield stamp, lambda frame=frame: _pixels(frame)  # type: ignore[misc]
         promised = _promised_seconds(self._container, stream) if self.finite else None
         read = 0.0 if first is None or end is None else end - first
-        if promised is not None and read < promised - max(0.5, 2 * period):
+        if promised is not None and read < promised - max(0.5, 2 * self.period):
             raise FeedError(f"ends after {read:.1f} s of {promised:.1f} s; the file is truncated or damaged")
 
     def _decode(self, stream: Any) -> Iterator[Any]:

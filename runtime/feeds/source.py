@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 import av
 
 from ...errors import FeedError, InputError
+from ..environment import expand
 from .reader import IMAGE_SUFFIXES, FolderReader, Reader, VideoReader, reason_of
 
 __all__ = ["Opener", "Source", "is_local_file", "package_file", "resolve"]
@@ -98,7 +99,7 @@ def resolve(feed: str, source: str, *, fps: float | None = None, base: Path | No
 
     Args:
         feed: the feed's name, for messages.
-        source: a path, URL, device or ``package:`` reference.
+        source: a path, URL, device or ``package:`` reference; ``${VAR}`` is taken from the environment.
         fps: the feed's rate, which is also the rate of a folder of images (10 when left out).
         base: folder that a relative path starts from; the working directory when left out.
 
@@ -106,6 +107,10 @@ def resolve(feed: str, source: str, *, fps: float | None = None, base: Path | No
         FeedError: it does not exist, or is of a kind that is not allowed.
     """
     where = f"feed {feed!r}: source {source!r}"
+    try:
+        source = expand(source)
+    except KeyError as error:
+        raise FeedError(f"{where}: environment variable {error.args[0]} is not set") from error
     if not source or "\0" in source:
         raise FeedError(f"{where} is not a source; allowed: {_ALLOWED}")
     scheme, separator, _ = source.partition("://")

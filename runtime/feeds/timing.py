@@ -55,9 +55,12 @@ class Timeline:
         self._start = 0.0
         self._offset: float | None = None
 
-    def begin(self, at: float | None = None) -> None:
-        """The source was opened: its next frame is at ``at`` seconds, or follows the last one as frames did before."""
-        following = 0.0 if self._last is None else self._last + max(self._step, self._LEAST)
+    def begin(self, at: float | None = None, *, period: float = 0.0) -> None:
+        """The source was opened: its next frame is at ``at`` seconds, or follows the last one as frames did before.
+
+        ``period`` is the source's own distance between frames, for one whose only frame has none.
+        """
+        following = 0.0 if self._last is None else self._last + max(self._step or period, self._LEAST)
         self._start = following if at is None else max(at, following)
         self._offset = None
 

@@ -8,10 +8,7 @@ from pathlib import Path
 from queue import Queue
 from threading import Thread
 
-import av
-import cv2
-
-from ...errors import GemelError, InputError
+from ...errors import GemelError, InputError, first_line
 from ..feeds import Frame
 from ..results import Result
 from .draw import annotate, palette
@@ -84,7 +81,8 @@ class VideoSink(Sink):
     def _guard(self, feed: str, action: Callable[[], None]) -> None:
         try:
             action()
-        except (OSError, ValueError, av.FFmpegError, cv2.error) as error:
-            failure = GemelError(f"{self.path(feed)}: cannot write the video: {error}")
+        except Exception as error:
+            # Whatever it is: a thread that ends here leaves the run waiting for room in the queue for ever.
+            failure = GemelError(f"{self.path(feed)}: cannot write the video: {first_line(error)}")
             failure.__cause__ = error
             self._failure = self._failure or failure

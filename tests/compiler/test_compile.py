@@ -134,9 +134,41 @@ def test_an_old_bundle_is_replaced_and_another_folder_is_not(tmp_path: Path, wor
     precious = tmp_path / "photos"
     precious.mkdir()
     (precious / "cat.jpg").touch()
-    with pytest.raises(BundleError, match=re.escape(f"{precious}: exists and is not a bundle")):
-        compile_workload(workload, precious)
-    assert (precious / "cat.jpg").exists()
+    for _ in range(2):
+        with pytest.raises(BundleError, match=re.escape(f"{precious}: holds cat.jpg, which is not of a bundle")):
+            compile_workload(workload, precious)
+        assert (precious / "cat.jpg").exists()
+        # Many things have a manifest.json.
+        (precious / "manifest.json").write_text("{}")
+
+
+def test_places_that_cannot_be_written(tmp_path: Path, workload_in: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found before any work is done: there are no weights to compile."""
+    workload = workload_in(query("a"))
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    for output in (tmp_path / "file", tmp_path / "file" / "bundle", tmp_path / "link", Path()):
+        with pytest.raises(BundleError, match=r"is not a folder|cannot be written|is a link|is not of a bundle"):
+            compile_workload(workload, output)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "workload.yaml"]
+
+
+def test_the_old_bundle_comes_back_when_the_new_one_cannot_take_its_place(
+    bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def broken(self: Path, target: Path) -> Path:
+        if target.name == "bundle" and "-old-" not in self.name:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", broken)
+    with pytest.raises(KeyboardInterrupt):
+        compile_workload(load(bundle_folder / "workload.yaml"), bundle_folder / "bundle")
+    open_bundle(bundle_folder / "bundle")
+    assert not list(bundle_folder.glob(".*"))
 
 
 def test_transformers_keep_their_weights_constant(tmp_path: Path, workload_in: Make) -> None:
@@ -170,6 +202,14 @@ def test_check_needs_the_right_workload(bundle_folder: Path) -> None:
     bundle = open_bundle(bundle_folder / "bundle")
     with pytest.raises(BundleError, match="has no query 'a'"):
         list(compare(bundle, load(bundle_folder / "other.yaml"), rtol=1e-3, atol=1e-5))
+
+
+def test_check_sees_another_input(bundle_folder: Path) -> None:
+    text = (bundle_folder / "workload.yaml").read_text().replace('"size": [32, 32]', '"size": [32, 32], "scale": 1.0')
+    (bundle_folder / "workload.yaml").write_text(text)
+    bundle = open_bundle(bundle_folder / "bundle")
+    with pytest.raises(BundleError, match="query a: the bundle was compiled for another input"):
+        list(compare(bundle, load(bundle_folder / "workload.yaml"), rtol=1e-3, atol=1e-5))
 
 
 def test_check_sees_another_model(bundle_folder: Path) -> None:

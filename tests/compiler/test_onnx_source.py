@@ -15,7 +15,7 @@ from gemel.compiler.check import compare
 from gemel.compiler.onnx_source import read
 from gemel.errors import ModelError
 from gemel.runtime.bundle import open_bundle
-from gemel.runtime.manifest import CenterFaceDecode
+from gemel.runtime.manifest import CenterFaceDecode, ClassificationDecode
 from gemel.workload import Workload
 from gemel.workload.schema import Input
 
@@ -79,6 +79,64 @@ def test_unknown_detectors_are_named(tmp_path: Path) -> None:
     path = write(tmp_path / "d.onnx", constants=False, outputs=(5, 7))
     with pytest.raises(ModelError, match=r"d\.onnx: no decoder for a detector with outputs out0 .*CenterFace"):
         read(path, "detection", Input())
+
+
+def classifier(path: Path, *, softmax: bool = True, kind: int = TensorProto.FLOAT, shape: tuple[int, ...]) -> Path:
+    """A global average and, perhaps, a softmax."""
+    nodes = [
+        helper.make_node("ReduceMean", ["image"], ["scores"], axes=[2, 3], keepdims=0),
+        helper.make_node("Softmax" if softmax else "Relu", ["scores"], ["out"]),
+    ]
+    ports = [
+        helper.make_tensor_value_info("image", kind, shape),
+        helper.make_tensor_value_info("out", kind, [1, shape[1]]),
+    ]
+    graph = helper.make_graph(nodes, "g", ports[:1], ports[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7), path)
+    return path
+
+
+@pytest.mark.parametrize(("softmax", "activation"), [(True, "none"), (False, "softmax")])
+def test_a_softmax_in_the_file_is_not_done_twice(tmp_path: Path, softmax: bool, activation: str) -> None:
+    path = classifier(tmp_path / "c.onnx", softmax=softmax, shape=(1, 3, 8, 8))
+    source = read(path, "classification", Input())
+    assert isinstance(source.decode, ClassificationDecode)
+    assert (source.decode.classes, source.decode.activation) == (3, activation)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "wanted"),
+    [
+        (TensorProto.FLOAT16, (1, 3, 8, 8), Input()),
+        (TensorProto.FLOAT, (1, 8, 8, 3), Input()),
+        (TensorProto.FLOAT, (1, 1, 8, 8), Input(color="rgb")),
+    ],
+)
+def test_inputs_that_frames_do_not_fit(tmp_path: Path, kind: int, shape: tuple[int, ...], wanted: Input) -> None:
+    path = classifier(tmp_path / "c.onnx", kind=kind, shape=shape)
+    with pytest.raises(ModelError, match=r"c\.onnx: (one float32 input|input has 1 channels)"):
+        read(path, "classification", wanted)
+
+
+def test_a_computed_bias_of_a_file_is_kept(tmp_path: Path, workload_in: Callable[..., Workload]) -> None:
+    """PyTorch's exporter invents zero biases in this form; in another's file they are real."""
+    kernel = numpy_helper.from_array(np.ones((4, 3, 1, 1), np.float32), "k")
+    constants = [numpy_helper.from_array(np.array(value), name) for name, value in (("five", [5.0]), ("shape", [4]))]
+    constants[0] = numpy_helper.from_array(np.array([5.0], np.float32), "five")
+    nodes = [
+        helper.make_node("Expand", ["five", "shape"], ["bias"]),
+        helper.make_node("Conv", ["image", "k", "bias"], ["out"]),
+    ]
+    ports = [
+        helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 8, 8]),
+        helper.make_tensor_value_info("out", TensorProto.FLOAT, [1, 4, 8, 8]),
+    ]
+    graph = helper.make_graph(nodes, "g", ports[:1], ports[1:], [kernel, *constants])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
+    onnx.save(model, tmp_path / "e.onnx")
+    workload = workload_in({"name": "a", "feed": "yard", "task": "embedding", "model": {"onnx": "e.onnx"}})
+    bundle = open_bundle(compile_workload(workload, tmp_path / "bundle").path)
+    assert all(result.passed for result in compare(bundle, workload, rtol=1e-4, atol=1e-6))
 
 
 def test_an_open_size_must_be_given(tmp_path: Path) -> None:

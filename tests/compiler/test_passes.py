@@ -150,6 +150,32 @@ def test_one_kernel_in_two_places_is_folded_only_under_one_batch_norm() -> None:
     assert kinds(other).count("BatchNormalization") == 2
 
 
+@pytest.mark.parametrize("fold", [FoldBatchNorm(), BatchNormToConv()])
+def test_parameters_that_several_batch_norms_read_keep_their_values(fold: ir.passes.InPlacePass) -> None:
+    """One nn.BatchNorm2d behind two convolutions, or an exporter that stores equal parameters once."""
+    graph = Graph()
+    x = graph.norm(graph.conv(graph.image, "one"), "bn")
+    parameters = graph.nodes[-1].inputs[1:]
+    second = graph.op("BatchNormalization", graph.conv(graph.image, "two"), *parameters, epsilon=1e-3)
+    gamma = parameters[0]
+    third = graph.op("BatchNormalization", graph.conv(graph.image, "three"), gamma, gamma, gamma, gamma, epsilon=1e-3)
+    model = graph.model(graph.op("Add", graph.op("Add", x, second), third))
+    unchanged(model, lambda model: fold(model))
+    assert "BatchNormalization" not in kinds(model)
+
+
+def test_one_kernel_under_equal_scales_and_own_shifts_is_folded_once() -> None:
+    graph = Graph()
+    kernel = graph.weight("k", RNG.standard_normal((4, 4, 1, 1)).astype(np.float32))
+    first = graph.norm(graph.op("Conv", graph.image, kernel), "bn", 4)
+    gamma, _, _, variance = graph.nodes[-1].inputs[1:]
+    shift = [graph.weight(name, RNG.random(4).astype(np.float32)) for name in ("beta2", "mean2")]
+    x = graph.op("Conv", graph.op("Relu", first), kernel)
+    model = graph.model(graph.op("BatchNormalization", x, gamma, *shift, variance, epsilon=1e-3))
+    unchanged(model, lambda model: FoldBatchNorm()(model))
+    assert kinds(model) == ["Conv", "Relu", "Conv"]
+
+
 def test_batch_norm_without_a_convolution_stays() -> None:
     graph = Graph()
     model = graph.model(graph.conv(graph.op("Relu", graph.norm(graph.image, "bn", 4)), "conv"))

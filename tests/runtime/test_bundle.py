@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,6 +104,36 @@ def test_a_link_that_leaves_the_bundle(bundle: Path, tmp_path: Path) -> None:
         open_bundle(bundle)
 
 
+SSD = {
+    "kind": "ssd",
+    "classes": 2,
+    "anchors": "nowhere",
+    "activation": "softmax",
+    "background": True,
+    "box_weights": [1, 1, 1, 1],
+}
+FASTER_RCNN = {
+    "kind": "faster-rcnn",
+    "classes": 2,
+    "anchors": ["nowhere"],
+    "roi_levels": [0],
+    "roi_scales": [0.25],
+}
+
+
+def test_a_manifest_nested_too_deeply(bundle: Path) -> None:
+    (bundle / MANIFEST).write_text("[" * 200_000 + "]" * 200_000)
+    with pytest.raises(BundleError, match="nested too deeply"):
+        open_bundle(bundle)
+
+
+def test_a_pipe_is_not_opened(bundle: Path) -> None:
+    (bundle / MANIFEST).unlink()
+    os.mkfifo(bundle / MANIFEST)
+    with pytest.raises(BundleError, match=r"manifest\.json: is not a file"):
+        open_bundle(bundle)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -117,6 +149,24 @@ def test_a_link_that_leaves_the_bundle(bundle: Path, tmp_path: Path) -> None:
         (lambda d: d["models"]["a"]["stages"]["main"].update(weights=["0" * 32]), "refers to what the manifest"),
         (lambda d: d["queries"]["a"].update(model="z"), "queries.a: model 'z'"),
         (lambda d: d["queries"].update(a={"feed": "yard"}), "queries.a.model: Field required"),
+        (lambda d: next(iter(d["tensors"].values())).update(shape=[1 << 62, 4], length=0), "is not 0 bytes"),
+        (lambda d: next(iter(d["tensors"].values())).update(shape=[0] * 70, length=0), "is not 0 bytes"),
+        (lambda d: d.update(schema_version="²"), "schema_version is '²'; expected"),
+        (lambda d: d.update(schema_version="9" * 5000), "schema_version is '999"),
+        (lambda d: d["device"].update(memory="lots"), "device.memory: 'lots' is not allowed: bytes such as"),
+        (lambda d: d["device"].update(memory=-1), "device.memory: -1 is not allowed: at least 0 bytes"),
+        (lambda d: d["feeds"]["yard"].update(fps=0), "feeds.yard.fps: 0.0 is not allowed: more than 0"),
+        (lambda d: d["feeds"]["yard"].update(fps=math.nan), "feeds.yard.fps: .*finite"),
+        (lambda d: d.update(sla_ms=math.inf), "sla_ms: .*finite"),
+        (lambda d: d["models"]["a"]["input"].update(size=[0, 32]), "input.size: \\[0, 32\\] is not allowed"),
+        (lambda d: d["models"]["a"].update(bytes=-1), "models.a: bytes: -1 is not allowed"),
+        (lambda d: next(iter(d["programs"].values())).update(inputs=-1), "inputs: -1 is not allowed"),
+        (lambda d: d["models"]["a"].update(stages={}), "a stage 'main' with at least one input is expected"),
+        (lambda d: d["models"]["a"]["stages"]["main"].update(inputs=[]), "a stage 'main' with at least one input"),
+        (lambda d: d["models"]["a"].update(decode=SSD), "decode.anchors: tensor 'nowhere' is not listed"),
+        (lambda d: d["models"]["a"].update(decode=FASTER_RCNN), "decode.anchors: tensor 'nowhere' is not listed"),
+        (lambda d: d.update(files={**d["files"], "a" * 300: d["files"]["a.onnx"]}), "is not a plain file name"),
+        (lambda d: d.update(files={**d["files"], "\ud800": d["files"]["a.onnx"]}), "is not a plain file name"),
     ],
 )
 def test_inconsistent_manifests(bundle: Path, change: Callable[[dict[str, Any]], None], message: str) -> None:

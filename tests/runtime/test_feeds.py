@@ -18,9 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemel.errors import FeedError, InputError
-from gemel.runtime.feeds import Backoff, Feed, Frame, Picture, is_local_file, open_feeds, package_file, resolve
+from gemel.runtime.feeds import Backoff, Feed, Frame, Picture, is_local_file, package_file, resolve
 from gemel.runtime.feeds.timing import Decimator, Timeline
-from gemel.runtime.manifest import FeedSpec
 
 SOON = Backoff(first=0.001, limit=0.004)
 LONG_S = 30.0
@@ -71,6 +70,7 @@ class FakeReader:
     def __init__(self, script: Callable[[], Iterator[Picture]], *, finite: bool) -> None:
         self._script = script
         self.finite = finite
+        self.period = 0.1
         self.corrupt = 0
         self.closed = False
 
@@ -145,11 +145,6 @@ class TestResolve:
     def test_folder_without_images(self, tmp_path: Path) -> None:
         with pytest.raises(FeedError, match="folder without images"):
             resolve("yard", str(tmp_path))
-
-    def test_open_feeds(self, tmp_path: Path) -> None:
-        write_video(tmp_path / "a.mp4", 6)
-        feeds = open_feeds({"yard": FeedSpec(source="a.mp4", fps=10)}, base=tmp_path)
-        assert [frame.feed for frame in drain(feeds["yard"])] == ["yard", "yard"]
 
 
 class TestPackageFile:
@@ -303,6 +298,20 @@ class TestFolder:
         assert feed.error == "there is no readable frame in it"
         with pytest.raises(FeedError, match="no readable frame"):
             resolve("yard", str(tmp_path)).probe()
+
+    def test_one_image_in_a_loop_is_read_at_its_rate(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        cv2.imwrite(str(tmp_path / "a.png"), np.zeros((8, 8, 3), np.uint8))
+        reads: list[str] = []
+        imread = cv2.imread
+
+        def counted(path: str, flags: int) -> object:
+            reads.append(path)
+            return imread(path, flags)
+
+        monkeypatch.setattr(cv2, "imread", counted)
+        frames = drain(video_feed(tmp_path, fps=10, loop=True), limit=6)
+        assert [frame.time for frame in frames] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5])
+        assert len(reads) == 6
 
 
 class TestCamera:
@@ -502,3 +511,13 @@ class serve:  # noqa: N801
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+def test_variables_of_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAMERA_PASSWORD", "secret")
+    source = resolve("gate", "rtsp://me:${CAMERA_PASSWORD}@camera/live")
+    assert source.location == "rtsp://me:secret@camera/live"
+    assert "secret" not in str(source)
+    monkeypatch.delenv("CAMERA_PASSWORD")
+    with pytest.raises(FeedError, match=r"feed .gate.: source .*: environment variable CAMERA_PASSWORD is not set"):
+        resolve("gate", "rtsp://me:${CAMERA_PASSWORD}@camera/live")

@@ -31,6 +31,7 @@ class Script:
     ) -> None:
         self.live = live
         self.finite = not live
+        self.period = 0.001
         self.corrupt = 0
         self._count = count
         self._pause = pause

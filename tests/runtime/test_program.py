@@ -14,6 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from gemel.errors import BackendError
+from gemel.runtime.backends.ort_cpu import _Bound
 from gemel.runtime.manifest import TensorSpec
 from gemel.runtime.program import port_dtype, port_shape, read, split, with_constants
 
@@ -72,6 +73,25 @@ def test_the_program_computes_the_same() -> None:
     found = ort.InferenceSession(program.proto).run(None, {"image": image, **inputs})[0]
     np.testing.assert_allclose(found, expected, rtol=1e-4)
     onnx.checker.check_model(onnx.load_from_string(program.proto))
+
+
+def test_ports_called_as_programs_call_their_own() -> None:
+    model = network(3)
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [{"image": "w0", "out": "v0", "a": "c0"}.get(name, name) for name in names]
+    model.graph.input[0].name, model.graph.output[0].name = "w0", "v0"
+    model.graph.output.add().CopyFrom(helper.make_tensor_value_info("c0", TensorProto.FLOAT, ["batch", 5, 4, 4]))
+    program = parts(model)
+    ports = [port.name for port in read(program.proto).graph.input]
+    assert ports == ["w0", "w1", "w2"]
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    weights = [ort.OrtValue.ortvalue_from_numpy(values[name]) for name in program.weights]
+    image = np.random.default_rng(0).random((2, 3, 4, 4), np.float32)
+    expected = ort.InferenceSession(model.SerializeToString()).run(["v0", "c0"], {"w0": image})
+    found = _Bound(ort.InferenceSession(program.proto), weights).run({"w0": image})
+    for name, values_expected in zip(("v0", "c0"), expected, strict=True):
+        np.testing.assert_allclose(found[name], values_expected, rtol=1e-4)
 
 
 def test_with_constants_is_the_inverse(tmp_path: Path) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import pytest
 
-from gemel.errors import FeedError
-from gemel.runtime.bundle import open_bundle
+from gemel.errors import FeedError, InputError
+from gemel.runtime import run as run_module
+from gemel.runtime.bundle import MANIFEST, open_bundle
 from gemel.runtime.memory import budget, parse_memory
 from gemel.runtime.run import Options, run_bundle
 
@@ -86,13 +89,14 @@ def test_stop(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("64MiB", 64 << 20), ("1.5GB", 1_500_000_000), ("50%", "50%"), ("min", "min"), (7, 7)]
+    ("text", "value"),
+    [("64MiB", 64 << 20), ("1.5GB", 1_500_000_000), ("50%", "50%"), ("min", "min"), (7, 7), ("1000000", 10**6)],
 )
 def test_parse_memory(text: str | int, value: str | int) -> None:
     assert parse_memory(text) == value
 
 
-@pytest.mark.parametrize("text", ["", "much", "0%", "101%", "-5MB", "64"])
+@pytest.mark.parametrize("text", ["", "much", "0%", "101%", "-5MB", "5iB", "1.5", "9" * 5000])
 def test_memory_that_makes_no_sense(text: str) -> None:
     with pytest.raises(ValueError, match="64MiB, a share such as 50%"):
         parse_memory(text)
@@ -100,3 +104,39 @@ def test_memory_that_makes_no_sense(text: str) -> None:
 
 def test_budget() -> None:
     assert [budget(setting, 100, [30, 40]) for setting in ("all", "min", "50%", 77)] == [100, 40, 50, 77]
+    assert [budget(setting, 100, [30, 40], 20) for setting in ("all", "min", "50%", 60)] == [120, 60, 60, 60]
+    with pytest.raises(InputError, match="59 is 59 bytes; 60 bytes are needed, of which 20 stay loaded"):
+        budget(59, 100, [30, 40], 20)
+
+
+def change_manifest(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    document = json.loads((bundle / MANIFEST).read_text())
+    change(document)
+    (bundle / MANIFEST).write_text(json.dumps(document))
+
+
+def test_feeds_without_a_query_are_not_opened(bundle: Path) -> None:
+    change_manifest(bundle, lambda d: d["feeds"].update(unused={"source": "nowhere.mp4"}))
+    summary = run_bundle(open_bundle(bundle), Options(offline=True))
+    assert set(summary.run.feeds) == {"yard", "gate"}
+    assert summary.failures == {}
+
+
+def test_a_decoder_that_cannot_be_made_leaves_no_sink_open(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "Inference", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_bundle(open_bundle(bundle), Options(results=tmp_path / "r.jsonl", video=tmp_path / "video"))
+    assert not (tmp_path / "r.jsonl").exists()
+
+
+def test_queries_that_failed(bundle: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"not a video")
+    # A stage that runs, but on an input that its graph refuses.
+    change_manifest(bundle, lambda d: d["models"]["a"]["input"].update(size=[8, 8], color="gray", mean=[0], std=[1]))
+    summary = run_bundle(open_bundle(bundle), Options(offline=True, sources={"yard": str(broken)}, frames=20))
+    assert set(summary.failures) == {"a", "b", "c"}
+    assert "feed 'yard'" in summary.failures["b"]
+    assert "model a, stage main" in summary.failures["c"]

@@ -4,7 +4,7 @@ import io
 import json
 import math
 from pathlib import Path
-from threading import current_thread, main_thread
+from threading import Thread, current_thread, main_thread
 
 import av
 import numpy as np
@@ -172,6 +172,32 @@ class TestVideo:
         sink.close()
         assert len(threads) == 20
         assert main_thread() not in threads
+
+    def test_a_failure_of_any_kind_ends_the_run_and_does_not_block_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object) -> Image:
+            raise KeyError("unexpected")
+
+        monkeypatch.setattr(video, "annotate", fail)
+        sink = VideoSink(tmp_path, QUERIES, depth=1)
+
+        caught: list[GemelError] = []
+
+        def feed_it() -> None:
+            try:
+                for i in range(50):
+                    sink.on_frame(frame(i), {})
+            except GemelError as error:
+                caught.append(error)
+
+        # A thread: what must not happen is that it waits for ever.
+        thread = Thread(target=feed_it, daemon=True)
+        thread.start()
+        thread.join(10)
+        assert "cannot write the video" in str(caught[0])
+        with pytest.raises(GemelError, match="cannot write the video: 'unexpected'"):
+            sink.close()
 
     def test_names_do_not_lead_out_of_the_folder(self, tmp_path: Path) -> None:
         sink = VideoSink(tmp_path, {})

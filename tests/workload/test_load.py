@@ -57,9 +57,14 @@ def test_values(tmp_path: Path) -> None:
         ("fps: 10", "fps: 0", 5, ["feeds.junction.fps", "greater than 0"]),
         ("[320, 240]", "[320, 0]", 14, ["model.input.size", "[320, 0]", "at least 1"]),
         ("some.module:factory", "nothing", 13, ["model.factory", "'nothing'"]),
-        ("- name: faces", "- name: people", 1, ["two queries are called 'people'"]),
-        ("feed: junction\n    task: detection\n    labels", "feed: jnction\n    task: detection\n    labels", 1,
-         ["'jnction' is not defined", "junction"]),
+        ("- name: faces", "- name: people", 15, ["queries[1].name", "two queries are called 'people'"]),
+        ("feed: junction\n    task: detection\n    labels", "feed: jnction\n    task: detection\n    labels", 8,
+         ["queries[0].feed", "'jnction' is not a feed; feeds: junction"]),
+        ("    target: 0.9\n", "    target: 0.9\n    target: 0.8\n", 12, ["key 'target' is there twice"]),
+        ("size: [320, 240]", "size: [320, 240], std: [0]", 14, ["model.input.std", "other than 0"]),
+        ("size: [320, 240]", "size: [320, 240], mean: [1, 2]", 14, ["model.input.mean", "three channels"]),
+        ("size: [320, 240]", "size: [320, 240], scale: .inf", 14, ["model.input.scale", "finite"]),
+        ("64MiB", "-5", 2, ["device.memory", "-5"]),
         ("    task: detection\n    labels: [person]\n", "", 7, ["queries[0].task", "is missing"]),
         ("name: faces", "name: ../faces", 15, ["queries[1].name", "'../faces'"]),
         ("{onnx: faces.onnx}", "{onnx: faces.onnx, weights: w.pt}", 18, ["weights go with factory"]),
@@ -95,7 +100,19 @@ def test_python_tags_are_refused(tmp_path: Path) -> None:
         load(write(tmp_path, "feeds: !!python/object/apply:os.system ['true']"))
 
 
+def test_an_alias_to_itself(tmp_path: Path) -> None:
+    with pytest.raises(WorkloadError):
+        load(write(tmp_path, "feeds: &a {b: *a}"))
+
+
 def test_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAMERA", "10.0.0.7")
-    text = GOOD.replace("vtest.avi", "'rtsp://${CAMERA}:${PORT:-554}/live'")
-    assert load(write(tmp_path, text)).feeds["junction"].source == "rtsp://10.0.0.7:554/live"
+    text = GOOD.replace("vtest.avi", "'${CAMERA}/${FILE:-door.mp4}'")
+    assert load(write(tmp_path, text)).feeds["junction"].source == "10.0.0.7/door.mp4"
+
+
+def test_addresses_of_cameras_keep_their_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may hold passwords, and bundles are copied about."""
+    monkeypatch.setenv("PASSWORD", "secret")
+    source = "rtsp://me:${PASSWORD}@camera/live"
+    assert load(write(tmp_path, GOOD.replace("vtest.avi", f"'{source}'"))).feeds["junction"].source == source

@@ -87,9 +87,11 @@ def test_unknown_format(tmp_path: Path) -> None:
         ("tiny_models:Missing", "module tiny_models has no Missing"),
         ("tiny_models:__doc__", "is not callable"),
         ("builtins:dict", "returned dict, not an nn.Module"),
+        ("broken_models:thing", "invalid syntax"),
     ],
 )
 def test_factories_that_do_not_work(tmp_path: Path, factory: str, message: str) -> None:
+    (tmp_path / "broken_models.py").write_text("def thing(:")
     with pytest.raises(ModelError, match=message):
         build(Model.model_validate({"factory": factory}), tmp_path, "door")
 

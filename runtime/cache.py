@@ -1,0 +1,155 @@
+"""The device cache on disk: what a baked bundle is made of, whether it is whole, and how it is put in place."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from ..errors import BundleError
+from .bundle import Bundle, sha256_of
+from .consistency import check_spans
+from .manifest import FileSpec, Id, Name, SegmentSpec, TensorSpec
+
+__all__ = ["BLOB", "RECORD", "Baked", "BakedStage", "check_hashes", "load", "load_whole", "replace"]
+
+BLOB = "weights.bin"
+RECORD = "cache.json"
+
+
+class BakedStage(BaseModel):
+    model_config = ConfigDict(frozen=True)
+    program: Id
+    weights: tuple[Id, ...]
+    """Tensors in the program's order."""
+
+
+class Baked(BaseModel):
+    """What the device cache holds; ``folder`` is where."""
+
+    model_config = ConfigDict(frozen=True)
+    folder: Path
+    models: dict[Name, dict[Name, BakedStage]]
+    segments_of: dict[Name, tuple[Name, ...]]
+    tensors: dict[Id, TensorSpec]
+    segments: dict[Name, SegmentSpec]
+    files: dict[str, FileSpec]
+    """Every file of the cache but the record."""
+
+    @property
+    def blob(self) -> Path:
+        return self.folder / BLOB
+
+    def program(self, name: str) -> Path:
+        return self.folder / f"{name}.onnx"
+
+    def constant(self, model: str, stage: str) -> Path:
+        """A graph with its weights, for models in mode ``constant``."""
+        return self.folder / f"{model}.{stage}.onnx"
+
+
+def load(folder: Path, bundle: Bundle) -> Baked:
+    """Open the cache of a bundle and check all but the content of its files.
+
+    A cache may have come with a bundle from elsewhere: nothing is opened that is not a plain file in its folder.
+
+    Raises:
+        BundleError: a file is missing, of the wrong size or kind, or does not belong to this bundle.
+    """
+    for path in (folder.parent, folder):
+        if not stat.S_ISDIR(_status(path).st_mode):
+            raise BundleError(f"{path}: is not a folder")
+    record = folder / RECORD
+    _plain_size(record)
+    try:
+        baked = Baked.model_validate({**json.loads(record.read_bytes()), "folder": folder})
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise BundleError(f"{record}: is damaged") from error
+    for path in _needed(baked, bundle):
+        size, spec = _plain_size(path), baked.files.get(path.name)
+        if spec is None or size != spec.bytes:
+            expected = "does not list it" if spec is None else f"says {spec.bytes}"
+            raise BundleError(f"{path}: has {size} bytes, {RECORD} {expected}")
+    check_spans(str(record), baked.files[BLOB].bytes, baked.tensors, baked.segments)
+    return baked
+
+
+def load_whole(folder: Path, bundle: Bundle) -> Baked | None:
+    """The cache in a folder, or None where it is missing or damaged."""
+    try:
+        return load(folder, bundle)
+    except BundleError:
+        return None
+
+
+def check_hashes(baked: Baked, bundle: Bundle) -> None:
+    """Read every file of a cache and compare its SHA-256.
+
+    Raises:
+        BundleError: a file's content is not what was written.
+    """
+    for path in _needed(baked, bundle):
+        if sha256_of(path) != baked.files[path.name].sha256:
+            raise BundleError(f"{path}: content is damaged")
+
+
+def replace(folder: Path, fill: Callable[[Path], None], whole: Callable[[Path], bool]) -> None:
+    """Fill a temporary folder and rename it: a cache is whole or it is not there.
+
+    Another process may have put one in place meanwhile, and use it: if it is whole, it stays.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".baking-"))
+    try:
+        made = work / "made"
+        made.mkdir()
+        fill(made)
+        if whole(folder):
+            return
+        if os.path.lexists(folder):
+            folder.rename(work / "old")
+        made.rename(folder)
+    except OSError:
+        if not whole(folder):
+            raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _needed(baked: Baked, bundle: Bundle) -> list[Path]:
+    """The files that running the bundle opens."""
+    paths = {baked.blob}
+    for name, model in bundle.manifest.models.items():
+        stages = baked.models.get(name, {})
+        if stages.keys() != model.stages.keys() or name not in baked.segments_of:
+            raise BundleError(f"{baked.folder / RECORD}: model {name!r} is not in it as the bundle has it")
+        for stage, made in stages.items():
+            paths.add(baked.program(made.program))
+            if model.mode == "constant":
+                paths.add(baked.constant(name, stage))
+            if not baked.tensors.keys() >= set(made.weights):
+                raise BundleError(f"{baked.folder / RECORD}: model {name!r} refers to tensors that are not listed")
+        if not baked.segments.keys() >= set(baked.segments_of[name]):
+            raise BundleError(f"{baked.folder / RECORD}: model {name!r} refers to segments that are not listed")
+    return sorted(paths)
+
+
+def _status(path: Path) -> os.stat_result:
+    try:
+        return path.lstat()
+    except OSError as error:
+        raise BundleError(f"{path}: {error.strerror}") from error
+
+
+def _plain_size(path: Path) -> int:
+    """Opening a link may lead elsewhere, opening a pipe waits for ever."""
+    status = _status(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise BundleError(f"{path}: is not a plain file")
+    return status.st_size
