@@ -20,8 +20,8 @@ setup: .venv/.ready
 demo: setup
 	.venv/bin/python tools/make_street_example.py
 	.venv/bin/gemel-compile $(STREET)/workload.yaml -o $(BUNDLE)
-	.venv/bin/gemel-run $(BUNDLE) --frames 100 --offline --video $(OUT) --results $(OUT)/results.jsonl --json $(OUT)/summary.json
 	.venv/bin/gemel inspect $(BUNDLE)
+	.venv/bin/gemel-run $(BUNDLE) --frames 100 --offline --video $(OUT) --results $(OUT)/results.jsonl --json $(OUT)/summary.json
 
 test: setup lint
 	.venv/bin/pytest
