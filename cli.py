@@ -68,15 +68,15 @@ def compile_(
     from .runtime.inspect import describe
 
     console, began = open_console(), perf_counter()
-    plan = load(workload)
-    with progress_bar(console, len(set(models_of(plan).values()))) as bar:
+    loaded = load(workload)
+    with progress_bar(console, len(set(models_of(loaded).values()))) as bar:
         task = bar.task_ids[0]
 
         def step(name: str, what: str) -> None:
             bar.console.print(f"[bold]{name:>8}[/]  {perf_counter() - began:5.1f} s  {escape(what)}")
             bar.advance(task, 1 if name == "export" else 0)
 
-        report = compile_workload(plan, output, step)
+        report = compile_workload(loaded, output, step)
     bundle = open_bundle(report.path)
     if backend is not None:
         with open_backend(bundle, backend):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
@@ -19,7 +18,7 @@ from ..runtime.manifest import ModelSpec
 from ..workload.paths import locate
 from ..workload.schema import Query, Workload
 from .lower import cut_query
-from .onnx_source import with_free_shapes
+from .onnx_source import run_file
 
 __all__ = ["Comparison", "compare"]
 
@@ -88,7 +87,7 @@ def _reference(query: Query, model: ModelSpec, root: Path) -> Iterator[tuple[str
     if query.model.onnx is not None:
         path = locate(query.model.onnx, root, f"query {query.name}: onnx")
         port = model.stages["main"].inputs[0].name
-        yield "main", {port: image}, _run_onnx(path, port, image)
+        yield "main", {port: image}, run_file(path, image)
         return
     parts = cut_query(query, root)
     if parts.input != model.input:
@@ -114,13 +113,3 @@ def _image(model: ModelSpec) -> NDArray[np.float32]:
     pixels = np.random.default_rng(0).integers(0, 256, (1, channels, *spec.size)).astype(np.float32)
     mean, std = (np.resize(np.asarray(values, np.float32), channels)[:, None, None] for values in (spec.mean, spec.std))
     return np.ascontiguousarray((pixels * np.float32(spec.scale) - mean) / std)
-
-
-def _run_onnx(path: Path, port: str, image: NDArray[np.float32]) -> Arrays:
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    # Files that were exported with a fixed size say so whenever they run at another.
-    options.log_severity_level = 4
-    session = ort.InferenceSession(with_free_shapes(path), options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, {port: image}), strict=True))

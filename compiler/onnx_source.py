@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
+from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveInitializersFromInputsPass, ShapeInferencePass
 
 from ..errors import ModelError, first_line
@@ -14,7 +18,7 @@ from ..runtime.manifest import CenterFaceDecode, ClassificationDecode, DecodeSpe
 from ..workload.schema import Input
 from .passes import LiftConstants
 
-__all__ = ["OnnxSource", "read", "with_free_shapes"]
+__all__ = ["OnnxSource", "read", "run_file"]
 
 _CENTERFACE_CHANNELS = (1, 2, 2, 10)
 
@@ -45,10 +49,19 @@ def read(path: Path, task: str, wanted: Input) -> OnnxSource:
     except Exception as error:
         raise ModelError(f"{path}: not a valid ONNX file: {first_line(error)}") from error
     ir.passes.Sequential(RemoveInitializersFromInputsPass(), LiftConstants())(model)
-    size = _set_input(model, path, wanted)
+    channels, height, width = _set_input(model, path, wanted)
+    outputs = run_file(path, np.zeros((1, channels, height, width), np.float32))
+    for port in model.graph.outputs:
+        # Measured, not inferred: inference gives up where a shape is computed.
+        port.shape = ir.Shape([ir.SymbolicDim("batch"), *outputs[port.name or ""].shape[1:]])
     decode, defaults = _recognise(model, path, task)
-    color = "gray" if model.graph.inputs[0].shape[1] == 1 else "rgb"  # type: ignore[index]
-    spec = {**defaults, "size": size, "color": color, **wanted.model_dump(exclude_none=True, exclude={"size"})}
+    color = "gray" if channels == 1 else "rgb"
+    spec = {
+        **defaults,
+        "size": (height, width),
+        "color": color,
+        **wanted.model_dump(exclude_none=True, exclude={"size"}),
+    }
     weights = frozenset(
         name
         for name, value in model.graph.initializers.items()
@@ -61,8 +74,12 @@ def _count(value: ir.Value) -> int:
     return int(value.const_value.size) if value.const_value is not None else 0
 
 
-def _set_input(model: ir.Model, path: Path, wanted: Input) -> tuple[int, int]:
-    """Free the batch axis, fix height and width, and infer the shapes that follow from it."""
+def _set_input(model: ir.Model, path: Path, wanted: Input) -> tuple[int, int, int]:
+    """Free the batch axis, fix height and width, and infer the shapes that follow from it.
+
+    Returns:
+        Channels, height and width.
+    """
     graph = model.graph
     port = graph.inputs[0] if len(graph.inputs) == 1 else None
     declared = list(port.shape or ()) if port is not None else []
@@ -80,12 +97,12 @@ def _set_input(model: ir.Model, path: Path, wanted: Input) -> tuple[int, int]:
         for value in node.outputs:
             value.shape = None
     ShapeInferencePass()(model)
-    return height, width
+    return 1 if declared[1] == 1 else 3, height, width
 
 
 def _recognise(model: ir.Model, path: Path, task: str) -> tuple[DecodeSpec, dict[str, float]]:
     outputs = list(model.graph.outputs)
-    shapes = [list(port.shape) if port.shape is not None else [] for port in outputs]
+    shapes = [list(port.shape or ()) for port in outputs]
     names = [port.name or "" for port in outputs]
     if task == "embedding":
         return EmbeddingDecode(), {}
@@ -106,13 +123,29 @@ def _recognise(model: ir.Model, path: Path, task: str) -> tuple[DecodeSpec, dict
     )
 
 
-def with_free_shapes(path: Path) -> bytes:
-    """The file with no shapes declared, so that it runs at any size and batch; nothing else is changed."""
+def run_file(path: Path, image: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    """Run a file as it is, with none of ONNX Runtime's optimisations, on one batch of images of any size.
+
+    Raises:
+        ModelError: it does not run on such an image.
+    """
     model = onnx.load(path)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    # Files that were exported with a fixed size declare it everywhere.
     for port in (*model.graph.input, *model.graph.output):
-        if port.type.tensor_type.HasField("shape"):
+        if port.name not in weights and port.type.tensor_type.HasField("shape"):
             for dim in port.type.tensor_type.shape.dim:
                 dim.Clear()
     del model.graph.value_info[:]
-    data: bytes = model.SerializeToString()
-    return data
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    try:
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        names = [output.name for output in session.get_outputs()]
+        outputs = session.run(names, {session.get_inputs()[0].name: image})
+    except Exception as error:
+        raise ModelError(
+            f"{path}: does not run on an image of shape {list(image.shape)}: {first_line(error)}"
+        ) from error
+    return dict(zip(names, outputs, strict=True))

@@ -149,3 +149,36 @@ def test_not_onnx(tmp_path: Path) -> None:
     (tmp_path / "x.onnx").write_bytes(b"nonsense")
     with pytest.raises(ModelError, match=r"x\.onnx: not a valid ONNX file"):
         read(tmp_path / "x.onnx", "embedding", Input())
+
+
+def test_computed_shapes_are_found_by_running(tmp_path: Path) -> None:
+    """An output behind a Reshape to a computed shape: inference gives up, as on files from PaddlePaddle."""
+    nodes = [
+        helper.make_node("ReduceMean", ["image"], ["mean"], axes=[2, 3], keepdims=1),
+        helper.make_node("Shape", ["image"], ["sizes"]),
+        helper.make_node("Gather", ["sizes", "first"], ["batch"]),
+        helper.make_node("Concat", ["batch", "rest"], ["target"], axis=0),
+        helper.make_node("Reshape", ["mean", "target"], ["out"]),
+    ]
+    constants = [numpy_helper.from_array(np.array(value), name) for name, value in (("first", [0]), ("rest", [-1]))]
+    ports = [
+        helper.make_tensor_value_info("image", TensorProto.FLOAT, [-1, 3, "h", "w"]),
+        helper.make_tensor_value_info("out", TensorProto.FLOAT, ["a", "b"]),
+    ]
+    graph = helper.make_graph(nodes, "g", ports[:1], ports[1:], constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7), tmp_path / "r.onnx")
+    source = read(tmp_path / "r.onnx", "classification", Input(size=(8, 8)))
+    assert isinstance(source.decode, ClassificationDecode)
+    assert source.decode.classes == 3
+
+
+def test_a_size_that_the_file_cannot_take(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.onnx", constants=False, outputs=(1, 2, 2, 10))
+    model = onnx.load(path)
+    shape = numpy_helper.from_array(np.array([1, 3, 8, 8]), "shape")
+    model.graph.initializer.append(shape)
+    model.graph.node.insert(0, helper.make_node("Reshape", ["image", "shape"], ["fixed"]))
+    model.graph.node[1].input[0] = "fixed"
+    onnx.save(model, path)
+    with pytest.raises(ModelError, match=r"p\.onnx: does not run on an image of shape \[1, 3, 16, 16\]"):
+        read(path, "detection", Input(size=(16, 16)))
