@@ -78,9 +78,6 @@ def _check_labels(query: Query, decode: DecodeSpec) -> None:
             f"query {query.name}: labels: {len(query.labels)} given ({', '.join(query.labels[:3])}"
             f"{', ...' if len(query.labels) > 3 else ''}); the model has {classes} classes"
         )
-    expected = decode.kind if decode.kind in ("classification", "embedding") else "detection"
-    if query.task != expected:
-        raise WorkloadError(f"query {query.name}: task: {query.task!r} given; the model does {expected}")
 
 
 def _mb(size: int) -> str:

@@ -148,25 +148,25 @@ def _write(bundle: Bundle, folder: Path, progress: Callable[[str], None]) -> Non
                         # On disk, not in memory: a bundle may be larger than the box that bakes it.
                         np.save(store / f"{tensor}.npy", array)
                 models[name][stage_name] = BakedStage(program=program.id, weights=tuple(ids))
-        plan = layout(shapes, users)
-        digest = write(folder / BLOB, plan, lambda tensor: _take(store / f"{tensor}.npy"))
-        files[BLOB] = FileSpec(bytes=plan.bytes, sha256=digest)
+        placed = layout(shapes, users)
+        digest = write(folder / BLOB, placed, lambda tensor: _take(store / f"{tensor}.npy"))
+        files[BLOB] = FileSpec(bytes=placed.bytes, sha256=digest)
         _forget(folder / BLOB)
     segments_of = {
-        name: tuple(segment for segment, spec in plan.segments.items() if name in spec.models) for name in models
+        name: tuple(segment for segment, spec in placed.segments.items() if name in spec.models) for name in models
     }
     for name, model in bundle.manifest.models.items():
         if model.mode == "constant":
             for stage_name, made in models[name].items():
                 proto = (folder / f"{made.program}.onnx").read_bytes()
-                places = [plan.tensors[tensor] for tensor in made.weights]
+                places = [placed.tensors[tensor] for tensor in made.weights]
                 put(f"{name}.{stage_name}.onnx", with_constants(proto, BLOB, places))
     record = Baked(
         folder=folder,
         models=dict(models),
         segments_of=segments_of,
-        tensors=plan.tensors,
-        segments=plan.segments,
+        tensors=placed.tensors,
+        segments=placed.segments,
         files=files,
     )
     (folder / RECORD).write_text(record.model_dump_json(exclude={"folder"}, indent=1))

@@ -80,12 +80,12 @@ def layout(shapes: Mapping[str, tuple[str, tuple[int, ...]]], users: Mapping[str
     return Layout(tensors, segments, max(_up(end, _PAGE), _PAGE))
 
 
-def write(path: Path, plan: Layout, read: Callable[[str], NDArray[Any]]) -> str:
+def write(path: Path, placed: Layout, read: Callable[[str], NDArray[Any]]) -> str:
     """Write the blob; padding is left as holes in the file.
 
     Args:
         path: file to create.
-        plan: from :func:`layout`.
+        placed: from :func:`layout`.
         read: gives the array of a tensor id; called once a tensor, in order of offset.
 
     Returns:
@@ -94,15 +94,15 @@ def write(path: Path, plan: Layout, read: Callable[[str], NDArray[Any]]) -> str:
     digest = hashlib.sha256()
     position = 0
     with path.open("xb") as file:
-        for tensor, spec in sorted(plan.tensors.items(), key=lambda item: item[1].offset):
+        for tensor, spec in sorted(placed.tensors.items(), key=lambda item: item[1].offset):
             digest.update(bytes(spec.offset - position))
             file.seek(spec.offset)
             data = np.ascontiguousarray(read(tensor)).reshape(-1).view(np.uint8).data
             file.write(data)
             digest.update(data)
             position = spec.offset + spec.length
-        digest.update(bytes(plan.bytes - position))
-        file.truncate(plan.bytes)
+        digest.update(bytes(placed.bytes - position))
+        file.truncate(placed.bytes)
         file.flush()
         os.fsync(file.fileno())
     return digest.hexdigest()

@@ -10,10 +10,11 @@ on the way choose names and orders freely.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from math import prod
+from operator import attrgetter
 from typing import Any
 
 from ..errors import BackendError
@@ -131,6 +132,7 @@ def port_shape(port: Message) -> tuple[int | str, ...]:
 
 
 def port_dtype(port: Message) -> str:
+    """The element type of a graph input or output, as NumPy calls it."""
     return dtype_name(port.type.tensor_type.elem_type)
 
 
@@ -192,8 +194,7 @@ def _canonical(node: Message, names: dict[str, str]) -> Message:
         renamed = [names[value] for value in values]
         del values[:]
         values.extend(renamed)
-    attributes: Callable[[Message], str] = lambda attribute: attribute.name  # noqa: E731
-    ordered = sorted(node.attribute, key=attributes)
+    ordered = sorted(node.attribute, key=attrgetter("name"))
     del copy.attribute[:]
     copy.attribute.extend(ordered)
     return copy

@@ -4,8 +4,8 @@
 
 Four workloads: the street example (trained weights), eight ResNet50 with different weights, eight queries on one
 ResNet50, and two ResNet18 with equal kernels and own BatchNorm (random weights: neither memory nor times depend on
-training). Every figure comes from ``gemel bench``, which
-alternates both sides in one run; the plain side is what ``torch.onnx.export`` writes, in default ONNX Runtime sessions.
+training). Every figure comes from ``gemel bench``, which alternates both sides in one run; the plain side is what
+``torch.onnx.export`` writes, in default ONNX Runtime sessions.
 """
 
 from __future__ import annotations
