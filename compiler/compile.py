@@ -8,9 +8,11 @@ from pathlib import Path
 
 from ..errors import WorkloadError
 from ..runtime.manifest import DecodeSpec, Manifest
+from ..workload.merge_report import MERGE_REPORT
 from ..workload.models import models_of
 from ..workload.schema import Query, Workload
 from .lower import Lowered, lower
+from .merged import Account, account, find_merged, locate_shared
 from .output import replacing
 from .passes import choose, fold
 from .sharing import Shared, kernels, prove
@@ -29,33 +31,50 @@ class Report:
     path: Path
     manifest: Manifest
     shared: Shared
+    merged: Account | None = None
+    """Where the workload was written by a merge."""
 
 
 def compile_workload(workload: Workload, output: Path, step: Step = lambda name, what: None) -> Report:
     """Compile every model of a workload into a bundle.
 
-    The bundle is written beside ``output`` and renamed when it is whole; a bundle that was there is replaced.
+    The bundle is written beside ``output`` and renamed when it is whole; a bundle that was there is replaced. A
+    workload that a merge wrote is held against its merge.json, which becomes part of the bundle.
 
     Raises:
-        InputError: a model, a weight file or the output folder cannot be used.
+        InputError: a model, a weight file, merge.json or the output folder cannot be used.
         CompileError: a model cannot be exported, or sharing would be lost.
     """
     with replacing(output) as work:
         model_of = models_of(workload)
+        merged = find_merged(workload, model_of)
         models = _lower_all(workload, model_of, step)
         before = kernels(models)
+        places = locate_shared(merged, before, models) if merged is not None else ()
         choice = choose(graph for model in models for graph in model.stages.values())
         for model in models:
             for graph in model.stages.values():
                 fold(graph, choice.keep)
         shared = prove(models, before, choice.waived)
-        kept = f"{len(choice.keep)} keep BatchNorm apart"
-        step("passes", f"{_mb(shared.bytes)} shared in {shared.groups} tensors, {kept}")
+        apart = f"{len(choice.keep)} keep BatchNorm apart"
+        step("passes", f"{_mb(shared.bytes)} shared in {shared.groups} tensors, {apart}")
         if shared.waived:
             step("passes", f"{_mb(shared.waived)} not shared: {len(choice.waived)} small kernels run faster folded")
-        content = write(work, workload, models, model_of)
+        beside = {MERGE_REPORT: merged.content} if merged is not None else {}
+        content = write(work, workload, models, model_of, beside)
+        kept = account(merged, places, models, content) if merged is not None else None
+        if kept is not None:
+            step("merge", _describe(kept))
     step("bundle", f"{output}: {_mb(content.files[content.blob].bytes)} in {len(content.tensors)} tensors")
-    return Report(output, content, shared)
+    return Report(output, content, shared, kept)
+
+
+def _describe(kept: Account) -> str:
+    given_up = f" but for {_mb(kept.waived)} in small kernels" if kept.waived else ""
+    shared = f"{_mb(kept.shared)} shared in {kept.tensors} tensors as {MERGE_REPORT} says{given_up}"
+    if kept.unique == kept.reported:
+        return f"{shared}; weights of {kept.unique} bytes, as it says"
+    return f"{shared}; weights of {kept.unique} bytes, it says {kept.reported}"
 
 
 def _lower_all(workload: Workload, model_of: Mapping[str, str], step: Step) -> list[Lowered]:

@@ -13,7 +13,7 @@ from ..runtime.blob import tensor_id
 from .lower import Lowered
 from .passes.edit import constant
 
-__all__ = ["Shared", "kernels", "prove"]
+__all__ = ["Shared", "Use", "kernels", "prove"]
 
 Use = tuple[str, str, str]
 """Model, stage, parameter."""

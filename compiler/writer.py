@@ -48,7 +48,11 @@ class _Store:
 
 
 def write(
-    folder: Path, workload: Workload, models: Sequence[Lowered], model_of: Mapping[str, str]
+    folder: Path,
+    workload: Workload,
+    models: Sequence[Lowered],
+    model_of: Mapping[str, str],
+    beside: Mapping[str, bytes],
 ) -> manifest.Manifest:
     """Write a bundle into an empty folder.
 
@@ -57,6 +61,7 @@ def write(
         workload: feeds, queries and settings, which go into the manifest.
         models: every distinct model, passes done.
         model_of: query name to model name.
+        beside: content of other files that are part of the bundle, by name.
 
     Returns:
         The manifest, which is also in the folder.
@@ -84,8 +89,7 @@ def write(
             file = f"{model.name}.onnx" if stage == "main" else f"{model.name}.{stage}.onnx"
             places = weights[model.name, stage]
             data = _serialise(graph, {name: placed.tensors[tensor] for name, tensor in places.items()})
-            (folder / file).write_bytes(data)
-            files[file] = manifest.FileSpec(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+            files[file] = _put(folder / file, data)
             stages[stage] = made = _stage(file, data, places)
             others = programs[made.program].models if made.program in programs else ()
             programs[made.program] = manifest.ProgramSpec(models=(*others, model.name), inputs=len(made.weights))
@@ -98,6 +102,7 @@ def write(
             segments=tuple(name for name, spec in placed.segments.items() if model.name in spec.models),
             source=by_name[model.name].model.model_dump(mode="json", exclude_defaults=True),
         )
+    files |= {name: _put(folder / name, data) for name, data in beside.items()}
     content = manifest.Manifest(
         producer={"gemel": version("gemel")},
         device=manifest.DeviceSpec(backend=workload.device.backend, memory=workload.device.memory),
@@ -113,6 +118,11 @@ def write(
     )
     (folder / MANIFEST).write_text(content.model_dump_json(indent=1))
     return content
+
+
+def _put(path: Path, data: bytes) -> manifest.FileSpec:
+    path.write_bytes(data)
+    return manifest.FileSpec(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
 
 
 def _same(array: NDArray[Any]) -> NDArray[Any]:

@@ -5,19 +5,44 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.box import SIMPLE
+from rich.markup import escape
 from rich.table import Table
 
 from .bundle import Bundle
 
 __all__ = ["describe", "tables"]
 
+_MERGE = "merge.json"
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class _Accuracy(_Value):
+    original: float
+    reached: float
+    relative: float
+    target: float
+
+
+class _Merge(_Value):
+    """What is shown of the report that ``gemel merge`` wrote; the runtime knows nothing else of merging."""
+
+    original_bytes: int
+    merged_bytes: int
+    saving: float
+    queries: dict[str, _Accuracy]
+
 
 def describe(bundle: Bundle) -> dict[str, Any]:
     """The figures of a bundle, in bytes.
 
     ``bytes.queries`` is what one session a query would hold, ``bytes.models`` one session a model, ``bytes.unique``
-    what the bundle holds, ``bytes.file`` the blob's allocated size on disk (its padding is holes).
+    what the bundle holds, ``bytes.file`` the blob's allocated size on disk (its padding is holes). ``merge`` is there
+    where the workload was merged.
     """
     content = bundle.manifest
     models = {
@@ -36,6 +61,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     }
     total = sum(model.bytes for model in content.models.values())
     unique = sum(tensor.length for tensor in content.tensors.values())
+    merge = _merge(bundle)
     return {
         "models": models,
         "programs": len(content.programs),
@@ -48,6 +74,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
             "saved": total - unique,
             "file": bundle.file(content.blob).stat().st_blocks * 512,
         },
+        **({"merge": merge.model_dump()} if merge is not None else {}),
     }
 
 
@@ -77,11 +104,34 @@ def tables(bundle: Bundle) -> Iterator[Table | str]:
     for name, segment in bundle.manifest.segments.items():
         segments.add_row(name, ", ".join(segment.models), str(len(segment.tensors)), _mb(segment.length))
     yield segments
+    if "merge" in figures:
+        yield _merged(figures["merge"])
     sizes = figures["bytes"]
     yield (
         f"{figures['programs']} programs, {figures['tensors']} tensors; weights: {_mb(sizes['queries'])} MB as one"
         f" session a query, {_mb(sizes['models'])} MB as one a model, {_mb(sizes['unique'])} MB here"
     )
+
+
+def _merge(bundle: Bundle) -> _Merge | None:
+    """The merge's report; None where there is none, or none that can be read: a bundle runs without it."""
+    if _MERGE not in bundle.manifest.files:
+        return None
+    try:
+        return _Merge.model_validate_json(bundle.file(_MERGE).read_bytes())
+    except ValidationError:
+        return None
+
+
+def _merged(merge: dict[str, Any]) -> Table:
+    sizes = f"{_mb(merge['original_bytes'])} MB to {_mb(merge['merged_bytes'])} MB, {merge['saving']:.1%} saved"
+    table = Table(title=f"merged: {sizes}", title_justify="left", box=SIMPLE)
+    table.add_column("query")
+    for column in ("original", "reached", "relative", "target"):
+        table.add_column(column, justify="right")
+    for query, found in merge["queries"].items():
+        table.add_row(escape(query), *(f"{found[name]:.1%}" for name in ("original", "reached", "relative", "target")))
+    return table
 
 
 def _mb(size: int) -> str:

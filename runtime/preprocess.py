@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .manifest import InputSpec
 
-__all__ = ["Geometry", "prepare"]
+__all__ = ["Geometry", "prepare", "resize"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,24 @@ def prepare(frame: NDArray[np.uint8], spec: InputSpec) -> tuple[NDArray[np.float
     Returns:
         ``[1, C, height, width]`` float32, contiguous, and where the frame lies in it.
     """
+    image, geometry = resize(frame, spec)
+    channels = image.shape[2]
+    # One number stands for all channels; a gray image takes the first of three.
+    mean, std = (np.resize(np.asarray(values, np.float32), channels) for values in (spec.mean, spec.std))
+    batch = np.full((1, channels, *spec.size), spec.pad, np.float32)
+    # One multiply and one subtract straight into the planes: (pixel * scale - mean) / std.
+    area = batch[0, :, : geometry.valid[0], : geometry.valid[1]]
+    np.multiply(image.transpose(2, 0, 1), (spec.scale / std)[:, None, None], out=area, casting="unsafe")
+    area -= (mean / std)[:, None, None]
+    return batch, geometry
+
+
+def resize(frame: NDArray[np.uint8], spec: InputSpec) -> tuple[NDArray[np.uint8], Geometry]:
+    """The first half of :func:`prepare`: size and colour order, before normalisation.
+
+    Returns:
+        ``[height, width, C]`` uint8 of the part of the input that the frame covers, and where that lies.
+    """
     height, width = spec.size
     source = (frame.shape[0], frame.shape[1])
     valid = (height, width)
@@ -56,12 +74,4 @@ def prepare(frame: NDArray[np.uint8], spec: InputSpec) -> tuple[NDArray[np.float
         image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
     elif spec.color == "gray":
         image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)[:, :, None]
-    channels = image.shape[2]
-    # One number stands for all channels; a gray image takes the first of three.
-    mean, std = (np.resize(np.asarray(values, np.float32), channels) for values in (spec.mean, spec.std))
-    batch = np.full((1, channels, height, width), spec.pad, np.float32)
-    # One multiply and one subtract straight into the planes: (pixel * scale - mean) / std.
-    area = batch[0, :, : valid[0], : valid[1]]
-    np.multiply(image.transpose(2, 0, 1), (spec.scale / std)[:, None, None], out=area, casting="unsafe")
-    area -= (mean / std)[:, None, None]
-    return batch, Geometry(source, (height, width), valid)
+    return np.asarray(image, np.uint8), Geometry(source, (height, width), valid)

@@ -1,0 +1,113 @@
+"""``gemel analyze``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, cast, get_args
+
+import typer
+from rich.box import SIMPLE
+from rich.markup import escape
+from rich.table import Table
+
+from ..console import check_writable, missing_extra, open_console, progress_bar, write_json
+from ..errors import InputError
+from .options import DebugOpt, JsonOpt, WorkloadArg
+
+if TYPE_CHECKING:
+    from ..merging.analysis import Analysis, Profile
+    from ..merging.layers import Definition
+
+__all__ = ["analyze"]
+
+_ROWS = 20
+
+
+def analyze(
+    workload: WorkloadArg,
+    json_file: JsonOpt = None,
+    html: Annotated[Path | None, typer.Option(help="Draw it on one HTML page.", metavar="FILE")] = None,
+    definition: Annotated[
+        str,
+        typer.Option(
+            help="What must be equal to share: shape (kind, weight shape, groups) or strict (all that PyTorch prints).",
+            metavar="shape|strict",
+        ),
+    ] = "shape",
+    heads: Annotated[
+        bool, typer.Option("--heads", help="Count layers that give a model's outputs too; merging keeps them private.")
+    ] = False,
+    debug: DebugOpt = False,
+) -> None:
+    """What the models of a workload could share, and what that would save. Needs neither data nor a GPU.
+
+    [dim]gemel analyze examples/street/workload.yaml --html analysis.html[/dim]
+    """
+    for path in (json_file, html):
+        check_writable(path)
+    try:
+        from ..merging.analysis import analyze as analyze_workload
+        from ..merging.layers import Definition as Definitions
+        from ..workload import load
+        from ..workload.models import models_of
+
+        if html is not None:
+            from ..merging.page import render
+    except ModuleNotFoundError as error:
+        raise missing_extra(error, "gemel analyze", "merge") from error
+    if definition not in get_args(Definitions):
+        raise InputError(f"--definition: {definition!r} is not allowed: {' or '.join(get_args(Definitions))}")
+
+    console, began = open_console(), perf_counter()
+
+    def stage(name: str, what: str) -> None:
+        console.print(f"[bold]{name:>8}[/]  {perf_counter() - began:5.1f} s  {escape(what)}", soft_wrap=True)
+
+    loaded = load(workload)
+    with progress_bar(console, len(set(models_of(loaded).values()))) as bar:
+
+        def step(model: Profile) -> None:
+            stage("layers", f"{model.name}: {len(model.layers)} layers, {_mb(model.bytes)} MB")
+            bar.advance(bar.task_ids[0])
+
+        found = analyze_workload(loaded, cast("Definition", definition), heads, step)
+    if found.groups:
+        console.print(_groups(found))
+    for line in _totals(found):
+        console.print(line, soft_wrap=True)
+    if json_file is not None:
+        write_json(json_file, found.to_json())
+        stage("json", f"{json_file}, {json_file.stat().st_size / 1e3:.0f} kB")
+    if html is not None:
+        html.write_text(render(found, str(workload)), encoding="utf-8")
+        stage("page", f"{html}, {html.stat().st_size / 1e3:.0f} kB")
+    console.print(f"Next: gemel merge {workload} -o merged/", soft_wrap=True)
+
+
+def _groups(found: Analysis) -> Table:
+    table = Table(title="groups: layers that could hold the same weights", title_justify="left", box=SIMPLE)
+    table.add_column("definition")
+    for column in ("layers", "models", "MB of one", "saving MB", "and inside MB"):
+        table.add_column(column, justify="right")
+    for group in found.groups[:_ROWS]:
+        sizes = (_mb(group.bytes), _mb(group.saving), _mb(group.saving_inside))
+        table.add_row(escape(group.definition), str(len(group.layers)), str(len(group.counts)), *sizes)
+    if more := found.groups[_ROWS:]:
+        saving, inside = sum(group.saving for group in more), sum(group.saving_inside for group in more)
+        table.add_row(f"{len(more)} more", "", "", "", _mb(saving), _mb(inside))
+    return table
+
+
+def _totals(found: Analysis) -> list[str]:
+    return [
+        f"weights: {_mb(found.query_bytes)} MB as one session a query, {_mb(found.bytes)} MB as one a model; the"
+        f" heaviest 15% of the layers hold {found.heaviest(0.15):.0%} of the layers' memory",
+        f"pairs of models that share: {found.sharing_pairs} of {len(found.pairs)}",
+        f"potential: {found.potential:.1%} ({_mb(found.potential_bytes)} MB) between models,"
+        f" {found.potential_inside:.1%} ({_mb(found.potential_inside_bytes)} MB) and inside them",
+    ]
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.2f}"

@@ -1,0 +1,193 @@
+"""``gemel merge``."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from time import monotonic, perf_counter
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..console import Stop, missing_extra, open_console
+from ..errors import InputError
+from .options import DebugOpt, WorkloadArg
+
+if TYPE_CHECKING:
+    from ..merging.merge import Listener
+
+__all__ = ["merge", "parse_budget"]
+
+_UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600}
+
+
+def merge(
+    workload: WorkloadArg,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.", metavar="MERGED")],
+    budget: Annotated[
+        str | None, typer.Option(help="Stop in time with the best so far: 90s, 20m, 2h.", metavar="TIME")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a merge that was stopped.")] = False,
+    name: Annotated[
+        str,
+        typer.Option(
+            "--strategy",
+            help="together, or one to compare with: heaviest (the paper's), earliest, latest, random, two-group,"
+            " one-model.",
+            metavar="NAME",
+        ),
+    ] = "together",
+    inside: Annotated[bool, typer.Option(help="Whether layers inside a model may share, too.")] = True,
+    steps: Annotated[int, typer.Option(help="Batches of each model in the first training.", min=1)] = 160,
+    epochs: Annotated[int, typer.Option(help="Times through the data in a trial of the other strategies.", min=1)] = 10,
+    batch: Annotated[
+        int | None, typer.Option(help="Images in a batch; left out, 128 small ones or fewer large ones.", min=2)
+    ] = None,
+    rate: Annotated[float | None, typer.Option(help="Learning rate; left out, the strategy's.")] = None,
+    start: Annotated[
+        str | None, typer.Option(help="How shared weights start: donor, first or average.", metavar="NAME")
+    ] = None,
+    definition: Annotated[
+        str, typer.Option(help="What must be equal to share, as for gemel analyze.", metavar="shape|strict")
+    ] = "shape",
+    seed: Annotated[int, typer.Option(help="Of everything random; equal seeds repeat a merge.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help="Run independent trials as Ray tasks: local, or the address of a cluster.", metavar="ADDRESS"
+        ),
+    ] = None,
+    debug: DebugOpt = False,
+) -> None:
+    """Retrain the models of a workload so that they share weights, and every query keeps its target.
+
+    [dim]gemel merge examples/street/workload.yaml -o merged/ --budget 20m[/dim]
+    """
+    try:
+        from ..merging.merge import Options, merge_workload
+        from ..merging.strategies import Settings
+        from ..workload import load
+        from ..workload.merge_report import MERGE_REPORT
+    except ModuleNotFoundError as error:
+        raise missing_extra(error, "gemel merge", "merge") from error
+    for flag, value, allowed in (
+        ("--definition", definition, ("shape", "strict")),
+        ("--start", start, (None, "donor", "first", "average")),
+    ):
+        if value not in allowed:
+            raise InputError(f"{flag}: {value!r} is not allowed: {', '.join(item for item in allowed if item)}")
+    if rate is not None and not 0 < rate < math.inf:
+        raise InputError(f"--rate: {rate} is not allowed: a number above 0 is expected")
+    options = Options(
+        strategy=name,
+        settings=Settings(inside=inside, steps=steps, epochs=epochs, batch=batch, rate=rate, start=cast("Any", start)),
+        definition=cast("Any", definition),
+        seed=seed,
+        device=device,
+        budget=parse_budget(budget) if budget is not None else None,
+        resume=resume,
+        ray=ray,
+    )
+    console = open_console()
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed} of {task.total} steps"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with Stop() as stop, bar:
+        try:
+            report = merge_workload(load(workload), output, options, _listener(bar, stop))
+        except KeyboardInterrupt:
+            bar.stop()
+            what = "has what was found so far" if (output / MERGE_REPORT).exists() else "has nothing yet"
+            line = f"stopped; {output} {what}. Next: the same command with --resume"
+            console.print(escape(line), soft_wrap=True)
+            raise typer.Exit(stop.exit_code) from None
+    for query, found in report.queries.items():
+        console.print(
+            f"[bold]{'query':>8}[/]  {escape(query)}: {found.reached:.1%} of {found.original:.1%},"
+            f" {found.relative:.1%} of the original (target {found.target:.0%})"
+        )
+    console.print(
+        f"[bold]{'weights':>8}[/]  {report.original_bytes / 1e6:.2f} MB, merged {report.merged_bytes / 1e6:.2f} MB:"
+        f" {report.saving:.1%} saved, of {report.potential:.1%} that models could share with each other"
+    )
+    if not report.finished:
+        console.print("time is up; --resume goes on with a larger --budget")
+    console.print(escape(f"Next: gemel-compile {output}/workload.yaml -o bundle/"), soft_wrap=True)
+
+
+def parse_budget(text: str) -> float:
+    """Seconds of ``90s``, ``20m`` or ``2h``.
+
+    >>> parse_budget("1.5h")
+    5400.0
+
+    Raises:
+        InputError: it is not a time.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|min|h)\s*", text)
+    if not match or float(match[1]) == 0:
+        raise InputError(f"--budget: {text!r} is not allowed: a time such as 90s, 20m or 2h is expected")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def _listener(bar: Progress, stop: Stop) -> Listener:
+    """Prints a line a model and a trial, and shows steps, losses and accuracies while a model learns."""
+    from ..merging.merge import Listener
+
+    console, began = bar.console, perf_counter()
+    looked = [monotonic()]
+
+    def say(stage: str, what: str) -> None:
+        console.print(f"[bold]{stage:>8}[/]  {perf_counter() - began:6.1f} s  {escape(what)}", soft_wrap=True)
+
+    class Printer(Listener):
+        def model(self, subject: Any) -> None:
+            stop.check()
+            scores = ", ".join(f"{held.query.name} {held.original:.1%}" for held in subject.held)
+            say("model", f"{subject.name}: {len(subject.layers)} layers, {len(subject.train)} images; {scores}")
+
+        def left_out(self, model: str, error: Exception) -> None:
+            say("model", f"{model} stays as it is: {error}")
+
+        def trial(self, trial: Any) -> None:
+            stop.check()
+            for task in bar.task_ids:
+                bar.remove_task(task)
+            bar.add_task(escape(trial.group), total=None)
+
+        def waiting(self) -> None:
+            stop.check()
+
+        def progress(self, progress: Any) -> None:
+            stop.check()
+            losses = " ".join(f"{model} {loss:.3f}" for model, loss in progress.losses.items())
+            text = f"loss {losses}"
+            if progress.accuracies:
+                text += " accuracy " + " ".join(f"{query} {value:.1%}" for query, value in progress.accuracies.items())
+            if bar.task_ids:
+                bar.update(bar.task_ids[-1], completed=progress.step, total=progress.steps, description=escape(text))
+            if not console.is_terminal and monotonic() - looked[0] > 30:
+                looked[0] = monotonic()
+                say("step", f"{progress.step} of {progress.steps}, {text}")
+
+        def verdict(self, verdict: Any, report: Any) -> None:
+            outcome = verdict.outcome
+            worst = min(outcome.relative.items(), key=lambda item: item[1], default=("", 0.0))
+            word = "accepted" if verdict.accepted else "looked at" if verdict.trial.recipe is None else "not accepted"
+            say(
+                "trial",
+                f"{verdict.trial.group}: {word} ({outcome.ended}); worst query {worst[0]} keeps {worst[1]:.1%};"
+                f" {report.saving:.1%} saved; {outcome.samples} images in {outcome.seconds:.0f} s",
+            )
+
+    return Printer()

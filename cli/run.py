@@ -1,0 +1,94 @@
+"""``gemel run``, which is ``gemel-run``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from ..console import Stop, check_writable, open_console, pair
+from ..errors import InputError
+from .options import BundleArg, DebugOpt, ThreadsOpt
+
+__all__ = ["run"]
+
+
+def run(
+    bundle: BundleArg,
+    memory: Annotated[
+        str | None, typer.Option(help="Budget for weights: 64MiB, 50%, min or all.", metavar="SIZE")
+    ] = None,
+    backend: Annotated[str | None, typer.Option(help="Left out, the workload's.", metavar="NAME")] = None,
+    frames: Annotated[int | None, typer.Option(help="Stop after so many frames of each feed.", min=1)] = None,
+    duration: Annotated[float | None, typer.Option(help="Stop after so many seconds.", min=0.001)] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Every query sees every frame, as fast as models go.")
+    ] = False,
+    feed: Annotated[
+        list[str] | None, typer.Option(help="Read a feed from elsewhere: NAME=SOURCE.", metavar="NAME=SOURCE")
+    ] = None,
+    results: Annotated[Path | None, typer.Option(help="Write results.jsonl here.", metavar="FILE")] = None,
+    summary: Annotated[Path | None, typer.Option("--json", help="Write summary.json here.", metavar="FILE")] = None,
+    video: Annotated[Path | None, typer.Option(help="Write an annotated video a feed.", metavar="DIR")] = None,
+    threads: ThreadsOpt = None,
+    debug: DebugOpt = False,
+) -> None:
+    """Run every query of a bundle on its feed, until the feeds end or Ctrl-C.
+
+    [dim]gemel-run bundle/ --frames 100 --video out/ --results out/results.jsonl[/dim]
+    """
+    from ..runtime.backends import check_backend
+    from ..runtime.bundle import open_bundle
+    from ..runtime.memory import parse_memory
+    from ..runtime.run import Options, run_bundle
+    from ..runtime.sinks.report import summary_table
+
+    if backend is not None:
+        check_backend(backend)
+    try:
+        size = parse_memory(memory) if memory is not None else None
+    except ValueError as error:
+        raise InputError(f"--memory: {memory!r} is not allowed: {error}") from error
+    for path in (results, summary):
+        check_writable(path)
+    console = open_console()
+    options = Options(
+        backend=backend,
+        memory=size,
+        frames=frames,
+        duration=duration,
+        offline=offline,
+        threads=threads,
+        sources=dict(pair(item) for item in feed or ()),
+        results=results,
+        video=video,
+        live_table=console.is_terminal,
+    )
+    opened = open_bundle(bundle)
+    with Stop() as stop:
+
+        def prepare(model: str) -> None:
+            stop.check()
+            console.print(f"preparing {model} for this device")
+
+        try:
+            outcome = run_bundle(opened, options, stop=stop.event, progress=prepare)
+        except KeyboardInterrupt:
+            console.print("stopped while models were prepared for this device; nothing was run")
+            raise typer.Exit(stop.exit_code) from None
+    console.print(summary_table(outcome))
+    if summary is not None:
+        outcome.write(summary)
+    for what, path in (("results", results), ("summary", summary), ("video", video)):
+        if path is not None:
+            console.print(f"[bold]{what:>8}[/]  {path}")
+    if outcome.failures:
+        reasons = "; ".join(f"{name}: {' '.join(reason.split())}" for name, reason in outcome.failures.items())
+        console.print(f"[red]failed:[/] {escape(reasons)}", soft_wrap=True)
+        raise typer.Exit(1)
+    if stop.exit_code and not any(feed.frames for feed in outcome.run.feeds.values()):
+        console.print("stopped before the first frame")
+        raise typer.Exit(stop.exit_code)
+    console.print(f"Next: gemel inspect {bundle}")

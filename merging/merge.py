@@ -1,0 +1,260 @@
+"""``gemel merge``: from a workload to the same workload with shared weights."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from time import monotonic
+
+import torch
+from safetensors.torch import save
+
+from ..errors import InputError, RetrainError, first_line
+from ..workload.merge_report import MergeReport
+from ..workload.models import models_of, read_state
+from ..workload.paths import locate
+from ..workload.schema import Workload
+from .layers import Definition
+from .modules import modules_beside
+from .networks import Network, each_network
+from .onnx_models import cut_onnx, onnx_bytes
+from .problem import Problem
+from .report import merged_workload, report_of
+from .search import Found, Job, search
+from .start import is_narrow
+from .store import Store
+from .strategies import Settings, Strategy, Verdict, strategy
+from .subjects import State, Subject, subject_of
+from .training import GLANCE, Progress
+from .trial import STATISTICS_IMAGES, Outcome, Trial, TrialRunner, some
+
+__all__ = ["Listener", "Options", "merge_workload"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to merge."""
+
+    strategy: str = "together"
+    settings: Settings = field(default_factory=Settings)
+    definition: Definition = "shape"
+    seed: int = 0
+    device: str = "auto"
+    budget: float | None = None
+    """Seconds; the best that was found by then is what is merged."""
+    resume: bool = False
+    ray: str | None = None
+    """Address of a Ray cluster to run independent trials on; ``local`` starts one on this machine."""
+
+
+class Listener:
+    """Told of what happens; every method may be overridden."""
+
+    def model(self, subject: Subject) -> None:
+        """A model and its images were loaded."""
+
+    def left_out(self, model: str, error: RetrainError) -> None:
+        """A model cannot be retrained and stays as it is."""
+
+    def trial(self, trial: Trial) -> None:
+        """A trial begins."""
+
+    def progress(self, progress: Progress) -> None:
+        """A training step is done. May raise KeyboardInterrupt to stop."""
+
+    def waiting(self) -> None:
+        """Trials run elsewhere; called every now and then. May raise KeyboardInterrupt to stop."""
+
+    def verdict(self, verdict: Verdict, report: MergeReport) -> None:
+        """A trial is over, and what it changed is on disk."""
+
+
+def merge_workload(
+    workload: Workload, output: Path, options: Options | None = None, listener: Listener | None = None
+) -> MergeReport:
+    """Search for sharing and retrain; ``output`` is an ordinary workload once models are loaded, and after every trial.
+
+    Raises:
+        InputError: the workload, its data, the options or the folder cannot be used.
+        KeyboardInterrupt: the listener stopped it; what was committed stays.
+    """
+    options, listener = options or Options(), listener or Listener()
+    deadline = monotonic() + options.budget if options.budget is not None else math.inf
+    device = _device(options.device)
+    plan = strategy(options.strategy)
+    store = Store(output, _header(workload, options), resume=options.resume)
+    try:
+        return _merge(workload, store, plan, options, listener, device, deadline)
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"--device: not enough memory: {first_line(error)} --resume with --device cpu goes on from the last commit;"
+            " a smaller --batch needs less, but begins anew"
+        ) from error
+
+
+def _merge(
+    workload: Workload,
+    store: Store,
+    plan: Strategy,
+    options: Options,
+    listener: Listener,
+    device: torch.device,
+    deadline: float,
+) -> MergeReport:
+    subjects = build_subjects(workload, options.definition, device, listener)
+    problem = Problem(
+        {name: subject.layers for name, subject in subjects.items()},
+        options.seed,
+        {name: tuple(query.name for query in subject.network.queries) for name, subject in subjects.items()},
+    )
+    originals = {name: subject.state() for name, subject in subjects.items()}
+    journal = _Keeper(workload, store, problem, subjects, options.strategy, listener)
+    store.place(modules_beside(workload))
+    if not store.replaying:
+        # From here on there is a workload that can be used, whatever happens.
+        journal.commit(Found(originals), finished=False)
+    steps = plan(problem, options.settings)
+    if options.ray is not None:
+        from .cluster import Cluster
+
+        with Cluster(options.ray, subjects, options.seed, deadline, listener.waiting) as cluster:
+
+            def side_by_side(jobs: Sequence[Job]) -> list[Outcome]:
+                for job in jobs:
+                    listener.trial(job.trial)
+                return cluster.execute(jobs)
+
+            found = search(problem, steps, originals, side_by_side, journal, deadline)
+    else:
+        runner = TrialRunner(subjects, options.seed)
+
+        def execute(jobs: Sequence[Job]) -> list[Outcome]:
+            outcomes = []
+            for job in jobs:
+                listener.trial(job.trial)
+                outcomes.append(runner(job.trial, job.states, job.shared, deadline, listener.progress))
+            return outcomes
+
+        found = search(problem, steps, originals, execute, journal, deadline)
+    return journal.commit(found, finished=monotonic() <= deadline)
+
+
+def build_subjects(
+    workload: Workload, definition: Definition, device: torch.device, listener: Listener | None = None
+) -> dict[str, Subject]:
+    """Every model of a workload that can be retrained.
+
+    Raises:
+        InputError: a model or data set cannot be used.
+    """
+    listener = listener or Listener()
+    subjects: dict[str, Subject] = {}
+    for network in each_network(workload, listener.left_out):
+        try:
+            subject = subject_of(network, workload, definition, device)
+        except RetrainError as error:  # noqa: PERF203 - a model is far slower than the handler
+            listener.left_out(network.name, error)
+        else:
+            subject.narrow = is_narrow(subject, some(subject, STATISTICS_IMAGES, 0), GLANCE)
+            subjects[network.name] = subject
+            listener.model(subject)
+    return subjects
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda"):
+        raise InputError(f"--device: {name!r} is not allowed: auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device: cuda is not available here; use auto or cpu")
+    return torch.device(name)
+
+
+def _header(workload: Workload, options: Options) -> dict[str, object]:
+    """What must be the same for a search to go on."""
+    queries = workload.model_dump_json(include={"queries", "feeds"})
+    return {
+        "workload": hashlib.sha256(queries.encode()).hexdigest()[:32],
+        "strategy": options.strategy,
+        "definition": options.definition,
+        "seed": options.seed,
+        "settings": asdict(options.settings),
+    }
+
+
+class _Keeper:
+    """The journal of a search: on disk, with a report and a workload that can be used after every batch."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        store: Store,
+        problem: Problem,
+        subjects: Mapping[str, Subject],
+        name: str,
+        listener: Listener,
+    ) -> None:
+        self._workload, self._store, self._problem = workload, store, problem
+        self._subjects, self._name, self._listener = subjects, name, listener
+        self._replayed = store.replaying
+        self._files: dict[str, tuple[State, str]] = {}
+
+    def recall(self, trials: Sequence[Trial]) -> list[Outcome] | None:
+        return self._store.recall(trials)
+
+    def restore(self, found: Found) -> tuple[dict[str, State], dict[str, State]] | None:
+        if not self._replayed:
+            return None
+        self._replayed = False
+        files = self._store.weights
+        return {name: self._read(name, files[name]) for name in found.sharing.models}, self._store.last_states()
+
+    def record(self, verdicts: Sequence[Verdict], found: Found, last: Mapping[str, State]) -> None:
+        self._store.record(verdicts, last, self._contents(found))
+        report = self.commit(found, finished=False)
+        for verdict in verdicts:
+            self._listener.verdict(verdict, report)
+
+    def commit(self, found: Found, *, finished: bool) -> MergeReport:
+        report = report_of(self._problem, self._subjects, found, strategy=self._name, finished=finished)
+        files = self._contents(found)
+        names = {name: f"weights/{file}" for name, (file, _) in files.items()}
+        workload = merged_workload(self._workload, names, models_of(self._workload), self._store.output)
+        self._store.commit(dict(files.values()), report, workload)
+        return report
+
+    def _contents(self, found: Found) -> dict[str, tuple[str, bytes | None]]:
+        """Name and content of each merged model's weight file; no content where it was made for the store before."""
+        files: dict[str, tuple[str, bytes | None]] = {}
+        for name in sorted(found.sharing.models):
+            state, known = found.states[name], self._files.get(name)
+            if known is not None and known[0] is state:
+                files[name] = known[1], None
+            else:
+                files[name] = file, _ = self._file(name, state)
+                self._files[name] = state, file
+        return files
+
+    def _file(self, name: str, state: State) -> tuple[str, bytes]:
+        query = self._subjects[name].network.queries[0]
+        if query.model.onnx is not None:
+            source = locate(query.model.onnx, self._workload.root, f"query {query.name}: onnx")
+            content, suffix = onnx_bytes(source, state, query.model.input), "onnx"
+        else:
+            content, suffix = save(state), "safetensors"
+        digest = hashlib.sha256(content).hexdigest()[:8]
+        return f"{name}-{digest}.{suffix}", content
+
+    def _read(self, name: str, path: Path) -> State:
+        """What :meth:`_file` wrote."""
+        query = self._subjects[name].network.queries[0]
+        if query.model.onnx is None:
+            return read_state(path)
+        model = query.model.model_copy(update={"onnx": str(path)})
+        query = query.model_copy(update={"model": model})
+        state = Network(name, (query,), cut_onnx(query, self._workload.root)).module.state_dict()
+        return {key: value.clone() for key, value in state.items()}

@@ -1,0 +1,91 @@
+"""Other weights for an ONNX file."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from torch import Tensor
+
+from .onnx_layers import Weight
+
+__all__ = ["replace_weights"]
+
+Array = NDArray[np.float32]
+
+
+def replace_weights(
+    file: onnx.ModelProto, places: Mapping[str, tuple[Weight, ...]], state: Mapping[str, Tensor]
+) -> None:
+    """Give the initializers and Constants of a file the values of a state dict, bit for bit.
+
+    A tensor that several layers read gets a copy beside it for each value that they have now, and it stays as it is
+    where anything but layers reads it too.
+
+    Args:
+        file: changed in place; its weights are in it, not in files beside it.
+        places: names in the state dict to where they stand in the file.
+        state: float32, in the shapes that the layers have.
+    """
+    uses: dict[str, list[tuple[Weight, Array]]] = defaultdict(list)
+    for name, weights in places.items():
+        array = state[name].detach().cpu().float().numpy()
+        for weight in weights:
+            uses[weight.tensor].append((weight, np.ascontiguousarray(array.T if weight.transposed else array)))
+    nodes = {node.output[0]: node for node in file.graph.node}
+    readers = _readers(file.graph)
+    taken = {tensor.name for tensor in file.graph.initializer} | nodes.keys()
+    for tensor, found in uses.items():
+        names: dict[bytes, str] = {}
+        for weight, array in found:
+            value = array.tobytes()
+            if value not in names and not names and readers[tensor] == len(found):
+                names[value] = tensor
+                _replace(file.graph, tensor, array)
+            elif value not in names:
+                names[value] = _beside(tensor, taken)
+                _add(file, names[value], array)
+            if names[value] != tensor:
+                nodes[weight.node].input[weight.index] = names[value]
+
+
+def _readers(graph: onnx.GraphProto) -> Counter[str]:
+    """How many inputs of nodes take the elements of each value, those behind an Identity included."""
+    origin: dict[str, str] = {}
+    count: Counter[str] = Counter()
+    for node in graph.node:
+        if node.op_type == "Identity":
+            origin[node.output[0]] = origin.get(node.input[0], node.input[0])
+        elif node.op_type != "Shape":
+            count.update(origin.get(name, name) for name in node.input)
+    return count
+
+
+def _replace(graph: onnx.GraphProto, name: str, array: Array) -> None:
+    new = numpy_helper.from_array(array, name)
+    for tensor in graph.initializer:
+        if tensor.name == name:
+            tensor.CopyFrom(new)
+            return
+    constant = next(node for node in graph.node if name in node.output)
+    del constant.attribute[:]  # it may be `value_floats`
+    constant.attribute.append(onnx.helper.make_attribute("value", new))
+
+
+def _add(file: onnx.ModelProto, name: str, array: Array) -> None:
+    file.graph.initializer.append(numpy_helper.from_array(array, name))
+    if file.ir_version < 4:  # every initializer had to be an input then
+        port = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, array.shape)
+        file.graph.input.append(port)
+
+
+def _beside(name: str, taken: set[str]) -> str:
+    number = 2
+    while f"{name}.{number}" in taken:
+        number += 1
+    taken.add(f"{name}.{number}")
+    return f"{name}.{number}"

@@ -1,0 +1,119 @@
+"""What a search may share: the layers of all models, and which of them could hold one tensor."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from .layers import Layer
+from .sharing import SharingMap, Slot, Use
+
+__all__ = ["Candidates", "Problem", "pair"]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Slots of one definition between the same models; the paper's layer group."""
+
+    definition: str
+    models: tuple[str, ...]
+    slots: tuple[Slot, ...]
+    saving: int
+    """Bytes that sharing all of it frees."""
+    position: int
+    """Where the first of its layers stands, counted from the front of a model."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The models of a workload by name, each with its layers in the order in which they run; heads stay private."""
+
+    layers: Mapping[str, tuple[Layer, ...]]
+    seed: int = 0
+    queries: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Names of the queries that each model answers; left out, the one that it is called after."""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return tuple(self.layers)
+
+    def size(self, use: Use) -> int:
+        """Bytes of a weight."""
+        return self._sizes[use]
+
+    @cached_property
+    def _sizes(self) -> dict[Use, int]:
+        return {Use(layer.model, layer.parameter): layer.bytes for part in self.layers.values() for layer in part}
+
+    def saved(self, sharing: SharingMap) -> int:
+        """Bytes that a sharing map frees."""
+        return sharing.saved(self._sizes.__getitem__)
+
+    def shareable(self, model: str) -> tuple[Layer, ...]:
+        return tuple(layer for layer in self.layers[model] if not layer.head)
+
+    def groups(self) -> list[Candidates]:
+        """Slots between models (:func:`pair`), by definition and models, heaviest saving first."""
+        sizes = self._sizes
+        places = {
+            Use(name, layer.parameter): index
+            for name in self.models
+            for index, layer in enumerate(self.shareable(name))
+        }
+        found: dict[tuple[str, tuple[str, ...]], list[Slot]] = {}
+        for definition, slot in pair(self):
+            found.setdefault((definition, tuple(use.model for use in slot)), []).append(slot)
+        groups = [
+            Candidates(
+                definition,
+                models,
+                tuple(slots),
+                SharingMap(tuple(slots)).saved(sizes.__getitem__),
+                min(places[use] for slot in slots for use in slot),
+            )
+            for (definition, models), slots in found.items()
+        ]
+        return sorted(groups, key=lambda group: (-group.saving, group.definition, group.models))
+
+
+def pair(problem: Problem, *, inside: bool = False, period: int = 2) -> list[tuple[str, Slot]]:
+    """Slots that share as much as possible, with their definitions.
+
+    Between models the k-th layer of a definition pairs with the k-th, counted from the front. With ``inside``, a
+    model that has more of them than another goes on with the last ``period`` that both have, over and over, as a
+    deeper model's later blocks repeat a shallower one's last: each definition is left with as many tensors as the
+    model has that uses it least.
+
+    Args:
+        problem: the models.
+        inside: whether layers of one model may share.
+        period: layers of one definition in a block; two in a basic residual block.
+    """
+    counts: dict[_Kind, list[int]] = {}
+    for name in problem.models:
+        own = Counter(map(_kind, problem.shareable(name)))
+        for kind, count in own.items():
+            counts.setdefault(kind, []).append(count)
+    slots: dict[tuple[_Kind, int], list[Use]] = {}
+    for name in problem.models:
+        seen: Counter[_Kind] = Counter()
+        for layer in problem.shareable(name):
+            kind = _kind(layer)
+            index = seen[kind]
+            seen[kind] += 1
+            fewest = min(counts[kind])
+            if inside and index >= fewest:
+                block = min(period, fewest)
+                index = fewest - block + (index - fewest) % block
+            slots.setdefault((kind, index), []).append(Use(name, layer.parameter))
+    return [(kind[0], tuple(sorted(slot))) for (kind, _), slot in slots.items() if len(slot) > 1]
+
+
+_Kind = tuple[str, tuple[int, ...], int]
+
+
+def _kind(layer: Layer) -> _Kind:
+    """Its definition, and what a class may leave out when it prints itself: shape and, by the bytes, precision."""
+    return layer.definition, layer.shape, layer.bytes

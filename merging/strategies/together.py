@@ -1,0 +1,112 @@
+"""The default strategy: share everything at once, retrain, and give back only what a query cannot do without.
+
+1. Each model in turn is tried as the donor of all shared weights, without a gradient (:mod:`gemel.merging.start`);
+   the start that keeps most of all queries' accuracies is taken.
+2. All models are retrained together, in rounds of twice the length each while that helps.
+3. A query that still misses its target gets back the weights that it pulls at hardest for their size, an eighth of
+   what it shares, then a quarter, then half; it alone learns, so that nothing is lost for the others. If that is not
+   enough, its model stays as it was.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterable, Mapping, Sequence
+
+from ..problem import Problem, pair
+from ..sharing import SharingMap, Use
+from ..training import Recipe
+from ..trial import Start, Trial
+from . import Search, Settings, Verdict
+
+__all__ = ["together"]
+
+_RATE = 0.02
+_ROUNDS = 3
+_GIVEN_BACK = (1 / 8, 1 / 4, 1 / 2)
+
+
+def together(problem: Problem, settings: Settings) -> Search:
+    """Every part of the workload whose models can share something, as one. See the module."""
+    everything = SharingMap().joined(slot for _, slot in pair(problem, inside=settings.inside))
+    for part in _parts(everything):
+        yield from _merge(problem, settings, everything.of(part), part)
+
+
+def _parts(sharing: SharingMap) -> list[frozenset[str]]:
+    """Models that hang together, a set for each part."""
+    parts: list[frozenset[str]] = []
+    for slot in sharing.slots:
+        if not any(slot[0].model in part for part in parts):
+            parts.append(sharing.tied({slot[0].model}))
+    return parts
+
+
+def _merge(problem: Problem, settings: Settings, wanted: SharingMap, models: frozenset[str]) -> Search:
+    start = yield from _best_start(problem, settings, wanted, models)
+    if start is None:
+        return
+    title = f"all layers of {', '.join(sorted(models))}"
+    recipe = _recipe(settings, settings.steps)
+    (verdict,) = yield [Trial(title, wanted, models, start, recipe)]
+    for length in range(1, _ROUNDS):
+        if verdict.outcome.met == models or verdict.outcome.ended == "time":
+            return
+        recipe = _recipe(settings, settings.steps << length)
+        again = Trial(f"{title}, round {length + 1}", wanted, models, Start("keep"), recipe, "last")
+        (verdict,) = yield [again]
+    failed, met = models - verdict.outcome.met, verdict.outcome.met
+    # Where nobody is satisfied there is nothing to lose, and all give something back together.
+    for learners in [frozenset({model}) for model in sorted(failed)] if met else [models]:
+        verdict = yield from _give_back(problem, wanted.of(met | learners), learners, verdict, recipe)
+
+
+def _recipe(settings: Settings, steps: int) -> Recipe:
+    # With a falling learning rate most is gained at the end: what was gained on the way says little.
+    return Recipe(steps, rate=settings.rate or _RATE, batch=settings.batch, gives_up=False)
+
+
+def _best_start(
+    problem: Problem, settings: Settings, wanted: SharingMap, models: frozenset[str]
+) -> Generator[Sequence[Trial], Sequence[Verdict], Start | None]:
+    """Try each model as the donor; returns the start to take, None where one is good enough as it is."""
+    by_size = sorted(models, key=lambda name: -len(problem.layers[name]))
+    if settings.start in ("first", "average"):
+        return Start(settings.start, tuple(by_size))
+    starts = [Start("donor", (name, *(other for other in by_size if other != name))) for name in by_size]
+    verdicts: Sequence[Verdict] = yield [Trial(f"donor {start.order[0]}", wanted, models, start) for start in starts]
+    if any(verdict.accepted for verdict in verdicts):
+        return None
+    # A product: a query that keeps little counts more than the others do.
+    kept = [math.prod(verdict.outcome.relative.values()) for verdict in verdicts]
+    return starts[kept.index(max(kept))]
+
+
+def _give_back(
+    problem: Problem, wanted: SharingMap, learners: frozenset[str], verdict: Verdict, recipe: Recipe
+) -> Generator[Sequence[Trial], Sequence[Verdict], Verdict]:
+    """Retrain some models alone, with more and more of their weights their own; returns the last verdict."""
+    strain = {use: value for use, value in verdict.outcome.strain.items() if use.model in learners}
+    total = sum(map(problem.size, strain))
+    for part in _GIVEN_BACK:
+        own = _hardest(strain, problem, part * total)
+        smaller = verdict.sharing.joined(wanted.without(own).slots)
+        title = f"{', '.join(sorted(learners))} without {len(own)} of {len(strain)} layers"
+        (verdict,) = yield [Trial(title, smaller, learners, Start("keep"), recipe, "last")]
+        if verdict.accepted or verdict.outcome.ended == "time":
+            break
+    return verdict
+
+
+def _hardest(strain: Mapping[Use, float], problem: Problem, bytes_: float) -> set[Use]:
+    """The uses with the highest strain that are together no larger than ``bytes_``, but at least one."""
+    chosen: set[Use] = set()
+    for use in _ranked(strain):
+        if chosen and sum(map(problem.size, (*chosen, use))) > bytes_:
+            break
+        chosen.add(use)
+    return chosen
+
+
+def _ranked(strain: Mapping[Use, float]) -> Iterable[Use]:
+    return sorted(strain, key=lambda use: (-strain[use], use))

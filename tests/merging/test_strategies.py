@@ -1,0 +1,340 @@
+"""What strategies ask for, given what came of the trials before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from gemel.errors import InputError
+from gemel.merging.layers import Layer
+from gemel.merging.problem import Problem
+from gemel.merging.search import Found, Job, search
+from gemel.merging.sharing import SharingMap, Use
+from gemel.merging.strategies import STRATEGIES, Settings, Verdict, strategy
+from gemel.merging.trial import Outcome, Trial
+
+Met = Callable[[Trial], str]
+
+
+def problem(seed: int = 0, /, **models: str) -> Problem:
+    """Models by name, each a string of layers, a letter for each definition; ``a`` holds 10 bytes, ``b`` 20 ..."""
+    return Problem(
+        {
+            name: tuple(
+                Layer(name, str(index), letter, (ord(letter),), 10 * (ord(letter) - ord("a") + 1), False)
+                for index, letter in enumerate(text)
+            )
+            for name, text in models.items()
+        },
+        seed,
+    )
+
+
+class Quiet:
+    def recall(self, trials: Sequence[Trial]) -> None:
+        return None
+
+    def restore(self, found: Found) -> None:
+        return None
+
+    def record(self, verdicts: Sequence[Verdict], found: Found, last: Mapping[str, Any]) -> None:
+        pass
+
+
+def drive(
+    made: Problem,
+    name: str,
+    met: Met,
+    strain: Mapping[Use, float] | None = None,
+    accuracies: Callable[[Trial], float] = lambda trial: 0.5,
+    ended: Callable[[Trial], str] = lambda trial: "done",
+    **settings: Any,
+) -> tuple[list[list[Trial]], Found]:
+    """Run a strategy with trials of which ``met`` tells who meets; returns the batches, and what was found."""
+    batches: list[list[Trial]] = []
+    originals = {model: {layer.parameter: torch.zeros(1) for layer in made.layers[model]} for model in made.models}
+
+    def execute(jobs: Sequence[Job]) -> list[Outcome]:
+        batches.append([job.trial for job in jobs])
+        return [outcome(job.trial) for job in jobs]
+
+    def outcome(trial: Trial) -> Outcome:
+        good = frozenset(met(trial)) & trial.learners
+        scores = {model: 1.0 if model in good else accuracies(trial) for model in trial.learners}
+        pull = {use: value for use, value in (strain or {}).items() if use in trial.sharing.uses}
+        pull = {use: value for use, value in pull.items() if use.model in trial.learners - good}
+        states = {model: originals[model] for model in trial.learners}
+        return Outcome(scores, scores, good, 1, 0.0, ended(trial), pull, states)
+
+    found = search(made, strategy(name)(made, Settings(**settings)), originals, execute, Quiet())
+    return batches, found
+
+
+def one_each(batches: list[list[Trial]]) -> list[Trial]:
+    assert all(len(batch) == 1 for batch in batches)
+    return [batch[0] for batch in batches]
+
+
+def added(trials: Sequence[Trial], accepted: Sequence[bool]) -> list[str]:
+    """What each trial shares more than those that were accepted before: ``b(xy)``, twice if so many layers."""
+    known, found = SharingMap(), []
+    for trial, taken in zip(trials, accepted, strict=True):
+        new = [slot for slot in trial.sharing.slots if slot not in known.slots]
+        found.append(" ".join(sorted(f"{slot[0].parameter[0]}({''.join(use.model for use in slot)})" for slot in new)))
+        known = trial.sharing if taken else known
+    return found
+
+
+def everyone(trial: Trial) -> str:
+    return "".join(trial.learners)
+
+
+def nobody(trial: Trial) -> str:
+    return ""
+
+
+# Layer 0 of each is a, 1 is b and so on, so that a slot's first parameter tells its definition.
+FLAT = {"x": "abcd", "y": "abcd", "z": "abcd"}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("heaviest", ["3(xyz)", "2(xyz)", "1(xyz)", "0(xyz)"]),
+        ("earliest", ["0(xyz)", "1(xyz)", "2(xyz)", "3(xyz)"]),
+        ("latest", ["3(xyz)", "2(xyz)", "1(xyz)", "0(xyz)"]),
+        ("two-group", ["2(xyz) 3(xyz)", "0(xyz) 1(xyz)"]),
+        ("one-model", ["0(xy) 1(xy) 2(xy) 3(xy)", "0(xyz) 1(xyz) 2(xyz) 3(xyz)"]),
+    ],
+)
+def test_order(name: str, expected: list[str]) -> None:
+    batches, found = drive(problem(**FLAT), name, everyone)
+    trials = one_each(batches)
+    assert added(trials, [True] * len(trials)) == expected
+    assert all(trial.learners == frozenset("xyz") for trial in trials[-1:])
+    assert len(found.sharing.slots) == 4
+
+
+def test_earliest_and_latest_go_by_place_and_not_by_weight() -> None:
+    made = problem(x="bcad", y="bcad")
+    for name, expected in (("earliest", "0123"), ("latest", "3210"), ("heaviest", "3102")):
+        trials = one_each(drive(made, name, everyone)[0])
+        assert "".join(each[0] for each in added(trials, [True] * 4)) == expected
+
+
+def test_random_is_each_group_once_and_the_seed_repeats_it() -> None:
+    layers = "abcdefgh"
+    orders = [
+        tuple(added(trials, [True] * len(trials)))
+        for seed in (0, 0, 1)
+        for trials in [one_each(drive(problem(seed, x=layers, y=layers), "random", everyone)[0])]
+    ]
+    assert orders[0] == orders[1] != orders[2]
+    assert sorted(orders[0]) == sorted(orders[2]) == [f"{index}(xy)" for index in range(8)]
+
+
+def test_half_of_a_group_is_tried_when_it_fails() -> None:
+    trials = one_each(drive(problem(x="dddd", y="dddd"), "heaviest", nobody)[0])
+    # The first half of the layers, and of these again; of a single pair nothing is left.
+    assert added(trials, [False] * 3) == ["0(xy) 1(xy) 2(xy) 3(xy)", "0(xy) 1(xy)", "0(xy)"]
+
+
+def test_half_of_the_models_is_tried_when_there_is_one_layer() -> None:
+    batches, _ = drive(problem(w="d", x="d", y="d", z="d"), "heaviest", nobody)
+    assert added(one_each(batches), [False] * 2) == ["0(wxyz)", "0(wx)"]
+    batches, _ = drive(problem(x="d", y="d", z="d"), "heaviest", nobody)
+    assert added(one_each(batches), [False] * 2) == ["0(xyz)", "0(xy)"]
+
+
+def test_a_group_is_given_up_when_half_of_it_saves_less_than_the_next() -> None:
+    # Two layers of d save 80; one of them saves 40, less than the 60 of c, which is next.
+    batches, _ = drive(problem(x="ddcc", y="ddcc"), "heaviest", nobody)
+    assert added(one_each(batches), [False] * 3) == ["0(xy) 1(xy)", "2(xy) 3(xy)", "2(xy)"]
+    # Half of four layers of d saves as much as two of d would: it is tried.
+    batches, _ = drive(problem(x="ddddb", y="ddddb"), "heaviest", nobody)
+    assert added(one_each(batches), [False] * 4) == ["0(xy) 1(xy) 2(xy) 3(xy)", "0(xy) 1(xy)", "0(xy)", "4(xy)"]
+
+
+def test_of_two_groups_the_first_alone_is_tried_when_both_fail() -> None:
+    batches, _ = drive(problem(x="dc", y="dc"), "two-group", nobody)
+    assert added(one_each(batches), [False] * 2) == ["0(xy) 1(xy)", "0(xy)"]
+
+
+def test_a_partial_success_goes_on_with_what_it_left() -> None:
+    batches, found = drive(problem(**FLAT), "heaviest", lambda trial: "xy")
+    assert found.sharing == SharingMap().joined([Use("x", f"{i}.weight"), Use("y", f"{i}.weight")] for i in range(4))
+    assert one_each(batches)[1].sharing.slots[-1] == (Use("x", "3.weight"), Use("y", "3.weight"))
+
+
+def test_models_that_are_tied_already_learn_with_the_others() -> None:
+    # b is in w and x, a in x and y: when a is tried, w is tied through b.
+    batches, _ = drive(problem(w="b", x="ab", y="a"), "heaviest", everyone)
+    assert [sorted(trial.learners) for trial in one_each(batches)] == [["w", "x"], ["w", "x", "y"]]
+
+
+def test_the_published_recipe() -> None:
+    (trial,) = one_each(drive(problem(x="a", y="a"), "heaviest", everyone, epochs=7, batch=32)[0])
+    assert trial.recipe is not None
+    assert (trial.recipe.steps, trial.recipe.unit, trial.recipe.rate) == (7, "epochs", 1e-5)
+    assert (trial.recipe.supervision, trial.recipe.schedule, trial.recipe.batch) == ("labels", "constant", 32)
+    assert (trial.start.kind, trial.start.order, trial.base) == ("first", ("x", "y"), "committed")
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_nothing_to_share_is_no_trial(name: str) -> None:
+    assert drive(problem(x="ab", y="cd"), name, everyone) == ([], Found({**_zeros(x="ab", y="cd")}))
+    assert drive(problem(x="aa"), name, everyone)[0] == []
+    assert drive(Problem({}), name, everyone)[0] == []
+
+
+def _zeros(**models: str) -> dict[str, Any]:
+    made = problem(**models)
+    return {model: {layer.parameter: torch.zeros(1) for layer in made.layers[model]} for model in made.models}
+
+
+def test_strategies_that_do_not_exist() -> None:
+    with pytest.raises(InputError, match="--strategy: 'best' is not allowed: one of together, heaviest"):
+        strategy("best")
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("outcomes", ["everyone", "nobody", "x", "xy"])
+def test_every_search_ends_with_what_its_models_met(name: str, outcomes: str) -> None:
+    made = problem(w="aabbcc", x="abc", y="aabbdd", z="ddd")
+    met: Met = {"everyone": everyone, "nobody": nobody}.get(outcomes, lambda trial: outcomes)
+    batches, found = drive(made, name, met)
+    assert batches
+    assert found.sharing.models <= (set(made.models) if outcomes == "everyone" else set(outcomes))
+    if outcomes == "everyone":
+        assert made.saved(found.sharing) >= sum(group.saving for group in made.groups())
+
+
+# The default strategy.
+
+DEEP = {"x": "abab", "y": "ababab", "z": "ab"}
+
+
+def looks(trial: Trial) -> bool:
+    return trial.recipe is None
+
+
+def test_together_tries_every_donor_and_takes_the_best() -> None:
+    def accuracies(trial: Trial) -> float:
+        return 0.9 if trial.start.order[:1] == ("z",) else 0.5
+
+    batches, found = drive(
+        problem(**DEEP), "together", lambda trial: "" if looks(trial) else "xyz", accuracies=accuracies
+    )
+    assert sorted(trial.start.order[0] for trial in batches[0]) == ["x", "y", "z"]
+    assert all(looks(trial) and sorted(trial.start.order) == ["x", "y", "z"] for trial in batches[0])
+    assert len({trial.sharing for batch in batches for trial in batch}) == 1
+    (trial,) = batches[1]
+    assert (trial.start.kind, trial.start.order[0], trial.base) == ("donor", "z", "committed")
+    assert trial.learners == frozenset("xyz")
+    assert len(batches) == 2
+    # Inside models, too: two tensors are left.
+    assert len(found.sharing.slots) == 2
+
+
+def test_together_without_sharing_inside_models() -> None:
+    _, found = drive(problem(**DEEP), "together", everyone, inside=False)
+    assert sorted(len(slot) for slot in found.sharing.slots) == [2, 2, 3, 3]
+    assert all(len({use.model for use in slot}) == len(slot) for slot in found.sharing.slots)
+
+
+def test_together_does_not_train_where_a_donor_is_good_enough() -> None:
+    batches, found = drive(problem(**DEEP), "together", everyone)
+    assert len(batches) == 1
+    assert found.sharing.models == set("xyz")
+
+
+@pytest.mark.parametrize("start", ["first", "average"])
+def test_together_with_a_start_that_is_given_looks_at_no_donor(start: str) -> None:
+    batches, _ = drive(problem(**DEEP), "together", everyone, start=start)
+    (trial,) = one_each(batches)
+    assert trial.recipe is not None
+    assert trial.start.kind == start
+
+
+def test_together_goes_on_for_longer_while_some_miss() -> None:
+    batches, _ = drive(problem(**DEEP), "together", nobody, start="first", steps=10)
+    rounds = [trial for trial in one_each(batches) if trial.learners == frozenset("xyz")]
+    steps = [trial.recipe.steps for trial in rounds if trial.recipe]
+    assert steps[:3] == [10, 20, 40]
+    assert [trial.base for trial in rounds[:3]] == ["committed", "last", "last"]
+    assert [trial.start.kind for trial in rounds[:3]] == ["first", "keep", "keep"]
+    assert len({trial.sharing for trial in rounds[:3]}) == 1
+
+
+def test_together_ends_when_time_is_up() -> None:
+    batches, found = drive(problem(**DEEP), "together", nobody, start="first", ended=lambda trial: "time")
+    assert len(batches) == 1
+    assert found.sharing == SharingMap()
+
+
+def strained(made: Problem) -> dict[Use, float]:
+    """The deeper a layer, the more it is pulled at; of all uses of the workload."""
+    return {
+        Use(model, layer.parameter): float(index + 1)
+        for model in made.models
+        for index, layer in enumerate(made.layers[model])
+    }
+
+
+def test_a_query_that_misses_gets_back_what_it_pulls_at_hardest() -> None:
+    made = problem(x="a" * 16, y="a" * 16, z="a" * 16)
+
+    def met(trial: Trial) -> str:
+        return "xy" if trial.learners == frozenset("xyz") else ""
+
+    batches, found = drive(made, "together", met, strained(made), start="first", inside=False)
+    alone = [trial for trial in one_each(batches) if trial.learners == frozenset("z")]
+    # Two, four and eight of sixteen: the last ones, which are pulled at hardest.
+    for trial, count in zip(alone, (2, 4, 8), strict=True):
+        own = {use.parameter for use in strained(made) if use.model == "z"} - {
+            use.parameter for use in trial.sharing.uses if use.model == "z"
+        }
+        assert own == {f"{index}.weight" for index in range(16 - count, 16)}
+        assert (trial.base, trial.start.kind) == ("last", "keep")
+    assert found.sharing.models == {"x", "y"}
+    assert len(found.sharing.slots) == 16
+
+
+def test_a_query_that_has_got_enough_back_shares_the_rest() -> None:
+    made = problem(x="a" * 16, y="a" * 16, z="a" * 16)
+
+    def met(trial: Trial) -> str:
+        kept = sum(use.model == "z" for use in trial.sharing.uses)
+        return "xyz" if kept <= 12 else "xy"
+
+    _, found = drive(made, "together", met, strained(made), start="first", inside=False)
+    assert sum(use.model == "z" for use in found.sharing.uses) == 12
+    assert sum(use.model == "x" for use in found.sharing.uses) == 16
+
+
+def test_where_nobody_is_satisfied_all_give_something_back_together() -> None:
+    made = problem(x="a" * 8, y="a" * 8)
+
+    def met(trial: Trial) -> str:
+        return "xy" if len(trial.sharing.uses) <= 8 else ""
+
+    batches, found = drive(made, "together", met, strained(made), start="first", inside=False)
+    assert all(trial.learners == frozenset("xy") for trial in one_each(batches))
+    assert found.sharing.models == {"x", "y"}
+
+
+def test_where_nothing_helps_nothing_is_shared() -> None:
+    made = problem(x="a" * 8, y="a" * 8)
+    _, found = drive(made, "together", nobody, strained(made), inside=False)
+    assert found.sharing == SharingMap()
+
+
+def test_models_that_have_nothing_in_common_are_merged_apart() -> None:
+    made = problem(w="a", x="a", y="b", z="b")
+    batches, found = drive(made, "together", lambda trial: "" if looks(trial) or "w" in trial.learners else "yz")
+    assert {trial.learners for batch in batches for trial in batch} >= {frozenset("wx"), frozenset("yz")}
+    assert not any(trial.learners & set("wx") and trial.learners & set("yz") for batch in batches for trial in batch)
+    assert found.sharing.models == {"y", "z"}

@@ -1,0 +1,236 @@
+"""The workloads that merging is measured on: real images, and originals fine-tuned from public checkpoints.
+
+    .venv/bin/python tools/merge_workloads.py ../shared/data -o out/merge
+
+Needs a folder with ``cifar10-jpeg.tar.xz`` (ImageFolder layout) and the ResNet-20, -32 and -44 of
+akamaster/pytorch_resnet_cifar10; Fashion-MNIST comes from Debian's ``dataset-fashion-mnist``. What is there already is
+kept: about 20 minutes on two cores the first time, nothing after that.
+
+W1 has four queries on CIFAR-10 whose classes nest; W2 has two of them and one on Fashion-MNIST. Images of CIFAR-10's
+training set are what originals are fine-tuned on and what merging may train on (5,000 a query); its test set is halved
+into ``val``, which the search looks at, and ``test``, which only the benchmark's report does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import io
+import random
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import yaml
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+from torchvision.datasets import ImageFolder
+
+from gemel.workload.models import read_state
+from gemel.workload.zoo.cifar_resnet import CifarResNet, cifar_resnet
+
+__all__ = ["main", "prepare"]
+
+_VEHICLES = ("airplane", "automobile", "ship", "truck")
+_ANIMALS = ("bird", "cat", "deer", "dog", "frog", "horse")
+_CIFAR = tuple(sorted(_VEHICLES + _ANIMALS))
+_FASHION = ("ankle-boot", "bag", "coat", "dress", "pullover", "sandal", "shirt", "sneaker", "top", "trouser")
+_FASHION_ORDER = ("top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
+_CHECKPOINTS = {20: "resnet20-12fca82f.th", 32: "resnet32-d509ac18.th", 44: "resnet44-014dd654.th"}
+_TRAIN_IMAGES = 5000
+
+Classes = Mapping[str, Sequence[str]]
+"""Class of a query to the data set's classes that belong to it."""
+
+QUERIES: dict[str, tuple[int, Classes]] = {
+    "objects": (20, {name: (name,) for name in _CIFAR}),
+    "vehicles": (32, {name: (name,) for name in _VEHICLES}),
+    "animals": (44, {name: (name,) for name in _ANIMALS}),
+    "alive": (32, {"animal": _ANIMALS, "vehicle": _VEHICLES}),
+    "clothes": (32, {name: (name,) for name in _FASHION}),
+}
+WORKLOADS = {"w1": ("objects", "vehicles", "animals", "alive"), "w2": ("vehicles", "animals", "clothes")}
+
+
+def prepare(data: Path, output: Path) -> dict[str, Path]:
+    """Make both workloads below ``output``; returns their files by name."""
+    _cifar(data, output / "images")
+    _fashion(output / "images")
+    for name, (depth, classes) in QUERIES.items():
+        _link(output / "images", output / "data" / name, classes, "fashion" if name == "clothes" else "cifar10")
+        target = output / "weights" / f"{name}.safetensors"
+        if not target.exists():
+            start = None if name == "clothes" else data / _CHECKPOINTS[depth]
+            _fine_tune(name, depth, classes, start, output, target)
+    return {name: _workload(name, output) for name in WORKLOADS}
+
+
+def _cifar(data: Path, images: Path) -> None:
+    if (images / "cifar10").exists():
+        return
+    images.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=images) as work, tarfile.open(data / "cifar10-jpeg.tar.xz") as archive:
+        archive.extractall(work, filter="data")
+        (Path(work) / "cifar10").rename(images / "cifar10")
+
+
+def _fashion(images: Path) -> None:
+    """28 x 28 gray to 32 x 32 PNG in folders by class."""
+    if (images / "fashion").exists():
+        return
+    with tempfile.TemporaryDirectory(dir=images) as work:
+        subprocess.run(["apt-get", "download", "dataset-fashion-mnist"], cwd=work, check=True, capture_output=True)
+        (package,) = Path(work).glob("*.deb")
+        subprocess.run(["dpkg-deb", "-x", package.name, "."], cwd=work, check=True)
+        source = Path(work) / "usr/share/datasets/fashion-mnist"
+        for split, prefix in (("train", "train"), ("test", "t10k")):
+            pixels = _idx(source / f"{prefix}-images-idx3-ubyte.gz")
+            labels = _idx(source / f"{prefix}-labels-idx1-ubyte.gz")
+            for name in _FASHION:
+                (Path(work) / "fashion" / split / name).mkdir(parents=True)
+            for index, (picture, label) in enumerate(zip(pixels, labels, strict=True)):
+                image = Image.fromarray(np.pad(picture, 2)).convert("RGB")
+                image.save(Path(work) / "fashion" / split / _FASHION_ORDER[label] / f"{index:05}.png")
+        (Path(work) / "fashion").rename(images / "fashion")
+
+
+def _idx(path: Path) -> NDArray[np.uint8]:
+    """An IDX file of bytes, as LeCun's MNIST page describes it."""
+    data = gzip.decompress(path.read_bytes())
+    dims = np.frombuffer(data, ">u4", data[3], 4)
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(dims)
+
+
+def _link(images: Path, target: Path, classes: Classes, source: str) -> None:
+    """Folders of links: ``train`` (a part of the training set), ``val`` and ``test`` (half of the test set each)."""
+    if target.exists():
+        return
+    rng = random.Random(0)
+    work = target.with_name(f".{target.name}")
+    shutil.rmtree(work, ignore_errors=True)
+    total = sum(len(members) for members in classes.values())
+    for name, members in classes.items():
+        for member in members:
+            train = sorted((images / source / "train" / member).iterdir())
+            test = sorted((images / source / "test" / member).iterdir())
+            rng.shuffle(train)
+            rng.shuffle(test)
+            half = len(test) // 2
+            parts = {"train": train[: _TRAIN_IMAGES // total], "val": test[:half], "test": test[half:]}
+            for part, files in parts.items():
+                folder = work / part / name
+                folder.mkdir(parents=True, exist_ok=True)
+                for file in files:
+                    (folder / f"{member}-{file.name}").symlink_to(file.resolve())
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work.rename(target)
+
+
+def _fine_tune(name: str, depth: int, classes: Classes, checkpoint: Path | None, output: Path, target: Path) -> None:
+    """Two epochs from a public checkpoint (SGD 0.01, then 0.001), six one-cycle epochs from nothing (0.1)."""
+    torch.manual_seed(0)
+    source = "fashion" if checkpoint is None else "cifar10"
+    model = cifar_resnet(depth, len(classes))
+    images, labels = _tensors(output / "images" / source / "train", classes)
+    if checkpoint is not None:
+        state = read_state(checkpoint)
+        if len(classes) != len(_CIFAR):
+            # The head starts from the rows of its classes.
+            rows = [[_CIFAR.index(member) for member in members] for members in classes.values()]
+            state["linear.weight"] = torch.stack([state["linear.weight"][row].mean(0) for row in rows])
+            state["linear.bias"] = torch.stack([state["linear.bias"][row].mean() for row in rows])
+        model.load_state_dict(state, strict=False)
+    epochs = 6 if checkpoint is None else 2
+    _train(model, images, labels, epochs, 0.1 if checkpoint is None else 0.01)
+    score = _accuracy(model, *_tensors(output / "images" / source / "test", classes))
+    print(f"{name}: ResNet-{depth}, {len(classes)} classes, {score:.1%} of the test set", flush=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, target.with_suffix(".part"))
+    target.with_suffix(".part").rename(target)
+
+
+def _tensors(folder: Path, classes: Classes) -> tuple[Tensor, Tensor]:
+    """Images ``[N, 3, 32, 32]`` uint8 of the classes' folders, and their labels ``[N]``."""
+    label = {member: index for index, members in enumerate(classes.values()) for member in members}
+    data = ImageFolder(str(folder))
+    kept = [(path, label[data.classes[index]]) for path, index in data.samples if data.classes[index] in label]
+    pixels = np.stack([np.asarray(Image.open(io.BytesIO(Path(path).read_bytes())).convert("RGB")) for path, _ in kept])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.tensor([index for _, index in kept])
+
+
+def _normalised(model: CifarResNet, pixels: Tensor) -> Tensor:
+    spec = model.input_defaults()
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
+    return ((pixels * spec.scale - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def _train(model: CifarResNet, images: Tensor, labels: Tensor, epochs: int, rate: float) -> None:
+    model.train().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    steps = epochs * (len(images) // 128)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.2)
+    for epoch in range(epochs):
+        order = torch.randperm(len(images))
+        for batch in order[: len(order) // 128 * 128].view(-1, 128):
+            pixels = images[batch]
+            flip = torch.rand(128) < 0.5
+            pixels[flip] = pixels[flip].flip(-1)
+            left, top = torch.randint(0, 9, (2,)).tolist()
+            pixels = F.pad(pixels, (4, 4, 4, 4))[:, :, top : top + 32, left : left + 32]
+            loss = F.cross_entropy(model(_normalised(model, pixels)), labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        print(f"  epoch {epoch + 1} of {epochs}: loss {float(loss.detach()):.3f}", flush=True)
+
+
+@torch.no_grad()
+def _accuracy(model: CifarResNet, images: Tensor, labels: Tensor) -> float:
+    model.eval()
+    pairs = zip(images.split(500), labels.split(500), strict=True)
+    right = sum(int((model(_normalised(model, part)).argmax(1) == truth).sum()) for part, truth in pairs)
+    return right / len(images)
+
+
+def _workload(name: str, output: Path) -> Path:
+    queries = [
+        {
+            "name": query,
+            "feed": "images",
+            "task": "classification",
+            "labels": list(QUERIES[query][1]),
+            "model": {
+                "factory": "gemel.workload.zoo.cifar_resnet:cifar_resnet",
+                "args": {"depth": QUERIES[query][0], "num_classes": len(QUERIES[query][1])},
+                "weights": f"weights/{query}.safetensors",
+            },
+            "data": {"train": f"data/{query}/train", "val": f"data/{query}/val"},
+        }
+        for query in WORKLOADS[name]
+    ]
+    feeds = {"images": {"source": f"data/{WORKLOADS[name][0]}/val", "fps": 10}}
+    path = output / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({"schema_version": "1", "feeds": feeds, "queries": queries}, sort_keys=False))
+    return path
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="folder with the CIFAR-10 archive and the checkpoints")
+    parser.add_argument("-o", "--output", type=Path, default=Path("out/merge"), help="folder to make workloads in")
+    options = parser.parse_args(arguments)
+    for path in prepare(options.data, options.output).values():
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Images in memory, resized as a model sees them but not yet normalised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...runtime.manifest import InputSpec
+from ...runtime.preprocess import Geometry
+
+__all__ = ["Boxes", "Images", "joined"]
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """The objects in one image."""
+
+    boxes: Tensor
+    """``[K, 4]`` float32, x1 y1 x2 y2 in pixels of the source image."""
+    classes: Tensor
+    """``[K]`` int64, the background not counted."""
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+
+@dataclass(frozen=True)
+class Images:
+    """A data set: images, and what is known of them. Without labels or boxes, a model's own answers are the truth."""
+
+    pixels: Tensor
+    """``[N, C, height, width]`` uint8 in the colour order of ``spec``."""
+    geometry: tuple[Geometry, ...]
+    """Where each frame lies in the input."""
+    spec: InputSpec
+    labels: Tensor | None = None
+    """Class of each image, ``[N]`` int64."""
+    boxes: tuple[Boxes, ...] | None = None
+    """Objects in each image."""
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def select(self, indices: Tensor) -> Images:
+        """The images ``indices``, in that order."""
+        rows = indices.tolist()
+        labels = None if self.labels is None else self.labels[indices]
+        boxes = None if self.boxes is None else tuple(self.boxes[row] for row in rows)
+        return Images(self.pixels[indices], tuple(self.geometry[row] for row in rows), self.spec, labels, boxes)
+
+    def batch(self, indices: Tensor, mirrored: bool = False) -> Tensor:
+        """Images as a model takes them.
+
+        Args:
+            indices: ``[B]`` int64.
+            mirrored: left and right change places, within the part of the input that the frame covers.
+
+        Returns:
+            ``[B, C, height, width]`` float32, bit for bit what :func:`gemel.runtime.preprocess.prepare` makes.
+        """
+        pixels = self.pixels[indices]
+        if mirrored:
+            for rows, height, width in self._covered(indices):
+                pixels[rows, :, :height, :width] = pixels[rows, :, :height, :width].flip(-1)
+        factor, offset = self._constants
+        batch = pixels.to(torch.float32).mul_(factor).sub_(offset)
+        if self.spec.fit == "letterbox":
+            for rows, height, width in self._covered(indices):
+                batch[rows, :, height:] = self.spec.pad
+                batch[rows, :, :, width:] = self.spec.pad
+        return batch
+
+    @cached_property
+    def _constants(self) -> tuple[Tensor, Tensor]:
+        """What a pixel is multiplied by and what is then taken away, ``[C, 1, 1]`` each."""
+        channels = self.pixels.shape[1]
+        # One number stands for all channels; a gray image takes the first of three.
+        mean, std = (np.resize(np.asarray(value, np.float32), channels) for value in (self.spec.mean, self.spec.std))
+        factor, offset = (torch.from_numpy(value).view(-1, 1, 1) for value in (self.spec.scale / std, mean / std))
+        return factor, offset
+
+    @cached_property
+    def _common(self) -> tuple[int, int] | None:
+        """The height and width that every frame covers, None where they differ."""
+        found = {place.valid for place in self.geometry}
+        return found.pop() if len(found) == 1 else None
+
+    def _covered(self, indices: Tensor) -> Iterator[tuple[int | slice, int, int]]:
+        """Rows of a batch, and the height and width that their frames cover: frames of one video all at once."""
+        if self._common is not None:
+            yield slice(None), *self._common
+            return
+        for row, index in enumerate(indices.tolist()):
+            yield row, *self.geometry[index].valid
+
+
+def joined(parts: Sequence[Images]) -> Images:
+    """Several data sets for one model as one. What not all of them know, labels or boxes, is left out."""
+    if len(parts) == 1:
+        return parts[0]
+    labels = [part.labels for part in parts if part.labels is not None]
+    boxes = [part.boxes for part in parts if part.boxes is not None]
+    return Images(
+        torch.cat([part.pixels for part in parts]),
+        tuple(place for part in parts for place in part.geometry),
+        parts[0].spec,
+        torch.cat(labels) if len(labels) == len(parts) else None,
+        tuple(each for part in boxes for each in part) if len(boxes) == len(parts) else None,
+    )

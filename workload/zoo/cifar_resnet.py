@@ -1,0 +1,85 @@
+"""The residual networks that were made for CIFAR's 32 x 32 pixels: ResNet-20, -32, -44 and so on.
+
+He et al., "Deep Residual Learning for Image Recognition" (2016), section 4.2, with shortcuts of option A. Parameter
+names are those of the public checkpoints of akamaster/pytorch_resnet_cifar10.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ...runtime.manifest import ClassificationDecode, DecodeSpec, InputSpec
+
+__all__ = ["CifarResNet", "cifar_resnet"]
+
+
+class _Block(nn.Module):
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.stride, self.extra = stride, (width - channels) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        if self.stride > 1:
+            # Option A: a smaller picture and zeros for the new channels, without parameters.
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.extra, self.extra))
+        return F.relu(x + y)
+
+
+class CifarResNet(nn.Module):
+    """Three stages of ``blocks`` blocks with 16, 32 and 64 channels; use :func:`cifar_resnet`."""
+
+    output_names: tuple[str, ...] = ("logits",)
+
+    def __init__(self, blocks: int, num_classes: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = self._stage(16, 16, blocks, 1)
+        self.layer2 = self._stage(16, 32, blocks, 2)
+        self.layer3 = self._stage(32, 64, blocks, 2)
+        self.linear = nn.Linear(64, num_classes)
+
+    @staticmethod
+    def _stage(channels: int, width: int, blocks: int, stride: int) -> nn.Sequential:
+        first = _Block(channels, width, stride)
+        return nn.Sequential(first, *(_Block(width, width, 1) for _ in range(blocks - 1)))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """``[N, 3, 32, 32]`` RGB, normalised as for ImageNet, to logits ``[N, classes]``."""
+        x = F.relu(self.bn1(self.conv1(image)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        logits: Tensor = self.linear(x.mean((2, 3)))
+        return logits
+
+    def decode(self, size: tuple[int, int]) -> tuple[DecodeSpec, dict[str, NDArray[np.float32]]]:
+        """Class scores, for any input of ``size`` (height, width in pixels)."""
+        classes = self.linear.out_features
+        return ClassificationDecode(classes=classes, top_k=min(5, classes)), {}
+
+    def input_defaults(self) -> InputSpec:
+        return InputSpec(size=(32, 32), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+def cifar_resnet(depth: int = 20, num_classes: int = 10) -> CifarResNet:
+    """A CIFAR ResNet with random weights.
+
+    Args:
+        depth: 20, 32, 44, 56 and so on: six layers for a block of each stage, and two.
+        num_classes: outputs.
+
+    Raises:
+        ValueError: a depth that is no such network's.
+    """
+    blocks, rest = divmod(depth - 2, 6)
+    if rest or blocks < 1:
+        raise ValueError(f"depth must be 6 n + 2, such as 20, 32 or 44; got {depth}")
+    return CifarResNet(blocks, num_classes)
