@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ class Cluster:
         seed: of everything random.
         deadline: of ``time.monotonic``.
         waiting: called about every second while trials run; what it raises ends them.
+        modules: what models are made of that workers cannot import; it is sent to them.
 
     Raises:
         MissingExtraError: Ray is not installed.
@@ -42,6 +44,7 @@ class Cluster:
         seed: int = 0,
         deadline: float = math.inf,
         waiting: Callable[[], None] = lambda: None,
+        modules: Sequence[ModuleType] = (),
     ) -> None:
         try:
             import ray
@@ -56,12 +59,17 @@ class Cluster:
             ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **own)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise InputError(f"--ray: {address!r} cannot be reached: {first_line(error)}") from error
+        self._modules = modules
+        for module in modules:
+            self._ray.cloudpickle.register_pickle_by_value(module)
         self._subjects = ray.put(dict(subjects))
 
     def __enter__(self) -> Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for module in self._modules:
+            self._ray.cloudpickle.unregister_pickle_by_value(module)
         self._ray.shutdown()
 
     def execute(self, jobs: Sequence[Job]) -> list[Outcome]:

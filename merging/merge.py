@@ -18,7 +18,7 @@ from ..workload.models import models_of, read_state
 from ..workload.paths import locate
 from ..workload.schema import Workload
 from .layers import Definition
-from .modules import modules_beside
+from .modules import imported_beside, modules_beside
 from .networks import Network, each_network
 from .onnx_models import cut_onnx, onnx_bytes
 from .problem import Problem
@@ -120,7 +120,8 @@ def _merge(
     if options.ray is not None:
         from .cluster import Cluster
 
-        with Cluster(options.ray, subjects, options.seed, deadline, listener.waiting) as cluster:
+        modules = imported_beside(workload)
+        with Cluster(options.ray, subjects, options.seed, deadline, listener.waiting, modules) as cluster:
 
             def side_by_side(jobs: Sequence[Job]) -> list[Outcome]:
                 for job in jobs:
@@ -182,7 +183,7 @@ def _header(workload: Workload, options: Options) -> dict[str, object]:
         "strategy": options.strategy,
         "definition": options.definition,
         "seed": options.seed,
-        "settings": asdict(options.settings),
+        **asdict(options.settings),
     }
 
 

@@ -1,4 +1,4 @@
-"""Python modules that lie beside a workload: models may be made by them, and a merged workload needs them, too."""
+"""Python modules that lie beside a workload: models may be made by them, and where merging goes they must go, too."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import ModuleType
 
 from ..workload.schema import Workload
 
-__all__ = ["modules_beside"]
+__all__ = ["imported_beside", "modules_beside"]
 
 
 def modules_beside(workload: Workload) -> dict[str, bytes]:
@@ -19,13 +19,23 @@ def modules_beside(workload: Workload) -> dict[str, bytes]:
     Nothing is returned where all factories are installed ones.
     """
     root = workload.root.resolve()
-    names = {
-        query.model.factory.partition(".")[0].partition(":")[0] for query in workload.queries if query.model.factory
-    }
-    if not any(list(_files(name, root)) for name in names):
-        return {}
-    found = {path for name in list(sys.modules) if "." not in name for path in _files(name, root)}
+    found = {path for name in _names(workload, root) for path in _files(name, root)}
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(found)}
+
+
+def imported_beside(workload: Workload) -> list[ModuleType]:
+    """The same as modules, each part of a package for itself."""
+    names = _names(workload, workload.root.resolve())
+    return [module for name, module in list(sys.modules.items()) if name.partition(".")[0] in names]
+
+
+def _names(workload: Workload, root: Path) -> set[str]:
+    """Imported modules and packages of the folder ``root``; none where no factory is among them."""
+    factories = (query.model.factory for query in workload.queries)
+    wanted = {factory.partition(":")[0].partition(".")[0] for factory in factories if factory}
+    if not any(any(_files(name, root)) for name in wanted):
+        return set()
+    return {name for name in list(sys.modules) if "." not in name and any(_files(name, root))}
 
 
 def _files(name: str, root: Path) -> Iterator[Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Protocol
 
@@ -165,6 +165,8 @@ def _settle(
         )
         if verdict.accepted:
             changed |= touched
+        # What was found has the weights that are kept; those of every trial would fill the memory.
+        verdict = replace(verdict, outcome=replace(outcome, states={}))
         verdicts.append(verdict)
         found.verdicts.append(verdict)
         found.samples += outcome.samples

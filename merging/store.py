@@ -103,10 +103,11 @@ class Store:
         if entries[0].get("version") != _VERSION:
             raise self._other_version()
         for field, value in self._header.items():
-            if entries[0].get(field) != value:
+            if (before := entries[0].get(field)) != value:
+                # Of a workload, there is only a hash.
+                what = f"{field} {before!r}, now it is {value!r}" if field != "workload" else "other queries or feeds"
                 raise InputError(
-                    f"{self.output}: was begun with {field} {entries[0].get(field)!r}, now it is {value!r}; resume with"
-                    " what it was begun with, or name another folder"
+                    f"{self.output}: was begun with {what}; resume with what it was begun with, or name another folder"
                 )
         write_atomically(self._journal, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
         return entries[1:]

@@ -22,7 +22,7 @@ from tiny_models import tiny
 from gemel.cli import main
 from gemel.cli.merge import parse_budget
 from gemel.errors import InputError
-from gemel.merging.training import fit
+from gemel.merging.start import donate
 from gemel.workload import Workload, load
 from gemel.workload.merge_report import read_report
 
@@ -94,7 +94,7 @@ def test_options_reach_the_search(path: Path, call: Call, tmp_path: Path) -> Non
     assert (report.strategy, report.seed) == ("together", 3)
     header = json.loads((merged / "search" / "journal.jsonl").read_text().splitlines()[0])
     settings = {"inside": False, "steps": 4, "epochs": 1, "batch": 8, "rate": 0.01, "start": "donor"}
-    assert settings.items() <= header["settings"].items()
+    assert settings.items() <= header.items()
     assert header["definition"] == "strict"
 
 
@@ -116,12 +116,14 @@ def test_no_time_is_said_and_leaves_what_there_was(path: Path, call: Call, tmp_p
     assert read_report(merged / "merge.json").finished
 
 
-def interrupt(number: int) -> Callable[..., Any]:
-    """What takes the place of training: a signal arrives at the first step."""
+def interrupt(number: int) -> Callable[..., None]:
+    """What takes the place of donating weights: a signal arrives in the first trial."""
+    once = iter([number])
 
-    def interrupted(*arguments: Any, **options: Any) -> Any:
-        signal.raise_signal(number)
-        return fit(*arguments, **options)
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        for each in once:  # a second one would end the tests
+            signal.raise_signal(each)
+        donate(*arguments, **options)
 
     return interrupted
 
@@ -131,20 +133,21 @@ def test_ctrl_c_leaves_a_workload_that_can_be_used(
     number: int, expected: int, path: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     merged = tmp_path / "merged"
-    hard = ("--start", "first", "--rate", "0.000001")
     with monkeypatch.context() as patched:
-        patched.setattr("gemel.merging.trial.fit", interrupt(number))
+        patched.setattr("gemel.merging.trial.donate", interrupt(number))
+        # No start is good enough, so that something is left to be interrupted.
+        patched.setattr("gemel.merging.trial._met", lambda *_: frozenset())
         before = signal.getsignal(signal.SIGINT)
-        code, out, err = call(path, "-o", merged, *SHORT, *hard)
+        code, out, err = call(path, "-o", merged, *SHORT)
         assert signal.getsignal(signal.SIGINT) is before
     assert (code, err) == (expected, "")
     assert out.splitlines()[-1] == f"stopped; {merged} has what was found so far. Next: the same command with --resume"
     assert not read_report(merged / "merge.json").finished
     assert len(load(merged / "workload.yaml").queries) == 2
-    code, out, err = call(path, "-o", merged, *SHORT, *hard)
+    code, out, err = call(path, "-o", merged, *SHORT)
     assert code == 2
     assert err == f"error: {merged}: is there already; --resume goes on with it; name another folder, or delete it\n"
-    code, out, _ = call(path, "-o", merged, *SHORT, *hard, "--resume")
+    code, out, _ = call(path, "-o", merged, *SHORT, "--resume")
     assert code == 0
     assert read_report(merged / "merge.json").finished
 
@@ -230,6 +233,12 @@ def test_another_search_is_not_resumed(path: Path, call: Call, tmp_path: Path) -
     code, _, err = call(path, "-o", merged, *SHORT, "--resume", "--seed", "1")
     assert code == 2
     assert "was begun with seed 0, now it is 1; resume with what it was begun with, or name another folder" in err
+    code, _, err = call(path, "-o", merged, *SHORT, "--resume", "--rate", "0.5")
+    assert "was begun with rate None, now it is 0.5; " in err
+    path.write_text(path.read_text().replace("b.safetensors", "a.safetensors"))
+    code, _, err = call(path, "-o", merged, *SHORT, "--resume")
+    assert code == 2
+    assert "was begun with other queries or feeds; " in err
 
 
 def test_without_ray(path: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

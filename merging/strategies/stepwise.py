@@ -84,7 +84,7 @@ def _trial(taken: Sequence[Candidates], wanted: SharingMap, problem: Problem, se
         schedule="constant",
         checks=settings.epochs - 1,
     )
-    start = Start("donor" if settings.start == "donor" else "first", problem.models)
+    start = Start(settings.start or "first", problem.models)
     title = " + ".join(f"{group.definition} ({len(group.slots)} x {len(group.models)})" for group in taken)
     return Trial(title, wanted, learners, start, recipe)
 
@@ -98,8 +98,11 @@ def _halved(taken: Sequence[Candidates], problem: Problem) -> list[Candidates]:
         slots = group.slots[: len(group.slots) // 2]
     elif len(group.models) > 2:
         models = group.models[: (len(group.models) + 1) // 2]
-        slots = tuple(tuple(use for use in slot if use.model in models) for slot in group.slots)
+        left = (tuple(use for use in slot if use.model in models) for slot in group.slots)
+        slots = tuple(slot for slot in left if len(slot) > 1)
     else:
+        return []
+    if not slots:
         return []
     models = tuple(dict.fromkeys(use.model for slot in slots for use in slot))
     return [replace(group, slots=slots, models=models, saving=problem.saved(SharingMap(slots)))]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,13 +35,33 @@ class Lines(Listener):
         self.waited += 1
 
 
-def test_ray_finds_what_one_process_finds(trained: Path) -> None:
+@pytest.fixture
+def beside(trained: Path) -> Iterator[Path]:
+    """The workload with its models from a module that only this process can import."""
+    (trained / "beside_net.py").write_text(
+        "from gemel.workload.zoo.cifar_resnet import CifarResNet\n\n"
+        "class Net(CifarResNet):\n"
+        "    def __init__(self, depth, num_classes):\n"
+        "        super().__init__((depth - 2) // 6, num_classes)\n"
+    )
+    document = json.loads((trained / "workload.yaml").read_text())
+    for query in document["queries"]:
+        query["model"]["factory"] = "beside_net:Net"
+    (trained / "workload.yaml").write_text(json.dumps(document))
+    path = list(sys.path)
+    yield trained
+    sys.path[:] = path
+    sys.modules.pop("beside_net", None)
+
+
+def test_ray_finds_what_one_process_finds(beside: Path) -> None:
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'gemel[ray]'")
-    workload = load(trained / "workload.yaml")
+    trained, workload = beside, load(beside / "workload.yaml")
     options = Options(settings=Settings(steps=8, batch=50), device="cpu")
     alone = merge_workload(workload, trained / "alone", options)
     lines = Lines()
     spread = merge_workload(workload, trained / "spread", replace(options, ray="local"), lines)
+    assert (trained / "spread" / "beside_net.py").is_file()
     assert len(lines.trials) == len(spread.trials)
     assert lines.waited
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from helpers import query
 
-from gemel.merging.modules import modules_beside
+from gemel.merging.modules import imported_beside, modules_beside
 from gemel.merging.networks import networks_of
 from gemel.workload import Workload, load
 
@@ -64,6 +64,7 @@ def test_a_module_and_what_it_imports_beside_itself(tmp_path: Path) -> None:
     found = modules_beside(workload)
     assert set(found) == {"yard_net.py", "yard_sizes.py"}
     assert found["yard_sizes.py"] == b"WIDTH = 4\n"
+    assert {module.__name__ for module in imported_beside(workload)} == {"yard_net", "yard_sizes"}
 
 
 def test_a_package_is_taken_as_a_whole(tmp_path: Path) -> None:
@@ -78,6 +79,11 @@ def test_a_package_is_taken_as_a_whole(tmp_path: Path) -> None:
     build(workload)
     files = {"__init__.py", "net.py", "sizes.py", "parts/__init__.py", "parts/late.py"}
     assert set(modules_beside(workload)) == {f"yard_nets/{name}" for name in files}
+    assert {module.__name__ for module in imported_beside(workload)} == {
+        "yard_nets",
+        "yard_nets.net",
+        "yard_nets.sizes",
+    }
 
 
 def test_a_folder_without_init_is_a_package_too(tmp_path: Path) -> None:
@@ -103,6 +109,7 @@ def test_what_lies_below_but_was_imported_from_elsewhere_is_not_taken(tmp_path: 
     workload = at(tmp_path, "yard_installed:Net")
     build(workload)
     assert modules_beside(workload) == {}
+    assert imported_beside(workload) == []
 
 
 def test_onnx_models_have_no_modules(workload_in: Callable[..., Workload]) -> None:

@@ -264,6 +264,14 @@ def test_no_batch_begins_after_the_deadline() -> None:
     assert not trainer.jobs
 
 
+def test_weights_of_trials_that_are_over_are_let_go() -> None:
+    told: list[Sequence[Verdict]] = []
+    steps = ask([trial(shared("ab0"), "ab")], [trial(shared("ab1"), "ab")], told=told)
+    found = search(PROBLEM, steps, ORIGINALS, Trainer("ab", ""), Quiet())
+    assert [verdict.outcome.states for verdict in found.verdicts] == [{}, {}]
+    assert told[0][0].outcome.states == {}
+
+
 def test_what_is_recalled_is_found_again_however_late_it_is() -> None:
     """A search that goes on after its deadline, as it may while models are loaded, loses nothing."""
     batches = [trial(shared("ab0"), "ab")], [trial(shared("ab0", "cd0"), "cd")], [trial(shared("abcd0"), "abcd")]

@@ -163,6 +163,12 @@ def test_of_two_groups_the_first_alone_is_tried_when_both_fail() -> None:
     assert added(one_each(batches), [False] * 2) == ["0(xy) 1(xy)", "0(xy)"]
 
 
+def test_of_models_that_share_nothing_without_the_last_no_half_is_tried() -> None:
+    # x is largest and has nothing in common with the others, so that half of the models is x and y.
+    batches, _ = drive(problem(x="dd", y="a", z="a"), "one-model", nobody)
+    assert added(one_each(batches), [False]) == ["0(yz)"]
+
+
 def test_a_partial_success_goes_on_with_what_it_left() -> None:
     batches, found = drive(problem(**FLAT), "heaviest", lambda trial: "xy")
     assert found.sharing == SharingMap().joined([Use("x", f"{i}.weight"), Use("y", f"{i}.weight")] for i in range(4))
@@ -181,6 +187,12 @@ def test_the_published_recipe() -> None:
     assert (trial.recipe.steps, trial.recipe.unit, trial.recipe.rate) == (7, "epochs", 1e-5)
     assert (trial.recipe.supervision, trial.recipe.schedule, trial.recipe.batch) == ("labels", "constant", 32)
     assert (trial.start.kind, trial.start.order, trial.base) == ("first", ("x", "y"), "committed")
+
+
+@pytest.mark.parametrize(("given", "kind"), [(None, "first"), ("donor", "donor"), ("average", "average")])
+def test_the_published_heuristic_with_other_starts(given: Any, kind: str) -> None:
+    (trial,) = one_each(drive(problem(x="a", y="a"), "heaviest", everyone, start=given)[0])
+    assert trial.start.kind == kind
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
