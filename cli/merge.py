@@ -96,7 +96,7 @@ def merge(
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed} of {task.total} steps"),
+        TextColumn("{task.fields[steps]}"),
         TimeRemainingColumn(),
         console=console,
         transient=True,
@@ -163,7 +163,7 @@ def _listener(bar: Progress, stop: Stop) -> Listener:
             stop.check()
             for task in bar.task_ids:
                 bar.remove_task(task)
-            bar.add_task(escape(trial.group), total=None)
+            bar.add_task(escape(trial.group), total=None, steps="")
 
         def waiting(self) -> None:
             stop.check()
@@ -175,7 +175,14 @@ def _listener(bar: Progress, stop: Stop) -> Listener:
             if progress.accuracies:
                 text += " accuracy " + " ".join(f"{query} {value:.1%}" for query, value in progress.accuracies.items())
             if bar.task_ids:
-                bar.update(bar.task_ids[-1], completed=progress.step, total=progress.steps, description=escape(text))
+                steps = f"{progress.step} of {progress.steps} steps"
+                bar.update(
+                    bar.task_ids[-1],
+                    completed=progress.step,
+                    total=progress.steps,
+                    description=escape(text),
+                    steps=steps,
+                )
             if not console.is_terminal and monotonic() - looked[0] > 30:
                 looked[0] = monotonic()
                 say("step", f"{progress.step} of {progress.steps}, {text}")

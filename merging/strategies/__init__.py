@@ -24,6 +24,7 @@ class Verdict:
 
     trial: Trial
     outcome: Outcome
+    """Without weights: what is decided next does not depend on them, and they would fill the memory."""
     accepted: bool
     """Whether anything new is shared now."""
     sharing: SharingMap
