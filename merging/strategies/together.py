@@ -23,6 +23,8 @@ __all__ = ["together"]
 
 _RATE = 0.02
 _ROUNDS = 3
+_LEAST = 0.01
+"""What a query counts that keeps nothing at all: zero would make all donors equal."""
 _GIVEN_BACK = (1 / 8, 1 / 4, 1 / 2)
 
 
@@ -70,7 +72,8 @@ def _best_start(
     problem: Problem, settings: Settings, wanted: SharingMap, models: frozenset[str]
 ) -> Generator[Sequence[Trial], Sequence[Verdict], Start | None]:
     """Try each model as the donor; returns the start to take, None where one is good enough as it is."""
-    by_size = sorted(models, key=lambda name: -len(problem.layers[name]))
+    # Models of one size come by name: a set has another order in every process.
+    by_size = sorted(models, key=lambda name: (-len(problem.layers[name]), name))
     if settings.start in ("first", "average"):
         return Start(settings.start, tuple(by_size))
     starts = [Start("donor", (name, *(other for other in by_size if other != name))) for name in by_size]
@@ -78,7 +81,9 @@ def _best_start(
     if any(verdict.accepted for verdict in verdicts):
         return None
     # A product: a query that keeps little counts more than the others do.
-    kept = [math.prod(verdict.outcome.relative.values()) for verdict in verdicts]
+    kept = [
+        math.prod(min(max(value, _LEAST), 1.0) for value in verdict.outcome.relative.values()) for verdict in verdicts
+    ]
     return starts[kept.index(max(kept))]
 
 
