@@ -156,7 +156,8 @@ def _settle(
     verdicts: list[Verdict] = []
     changed: frozenset[str] = frozenset()
     for trial, outcome in zip(trials, outcomes, strict=True):
-        last = _advance(trial, outcome, found, last)
+        if trial.recipe is not None:
+            last = _advance(trial, outcome, found, last)
         touched = trial.sharing.tied(trial.learners)
         verdict = (
             Verdict(trial, outcome, False, found.sharing)
@@ -174,8 +175,6 @@ def _settle(
 
 
 def _advance(trial: Trial, outcome: Outcome, found: Found, last: _Last) -> _Last:
-    if trial.recipe is None:
-        return last
     base = last if trial.base == "last" else _Last(found.states, found.accuracies, frozenset(found.sharing.models))
     return _Last(
         {**base.states, **outcome.states},
@@ -186,21 +185,28 @@ def _advance(trial: Trial, outcome: Outcome, found: Found, last: _Last) -> _Last
 
 def _judge(trial: Trial, outcome: Outcome, problem: Problem, found: Found, last: _Last) -> Verdict:
     """Commit what holds: models that reach their goals keep what they share with each other."""
-    if trial.recipe is None and outcome.met < trial.learners:
+    if trial.recipe is None:
+        if outcome.met < trial.learners:
+            return Verdict(trial, outcome, False, found.sharing)
+        last = _advance(replace(trial, base="committed"), outcome, found, last)
+    sharing = kept(trial.sharing, found.sharing, last.met)
+    if sharing is None:
         return Verdict(trial, outcome, False, found.sharing)
-    met = last.met if trial.recipe is not None else frozenset(found.sharing.models) | outcome.met
-    states = last.states if trial.recipe is not None else {**found.states, **outcome.states}
-    accuracies = last.accuracies if trial.recipe is not None else {**found.accuracies, **outcome.accuracies}
-    sharing = kept(trial.sharing, found.sharing, met)
-    accepted = sharing is not None and problem.saved(sharing) > problem.saved(found.sharing)
-    if accepted and sharing is not None:
-        touched = frozenset(sharing.models) & met
+    touched = frozenset(sharing.models) & last.met
+    # The others go back to the weights that they had, and so to what they reached with them.
+    queries = {query for name in touched for query in problem.queries.get(name, (name,))}
+    accuracies = {query: value for query, value in last.accuracies.items() if query in queries}
+    accepted = problem.saved(sharing) > problem.saved(found.sharing)
+    if accepted or (trial.base == "last" and sharing == found.sharing and _better(accuracies, found.accuracies)):
         found.sharing = sharing
-        found.states |= {name: states[name] for name in touched}
-        # The others go back to the weights that they had, and so to what they reached with them.
-        kept_queries = {query for name in touched for query in problem.queries.get(name, (name,))}
-        found.accuracies |= {query: value for query, value in accuracies.items() if query in kept_queries}
+        found.states |= {name: last.states[name] for name in touched}
+        found.accuracies |= accuracies
     return Verdict(trial, outcome, accepted, found.sharing)
+
+
+def _better(accuracies: Mapping[str, float], than: Mapping[str, float]) -> bool:
+    """Whether another round of training has brought queries, all of which reach their goals, further on average."""
+    return sum(value / than[query] for query, value in accuracies.items()) > len(accuracies)
 
 
 def kept(wanted: SharingMap, committed: SharingMap, met: frozenset[str]) -> SharingMap | None:

@@ -5,23 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import GemelError
 from .sharing import SharingMap, Use
 from .subjects import Subject, fitting, outputs_of
 from .trace import NORMS
 
-__all__ = ["GLANCE", "DivergedError", "Fit", "Progress", "Recipe", "fit", "strain"]
-
-
-class DivergedError(GemelError):
-    """A loss that is no number."""
+__all__ = ["GLANCE", "Fit", "Progress", "Recipe", "fit", "strain"]
 
 
 @dataclass(frozen=True)
@@ -36,11 +31,14 @@ class Recipe:
     batch: int | None = None
     """Images of each model in a step; None: as many as fit their size, 128 small ones."""
     supervision: Literal["teacher", "labels"] = "teacher"
+    """What is learned; a model whose images have no labels learns from its teacher in any case."""
     schedule: Literal["cosine", "constant"] = "cosine"
     decay: float = 5e-4
     """Weight decay."""
     checks: int = 4
     """How often accuracy is looked at on the way."""
+    spare: float = 0.0
+    """Of the accuracy that each query may lose, the part that it must still have left for training to end early."""
     gives_up: bool = True
     """Whether training ends where what models gain will not bring them to their goals."""
 
@@ -62,8 +60,9 @@ class Fit:
 
     samples: int = 0
     """Images that models were trained on, summed over models."""
-    ended: Literal["done", "met", "hopeless", "time"] = "done"
-    accuracies: dict[str, float] = field(default_factory=dict)
+    ended: Literal["done", "met", "hopeless", "time", "diverged"] = "done"
+    trouble: str = ""
+    """What went wrong, where it diverged."""
 
 
 Watch = Callable[[Progress], None]
@@ -95,15 +94,16 @@ def fit(
         seed: of the order of images.
         deadline: of ``time.monotonic``; training ends there.
         watch: told of each step.
-
-    Raises:
-        DivergedError: a loss is NaN or infinite.
     """
-    taught = [subjects[name] for name in sorted(models)]
+    # Gradients of narrow models are bounded before those of the others are added.
+    taught = sorted((subjects[name] for name in models), key=lambda subject: (not subject.narrow, subject.name))
+    narrow = sum(subject.narrow for subject in taught)
     groups = _parameters(subjects, models, recipe.rate)
     optimizer = torch.optim.SGD(groups, recipe.rate, momentum=0.9, weight_decay=recipe.decay, nesterov=True)
+    learned = [parameter for group in groups for parameter in group["params"]]
     feeds = {subject.name: _batches(subject, recipe, seed) for subject in taught}
     result, weights = Fit(), {subject.name: 1.0 for subject in taught}
+    accuracies: dict[str, float] = {}
     steps = recipe.steps
     if recipe.unit == "epochs":
         steps *= max(math.ceil(len(subject.train) / _batch(subject, recipe)) for subject in taught)
@@ -117,26 +117,29 @@ def fit(
             group["lr"] = group["rate"] * _share(recipe, (step - 1) / steps)
         optimizer.zero_grad()
         losses = {}
-        for subject in taught:
+        for count, subject in enumerate(taught, 1):
             _train_mode(subject)
             indices, mirrored = next(feeds[subject.name])
             loss = _loss(subject, recipe, indices, mirrored)
             losses[subject.name] = value = float(loss.detach())
-            if not math.isfinite(value):
-                raise DivergedError(f"{subject.name}: the loss is {value} at step {step}")
-            (loss * weights[subject.name]).backward()
             result.samples += len(indices)
-        if any(subject.narrow for subject in taught):
-            nn.utils.clip_grad_norm_([each for group in groups for each in group["params"]], _STEEPEST)
+            if not math.isfinite(value):
+                result.ended, result.trouble = "diverged", f"{subject.name}: the loss is {value} at step {step}"
+                return result
+            (loss * weights[subject.name]).backward()
+            if count == narrow:
+                nn.utils.clip_grad_norm_(learned, _STEEPEST)
         optimizer.step()
         if step in looks:
-            history.append(_look(taught, result))
-            weights = _weights(taught, result.accuracies)
-            if all(gap <= 0 for gap in _gaps(taught, history[-1]).values()):
+            accuracies = _look(taught, GLANCE)
+            history.append(accuracies)
+            weights = _weights(taught, accuracies)
+            # What holds on some images may not on all.
+            if _met(taught, accuracies, recipe.spare) and _met(taught, _look(taught), recipe.spare):
                 result.ended = "met"
             elif recipe.gives_up and _hopeless(taught, history, recipe.checks):
                 result.ended = "hopeless"
-        watch(Progress(step, steps, losses, result.accuracies))
+        watch(Progress(step, steps, losses, accuracies))
         if result.ended != "done":
             break
     return result
@@ -178,7 +181,7 @@ def _loss(subject: Subject, recipe: Recipe, indices: Tensor, mirrored: bool) -> 
     with _mixed(subject.device):
         outputs = outputs_of(subject.student, image)
     task = subject.held[0].task
-    if recipe.supervision == "labels":
+    if recipe.supervision == "labels" and task.learns_from(subject.train):
         return task.loss(outputs, subject.train, indices, mirrored)
     return task.distance(outputs, subject.teacher(indices, mirrored))
 
@@ -238,10 +241,14 @@ def _share(recipe: Recipe, done: float) -> float:
     return min(1.0, 0.1 + done / _WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * done))
 
 
-def _look(taught: list[Subject], result: Fit) -> dict[str, float]:
-    for subject in taught:
-        result.accuracies |= subject.accuracies(GLANCE)
-    return dict(result.accuracies)
+def _look(taught: list[Subject], limit: int | None = None) -> dict[str, float]:
+    return {query: value for subject in taught for query, value in subject.accuracies(limit).items()}
+
+
+def _met(taught: list[Subject], accuracies: Mapping[str, float], spare: float) -> bool:
+    """Whether every query reaches its goal, with a part of what it may lose left over."""
+    held = [each for subject in taught for each in subject.held]
+    return all(accuracies[each.query.name] >= each.goal + spare * (each.original - each.goal) for each in held)
 
 
 def _gaps(taught: list[Subject], accuracies: Mapping[str, float]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from .sharing import SharingMap, Use, bind, own_parameters, release
 from .start import average, donate, refit_heads, reset_statistics
 from .subjects import State, Subject, fitting
-from .training import GLANCE, DivergedError, Progress, Recipe, fit, strain
+from .training import GLANCE, Progress, Recipe, fit, strain
 
 __all__ = ["STATISTICS_IMAGES", "Outcome", "Start", "Trial", "TrialRunner", "some"]
 
@@ -70,7 +70,7 @@ class Outcome:
     ended: str
     """Why training ended: done, met, hopeless, time, start (there was none), or what went wrong."""
     strain: dict[Use, float] = field(default_factory=dict)
-    """For learners that did not reach their goals: how much each shared weight is pulled away from where it is."""
+    """Where not all learners reach their goals: how much each shared weight is pulled away from where it is."""
     states: dict[str, State] = field(default_factory=dict)
     """Weights of the learners afterwards."""
 
@@ -131,19 +131,15 @@ class TrialRunner:
             accuracies = self._accuracies(learners)
             met = _met(learners, accuracies)
         if trial.recipe is not None and met < trial.learners:
-            try:
-                result = fit(
-                    self.subjects, trial.learners, trial.recipe, seed=self._seed, deadline=deadline, watch=watch
-                )
-                samples, ended = result.samples, result.ended
-                accuracies = self._accuracies(learners)
-                met = _met(learners, accuracies)
-            except DivergedError as error:
-                return Outcome(
-                    accuracies, _relative(learners, accuracies), frozenset(), samples, monotonic() - began, str(error)
-                )
+            result = fit(self.subjects, trial.learners, trial.recipe, seed=self._seed, deadline=deadline, watch=watch)
+            samples, ended = result.samples, result.trouble or result.ended
+            if result.trouble:
+                reached = _relative(learners, accuracies)
+                return Outcome(accuracies, reached, frozenset(), samples, monotonic() - began, ended)
+            accuracies = self._accuracies(learners)
+            met = _met(learners, accuracies)
         strained: dict[Use, float] = {}
-        for name in learners.keys() - met if trial.recipe is not None else ():
+        for name in learners if trial.recipe is not None and met < trial.learners else ():
             strained |= strain(self.subjects[name], trial.sharing, seed=self._seed)
         found = {name: subject.state() for name, subject in learners.items()}
         return Outcome(

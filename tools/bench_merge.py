@@ -67,6 +67,7 @@ def _arms() -> Iterator[Arm]:
         yield Arm(name, "w1", name, _GOOD)
     yield Arm("together", "w2")
     yield Arm("together, between models", "w2", settings=Settings(inside=False))
+    yield Arm("together", "w1", target=0.98, full=True)
     yield Arm("heaviest, published rate", "w2", "heaviest", full=True)
     yield Arm("heaviest", "w2", "heaviest", _GOOD)
     yield Arm("heaviest, donor start", "w2", "heaviest", replace(_GOOD, start="donor"), full=True)
@@ -217,6 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=_ROOT / "out/merge", help="folder for workloads and runs")
     parser.add_argument("--minutes", type=float, default=30, help="for all runs together, without --full")
     parser.add_argument("--full", action="store_true", help="three seeds and all arms, each to its end")
+    parser.add_argument("--each", type=float, help="most minutes of a run, with --full; without it there is no limit")
     parser.add_argument("--only", help="arms whose workload and name have this in them")
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of 0, or 0 1 2 with --full")
     parser.add_argument("--report", type=Path, default=_ROOT / "docs/merging.md", help="where the table is put in")
@@ -226,7 +228,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arms = [arm for arm in _arms() if options.full or not arm.full]
     arms = [arm for arm in arms if options.only is None or options.only in f"{arm.workload} {arm.name}"]
     seeds = options.seeds or ([0, 1, 2] if options.full else [0])
-    budget = None if options.full else options.minutes * 60 / (len(arms) * len(seeds))
+    minutes = options.each if options.full else options.minutes / (len(arms) * len(seeds))
+    budget = None if minutes is None else minutes * 60
     runs = [run_arm(arm, seed, options.output, budget, console) for seed in seeds for arm in arms]
     console.print(table(runs), highlight=False, soft_wrap=True)
     _write(options.report, table(runs))

@@ -4,14 +4,15 @@
    the start that keeps most of all queries' accuracies is taken.
 2. All models are retrained together, in rounds of twice the length each while that helps.
 3. A query that still misses its target gets back the weights that it pulls at hardest for their size, an eighth of
-   what it shares, then a quarter, then half; it alone learns, so that nothing is lost for the others. If that is not
-   enough, its model stays as it was.
+   what it shares, then a quarter, then half; it alone learns, from the weights that the others have agreed on, so that
+   nothing is lost for these. If that is not enough, its model stays as it was.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from itertools import accumulate
 
 from ..problem import Problem, pair
 from ..sharing import SharingMap, Use
@@ -23,6 +24,8 @@ __all__ = ["together"]
 
 _RATE = 0.02
 _ROUNDS = 3
+_SPARE = 0.5
+"""Images that decide are not those of tomorrow: training ends early only where half of what may be lost is left."""
 _LEAST = 0.01
 """What a query counts that keeps nothing at all: zero would make all donors equal."""
 _GIVEN_BACK = (1 / 8, 1 / 4, 1 / 2)
@@ -57,15 +60,22 @@ def _merge(problem: Problem, settings: Settings, wanted: SharingMap, models: fro
         recipe = _recipe(settings, settings.steps << length)
         again = Trial(f"{title}, round {length + 1}", wanted, models, Start("keep"), recipe, "last")
         (verdict,) = yield [again]
-    failed, met = models - verdict.outcome.met, verdict.outcome.met
-    # Where nobody is satisfied there is nothing to lose, and all give something back together.
-    for learners in [frozenset({model}) for model in sorted(failed)] if met else [models]:
-        verdict = yield from _give_back(problem, wanted.of(met | learners), learners, verdict, recipe)
+    # Of the last round with all of them: what a model pulls at once others have given in is not what it gave in to.
+    strain, shared = verdict.outcome.strain, verdict.sharing
+    if not models & shared.models:
+        # Where nobody is satisfied there is nothing to lose, and all give something back together.
+        shared = yield from _give_back(problem, shared, wanted, models, strain, Start("keep"), recipe)
+    for model in sorted(models - shared.models):
+        done = models & shared.models
+        own = {use for use in wanted.uses - shared.uses if use.model in done}
+        rest = wanted.of(done | {model}).without(own)
+        start = Start("donor", (*sorted(done), model))
+        shared = yield from _give_back(problem, shared, rest, frozenset({model}), strain, start, recipe)
 
 
 def _recipe(settings: Settings, steps: int) -> Recipe:
     # With a falling learning rate most is gained at the end: what was gained on the way says little.
-    return Recipe(steps, rate=settings.rate or _RATE, batch=settings.batch, gives_up=False)
+    return Recipe(steps, rate=settings.rate or _RATE, batch=settings.batch, gives_up=False, spare=_SPARE)
 
 
 def _best_start(
@@ -88,30 +98,47 @@ def _best_start(
 
 
 def _give_back(
-    problem: Problem, wanted: SharingMap, learners: frozenset[str], verdict: Verdict, recipe: Recipe
-) -> Generator[Sequence[Trial], Sequence[Verdict], Verdict]:
-    """Retrain some models alone, with more and more of their weights their own; returns the last verdict."""
-    strain = {use: value for use, value in verdict.outcome.strain.items() if use.model in learners}
-    total = sum(map(problem.size, strain))
+    problem: Problem,
+    shared: SharingMap,
+    wanted: SharingMap,
+    learners: frozenset[str],
+    strain: Mapping[Use, float],
+    start: Start,
+    recipe: Recipe,
+) -> Generator[Sequence[Trial], Sequence[Verdict], SharingMap]:
+    """Retrain some models alone, with more and more of their weights their own.
+
+    Args:
+        problem: the models.
+        shared: what is shared already.
+        wanted: what they are to share besides, if they can bear it.
+        learners: the models.
+        strain: how hard each weight is pulled at.
+        start: how they begin: from what the last trial left, or from the models that share already.
+        recipe: how to retrain.
+
+    Returns:
+        What is shared then.
+    """
+    pulled = {use: value for use, value in strain.items() if use.model in learners and use in wanted.uses}
+    total = sum(map(problem.size, pulled))
+    own: set[Use] = set()
     for part in _GIVEN_BACK:
-        own = _hardest(strain, problem, part * total)
-        smaller = verdict.sharing.joined(wanted.without(own).slots)
-        title = f"{', '.join(sorted(learners))} without {len(own)} of {len(strain)} layers"
-        (verdict,) = yield [Trial(title, smaller, learners, Start("keep"), recipe, "last")]
+        before, own = own, _hardest(pulled, problem, part * total)
+        if own == before:
+            continue
+        smaller = shared.joined(wanted.without(own).slots)
+        title = f"{', '.join(sorted(learners))} without {len(own)} of {len(pulled)} layers"
+        trial = Trial(title, smaller, learners, start, recipe, "last" if start.kind == "keep" else "committed")
+        (verdict,) = yield [trial]
         if verdict.accepted or verdict.outcome.ended == "time":
-            break
-    return verdict
+            return verdict.sharing
+        start = Start("keep")
+    return shared
 
 
 def _hardest(strain: Mapping[Use, float], problem: Problem, bytes_: float) -> set[Use]:
     """The uses with the highest strain that are together no larger than ``bytes_``, but at least one."""
-    chosen: set[Use] = set()
-    for use in _ranked(strain):
-        if chosen and sum(map(problem.size, (*chosen, use))) > bytes_:
-            break
-        chosen.add(use)
-    return chosen
-
-
-def _ranked(strain: Mapping[Use, float]) -> Iterable[Use]:
-    return sorted(strain, key=lambda use: (-strain[use], use))
+    ranked = sorted(strain, key=lambda use: (-strain[use], use))
+    sizes = accumulate(map(problem.size, ranked))
+    return {use for use, size in zip(ranked, sizes, strict=True) if size <= bytes_} or set(ranked[:1])

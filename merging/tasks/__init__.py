@@ -25,12 +25,12 @@ class Task(Protocol):
         """Distillation: a scalar to minimise, zero where outputs are the teacher's. Both are of one batch."""
         ...
 
-    def loss(self, outputs: Outputs, images: Images, indices: Tensor, mirrored: bool) -> Tensor:
-        """Training on labels: a scalar to minimise, for the images ``indices`` of a data set with labels.
+    def learns_from(self, images: Images) -> bool:
+        """Whether images have the labels that :meth:`loss` needs, and the model can be trained on them."""
+        ...
 
-        Raises:
-            ModelError: a model that can only be trained on its teacher's answers.
-        """
+    def loss(self, outputs: Outputs, images: Images, indices: Tensor, mirrored: bool) -> Tensor:
+        """Training on labels: a scalar to minimise, for the images ``indices`` of a data set that it learns from."""
         ...
 
     def accuracy(self, outputs: Outputs, teacher: Outputs, images: Images) -> float:

@@ -30,6 +30,9 @@ class Classification:
         student, wanted = (F.log_softmax(self._scores(each) / _TEMPERATURE, 1) for each in (outputs, teacher))
         return F.kl_div(student, wanted, reduction="batchmean", log_target=True) * _TEMPERATURE**2
 
+    def learns_from(self, images: Images) -> bool:
+        return images.labels is not None
+
     def loss(self, outputs: Outputs, images: Images, indices: Tensor, mirrored: bool) -> Tensor:
         assert images.labels is not None
         return F.cross_entropy(self._scores(outputs), images.labels[indices].to(outputs[0].device))

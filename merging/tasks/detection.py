@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...compiler.heads import Cut
-from ...errors import DataError, ModelError
+from ...errors import DataError
 from ...runtime.decode import build
 from ...runtime.manifest import CenterFaceDecode, SsdDecode, YoloDecode
 from ...runtime.results import Detection as Found
@@ -54,17 +54,13 @@ class Detection:
         boxes = F.smooth_l1_loss(student.boxes, wanted.boxes, reduction="none").sum(-1)
         return scores + (confidence * boxes).sum() / total
 
-    def loss(self, outputs: Outputs, images: Images, indices: Tensor, mirrored: bool) -> Tensor:
-        """The loss that such detectors are trained with, for those with anchors.
+    def learns_from(self, images: Images) -> bool:
+        """Boxes, for detectors with anchors; others learn from the original model, and boxes only judge them."""
+        return images.boxes is not None and isinstance(self._spec, SsdDecode)
 
-        Raises:
-            ModelError: a detector without anchors.
-        """
-        if not isinstance(self._spec, SsdDecode):
-            raise ModelError(
-                f"query {self._query}: training on boxes is supported for SSD, SSDLite and RetinaNet; others learn"
-                " from the original model, and boxes are what they are judged by"
-            )
+    def loss(self, outputs: Outputs, images: Images, indices: Tensor, mirrored: bool) -> Tensor:
+        """The loss that such detectors are trained with."""
+        assert isinstance(self._spec, SsdDecode)
         assert images.boxes is not None
         device = outputs[0].device
         truth = [

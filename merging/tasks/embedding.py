@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...errors import DataError, ModelError
+from ...errors import DataError
 from ...workload.data import Images
 from . import Outputs
 
@@ -44,8 +44,11 @@ class Embedding:
         # five times as large; the error keeps the length.
         return (ours - theirs).square().sum(1).mean() / 2 + _ERROR_WEIGHT * error
 
+    def learns_from(self, images: Images) -> bool:
+        return False
+
     def loss(self, outputs: Outputs, images: Images, indices: Tensor, mirrored: bool) -> Tensor:
-        raise ModelError(f"query {self._query}: embeddings have no labels; they are trained on the teacher's vectors")
+        raise NotImplementedError("there are no labels for embeddings")
 
     def accuracy(self, outputs: Outputs, teacher: Outputs, images: Images) -> float:
         """Mean cosine of student's and teacher's vectors, both relative to the mean of the teacher's; 0 if negative.

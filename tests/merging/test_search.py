@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -166,6 +167,25 @@ def test_a_trial_that_saves_no_more_changes_nothing() -> None:
     found = run(Trainer("ab", "ab"), [trial(shared("ab0"), "ab")], [trial(shared("ab0"), "ab")])
     assert marks(found)["a"] == 1
     assert [verdict.accepted for verdict in found.verdicts] == [True, False]
+
+
+def test_another_round_that_saves_no_more_is_kept_if_it_brings_queries_further() -> None:
+    again = trial(shared("abc0"), "abc", base="last")
+    found = run(Trainer("ab", "ab"), [trial(shared("abc0"), "abc")], [again])
+    # Nothing new is shared, but the later weights do better.
+    assert [verdict.accepted for verdict in found.verdicts] == [True, False]
+    assert marks(found) == {"a": 2, "b": 2, "c": 0, "d": 0}
+    assert found.accuracies == {"a": 2.5, "b": 2.5}
+
+    class Tiring(Trainer):
+        def _run(self, job: Job) -> Outcome:
+            outcome = super()._run(job)
+            scores = {name: 1 / len(self.jobs) for name in outcome.accuracies}
+            return replace(outcome, accuracies=scores, relative=scores)
+
+    found = run(Tiring("ab", "ab"), [trial(shared("abc0"), "abc")], [again])
+    assert marks(found) == {"a": 1, "b": 1, "c": 0, "d": 0}
+    assert found.accuracies == {"a": 1.0, "b": 1.0}
 
 
 def test_on_the_last_weights() -> None:

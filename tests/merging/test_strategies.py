@@ -296,6 +296,13 @@ def strained(made: Problem) -> dict[Use, float]:
     }
 
 
+def own_layers(trial: Trial, model: str, count: int) -> range:
+    """Indices of the layers that a trial leaves to a model alone, which are those at its end."""
+    own = sorted(set(range(count)) - {int(use.parameter[:-7]) for use in trial.sharing.uses if use.model == model})
+    assert own == list(range(count - len(own), count))
+    return range(count - len(own), count)
+
+
 def test_a_query_that_misses_gets_back_what_it_pulls_at_hardest() -> None:
     made = problem(x="a" * 16, y="a" * 16, z="a" * 16)
 
@@ -305,12 +312,10 @@ def test_a_query_that_misses_gets_back_what_it_pulls_at_hardest() -> None:
     batches, found = drive(made, "together", met, strained(made), start="first", inside=False)
     alone = [trial for trial in one_each(batches) if trial.learners == frozenset("z")]
     # Two, four and eight of sixteen: the last ones, which are pulled at hardest.
-    for trial, count in zip(alone, (2, 4, 8), strict=True):
-        own = {use.parameter for use in strained(made) if use.model == "z"} - {
-            use.parameter for use in trial.sharing.uses if use.model == "z"
-        }
-        assert own == {f"{index}.weight" for index in range(16 - count, 16)}
-        assert (trial.base, trial.start.kind) == ("last", "keep")
+    assert [own_layers(trial, "z", 16) for trial in alone] == [range(14, 16), range(12, 16), range(8, 16)]
+    # It begins with what the others have agreed on, and goes on from there.
+    assert [trial.base for trial in alone] == ["committed", "last", "last"]
+    assert [(trial.start.kind, trial.start.order) for trial in alone[:2]] == [("donor", ("x", "y", "z")), ("keep", ())]
     assert found.sharing.models == {"x", "y"}
     assert len(found.sharing.slots) == 16
 
@@ -325,6 +330,68 @@ def test_a_query_that_has_got_enough_back_shares_the_rest() -> None:
     _, found = drive(made, "together", met, strained(made), start="first", inside=False)
     assert sum(use.model == "z" for use in found.sharing.uses) == 12
     assert sum(use.model == "x" for use in found.sharing.uses) == 16
+
+
+def test_every_query_that_misses_gets_something_back() -> None:
+    made = problem(w="a" * 16, x="a" * 16, y="a" * 16, z="a" * 16)
+
+    def met(trial: Trial) -> str:
+        alone = len(trial.learners) == 1
+        return "wx" + "".join(m for m in "yz" if alone and len(own_layers(trial, m, 16)) >= {"y": 2, "z": 4}[m])
+
+    _, found = drive(made, "together", met, strained(made), start="first", inside=False)
+    assert {m: sum(use.model == m for use in found.sharing.uses) for m in "wxyz"} == {
+        "w": 16,
+        "x": 16,
+        "y": 14,
+        "z": 12,
+    }
+
+
+def test_what_an_earlier_round_committed_is_what_the_others_join() -> None:
+    made = problem(x="a" * 16, y="a" * 16, z="a" * 16)
+    rounds = iter(["xy", "x", ""])
+
+    def met(trial: Trial) -> str:
+        return next(rounds) if trial.learners == frozenset("xyz") else "z" * (len(own_layers(trial, "z", 16)) >= 2)
+
+    batches, found = drive(made, "together", met, strained(made), start="first", inside=False)
+    alone = [trial for trial in one_each(batches) if trial.learners == frozenset("z")]
+    assert [trial.base for trial in alone] == ["committed"]
+    assert {m: sum(use.model == m for use in found.sharing.uses) for m in "xyz"} == {"x": 16, "y": 16, "z": 14}
+
+
+def test_who_misses_after_all_gave_back_gets_more_alone() -> None:
+    made = problem(x="a" * 16, y="a" * 16, z="a" * 16)
+
+    def met(trial: Trial) -> str:
+        if trial.learners == frozenset("z"):
+            return "z" if len(own_layers(trial, "z", 16)) >= 8 else ""
+        return "xy" if len(trial.sharing.slots) < 16 else ""
+
+    batches, found = drive(made, "together", met, strained(made), start="first", inside=False)
+    assert found.sharing.models == set("xyz")
+    # What x and y got back stays theirs.
+    (first,) = [trial for trial in one_each(batches) if "".join(sorted(trial.learners)) == "xyz"][3:]
+    own = made_own(first)
+    assert own
+    assert not found.sharing.uses & own
+
+
+def made_own(trial: Trial) -> set[Use]:
+    every = {Use(model, f"{index}.weight") for model in "xy" for index in range(16)}
+    return every - trial.sharing.uses
+
+
+def test_small_models_are_not_tried_twice_in_one_way() -> None:
+    made = problem(x="aa", y="aa", z="aa")
+
+    def met(trial: Trial) -> str:
+        return "xy" if trial.learners == frozenset("xyz") else ""
+
+    batches, _ = drive(made, "together", met, strained(made), start="first", inside=False)
+    # An eighth, a quarter and half of two layers is one layer each time.
+    assert len([trial for trial in one_each(batches) if trial.learners == frozenset("z")]) == 1
 
 
 def test_where_nobody_is_satisfied_all_give_something_back_together() -> None:

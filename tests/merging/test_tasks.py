@@ -293,12 +293,19 @@ def test_training_a_sigmoid_head_on_boxes() -> None:
     assert learner.accuracy(outputs, outputs, held) == 1
 
 
-def test_what_cannot_be_trained_says_so() -> None:
-    made, random = yolo()
-    with pytest.raises(ModelError, match="query door: training on boxes is supported for SSD"):
-        made.loss(random(), images(2), torch.arange(2), False)
-    with pytest.raises(ModelError, match="query door: embeddings have no labels"):
-        Embedding("door").loss((torch.zeros(2, 3),), images(2), torch.arange(2), False)
+def test_what_labels_teach() -> None:
+    nothing = Boxes(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    boxed, labelled = images(2, boxes=(nothing, nothing)), images(2, labels=torch.zeros(2, dtype=torch.int64))
+    assert ssd().learns_from(boxed)
+    assert not ssd().learns_from(images(2))
+    # Without anchors there is nothing to match boxes with.
+    assert not yolo()[0].learns_from(boxed)
+    assert Classification().learns_from(labelled)
+    assert not Classification().learns_from(images(2))
+    assert not Embedding("door").learns_from(labelled)
+
+
+def test_what_cannot_be_retrained_says_so() -> None:
     spec = FasterRcnnDecode(classes=2, anchors=(), roi_levels=(), roi_scales=())
     with pytest.raises(ModelError, match="query door: Faster R-CNN cannot be retrained yet"):
         task(spec, "features_0")

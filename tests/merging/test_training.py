@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from gemel.merging import training
 from gemel.merging.sharing import SharingMap, Use, bind
 from gemel.merging.subjects import Subject
-from gemel.merging.training import DivergedError, Progress, Recipe, fit, strain
+from gemel.merging.training import Progress, Recipe, fit, strain
 
 MakeSubject = Callable[..., Subject]
 
@@ -173,7 +174,6 @@ def test_training_ends_when_all_reach_their_goals(subject: MakeSubject) -> None:
     result = fit(made, "a", Recipe(20, batch=32, rate=1e-6, checks=4))
     assert result.ended == "met"
     assert result.samples == 4 * 32
-    assert result.accuracies["a"] >= 0.95
 
 
 def test_training_ends_when_there_is_no_hope(subjects: dict[str, Subject]) -> None:
@@ -193,10 +193,64 @@ def test_training_ends_when_time_is_up(subjects: dict[str, Subject]) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_is_an_error(subjects: dict[str, Subject], value: float) -> None:
+def test_a_loss_that_is_no_number_ends_training(subjects: dict[str, Subject], value: float) -> None:
     nn.init.constant_(subjects["b"].model.get_parameter("head.weight"), value)
-    with pytest.raises(DivergedError, match=r"b: the loss is (nan|inf) at step 1"):
-        fit(subjects, "ab", plain(3))
+    result = fit(subjects, "ab", plain(3))
+    assert result.ended == "diverged"
+    assert re.fullmatch(r"b: the loss is (nan|inf) at step 1", result.trouble)
+    # Images that were spent are counted.
+    assert result.samples == 128
+
+
+def test_without_labels_the_published_recipe_learns_from_the_teacher(subjects: dict[str, Subject]) -> None:
+    unlabelled = {name: replace(each, train=replace(each.train, labels=None)) for name, each in subjects.items()}
+    states = []
+    for supervision in ("labels", "teacher"):
+        before = {name: each.state() for name, each in unlabelled.items()}
+        assert fit(unlabelled, "ab", plain(2, supervision=supervision)).ended in ("done", "met")
+        states.append(unlabelled["a"].state()["stem.weight"])
+        for name, each in unlabelled.items():
+            each.restore(before[name])
+    assert torch.equal(*states)
+
+
+def test_training_does_not_end_where_only_the_images_glanced_at_are_right(
+    subject: MakeSubject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = subject("a", Net)
+    monkeypatch.setattr(Subject, "accuracies", lambda self, limit=None: {"a": 1.0 if limit else 0.5})
+    assert fit({"a": made}, "a", Recipe(10, batch=32, checks=4, gives_up=False)).ended == "done"
+    monkeypatch.setattr(Subject, "accuracies", lambda self, limit=None: {"a": 1.0})
+    assert fit({"a": made}, "a", Recipe(10, batch=32, checks=4, gives_up=False)).ended == "met"
+
+
+def test_training_may_end_early_only_where_something_is_left_to_lose(
+    subject: MakeSubject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = subject("a", Net, targets=(0.9,))
+    made = replace(made, held=(replace(made.held[0], original=1.0),))
+    monkeypatch.setattr(Subject, "accuracies", lambda self, limit=None: {"a": 0.94})
+    for spare, ended in ((0.0, "met"), (0.3, "met"), (0.5, "done")):
+        assert fit({"a": made}, "a", Recipe(10, batch=32, gives_up=False, spare=spare)).ended == ended
+
+
+def test_only_gradients_of_narrow_models_are_bounded(subjects: dict[str, Subject]) -> None:
+    steps = {}
+    for narrow in (False, True):
+        made = {name: replace(each, narrow=narrow and name == "b") for name, each in subjects.items()}
+        before = {name: each.state() for name, each in made.items()}
+        for each in made.values():
+            # Far from the teacher, so that gradients are steep.
+            each.model.get_parameter("head.weight").data.mul_(50)
+        start = {name: each.state() for name, each in made.items()}
+        fit(made, "ab", plain(1, rate=1e-4))
+        steps[narrow] = {
+            name: (each.state()["stem.weight"] - start[name]["stem.weight"]).norm() for name, each in made.items()
+        }
+        for name, each in made.items():
+            each.restore(before[name])
+    assert steps[True]["a"] == steps[False]["a"]
+    assert steps[True]["b"] < 0.5 * steps[False]["b"]
 
 
 def test_who_watches_may_stop(subjects: dict[str, Subject]) -> None:

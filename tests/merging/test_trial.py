@@ -101,7 +101,8 @@ def test_what_is_shared_is_equal_afterwards(subjects: dict[str, Subject]) -> Non
         assert all(torch.equal(first, other) for other in others)
     assert not torch.equal(outcome.states["a"]["norm1.weight"], outcome.states["b"]["norm1.weight"])
     assert "c" not in outcome.met
-    assert {use.model for use in outcome.strain} == set("abc") - outcome.met
+    # Of those that met, too: what they would give up first may help the others.
+    assert {use.model for use in outcome.strain} == set("abc")
 
 
 @pytest.mark.parametrize("kind", ["donor", "first", "average"])
