@@ -7,6 +7,7 @@ import os
 import signal
 from pathlib import Path
 from threading import Event
+from time import perf_counter
 from typing import Any
 
 from rich.console import Console
@@ -22,6 +23,7 @@ __all__ = [
     "open_console",
     "pair",
     "print_error",
+    "print_stage",
     "progress_bar",
     "write_json",
 ]
@@ -36,6 +38,23 @@ def open_console() -> Console:
 def missing_extra(error: ModuleNotFoundError, what: str, extra: str) -> Exception:
     """A package of an extra that is not installed; anything of our own that is missing is a bug and stays one."""
     return error if (error.name or "").startswith("gemel") else MissingExtraError(what, extra)
+
+
+def print_stage(
+    console: Console, name: str, what: str, *, began: float | None = None, passed: bool | None = None
+) -> None:
+    """One line on what a stage of the work did.
+
+    Args:
+        console: where to.
+        name: of the stage.
+        what: it did; printed as it is.
+        began: of ``time.perf_counter``: the seconds since then stand before ``what``.
+        passed: of a check: what came of it stands at the end.
+    """
+    took = "" if began is None else f"{perf_counter() - began:6.1f} s  "
+    verdict = "" if passed is None else " [green]ok[/]" if passed else " [red]differs[/]"
+    console.print(f"[bold]{name:>8}[/]  {took}{escape(what)}{verdict}", soft_wrap=True)
 
 
 def progress_bar(console: Console, total: int) -> Progress:

@@ -11,7 +11,7 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
-from ..console import check_writable, missing_extra, open_console, progress_bar, write_json
+from ..console import check_writable, missing_extra, open_console, print_stage, progress_bar, write_json
 from ..errors import InputError
 from .options import DebugOpt, JsonOpt, WorkloadArg
 
@@ -61,14 +61,12 @@ def analyze(
 
     console, began = open_console(), perf_counter()
 
-    def stage(name: str, what: str) -> None:
-        console.print(f"[bold]{name:>8}[/]  {perf_counter() - began:5.1f} s  {escape(what)}", soft_wrap=True)
-
     loaded = load(workload)
     with progress_bar(console, len(set(models_of(loaded).values()))) as bar:
 
         def step(model: Profile) -> None:
-            stage("layers", f"{model.name}: {len(model.layers)} layers, {_mb(model.bytes)} MB")
+            what = f"{model.name}: {len(model.layers)} layers, {_mb(model.bytes)} MB"
+            print_stage(console, "layers", what, began=began)
             bar.advance(bar.task_ids[0])
 
         found = analyze_workload(loaded, cast("Definition", definition), heads, step)
@@ -78,10 +76,10 @@ def analyze(
         console.print(line, soft_wrap=True)
     if json_file is not None:
         write_json(json_file, found.to_json())
-        stage("json", f"{json_file}, {json_file.stat().st_size / 1e3:.0f} kB")
+        print_stage(console, "json", f"{json_file}, {json_file.stat().st_size / 1e3:.0f} kB", began=began)
     if html is not None:
         html.write_text(render(found, str(workload)), encoding="utf-8")
-        stage("page", f"{html}, {html.stat().st_size / 1e3:.0f} kB")
+        print_stage(console, "page", f"{html}, {html.stat().st_size / 1e3:.0f} kB", began=began)
     console.print(f"Next: gemel merge {workload} -o merged/", soft_wrap=True)
 
 

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from ..console import check_writable, missing_extra, open_console, progress_bar, write_json
+from ..console import check_writable, missing_extra, open_console, print_stage, progress_bar, write_json
 from ..errors import InputError
 from .options import BundleArg, DebugOpt, JsonOpt
 
@@ -67,10 +67,10 @@ def check(
     console = open_console()
     opened = open_bundle(bundle)
     passed = list(verify(opened))
-    console.print(f"[bold]{'files':>8}[/]  {len(passed)} files as the manifest says")
+    print_stage(console, "files", f"{len(passed)} files as the manifest says")
     caches = verify_cache(opened)
     for folder in caches:
-        console.print(f"[bold]{'device':>8}[/]  {escape(str(folder))} as it was baked")
+        print_stage(console, "device", f"{folder} as it was baked")
     report: dict[str, Any] = {"files": len(passed), "device": [str(folder) for folder in caches], "models": {}}
     failed: list[str] = []
     if against is not None:
@@ -81,10 +81,8 @@ def check(
             raise missing_extra(error, "gemel check --against", "compiler") from error
         workload = load(against)
         for result in compare(opened, workload, rtol=rtol, atol=atol):
-            verdict = "[green]ok[/]" if result.passed else "[red]differs[/]"
-            console.print(
-                f"[bold]{'outputs':>8}[/]  {result.model}: relative difference {result.relative:.1e} {verdict}"
-            )
+            what = f"{result.model}: relative difference {result.relative:.1e}"
+            print_stage(console, "outputs", what, passed=result.passed)
             report["models"][result.model] = {"relative": result.relative, "passed": result.passed}
             failed += [] if result.passed else [result.model]
         if accuracy:
@@ -107,11 +105,10 @@ def _accuracies(console: Console, bundle: Bundle, workload: Workload) -> dict[st
             for found in verify_accuracy(bundle, workload):
                 if isinstance(found, NotJudged):
                     report[found.query] = {"passed": None, "reason": found.reason}
-                    what = f"not judged: {escape(found.reason)}"
+                    print_stage(bar.console, "accuracy", f"{found.query}: not judged: {found.reason}")
                 else:
                     report[found.query] = {**asdict(found), "passed": found.passed}
-                    what = _in_words(found)
-                bar.console.print(f"[bold]{'accuracy':>8}[/]  {found.query}: {what}", soft_wrap=True)
+                    print_stage(bar.console, "accuracy", f"{found.query}: {_in_words(found)}", passed=found.passed)
                 bar.advance(bar.task_ids[0])
     except ModuleNotFoundError as error:
         raise missing_extra(error, "gemel check --accuracy", "merge") from error
@@ -119,12 +116,11 @@ def _accuracies(console: Console, bundle: Bundle, workload: Workload) -> dict[st
 
 
 def _in_words(found: Judged) -> str:
-    verdict = "[green]ok[/]" if found.passed else "[red]differs[/]"
     if not found.labelled:
         itself = f", which does with itself by {found.source:.2%}"
-        return f"agrees with the source by {found.bundle:.2%}{itself} ({found.images} images) {verdict}"
+        return f"agrees with the source by {found.bundle:.2%}{itself} ({found.images} images)"
     merged = "" if found.reached is None else f", merge.json {found.reached:.2%}"
-    return f"{found.bundle:.2%}, source {found.source:.2%}{merged} ({found.images} images) {verdict}"
+    return f"{found.bundle:.2%}, source {found.source:.2%}{merged} ({found.images} images)"
 
 
 def bench(

@@ -7,9 +7,8 @@ from time import perf_counter
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from ..console import missing_extra, open_console, progress_bar
+from ..console import missing_extra, open_console, print_stage, progress_bar
 from .options import DebugOpt, WorkloadArg
 
 __all__ = ["compile_"]
@@ -47,18 +46,18 @@ def compile_(
         task = bar.task_ids[0]
 
         def step(name: str, what: str) -> None:
-            bar.console.print(f"[bold]{name:>8}[/]  {perf_counter() - began:5.1f} s  {escape(what)}")
+            print_stage(bar.console, name, what, began=began)
             bar.advance(task, 1 if name == "export" else 0)
 
         report = compile_workload(loaded, output, step)
     bundle = open_bundle(report.path)
     if backend is not None:
         with open_backend(bundle, backend):
-            took = perf_counter() - began
-            console.print(f"[bold]{'device':>8}[/]  {took:5.1f} s  {backend}: programs and weights baked")
+            print_stage(console, "device", f"{backend}: programs and weights baked", began=began)
     sizes = describe(bundle)["bytes"]
-    console.print(
-        f"[bold]{'weights':>8}[/]  {sizes['queries'] / 1e6:.1f} MB as one session a query,"
-        f" {sizes['unique'] / 1e6:.1f} MB in the bundle"
+    print_stage(
+        console,
+        "weights",
+        f"{sizes['queries'] / 1e6:.1f} MB as one session a query, {sizes['unique'] / 1e6:.1f} MB in the bundle",
     )
     console.print(f"Next: gemel-run {output}")

@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..console import Stop, missing_extra, open_console
+from ..console import Stop, missing_extra, open_console, print_stage
 from ..errors import InputError
 from .options import DebugOpt, WorkloadArg
 
@@ -112,13 +112,13 @@ def merge(
             console.print(escape(line), soft_wrap=True)
             raise typer.Exit(stop.exit_code) from None
     for query, found in report.queries.items():
-        console.print(
-            f"[bold]{'query':>8}[/]  {escape(query)}: {found.reached:.1%} of {found.original:.1%},"
-            f" {found.relative:.1%} of the original (target {found.target:.0%})"
-        )
-    console.print(
-        f"[bold]{'weights':>8}[/]  {report.original_bytes / 1e6:.2f} MB, merged {report.merged_bytes / 1e6:.2f} MB:"
-        f" {report.saving:.1%} saved, of {report.potential:.1%} that models could share with each other"
+        kept = f"{found.reached:.1%} of {found.original:.1%}, {found.relative:.1%} of the original"
+        print_stage(console, "query", f"{query}: {kept} (target {found.target:.0%})")
+    print_stage(
+        console,
+        "weights",
+        f"{report.original_bytes / 1e6:.2f} MB, merged {report.merged_bytes / 1e6:.2f} MB:"
+        f" {report.saving:.1%} saved, of {report.potential:.1%} that models could share with each other",
     )
     if not report.finished:
         console.print("time is up; --resume goes on with a larger --budget")
@@ -148,7 +148,7 @@ def _listener(bar: Progress, stop: Stop) -> Listener:
     looked = [monotonic()]
 
     def say(stage: str, what: str) -> None:
-        console.print(f"[bold]{stage:>8}[/]  {perf_counter() - began:6.1f} s  {escape(what)}", soft_wrap=True)
+        print_stage(console, stage, what, began=began)
 
     class Printer(Listener):
         def model(self, subject: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from ..console import Stop, check_writable, open_console, pair
+from ..console import Stop, check_writable, open_console, pair, print_stage
 from ..errors import InputError
 from .options import BundleArg, DebugOpt, ThreadsOpt
 
@@ -83,7 +83,7 @@ def run(
         outcome.write(summary)
     for what, path in (("results", results), ("summary", summary), ("video", video)):
         if path is not None:
-            console.print(f"[bold]{what:>8}[/]  {path}")
+            print_stage(console, what, str(path))
     if outcome.failures:
         reasons = "; ".join(f"{name}: {' '.join(reason.split())}" for name, reason in outcome.failures.items())
         console.print(f"[red]failed:[/] {escape(reasons)}", soft_wrap=True)

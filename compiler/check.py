@@ -17,6 +17,7 @@ from ..runtime.bundle import Bundle
 from ..runtime.manifest import ModelSpec
 from ..workload.paths import locate
 from ..workload.schema import Query, Workload
+from .heads import as_tuple
 from .lower import cut_query
 from .onnx_source import run_file
 
@@ -97,8 +98,7 @@ def _reference(query: Query, model: ModelSpec, root: Path) -> Iterator[tuple[str
             {next(iter(part.inputs)): torch.from_numpy(image)} if stage == "main" else part.inputs
         )
         with torch.no_grad():
-            outputs = part.module(*examples.values())
-        outputs = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
+            outputs = as_tuple(part.module(*examples.values()))
         yield (
             stage,
             {port: value.numpy() for port, value in examples.items()},

@@ -141,8 +141,14 @@ def _query(query: Query, model: str) -> manifest.QuerySpec:
 
 
 def _feed(feed: Feed, root: Path) -> manifest.FeedSpec:
-    """A bundle may be run from any folder, so a file's path is made absolute."""
-    source = str((root / Path(feed.source).expanduser()).absolute()) if is_local_file(feed.source) else feed.source
+    """A bundle may be run from any folder, so a file's path is made absolute.
+
+    What begins with a variable is the address of a camera, which the bundle does not hold: of a path it would have
+    been put in when the workload was loaded.
+    """
+    source = feed.source
+    if is_local_file(source) and not source.startswith("${"):
+        source = str((root / Path(source).expanduser()).absolute())
     return manifest.FeedSpec(source=source, fps=feed.fps, loop=feed.loop)
 
 

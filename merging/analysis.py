@@ -9,8 +9,8 @@ from itertools import accumulate, chain
 from typing import Any
 
 from ..workload.schema import Workload
-from .groups import Group, candidates, groups_of, shareable
-from .layers import Definition, Layer, layers_of
+from .groups import Group, groups_of, pair_bytes, ratio
+from .layers import Definition, Layer, layers_of, shareable
 from .networks import Network, each_network
 
 __all__ = ["Analysis", "Profile", "analyze", "heaviest", "profile"]
@@ -77,17 +77,17 @@ class Analysis:
     @property
     def potential(self) -> float:
         """The part of all bytes that sharing between models frees, from 0 to 1."""
-        return _part(self.potential_bytes, self.bytes)
+        return ratio(self.potential_bytes, self.bytes)
 
     @property
     def potential_inside(self) -> float:
         """The same with sharing inside models."""
-        return _part(self.potential_inside_bytes, self.bytes)
+        return ratio(self.potential_inside_bytes, self.bytes)
 
     @cached_property
     def pairs(self) -> Mapping[tuple[str, str], int]:
         """Two models to the bytes that they could share."""
-        return shareable([model.name for model in self.models], self.groups)
+        return pair_bytes([model.name for model in self.models], self.groups)
 
     @property
     def sharing_pairs(self) -> int:
@@ -112,7 +112,7 @@ class Analysis:
                     "bytes": model.bytes,
                     "layers": len(model.layers),
                     "layer_bytes": model.layer_bytes,
-                    "shareable_layer_bytes": sum(layer.bytes for layer in candidates(model.layers, self.heads)),
+                    "shareable_layer_bytes": sum(layer.bytes for layer in shareable(model.layers, self.heads)),
                     "top_15_percent": heaviest(model.layers, 0.15),
                 }
                 for model in self.models
@@ -183,8 +183,4 @@ def heaviest(layers: Iterable[Layer], part: float) -> float:
     whole, rest = divmod(part * len(sizes), 1)
     sums = list(accumulate(sizes, initial=0))
     border = sizes[int(whole)] * rest if int(whole) < len(sizes) else 0
-    return _part(sums[int(whole)] + border, sums[-1])
-
-
-def _part(size: float, total: float) -> float:
-    return size / total if total else 0.0
+    return ratio(sums[int(whole)] + border, sums[-1])

@@ -13,6 +13,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from .analysis import Analysis, Profile, heaviest
+from .groups import ratio
 from .layers import Layer
 from .svg import BETWEEN, GRID, INK, INSIDE, MUTED, ON, OWN, SURFACE, style, write_svg
 
@@ -102,7 +103,7 @@ def matrix_chart(analysis: Analysis) -> str:
                 if first is second:
                     continue
                 size = shared[first.name, second.name]
-                part = size / first.bytes if first.bytes else 0.0
+                part = ratio(size, first.bytes)
                 box.set(facecolor=BETWEEN, alpha=0.04 + 0.96 * part, gid=f"tip{len(tips)}")
                 tips[f"tip{len(tips)}"] = f"{first.name}: {_mb(size)} MB ({part:.0%}) also in {second.name}"
                 if cell >= 0.24 and size:

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from .layers import Layer
+from .layers import Kind, Layer, shareable
 
-__all__ = ["Group", "candidates", "groups_of", "shareable"]
+__all__ = ["Group", "groups_of", "pair_bytes", "ratio"]
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class Group:
         return self.bytes * (len(self.layers) - 1)
 
 
-def candidates(layers: Iterable[Layer], heads: bool = False) -> list[Layer]:
-    """The layers that may share: without ``heads``, all but those whose weights mean one model's classes."""
-    return [layer for layer in layers if heads or not layer.head]
+def ratio(some: float, whole: float) -> float:
+    """``some`` as a part of ``whole``, from 0 to 1; 0 where there is nothing, as of a model without layers."""
+    return some / whole if whole else 0.0
 
 
 def groups_of(layers: Iterable[Layer], heads: bool = False) -> tuple[Group, ...]:
@@ -61,18 +61,17 @@ def groups_of(layers: Iterable[Layer], heads: bool = False) -> tuple[Group, ...]
         layers: of all models, model after model, each in the order of running.
         heads: count the layers that give a model's outputs as well, as the paper does; merging keeps them private.
     """
-    found: dict[object, list[Layer]] = {}
-    for layer in candidates(layers, heads):
-        # What a class prints of itself may leave out its shape, and the same shape may come in another precision.
-        found.setdefault((layer.definition, layer.shape, layer.bytes), []).append(layer)
+    found: dict[Kind, list[Layer]] = {}
+    for layer in shareable(layers, heads):
+        found.setdefault(layer.kind, []).append(layer)
     groups = (Group(members[0].definition, tuple(members)) for members in found.values() if len(members) > 1)
     return tuple(sorted(groups, key=lambda group: (-group.saving, -group.saving_inside)))
 
 
-def shareable(models: Sequence[str], groups: Iterable[Group]) -> dict[tuple[str, str], int]:
+def pair_bytes(models: Sequence[str], groups: Iterable[Group]) -> dict[tuple[str, str], int]:
     """Every pair of models, in the order given, to the bytes that the two could share if there were no others.
 
-    >>> shareable(["a", "b", "c"], [])
+    >>> pair_bytes(["a", "b", "c"], [])
     {('a', 'b'): 0, ('a', 'c'): 0, ('b', 'c'): 0}
     """
     pairs = dict.fromkeys(combinations(models, 2), 0)

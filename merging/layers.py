@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,11 +11,13 @@ from torch import nn
 from .networks import Network
 from .trace import LAYERS, Trace, trace
 
-__all__ = ["Definition", "Layer", "layers_of"]
+__all__ = ["Definition", "Kind", "Layer", "layers_of", "shareable"]
 
 Definition = Literal["shape", "strict"]
 """``shape``: kind, weight shape and groups, so that stride, padding, dilation and bias may differ; ``strict``: all that
 PyTorch prints of a layer, as the paper's published code has it."""
+
+Kind = tuple[str, tuple[int, ...], int]
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,19 @@ class Layer:
     def parameter(self) -> str:
         """The weight's name in the model's state dict."""
         return f"{self.name}.weight"
+
+    @property
+    def kind(self) -> Kind:
+        """What is equal for layers that can share.
+
+        A class may leave its shape out when it prints itself, and half the bytes are another precision.
+        """
+        return self.definition, self.shape, self.bytes
+
+
+def shareable(layers: Iterable[Layer], heads: bool = False) -> tuple[Layer, ...]:
+    """Those that may share: without ``heads``, all but those whose weights mean one model's classes."""
+    return tuple(layer for layer in layers if heads or not layer.head)
 
 
 def layers_of(network: Network, definition: Definition = "shape", traced: Trace | None = None) -> list[Layer]:

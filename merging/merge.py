@@ -22,7 +22,7 @@ from .modules import imported_beside, modules_beside
 from .networks import Network, each_network
 from .onnx_models import cut_onnx, onnx_bytes
 from .problem import Problem
-from .report import merged_workload, report_of
+from .report import Reporter, merged_workload
 from .search import Found, Job, search
 from .start import is_narrow
 from .store import Store
@@ -85,14 +85,14 @@ def merge_workload(
     deadline = monotonic() + options.budget if options.budget is not None else math.inf
     device = _device(options.device)
     plan = strategy(options.strategy)
-    store = Store(output, _header(workload, options), resume=options.resume)
-    try:
-        return _merge(workload, store, plan, options, listener, device, deadline)
-    except torch.OutOfMemoryError as error:
-        raise InputError(
-            f"--device: not enough memory: {first_line(error)} --resume with --device cpu goes on from the last commit;"
-            " a smaller --batch needs less, but begins anew"
-        ) from error
+    with Store(output, _header(workload, options), resume=options.resume) as store:
+        try:
+            return _merge(workload, store, plan, options, listener, device, deadline)
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"--device: not enough memory: {first_line(error)} --resume with --device cpu goes on from the last"
+                " commit; a smaller --batch needs less, but begins anew"
+            ) from error
 
 
 def _merge(
@@ -111,7 +111,7 @@ def _merge(
         {name: tuple(query.name for query in subject.network.queries) for name, subject in subjects.items()},
     )
     originals = {name: subject.state() for name, subject in subjects.items()}
-    journal = _Keeper(workload, store, problem, subjects, options.strategy, listener)
+    journal = _Keeper(workload, store, subjects, Reporter(problem, subjects, options.strategy), listener)
     store.place(modules_beside(workload))
     if not store.replaying:
         # From here on there is a workload that can be used, whatever happens.
@@ -132,9 +132,11 @@ def _merge(
     else:
         runner = TrialRunner(subjects, options.seed)
 
-        def execute(jobs: Sequence[Job]) -> list[Outcome]:
-            outcomes = []
+        def execute(jobs: Sequence[Job]) -> list[Outcome] | None:
+            outcomes: list[Outcome] = []
             for job in jobs:
+                if outcomes and monotonic() > deadline:
+                    return None
                 listener.trial(job.trial)
                 outcomes.append(runner(job.trial, job.states, job.shared, deadline, listener.progress))
             return outcomes
@@ -194,13 +196,12 @@ class _Keeper:
         self,
         workload: Workload,
         store: Store,
-        problem: Problem,
         subjects: Mapping[str, Subject],
-        name: str,
+        reporter: Reporter,
         listener: Listener,
     ) -> None:
-        self._workload, self._store, self._problem = workload, store, problem
-        self._subjects, self._name, self._listener = subjects, name, listener
+        self._workload, self._store, self._subjects = workload, store, subjects
+        self._reporter, self._listener = reporter, listener
         self._replayed = store.replaying
         self._files: dict[str, tuple[State, str]] = {}
 
@@ -221,7 +222,7 @@ class _Keeper:
             self._listener.verdict(verdict, report)
 
     def commit(self, found: Found, *, finished: bool) -> MergeReport:
-        report = report_of(self._problem, self._subjects, found, strategy=self._name, finished=finished)
+        report = self._reporter.report(found, finished=finished)
         files = self._contents(found)
         names = {name: f"weights/{file}" for name, (file, _) in files.items()}
         workload = merged_workload(self._workload, names, models_of(self._workload), self._store.output)

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..compiler.heads import Cut
+from ..compiler.heads import Cut, as_tuple
 from ..compiler.heads.stages import BATCH, StageModule, Whole
 from ..compiler.onnx_source import read, run_file
 from ..errors import ModelError, RetrainError, first_line
@@ -22,7 +22,7 @@ from ..workload.schema import Input, Query
 from .onnx_convert import Converted, convert
 from .onnx_weights import replace_weights
 
-__all__ = ["cut_onnx", "onnx_bytes", "write_onnx"]
+__all__ = ["cut_onnx", "onnx_bytes"]
 
 _TOLERANCE = 1e-4
 """Largest difference between ONNX Runtime's outputs and PyTorch's, as part of the largest value of an output."""
@@ -94,24 +94,6 @@ def onnx_bytes(source: Path, state: Mapping[str, Tensor], wanted: Input | None =
     return content
 
 
-def write_onnx(source: Path, state: Mapping[str, Tensor], target: Path, wanted: Input | None = None) -> None:
-    """Write what :func:`onnx_bytes` gives.
-
-    Args:
-        source: see there, as for ``state`` and ``wanted``.
-        target: a file that is there stays until the new one is whole; may be ``source``.
-
-    Raises:
-        ModelError: see there.
-        OSError: the file cannot be written.
-    """
-    content = onnx_bytes(source, state, wanted)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:
-        written = Path(folder) / target.name
-        written.write_bytes(content)
-        written.replace(target)
-
-
 def _noise(spec: InputSpec) -> Tensor:
     """Two images of random pixels as the model wants them: with other ranges some outputs are all rounding."""
     channels = 1 if spec.color == "gray" else 3
@@ -125,10 +107,9 @@ def _compare(converted: Converted, path: Path, images: Tensor, tolerance: float)
     alone = [run_file(path, image.numpy()) for image in images[:, None]]
     try:
         with torch.inference_mode():
-            outputs = converted.module.eval()(images)
+            outputs = as_tuple(converted.module.eval()(images))
     except Exception as error:
         raise ModelError(f"does not run as PyTorch on {len(images)} images: {first_line(error)}") from error
-    outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
     for name, output in zip(alone[0], outputs, strict=True):
         expected = np.concatenate([values[name] for values in alone])
         found = output.numpy()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from .layers import Layer
+from .layers import Kind, Layer, shareable
 from .sharing import SharingMap, Slot, Use
 
 __all__ = ["Candidates", "Problem", "pair"]
@@ -52,7 +52,8 @@ class Problem:
         return sharing.saved(self._sizes.__getitem__)
 
     def shareable(self, model: str) -> tuple[Layer, ...]:
-        return tuple(layer for layer in self.layers[model] if not layer.head)
+        """The layers of a model that may share."""
+        return shareable(self.layers[model])
 
     def groups(self) -> list[Candidates]:
         """Slots between models (:func:`pair`), by definition and models, heaviest saving first."""
@@ -91,29 +92,19 @@ def pair(problem: Problem, *, inside: bool = False, period: int = 2) -> list[tup
         inside: whether layers of one model may share.
         period: layers of one definition in a block; two in a basic residual block.
     """
-    counts: dict[_Kind, list[int]] = {}
+    counts: dict[Kind, list[int]] = {}
     for name in problem.models:
-        own = Counter(map(_kind, problem.shareable(name)))
-        for kind, count in own.items():
+        for kind, count in Counter(layer.kind for layer in problem.shareable(name)).items():
             counts.setdefault(kind, []).append(count)
-    slots: dict[tuple[_Kind, int], list[Use]] = {}
+    slots: dict[tuple[Kind, int], list[Use]] = {}
     for name in problem.models:
-        seen: Counter[_Kind] = Counter()
+        seen: Counter[Kind] = Counter()
         for layer in problem.shareable(name):
-            kind = _kind(layer)
-            index = seen[kind]
-            seen[kind] += 1
-            fewest = min(counts[kind])
+            index = seen[layer.kind]
+            seen[layer.kind] += 1
+            fewest = min(counts[layer.kind])
             if inside and index >= fewest:
                 block = min(period, fewest)
                 index = fewest - block + (index - fewest) % block
-            slots.setdefault((kind, index), []).append(Use(name, layer.parameter))
+            slots.setdefault((layer.kind, index), []).append(Use(name, layer.parameter))
     return [(kind[0], tuple(sorted(slot))) for (kind, _), slot in slots.items() if len(slot) > 1]
-
-
-_Kind = tuple[str, tuple[int, ...], int]
-
-
-def _kind(layer: Layer) -> _Kind:
-    """Its definition, and what a class may leave out when it prints itself: shape and, by the bytes, precision."""
-    return layer.definition, layer.shape, layer.bytes

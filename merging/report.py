@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,61 +15,69 @@ from ..runtime.feeds import is_local_file
 from ..workload.merge_report import MergeReport, QueryReport, SharedTensor, TrialReport, UseReport
 from ..workload.schema import Workload
 from .footprint import bundle_bytes, held_by
+from .groups import ratio
 from .problem import Problem, pair
 from .search import Found
 from .subjects import Subject
 
-__all__ = ["merged_workload", "report_of"]
+__all__ = ["Reporter", "merged_workload"]
 
 
-def report_of(
-    problem: Problem,
-    subjects: Mapping[str, Subject],
-    found: Found,
-    *,
-    strategy: str,
-    finished: bool,
-) -> MergeReport:
-    """The report on a search, at its end or on the way.
+class Reporter:
+    """Reports on one search. What the original models hold does not change in it, and is counted once.
 
-    ``original_bytes`` and ``merged_bytes`` are what bundles hold (:mod:`gemel.merging.footprint`): the original models
-    each alone, and the merged ones together. What is said of layers alone is of the sharing map: all that is shared
-    counts, also small kernels that a bundle holds folded.
+    Args:
+        problem: what is searched.
+        subjects: its models.
+        strategy: the name of what searches.
     """
-    original = sum(bundle_bytes([held_by(subject)]) for subject in subjects.values())
-    now = bundle_bytes(held_by(subject, found.states[name]) for name, subject in subjects.items())
-    layers = sum(layer.bytes for part in problem.layers.values() for layer in part)
-    queries = {}
+
+    def __init__(self, problem: Problem, subjects: Mapping[str, Subject], strategy: str) -> None:
+        self._problem, self._subjects, self._strategy = problem, subjects, strategy
+        self._original = sum(bundle_bytes([held_by(subject)]) for subject in subjects.values())
+        self._least = _least_bytes(problem, subjects)
+
+    def report(self, found: Found, *, finished: bool) -> MergeReport:
+        """The report at the end of the search, or on the way.
+
+        ``original_bytes`` and ``merged_bytes`` are what bundles hold (:mod:`gemel.merging.footprint`): the original
+        models each alone, and the merged ones together. What is said of layers alone is of the sharing map: all that
+        is shared counts, also small kernels that a bundle holds folded.
+        """
+        problem, subjects = self._problem, self._subjects
+        now = bundle_bytes(held_by(subject, found.states[name]) for name, subject in subjects.items())
+        layers = sum(layer.bytes for part in problem.layers.values() for layer in part)
+        return MergeReport(
+            strategy=self._strategy,
+            seed=problem.seed,
+            original_bytes=self._original,
+            merged_bytes=now,
+            layer_bytes=layers,
+            saving=ratio(self._original - now, self._original),
+            layer_saving=ratio(problem.saved(found.sharing), layers),
+            potential=ratio(self._original - self._least, self._original),
+            finished=finished,
+            queries=dict(_queries(subjects, found)),
+            trials=tuple(_trials(problem, found)),
+            shared=tuple(_shared(problem, found)),
+        )
+
+
+def _queries(subjects: Mapping[str, Subject], found: Found) -> Iterator[tuple[str, QueryReport]]:
     for name, subject in subjects.items():
         for held in subject.held:
             merged = name in found.sharing.models
             reached = found.accuracies[held.query.name] if merged else held.original
-            queries[held.query.name] = QueryReport(
-                model=name,
-                original=held.original,
-                reached=reached,
-                relative=reached / held.original,
-                target=held.query.target,
+            yield (
+                held.query.name,
+                QueryReport(
+                    model=name,
+                    original=held.original,
+                    reached=reached,
+                    relative=reached / held.original,
+                    target=held.query.target,
+                ),
             )
-    return MergeReport(
-        strategy=strategy,
-        seed=problem.seed,
-        original_bytes=original,
-        merged_bytes=now,
-        layer_bytes=layers,
-        saving=_part(original - now, original),
-        layer_saving=_part(problem.saved(found.sharing), layers),
-        potential=_part(original - _least_bytes(problem, subjects), original),
-        finished=finished,
-        queries=queries,
-        trials=tuple(_trials(problem, found)),
-        shared=tuple(_shared(problem, found)),
-    )
-
-
-def _part(some: int, whole: int) -> float:
-    """There may be no model that can be retrained."""
-    return some / whole if whole else 0.0
 
 
 def _least_bytes(problem: Problem, subjects: Mapping[str, Subject]) -> int:
@@ -82,7 +90,7 @@ def _least_bytes(problem: Problem, subjects: Mapping[str, Subject]) -> int:
     return bundle_bytes(replace(each, state=states[name]) for name, each in held.items())
 
 
-def _trials(problem: Problem, found: Found) -> Iterable[TrialReport]:
+def _trials(problem: Problem, found: Found) -> Iterator[TrialReport]:
     for verdict in found.verdicts:
         yield TrialReport(
             group=verdict.trial.group,
@@ -96,7 +104,7 @@ def _trials(problem: Problem, found: Found) -> Iterable[TrialReport]:
         )
 
 
-def _shared(problem: Problem, found: Found) -> Iterable[SharedTensor]:
+def _shared(problem: Problem, found: Found) -> Iterator[SharedTensor]:
     for slot in found.sharing.slots:
         value = found.states[slot[0].model][slot[0].parameter]
         uses = tuple(UseReport(query=use.model, parameter=use.parameter) for use in slot)

@@ -29,8 +29,8 @@ class Job:
     shared: SharingMap
 
 
-Executor = Callable[[Sequence[Job]], Sequence[Outcome]]
-"""Runs jobs that do not depend on each other."""
+Executor = Callable[[Sequence[Job]], Sequence[Outcome] | None]
+"""Runs jobs that do not depend on each other; None where time was up before the last of them began."""
 
 
 class Journal(Protocol):
@@ -91,7 +91,8 @@ def search(
         originals: weights of the unmerged models.
         execute: runs trials; it heeds the deadline too.
         journal: told of every trial.
-        deadline: of ``time.monotonic``; no batch of trials begins after it. Recalling takes no time.
+        deadline: of ``time.monotonic``; no batch of trials begins after it, and one that it cuts off is forgotten.
+            Recalling takes no time.
 
     Raises:
         GemelError: what was to be shared came back with different weights.
@@ -101,12 +102,14 @@ def search(
     verdicts: list[Verdict] | None = None
     while (trials := _ask(strategy, verdicts)) is not None:
         known = journal.recall(trials)
-        if known is None and monotonic() > deadline:
+        outcomes = known
+        if outcomes is None and monotonic() <= deadline:
+            _restore(found, last, journal)
+            outcomes = execute([_job(trial, found, last) for trial in trials])
+        if outcomes is None:
+            # A batch without all of its outcomes is as if it had not begun: the strategy decides on all of them.
             strategy.close()
             break
-        if known is None:
-            _restore(found, last, journal)
-        outcomes = known if known is not None else execute([_job(trial, found, last) for trial in trials])
         verdicts, last = _settle(trials, outcomes, problem, found, last)
         if known is None:
             _prove(found)

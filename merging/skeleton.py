@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Set
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .trace import NORMS
+from ..compiler.heads import as_tuple
+from .trace import NORMS, hooked
 
 __all__ = ["NORM_FIELDS", "Site", "Skeleton", "skeleton_of"]
 
@@ -68,9 +68,14 @@ def skeleton_of(stage: nn.Module, image: Tensor) -> Skeleton:
     # Leaves of our own: a teacher's parameters ask for no gradient. Two names of one weight are one leaf.
     leaves = {name: value.detach().requires_grad_() for name, value in stage.named_parameters()}
     runs: list[_Run] = []
-    with _hooked(model, runs), torch.enable_grad():
+
+    def see(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        runs.append(_Run(module, inputs[0].grad_fn, output.grad_fn, (1, *output.shape[1:])))
+
+    layers = [module for module in model.modules() if isinstance(module, _CONVOLUTIONS + NORMS)]
+    with hooked(layers, see), torch.enable_grad():
         outputs = torch.func.functional_call(stage, leaves, (image.detach().clone().requires_grad_(),))
-    ends = [output.grad_fn for output in ((outputs,) if isinstance(outputs, Tensor) else outputs)]
+    ends = [output.grad_fn for output in as_tuple(outputs)]
     readers: Counter[Any] = Counter(ends)
     reached: set[int] = set()
     for node in _walk(ends):
@@ -120,17 +125,3 @@ def _walk(ends: Iterable[Any]) -> Iterator[Any]:
             seen.add(node)
             yield node
             stack.extend(following for following, _ in node.next_functions)
-
-
-@contextmanager
-def _hooked(model: nn.Module, runs: list[_Run]) -> Iterator[None]:
-    def see(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        runs.append(_Run(module, inputs[0].grad_fn, output.grad_fn, (1, *output.shape[1:])))
-
-    layers = [module for module in model.modules() if isinstance(module, _CONVOLUTIONS + NORMS)]
-    handles = [layer.register_forward_hook(see) for layer in layers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

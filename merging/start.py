@@ -9,8 +9,7 @@ A layer that is given another model's weight computes something else. Three chea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from .sharing import Slot, Use
 from .subjects import Subject
-from .trace import NORMS
+from .trace import NORMS, hooked
 
 __all__ = ["average", "donate", "is_narrow", "refit_heads", "reset_statistics"]
 
@@ -85,7 +84,7 @@ def _norm(subjects: Mapping[str, Subject], use: Use) -> nn.Module | None:
 @torch.no_grad()
 def reset_statistics(subject: Subject, batches: Iterable[Tensor]) -> None:
     """Means and variances of every BatchNorm over ``batches`` of normalised images, each batch counting the same."""
-    norms = [layer for layer in subject.model.modules() if isinstance(layer, NORMS) and layer.track_running_stats]
+    norms = _tracking(subject)
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]
@@ -101,6 +100,11 @@ def reset_statistics(subject: Subject, batches: Iterable[Tensor]) -> None:
         norm.eval()
 
 
+def _tracking(subject: Subject) -> list[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]:
+    """The BatchNorms that hold means and variances."""
+    return [layer for layer in subject.model.modules() if isinstance(layer, NORMS) and layer.track_running_stats]
+
+
 def is_narrow(subject: Subject, batches: Iterable[Tensor], limit: int) -> bool:
     """Whether images are so much alike that BatchNorm statistics of theirs alone break the unmerged model.
 
@@ -112,6 +116,8 @@ def is_narrow(subject: Subject, batches: Iterable[Tensor], limit: int) -> bool:
         batches: normalised images.
         limit: images of each query to judge by.
     """
+    if not _tracking(subject):
+        return False
     state = subject.state()
     reset_statistics(subject, batches)
     try:
@@ -136,13 +142,11 @@ def refit_heads(subject: Subject, batches: Iterable[Tensor], rows: int = 1250) -
     if not heads:
         return
     subject.student.eval()
-    teacher = subject.teacher.module
     sums: dict[str, tuple[Tensor, Tensor]] = {}
     for batch in batches:
-        with _watched(subject.model, heads, 0) as inputs:
-            subject.student(batch)
-        with _watched(teacher.model, heads, 1) as wanted:
-            teacher(batch)
+        inputs = _calls(subject.student, heads, batch, lambda x, _: x)
+        # An activation in place may follow.
+        wanted = _calls(subject.teacher.module, heads, batch, lambda _, y: y.clone())
         for name in heads:
             x, y = _rows(subject.model.get_submodule(name), inputs[name], wanted[name], rows)
             gram, moment = x.T @ x, x.T @ y
@@ -199,22 +203,18 @@ def _flat(head: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return x.flatten(0, -2), y.flatten(0, -2)
 
 
-@contextmanager
-def _watched(model: object, names: Iterable[str], side: int) -> Iterator[dict[str, list[Tensor]]]:
-    """While it is entered, inputs (``side`` 0) or outputs (1) of the named layers are kept, an entry for each call."""
+def _calls(
+    stage: nn.Module, names: Iterable[str], image: Tensor, keep: Callable[[Tensor, Tensor], Tensor]
+) -> dict[str, list[Tensor]]:
+    """Run a stage; of every call of the named layers of its model, ``keep`` of what it took and what it gave."""
+    model = stage.model
     assert isinstance(model, nn.Module)
     kept: dict[str, list[Tensor]] = {name: [] for name in names}
+    layers = {model.get_submodule(name): name for name in kept}
 
-    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def see(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            # An activation in place may follow.
-            kept[name].append(inputs[0] if side == 0 else output.clone())
+    def see(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        kept[layers[layer]].append(keep(inputs[0], output))
 
-        return see
-
-    handles = [model.get_submodule(name).register_forward_hook(hook(name)) for name in kept]
-    try:
-        yield kept
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(layers, see):
+        stage(image)
+    return kept

@@ -9,6 +9,7 @@
       *.py                      modules beside the original workload that its models come from
       search/journal.jsonl      one line a batch of trials, after a line that says what is searched for
       search/last-N.safetensors weights after the last trial that trained, in the N-th batch
+      search/lock               held by the process that writes the folder
 
 A batch is written in this order: the models it changed, the weights that the next one may go on from, its line, which
 names both, merge.json, workload.yaml. Every file is renamed into its place when it is whole, and old weights go last,
@@ -17,36 +18,32 @@ so that a crash or a full disk leaves either the state before the batch or the s
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-
-from ..errors import InputError, first_line
+from ..errors import InputError
 from ..workload.merge_report import MERGE_REPORT, MergeReport
-from .sharing import Use
+from .lock import locked
+from .records import entry_of, key_of, outcome_of, pack, unpack
 from .strategies import Verdict
 from .subjects import State
 from .trial import Outcome, Trial
 
-__all__ = ["Store", "key_of", "write_atomically"]
+__all__ = ["Store", "write_atomically"]
 
-_SEARCH, _JOURNAL, _WEIGHTS = "search", "journal.jsonl", "weights"
+_SEARCH, _JOURNAL, _LOCK, _WEIGHTS = "search", "journal.jsonl", "lock", "weights"
 _VERSION = 2
 _OWN = re.compile(r".+-[0-9a-f]{8}\.(safetensors|onnx)|\..+\.part")
 """What this module writes into the folder of weights, and may delete."""
 
 
 class Store:
-    """A merge on disk.
+    """A merge on disk, which no other process writes until this one is closed.
 
     Args:
         output: the folder.
@@ -54,7 +51,8 @@ class Store:
         resume: go on with what is there.
 
     Raises:
-        InputError: the folder cannot be written, holds a merge that is not to be resumed, or anything else.
+        InputError: the folder cannot be written, is being written by another merge, holds one that is not to be
+            resumed, or anything else.
     """
 
     def __init__(self, output: Path, header: Mapping[str, Any], *, resume: bool = False) -> None:
@@ -64,24 +62,39 @@ class Store:
         self._known: list[dict[str, Any]] = []
         self._count = 0
         self._header = {"version": _VERSION, **header}
-        there = self._holds_something()
-        if resume and there:
-            self._known = self._read()
-        elif there:
-            hint = "; --resume goes on with it" if self._journal.exists() else ""
-            raise InputError(f"{output}: is there already{hint}; name another folder, or delete it")
-        else:
-            try:
-                self.output.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise InputError(f"{output}: cannot be written: {error.strerror}") from error
+        with ExitStack() as held:
+            # Into a folder of other things nothing is written, no lock either.
+            if self._journal.is_file() or not self._holds_something():
+                try:
+                    held.enter_context(locked(self._search / _LOCK, f"another gemel merge is writing {output}"))
+                except OSError as error:
+                    raise InputError(f"{output}: cannot be written: {error.strerror}") from error
+            there = self._holds_something()
+            if there and not resume:
+                hint = "; --resume goes on with it" if self._journal.exists() else ""
+                raise InputError(f"{output}: is there already{hint}; name another folder, or delete it")
+            if there:
+                self._known = self._read()
+            self._held = held.pop_all()
+
+    def close(self) -> None:
+        """Let another process write the folder."""
+        self._held.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _holds_something(self) -> bool:
         """Whether it is there, and more than what a merge leaves that died before its first line."""
         if not self.output.is_dir():
             return self.output.exists()
         for path in self.output.iterdir():
-            if path != self._search or not path.is_dir() or any(file.suffix != ".part" for file in path.iterdir()):
+            if path != self._search or not path.is_dir():
+                return True
+            if any(file.suffix != ".part" and file.name != _LOCK for file in path.iterdir()):
                 return True
         return False
 
@@ -129,7 +142,7 @@ class Store:
         if [entry["key"] for entry in entries] != [key_of(trial) for trial in trials]:
             raise self._other_version()
         self._count += 1
-        return [_outcome(entry) for entry in entries]
+        return [outcome_of(entry) for entry in entries]
 
     @property
     def weights(self) -> dict[str, Path]:
@@ -148,7 +161,7 @@ class Store:
         """
         # A crash may have come between a trial's weights and its line.
         files = {number: path for path in self._last_files() if (number := _number(path)) <= len(self._known)}
-        return _unpack(files[max(files)]) if files else {}
+        return unpack(files[max(files)]) if files else {}
 
     def record(
         self, verdicts: Sequence[Verdict], last: Mapping[str, State], files: Mapping[str, tuple[str, bytes | None]]
@@ -164,7 +177,7 @@ class Store:
             InputError: the disk is full, or cannot be written; what was recorded before stays.
         """
         entry = {
-            "trials": [_entry(verdict) for verdict in verdicts],
+            "trials": [entry_of(verdict) for verdict in verdicts],
             "weights": {model: name for model, (name, _) in files.items()},
         }
         with _guarded(self.output):
@@ -173,7 +186,7 @@ class Store:
             number, old = self._count + 1, []
             if any(verdict.trial.recipe is not None for verdict in verdicts):
                 target = self._search / f"last-{number}.safetensors"
-                write_atomically(target, _pack(last))
+                write_atomically(target, pack(last))
                 old = [path for path in self._last_files() if path != target]
             with self._journal.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
@@ -232,37 +245,6 @@ class Store:
         return list(self._search.glob("last-*.safetensors"))
 
 
-def _entry(verdict: Verdict) -> dict[str, Any]:
-    outcome = verdict.outcome
-    return {
-        "key": key_of(verdict.trial),
-        "group": verdict.trial.group,
-        "accepted": verdict.accepted,
-        "accuracies": outcome.accuracies,
-        "relative": outcome.relative,
-        "met": sorted(outcome.met),
-        "samples": outcome.samples,
-        "seconds": outcome.seconds,
-        "ended": outcome.ended,
-        "strain": [[list(use), value] for use, value in sorted(outcome.strain.items())],
-    }
-
-
-def _outcome(entry: Mapping[str, Any]) -> Outcome:
-    strain = {Use(*use): value for use, value in entry["strain"]}
-    fields = {name: entry[name] for name in ("accuracies", "relative", "samples", "seconds", "ended")}
-    if fields["ended"] == "time":
-        # There is time again: the strategy is not to stop where the budget stopped it before.
-        fields["ended"] = "cut short"
-    return Outcome(met=frozenset(entry["met"]), strain=strain, **fields)
-
-
-def key_of(trial: Trial) -> str:
-    """A hash that is equal for equal trials, in any process."""
-    fields = asdict(trial) | {"learners": sorted(trial.learners)}
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]
-
-
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file beside its place, see it to the disk and rename it."""
     part = path.with_name(f".{path.name}.part")
@@ -288,22 +270,3 @@ def _guarded(output: Path) -> Iterator[None]:
 def _number(path: Path) -> int:
     digits = path.stem.partition("-")[2]
     return int(digits) if digits.isdigit() else 0
-
-
-def _pack(states: Mapping[str, State]) -> bytes:
-    content: bytes = save(
-        {f"{model}/{name}": value for model, state in states.items() for name, value in state.items()}
-    )
-    return content
-
-
-def _unpack(path: Path) -> dict[str, State]:
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: damaged; the search cannot be resumed: {first_line(error)}") from error
-    states: dict[str, State] = {}
-    for name, value in tensors.items():
-        model, _, parameter = name.partition("/")
-        states.setdefault(model, {})[parameter] = value
-    return states

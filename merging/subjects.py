@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ..compiler.heads import as_tuple
 from ..errors import DataError
 from ..workload.data import Images, joined, load_data
 from ..workload.schema import Query, Workload
@@ -36,7 +37,7 @@ def fitting(count: int, images: Images) -> int:
 def outputs_of(module: nn.Module, image: Tensor) -> Outputs:
     """The raw outputs of a stage as a tuple of float32 tensors."""
     outputs = module(image.contiguous(memory_format=torch.channels_last))
-    return tuple(value.float() for value in ((outputs,) if isinstance(outputs, Tensor) else outputs))
+    return tuple(value.float() for value in as_tuple(outputs))
 
 
 @dataclass(frozen=True)

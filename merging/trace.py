@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..compiler.heads import Cut
+from ..compiler.heads import Cut, as_tuple
 
-__all__ = ["LAYERS", "NORMS", "Trace", "trace"]
+__all__ = ["LAYERS", "NORMS", "Trace", "hooked", "trace"]
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,14 @@ def trace(cut: Cut) -> Trace:
 
     heads: set[str] = set()
     passed_on = {name for stage in cut.stages.values() for name in stage.inputs}
-    with _hooked(names, ran), torch.enable_grad():
+    with hooked(names, ran), torch.enable_grad():
         for stage in cut.stages.values():
             # One of a batch is enough. Without a gradient to some input, a model of frozen weights would have no graph.
             inputs = [
                 (value[:1] if 0 in stage.free.get(name, ()) else value).detach().clone().requires_grad_()
                 for name, value in stage.inputs.items()
             ]
-            outputs = stage.module(*inputs)
-            outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+            outputs = as_tuple(stage.module(*inputs))
             for name, output in zip(stage.outputs, outputs, strict=True):
                 # features_0, features_1, ... all go into the input `features` of a later stage.
                 if name in passed_on or re.sub(r"_\d+$", "", name) in passed_on:
@@ -88,7 +89,10 @@ def _nearest(start: Any, sources: dict[Any, nn.Module]) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def _hooked(layers: dict[nn.Module, str], hook: Callable[..., None]) -> Iterator[None]:
+def hooked(
+    layers: Iterable[nn.Module], hook: Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
+) -> Iterator[None]:
+    """While it is entered, ``hook`` is told of every run of ``layers``: the layer, what it took and what it gave."""
     handles = [layer.register_forward_hook(hook) for layer in layers]
     try:
         yield

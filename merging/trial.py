@@ -120,31 +120,32 @@ class TrialRunner:
         deadline: float,
         watch: Callable[[Progress], None],
     ) -> Outcome:
-        began, samples, ended = monotonic(), 0, "start"
+        began = monotonic()
         learners = {name: self.subjects[name] for name in sorted(trial.learners)}
         for name, subject in self.subjects.items():
             subject.restore(states[name])
         self._begin(trial, learners, shared)
-        accuracies = self._accuracies(learners, GLANCE)
+        accuracies = _accuracies(learners, GLANCE)
+        if _met(learners, accuracies) == trial.learners:
+            accuracies = _accuracies(learners)
         met = _met(learners, accuracies)
-        if met == trial.learners:
-            accuracies = self._accuracies(learners)
-            met = _met(learners, accuracies)
+        samples, ended = 0, "start"
+        strained: dict[Use, float] = {}
         if trial.recipe is not None and met < trial.learners:
             result = fit(self.subjects, trial.learners, trial.recipe, seed=self._seed, deadline=deadline, watch=watch)
             samples, ended = result.samples, result.trouble or result.ended
             if result.trouble:
-                reached = _relative(learners, accuracies)
-                return Outcome(accuracies, reached, frozenset(), samples, monotonic() - began, ended)
-            accuracies = self._accuracies(learners)
+                # Nothing can be done with these weights; accuracies are those of the start.
+                relative = _relative(learners, accuracies)
+                return Outcome(accuracies, relative, frozenset(), samples, monotonic() - began, ended)
+            accuracies = _accuracies(learners)
             met = _met(learners, accuracies)
-        strained: dict[Use, float] = {}
-        for name in learners if trial.recipe is not None and met < trial.learners else ():
-            strained |= strain(self.subjects[name], trial.sharing, seed=self._seed)
+            if met < trial.learners:
+                for subject in learners.values():
+                    strained |= strain(subject, trial.sharing, seed=self._seed)
         found = {name: subject.state() for name, subject in learners.items()}
-        return Outcome(
-            accuracies, _relative(learners, accuracies), met, samples, monotonic() - began, ended, strained, found
-        )
+        relative = _relative(learners, accuracies)
+        return Outcome(accuracies, relative, met, samples, monotonic() - began, ended, strained, found)
 
     def _begin(self, trial: Trial, learners: Mapping[str, Subject], shared: SharingMap) -> None:
         known = set(shared.slots)
@@ -169,13 +170,6 @@ class TrialRunner:
                 rows = _HEAD_ROWS // math.ceil(images / fitting(_START_BATCH, subject.train))
                 refit_heads(subject, some(subject, _HEAD_IMAGES // part, self._seed), rows)
 
-    def _accuracies(self, learners: Mapping[str, Subject], limit: int | None = None) -> dict[str, float]:
-        found: dict[str, float] = {}
-        for subject in learners.values():
-            found |= subject.accuracies(limit)
-        # Weights that are no numbers make accuracies that are none, and JSON has no place for these.
-        return {query: 0.0 if math.isnan(value) else value for query, value in found.items()}
-
 
 def some(subject: Subject, count: int, seed: int) -> Iterator[Tensor]:
     """Random training images, ``count`` small ones or fewer large ones, in batches of nearly one size."""
@@ -193,6 +187,15 @@ def _seeded(seed: int, subjects: Iterable[Subject]) -> Iterator[None]:
     with torch.random.fork_rng(devices, device_type="cuda"):
         torch.manual_seed(seed)
         yield
+
+
+def _accuracies(learners: Mapping[str, Subject], limit: int | None = None) -> dict[str, float]:
+    """Of every query of the learners, on the first ``limit`` of its held images or all."""
+    found: dict[str, float] = {}
+    for subject in learners.values():
+        found |= subject.accuracies(limit)
+    # Weights that are no numbers make accuracies that are none, and JSON has no place for these.
+    return {query: 0.0 if math.isnan(value) else value for query, value in found.items()}
 
 
 def _relative(learners: Mapping[str, Subject], accuracies: Mapping[str, float]) -> dict[str, float]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import query, save, write_video
+from helpers import query, save, single_thread, write_video
 from tiny_models import tiny
 
+from gemel.cli import main
 from gemel.compiler import compile_workload
 from gemel.workload import Workload, load
 
@@ -57,3 +59,24 @@ def _shared_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle_folder(_shared_bundle: Path, tmp_path: Path) -> Path:
     """A copy of the compiled folder (``workload.yaml``, weights, ``bundle/``) that a test may damage."""
     return Path(shutil.copytree(_shared_bundle, tmp_path / "work"))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For tests of small models: see :func:`helpers.single_thread`."""
+    with single_thread():
+        yield
+
+
+@pytest.fixture
+def gemel(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run ``gemel`` in this process; returns its exit code and what it printed."""
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["gemel", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        printed = capsys.readouterr()
+        return int(caught.value.code or 0), printed.out, printed.err
+
+    return run

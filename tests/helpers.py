@@ -1,16 +1,23 @@
-"""Small workloads, weights and videos that tests write to disk."""
+"""Small workloads, weights and videos that tests write to disk, and the commands as processes of their own."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
+import torch
 from safetensors.torch import save_file
 from torch import nn
 
 SIZE = (32, 32)
+BIN = Path(sys.executable).parent
 
 
 def query(name: str, factory: str = "tiny_models:TinyNet", **changes: Any) -> dict[str, Any]:
@@ -35,3 +42,29 @@ def write_video(path: Path, frames: int = 12, size: tuple[int, int] = (64, 48), 
             container.mux(stream.encode(picture))
         container.mux(stream.encode())
     return path
+
+
+def call(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run an installed command."""
+    program, *rest = map(str, arguments)
+    # The factories of the tests' workloads are found as a user's would be.
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), **environment}
+    return subprocess.run([BIN / program, *rest], capture_output=True, text=True, env=environment, timeout=120)
+
+
+def without(*modules: str, path: Path) -> dict[str, str]:
+    """An environment in which importing any of ``modules`` fails as if it was not installed."""
+    lines = [f"sys.modules[{name!r}] = None" for name in modules]
+    (path / "sitecustomize.py").write_text("\n".join(["import sys", *lines]))
+    return {"PYTHONPATH": str(path)}
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """Two threads that wait for each other on a busy machine take ten times as long as one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -9,32 +9,17 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import pytest
+from helpers import call, save, without
 
 from gemel.cli import run_main
-from gemel.console import Stop, check_writable
+from gemel.console import Stop, check_writable, open_console, print_stage
 from gemel.errors import InputError
 from gemel.runtime import bake
 from gemel.runtime import bundle as bundle_module
-
-BIN = Path(sys.executable).parent
-
-
-def call(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    program, *rest = map(str, arguments)
-    # The factories of the tests' workloads are found as a user's would be.
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), **environment}
-    return subprocess.run([BIN / program, *rest], capture_output=True, text=True, env=environment, timeout=120)
-
-
-def without(*modules: str, path: Path) -> dict[str, str]:
-    """An environment in which importing any of ``modules`` fails as if it was not installed."""
-    lines = [f"sys.modules[{name!r}] = None" for name in modules]
-    (path / "sitecustomize.py").write_text("\n".join(["import sys", *lines]))
-    return {"PYTHONPATH": str(path)}
-
 
 LIGHT = ("torch", "torchvision", "onnx", "onnx_ir", "onnxscript", "safetensors", "yaml", "timm")
 
@@ -83,7 +68,6 @@ def test_compile_check_inspect(bundle_folder: Path, tmp_path: Path) -> None:
 
 
 def test_check_fails_by_name(bundle_folder: Path) -> None:
-    from helpers import save
     from tiny_models import tiny
 
     save(tiny(9), bundle_folder / "b.safetensors")
@@ -138,6 +122,18 @@ def test_check_writable_leaves_no_trace(tmp_path: Path) -> None:
     assert not list((tmp_path / "new").iterdir())
     with pytest.raises(InputError, match="new: cannot be written: Is a directory"):
         check_writable(tmp_path / "new")
+
+
+def test_a_line_for_each_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    console = open_console()
+    print_stage(console, "files", "12 files [as] they were " + "x" * 300)
+    print_stage(console, "device", "baked", began=perf_counter())
+    print_stage(console, "outputs", "a", passed=False)
+    assert capsys.readouterr().out.splitlines() == [
+        "   files  12 files [as] they were " + "x" * 300,
+        "  device     0.0 s  baked",
+        " outputs  a differs",
+    ]
 
 
 def test_a_failed_query_fails_the_run_by_name(bundle_folder: Path, tmp_path: Path) -> None:

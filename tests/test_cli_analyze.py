@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import query, save
+from helpers import call, query, save, without
 from tiny_models import tiny
 
-from gemel.cli import main
 from gemel.workload import Workload
 
-BIN = Path(sys.executable).parent
+Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -31,25 +28,13 @@ def path(workload_in: Callable[..., Workload]) -> Path:
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Run ``gemel analyze`` here; returns its exit code and what it printed."""
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["gemel", "analyze", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        printed = capsys.readouterr()
-        return int(caught.value.code or 0), printed.out, printed.err
-
-    return run
+def analyze(gemel: Call) -> Call:
+    return partial(gemel, "analyze")
 
 
-Call = Callable[..., tuple[int, str, str]]
-
-
-def test_table_json_and_page(path: Path, call: Call, tmp_path: Path) -> None:
+def test_table_json_and_page(path: Path, analyze: Call, tmp_path: Path) -> None:
     figures, page = tmp_path / "out" / "analysis.json", tmp_path / "out" / "analysis.html"
-    code, out, err = call(path, "--json", figures, "--html", page)
+    code, out, err = analyze(path, "--json", figures, "--html", page)
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert "a: 4 layers, 0.01 MB" in lines[0]
@@ -65,21 +50,21 @@ def test_table_json_and_page(path: Path, call: Call, tmp_path: Path) -> None:
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
-def test_heads_and_strict(path: Path, call: Call) -> None:
-    code, out, _ = call(path, "--heads", "--definition", "strict")
+def test_heads_and_strict(path: Path, analyze: Call) -> None:
+    code, out, _ = analyze(path, "--heads", "--definition", "strict")
     assert code == 0
     assert "Linear(in_features=32, out_features=3, bias=True)" in out
 
 
-def test_a_workload_where_nothing_can_be_shared(workload_in: Callable[..., Workload], call: Call) -> None:
+def test_a_workload_where_nothing_can_be_shared(workload_in: Callable[..., Workload], analyze: Call) -> None:
     root = workload_in(query("a")).root
     save(tiny(0), root / "a.safetensors")
-    code, out, _ = call(root / "workload.yaml")
+    code, out, _ = analyze(root / "workload.yaml")
     assert code == 0
     assert "potential: 0.0% (0.00 MB) between models, 0.0% (0.00 MB) and inside them" in out
 
 
-def test_more_groups_than_the_table_has_rows(workload_in: Callable[..., Workload], call: Call) -> None:
+def test_more_groups_than_the_table_has_rows(workload_in: Callable[..., Workload], analyze: Call) -> None:
     deep = {**query("a", "many_layers:deep"), "name": "a"}
     del deep["model"]["weights"]
     root = workload_in(deep, {**deep, "name": "b", "task": "embedding"}).root
@@ -87,7 +72,7 @@ def test_more_groups_than_the_table_has_rows(workload_in: Callable[..., Workload
     lines += ["    return nn.Sequential(*convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(27, 2))"]
     (root / "many_layers.py").write_text("\n".join(lines))
     with pytest.warns(UserWarning, match="no weights given"):
-        code, out, _ = call(root / "workload.yaml")
+        code, out, _ = analyze(root / "workload.yaml")
     assert code == 0
     assert "\n  4 more " in out
 
@@ -102,41 +87,33 @@ def test_more_groups_than_the_table_has_rows(workload_in: Callable[..., Workload
     ],
 )
 def test_mistakes_are_one_line(
-    path: Path, call: Call, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+    path: Path, analyze: Call, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     monkeypatch.chdir(path.parent)
-    code, out, err = call(*arguments)
+    code, out, err = analyze(*arguments)
     assert (code, out) == (2, "")
     assert message in err
     assert err.startswith("error: ")
     assert err.count("\n") == 1
 
 
-def test_missing_weights_are_one_line(path: Path, call: Call) -> None:
+def test_missing_weights_are_one_line(path: Path, analyze: Call) -> None:
     (path.parent / "b.safetensors").unlink()
-    code, _, err = call(path)
+    code, _, err = analyze(path)
     assert code == 2
     assert err == f"error: query b: weights: {path.parent}/b.safetensors: no such file\n"
 
 
-@pytest.mark.parametrize(("missing", "arguments"), [("torch", []), ("matplotlib", ["--html", "page.html"])])
-def test_packages_that_are_not_installed(path: Path, tmp_path: Path, missing: str, arguments: list[str]) -> None:
-    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules[{missing!r}] = None")
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(
-        [BIN / "gemel", "analyze", path, *arguments],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=tmp_path,
-        timeout=120,
-    )
+@pytest.mark.parametrize(("missing", "page"), [("torch", None), ("matplotlib", "page.html")])
+def test_packages_that_are_not_installed(path: Path, tmp_path: Path, missing: str, page: str | None) -> None:
+    arguments = ["--html", str(tmp_path / page)] if page else []
+    done = call("gemel", "analyze", path, *arguments, **without(missing, path=tmp_path))
     assert done.returncode == 2
     assert done.stderr == "error: gemel analyze needs packages that are not installed: pip install 'gemel[merge]'\n"
     assert not (tmp_path / "page.html").exists()
 
 
-def test_help_has_an_example(call: Call) -> None:
-    code, out, _ = call("--help")
+def test_help_has_an_example(analyze: Call) -> None:
+    code, out, _ = analyze("--help")
     assert code == 0
     assert "gemel analyze examples/" in out

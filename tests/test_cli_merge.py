@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,15 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from helpers import query, save
+from helpers import call, query, save, without
 from tiny_models import tiny
 
-from gemel.cli import main
 from gemel.cli.merge import parse_budget
 from gemel.errors import InputError
 from gemel.merging.start import donate
 from gemel.workload import Workload, load
 from gemel.workload.merge_report import read_report
 
-BIN = Path(sys.executable).parent
 Call = Callable[..., tuple[int, str, str]]
 
 
@@ -45,25 +42,16 @@ def path(workload_in: Callable[..., Workload]) -> Path:
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Run ``gemel merge`` here; returns its exit code and what it printed."""
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["gemel", "merge", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        printed = capsys.readouterr()
-        return int(caught.value.code or 0), printed.out, printed.err
-
-    return run
+def merge(gemel: Call) -> Call:
+    return partial(gemel, "merge")
 
 
 SHORT = ("--steps", "4", "--epochs", "1", "--batch", "8", "--device", "cpu")
 
 
-def test_a_line_for_each_model_trial_and_query(path: Path, call: Call, tmp_path: Path) -> None:
+def test_a_line_for_each_model_trial_and_query(path: Path, merge: Call, tmp_path: Path) -> None:
     merged = tmp_path / "merged[1]"
-    code, out, err = call(path, "-o", merged, *SHORT)
+    code, out, err = merge(path, "-o", merged, *SHORT)
     assert (code, err) == (0, "")
     lines = [line.split(maxsplit=1) for line in out.splitlines()]
     assert [first for first, _ in lines] == ["model"] * 2 + ["trial"] * (len(lines) - 6) + ["query"] * 2 + [
@@ -86,10 +74,10 @@ def test_a_line_for_each_model_trial_and_query(path: Path, call: Call, tmp_path:
     load(merged / "workload.yaml")
 
 
-def test_options_reach_the_search(path: Path, call: Call, tmp_path: Path) -> None:
+def test_options_reach_the_search(path: Path, merge: Call, tmp_path: Path) -> None:
     merged = tmp_path / "merged"
     arguments = ("--strategy", "together", "--seed", "3", "--no-inside", "--start", "donor", "--rate", "0.01")
-    assert call(path, "-o", merged, *SHORT, *arguments, "--definition", "strict")[0] == 0
+    assert merge(path, "-o", merged, *SHORT, *arguments, "--definition", "strict")[0] == 0
     report = read_report(merged / "merge.json")
     assert (report.strategy, report.seed) == ("together", 3)
     header = json.loads((merged / "search" / "journal.jsonl").read_text().splitlines()[0])
@@ -98,9 +86,9 @@ def test_options_reach_the_search(path: Path, call: Call, tmp_path: Path) -> Non
     assert header["definition"] == "strict"
 
 
-def test_no_time_is_said_and_leaves_what_there_was(path: Path, call: Call, tmp_path: Path) -> None:
+def test_no_time_is_said_and_leaves_what_there_was(path: Path, merge: Call, tmp_path: Path) -> None:
     merged = tmp_path / "merged"
-    code, out, _ = call(path, "-o", merged, *SHORT, "--budget", "0.001s")
+    code, out, _ = merge(path, "-o", merged, *SHORT, "--budget", "0.001s")
     assert code == 0
     *_, notice, last = out.splitlines()
     assert notice == "time is up; --resume goes on with a larger --budget"
@@ -111,7 +99,7 @@ def test_no_time_is_said_and_leaves_what_there_was(path: Path, call: Call, tmp_p
         "../a.safetensors",
         "../b.safetensors",
     ]
-    code, out, _ = call(path, "-o", merged, *SHORT, "--resume", "--budget", "1h")
+    code, out, _ = merge(path, "-o", merged, *SHORT, "--resume", "--budget", "1h")
     assert code == 0
     assert read_report(merged / "merge.json").finished
 
@@ -130,7 +118,7 @@ def interrupt(number: int) -> Callable[..., None]:
 
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_ctrl_c_leaves_a_workload_that_can_be_used(
-    number: int, expected: int, path: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: int, expected: int, path: Path, merge: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     merged = tmp_path / "merged"
     with monkeypatch.context() as patched:
@@ -138,22 +126,22 @@ def test_ctrl_c_leaves_a_workload_that_can_be_used(
         # No start is good enough, so that something is left to be interrupted.
         patched.setattr("gemel.merging.trial._met", lambda *_: frozenset())
         before = signal.getsignal(signal.SIGINT)
-        code, out, err = call(path, "-o", merged, *SHORT)
+        code, out, err = merge(path, "-o", merged, *SHORT)
         assert signal.getsignal(signal.SIGINT) is before
     assert (code, err) == (expected, "")
     assert out.splitlines()[-1] == f"stopped; {merged} has what was found so far. Next: the same command with --resume"
     assert not read_report(merged / "merge.json").finished
     assert len(load(merged / "workload.yaml").queries) == 2
-    code, out, err = call(path, "-o", merged, *SHORT)
+    code, out, err = merge(path, "-o", merged, *SHORT)
     assert code == 2
     assert err == f"error: {merged}: is there already; --resume goes on with it; name another folder, or delete it\n"
-    code, out, _ = call(path, "-o", merged, *SHORT, "--resume")
+    code, out, _ = merge(path, "-o", merged, *SHORT, "--resume")
     assert code == 0
     assert read_report(merged / "merge.json").finished
 
 
 def test_ctrl_c_while_models_are_loaded(
-    path: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, merge: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = cv2.imread
 
@@ -164,24 +152,24 @@ def test_ctrl_c_while_models_are_loaded(
 
     monkeypatch.setattr(cv2, "imread", imread)
     merged = tmp_path / "merged"
-    code, out, _ = call(path, "-o", merged, *SHORT)
+    code, out, _ = merge(path, "-o", merged, *SHORT)
     assert code == 130
     assert out.splitlines()[-1] == f"stopped; {merged} has nothing yet. Next: the same command with --resume"
     # There is nothing in the way of another try, resumed or not.
-    assert call(path, "-o", merged, *SHORT)[0] == 0
+    assert merge(path, "-o", merged, *SHORT)[0] == 0
 
 
-def test_a_mistake_in_the_workload_leaves_nothing_in_the_way(path: Path, call: Call, tmp_path: Path) -> None:
+def test_a_mistake_in_the_workload_leaves_nothing_in_the_way(path: Path, merge: Call, tmp_path: Path) -> None:
     merged = tmp_path / "merged"
     right = path.read_text()
     document = yaml.safe_load(right)
     document["queries"][1]["data"] = {"train": "nowhere"}
     path.write_text(json.dumps(document))
-    code, _, err = call(path, "-o", merged, *SHORT)
+    code, _, err = merge(path, "-o", merged, *SHORT)
     assert code == 2
     assert "query b: data.train: " in err
     path.write_text(right)
-    assert call(path, "-o", merged, *SHORT)[0] == 0
+    assert merge(path, "-o", merged, *SHORT)[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -196,8 +184,8 @@ def test_a_mistake_in_the_workload_leaves_nothing_in_the_way(path: Path, call: C
         (["--rate", "nan"], "--rate: nan is not allowed"),
     ],
 )
-def test_mistakes_are_one_line(path: Path, call: Call, tmp_path: Path, arguments: list[str], message: str) -> None:
-    code, out, err = call(path, "-o", tmp_path / "merged", *arguments)
+def test_mistakes_are_one_line(path: Path, merge: Call, tmp_path: Path, arguments: list[str], message: str) -> None:
+    code, out, err = merge(path, "-o", tmp_path / "merged", *arguments)
     assert (code, out) == (2, "")
     assert err.startswith(f"error: {message}")
     assert err.count("\n") == 1
@@ -205,65 +193,58 @@ def test_mistakes_are_one_line(path: Path, call: Call, tmp_path: Path, arguments
 
 
 @pytest.mark.parametrize("option", ["--steps", "--epochs", "--batch"])
-def test_numbers_that_are_too_small(option: str, path: Path, call: Call, tmp_path: Path) -> None:
-    code, _, err = call(path, "-o", tmp_path / "merged", option, "0")
+def test_numbers_that_are_too_small(option: str, path: Path, merge: Call, tmp_path: Path) -> None:
+    code, _, err = merge(path, "-o", tmp_path / "merged", option, "0")
     assert code == 2
     assert option in err
 
 
-def test_places_that_cannot_be_written_or_read(path: Path, call: Call, tmp_path: Path) -> None:
+def test_places_that_cannot_be_written_or_read(path: Path, merge: Call, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for output, message in (
         (tmp_path / "file", "is there already; name another folder, or delete it"),
         (tmp_path / "file" / "merged", "cannot be written: Not a directory"),
         (path.parent, "is there already; name another folder, or delete it"),
     ):
-        code, _, err = call(path, "-o", output, *SHORT)
+        code, _, err = merge(path, "-o", output, *SHORT)
         assert (code, err) == (2, f"error: {output}: {message}\n")
-    code, _, err = call(tmp_path / "nowhere.yaml", "-o", tmp_path / "merged")
+    code, _, err = merge(tmp_path / "nowhere.yaml", "-o", tmp_path / "merged")
     assert (code, err) == (2, f"error: {tmp_path}/nowhere.yaml: cannot be read: No such file or directory\n")
-    code, _, err = call(path, "-o", path.parent, "--resume")
+    code, _, err = merge(path, "-o", path.parent, "--resume")
     assert code == 2
     assert "holds no merge to resume" in err
 
 
-def test_another_search_is_not_resumed(path: Path, call: Call, tmp_path: Path) -> None:
+def test_another_search_is_not_resumed(path: Path, merge: Call, tmp_path: Path) -> None:
     merged = tmp_path / "merged"
-    assert call(path, "-o", merged, *SHORT)[0] == 0
-    code, _, err = call(path, "-o", merged, *SHORT, "--resume", "--seed", "1")
+    assert merge(path, "-o", merged, *SHORT)[0] == 0
+    code, _, err = merge(path, "-o", merged, *SHORT, "--resume", "--seed", "1")
     assert code == 2
     assert "was begun with seed 0, now it is 1; resume with what it was begun with, or name another folder" in err
-    code, _, err = call(path, "-o", merged, *SHORT, "--resume", "--rate", "0.5")
+    code, _, err = merge(path, "-o", merged, *SHORT, "--resume", "--rate", "0.5")
     assert "was begun with rate None, now it is 0.5; " in err
     path.write_text(path.read_text().replace("b.safetensors", "a.safetensors"))
-    code, _, err = call(path, "-o", merged, *SHORT, "--resume")
+    code, _, err = merge(path, "-o", merged, *SHORT, "--resume")
     assert code == 2
     assert "was begun with other queries or feeds; " in err
 
 
-def test_without_ray(path: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray(path: Path, merge: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    code, _, err = call(path, "-o", tmp_path / "merged", *SHORT, "--ray", "local")
+    code, _, err = merge(path, "-o", tmp_path / "merged", *SHORT, "--ray", "local")
     assert code == 2
     assert err.endswith("gemel merge --ray needs packages that are not installed: pip install 'gemel[ray]'\n")
 
 
 def test_packages_that_are_not_installed(path: Path, tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['torch'] = None")
-    done = subprocess.run(
-        [BIN / "gemel", "merge", path, "-o", tmp_path / "merged"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        timeout=120,
-    )
+    done = call("gemel", "merge", path, "-o", tmp_path / "merged", **without("torch", path=tmp_path))
     assert done.returncode == 2
     assert done.stderr == "error: gemel merge needs packages that are not installed: pip install 'gemel[merge]'\n"
     assert not (tmp_path / "merged").exists()
 
 
-def test_help_has_an_example(call: Call) -> None:
-    code, out, _ = call("--help")
+def test_help_has_an_example(merge: Call) -> None:
+    code, out, _ = merge("--help")
     assert code == 0
     assert "gemel merge examples/" in out
     assert {"--budget", "--resume", "--strategy", "--device", "--ray"} <= set(re.findall(r"--[\w-]+", out))

@@ -25,10 +25,10 @@ from .batch_norm import thaw_batch_norm
 from .faster_rcnn import cut_faster_rcnn
 from .inputs import input_defaults
 from .one_stage import cut_one_stage
-from .stages import Cut, StageModule, ZooModel
+from .stages import Cut, StageModule, ZooModel, as_tuple
 from .whole import cut_plain, cut_zoo
 
-__all__ = ["Cut", "StageModule", "ZooModel", "cut", "input_defaults", "thaw_batch_norm"]
+__all__ = ["Cut", "StageModule", "ZooModel", "as_tuple", "cut", "input_defaults", "thaw_batch_norm"]
 
 
 def cut(model: nn.Module, task: str, input: InputSpec | None = None) -> Cut:  # noqa: A002 - the field's name everywhere

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...errors import ModelError
 from ...runtime.manifest import DecodeSpec, InputSpec
 
-__all__ = ["BATCH", "Cut", "StageModule", "Whole", "ZooModel", "attempt", "example"]
+__all__ = ["BATCH", "Cut", "StageModule", "Whole", "ZooModel", "as_tuple", "attempt", "example"]
 
 BATCH = {"image": {0: "batch"}}
 
@@ -74,6 +74,11 @@ class Whole(nn.Module):
 
     def forward(self, image: Tensor) -> Any:
         return self.model(image)
+
+
+def as_tuple(outputs: Any) -> tuple[Tensor, ...]:
+    """What a module gave, where one tensor may come alone."""
+    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 
 
 def example(spec: InputSpec) -> Tensor:

@@ -9,7 +9,7 @@ from torchvision.models import GoogLeNet, Inception3
 
 from ...errors import ModelError
 from ...runtime.manifest import ClassificationDecode, DecodeSpec, EmbeddingDecode, InputSpec
-from .stages import BATCH, Cut, StageModule, Whole, ZooModel, attempt, example
+from .stages import BATCH, Cut, StageModule, Whole, ZooModel, as_tuple, attempt, example
 
 __all__ = ["cut_plain", "cut_zoo"]
 
@@ -51,8 +51,7 @@ def cut_zoo(model: ZooModel, task: str, spec: InputSpec) -> Cut:
         raise ModelError(f"{type(model).__name__} is for the task {made_for}, not {task}")
     image = example(spec)
     module = Whole(model)
-    outputs = attempt(model, module, image)
-    count = 1 if isinstance(outputs, Tensor) else len(outputs)
+    count = len(as_tuple(attempt(model, module, image)))
     names = tuple(model.output_names)
     if count != len(names):
         raise ModelError(f"{type(model).__name__} gives {count} outputs and names {len(names)}: {', '.join(names)}")

@@ -1,7 +1,7 @@
 """The paper's heuristic and its ablations: share one more group, retrain, keep it or half of it, go on.
 
-Padmanabhan et al., "Gemel" (NSDI 2023), section 5.3, in the form of the published code, without its defects: a group
-is confirmed only for models whose accuracy holds, and the others go back to the weights they had.
+Padmanabhan et al., "Gemel" (NSDI 2023), in the form of the published code, without its defects: a group is confirmed
+only for models whose accuracy holds, and the others go back to the weights they had.
 """
 
 from __future__ import annotations

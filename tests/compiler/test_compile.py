@@ -55,6 +55,19 @@ def test_feeds_of_files_become_absolute(bundle_folder: Path) -> None:
     assert all(Path(source).is_absolute() and source.endswith("yard.mp4") for source in sources)
 
 
+@pytest.mark.parametrize("source", ["${CAMERA}", "${HOST}/1", "rtsp://user:${PASSWORD}@camera/1"])
+def test_addresses_of_cameras_keep_their_variables(
+    source: str, tmp_path: Path, workload_in: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    addresses = {"CAMERA": "rtsp://user:secret@camera/2", "HOST": "rtsp://user:secret@camera", "PASSWORD": "secret"}
+    for name, value in addresses.items():
+        monkeypatch.setenv(name, value)
+    save(tiny(0), tmp_path / "a.safetensors")
+    bundle = compile_workload(workload_in(query("a"), feeds={"yard": {"source": source}}), tmp_path / "bundle")
+    assert bundle.manifest.feeds["yard"].source == source
+    assert "secret" not in (tmp_path / "bundle" / "manifest.json").read_text()
+
+
 def test_compiling_again_gives_the_same_bytes(tmp_path: Path, workload_in: Make) -> None:
     write_pair(tmp_path)
     workload = workload_in(query("a"), query("b"))

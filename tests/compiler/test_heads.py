@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from torchvision.models.detection import (
 from torchvision.models.detection.backbone_utils import mobilenet_backbone, resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
-from gemel.compiler.heads import StageModule, cut, input_defaults, thaw_batch_norm
+from gemel.compiler.heads import StageModule, as_tuple, cut, input_defaults, thaw_batch_norm
 from gemel.errors import ModelError
 from gemel.runtime.manifest import (
     ClassificationDecode,
@@ -37,12 +37,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 UNTRAINED: Mapping[str, None] = {"weights": None, "weights_backbone": None}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Tiny(nn.Module):
@@ -208,9 +203,9 @@ def exported(stage: StageModule, path: Path, variants: list[tuple[Tensor, ...]])
     }
     for inputs in [tuple(stage.inputs.values()), *variants]:
         with torch.no_grad():
-            expected = stage.module(*inputs)
+            expected = as_tuple(stage.module(*inputs))
         got = session.run(list(stage.outputs), {k: v.numpy() for k, v in zip(stage.inputs, inputs, strict=True)})
-        for ours, theirs in zip(got, (expected,) if isinstance(expected, Tensor) else expected, strict=True):
+        for ours, theirs in zip(got, expected, strict=True):
             assert ours.shape == tuple(theirs.shape)
             assert np.abs(ours - theirs.numpy()).max() <= 1e-4 * max(float(theirs.abs().max()), 1e-6)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import query, save
+from helpers import query, save, single_thread
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -30,17 +30,13 @@ from gemel.workload.zoo.cifar_resnet import cifar_resnet
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _one_thread(one_thread: None) -> None:
+    """In every test of this folder."""
 
 
 @pytest.fixture(scope="session")
 def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two small ResNets, trained on stripes: one tells their direction, the other their colour."""
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("trained")
     tasks = {"direction": (("flat", "steep", "upright"), 8), "colour": (("blue", "red"), 14)}
     queries = []
@@ -51,7 +47,8 @@ def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 target = folder / "data" / name / part / classes[answer]
                 target.mkdir(parents=True, exist_ok=True)
                 cv2.imwrite(str(target / f"{index:03}.png"), np.ascontiguousarray(image[:, :, ::-1]))
-        save(_train(depth, len(classes), pixels[:400], answers[:400]), folder / f"{name}.safetensors")
+        with single_thread():
+            save(_train(depth, len(classes), pixels[:400], answers[:400]), folder / f"{name}.safetensors")
         queries.append(
             query(
                 name,

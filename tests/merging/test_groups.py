@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemel.merging.groups import groups_of, shareable
+from gemel.merging.groups import groups_of, pair_bytes
 from gemel.merging.layers import Layer
 
 
@@ -52,7 +52,7 @@ def test_pairs_share_what_the_smaller_of_two_counts_allows() -> None:
         layer("b", "y", 7),
         layer("c", "y", 7),
     ]
-    assert shareable(["c", "b", "a"], groups_of(layers)) == {("c", "b"): 7, ("c", "a"): 0, ("b", "a"): 20}
+    assert pair_bytes(["c", "b", "a"], groups_of(layers)) == {("c", "b"): 7, ("c", "a"): 0, ("b", "a"): 20}
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("xyz")), max_size=30))

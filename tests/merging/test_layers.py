@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from tiny_models import tiny
 from torch import Tensor, nn
 
 from gemel.compiler.heads import cut
-from gemel.merging.layers import Definition, Layer, layers_of
+from gemel.merging.layers import Definition, Layer, layers_of, shareable
 from gemel.merging.networks import Network
 from gemel.runtime.manifest import InputSpec
 
@@ -63,6 +65,16 @@ def test_shape_looks_through_what_leaves_the_weight_alone(changes: dict[str, int
     one, other = model(), model(**changes)
     assert layers(one)["0"].definition == layers(other)["0"].definition
     assert layers(one, "strict")["0"].definition != layers(other, "strict")["0"].definition
+
+
+def test_what_can_share_is_of_one_kind_and_no_head() -> None:
+    first = Layer("a", "x", "MyConv()", (4, 4), 64, False)
+    assert first.kind == replace(first, model="b", name="y").kind
+    # What a class prints of itself may be the same for another shape, and the same shape may have another precision.
+    assert len({first.kind, replace(first, shape=(2, 8)).kind, replace(first, bytes=32).kind}) == 3
+    head = replace(first, head=True)
+    assert shareable([first, head]) == (first,)
+    assert shareable([first, head], heads=True) == (first, head)
 
 
 def test_kinds_and_groups_are_told_apart() -> None:

@@ -166,6 +166,7 @@ def test_a_loss_that_is_no_number_ends_its_trial(trained: Path) -> None:
     wrong = [trial for trial in report.trials if "the loss is" in trial.ended]
     assert wrong
     assert not any(trial.accepted for trial in wrong)
+    assert read_report(trained / "merged" / "merge.json") == report
     assert all(found.relative >= found.target for found in report.queries.values())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ import pytest
 import yaml
 from helpers import query
 
+from gemel.merging import report
+from gemel.merging.footprint import Held
 from gemel.merging.problem import Problem
-from gemel.merging.report import merged_workload, report_of
+from gemel.merging.report import Reporter, merged_workload
 from gemel.merging.search import Found
 from gemel.merging.sharing import SharingMap, Use
 from gemel.merging.strategies import Verdict
@@ -147,7 +149,7 @@ def test_a_report_on_a_search(subject: Callable[..., Subject], tmp_path: Path) -
     outcome = Outcome({"a": 0.95, "a1": 0.9, "b": 0.97}, {}, frozenset("ab"), 30, 1.23456, "done")
     verdict = Verdict(Trial("one layer", sharing, frozenset("ab")), outcome, True, sharing)
     found = Found(states, sharing, {"a": 0.95, "a1": 0.9, "b": 0.97}, 30, [verdict])
-    report = report_of(problem, subjects, found, strategy="heaviest", finished=True)
+    report = Reporter(problem, subjects, "heaviest").report(found, finished=True)
     assert (report.strategy, report.seed, report.finished) == ("heaviest", 7, True)
     assert {name: (each.model, each.reached, each.target) for name, each in report.queries.items()} == {
         "a": ("a", 0.95, 0.9),
@@ -165,15 +167,32 @@ def test_a_report_on_a_search(subject: Callable[..., Subject], tmp_path: Path) -
     assert read_report(tmp_path / "merge.json") == report
 
 
+def test_original_models_are_counted_once(subject: Callable[..., Subject], monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, subjects = made(subject)
+    counted: list[int] = []
+
+    def count(models: Iterable[Held]) -> int:
+        counted.append(len(list(models)))
+        return 100
+
+    monkeypatch.setattr(report, "bundle_bytes", count)
+    found = Found({name: each.state() for name, each in subjects.items()})
+    reporter = Reporter(problem, subjects, "together")
+    assert counted == [1, 1, 2]
+    for _ in range(3):
+        assert reporter.report(found, finished=False).original_bytes == 200
+    assert counted == [1, 1, 2, 2, 2, 2]
+
+
 def test_before_anything_is_merged_everything_is_original(subject: Callable[..., Subject]) -> None:
     problem, subjects = made(subject)
     found = Found({name: each.state() for name, each in subjects.items()})
-    report = report_of(problem, subjects, found, strategy="together", finished=False)
+    report = Reporter(problem, subjects, "together").report(found, finished=False)
     assert 0 < report.merged_bytes <= report.original_bytes
     assert (report.layer_saving, report.shared) == (0, ())
     assert all(each.relative == 1 for each in report.queries.values())
 
 
 def test_where_no_model_can_be_retrained_there_is_nothing_to_save() -> None:
-    report = report_of(Problem({}), {}, Found({}), strategy="together", finished=True)
+    report = Reporter(Problem({}), {}, "together").report(Found({}), finished=True)
     assert (report.saving, report.layer_saving, report.potential, report.queries) == (0, 0, 0, {})

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from gemel.errors import InputError
 from gemel.merging import merge
 from gemel.merging.merge import Options, merge_workload
+from gemel.merging.records import key_of
 from gemel.merging.sharing import SharingMap
-from gemel.merging.store import key_of
 from gemel.merging.strategies import Settings
 from gemel.merging.subjects import State, Subject
 from gemel.merging.trial import Outcome, Trial
@@ -216,6 +216,41 @@ def test_a_budget_that_loading_uses_up_loses_nothing(
     again["report"]["finished"] = True
     assert again == whole
     assert whole["report"]["shared"]
+
+
+def test_no_trial_of_a_batch_begins_after_the_deadline(
+    run: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(nobody, tmp_path / "whole")
+    now, tried = 0.0, []
+
+    def slow(trial: Trial) -> str:
+        nonlocal now
+        now += 40.0
+        tried.append(trial.group)
+        return ""
+
+    for name in ("merge", "search"):
+        monkeypatch.setattr(f"gemel.merging.{name}.monotonic", lambda: now)
+    cut = run(slow, tmp_path / "merged", budget=30.0)
+    # A trial looks into its script twice; of three donors only the first was tried, and of the batch nothing is kept.
+    assert set(tried) == {"donor a"}
+    assert (cut["report"]["trials"], cut["report"]["finished"]) == ((), False)
+    assert run(nobody, tmp_path / "merged", resume=True) == whole
+
+
+def test_a_second_merge_into_the_same_folder_is_refused(
+    run: Callable[..., dict[str, Any]], workload: Workload, tmp_path: Path
+) -> None:
+    whole = run(nobody, tmp_path / "whole")
+
+    def meanwhile(trial: Trial) -> str:
+        for resume in (False, True):
+            with pytest.raises(InputError, match=f"another gemel merge is writing {tmp_path / 'merged'}"):
+                merge_workload(workload, tmp_path / "merged", Options(device="cpu", resume=resume))
+        return ""
+
+    assert run(meanwhile, tmp_path / "merged") == whole
 
 
 def test_weights_that_were_lost_are_an_error(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:

@@ -284,6 +284,19 @@ def test_no_batch_begins_after_the_deadline() -> None:
     assert not trainer.jobs
 
 
+def test_a_batch_that_the_deadline_cuts_off_is_forgotten() -> None:
+    trainer, journal = Trainer("ab"), Quiet()
+    told: list[Sequence[Verdict]] = []
+
+    def execute(jobs: Sequence[Job]) -> list[Outcome] | None:
+        return trainer(jobs) if len(jobs) == 1 else None
+
+    steps = ask([trial(shared("ab0"), "ab")], [trial(shared("ab1"), "ab"), trial(shared("cd1"), "cd")], told=told)
+    found = search(PROBLEM, steps, ORIGINALS, execute, journal)
+    assert len(journal.recorded) == len(told) == len(found.verdicts) == 1
+    assert found.sharing == shared("ab0")
+
+
 def test_weights_of_trials_that_are_over_are_let_go() -> None:
     told: list[Sequence[Verdict]] = []
     steps = ask([trial(shared("ab0"), "ab")], [trial(shared("ab1"), "ab")], told=told)

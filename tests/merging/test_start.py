@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gemel.merging import start
 from gemel.merging.sharing import Use
-from gemel.merging.start import average, donate, refit_heads, reset_statistics
+from gemel.merging.start import average, donate, is_narrow, refit_heads, reset_statistics
 from gemel.merging.subjects import Subject
 
 MakeSubject = Callable[..., Subject]
@@ -135,6 +135,34 @@ def test_a_model_without_batch_norm_has_no_statistics(subject: MakeSubject) -> N
     before = made.state()
     reset_statistics(made, [])
     assert all(torch.equal(value, before[name]) for name, value in made.state().items())
+
+
+@pytest.mark.parametrize(("found", "narrow"), [(0.96, True), (0.98, False)])
+def test_images_whose_statistics_break_a_model_are_narrow(
+    found: float, narrow: bool, subject: MakeSubject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = subject("a", Net)
+    before = made.state()
+
+    def accuracies(judged: Subject, limit: int | None) -> dict[str, float]:
+        assert not torch.equal(values(judged, "norm0.running_var"), before["norm0.running_var"])
+        assert limit == 40
+        return {"a": found * judged.held[0].original}
+
+    monkeypatch.setattr(Subject, "accuracies", accuracies)
+    assert is_narrow(made, [made.train.batch(torch.arange(64))], 40) == narrow
+    assert all(torch.equal(value, before[name]) for name, value in made.state().items())
+
+
+@pytest.mark.parametrize("statistics", [None, False])
+def test_a_model_without_statistics_is_not_judged_by_them(
+    statistics: bool | None, subject: MakeSubject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norm = [] if statistics is None else [nn.BatchNorm2d(3, track_running_stats=statistics)]
+    made = subject("a", lambda: nn.Sequential(*norm, nn.Flatten(), nn.Linear(192, 3)))
+    # Few of its images may be harder than all of them.
+    monkeypatch.setattr(Subject, "accuracies", lambda *_: {"a": 0.5})
+    assert not is_narrow(made, iter(()), 8)
 
 
 def embedding(made: Subject) -> Tensor:

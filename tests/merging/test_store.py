@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 import torch
 
 from gemel.errors import InputError
 from gemel.merging import store as module
+from gemel.merging.records import key_of, pack
 from gemel.merging.sharing import SharingMap, Use
-from gemel.merging.store import Store, key_of, write_atomically
+from gemel.merging.store import Store, write_atomically
 from gemel.merging.strategies import Verdict
 from gemel.merging.training import Recipe
 from gemel.merging.trial import Outcome, Start, Trial
@@ -22,6 +24,26 @@ from gemel.workload.merge_report import MergeReport, read_report
 HEADER = {"workload": "0", "seed": 0}
 A, B = Use("a", "0.weight"), Use("b", "0.weight")
 SHARING = SharingMap().joined([(A, B)])
+
+
+class Opened(Protocol):
+    def __call__(self, header: dict[str, Any], *, resume: bool = False) -> Store: ...
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Opened]:
+    """Open the store in ``merged``; what had it open before is at its end then."""
+    last: list[Store] = []
+
+    def open_(header: dict[str, Any], *, resume: bool = False) -> Store:
+        while last:
+            last.pop().close()
+        last.append(Store(tmp_path / "merged", header, resume=resume))
+        return last[-1]
+
+    yield open_
+    for store in last:
+        store.close()
 
 
 def trial(group: str = "all", **fields: Any) -> Trial:
@@ -61,11 +83,11 @@ def report(**fields: Any) -> MergeReport:
     return MergeReport(**{**base, **fields})
 
 
-def test_a_recorded_batch_is_recalled(tmp_path: Path) -> None:
-    first = Store(tmp_path / "merged", HEADER)
+def test_a_recorded_batch_is_recalled(opened: Opened) -> None:
+    first = opened(HEADER)
     assert first.recall([trial()]) is None
     record(first, verdict(), verdict("second"))
-    again = Store(tmp_path / "merged", HEADER, resume=True)
+    again = opened(HEADER, resume=True)
     found = again.recall([trial(), trial("second")])
     assert found is not None
     assert (found[0].accuracies, found[0].met, found[0].samples) == ({"qa": 0.5, "qb": 0.75}, frozenset("a"), 20)
@@ -75,78 +97,105 @@ def test_a_recorded_batch_is_recalled(tmp_path: Path) -> None:
     assert again.weights["b"].read_bytes() == b"1"
 
 
-def test_a_trial_that_time_cut_off_does_not_stop_the_strategy_again(tmp_path: Path) -> None:
-    record(Store(tmp_path / "merged", HEADER), verdict(ended="time"))
-    found = Store(tmp_path / "merged", HEADER, resume=True).recall([trial()])
+def test_a_trial_that_time_cut_off_does_not_stop_the_strategy_again(opened: Opened) -> None:
+    record(opened(HEADER), verdict(ended="time"))
+    found = opened(HEADER, resume=True).recall([trial()])
     assert found is not None
     assert found[0].ended == "cut short"
 
 
-def test_a_line_cut_off_by_a_crash_is_forgotten_with_its_weights(tmp_path: Path) -> None:
-    first = Store(tmp_path / "merged", HEADER)
+def test_a_line_cut_off_by_a_crash_is_forgotten_with_its_weights(tmp_path: Path, opened: Opened) -> None:
+    first = opened(HEADER)
     for value in (1, 2):
         record(first, verdict(value=value), value=value)
     search = tmp_path / "merged" / "search"
     text = (search / "journal.jsonl").read_text()
     # As if the second trial's weights were written, the first one's not yet deleted, and its line half.
-    write_atomically(search / "last-1.safetensors", module._pack(verdict().outcome.states))
+    write_atomically(search / "last-1.safetensors", pack(verdict().outcome.states))
     (search / "journal.jsonl").write_text(text[:-40])
-    again = Store(tmp_path / "merged", HEADER, resume=True)
+    again = opened(HEADER, resume=True)
     assert again.recall([trial()]) is not None
     assert again.recall([trial()]) is None
     assert torch.equal(again.last_states()["a"]["0.weight"], torch.ones(2, 2))
     assert again.weights["a"].read_bytes() == b"1"
     # The trial runs again, and the file that the crash left is not taken for that of an older one.
     record(again, verdict(value=3), value=3)
-    last = Store(tmp_path / "merged", HEADER, resume=True)
+    last = opened(HEADER, resume=True)
     assert torch.equal(last.last_states()["a"]["0.weight"], torch.full((2, 2), 3.0))
     assert [path.name for path in search.glob("last-*")] == ["last-2.safetensors"]
 
 
-def test_a_trial_that_went_wrong_keeps_the_weights_that_the_next_goes_on_from(tmp_path: Path) -> None:
-    store = Store(tmp_path / "merged", HEADER)
+def test_a_trial_that_went_wrong_keeps_the_weights_that_the_next_goes_on_from(opened: Opened) -> None:
+    store = opened(HEADER)
     record(store, verdict())
     wrong = verdict(ended="the loss is nan at step 1")
     store.record([replace(wrong, outcome=replace(wrong.outcome, states={}))], verdict(value=2).outcome.states, {})
-    again = Store(tmp_path / "merged", HEADER, resume=True)
+    again = opened(HEADER, resume=True)
     assert torch.equal(again.last_states()["a"]["0.weight"], torch.full((2, 2), 2.0))
 
 
-def test_another_search_is_not_resumed(tmp_path: Path) -> None:
-    Store(tmp_path / "merged", HEADER).commit({}, report(), b"")
+def test_another_search_is_not_resumed(opened: Opened) -> None:
+    opened(HEADER).commit({}, report(), b"")
     with pytest.raises(InputError, match="was begun with seed 0, now it is 1"):
-        Store(tmp_path / "merged", {**HEADER, "seed": 1}, resume=True)
+        opened({**HEADER, "seed": 1}, resume=True)
 
 
-def test_other_trials_are_not_taken_for_these(tmp_path: Path) -> None:
-    record(Store(tmp_path / "merged", HEADER), verdict())
+def test_other_trials_are_not_taken_for_these(opened: Opened) -> None:
+    record(opened(HEADER), verdict())
     for trials in ([trial("other")], [trial(), trial()]):
         with pytest.raises(InputError, match="another version"):
-            Store(tmp_path / "merged", HEADER, resume=True).recall(trials)
+            opened(HEADER, resume=True).recall(trials)
 
 
-def test_a_journal_of_another_form_is_not_resumed(tmp_path: Path) -> None:
-    Store(tmp_path / "merged", HEADER).commit({}, report(), b"")
+def test_a_journal_of_another_form_is_not_resumed(tmp_path: Path, opened: Opened) -> None:
+    opened(HEADER).commit({}, report(), b"")
     journal = tmp_path / "merged" / "search" / "journal.jsonl"
     journal.write_text(json.dumps(HEADER) + "\n")
     with pytest.raises(InputError, match="another version"):
-        Store(tmp_path / "merged", HEADER, resume=True)
+        opened(HEADER, resume=True)
     for content in (b"\xff\xfe", b"", b"{\n{}\n"):
         journal.write_bytes(content)
         with pytest.raises(InputError, match="cannot be resumed"):
-            Store(tmp_path / "merged", HEADER, resume=True)
+            opened(HEADER, resume=True)
 
 
-def test_nothing_is_written_before_there_is_something(tmp_path: Path) -> None:
-    Store(tmp_path / "merged", HEADER)
-    assert not list((tmp_path / "merged").iterdir())
-    Store(tmp_path / "merged", {**HEADER, "seed": 1})
+def test_nothing_is_in_the_way_before_something_is_written(tmp_path: Path, opened: Opened) -> None:
+    opened(HEADER)
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == [
+        "merged",
+        "merged/search",
+        "merged/search/lock",
+    ]
+    opened({**HEADER, "seed": 1})
 
 
-def test_a_folder_that_is_there_is_not_overwritten(tmp_path: Path) -> None:
-    Store(tmp_path / "merged", HEADER).commit({}, report(), b"")
+def test_a_folder_is_written_by_one_at_a_time(tmp_path: Path) -> None:
+    output = tmp_path / "merged"
+    with Store(output, HEADER) as store:
+        for written in (False, True):
+            for resume in (False, True):
+                with pytest.raises(InputError, match=f"another gemel merge is writing {output}"):
+                    Store(output, HEADER, resume=resume)
+            if not written:
+                store.commit({}, report(), b"")
+    with pytest.raises(InputError, match="was begun with seed 0"):
+        Store(output, {**HEADER, "seed": 1}, resume=True)
+    # Nor does one that is refused keep it from others.
+    Store(output, HEADER, resume=True).close()
+
+
+def test_nothing_is_written_into_a_folder_of_other_things(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for resume in (False, True):
+        with pytest.raises(InputError, match=r"is there already|no merge to resume"):
+            Store(tmp_path, HEADER, resume=resume)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_that_is_there_is_not_overwritten(tmp_path: Path, opened: Opened) -> None:
+    opened(HEADER).commit({}, report(), b"")
     with pytest.raises(InputError, match="--resume goes on with it"):
-        Store(tmp_path / "merged", HEADER)
+        opened(HEADER)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
     with pytest.raises(InputError, match="is there already; name another"):
@@ -158,8 +207,8 @@ def test_a_folder_that_is_there_is_not_overwritten(tmp_path: Path) -> None:
 FIRST, SECOND = "a-11111111.safetensors", "a-22222222.safetensors"
 
 
-def test_commit_replaces_what_was_committed(tmp_path: Path) -> None:
-    store = Store(tmp_path / "merged", HEADER)
+def test_commit_replaces_what_was_committed(tmp_path: Path, opened: Opened) -> None:
+    store = opened(HEADER)
     store.commit({FIRST: b"1"}, report(), b"first")
     (tmp_path / "merged" / "weights" / "notes.txt").write_text("not ours")
     store.commit({SECOND: b"2"}, report(saving=0.25), b"second")
@@ -169,8 +218,10 @@ def test_commit_replaces_what_was_committed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [SECOND, "merge.json", "workload.yaml"])
-def test_a_full_disk_leaves_the_last_commit(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store(tmp_path / "merged", HEADER)
+def test_a_full_disk_leaves_the_last_commit(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: Opened
+) -> None:
+    store = opened(HEADER)
     store.commit({FIRST: b"1"}, report(), b"first")
 
     def full(path: Path, content: bytes) -> None:
@@ -187,9 +238,9 @@ def test_a_full_disk_leaves_the_last_commit(name: str, tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize("name", [SECOND, "last-2.safetensors", "journal.jsonl"])
 def test_a_disk_that_fills_in_a_record_leaves_the_batch_before(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, monkeypatch: pytest.MonkeyPatch, opened: Opened
 ) -> None:
-    store = Store(tmp_path / "merged", HEADER)
+    store = opened(HEADER)
     record(store, verdict())
     number = 0
 
@@ -211,7 +262,7 @@ def test_a_disk_that_fills_in_a_record_leaves_the_batch_before(
     with pytest.raises(InputError, match="No space left on device; the last commit is whole"):
         store.record([verdict(value=2)], verdict(value=2).outcome.states, {"a": (SECOND, b"2")})
     monkeypatch.undo()
-    again = Store(tmp_path / "merged", HEADER, resume=True)
+    again = opened(HEADER, resume=True)
     assert again.recall([trial()]) is not None
     if name != "journal.jsonl":  # there, the line may have come to the disk or not
         assert again.recall([trial()]) is None

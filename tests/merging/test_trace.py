@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from tiny_models import TinyTransformer, tiny
 from torch import Tensor, nn
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn, ssdlite320_mobilenet_v3_large
 
 from gemel.compiler.heads import cut
-from gemel.merging.trace import Trace, trace
+from gemel.merging.trace import Trace, hooked, trace
 from gemel.runtime.manifest import InputSpec
 
 
@@ -36,6 +37,20 @@ class Odd(nn.Module):
         x = self.norm2(torch.relu_(self.plain(x)))
         scores: Tensor = self.head(x.mean((2, 3)))
         return scores.softmax(1)
+
+
+def test_hooks_are_gone_afterwards() -> None:
+    layers = [nn.Linear(3, 3), nn.Linear(3, 2)]
+    seen: list[tuple[nn.Module, tuple[int, ...], tuple[int, ...]]] = []
+    model, x = nn.Sequential(*layers), torch.zeros(1, 3)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        hooked(layers, lambda layer, taken, made: seen.append((layer, tuple(taken[0].shape), tuple(made.shape)))),
+    ):
+        model(x)
+        raise KeyboardInterrupt
+    model(x)
+    assert seen == [(layers[0], (1, 3), (1, 3)), (layers[1], (1, 3), (1, 2))]
 
 
 def test_order_norms_and_heads() -> None:

@@ -3,7 +3,7 @@ frame through torchvision's complete model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import mobilenet_backbone, resnet_fpn_backbone
 from torchvision.ops import MultiScaleRoIAlign
 
-from gemel.compiler.heads import Cut, cut
+from gemel.compiler.heads import Cut, as_tuple, cut
 from gemel.runtime.decode import Array, build
 from gemel.runtime.manifest import InputSpec
 from gemel.runtime.preprocess import prepare
@@ -29,13 +29,7 @@ FRAME = np.random.default_rng(0).integers(0, 256, (120, 160, 3)).astype(np.uint8
 PADDED = InputSpec(size=(128, 160))
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Two threads that wait for each other on a busy machine take ten times as long as one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def liven(model: nn.Module, *heads: nn.Module) -> None:
@@ -95,8 +89,7 @@ def run_stage(parts: Cut, name: str, inputs: Mapping[str, Array]) -> dict[str, A
     stage = parts.stages[name]
     assert list(inputs) == list(stage.inputs)
     with torch.no_grad():
-        outputs = stage.module(*(torch.from_numpy(np.ascontiguousarray(value)) for value in inputs.values()))
-    outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+        outputs = as_tuple(stage.module(*(torch.from_numpy(np.ascontiguousarray(each)) for each in inputs.values())))
     return {key: value.numpy() for key, value in zip(stage.outputs, outputs, strict=True)}
 
 
