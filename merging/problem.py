@@ -79,17 +79,18 @@ class Problem:
         return sorted(groups, key=lambda group: (-group.saving, group.definition, group.models))
 
 
-def pair(problem: Problem, *, inside: bool = False, period: int = 2) -> list[tuple[str, Slot]]:
+def pair(problem: Problem, *, inside: bool = False, folds: int = 0, period: int = 2) -> list[tuple[str, Slot]]:
     """Slots that share as much as possible, with their definitions.
 
     Between models the k-th layer of a definition pairs with the k-th, counted from the front. With ``inside``, a
     model that has more of them than another goes on with the last ``period`` that both have, over and over, as a
     deeper model's later blocks repeat a shallower one's last: each definition is left with as many tensors as the
-    model has that uses it least.
+    model has that uses it least. Each fold takes half of these blocks away again, of an odd number the smaller half.
 
     Args:
         problem: the models.
         inside: whether layers of one model may share.
+        folds: how often blocks are halved inside models.
         period: layers of one definition in a block; two in a basic residual block.
     """
     counts: dict[Kind, list[int]] = {}
@@ -102,9 +103,11 @@ def pair(problem: Problem, *, inside: bool = False, period: int = 2) -> list[tup
         for layer in problem.shareable(name):
             index = seen[layer.kind]
             seen[layer.kind] += 1
-            fewest = min(counts[layer.kind])
-            if inside and index >= fewest:
-                block = min(period, fewest)
-                index = fewest - block + (index - fewest) % block
+            left = min(counts[layer.kind])
+            for _ in range(folds):
+                left -= left // period // 2 * period
+            if inside and index >= left:
+                block = min(period, left)
+                index = left - block + (index - left) % block
             slots.setdefault((layer.kind, index), []).append(Use(name, layer.parameter))
     return [(kind[0], tuple(sorted(slot))) for (kind, _), slot in slots.items() if len(slot) > 1]

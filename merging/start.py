@@ -41,7 +41,8 @@ def donate(subjects: Mapping[str, Subject], slots: Iterable[Slot], order: Sequen
         rank = {use: (order.index(use.model), _position(subjects, use)) for use in slot}
         donor = min(slot, key=rank.__getitem__)
         for use in slot:
-            if use != donor:
+            # Who holds the donor's weight already has a BatchNorm of its own for it.
+            if not torch.equal(_weight(subjects, use), _weight(subjects, donor)):
                 _copy(subjects, donor, use, norms)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from time import monotonic
@@ -16,7 +16,7 @@ from .sharing import SharingMap, Use
 from .subjects import Subject, fitting, outputs_of
 from .trace import NORMS
 
-__all__ = ["GLANCE", "Fit", "Progress", "Recipe", "fit", "strain"]
+__all__ = ["GLANCE", "Fit", "Progress", "Recipe", "fit", "reached", "strain"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Recipe:
     decay: float = 5e-4
     """Weight decay."""
     checks: int = 4
-    """How often accuracy is looked at on the way."""
+    """How often accuracy is looked at, the last time at the end."""
     spare: float = 0.0
     """Of the accuracy that each query may lose, the part that it must still have left for training to end early."""
     gives_up: bool = True
@@ -107,7 +107,7 @@ def fit(
     steps = recipe.steps
     if recipe.unit == "epochs":
         steps *= max(math.ceil(len(subject.train) / _batch(subject, recipe)) for subject in taught)
-    looks = {round(steps * (index + 1) / (recipe.checks + 1)) for index in range(recipe.checks)}
+    looks = {round(steps * (index + 1) / recipe.checks) for index in range(recipe.checks)}
     history: list[dict[str, float]] = []
     for step in range(1, steps + 1):
         if monotonic() > deadline:
@@ -135,9 +135,9 @@ def fit(
             history.append(accuracies)
             weights = _weights(taught, accuracies)
             # What holds on some images may not on all.
-            if _met(taught, accuracies, recipe.spare) and _met(taught, _look(taught), recipe.spare):
+            if reached(taught, accuracies, recipe.spare) and reached(taught, _look(taught), recipe.spare):
                 result.ended = "met"
-            elif recipe.gives_up and _hopeless(taught, history, recipe.checks):
+            elif recipe.gives_up and step < steps and _hopeless(taught, history, recipe.checks):
                 result.ended = "hopeless"
         watch(Progress(step, steps, losses, accuracies))
         if result.ended != "done":
@@ -245,9 +245,9 @@ def _look(taught: list[Subject], limit: int | None = None) -> dict[str, float]:
     return {query: value for subject in taught for query, value in subject.accuracies(limit).items()}
 
 
-def _met(taught: list[Subject], accuracies: Mapping[str, float], spare: float) -> bool:
+def reached(subjects: Iterable[Subject], accuracies: Mapping[str, float], spare: float = 0.0) -> bool:
     """Whether every query reaches its goal, with a part of what it may lose left over."""
-    held = [each for subject in taught for each in subject.held]
+    held = [each for subject in subjects for each in subject.held]
     return all(accuracies[each.query.name] >= each.goal + spare * (each.original - each.goal) for each in held)
 
 
@@ -272,7 +272,7 @@ def _hopeless(taught: list[Subject], history: list[dict[str, float]], checks: in
     if len(history) < 2:
         return False
     gaps = _gaps(taught, history[-1])
-    remaining = checks + 1 - len(history)
+    remaining = checks - len(history)
     for query, gap in gaps.items():
         lift = (history[-1][query] - history[0][query]) / (len(history) - 1)
         if gap > max(lift, 0.0) * remaining + 0.02:

@@ -15,7 +15,7 @@ from torch import Tensor
 from .sharing import SharingMap, Use, bind, own_parameters, release
 from .start import average, donate, refit_heads, reset_statistics
 from .subjects import State, Subject, fitting
-from .training import GLANCE, Progress, Recipe, fit, strain
+from .training import GLANCE, Progress, Recipe, fit, reached, strain
 
 __all__ = ["STATISTICS_IMAGES", "Outcome", "Start", "Trial", "TrialRunner", "some"]
 
@@ -131,7 +131,7 @@ class TrialRunner:
         met = _met(learners, accuracies)
         samples, ended = 0, "start"
         strained: dict[Use, float] = {}
-        if trial.recipe is not None and met < trial.learners:
+        if trial.recipe is not None and not reached(learners.values(), accuracies, trial.recipe.spare):
             result = fit(self.subjects, trial.learners, trial.recipe, seed=self._seed, deadline=deadline, watch=watch)
             samples, ended = result.samples, result.trouble or result.ended
             if result.trouble:

@@ -37,6 +37,8 @@ class Settings:
 
     inside: bool = True
     """Whether layers of one model may share, too."""
+    folds: int = 1
+    """How often the default strategy then tries to leave models with half as many different blocks."""
     steps: int = 160
     """Batches of each model in a first training of the default strategy."""
     epochs: int = 10

@@ -82,7 +82,7 @@ def _trial(taken: Sequence[Candidates], wanted: SharingMap, problem: Problem, se
         batch=settings.batch,
         supervision="labels",
         schedule="constant",
-        checks=settings.epochs - 1,
+        checks=settings.epochs,
     )
     start = Start(settings.start or "first", problem.models)
     title = " + ".join(f"{group.definition} ({len(group.slots)} x {len(group.models)})" for group in taken)

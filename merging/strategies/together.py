@@ -2,10 +2,13 @@
 
 1. Each model in turn is tried as the donor of all shared weights, without a gradient (:mod:`gemel.merging.start`);
    the start that keeps most of all queries' accuracies is taken.
-2. All models are retrained together, in rounds of twice the length each while that helps.
+2. All models are retrained together from there, in up to three rounds of twice the length each, until every query
+   keeps its target with something to spare.
 3. A query that still misses its target gets back the weights that it pulls at hardest for their size, an eighth of
    what it shares, then a quarter, then half; it alone learns, from the weights that the others have agreed on, so that
    nothing is lost for these. If that is not enough, its model stays as it was.
+4. Where all queries keep their targets with everything shared, models are left with half as many different blocks, and
+   retrained once more.
 """
 
 from __future__ import annotations
@@ -22,10 +25,14 @@ from . import Search, Settings, Verdict
 
 __all__ = ["together"]
 
+_Shared = Generator[Sequence[Trial], Sequence[Verdict], SharingMap]
+"""A part of a search; it returns what is shared afterwards."""
 _RATE = 0.02
 _ROUNDS = 3
-_SPARE = 0.5
-"""Images that decide are not those of tomorrow: training ends early only where half of what may be lost is left."""
+_SPARE = 0.25
+"""Images that decide are not those of tomorrow: training goes on until a quarter of what may be lost is left."""
+_ENDED = ("start", "met", "time")
+"""How a training ends after which another round is of no use."""
 _LEAST = 0.01
 """What a query counts that keeps nothing at all: zero would make all donors equal."""
 _GIVEN_BACK = (1 / 8, 1 / 4, 1 / 2)
@@ -33,9 +40,19 @@ _GIVEN_BACK = (1 / 8, 1 / 4, 1 / 2)
 
 def together(problem: Problem, settings: Settings) -> Search:
     """Every part of the workload whose models can share something, as one. See the module."""
-    everything = SharingMap().joined(slot for _, slot in pair(problem, inside=settings.inside))
-    for part in _parts(everything):
-        yield from _merge(problem, settings, everything.of(part), part)
+    everything = _pairing(problem, settings, 0)
+    for models in _parts(everything):
+        wanted = everything.of(models)
+        shared = yield from _merge(problem, settings, wanted, models)
+        for folds in range(1, settings.folds + 1):
+            before, wanted = wanted, _pairing(problem, settings, folds).of(models)
+            if wanted == before or not set(before.slots) <= set(shared.slots):
+                break
+            shared = yield from _fold(problem, settings, wanted, models)
+
+
+def _pairing(problem: Problem, settings: Settings, folds: int) -> SharingMap:
+    return SharingMap().joined(slot for _, slot in pair(problem, inside=settings.inside, folds=folds))
 
 
 def _parts(sharing: SharingMap) -> list[frozenset[str]]:
@@ -47,19 +64,22 @@ def _parts(sharing: SharingMap) -> list[frozenset[str]]:
     return parts
 
 
-def _merge(problem: Problem, settings: Settings, wanted: SharingMap, models: frozenset[str]) -> Search:
+def _merge(problem: Problem, settings: Settings, wanted: SharingMap, models: frozenset[str]) -> _Shared:
+    """Steps 1 to 3 of the module for models that hang together; returns what is shared then."""
     start = yield from _best_start(problem, settings, wanted, models)
-    if start is None:
-        return
+    if isinstance(start, SharingMap):
+        return start
     title = f"all layers of {', '.join(sorted(models))}"
     recipe = _recipe(settings, settings.steps)
     (verdict,) = yield [Trial(title, wanted, models, start, recipe)]
     for length in range(1, _ROUNDS):
-        if verdict.outcome.met == models or verdict.outcome.ended == "time":
-            return
+        if verdict.outcome.ended in _ENDED:
+            break
         recipe = _recipe(settings, settings.steps << length)
         again = Trial(f"{title}, round {length + 1}", wanted, models, Start("keep"), recipe, "last")
         (verdict,) = yield [again]
+    if verdict.outcome.ended == "time":
+        return verdict.sharing
     # Of the last round with all of them: what a model pulls at once others have given in is not what it gave in to.
     strain, shared = verdict.outcome.strain, verdict.sharing
     if not models & shared.models:
@@ -71,6 +91,15 @@ def _merge(problem: Problem, settings: Settings, wanted: SharingMap, models: fro
         rest = wanted.of(done | {model}).without(own)
         start = Start("donor", (*sorted(done), model))
         shared = yield from _give_back(problem, shared, rest, frozenset({model}), strain, start, recipe)
+    return shared
+
+
+def _fold(problem: Problem, settings: Settings, wanted: SharingMap, models: frozenset[str]) -> _Shared:
+    """Step 4: from weights that all can bear to half as many, in one long round, all or nothing."""
+    start = Start("donor", _by_size(problem, models))
+    title = f"half of the blocks of {', '.join(sorted(models))}"
+    (verdict,) = yield [Trial(title, wanted, models, start, _recipe(settings, settings.steps << _ROUNDS - 1))]
+    return verdict.sharing
 
 
 def _recipe(settings: Settings, steps: int) -> Recipe:
@@ -78,18 +107,22 @@ def _recipe(settings: Settings, steps: int) -> Recipe:
     return Recipe(steps, rate=settings.rate or _RATE, batch=settings.batch, gives_up=False, spare=_SPARE)
 
 
+def _by_size(problem: Problem, models: frozenset[str]) -> tuple[str, ...]:
+    """Largest first; models of one size come by name, as a set has another order in every process."""
+    return tuple(sorted(models, key=lambda name: (-len(problem.layers[name]), name)))
+
+
 def _best_start(
     problem: Problem, settings: Settings, wanted: SharingMap, models: frozenset[str]
-) -> Generator[Sequence[Trial], Sequence[Verdict], Start | None]:
-    """Try each model as the donor; returns the start to take, None where one is good enough as it is."""
-    # Models of one size come by name: a set has another order in every process.
-    by_size = sorted(models, key=lambda name: (-len(problem.layers[name]), name))
+) -> Generator[Sequence[Trial], Sequence[Verdict], Start | SharingMap]:
+    """Try each model as the donor; returns the start to take, or what is shared where one is good enough as it is."""
+    by_size = _by_size(problem, models)
     if settings.start in ("first", "average"):
-        return Start(settings.start, tuple(by_size))
+        return Start(settings.start, by_size)
     starts = [Start("donor", (name, *(other for other in by_size if other != name))) for name in by_size]
     verdicts: Sequence[Verdict] = yield [Trial(f"donor {start.order[0]}", wanted, models, start) for start in starts]
     if any(verdict.accepted for verdict in verdicts):
-        return None
+        return verdicts[-1].sharing
     # A product: a query that keeps little counts more than the others do.
     kept = [
         math.prod(min(max(value, _LEAST), 1.0) for value in verdict.outcome.relative.values()) for verdict in verdicts
@@ -105,7 +138,7 @@ def _give_back(
     strain: Mapping[Use, float],
     start: Start,
     recipe: Recipe,
-) -> Generator[Sequence[Trial], Sequence[Verdict], SharingMap]:
+) -> _Shared:
     """Retrain some models alone, with more and more of their weights their own.
 
     Args:

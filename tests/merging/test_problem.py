@@ -50,6 +50,31 @@ def test_equal_definitions_of_other_shapes_or_precisions_do_not_pair() -> None:
 
 
 @pytest.mark.parametrize(
+    ("folds", "left"),
+    [
+        # Five blocks of two; three, two and one are left of them.
+        (0, 10),
+        (1, 6),
+        (2, 4),
+        (3, 2),
+        (9, 2),
+    ],
+)
+def test_folds_halve_the_blocks_inside_models(folds: int, left: int) -> None:
+    made = problem(x="a" * 10, y="a" * 10)
+    found = [slot for _, slot in pair(made, inside=True, folds=folds)]
+    assert len(found) == left
+    # Of both models alike: the last block that is left is what the others repeat.
+    assert all(
+        {use.parameter for use in slot if use.model == "x"} == {use.parameter for use in slot if use.model == "y"}
+        for slot in found
+    )
+    assert Use("x", "9.weight") in next(slot for slot in found if Use("x", f"{left - 1}.weight") in slot)
+    # Between models there is nothing to fold.
+    assert pair(made, folds=folds) == pair(made)
+
+
+@pytest.mark.parametrize(
     ("deep", "expected"),
     [
         ("aaa", ["x0 y0", "x1 y1", "x2 y2"]),

@@ -71,6 +71,17 @@ def test_a_donor_gives_kernel_and_batch_norm(subject: MakeSubject) -> None:
     assert all(torch.equal(value, before[name]) for name, value in subjects["b"].state().items())
 
 
+def test_who_has_the_kernel_already_keeps_its_batch_norm(subject: MakeSubject) -> None:
+    subjects = pair_of(subject)
+    shared = slot(("a", "early"), ("b", "early"))
+    donate(subjects, [shared], ("a", "b"))
+    nn.init.constant_(subjects["b"].model.get_parameter("norm1.bias"), 7.0)
+    donate(subjects, [(*shared, Use("b", "late.weight"))], ("a", "b"))
+    assert torch.equal(values(subjects["b"], "late.weight"), values(subjects["a"], "early.weight"))
+    assert bool((values(subjects["b"], "norm1.bias") == 7).all())
+    assert torch.equal(values(subjects["b"], "norm2.bias"), values(subjects["a"], "norm1.bias"))
+
+
 def test_the_first_gives_its_kernel_alone(subject: MakeSubject) -> None:
     subjects = pair_of(subject)
     before = subjects["b"].state()

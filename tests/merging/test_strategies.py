@@ -50,7 +50,7 @@ def drive(
     met: Met,
     strain: Mapping[Use, float] | None = None,
     accuracies: Callable[[Trial], float] = lambda trial: 0.5,
-    ended: Callable[[Trial], str] = lambda trial: "done",
+    ended: Callable[[Trial], str] = lambda trial: "",
     **settings: Any,
 ) -> tuple[list[list[Trial]], Found]:
     """Run a strategy with trials of which ``met`` tells who meets; returns the batches, and what was found."""
@@ -67,7 +67,8 @@ def drive(
         pull = {use: value for use, value in (strain or {}).items() if use in trial.sharing.uses}
         pull = {use: value for use, value in pull.items() if use.model in trial.learners - good}
         states = {model: originals[model] for model in trial.learners}
-        return Outcome(scores, scores, good, 1, 0.0, ended(trial), pull, states)
+        end = ended(trial) or ("met" if good == trial.learners else "done")
+        return Outcome(scores, scores, good, 1, 0.0, end, pull, states)
 
     found = search(made, strategy(name)(made, Settings(**settings)), originals, execute, Quiet())
     return batches, found
@@ -279,6 +280,32 @@ def test_together_goes_on_for_longer_while_some_miss() -> None:
     assert [trial.base for trial in rounds[:3]] == ["committed", "last", "last"]
     assert [trial.start.kind for trial in rounds[:3]] == ["first", "keep", "keep"]
     assert len({trial.sharing for trial in rounds[:3]}) == 1
+
+
+def test_together_goes_on_until_queries_have_something_to_spare() -> None:
+    ends = iter(["done", "met"])
+    batches, found = drive(problem(**DEEP), "together", everyone, start="first", ended=lambda trial: next(ends))
+    assert [trial.base for trial in one_each(batches)] == ["committed", "last"]
+    assert found.sharing.models == set("xyz")
+
+
+def test_models_that_bear_everything_are_left_with_half_as_many_blocks() -> None:
+    made = problem(x="a" * 8, y="a" * 6)
+    batches, found = drive(made, "together", everyone, start="first")
+    trials = one_each(batches)
+    assert [len(trial.sharing.slots) for trial in trials] == [6, 4]
+    # The start is what all have agreed on.
+    assert [(trial.start.kind, trial.base) for trial in trials] == [("first", "committed"), ("donor", "committed")]
+    assert len(found.sharing.slots) == 4
+    # As often as is asked for, while there are two blocks.
+    for folds, left in ((0, 6), (2, 2), (5, 2)):
+        assert len(drive(made, "together", everyone, start="first", folds=folds)[1].sharing.slots) == left
+    # And not where somebody cannot bear what there is.
+    batches, found = drive(made, "together", lambda trial: "xy" * (len(trial.sharing.slots) > 4), start="first")
+    assert len(batches) == 2
+    assert len(found.sharing.slots) == 6
+    batches, found = drive(made, "together", nobody, start="first")
+    assert not any(trial.group.startswith("half") for trial in one_each(batches))
 
 
 def test_together_ends_when_time_is_up() -> None:
