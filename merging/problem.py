@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -82,10 +83,10 @@ class Problem:
 def pair(problem: Problem, *, inside: bool = False, folds: int = 0, period: int = 2) -> list[tuple[str, Slot]]:
     """Slots that share as much as possible, with their definitions.
 
-    Between models the k-th layer of a definition pairs with the k-th, counted from the front. With ``inside``, a
-    model that has more of them than another goes on with the last ``period`` that both have, over and over, as a
-    deeper model's later blocks repeat a shallower one's last: each definition is left with as many tensors as the
-    model has that uses it least. Each fold takes half of these blocks away again, of an odd number the smaller half.
+    Between models the k-th layer of a definition pairs with the k-th, counted from the front. With ``inside``, each
+    definition is left with as many tensors as the model has that uses it least, and the blocks of a deeper model are
+    spread evenly over these, from the first to the last: a layer is replaced best by one that stands at about its
+    depth. Each fold takes half of the blocks away again, of an odd number the smaller half.
 
     Args:
         problem: the models.
@@ -93,21 +94,36 @@ def pair(problem: Problem, *, inside: bool = False, folds: int = 0, period: int 
         folds: how often blocks are halved inside models.
         period: layers of one definition in a block; two in a basic residual block.
     """
-    counts: dict[Kind, list[int]] = {}
+    counts: dict[Kind, dict[str, int]] = {}
     for name in problem.models:
         for kind, count in Counter(layer.kind for layer in problem.shareable(name)).items():
-            counts.setdefault(kind, []).append(count)
+            counts.setdefault(kind, {})[name] = count
     slots: dict[tuple[Kind, int], list[Use]] = {}
     for name in problem.models:
         seen: Counter[Kind] = Counter()
         for layer in problem.shareable(name):
-            index = seen[layer.kind]
+            index, left = seen[layer.kind], min(counts[layer.kind].values())
             seen[layer.kind] += 1
-            left = min(counts[layer.kind])
-            for _ in range(folds):
-                left -= left // period // 2 * period
-            if inside and index >= left:
-                block = min(period, left)
-                index = left - block + (index - left) % block
+            if inside:
+                index = _spread(index, counts[layer.kind][name], left, period)
+                for _ in range(folds):
+                    before, left = left, left - left // period // 2 * period
+                    index = _spread(index, before, left, period)
             slots.setdefault((layer.kind, index), []).append(Use(name, layer.parameter))
     return [(kind[0], tuple(sorted(slot))) for (kind, _), slot in slots.items() if len(slot) > 1]
+
+
+def _spread(index: int, count: int, left: int, period: int) -> int:
+    """Which of the ``left`` layers that are left stands for one of ``count``.
+
+    >>> [_spread(index, 10, 6, 2) for index in range(10)]
+    [0, 1, 0, 1, 2, 3, 4, 5, 4, 5]
+    """
+    period = min(period, left)
+    # A stage may begin with a part of a block.
+    lead = left % period
+    if index < lead:
+        return index
+    block, place = divmod(index - lead, period)
+    last, last_left = math.ceil((count - lead) / period) - 1, left // period - 1
+    return lead + (round(block * last_left / last) if last else 0) * period + place

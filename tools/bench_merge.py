@@ -67,6 +67,8 @@ def _arms() -> Iterator[Arm]:
         yield Arm(name, "w1", name, _GOOD)
     yield Arm("together", "w2")
     yield Arm("together, between models", "w2", settings=Settings(inside=False))
+    yield Arm("together", "w3")
+    yield Arm("heaviest", "w3", "heaviest", _GOOD)
     yield Arm("together", "w1", target=0.98, full=True)
     yield Arm("heaviest, published rate", "w2", "heaviest", full=True)
     yield Arm("heaviest", "w2", "heaviest", _GOOD)
@@ -142,19 +144,17 @@ def confirm(original: Path, merged: Path) -> dict[str, float]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = {}
     for name, network in before.items():
-        (query,) = network.queries
-        assert query.data is not None and query.data.val is not None
-        judged = query.model_copy(
-            update={"data": query.data.model_copy(update={"val": query.data.val.replace("/val", "/test")})}
-        )
-        _, images = load_data(judged, workload, network.cut.input, network.cut.decode.classes)  # type: ignore[union-attr]
-        task = task_of(network, query)
-        scores = []
-        for each in (network, after[name]):
-            module = each.cut.stages["main"].module.eval().to(device)
-            outputs = evaluate(module, images, device)
-            scores.append(task.accuracy(outputs, outputs, images))
-        found[name] = scores[1] / scores[0]
+        modules = [each.cut.stages["main"].module.eval().to(device) for each in (network, after[name])]  # type: ignore[union-attr]
+        for query in network.queries:
+            assert query.data is not None and query.data.val is not None
+            unseen = query.data.model_copy(update={"val": query.data.val.replace("/val", "/test")})
+            judged = query.model_copy(update={"data": unseen})
+            classes = getattr(network.cut.decode, "classes", None)
+            _, images = load_data(judged, workload, network.cut.input, classes)
+            teacher, merged = (evaluate(module, images, device) for module in modules)
+            task = task_of(network, query)
+            was, now = (task.accuracy(outputs, teacher, images) for outputs in (teacher, merged))
+            found[query.name] = now / was
     return found
 
 

@@ -1,4 +1,4 @@
-"""The workloads that merging is measured on: real images, and originals fine-tuned from public checkpoints.
+"""The workloads that merging is measured on: real images and videos, and originals that were trained.
 
     .venv/bin/python tools/merge_workloads.py ../shared/data -o out/merge
 
@@ -9,6 +9,9 @@ kept: about 20 minutes on two cores the first time, nothing after that.
 W1 has four queries on CIFAR-10 whose classes nest; W2 has two of them and one on Fashion-MNIST. Images of CIFAR-10's
 training set are what originals are fine-tuned on and what merging may train on (5,000 a query); its test set is halved
 into ``val``, which the search looks at, and ``test``, which only the benchmark's report does.
+
+W3 is examples/street: a person detector, a face detector and an embedder, all of the MobileNetV2 family, on three
+videos without labels. Of each fifth of a video, frames go to ``train``, then ``val``, then ``test``.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import io
+import math
 import random
 import shutil
 import subprocess
@@ -24,6 +28,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import cv2
+import make_street_example
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -34,10 +40,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.datasets import ImageFolder
 
+from gemel.runtime.feeds.source import Source, resolve
+from gemel.workload.data.video import count_frames, pictures
 from gemel.workload.models import read_state
 from gemel.workload.zoo.cifar_resnet import CifarResNet, cifar_resnet
 
 __all__ = ["main", "prepare"]
+
+_ROOT = Path(__file__).resolve().parent.parent
 
 _VEHICLES = ("airplane", "automobile", "ship", "truck")
 _ANIMALS = ("bird", "cat", "deer", "dog", "frog", "horse")
@@ -57,11 +67,15 @@ QUERIES: dict[str, tuple[int, Classes]] = {
     "alive": (32, {"animal": _ANIMALS, "vehicle": _VEHICLES}),
     "clothes": (32, {name: (name,) for name in _FASHION}),
 }
+_STREET = _ROOT / "examples" / "street"
+_PARTS = {"train": 0.6, "val": 0.8, "test": 1.0}
+"""Of each of five stretches of a video: where each part ends."""
+_MOST_FRAMES = 400
 WORKLOADS = {"w1": ("objects", "vehicles", "animals", "alive"), "w2": ("vehicles", "animals", "clothes")}
 
 
 def prepare(data: Path, output: Path) -> dict[str, Path]:
-    """Make both workloads below ``output``; returns their files by name."""
+    """Make all workloads below ``output``; returns their files by name."""
     _cifar(data, output / "images")
     _fashion(output / "images")
     for name, (depth, classes) in QUERIES.items():
@@ -70,7 +84,43 @@ def prepare(data: Path, output: Path) -> dict[str, Path]:
         if not target.exists():
             start = None if name == "clothes" else data / _CHECKPOINTS[depth]
             _fine_tune(name, depth, classes, start, output, target)
-    return {name: _workload(name, output) for name in WORKLOADS}
+    return {name: _workload(name, output) for name in WORKLOADS} | {"w3": _street(output)}
+
+
+def _street(output: Path) -> Path:
+    """The workload of the example with its frames in folders."""
+    if not (_STREET / "data" / "junction.avi").exists() or not any((_STREET / "weights").glob("*.safetensors")):
+        make_street_example.main([])
+    document = yaml.safe_load((_STREET / "workload.yaml").read_text())
+    for name, feed in document["feeds"].items():
+        source = resolve(name, feed["source"], base=_STREET)
+        _frames(source, output / "data" / "street" / name)
+        feed["source"] = f"data/street/{name}/val"
+    for query in document["queries"]:
+        if "weights" in query["model"]:
+            query["model"]["weights"] = str(_STREET / query["model"]["weights"])
+        query["data"] = {part: f"data/street/{query['feed']}/{part}" for part in ("train", "val")}
+    path = output / "w3.yaml"
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+    return path
+
+
+def _frames(source: Source, target: Path) -> None:
+    """Frames of a video as JPEG, at most so many, evenly apart."""
+    if target.exists():
+        return
+    what = target.name
+    count = count_frames(source, what)
+    numbers = list(range(0, count, math.ceil(count / _MOST_FRAMES)))
+    work = target.with_name(f".{target.name}")
+    shutil.rmtree(work, ignore_errors=True)
+    for part in _PARTS:
+        (work / part).mkdir(parents=True)
+    for number, picture in zip(numbers, pictures(source, numbers, what), strict=False):
+        place = number * 5 / count % 1
+        part = next(part for part, end in _PARTS.items() if place < end)
+        cv2.imwrite(str(work / part / f"{number:05}.jpg"), picture, [cv2.IMWRITE_JPEG_QUALITY, 95])
+    work.rename(target)
 
 
 def _cifar(data: Path, images: Path) -> None:

@@ -49,6 +49,10 @@ def test_equal_definitions_of_other_shapes_or_precisions_do_not_pair() -> None:
     assert pair(Problem(layers)) == []
 
 
+def found_before(made: Problem, folds: int) -> list[Slot]:
+    return [slot for _, slot in pair(made, inside=True, folds=max(folds - 1, 0))]
+
+
 @pytest.mark.parametrize(
     ("folds", "left"),
     [
@@ -64,12 +68,13 @@ def test_folds_halve_the_blocks_inside_models(folds: int, left: int) -> None:
     made = problem(x="a" * 10, y="a" * 10)
     found = [slot for _, slot in pair(made, inside=True, folds=folds)]
     assert len(found) == left
-    # Of both models alike: the last block that is left is what the others repeat.
     assert all(
         {use.parameter for use in slot if use.model == "x"} == {use.parameter for use in slot if use.model == "y"}
         for slot in found
     )
-    assert Use("x", "9.weight") in next(slot for slot in found if Use("x", f"{left - 1}.weight") in slot)
+    # What was one tensor before stays one.
+    for slot in found_before(made, folds):
+        assert any(set(slot) <= set(wider) for wider in found)
     # Between models there is nothing to fold.
     assert pair(made, folds=folds) == pair(made)
 
@@ -78,13 +83,19 @@ def test_folds_halve_the_blocks_inside_models(folds: int, left: int) -> None:
     ("deep", "expected"),
     [
         ("aaa", ["x0 y0", "x1 y1", "x2 y2"]),
-        # The fourth layer goes on with the second again, as the last block begins there.
+        # The fourth layer is the first of another block of two, of which one is left.
         ("aaaa", ["x0 y0", "x1 y1 y3", "x2 y2"]),
         ("aaaaaaa", ["x0 y0", "x1 y1 y3 y5", "x2 y2 y4 y6"]),
     ],
 )
-def test_inside_a_model_the_last_block_goes_on(deep: str, expected: list[str]) -> None:
+def test_inside_a_model_blocks_repeat(deep: str, expected: list[str]) -> None:
     assert slots(pair(problem(x="aaa", y=deep), inside=True)) == expected
+
+
+def test_blocks_of_a_deep_model_are_spread_evenly_over_those_of_a_shallow_one() -> None:
+    found = slots(pair(problem(x="a" * 5, y="a" * 13), inside=True))
+    # A part of a block, then two blocks for six.
+    assert found == ["x0 y0", "x1 y1 y3 y5", "x2 y2 y4 y6", "x3 y11 y7 y9", "x4 y10 y12 y8"]
 
 
 def test_a_longer_block_goes_on_as_a_whole() -> None:
@@ -123,6 +134,14 @@ def test_nothing_in_common() -> None:
     assert problem(x="ab", y="cd").groups() == []
     assert problem(x="aab").groups() == []
     assert Problem({}).groups() == []
+
+
+@given(st.dictionaries(st.sampled_from("xyz"), st.text("ab", max_size=16)), st.integers(1, 3), st.integers(1, 4))
+def test_a_fold_only_joins_slots(models: dict[str, str], folds: int, period: int) -> None:
+    made = problem(**models)
+    before, after = ([slot for _, slot in pair(made, inside=True, folds=n, period=period)] for n in (folds - 1, folds))
+    assert all(any(set(slot) <= set(wider) for wider in after) for slot in before)
+    assert sum(map(len, before)) <= sum(map(len, after))
 
 
 @given(st.dictionaries(st.sampled_from("xyz"), st.text("abC", max_size=8)), st.booleans(), st.integers(1, 3))
