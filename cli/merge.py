@@ -41,10 +41,13 @@ def merge(
         ),
     ] = "together",
     inside: Annotated[bool, typer.Option(help="Whether layers inside a model may share, too.")] = True,
+    folds: Annotated[
+        int, typer.Option(help="How often models that bear everything are then left with half of their blocks.", min=0)
+    ] = 1,
     steps: Annotated[int, typer.Option(help="Batches of each model in the first training.", min=1)] = 160,
     epochs: Annotated[int, typer.Option(help="Times through the data in a trial of the other strategies.", min=1)] = 10,
     batch: Annotated[
-        int | None, typer.Option(help="Images in a batch; left out, 128 small ones or fewer large ones.", min=2)
+        int | None, typer.Option(help="Images in a batch; left out, 64 small ones or fewer large ones.", min=2)
     ] = None,
     rate: Annotated[float | None, typer.Option(help="Learning rate; left out, the strategy's.")] = None,
     start: Annotated[
@@ -84,7 +87,15 @@ def merge(
         raise InputError(f"--rate: {rate} is not allowed: a number above 0 is expected")
     options = Options(
         strategy=name,
-        settings=Settings(inside=inside, steps=steps, epochs=epochs, batch=batch, rate=rate, start=cast("Any", start)),
+        settings=Settings(
+            inside=inside,
+            folds=folds,
+            steps=steps,
+            epochs=epochs,
+            batch=batch,
+            rate=rate,
+            start=cast("Any", start),
+        ),
         definition=cast("Any", definition),
         seed=seed,
         device=device,

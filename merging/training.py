@@ -29,7 +29,7 @@ class Recipe:
     rate: float = 0.02
     """Learning rate of SGD with momentum 0.9."""
     batch: int | None = None
-    """Images of each model in a step; None: as many as fit their size, 128 small ones."""
+    """Images of each model in a step; None: as many as fit their size, 64 small ones."""
     supervision: Literal["teacher", "labels"] = "teacher"
     """What is learned; a model whose images have no labels learns from its teacher in any case."""
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -67,7 +67,7 @@ class Fit:
 
 Watch = Callable[[Progress], None]
 
-_BATCH = 128
+_BATCH = 64
 _STEEPEST = 1.0
 """Largest norm of a gradient where BatchNorm does not measure its batches: without that, a bad start diverges."""
 _WARM_UP = 0.1
@@ -228,10 +228,9 @@ def _batches(subject: Subject, recipe: Recipe, seed: int) -> Iterator[tuple[Tens
     generator = torch.Generator().manual_seed(seed)
     while True:
         order = torch.randperm(len(subject.train), generator=generator)
-        for part in order.split(_batch(subject, recipe)):
-            # A last part of one image has no variance for BatchNorm.
-            if len(part) > 1:
-                yield part, bool(torch.randint(2, (), generator=generator))
+        # Of nearly one size: BatchNorm's statistics of a last batch of few images would undo what many steps have done.
+        for part in order.tensor_split(math.ceil(len(order) / _batch(subject, recipe))):
+            yield part, bool(torch.randint(2, (), generator=generator))
 
 
 def _share(recipe: Recipe, done: float) -> float:
