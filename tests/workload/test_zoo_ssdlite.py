@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import struct
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from make_street_example import read_constants, ssdlite_state
 from numpy.typing import NDArray
 from torch import nn
 from torchvision.models import mobilenet_v2
@@ -26,16 +24,6 @@ _NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "runn
 def model() -> SsdLiteMobileNetV2:
     torch.manual_seed(0)
     return ssdlite_mobilenet_v2(num_classes=2).eval()
-
-
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "tools" / "make_street_example.py"
-    spec = importlib.util.spec_from_file_location("make_street_example", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize("size", [(300, 300), (160, 224)])
@@ -131,7 +119,7 @@ def _shape(*sizes: int) -> bytes:
     return _field(2, b"".join(_field(2, _field(1, size)) for size in sizes))
 
 
-def test_reads_the_constants_of_a_graph(tool: ModuleType) -> None:
+def test_reads_the_constants_of_a_graph() -> None:
     graph = (
         _node("kernel", "Const", _field(1, 1) + _shape(2, 1) + _field(4, struct.pack("<2f", 1.5, -2)))
         + _node("repeated", "Const", _field(1, 1) + _shape(3) + _field(5, struct.pack("<f", 0.25)))
@@ -140,7 +128,7 @@ def test_reads_the_constants_of_a_graph(tool: ModuleType) -> None:
         + _node("integers", "Const", _field(1, 3) + _shape(1) + _field(4, struct.pack("<i", 5)))
         + _node("other", "Identity", _field(1, 1) + _shape(1))
     )
-    constants = tool.read_constants(graph, "a.pb")
+    constants = read_constants(graph, "a.pb")
     assert {name: values.tolist() for name, values in constants.items()} == {
         "kernel": [[1.5], [-2.0]],
         "repeated": [0.25, 0.25, 0.25],
@@ -149,12 +137,12 @@ def test_reads_the_constants_of_a_graph(tool: ModuleType) -> None:
     }
 
 
-def test_refuses_what_is_no_graph(tool: ModuleType) -> None:
+def test_refuses_what_is_no_graph() -> None:
     with pytest.raises(ModelError, match=r"a\.pb: not a frozen TensorFlow graph"):
-        tool.read_constants(b"\x0a\xff", "a.pb")
+        read_constants(b"\x0a\xff", "a.pb")
     short = _node("kernel", "Const", _field(1, 1) + _shape(3) + _field(4, struct.pack("<2f", 1, 2)))
     with pytest.raises(ModelError, match=r"kernel has 2 values; its shape is \[3\]"):
-        tool.read_constants(short, "a.pb")
+        read_constants(short, "a.pb")
 
 
 def _as_tensorflow(model: SsdLiteMobileNetV2) -> dict[str, NDArray[np.float32]]:
@@ -202,7 +190,7 @@ def _as_tensorflow(model: SsdLiteMobileNetV2) -> dict[str, NDArray[np.float32]]:
     return constants
 
 
-def test_converts_layouts_and_box_order(tool: ModuleType) -> None:
+def test_converts_layouts_and_box_order() -> None:
     model = ssdlite_mobilenet_v2(num_classes=1)
     with torch.no_grad():
         for number, tensor in enumerate(model.state_dict().values()):
@@ -210,7 +198,7 @@ def test_converts_layouts_and_box_order(tool: ModuleType) -> None:
                 tensor.copy_(torch.arange(tensor.numel()).reshape(tensor.shape) + number * 1e-3)
     expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     constants = _as_tensorflow(model)
-    found = tool.ssdlite_state(constants, ssdlite_mobilenet_v2(num_classes=1), "a.pb")
+    found = ssdlite_state(constants, ssdlite_mobilenet_v2(num_classes=1), "a.pb")
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=0, msg=name)
@@ -219,7 +207,7 @@ def test_converts_layouts_and_box_order(tool: ModuleType) -> None:
     with pytest.raises(
         ModelError, match=r"a\.pb: BoxPredictor_5/ClassPredictor/biases has shape \(3,\); expected \(12,\)"
     ):
-        tool.ssdlite_state(constants, ssdlite_mobilenet_v2(num_classes=1), "a.pb")
+        ssdlite_state(constants, ssdlite_mobilenet_v2(num_classes=1), "a.pb")
     del constants["BoxPredictor_5/ClassPredictor/biases"]
     with pytest.raises(ModelError, match=r"no constant 'BoxPredictor_5/ClassPredictor/biases'"):
-        tool.ssdlite_state(constants, ssdlite_mobilenet_v2(num_classes=1), "a.pb")
+        ssdlite_state(constants, ssdlite_mobilenet_v2(num_classes=1), "a.pb")

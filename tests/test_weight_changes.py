@@ -1,0 +1,45 @@
+"""Changes of public weights, as the street example keeps them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from weight_changes import apply, pack
+
+
+def state(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "conv.weight": torch.randn(4, 3, 3, 3, generator=generator),
+        "fc.weight": torch.randn(5, 4, generator=generator),
+        "norm.weight": torch.randn(4, generator=generator),
+        "norm.num_batches_tracked": torch.tensor(seed),
+    }
+
+
+def test_what_changed_comes_back_and_what_is_shared_is_equal(tmp_path: Path) -> None:
+    before = {"a": state(1), "b": state(2)}
+    after = {name: {key: value.clone() for key, value in each.items()} for name, each in before.items()}
+    after["a"]["conv.weight"] += 0.01 * torch.randn(4, 3, 3, 3)
+    after["a"]["conv.weight"][2] = before["a"]["conv.weight"][2]
+    after["b"]["conv.weight"] = after["a"]["conv.weight"].clone()
+    after["b"]["norm.weight"] += 1
+    pack(before, after, [(("b", "conv.weight"), ("a", "conv.weight"))], tmp_path / "changes.safetensors")
+    found = apply(before, tmp_path / "changes.safetensors")
+    assert torch.equal(found["a"]["conv.weight"], found["b"]["conv.weight"])
+    # Within half a step of the largest change of a channel.
+    assert (found["a"]["conv.weight"] - after["a"]["conv.weight"]).abs().max() < 0.05 / 127
+    assert torch.equal(found["a"]["conv.weight"][2], before["a"]["conv.weight"][2])
+    for model, name in (("a", "fc.weight"), ("a", "norm.weight"), ("b", "norm.weight"), ("b", "fc.weight")):
+        assert torch.equal(found[model][name], after[model][name])
+    assert torch.equal(before["b"]["conv.weight"], state(2)["conv.weight"])
+    # A quarter of the one weight that changed, and a scale for each of its channels.
+    assert (tmp_path / "changes.safetensors").stat().st_size < 4 * 27 + 4 * 4 + 4 * 4 + 600
+
+
+def test_nothing_changed(tmp_path: Path) -> None:
+    before = {"a": state(1)}
+    pack(before, before, [], tmp_path / "changes.safetensors")
+    found = apply(before, tmp_path / "changes.safetensors")
+    assert all(torch.equal(found["a"][name], value) for name, value in before["a"].items())

@@ -1,0 +1,70 @@
+"""Retrained weights as changes of public ones: what a repository can hold where the models themselves are fetched.
+
+A convolution's or linear layer's weight is kept as its difference in 8 bits with a scale for each output channel, all
+else as it is, and what several layers share once. Values are rounded by that, so accuracies are to be measured on what
+:func:`apply` gives. Its arithmetic is exact to the bit on every machine.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+__all__ = ["apply", "pack"]
+
+State = Mapping[str, Tensor]
+_LEVELS = 127
+
+
+def pack(
+    before: Mapping[str, State], after: Mapping[str, State], shared: Iterable[Sequence[tuple[str, str]]], path: Path
+) -> None:
+    """Write what changed.
+
+    Args:
+        before: models to state dicts of the original weights.
+        after: the same of the merged ones.
+        shared: weights that hold one tensor, as models and names in their state dicts.
+        path: file to write.
+    """
+    slots = [sorted(slot) for slot in shared]
+    repeated = {use for slot in slots for use in slot[1:]}
+    tensors: dict[str, Tensor] = {}
+    for model, state in after.items():
+        for name, value in state.items():
+            old = before[model][name]
+            if (model, name) in repeated or torch.equal(value, old):
+                continue
+            if value.is_floating_point() and value.ndim >= 2:
+                change = value - old
+                scale = change.flatten(1).abs().amax(1) / _LEVELS
+                steps = change / scale.clamp(min=torch.finfo(scale.dtype).tiny).view(-1, *[1] * (value.ndim - 1))
+                tensors[f"{model}/{name}/steps"] = steps.round().to(torch.int8)
+                tensors[f"{model}/{name}/scale"] = scale
+            else:
+                tensors[f"{model}/{name}"] = value.contiguous()
+    save_file(tensors, path, {"shared": json.dumps(slots)})
+
+
+def apply(before: Mapping[str, State], path: Path) -> dict[str, dict[str, Tensor]]:
+    """State dicts of the merged models; what is shared is equal bit for bit."""
+    after = {model: dict(state) for model, state in before.items()}
+    with safe_open(path, "pt") as file:
+        for key in file.keys():  # noqa: SIM118 - it is no mapping
+            model, name, kind = (*key.split("/"), "")[:3]
+            if kind == "steps":
+                steps, scale = file.get_tensor(key), file.get_tensor(f"{model}/{name}/scale")
+                after[model][name] = before[model][name] + steps * scale.view(-1, *[1] * (steps.ndim - 1))
+            elif not kind:
+                after[model][name] = file.get_tensor(key)
+        slots = json.loads(file.metadata()["shared"])
+    for (model, name), *others in slots:
+        for other, parameter in others:
+            after[other][parameter] = after[model][name].clone()
+    return after
