@@ -144,16 +144,16 @@ def confirm(original: Path, merged: Path) -> dict[str, float]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = {}
     for name, network in before.items():
-        modules = [each.cut.stages["main"].module.eval().to(device) for each in (network, after[name])]  # type: ignore[union-attr]
+        modules = [each.cut.stages["main"].module.eval().to(device) for each in (network, after[name])]
         for query in network.queries:
             assert query.data is not None and query.data.val is not None
             unseen = query.data.model_copy(update={"val": query.data.val.replace("/val", "/test")})
             judged = query.model_copy(update={"data": unseen})
             classes = getattr(network.cut.decode, "classes", None)
             _, images = load_data(judged, workload, network.cut.input, classes)
-            teacher, merged = (evaluate(module, images, device) for module in modules)
+            teacher, student = (evaluate(module, images, device) for module in modules)
             task = task_of(network, query)
-            was, now = (task.accuracy(outputs, teacher, images) for outputs in (teacher, merged))
+            was, now = (task.accuracy(outputs, teacher, images) for outputs in (teacher, student))
             found[query.name] = now / was
     return found
 
