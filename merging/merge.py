@@ -109,6 +109,7 @@ def _merge(
         {name: subject.layers for name, subject in subjects.items()},
         options.seed,
         {name: tuple(query.name for query in subject.network.queries) for name, subject in subjects.items()},
+        {query.name: query.target for query in workload.queries},
     )
     originals = {name: subject.state() for name, subject in subjects.items()}
     journal = _Keeper(workload, store, subjects, Reporter(problem, subjects, options.strategy), listener)

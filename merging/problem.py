@@ -35,6 +35,8 @@ class Problem:
     seed: int = 0
     queries: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Names of the queries that each model answers; left out, the one that it is called after."""
+    targets: Mapping[str, float] = field(default_factory=dict)
+    """What each query must keep of its accuracy; left out, all of it."""
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -3,10 +3,11 @@
 1. Each model in turn is tried as the donor of all shared weights, without a gradient (:mod:`gemel.merging.start`);
    the start that keeps most of all queries' accuracies is taken.
 2. All models are retrained together from there, in up to three rounds of twice the length each, until every query
-   keeps its target with something to spare.
+   keeps its target with something to spare, and while another round promises that.
 3. A query that still misses its target gets back the weights that it pulls at hardest for their size, an eighth of
    what it shares, then a quarter, then half; it alone learns, from the weights that the others have agreed on, so that
-   nothing is lost for these. If that is not enough, its model stays as it was.
+   nothing is lost for these. If that is not enough, its model stays as it was. Where there are no such others, all go
+   on learning, and those that miss get a quarter back, half, and three quarters.
 4. Where all queries keep their targets with everything shared, models are left with half as many different blocks, and
    retrained once more.
 """
@@ -20,7 +21,7 @@ from itertools import accumulate
 from ..problem import Problem, pair
 from ..sharing import SharingMap, Use
 from ..training import Recipe
-from ..trial import Start, Trial
+from ..trial import Outcome, Start, Trial
 from . import Search, Settings, Verdict
 
 __all__ = ["together"]
@@ -35,7 +36,11 @@ _ENDED = ("start", "met", "time")
 """How a training ends after which another round is of no use."""
 _LEAST = 0.01
 """What a query counts that keeps nothing at all: zero would make all donors equal."""
-_GIVEN_BACK = (1 / 8, 1 / 4, 1 / 2)
+_LEAST_MODELS = 2
+"""That share before others join them one by one: a model that shares with itself alone is none to join."""
+_MUCH, _LITTLE = (1 / 4, 1 / 2, 3 / 4), (1 / 8, 1 / 4, 1 / 2)
+"""What is given back in turn: by all that miss, where hardly any model meets its targets; by one that the others do
+without."""
 
 
 def together(problem: Problem, settings: Settings) -> Search:
@@ -77,21 +82,36 @@ def _merge(problem: Problem, settings: Settings, wanted: SharingMap, models: fro
             break
         recipe = _recipe(settings, settings.steps << length)
         again = Trial(f"{title}, round {length + 1}", wanted, models, Start("keep"), recipe, "last")
+        before = verdict
         (verdict,) = yield [again]
+        if not _promising(problem, before.outcome, verdict.outcome):
+            break
     if verdict.outcome.ended == "time":
         return verdict.sharing
     # Of the last round with all of them: what a model pulls at once others have given in is not what it gave in to.
     strain, shared = verdict.outcome.strain, verdict.sharing
-    if not models & shared.models:
-        # Where nobody is satisfied there is nothing to lose, and all give something back together.
-        shared = yield from _give_back(problem, shared, wanted, models, strain, Start("keep"), recipe)
+    if len(models & shared.models) < _LEAST_MODELS:
+        # There is nothing that the others could join: all learn on, and those that miss give back, much at a time.
+        strain = {use: value for use, value in strain.items() if use.model not in verdict.outcome.met}
+        recipe = _recipe(settings, settings.steps << 1)
+        shared = yield from _give_back(problem, shared, wanted, models, strain, Start("keep"), recipe, _MUCH)
     for model in sorted(models - shared.models):
         done = models & shared.models
+        if len(done) < _LEAST_MODELS:
+            break
         own = {use for use in wanted.uses - shared.uses if use.model in done}
         rest = wanted.of(done | {model}).without(own)
         start = Start("donor", (*sorted(done), model))
-        shared = yield from _give_back(problem, shared, rest, frozenset({model}), strain, start, recipe)
+        shared = yield from _give_back(problem, shared, rest, frozenset({model}), strain, start, recipe, _LITTLE)
     return shared
+
+
+def _promising(problem: Problem, before: Outcome, after: Outcome) -> bool:
+    """Whether every query that misses its target would reach it if it gained as much again."""
+    return all(
+        problem.targets.get(query, 1.0) - value <= max(value - before.relative.get(query, 0.0), 0.0)
+        for query, value in after.relative.items()
+    )
 
 
 def _fold(problem: Problem, settings: Settings, wanted: SharingMap, models: frozenset[str]) -> _Shared:
@@ -138,8 +158,9 @@ def _give_back(
     strain: Mapping[Use, float],
     start: Start,
     recipe: Recipe,
+    parts: Sequence[float],
 ) -> _Shared:
-    """Retrain some models alone, with more and more of their weights their own.
+    """Retrain some models, with more and more of their weights their own, until they share with another.
 
     Args:
         problem: the models.
@@ -149,6 +170,7 @@ def _give_back(
         strain: how hard each weight is pulled at.
         start: how they begin: from what the last trial left, or from the models that share already.
         recipe: how to retrain.
+        parts: of the weights in ``strain``, by their bytes: how much is given back in each trial.
 
     Returns:
         What is shared then.
@@ -156,7 +178,8 @@ def _give_back(
     pulled = {use: value for use, value in strain.items() if use.model in learners and use in wanted.uses}
     total = sum(map(problem.size, pulled))
     own: set[Use] = set()
-    for part in _GIVEN_BACK:
+    enough = min(len(learners), _LEAST_MODELS)
+    for part in parts:
         before, own = own, _hardest(pulled, problem, part * total)
         if own == before:
             continue
@@ -164,7 +187,7 @@ def _give_back(
         title = f"{', '.join(sorted(learners))} without {len(own)} of {len(pulled)} layers"
         trial = Trial(title, smaller, learners, start, recipe, "last" if start.kind == "keep" else "committed")
         (verdict,) = yield [trial]
-        if verdict.accepted or verdict.outcome.ended == "time":
+        if enough <= len(learners & verdict.sharing.models) or verdict.outcome.ended == "time":
             return verdict.sharing
         start = Start("keep")
     return shared

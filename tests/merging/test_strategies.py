@@ -273,13 +273,33 @@ def test_together_with_a_start_that_is_given_looks_at_no_donor(start: str) -> No
 
 
 def test_together_goes_on_for_longer_while_some_miss() -> None:
-    batches, _ = drive(problem(**DEEP), "together", nobody, start="first", steps=10)
+    scores = {"2": 0.6, "3": 0.9}
+    batches, _ = drive(
+        problem(**DEEP),
+        "together",
+        nobody,
+        start="first",
+        steps=10,
+        accuracies=lambda trial: scores.get(trial.group[-1], 0.1),
+    )
     rounds = [trial for trial in one_each(batches) if trial.learners == frozenset("xyz")]
     steps = [trial.recipe.steps for trial in rounds if trial.recipe]
     assert steps[:3] == [10, 20, 40]
     assert [trial.base for trial in rounds[:3]] == ["committed", "last", "last"]
     assert [trial.start.kind for trial in rounds[:3]] == ["first", "keep", "keep"]
     assert len({trial.sharing for trial in rounds[:3]}) == 1
+
+
+def test_together_does_not_go_on_where_another_round_promises_too_little() -> None:
+    # What was gained is less than what is missing.
+    batches, _ = drive(
+        problem(**DEEP),
+        "together",
+        nobody,
+        start="first",
+        accuracies=lambda trial: 0.6 if trial.group.endswith("round 2") else 0.3,
+    )
+    assert [trial.base for trial in one_each(batches)] == ["committed", "last"]
 
 
 def test_together_goes_on_until_queries_have_something_to_spare() -> None:
@@ -398,9 +418,9 @@ def test_who_misses_after_all_gave_back_gets_more_alone() -> None:
 
     batches, found = drive(made, "together", met, strained(made), start="first", inside=False)
     assert found.sharing.models == set("xyz")
-    # What x and y got back stays theirs.
-    (first,) = [trial for trial in one_each(batches) if "".join(sorted(trial.learners)) == "xyz"][3:]
+    (first,) = [trial for trial in one_each(batches) if trial.learners == frozenset("xyz")][2:]
     own = made_own(first)
+    # What x and y got back stays theirs.
     assert own
     assert not found.sharing.uses & own
 
@@ -430,6 +450,20 @@ def test_where_nobody_is_satisfied_all_give_something_back_together() -> None:
     batches, found = drive(made, "together", met, strained(made), start="first", inside=False)
     assert all(trial.learners == frozenset("xy") for trial in one_each(batches))
     assert found.sharing.models == {"x", "y"}
+
+
+def test_where_one_model_alone_is_satisfied_others_get_much_back_and_none_joins_it() -> None:
+    made = problem(x="a" * 16, y="a" * 16, z="a" * 12)
+
+    def met(trial: Trial) -> str:
+        return "x" if len(own_layers(trial, "y", 16)) < 12 else "xy"
+
+    batches, found = drive(made, "together", met, strained(made), start="first")
+    trials = one_each(batches)
+    assert all(trial.learners == frozenset("xyz") for trial in trials[:5])
+    # Of the 28 layers of y and z, which miss.
+    assert [trial.group for trial in trials[2:4]] == [f"x, y, z without {count} of 28 layers" for count in (7, 14)]
+    assert found.sharing.models >= {"x", "y"}
 
 
 def test_where_nothing_helps_nothing_is_shared() -> None:
