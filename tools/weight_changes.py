@@ -53,18 +53,22 @@ def pack(
 
 
 def apply(before: Mapping[str, State], path: Path) -> dict[str, dict[str, Tensor]]:
-    """State dicts of the merged models; what is shared is equal bit for bit."""
-    after = {model: dict(state) for model, state in before.items()}
+    """State dicts of the models that changed; what is shared is equal bit for bit."""
+    after: dict[str, dict[str, Tensor]] = {}
+
+    def changed(model: str) -> dict[str, Tensor]:
+        return after.setdefault(model, dict(before[model]))
+
     with safe_open(path, "pt") as file:
         for key in file.keys():  # noqa: SIM118 - it is no mapping
             model, name, kind = (*key.split("/"), "")[:3]
             if kind == "steps":
                 steps, scale = file.get_tensor(key), file.get_tensor(f"{model}/{name}/scale")
-                after[model][name] = before[model][name] + steps * scale.view(-1, *[1] * (steps.ndim - 1))
+                changed(model)[name] = before[model][name] + steps * scale.view(-1, *[1] * (steps.ndim - 1))
             elif not kind:
-                after[model][name] = file.get_tensor(key)
+                changed(model)[name] = file.get_tensor(key)
         slots = json.loads(file.metadata()["shared"])
     for (model, name), *others in slots:
         for other, parameter in others:
-            after[other][parameter] = after[model][name].clone()
+            changed(other)[parameter] = changed(model)[name].clone()
     return after

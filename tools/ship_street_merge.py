@@ -1,0 +1,78 @@
+"""Keep a merge of the street example in the repository, as changes of its public weights.
+
+    .venv/bin/gemel merge examples/street/workload.yaml -o out/street-merged
+    .venv/bin/python tools/ship_street_merge.py out/street-merged
+
+Writes ``changes.safetensors``, ``merge.json`` and ``workload.yaml`` to examples/street/merged/, and the weights that
+``tools/make_street_example.py`` will make of them anywhere. What is kept is rounded to 8 bits: its accuracies are
+measured anew, and nothing is written when a query misses its target.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from make_street_example import write_merged
+from weight_changes import apply, pack
+
+from gemel.merging.merge import build_subjects
+from gemel.merging.networks import networks_of
+from gemel.merging.problem import Problem
+from gemel.merging.report import Reporter, merged_workload
+from gemel.merging.search import Found
+from gemel.merging.sharing import SharingMap, Use
+from gemel.workload import load
+from gemel.workload.merge_report import MERGE_REPORT, read_report
+from gemel.workload.models import models_of
+from gemel.workload.schema import Query
+
+_STREET = Path(__file__).resolve().parent.parent / "examples" / "street"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("merged", type=Path, help="what gemel merge wrote")
+    merged = parser.parse_args(arguments).merged
+    workload, report = load(_STREET / "workload.yaml"), read_report(merged / MERGE_REPORT)
+    subjects = build_subjects(workload, "shape", torch.device("cpu"))
+    before = {name: subject.state() for name, subject in subjects.items()}
+    after = {name: network.module.state_dict() for name, network in networks_of(load(merged / "workload.yaml")).items()}
+    sharing = SharingMap().joined([Use(use.query, use.parameter) for use in each.uses] for each in report.shared)
+    target = _STREET / "merged"
+    target.mkdir(exist_ok=True)
+    changes = target / "changes.safetensors"
+    pack(before, {name: after[name] for name in sorted(sharing.models)}, sharing.slots, changes)
+
+    states = apply(before, changes)
+    accuracies: dict[str, float] = {}
+    for name in sorted(sharing.models):
+        subjects[name].restore(states[name])
+        accuracies |= subjects[name].accuracies()
+    problem = Problem({name: subject.layers for name, subject in subjects.items()}, report.seed)
+    found = Found({name: states.get(name, before[name]) for name in before}, sharing, accuracies)
+    final = Reporter(problem, subjects, report.strategy).report(found, finished=report.finished)
+    final = final.model_copy(update={"trials": report.trials})
+    for name, query in final.queries.items():
+        print(f"{name}: {query.relative:.3f} of its original, target {query.target}")
+    if missed := [name for name, query in final.queries.items() if query.relative < query.target]:
+        changes.unlink()
+        sys.exit(f"error: {missed[0]} misses its target; nothing is kept")
+    (target / MERGE_REPORT).write_text(final.model_dump_json(indent=1) + "\n")
+    names = {name: f"weights/{name}.{_suffix(subjects[name].network.queries[0])}" for name in sharing.models}
+    (target / "workload.yaml").write_bytes(merged_workload(workload, names, models_of(workload), target))
+    write_merged(_STREET)
+    print(
+        f"{changes}  {changes.stat().st_size / 1e6:.1f} MB; {final.saving:.1%} of {final.original_bytes / 1e6:.1f} MB"
+    )
+
+
+def _suffix(query: Query) -> str:
+    return "onnx" if query.model.onnx is not None else "safetensors"
+
+
+if __name__ == "__main__":
+    main()
