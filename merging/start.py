@@ -109,8 +109,8 @@ def _tracking(subject: Subject) -> list[nn.BatchNorm1d | nn.BatchNorm2d | nn.Bat
 def is_narrow(subject: Subject, batches: Iterable[Tensor], limit: int) -> bool:
     """Whether images are so much alike that BatchNorm statistics of theirs alone break the unmerged model.
 
-    Frames of a fixed camera are: measured on a street video, the statistics of an SSDLite took it from 1.0 to 0.02. Of
-    such models merging keeps the statistics that came with the weights, in the start and in training.
+    Frames of a fixed camera may be. Of such models merging keeps the statistics that came with the weights, in the
+    start and in training.
 
     Args:
         subject: with its original weights, which it has again afterwards.
