@@ -28,7 +28,9 @@ _KEPT = 0.97
 """Of the original accuracy, with statistics measured anew: what different images give, at least."""
 
 
-def donate(subjects: Mapping[str, Subject], slots: Iterable[Slot], order: Sequence[str], *, norms: bool = True) -> None:
+def donate(
+    subjects: Mapping[str, Subject], slots: Iterable[Slot], order: Sequence[str], *, norms: bool = True
+) -> frozenset[str]:
     """Give every use of a slot the weight of the first model in ``order`` that has one in it.
 
     Args:
@@ -36,7 +38,11 @@ def donate(subjects: Mapping[str, Subject], slots: Iterable[Slot], order: Sequen
         slots: what is to hold one tensor.
         order: names of all models in the slots. A donor that uses a slot twice gives its first layer.
         norms: whether the BatchNorm behind the donor's layer comes with the weight.
+
+    Returns:
+        Names of models that were given something.
     """
+    changed = set()
     for slot in slots:
         rank = {use: (order.index(use.model), _position(subjects, use)) for use in slot}
         donor = min(slot, key=rank.__getitem__)
@@ -44,6 +50,8 @@ def donate(subjects: Mapping[str, Subject], slots: Iterable[Slot], order: Sequen
             # Who holds the donor's weight already has a BatchNorm of its own for it.
             if not torch.equal(_weight(subjects, use), _weight(subjects, donor)):
                 _copy(subjects, donor, use, norms)
+                changed.add(use.model)
+    return frozenset(changed)
 
 
 def average(subjects: Mapping[str, Subject], slots: Iterable[Slot]) -> None:

@@ -157,13 +157,15 @@ class TrialRunner:
             free = [slot for slot in new if not any(use.model in fixed for use in slot)]
             average(self.subjects, free)
             new = [slot for slot in new if slot not in free]
+        changed: frozenset[str] = frozenset()
         if start.kind != "keep":
-            donate(self.subjects, new, (*fixed, *start.order, *learners), norms=start.kind == "donor")
+            changed = donate(self.subjects, new, (*fixed, *start.order, *learners), norms=start.kind == "donor")
         bind(self._modules, trial.sharing)
         if start.kind == "donor":
             # A start that is only to be compared with others needs less.
             part = 1 if trial.recipe is not None else 2
-            for subject in learners.values():
+            # A donor that is given nothing is as good as it can be.
+            for subject in (learners[name] for name in learners if name in changed):
                 if not subject.narrow:
                     reset_statistics(subject, some(subject, STATISTICS_IMAGES // part, self._seed))
                 images = min(fitting(_HEAD_IMAGES // part, subject.train), len(subject.train))

@@ -6,8 +6,8 @@
    keeps its target with something to spare, and while another round promises that.
 3. A query that still misses its target gets back the weights that it pulls at hardest for their size, an eighth of
    what it shares, then a quarter, then half; it alone learns, from the weights that the others have agreed on, so that
-   nothing is lost for these. If that is not enough, its model stays as it was. Where there are no such others, all go
-   on learning, and those that miss get a quarter back, half, and three quarters.
+   nothing is lost for these. If that is not enough, its model stays as it was. Where there are no such others, all
+   begin anew with the heaviest slots, which save half as much.
 4. Where all queries keep their targets with everything shared, models are left with half as many different blocks, and
    retrained once more.
 """
@@ -32,15 +32,13 @@ _RATE = 0.02
 _ROUNDS = 3
 _SPARE = 0.25
 """Images that decide are not those of tomorrow: training goes on until a quarter of what may be lost is left."""
-_ENDED = ("start", "met", "time")
+_ENDED = ("start", "met")
 """How a training ends after which another round is of no use."""
 _LEAST = 0.01
 """What a query counts that keeps nothing at all: zero would make all donors equal."""
 _LEAST_MODELS = 2
 """That share before others join them one by one: a model that shares with itself alone is none to join."""
-_MUCH, _LITTLE = (1 / 4, 1 / 2, 3 / 4), (1 / 8, 1 / 4, 1 / 2)
-"""What is given back in turn: by all that miss, where hardly any model meets its targets; by one that the others do
-without."""
+_GIVEN_BACK = (1 / 8, 1 / 4, 1 / 2)
 
 
 def together(problem: Problem, settings: Settings) -> Search:
@@ -49,11 +47,30 @@ def together(problem: Problem, settings: Settings) -> Search:
     for models in _parts(everything):
         wanted = everything.of(models)
         shared = yield from _merge(problem, settings, wanted, models)
+        if len(models & shared.models) < _LEAST_MODELS:
+            yield from _half(problem, settings, wanted, shared)
+            continue
         for folds in range(1, settings.folds + 1):
             before, wanted = wanted, _pairing(problem, settings, folds).of(models)
             if wanted == before or not set(before.slots) <= set(shared.slots):
                 break
             shared = yield from _fold(problem, settings, wanted, models)
+
+
+def _half(problem: Problem, settings: Settings, wanted: SharingMap, shared: SharingMap) -> Search:
+    """What hardly any model could bear: its heaviest slots, which together save half as much, and so on."""
+    if len(wanted.slots) < _LEAST_MODELS:
+        return
+    heaviest = sorted(wanted.slots, key=lambda slot: (-problem.saved(SharingMap((slot,))), slot))
+    sums = list(accumulate(problem.saved(SharingMap((slot,))) for slot in heaviest))
+    count = next(count for count, saved in enumerate(sums, 1) if saved >= sums[-1] / 2)
+    half = SharingMap(tuple(sorted(heaviest[: min(count, len(heaviest) - 1)])))
+    for models in _parts(half):
+        part = half.of(models)
+        joined = shared.of(models).joined(part.slots)
+        shared = yield from _merge(problem, settings, joined, models, f"the {len(part.slots)} heaviest layers")
+        if len(models & shared.models) < _LEAST_MODELS:
+            yield from _half(problem, settings, part, shared)
 
 
 def _pairing(problem: Problem, settings: Settings, folds: int) -> SharingMap:
@@ -69,12 +86,14 @@ def _parts(sharing: SharingMap) -> list[frozenset[str]]:
     return parts
 
 
-def _merge(problem: Problem, settings: Settings, wanted: SharingMap, models: frozenset[str]) -> _Shared:
+def _merge(
+    problem: Problem, settings: Settings, wanted: SharingMap, models: frozenset[str], what: str = "all layers"
+) -> _Shared:
     """Steps 1 to 3 of the module for models that hang together; returns what is shared then."""
     start = yield from _best_start(problem, settings, wanted, models)
     if isinstance(start, SharingMap):
         return start
-    title = f"all layers of {', '.join(sorted(models))}"
+    title = f"{what} of {', '.join(sorted(models))}"
     recipe = _recipe(settings, settings.steps)
     (verdict,) = yield [Trial(title, wanted, models, start, recipe)]
     for length in range(1, _ROUNDS):
@@ -86,15 +105,8 @@ def _merge(problem: Problem, settings: Settings, wanted: SharingMap, models: fro
         (verdict,) = yield [again]
         if not _promising(problem, before.outcome, verdict.outcome):
             break
-    if verdict.outcome.ended == "time":
-        return verdict.sharing
     # Of the last round with all of them: what a model pulls at once others have given in is not what it gave in to.
     strain, shared = verdict.outcome.strain, verdict.sharing
-    if len(models & shared.models) < _LEAST_MODELS:
-        # There is nothing that the others could join: all learn on, and those that miss give back, much at a time.
-        strain = {use: value for use, value in strain.items() if use.model not in verdict.outcome.met}
-        recipe = _recipe(settings, settings.steps << 1)
-        shared = yield from _give_back(problem, shared, wanted, models, strain, Start("keep"), recipe, _MUCH)
     for model in sorted(models - shared.models):
         done = models & shared.models
         if len(done) < _LEAST_MODELS:
@@ -102,7 +114,7 @@ def _merge(problem: Problem, settings: Settings, wanted: SharingMap, models: fro
         own = {use for use in wanted.uses - shared.uses if use.model in done}
         rest = wanted.of(done | {model}).without(own)
         start = Start("donor", (*sorted(done), model))
-        shared = yield from _give_back(problem, shared, rest, frozenset({model}), strain, start, recipe, _LITTLE)
+        shared = yield from _give_back(problem, shared, rest, frozenset({model}), strain, start, recipe)
     return shared
 
 
@@ -158,9 +170,8 @@ def _give_back(
     strain: Mapping[Use, float],
     start: Start,
     recipe: Recipe,
-    parts: Sequence[float],
 ) -> _Shared:
-    """Retrain some models, with more and more of their weights their own, until they share with another.
+    """Retrain some models, with more and more of their weights their own, until that is enough.
 
     Args:
         problem: the models.
@@ -170,7 +181,6 @@ def _give_back(
         strain: how hard each weight is pulled at.
         start: how they begin: from what the last trial left, or from the models that share already.
         recipe: how to retrain.
-        parts: of the weights in ``strain``, by their bytes: how much is given back in each trial.
 
     Returns:
         What is shared then.
@@ -178,8 +188,7 @@ def _give_back(
     pulled = {use: value for use, value in strain.items() if use.model in learners and use in wanted.uses}
     total = sum(map(problem.size, pulled))
     own: set[Use] = set()
-    enough = min(len(learners), _LEAST_MODELS)
-    for part in parts:
+    for part in _GIVEN_BACK:
         before, own = own, _hardest(pulled, problem, part * total)
         if own == before:
             continue
@@ -187,7 +196,7 @@ def _give_back(
         title = f"{', '.join(sorted(learners))} without {len(own)} of {len(pulled)} layers"
         trial = Trial(title, smaller, learners, start, recipe, "last" if start.kind == "keep" else "committed")
         (verdict,) = yield [trial]
-        if enough <= len(learners & verdict.sharing.models) or verdict.outcome.ended == "time":
+        if verdict.accepted:
             return verdict.sharing
         start = Start("keep")
     return shared
