@@ -9,13 +9,14 @@
    nothing is lost for these. If that is not enough, its model stays as it was. Where there are no such others, all
    begin anew with the heaviest slots, which save half as much.
 4. Where all queries keep their targets with everything shared, models are left with half as many different blocks, and
-   retrained once more.
+   retrained in longer rounds.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 
 from ..problem import Problem, pair
@@ -94,17 +95,7 @@ def _merge(
     if isinstance(start, SharingMap):
         return start
     title = f"{what} of {', '.join(sorted(models))}"
-    recipe = _recipe(settings, settings.steps)
-    (verdict,) = yield [Trial(title, wanted, models, start, recipe)]
-    for length in range(1, _ROUNDS):
-        if verdict.outcome.ended in _ENDED:
-            break
-        recipe = _recipe(settings, settings.steps << length)
-        again = Trial(f"{title}, round {length + 1}", wanted, models, Start("keep"), recipe, "last")
-        before = verdict
-        (verdict,) = yield [again]
-        if not _promising(problem, before.outcome, verdict.outcome):
-            break
+    verdict = yield from _rounds(problem, settings, Trial(title, wanted, models, start), range(_ROUNDS))
     # Of the last round with all of them: what a model pulls at once others have given in is not what it gave in to.
     strain, shared = verdict.outcome.strain, verdict.sharing
     for model in sorted(models - shared.models):
@@ -114,28 +105,45 @@ def _merge(
         own = {use for use in wanted.uses - shared.uses if use.model in done}
         rest = wanted.of(done | {model}).without(own)
         start = Start("donor", (*sorted(done), model))
+        recipe = _recipe(settings, _ROUNDS - 1)
         shared = yield from _give_back(problem, shared, rest, frozenset({model}), strain, start, recipe)
     return shared
 
 
-def _promising(problem: Problem, before: Outcome, after: Outcome) -> bool:
-    """Whether every query that misses its target would reach it if it gained as much again."""
-    return all(
+def _rounds(
+    problem: Problem, settings: Settings, first: Trial, lengths: Iterable[int]
+) -> Generator[Sequence[Trial], Sequence[Verdict], Verdict]:
+    """Train for as long as that helps, in rounds of ``2 ** length`` times the steps; returns the last verdict."""
+    verdicts: list[Verdict] = []
+    for length in lengths:
+        trial = replace(first, recipe=_recipe(settings, length))
+        if verdicts:
+            trial = replace(trial, group=f"{first.group}, round {len(verdicts) + 1}", start=Start("keep"), base="last")
+        verdicts += yield [trial]
+        if verdicts[-1].outcome.ended in _ENDED or not _promising(problem, *(each.outcome for each in verdicts[-2:])):
+            break
+    return verdicts[-1]
+
+
+def _promising(problem: Problem, before: Outcome, after: Outcome | None = None) -> bool:
+    """Whether every query that misses its target would reach it if it gained as much again; after one round: yes."""
+    return after is None or all(
         problem.targets.get(query, 1.0) - value <= max(value - before.relative.get(query, 0.0), 0.0)
         for query, value in after.relative.items()
     )
 
 
 def _fold(problem: Problem, settings: Settings, wanted: SharingMap, models: frozenset[str]) -> _Shared:
-    """Step 4: from weights that all can bear to half as many, in one long round, all or nothing."""
-    start = Start("donor", _by_size(problem, models))
+    """Step 4: from weights that all can bear to half as many, all or nothing."""
     title = f"half of the blocks of {', '.join(sorted(models))}"
-    (verdict,) = yield [Trial(title, wanted, models, start, _recipe(settings, settings.steps << _ROUNDS - 1))]
+    first = Trial(title, wanted, models, Start("donor", _by_size(problem, models)))
+    verdict = yield from _rounds(problem, settings, first, range(1, _ROUNDS))
     return verdict.sharing
 
 
-def _recipe(settings: Settings, steps: int) -> Recipe:
+def _recipe(settings: Settings, length: int) -> Recipe:
     # With a falling learning rate most is gained at the end: what was gained on the way says little.
+    steps = settings.steps << length
     return Recipe(steps, rate=settings.rate or _RATE, batch=settings.batch, gives_up=False, spare=_SPARE)
 
 
