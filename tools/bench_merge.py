@@ -53,6 +53,8 @@ class Arm:
     """Only with --full."""
 
 
+_DONE = "confirmed.json"
+"""In a run's folder once it is over: what is confirmed on images that the search never saw."""
 _GOOD = Settings(rate=0.02)
 
 
@@ -117,6 +119,11 @@ class _Printer(Listener):
         )
 
 
+def _output(arm: Arm, seed: int, folder: Path) -> Path:
+    name = f"{arm.workload} {arm.name} {arm.target}".replace(",", "").replace(" ", "-")
+    return folder / "runs" / f"{name}-{seed}"
+
+
 def run_arm(arm: Arm, seed: int, folder: Path, budget: float | None, console: Console) -> Run:
     """Merge once, or read what an earlier call left."""
     workload = folder / f"{arm.workload}.yaml"
@@ -126,9 +133,8 @@ def run_arm(arm: Arm, seed: int, folder: Path, budget: float | None, console: Co
             query["target"] = arm.target
         workload = folder / f"{arm.workload}-{arm.target}.yaml"
         workload.write_text(yaml.safe_dump(document, sort_keys=False))
-    name = f"{arm.workload} {arm.name} {arm.target}".replace(",", "").replace(" ", "-")
-    output = folder / "runs" / f"{name}-{seed}"
-    done = output / "confirmed.json"
+    output = _output(arm, seed, folder)
+    done = output / _DONE
     if not done.exists():
         console.print(f"{arm.workload}, {arm.name}, target {arm.target:.0%}, seed {seed}", highlight=False)
         options = Options(arm.strategy, arm.settings, seed=seed, budget=budget, resume=(output / "search").exists())
@@ -222,15 +228,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", help="arms whose workload and name have this in them")
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of 0, or 0 1 2 with --full")
     parser.add_argument("--report", type=Path, default=_ROOT / "docs/merging.md", help="where the table is put in")
+    parser.add_argument("--summary", action="store_true", help="run nothing; write down the runs that are over")
     options = parser.parse_args(arguments)
     console = Console()
-    prepare(options.data, options.output)
+    if not options.summary:
+        prepare(options.data, options.output)
     arms = [arm for arm in _arms() if options.full or not arm.full]
     arms = [arm for arm in arms if options.only is None or options.only in f"{arm.workload} {arm.name}"]
     seeds = options.seeds or ([0, 1, 2] if options.full else [0])
     minutes = options.each if options.full else options.minutes / (len(arms) * len(seeds))
     budget = None if minutes is None else minutes * 60
-    runs = [run_arm(arm, seed, options.output, budget, console) for seed in seeds for arm in arms]
+    wanted = [(arm, seed) for seed in seeds for arm in arms]
+    if options.summary:
+        wanted = [(arm, seed) for arm, seed in wanted if (_output(arm, seed, options.output) / _DONE).exists()]
+        if not wanted:
+            parser.error(f"no run is over yet in {options.output / 'runs'}")
+    runs = [run_arm(arm, seed, options.output, budget, console) for arm, seed in wanted]
     console.print(table(runs), highlight=False, soft_wrap=True)
     _write(options.report, table(runs))
     draw(runs, options.report.parent / "images" / "merging.svg")
