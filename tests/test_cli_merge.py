@@ -104,14 +104,14 @@ def test_no_time_is_said_and_leaves_what_there_was(path: Path, merge: Call, tmp_
     assert read_report(merged / "merge.json").finished
 
 
-def interrupt(number: int) -> Callable[..., None]:
+def interrupt(number: int) -> Callable[..., frozenset[str]]:
     """What takes the place of donating weights: a signal arrives in the first trial."""
     once = iter([number])
 
-    def interrupted(*arguments: Any, **options: Any) -> None:
+    def interrupted(*arguments: Any, **options: Any) -> frozenset[str]:
         for each in once:  # a second one would end the tests
             signal.raise_signal(each)
-        donate(*arguments, **options)
+        return donate(*arguments, **options)
 
     return interrupted
 
