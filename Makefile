@@ -19,7 +19,7 @@ setup: .venv/.ready
 
 demo: setup
 	.venv/bin/python tools/make_street_example.py
-	.venv/bin/gemel-compile $(STREET)/workload.yaml -o $(BUNDLE)
+	.venv/bin/gemel-compile $(STREET)/merged/workload.yaml -o $(BUNDLE)
 	.venv/bin/gemel inspect $(BUNDLE)
 	.venv/bin/gemel-run $(BUNDLE) --frames 100 --offline --video $(OUT) --results $(OUT)/results.jsonl --json $(OUT)/summary.json
 
