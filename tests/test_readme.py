@@ -49,7 +49,7 @@ def test_commands(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
     assert len(rows) == 20
     faces = [row["result"] for row in rows if row["query"] == "cabin-faces"]
-    assert all(len(found) == 1 and found[0]["label"] == "face" and found[0]["score"] > 0.8 for found in faces)
+    assert all(len(found) == 1 and found[0]["label"] == "face" and found[0]["score"] > 0.3 for found in faces)
     embedding = next(row["result"] for row in rows if row["query"] == "street-appearance")
     assert sum(value * value for value in embedding) == pytest.approx(1, abs=1e-3)
     for feed in ("junction", "street", "cabin"):

@@ -8,8 +8,8 @@
    what it shares, then a quarter, then half; it alone learns, from the weights that the others have agreed on, so that
    nothing is lost for these. If that is not enough, its model stays as it was. Where there are no such others, all
    begin anew with the heaviest slots, which save half as much.
-4. Where all queries keep their targets with everything shared, models are left with half as many different blocks, and
-   retrained in longer rounds.
+4. Where all queries keep their targets with everything shared, models are left with half as many different blocks, the
+   heaviest first, and retrained.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import replace
 from itertools import accumulate
 
 from ..problem import Problem, pair
-from ..sharing import SharingMap, Use
+from ..sharing import SharingMap, Slot, Use
 from ..training import Recipe
 from ..trial import Outcome, Start, Trial
 from . import Search, Settings, Verdict
@@ -55,17 +55,15 @@ def together(problem: Problem, settings: Settings) -> Search:
             before, wanted = wanted, _pairing(problem, settings, folds).of(models)
             if wanted == before or not set(before.slots) <= set(shared.slots):
                 break
-            shared = yield from _fold(problem, settings, wanted, models)
+            shared = yield from _fold(problem, settings, wanted, shared, models)
 
 
 def _half(problem: Problem, settings: Settings, wanted: SharingMap, shared: SharingMap) -> Search:
     """What hardly any model could bear: its heaviest slots, which together save half as much, and so on."""
-    if len(wanted.slots) < _LEAST_MODELS:
+    heaviest, others = _divided(wanted.slots, [problem.saved(SharingMap((slot,))) for slot in wanted.slots])
+    if not others:
         return
-    heaviest = sorted(wanted.slots, key=lambda slot: (-problem.saved(SharingMap((slot,))), slot))
-    sums = list(accumulate(problem.saved(SharingMap((slot,))) for slot in heaviest))
-    count = next(count for count, saved in enumerate(sums, 1) if saved >= sums[-1] / 2)
-    half = SharingMap(tuple(sorted(heaviest[: min(count, len(heaviest) - 1)])))
+    half = SharingMap().joined(heaviest)
     for models in _parts(half):
         part = half.of(models)
         joined = shared.of(models).joined(part.slots)
@@ -133,12 +131,29 @@ def _promising(problem: Problem, before: Outcome, after: Outcome | None = None) 
     )
 
 
-def _fold(problem: Problem, settings: Settings, wanted: SharingMap, models: frozenset[str]) -> _Shared:
-    """Step 4: from weights that all can bear to half as many, all or nothing."""
-    title = f"half of the blocks of {', '.join(sorted(models))}"
-    first = Trial(title, wanted, models, Start("donor", _by_size(problem, models)))
-    verdict = yield from _rounds(problem, settings, first, range(1, _ROUNDS))
-    return verdict.sharing
+def _fold(
+    problem: Problem, settings: Settings, wanted: SharingMap, shared: SharingMap, models: frozenset[str]
+) -> _Shared:
+    """Step 4: from weights that all can bear to half as many; first what saves most of it, then the rest."""
+    new = [slot for slot in wanted.slots if slot not in shared.slots]
+    heaviest, _ = _divided(new, [problem.saved(shared.joined([slot])) - problem.saved(shared) for slot in new])
+    for slots, what in ((heaviest, "the heaviest blocks halved"), (new, "all blocks halved")):
+        title = f"{what} in {', '.join(sorted(models))}"
+        first = Trial(title, shared.joined(slots), models, Start("donor", _by_size(problem, models)))
+        verdict = yield from _rounds(problem, settings, first, range(_ROUNDS - 1, _ROUNDS))
+        shared = verdict.sharing
+        if not verdict.accepted or len(slots) == len(new):
+            break
+    return shared
+
+
+def _divided(slots: Sequence[Slot], savings: Sequence[int]) -> tuple[list[Slot], list[Slot]]:
+    """The slots that save most, which together save half of it all, and the others, which may be none."""
+    ranked = sorted(zip(savings, slots, strict=True), key=lambda each: (-each[0], each[1]))
+    sums = list(accumulate(saving for saving, _ in ranked))
+    count = next(count for count, saved in enumerate(sums, 1) if saved >= sums[-1] / 2)
+    heaviest = [slot for _, slot in ranked]
+    return heaviest[:count], heaviest[count:]
 
 
 def _recipe(settings: Settings, length: int) -> Recipe:
