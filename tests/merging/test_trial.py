@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gemel.errors import DataError
 from gemel.merging.sharing import SharingMap, Use
 from gemel.merging.subjects import Subject
 from gemel.merging.training import Progress, Recipe
 from gemel.merging.trial import Outcome, Start, Trial, TrialRunner, some
+from gemel.workload.data import Images
 
 MakeSubject = Callable[..., Subject]
 ALL = SharingMap().joined([Use(model, f"conv{index}.weight") for model in "abc"] for index in (1, 2))
@@ -203,3 +205,28 @@ def test_few_images_make_batches_of_one_size(subject: MakeSubject) -> None:
     made = subject("a", count=129)
     assert [len(batch) for batch in some(made, 1280, 0)] == [65, 64]
     assert sum(len(batch) for batch in some(made, 100, 0)) == 100
+
+
+def test_a_donor_that_is_given_nothing_stays_as_it_is(subjects: dict[str, Subject]) -> None:
+    between = SharingMap().joined(slot for slot in ([Use("a", "conv1.weight"), Use("b", "conv1.weight")],))
+    originals = states(subjects)
+    look = Trial("test", between, frozenset("ab"), Start("donor", ("a", "b")))
+    found = TrialRunner(subjects)(look, originals, SharingMap()).states
+    assert all(torch.equal(value, originals["a"][name]) for name, value in found["a"].items())
+    assert torch.equal(found["b"]["conv1.weight"], originals["a"]["conv1.weight"])
+    assert not torch.equal(found["b"]["head.weight"], originals["b"]["head.weight"])
+
+
+def test_a_glance_that_tells_nothing_is_a_look_at_all(subject: MakeSubject, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = subject("a")
+    seen: list[int] = []
+
+    def accuracy(self: object, outputs: object, teacher: object, images: Images) -> float:
+        seen.append(len(images))
+        if len(images) < len(made.held[0].images):
+            raise DataError("no object")
+        return 0.5
+
+    monkeypatch.setattr(type(made.held[0].task), "accuracy", accuracy)
+    assert made.accuracies(3) == {"a": 0.5}
+    assert seen == [3, len(made.held[0].images)]
