@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -18,7 +19,18 @@ from .networks import Network
 from .tasks import Outputs, Task, task_of
 from .trace import Trace, trace
 
-__all__ = ["Held", "State", "Subject", "Teacher", "evaluate", "fitting", "outputs_of", "subject_of"]
+__all__ = [
+    "Held",
+    "State",
+    "Subject",
+    "Teacher",
+    "accuracies_of",
+    "evaluate",
+    "fitting",
+    "in_batches",
+    "outputs_of",
+    "subject_of",
+]
 
 State = dict[str, Tensor]
 """A model's state dict, on the CPU, in plain memory order."""
@@ -38,6 +50,11 @@ def outputs_of(module: nn.Module, image: Tensor) -> Outputs:
     """The raw outputs of a stage as a tuple of float32 tensors."""
     outputs = module(image.contiguous(memory_format=torch.channels_last))
     return tuple(value.float() for value in as_tuple(outputs))
+
+
+def in_batches(indices: Tensor, size: int) -> tuple[Tensor, ...]:
+    """At most ``size`` indices each, of nearly one number: a last batch of few images has poor BatchNorm statistics."""
+    return indices.tensor_split(math.ceil(len(indices) / size))
 
 
 @dataclass(frozen=True)
@@ -141,6 +158,15 @@ class Subject:
         except DataError:
             # There may be no object in these few; in all of them there is, as the original was judged by them.
             return self._accuracy(held, None)
+
+
+def accuracies_of(subjects: Iterable[Subject], limit: int | None = None) -> dict[str, float]:
+    """Of every query of the subjects, on the first ``limit`` of its held images or all."""
+    found: dict[str, float] = {}
+    for subject in subjects:
+        found |= subject.accuracies(limit)
+    # Weights that are no numbers make accuracies that are none, and JSON has no place for these.
+    return {query: 0.0 if math.isnan(value) else value for query, value in found.items()}
 
 
 @torch.inference_mode()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .sharing import SharingMap, Use
-from .subjects import Subject, fitting, outputs_of
+from .subjects import Subject, accuracies_of, fitting, in_batches, outputs_of
 from .trace import NORMS
 
 __all__ = ["GLANCE", "Fit", "Progress", "Recipe", "fit", "reached", "strain"]
@@ -63,6 +63,8 @@ class Fit:
     ended: Literal["done", "met", "hopeless", "time", "diverged"] = "done"
     trouble: str = ""
     """What went wrong, where it diverged."""
+    accuracies: dict[str, float] | None = None
+    """Of every query on all its held images, where these said that training may end."""
 
 
 Watch = Callable[[Progress], None]
@@ -131,12 +133,14 @@ def fit(
                 nn.utils.clip_grad_norm_(learned, _STEEPEST)
         optimizer.step()
         if step in looks:
-            accuracies = _look(taught, GLANCE)
+            accuracies = accuracies_of(taught, GLANCE)
             history.append(accuracies)
             weights = _weights(taught, accuracies)
             # What holds on some images may not on all.
-            if reached(taught, accuracies, recipe.spare) and reached(taught, _look(taught), recipe.spare):
-                result.ended = "met"
+            if reached(taught, accuracies, recipe.spare) and reached(
+                taught, whole := accuracies_of(taught), recipe.spare
+            ):
+                result.ended, result.accuracies = "met", whole
             elif recipe.gives_up and step < steps and _hopeless(taught, history, recipe.checks):
                 result.ended = "hopeless"
         watch(Progress(step, steps, losses, accuracies))
@@ -228,8 +232,7 @@ def _batches(subject: Subject, recipe: Recipe, seed: int) -> Iterator[tuple[Tens
     generator = torch.Generator().manual_seed(seed)
     while True:
         order = torch.randperm(len(subject.train), generator=generator)
-        # Of nearly one size: BatchNorm's statistics of a last batch of few images would undo what many steps have done.
-        for part in order.tensor_split(math.ceil(len(order) / _batch(subject, recipe))):
+        for part in in_batches(order, _batch(subject, recipe)):
             yield part, bool(torch.randint(2, (), generator=generator))
 
 
@@ -240,14 +243,13 @@ def _share(recipe: Recipe, done: float) -> float:
     return min(1.0, 0.1 + done / _WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * done))
 
 
-def _look(taught: list[Subject], limit: int | None = None) -> dict[str, float]:
-    return {query: value for subject in taught for query, value in subject.accuracies(limit).items()}
-
-
 def reached(subjects: Iterable[Subject], accuracies: Mapping[str, float], spare: float = 0.0) -> bool:
     """Whether every query reaches its goal, with a part of what it may lose left over."""
-    held = [each for subject in subjects for each in subject.held]
-    return all(accuracies[each.query.name] >= each.goal + spare * (each.original - each.goal) for each in held)
+    return all(
+        accuracies[held.query.name] / held.original >= held.query.target + spare * (1 - held.query.target)
+        for subject in subjects
+        for held in subject.held
+    )
 
 
 def _gaps(taught: list[Subject], accuracies: Mapping[str, float]) -> dict[str, float]:

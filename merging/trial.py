@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .sharing import SharingMap, Use, bind, own_parameters, release
 from .start import average, donate, refit_heads, reset_statistics
-from .subjects import State, Subject, fitting
+from .subjects import State, Subject, accuracies_of, fitting, in_batches
 from .training import GLANCE, Progress, Recipe, fit, reached, strain
 
 __all__ = ["STATISTICS_IMAGES", "Outcome", "Start", "Trial", "TrialRunner", "some"]
@@ -125,9 +125,9 @@ class TrialRunner:
         for name, subject in self.subjects.items():
             subject.restore(states[name])
         self._begin(trial, learners, shared)
-        accuracies = _accuracies(learners, GLANCE)
+        accuracies = accuracies_of(learners.values(), GLANCE)
         if _met(learners, accuracies) == trial.learners:
-            accuracies = _accuracies(learners)
+            accuracies = accuracies_of(learners.values())
         met = _met(learners, accuracies)
         samples, ended = 0, "start"
         strained: dict[Use, float] = {}
@@ -138,7 +138,7 @@ class TrialRunner:
                 # Nothing can be done with these weights; accuracies are those of the start.
                 relative = _relative(learners, accuracies)
                 return Outcome(accuracies, relative, frozenset(), samples, monotonic() - began, ended)
-            accuracies = _accuracies(learners)
+            accuracies = result.accuracies or accuracies_of(learners.values())
             met = _met(learners, accuracies)
             if met < trial.learners:
                 for subject in learners.values():
@@ -177,8 +177,7 @@ def some(subject: Subject, count: int, seed: int) -> Iterator[Tensor]:
     """Random training images, ``count`` small ones or fewer large ones, in batches of nearly one size."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(subject.train), generator=generator)[: fitting(count, subject.train)]
-    # A last batch of few images would have poor statistics.
-    for part in order.tensor_split(math.ceil(len(order) / fitting(_START_BATCH, subject.train))):
+    for part in in_batches(order, fitting(_START_BATCH, subject.train)):
         yield subject.train.batch(part).to(subject.device)
 
 
@@ -191,24 +190,10 @@ def _seeded(seed: int, subjects: Iterable[Subject]) -> Iterator[None]:
         yield
 
 
-def _accuracies(learners: Mapping[str, Subject], limit: int | None = None) -> dict[str, float]:
-    """Of every query of the learners, on the first ``limit`` of its held images or all."""
-    found: dict[str, float] = {}
-    for subject in learners.values():
-        found |= subject.accuracies(limit)
-    # Weights that are no numbers make accuracies that are none, and JSON has no place for these.
-    return {query: 0.0 if math.isnan(value) else value for query, value in found.items()}
-
-
 def _relative(learners: Mapping[str, Subject], accuracies: Mapping[str, float]) -> dict[str, float]:
     held = [each for subject in learners.values() for each in subject.held]
     return {each.query.name: accuracies[each.query.name] / each.original for each in held}
 
 
 def _met(learners: Mapping[str, Subject], accuracies: Mapping[str, float]) -> frozenset[str]:
-    relative = _relative(learners, accuracies)
-    return frozenset(
-        name
-        for name, subject in learners.items()
-        if all(relative[held.query.name] >= held.query.target for held in subject.held)
-    )
+    return frozenset(name for name, subject in learners.items() if reached([subject], accuracies))

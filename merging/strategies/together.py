@@ -15,7 +15,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
@@ -60,8 +60,8 @@ def together(problem: Problem, settings: Settings) -> Search:
 
 def _half(problem: Problem, settings: Settings, wanted: SharingMap, shared: SharingMap) -> Search:
     """What hardly any model could bear: its heaviest slots, which together save half as much, and so on."""
-    heaviest, others = _divided(wanted.slots, [problem.saved(SharingMap((slot,))) for slot in wanted.slots])
-    if not others:
+    heaviest = _heaviest(wanted.slots, [problem.saved(SharingMap((slot,))) for slot in wanted.slots])
+    if len(heaviest) == len(wanted.slots):
         return
     half = SharingMap().joined(heaviest)
     for models in _parts(half):
@@ -93,7 +93,7 @@ def _merge(
     if isinstance(start, SharingMap):
         return start
     title = f"{what} of {', '.join(sorted(models))}"
-    verdict = yield from _rounds(problem, settings, Trial(title, wanted, models, start), range(_ROUNDS))
+    verdict = yield from _rounds(problem, settings, Trial(title, wanted, models, start))
     # Of the last round with all of them: what a model pulls at once others have given in is not what it gave in to.
     strain, shared = verdict.outcome.strain, verdict.sharing
     for model in sorted(models - shared.models):
@@ -102,18 +102,17 @@ def _merge(
             break
         own = {use for use in wanted.uses - shared.uses if use.model in done}
         rest = wanted.of(done | {model}).without(own)
-        start = Start("donor", (*sorted(done), model))
-        recipe = _recipe(settings, _ROUNDS - 1)
-        shared = yield from _give_back(problem, shared, rest, frozenset({model}), strain, start, recipe)
+        pulled = {use: value for use, value in strain.items() if use.model == model and use in rest.uses}
+        shared = yield from _give_back(problem, settings, shared, rest, model, pulled)
     return shared
 
 
 def _rounds(
-    problem: Problem, settings: Settings, first: Trial, lengths: Iterable[int]
+    problem: Problem, settings: Settings, first: Trial
 ) -> Generator[Sequence[Trial], Sequence[Verdict], Verdict]:
-    """Train for as long as that helps, in rounds of ``2 ** length`` times the steps; returns the last verdict."""
+    """Train for as long as that helps, in rounds of twice the length each; returns the last verdict."""
     verdicts: list[Verdict] = []
-    for length in lengths:
+    for length in range(_ROUNDS):
         trial = replace(first, recipe=_recipe(settings, length))
         if verdicts:
             trial = replace(trial, group=f"{first.group}, round {len(verdicts) + 1}", start=Start("keep"), base="last")
@@ -136,27 +135,27 @@ def _fold(
 ) -> _Shared:
     """Step 4: from weights that all can bear to half as many; first what saves most of it, then the rest."""
     new = [slot for slot in wanted.slots if slot not in shared.slots]
-    heaviest, _ = _divided(new, [problem.saved(shared.joined([slot])) - problem.saved(shared) for slot in new])
+    heaviest = _heaviest(new, [problem.saved(shared.joined([slot])) - problem.saved(shared) for slot in new])
     for slots, what in ((heaviest, "the heaviest blocks halved"), (new, "all blocks halved")):
         title = f"{what} in {', '.join(sorted(models))}"
-        first = Trial(title, shared.joined(slots), models, Start("donor", _by_size(problem, models)))
-        verdict = yield from _rounds(problem, settings, first, range(_ROUNDS - 1, _ROUNDS))
+        start = Start("donor", _by_size(problem, models))
+        (verdict,) = yield [Trial(title, shared.joined(slots), models, start, _recipe(settings, _ROUNDS - 1))]
         shared = verdict.sharing
         if not verdict.accepted or len(slots) == len(new):
             break
     return shared
 
 
-def _divided(slots: Sequence[Slot], savings: Sequence[int]) -> tuple[list[Slot], list[Slot]]:
-    """The slots that save most, which together save half of it all, and the others, which may be none."""
+def _heaviest(slots: Sequence[Slot], savings: Sequence[int]) -> list[Slot]:
+    """The slots that save most, which together save half of it all."""
     ranked = sorted(zip(savings, slots, strict=True), key=lambda each: (-each[0], each[1]))
     sums = list(accumulate(saving for saving, _ in ranked))
     count = next(count for count, saved in enumerate(sums, 1) if saved >= sums[-1] / 2)
-    heaviest = [slot for _, slot in ranked]
-    return heaviest[:count], heaviest[count:]
+    return [slot for _, slot in ranked[:count]]
 
 
 def _recipe(settings: Settings, length: int) -> Recipe:
+    """Training of ``2 ** length`` times the steps of a first one."""
     # With a falling learning rate most is gained at the end: what was gained on the way says little.
     steps = settings.steps << length
     return Recipe(steps, rate=settings.rate or _RATE, batch=settings.batch, gives_up=False, spare=_SPARE)
@@ -187,41 +186,39 @@ def _best_start(
 
 def _give_back(
     problem: Problem,
+    settings: Settings,
     shared: SharingMap,
     wanted: SharingMap,
-    learners: frozenset[str],
+    model: str,
     strain: Mapping[Use, float],
-    start: Start,
-    recipe: Recipe,
 ) -> _Shared:
-    """Retrain some models, with more and more of their weights their own, until that is enough.
+    """Retrain one model alone, with more and more of its weights its own, until that is enough.
 
     Args:
         problem: the models.
-        shared: what is shared already.
-        wanted: what they are to share besides, if they can bear it.
-        learners: the models.
-        strain: how hard each weight is pulled at.
-        start: how they begin: from what the last trial left, or from the models that share already.
-        recipe: how to retrain.
+        settings: of the search.
+        shared: what is shared already, by models that it is to join.
+        wanted: what it is to share with them, if it can bear it.
+        model: its name.
+        strain: how hard it pulls at each weight that it is to share.
 
     Returns:
         What is shared then.
     """
-    pulled = {use: value for use, value in strain.items() if use.model in learners and use in wanted.uses}
-    total = sum(map(problem.size, pulled))
+    total = sum(map(problem.size, strain))
+    first = Trial("", shared, frozenset({model}), Start("donor", (*sorted(wanted.models - {model}), model)))
     own: set[Use] = set()
     for part in _GIVEN_BACK:
-        before, own = own, _hardest(pulled, problem, part * total)
+        before, own = own, _hardest(strain, problem, part * total)
         if own == before:
             continue
+        title = f"{model} without {len(own)} of {len(strain)} layers"
         smaller = shared.joined(wanted.without(own).slots)
-        title = f"{', '.join(sorted(learners))} without {len(own)} of {len(pulled)} layers"
-        trial = Trial(title, smaller, learners, start, recipe, "last" if start.kind == "keep" else "committed")
+        trial = replace(first, group=title, sharing=smaller, recipe=_recipe(settings, _ROUNDS - 1))
         (verdict,) = yield [trial]
         if verdict.accepted:
             return verdict.sharing
-        start = Start("keep")
+        first = replace(first, start=Start("keep"), base="last")
     return shared
 
 
