@@ -42,9 +42,6 @@ def outcome_of(entry: Mapping[str, Any]) -> Outcome:
     """What :func:`entry_of` wrote, for a search that goes on; the weights are not in it."""
     strain = {Use(*use): value for use, value in entry["strain"]}
     fields = {name: entry[name] for name in ("accuracies", "relative", "samples", "seconds", "ended")}
-    if fields["ended"] == "time":
-        # There is time again: the strategy is not to stop where the budget stopped it before.
-        fields["ended"] = "cut short"
     return Outcome(met=frozenset(entry["met"]), strain=strain, **fields)
 
 

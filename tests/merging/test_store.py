@@ -97,13 +97,6 @@ def test_a_recorded_batch_is_recalled(opened: Opened) -> None:
     assert again.weights["b"].read_bytes() == b"1"
 
 
-def test_a_trial_that_time_cut_off_does_not_stop_the_strategy_again(opened: Opened) -> None:
-    record(opened(HEADER), verdict(ended="time"))
-    found = opened(HEADER, resume=True).recall([trial()])
-    assert found is not None
-    assert found[0].ended == "cut short"
-
-
 def test_a_line_cut_off_by_a_crash_is_forgotten_with_its_weights(tmp_path: Path, opened: Opened) -> None:
     first = opened(HEADER)
     for value in (1, 2):
