@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
@@ -177,11 +176,23 @@ def _best_start(
     verdicts: Sequence[Verdict] = yield [Trial(f"donor {start.order[0]}", wanted, models, start) for start in starts]
     if any(verdict.accepted for verdict in verdicts):
         return verdicts[-1].sharing
-    # A product: a query that keeps little counts more than the others do.
-    kept = [
-        math.prod(min(max(value, _LEAST), 1.0) for value in verdict.outcome.relative.values()) for verdict in verdicts
-    ]
-    return starts[kept.index(max(kept))]
+    promises = [_promise(problem, wanted, verdict.outcome) for verdict in verdicts]
+    return starts[promises.index(max(promises))]
+
+
+def _promise(problem: Problem, wanted: SharingMap, outcome: Outcome) -> float:
+    """What a start is worth: the product of what queries keep, so one that keeps little counts more than others do.
+
+    What is left to a model alone makes up for much in training, so a query counts with the square of the part of its
+    model's bytes that is shared.
+    """
+    product = 1.0
+    for model in sorted(wanted.models):
+        size = sum(layer.bytes for layer in problem.layers[model])
+        shared = sum(problem.size(use) for use in wanted.uses if use.model == model) / size
+        for query in problem.queries.get(model, (model,)):
+            product *= min(max(outcome.relative[query], _LEAST), 1.0) ** (shared**2)
+    return product
 
 
 def _give_back(

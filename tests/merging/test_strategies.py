@@ -49,7 +49,7 @@ def drive(
     name: str,
     met: Met,
     strain: Mapping[Use, float] | None = None,
-    accuracies: Callable[[Trial], float] = lambda trial: 0.5,
+    accuracies: Callable[[Trial], float | Mapping[str, float]] = lambda trial: 0.5,
     ended: Callable[[Trial], str] = lambda trial: "",
     **settings: Any,
 ) -> tuple[list[list[Trial]], Found]:
@@ -63,7 +63,9 @@ def drive(
 
     def outcome(trial: Trial) -> Outcome:
         good = frozenset(met(trial)) & trial.learners
-        scores = {model: 1.0 if model in good else accuracies(trial) for model in trial.learners}
+        reach = accuracies(trial)
+        reach = reach if isinstance(reach, Mapping) else dict.fromkeys(trial.learners, reach)
+        scores = {model: 1.0 if model in good else reach[model] for model in trial.learners}
         pull = {use: value for use, value in (strain or {}).items() if use in trial.sharing.uses}
         pull = {use: value for use, value in pull.items() if use.model in trial.learners - good}
         states = {model: originals[model] for model in trial.learners}
@@ -250,6 +252,17 @@ def test_together_tries_every_donor_and_takes_the_best() -> None:
     assert len(batches) == 2
     # Inside models, too: two tensors are left.
     assert len(found.sharing.slots) == 2
+
+
+@pytest.mark.parametrize(("inside", "donor"), [(False, "small"), (True, "deep")])
+def test_together_heeds_most_what_has_least_of_its_own(inside: bool, donor: str) -> None:
+    def accuracies(trial: Trial) -> Mapping[str, float]:
+        small = trial.start.order[:1] == ("small",)
+        return {"small": 0.99 if small else 0.8, "deep": 0.5 if small else 0.99}
+
+    made = problem(small="ab", deep="abababab")
+    batches, _ = drive(made, "together", nobody, accuracies=accuracies, inside=inside)
+    assert batches[1][0].start.order[0] == donor
 
 
 def test_together_without_sharing_inside_models() -> None:
