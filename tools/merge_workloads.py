@@ -11,7 +11,9 @@ training set are what originals are fine-tuned on and what merging may train on 
 into ``val``, which the search looks at, and ``test``, which only the benchmark's report does.
 
 W3 is examples/street: a person detector, a face detector and an embedder, all of the MobileNetV2 family, on three
-videos without labels. Of each fifth of a video, frames go to ``train``, then ``val``, then ``test``.
+videos without labels. Of each fifth of a video, frames go to ``train``, then ``val``, then ``test``. All models learn
+from the training frames of all three, and from any other video in the folder: a teacher has an answer to any of them,
+and seventy-five frames of one face are too few.
 """
 
 from __future__ import annotations
@@ -84,22 +86,27 @@ def prepare(data: Path, output: Path) -> dict[str, Path]:
         if not target.exists():
             start = None if name == "clothes" else data / _CHECKPOINTS[depth]
             _fine_tune(name, depth, classes, start, output, target)
-    return {name: _workload(name, output) for name in WORKLOADS} | {"w3": _street(output)}
+    return {name: _workload(name, output) for name in WORKLOADS} | {"w3": _street(data, output)}
 
 
-def _street(output: Path) -> Path:
-    """The workload of the example with its frames in folders."""
+def _street(data: Path, output: Path) -> Path:
+    """The workload of the example with its frames in folders; those that all models learn from in one."""
     if not (_STREET / "data" / "junction.avi").exists() or not any((_STREET / "weights").glob("*.safetensors")):
         make_street_example.main([])
     document = yaml.safe_load((_STREET / "workload.yaml").read_text())
+    folders = []
     for name, feed in document["feeds"].items():
-        source = resolve(name, feed["source"], base=_STREET)
-        _frames(source, output / "data" / "street" / name)
+        folders.append(output / "data" / "street" / name)
+        _frames(resolve(name, feed["source"], base=_STREET), folders[-1])
         feed["source"] = f"data/street/{name}/val"
+    for path in sorted(data.resolve().glob("*.mp4")):
+        folders.append(output / "data" / "street" / path.stem)
+        _frames(resolve(path.stem, str(path)), folders[-1])
+    _together([folder / "train" for folder in folders], output / "data" / "street" / "train")
     for query in document["queries"]:
         if "weights" in query["model"]:
             query["model"]["weights"] = str(_STREET / query["model"]["weights"])
-        query["data"] = {part: f"data/street/{query['feed']}/{part}" for part in ("train", "val")}
+        query["data"] = {"train": "data/street/train", "val": f"data/street/{query['feed']}/val"}
     path = output / "w3.yaml"
     path.write_text(yaml.safe_dump(document, sort_keys=False))
     return path
@@ -120,6 +127,19 @@ def _frames(source: Source, target: Path) -> None:
         place = number * 5 / count % 1
         part = next(part for part, end in _PARTS.items() if place < end)
         cv2.imwrite(str(work / part / f"{number:05}.jpg"), picture, [cv2.IMWRITE_JPEG_QUALITY, 95])
+    work.rename(target)
+
+
+def _together(folders: Sequence[Path], target: Path) -> None:
+    """One folder with the pictures of several."""
+    if target.exists():
+        return
+    work = target.with_name(f".{target.name}")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    for folder in folders:
+        for picture in folder.iterdir():
+            (work / f"{folder.parent.name}-{picture.name}").hardlink_to(picture)
     work.rename(target)
 
 
