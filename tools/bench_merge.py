@@ -3,9 +3,9 @@
     .venv/bin/python tools/bench_merge.py ../shared/data                     # half an hour on two cores
     .venv/bin/python tools/bench_merge.py ../shared/data --full              # three seeds, no budget: many hours
 
-Makes the workloads first (``tools/merge_workloads.py``). Runs are kept below ``out/merge/runs`` and go on where they
-were stopped. Each is chosen on one half of the test images and confirmed on the other half. Writes docs/merging.md and
-its picture.
+Makes the workloads first (``tools/merge_workloads.py``). Runs are kept below ``out/merge/short`` and ``out/merge/runs``
+and go on where they were stopped. Each is chosen on one half of the test images and confirmed on the other half. Writes
+a table into docs/merging.md, and a picture beside it.
 """
 
 from __future__ import annotations
@@ -50,33 +50,37 @@ class Arm:
     strategy: str = "together"
     settings: Settings = field(default_factory=Settings)
     target: float = 0.95
-    full: bool = False
-    """Only with --full."""
 
 
 _DONE = "confirmed.json"
 """In a run's folder once it is over: what is confirmed on images that the search never saw."""
+_MINUTES = {"w1": 1.75, "w3": 6.5}
+"""Of each run without --full: half an hour for all of them."""
+_BETWEEN = Settings(inside=False)
 _GOOD = Settings(rate=0.02)
+_DONOR = Settings(rate=0.02, start="donor")
 
 
 def _arms() -> Iterator[Arm]:
-    yield Arm("together", "w1")
-    yield Arm("together, between models", "w1", settings=Settings(inside=False))
-    yield Arm("together, between models", "w1", settings=Settings(inside=False), target=0.98)
+    yield Arm("together, between models", "w1", settings=_BETWEEN)
     yield Arm("heaviest, published rate", "w1", "heaviest")
-    yield Arm("heaviest", "w1", "heaviest", _GOOD)
-    yield Arm("heaviest, donor start", "w1", "heaviest", replace(_GOOD, start="donor"))
-    for name in ("earliest", "latest", "random", "two-group", "one-model"):
+    for name in ("heaviest", "earliest", "latest", "random", "two-group", "one-model"):
         yield Arm(name, "w1", name, _GOOD)
-    yield Arm("together", "w2")
-    yield Arm("together, between models", "w2", settings=Settings(inside=False))
     yield Arm("together", "w3")
     yield Arm("heaviest", "w3", "heaviest", _GOOD)
-    yield Arm("heaviest, published rate", "w2", "heaviest", full=True)
+
+
+def _full_arms() -> Iterator[Arm]:
+    yield from _arms()
+    for workload in ("w1", "w2"):
+        yield Arm("together", workload)
+        # Which of the two it is: the published search from the default's start, the default's from the published one.
+        yield Arm("heaviest, donor start", workload, "heaviest", _DONOR)
+        yield Arm("together, published start", workload, settings=replace(_BETWEEN, start="first"))
+    yield Arm("together, between models", "w1", settings=_BETWEEN, target=0.98)
+    yield Arm("together, between models", "w2", settings=_BETWEEN)
+    yield Arm("heaviest, published rate", "w2", "heaviest")
     yield Arm("heaviest", "w2", "heaviest", _GOOD)
-    yield Arm("heaviest, donor start", "w2", "heaviest", replace(_GOOD, start="donor"), full=True)
-    # Which of the two it is: the default's search from the published start.
-    yield Arm("together, published start", "w1", settings=Settings(inside=False, start="first"))
 
 
 @dataclass
@@ -90,8 +94,10 @@ class Run:
     """Relative accuracy of each query on images that the search never saw."""
 
     @property
-    def samples(self) -> int:
-        return sum(trial.samples for trial in self.report.trials)
+    def samples(self) -> tuple[int, int]:
+        """Images trained on until all that is saved was, and in all."""
+        points = self.curve()
+        return next(samples for samples, saved in points if saved == points[-1][1]), points[-1][0]
 
     @property
     def seconds(self) -> float:
@@ -119,12 +125,12 @@ class _Printer(Listener):
         )
 
 
-def _output(arm: Arm, seed: int, folder: Path) -> Path:
+def _output(arm: Arm, seed: int, runs: Path) -> Path:
     name = f"{arm.workload} {arm.name} {arm.target}".replace(",", "").replace(" ", "-")
-    return folder / "runs" / f"{name}-{seed}"
+    return runs / f"{name}-{seed}"
 
 
-def run_arm(arm: Arm, seed: int, folder: Path, budget: float | None, console: Console) -> Run:
+def run_arm(arm: Arm, seed: int, folder: Path, runs: Path, budget: float | None, console: Console) -> Run:
     """Merge once, or read what an earlier call left."""
     workload = folder / f"{arm.workload}.yaml"
     if arm.target != 0.95:
@@ -133,7 +139,7 @@ def run_arm(arm: Arm, seed: int, folder: Path, budget: float | None, console: Co
             query["target"] = arm.target
         workload = folder / f"{arm.workload}-{arm.target}.yaml"
         workload.write_text(yaml.safe_dump(document, sort_keys=False))
-    output = _output(arm, seed, folder)
+    output = _output(arm, seed, runs)
     done = output / _DONE
     if not done.exists():
         console.print(f"{arm.workload}, {arm.name}, target {arm.target:.0%}, seed {seed}", highlight=False)
@@ -167,8 +173,8 @@ def confirm(original: Path, merged: Path) -> dict[str, float]:
 def table(runs: Sequence[Run]) -> str:
     """Markdown: medians over seeds, and the worst query over all of them."""
     lines = [
-        "| workload | strategy | target | saved | worst, chosen | worst, confirmed | images | minutes | seeds |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
+        "| workload | strategy | target | saved | worst, chosen | worst, confirmed | images | in all | minutes | seeds |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     by_arm: dict[tuple[str, str, float], list[Run]] = {}
     for run in runs:
@@ -179,9 +185,10 @@ def table(runs: Sequence[Run]) -> str:
         chosen = min(found.relative for run in same for found in run.report.queries.values())
         confirmed = min(value for run in same for value in run.confirmed.values())
         unfinished = "" if all(run.report.finished for run in same) else ", time was up"
+        until, samples = (statistics.median(run.samples[which] for run in same) / 1e3 for which in (0, 1))
         lines.append(
             f"| {workload.upper()} | {name} | {target:.0%} | {statistics.median(saved):.1%}{spread} | {chosen:.3f} |"
-            f" {confirmed:.3f} | {statistics.median(run.samples for run in same) / 1e3:.0f}k |"
+            f" {confirmed:.3f} | {until:.0f}k | {samples:.0f}k |"
             f" {statistics.median(run.seconds for run in same) / 60:.1f}{unfinished} | {len(same)} |"
         )
     return "\n".join(lines)
@@ -220,11 +227,10 @@ def draw(runs: Sequence[Run], path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="folder with CIFAR-10 and the checkpoints")
+    parser.add_argument("data", type=Path, help="folder with CIFAR-10, the checkpoints, and videos to learn from")
     parser.add_argument("--output", type=Path, default=_ROOT / "out/merge", help="folder for workloads and runs")
-    parser.add_argument("--minutes", type=float, default=30, help="for all runs together, without --full")
     parser.add_argument("--full", action="store_true", help="three seeds and all arms, each to its end")
-    parser.add_argument("--each", type=float, help="most minutes of a run, with --full; without it there is no limit")
+    parser.add_argument("--each", type=float, metavar="MINUTES", help="most that a run may take")
     parser.add_argument("--only", help="arms whose workload and name this regular expression finds")
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of 0, or 0 1 2 with --full")
     parser.add_argument("--report", type=Path, default=_ROOT / "docs/merging.md", help="where the table is put in")
@@ -233,28 +239,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = Console()
     if not options.summary:
         prepare(options.data, options.output)
-    arms = [arm for arm in _arms() if options.full or not arm.full]
-    arms = [arm for arm in arms if options.only is None or re.search(options.only, f"{arm.workload} {arm.name}")]
-    seeds = options.seeds or ([0, 1, 2] if options.full else [0])
-    minutes = options.each if options.full else options.minutes / (len(arms) * len(seeds))
-    budget = None if minutes is None else minutes * 60
-    wanted = [(arm, seed) for seed in seeds for arm in arms]
+    every, name = (_full_arms(), "runs") if options.full else (_arms(), "short")
+    kept = options.output / name
+    arms = [arm for arm in every if options.only is None or re.search(options.only, f"{arm.workload} {arm.name}")]
+    wanted = [(arm, seed) for seed in options.seeds or ([0, 1, 2] if options.full else [0]) for arm in arms]
     if options.summary:
-        wanted = [(arm, seed) for arm, seed in wanted if (_output(arm, seed, options.output) / _DONE).exists()]
+        wanted = [(arm, seed) for arm, seed in wanted if (_output(arm, seed, kept) / _DONE).exists()]
         if not wanted:
-            parser.error(f"no run is over yet in {options.output / 'runs'}")
-    runs = [run_arm(arm, seed, options.output, budget, console) for arm, seed in wanted]
-    console.print(table(runs), highlight=False, soft_wrap=True)
-    _write(options.report, table(runs))
-    draw(runs, options.report.parent / "images" / "merging.svg")
+            parser.error(f"no run is over yet in {kept}")
+    found = []
+    for arm, seed in wanted:
+        minutes = options.each or (None if options.full else _MINUTES[arm.workload])
+        found.append(run_arm(arm, seed, options.output, kept, minutes and minutes * 60, console))
+    console.print(table(found), highlight=False, soft_wrap=True)
+    _write(options.report, name, table(found))
+    draw(found, options.report.parent / "images" / f"merging-{name}.svg")
 
 
-def _write(path: Path, content: str) -> None:
+def _write(path: Path, name: str, content: str) -> None:
     """Replace what stands between the two marks of the document."""
-    begin, end = "<!-- table -->\n", "<!-- end -->\n"
-    text = path.read_text() if path.exists() else f"# Merging, measured\n\n{begin}{end}"
+    begin, end = f"<!-- {name} -->\n", "<!-- end -->\n"
+    text = path.read_text() if path.exists() else ""
+    if begin not in text:
+        text += f"\n{begin}{end}"
     head, rest = text.split(begin)
-    path.write_text(f"{head}{begin}{content}\n{end}{rest.split(end)[1]}")
+    path.write_text(f"{head}{begin}{content}\n{end}{rest.split(end, 1)[1]}")
 
 
 if __name__ == "__main__":
