@@ -173,7 +173,7 @@ def confirm(original: Path, merged: Path) -> dict[str, float]:
 def table(runs: Sequence[Run]) -> str:
     """Markdown: medians over seeds, and the worst query over all of them."""
     lines = [
-        "| workload | strategy | target | saved | worst, chosen | worst, confirmed | images | in all | minutes | seeds |",
+        "| workload | strategy | target | saved | chosen | confirmed | images | in all | minutes | seeds |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     by_arm: dict[tuple[str, str, float], list[Run]] = {}
