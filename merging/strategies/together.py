@@ -183,15 +183,15 @@ def _best_start(
 def _promise(problem: Problem, wanted: SharingMap, outcome: Outcome) -> float:
     """What a start is worth: the product of what queries keep, so one that keeps little counts more than others do.
 
-    What is left to a model alone makes up for much in training, so a query counts with the square of the part of its
-    model's bytes that is shared.
+    A deep model makes up for more in training, as it has more BatchNorms to do so with: a query counts with the square
+    of the smallest model's number of layers divided by its own model's.
     """
+    fewest = min(len(problem.layers[model]) for model in wanted.models)
     product = 1.0
     for model in sorted(wanted.models):
-        size = sum(layer.bytes for layer in problem.layers[model])
-        shared = sum(problem.size(use) for use in wanted.uses if use.model == model) / size
         for query in problem.queries.get(model, (model,)):
-            product *= min(max(outcome.relative[query], _LEAST), 1.0) ** (shared**2)
+            kept = min(max(outcome.relative[query], _LEAST), 1.0)
+            product *= kept ** (fewest / len(problem.layers[model])) ** 2
     return product
 
 

@@ -254,14 +254,13 @@ def test_together_tries_every_donor_and_takes_the_best() -> None:
     assert len(found.sharing.slots) == 2
 
 
-@pytest.mark.parametrize(("inside", "donor"), [(False, "small"), (True, "deep")])
-def test_together_heeds_most_what_has_least_of_its_own(inside: bool, donor: str) -> None:
+@pytest.mark.parametrize(("deep", "donor"), [("ab", "deep"), ("abab", "deep"), ("abababab", "small")])
+def test_together_heeds_least_what_is_deepest(deep: str, donor: str) -> None:
     def accuracies(trial: Trial) -> Mapping[str, float]:
         small = trial.start.order[:1] == ("small",)
-        return {"small": 0.99 if small else 0.8, "deep": 0.5 if small else 0.99}
+        return {"small": 0.99 if small else 0.8, "deep": 0.3 if small else 0.99}
 
-    made = problem(small="ab", deep="abababab")
-    batches, _ = drive(made, "together", nobody, accuracies=accuracies, inside=inside)
+    batches, _ = drive(problem(small="ab", deep=deep), "together", nobody, accuracies=accuracies)
     assert batches[1][0].start.order[0] == donor
 
 
