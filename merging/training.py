@@ -89,6 +89,8 @@ def fit(
 ) -> Fit:
     """Retrain ``models`` together, in place. Weights that they share with others stay as they are.
 
+    A model that reaches its goals when accuracy is looked at takes part in every other step until the next look.
+
     Args:
         subjects: all models, with shared weights bound.
         models: which of them learn.
@@ -99,13 +101,14 @@ def fit(
     """
     # Gradients of narrow models are bounded before those of the others are added.
     taught = sorted((subjects[name] for name in models), key=lambda subject: (not subject.narrow, subject.name))
-    narrow = sum(subject.narrow for subject in taught)
     groups = _parameters(subjects, models, recipe.rate)
     optimizer = torch.optim.SGD(groups, recipe.rate, momentum=0.9, weight_decay=recipe.decay, nesterov=True)
     learned = [parameter for group in groups for parameter in group["params"]]
     feeds = {subject.name: _batches(subject, recipe, seed) for subject in taught}
     result, weights = Fit(), {subject.name: 1.0 for subject in taught}
+    losses: dict[str, float] = {}
     accuracies: dict[str, float] = {}
+    resting: set[str] = set()
     steps = recipe.steps
     if recipe.unit == "epochs":
         steps *= max(math.ceil(len(subject.train) / _batch(subject, recipe)) for subject in taught)
@@ -118,8 +121,9 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * _share(recipe, (step - 1) / steps)
         optimizer.zero_grad()
-        losses = {}
-        for count, subject in enumerate(taught, 1):
+        learning = [subject for subject in taught if step % 2 == 0 or subject.name not in resting]
+        narrow = sum(subject.narrow for subject in learning)
+        for count, subject in enumerate(learning, 1):
             _train_mode(subject)
             indices, mirrored = next(feeds[subject.name])
             loss = _loss(subject, recipe, indices, mirrored)
@@ -136,6 +140,7 @@ def fit(
             accuracies = accuracies_of(taught, GLANCE)
             history.append(accuracies)
             weights = _weights(taught, accuracies)
+            resting = _resting(taught, accuracies, recipe.spare)
             # What holds on some images may not on all.
             if reached(taught, accuracies, recipe.spare) and reached(
                 taught, whole := accuracies_of(taught), recipe.spare
@@ -143,7 +148,7 @@ def fit(
                 result.ended, result.accuracies = "met", whole
             elif recipe.gives_up and step < steps and _hopeless(taught, history, recipe.checks):
                 result.ended = "hopeless"
-        watch(Progress(step, steps, losses, accuracies))
+        watch(Progress(step, steps, dict(losses), accuracies))
         if result.ended != "done":
             break
     return result
@@ -250,6 +255,12 @@ def reached(subjects: Iterable[Subject], accuracies: Mapping[str, float], spare:
         for subject in subjects
         for held in subject.held
     )
+
+
+def _resting(taught: list[Subject], accuracies: Mapping[str, float], spare: float) -> set[str]:
+    """Models that can do with fewer images than the others, as they reach their goals."""
+    good = {subject.name for subject in taught if reached([subject], accuracies, spare)}
+    return good if len(good) < len(taught) else set()
 
 
 def _gaps(taught: list[Subject], accuracies: Mapping[str, float]) -> dict[str, float]:

@@ -178,6 +178,15 @@ def test_training_ends_when_all_reach_their_goals(subject: MakeSubject) -> None:
     assert result.samples == 5 * 32
 
 
+def test_a_model_that_reaches_its_goals_learns_from_half_as_many_images(subject: MakeSubject) -> None:
+    made = {"a": subject("a", Net), "b": unreachable(subject("b", Net)), "c": unreachable(subject("c", Net))}
+    told: list[Progress] = []
+    result = fit(made, "abc", Recipe(20, batch=32, rate=1e-6, checks=4, gives_up=False), watch=told.append)
+    # From the first of four looks on, in every other step.
+    assert result.samples == (5 + 8 + 20 + 20) * 32
+    assert all(set(progress.losses) == set("abc") for progress in told)
+
+
 def test_training_ends_when_there_is_no_hope(subjects: dict[str, Subject]) -> None:
     made = {"a": unreachable(subjects["a"]), "b": subjects["b"]}
     hopeless = fit(made, "ab", Recipe(20, batch=32, rate=1e-6, checks=4))
