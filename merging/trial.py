@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .sharing import SharingMap, Use, bind, own_parameters, release
+from .align import align
+from .sharing import SharingMap, Slot, Use, bind, own_parameters, release
 from .start import average, donate, refit_heads, reset_statistics
 from .subjects import State, Subject, accuracies_of, fitting, in_batches
 from .training import GLANCE, Progress, Recipe, fit, reached, strain
@@ -32,7 +33,8 @@ class Start:
 
     ``donor``: those of the first model in ``order``, with its BatchNorm, statistics measured anew and heads refitted;
     ``first``: the weights alone of the first model in ``order``, as the paper's published code has it; ``average``:
-    their mean; ``keep``: nothing is new.
+    their mean, with the channels of each model in the order that makes them most like those before it, statistics
+    measured anew and heads refitted; ``keep``: nothing is new.
     """
 
     kind: Literal["donor", "first", "average", "keep"] = "donor"
@@ -153,15 +155,17 @@ class TrialRunner:
         start = trial.start
         # A model that does not learn keeps its weights: it comes first where some are chosen.
         fixed = tuple(name for name in self.subjects if name not in learners)
+        changed: frozenset[str] = frozenset()
         if start.kind == "average":
             free = [slot for slot in new if not any(use.model in fixed for use in slot)]
+            self._align(free, start.order, shared.models)
             average(self.subjects, free)
             new = [slot for slot in new if slot not in free]
-        changed: frozenset[str] = frozenset()
+            changed = SharingMap(tuple(free)).models
         if start.kind != "keep":
-            changed = donate(self.subjects, new, (*fixed, *start.order, *learners), norms=start.kind == "donor")
+            changed |= donate(self.subjects, new, (*fixed, *start.order, *learners), norms=start.kind == "donor")
         bind(self._modules, trial.sharing)
-        if start.kind == "donor":
+        if start.kind in ("donor", "average"):
             # A start that is only to be compared with others needs less.
             part = 1 if trial.recipe is not None else 2
             # A donor that is given nothing is as good as it can be.
@@ -171,6 +175,21 @@ class TrialRunner:
                 images = min(fitting(_HEAD_IMAGES // part, subject.train), len(subject.train))
                 rows = _HEAD_ROWS // math.ceil(images / fitting(_START_BATCH, subject.train))
                 refit_heads(subject, some(subject, _HEAD_IMAGES // part, self._seed), rows)
+
+    def _align(self, slots: Sequence[Slot], order: Sequence[str], still: frozenset[str]) -> None:
+        """Reorder channels of each model but those that are to stand still, to be like the models before it."""
+        for place, name in enumerate(order):
+            pairs = []
+            for slot in slots:
+                before = [use for use in slot if use.model in order[:place]]
+                first = min(before, key=lambda use: order.index(use.model), default=None)
+                if first is not None and name not in still:
+                    pairs += [(self._weight(first), self._weight(use)) for use in slot if use.model == name]
+            if pairs:
+                align(self.subjects[name], next(some(self.subjects[name], 1, self._seed)), pairs)
+
+    def _weight(self, use: Use) -> nn.Parameter:
+        return self._modules[use.model].get_parameter(use.parameter)
 
 
 def some(subject: Subject, count: int, seed: int) -> Iterator[Tensor]:

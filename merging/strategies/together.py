@@ -1,7 +1,7 @@
 """The default strategy: share everything at once, retrain, and give back only what a query cannot do without.
 
-1. Each model in turn is tried as the donor of all shared weights, without a gradient (:mod:`gemel.merging.start`);
-   the start that keeps most of all queries' accuracies is taken.
+1. Each model in turn is tried as the donor of all shared weights, and so is their average, without a gradient
+   (:mod:`gemel.merging.start`); the start that keeps most of all queries' accuracies is taken.
 2. All models are retrained together from there, in up to three rounds of twice the length each, until every query
    keeps its target with something to spare, and while another round promises that.
 3. A query that still misses its target gets back the weights that it pulls at hardest for their size, an eighth of
@@ -168,12 +168,17 @@ def _by_size(problem: Problem, models: frozenset[str]) -> tuple[str, ...]:
 def _best_start(
     problem: Problem, settings: Settings, wanted: SharingMap, models: frozenset[str]
 ) -> Generator[Sequence[Trial], Sequence[Verdict], Start | SharingMap]:
-    """Try each model as the donor; returns the start to take, or what is shared where one is good enough as it is."""
+    """Try each model as the donor, and their average; returns the start to take, or what is shared where one is good
+    enough as it is."""
     by_size = _by_size(problem, models)
     if settings.start in ("first", "average"):
         return Start(settings.start, by_size)
     starts = [Start("donor", (name, *(other for other in by_size if other != name))) for name in by_size]
-    verdicts: Sequence[Verdict] = yield [Trial(f"donor {start.order[0]}", wanted, models, start) for start in starts]
+    titles = [f"donor {name}" for name in by_size]
+    starts.append(Start("average", by_size))
+    titles.append("average")
+    looks = [Trial(title, wanted, models, start) for title, start in zip(titles, starts, strict=True)]
+    verdicts: Sequence[Verdict] = yield looks
     if any(verdict.accepted for verdict in verdicts):
         return verdicts[-1].sharing
     promises = [_promise(problem, wanted, verdict.outcome) for verdict in verdicts]

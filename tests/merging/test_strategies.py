@@ -243,7 +243,8 @@ def test_together_tries_every_donor_and_takes_the_best() -> None:
     batches, found = drive(
         problem(**DEEP), "together", lambda trial: "" if looks(trial) else "xyz", accuracies=accuracies
     )
-    assert sorted(trial.start.order[0] for trial in batches[0]) == ["x", "y", "z"]
+    kinds = [(trial.start.kind, trial.start.order[0]) for trial in batches[0]]
+    assert sorted(kinds) == [("average", "y"), ("donor", "x"), ("donor", "y"), ("donor", "z")]
     assert all(looks(trial) and sorted(trial.start.order) == ["x", "y", "z"] for trial in batches[0])
     assert len({trial.sharing for batch in batches for trial in batch}) == 1
     (trial,) = batches[1]
