@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gemel.errors import DataError
+from gemel.merging import trial as trials
 from gemel.merging.sharing import SharingMap, Use
 from gemel.merging.subjects import Subject
 from gemel.merging.training import Progress, Recipe
@@ -153,6 +154,15 @@ def test_a_trial_that_goes_wrong_says_so(subjects: dict[str, Subject]) -> None:
     assert outcome.ended == "b: the loss is nan at step 1"
     assert (outcome.met, outcome.states) == (frozenset(), {})
     assert all(math.isfinite(value) for value in outcome.accuracies.values())
+
+
+def test_what_all_images_show_at_the_end_counts(subject: MakeSubject, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, found = subject("a"), iter([0.5, 1.0, 0.5, 0.96])
+    monkeypatch.setattr(trials, "accuracies_of", lambda *_: {"a": next(found)})
+    for ended in ("met", "done"):
+        few = Trial("test", SharingMap(), frozenset("a"), Start("keep"), Recipe(1, batch=32, checks=0, spare=0.5))
+        outcome = TrialRunner({"a": made})(few, {"a": made.state()}, SharingMap())
+        assert (outcome.ended, outcome.met) == (ended, frozenset("a"))
 
 
 def test_every_query_of_a_model_must_meet(subject: MakeSubject) -> None:
