@@ -8,9 +8,12 @@ change, so a binding stays valid for ever.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
+import os
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -26,6 +29,9 @@ from .manifest import SegmentSpec, TensorSpec
 __all__ = ["ArenaStats", "HostArena"]
 
 _MADV_POPULATE_READ = 22  # Linux 5.14; Python's mmap has no name for it
+# mmap.madvise holds the interpreter's lock while pages are read from a disk: nothing else would run.
+_libc = ctypes.CDLL(None)
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 @dataclass
@@ -52,6 +58,9 @@ class HostArena:
         tensors: tensor id to place.
         segments: segment id to place.
         budget: bytes that may be resident at once.
+        cold: what is evicted leaves the page cache, too, as where memory is short; coming back, it is read from disk.
+
+    Methods are for one thread; loading runs on another one, in the order in which it was asked for.
     """
 
     def __init__(
@@ -60,10 +69,13 @@ class HostArena:
         tensors: Mapping[str, TensorSpec],
         segments: Mapping[str, SegmentSpec],
         budget: int | None = None,
+        *,
+        cold: bool = False,
     ) -> None:
         self._tensors, self._segments = tensors, segments
         self.budget = sum(spec.length for spec in segments.values()) if budget is None else budget
         self.stats = ArenaStats()
+        self._path, self._cold = path, cold
         with path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         # Read from disk through such a mapping, file pages are 2 MiB large: populating 104 MB that are in the page
@@ -73,15 +85,17 @@ class HostArena:
         self._bytes = np.frombuffer(self._map, np.uint8)
         self._users: Counter[str] = Counter()
         self._resident: OrderedDict[str, None] = OrderedDict()  # least recently used first
+        self._loader = ThreadPoolExecutor(1, "gemel-load")
+        self._coming: dict[str, Future[None]] = {}
 
     @property
     def resident(self) -> int:
-        """Bytes resident now."""
+        """Bytes resident now, or on their way."""
         return sum(self._segments[name].length for name in self._resident)
 
     @property
     def residents(self) -> tuple[str, ...]:
-        """Segments resident now, the least recently used first."""
+        """Segments resident now, or on their way, the least recently used first."""
         return tuple(self._resident)
 
     def tensor(self, name: str) -> NDArray[Any]:
@@ -99,18 +113,39 @@ class HostArena:
         for name in wanted:
             if name in self._resident:
                 self._resident.move_to_end(name)
-        missing = [name for name in wanted if name not in self._resident]
+        missing = [name for name in dict.fromkeys(wanted) if name not in self._resident]
         try:
-            self._make_room(sum(self._segments[name].length for name in missing))
+            evicted = self._room(missing)
         except BackendError:
             self.release(wanted)
             raise
         began = perf_counter()
-        for name in missing:
-            self._populate(self._segments[name])
-            self._resident[name] = None
-        self.stats.blocked_s += perf_counter() - began if missing else 0.0
-        self.stats.peak = max(self.stats.peak, self.resident)
+        waits = bool(missing) or any(name in self._coming for name in wanted)
+        self._transfer(evicted, missing, at_once=True)
+        for name in wanted:
+            if (coming := self._coming.pop(name, None)) is not None:
+                coming.result()
+        self.stats.blocked_s += perf_counter() - began if waits else 0.0
+
+    def prefetch(self, load: Iterable[str], evict: Iterable[str] = ()) -> None:
+        """Drop and then load segments while the caller goes on; :meth:`acquire` waits for what it needs of them.
+
+        Args:
+            load: those that are resident already are left alone.
+            evict: so are those that are not.
+
+        Raises:
+            BackendError: one that is held was to be dropped, or what is to come does not fit; nothing was done.
+        """
+        going = [name for name in dict.fromkeys(evict) if name in self._resident]
+        held = [name for name in going if self._users[name]]
+        if held:
+            raise BackendError(f"arena: segment {held[0]} cannot be dropped while a model holds it")
+        missing = [name for name in dict.fromkeys(load) if name not in self._resident or name in going]
+        needed, free = self._bytes_of(missing), self.budget - self.resident + self._bytes_of(going)
+        if needed > free:
+            raise BackendError(f"arena: {needed} bytes are to be loaded, and {free} of {self.budget} are free")
+        self._transfer(going, missing, at_once=False)
 
     def release(self, segments: Iterable[str]) -> None:
         """Allow segments to be evicted again; they stay resident until the room is needed."""
@@ -118,38 +153,71 @@ class HostArena:
 
     def evict(self) -> None:
         """Drop every segment that nobody holds."""
-        for name in self._idle():
-            self._drop(name)
+        self._transfer(self._idle(), [], at_once=True)
+
+    def close(self) -> None:
+        """Wait for loading to end. Views stay valid."""
+        self._loader.shutdown()
 
     def _idle(self) -> list[str]:
         return [name for name in self._resident if self._users[name] == 0]
 
-    def _make_room(self, needed: int) -> None:
-        free = self.budget - self.resident
-        idle = self._idle()
-        if free + sum(self._segments[name].length for name in idle) < needed:
+    def _bytes_of(self, names: Iterable[str]) -> int:
+        return sum(self._segments[name].length for name in names)
+
+    def _room(self, missing: Sequence[str]) -> list[str]:
+        """What must go so that ``missing`` can come: the least recently used that nobody holds."""
+        needed, free = self._bytes_of(missing), self.budget - self.resident
+        gone: list[str] = []
+        for name in self._idle():
+            if free >= needed:
+                break
+            gone.append(name)
+            free += self._segments[name].length
+        if free < needed:
             raise BackendError(
                 f"arena: {needed} bytes are needed, the budget is {self.budget} and {self.resident} are resident"
             )
-        for name in idle:
-            if free >= needed:
-                return
-            self._drop(name)
-            free += self._segments[name].length
+        return gone
 
-    def _drop(self, name: str) -> None:
-        spec = self._segments[name]
-        if spec.length:
-            self._map.madvise(mmap.MADV_DONTNEED, spec.offset, spec.length)
-        del self._resident[name]
-        self.stats.evicted += spec.length
+    def _transfer(self, evict: Sequence[str], load: Sequence[str], *, at_once: bool) -> None:
+        """Drop, then load. What is asked for later never overtakes, or both would be in memory for a while."""
+        if not evict and not load:
+            return
+        for name in evict:
+            del self._resident[name]
+            self._coming.pop(name, None)
+        self._resident.update(dict.fromkeys(load))
+        self.stats.evicted += self._bytes_of(evict)
+        self.stats.loads += len(load)
+        self.stats.loaded += self._bytes_of(load)
+        self.stats.peak = max(self.stats.peak, self.resident)
+        self._coming = {name: coming for name, coming in self._coming.items() if not coming.done()}
+        if at_once and not self._coming:
+            # A thread would take longer to wake up than pages in memory to be mapped.
+            self._work(evict, load)
+            return
+        coming = self._loader.submit(self._work, evict, load)
+        self._coming |= dict.fromkeys(load or evict, coming)
+
+    def _work(self, evict: Sequence[str], load: Sequence[str]) -> None:
+        for name in evict:
+            self._drop(self._segments[name])
+        for name in load:
+            self._populate(self._segments[name])
+
+    def _drop(self, spec: SegmentSpec) -> None:
+        self._advise(spec, mmap.MADV_DONTNEED)
+        if self._cold:
+            with contextlib.suppress(OSError), self._path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), spec.offset, spec.length, os.POSIX_FADV_DONTNEED)
 
     def _populate(self, spec: SegmentSpec) -> None:
-        if spec.length:
-            try:
-                self._map.madvise(_MADV_POPULATE_READ, spec.offset, spec.length)
-            except OSError:
-                # An older kernel: touching one byte a page does the same, more slowly.
-                int(self._bytes[spec.offset : spec.offset + spec.length : mmap.PAGESIZE].sum())
-        self.stats.loads += 1
-        self.stats.loaded += spec.length
+        if not self._advise(spec, _MADV_POPULATE_READ):
+            # An older kernel: touching one byte a page does the same, more slowly.
+            int(self._bytes[spec.offset : spec.offset + spec.length : mmap.PAGESIZE].sum())
+
+    def _advise(self, spec: SegmentSpec, advice: int) -> bool:
+        """Whether the kernel took the advice."""
+        address = self._bytes.ctypes.data + spec.offset
+        return spec.length == 0 or _libc.madvise(address, spec.length, advice) == 0

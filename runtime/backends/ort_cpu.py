@@ -139,6 +139,7 @@ class OrtCpu:
         self._bound.clear()
         self._values.clear()
         self._sessions.clear()
+        self.arena.close()
 
     def __enter__(self) -> OrtCpu:
         return self

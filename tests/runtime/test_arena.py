@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from threading import Event, Timer
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ def ident(index: int) -> str:
     return f"{index:032x}"
 
 
-def make(path: Path, budget: int | None = None) -> HostArena:
+def make(path: Path, budget: int | None = None, *, cold: bool = False) -> HostArena:
     """Segments ``s0`` ... of SIZES, filled with their index."""
     tensors, segments, data = {}, {}, bytearray()
     for index, size in enumerate(SIZES):
@@ -32,20 +34,23 @@ def make(path: Path, budget: int | None = None) -> HostArena:
         segments[f"s{index}"] = SegmentSpec(models=("m",), offset=offset, length=size, tensors=(ident(index),))
     file = path / "blob"
     file.write_bytes(data)
-    return HostArena(file, tensors, segments, budget)
+    return HostArena(file, tensors, segments, budget, cold=cold)
+
+
+SOME = st.sets(st.integers(0, len(SIZES) - 1), min_size=1)
 
 
 @settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     budget=st.integers(0, sum(SIZES)),
-    steps=st.lists(st.tuples(st.booleans(), st.sets(st.integers(0, len(SIZES) - 1), min_size=1)), max_size=30),
+    steps=st.lists(st.tuples(st.sampled_from(["acquire", "release", "prefetch"]), SOME, SOME), max_size=30),
 )
-def test_budget_and_users(tmp_path: Path, budget: int, steps: list[tuple[bool, set[int]]]) -> None:
+def test_budget_and_users(tmp_path: Path, budget: int, steps: list[tuple[str, set[int], set[int]]]) -> None:
     arena = make(tmp_path, budget)
     held: list[list[str]] = []
-    for acquire, members in steps:
-        names = [f"s{index}" for index in sorted(members)]
-        if acquire:
+    for what, members, others in steps:
+        names, others_ = ([f"s{index}" for index in sorted(each)] for each in (members, others - members))
+        if what == "acquire":
             busy = {name for group in held for name in group} | set(names)
             fits = sum(SIZES[int(name[1:])] for name in busy) <= budget
             if fits:
@@ -54,6 +59,15 @@ def test_budget_and_users(tmp_path: Path, budget: int, steps: list[tuple[bool, s
             else:
                 with pytest.raises(BackendError, match=f"the budget is {budget}"):
                     arena.acquire(names)
+        elif what == "prefetch":
+            before = arena.residents
+            try:
+                arena.prefetch(names, evict=others_)
+            except BackendError:
+                assert arena.residents == before
+            else:
+                assert set(names) <= set(arena.residents)
+                assert not set(others_) & set(arena.residents)
         elif held:
             arena.release(held.pop(0))
         assert arena.resident <= budget
@@ -62,6 +76,55 @@ def test_budget_and_users(tmp_path: Path, budget: int, steps: list[tuple[bool, s
         for group in held:
             for name in group:
                 assert (arena.tensor(ident(int(name[1:]))) == int(name[1:])).all()
+    arena.close()
+
+
+def test_loading_ahead_holds_nobody_up_and_who_needs_it_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arena, go, done = make(tmp_path, 4 * PAGE), Event(), []
+
+    def populate(spec: SegmentSpec) -> None:
+        assert go.wait(10)
+        done.append(("load", spec.tensors))
+
+    monkeypatch.setattr(arena, "_populate", populate)
+    monkeypatch.setattr(arena, "_drop", lambda spec: done.append(("drop", spec.tensors)))
+    arena.prefetch(["s1"])
+    assert (arena.residents, done) == (("s1",), [])
+    # What is asked for later, by whomever, comes later: both would be in memory otherwise.
+    arena.prefetch(["s0"], evict=["s1"])
+    Timer(0.05, go.set).start()
+    arena.acquire(["s3"])
+    assert done == [("load", (ident(1),)), ("drop", (ident(1),)), ("load", (ident(0),)), ("load", (ident(3),))]
+    assert arena.stats.blocked_s > 0
+    arena.close()
+
+
+def test_what_is_held_is_not_dropped_and_what_does_not_fit_is_not_begun(tmp_path: Path) -> None:
+    arena = make(tmp_path, 4 * PAGE)
+    arena.acquire(["s1"])
+    with pytest.raises(BackendError, match="segment s1 cannot be dropped while a model holds it"):
+        arena.prefetch(["s0"], evict=["s1"])
+    with pytest.raises(BackendError, match=f"{2 * PAGE} bytes are to be loaded, and {PAGE} of {4 * PAGE} are free"):
+        arena.prefetch(["s3"])
+    assert arena.residents == ("s1",)
+    arena.release(["s1"])
+    # Not by itself: what goes is for the plan to say.
+    with pytest.raises(BackendError, match="are free"):
+        arena.prefetch(["s3"])
+    arena.prefetch(["s3"], evict=["s1", "s2"])
+    assert arena.residents == ("s3",)
+    arena.close()
+
+
+@pytest.mark.parametrize("cold", [False, True])
+def test_what_is_dropped_may_leave_the_page_cache(cold: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int, int]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, *what: told.append(what))
+    arena = make(tmp_path, cold=cold)
+    arena.acquire(["s1"])
+    arena.release(["s1"])
+    arena.evict()
+    assert told == ([(PAGE, 3 * PAGE, os.POSIX_FADV_DONTNEED)] if cold else [])
 
 
 def test_least_recently_used_goes_first(tmp_path: Path) -> None:

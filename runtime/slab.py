@@ -1,0 +1,125 @@
+"""Room in one allocation: where segments lie in a device arena, whose memory is taken once and never grows.
+
+Best fit, neighbours joined when they are given back (Knuth, "The Art of Computer Programming", 2.5). What is left
+may be in pieces too small for the next segment; then :meth:`Slab.compact` says what to move.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+
+__all__ = ["Move", "Slab"]
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Copy ``length`` bytes towards the front. The two places may overlap: bytes are to be copied in rising order."""
+
+    name: str
+    source: int
+    target: int
+    length: int
+
+
+class Slab:
+    """Bytes from 0 to ``size``, in units of ``alignment``.
+
+    Args:
+        size: bytes; what does not fill a unit is never used.
+        alignment: a power of two; every place begins on a multiple of it.
+
+    >>> slab = Slab(1024)
+    >>> slab.allocate("a", 300), slab.allocate("b", 100)
+    (0, 512)
+    >>> slab.free("a")
+    >>> slab.allocate("c", 600) is None, slab.room
+    (True, 768)
+    >>> slab.compact()
+    [Move(name='b', source=512, target=0, length=256)]
+    >>> slab.allocate("c", 600)
+    256
+    """
+
+    def __init__(self, size: int, alignment: int = 256) -> None:
+        if size < 0 or alignment < 1 or alignment & (alignment - 1):
+            raise ValueError(f"a slab of {size} bytes in units of {alignment} is not possible")
+        self._alignment = alignment
+        self.size = size // alignment * alignment
+        self._used: dict[str, tuple[int, int]] = {}
+        self._holes: list[tuple[int, int]] = [(0, self.size)] if self.size else []  # (offset, length), by offset
+
+    @property
+    def room(self) -> int:
+        """Bytes that are free, in however many pieces."""
+        return sum(length for _, length in self._holes)
+
+    @property
+    def widest(self) -> int:
+        """Bytes of the largest piece."""
+        return max((length for _, length in self._holes), default=0)
+
+    def needs(self, length: int) -> int:
+        """Bytes that ``length`` bytes take."""
+        return -(-length // self._alignment) * self._alignment
+
+    def offset(self, name: str) -> int:
+        """Where a segment lies.
+
+        Raises:
+            KeyError: it has no place.
+        """
+        return self._used[name][0]
+
+    def allocate(self, name: str, length: int) -> int | None:
+        """A place for a segment; None where no piece is large enough. Nothing takes no room.
+
+        Raises:
+            ValueError: it has a place, or its length is negative.
+        """
+        if name in self._used or length < 0:
+            raise ValueError(f"{name!r} has a place" if name in self._used else f"{length} bytes are not possible")
+        needed = self.needs(length)
+        if not needed:
+            self._used[name] = (0, 0)
+            return 0
+        best = min(
+            (hole for hole in self._holes if hole[1] >= needed), key=lambda hole: (hole[1], hole[0]), default=None
+        )
+        if best is None:
+            return None
+        index = bisect_left(self._holes, best)
+        offset, free = best
+        self._holes[index : index + 1] = [(offset + needed, free - needed)] if free > needed else []
+        self._used[name] = (offset, needed)
+        return offset
+
+    def free(self, name: str) -> None:
+        """Give a place back.
+
+        Raises:
+            KeyError: there is none.
+        """
+        offset, length = self._used.pop(name)
+        if not length:
+            return
+        index = bisect_left(self._holes, (offset, 0))
+        first, last = index, index
+        if index and sum(self._holes[index - 1]) == offset:
+            first, offset, length = index - 1, self._holes[index - 1][0], length + self._holes[index - 1][1]
+        if index < len(self._holes) and offset + length == self._holes[index][0]:
+            last, length = index + 1, length + self._holes[index][1]
+        self._holes[first:last] = [(offset, length)]
+
+    def compact(self) -> list[Move]:
+        """Move everything to the front, so that all room is in one piece; the moves are to be made in this order."""
+        moves, end = [], 0
+        for name, (offset, length) in sorted(self._used.items(), key=lambda item: item[1]):
+            if not length:
+                continue
+            if offset != end:
+                moves.append(Move(name, offset, end, length))
+                self._used[name] = (end, length)
+            end += length
+        self._holes = [(end, self.size - end)] if end < self.size else []
+        return moves
