@@ -17,6 +17,7 @@ from .bundle import bench, check, inspect
 from .compile import compile_
 from .merge import merge
 from .run import run
+from .simulate import simulate
 
 __all__ = ["app", "compile_main", "main", "run_main"]
 
@@ -36,7 +37,7 @@ app = typer.Typer(
 app.command()(analyze)
 app.command()(merge)
 app.command("compile")(compile_)
-for _command in (run, inspect, check, bench):
+for _command in (run, inspect, check, bench, simulate):
     app.command()(_command)
 
 

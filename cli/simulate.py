@@ -1,0 +1,119 @@
+"""``gemel simulate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.box import SIMPLE
+from rich.markup import escape
+from rich.table import Table
+
+from ..console import check_writable, missing_extra, open_console, print_stage, write_json
+from ..errors import InputError
+from .options import DebugOpt, JsonOpt
+
+if TYPE_CHECKING:
+    from ..runtime.planning.planner import Plan
+    from ..runtime.planning.simulate import Simulation
+
+__all__ = ["simulate"]
+
+
+def simulate(
+    profile: Annotated[Path, typer.Argument(help="Times and bytes of a workload.", metavar="PROFILE.YAML")],
+    policy: Annotated[
+        list[str] | None, typer.Option(help="Only this one; may be given more than once.", metavar="NAME")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Budget for weights, instead of the profile's.", metavar="SIZE")
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="How long the cameras run.", min=1)] = 60.0,
+    seed: Annotated[int, typer.Option(help="Of the cameras' clocks.")] = 0,
+    json_file: JsonOpt = None,
+    debug: DebugOpt = False,
+) -> None:
+    """How many frames a workload would lose under a budget, by policy. Needs no device.
+
+    [dim]gemel simulate examples/profiles/paper.yaml --memory 50%[/dim]
+    """
+    try:
+        from ..runtime.planning.planner import POLICIES, plan
+        from ..runtime.planning.read import read_profile
+        from ..runtime.planning.simulate import simulate as run
+    except ModuleNotFoundError as error:
+        raise missing_extra(error, "gemel simulate", "compiler") from error
+    chosen = list(dict.fromkeys(policy or POLICIES))
+    for name in chosen:
+        if name not in POLICIES:
+            raise InputError(f"--policy: {name!r} is not allowed: {', '.join(POLICIES)}")
+    check_writable(json_file)
+    console, began = open_console(), perf_counter()
+    read = read_profile(profile)
+    budget = read.budget(memory)
+    late = [name for name in read.queries if name in read.late()]
+    print_stage(console, "profile", f"{profile}: {len(read.queries)} queries, {budget / 1e6:.1f} MB for weights")
+    for name in late:
+        run_ms = read.run_ms(name, 1)
+        print_stage(console, "late", f"{name}: a run takes {run_ms:g} ms, longer than the SLA of {read.sla_ms:g} ms")
+    found: dict[str, tuple[Plan, Simulation]] = {}
+    for name in chosen:
+        plan_ = plan(read, budget, POLICIES[name])
+        found[name] = plan_, run(read, budget, plan_, seconds, seed)
+        print_stage(console, "policy", name, began=began)
+    console.print(_policies(found))
+    console.print(_queries(found))
+    if json_file is not None:
+        write_json(json_file, {"budget": budget, "policies": {name: to_json(*each) for name, each in found.items()}})
+        print_stage(console, "json", str(json_file), began=began)
+
+
+def to_json(plan: Plan, simulation: Simulation) -> dict[str, Any]:
+    """What a policy plans, and what would come of it."""
+    return {
+        "seconds": simulation.seconds,
+        "plan": {
+            "order": plan.order,
+            "batches": plan.batches,
+            "pinned": sorted(plan.pinned),
+            "cycle_ms": plan.cycle_ms,
+        },
+        "queries": {
+            name: {"frames": each.frames, "processed": each.processed, "skipped": each.skipped, "late": each.late}
+            for name, each in simulation.queries.items()
+        },
+        "swaps": {"count": simulation.swaps, "bytes": simulation.loaded, "blocked_ms": simulation.blocked_ms},
+        "memory": {"peak": simulation.peak},
+    }
+
+
+def _policies(found: dict[str, tuple[Plan, Simulation]]) -> Table:
+    table = Table("policy", box=SIMPLE)
+    for title in ("frames processed", "time blocked", "time busy", "loads a second", "MB a second", "MB at most"):
+        table.add_column(title, justify="right")
+    for name, (_, simulation) in found.items():
+        milliseconds = simulation.seconds * 1e3
+        table.add_row(
+            name,
+            f"{simulation.processed:.1%}",
+            f"{simulation.blocked_ms / milliseconds:.1%}",
+            f"{simulation.busy_ms / milliseconds:.1%}",
+            f"{simulation.swaps / simulation.seconds:.1f}",
+            f"{simulation.loaded / simulation.seconds / 1e6:.1f}",
+            f"{simulation.peak / 1e6:.1f}",
+        )
+    return table
+
+
+def _queries(found: dict[str, tuple[Plan, Simulation]]) -> Table:
+    """Of each query, the part of its frames that is processed, a column for each policy."""
+    table = Table("query", *(escape(name) for name in found), box=SIMPLE)
+    for query in next(iter(found.values()))[1].queries:
+        parts = []
+        for _, simulation in found.values():
+            outcome = simulation.queries[query]
+            parts.append(f"{outcome.processed / max(1, outcome.frames):.1%}")
+        table.add_row(escape(query), *parts)
+    return table
