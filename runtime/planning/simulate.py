@@ -157,9 +157,9 @@ class _Run:
             other = self._other(ready)
             if other is None:
                 break
-            arrival, name = other
-            self._block(arrival)
-            self._process(name, self._frames(name))
+            begin, name, frames = other
+            self._block(begin)
+            self._process(name, frames)
         self._block(ready)
 
     def _block(self, until: float) -> None:
@@ -167,22 +167,26 @@ class _Run:
             self._result.blocked_ms += max(0.0, min(until, self._end) - self._now)
             self._now = until
 
-    def _other(self, ready: float) -> tuple[float, str] | None:
-        """Of the queries that can run before ``ready``, the one whose frame came first or will, and when."""
-        found: list[tuple[float, str]] = []
+    def _other(self, ready: float) -> tuple[float, str, list[int]] | None:
+        """Of the queries that can run before ``ready``, the one whose frame came first, or will; when, and on what."""
+        found: list[tuple[float, float, str, list[int]]] = []
         for query in self._plan.order:
             since = max((self._resident.get(each, math.inf) for each in self._profile.segments_of(query)), default=0.0)
-            frames = self._frames(query)
-            arrival = self._cameras[query].arrival(frames[0]) if frames else self._cameras[query].next_arrival()
-            begin = max(self._now, since, arrival)
-            if begin + self._profile.run_ms(query, max(1, len(frames))) <= ready:
-                found.append((max(arrival, since), query))
-        return min(found, default=None)
+            if since >= ready:
+                continue
+            begin = max(self._now, since, self._cameras[query].next_arrival())
+            frames = self._frames(query, begin)
+            while frames and begin + self._profile.run_ms(query, len(frames)) > ready:
+                frames = frames[1:]
+            if frames:
+                found.append((self._cameras[query].arrival(frames[0]), begin, query, frames))
+        return min(found)[1:] if found else None
 
-    def _frames(self, query: str) -> list[int]:
+    def _frames(self, query: str, now: float | None = None) -> list[int]:
+        now = self._now if now is None else now
         batch = self._plan.batches[query]
-        oldest = self._now + self._profile.run_ms(query, batch) - self._profile.sla_ms
-        return self._cameras[query].fresh(self._now, batch, oldest)
+        oldest = now + self._profile.run_ms(query, batch) - self._profile.sla_ms
+        return self._cameras[query].fresh(now, batch, oldest)
 
     def _process(self, query: str, frames: list[int]) -> None:
         camera, outcome = self._cameras[query], self._result.queries[query]
