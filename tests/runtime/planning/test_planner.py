@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from profiles import RULES, budgets, profile, profiles
 
 from gemel.runtime.planning.planner import POLICIES, Plan, Policy, plan
-from gemel.runtime.planning.profile import Profile, unmerged
+from gemel.runtime.planning.profile import Profile, QueryProfile, unmerged
 from gemel.runtime.planning.residency import Rule, Step, steps
 
 
@@ -241,12 +241,24 @@ def test_queries_that_share_are_neighbours() -> None:
     assert found.order in [("a", "c", "b", "d"), ("a", "c", "d", "b"), ("a", "b", "d", "c"), ("a", "d", "b", "c")]
 
 
+def reordered(known: Profile) -> Iterator[dict[str, QueryProfile]]:
+    """The queries, listed in every way."""
+    for names in permutations(known.queries):
+        yield {name: known.queries[name] for name in names}
+
+
 def test_of_plans_that_lose_as_few_frames_the_one_that_is_done_sooner() -> None:
-    run: dict[str, dict[int, float]] = {"a": {1: 10, 2: 20}, "b": {1: 10}}
-    known = profile({"a": ["A"], "b": ["B"]}, None, run, 5)
-    found = plan(known, 2)
-    assert found.batches == {"a": 1, "b": 1}
-    assert found.frames == pytest.approx({"a": 5, "b": 5})
+    known = profile({"a": ["S"]}, None, {"a": {1: 20, 2: 10, 4: 40}}, 5)
+    found = plan(known, 1)
+    assert (found.batches, found.cycle_ms) == ({"a": 2}, 10)
+    assert found.frames["a"] == pytest.approx(5)
+    known = profile({"a": ["S", "A"], "b": ["T", "B"], "c": ["S", "C"], "d": ["T", "D"]}, {"S": 9, "T": 9}, 1.0, 1)
+    alone = [
+        plan(known.model_copy(update={"queries": queries}), 11, Policy(listed=True)) for queries in reordered(known)
+    ]
+    assert [sum(each.frames.values()) for each in alone] == pytest.approx([4] * len(alone))
+    assert len({each.cycle_ms for each in alone}) > 1
+    assert plan(known, 11).cycle_ms == min(each.cycle_ms for each in alone)
 
 
 def test_a_query_that_is_always_late_has_a_turn() -> None:
