@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -11,11 +12,16 @@ from typing import Any
 
 import pytest
 from helpers import query, save, single_thread, write_video
+from hypothesis import settings
 from tiny_models import tiny
 
 from gemel.cli import main
 from gemel.compiler import compile_workload
 from gemel.workload import Workload, load
+
+# The same examples in every run, so that a change is judged by itself; `HYPOTHESIS_PROFILE=default` tries new ones.
+settings.register_profile("same", derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 @pytest.fixture
