@@ -12,7 +12,7 @@ import ctypes
 import mmap
 import os
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +94,11 @@ class HostArena:
         return sum(self._segments[name].length for name in self._resident)
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every segment."""
+        return {name: spec.length for name, spec in self._segments.items()}
+
+    @property
     def residents(self) -> tuple[str, ...]:
         """Segments resident now, or on their way, the least recently used first."""
         return tuple(self._resident)
@@ -127,12 +132,13 @@ class HostArena:
                 coming.result()
         self.stats.blocked_s += perf_counter() - began if waits else 0.0
 
-    def prefetch(self, load: Iterable[str], evict: Iterable[str] = ()) -> None:
+    def prefetch(self, load: Iterable[str], evict: Iterable[str] = (), done: Callable[[], None] = lambda: None) -> None:
         """Drop and then load segments while the caller goes on; :meth:`acquire` waits for what it needs of them.
 
         Args:
             load: those that are resident already are left alone.
             evict: so are those that are not.
+            done: called when that is over, mostly on the thread that loads.
 
         Raises:
             BackendError: one that is held was to be dropped, or what is to come does not fit; nothing was done.
@@ -146,6 +152,14 @@ class HostArena:
         if needed > free:
             raise BackendError(f"arena: {needed} bytes are to be loaded, and {free} of {self.budget} are free")
         self._transfer(going, missing, at_once=False)
+        if missing:
+            self._coming[missing[-1]].add_done_callback(lambda _: done())
+
+    def loaded(self, segments: Iterable[str]) -> bool:
+        """Whether all of them are resident and none is on its way."""
+        return all(
+            name in self._resident and (name not in self._coming or self._coming[name].done()) for name in segments
+        )
 
     def release(self, segments: Iterable[str]) -> None:
         """Allow segments to be evicted again; they stay resident until the room is needed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -23,6 +23,38 @@ class Backend(Protocol):
     """Holds programs and an arena; makes models resident and runs their stages."""
 
     name: str
+    threads: int
+    """Of a run."""
+
+    @property
+    def segments(self) -> Mapping[str, int]:
+        """Bytes of every segment that is swapped."""
+        ...
+
+    def segments_of(self, model: str) -> tuple[str, ...]:
+        """What must be in memory while a model runs, beside what always is."""
+        ...
+
+    def prefetch(self, load: Sequence[str], evict: Sequence[str] = (), done: Callable[[], None] = ...) -> None:
+        """Drop and then load segments while the caller goes on.
+
+        Args:
+            load: segments that are to come.
+            evict: segments that go before; none that an active model holds.
+            done: called when that is over, on whatever thread.
+
+        Raises:
+            BackendError: what is to come does not fit; nothing was done.
+        """
+        ...
+
+    def loaded(self, segments: Sequence[str]) -> bool:
+        """Whether all of them are in memory."""
+        ...
+
+    def evict(self) -> None:
+        """Drop all segments that no active model holds."""
+        ...
 
     def activate(self, model: str) -> None:
         """Swap a model in: its segments become resident and its programs' weights are bound. Idempotent."""
@@ -83,6 +115,7 @@ def open_backend(
     *,
     memory: str | int | None = None,
     threads: int | None = None,
+    cold: bool = False,
     progress: Callable[[str], None] = lambda model: None,
 ) -> Backend:
     """Open the backend of a bundle, making its device cache where that is missing.
@@ -92,6 +125,7 @@ def open_backend(
         name: backend; the one that the workload names when left out.
         memory: budget for weights, see :mod:`gemel.runtime.memory`; the bundle's own setting when left out.
         threads: threads of a run; one less than the cores when left out, because decoding needs one.
+        cold: what is evicted leaves the page cache, too, and is read from disk when it comes back.
         progress: called with each model that is prepared for the device.
 
     Raises:
@@ -107,4 +141,4 @@ def open_backend(
         raise InputError(f"memory: {setting!r} is not allowed: {error}") from error
     from .ort_cpu import OrtCpu
 
-    return OrtCpu(bundle, memory=size, threads=threads, progress=progress)
+    return OrtCpu(bundle, memory=size, threads=threads, cold=cold, progress=progress)

@@ -71,11 +71,12 @@ class OrtCpu:
         *,
         memory: str | int = "all",
         threads: int | None = None,
+        cold: bool = False,
         progress: Callable[[str], None] = lambda model: None,
     ) -> None:
         _share_activations()
         self._bundle = bundle
-        self._threads = threads or max(1, (os.cpu_count() or 2) - 1)
+        self.threads = threads or max(1, (os.cpu_count() or 2) - 1)
         self.baked: Baked = bake(bundle, progress)
         self._copies = _private_copies(bundle, self.baked)
         arena = {
@@ -83,19 +84,35 @@ class OrtCpu:
             for name, spec in self.baked.segments.items()
             if any(bundle.manifest.models[model].mode == "bound" for model in spec.models)
         }
-        needs = [sum(arena[segment].length for segment in self._segments(model)) for model in bundle.manifest.models]
+        needs = [sum(arena[segment].length for segment in self.segments_of(model)) for model in bundle.manifest.models]
         private = sum(self._copies.values())
         allowed = budget(memory, sum(spec.length for spec in arena.values()), needs, private)
         self.budget = allowed
-        self.arena = HostArena(self.baked.blob, self.baked.tensors, arena, allowed - private)
+        self.arena = HostArena(self.baked.blob, self.baked.tensors, arena, allowed - private, cold=cold)
         self._values: dict[str, ort.OrtValue] = {}
         self._sessions: dict[Path, ort.InferenceSession] = {}
         self._bound: dict[tuple[str, str], _Bound] = {}
         self._active: set[str] = set()
 
+    def segments_of(self, model: str) -> tuple[str, ...]:
+        return () if self._is_constant(model) else self.baked.segments_of[model]
+
+    @property
+    def segments(self) -> Mapping[str, int]:
+        return self.arena.sizes
+
+    def prefetch(self, load: Sequence[str], evict: Sequence[str] = (), done: Callable[[], None] = lambda: None) -> None:
+        self.arena.prefetch(load, evict, done)
+
+    def loaded(self, segments: Sequence[str]) -> bool:
+        return self.arena.loaded(segments)
+
+    def evict(self) -> None:
+        self.arena.evict()
+
     def activate(self, model: str) -> None:
         if model not in self._active:
-            self.arena.acquire(self._segments(model))
+            self.arena.acquire(self.segments_of(model))
             self._active.add(model)
         try:
             for stage in self._bundle.manifest.models[model].stages:
@@ -108,7 +125,7 @@ class OrtCpu:
     def release(self, model: str) -> None:
         if model in self._active:
             self._active.remove(model)
-            self.arena.release(self._segments(model))
+            self.arena.release(self.segments_of(model))
 
     def unbind(self, model: str) -> None:
         """Forget a model's bindings, so that the next :meth:`activate` is a whole swap-in (for measuring it)."""
@@ -152,9 +169,6 @@ class OrtCpu:
     def _is_constant(self, model: str) -> bool:
         return self._bundle.manifest.models[model].mode == "constant"
 
-    def _segments(self, model: str) -> tuple[str, ...]:
-        return () if self._is_constant(model) else self.baked.segments_of[model]
-
     def _bind(self, model: str, stage: str) -> _Bound:
         if self._is_constant(model):
             return _Bound(self._session(self.baked.constant(model, stage), prepack=True), [])
@@ -173,7 +187,7 @@ class OrtCpu:
         if path not in self._sessions:
             options = ort.SessionOptions()
             options.log_severity_level = 3
-            options.intra_op_num_threads = self._threads
+            options.intra_op_num_threads = self.threads
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
             options.add_session_config_entry("session.use_env_allocators", "1")
             # Weights arrive as inputs: there is nothing to pack, and packing would copy.

@@ -88,7 +88,9 @@ def test_loading_ahead_holds_nobody_up_and_who_needs_it_waits(tmp_path: Path, mo
 
     monkeypatch.setattr(arena, "_populate", populate)
     monkeypatch.setattr(arena, "_drop", lambda spec: done.append(("drop", spec.tensors)))
-    arena.prefetch(["s1"])
+    told = Event()
+    arena.prefetch(["s1"], done=told.set)
+    assert not arena.loaded(["s1"]) and not arena.loaded(["s0"]) and arena.loaded([])
     assert (arena.residents, done) == (("s1",), [])
     # What is asked for later, by whomever, comes later: both would be in memory otherwise.
     arena.prefetch(["s0"], evict=["s1"])
@@ -96,6 +98,7 @@ def test_loading_ahead_holds_nobody_up_and_who_needs_it_waits(tmp_path: Path, mo
     arena.acquire(["s3"])
     assert done == [("load", (ident(1),)), ("drop", (ident(1),)), ("load", (ident(0),)), ("load", (ident(3),))]
     assert arena.stats.blocked_s > 0
+    assert told.wait(10) and arena.loaded(["s0", "s3"]) and not arena.loaded(["s1"])
     arena.close()
 
 
