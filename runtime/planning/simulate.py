@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from .conductor import Conductor, Link
 from .planner import Plan
 from .profile import Profile
-from .residency import Step, Transfer, steps
+from .residency import Transfer
 
 __all__ = ["QueryOutcome", "Simulation", "simulate"]
 
@@ -71,9 +71,9 @@ class _Camera:
     def arrival(self, index: int) -> float:
         return self._offset + index * self._period
 
-    def next_arrival(self) -> float:
-        """When a frame is there that was not taken."""
-        return self.arrival(self._next)
+    def next_arrival(self, now: float) -> float:
+        """When the first frame after ``now`` is there."""
+        return self.arrival(self.arrived(now))
 
     def fresh(self, now: float, most: int, oldest: float) -> list[int]:
         """The newest frames that nobody took, which did not arrive before ``oldest``; the newest at least."""
@@ -81,8 +81,10 @@ class _Camera:
         young = range(max(self._next, end - most), end)
         return [index for index in young if index == end - 1 or self.arrival(index) >= oldest - 1e-9]
 
-    def take(self, frames: list[int]) -> None:
-        self._next = frames[-1] + 1
+    def take(self, now: float, count: int) -> range:
+        """The last ``count`` frames that are there, and none of them again."""
+        self._next = self.arrived(now)
+        return range(self._next - count, self._next)
 
 
 def simulate(profile: Profile, budget: int, plan: Plan, seconds: float = 60.0, seed: int = 0) -> Simulation:
@@ -95,13 +97,20 @@ def simulate(profile: Profile, budget: int, plan: Plan, seconds: float = 60.0, s
         seconds: how long.
         seed: of the cameras' clocks.
     """
-    return _Run(profile, budget, plan, seconds * 1e3, seed).run()
+    world = _World(profile, seconds, seed)
+    conductor = Conductor(profile, budget, world, made=plan)
+    conductor.run()
+    return world.finish(conductor.blocked_ms)
 
 
-class _Run:
-    def __init__(self, profile: Profile, budget: int, plan: Plan, end: float, seed: int) -> None:
-        self._profile, self._plan, self._end = profile, plan, end
-        self._now = self._link_free = 0.0
+class _World:
+    """Cameras, memory and a device, in virtual time; see :class:`.conductor.World`."""
+
+    def __init__(self, profile: Profile, seconds: float, seed: int) -> None:
+        self._profile, self._end = profile, seconds * 1e3
+        self.now = 0.0
+        self._link = Link()
+        self._bytes = 0
         feeds = {query: spec.feed or f"query {query}" for query, spec in profile.queries.items()}
         fastest: dict[str, float] = {}
         for query, spec in profile.queries.items():
@@ -109,96 +118,59 @@ class _Run:
         random = np.random.default_rng(seed)
         first = {feed: float(random.random()) * 1e3 / fps for feed, fps in fastest.items()}
         self._cameras = {query: _Camera(spec.fps, first[feeds[query]]) for query, spec in profile.queries.items()}
-        self._resident: dict[str, float] = {}
-        """Segments, and since when."""
+        self.result = Simulation(seconds, {query: QueryOutcome() for query in profile.queries})
+
+    @property
+    def over(self) -> bool:
+        return self.now >= self._end
+
+    def transfer(self, transfer: Transfer) -> None:
+        self._link.transfer(self._profile, transfer, self.now)
+        size = self._profile.segments
+        self._bytes -= sum(size[segment].bytes for segment in transfer.evict)
+        loaded = sum(size[segment].bytes for segment in transfer.load)
+        self._bytes += loaded
+        self.result.loaded += loaded
+        self.result.swaps += len(transfer.load)
+        self.result.peak = max(self.result.peak, self._bytes)
+
+    def clear(self) -> None:
+        self._link.clear()
         self._bytes = 0
-        self._result = Simulation(end / 1e3, {query: QueryOutcome() for query in profile.queries})
-        self._turns: Iterator[Step] = steps(profile, budget, plan.order, plan.rule)
 
-    def run(self) -> Simulation:
-        turn = next(self._turns)
-        self._transfer(turn.ahead)
-        while True:
-            self._transfer(turn.then)
-            self._await(turn.query)
-            if self._now >= self._end:
-                break
-            following = next(self._turns)
-            frames = self._frames(turn.query)
-            # The next turn's weights are on their way while this one runs.
-            self._transfer(following.ahead)
-            if frames:
-                self._process(turn.query, frames)
-            elif not any(self._frames(query) for query in self._plan.order):
-                self._now = max(self._now, min(camera.next_arrival() for camera in self._cameras.values()))
-            turn = following
-        for query, outcome in self._result.queries.items():
-            outcome.frames = self._cameras[query].arrived(self._end)
-        return self._result
+    def due(self, query: str) -> float:
+        return self._link.due(self._profile.segments_of(query))
 
-    def _transfer(self, transfer: Transfer) -> None:
-        """Drop segments now, and load others one after the other."""
-        for segment in transfer.evict:
-            del self._resident[segment]
-            self._bytes -= self._profile.segments[segment].bytes
-        self._link_free = max(self._now, self._link_free)
-        for segment in transfer.load:
-            self._link_free += self._profile.load_ms(segment)
-            self._resident[segment] = self._link_free
-            self._bytes += self._profile.segments[segment].bytes
-            self._result.loaded += self._profile.segments[segment].bytes
-        self._result.swaps += len(transfer.load)
-        self._result.peak = max(self._result.peak, self._bytes)
+    def fresh(self, query: str, most: int, oldest: float) -> list[float]:
+        camera = self._cameras[query]
+        return [camera.arrival(index) for index in camera.fresh(self.now, most, oldest)]
 
-    def _await(self, query: str) -> None:
-        """Until a query's weights are there; others run meanwhile if they may."""
-        ready = max((self._resident[segment] for segment in self._profile.segments_of(query)), default=self._now)
-        while self._plan.rule.fill and self._now < ready:
-            other = self._other(ready)
-            if other is None:
-                break
-            begin, name, frames = other
-            self._block(begin)
-            self._process(name, frames)
-        self._block(ready)
-
-    def _block(self, until: float) -> None:
-        if until > self._now:
-            self._result.blocked_ms += max(0.0, min(until, self._end) - self._now)
-            self._now = until
-
-    def _other(self, ready: float) -> tuple[float, str, list[int]] | None:
-        """Of the queries that can run before ``ready``, the one whose frame came first, or will; when, and on what."""
-        found: list[tuple[float, float, str, list[int]]] = []
-        for query in self._plan.order:
-            since = max((self._resident.get(each, math.inf) for each in self._profile.segments_of(query)), default=0.0)
-            if since >= ready:
-                continue
-            begin = max(self._now, since, self._cameras[query].next_arrival())
-            frames = self._frames(query, begin)
-            while frames and begin + self._profile.run_ms(query, len(frames)) > ready:
-                frames = frames[1:]
-            if frames:
-                found.append((self._cameras[query].arrival(frames[0]), begin, query, frames))
-        return min(found)[1:] if found else None
-
-    def _frames(self, query: str, now: float | None = None) -> list[int]:
-        now = self._now if now is None else now
-        batch = self._plan.batches[query]
-        oldest = now + self._profile.run_ms(query, batch) - self._profile.sla_ms
-        return self._cameras[query].fresh(now, batch, oldest)
-
-    def _process(self, query: str, frames: list[int]) -> None:
-        camera, outcome = self._cameras[query], self._result.queries[query]
-        camera.take(frames)
-        time = self._profile.run_ms(query, len(frames))
-        self._now += time
-        self._result.busy_ms += time
-        if self._now > self._end:
+    def process(self, query: str, count: int) -> None:
+        camera, outcome = self._cameras[query], self.result.queries[query]
+        frames = camera.take(self.now, count)
+        time = self._profile.run_ms(query, count)
+        self.now += time
+        self.result.busy_ms += max(0.0, min(time, self._end - self.now + time))
+        if self.now > self._end:
             return
-        outcome.processed += len(frames)
-        outcome.answers.append((self._now, frames[-1]))
+        outcome.processed += count
+        outcome.answers.append((self.now, frames[-1]))
         for index in frames:
-            latency = self._now - camera.arrival(index)
+            latency = self.now - camera.arrival(index)
             outcome.latencies.append(latency)
             outcome.late += latency > self._profile.sla_ms + 1e-6
+
+    def wait(self, until: float) -> None:
+        # A query that has no weights can do nothing with a frame; unless nothing else is left to wait for.
+        cameras = (camera for query, camera in self._cameras.items() if until == math.inf or self.due(query) <= until)
+        frame = min((camera.next_arrival(self.now) for camera in cameras), default=math.inf)
+        self.now = min(until, frame, self._link.coming(self.now), self._end)
+
+    def revised(self) -> Profile | None:
+        return None
+
+    def finish(self, blocked_ms: float) -> Simulation:
+        self.result.blocked_ms = blocked_ms
+        for query, outcome in self.result.queries.items():
+            outcome.frames = self._cameras[query].arrived(self._end)
+        return self.result

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from profiles import RULES, budgets, profile, profiles
 
-from gemel.runtime.planning import simulate as module
+from gemel.runtime.planning import conductor as module
 from gemel.runtime.planning.planner import POLICIES, Plan, Policy, plan
 from gemel.runtime.planning.profile import Profile, unmerged
 from gemel.runtime.planning.residency import Rule, Step, steps
