@@ -50,6 +50,11 @@ class Problem:
     def _sizes(self) -> dict[Use, int]:
         return {Use(layer.model, layer.parameter): layer.bytes for part in self.layers.values() for layer in part}
 
+    @property
+    def bytes(self) -> int:
+        """Of the weights of all layers."""
+        return sum(self._sizes.values())
+
     def saved(self, sharing: SharingMap) -> int:
         """Bytes that a sharing map frees."""
         return sharing.saved(self._sizes.__getitem__)

@@ -6,8 +6,9 @@
    keeps its target with something to spare, and while another round promises that.
 3. A query that still misses its target gets back the weights that it pulls at hardest for their size, an eighth of
    what it shares, then a quarter, then half; it alone learns, from the weights that the others have agreed on, so that
-   nothing is lost for these. If that is not enough, its model stays as it was. Where there are no such others, all
-   begin anew with the heaviest slots, which save half as much.
+   nothing is lost for these. If that is not enough, its model stays as it was. Where there are no such others, or no
+   start leaves two models with anything, all begin anew with the heaviest slots, which save half as much, then with the
+   rest of them.
 4. Where all queries keep their targets with everything shared, models are left with half as many different blocks, the
    heaviest first, and retrained.
 """
@@ -30,12 +31,16 @@ _Shared = Generator[Sequence[Trial], Sequence[Verdict], SharingMap]
 """A part of a search; it returns what is shared afterwards."""
 _RATE = 0.02
 _ROUNDS = 3
-_SPARE = 0.25
-"""Images that decide are not those of tomorrow: training goes on until a quarter of what may be lost is left."""
+_SPARE = 0.5
+"""Images that decide are not those of tomorrow: training goes on until half of what may be lost is left."""
 _ENDED = ("start", "met")
 """How a training ends after which another round is of no use."""
 _LEAST = 0.01
 """What a query counts that keeps nothing at all: zero would make all donors equal."""
+_ALIVE = 0.1
+"""What all queries of a model must keep at the start, or it is not to be trained back from there."""
+_WORTH = 0.05
+"""Of the bytes of all layers: what must be saved for a part of the slots to be tried alone."""
 _LEAST_MODELS = 2
 """That share before others join them one by one: a model that shares with itself alone is none to join."""
 _GIVEN_BACK = (1 / 8, 1 / 4, 1 / 2)
@@ -48,7 +53,7 @@ def together(problem: Problem, settings: Settings) -> Search:
         wanted = everything.of(models)
         shared = yield from _merge(problem, settings, wanted, models)
         if len(models & shared.models) < _LEAST_MODELS:
-            yield from _half(problem, settings, wanted, shared)
+            yield from _halves(problem, settings, wanted, shared)
             continue
         for folds in range(1, settings.folds + 1):
             before, wanted = wanted, _pairing(problem, settings, folds).of(models)
@@ -57,18 +62,27 @@ def together(problem: Problem, settings: Settings) -> Search:
             shared = yield from _fold(problem, settings, wanted, shared, models)
 
 
-def _half(problem: Problem, settings: Settings, wanted: SharingMap, shared: SharingMap) -> Search:
-    """What hardly any model could bear: its heaviest slots, which together save half as much, and so on."""
+def _halves(problem: Problem, settings: Settings, wanted: SharingMap, shared: SharingMap) -> _Shared:
+    """What hardly any model could bear, in two parts: its heaviest slots, which save half of it all, and the rest."""
     heaviest = _heaviest(wanted.slots, [problem.saved(SharingMap((slot,))) for slot in wanted.slots])
     if len(heaviest) == len(wanted.slots):
-        return
-    half = SharingMap().joined(heaviest)
-    for models in _parts(half):
-        part = half.of(models)
-        joined = shared.of(models).joined(part.slots)
-        shared = yield from _merge(problem, settings, joined, models, f"the {len(part.slots)} heaviest layers")
-        if len(models & shared.models) < _LEAST_MODELS:
-            yield from _half(problem, settings, part, shared)
+        return shared
+    rest = [slot for slot in wanted.slots if slot not in heaviest]
+    for slots, what in ((heaviest, "heaviest"), (rest, "lighter")):
+        for models in _parts(half := SharingMap().joined(slots)):
+            part = half.of(models)
+            if problem.saved(part) < _WORTH * problem.bytes:
+                continue
+            before, joined = shared, shared.of(models).joined(part.slots)
+            shared = yield from _merge(problem, settings, joined, models, f"the {len(part.slots)} {what} layers")
+            if _between(shared.of(models)) == _between(before.of(models)):
+                shared = yield from _halves(problem, settings, part, shared)
+    return shared
+
+
+def _between(sharing: SharingMap) -> SharingMap:
+    """What models share with each other."""
+    return SharingMap(tuple(slot for slot in sharing.slots if len({use.model for use in slot}) > 1))
 
 
 def _pairing(problem: Problem, settings: Settings, folds: int) -> SharingMap:
@@ -88,11 +102,13 @@ def _merge(
     problem: Problem, settings: Settings, wanted: SharingMap, models: frozenset[str], what: str = "all layers"
 ) -> _Shared:
     """Steps 1 to 3 of the module for models that hang together; returns what is shared then."""
-    start = yield from _best_start(problem, settings, wanted, models)
-    if isinstance(start, SharingMap):
-        return start
-    title = f"{what} of {', '.join(sorted(models))}"
-    verdict = yield from _rounds(problem, settings, Trial(title, wanted, models, start))
+    looks = yield from _looks(problem, settings, wanted, models)
+    best = max(looks, key=lambda look: _promise(problem, wanted, look.outcome), default=None)
+    if best is not None and (any(look.accepted for look in looks) or not _is_alive(problem, models, best.outcome)):
+        return looks[-1].sharing
+    start = best.trial.start if best else Start(settings.start or "first", _by_size(problem, models))
+    first = Trial(f"{what} of {', '.join(sorted(models))}", wanted, models, start)
+    verdict = yield from _rounds(problem, settings, first, best.outcome if best else None)
     # Of the last round with all of them: what a model pulls at once others have given in is not what it gave in to.
     strain, shared = verdict.outcome.strain, verdict.sharing
     for model in sorted(models - shared.models):
@@ -107,23 +123,24 @@ def _merge(
 
 
 def _rounds(
-    problem: Problem, settings: Settings, first: Trial
+    problem: Problem, settings: Settings, first: Trial, start: Outcome | None
 ) -> Generator[Sequence[Trial], Sequence[Verdict], Verdict]:
     """Train for as long as that helps, in rounds of twice the length each; returns the last verdict."""
-    verdicts: list[Verdict] = []
+    before = start
     for length in range(_ROUNDS):
         trial = replace(first, recipe=_recipe(settings, length))
-        if verdicts:
-            trial = replace(trial, group=f"{first.group}, round {len(verdicts) + 1}", start=Start("keep"), base="last")
-        verdicts += yield [trial]
-        if verdicts[-1].outcome.ended in _ENDED or not _promising(problem, *(each.outcome for each in verdicts[-2:])):
+        if length:
+            trial = replace(trial, group=f"{first.group}, round {length + 1}", start=Start("keep"), base="last")
+        (verdict,) = yield [trial]
+        if verdict.outcome.ended in _ENDED or not _promising(problem, before, verdict.outcome):
             break
-    return verdicts[-1]
+        before = verdict.outcome
+    return verdict
 
 
-def _promising(problem: Problem, before: Outcome, after: Outcome | None = None) -> bool:
-    """Whether every query that misses its target would reach it if it gained as much again; after one round: yes."""
-    return after is None or all(
+def _promising(problem: Problem, before: Outcome | None, after: Outcome) -> bool:
+    """Whether every query that misses its target would reach it if it gained as much again."""
+    return before is None or all(
         problem.targets.get(query, 1.0) - value <= max(value - before.relative.get(query, 0.0), 0.0)
         for query, value in after.relative.items()
     )
@@ -165,24 +182,30 @@ def _by_size(problem: Problem, models: frozenset[str]) -> tuple[str, ...]:
     return tuple(sorted(models, key=lambda name: (-len(problem.layers[name]), name)))
 
 
-def _best_start(
+def _looks(
     problem: Problem, settings: Settings, wanted: SharingMap, models: frozenset[str]
-) -> Generator[Sequence[Trial], Sequence[Verdict], Start | SharingMap]:
-    """Try each model as the donor, and their average; returns the start to take, or what is shared where one is good
-    enough as it is."""
-    by_size = _by_size(problem, models)
+) -> Generator[Sequence[Trial], Sequence[Verdict], Sequence[Verdict]]:
+    """Try each model as the donor, and their average; nothing where the settings say how to start."""
     if settings.start in ("first", "average"):
-        return Start(settings.start, by_size)
+        return []
+    by_size = _by_size(problem, models)
     starts = [Start("donor", (name, *(other for other in by_size if other != name))) for name in by_size]
     titles = [f"donor {name}" for name in by_size]
     starts.append(Start("average", by_size))
     titles.append("average")
     looks = [Trial(title, wanted, models, start) for title, start in zip(titles, starts, strict=True)]
     verdicts: Sequence[Verdict] = yield looks
-    if any(verdict.accepted for verdict in verdicts):
-        return verdicts[-1].sharing
-    promises = [_promise(problem, wanted, verdict.outcome) for verdict in verdicts]
-    return starts[promises.index(max(promises))]
+    return verdicts
+
+
+def _is_alive(problem: Problem, models: frozenset[str], start: Outcome) -> bool:
+    """Whether a start leaves two models, so that they could share, with something to be trained back from."""
+    alive = [
+        model
+        for model in models
+        if all(start.relative[query] >= _ALIVE for query in problem.queries.get(model, (model,)))
+    ]
+    return len(alive) >= _LEAST_MODELS
 
 
 def _promise(problem: Problem, wanted: SharingMap, outcome: Outcome) -> float:

@@ -316,6 +316,14 @@ def test_together_does_not_go_on_where_another_round_promises_too_little() -> No
     assert [trial.base for trial in one_each(batches)][:3] == ["committed", "last", "committed"]
 
 
+def test_what_the_start_lacks_and_a_first_round_hardly_brings_back_is_not_gone_on_with() -> None:
+    def accuracies(trial: Trial) -> float:
+        return 0.5 if looks(trial) else 0.6
+
+    batches, _ = drive(problem(x="aa", y="aa"), "together", nobody, accuracies=accuracies)
+    assert all(trial.base == "committed" for batch in batches for trial in batch)
+
+
 def test_together_goes_on_until_queries_have_something_to_spare() -> None:
     ends = iter(["done", "met"])
     batches, found = drive(problem(**DEEP), "together", everyone, start="first", ended=lambda trial: next(ends))
@@ -443,10 +451,37 @@ def test_what_hardly_anybody_bears_is_halved_and_begun_anew() -> None:
     batches, found = drive(made, "together", met, strained(made), start="first", inside=False)
     trials = one_each(batches)
     assert all(trial.learners == frozenset("xy") for trial in trials)
-    # A weight of 30 bytes and one of 20, of 80; then the one of 30.
-    assert [len(trial.sharing.slots) for trial in trials if trial.base == "committed"] == [4, 2, 1]
-    assert [trial.start.kind for trial in trials if trial.base == "committed"] == ["first"] * 3
+    # A weight of 30 bytes and one of 20, of 80; then the one of 30; what is left of these two; the other half, and each
+    # weight of it.
+    assert [len(trial.sharing.slots) for trial in trials if trial.base == "committed"] == [4, 2, 1, 2, 3, 2, 2]
+    assert {trial.start.kind for trial in trials if trial.base == "committed"} == {"first"}
     assert found.sharing.slots == ((Use("x", "3.weight"), Use("y", "3.weight")),)
+
+
+def test_what_is_left_of_a_half_is_tried_on_top_of_the_other() -> None:
+    made = problem(x="abbc", y="abbc")
+
+    def met(trial: Trial) -> str:
+        return "xy" if len(trial.sharing.slots) == 2 else ""
+
+    batches, found = drive(made, "together", met, strained(made), start="first", inside=False)
+    slots = [len(trial.sharing.slots) for trial in one_each(batches) if trial.base == "committed"]
+    # All, the heavier half, all again, and of the lighter half each weight.
+    assert slots == [4, 2, 4, 3, 3]
+    assert len(found.sharing.slots) == 2
+
+
+def test_what_leaves_nobody_with_anything_is_not_trained() -> None:
+    made = problem(x="abbc", y="abbc")
+
+    def accuracies(trial: Trial) -> Mapping[str, float]:
+        donor = trial.start.order[0]
+        return dict.fromkeys("xy", 0.9) if len(trial.sharing.slots) == 1 else {**dict.fromkeys("xy", 0.05), donor: 1.0}
+
+    batches, found = drive(made, "together", lambda trial: "" if looks(trial) else "xy", accuracies=accuracies)
+    trained = [len(trial.sharing.slots) for batch in batches for trial in batch if not looks(trial)]
+    assert trained == [1]
+    assert len(found.sharing.slots) == 1
 
 
 def test_a_model_that_shares_with_itself_alone_is_none_to_join() -> None:
