@@ -16,6 +16,7 @@ from .analyze import analyze
 from .bundle import bench, check, inspect
 from .compile import compile_
 from .merge import merge
+from .profile import profile
 from .run import run
 from .simulate import simulate
 
@@ -37,7 +38,7 @@ app = typer.Typer(
 app.command()(analyze)
 app.command()(merge)
 app.command("compile")(compile_)
-for _command in (run, inspect, check, bench, simulate):
+for _command in (run, inspect, check, bench, profile, simulate):
     app.command()(_command)
 
 

@@ -32,6 +32,13 @@ def run(
     results: Annotated[Path | None, typer.Option(help="Write results.jsonl here.", metavar="FILE")] = None,
     summary: Annotated[Path | None, typer.Option("--json", help="Write summary.json here.", metavar="FILE")] = None,
     video: Annotated[Path | None, typer.Option(help="Write an annotated video a feed.", metavar="DIR")] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="Write a Chrome trace: what was loaded, run and decoded when.", metavar="FILE")
+    ] = None,
+    policy: Annotated[
+        str, typer.Option(help="How queries take turns where not all weights fit.", metavar="NAME")
+    ] = "gemel",
+    cold: Annotated[bool, typer.Option("--cold", help="Weights that are evicted leave the page cache, too.")] = False,
     threads: ThreadsOpt = None,
     debug: DebugOpt = False,
 ) -> None:
@@ -42,6 +49,7 @@ def run(
     from ..runtime.backends import check_backend
     from ..runtime.bundle import open_bundle
     from ..runtime.memory import parse_memory
+    from ..runtime.planning.planner import check_policy
     from ..runtime.run import Options, run_bundle
     from ..runtime.sinks.report import summary_table
 
@@ -51,12 +59,15 @@ def run(
         size = parse_memory(memory) if memory is not None else None
     except ValueError as error:
         raise InputError(f"--memory: {memory!r} is not allowed: {error}") from error
-    for path in (results, summary):
+    check_policy(policy)
+    for path in (results, summary, trace):
         check_writable(path)
     console = open_console()
     options = Options(
         backend=backend,
         memory=size,
+        policy=policy,
+        cold=cold,
         frames=frames,
         duration=duration,
         offline=offline,
@@ -64,24 +75,32 @@ def run(
         sources=dict(pair(item) for item in feed or ()),
         results=results,
         video=video,
+        trace=trace,
         live_table=console.is_terminal,
     )
     opened = open_bundle(bundle)
+    said: list[str] = []
     with Stop() as stop:
 
         def prepare(model: str) -> None:
             stop.check()
             console.print(f"preparing {model} for this device")
 
+        def measure(what: str) -> None:
+            stop.check()
+            if not said:
+                said.append(what)
+                console.print("measuring how long weights load and models run, once for this device")
+
         try:
-            outcome = run_bundle(opened, options, stop=stop.event, progress=prepare)
+            outcome = run_bundle(opened, options, stop=stop.event, progress=prepare, profiling=measure)
         except KeyboardInterrupt:
             console.print("stopped while models were prepared for this device; nothing was run")
             raise typer.Exit(stop.exit_code) from None
     console.print(summary_table(outcome))
     if summary is not None:
         outcome.write(summary)
-    for what, path in (("results", results), ("summary", summary), ("video", video)):
+    for what, path in (("results", results), ("summary", summary), ("video", video), ("trace", trace)):
         if path is not None:
             print_stage(console, what, str(path))
     if outcome.failures:

@@ -12,7 +12,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..console import check_writable, missing_extra, open_console, print_stage, write_json
-from ..errors import InputError
 from .options import DebugOpt, JsonOpt
 
 if TYPE_CHECKING:
@@ -40,15 +39,14 @@ def simulate(
     [dim]gemel simulate examples/profiles/paper.yaml --memory 50%[/dim]
     """
     try:
-        from ..runtime.planning.planner import POLICIES, plan
+        from ..runtime.planning.planner import POLICIES, check_policy, plan
         from ..runtime.planning.read import read_profile
         from ..runtime.planning.simulate import simulate as run
     except ModuleNotFoundError as error:
         raise missing_extra(error, "gemel simulate", "compiler") from error
     chosen = list(dict.fromkeys(policy or POLICIES))
     for name in chosen:
-        if name not in POLICIES:
-            raise InputError(f"--policy: {name!r} is not allowed: {', '.join(POLICIES)}")
+        check_policy(name)
     check_writable(json_file)
     console, began = open_console(), perf_counter()
     read = read_profile(profile)

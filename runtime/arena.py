@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,9 @@ from ..errors import BackendError
 from .bundle import view
 from .manifest import SegmentSpec, TensorSpec
 
-__all__ = ["ArenaStats", "HostArena"]
+__all__ = ["ArenaStats", "HostArena", "Watch"]
+
+Watch = Callable[[str, float, float], None]
 
 _MADV_POPULATE_READ = 22  # Linux 5.14; Python's mmap has no name for it
 # mmap.madvise holds the interpreter's lock while pages are read from a disk: nothing else would run.
@@ -59,6 +61,8 @@ class HostArena:
         segments: segment id to place.
         budget: bytes that may be resident at once.
         cold: what is evicted leaves the page cache, too, as where memory is short; coming back, it is read from disk.
+        watch: told of every load, on the thread that loads: the segment, and when it began and ended, in seconds of
+            the monotonic clock.
 
     Methods are for one thread; loading runs on another one, in the order in which it was asked for.
     """
@@ -71,11 +75,12 @@ class HostArena:
         budget: int | None = None,
         *,
         cold: bool = False,
+        watch: Watch = lambda segment, begin, end: None,
     ) -> None:
         self._tensors, self._segments = tensors, segments
         self.budget = sum(spec.length for spec in segments.values()) if budget is None else budget
         self.stats = ArenaStats()
-        self._path, self._cold = path, cold
+        self._path, self._cold, self._watch = path, cold, watch
         with path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         # Read from disk through such a mapping, file pages are 2 MiB large: populating 104 MB that are in the page
@@ -218,7 +223,9 @@ class HostArena:
         for name in evict:
             self._drop(self._segments[name])
         for name in load:
+            began = monotonic()
             self._populate(self._segments[name])
+            self._watch(name, began, monotonic())
 
     def _drop(self, spec: SegmentSpec) -> None:
         self._advise(spec, mmap.MADV_DONTNEED)

@@ -1,22 +1,31 @@
-"""The runner: frames from feeds through models to sinks, on one thread."""
+"""The runner: frames from feeds through models to sinks, on one thread, as a plan has it."""
 
 from __future__ import annotations
 
 import logging
+import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from threading import Condition, Event
 from time import monotonic
+from typing import Protocol
 
-from ..errors import FeedError, InputError
+from ..errors import BackendError, FeedError, InputError
 from .channel import Channel, QueryState
 from .feeds import Feed, Frame
+from .planning.conductor import Conductor, Link
+from .planning.planner import Policy, plan
+from .planning.profile import ModelProfile, Profile, QueryProfile
+from .planning.residency import Transfer
+from .planning.review import Review
 from .results import Result
-from .schedule import RoundRobin, Schedule
 from .sinks.sink import Sink
-from .summary import FeedStats, RunStats
+from .summary import FeedStats, PlanStats, RunStats
+from .trace import Trace
 
-__all__ = ["Infer", "run"]
+__all__ = ["Infer", "Memory", "Swapping", "run"]
 
 _log = logging.getLogger(__name__)
 
@@ -25,6 +34,31 @@ Infer = Callable[[str, Frame], Result]
 
 _POLL_S = 0.1
 _JOIN_S = 6.0
+_SOON_MS = 1.0
+"""When weights that should be there by now are looked for again."""
+_SILENT_MS = 2000.0
+"""A feed without a frame for so long is left out of the plan until it has one again, and for three frames at least."""
+
+
+class Memory(Protocol):
+    """Where weights come and go; a backend is one."""
+
+    def prefetch(self, load: Sequence[str], evict: Sequence[str] = (), done: Callable[[], None] = ...) -> None: ...
+
+    def loaded(self, segments: Sequence[str]) -> bool: ...
+
+    def evict(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Swapping:
+    """A workload whose weights are not all in memory at once."""
+
+    profile: Profile
+    budget: int
+    """Bytes."""
+    memory: Memory
+    policy: Policy
 
 
 def run(
@@ -37,14 +71,18 @@ def run(
     frames: int | None = None,
     duration: float | None = None,
     stop: Event | None = None,
-    schedule: Schedule | None = None,
+    swapping: Swapping | None = None,
+    trace: Trace | None = None,
     max_failures: int = 10,
 ) -> RunStats:
     """Run every query on its feed until the feeds end, a limit is reached or ``stop`` is set.
 
-    Live, a query that is free takes the newest frame of its feed; what was delivered while it was busy is skipped.
-    Offline, every query processes every frame. A query that fails skips that frame and goes on; after
-    ``max_failures`` in a row it is given up. The run ends when all are.
+    Live, a query whose turn it is takes the newest frames of its feed, as many as the plan has for it and can be
+    answered in time; what else was delivered meanwhile is skipped. Offline, every query processes every frame. A query
+    that fails skips that frame and goes on; after ``max_failures`` in a row it is given up. The run ends when all are.
+
+    The plan is made anew where a query is given up, a feed has ended or gives no frames, and where runs take much
+    longer or shorter than the profile says.
 
     Args:
         queries: feed of each query, in the order of the workload.
@@ -54,7 +92,8 @@ def run(
         frames: end when each feed has delivered this many and they were handled.
         duration: end after this many seconds.
         stop: set it, from a signal handler or another thread, to end early. A frame still waiting is skipped.
-        schedule: who runs next; :class:`RoundRobin` when left out.
+        swapping: what to plan with; left out, all weights are in memory and queries take turns, a frame each.
+        trace: told of every frame that is processed.
 
     Raises:
         InputError: no queries, or limits that are not positive.
@@ -65,9 +104,9 @@ def run(
         for sink in sinks:
             stack.callback(sink.close)
         _check(queries, feeds, frames, duration)
-        runner = _Runner(queries, feeds, infer, sinks, schedule or RoundRobin(tuple(queries)), max_failures)
+        runner = _Runner(queries, feeds, infer, sinks, swapping, trace, max_failures, live=live, stop=stop or Event())
         stack.callback(runner.halt)
-        return runner.run(live, frames, duration, stop or Event())
+        return runner.run(frames, duration)
 
 
 def _check(queries: Mapping[str, str], feeds: Mapping[str, Feed], frames: int | None, duration: float | None) -> None:
@@ -82,46 +121,81 @@ def _check(queries: Mapping[str, str], feeds: Mapping[str, Feed], frames: int | 
             raise FeedError(f"query {query!r}: feed {feed!r} does not exist; feeds are {', '.join(feeds) or 'none'}")
 
 
+class _AllInMemory:
+    """No segments, nothing to do."""
+
+    def prefetch(self, load: Sequence[str], evict: Sequence[str] = (), done: Callable[[], None] = ...) -> None:
+        pass
+
+    def loaded(self, segments: Sequence[str]) -> bool:
+        return True
+
+    def evict(self) -> None:
+        pass
+
+
+def _in_turn(queries: Mapping[str, str]) -> Swapping:
+    """All weights are in memory and nothing is known of runs: each query has a frame in its turn."""
+    profile = Profile(
+        segments={},
+        models={"any": ModelProfile(segments=(), run_ms={1: 0.0})},
+        queries={query: QueryProfile(model="any", fps=1.0, feed=feed) for query, feed in queries.items()},
+    )
+    return Swapping(profile, 0, _AllInMemory(), Policy(listed=True))
+
+
 class _Runner:
+    """The world that a conductor leads; see :class:`.planning.conductor.World`."""
+
     def __init__(
         self,
         queries: Mapping[str, str],
         feeds: Mapping[str, Feed],
         infer: Infer,
         sinks: Sequence[Sink],
-        schedule: Schedule,
+        swapping: Swapping | None,
+        trace: Trace | None,
         max_failures: int,
+        *,
+        live: bool,
+        stop: Event,
     ) -> None:
-        self._infer = infer
-        self._sinks = sinks
-        self._schedule = schedule
-        self._max_failures = max_failures
-        self._wake = Condition()
-        self._halted = False
-        self._channels = {name: Channel(feeds[name]) for name in dict.fromkeys(queries.values())}
+        self._infer, self._sinks, self._max_failures = infer, sinks, max_failures
+        self._live, self._stop, self._trace = live, stop, trace
+        swapping = swapping or _in_turn(queries)
+        self._review = Review(swapping.profile)
+        self._fps = {name: query.fps for name, query in swapping.profile.queries.items()}
+        self._memory, self._link = swapping.memory, Link()
+        made = plan(swapping.profile, swapping.budget, swapping.policy)
+        self._conductor = Conductor(swapping.profile, swapping.budget, self, swapping.policy, made)
+        depths: dict[str, int] = defaultdict(int)
+        for query, feed in queries.items():
+            depths[feed] = max(depths[feed], *swapping.profile.batches(query)) if live else made.batches[query]
+        self._channels = {feed: Channel(feeds[feed], depth) for feed, depth in depths.items()}
         self._queries = {name: QueryState(name, self._channels[feed]) for name, feed in queries.items()}
-        for query in self._queries.values():
-            query.channel.queries.append(query)
+        for state in self._queries.values():
+            state.channel.queries.append(state)
+        self._wake = Condition()
+        self._came = False
+        """Whether weights have come since the last look."""
+        self._began = monotonic()
+        self._deadline = math.inf
+        self._halted = False
 
-    def run(self, live: bool, frames: int | None, duration: float | None, stop: Event) -> RunStats:
-        began = monotonic()
-        deadline = None if duration is None else began + duration
+    def run(self, frames: int | None, duration: float | None) -> RunStats:
+        self._began = monotonic()
+        if duration is not None:
+            self._deadline = self._began + duration
         for channel in self._channels.values():
-            channel.feed.start(self._wake, live=live, limit=frames)
-        while not stop.is_set() and (deadline is None or monotonic() < deadline):
-            ready, done, over = self._look(live, stop, deadline)
-            # Outside the lock: a sink that takes its time must not hold up the feeds.
-            for frame, results in done:
-                self._frame_done(frame, results)
-            if ready:
-                self._process(self._queries[self._schedule.next(ready)])
-            elif over:
-                break
+            channel.feed.start(self._wake, live=self._live, limit=frames, depth=channel.depth)
+        self._conductor.run()
         self.halt()
+        seconds = monotonic() - self._began
         for channel in self._channels.values():
-            for frame, results in channel.leave():
-                self._frame_done(frame, results)
-        return self._stats(monotonic() - began)
+            for frame, left in channel.close():
+                for sink in self._sinks:
+                    sink.on_frame(frame, left)
+        return self._stats(seconds)
 
     def halt(self) -> None:
         """End all feeds; nothing is delivered from now on."""
@@ -133,33 +207,124 @@ class _Runner:
         for channel in self._channels.values():
             channel.feed.join(_JOIN_S)
 
-    def _look(
-        self, live: bool, stop: Event, deadline: float | None
-    ) -> tuple[list[str], list[tuple[Frame, dict[str, Result]]], bool]:
-        """Wait for something to do: ready queries, frames no query will look at again, whether all is over."""
-        with self._wake:
-            while True:
-                done = [item for channel in self._channels.values() for item in channel.advance(live)]
-                ready = [query.name for query in self._queries.values() if query.ready]
-                over = not ready and all(
-                    channel.feed.finished or not any(query.alive for query in channel.queries)
-                    for channel in self._channels.values()
-                )
-                now = monotonic()
-                if ready or done or over or stop.is_set() or (deadline is not None and now >= deadline):
-                    return ready, done, over
-                # An event set by a signal handler cannot notify; it is looked at a few times a second.
-                self._wake.wait(_POLL_S if deadline is None else min(_POLL_S, deadline - now))
+    # What a conductor sees of it.
 
-    def _process(self, query: QueryState) -> None:
-        frame = query.take()
+    @property
+    def now(self) -> float:
+        return (monotonic() - self._began) * 1e3
+
+    @property
+    def over(self) -> bool:
+        if self._stop.is_set() or monotonic() >= self._deadline:
+            return True
+        # Looked at before frames are taken in: one that comes in between is not overlooked.
+        ended = self._ended
+        self._advance()
+        return ended and not any(query.waiting for query in self._queries.values())
+
+    def transfer(self, transfer: Transfer) -> None:
+        if not transfer.load and not transfer.evict:
+            return
+        try:
+            self._memory.prefetch(transfer.load, transfer.evict, self._notify)
+        except BackendError as error:
+            _log.warning("%s; all weights are loaded again", error)
+            self._review.lost = True
+            return
+        self._link.transfer(self._review.profile, transfer, self.now)
+
+    def clear(self) -> None:
+        self._memory.evict()
+        self._link.clear()
+
+    def due(self, query: str) -> float:
+        segments = self._review.profile.segments_of(query)
+        due = self._link.due(segments)
+        if due == math.inf:
+            # What a lost plan did not load comes when the model runs; the next plan is about to be made.
+            return 0.0 if self._review.lost else due
+        return min(due, self.now) if self._memory.loaded(segments) else max(due, self.now + _SOON_MS)
+
+    def fresh(self, query: str, most: int, oldest: float) -> Sequence[float]:
+        found = self._queries[query].fresh(most, self._began + oldest / 1e3, live=self._live)
+        return [(frame.arrived - self._began) * 1e3 for frame in found]
+
+    def process(self, query: str, count: int) -> None:
+        state, began = self._queries[query], monotonic()
+        frames = state.take(count, live=self._live)
+        for frame in frames:
+            if self._stop.is_set() or not state.alive:
+                return
+            self._answer(state, frame)
+        self._review.ran(query, count, (monotonic() - began) * 1e3)
+
+    def wait(self, until: float) -> None:
+        end = min(self._deadline, self._began + min(until, self.now + _SILENT_MS) / 1e3)
+        with self._wake:
+            while (
+                not (self._came or self._stop.is_set() or self._ended or self._stirs)
+                and (left := end - monotonic()) > 0
+            ):
+                # An event set by a signal handler cannot notify; it is looked at a few times a second.
+                self._wake.wait(min(_POLL_S, left))
+            self._came = False
+        self._advance()
+
+    def revised(self) -> Profile | None:
+        now = self.now
+        if not self._review.due(now):
+            return None
+        profile = self._review.revised([name for name in self._queries if self._is_active(name)], now)
+        if profile is not None:
+            _log.info("planned anew for %s", ", ".join(profile.queries))
+        return profile
+
+    def _notify(self) -> None:
+        with self._wake:
+            self._came = True
+            self._wake.notify_all()
+
+    @property
+    def _ended(self) -> bool:
+        """Whether no feed has a frame left that anybody wants."""
+        return all(channel.feed.finished or not channel.wanted for channel in self._channels.values())
+
+    @property
+    def _stirs(self) -> bool:
+        """Whether a feed has a frame to be taken in."""
+        return any(
+            channel.wanted and channel.feed.waiting and (self._live or len(channel.frames) < channel.depth)
+            for channel in self._channels.values()
+        )
+
+    def _advance(self) -> None:
+        """Take in what feeds have, and tell of the frames that leave for it."""
+        for channel in self._channels.values():
+            for frame, results in channel.advance(live=self._live):
+                for sink in self._sinks:
+                    sink.on_frame(frame, results)
+
+    def _is_active(self, name: str) -> bool:
+        """Whether a query has frames, or may have some soon."""
+        query = self._queries[name]
+        channel = query.channel
+        if query.waiting or not query.alive or channel.feed.finished:
+            return bool(query.waiting)
+        heard = channel.frames[-1].arrived if channel.frames else self._began
+        return not self._live or (monotonic() - heard) * 1e3 < max(_SILENT_MS, 3e3 / self._fps[name])
+
+    def _answer(self, query: QueryState, frame: Frame) -> None:
+        began = monotonic()
         try:
             result = self._infer(query.name, frame)
         except Exception as error:
             self._failed(query, frame, f"{type(error).__name__}: {error}")
             return
-        latency_ms = (monotonic() - frame.arrived) * 1000
-        query.succeeded(result, latency_ms)
+        now = monotonic()
+        if self._trace is not None:
+            self._trace.span("run", query.name, began, now, frame=frame.index)
+        latency_ms = (now - frame.arrived) * 1000
+        query.succeeded(frame, result, latency_ms)
         for sink in self._sinks:
             sink.on_result(query.name, frame, result, latency_ms)
 
@@ -171,11 +336,8 @@ class _Runner:
         for sink in self._sinks:
             sink.on_error(query.name, frame, message)
 
-    def _frame_done(self, frame: Frame, results: Mapping[str, Result]) -> None:
-        for sink in self._sinks:
-            sink.on_frame(frame, results)
-
     def _stats(self, seconds: float) -> RunStats:
+        made = self._conductor.plan
         return RunStats(
             seconds=seconds,
             queries={name: query.stats() for name, query in self._queries.items()},
@@ -183,4 +345,6 @@ class _Runner:
                 name: FeedStats(feed.delivered, feed.restarts, feed.corrupt, feed.error)
                 for name, feed in ((name, channel.feed) for name, channel in self._channels.items())
             },
+            blocked_ms=self._conductor.blocked_ms,
+            plan=PlanStats(made.order, made.batches, self._review.replans),
         )

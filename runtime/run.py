@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from threading import Event
 
-from ..errors import FeedError
+from ..errors import BackendError, FeedError
 from . import pipeline
-from .backends import open_backend
+from .arena import Watch
+from .backends import Backend, open_backend
 from .bundle import Bundle
 from .feeds import Feed, resolve
 from .infer import Inference
 from .manifest import FeedSpec
+from .pipeline import Swapping
+from .planning.planner import POLICIES
+from .profiling import profile_of
 from .sinks import LiveTable, ResultsSink, Sink, VideoSink
 from .summary import FeedStats, MemoryUse, QueryStats, RunStats, Summary, SwapStats
+from .trace import Trace
 
 __all__ = ["Options", "run_bundle"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,10 @@ class Options:
 
     backend: str | None = None
     memory: str | int | None = None
+    policy: str = "gemel"
+    """How queries take turns where not all weights fit; one of :data:`gemel.runtime.planning.planner.POLICIES`."""
+    cold: bool = False
+    """Weights that are evicted leave the page cache, too."""
     frames: int | None = None
     duration: float | None = None
     offline: bool = False
@@ -35,6 +48,8 @@ class Options:
     """Feed name to the source that replaces the bundle's."""
     results: Path | None = None
     video: Path | None = None
+    trace: Path | None = None
+    """Where a Chrome trace is written."""
     live_table: bool = False
 
 
@@ -44,10 +59,20 @@ def run_bundle(
     *,
     stop: Event | None = None,
     progress: Callable[[str], None] = lambda model: None,
+    profiling: Callable[[str], None] = lambda what: None,
 ) -> Summary:
     """Run every query of a bundle until its feeds end, a limit is reached or ``stop`` is set.
 
-    A feed that cannot be opened leaves its queries without frames and says so in the summary; the others run.
+    A feed that cannot be opened leaves its queries without frames and says so in the summary; the others run. Where not
+    all weights fit into the budget, a plan is followed; it needs times, which are measured if the device cache has
+    none.
+
+    Args:
+        bundle: an open bundle.
+        options: what was asked for.
+        stop: set it to end early.
+        progress: called with each model that is prepared for the device.
+        profiling: told what is measured next, if times are.
 
     Raises:
         FeedError: none of the feeds can be opened, or ``sources`` names one that does not exist.
@@ -56,12 +81,21 @@ def run_bundle(
     """
     manifest = bundle.manifest
     feed_of = {name: query.feed for name, query in manifest.queries.items()}
-    feeds, broken = _open_feeds(manifest.feeds, set(feed_of.values()), options)
+    trace = None if options.trace is None else Trace()
+    feeds, broken = _open_feeds(manifest.feeds, set(feed_of.values()), options, trace)
     queries = {name: feed for name, feed in feed_of.items() if feed in feeds}
     with open_backend(
-        bundle, options.backend, memory=options.memory, threads=options.threads, progress=progress
+        bundle,
+        options.backend,
+        memory=options.memory,
+        threads=options.threads,
+        cold=options.cold,
+        watch=_watch(trace),
+        progress=progress,
     ) as backend:
+        swapping = _swapping(bundle, backend, options, queries, profiling)
         infer = Inference(bundle, backend)
+        before = replace(backend.stats)
         # Last: the pipeline closes them, and only that.
         sinks = _sinks(options, queries, feeds)
         stats = pipeline.run(
@@ -73,18 +107,47 @@ def run_bundle(
             frames=options.frames,
             duration=options.duration,
             stop=stop,
+            swapping=swapping,
+            trace=trace,
         )
         arena = backend.stats
+        blocked_ms = (arena.blocked_s - before.blocked_s) * 1e3 + stats.blocked_ms
+        if trace is not None and options.trace is not None:
+            trace.write(options.trace)
         return Summary(
             _with_broken(stats, broken, feed_of),
             backend.name,
             MemoryUse(backend.budget, arena.peak),
-            SwapStats(arena.loads, arena.loaded, arena.blocked_s * 1e3),
+            SwapStats(arena.loads - before.loads, arena.loaded - before.loaded, blocked_ms),
+            options.policy,
         )
 
 
+def _swapping(
+    bundle: Bundle, backend: Backend, options: Options, queries: Collection[str], profiling: Callable[[str], None]
+) -> Swapping | None:
+    """What to plan with; None where all weights fit, or nothing is known of a device that fails."""
+    if sum(backend.segments.values()) <= backend.room:
+        return None
+    try:
+        profile = profile_of(bundle, backend, cold=options.cold, progress=profiling)
+    except BackendError as error:
+        _log.warning("nothing is planned, queries take turns: %s", error)
+        return None
+    backend.evict()
+    used = {name: query for name, query in profile.queries.items() if name in queries}
+    profile = profile.model_copy(update={"queries": used})
+    return Swapping(profile, backend.room, backend, POLICIES[options.policy])
+
+
+def _watch(trace: Trace | None) -> Watch:
+    if trace is None:
+        return lambda segment, begin, end: None
+    return lambda segment, begin, end: trace.span("load", segment, begin, end)
+
+
 def _open_feeds(
-    specs: Mapping[str, FeedSpec], used: Collection[str], options: Options
+    specs: Mapping[str, FeedSpec], used: Collection[str], options: Options, trace: Trace | None
 ) -> tuple[dict[str, Feed], dict[str, str]]:
     """Feeds by name that queries use, and why those that are missing could not be opened."""
     unknown = [name for name in options.sources if name not in specs]
@@ -104,10 +167,15 @@ def _open_feeds(
             continue
         # An endless recording would never let an offline run end.
         loop = spec.loop and (not options.offline or options.frames is not None or options.duration is not None)
-        feeds[name] = Feed(name, source, fps=spec.fps, loop=loop)
+        watch = partial(trace.span, f"decode {name}", "frame") if trace is not None else _unwatched
+        feeds[name] = Feed(name, source, fps=spec.fps, loop=loop, watch=watch)
     if not feeds:
         raise FeedError(next(iter(broken.values()), "the bundle has no queries"))
     return feeds, broken
+
+
+def _unwatched(begin: float, end: float) -> None:
+    pass
 
 
 def _sinks(options: Options, queries: Mapping[str, str], feeds: Mapping[str, Feed]) -> list[Sink]:
@@ -126,4 +194,4 @@ def _with_broken(stats: RunStats, broken: Mapping[str, str], feed_of: Mapping[st
     idle = {query: QueryStats(feed, 0, 0, last_error=broken[feed]) for query, feed in feed_of.items() if feed in broken}
     feeds = {name: FeedStats(0, error=reason) for name, reason in broken.items()}
     queries = {query: idle.get(query) or stats.queries[query] for query in feed_of}
-    return RunStats(stats.seconds, queries, {**stats.feeds, **feeds})
+    return replace(stats, queries=queries, feeds={**stats.feeds, **feeds})

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import InputError
 
-__all__ = ["FeedStats", "Latency", "MemoryUse", "QueryStats", "RunStats", "Summary", "SwapStats"]
+__all__ = ["FeedStats", "Latency", "MemoryUse", "PlanStats", "QueryStats", "RunStats", "Summary", "SwapStats"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +63,26 @@ class FeedStats:
 
 
 @dataclass(frozen=True, slots=True)
+class PlanStats:
+    """What the runner followed at the end."""
+
+    order: Sequence[str] = ()
+    batches: Mapping[str, int] = field(default_factory=dict)
+    """Frames of each query in its turn, at most."""
+    replans: int = 0
+    """How often it was made anew."""
+
+
+@dataclass(frozen=True, slots=True)
 class RunStats:
     """What the pipeline itself knows of a run."""
 
     seconds: float
     queries: Mapping[str, QueryStats]
     feeds: Mapping[str, FeedStats]
+    blocked_ms: float = 0.0
+    """Time in which nothing ran, as weights were awaited."""
+    plan: PlanStats = field(default_factory=PlanStats)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +110,7 @@ class Summary:
     backend: str
     memory: MemoryUse = field(default_factory=MemoryUse)
     swaps: SwapStats = field(default_factory=SwapStats)
+    policy: str = "gemel"
 
     @property
     def failures(self) -> dict[str, str]:
@@ -133,6 +148,12 @@ class Summary:
                 "count": self.swaps.count,
                 "bytes": self.swaps.bytes,
                 "blocked_ms": _rounded(self.swaps.blocked_ms),
+            },
+            "plan": {
+                "policy": self.policy,
+                "order": list(run.plan.order),
+                "batches": dict(run.plan.batches),
+                "replans": run.plan.replans,
             },
         }
 

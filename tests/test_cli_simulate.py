@@ -74,7 +74,7 @@ def test_files_that_are_no_profiles(text: str, expected: str, simulate: Call, tm
 def test_bad_flags(simulate: Call, tmp_path: Path) -> None:
     assert "no.yaml: cannot be read: No such file" in simulate(tmp_path / "no.yaml")[2]
     code, _, err = simulate(PAPER, "--policy", "luck")
-    assert (code, "'luck' is not allowed: gemel, nexus" in err) == (2, True)
+    assert (code, "'luck' is not allowed: one of gemel, nexus" in err) == (2, True)
     code, _, err = simulate(PAPER, "--memory", "10MB")
     assert (code, "553400000 bytes" in err) == (2, True)
 

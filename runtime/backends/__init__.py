@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
 from ...errors import InputError
-from ..arena import ArenaStats
+from ..arena import ArenaStats, Watch
 from ..bundle import Bundle
 from ..memory import parse_memory
 
@@ -25,6 +26,11 @@ class Backend(Protocol):
     name: str
     threads: int
     """Of a run."""
+
+    @property
+    def folder(self) -> Path:
+        """The device cache of the bundle: what was made of it for this device."""
+        ...
 
     @property
     def segments(self) -> Mapping[str, int]:
@@ -86,6 +92,11 @@ class Backend(Protocol):
         ...
 
     @property
+    def room(self) -> int:
+        """The part of the budget that segments may fill."""
+        ...
+
+    @property
     def stats(self) -> ArenaStats:
         """What was loaded and evicted so far."""
         ...
@@ -116,6 +127,7 @@ def open_backend(
     memory: str | int | None = None,
     threads: int | None = None,
     cold: bool = False,
+    watch: Watch = lambda segment, begin, end: None,
     progress: Callable[[str], None] = lambda model: None,
 ) -> Backend:
     """Open the backend of a bundle, making its device cache where that is missing.
@@ -126,6 +138,7 @@ def open_backend(
         memory: budget for weights, see :mod:`gemel.runtime.memory`; the bundle's own setting when left out.
         threads: threads of a run; one less than the cores when left out, because decoding needs one.
         cold: what is evicted leaves the page cache, too, and is read from disk when it comes back.
+        watch: told of every segment that was loaded, see :class:`gemel.runtime.arena.HostArena`.
         progress: called with each model that is prepared for the device.
 
     Raises:
@@ -141,4 +154,4 @@ def open_backend(
         raise InputError(f"memory: {setting!r} is not allowed: {error}") from error
     from .ort_cpu import OrtCpu
 
-    return OrtCpu(bundle, memory=size, threads=threads, cold=cold, progress=progress)
+    return OrtCpu(bundle, memory=size, threads=threads, cold=cold, watch=watch, progress=progress)

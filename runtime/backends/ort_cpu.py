@@ -15,7 +15,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ...errors import BackendError, first_line
-from ..arena import ArenaStats, HostArena
+from ..arena import ArenaStats, HostArena, Watch
 from ..bake import Baked, bake
 from ..bundle import Bundle
 from ..memory import budget
@@ -72,6 +72,7 @@ class OrtCpu:
         memory: str | int = "all",
         threads: int | None = None,
         cold: bool = False,
+        watch: Watch = lambda segment, begin, end: None,
         progress: Callable[[str], None] = lambda model: None,
     ) -> None:
         _share_activations()
@@ -88,7 +89,7 @@ class OrtCpu:
         private = sum(self._copies.values())
         allowed = budget(memory, sum(spec.length for spec in arena.values()), needs, private)
         self.budget = allowed
-        self.arena = HostArena(self.baked.blob, self.baked.tensors, arena, allowed - private, cold=cold)
+        self.arena = HostArena(self.baked.blob, self.baked.tensors, arena, allowed - private, cold=cold, watch=watch)
         self._values: dict[str, ort.OrtValue] = {}
         self._sessions: dict[Path, ort.InferenceSession] = {}
         self._bound: dict[tuple[str, str], _Bound] = {}
@@ -98,8 +99,16 @@ class OrtCpu:
         return () if self._is_constant(model) else self.baked.segments_of[model]
 
     @property
+    def folder(self) -> Path:
+        return self.baked.folder
+
+    @property
     def segments(self) -> Mapping[str, int]:
         return self.arena.sizes
+
+    @property
+    def room(self) -> int:
+        return self.arena.budget
 
     def prefetch(self, load: Sequence[str], evict: Sequence[str] = (), done: Callable[[], None] = lambda: None) -> None:
         self.arena.prefetch(load, evict, done)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from threading import Condition, Event, Thread
 from time import monotonic
@@ -24,13 +25,21 @@ _MAX_LAG_S = 1.0
 class Feed:
     """Reads a source on its own thread, and opens it again when it fails.
 
-    Live, it holds only the newest frame: one that nobody took in time is dropped. Recordings are then paced to real
-    time, so that a file can stand for a camera. Offline, nothing is paced or dropped: the thread waits until frames
-    are taken.
+    Live, it holds only the newest frames, mostly one: what nobody took in time is dropped. Recordings are then paced to
+    real time, so that a file can stand for a camera. Offline, nothing is paced or dropped: the thread waits until
+    frames are taken.
 
     A camera or stream that ends or fails is opened again after a pause that doubles; each time is counted in
     ``restarts`` and its reason kept in ``error``. A recording that ends has ended; one that fails in the middle has
     ended with ``error``, or is restarted if it loops.
+
+    Args:
+        name: of the feed.
+        source: what is read.
+        fps: frames a second that are delivered at most.
+        loop: whether a recording begins again at its end.
+        backoff: pauses before a source is opened again.
+        watch: told when each frame was decoded, from and to seconds of the monotonic clock, on the feed's thread.
     """
 
     def __init__(
@@ -41,18 +50,20 @@ class Feed:
         fps: float | None = None,
         loop: bool = False,
         backoff: Backoff | None = None,
+        watch: Callable[[float, float], None] = lambda begin, end: None,
     ) -> None:
         self.name = name
         self.delivered = 0
         """Frames that became available; the index of the next one."""
         self.dropped = 0
-        """Of these, frames that a newer one replaced before they were taken."""
+        """Of these, frames that newer ones replaced before they were taken."""
         self.restarts = 0
         self.error: str | None = None
         """The reason of the last restart, or of the end."""
         self._source = source
         self._loop = loop
         self._backoff = backoff or Backoff()
+        self._watch = watch
         self._decimator = Decimator(fps)
         self._timeline = Timeline()
         self._box: deque[Frame] = deque()
@@ -60,6 +71,7 @@ class Feed:
         self._stop = Event()
         self._done = False
         self._live = True
+        self._depth = 1
         self._limit: int | None = None
         self._began = 0.0
         self._seen = 0
@@ -75,27 +87,33 @@ class Feed:
         return self._corrupt + (reader.corrupt if reader is not None else 0)
 
     @property
+    def waiting(self) -> bool:
+        """Whether a frame can be taken."""
+        return bool(self._box)
+
+    @property
     def finished(self) -> bool:
         """Whether no frame is left and none will come."""
         with self._wake:
             return self._done and not self._box
 
-    def start(self, wake: Condition, *, live: bool = True, limit: int | None = None) -> None:
+    def start(self, wake: Condition, *, live: bool = True, limit: int | None = None, depth: int = 1) -> None:
         """Start reading; once in a feed's life.
 
         Args:
             wake: notified whenever a frame is ready or the feed ends; shared by all feeds of a run.
             live: newest frame wins, in real time; otherwise every frame, at the consumer's pace.
             limit: end after this many delivered frames.
+            depth: how many of the newest frames are held, live.
         """
         if self._thread is not None:
             raise RuntimeError(f"feed {self.name!r} was started before")
-        self._wake, self._live, self._limit = wake, live, limit
+        self._wake, self._live, self._limit, self._depth = wake, live, limit, depth
         self._thread = Thread(target=self._run, name=f"feed-{self.name}", daemon=True)
         self._thread.start()
 
     def take(self) -> Frame | None:
-        """The newest frame (live) or the next one (offline) if there is one; it is then no longer held."""
+        """The oldest frame that is held, if there is one; it is then no longer held."""
         with self._wake:
             if not self._box:
                 return None
@@ -175,16 +193,18 @@ class Feed:
         time = self._timeline(stamp)
         if not self._decimator.keep(time):
             return
+        began = monotonic()
         image = load()
+        self._watch(began, monotonic())
         image.flags.writeable = False
         if paced:
             self._pace(time)
         frame = Frame(self.name, self.delivered, image, time, monotonic())
         with self._wake:
             if self._live:
-                if not self._stop.is_set():
-                    self.dropped += len(self._box)
-                    self._box.clear()
+                if not self._stop.is_set() and len(self._box) == self._depth:
+                    self.dropped += 1
+                    self._box.popleft()
             else:
                 self._wake.wait_for(lambda: len(self._box) < _OFFLINE_DEPTH or self._stop.is_set())
             # Checked under the lock: after stop() returned, the counts stand.

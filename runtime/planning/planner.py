@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...errors import InputError
 from .profile import Profile
 from .residency import Rule, Step, settled
 
-__all__ = ["EXACT", "Plan", "Policy", "plan"]
+__all__ = ["EXACT", "POLICIES", "Plan", "Policy", "check_policy", "plan"]
 
 EXACT = 7
 """Up to so many queries, the plan is the best there is."""
@@ -49,6 +50,16 @@ POLICIES = {
     "lru": Policy(Rule("least-recent", ahead="none", fill=False), listed=True),
 }
 """``nexus`` is the paper's baseline and does not know of shared weights: give it an unmerged profile."""
+
+
+def check_policy(name: str) -> None:
+    """Refuse a policy that does not exist.
+
+    Raises:
+        InputError: it is not one of :data:`POLICIES`.
+    """
+    if name not in POLICIES:
+        raise InputError(f"--policy: {name!r} is not allowed: one of {', '.join(POLICIES)}")
 
 
 @dataclass(frozen=True)

@@ -344,19 +344,3 @@ class TestTrouble:
         with pytest.raises(InputError):
             run({}, feeds, answer, [recorder])
         assert recorder.closed == 1
-
-
-def test_a_schedule_can_be_handed_in() -> None:
-    class Last:
-        def __init__(self) -> None:
-            self.asked: list[Sequence[str]] = []
-
-        def next(self, ready: Sequence[str]) -> str:
-            self.asked.append(ready)
-            return ready[-1]
-
-    schedule = Last()
-    recorder = Recorder()
-    run({"a": "yard", "b": "yard"}, {"yard": feed("yard", 3)}, answer, [recorder], live=False, schedule=schedule)
-    assert [query for query, _, _ in recorder.results] == ["b", "a"] * 3
-    assert schedule.asked == [["a", "b"], ["a"]] * 3

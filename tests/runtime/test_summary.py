@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gemel.errors import InputError
-from gemel.runtime.summary import FeedStats, Latency, MemoryUse, QueryStats, RunStats, Summary, SwapStats
+from gemel.runtime.summary import FeedStats, Latency, MemoryUse, PlanStats, QueryStats, RunStats, Summary, SwapStats
 
 RUN = RunStats(
     seconds=4.0,
@@ -17,12 +17,13 @@ RUN = RunStats(
         "cars": QueryStats("yard", 40, 0),
     },
     feeds={"yard": FeedStats(40, restarts=1, corrupt=3, error="connection reset")},
+    plan=PlanStats(("people", "cars"), {"people": 2, "cars": 1}, 3),
 )
 
 
 def test_the_object_of_the_contract(tmp_path: Path) -> None:
     path = tmp_path / "summary.json"
-    Summary(RUN, "ort-cpu", MemoryUse(64, 60), SwapStats(5, 100, 1.25)).write(path)
+    Summary(RUN, "ort-cpu", MemoryUse(64, 60), SwapStats(5, 100, 1.25), "nexus").write(path)
     assert json.loads(path.read_text()) == {
         "seconds": 4.0,
         "backend": "ort-cpu",
@@ -53,6 +54,7 @@ def test_the_object_of_the_contract(tmp_path: Path) -> None:
         },
         "feeds": {"yard": {"frames": 40, "restarts": 1, "corrupt": 3, "error": "connection reset"}},
         "swaps": {"count": 5, "bytes": 100, "blocked_ms": 1.25},
+        "plan": {"policy": "nexus", "order": ["people", "cars"], "batches": {"people": 2, "cars": 1}, "replans": 3},
     }
 
 

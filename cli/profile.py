@@ -1,0 +1,154 @@
+"""``gemel profile``."""
+
+from __future__ import annotations
+
+import json
+from itertools import count
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.box import SIMPLE
+from rich.markup import escape
+from rich.table import Table
+
+from ..console import check_writable, open_console, print_stage, progress_bar
+from ..errors import InputError
+from .options import BundleArg, DebugOpt, ThreadsOpt
+
+if TYPE_CHECKING:
+    from ..runtime.planning.profile import ModelProfile, Profile
+
+__all__ = ["profile"]
+
+
+def profile(
+    bundle: BundleArg,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Write the profile here.", metavar="FILE")] = Path(
+        "profile.yaml"
+    ),
+    backend: Annotated[str | None, typer.Option(help="Left out, the workload's.", metavar="NAME")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Budget for weights: 64MiB, 50%, min or all.", metavar="SIZE")
+    ] = None,
+    threads: ThreadsOpt = None,
+    cold: Annotated[
+        bool, typer.Option("--cold", help="Load from disk, as where memory is too short to keep files in it.")
+    ] = False,
+    debug: DebugOpt = False,
+) -> None:
+    """Measure on this device how long weights take to load and models to run.
+
+    The device cache keeps the times, too.
+
+    [dim]gemel profile bundle/ -o profile.yaml[/dim]
+    """
+    from ..runtime.backends import check_backend, open_backend
+    from ..runtime.bundle import open_bundle
+    from ..runtime.memory import parse_memory
+    from ..runtime.profiling import kept_at, profile_of
+    from ..runtime.times import ROUNDS
+
+    if backend is not None:
+        check_backend(backend)
+    try:
+        size = parse_memory(memory) if memory is not None else None
+    except ValueError as error:
+        raise InputError(f"--memory: {memory!r} is not allowed: {error}") from error
+    check_writable(output)
+    opened = open_bundle(bundle)
+    console, began = open_console(), perf_counter()
+    with open_backend(
+        opened,
+        backend,
+        memory=size,
+        threads=threads,
+        cold=cold,
+        progress=lambda model: console.print(f"preparing {model} for this device"),
+    ) as device:
+        means = f"{device.name}, threads: {device.threads}, {'cold' if cold else 'warm'}"
+        print_stage(console, "device", f"{means}, {device.budget / 1e6:.1f} MB for weights", began=began)
+        models = {query.model for query in opened.manifest.queries.values()}
+        with progress_bar(console, len(device.segments) + ROUNDS * len(models)) as bar:
+            done = count()
+
+            def show(what: str) -> None:
+                bar.update(bar.task_ids[0], description=escape(what), completed=next(done))
+
+            measured = profile_of(opened, device, cold=cold, fresh=True, progress=show)
+        print_stage(console, "times", f"segments: {len(device.segments)}, models: {len(models)}", began=began)
+        kept = kept_at(device, cold=cold)
+    if kept.exists():
+        print_stage(console, "kept", f"{kept}, {kept.stat().st_size / 1e3:.1f} kB", began=began)
+    if size is not None:
+        measured = measured.model_copy(update={"memory": size})
+    console.print(_models(measured))
+    console.print(_segments(measured))
+    text = to_yaml(measured, f"Measured by gemel profile: {means}.")
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{output}: cannot be written: {error.strerror}") from error
+    print_stage(console, "profile", f"{output}, {len(text.encode()) / 1e3:.1f} kB", began=began)
+    console.print(f"Next: gemel simulate {output}", soft_wrap=True, markup=False)
+
+
+def to_yaml(measured: Profile, comment: str) -> str:
+    """A profile as YAML, a line for each entry, made without the YAML package: devices may not have it.
+
+    Args:
+        measured: what to write.
+        comment: first line of the file.
+    """
+
+    def entries(value: Any) -> str:
+        if not isinstance(value, dict):
+            return f" {json.dumps(value)}\n"
+        # JSON is YAML; its quotes keep names such as ``on`` from being read as anything else.
+        return "\n" + "".join(f"  {json.dumps(name)}: {json.dumps(entry)}\n" for name, entry in value.items())
+
+    document = measured.model_dump(mode="json")
+    return f"# {comment}\n" + "".join(f"{field}:{entries(value)}" for field, value in document.items())
+
+
+def _models(measured: Profile) -> Table:
+    batches = sorted({batch for model in measured.models.values() for batch in model.run_ms})
+    table = Table("model", title="models, milliseconds", title_justify="left", box=SIMPLE)
+    runs = [f"{batch} frame{'s' if batch > 1 else ''}" for batch in batches]
+    for title in ("segments", "MB", "load", *runs, "fps alone"):
+        table.add_column(title, justify="right")
+    for name, model in measured.models.items():
+        table.add_row(
+            escape(name),
+            str(len(model.segments)),
+            f"{sum(measured.segments[each].bytes for each in model.segments) / 1e6:.2f}",
+            f"{sum(map(measured.load_ms, model.segments)):.4g}",
+            *(f"{model.run_ms[batch]:.4g}" if batch in model.run_ms else "" for batch in batches),
+            _alone(model, measured.sla_ms),
+        )
+    return table
+
+
+def _alone(model: ModelProfile, sla_ms: float) -> str:
+    """Frames a second that a model could keep to the SLA with, if it had the device for itself."""
+    found = [batch / ms * 1e3 for batch, ms in model.run_ms.items() if 0 < ms <= sla_ms]
+    return f"{max(found):.1f}" if found else f"none in {sla_ms:g} ms"
+
+
+def _segments(measured: Profile) -> Table:
+    table = Table("segment", title="loads", title_justify="left", box=SIMPLE)
+    for title in ("models", "MB", "ms", "MB/s"):
+        table.add_column(title, justify="right")
+    for name, segment in measured.segments.items():
+        users = sum(name in model.segments for model in measured.models.values())
+        ms = measured.load_ms(name)
+        table.add_row(escape(name), str(users), *_load(segment.bytes, ms))
+    size = sum(segment.bytes for segment in measured.segments.values())
+    table.add_section()
+    table.add_row("all", str(len(measured.models)), *_load(size, sum(map(measured.load_ms, measured.segments))))
+    return table
+
+
+def _load(size: int, ms: float) -> tuple[str, str, str]:
+    return f"{size / 1e6:.2f}", f"{ms:.4g}", f"{size / ms / 1e3:.0f}" if ms else ""

@@ -1,0 +1,66 @@
+"""What happened when: a Chrome trace, which chrome://tracing and ui.perfetto.dev show."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from threading import Lock
+from time import monotonic
+
+from ..errors import InputError
+
+__all__ = ["Trace"]
+
+_MOST = 1_000_000
+"""Spans that are kept; a day of four cameras would fill the memory."""
+
+
+class Trace:
+    """Spans of time, in lanes. May be told from any thread."""
+
+    def __init__(self) -> None:
+        self._began = monotonic()
+        self._lanes: dict[str, int] = {}
+        self._spans: list[tuple[int, str, float, float, dict[str, object]]] = []
+        self._lock = Lock()
+        self.dropped = 0
+        """Spans that were one too many."""
+
+    def span(self, lane: str, name: str, begin: float, end: float, **details: object) -> None:
+        """Something that took from ``begin`` to ``end``, in seconds of the monotonic clock."""
+        with self._lock:
+            number = self._lanes.setdefault(lane, len(self._lanes))
+            if len(self._spans) < _MOST:
+                self._spans.append((number, name, begin, end, details))
+            else:
+                self.dropped += 1
+
+    def write(self, path: Path) -> None:
+        """Write the trace as JSON.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        with self._lock:
+            names = [_named("thread_name", number, lane) for lane, number in self._lanes.items()]
+            spans = [
+                {
+                    "name": name,
+                    "ph": "X",
+                    "pid": 0,
+                    "tid": number,
+                    "ts": (begin - self._began) * 1e6,
+                    "dur": (end - begin) * 1e6,
+                    "args": details,
+                }
+                for number, name, begin, end, details in self._spans
+            ]
+        document = {"traceEvents": [_named("process_name", 0, "gemel"), *names, *spans], "displayTimeUnit": "ms"}
+        try:
+            path.write_text(json.dumps(document), encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{path}: cannot write the trace: {error.strerror}") from error
+
+
+def _named(what: str, number: int, name: str) -> dict[str, object]:
+    return {"name": what, "ph": "M", "pid": 0, "tid": number, "args": {"name": name}}
