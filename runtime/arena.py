@@ -1,39 +1,21 @@
-"""The host arena: segments of a mapped blob, resident under a byte budget.
-
-On a CPU a weight never needs copying: the kernel reads it where it is mapped. So making a segment resident is
-populating its pages (``MADV_POPULATE_READ``), and evicting it is dropping them (``MADV_DONTNEED``). Addresses never
-change, so a binding stays valid for ever.
-"""
+"""The arena: segments in memory under a budget of bytes, loaded ahead on a thread of its own."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import mmap
-import os
+from abc import ABC, abstractmethod
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from time import monotonic, perf_counter
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import BackendError
-from .bundle import view
-from .manifest import SegmentSpec, TensorSpec
 
-__all__ = ["ArenaStats", "HostArena", "Watch"]
+__all__ = ["Arena", "ArenaStats", "Watch"]
 
 Watch = Callable[[str, float, float], None]
-
-_MADV_POPULATE_READ = 22  # Linux 5.14; Python's mmap has no name for it
-# mmap.madvise holds the interpreter's lock while pages are read from a disk: nothing else would run.
-_libc = ctypes.CDLL(None)
-_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+"""Told of every load, on the thread that loads: the segment, and when it began and ended, in seconds of the monotonic
+clock."""
 
 
 @dataclass
@@ -52,65 +34,47 @@ class ArenaStats:
     """Seconds that models waited for segments."""
 
 
-class HostArena:
-    """Segments of one blob.
+class Arena(ABC):
+    """Keeps account of what is resident, and never lets it be more than the budget.
 
     Args:
-        path: the blob, which is mapped read-only.
-        tensors: tensor id to place.
-        segments: segment id to place.
-        budget: bytes that may be resident at once.
-        cold: what is evicted leaves the page cache, too, as where memory is short; coming back, it is read from disk.
-        watch: told of every load, on the thread that loads: the segment, and when it began and ended, in seconds of
-            the monotonic clock.
+        sizes: segment to bytes.
+        budget: bytes that may be resident at once; all of them if left out.
+        watch: told of every load.
 
     Methods are for one thread; loading runs on another one, in the order in which it was asked for.
     """
 
     def __init__(
-        self,
-        path: Path,
-        tensors: Mapping[str, TensorSpec],
-        segments: Mapping[str, SegmentSpec],
-        budget: int | None = None,
-        *,
-        cold: bool = False,
-        watch: Watch = lambda segment, begin, end: None,
+        self, sizes: Mapping[str, int], budget: int | None = None, watch: Watch = lambda segment, begin, end: None
     ) -> None:
-        self._tensors, self._segments = tensors, segments
-        self.budget = sum(spec.length for spec in segments.values()) if budget is None else budget
+        self.sizes = dict(sizes)
+        """Bytes of every segment."""
+        self.budget = sum(self.sizes.values()) if budget is None else budget
         self.stats = ArenaStats()
-        self._path, self._cold, self._watch = path, cold, watch
-        with path.open("rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        # Read from disk through such a mapping, file pages are 2 MiB large: populating 104 MB that are in the page
-        # cache takes 0.02 ms instead of 0.49 (Linux 6.18, ext4). Where a kernel cannot, pages stay small.
-        with contextlib.suppress(OSError):
-            self._map.madvise(mmap.MADV_HUGEPAGE)
-        self._bytes = np.frombuffer(self._map, np.uint8)
+        self._watch = watch
         self._users: Counter[str] = Counter()
         self._resident: OrderedDict[str, None] = OrderedDict()  # least recently used first
         self._loader = ThreadPoolExecutor(1, "gemel-load")
         self._coming: dict[str, Future[None]] = {}
 
+    @abstractmethod
+    def _load(self, segment: str) -> None:
+        """Bring a segment into memory, on whatever thread."""
+
+    @abstractmethod
+    def _drop(self, segment: str) -> None:
+        """Give its memory back."""
+
     @property
     def resident(self) -> int:
         """Bytes resident now, or on their way."""
-        return sum(self._segments[name].length for name in self._resident)
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Bytes of every segment."""
-        return {name: spec.length for name, spec in self._segments.items()}
+        return self._bytes_of(self._resident)
 
     @property
     def residents(self) -> tuple[str, ...]:
         """Segments resident now, or on their way, the least recently used first."""
         return tuple(self._resident)
-
-    def tensor(self, name: str) -> NDArray[Any]:
-        """A view of a tensor, valid as long as the arena; reading it is fast only while its segment is resident."""
-        return view(self._bytes, self._tensors[name])
 
     def acquire(self, segments: Iterable[str]) -> None:
         """Make segments resident and hold them there until :meth:`release`.
@@ -175,14 +139,14 @@ class HostArena:
         self._transfer(self._idle(), [], at_once=True)
 
     def close(self) -> None:
-        """Wait for loading to end. Views stay valid."""
+        """Wait for loading to end."""
         self._loader.shutdown()
 
     def _idle(self) -> list[str]:
         return [name for name in self._resident if self._users[name] == 0]
 
     def _bytes_of(self, names: Iterable[str]) -> int:
-        return sum(self._segments[name].length for name in names)
+        return sum(self.sizes[name] for name in names)
 
     def _room(self, missing: Sequence[str]) -> list[str]:
         """What must go so that ``missing`` can come: the least recently used that nobody holds."""
@@ -192,7 +156,7 @@ class HostArena:
             if free >= needed:
                 break
             gone.append(name)
-            free += self._segments[name].length
+            free += self.sizes[name]
         if free < needed:
             raise BackendError(
                 f"arena: {needed} bytes are needed, the budget is {self.budget} and {self.resident} are resident"
@@ -221,24 +185,8 @@ class HostArena:
 
     def _work(self, evict: Sequence[str], load: Sequence[str]) -> None:
         for name in evict:
-            self._drop(self._segments[name])
+            self._drop(name)
         for name in load:
             began = monotonic()
-            self._populate(self._segments[name])
+            self._load(name)
             self._watch(name, began, monotonic())
-
-    def _drop(self, spec: SegmentSpec) -> None:
-        self._advise(spec, mmap.MADV_DONTNEED)
-        if self._cold:
-            with contextlib.suppress(OSError), self._path.open("rb") as file:
-                os.posix_fadvise(file.fileno(), spec.offset, spec.length, os.POSIX_FADV_DONTNEED)
-
-    def _populate(self, spec: SegmentSpec) -> None:
-        if not self._advise(spec, _MADV_POPULATE_READ):
-            # An older kernel: touching one byte a page does the same, more slowly.
-            int(self._bytes[spec.offset : spec.offset + spec.length : mmap.PAGESIZE].sum())
-
-    def _advise(self, spec: SegmentSpec, advice: int) -> bool:
-        """Whether the kernel took the advice."""
-        address = self._bytes.ctypes.data + spec.offset
-        return spec.length == 0 or _libc.madvise(address, spec.length, advice) == 0

@@ -138,7 +138,7 @@ def open_backend(
         memory: budget for weights, see :mod:`gemel.runtime.memory`; the bundle's own setting when left out.
         threads: threads of a run; one less than the cores when left out, because decoding needs one.
         cold: what is evicted leaves the page cache, too, and is read from disk when it comes back.
-        watch: told of every segment that was loaded, see :class:`gemel.runtime.arena.HostArena`.
+        watch: told of every segment that was loaded, see :data:`gemel.runtime.arena.Watch`.
         progress: called with each model that is prepared for the device.
 
     Raises:

@@ -15,9 +15,10 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ...errors import BackendError, first_line
-from ..arena import ArenaStats, HostArena, Watch
+from ..arena import ArenaStats, Watch
 from ..bake import Baked, bake
 from ..bundle import Bundle
+from ..host_arena import HostArena
 from ..memory import budget
 from ..session import open_session
 

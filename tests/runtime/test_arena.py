@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gemel.errors import BackendError
-from gemel.runtime.arena import HostArena
+from gemel.runtime.host_arena import HostArena
 from gemel.runtime.manifest import SegmentSpec, TensorSpec
 
 PAGE = 4096
@@ -82,12 +82,12 @@ def test_budget_and_users(tmp_path: Path, budget: int, steps: list[tuple[str, se
 def test_loading_ahead_holds_nobody_up_and_who_needs_it_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arena, go, done = make(tmp_path, 4 * PAGE), Event(), []
 
-    def populate(spec: SegmentSpec) -> None:
+    def load(segment: str) -> None:
         assert go.wait(10)
-        done.append(("load", spec.tensors))
+        done.append(("load", segment))
 
-    monkeypatch.setattr(arena, "_populate", populate)
-    monkeypatch.setattr(arena, "_drop", lambda spec: done.append(("drop", spec.tensors)))
+    monkeypatch.setattr(arena, "_load", load)
+    monkeypatch.setattr(arena, "_drop", lambda segment: done.append(("drop", segment)))
     told = Event()
     arena.prefetch(["s1"], done=told.set)
     assert not arena.loaded(["s1"]) and not arena.loaded(["s0"]) and arena.loaded([])
@@ -96,7 +96,7 @@ def test_loading_ahead_holds_nobody_up_and_who_needs_it_waits(tmp_path: Path, mo
     arena.prefetch(["s0"], evict=["s1"])
     Timer(0.05, go.set).start()
     arena.acquire(["s3"])
-    assert done == [("load", (ident(1),)), ("drop", (ident(1),)), ("load", (ident(0),)), ("load", (ident(3),))]
+    assert done == [("load", "s1"), ("drop", "s1"), ("load", "s0"), ("load", "s3")]
     assert arena.stats.blocked_s > 0
     assert told.wait(10) and arena.loaded(["s0", "s3"]) and not arena.loaded(["s1"])
     arena.close()

@@ -13,9 +13,9 @@ import numpy as np
 from hypothesis import given, settings
 from numpy.typing import NDArray
 
-from gemel.runtime.arena import HostArena
 from gemel.runtime.blob import layout, tensor_id, write
 from gemel.runtime.bundle import view
+from gemel.runtime.host_arena import HostArena
 
 PAGE = 4096
 TENSORS: st.SearchStrategy[NDArray[Any]] = st.one_of(

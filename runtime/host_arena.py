@@ -1,0 +1,91 @@
+"""The host arena: segments of a mapped blob.
+
+On a CPU a weight never needs copying: the kernel reads it where it is mapped. So making a segment resident is
+populating its pages (``MADV_POPULATE_READ``), and evicting it is dropping them (``MADV_DONTNEED``). Addresses never
+change, so a binding stays valid for ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .arena import Arena, Watch
+from .bundle import view
+from .manifest import SegmentSpec, TensorSpec
+
+__all__ = ["HostArena", "forget"]
+
+_MADV_POPULATE_READ = 22  # Linux 5.14; Python's mmap has no name for it
+# mmap.madvise holds the interpreter's lock while pages are read from a disk: nothing else would run.
+_libc = ctypes.CDLL(None)
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+
+class HostArena(Arena):
+    """Segments of one blob.
+
+    Args:
+        path: the blob, which is mapped read-only.
+        tensors: tensor id to place.
+        segments: segment id to place.
+        budget: bytes that may be resident at once.
+        cold: what is evicted leaves the page cache, too, as where memory is short; coming back, it is read from disk.
+        watch: told of every load.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        tensors: Mapping[str, TensorSpec],
+        segments: Mapping[str, SegmentSpec],
+        budget: int | None = None,
+        *,
+        cold: bool = False,
+        watch: Watch = lambda segment, begin, end: None,
+    ) -> None:
+        super().__init__({name: spec.length for name, spec in segments.items()}, budget, watch)
+        self._tensors, self._segments = tensors, segments
+        self._path, self._cold = path, cold
+        with path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        # Read from disk through such a mapping, file pages are 2 MiB large: populating 104 MB that are in the page
+        # cache takes 0.02 ms instead of 0.49 (Linux 6.18, ext4). Where a kernel cannot, pages stay small.
+        with contextlib.suppress(OSError):
+            self._map.madvise(mmap.MADV_HUGEPAGE)
+        self._bytes = np.frombuffer(self._map, np.uint8)
+
+    def tensor(self, name: str) -> NDArray[Any]:
+        """A view of a tensor, valid for ever; reading it is fast only while its segment is resident."""
+        return view(self._bytes, self._tensors[name])
+
+    def _load(self, segment: str) -> None:
+        spec = self._segments[segment]
+        if not self._advise(spec, _MADV_POPULATE_READ):
+            # An older kernel: touching one byte a page does the same, more slowly.
+            int(self._bytes[spec.offset : spec.offset + spec.length : mmap.PAGESIZE].sum())
+
+    def _drop(self, segment: str) -> None:
+        spec = self._segments[segment]
+        self._advise(spec, mmap.MADV_DONTNEED)
+        if self._cold:
+            forget(self._path, spec.offset, spec.length)
+
+    def _advise(self, spec: SegmentSpec, advice: int) -> bool:
+        """Whether the kernel took the advice."""
+        address = self._bytes.ctypes.data + spec.offset
+        return spec.length == 0 or _libc.madvise(address, spec.length, advice) == 0
+
+
+def forget(path: Path, offset: int, length: int) -> None:
+    """Have a part of a file leave the page cache, as far as nobody else has it mapped."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), offset, length, os.POSIX_FADV_DONTNEED)
