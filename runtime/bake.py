@@ -44,7 +44,7 @@ DISABLED_OPTIMIZERS = [
     "ConvAddFusion",
 ]
 
-_LAYOUT = "2"
+_LAYOUT = "3"
 """Changed whenever this module would bake the same bundle differently."""
 
 

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from .manifest import SegmentSpec, TensorSpec
 
-__all__ = ["Layout", "layout", "tensor_id", "write"]
+__all__ = ["HUGE_PAGE", "Layout", "footprint", "layout", "tensor_id", "write"]
 
+HUGE_PAGE = 2 << 20
 _PAGE = 4 << 10
-_HUGE_PAGE = 2 << 20
 _TENSOR = 64  # a cache line, and the alignment that vector loads and device copies like
 
 
@@ -45,8 +45,8 @@ class Layout:
 def layout(shapes: Mapping[str, tuple[str, tuple[int, ...]]], users: Mapping[str, Iterable[str]]) -> Layout:
     """Place tensors; pure and deterministic.
 
-    Segments start on a page, large ones on a 2 MiB page, so that they can be mapped, dropped and copied on their own;
-    tensors start on a cache line.
+    Segments start on a page, large ones on a 2 MiB page, with a page or more between them, so that they can be mapped,
+    dropped and copied on their own; tensors start on a cache line.
 
     Args:
         shapes: tensor id to (dtype, shape).
@@ -68,16 +68,21 @@ def layout(shapes: Mapping[str, tuple[str, tuple[int, ...]]], users: Mapping[str
         for tensor in members:
             relative[tensor] = length = _up(length, _TENSOR)
             length += sizes[tensor]
-        start = _up(end, _HUGE_PAGE if length >= _HUGE_PAGE else _PAGE)
+        start = _up(end, HUGE_PAGE if length >= HUGE_PAGE else _PAGE)
         for tensor in members:
             dtype, shape = shapes[tensor]
             tensors[tensor] = TensorSpec(
                 offset=start + relative[tensor], length=sizes[tensor], dtype=dtype, shape=tuple(shape)
             )
         segments[f"s{index}"] = SegmentSpec(models=models, offset=start, length=length, tensors=tuple(members))
-        end = start + length
+        end = start + footprint(length) + _PAGE
     # At least a page: an empty file cannot be mapped.
-    return Layout(tensors, segments, max(_up(end, _PAGE), _PAGE))
+    return Layout(tensors, segments, max(end - _PAGE, _PAGE))
+
+
+def footprint(length: int) -> int:
+    """Bytes of memory that a segment of so many bytes takes when it is mapped: whole pages."""
+    return _up(length, _PAGE)
 
 
 def write(path: Path, placed: Layout, read: Callable[[str], NDArray[Any]]) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from paper_merge import Query, Setting, potential, profile_of
-from paper_models import SLIDES, Architecture, Fit, measure
+from paper_merge import Query, Setting, potential, profile_of, read_workloads
+from paper_models import ARCHITECTURES, SLIDES, Architecture, Fit, measure
 from paper_published import published
 from paper_runs import ages, memory_bytes
 from profiles import profile
@@ -91,12 +91,21 @@ def test_the_fit_gives_the_slides_load_times(known: Mapping[str, Architecture], 
     assert min(fit.ms_per_mb, fit.ms_per_tensor, fit.ms_per_layer, fit.ms_per_gmac) >= 0
 
 
+def test_workloads_are_of_known_architectures_and_no_query_is_listed_twice() -> None:
+    workloads = read_workloads(ROOT / "examples/profiles/paper-workloads.yaml")
+    assert len(workloads) == 15
+    for name, queries in workloads.items():
+        assert len({query.name for query in queries}) == len(queries), name
+        assert {query.architecture for query in queries} <= {*ARCHITECTURES}, name
+
+
 def test_published_rules_by_hand() -> None:
     # Each needs all memory: 2 * (40 + 10) ms a cycle, in which three frames arrive for each.
     full = profile({"a": ["A"], "b": ["B"]}, {"A": 40, "B": 40}, fps=30)
     found = published(full, 40, 3000)
     assert found.processed == found.timely == pytest.approx(1 / 3, abs=0.01)
-    assert (found.blocked, found.peak) == (pytest.approx(0.8, abs=0.01), 40)
+    assert found.blocked == pytest.approx(0.8, abs=0.01)
+    assert found.peak == 40
     # The third is loaded while the second runs, which has been dropped for it.
     assert published(profile({"a": ["A"], "b": ["B"], "c": ["C"]}, fps=30), 2, 100).peak == 3
     # In 150 ms 4.5 frames arrive; a batch takes the newest 4, and all but one or two of them are older than 50 ms.

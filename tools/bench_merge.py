@@ -26,6 +26,7 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 import torch
 import yaml
+from documents import write_between
 from merge_workloads import prepare
 from rich.console import Console
 
@@ -252,18 +253,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         minutes = options.each or (None if options.full else _MINUTES[arm.workload])
         found.append(run_arm(arm, seed, options.output, kept, minutes and minutes * 60, console))
     console.print(table(found), highlight=False, soft_wrap=True)
-    _write(options.report, name, table(found))
+    write_between(options.report, name, table(found))
     draw(found, options.report.parent / "images" / f"merging-{name}.svg")
-
-
-def _write(path: Path, name: str, content: str) -> None:
-    """Replace what stands between the two marks of the document."""
-    begin, end = f"<!-- {name} -->\n", "<!-- end -->\n"
-    text = path.read_text() if path.exists() else ""
-    if begin not in text:
-        text += f"\n{begin}{end}"
-    head, rest = text.split(begin)
-    path.write_text(f"{head}{begin}{content}\n{end}{rest.split(end, 1)[1]}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -16,8 +17,8 @@ from ..memory import parse_memory
 
 __all__ = ["NAMES", "Backend", "check_backend", "open_backend"]
 
-NAMES = ("ort-cpu",)
-"""The backends that this version has."""
+NAMES = ("ort-cpu", "ort-sessions")
+"""The backends that this version has; the second is there to be compared with."""
 
 
 class Backend(Protocol):
@@ -152,6 +153,11 @@ def open_backend(
         size = parse_memory(setting)
     except ValueError as error:
         raise InputError(f"memory: {setting!r} is not allowed: {error}") from error
+    threads = threads or max(1, (os.cpu_count() or 2) - 1)
+    if name == "ort-sessions":
+        from .ort_sessions import OrtSessions
+
+        return OrtSessions(bundle, memory=size, threads=threads, cold=cold, watch=watch, progress=progress)
     from .ort_cpu import OrtCpu
 
     return OrtCpu(bundle, memory=size, threads=threads, cold=cold, watch=watch, progress=progress)

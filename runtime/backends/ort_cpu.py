@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ...errors import BackendError, first_line
 from ..arena import ArenaStats, Watch
 from ..bake import Baked, bake
+from ..blob import footprint
 from ..bundle import Bundle
 from ..host_arena import HostArena
 from ..memory import budget
@@ -86,9 +87,10 @@ class OrtCpu:
             for name, spec in self.baked.segments.items()
             if any(bundle.manifest.models[model].mode == "bound" for model in spec.models)
         }
-        needs = [sum(arena[segment].length for segment in self.segments_of(model)) for model in bundle.manifest.models]
+        sizes = {name: footprint(spec.length) for name, spec in arena.items()}
+        needs = [sum(sizes[segment] for segment in self.segments_of(model)) for model in bundle.manifest.models]
         private = sum(self._copies.values())
-        allowed = budget(memory, sum(spec.length for spec in arena.values()), needs, private)
+        allowed = budget(memory, sum(sizes.values()), needs, private)
         self.budget = allowed
         self.arena = HostArena(self.baked.blob, self.baked.tensors, arena, allowed - private, cold=cold, watch=watch)
         self._values: dict[str, ort.OrtValue] = {}

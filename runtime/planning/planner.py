@@ -9,7 +9,7 @@ moves (Croes 1958; Or 1976), and batch sizes are raised one at a time.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice, permutations
 from typing import Any
 
@@ -41,12 +41,15 @@ class Policy:
     """Queries take turns as they are listed."""
     fair: bool = False
     """Batch sizes make the slowest query as fast as can be, instead of losing the fewest frames."""
+    lazy: bool = False
+    """Loading nothing ahead is planned as well, as that leaves room for one more model, and the better is followed."""
 
 
+_NEXUS = Rule("recent", whole=True, ahead="all", fill=False)
 POLICIES = {
     "gemel": Policy(),
-    "nexus": Policy(Rule("recent", whole=True, ahead="all", fill=False), listed=True, fair=True),
-    "nexus+shared": Policy(Rule("recent", whole=True, ahead="all", fill=False), listed=True, fair=True),
+    "nexus": Policy(_NEXUS, listed=True, fair=True, lazy=True),
+    "nexus+shared": Policy(_NEXUS, listed=True, fair=True, lazy=True),
     "lru": Policy(Rule("least-recent", ahead="none", fill=False), listed=True),
 }
 """``nexus`` is the paper's baseline and does not know of shared weights: give it an unmerged profile."""
@@ -90,6 +93,11 @@ def plan(profile: Profile, budget: int, policy: Policy | None = None) -> Plan:
     """
     policy = policy or Policy()
     queries = tuple(profile.queries)
+    if policy.lazy:
+        eager = replace(policy, lazy=False)
+        rules = (policy.rule, replace(policy.rule, ahead="none"))
+        both = (plan(profile, budget, replace(eager, rule=rule)) for rule in rules)
+        return max(both, key=lambda found: (_slowest(profile, found) if policy.fair else 0.0, *_worth(found)))
     if policy.listed:
         return _best_batches(profile, budget, queries, policy)
     if len(queries) <= EXACT:
@@ -104,6 +112,11 @@ def plan(profile: Profile, budget: int, policy: Policy | None = None) -> Plan:
 def _worth(found: Plan) -> tuple[float, float]:
     # Rounded: equal plans must not be told apart by the last bits of a sum.
     return round(sum(found.frames.values()), 6), -round(found.cycle_ms, 6)
+
+
+def _slowest(profile: Profile, found: Plan) -> float:
+    """The lowest part of a query's frames that keeps to the SLA."""
+    return round(min(frames / profile.queries[query].fps for query, frames in found.frames.items()), 6)
 
 
 def _best_batches(profile: Profile, budget: int, order: tuple[str, ...], policy: Policy) -> Plan:

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gemel.errors import BackendError
+from gemel.runtime.blob import HUGE_PAGE, footprint
 from gemel.runtime.host_arena import HostArena
 from gemel.runtime.manifest import SegmentSpec, TensorSpec
 
@@ -29,7 +30,7 @@ def make(path: Path, budget: int | None = None, *, cold: bool = False) -> HostAr
     tensors, segments, data = {}, {}, bytearray()
     for index, size in enumerate(SIZES):
         offset = len(data)
-        data += bytes([index]) * size + bytes(-size % PAGE)
+        data += bytes([index]) * size + bytes(-size % PAGE + PAGE)
         tensors[ident(index)] = TensorSpec(offset=offset, length=size, dtype="uint8", shape=(size,))
         segments[f"s{index}"] = SegmentSpec(models=("m",), offset=offset, length=size, tensors=(ident(index),))
     file = path / "blob"
@@ -42,7 +43,7 @@ SOME = st.sets(st.integers(0, len(SIZES) - 1), min_size=1)
 
 @settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    budget=st.integers(0, sum(SIZES)),
+    budget=st.integers(0, sum(map(footprint, SIZES))),
     steps=st.lists(st.tuples(st.sampled_from(["acquire", "release", "prefetch"]), SOME, SOME), max_size=30),
 )
 def test_budget_and_users(tmp_path: Path, budget: int, steps: list[tuple[str, set[int], set[int]]]) -> None:
@@ -52,7 +53,7 @@ def test_budget_and_users(tmp_path: Path, budget: int, steps: list[tuple[str, se
         names, others_ = ([f"s{index}" for index in sorted(each)] for each in (members, others - members))
         if what == "acquire":
             busy = {name for group in held for name in group} | set(names)
-            fits = sum(SIZES[int(name[1:])] for name in busy) <= budget
+            fits = sum(footprint(SIZES[int(name[1:])]) for name in busy) <= budget
             if fits:
                 arena.acquire(names)
                 held.append(names)
@@ -127,7 +128,7 @@ def test_what_is_dropped_may_leave_the_page_cache(cold: bool, tmp_path: Path, mo
     arena.acquire(["s1"])
     arena.release(["s1"])
     arena.evict()
-    assert told == ([(PAGE, 3 * PAGE, os.POSIX_FADV_DONTNEED)] if cold else [])
+    assert told == ([(2 * PAGE, 3 * PAGE, os.POSIX_FADV_DONTNEED)] if cold else [])
 
 
 def test_least_recently_used_goes_first(tmp_path: Path) -> None:
@@ -158,3 +159,38 @@ def test_views_are_read_only_and_survive_eviction(tmp_path: Path) -> None:
     np.testing.assert_array_equal(view, 2)
     with pytest.raises(ValueError, match="read-only"):
         view[0] = 1
+
+
+def seen_from_outside(path: Path) -> int:
+    """Bytes of a file that are in this process's memory, as the kernel counts them."""
+    total, counts = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if line.startswith("Rss:"):
+            total += int(line.split()[1]) * 1024 if counts else 0
+        elif "-" in line.split(" ", 1)[0]:
+            counts = line.endswith(str(path))
+    return total
+
+
+@pytest.mark.parametrize("cold", [False, True])
+@pytest.mark.parametrize("length", [PAGE // 2, 25 * PAGE // 2, HUGE_PAGE + PAGE // 2])
+def test_the_kernel_counts_no_more_than_the_arena(length: int, cold: bool, tmp_path: Path) -> None:
+    step = HUGE_PAGE * 2 if length > HUGE_PAGE else footprint(length) + PAGE
+    tensors, segments = {}, {}
+    for index in range(6):
+        place = {"offset": index * step, "length": length}
+        tensors[ident(index)] = TensorSpec(dtype="uint8", shape=(length,), **place)
+        segments[f"s{index}"] = SegmentSpec(models=("m",), tensors=(ident(index),), **place)
+    blob = tmp_path / "weights"
+    blob.write_bytes(bytes(6 * step))
+    arena = HostArena(blob, tensors, segments, 3 * footprint(length), cold=cold)
+    for turn in range(12):
+        names = [f"s{turn % 6}", f"s{(turn * 5 + 1) % 6}"]
+        arena.acquire(names)
+        for name in names:
+            arena.tensor(ident(int(name[1:]))).sum()
+        assert length <= seen_from_outside(blob) <= arena.resident <= arena.budget
+        arena.release(names)
+    arena.evict()
+    assert seen_from_outside(blob) == 0
+    arena.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice, permutations, product
 
 import pytest
@@ -127,7 +128,8 @@ def test_a_plan_says_what_it_costs(case: tuple[Profile, int], policy: str) -> No
     found = plan(known, budget, POLICIES[policy])
     assert sorted(found.order) == sorted(known.queries)
     assert found.batches in choices(known)
-    assert found.rule == POLICIES[policy].rule
+    rule = POLICIES[policy].rule
+    assert found.rule in (rule, replace(rule, ahead="none")) if POLICIES[policy].lazy else found.rule == rule
     cycles = repeated(known, budget, found.order, found.rule)
     time, blocked, frames = cost(known, cycles, found.batches)
     assert found.cycle_ms == pytest.approx(time)
@@ -143,8 +145,10 @@ def test_batch_sizes_of_a_fair_plan_are_the_best_for_the_slowest_query(case: tup
     known, budget = case
     policy = POLICIES["nexus"]
     found = plan(known, budget, policy)
-    cycles = repeated(known, budget, found.order, policy.rule)
-    best = max(slowest(known, cost(known, cycles, sizes)[2]) for sizes in choices(known))
+    # Where there is no room for one more model, loading it ahead keeps others out.
+    rules = (policy.rule, replace(policy.rule, ahead="none"))
+    every = [repeated(known, budget, found.order, rule) for rule in rules]
+    best = max(slowest(known, cost(known, cycles, sizes)[2]) for sizes in choices(known) for cycles in every)
     assert slowest(known, found.frames) == pytest.approx(best, abs=1e-3)
 
 

@@ -1,0 +1,145 @@
+"""What gemel is compared with: an ordinary ONNX Runtime session a model, made to load it and deleted to unload it.
+
+Nothing is shared, and a model comes and goes as a whole. The runner, the planner and the budget are the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from ...errors import BackendError, first_line
+from ..arena import Arena, ArenaStats, Watch
+from ..bundle import CACHE, Bundle
+from ..host_arena import forget
+from ..memory import budget
+from ..session import open_session
+
+__all__ = ["OrtSessions"]
+
+_Sessions = dict[str, ort.InferenceSession]
+
+
+class _SessionArena(Arena):
+    """Sessions of models, a segment each, with the bytes of their weights."""
+
+    def __init__(self, bundle: Bundle, allowed: int, threads: int, *, cold: bool, watch: Watch) -> None:
+        super().__init__(_sizes(bundle), allowed, watch)
+        self.sessions: dict[str, _Sessions] = {}
+        self._bundle, self._cold = bundle, cold
+        self._options = ort.SessionOptions()
+        self._options.log_severity_level = 3
+        self._options.intra_op_num_threads = threads
+
+    def _load(self, segment: str) -> None:
+        stages = self._bundle.manifest.models[segment].stages
+        self.sessions[segment] = {
+            name: open_session(self._bundle.file(stage.file), self._options) for name, stage in stages.items()
+        }
+
+    def _drop(self, segment: str) -> None:
+        self.sessions.pop(segment, None)
+        if self._cold:
+            content = self._bundle.manifest
+            for name in content.models[segment].segments:
+                spec = content.segments[name]
+                forget(self._bundle.file(content.blob), spec.offset, spec.length)
+
+
+class OrtSessions:
+    """See :class:`gemel.runtime.backends.Backend`; a model is its own and only segment."""
+
+    name = "ort-sessions"
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        memory: str | int = "all",
+        threads: int = 1,
+        cold: bool = False,
+        watch: Watch = lambda segment, begin, end: None,
+        progress: Callable[[str], None] = lambda model: None,
+    ) -> None:
+        self.threads = threads
+        self.folder: Path = bundle.path / CACHE / self.name
+        # Where that cannot be, nothing is kept there.
+        with contextlib.suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        sizes = _sizes(bundle)
+        self.budget = budget(memory, sum(sizes.values()), sizes.values())
+        self.arena = _SessionArena(bundle, self.budget, threads, cold=cold, watch=watch)
+        self._active: set[str] = set()
+
+    @property
+    def segments(self) -> Mapping[str, int]:
+        return self.arena.sizes
+
+    def segments_of(self, model: str) -> tuple[str, ...]:
+        return (model,)
+
+    @property
+    def room(self) -> int:
+        return self.budget
+
+    @property
+    def stats(self) -> ArenaStats:
+        return self.arena.stats
+
+    def prefetch(self, load: Sequence[str], evict: Sequence[str] = (), done: Callable[[], None] = lambda: None) -> None:
+        self.arena.prefetch(load, evict, done)
+
+    def loaded(self, segments: Sequence[str]) -> bool:
+        return self.arena.loaded(segments)
+
+    def evict(self) -> None:
+        self.arena.evict()
+
+    def activate(self, model: str) -> None:
+        if model not in self._active:
+            self.arena.acquire([model])
+            self._active.add(model)
+
+    def release(self, model: str) -> None:
+        if model in self._active:
+            self._active.remove(model)
+            self.arena.release([model])
+
+    def run(self, model: str, stage: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        if model not in self._active:
+            raise BackendError(f"model {model!r}, stage {stage!r}: not active; call activate() first")
+        session = self.arena.sessions[model][stage]
+        names = [port.name for port in session.get_outputs()]
+        try:
+            found = session.run(names, {name: np.ascontiguousarray(array) for name, array in inputs.items()})
+        except Exception as error:
+            raise BackendError(f"model {model}, stage {stage}: {first_line(error)}") from error
+        return dict(zip(names, found, strict=True))
+
+    def close(self) -> None:
+        self.arena.close()
+        self.arena.sessions.clear()
+
+    def __enter__(self) -> OrtSessions:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _sizes(bundle: Bundle) -> dict[str, int]:
+    """Model to the bytes of its weights; a session of each stage holds its own copy."""
+    tensors = bundle.manifest.tensors
+    return {
+        name: sum(tensors[each].length for stage in model.stages.values() for each in set(stage.weights))
+        for name, model in bundle.manifest.models.items()
+    }

@@ -1,0 +1,211 @@
+"""Swapping for real: eight models under half of the memory that their weights need, read from a cold disk.
+
+    .venv/bin/python tools/bench_swap.py ../shared/data
+
+Four ResNet-18 and four MobileNetV3-Large on three videos at ten frames a second. Weights are random, as only times are
+measured here: frames processed, and how late. In the merged bundle the models of a family hold one set of convolutions
+in all but their last stage, with BatchNorm and heads of their own, as merging leaves them; in the unmerged one they
+share nothing. What is evicted leaves the page cache, so everything that comes back is read from disk.
+
+Arms take turns, each round in a process of its own that is ``gemel-run``; its memory is watched from outside, in
+/proc/PID/smaps. Writes a table into docs/swapping.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+import yaml
+from documents import write_between
+from rich.console import Console
+from safetensors.torch import save_file
+from torch import nn
+
+_ROOT = Path(__file__).resolve().parent.parent
+_FAMILIES = {"resnet18": ("layer4.", "fc."), "mobilenet_v3_large": ("features.13", "features.14", "features.15")}
+"""Factories, and how the names of those weights begin that models do not share."""
+_EACH = 4
+_FPS = 10
+_SLA_MS = 300
+_SAMPLE_S = 0.01
+
+
+@dataclass(frozen=True)
+class Arm:
+    name: str
+    merged: bool
+    flags: tuple[str, ...]
+
+
+_ARMS = (
+    Arm("sessions, loaded and unloaded", False, ("--backend", "ort-sessions", "--policy", "nexus")),
+    Arm("nexus, unmerged", False, ("--policy", "nexus")),
+    Arm("gemel, unmerged", False, ("--policy", "gemel")),
+    Arm("nexus, merged", True, ("--policy", "nexus+shared")),
+    Arm("gemel, merged", True, ("--policy", "gemel")),
+)
+
+
+@dataclass(frozen=True)
+class Round:
+    """What became of an arm in one round."""
+
+    processed: int
+    frames: int
+    in_time: float
+    """The part of the processed frames that was answered within the SLA."""
+    blocked: float
+    """The part of the time in which nothing ran, as weights were awaited."""
+    budget: int
+    seen: int
+    """Bytes of the blob in the process's memory, the most that was seen from outside."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="folder with videos (*.mp4)")
+    parser.add_argument("--output", type=Path, default=_ROOT / "out/swap", help="folder for models and bundles")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each arm in each round")
+    parser.add_argument("--report", type=Path, default=_ROOT / "docs/swapping.md", help="where the table is put in")
+    options = parser.parse_args(arguments)
+    console = Console()
+    bundles = {merged: prepare(options.data, options.output, merged=merged) for merged in (False, True)}
+    # The same bytes for everybody: half of what the merged models need.
+    manifest = json.loads((bundles[True] / "manifest.json").read_text())
+    budget = sum(segment["length"] for segment in manifest["segments"].values()) // 2
+    for arm in _ARMS:
+        _run(arm, bundles[arm.merged], budget, 2.0, options.output)  # Measures and keeps times, which later runs find.
+    found: dict[str, list[Round]] = {arm.name: [] for arm in _ARMS}
+    for number in range(options.rounds):
+        for arm in _ARMS:
+            result = _run(arm, bundles[arm.merged], budget, options.seconds, options.output)
+            found[arm.name].append(result)
+            console.print(f"{number + 1}: {arm.name}: {result.processed} of {result.frames} frames", highlight=False)
+    console.print(table(found), highlight=False, soft_wrap=True)
+    write_between(options.report, "swap", table(found))
+
+
+def prepare(data: Path, output: Path, *, merged: bool) -> Path:
+    """Models, their workload, and its bundle; what is there already is kept."""
+    name = "merged" if merged else "unmerged"
+    bundle = output / f"{name}-bundle"
+    if bundle.exists():
+        return bundle
+    videos = sorted(data.resolve().glob("*.mp4"))[:4]
+    folder = output / name
+    folder.mkdir(parents=True, exist_ok=True)
+    queries: list[dict[str, Any]] = []
+    for family, private in _FAMILIES.items():
+        for index in range(_EACH):
+            query = f"{family.split('_')[0]}-{index}"
+            save_file(_weights(family, index, private if merged else ("",)), folder / f"{query}.safetensors")
+            model = {
+                "factory": f"torchvision.models:{family}",
+                "weights": f"{query}.safetensors",
+                "input": {"size": [224, 224]},
+            }
+            feed = videos[index % len(videos)].stem
+            queries.append({"name": query, "feed": feed, "task": "classification", "model": model})
+    workload = {
+        "schema_version": "1",
+        "device": {"backend": "ort-cpu", "memory": "50%"},
+        "sla": f"{_SLA_MS}ms",
+        "feeds": {video.stem: {"source": str(video), "fps": _FPS, "loop": True} for video in videos},
+        "queries": queries,
+    }
+    path = folder / "workload.yaml"
+    path.write_text(yaml.safe_dump(workload, sort_keys=False))
+    subprocess.run([_command("gemel-compile"), path, "-o", bundle], check=True)
+    return bundle
+
+
+def _weights(family: str, index: int, private: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """Of the family's model number ``index``: those that begin with ``private``, and what is small, are its own."""
+    torch.manual_seed(0)
+    common = getattr(torchvision.models, family)().state_dict()
+    torch.manual_seed(1 + index)
+    own = getattr(torchvision.models, family)()
+    for layer in own.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.uniform_(layer.weight, 0.5, 1.5)
+    return {
+        name: value if name.startswith(private) or value.ndim < 2 else common[name]
+        for name, value in own.state_dict().items()
+    }
+
+
+def _command(name: str) -> str:
+    return str(Path(sys.executable).with_name(name))
+
+
+def _run(arm: Arm, bundle: Path, budget: int, seconds: float, output: Path) -> Round:
+    summary, results = output / "summary.json", output / "results.jsonl"
+    command = [_command("gemel-run"), bundle, "--memory", str(budget), "--threads", "1", "--cold", *arm.flags]
+    command += ["--duration", str(seconds), "--json", summary, "--results", results]
+    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)
+    seen = 0
+    while process.poll() is None:
+        seen = max(seen, _mapped(process.pid, "weights.bin"))
+        time.sleep(_SAMPLE_S)
+    if process.returncode:
+        raise SystemExit(f"{arm.name}: gemel-run ended with {process.returncode}")
+    found = json.loads(summary.read_text())
+    latencies = [json.loads(line)["latency_ms"] for line in results.read_text().splitlines()]
+    queries = found["queries"].values()
+    return Round(
+        sum(query["processed"] for query in queries),
+        sum(query["frames"] for query in queries),
+        sum(latency <= _SLA_MS for latency in latencies) / max(1, len(latencies)),
+        found["swaps"]["blocked_ms"] / found["seconds"] / 1e3,
+        found["memory"]["budget"],
+        seen,
+    )
+
+
+def _mapped(pid: int, name: str) -> int:
+    """Bytes of files of that name which are in a process's memory now."""
+    total, counts = 0, False
+    try:
+        for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+            if line.startswith("Rss:"):
+                total += int(line.split()[1]) * 1024 if counts else 0
+            elif "-" in line.split(" ", 1)[0]:
+                counts = line.endswith(f"/{name}")
+    except OSError:
+        pass  # It has just ended.
+    return total
+
+
+def table(found: dict[str, list[Round]]) -> str:
+    """Markdown: medians over rounds."""
+    lines = [
+        "| runs as | frames processed | beside sessions | within the SLA | time blocked | budget | seen in smaps |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    first = statistics.median(each.processed / each.frames for each in next(iter(found.values())))
+    for name, rounds in found.items():
+        part = statistics.median(each.processed / each.frames for each in rounds)
+        seen = max(each.seen for each in rounds)
+        lines.append(
+            f"| {name} | {part:.1%} | {part / first:.2f}x"
+            f" | {statistics.median(each.in_time for each in rounds):.1%}"
+            f" | {statistics.median(each.blocked for each in rounds):.1%}"
+            f" | {rounds[0].budget / 1e6:.1f} MB | {f'{seen / 1e6:.1f} MB' if seen else ''} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Workloads of known architectures as profiles: which of their layers are merged, and the segments that follow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from paper_models import Architecture, Fit
+
+from gemel.merging.groups import groups_of
+from gemel.merging.layers import Layer
+from gemel.runtime.planning.profile import Profile, parse_profile
+
+__all__ = ["BATCHES", "Query", "Setting", "potential", "profile_of", "read_workloads"]
+
+BATCHES = (1, 2, 4)
+"""Those that the paper's scheduler chooses from."""
+
+
+@dataclass(frozen=True)
+class Query:
+    feed: str
+    architecture: str
+    task: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.task}-{self.feed}-{self.architecture}"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a sweep varies; the defaults are the paper's."""
+
+    fps: float = 30.0
+    sla_ms: float = 100.0
+    merged: float = 0.7
+    """The part of a workload's potential that is merged, heaviest layers first; 0 is the workload unmerged."""
+    batches: tuple[int, ...] = BATCHES
+    """Sizes to choose from; so many frames take so many times as long as one."""
+    tensors: bool = False
+    """A segment's part of its model's time to load is by bytes and tensors, as in the fit; else by bytes alone."""
+
+
+def read_workloads(path: Path) -> dict[str, tuple[Query, ...]]:
+    """Workload to its queries, each listed as ``[feed, architecture, task]``."""
+    document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return {
+        name: tuple(Query(str(feed), architecture, task) for feed, architecture, task in queries)
+        for name, queries in document.items()
+    }
+
+
+def potential(queries: Sequence[Query], known: Mapping[str, Architecture]) -> float:
+    """The part of all bytes that is freed when models share all that they can."""
+    return sum(map(_saving, _columns(queries, known))) / sum(known[query.architecture].bytes for query in queries)
+
+
+def profile_of(
+    queries: Sequence[Query], known: Mapping[str, Architecture], fit: Fit, setting: Setting | None = None
+) -> Profile:
+    """A workload on the paper's device, each query with a model of its own.
+
+    Layers are merged as gemel pairs them: the k-th of a definition in one model with the k-th in every other. Tensors
+    used by the same models are a segment.
+    """
+    setting = setting or Setting()
+    overhead = fit.ms_per_tensor / fit.ms_per_mb * 1e6 if setting.tensors else 0.0
+    users = {query.name: known[query.architecture] for query in queries}
+    times = {name: fit.times(each) for name, each in users.items()}
+    # Bytes and tensors of each segment, which is known by its models.
+    parts: dict[tuple[str, ...], Size] = {(name,): Size(each.bytes, each.tensors) for name, each in users.items()}
+    for column in _merged(_columns(queries, known), setting.merged):
+        owners = tuple(layer.model for layer in column)
+        one = Size(column[0].bytes, 1)
+        parts[owners] = parts.get(owners, Size(0, 0)).plus(one, 1)
+        for name in owners:
+            parts[name,] = parts[name,].plus(one, -1)
+    segments: dict[str, dict[str, Any]] = {}
+    held: dict[str, list[str]] = {name: [] for name in users}
+    for owners, size in parts.items():
+        segment = owners[0] if len(owners) == 1 else f"shared-{len(segments) - len(users) + 1}"
+        # Weights that models load at different speeds come as slowly as in the slowest of them.
+        slowest = max(times[name][0] / Size(users[name].bytes, users[name].tensors).cost(overhead) for name in owners)
+        segments[segment] = {"bytes": size.bytes, "load_ms": round(slowest * size.cost(overhead), 4)}
+        for name in owners:
+            held[name].append(segment)
+    return parse_profile(
+        {
+            "sla_ms": setting.sla_ms,
+            "segments": segments,
+            "models": {
+                name: {
+                    "segments": held[name],
+                    "run_ms": {size: round(size * times[name][1], 4) for size in setting.batches},
+                }
+                for name in users
+            },
+            "queries": {query.name: {"model": query.name, "fps": setting.fps, "feed": query.feed} for query in queries},
+        }
+    )
+
+
+class Size(NamedTuple):
+    """Of weights."""
+
+    bytes: int
+    tensors: int
+
+    def plus(self, other: Size, sign: int) -> Size:
+        return Size(self.bytes + sign * other.bytes, self.tensors + sign * other.tensors)
+
+    def cost(self, overhead: float) -> float:
+        """What a load's time is in proportion to, in bytes; a tensor counts for ``overhead`` of them."""
+        return self.bytes + overhead * self.tensors
+
+
+Column = tuple[Layer, ...]
+"""Layers of different models that can hold one tensor."""
+
+
+def _columns(queries: Sequence[Query], known: Mapping[str, Architecture]) -> list[Column]:
+    """The heaviest saving first."""
+    layers = [replace(layer, model=query.name) for query in queries for layer in known[query.architecture].layers]
+    found: list[Column] = []
+    for group in groups_of(layers):
+        by_model: dict[str, list[Layer]] = {}
+        for layer in group.layers:
+            by_model.setdefault(layer.model, []).append(layer)
+        rows = by_model.values()
+        columns = (tuple(row[place] for row in rows if len(row) > place) for place in range(max(map(len, rows))))
+        found += [column for column in columns if len(column) > 1]
+    return sorted(found, key=lambda column: -_saving(column))
+
+
+def _saving(column: Column) -> int:
+    return column[0].bytes * (len(column) - 1)
+
+
+def _merged(columns: Sequence[Column], part: float) -> list[Column]:
+    """The heaviest that save ``part`` of what all would; the last one may save more than is left."""
+    wanted = part * sum(map(_saving, columns))
+    found: list[Column] = []
+    for column in columns:
+        if wanted <= 0:
+            break
+        found.append(column)
+        wanted -= _saving(column)
+    return found

@@ -1,0 +1,122 @@
+"""Make docs/paper.md's tables and pictures: the slides' figures, and what the simulator gives for them.
+
+    .venv/bin/python tools/reproduce_paper.py            # some minutes on one core
+    .venv/bin/python tools/reproduce_paper.py --quick    # seconds: two workloads
+
+Needs no data and no device. What is assumed stands in docs/paper.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+
+import yaml
+from paper_figures import draw_frames, draw_sweeps
+from paper_merge import Query, profile_of, read_workloads
+from paper_models import ARCHITECTURES, SLIDES, Architecture, Fit, measure
+from paper_runs import Runs, memory_bytes
+from paper_tables import FULL, MERGED, UNMERGED, claims, classes, each_workload, required, slide, sweeps, times
+from rich.console import Console
+
+from gemel.runtime.planning.planner import POLICIES, plan
+from gemel.runtime.planning.profile import Profile
+from gemel.runtime.planning.simulate import simulate
+
+_ROOT = Path(__file__).resolve().parent.parent
+_QUICK = ("low-1", "medium-1")
+_LARGE = (60, 20)
+"""Queries and feeds of the workload that is timed."""
+
+
+def large_run(known: Mapping[str, Architecture], fit: Fit, seconds: float) -> tuple[int, float, float]:
+    """Plan and simulate a large workload of all architectures; returns its queries, ``seconds``, and seconds taken."""
+    count, feeds = _LARGE
+    names = list(known)
+    queries = [Query(str(index % feeds), names[index % len(names)], f"task{index}") for index in range(count)]
+    budget = memory_bytes(profile_of(queries, known, fit, UNMERGED), "50 %")
+    profile = profile_of(queries, known, fit, MERGED)
+    began = perf_counter()
+    simulate(profile, budget, plan(profile, budget, POLICIES["gemel"]), seconds)
+    return count, seconds, perf_counter() - began
+
+
+def write_profile(profile: Profile, path: Path) -> None:
+    """A profile as a file for ``gemel simulate``."""
+    document = profile.model_dump(exclude_defaults=True)
+    for model in document["models"].values():
+        model["segments"] = list(model["segments"])
+    head = (
+        "# The models of paper.yaml with all that they can share in one copy, as docs/paper.md has it. A segment is\n"
+        "# used by exactly the models that list it. Made by tools/reproduce_paper.py.\n"
+        'schema_version: "1"\nmemory: min\n'
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(head + yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=118), "utf-8")
+
+
+def put(text: str, blocks: Mapping[str, str]) -> str:
+    """Replace what stands between the marks of each block.
+
+    Raises:
+        ValueError: the text does not have them.
+    """
+    for name, content in blocks.items():
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
+        text, count = re.subn(pattern, lambda found: f"{found[1]}{content}\n{found[2]}", text, flags=re.DOTALL)  # noqa: B023
+        if count != 1:
+            raise ValueError(f"the page has {count} places for {name!r}, not one")
+    return text
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two workloads and short runs, to see that all works")
+    parser.add_argument("--seconds", type=float, help="of each simulated run; 30, or 3 with --quick")
+    parser.add_argument("--output", type=Path, default=_ROOT, help="folder with docs/paper.md and examples/profiles")
+    options = parser.parse_args(arguments)
+    if options.quick and options.output.resolve() == _ROOT:
+        parser.error("--quick needs an --output: the page in docs is made from all workloads")
+    console, began = Console(highlight=False), perf_counter()
+    workloads = read_workloads(_ROOT / "examples/profiles/paper-workloads.yaml")
+    names: Sequence[str] = ARCHITECTURES
+    if options.quick:
+        workloads = {name: workloads[name] for name in _QUICK}
+        used = {query.architecture for queries in workloads.values() for query in queries}
+        names = [name for name in ARCHITECTURES if name in used or name in SLIDES]
+    known = measure(names)
+    fit = Fit.of(known)
+    console.print(f"[{perf_counter() - began:4.0f} s] {len(known)} architectures")
+    runs = Runs(workloads, known, fit, options.seconds or (3.0 if options.quick else 30.0))
+    write_profile(
+        runs.profile("low-1", replace(FULL, batches=(1,))), options.output / "examples/profiles/paper-merged.yaml"
+    )
+    large = large_run(known, fit, 60.0 if options.quick else 600.0)
+    page = options.output / "docs/paper.md"
+    makers: dict[str, Callable[[], str]] = {
+        "times": lambda: times(known, fit),
+        "slide": lambda: slide(runs),
+        "claims": lambda: claims(runs),
+        "classes": lambda: classes(runs),
+        "workloads": lambda: each_workload(runs),
+        "sweeps": lambda: sweeps(runs),
+        "required": lambda: required(runs, large),
+    }
+    blocks: dict[str, str] = {}
+    for name, make in makers.items():
+        blocks[name] = make()
+        console.print(f"[{perf_counter() - began:4.0f} s] {name}, {len(runs.done)} runs so far\n")
+        console.print(blocks[name], soft_wrap=True, markup=False)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(put((_ROOT / "docs/paper.md").read_text(encoding="utf-8"), blocks), encoding="utf-8")
+    draw_frames(runs, page.parent / "images/paper-frames.svg")
+    draw_sweeps(runs, page.parent / "images/paper-sweeps.svg")
+    console.print(f"[{perf_counter() - began:4.0f} s] {page}")
+
+
+if __name__ == "__main__":
+    main()
