@@ -15,6 +15,7 @@ from ..errors import GemelError
 from .analyze import analyze
 from .bundle import bench, check, inspect
 from .compile import compile_
+from .eval import evaluate
 from .merge import merge
 from .profile import profile
 from .run import run
@@ -40,6 +41,7 @@ app.command()(merge)
 app.command("compile")(compile_)
 for _command in (run, inspect, check, bench, profile, simulate):
     app.command()(_command)
+app.command("eval")(evaluate)
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -57,6 +57,7 @@ def run_bundle(
     bundle: Bundle,
     options: Options,
     *,
+    sinks: Sequence[Sink] = (),
     stop: Event | None = None,
     progress: Callable[[str], None] = lambda model: None,
     profiling: Callable[[str], None] = lambda what: None,
@@ -70,6 +71,7 @@ def run_bundle(
     Args:
         bundle: an open bundle.
         options: what was asked for.
+        sinks: told of results, beside those that ``options`` ask for; closed when the pipeline ends.
         stop: set it to end early.
         progress: called with each model that is prepared for the device.
         profiling: told what is measured next, if times are.
@@ -97,7 +99,7 @@ def run_bundle(
         infer = Inference(bundle, backend)
         before = replace(backend.stats)
         # Last: the pipeline closes them, and only that.
-        sinks = _sinks(options, queries, feeds)
+        sinks = [*_sinks(options, queries, feeds), *sinks]
         stats = pipeline.run(
             queries,
             feeds,

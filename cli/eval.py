@@ -1,0 +1,134 @@
+"""``gemel eval``."""
+
+from __future__ import annotations
+
+from math import inf
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from ..console import Stop, check_writable, missing_extra, open_console, pair, print_stage, progress_bar, write_json
+from ..errors import InputError
+from .options import BundleArg, DebugOpt, JsonOpt, ThreadsOpt
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    bundle: BundleArg,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            help="The bundle that was not merged: run as well, and its answers are the right ones. Left out, the"
+            " bundle's own are, all weights in memory.",
+            metavar="BUNDLE",
+        ),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Budgets for weights; shares are of the unmerged bundle's. Left out, min,50%,75%,all, as far as that"
+            " is enough for each model.",
+            metavar="SIZE,...",
+        ),
+    ] = None,
+    policy: Annotated[
+        str, typer.Option(help="How queries take turns where not all weights fit.", metavar="NAME,...")
+    ] = "gemel,nexus",
+    seconds: Annotated[float, typer.Option(help="How long each run takes.")] = 20.0,
+    feed: Annotated[
+        list[str] | None, typer.Option(help="Read a feed from a recording: NAME=FILE.", metavar="NAME=FILE")
+    ] = None,
+    backend: Annotated[str | None, typer.Option(help="Left out, the workload's.", metavar="NAME")] = None,
+    threads: ThreadsOpt = None,
+    cold: Annotated[bool, typer.Option("--cold", help="Weights that are evicted leave the page cache, too.")] = False,
+    json_file: JsonOpt = None,
+    debug: DebugOpt = False,
+) -> None:
+    """Frames processed and accuracy of a bundle that runs live, under each budget and policy.
+
+    An answer stands until the next one. All are compared with those of the
+    unmerged models, which have all memory and time that they want.
+
+    [dim]gemel eval bundle/ --against unmerged/ --memory min,50% --json eval.json[/dim]
+    """
+    from ..runtime.backends import check_backend
+    from ..runtime.bundle import open_bundle
+    from ..runtime.planning.planner import check_policy
+
+    try:
+        from ..runtime.evaluation.evaluate import Settings
+        from ..runtime.evaluation.evaluate import evaluate as run
+        from ..runtime.evaluation.report import best, tables, to_json
+    except ModuleNotFoundError as error:
+        raise missing_extra(error, "gemel eval", "eval") from error
+    if backend is not None:
+        check_backend(backend)
+    policies = tuple(dict.fromkeys(name.strip() for name in policy.split(",")))
+    for name in policies:
+        check_policy(name)
+    if not 0 < seconds < inf:
+        raise InputError(f"--seconds: {seconds:g} is not allowed: more than 0 is expected")
+    settings = Settings(
+        memory=None if memory is None else _sizes(memory),
+        policies=policies,
+        seconds=seconds,
+        backend=backend,
+        threads=threads,
+        cold=cold,
+        sources=dict(pair(item) for item in feed or ()),
+    )
+    check_writable(json_file)
+    opened, other = open_bundle(bundle), None if against is None else open_bundle(against)
+    console, began = open_console(), perf_counter()
+    with Stop() as stop, progress_bar(console, 100) as bar:
+        bar.update(bar.task_ids[0], description="evaluating")
+        said: set[tuple[str, str]] = set()
+
+        def told(stage: str, what: str, part: float | None) -> None:
+            stop.check()
+            if (stage, what) not in said:
+                said.add((stage, what))
+                print_stage(console, stage, what, began=began)
+            if part is not None:
+                bar.update(bar.task_ids[0], completed=round(100 * part))
+
+        try:
+            found = run(opened, other, settings, stop=stop.event, told=told)
+        except KeyboardInterrupt:
+            console.print("stopped; nothing was judged")
+            raise typer.Exit(stop.exit_code) from None
+    whose = "of the unmerged models" if other else "of the bundle's own models"
+    console.print(
+        f"In each cell: frames processed in % / accuracy in %. The right answers are those {whose}, all weights in"
+        f" memory. An answer stands until the next one; a frame's must be there {opened.manifest.sla_ms:g} ms after it"
+        " arrived.",
+        soft_wrap=True,
+    )
+    for table in tables(found):
+        console.print(table)
+    if json_file is not None:
+        write_json(json_file, to_json(found))
+        print_stage(console, "json", str(json_file), began=began)
+    failures = {
+        f"{run.case.bundle}, {name}": reason for run in found.runs for name, reason in run.summary.failures.items()
+    }
+    if failures:
+        reasons = "; ".join(f"{name}: {' '.join(reason.split())}" for name, reason in failures.items())
+        console.print(f"[red]failed:[/] {escape(reasons)}", soft_wrap=True)
+        raise typer.Exit(1)
+    case = best(found).case
+    flags = f"--memory {case.budget}" + (f" --policy {case.policy}" if case.policy else "")
+    console.print(f"Next: gemel-run {bundle} {flags}", soft_wrap=True, markup=False)
+
+
+def _sizes(text: str) -> list[str | int]:
+    from ..runtime.memory import parse_memory
+
+    try:
+        return list(dict.fromkeys(parse_memory(each.strip()) for each in text.split(",")))
+    except ValueError as error:
+        raise InputError(f"--memory: {text!r} is not allowed: {error}") from error
