@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from ..console import Stop, check_writable, missing_extra, open_console, pair, print_stage, progress_bar, write_json
 from ..errors import InputError
-from .options import BundleArg, DebugOpt, JsonOpt, ThreadsOpt
+from .options import BandwidthOpt, BundleArg, ColdOpt, DebugOpt, JsonOpt, ThreadsOpt, loading_of
 
 __all__ = ["evaluate"]
 
@@ -44,7 +44,8 @@ def evaluate(
     ] = None,
     backend: Annotated[str | None, typer.Option(help="Left out, the workload's.", metavar="NAME")] = None,
     threads: ThreadsOpt = None,
-    cold: Annotated[bool, typer.Option("--cold", help="Weights that are evicted leave the page cache, too.")] = False,
+    cold: ColdOpt = False,
+    bandwidth: BandwidthOpt = None,
     json_file: JsonOpt = None,
     debug: DebugOpt = False,
 ) -> None:
@@ -78,7 +79,7 @@ def evaluate(
         seconds=seconds,
         backend=backend,
         threads=threads,
-        cold=cold,
+        loading=loading_of(cold, bandwidth),
         sources=dict(pair(item) for item in feed or ()),
     )
     check_writable(json_file)

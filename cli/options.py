@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-__all__ = ["BundleArg", "DebugOpt", "JsonOpt", "ThreadsOpt", "WorkloadArg"]
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from ..runtime.arena import Loading
+
+__all__ = [
+    "BandwidthOpt",
+    "BundleArg",
+    "ColdOpt",
+    "DebugOpt",
+    "JsonOpt",
+    "ThreadsOpt",
+    "WorkloadArg",
+    "loading_of",
+]
 
 BundleArg = Annotated[Path, typer.Argument(help="Folder that gemel-compile wrote.", metavar="BUNDLE")]
 WorkloadArg = Annotated[Path, typer.Argument(help="The workload file.", metavar="WORKLOAD.YAML")]
@@ -16,3 +30,27 @@ ThreadsOpt = Annotated[
     int | None, typer.Option(help="Threads of a run; left out, one less than the cores.", min=1, metavar="N")
 ]
 DebugOpt = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+ColdOpt = Annotated[bool, typer.Option("--cold", help="Weights that are evicted leave the page cache, too.")]
+BandwidthOpt = Annotated[
+    str | None, typer.Option(help="Load weights no faster than this a second: 200MB.", metavar="SIZE")
+]
+
+
+def loading_of(cold: bool, bandwidth: str | None) -> Loading:
+    """How weights come into memory, as the flags have it.
+
+    Raises:
+        InputError: the bandwidth is not a number of bytes.
+    """
+    from ..runtime.arena import Loading
+    from ..runtime.memory import parse_memory
+
+    if bandwidth is None:
+        return Loading(cold)
+    try:
+        size = parse_memory(bandwidth)
+    except ValueError:
+        size = 0
+    if not isinstance(size, int) or size < 1:
+        raise InputError(f"--bandwidth: {bandwidth!r} is not allowed: bytes a second such as 200MB are expected")
+    return Loading(cold, float(size))

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from ..console import check_writable, open_console, print_stage, progress_bar
 from ..errors import InputError
-from .options import BundleArg, DebugOpt, ThreadsOpt
+from .options import BandwidthOpt, BundleArg, ColdOpt, DebugOpt, ThreadsOpt, loading_of
 
 if TYPE_CHECKING:
     from ..runtime.planning.profile import ModelProfile, Profile
@@ -33,9 +33,8 @@ def profile(
         str | None, typer.Option(help="Budget for weights: 64MiB, 50%, min or all.", metavar="SIZE")
     ] = None,
     threads: ThreadsOpt = None,
-    cold: Annotated[
-        bool, typer.Option("--cold", help="Load from disk, as where memory is too short to keep files in it.")
-    ] = False,
+    cold: ColdOpt = False,
+    bandwidth: BandwidthOpt = None,
     debug: DebugOpt = False,
 ) -> None:
     """Measure on this device how long weights take to load and models to run.
@@ -64,10 +63,10 @@ def profile(
         backend,
         memory=size,
         threads=threads,
-        cold=cold,
+        loading=loading_of(cold, bandwidth),
         progress=lambda model: console.print(f"preparing {model} for this device"),
     ) as device:
-        means = f"{device.name}, threads: {device.threads}, {'cold' if cold else 'warm'}"
+        means = f"{device.name}, threads: {device.threads}, {device.loading}"
         print_stage(console, "device", f"{means}, {device.budget / 1e6:.1f} MB for weights", began=began)
         models = {query.model for query in opened.manifest.queries.values()}
         with progress_bar(console, len(device.segments) + ROUNDS * len(models)) as bar:
@@ -76,9 +75,9 @@ def profile(
             def show(what: str) -> None:
                 bar.update(bar.task_ids[0], description=escape(what), completed=next(done))
 
-            measured = profile_of(opened, device, cold=cold, fresh=True, progress=show)
+            measured = profile_of(opened, device, fresh=True, progress=show)
         print_stage(console, "times", f"segments: {len(device.segments)}, models: {len(models)}", began=began)
-        kept = kept_at(device, cold=cold)
+        kept = kept_at(device)
     if kept.exists():
         print_stage(console, "kept", f"{kept}, {kept.stat().st_size / 1e3:.1f} kB", began=began)
     if size is not None:

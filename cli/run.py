@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from ..console import Stop, check_writable, open_console, pair, print_stage
 from ..errors import InputError
-from .options import BundleArg, DebugOpt, ThreadsOpt
+from .options import BandwidthOpt, BundleArg, ColdOpt, DebugOpt, ThreadsOpt, loading_of
 
 __all__ = ["run"]
 
@@ -38,7 +38,8 @@ def run(
     policy: Annotated[
         str, typer.Option(help="How queries take turns where not all weights fit.", metavar="NAME")
     ] = "gemel",
-    cold: Annotated[bool, typer.Option("--cold", help="Weights that are evicted leave the page cache, too.")] = False,
+    cold: ColdOpt = False,
+    bandwidth: BandwidthOpt = None,
     threads: ThreadsOpt = None,
     debug: DebugOpt = False,
 ) -> None:
@@ -67,7 +68,7 @@ def run(
         backend=backend,
         memory=size,
         policy=policy,
-        cold=cold,
+        loading=loading_of(cold, bandwidth),
         frames=frames,
         duration=duration,
         offline=offline,

@@ -7,15 +7,39 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from time import monotonic, perf_counter
+from time import monotonic, perf_counter, sleep
 
 from ..errors import BackendError
 
-__all__ = ["Arena", "ArenaStats", "Watch"]
+__all__ = ["WARM", "Arena", "ArenaStats", "Loading", "Watch"]
 
 Watch = Callable[[str, float, float], None]
 """Told of every load, on the thread that loads: the segment, and when it began and ended, in seconds of the monotonic
 clock."""
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How segments come into memory."""
+
+    cold: bool = False
+    """What is evicted leaves the page cache, too, as where memory is short; coming back, it is read from disk."""
+    bandwidth: float | None = None
+    """Bytes a second at most: what a slower device would do."""
+    watch: Watch = lambda segment, begin, end: None
+
+    def __str__(self) -> str:
+        """All that times depend on.
+
+        >>> str(Loading()), str(Loading(cold=True, bandwidth=2e8))
+        ('warm', 'cold-200000000')
+        """
+        kind = "cold" if self.cold else "warm"
+        return kind if self.bandwidth is None else f"{kind}-{self.bandwidth:.0f}"
+
+
+WARM = Loading()
+"""From the page cache, as fast as can be."""
 
 
 @dataclass
@@ -40,19 +64,17 @@ class Arena(ABC):
     Args:
         sizes: segment to bytes.
         budget: bytes that may be resident at once; all of them if left out.
-        watch: told of every load.
+        loading: how segments come.
 
     Methods are for one thread; loading runs on another one, in the order in which it was asked for.
     """
 
-    def __init__(
-        self, sizes: Mapping[str, int], budget: int | None = None, watch: Watch = lambda segment, begin, end: None
-    ) -> None:
+    def __init__(self, sizes: Mapping[str, int], budget: int | None = None, loading: Loading = WARM) -> None:
         self.sizes = dict(sizes)
         """Bytes of every segment."""
         self.budget = sum(self.sizes.values()) if budget is None else budget
         self.stats = ArenaStats()
-        self._watch = watch
+        self._loading = loading
         self._users: Counter[str] = Counter()
         self._resident: OrderedDict[str, None] = OrderedDict()  # least recently used first
         self._loader = ThreadPoolExecutor(1, "gemel-load")
@@ -189,4 +211,6 @@ class Arena(ABC):
         for name in load:
             began = monotonic()
             self._load(name)
-            self._watch(name, began, monotonic())
+            if self._loading.bandwidth is not None:
+                sleep(max(0.0, began + self.sizes[name] / self._loading.bandwidth - monotonic()))
+            self._loading.watch(name, began, monotonic())

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BackendError
-from .arena import Arena, Watch
+from .arena import WARM, Arena, Loading
 from .blob import HUGE_PAGE, footprint
 from .bundle import view
 from .manifest import SegmentSpec, TensorSpec
@@ -43,8 +43,7 @@ class HostArena(Arena):
         tensors: tensor id to place.
         segments: segment id to place.
         budget: bytes that may be resident at once.
-        cold: what is evicted leaves the page cache, too, as where memory is short; coming back, it is read from disk.
-        watch: told of every load.
+        loading: how segments come.
     """
 
     def __init__(
@@ -53,13 +52,11 @@ class HostArena(Arena):
         tensors: Mapping[str, TensorSpec],
         segments: Mapping[str, SegmentSpec],
         budget: int | None = None,
-        *,
-        cold: bool = False,
-        watch: Watch = lambda segment, begin, end: None,
+        loading: Loading = WARM,
     ) -> None:
-        super().__init__({name: footprint(spec.length) for name, spec in segments.items()}, budget, watch)
+        super().__init__({name: footprint(spec.length) for name, spec in segments.items()}, budget, loading)
         self._tensors, self._segments = tensors, segments
-        self._path, self._cold = path, cold
+        self._path = path
         self._bytes = _mapped(path, segments.values())
         # Read from disk through such a mapping, file pages are 2 MiB large: populating 104 MB that are in the page
         # cache takes 0.02 ms instead of 0.49 (Linux 6.18, ext4). Where a kernel cannot, pages stay small. Small
@@ -81,7 +78,7 @@ class HostArena(Arena):
     def _drop(self, segment: str) -> None:
         spec = self._segments[segment]
         self._advise(spec, mmap.MADV_DONTNEED)
-        if self._cold:
+        if self._loading.cold:
             forget(self._path, spec.offset, footprint(spec.length))
 
     def _advise(self, spec: SegmentSpec, advice: int) -> bool:

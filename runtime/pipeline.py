@@ -162,6 +162,7 @@ class _Runner:
     ) -> None:
         self._infer, self._sinks, self._max_failures = infer, sinks, max_failures
         self._live, self._stop, self._trace = live, stop, trace
+        self._planned = swapping is not None
         swapping = swapping or _in_turn(queries)
         self._review = Review(swapping.profile)
         self._fps = {name: query.fps for name, query in swapping.profile.queries.items()}
@@ -170,7 +171,7 @@ class _Runner:
         self._conductor = Conductor(swapping.profile, swapping.budget, self, swapping.policy, made)
         depths: dict[str, int] = defaultdict(int)
         for query, feed in queries.items():
-            depths[feed] = max(depths[feed], *swapping.profile.batches(query)) if live else made.batches[query]
+            depths[feed] = max(depths[feed], *(swapping.profile.batches(query) if live else (made.batches[query],)))
         self._channels = {feed: Channel(feeds[feed], depth) for feed, depth in depths.items()}
         self._queries = {name: QueryState(name, self._channels[feed]) for name, feed in queries.items()}
         for state in self._queries.values():
@@ -220,10 +221,10 @@ class _Runner:
         # Looked at before frames are taken in: one that comes in between is not overlooked.
         ended = self._ended
         self._advance()
-        return ended and not any(query.waiting for query in self._queries.values())
+        return ended and not self._waiting
 
     def transfer(self, transfer: Transfer) -> None:
-        if not transfer.load and not transfer.evict:
+        if self._review.lost or not (transfer.load or transfer.evict):
             return
         try:
             self._memory.prefetch(transfer.load, transfer.evict, self._notify)
@@ -238,11 +239,11 @@ class _Runner:
         self._link.clear()
 
     def due(self, query: str) -> float:
+        if self._review.lost:
+            # Until the next plan, weights come when their model runs; what comes so may drop what was loaded before.
+            return 0.0
         segments = self._review.profile.segments_of(query)
         due = self._link.due(segments)
-        if due == math.inf:
-            # What a lost plan did not load comes when the model runs; the next plan is about to be made.
-            return 0.0 if self._review.lost else due
         return min(due, self.now) if self._memory.loaded(segments) else max(due, self.now + _SOON_MS)
 
     def fresh(self, query: str, most: int, oldest: float) -> Sequence[float]:
@@ -251,18 +252,20 @@ class _Runner:
 
     def process(self, query: str, count: int) -> None:
         state, began = self._queries[query], monotonic()
-        frames = state.take(count, live=self._live)
+        frames, errors = state.take(count, live=self._live), state.errors
         for frame in frames:
             if self._stop.is_set() or not state.alive:
                 return
             self._answer(state, frame)
-        self._review.ran(query, count, (monotonic() - began) * 1e3)
+        # How long a failure takes says nothing, nor does a run that had to wait for its weights.
+        if state.errors == errors and not self._review.lost:
+            self._review.ran(query, count, (monotonic() - began) * 1e3)
 
     def wait(self, until: float) -> None:
         end = min(self._deadline, self._began + min(until, self.now + _SILENT_MS) / 1e3)
         with self._wake:
             while (
-                not (self._came or self._stop.is_set() or self._ended or self._stirs)
+                not (self._came or self._stop.is_set() or self._stirs or (self._ended and not self._waiting))
                 and (left := end - monotonic()) > 0
             ):
                 # An event set by a signal handler cannot notify; it is looked at a few times a second.
@@ -271,8 +274,11 @@ class _Runner:
         self._advance()
 
     def revised(self) -> Profile | None:
+        if not self._planned:
+            return None
         now = self.now
-        if not self._review.due(now):
+        left_out = (query for name, query in self._queries.items() if name not in self._review.profile.queries)
+        if not self._review.due(now) and not any(query.waiting for query in left_out):
             return None
         profile = self._review.revised([name for name in self._queries if self._is_active(name)], now)
         if profile is not None:
@@ -288,6 +294,11 @@ class _Runner:
     def _ended(self) -> bool:
         """Whether no feed has a frame left that anybody wants."""
         return all(channel.feed.finished or not channel.wanted for channel in self._channels.values())
+
+    @property
+    def _waiting(self) -> bool:
+        """Whether a query has a frame."""
+        return any(query.waiting for query in self._queries.values())
 
     @property
     def _stirs(self) -> bool:

@@ -60,7 +60,6 @@ def profile_of(
     bundle: Bundle,
     backend: Backend,
     *,
-    cold: bool,
     fresh: bool = False,
     progress: Progress = lambda what: None,
 ) -> Profile:
@@ -71,14 +70,13 @@ def profile_of(
     Args:
         bundle: an open bundle.
         backend: see :func:`measure`; not touched where the profile is kept already.
-        cold: whether the backend was opened so.
         fresh: measure in any case.
         progress: see :func:`measure`.
 
     Raises:
         BackendError, InputError: see :func:`measure`.
     """
-    path = kept_at(backend, cold=cold)
+    path = kept_at(backend)
     if not fresh and (times := _read(path, bundle, backend)) is not None:
         with contextlib.suppress(InputError, KeyError):
             return _profile(bundle, backend, times)
@@ -89,9 +87,9 @@ def profile_of(
     return profile
 
 
-def kept_at(backend: Backend, *, cold: bool) -> Path:
+def kept_at(backend: Backend) -> Path:
     """The file in the device cache that :func:`profile_of` reads and writes; it may not exist."""
-    return backend.folder / f"profile-{backend.threads}-threads-{'cold' if cold else 'warm'}.json"
+    return backend.folder / f"profile-{backend.threads}-threads-{backend.loading}.json"
 
 
 def _profile(bundle: Bundle, backend: Backend, times: Times) -> Profile:

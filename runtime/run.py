@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ from threading import Event
 
 from ..errors import BackendError, FeedError
 from . import pipeline
-from .arena import Watch
+from .arena import WARM, Loading, Watch
 from .backends import Backend, open_backend
 from .bundle import Bundle
 from .feeds import Feed, resolve
@@ -37,8 +38,7 @@ class Options:
     memory: str | int | None = None
     policy: str = "gemel"
     """How queries take turns where not all weights fit; one of :data:`gemel.runtime.planning.planner.POLICIES`."""
-    cold: bool = False
-    """Weights that are evicted leave the page cache, too."""
+    loading: Loading = WARM
     frames: int | None = None
     duration: float | None = None
     offline: bool = False
@@ -91,13 +91,13 @@ def run_bundle(
         options.backend,
         memory=options.memory,
         threads=options.threads,
-        cold=options.cold,
-        watch=_watch(trace),
+        loading=replace(options.loading, watch=_watch(trace)),
         progress=progress,
     ) as backend:
         swapping = _swapping(bundle, backend, options, queries, profiling)
-        infer = Inference(bundle, backend)
         before = replace(backend.stats)
+        _warm(bundle, backend, queries)
+        infer = Inference(bundle, backend)
         # Last: the pipeline closes them, and only that.
         sinks = [*_sinks(options, queries, feeds), *sinks]
         stats = pipeline.run(
@@ -132,7 +132,7 @@ def _swapping(
     if sum(backend.segments.values()) <= backend.room:
         return None
     try:
-        profile = profile_of(bundle, backend, cold=options.cold, progress=profiling)
+        profile = profile_of(bundle, backend, progress=profiling)
     except BackendError as error:
         _log.warning("nothing is planned, queries take turns: %s", error)
         return None
@@ -140,6 +140,17 @@ def _swapping(
     used = {name: query for name, query in profile.queries.items() if name in queries}
     profile = profile.model_copy(update={"queries": used})
     return Swapping(profile, backend.room, backend, POLICIES[options.policy])
+
+
+def _warm(bundle: Bundle, backend: Backend, queries: Collection[str]) -> None:
+    """Make what models keep from their first use on, so that no camera waits for it."""
+    for model in dict.fromkeys(bundle.manifest.queries[query].model for query in queries):
+        # One that cannot be used says so when its queries run.
+        with contextlib.suppress(BackendError):
+            backend.activate(model)
+            backend.release(model)
+    if sum(backend.segments.values()) > backend.room:
+        backend.evict()
 
 
 def _watch(trace: Trace | None) -> Watch:

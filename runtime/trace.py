@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from threading import Lock
 from time import monotonic
@@ -10,6 +11,8 @@ from time import monotonic
 from ..errors import InputError
 
 __all__ = ["Trace"]
+
+_log = logging.getLogger(__name__)
 
 _MOST = 1_000_000
 """Spans that are kept; a day of four cameras would fill the memory."""
@@ -56,6 +59,8 @@ class Trace:
                 for number, name, begin, end, details in self._spans
             ]
         document = {"traceEvents": [_named("process_name", 0, "gemel"), *names, *spans], "displayTimeUnit": "ms"}
+        if self.dropped:
+            _log.warning("%s: the last %d spans are missing, as only %d are kept", path, self.dropped, _MOST)
         try:
             path.write_text(json.dumps(document), encoding="utf-8")
         except OSError as error:

@@ -100,6 +100,7 @@ def test_bench(bundle_folder: Path, tmp_path: Path) -> None:
         (["gemel-compile", "w", "-o", "b", "--backend", "bogus"], "error: backend 'bogus' is not available"),
         (["gemel-run", "b", "--json", "."], "error: .: cannot be written: Is a directory"),
         (["gemel-run", "b", "--feed", "yard"], "error: --feed: 'yard' is not allowed: NAME=SOURCE is expected\n"),
+        (["gemel-run", "b", "--policy", "fifo"], "error: --policy: 'fifo' is not allowed: one of gemel, nexus, "),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(

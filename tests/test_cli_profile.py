@@ -51,7 +51,7 @@ def test_from_a_bundle_to_a_simulation(
     # What the runner finds in the device cache is the same.
     monkeypatch.setattr(profiling, "measure_times", lambda *_: 1 / 0)
     with OrtCpu(open_bundle(bundle), threads=1) as backend:
-        kept = profile_of(open_bundle(bundle), backend, cold=False)
+        kept = profile_of(open_bundle(bundle), backend)
     assert kept.model_copy(update={"memory": "min"}) == found
 
 

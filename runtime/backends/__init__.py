@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from ...errors import InputError
-from ..arena import ArenaStats, Watch
+from ..arena import WARM, ArenaStats, Loading
 from ..bundle import Bundle
 from ..memory import parse_memory
 
@@ -27,6 +27,8 @@ class Backend(Protocol):
     name: str
     threads: int
     """Of a run."""
+    loading: Loading
+    """How weights come."""
 
     @property
     def folder(self) -> Path:
@@ -127,8 +129,7 @@ def open_backend(
     *,
     memory: str | int | None = None,
     threads: int | None = None,
-    cold: bool = False,
-    watch: Watch = lambda segment, begin, end: None,
+    loading: Loading = WARM,
     progress: Callable[[str], None] = lambda model: None,
 ) -> Backend:
     """Open the backend of a bundle, making its device cache where that is missing.
@@ -138,8 +139,7 @@ def open_backend(
         name: backend; the one that the workload names when left out.
         memory: budget for weights, see :mod:`gemel.runtime.memory`; the bundle's own setting when left out.
         threads: threads of a run; one less than the cores when left out, because decoding needs one.
-        cold: what is evicted leaves the page cache, too, and is read from disk when it comes back.
-        watch: told of every segment that was loaded, see :data:`gemel.runtime.arena.Watch`.
+        loading: how weights come into memory.
         progress: called with each model that is prepared for the device.
 
     Raises:
@@ -157,7 +157,7 @@ def open_backend(
     if name == "ort-sessions":
         from .ort_sessions import OrtSessions
 
-        return OrtSessions(bundle, memory=size, threads=threads, cold=cold, watch=watch, progress=progress)
+        return OrtSessions(bundle, memory=size, threads=threads, loading=loading, progress=progress)
     from .ort_cpu import OrtCpu
 
-    return OrtCpu(bundle, memory=size, threads=threads, cold=cold, watch=watch, progress=progress)
+    return OrtCpu(bundle, memory=size, threads=threads, loading=loading, progress=progress)

@@ -15,7 +15,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ...errors import BackendError, first_line
-from ..arena import ArenaStats, Watch
+from ..arena import WARM, ArenaStats, Loading
 from ..bake import Baked, bake
 from ..blob import footprint
 from ..bundle import Bundle
@@ -73,12 +73,11 @@ class OrtCpu:
         *,
         memory: str | int = "all",
         threads: int | None = None,
-        cold: bool = False,
-        watch: Watch = lambda segment, begin, end: None,
+        loading: Loading = WARM,
         progress: Callable[[str], None] = lambda model: None,
     ) -> None:
         _share_activations()
-        self._bundle = bundle
+        self._bundle, self.loading = bundle, loading
         self.threads = threads or max(1, (os.cpu_count() or 2) - 1)
         self.baked: Baked = bake(bundle, progress)
         self._copies = _private_copies(bundle, self.baked)
@@ -92,7 +91,7 @@ class OrtCpu:
         private = sum(self._copies.values())
         allowed = budget(memory, sum(sizes.values()), needs, private)
         self.budget = allowed
-        self.arena = HostArena(self.baked.blob, self.baked.tensors, arena, allowed - private, cold=cold, watch=watch)
+        self.arena = HostArena(self.baked.blob, self.baked.tensors, arena, allowed - private, loading)
         self._values: dict[str, ort.OrtValue] = {}
         self._sessions: dict[Path, ort.InferenceSession] = {}
         self._bound: dict[tuple[str, str], _Bound] = {}

@@ -16,7 +16,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ...errors import BackendError, first_line
-from ..arena import Arena, ArenaStats, Watch
+from ..arena import WARM, Arena, ArenaStats, Loading
 from ..bundle import CACHE, Bundle
 from ..host_arena import forget
 from ..memory import budget
@@ -30,10 +30,10 @@ _Sessions = dict[str, ort.InferenceSession]
 class _SessionArena(Arena):
     """Sessions of models, a segment each, with the bytes of their weights."""
 
-    def __init__(self, bundle: Bundle, allowed: int, threads: int, *, cold: bool, watch: Watch) -> None:
-        super().__init__(_sizes(bundle), allowed, watch)
+    def __init__(self, bundle: Bundle, allowed: int, threads: int, loading: Loading) -> None:
+        super().__init__(_sizes(bundle), allowed, loading)
         self.sessions: dict[str, _Sessions] = {}
-        self._bundle, self._cold = bundle, cold
+        self._bundle = bundle
         self._options = ort.SessionOptions()
         self._options.log_severity_level = 3
         self._options.intra_op_num_threads = threads
@@ -46,7 +46,7 @@ class _SessionArena(Arena):
 
     def _drop(self, segment: str) -> None:
         self.sessions.pop(segment, None)
-        if self._cold:
+        if self._loading.cold:
             content = self._bundle.manifest
             for name in content.models[segment].segments:
                 spec = content.segments[name]
@@ -64,18 +64,17 @@ class OrtSessions:
         *,
         memory: str | int = "all",
         threads: int = 1,
-        cold: bool = False,
-        watch: Watch = lambda segment, begin, end: None,
+        loading: Loading = WARM,
         progress: Callable[[str], None] = lambda model: None,
     ) -> None:
-        self.threads = threads
+        self.threads, self.loading = threads, loading
         self.folder: Path = bundle.path / CACHE / self.name
         # Where that cannot be, nothing is kept there.
         with contextlib.suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
         sizes = _sizes(bundle)
         self.budget = budget(memory, sum(sizes.values()), sizes.values())
-        self.arena = _SessionArena(bundle, self.budget, threads, cold=cold, watch=watch)
+        self.arena = _SessionArena(bundle, self.budget, threads, loading)
         self._active: set[str] = set()
 
     @property

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from threading import Event
 
+from ..arena import WARM, Loading
 from ..backends import open_backend
 from ..bundle import Bundle
 from ..run import Options, run_bundle
@@ -33,7 +34,7 @@ class Settings:
     """Of each run."""
     backend: str | None = None
     threads: int | None = None
-    cold: bool = False
+    loading: Loading = WARM
     sources: Mapping[str, str] = field(default_factory=dict)
     """Feed name to the source that replaces the bundle's."""
 
@@ -178,7 +179,7 @@ def _live(bundle: Bundle, case: Case, settings: Settings, stop: Event | None, to
         backend=settings.backend,
         memory=case.budget,
         policy=case.policy or settings.policies[0],
-        cold=settings.cold,
+        loading=settings.loading,
         duration=settings.seconds,
         threads=settings.threads,
         sources=settings.sources,

@@ -79,7 +79,7 @@ def to_json(found: Evaluation) -> dict[str, Any]:
         "seconds": found.settings.seconds,
         "sla_ms": content.sla_ms,
         "threads": found.settings.threads,
-        "cold": found.settings.cold,
+        "loading": str(found.settings.loading),
         "bundles": {
             name: {
                 "path": str(bundle.path),

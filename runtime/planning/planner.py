@@ -83,24 +83,25 @@ class Plan:
     """Frames a second of each query that keep to the SLA."""
 
 
-def plan(profile: Profile, budget: int, policy: Policy | None = None) -> Plan:
+def plan(profile: Profile, budget: int, policy: Policy | None = None, exact: int = EXACT) -> Plan:
     """The best plan that is found, the same for the same profile.
 
     Args:
         profile: the workload on its device.
         budget: bytes, of :meth:`Profile.budget`.
         policy: what is allowed, and what counts.
+        exact: up to so many queries, all orders are tried.
     """
     policy = policy or Policy()
     queries = tuple(profile.queries)
     if policy.lazy:
         eager = replace(policy, lazy=False)
         rules = (policy.rule, replace(policy.rule, ahead="none"))
-        both = (plan(profile, budget, replace(eager, rule=rule)) for rule in rules)
+        both = (plan(profile, budget, replace(eager, rule=rule), exact) for rule in rules)
         return max(both, key=lambda found: (_slowest(profile, found) if policy.fair else 0.0, *_worth(found)))
     if policy.listed:
         return _best_batches(profile, budget, queries, policy)
-    if len(queries) <= EXACT:
+    if len(queries) <= exact:
         # A cycle has no beginning.
         orders = ((queries[0], *rest) for rest in permutations(queries[1:]))
         plans = (_best_batches(profile, budget, order, policy) for order in orders)

@@ -6,6 +6,8 @@ from collections import defaultdict, deque
 from collections.abc import Collection, Mapping
 from statistics import median
 
+import numpy as np
+
 from .profile import ModelProfile, Profile
 
 __all__ = ["Review"]
@@ -31,19 +33,22 @@ class Review:
         self._whole = profile
         self._last = 0.0
         self.lost = False
-        """Whether memory is not as the plan has it, so that another one is needed at once."""
+        """Whether memory is not as the plan has it, so that another one is needed."""
         self._ratios: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_RUNS))
         """By model: milliseconds of the last runs, divided by those of the profile."""
 
     def ran(self, query: str, frames: int, milliseconds: float) -> None:
         """A query has been run on so many frames."""
-        expected = self.profile.run_ms(query, frames)
+        model = self.profile.queries[query].model
+        batches, times = zip(*sorted(self.profile.models[model].run_ms.items()), strict=True)
+        # Not the time of the next larger batch: plans would be made anew only because batches are not full.
+        expected = float(np.interp(frames, batches, times))
         if expected > 0:
-            self._ratios[self.profile.queries[query].model].append(milliseconds / expected)
+            self._ratios[model].append(milliseconds / expected)
 
     def due(self, now: float) -> bool:
         """Whether it is time for :meth:`revised`; ``now`` in milliseconds."""
-        return self.lost or now - self._last >= _EVERY_MS
+        return now - self._last >= _EVERY_MS
 
     def revised(self, active: Collection[str], now: float) -> Profile | None:
         """A profile of the queries that are active, with the times that were measured; None where the plan still fits.

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gemel.errors import BackendError
+from gemel.runtime.arena import Loading
 from gemel.runtime.blob import HUGE_PAGE, footprint
 from gemel.runtime.host_arena import HostArena
 from gemel.runtime.manifest import SegmentSpec, TensorSpec
@@ -35,7 +36,7 @@ def make(path: Path, budget: int | None = None, *, cold: bool = False) -> HostAr
         segments[f"s{index}"] = SegmentSpec(models=("m",), offset=offset, length=size, tensors=(ident(index),))
     file = path / "blob"
     file.write_bytes(data)
-    return HostArena(file, tensors, segments, budget, cold=cold)
+    return HostArena(file, tensors, segments, budget, Loading(cold))
 
 
 SOME = st.sets(st.integers(0, len(SIZES) - 1), min_size=1)
@@ -183,7 +184,7 @@ def test_the_kernel_counts_no_more_than_the_arena(length: int, cold: bool, tmp_p
         segments[f"s{index}"] = SegmentSpec(models=("m",), tensors=(ident(index),), **place)
     blob = tmp_path / "weights"
     blob.write_bytes(bytes(6 * step))
-    arena = HostArena(blob, tensors, segments, 3 * footprint(length), cold=cold)
+    arena = HostArena(blob, tensors, segments, 3 * footprint(length), Loading(cold))
     for turn in range(12):
         names = [f"s{turn % 6}", f"s{(turn * 5 + 1) % 6}"]
         arena.acquire(names)

@@ -2,111 +2,18 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Event
 
 import numpy as np
 import pytest
+from scripted import Recorder, answer, check, feed
 
 from gemel.errors import FeedError, InputError
-from gemel.runtime.feeds import Backoff, Feed, Frame, Picture, resolve
+from gemel.runtime.feeds import Feed, Frame, resolve
 from gemel.runtime.pipeline import run
-from gemel.runtime.results import Class, Result
-from gemel.runtime.sinks import Sink
-from gemel.runtime.summary import RunStats
-
-
-class Script:
-    """A source of ``count`` pictures with pauses, which then ends or fails, at each opening anew."""
-
-    def __init__(
-        self,
-        count: int,
-        *,
-        live: bool = False,
-        pause: float = 0.0,
-        failure: Exception | None = None,
-        seed: int = 0,
-    ) -> None:
-        self.live = live
-        self.finite = not live
-        self.period = 0.001
-        self.corrupt = 0
-        self._count = count
-        self._pause = pause
-        self._failure = failure
-        self._random = random.Random(seed)
-
-    def open(self) -> Script:
-        return self
-
-    def close(self) -> None:
-        pass
-
-    def __iter__(self) -> Iterator[Picture]:
-        for i in range(self._count):
-            if self._pause:
-                time.sleep(self._random.uniform(0, self._pause))
-            # A thousand a second: pacing plays no part.
-            yield i / 1000, lambda: np.zeros((2, 3, 3), np.uint8)
-        if self._failure is not None:
-            raise self._failure
-
-
-def feed(name: str, count: int, *, loop: bool = False, **script: object) -> Feed:
-    return Feed(name, Script(count, **script), loop=loop, backoff=Backoff(0.0005, 0.001))  # type: ignore[arg-type]
-
-
-class Recorder(Sink):
-    def __init__(self) -> None:
-        self.results: list[tuple[str, int, Result]] = []
-        self.errors: list[tuple[str, int, str]] = []
-        self.frames: list[tuple[Frame, dict[str, Result]]] = []
-        self.latencies: list[float] = []
-        self.closed = 0
-
-    def on_result(self, query: str, frame: Frame, result: Result, latency_ms: float) -> None:
-        self.results.append((query, frame.index, result))
-        self.latencies.append(latency_ms)
-
-    def on_error(self, query: str, frame: Frame, message: str) -> None:
-        self.errors.append((query, frame.index, message))
-
-    def on_frame(self, frame: Frame, results: Mapping[str, Result]) -> None:
-        self.frames.append((frame, dict(results)))
-
-    def close(self) -> None:
-        self.closed += 1
-
-    def indices(self, query: str) -> list[int]:
-        return [index for name, index, _ in self.results if name == query]
-
-
-def answer(query: str, frame: Frame) -> Result:
-    return (Class(f"{query}-{frame.index}", 1.0),)
-
-
-def check(stats: RunStats, feeds: Mapping[str, Feed], recorder: Recorder) -> None:
-    """What holds after every run."""
-    for name, query in stats.queries.items():
-        assert query.frames == feeds[query.feed].delivered
-        assert query.frames == query.processed + query.skipped
-        assert query.processed == len(recorder.indices(name))
-        assert 0 <= query.processed + query.errors <= query.frames
-        assert query.errors == sum(error[0] == name for error in recorder.errors)
-        indices = recorder.indices(name)
-        assert indices == sorted(set(indices))
-        assert all(0 <= index < query.frames for index in indices)
-    used = {(stats.queries[name].feed, index) for name, index, _ in recorder.results}
-    written = [(frame.feed, frame.index) for frame, _ in recorder.frames]
-    assert len(written) == len(set(written))
-    assert set(written) == used
-    for name in feeds:
-        order = [frame.index for frame, _ in recorder.frames if frame.feed == name]
-        assert order == sorted(order)
-    assert all(latency >= 0 for latency in recorder.latencies)
-    assert recorder.closed == 1
+from gemel.runtime.results import Result
 
 
 class TestOffline:

@@ -15,6 +15,7 @@ from tiny_models import TinyTransformer
 from gemel.compiler import compile_workload
 from gemel.errors import InputError
 from gemel.runtime import profiling
+from gemel.runtime.arena import WARM, Loading
 from gemel.runtime.backends.ort_cpu import OrtCpu
 from gemel.runtime.bake import verify_cache
 from gemel.runtime.bundle import MANIFEST, Bundle, open_bundle
@@ -60,7 +61,7 @@ def first_load(profile: Profile) -> float | None:
 @pytest.mark.parametrize("cold", [False, True])
 def test_measured(path: Path, cold: bool) -> None:
     bundle = open_bundle(path)
-    with OrtCpu(bundle, memory="min", threads=1, cold=cold) as backend:
+    with OrtCpu(bundle, memory="min", threads=1, loading=Loading(cold)) as backend:
         profile = measure(bundle, backend)
         assert {name: spec.bytes for name, spec in profile.segments.items()} == backend.segments
         assert {name: model.segments for name, model in profile.models.items()} == {
@@ -107,36 +108,36 @@ def test_a_bundle_without_queries(path: Path, measurements: list[Times]) -> None
     change_manifest(path, lambda document: document.update(queries={}))
     bundle = open_bundle(path)
     with OrtCpu(bundle) as backend, pytest.raises(InputError, match="queries: there are none"):
-        profile_of(bundle, backend, cold=False)
-    assert not kept_at(backend, cold=False).exists()
+        profile_of(bundle, backend)
+    assert not kept_at(backend).exists()
 
 
 def test_measured_once(path: Path, measurements: list[Times]) -> None:
     bundle = open_bundle(path)
     with OrtCpu(bundle, threads=1) as backend:
-        first = profile_of(bundle, backend, cold=False)
-        assert profile_of(bundle, backend, cold=False) == first
+        first = profile_of(bundle, backend)
+        assert profile_of(bundle, backend) == first
         assert len(measurements) == 1
         # The rest is as the bundle has it, and as it was.
         assert verify_cache(bundle) == [backend.folder]
         assert sorted(file.name for file in backend.folder.iterdir() if file.name[0] in ".p") == [
             "profile-1-threads-warm.json"
         ]
-        assert profile_of(bundle, backend, cold=False, fresh=True) != first
-        assert first_load(profile_of(bundle, backend, cold=False)) == 0.025
+        assert profile_of(bundle, backend, fresh=True) != first
+        assert first_load(profile_of(bundle, backend)) == 0.025
         assert len(measurements) == 2
     with OrtCpu(open_bundle(path), threads=1) as backend:
-        profile_of(bundle, backend, cold=False)
+        profile_of(bundle, backend)
         assert len(measurements) == 2
 
 
-def test_measured_for_each_number_of_threads_and_for_cold_loads(path: Path, measurements: list[Times]) -> None:
+def test_measured_for_each_number_of_threads_and_way_to_load(path: Path, measurements: list[Times]) -> None:
     bundle = open_bundle(path)
     for threads in (1, 2, 1, 2):
-        with OrtCpu(bundle, threads=threads) as backend:
-            for cold in (False, True):
-                profile_of(bundle, backend, cold=cold)
-    assert len(measurements) == 4
+        for loading in (WARM, Loading(cold=True), Loading(bandwidth=1e9)):
+            with OrtCpu(bundle, threads=threads, loading=loading) as backend:
+                profile_of(bundle, backend)
+    assert len(measurements) == 6
 
 
 def other_digit(file: Path) -> None:
@@ -172,10 +173,10 @@ def test_a_damaged_profile_is_measured_again(
 ) -> None:
     bundle = open_bundle(path)
     with OrtCpu(bundle, threads=1) as backend:
-        profile_of(bundle, backend, cold=False)
-        harm(kept_at(backend, cold=False))
+        profile_of(bundle, backend)
+        harm(kept_at(backend))
         for _ in range(2):
-            assert first_load(profile_of(bundle, backend, cold=False)) == 0.025
+            assert first_load(profile_of(bundle, backend)) == 0.025
     assert len(measurements) == 2
 
 
@@ -184,19 +185,19 @@ def test_times_of_segments_that_are_not_there(
 ) -> None:
     bundle = open_bundle(path)
     with OrtCpu(bundle, threads=1) as backend:
-        profile_of(bundle, backend, cold=False)
+        profile_of(bundle, backend)
         monkeypatch.setattr(OrtCpu, "segments", {"another": 64})
         monkeypatch.setattr(OrtCpu, "segments_of", lambda self, model: ("another",))
-        assert set(profile_of(bundle, backend, cold=False).segments) == {"another"}
+        assert set(profile_of(bundle, backend).segments) == {"another"}
     assert len(measurements) == 2
 
 
 def test_another_device(path: Path, measurements: list[Times], monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = open_bundle(path)
     with OrtCpu(bundle, threads=1) as backend:
-        profile_of(bundle, backend, cold=False)
+        profile_of(bundle, backend)
         monkeypatch.setattr("os.cpu_count", lambda: 4096)
-        profile_of(bundle, backend, cold=False)
+        profile_of(bundle, backend)
     assert len(measurements) == 2
 
 
@@ -206,10 +207,10 @@ def test_another_bundle(path: Path, measurements: list[Times]) -> None:
         change_manifest(path, lambda document, sla=sla: document.update(sla_ms=sla))  # type: ignore[misc]
         bundle = open_bundle(path)
         with OrtCpu(bundle, threads=1) as backend:
-            assert profile_of(bundle, backend, cold=False).sla_ms == sla
-            files.append(kept_at(backend, cold=False))
+            assert profile_of(bundle, backend).sla_ms == sla
+            files.append(kept_at(backend))
             files[0].replace(files[-1])
-            profile_of(bundle, backend, cold=False)
+            profile_of(bundle, backend)
     assert len(measurements) == 3
 
 
@@ -222,5 +223,5 @@ def test_a_folder_that_cannot_be_written(
     monkeypatch.setattr(OrtCpu, "folder", tmp_path / "file")
     with OrtCpu(bundle) as backend:
         for _ in range(2):
-            profile_of(bundle, backend, cold=False)
+            profile_of(bundle, backend)
     assert len(measurements) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event
@@ -10,11 +11,16 @@ from typing import Any
 
 import pytest
 
-from gemel.errors import FeedError, InputError
+from gemel.errors import BackendError, FeedError, InputError
+from gemel.runtime import profiling
 from gemel.runtime import run as run_module
-from gemel.runtime.bundle import MANIFEST, open_bundle
+from gemel.runtime.backends import Backend
+from gemel.runtime.bundle import MANIFEST, Bundle, open_bundle
 from gemel.runtime.memory import budget, parse_memory
+from gemel.runtime.planning.planner import POLICIES
+from gemel.runtime.planning.profile import Profile
 from gemel.runtime.run import Options, run_bundle
+from gemel.runtime.times import Times
 
 
 @pytest.fixture
@@ -140,3 +146,66 @@ def test_queries_that_failed(bundle: Path, tmp_path: Path) -> None:
     assert set(summary.failures) == {"a", "b", "c"}
     assert "feed 'yard'" in summary.failures["b"]
     assert "model a, stage main" in summary.failures["c"]
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times on this device, for which no test waits."""
+    times = {1: 2.0, 2: 4.0}
+
+    def measure_times(bundle: Bundle, backend: Backend, *_: object) -> Times:
+        return Times(load=dict.fromkeys(backend.segments, 0.5), run=dict.fromkeys(bundle.manifest.models, times))
+
+    monkeypatch.setattr(profiling, "measure_times", measure_times)
+
+
+@pytest.mark.usefixtures("measured")
+@pytest.mark.parametrize("policy", POLICIES)
+def test_weights_are_swapped_as_planned_where_memory_is_short(bundle: Path, tmp_path: Path, policy: str) -> None:
+    trace = tmp_path / "trace.json"
+    options = Options(memory="min", policy=policy, frames=8, threads=1, trace=trace)
+    summary = run_bundle(open_bundle(bundle), options).to_json()
+    for query in summary["queries"].values():
+        assert query["frames"] == query["processed"] + query["skipped"] == 8
+        assert query["processed"] > 0 and query["errors"] == 0
+    plan = summary["plan"]
+    assert plan["policy"] == policy
+    # Near its end there may be a plan without a feed that has ended.
+    assert set(plan["order"]) == set(plan["batches"]) <= {"a", "b", "c"}
+    assert all(frames in (1, 2) for frames in plan["batches"].values())
+    assert 0 < summary["memory"]["peak"] <= summary["memory"]["budget"]
+    assert summary["swaps"]["count"] > 0 and summary["swaps"]["bytes"] > 0
+    events = json.loads(trace.read_text())["traceEvents"]
+    lanes = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
+    assert set(lanes.values()) == {"run", "load", "decode yard", "decode gate"}
+    spans = [(lanes[event["tid"]], event["name"]) for event in events if event["ph"] == "X"]
+    runs = Counter(name for lane, name in spans if lane == "run")
+    assert runs == {name: query["processed"] for name, query in summary["queries"].items()}
+    assert any(lane == "load" for lane, _ in spans)
+
+
+@pytest.mark.usefixtures("measured")
+def test_offline_every_frame_is_seen_where_memory_is_short(bundle: Path) -> None:
+    summary = run_bundle(open_bundle(bundle), Options(memory="min", offline=True, threads=1)).to_json()
+    assert {name: query["processed"] for name, query in summary["queries"].items()} == {"a": 12, "b": 12, "c": 6}
+    assert summary["memory"]["peak"] <= summary["memory"]["budget"]
+
+
+@pytest.mark.parametrize("memory", ["min", "all"])
+def test_a_device_that_cannot_be_measured_still_runs(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, memory: str
+) -> None:
+    def fails(*_: object, **__: object) -> Profile:
+        raise BackendError("out of luck")
+
+    monkeypatch.setattr(run_module, "profile_of", fails)
+    summary = run_bundle(open_bundle(bundle), Options(memory=memory, offline=True, threads=1)).to_json()
+    assert {name: query["processed"] for name, query in summary["queries"].items()} == {"a": 12, "b": 12, "c": 6}
+    assert summary["memory"]["peak"] <= summary["memory"]["budget"]
+    # Where all fits, there is nothing to measure.
+    assert ("nothing is planned, queries take turns: out of luck" in caplog.text) == (memory == "min")
+
+
+def test_a_trace_that_cannot_be_written(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot write the trace"):
+        run_bundle(open_bundle(bundle), Options(offline=True, trace=tmp_path))

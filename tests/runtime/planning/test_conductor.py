@@ -1,0 +1,261 @@
+"""A plan is followed: in a world of virtual time, in which a test says when frames come."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from profiles import RULES, budgets, profile, profiles
+
+from gemel.runtime.planning.conductor import Conductor, Link
+from gemel.runtime.planning.planner import Plan, Policy
+from gemel.runtime.planning.profile import Profile
+from gemel.runtime.planning.residency import Rule, Transfer
+
+
+class Stage:
+    """A world that notes what is asked of it, and asserts that nothing is asked that it cannot do.
+
+    Args:
+        known: its profile.
+        frames: when those of each query come.
+        end: when it is over.
+        late: segments that are not there when they are due, and when they are.
+    """
+
+    def __init__(
+        self, known: Profile, frames: Mapping[str, Sequence[float]], end: float, late: Mapping[str, float] | None = None
+    ) -> None:
+        self.now = 0.0
+        self.done: list[str] = []
+        """Such as ``+A`` (a load), ``-A``, ``a2`` (a run on two frames), ``clear``."""
+        self.answered: list[tuple[float, str, float]] = []
+        """When, of which query, and the frame."""
+        self.waits: list[tuple[float, float]] = []
+        """When, and until when."""
+        self.next_profile: Callable[[float], Profile | None] = lambda now: None
+        self._profile, self._end, self._late = known, end, late or {}
+        self._link = Link()
+        self._frames = {query: sorted(when) for query, when in frames.items()}
+
+    @property
+    def over(self) -> bool:
+        return self.now >= self._end
+
+    def transfer(self, transfer: Transfer) -> None:
+        self.done += [f"-{segment}" for segment in transfer.evict] + [f"+{segment}" for segment in transfer.load]
+        self._link.transfer(self._profile, transfer, self.now)
+
+    def clear(self) -> None:
+        self.done.append("clear")
+        self._link.clear()
+
+    def due(self, query: str) -> float:
+        segments = self._profile.segments_of(query)
+        return max(self._link.due(segments), *(self._late.get(segment, 0.0) for segment in segments))
+
+    def fresh(self, query: str, most: int, oldest: float) -> list[float]:
+        there = [when for when in self._frames.get(query, []) if when <= self.now]
+        return [when for when in there[-most:] if when >= oldest or when == there[-1]]
+
+    def process(self, query: str, count: int) -> None:
+        assert self.due(query) <= self.now
+        there = [when for when in self._frames[query] if when <= self.now]
+        assert 0 < count <= len(there)
+        self._frames[query] = self._frames[query][len(there) :]
+        self.now += self._profile.run_ms(query, count)
+        self.done.append(f"{query}{count}")
+        self.answered += [(self.now, query, when) for when in there[-count:]]
+
+    def wait(self, until: float) -> None:
+        assert until > self.now and len(self.waits) < 10_000
+        self.waits.append((self.now, until))
+        frames = min((when for each in self._frames.values() for when in each if when > self.now), default=math.inf)
+        self.now = min(until, frames, self._link.coming(self.now), self._end)
+
+    def revised(self) -> Profile | None:
+        found = self.next_profile(self.now)
+        self._profile = found or self._profile
+        return found
+
+
+def lead(stage: Stage, known: Profile, order: str, rule: Rule, budget: int = 2, batch: int = 1) -> Conductor:
+    made = Plan(tuple(order), dict.fromkeys(order, batch), rule, frozenset(), 0.0, 0.0, {})
+    conductor = Conductor(known, budget, stage, Policy(rule), made)
+    conductor.run()
+    return conductor
+
+
+ALL = {"a": ["A"], "b": ["B"], "c": ["C"]}
+EVERY_MS = [float(when) for when in range(1000)]
+
+
+def test_turns_follow_the_plan_and_the_next_one_loads_meanwhile() -> None:
+    known = profile(ALL, run=10)
+    stage = Stage(known, dict.fromkeys("abc", EVERY_MS), 41)
+    lead(stage, known, "cab", Rule())
+    # In 2 bytes: the next one's weights are asked for before a run begins.
+    assert stage.done[:9] == ["+C", "+A", "c1", "-C", "+B", "a1", "-A", "+C", "b1"]
+    assert stage.waits == [(0, 1)]
+
+
+def test_nothing_is_loaded_ahead_where_the_rule_says_so() -> None:
+    known = profile(ALL, run=10)
+    stage = Stage(known, dict.fromkeys("abc", EVERY_MS), 33.5)
+    conductor = lead(stage, known, "abc", Rule("least-recent", ahead="none", fill=False))
+    assert stage.done == ["+A", "a1", "+B", "b1", "-A", "+C", "c1", "-B", "+A"]
+    assert conductor.blocked_ms == 3.5
+    assert [until for _, until in stage.waits] == [1, 12, 23, 34]
+
+
+def test_time_in_which_weights_are_awaited_counts() -> None:
+    known = profile(ALL, {"A": 7, "B": 5}, run=10)
+    conductor = lead(Stage(known, {"a": [0.0], "b": [0.0]}, 30), known, "ab", Rule(fill=False), 12)
+    # b's weights come while a runs.
+    assert conductor.blocked_ms == 7
+
+
+def test_it_ends_while_weights_are_awaited() -> None:
+    known = profile(ALL, {"A": 100}, run=10)
+    stage = Stage(known, {"a": [0.0]}, 50)
+    assert lead(stage, known, "a", Rule(), 100).blocked_ms == 50
+    assert stage.done == ["+A"]
+
+
+def test_weights_that_come_late_are_awaited() -> None:
+    known = profile(ALL, run=10)
+    stage = Stage(known, {"a": [0.0]}, 200, late={"A": 77})
+    lead(stage, known, "a", Rule())
+    assert stage.answered == [(87, "a", 0)]
+
+
+def test_a_query_without_frames_is_passed_over() -> None:
+    known = profile(ALL, run=10)
+    stage = Stage(known, {"a": EVERY_MS, "c": EVERY_MS}, 100)
+    lead(stage, known, "abc", Rule(), 3)
+    assert [query for _, query, _ in stage.answered][:6] == list("acacac")
+
+
+@pytest.mark.parametrize("rule", [Rule(), Rule("recent", whole=True), Rule("least-recent", ahead="none", fill=False)])
+def test_while_nobody_has_frames_nothing_comes_or_goes(rule: Rule) -> None:
+    known = profile(ALL, run=10)
+    stage = Stage(known, {"a": [0.0, 5000.0], "b": [9000.0]}, 20_000)
+    lead(stage, known, "abc", rule)
+    assert [(query, frame) for _, query, frame in stage.answered] == [("a", 0), ("a", 5000), ("b", 9000)]
+    # Once round for each frame at most, and once at the end.
+    assert sum(each.startswith("+") for each in stage.done) <= 4 * 3 + 1
+    assert len(stage.waits) <= 4 * (3 + 2)
+    assert all(latency <= 3 * 11 for when, _, frame in stage.answered if (latency := when - frame) > 0)
+
+
+def test_frames_that_would_be_answered_too_late_are_left_out() -> None:
+    known = profile({"a": ["A"]}, run={"a": {1: 10, 4: 40}}, sla_ms=100)
+    stage = Stage(known, {"a": [0.0, 30.0, 61.0, 120.0]}, 1000, late={"A": 120})
+    lead(stage, known, "a", Rule(), batch=4)
+    # At 120 ms, with 40 ms to run, those of the last 60 ms are in time.
+    assert [frame for _, _, frame in stage.answered] == [61, 120]
+
+
+class TestWhileOthersWait:
+    def stage(self, frames: Mapping[str, Sequence[float]], rule: Rule, batch: int = 1) -> Stage:
+        """B takes 50 ms to come; C is small, and runs of c are short."""
+        run = {"a": {1: 10.0}, "b": {1: 10.0}, "c": {1: 4.0, 2: 8.0, 4: 16.0}}
+        known = profile(ALL, {"B": 50}, run, sla_ms=1000)
+        stage = Stage(known, {"b": [0.0], **frames}, 70)
+        lead(stage, known, "cb", rule, 51, batch)
+        return stage
+
+    def test_those_run_whose_weights_are_there(self) -> None:
+        stage = self.stage({"c": EVERY_MS}, Rule())
+        assert stage.done[:4] == ["+C", "+B", "c1", "c1"]
+        # c is done 12 times from 1 ms on, as the 13th would end at 53 and B is there at 51.
+        assert [query for _, query, _ in stage.answered][:13] == ["c"] * 12 + ["b"]
+        assert stage.answered[12][0] == 61
+
+    def test_but_not_by_rules_that_forbid_it(self) -> None:
+        stage = self.stage({"c": EVERY_MS}, Rule(fill=False))
+        assert [query for _, query, _ in stage.answered][:2] == ["c", "b"]
+
+    def test_on_fewer_frames_where_that_is_in_time(self) -> None:
+        stage = self.stage({"c": [0.0, 43.0, 44.0, 45.0, 46.0]}, Rule(), batch=4)
+        runs = [(when, frame) for when, query, frame in stage.answered if query == "c"]
+        # At 43 ms there is one, which is run; at 47 ms of three the newest can be done until 51.
+        assert runs[1:] == [(47, 43), (51, 46)]
+        assert stage.answered[3][:2] == (61, "b")
+
+    def test_the_one_whose_frame_came_first(self) -> None:
+        known = profile({**ALL, "d": ["D"]}, {"B": 50}, run=4, sla_ms=1000)
+        stage = Stage(known, {"a": [0.0, 22.0], "c": [0.0, 20.0], "d": [0.0, 21.0], "b": [0.0]}, 70)
+        lead(stage, known, "acdb", Rule(), 53)
+        assert [query for _, query, frame in stage.answered if frame > 0] == ["c", "d", "a"]
+
+
+class TestAnotherProfile:
+    def test_memory_is_emptied_and_its_plan_followed(self) -> None:
+        known = profile(ALL, run=10)
+        less = known.model_copy(update={"queries": {name: known.queries[name] for name in "ac"}})
+        stage = Stage(known, dict.fromkeys("abc", EVERY_MS), 200)
+        coming = [less]
+        stage.next_profile = lambda now: coming.pop() if now > 40 and coming else None
+        conductor = lead(stage, known, "abc", Rule(), 3)
+        assert stage.done.count("clear") == 1
+        after = stage.done[stage.done.index("clear") + 1 :]
+        assert [key for key, _ in groupby(sorted(each[0] for each in after if each[0].isalpha()))] == ["a", "c"]
+        assert sorted(each for each in after if each[0] == "+") == ["+A", "+C"]
+        assert conductor.plan.order == ("a", "c")
+
+    def test_it_is_asked_for_while_nobody_has_frames(self) -> None:
+        known = profile(ALL, run=10)
+        only = {name: known.model_copy(update={"queries": {name: known.queries[name]}}) for name in "ab"}
+        # Only b has a frame, and the plan does not know of it.
+        stage = Stage(only["a"], {"b": [500.0]}, 2000)
+        coming = [only["b"]]
+        stage.next_profile = lambda now: coming.pop() if now >= 500 and coming else None
+        lead(stage, only["a"], "a", Rule())
+        assert [frame for _, _, frame in stage.answered] == [500]
+
+
+class TestLink:
+    known = profile({"a": ["A", "B"], "c": ["C"]}, {"A": 5, "B": 20, "C": 7})
+
+    def test_segments_come_one_after_the_other(self) -> None:
+        link = Link()
+        link.transfer(self.known, Transfer((), ("A", "B")), 100)
+        link.transfer(self.known, Transfer((), ("C",)), 101)
+        assert [link.due([name]) for name in "ABC"] == [105, 125, 132]
+        assert link.due("AB") == 125
+        assert [link.coming(now) for now in (0, 105, 131, 132)] == [105, 125, 132, math.inf]
+
+    def test_it_is_free_again_when_all_have_come(self) -> None:
+        link = Link()
+        link.transfer(self.known, Transfer((), ("A",)), 0)
+        link.transfer(self.known, Transfer((), ("C",)), 50)
+        assert link.due("C") == 57
+
+    def test_what_is_not_there_and_not_coming_is_never_there(self) -> None:
+        link = Link()
+        assert (link.due([]), link.due("A")) == (0, math.inf)
+        link.transfer(self.known, Transfer((), ("A", "B")), 0)
+        link.transfer(self.known, Transfer(("A",), ("C",)), 30)
+        assert (link.due("AB"), link.due("BC")) == (math.inf, 37)
+        link.clear()
+        assert link.due("B") == math.inf
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.data())
+def test_only_what_is_in_memory_runs_and_the_newest_frame_is_never_forgotten(data: st.DataObject) -> None:
+    known = data.draw(profiles(4))
+    budget = data.draw(budgets(known))
+    frames = {query: data.draw(st.lists(st.integers(0, 3000), max_size=12, unique=True)) for query in known.queries}
+    stage = Stage(known, frames, 100_000)
+    rule = data.draw(RULES)
+    Conductor(known, budget, stage, Policy(rule, listed=True)).run()
+    for query, when in frames.items():
+        answered = [frame for _, each, frame in stage.answered if each == query]
+        assert answered == sorted(set(answered))
+        assert answered[-1:] == sorted(when)[-1:]

@@ -1,0 +1,143 @@
+"""When a plan is made anew, and by which profile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+from profiles import profile
+
+from gemel.runtime.planning.profile import Profile
+from gemel.runtime.planning.review import Review
+
+TIMES: Mapping[str, Mapping[int, float]] = {"a": {1: 10, 2: 18, 4: 34, 8: 66}, "b": {1: 20}, "c": {1: 5, 4: 20}}
+
+
+@pytest.fixture
+def known() -> Profile:
+    return profile({"a": ["A"], "b": ["B"], "c": ["C"]}, run=TIMES)
+
+
+@pytest.fixture
+def review(known: Profile) -> Review:
+    return Review(known)
+
+
+def times(found: Profile | None) -> Mapping[str, Mapping[int, float]]:
+    assert found is not None
+    return {name: dict(model.run_ms) for name, model in found.models.items()}
+
+
+def ran(review: Review, query: str, milliseconds: float, *, frames: int = 1, count: int = 9) -> None:
+    for _ in range(count):
+        review.ran(query, frames, milliseconds)
+
+
+def test_the_plan_is_looked_at_once_a_second(review: Review) -> None:
+    assert not review.due(999)
+    assert review.due(1000)
+    assert review.revised("abc", 1300) is None
+    assert not review.due(2299)
+    assert review.due(2300)
+
+
+def test_a_plan_that_fits_stays(review: Review, known: Profile) -> None:
+    for query in "abc":
+        ran(review, query, known.run_ms(query, 1))
+    assert review.revised("abc", 1000) is None
+    assert (review.replans, review.profile) == (0, known)
+
+
+def test_queries_without_frames_are_left_out_until_they_have_some(review: Review, known: Profile) -> None:
+    found = review.revised("ca", 1000)
+    assert found is not None and found is review.profile
+    assert list(found.queries) == ["a", "c"]
+    assert found.segments == known.segments and found.models is known.models
+    assert review.revised("ac", 2000) is None
+    found = review.revised("bca", 3000)
+    assert found is not None
+    assert list(found.queries) == ["a", "b", "c"]
+    assert review.replans == 2
+
+
+def test_while_nobody_has_frames_the_plan_stays_as_it_is(review: Review, known: Profile) -> None:
+    review.lost = True
+    ran(review, "a", 100)
+    assert review.revised([], 1000) is None
+    assert (review.replans, review.profile, review.lost) == (0, known, True)
+
+
+def test_runs_that_take_much_longer_give_a_model_other_times(review: Review) -> None:
+    ran(review, "a", 20)
+    ran(review, "b", 20)
+    found = times(review.revised("abc", 1000))
+    assert found["a"] == {1: 20, 2: 36, 4: 68, 8: 132}
+    assert (found["b"], found["c"]) == (TIMES["b"], TIMES["c"])
+    # By these times all is as expected.
+    ran(review, "a", 20)
+    assert review.revised("abc", 2000) is None
+    assert review.replans == 1
+
+
+def test_runs_that_take_much_shorter_do_too(review: Review) -> None:
+    ran(review, "c", 5, frames=4)
+    assert times(review.revised("abc", 1000))["c"] == {1: 1.25, 4: 5}
+
+
+@pytest.mark.parametrize("milliseconds", [7.0, 14.9])
+def test_runs_that_take_a_little_longer_or_shorter_change_nothing(review: Review, milliseconds: float) -> None:
+    ran(review, "a", milliseconds, count=50)
+    assert review.revised("abc", 1000) is None
+
+
+def test_a_few_runs_are_not_enough(review: Review) -> None:
+    ran(review, "a", 100, count=8)
+    assert review.revised("abc", 1000) is None
+    ran(review, "a", 100, count=1)
+    assert review.revised("abc", 2000) is not None
+
+
+def test_some_runs_among_many_may_take_long(review: Review) -> None:
+    ran(review, "a", 500, count=4)
+    ran(review, "a", 10, count=5)
+    assert review.revised("abc", 1000) is None
+    # And those of long ago do not count.
+    ran(review, "a", 500, count=20)
+    ran(review, "a", 10)
+    assert review.revised("abc", 2000) is None
+
+
+@pytest.mark.parametrize("frames", range(1, 9))
+def test_batches_that_are_not_full_take_as_long_as_they_should(review: Review, frames: int) -> None:
+    ran(review, "a", 2 + 8 * frames, frames=frames)
+    assert review.revised("abc", 1000) is None
+
+
+def test_queries_of_one_model_are_measured_together() -> None:
+    queries = {name: {"model": "a", "fps": 10} for name in ("one", "two")}
+    review = Review(profile({"a": ["A"]}, queries=queries))
+    ran(review, "one", 30, count=5)
+    ran(review, "two", 30, count=4)
+    assert times(review.revised(["one", "two"], 1000)) == {"a": {1: 30}}
+
+
+def test_what_was_measured_is_still_known_when_a_query_comes_back(review: Review) -> None:
+    ran(review, "b", 60)
+    assert times(review.revised("ab", 1000))["b"] == {1: 60}
+    assert times(review.revised("ac", 2000))["b"] == {1: 60}
+    assert times(review.revised("abc", 3000))["b"] == {1: 60}
+
+
+def test_a_model_that_takes_no_time_is_not_compared() -> None:
+    review = Review(profile({"a": ["A"]}, run=0.0))
+    ran(review, "a", 5)
+    assert review.revised("a", 1000) is None
+
+
+def test_memory_that_was_lost_calls_for_the_same_plan_again(review: Review, known: Profile) -> None:
+    review.lost = True
+    # Not at once: where loading keeps failing, every query must still have its turn.
+    assert not review.due(900)
+    assert review.revised("abc", 1000) == known
+    assert (review.replans, review.lost) == (1, False)
+    assert review.revised("abc", 2000) is None
