@@ -2,19 +2,21 @@
 
     .venv/bin/python tools/bench_swap.py ../shared/data
 
-Four ResNet-18 and four MobileNetV3-Large on three videos at ten frames a second. Weights are random, as only times are
-measured here: frames processed, and how late. In the merged bundle the models of a family hold one set of convolutions
-in all but their last stage, with BatchNorm and heads of their own, as merging leaves them; in the unmerged one they
-share nothing. What is evicted leaves the page cache, so everything that comes back is read from disk.
+Four ResNet-18 and four MobileNetV3-Large on three videos at twenty frames a second. Weights are random, as only times
+are measured here: frames processed, and how late. In the merged bundle the models of a family hold one set of
+convolutions in all but their last stage, with BatchNorm and heads of their own, as merging leaves them; in the unmerged
+one they share nothing. What is evicted leaves the page cache, so everything that comes back is read from disk.
 
 Arms take turns, each round in a process of its own that is ``gemel-run``; its memory is watched from outside, in
-/proc/PID/smaps. Writes a table into docs/swapping.md.
+/proc/PID/smaps. Then the simulator is compared with real runs whose loads are slowed down to one speed. Writes tables
+into docs/swapping.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import signal
 import statistics
 import subprocess
 import sys
@@ -32,29 +34,39 @@ from rich.console import Console
 from safetensors.torch import save_file
 from torch import nn
 
+from gemel.runtime.arena import Loading
+from gemel.runtime.backends import open_backend
+from gemel.runtime.bundle import open_bundle
+from gemel.runtime.planning.planner import POLICIES, plan
+from gemel.runtime.planning.simulate import simulate
+from gemel.runtime.profiling import profile_of
+
 _ROOT = Path(__file__).resolve().parent.parent
 _FAMILIES = {"resnet18": ("layer4.", "fc."), "mobilenet_v3_large": ("features.13", "features.14", "features.15")}
 """Factories, and how the names of those weights begin that models do not share."""
 _EACH = 4
-_FPS = 10
+_FPS = 20
 _SLA_MS = 300
-_SAMPLE_S = 0.01
+_SAMPLE_S = 0.1
 
 
 @dataclass(frozen=True)
 class Arm:
     name: str
     merged: bool
-    flags: tuple[str, ...]
+    policy: str
+    backend: str = "ort-cpu"
 
 
 _ARMS = (
-    Arm("sessions, loaded and unloaded", False, ("--backend", "ort-sessions", "--policy", "nexus")),
-    Arm("nexus, unmerged", False, ("--policy", "nexus")),
-    Arm("gemel, unmerged", False, ("--policy", "gemel")),
-    Arm("nexus, merged", True, ("--policy", "nexus+shared")),
-    Arm("gemel, merged", True, ("--policy", "gemel")),
+    Arm("sessions, loaded and unloaded", False, "nexus", "ort-sessions"),
+    Arm("nexus, unmerged", False, "nexus"),
+    Arm("gemel, unmerged", False, "gemel"),
+    Arm("nexus, merged", True, "nexus+shared"),
+    Arm("gemel, merged", True, "gemel"),
 )
+_COLD = Loading(cold=True)
+_SLOW = Loading(bandwidth=300e6)
 
 
 @dataclass(frozen=True)
@@ -85,16 +97,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # The same bytes for everybody: half of what the merged models need.
     manifest = json.loads((bundles[True] / "manifest.json").read_text())
     budget = sum(segment["length"] for segment in manifest["segments"].values()) // 2
-    for arm in _ARMS:
-        _run(arm, bundles[arm.merged], budget, 2.0, options.output)  # Measures and keeps times, which later runs find.
-    found: dict[str, list[Round]] = {arm.name: [] for arm in _ARMS}
-    for number in range(options.rounds):
-        for arm in _ARMS:
-            result = _run(arm, bundles[arm.merged], budget, options.seconds, options.output)
-            found[arm.name].append(result)
-            console.print(f"{number + 1}: {arm.name}: {result.processed} of {result.frames} frames", highlight=False)
-    console.print(table(found), highlight=False, soft_wrap=True)
-    write_between(options.report, "swap", table(found))
+    tables = {}
+    for name, arms, loading in (("swap", _ARMS, _COLD), ("simulated", _ARMS[1:], _SLOW)):
+        simulated = {arm.name: _simulate(arm, bundles[arm.merged], budget, loading, options.seconds) for arm in arms}
+        found: dict[str, list[Round]] = {arm.name: [] for arm in arms}
+        for number in range(options.rounds):
+            for arm in arms:
+                result = _run(arm, bundles[arm.merged], budget, loading, options.seconds, options.output)
+                found[arm.name].append(result)
+                what = f"{name} {number + 1}: {arm.name}: {result.processed} of {result.frames} frames"
+                console.print(what, highlight=False)
+        tables[name] = table(found) if name == "swap" else compared(found, simulated)
+        console.print(tables[name], highlight=False, soft_wrap=True)
+    for name, content in tables.items():
+        write_between(options.report, name, content)
 
 
 def prepare(data: Path, output: Path, *, merged: bool) -> Path:
@@ -150,14 +166,25 @@ def _command(name: str) -> str:
     return str(Path(sys.executable).with_name(name))
 
 
-def _run(arm: Arm, bundle: Path, budget: int, seconds: float, output: Path) -> Round:
+def _simulate(arm: Arm, path: Path, budget: int, loading: Loading, seconds: float) -> float:
+    """The part of the frames that the simulator has processed, with times that are measured and kept for real runs."""
+    bundle = open_bundle(path)
+    with open_backend(bundle, arm.backend, memory=budget, threads=1, loading=loading) as backend:
+        profile, room = profile_of(bundle, backend, fresh=True), backend.room
+    return simulate(profile, room, plan(profile, room, POLICIES[arm.policy]), seconds).processed
+
+
+def _run(arm: Arm, bundle: Path, budget: int, loading: Loading, seconds: float, output: Path) -> Round:
     summary, results = output / "summary.json", output / "results.jsonl"
-    command = [_command("gemel-run"), bundle, "--memory", str(budget), "--threads", "1", "--cold", *arm.flags]
+    command = [_command("gemel-run"), bundle, "--memory", str(budget), "--threads", "1"]
+    command += ["--backend", arm.backend, "--policy", arm.policy, *(["--cold"] if loading.cold else [])]
+    command += ["--bandwidth", f"{loading.bandwidth:.0f}"] if loading.bandwidth else []
     command += ["--duration", str(seconds), "--json", summary, "--results", results]
     process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)
     seen = 0
     while process.poll() is None:
-        seen = max(seen, _mapped(process.pid, "weights.bin"))
+        if arm.backend == "ort-cpu":
+            seen = max(seen, _mapped(process, "weights.bin"))
         time.sleep(_SAMPLE_S)
     if process.returncode:
         raise SystemExit(f"{arm.name}: gemel-run ended with {process.returncode}")
@@ -174,17 +201,21 @@ def _run(arm: Arm, bundle: Path, budget: int, seconds: float, output: Path) -> R
     )
 
 
-def _mapped(pid: int, name: str) -> int:
+def _mapped(process: subprocess.Popen[bytes], name: str) -> int:
     """Bytes of files of that name which are in a process's memory now."""
     total, counts = 0, False
+    # While it goes on, something may be dropped after it was counted, and something else be loaded before.
+    process.send_signal(signal.SIGSTOP)
     try:
-        for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        for line in Path(f"/proc/{process.pid}/smaps").read_text().splitlines():
             if line.startswith("Rss:"):
                 total += int(line.split()[1]) * 1024 if counts else 0
             elif "-" in line.split(" ", 1)[0]:
                 counts = line.endswith(f"/{name}")
     except OSError:
         pass  # It has just ended.
+    finally:
+        process.send_signal(signal.SIGCONT)
     return total
 
 
@@ -204,6 +235,15 @@ def table(found: dict[str, list[Round]]) -> str:
             f" | {statistics.median(each.blocked for each in rounds):.1%}"
             f" | {rounds[0].budget / 1e6:.1f} MB | {f'{seen / 1e6:.1f} MB' if seen else ''} |"
         )
+    return "\n".join(lines)
+
+
+def compared(found: dict[str, list[Round]], simulated: dict[str, float]) -> str:
+    """Markdown: real runs, medians over rounds, beside the simulator."""
+    lines = ["| runs as | frames processed | simulated | real / simulated |", "|---|--:|--:|--:|"]
+    for name, rounds in found.items():
+        part = statistics.median(each.processed / each.frames for each in rounds)
+        lines.append(f"| {name} | {part:.1%} | {simulated[name]:.1%} | {part / simulated[name]:.2f} |")
     return "\n".join(lines)
 
 
