@@ -139,6 +139,9 @@ def _swapping(
     backend.evict()
     used = {name: query for name, query in profile.queries.items() if name in queries}
     profile = profile.model_copy(update={"queries": used})
+    for query in profile.late():
+        run_ms = profile.run_ms(query, 1)
+        _log.warning("query %s: a run takes %.0f ms, longer than the SLA of %g ms", query, run_ms, profile.sla_ms)
     return Swapping(profile, backend.room, backend, POLICIES[options.policy])
 
 

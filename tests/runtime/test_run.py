@@ -191,6 +191,19 @@ def test_offline_every_frame_is_seen_where_memory_is_short(bundle: Path) -> None
     assert summary["memory"]["peak"] <= summary["memory"]["budget"]
 
 
+def test_a_model_that_takes_longer_than_the_sla_is_named_and_served(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def measure_times(bundle: Bundle, backend: Backend, *_: object) -> Times:
+        times = {name: {1: 5000.0 if name == "a" else 1.0} for name in bundle.manifest.models}
+        return Times(load=dict.fromkeys(backend.segments, 0.5), run=times)
+
+    monkeypatch.setattr(profiling, "measure_times", measure_times)
+    summary = run_bundle(open_bundle(bundle), Options(memory="min", frames=6, threads=1))
+    assert "a run takes 5000 ms, longer than the SLA" in caplog.text
+    assert all(query.processed > 0 for query in summary.run.queries.values())
+
+
 @pytest.mark.parametrize("memory", ["min", "all"])
 def test_a_device_that_cannot_be_measured_still_runs(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, memory: str

@@ -124,6 +124,15 @@ def test_alone_on_a_device_a_frame_is_answered_after_a_run() -> None:
     assert found.busy_ms == pytest.approx(7 * outcome.processed, abs=7)
 
 
+def test_of_a_feed_that_is_faster_than_its_model_the_newest_frames_are_taken() -> None:
+    known = profile({"a": ["s"]}, run=10, fps=1000, sla_ms=50)
+    found = simulate(known, 1, plan(known, 1), 2.0)
+    (outcome,) = found.queries.values()
+    assert (outcome.frames, outcome.late) == (2000, 0)
+    assert outcome.processed == pytest.approx(200, abs=2)
+    assert max(outcome.latencies) <= 11
+
+
 def test_nothing_is_lost_or_awaited_where_all_fits_and_there_is_time() -> None:
     known = profile({"a": ["S", "A"], "b": ["S", "B"], "c": ["C"]}, run=5, fps={"a": 10, "b": 7, "c": 13.3})
     found = simulate(known, 4, plan(known, 4), 60.0)
