@@ -24,7 +24,7 @@ demo: setup
 	.venv/bin/gemel-run $(BUNDLE) --frames 100 --offline --video $(OUT) --results $(OUT)/results.jsonl --json $(OUT)/summary.json
 
 test: setup lint
-	.venv/bin/pytest
+	OMP_NUM_THREADS=1 .venv/bin/pytest -n auto --dist loadfile
 
 lint: setup
 	.venv/bin/ruff check .
