@@ -21,6 +21,7 @@ __all__ = [
     "ThreadsOpt",
     "WorkloadArg",
     "loading_of",
+    "memory_of",
 ]
 
 BundleArg = Annotated[Path, typer.Argument(help="Folder that gemel-compile wrote.", metavar="BUNDLE")]
@@ -54,3 +55,17 @@ def loading_of(cold: bool, bandwidth: str | None) -> Loading:
     if not isinstance(size, int) or size < 1:
         raise InputError(f"--bandwidth: {bandwidth!r} is not allowed: bytes a second such as 200MB are expected")
     return Loading(cold, float(size))
+
+
+def memory_of(text: str | None) -> str | int | None:
+    """A memory setting, as a flag has it.
+
+    Raises:
+        InputError: it is not one.
+    """
+    from ..runtime.memory import parse_memory
+
+    try:
+        return None if text is None else parse_memory(text)
+    except ValueError as error:
+        raise InputError(f"--memory: {text!r} is not allowed: {error}") from error

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from ..console import check_writable, open_console, print_stage, progress_bar
 from ..errors import InputError
-from .options import BandwidthOpt, BundleArg, ColdOpt, DebugOpt, ThreadsOpt, loading_of
+from .options import BandwidthOpt, BundleArg, ColdOpt, DebugOpt, ThreadsOpt, loading_of, memory_of
 
 if TYPE_CHECKING:
     from ..runtime.planning.profile import ModelProfile, Profile
@@ -45,16 +45,12 @@ def profile(
     """
     from ..runtime.backends import check_backend, open_backend
     from ..runtime.bundle import open_bundle
-    from ..runtime.memory import parse_memory
     from ..runtime.profiling import kept_at, profile_of
     from ..runtime.times import ROUNDS
 
     if backend is not None:
         check_backend(backend)
-    try:
-        size = parse_memory(memory) if memory is not None else None
-    except ValueError as error:
-        raise InputError(f"--memory: {memory!r} is not allowed: {error}") from error
+    size = memory_of(memory)
     check_writable(output)
     opened = open_bundle(bundle)
     console, began = open_console(), perf_counter()

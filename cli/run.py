@@ -9,8 +9,7 @@ import typer
 from rich.markup import escape
 
 from ..console import Stop, check_writable, open_console, pair, print_stage
-from ..errors import InputError
-from .options import BandwidthOpt, BundleArg, ColdOpt, DebugOpt, ThreadsOpt, loading_of
+from .options import BandwidthOpt, BundleArg, ColdOpt, DebugOpt, ThreadsOpt, loading_of, memory_of
 
 __all__ = ["run"]
 
@@ -49,17 +48,13 @@ def run(
     """
     from ..runtime.backends import check_backend
     from ..runtime.bundle import open_bundle
-    from ..runtime.memory import parse_memory
     from ..runtime.planning.planner import check_policy
     from ..runtime.run import Options, run_bundle
     from ..runtime.sinks.report import summary_table
 
     if backend is not None:
         check_backend(backend)
-    try:
-        size = parse_memory(memory) if memory is not None else None
-    except ValueError as error:
-        raise InputError(f"--memory: {memory!r} is not allowed: {error}") from error
+    size = memory_of(memory)
     check_policy(policy)
     for path in (results, summary, trace):
         check_writable(path)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from ..bundle import Bundle
 from ..host_arena import HostArena
 from ..memory import budget
 from ..session import open_session
+from .swapping import SwappingBackend
 
 __all__ = ["OrtCpu"]
 
@@ -58,7 +58,7 @@ class _Bound:
         return dict(zip(self.outputs, self.binding.copy_outputs_to_cpu(), strict=True))
 
 
-class OrtCpu:
+class OrtCpu(SwappingBackend[HostArena]):
     """The default backend; see :class:`gemel.runtime.backends.Backend`.
 
     Models in mode ``constant`` take no part in swapping: their session holds a private copy of their weights from the
@@ -91,11 +91,10 @@ class OrtCpu:
         private = sum(self._copies.values())
         allowed = budget(memory, sum(sizes.values()), needs, private)
         self.budget = allowed
-        self.arena = HostArena(self.baked.blob, self.baked.tensors, arena, allowed - private, loading)
+        super().__init__(HostArena(self.baked.blob, self.baked.tensors, arena, allowed - private, loading))
         self._values: dict[str, ort.OrtValue] = {}
         self._sessions: dict[Path, ort.InferenceSession] = {}
         self._bound: dict[tuple[str, str], _Bound] = {}
-        self._active: set[str] = set()
 
     def segments_of(self, model: str) -> tuple[str, ...]:
         return () if self._is_constant(model) else self.baked.segments_of[model]
@@ -104,27 +103,8 @@ class OrtCpu:
     def folder(self) -> Path:
         return self.baked.folder
 
-    @property
-    def segments(self) -> Mapping[str, int]:
-        return self.arena.sizes
-
-    @property
-    def room(self) -> int:
-        return self.arena.budget
-
-    def prefetch(self, load: Sequence[str], evict: Sequence[str] = (), done: Callable[[], None] = lambda: None) -> None:
-        self.arena.prefetch(load, evict, done)
-
-    def loaded(self, segments: Sequence[str]) -> bool:
-        return self.arena.loaded(segments)
-
-    def evict(self) -> None:
-        self.arena.evict()
-
     def activate(self, model: str) -> None:
-        if model not in self._active:
-            self.arena.acquire(self.segments_of(model))
-            self._active.add(model)
+        super().activate(model)
         try:
             for stage in self._bundle.manifest.models[model].stages:
                 if (model, stage) not in self._bound:
@@ -133,11 +113,6 @@ class OrtCpu:
             self.release(model)
             raise
 
-    def release(self, model: str) -> None:
-        if model in self._active:
-            self._active.remove(model)
-            self.arena.release(self.segments_of(model))
-
     def unbind(self, model: str) -> None:
         """Forget a model's bindings, so that the next :meth:`activate` is a whole swap-in (for measuring it)."""
         self.release(model)
@@ -145,11 +120,9 @@ class OrtCpu:
             self._bound.pop((model, stage), None)
 
     def run(self, model: str, stage: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        bound = self._bound.get((model, stage))
-        if bound is None or model not in self._active:
-            raise BackendError(f"model {model!r}, stage {stage!r}: not active; call activate() first")
+        self._check_active(model, stage)
         try:
-            return bound.run(inputs)
+            return self._bound[model, stage].run(inputs)
         except Exception as error:
             raise BackendError(f"model {model}, stage {stage}: {first_line(error)}") from error
 
@@ -167,15 +140,10 @@ class OrtCpu:
         self._bound.clear()
         self._values.clear()
         self._sessions.clear()
-        self.arena.close()
+        super().close()
 
     def __enter__(self) -> OrtCpu:
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _is_constant(self, model: str) -> bool:
         return self._bundle.manifest.models[model].mode == "constant"

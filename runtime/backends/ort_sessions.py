@@ -6,9 +6,8 @@ Nothing is shared, and a model comes and goes as a whole. The runner, the planne
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -16,11 +15,12 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ...errors import BackendError, first_line
-from ..arena import WARM, Arena, ArenaStats, Loading
+from ..arena import WARM, Arena, Loading
 from ..bundle import CACHE, Bundle
 from ..host_arena import forget
 from ..memory import budget
 from ..session import open_session
+from .swapping import SwappingBackend
 
 __all__ = ["OrtSessions"]
 
@@ -53,7 +53,7 @@ class _SessionArena(Arena):
                 forget(self._bundle.file(content.blob), spec.offset, spec.length)
 
 
-class OrtSessions:
+class OrtSessions(SwappingBackend[_SessionArena]):
     """See :class:`gemel.runtime.backends.Backend`; a model is its own and only segment."""
 
     name = "ort-sessions"
@@ -74,46 +74,13 @@ class OrtSessions:
             self.folder.mkdir(parents=True, exist_ok=True)
         sizes = _sizes(bundle)
         self.budget = budget(memory, sum(sizes.values()), sizes.values())
-        self.arena = _SessionArena(bundle, self.budget, threads, loading)
-        self._active: set[str] = set()
-
-    @property
-    def segments(self) -> Mapping[str, int]:
-        return self.arena.sizes
+        super().__init__(_SessionArena(bundle, self.budget, threads, loading))
 
     def segments_of(self, model: str) -> tuple[str, ...]:
         return (model,)
 
-    @property
-    def room(self) -> int:
-        return self.budget
-
-    @property
-    def stats(self) -> ArenaStats:
-        return self.arena.stats
-
-    def prefetch(self, load: Sequence[str], evict: Sequence[str] = (), done: Callable[[], None] = lambda: None) -> None:
-        self.arena.prefetch(load, evict, done)
-
-    def loaded(self, segments: Sequence[str]) -> bool:
-        return self.arena.loaded(segments)
-
-    def evict(self) -> None:
-        self.arena.evict()
-
-    def activate(self, model: str) -> None:
-        if model not in self._active:
-            self.arena.acquire([model])
-            self._active.add(model)
-
-    def release(self, model: str) -> None:
-        if model in self._active:
-            self._active.remove(model)
-            self.arena.release([model])
-
     def run(self, model: str, stage: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        if model not in self._active:
-            raise BackendError(f"model {model!r}, stage {stage!r}: not active; call activate() first")
+        self._check_active(model, stage)
         session = self.arena.sessions[model][stage]
         names = [port.name for port in session.get_outputs()]
         try:
@@ -123,16 +90,11 @@ class OrtSessions:
         return dict(zip(names, found, strict=True))
 
     def close(self) -> None:
-        self.arena.close()
+        super().close()
         self.arena.sessions.clear()
 
     def __enter__(self) -> OrtSessions:
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _sizes(bundle: Bundle) -> dict[str, int]:
