@@ -27,7 +27,8 @@ class Recipe:
     """Batches of each model, or times through the largest data set."""
     unit: Literal["steps", "epochs"] = "steps"
     rate: float = 0.02
-    """Learning rate of SGD with momentum 0.9."""
+    """Learning rate of SGD with momentum 0.9, for batches of 64 images; smaller ones are noisier, and their rate is
+    lower by the square root (Krizhevsky 2014)."""
     batch: int | None = None
     """Images of each model in a step; None: as many as fit their size, 64 small ones."""
     supervision: Literal["teacher", "labels"] = "teacher"
@@ -101,8 +102,9 @@ def fit(
     """
     # Gradients of narrow models are bounded before those of the others are added.
     taught = sorted((subjects[name] for name in models), key=lambda subject: (not subject.narrow, subject.name))
-    groups = _parameters(subjects, models, recipe.rate)
-    optimizer = torch.optim.SGD(groups, recipe.rate, momentum=0.9, weight_decay=recipe.decay, nesterov=True)
+    rate = _rate(taught, recipe)
+    groups = _parameters(subjects, models, rate)
+    optimizer = torch.optim.SGD(groups, rate, momentum=0.9, weight_decay=recipe.decay, nesterov=True)
     learned = [parameter for group in groups for parameter in group["params"]]
     feeds = {subject.name: _batches(subject, recipe, seed) for subject in taught}
     result, weights = Fit(), {subject.name: 1.0 for subject in taught}
@@ -226,6 +228,11 @@ def _parameters(subjects: Mapping[str, Subject], models: Collection[str], rate: 
     for parameter, count in uses.items():
         by_count.setdefault(count, []).append(parameter)
     return [{"params": held, "rate": rate / math.sqrt(count)} for count, held in by_count.items()]
+
+
+def _rate(taught: list[Subject], recipe: Recipe) -> float:
+    images = sum(min(_batch(subject, recipe), len(subject.train)) for subject in taught) / len(taught)
+    return recipe.rate * math.sqrt(min(1.0, images / _BATCH))
 
 
 def _batch(subject: Subject, recipe: Recipe) -> int:

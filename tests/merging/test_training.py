@@ -104,6 +104,20 @@ def test_a_shared_weight_steps_once_along_the_sum_of_all_gradients(subjects: dic
     assert math.isclose(ratio, 1.9 / math.sqrt(3), rel_tol=1e-3)
 
 
+def test_smaller_batches_learn_at_a_lower_rate(subjects: dict[str, Subject], monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    sgd = torch.optim.SGD
+
+    def made(groups: Any, rate: float, **options: Any) -> torch.optim.SGD:
+        rates.append(rate)
+        return sgd(groups, rate, **options)
+
+    monkeypatch.setattr(torch.optim, "SGD", made)
+    for batch in (64, 16, 4):
+        fit(subjects, "ab", Recipe(1, batch=batch, rate=0.02))
+    assert rates == pytest.approx([0.02, 0.01, 0.005])
+
+
 def test_every_weight_is_in_the_optimizer_once(subjects: dict[str, Subject], monkeypatch: pytest.MonkeyPatch) -> None:
     share(subjects, [("a", "early"), ("a", "late"), ("b", "early"), ("b", "late")], [("a", "stem"), ("b", "stem")])
     seen: list[nn.Parameter] = []
