@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import floor
+from math import inf
 
 __all__ = ["Backoff", "Decimator", "Timeline"]
 
@@ -28,19 +28,20 @@ class Backoff:
 class Decimator:
     """Keeps at most ``fps`` frames a second of media, evenly and without drift; all when ``fps`` is None."""
 
+    _EARLY = 0.25
+    """Of a period: a camera of just this rate loses no frame to stamps that are not quite even."""
+
     def __init__(self, fps: float | None) -> None:
-        self._fps = fps
-        self._tick: int | None = None
+        self._period = 0.0 if fps is None else 1 / fps
+        self._next = -inf
 
     def keep(self, time: float) -> bool:
         """Whether the frame at ``time`` (seconds, growing from call to call) is one of those wanted."""
-        if self._fps is None:
-            return True
-        # Without the small term a frame exactly on a tick can fall before it by rounding.
-        tick = floor(time * self._fps + 1e-6)
-        if tick == self._tick:
+        if time < self._next - self._EARLY * self._period:
             return False
-        self._tick = tick
+        # After a pause the frames that did not come are not made up for.
+        late = time - self._next >= self._period
+        self._next = (time if late else self._next) + self._period
         return True
 
 

@@ -454,6 +454,17 @@ class TestTiming:
         kept = sum(decimator.keep(i / rate) for i in range(count))
         assert kept == pytest.approx(min(count, (count - 1) / rate * fps + 1), abs=1.01)
 
+    @pytest.mark.parametrize("fps", [29.9, 30, 30.1])
+    def test_a_camera_of_that_rate_loses_no_frame_to_rounded_stamps(self, fps: float) -> None:
+        decimator = Decimator(30)
+        kept = sum(decimator.keep(round(i / fps, 3)) for i in range(300))
+        assert kept >= 299
+
+    def test_a_pause_is_not_made_up_for(self) -> None:
+        decimator = Decimator(10)
+        assert decimator.keep(0.0)
+        assert [decimator.keep(5 + i / 100) for i in range(21)] == [i in (0, 8, 18) for i in range(21)]
+
     def test_no_decimation(self) -> None:
         decimator = Decimator(None)
         assert all(decimator.keep(time) for time in (0, 0, 1))
