@@ -3,7 +3,7 @@
 1. Each model in turn is tried as the donor of all shared weights, and so is their average, without a gradient
    (:mod:`gemel.merging.start`); the start that keeps most of all queries' accuracies is taken.
 2. All models are retrained together from there, in up to three rounds of twice the length each, until every query
-   keeps its target with something to spare, and while another round promises that.
+   keeps its target with something to spare. Models for which another round promises too little are left out of it.
 3. A query that still misses its target gets back the weights that it pulls at hardest for their size, an eighth of
    what it shares, then a quarter, then half; it alone learns, from the weights that the others have agreed on, so that
    nothing is lost for these. If that is not enough, its model stays as it was. Where there are no such others, or no
@@ -51,7 +51,7 @@ def together(problem: Problem, settings: Settings) -> Search:
     everything = _pairing(problem, settings, 0)
     for models in _parts(everything):
         wanted = everything.of(models)
-        shared = yield from _merge(problem, settings, wanted, models)
+        shared = yield from _merge(problem, settings, wanted, models, bold=True)
         if len(models & shared.models) < _LEAST_MODELS:
             yield from _halves(problem, settings, wanted, shared)
             continue
@@ -99,18 +99,33 @@ def _parts(sharing: SharingMap) -> list[frozenset[str]]:
 
 
 def _merge(
-    problem: Problem, settings: Settings, wanted: SharingMap, models: frozenset[str], what: str = "all layers"
+    problem: Problem,
+    settings: Settings,
+    wanted: SharingMap,
+    models: frozenset[str],
+    what: str = "all layers",
+    *,
+    bold: bool = False,
 ) -> _Shared:
-    """Steps 1 to 3 of the module for models that hang together; returns what is shared then."""
+    """Steps 1 to 3 of the module for models that hang together; returns what is shared then.
+
+    Args:
+        problem: the models.
+        settings: of the search.
+        wanted: what they are to share.
+        models: their names.
+        what: the same in words.
+        bold: whether so much is wanted that training is not even begun where hardly anything is left at its start.
+    """
     looks = yield from _looks(problem, settings, wanted, models)
     best = max(looks, key=lambda look: _promise(problem, wanted, look.outcome), default=None)
-    if best is not None and (any(look.accepted for look in looks) or not _is_alive(problem, models, best.outcome)):
+    if any(look.accepted for look in looks) or (
+        best is not None and bold and not _is_alive(problem, models, best.outcome)
+    ):
         return looks[-1].sharing
     start = best.trial.start if best else Start(settings.start or "first", _by_size(problem, models))
     first = Trial(f"{what} of {', '.join(sorted(models))}", wanted, models, start)
-    verdict = yield from _rounds(problem, settings, first, best.outcome if best else None)
-    # Of the last round with all of them: what a model pulls at once others have given in is not what it gave in to.
-    strain, shared = verdict.outcome.strain, verdict.sharing
+    shared, strain = yield from _rounds(problem, settings, first, best.outcome if best else None)
     for model in sorted(models - shared.models):
         done = models & shared.models
         if len(done) < _LEAST_MODELS:
@@ -124,25 +139,42 @@ def _merge(
 
 def _rounds(
     problem: Problem, settings: Settings, first: Trial, start: Outcome | None
-) -> Generator[Sequence[Trial], Sequence[Verdict], Verdict]:
-    """Train for as long as that helps, in rounds of twice the length each; returns the last verdict."""
-    before = start
+) -> Generator[Sequence[Trial], Sequence[Verdict], tuple[SharingMap, Mapping[Use, float]]]:
+    """Train for as long as that helps, in rounds of twice the length each.
+
+    Returns:
+        What is shared then, and how hard each model pulls at what it shares, in the last round that it was in.
+    """
+    before, trial, strain = start, first, dict[Use, float]()
     for length in range(_ROUNDS):
-        trial = replace(first, recipe=_recipe(settings, length))
         if length:
-            trial = replace(trial, group=f"{first.group}, round {length + 1}", start=Start("keep"), base="last")
-        (verdict,) = yield [trial]
-        if verdict.outcome.ended in _ENDED or not _promising(problem, before, verdict.outcome):
+            title = f"{first.group}, round {length + 1}"
+            trial = replace(trial, group=title, start=Start("keep"), base="last")
+        (verdict,) = yield [replace(trial, recipe=_recipe(settings, length))]
+        outcome = verdict.outcome
+        strain |= outcome.strain
+        if outcome.ended in _ENDED:
             break
-        before = verdict.outcome
-    return verdict
+        hopeless = {model for model in trial.learners if not _promising(problem, model, before, outcome)}
+        if hopeless:
+            # Nor can those go on alone whose weights are theirs already.
+            rest = trial.learners - verdict.sharing.tied(hopeless)
+            if len(rest) < _LEAST_MODELS or rest <= outcome.met:
+                break
+            trial = replace(trial, sharing=trial.sharing.of(rest), learners=rest)
+        before = outcome
+    return verdict.sharing, strain
 
 
-def _promising(problem: Problem, before: Outcome | None, after: Outcome) -> bool:
-    """Whether every query that misses its target would reach it if it gained as much again."""
-    return before is None or all(
-        problem.targets.get(query, 1.0) - value <= max(value - before.relative.get(query, 0.0), 0.0)
-        for query, value in after.relative.items()
+def _promising(problem: Problem, model: str, before: Outcome | None, after: Outcome) -> bool:
+    """Whether every query of a model would reach its target, if it is not there, by gaining as much again."""
+    if before is None:
+        return True
+    gained = {
+        query: after.relative[query] - before.relative.get(query, 0.0) for query in problem.queries.get(model, (model,))
+    }
+    return all(
+        problem.targets.get(query, 1.0) - after.relative[query] <= max(gain, 0.0) for query, gain in gained.items()
     )
 
 

@@ -46,7 +46,8 @@ class Pretender:
     ) -> Outcome:
         met = frozenset(self.script(trial)) & trial.learners
         if "wrong" in self.script(trial):
-            return Outcome(dict.fromkeys(trial.learners, 0.1), {}, frozenset(), 0, 0.0, "the loss is nan")
+            scores = dict.fromkeys(trial.learners, 0.1)
+            return Outcome(scores, scores, frozenset(), 0, 0.0, "the loss is nan")
         found = {name: self._learned(states[name], trial) for name in sorted(trial.learners)}
         for slot in trial.sharing.slots:
             fixed = [use for use in slot if use.model not in found]

@@ -324,6 +324,43 @@ def test_what_the_start_lacks_and_a_first_round_hardly_brings_back_is_not_gone_o
     assert all(trial.base == "committed" for batch in batches for trial in batch)
 
 
+def test_a_model_without_hope_does_not_keep_the_others_from_another_round() -> None:
+    made = problem(x="aa", y="aa", z="aa")
+
+    def accuracies(trial: Trial) -> Mapping[str, float]:
+        return {"x": 0.8, "y": 0.8, "z": 0.1} if trial.base == "committed" else {"x": 0.9, "y": 0.9, "z": 0.1}
+
+    def met(trial: Trial) -> str:
+        return "xy" if trial.group.endswith("round 3") else ""
+
+    batches, found = drive(made, "together", met, accuracies=accuracies, start="first", inside=False)
+    trials = one_each(batches)
+    assert [set(trial.learners) for trial in trials[:3]] == [set("xyz"), set("xyz"), set("xy")]
+    assert trials[2].sharing.models == set("xy")
+    assert found.sharing.models == set("xy")
+    # It gets something back meanwhile, alone.
+    assert all(trial.learners == {"z"} for trial in trials[3:])
+
+
+def test_models_that_share_already_are_left_out_together() -> None:
+    made = problem(x="ab", y="ab", z="ab")
+
+    def accuracies(trial: Trial) -> Mapping[str, float]:
+        late = trial.base == "last"
+        return {"x": 0.9 if late else 0.5, "y": 0.5, "z": 0.9 if late else 0.5}
+
+    def met(trial: Trial) -> str:
+        # All bear the heaviest layer; with the other on top, y does not.
+        return "xyz" if len(trial.sharing.slots) == 1 and trial.sharing.slots[0][0].parameter.startswith("1") else ""
+
+    batches, found = drive(made, "together", met, accuracies=accuracies, start="first", inside=False)
+    assert found.sharing.models == set("xyz")
+    trials = one_each(batches)
+    assert any(trial.learners == set("xz") for trial in trials), "nothing was shared then"
+    heaviest = next(index for index, trial in enumerate(trials) if met(trial))
+    assert not any(trial.learners == set("xz") for trial in trials[heaviest:])
+
+
 def test_together_goes_on_until_queries_have_something_to_spare() -> None:
     ends = iter(["done", "met"])
     batches, found = drive(problem(**DEEP), "together", everyone, start="first", ended=lambda trial: next(ends))
@@ -471,17 +508,18 @@ def test_what_is_left_of_a_half_is_tried_on_top_of_the_other() -> None:
     assert len(found.sharing.slots) == 2
 
 
-def test_what_leaves_nobody_with_anything_is_not_trained() -> None:
+def test_where_sharing_all_leaves_nobody_with_anything_that_is_not_trained() -> None:
     made = problem(x="abbc", y="abbc")
 
     def accuracies(trial: Trial) -> Mapping[str, float]:
         donor = trial.start.order[0]
-        return dict.fromkeys("xy", 0.9) if len(trial.sharing.slots) == 1 else {**dict.fromkeys("xy", 0.05), donor: 1.0}
+        return {**dict.fromkeys("xy", 0.05), donor: 1.0}
 
     batches, found = drive(made, "together", lambda trial: "" if looks(trial) else "xy", accuracies=accuracies)
     trained = [len(trial.sharing.slots) for batch in batches for trial in batch if not looks(trial)]
-    assert trained == [1]
-    assert len(found.sharing.slots) == 1
+    # Half of it is, whatever its start.
+    assert trained == [2, 4]
+    assert len(found.sharing.slots) == 4
 
 
 def test_a_model_that_shares_with_itself_alone_is_none_to_join() -> None:
