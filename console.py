@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from threading import Event
 from time import perf_counter
@@ -23,6 +24,7 @@ __all__ = [
     "open_console",
     "pair",
     "print_error",
+    "print_failures",
     "print_stage",
     "progress_bar",
     "write_json",
@@ -126,6 +128,12 @@ def print_error(error: Exception) -> None:
     if isinstance(error, OSError):
         text = (f"{error.filename}: " if error.filename else "") + (error.strerror or first_line(error))
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/] {escape(text)}")
+
+
+def print_failures(console: Console, reasons: Mapping[str, str]) -> None:
+    """What failed and why, all on one line, which is the last one that a command prints."""
+    what = "; ".join(f"{name}: {' '.join(reason.split())}" for name, reason in reasons.items())
+    console.print(f"[red]failed:[/] {escape(what)}", soft_wrap=True)
 
 
 def check_writable(path: Path | None) -> None:

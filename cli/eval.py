@@ -8,11 +8,20 @@ from time import perf_counter
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from ..console import Stop, check_writable, missing_extra, open_console, pair, print_stage, progress_bar, write_json
+from ..console import (
+    Stop,
+    check_writable,
+    missing_extra,
+    open_console,
+    pair,
+    print_failures,
+    print_stage,
+    progress_bar,
+    write_json,
+)
 from ..errors import InputError
-from .options import BandwidthOpt, BundleArg, ColdOpt, DebugOpt, JsonOpt, ThreadsOpt, loading_of
+from .options import BackendOpt, BandwidthOpt, BundleArg, ColdOpt, DebugOpt, JsonOpt, ThreadsOpt, loading_of
 
 __all__ = ["evaluate"]
 
@@ -42,7 +51,7 @@ def evaluate(
     feed: Annotated[
         list[str] | None, typer.Option(help="Read a feed from a recording: NAME=FILE.", metavar="NAME=FILE")
     ] = None,
-    backend: Annotated[str | None, typer.Option(help="Left out, the workload's.", metavar="NAME")] = None,
+    backend: BackendOpt = None,
     threads: ThreadsOpt = None,
     cold: ColdOpt = False,
     bandwidth: BandwidthOpt = None,
@@ -118,8 +127,7 @@ def evaluate(
         f"{run.case.bundle}, {name}": reason for run in found.runs for name, reason in run.summary.failures.items()
     }
     if failures:
-        reasons = "; ".join(f"{name}: {' '.join(reason.split())}" for name, reason in failures.items())
-        console.print(f"[red]failed:[/] {escape(reasons)}", soft_wrap=True)
+        print_failures(console, failures)
         raise typer.Exit(1)
     case = best(found).case
     flags = f"--memory {case.budget}" + (f" --policy {case.policy}" if case.policy else "")

@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from ..runtime.arena import Loading
 
 __all__ = [
+    "BackendOpt",
     "BandwidthOpt",
     "BundleArg",
     "ColdOpt",
     "DebugOpt",
     "JsonOpt",
+    "MemoryOpt",
     "ThreadsOpt",
     "WorkloadArg",
     "loading_of",
@@ -27,6 +29,8 @@ __all__ = [
 BundleArg = Annotated[Path, typer.Argument(help="Folder that gemel-compile wrote.", metavar="BUNDLE")]
 WorkloadArg = Annotated[Path, typer.Argument(help="The workload file.", metavar="WORKLOAD.YAML")]
 JsonOpt = Annotated[Path | None, typer.Option("--json", help="Write it as JSON to this file.", metavar="FILE")]
+BackendOpt = Annotated[str | None, typer.Option(help="Left out, the workload's.", metavar="NAME")]
+MemoryOpt = Annotated[str | None, typer.Option(help="Budget for weights: 64MiB, 50%, min or all.", metavar="SIZE")]
 ThreadsOpt = Annotated[
     int | None, typer.Option(help="Threads of a run; left out, one less than the cores.", min=1, metavar="N")
 ]

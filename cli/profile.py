@@ -15,7 +15,17 @@ from rich.table import Table
 
 from ..console import check_writable, open_console, print_stage, progress_bar
 from ..errors import InputError
-from .options import BandwidthOpt, BundleArg, ColdOpt, DebugOpt, ThreadsOpt, loading_of, memory_of
+from .options import (
+    BackendOpt,
+    BandwidthOpt,
+    BundleArg,
+    ColdOpt,
+    DebugOpt,
+    MemoryOpt,
+    ThreadsOpt,
+    loading_of,
+    memory_of,
+)
 
 if TYPE_CHECKING:
     from ..runtime.planning.profile import ModelProfile, Profile
@@ -28,10 +38,8 @@ def profile(
     output: Annotated[Path, typer.Option("--output", "-o", help="Write the profile here.", metavar="FILE")] = Path(
         "profile.yaml"
     ),
-    backend: Annotated[str | None, typer.Option(help="Left out, the workload's.", metavar="NAME")] = None,
-    memory: Annotated[
-        str | None, typer.Option(help="Budget for weights: 64MiB, 50%, min or all.", metavar="SIZE")
-    ] = None,
+    backend: BackendOpt = None,
+    memory: MemoryOpt = None,
     threads: ThreadsOpt = None,
     cold: ColdOpt = False,
     bandwidth: BandwidthOpt = None,

@@ -6,20 +6,27 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from ..console import Stop, check_writable, open_console, pair, print_stage
-from .options import BandwidthOpt, BundleArg, ColdOpt, DebugOpt, ThreadsOpt, loading_of, memory_of
+from ..console import Stop, check_writable, open_console, pair, print_failures, print_stage
+from .options import (
+    BackendOpt,
+    BandwidthOpt,
+    BundleArg,
+    ColdOpt,
+    DebugOpt,
+    MemoryOpt,
+    ThreadsOpt,
+    loading_of,
+    memory_of,
+)
 
 __all__ = ["run"]
 
 
 def run(
     bundle: BundleArg,
-    memory: Annotated[
-        str | None, typer.Option(help="Budget for weights: 64MiB, 50%, min or all.", metavar="SIZE")
-    ] = None,
-    backend: Annotated[str | None, typer.Option(help="Left out, the workload's.", metavar="NAME")] = None,
+    memory: MemoryOpt = None,
+    backend: BackendOpt = None,
     frames: Annotated[int | None, typer.Option(help="Stop after so many frames of each feed.", min=1)] = None,
     duration: Annotated[float | None, typer.Option(help="Stop after so many seconds.", min=0.001)] = None,
     offline: Annotated[
@@ -100,8 +107,7 @@ def run(
         if path is not None:
             print_stage(console, what, str(path))
     if outcome.failures:
-        reasons = "; ".join(f"{name}: {' '.join(reason.split())}" for name, reason in outcome.failures.items())
-        console.print(f"[red]failed:[/] {escape(reasons)}", soft_wrap=True)
+        print_failures(console, outcome.failures)
         raise typer.Exit(1)
     if stop.exit_code and not any(feed.frames for feed in outcome.run.feeds.values()):
         console.print("stopped before the first frame")

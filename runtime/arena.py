@@ -10,12 +10,9 @@ from dataclasses import dataclass
 from time import monotonic, perf_counter, sleep
 
 from ..errors import BackendError
+from .trace import Watch, unwatched
 
-__all__ = ["WARM", "Arena", "ArenaStats", "Loading", "Watch"]
-
-Watch = Callable[[str, float, float], None]
-"""Told of every load, on the thread that loads: the segment, and when it began and ended, in seconds of the monotonic
-clock."""
+__all__ = ["WARM", "Arena", "ArenaStats", "Loading"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +23,8 @@ class Loading:
     """What is evicted leaves the page cache, too, as where memory is short; coming back, it is read from disk."""
     bandwidth: float | None = None
     """Bytes a second at most: what a slower device would do."""
-    watch: Watch = lambda segment, begin, end: None
+    watch: Watch = unwatched
+    """Told of every segment that was loaded, on the thread that loads."""
 
     def __str__(self) -> str:
         """All that times depend on.

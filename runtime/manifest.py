@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from ..errors import BundleError
+from ..errors import BundleError, FeedError
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -39,6 +39,7 @@ __all__ = [
     "TensorSpec",
     "YoloDecode",
     "YoloHead",
+    "feeds_from",
     "parse",
 ]
 
@@ -328,3 +329,19 @@ def parse(document: Mapping[str, Any], where: str) -> Manifest:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"])
         raise BundleError(f"{where}: {field}: {first['msg']}") from error
+
+
+def feeds_from(feeds: Mapping[str, FeedSpec], sources: Mapping[str, str]) -> dict[str, FeedSpec]:
+    """A bundle's feeds, some of which read from elsewhere.
+
+    Args:
+        feeds: the bundle's.
+        sources: feed name to the source that replaces the bundle's.
+
+    Raises:
+        FeedError: ``sources`` names a feed that does not exist.
+    """
+    for name in sources:
+        if name not in feeds:
+            raise FeedError(f"feed {name!r} is not in the bundle; its feeds are {', '.join(feeds)}")
+    return {name: spec.model_copy(update={"source": sources.get(name, spec.source)}) for name, spec in feeds.items()}

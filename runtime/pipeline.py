@@ -5,27 +5,25 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from threading import Condition, Event
 from time import monotonic
-from typing import Protocol
 
 from ..errors import BackendError, FeedError, InputError
-from .channel import Channel, QueryState
+from .channel import Channel, Left, QueryState
 from .feeds import Feed, Frame
 from .planning.conductor import Conductor, Link
-from .planning.planner import Policy, plan
-from .planning.profile import ModelProfile, Profile, QueryProfile
+from .planning.profile import Profile
 from .planning.residency import Transfer
 from .planning.review import Review
 from .results import Result
 from .sinks.sink import Sink
 from .summary import FeedStats, PlanStats, RunStats
+from .swapping import Swapping, in_turn
 from .trace import Trace
 
-__all__ = ["Infer", "Memory", "Swapping", "run"]
+__all__ = ["Infer", "run"]
 
 _log = logging.getLogger(__name__)
 
@@ -38,27 +36,6 @@ _SOON_MS = 1.0
 """When weights that should be there by now are looked for again."""
 _SILENT_MS = 2000.0
 """A feed without a frame for so long is left out of the plan until it has one again, and for three frames at least."""
-
-
-class Memory(Protocol):
-    """Where weights come and go; a backend is one."""
-
-    def prefetch(self, load: Sequence[str], evict: Sequence[str] = (), done: Callable[[], None] = ...) -> None: ...
-
-    def loaded(self, segments: Sequence[str]) -> bool: ...
-
-    def evict(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class Swapping:
-    """A workload whose weights are not all in memory at once."""
-
-    profile: Profile
-    budget: int
-    """Bytes."""
-    memory: Memory
-    policy: Policy
 
 
 def run(
@@ -121,29 +98,6 @@ def _check(queries: Mapping[str, str], feeds: Mapping[str, Feed], frames: int | 
             raise FeedError(f"query {query!r}: feed {feed!r} does not exist; feeds are {', '.join(feeds) or 'none'}")
 
 
-class _AllInMemory:
-    """No segments, nothing to do."""
-
-    def prefetch(self, load: Sequence[str], evict: Sequence[str] = (), done: Callable[[], None] = ...) -> None:
-        pass
-
-    def loaded(self, segments: Sequence[str]) -> bool:
-        return True
-
-    def evict(self) -> None:
-        pass
-
-
-def _in_turn(queries: Mapping[str, str]) -> Swapping:
-    """All weights are in memory and nothing is known of runs: each query has a frame in its turn."""
-    profile = Profile(
-        segments={},
-        models={"any": ModelProfile(segments=(), run_ms={1: 0.0})},
-        queries={query: QueryProfile(model="any", fps=1.0, feed=feed) for query, feed in queries.items()},
-    )
-    return Swapping(profile, 0, _AllInMemory(), Policy(listed=True))
-
-
 class _Runner:
     """The world that a conductor leads; see :class:`.planning.conductor.World`."""
 
@@ -163,15 +117,15 @@ class _Runner:
         self._infer, self._sinks, self._max_failures = infer, sinks, max_failures
         self._live, self._stop, self._trace = live, stop, trace
         self._planned = swapping is not None
-        swapping = swapping or _in_turn(queries)
+        swapping = swapping or in_turn(queries)
         self._review = Review(swapping.profile)
         self._fps = {name: query.fps for name, query in swapping.profile.queries.items()}
         self._memory, self._link = swapping.memory, Link()
-        made = plan(swapping.profile, swapping.budget, swapping.policy)
-        self._conductor = Conductor(swapping.profile, swapping.budget, self, swapping.policy, made)
+        self._conductor = Conductor(swapping.profile, swapping.budget, self, swapping.policy)
+        batches = self._conductor.plan.batches
         depths: dict[str, int] = defaultdict(int)
         for query, feed in queries.items():
-            depths[feed] = max(depths[feed], *(swapping.profile.batches(query) if live else (made.batches[query],)))
+            depths[feed] = max(depths[feed], *(swapping.profile.batches(query) if live else (batches[query],)))
         self._channels = {feed: Channel(feeds[feed], depth) for feed, depth in depths.items()}
         self._queries = {name: QueryState(name, self._channels[feed]) for name, feed in queries.items()}
         for state in self._queries.values():
@@ -193,9 +147,7 @@ class _Runner:
         self.halt()
         seconds = monotonic() - self._began
         for channel in self._channels.values():
-            for frame, left in channel.close():
-                for sink in self._sinks:
-                    sink.on_frame(frame, left)
+            self._left(channel.close())
         return self._stats(seconds)
 
     def halt(self) -> None:
@@ -311,9 +263,12 @@ class _Runner:
     def _advance(self) -> None:
         """Take in what feeds have, and tell of the frames that leave for it."""
         for channel in self._channels.values():
-            for frame, results in channel.advance(live=self._live):
-                for sink in self._sinks:
-                    sink.on_frame(frame, results)
+            self._left(channel.advance(live=self._live))
+
+    def _left(self, frames: Iterable[Left]) -> None:
+        for frame, results in frames:
+            for sink in self._sinks:
+                sink.on_frame(frame, results)
 
     def _is_active(self, name: str) -> bool:
         """Whether a query has frames, or may have some soon."""

@@ -12,18 +12,18 @@ from threading import Event
 
 from ..errors import BackendError, FeedError
 from . import pipeline
-from .arena import WARM, Loading, Watch
+from .arena import WARM, Loading
 from .backends import Backend, open_backend
 from .bundle import Bundle
 from .feeds import Feed, resolve
 from .infer import Inference
-from .manifest import FeedSpec
-from .pipeline import Swapping
+from .manifest import FeedSpec, feeds_from
 from .planning.planner import POLICIES
 from .profiling import profile_of
 from .sinks import LiveTable, ResultsSink, Sink, VideoSink
 from .summary import FeedStats, MemoryUse, QueryStats, RunStats, Summary, SwapStats
-from .trace import Trace
+from .swapping import Swapping
+from .trace import Trace, Watch, unwatched
 
 __all__ = ["Options", "run_bundle"]
 
@@ -91,7 +91,7 @@ def run_bundle(
         options.backend,
         memory=options.memory,
         threads=options.threads,
-        loading=replace(options.loading, watch=_watch(trace)),
+        loading=replace(options.loading, watch=_watch(trace, "load")),
         progress=progress,
     ) as backend:
         swapping = _swapping(bundle, backend, options, queries, profiling)
@@ -156,26 +156,21 @@ def _warm(bundle: Bundle, backend: Backend, queries: Collection[str]) -> None:
         backend.evict()
 
 
-def _watch(trace: Trace | None) -> Watch:
-    if trace is None:
-        return lambda segment, begin, end: None
-    return lambda segment, begin, end: trace.span("load", segment, begin, end)
+def _watch(trace: Trace | None, lane: str) -> Watch:
+    return unwatched if trace is None else partial(trace.span, lane)
 
 
 def _open_feeds(
     specs: Mapping[str, FeedSpec], used: Collection[str], options: Options, trace: Trace | None
 ) -> tuple[dict[str, Feed], dict[str, str]]:
     """Feeds by name that queries use, and why those that are missing could not be opened."""
-    unknown = [name for name in options.sources if name not in specs]
-    if unknown:
-        raise FeedError(f"feed {unknown[0]!r} is not in the bundle; its feeds are {', '.join(specs)}")
     feeds: dict[str, Feed] = {}
     broken: dict[str, str] = {}
-    for name, spec in specs.items():
+    for name, spec in feeds_from(specs, options.sources).items():
         if name not in used:
             continue
         try:
-            source = resolve(name, options.sources.get(name, spec.source), fps=spec.fps)
+            source = resolve(name, spec.source, fps=spec.fps)
             if not source.live:
                 source.probe()
         except FeedError as error:
@@ -183,15 +178,10 @@ def _open_feeds(
             continue
         # An endless recording would never let an offline run end.
         loop = spec.loop and (not options.offline or options.frames is not None or options.duration is not None)
-        watch = partial(trace.span, f"decode {name}", "frame") if trace is not None else _unwatched
-        feeds[name] = Feed(name, source, fps=spec.fps, loop=loop, watch=watch)
+        feeds[name] = Feed(name, source, fps=spec.fps, loop=loop, watch=_watch(trace, f"decode {name}"))
     if not feeds:
         raise FeedError(next(iter(broken.values()), "the bundle has no queries"))
     return feeds, broken
-
-
-def _unwatched(begin: float, end: float) -> None:
-    pass
 
 
 def _sinks(options: Options, queries: Mapping[str, str], feeds: Mapping[str, Feed]) -> list[Sink]:

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
 from time import monotonic
 
 from ..errors import InputError
 
-__all__ = ["Trace"]
+__all__ = ["Trace", "Watch", "unwatched"]
 
 _log = logging.getLogger(__name__)
 
 _MOST = 1_000_000
 """Spans that are kept; a day of four cameras would fill the memory."""
+
+
+Watch = Callable[[str, float, float], None]
+"""Told of something by name that took from then to then, in seconds of the monotonic clock."""
+
+
+def unwatched(name: str, begin: float, end: float) -> None:
+    """For whom nobody watches."""
 
 
 class Trace:

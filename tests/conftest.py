@@ -68,6 +68,12 @@ def bundle_folder(_shared_bundle: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def bundle(bundle_folder: Path) -> Path:
+    """Its bundle. Paths of feeds were made absolute when the shared folder was compiled; they still exist."""
+    return bundle_folder / "bundle"
+
+
+@pytest.fixture
 def one_thread() -> Iterator[None]:
     """For tests of small models: see :func:`helpers.single_thread`."""
     with single_thread():

@@ -44,6 +44,16 @@ def write_video(path: Path, frames: int = 12, size: tuple[int, int] = (64, 48), 
     return path
 
 
+def swap_for_a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def swap_for_a_link(path: Path) -> None:
+    path.rename(path.with_suffix(".moved"))
+    path.symlink_to(path.with_suffix(".moved"))
+
+
 def call(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run an installed command."""
     program, *rest = map(str, arguments)

@@ -18,11 +18,11 @@ from scripted import Recorder, answer, check
 from gemel.errors import BackendError
 from gemel.runtime import pipeline
 from gemel.runtime.feeds import Feed, Frame
-from gemel.runtime.pipeline import Swapping
 from gemel.runtime.planning.planner import POLICIES
 from gemel.runtime.planning.profile import Profile
 from gemel.runtime.results import Result
 from gemel.runtime.summary import RunStats
+from gemel.runtime.swapping import Swapping
 
 Answer = Callable[[str, Frame], Result]
 

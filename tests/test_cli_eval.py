@@ -26,11 +26,6 @@ def evaluate(gemel: Call) -> Call:
     return partial(gemel, "eval")
 
 
-@pytest.fixture
-def bundle(bundle_folder: Path) -> Path:
-    return bundle_folder / "bundle"
-
-
 def test_against_the_unmerged_bundle(evaluate: Call, bundle: Path, tmp_path: Path) -> None:
     unmerged = Path(shutil.copytree(bundle, tmp_path / "unmerged"))
     written = tmp_path / "out" / "eval.json"

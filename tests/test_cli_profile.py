@@ -28,11 +28,6 @@ def profile(gemel: Call) -> Call:
     return partial(gemel, "profile")
 
 
-@pytest.fixture
-def bundle(bundle_folder: Path) -> Path:
-    return bundle_folder / "bundle"
-
-
 def test_from_a_bundle_to_a_simulation(
     profile: Call, gemel: Call, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

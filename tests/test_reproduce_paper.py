@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from documents import put
 from paper_merge import Query, Setting, potential, profile_of, read_workloads
 from paper_models import ARCHITECTURES, SLIDES, Architecture, Fit, measure
 from paper_published import published
 from paper_runs import ages, memory_bytes
 from profiles import profile
-from reproduce_paper import main, put
+from reproduce_paper import main
 
 from gemel.merging.analysis import Analysis
 from gemel.merging.analysis import Profile as Sizes

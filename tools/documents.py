@@ -1,17 +1,34 @@
-"""Tables that commands write into documents."""
+"""Tables that commands write into documents, between ``<!-- name -->`` and the next ``<!-- end -->``."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["write_between"]
+__all__ = ["put", "write_between"]
+
+_END = "<!-- end -->"
+
+
+def put(text: str, blocks: Mapping[str, str]) -> str:
+    """Replace what stands between the marks of each block.
+
+    Raises:
+        ValueError: the text does not have them.
+    """
+    for name, content in blocks.items():
+        begin = f"<!-- {name} -->\n"
+        parts = re.split(rf"{begin}.*?{_END}", text, flags=re.DOTALL)
+        if len(parts) != 2:
+            raise ValueError(f"the page has {len(parts) - 1} places for {name!r}, not one")
+        text = f"{begin}{content}\n{_END}".join(parts)
+    return text
 
 
 def write_between(path: Path, name: str, content: str) -> None:
-    """Replace what stands between ``<!-- name -->`` and the next ``<!-- end -->`` of a document; add it if missing."""
-    begin, end = f"<!-- {name} -->\n", "<!-- end -->\n"
+    """Replace a block of a document; where it has no place yet, it comes last."""
     text = path.read_text() if path.exists() else ""
-    if begin not in text:
-        text += f"\n{begin}{end}"
-    head, rest = text.split(begin)
-    path.write_text(f"{head}{begin}{content}\n{end}{rest.split(end, 1)[1]}")
+    if f"<!-- {name} -->" not in text:
+        text += f"\n<!-- {name} -->\n{_END}\n"
+    path.write_text(put(text, {name: content}))

@@ -9,13 +9,13 @@ Needs no data and no device. What is assumed stands in docs/paper.md.
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
 import yaml
+from documents import put
 from paper_figures import draw_frames, draw_sweeps
 from paper_merge import Query, profile_of, read_workloads
 from paper_models import ARCHITECTURES, SLIDES, Architecture, Fit, measure
@@ -57,20 +57,6 @@ def write_profile(profile: Profile, path: Path) -> None:
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(head + yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=118), "utf-8")
-
-
-def put(text: str, blocks: Mapping[str, str]) -> str:
-    """Replace what stands between the marks of each block.
-
-    Raises:
-        ValueError: the text does not have them.
-    """
-    for name, content in blocks.items():
-        pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
-        text, count = re.subn(pattern, lambda found: f"{found[1]}{content}\n{found[2]}", text, flags=re.DOTALL)  # noqa: B023
-        if count != 1:
-            raise ValueError(f"the page has {count} places for {name!r}, not one")
-    return text
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -11,19 +11,17 @@ from torch import Tensor
 from ...compiler.heads import Cut
 from ...errors import DataError
 from ...runtime.decode import build
+from ...runtime.evaluation.precision import mean_average_precision
+from ...runtime.evaluation.scores import SURE
 from ...runtime.manifest import CenterFaceDecode, SsdDecode, YoloDecode
 from ...runtime.results import Detection as Found
-from ...workload.data import Images
+from ...workload.data import Boxes, Images
 from ...workload.schema import Query
 from . import Outputs
 from .anchors import anchor_loss, to_input
 from .heads import Heads, heads_of
-from .precision import as_boxes, mean_average_precision
 
 __all__ = ["Detection"]
-
-_SURE = 0.3
-"""Of a teacher's detections, those that score less are mostly mistakes: agreeing with them is no merit."""
 
 
 class Detection:
@@ -84,18 +82,17 @@ class Detection:
         """
         found = self._decode(outputs, images, self._threshold)
         if images.boxes is not None:
-            truth = images.boxes
+            truth = [_objects(each) for each in images.boxes]
             where = "the labels have none"
         else:
-            sure = max(self._threshold, _SURE)
-            truth = tuple(as_boxes(each) for each in self._decode(teacher, images, sure))
+            sure = max(self._threshold, SURE)
+            truth = self._decode(teacher, images, sure)
             where = f"its model finds none that scores above {sure:g}"
-        if not any(len(each) for each in truth):
+        if not any(truth):
             raise DataError(
                 f"query {self._query}: there is no object to judge by in {len(images)} images: {where}; give data.val"
                 " that has some"
             )
-        # A teacher's rare classes are often mistakes; one of them must not weigh as much as all people.
         return mean_average_precision(found, truth, by_count=images.boxes is None and self._spec.classes > 1)
 
     def _decode(self, outputs: Outputs, images: Images, threshold: float) -> list[tuple[Found, ...]]:
@@ -107,6 +104,12 @@ class Detection:
             assert isinstance(answer, tuple)
             answers.append(tuple(each for each in answer if isinstance(each, Found)))
         return answers
+
+
+def _objects(boxes: Boxes) -> tuple[Found, ...]:
+    """Boxes as detections. Labels are numbers of classes, as decoders give them without names."""
+    pairs = zip(boxes.boxes.tolist(), boxes.classes.tolist(), strict=True)
+    return tuple(Found((x1, y1, x2, y2), 1.0, str(number)) for (x1, y1, x2, y2), number in pairs)
 
 
 def _divergence(student: Heads, teacher: Heads) -> Tensor:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import DataError
+from ...runtime.evaluation.scores import LEAST_SPREAD
 from ...workload.data import Images
 from . import Outputs
 
@@ -15,8 +16,6 @@ __all__ = ["Embedding"]
 _LEAST_SHARE = 0.01
 """Of the teacher's vectors, squared, that their spread in a batch is taken to be at least."""
 _ERROR_WEIGHT = 0.1
-_LEAST_SPREAD = 1e-3
-"""Of unit vectors around their mean: below it, what tells images apart is rounding."""
 
 
 class Embedding:
@@ -64,7 +63,7 @@ class Embedding:
             student, wanted = F.normalize(student, dim=1), F.normalize(wanted, dim=1)
         mean = wanted.mean(0)
         spread = (wanted - mean).norm(dim=1).mean()
-        if spread <= _LEAST_SPREAD * wanted.norm(dim=1).mean():
+        if spread <= LEAST_SPREAD * wanted.norm(dim=1).mean():
             raise DataError(
                 f"query {self._query}: its model gives the same embedding for all {len(images)} images to judge by;"
                 " give data.val with images that differ"

@@ -19,15 +19,16 @@ __all__ = ["mean_average_precision"]
 _OVERLAP = 0.5
 
 
-def mean_average_precision(found: Sequence[Sequence[Detection]], truth: Sequence[Sequence[Detection]]) -> float:
+def mean_average_precision(
+    found: Sequence[Sequence[Detection]], truth: Sequence[Sequence[Detection]], *, by_count: bool
+) -> float:
     """mAP@50: average precision at an overlap (intersection over union) of 0.5, mean over the labels in ``truth``.
-
-    Labels count by their number of objects: a detector's rare labels are often mistakes, and one of them must not
-    weigh as much as all people.
 
     Args:
         found: detections of each frame.
-        truth: objects of each frame; at least one in all.
+        truth: objects of each frame, whose scores mean nothing; at least one object in all.
+        by_count: labels count by their number of objects, and not all the same. Where a detector says what is true,
+            its rare labels are often mistakes, and one of them must not weigh as much as all people.
     """
     counts = Counter(each.label for frame in truth for each in frame)
     # Sorted: so does COCOeval. What is found and never there belongs to no label of the truth.
@@ -51,8 +52,9 @@ def mean_average_precision(found: Sequence[Sequence[Detection]], truth: Sequence
         evaluation.evaluate()
         evaluation.accumulate()
     # [overlaps, recalls, labels, areas, most], of which only recalls and labels are more than one.
-    precision = evaluation.eval["precision"][0, :, :, 0, 0].mean(0)
-    return float(np.average(precision, weights=[counts[label] for label in labels]))
+    # Rounded: an epsilon that keeps COCOeval from dividing by zero takes perfect answers to just below 1.
+    precision = evaluation.eval["precision"][0, :, :, 0, 0].mean(0).round(9)
+    return float(np.average(precision, weights=[counts[label] for label in labels] if by_count else None))
 
 
 def _annotations(frames: Sequence[Sequence[Detection]], labels: Mapping[str, int]) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from threading import Event
 
 from ...errors import FeedError
@@ -11,6 +11,7 @@ from ..backends import open_backend
 from ..bundle import Bundle
 from ..feeds import Feed, Source, resolve
 from ..infer import Inference
+from ..manifest import feeds_from
 from .answers import Recorder
 
 __all__ = ["answer_all", "recordings"]
@@ -26,13 +27,10 @@ def recordings(bundle: Bundle, sources: Mapping[str, str]) -> dict[str, Source]:
     Raises:
         FeedError: one is a camera or a stream, or cannot be read; or ``sources`` names a feed that does not exist.
     """
-    specs = bundle.manifest.feeds
-    for name in sources:
-        if name not in specs:
-            raise FeedError(f"feed {name!r} is not in the bundle; its feeds are {', '.join(specs)}")
+    specs = feeds_from(bundle.manifest.feeds, sources)
     found: dict[str, Source] = {}
     for name in dict.fromkeys(query.feed for query in bundle.manifest.queries.values()):
-        source = resolve(name, sources.get(name, specs[name].source), fps=specs[name].fps)
+        source = resolve(name, specs[name].source, fps=specs[name].fps)
         if source.live:
             raise FeedError(
                 f"feed {name!r}: {source} cannot be played again to know what is right;"
@@ -51,7 +49,6 @@ def answer_all(
     backend: str | None = None,
     threads: int | None = None,
     stop: Event | None = None,
-    progress: Callable[[str], None] = lambda model: None,
 ) -> Recorder:
     """Run every query on every frame of its feed, all weights in memory.
 
@@ -62,7 +59,7 @@ def answer_all(
         bundle: an open bundle.
         sources: of each feed, see :func:`recordings`.
         frames: how many of each feed, which ends earlier where its recording does; it loops if the bundle says so.
-        backend, threads, progress: see :func:`gemel.runtime.backends.open_backend`.
+        backend, threads: see :func:`gemel.runtime.backends.open_backend`.
         stop: set it to end early.
 
     Raises:
@@ -70,7 +67,7 @@ def answer_all(
     """
     recorder = Recorder()
     content = bundle.manifest
-    with open_backend(bundle, backend, memory="all", threads=threads, progress=progress) as device:
+    with open_backend(bundle, backend, memory="all", threads=threads) as device:
         infer = Inference(bundle, device)
         for name, count in frames.items():
             if count == 0:

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from ..results import Detection, Embedding, Result
 from .precision import mean_average_precision
 
-__all__ = ["agreement"]
+__all__ = ["LEAST_SPREAD", "SURE", "agreement"]
 
-_SURE = 0.3
+SURE = 0.3
 """Of the reference's detections, those that score less are mostly mistakes: agreeing with them is no merit."""
-_LEAST_SPREAD = 1e-3
-"""Of the reference's embeddings around their mean, relative to their length: below it, all frames are alike."""
+LEAST_SPREAD = 1e-3
+"""Of the reference's embeddings around their mean, relative to their length: below it, what tells frames apart is
+rounding."""
 
 Task = Literal["classification", "detection", "embedding"]
 
@@ -54,7 +55,7 @@ def _first(result: Result) -> str | None:
 def _cosine(answers: Sequence[Result | None], reference: Sequence[Result]) -> float | None:
     wanted = np.array([_values(right) for right in reference])
     mean = wanted.mean(0)
-    if _lengths(wanted - mean).mean() <= _LEAST_SPREAD * _lengths(wanted).mean():
+    if _lengths(wanted - mean).mean() <= LEAST_SPREAD * _lengths(wanted).mean():
         return None
     # Whoever says nothing is at right angles to what is right.
     given = np.array([mean if answer is None else _values(answer) for answer in answers])
@@ -75,10 +76,10 @@ def _lengths(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _precision(answers: Sequence[Result | None], reference: Sequence[Result]) -> float | None:
-    truth = [[each for each in _detections(right) if each.score >= _SURE] for right in reference]
+    truth = [[each for each in _detections(right) if each.score >= SURE] for right in reference]
     if not any(truth):
         return None
-    return mean_average_precision([_detections(answer) for answer in answers], truth)
+    return mean_average_precision([_detections(answer) for answer in answers], truth, by_count=True)
 
 
 def _detections(result: Result | None) -> list[Detection]:

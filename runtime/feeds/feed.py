@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
 from dataclasses import replace
 from threading import Condition, Event, Thread
 from time import monotonic
 
+from ..trace import Watch, unwatched
 from .frame import Frame
 from .reader import Picture, Reader, reason_of
 from .source import Opener
@@ -39,7 +39,7 @@ class Feed:
         fps: frames a second that are delivered at most.
         loop: whether a recording begins again at its end.
         backoff: pauses before a source is opened again.
-        watch: told when each frame was decoded, from and to seconds of the monotonic clock, on the feed's thread.
+        watch: told, on the feed's thread, when each frame was decoded.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Feed:
         fps: float | None = None,
         loop: bool = False,
         backoff: Backoff | None = None,
-        watch: Callable[[float, float], None] = lambda begin, end: None,
+        watch: Watch = unwatched,
     ) -> None:
         self.name = name
         self.delivered = 0
@@ -195,7 +195,7 @@ class Feed:
             return
         began = monotonic()
         image = load()
-        self._watch(began, monotonic())
+        self._watch("frame", began, monotonic())
         image.flags.writeable = False
         if paced:
             self._pace(time)

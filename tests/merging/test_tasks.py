@@ -18,7 +18,7 @@ from gemel.merging.tasks import Outputs, Task, task_of
 from gemel.merging.tasks.anchors import to_input
 from gemel.merging.tasks.classification import Classification
 from gemel.merging.tasks.embedding import Embedding
-from gemel.merging.tasks.precision import mean_average_precision
+from gemel.runtime.evaluation.precision import mean_average_precision
 from gemel.runtime.manifest import (
     CenterFaceDecode,
     ClassificationDecode,
@@ -222,9 +222,9 @@ def test_mean_average_precision_weighs_classes() -> None:
     def found(number: int, x: float) -> Found:
         return Found((x, 0.0, x + 10, 10.0), 0.9, str(number))
 
-    truth = Boxes(torch.tensor([[20.0 * i, 0, 20.0 * i + 10, 10] for i in range(4)]), torch.tensor([0, 0, 0, 2]))
+    truth = [found(0, 0), found(0, 20), found(0, 40), found(2, 60)]
     answer = [found(0, 0), found(0, 20), found(0, 40), found(7, 60)]
-    assert mean_average_precision([answer], [truth]) == pytest.approx(0.5)
+    assert mean_average_precision([answer], [truth], by_count=False) == pytest.approx(0.5)
     assert mean_average_precision([answer], [truth], by_count=True) == pytest.approx(0.75)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from threading import Event, Timer
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -164,13 +165,7 @@ def test_views_are_read_only_and_survive_eviction(tmp_path: Path) -> None:
 
 def seen_from_outside(path: Path) -> int:
     """Bytes of a file that are in this process's memory, as the kernel counts them."""
-    total, counts = 0, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if line.startswith("Rss:"):
-            total += int(line.split()[1]) * 1024 if counts else 0
-        elif "-" in line.split(" ", 1)[0]:
-            counts = line.endswith(str(path))
-    return total
+    return sum(file.rss for file in psutil.Process().memory_maps() if file.path == str(path))
 
 
 @pytest.mark.parametrize("cold", [False, True])

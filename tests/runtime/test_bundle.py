@@ -16,11 +16,6 @@ from gemel.errors import BundleError
 from gemel.runtime.bundle import MANIFEST, open_bundle, verify
 
 
-@pytest.fixture
-def bundle(bundle_folder: Path) -> Path:
-    return bundle_folder / "bundle"
-
-
 def edit(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
     path = bundle / MANIFEST
     document = json.loads(path.read_text())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
-from helpers import query, save
+from helpers import query, save, swap_for_a_link, swap_for_a_pipe
 from tiny_models import TinyTransformer, tiny
 
 from gemel.compiler import compile_workload
@@ -36,11 +35,6 @@ def plain(bundle: Path, model: str) -> np.ndarray:
 def cache_of(bundle: Path) -> Path:
     (folder,) = (bundle / "device-cache").iterdir()
     return folder
-
-
-@pytest.fixture
-def bundle(bundle_folder: Path) -> Path:
-    return bundle_folder / "bundle"
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -165,16 +159,6 @@ def damage(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 255
     path.write_bytes(data)
-
-
-def swap_for_a_pipe(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
-
-
-def swap_for_a_link(path: Path) -> None:
-    path.rename(path.with_suffix(".moved"))
-    path.symlink_to(path.with_suffix(".moved"))
 
 
 @pytest.mark.parametrize("harm", [Path.unlink, swap_for_a_pipe, swap_for_a_link, lambda path: path.write_bytes(b"x")])

@@ -19,11 +19,6 @@ from gemel.runtime.run import Options, run_bundle
 IMAGES = np.random.default_rng(0).random((2, 3, 32, 32), np.float32)
 
 
-@pytest.fixture
-def bundle(bundle_folder: Path) -> Path:
-    return bundle_folder / "bundle"
-
-
 def test_answers_are_those_of_the_default_backend(bundle: Path) -> None:
     opened = open_bundle(bundle)
     with OrtSessions(opened) as ours, OrtCpu(opened) as other:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import query, save
+from helpers import query, save, swap_for_a_link, swap_for_a_pipe
 from tiny_models import TinyTransformer
 
 from gemel.compiler import compile_workload
@@ -145,20 +144,10 @@ def other_digit(file: Path) -> None:
     file.write_text(text.replace("1.5", "1.6", 1))
 
 
-def pipe(file: Path) -> None:
-    file.unlink()
-    os.mkfifo(file)
-
-
-def link(file: Path) -> None:
-    file.rename(file.with_suffix(".moved"))
-    file.symlink_to(file.with_suffix(".moved"))
-
-
 HARMS: list[Callable[[Path], object]] = [
     Path.unlink,
-    pipe,
-    link,
+    swap_for_a_pipe,
+    swap_for_a_link,
     other_digit,
     lambda file: file.write_bytes(file.read_bytes()[:-20]),
     lambda file: file.write_bytes(b"\xff\x00"),

@@ -23,12 +23,6 @@ from gemel.runtime.run import Options, run_bundle
 from gemel.runtime.times import Times
 
 
-@pytest.fixture
-def bundle(bundle_folder: Path) -> Path:
-    # The feeds' paths were made absolute when the shared folder was compiled; they still exist.
-    return bundle_folder / "bundle"
-
-
 def test_offline_sees_every_frame(bundle: Path, tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
     summary = run_bundle(
