@@ -125,7 +125,7 @@ def _merge(
         return looks[-1].sharing
     start = best.trial.start if best else Start(settings.start or "first", _by_size(problem, models))
     first = Trial(f"{what} of {', '.join(sorted(models))}", wanted, models, start)
-    shared, strain = yield from _rounds(problem, settings, first, best.outcome if best else None)
+    shared, strain = yield from _rounds(problem, settings, first, best.outcome.relative if best else {})
     for model in sorted(models - shared.models):
         done = models & shared.models
         if len(done) < _LEAST_MODELS:
@@ -138,14 +138,14 @@ def _merge(
 
 
 def _rounds(
-    problem: Problem, settings: Settings, first: Trial, start: Outcome | None
+    problem: Problem, settings: Settings, first: Trial, start: Mapping[str, float]
 ) -> Generator[Sequence[Trial], Sequence[Verdict], tuple[SharingMap, Mapping[Use, float]]]:
     """Train for as long as that helps, in rounds of twice the length each.
 
     Returns:
         What is shared then, and how hard each model pulls at what it shares, in the last round that it was in.
     """
-    before, trial, strain = start, first, dict[Use, float]()
+    before, trial, strain = dict(start), first, dict[Use, float]()
     for length in range(_ROUNDS):
         if length:
             title = f"{first.group}, round {length + 1}"
@@ -155,26 +155,26 @@ def _rounds(
         strain |= outcome.strain
         if outcome.ended in _ENDED:
             break
-        hopeless = {model for model in trial.learners if not _promising(problem, model, before, outcome)}
+        if not length:
+            # That a donor has come down from where it began does not tell how far it comes up again.
+            before = {query: value for query, value in before.items() if value <= outcome.relative[query]}
+        hopeless = {model for model in trial.learners if not _promising(problem, model, before, outcome.relative)}
         if hopeless:
             # Nor can those go on alone whose weights are theirs already.
             rest = trial.learners - verdict.sharing.tied(hopeless)
             if len(rest) < _LEAST_MODELS or rest <= outcome.met:
                 break
             trial = replace(trial, sharing=trial.sharing.of(rest), learners=rest)
-        before = outcome
+        before = outcome.relative
     return verdict.sharing, strain
 
 
-def _promising(problem: Problem, model: str, before: Outcome | None, after: Outcome) -> bool:
+def _promising(problem: Problem, model: str, before: Mapping[str, float], after: Mapping[str, float]) -> bool:
     """Whether every query of a model would reach its target, if it is not there, by gaining as much again."""
-    if before is None:
-        return True
-    gained = {
-        query: after.relative[query] - before.relative.get(query, 0.0) for query in problem.queries.get(model, (model,))
-    }
     return all(
-        problem.targets.get(query, 1.0) - after.relative[query] <= max(gain, 0.0) for query, gain in gained.items()
+        problem.targets.get(query, 1.0) - after[query] <= max(after[query] - before[query], 0.0)
+        for query in problem.queries.get(model, (model,))
+        if query in before
     )
 
 

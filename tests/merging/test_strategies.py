@@ -361,6 +361,20 @@ def test_models_that_share_already_are_left_out_together() -> None:
     assert not any(trial.learners == set("xz") for trial in trials[heaviest:])
 
 
+def test_a_donor_that_has_come_down_has_another_round() -> None:
+    def accuracies(trial: Trial) -> Mapping[str, float]:
+        start = dict.fromkeys("xy", 0.3) | {trial.start.order[0]: 1.0} if looks(trial) else {}
+        return start or dict.fromkeys("xy", 0.9)
+
+    _, found = drive(
+        problem(x="aa", y="aa"),
+        "together",
+        lambda trial: "xy" if trial.group.endswith("round 2") else "",
+        accuracies=accuracies,
+    )
+    assert found.sharing.models == set("xy")
+
+
 def test_together_goes_on_until_queries_have_something_to_spare() -> None:
     ends = iter(["done", "met"])
     batches, found = drive(problem(**DEEP), "together", everyone, start="first", ended=lambda trial: next(ends))
