@@ -72,8 +72,11 @@ class Cluster:
             self._ray.cloudpickle.unregister_pickle_by_value(module)
         self._ray.shutdown()
 
-    def execute(self, jobs: Sequence[Job]) -> list[Outcome]:
+    def execute(self, jobs: Sequence[Job]) -> list[Outcome] | None:
         """Run jobs side by side; outcomes come in the order of the jobs, with weights on the CPU.
+
+        A training ends itself when time is up. Of several jobs some may only be waiting for their turn then: the rest
+        is given up, and there are no outcomes.
 
         Raises:
             GemelError: a worker was lost, or raised one.
@@ -87,6 +90,10 @@ class Cluster:
         while pending:
             self._waiting()
             _, pending = self._ray.wait(pending, num_returns=len(pending), timeout=1.0)
+            if len(jobs) > 1 and pending and monotonic() > self._deadline:
+                for reference in pending:
+                    self._ray.cancel(reference)
+                return None
         errors = self._ray.exceptions
         try:
             outcomes: list[Outcome] = self._ray.get(references)

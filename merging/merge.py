@@ -124,7 +124,7 @@ def _merge(
         modules = imported_beside(workload)
         with Cluster(options.ray, subjects, options.seed, deadline, listener.waiting, modules) as cluster:
 
-            def side_by_side(jobs: Sequence[Job]) -> list[Outcome]:
+            def side_by_side(jobs: Sequence[Job]) -> list[Outcome] | None:
                 for job in jobs:
                     listener.trial(job.trial)
                 return cluster.execute(jobs)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -153,3 +154,26 @@ def test_who_waits_may_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KeyboardInterrupt), Cluster("local", {}, waiting=stop) as cluster:
         cluster.execute([job])
     assert ray.down
+
+
+class Slow(Broken):
+    """Nothing is ever over."""
+
+    def __init__(self) -> None:
+        super().__init__(Exception)
+        self.cancelled: list[object] = []
+
+    def wait(self, references: list[object], **_: object) -> tuple[list[object], list[object]]:
+        return [], references
+
+    def cancel(self, reference: object) -> None:
+        self.cancelled.append(reference)
+
+
+def test_jobs_that_wait_for_their_turn_do_not_outlive_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = Slow()
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    job = Job(Trial("test", SharingMap(), frozenset(), Start("keep")), {}, SharingMap())
+    with Cluster("local", {}, deadline=monotonic() - 1) as cluster:
+        assert cluster.execute([job, job, job]) is None
+    assert len(ray.cancelled) == 3
