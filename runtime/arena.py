@@ -77,6 +77,7 @@ class Arena(ABC):
         self._resident: OrderedDict[str, None] = OrderedDict()  # least recently used first
         self._loader = ThreadPoolExecutor(1, "gemel-load")
         self._coming: dict[str, Future[None]] = {}
+        self._failed: set[str] = set()
 
     @abstractmethod
     def _load(self, segment: str) -> None:
@@ -100,25 +101,26 @@ class Arena(ABC):
         """Make segments resident and hold them there until :meth:`release`.
 
         Raises:
-            BackendError: they do not fit beside what else is held.
+            BackendError: they do not fit beside what else is held, or one cannot be loaded. None is held then.
         """
         wanted = list(segments)
+        self._settle()
         self._users.update(wanted)
         for name in wanted:
             if name in self._resident:
                 self._resident.move_to_end(name)
         missing = [name for name in dict.fromkeys(wanted) if name not in self._resident]
-        try:
-            evicted = self._room(missing)
-        except BackendError:
-            self.release(wanted)
-            raise
         began = perf_counter()
         waits = bool(missing) or any(name in self._coming for name in wanted)
-        self._transfer(evicted, missing, at_once=True)
-        for name in wanted:
-            if (coming := self._coming.pop(name, None)) is not None:
-                coming.result()
+        try:
+            self._transfer(self._room(missing), missing, at_once=True)
+            for name in wanted:
+                if name in self._coming:
+                    self._coming[name].result()
+        except BaseException:
+            self.release(wanted)
+            self._settle()
+            raise
         self.stats.blocked_s += perf_counter() - began if waits else 0.0
 
     def prefetch(self, load: Iterable[str], evict: Iterable[str] = (), done: Callable[[], None] = lambda: None) -> None:
@@ -132,6 +134,7 @@ class Arena(ABC):
         Raises:
             BackendError: one that is held was to be dropped, or what is to come does not fit; nothing was done.
         """
+        self._settle()
         going = [name for name in dict.fromkeys(evict) if name in self._resident]
         held = [name for name in going if self._users[name]]
         if held:
@@ -145,10 +148,9 @@ class Arena(ABC):
             self._coming[missing[-1]].add_done_callback(lambda _: done())
 
     def loaded(self, segments: Iterable[str]) -> bool:
-        """Whether all of them are resident and none is on its way."""
-        return all(
-            name in self._resident and (name not in self._coming or self._coming[name].done()) for name in segments
-        )
+        """Whether none of them is to be waited for: it is resident, or cannot be loaded, which :meth:`acquire` says."""
+        self._settle()
+        return all(name in self._failed or (name in self._resident and name not in self._coming) for name in segments)
 
     def release(self, segments: Iterable[str]) -> None:
         """Allow segments to be evicted again; they stay resident until the room is needed."""
@@ -187,28 +189,54 @@ class Arena(ABC):
         """Drop, then load. What is asked for later never overtakes, or both would be in memory for a while."""
         if not evict and not load:
             return
+        self._settle()
+        # Also of what is dropped now.
+        loading = bool(self._coming)
         for name in evict:
-            del self._resident[name]
+            self._resident.pop(name, None)
             self._coming.pop(name, None)
         self._resident.update(dict.fromkeys(load))
+        self._failed.difference_update(load)
         self.stats.evicted += self._bytes_of(evict)
         self.stats.loads += len(load)
         self.stats.loaded += self._bytes_of(load)
         self.stats.peak = max(self.stats.peak, self.resident)
-        self._coming = {name: coming for name, coming in self._coming.items() if not coming.done()}
-        if at_once and not self._coming:
+        if at_once and not loading:
             # A thread would take longer to wake up than pages in memory to be mapped.
-            self._work(evict, load)
+            try:
+                self._work(evict, load)
+            except BaseException:
+                self._give_up(load)
+                raise
             return
         coming = self._loader.submit(self._work, evict, load)
         self._coming |= dict.fromkeys(load or evict, coming)
 
+    def _settle(self) -> None:
+        """Take note of what has come, and of what could not be loaded."""
+        for name, coming in list(self._coming.items()):
+            if coming.done():
+                del self._coming[name]
+                if coming.exception() is not None and name in self._resident:
+                    self._give_up([name])
+
+    def _give_up(self, names: Iterable[str]) -> None:
+        for name in names:
+            del self._resident[name]
+            self._failed.add(name)
+
     def _work(self, evict: Sequence[str], load: Sequence[str]) -> None:
         for name in evict:
             self._drop(name)
-        for name in load:
-            began = monotonic()
-            self._load(name)
-            if self._loading.bandwidth is not None:
-                sleep(max(0.0, began + self.sizes[name] / self._loading.bandwidth - monotonic()))
-            self._loading.watch(name, began, monotonic())
+        try:
+            for name in load:
+                began = monotonic()
+                self._load(name)
+                if self._loading.bandwidth is not None:
+                    sleep(max(0.0, began + self.sizes[name] / self._loading.bandwidth - monotonic()))
+                self._loading.watch(name, began, monotonic())
+        except BaseException:
+            # All of them count as not loaded.
+            for name in load:
+                self._drop(name)
+            raise

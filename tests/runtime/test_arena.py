@@ -190,3 +190,54 @@ def test_the_kernel_counts_no_more_than_the_arena(length: int, cold: bool, tmp_p
     arena.evict()
     assert seen_from_outside(blob) == 0
     arena.close()
+
+
+def test_what_is_dropped_while_it_comes_is_dropped_after_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arena, done, go = make(tmp_path, footprint(SIZES[4])), list[str](), Event()
+
+    def load(segment: str) -> None:
+        if segment == "s4":
+            assert go.wait(10)
+        done.append(f"load {segment}")
+
+    monkeypatch.setattr(arena, "_load", load)
+    monkeypatch.setattr(arena, "_drop", lambda segment: done.append(f"drop {segment}"))
+    arena.prefetch(["s4"])
+    Timer(0.05, go.set).start()
+    # No room beside it: it must go, and it has not even come.
+    arena.acquire(["s1"])
+    assert done == ["load s4", "drop s4", "load s1"]
+    arena.close()
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_what_cannot_be_loaded_is_said_and_tried_again(
+    ahead: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arena, broken, load = make(tmp_path), Event(), HostArena._load
+
+    def fails(segment: str) -> None:
+        if segment == "s1" and broken.is_set():
+            raise BackendError("s1: no answer")
+        load(arena, segment)
+
+    monkeypatch.setattr(arena, "_load", fails)
+    broken.set()
+    for _ in range(2):
+        if ahead:
+            over = Event()
+            arena.prefetch(["s0", "s1"], done=over.set)
+            assert over.wait(10)
+            # Nobody is to wait for it.
+            assert arena.loaded(["s0", "s1"])
+        with pytest.raises(BackendError, match="no answer"):
+            arena.acquire(["s0", "s1"])
+        assert arena.resident == 0, "what came with it counts as not loaded, too"
+    broken.clear()
+    arena.acquire(["s0", "s1"])
+    assert set(arena.residents) == {"s0", "s1"}
+    # The failures hold nothing.
+    arena.release(["s0", "s1"])
+    arena.evict()
+    assert arena.resident == 0
+    arena.close()
