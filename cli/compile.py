@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
+from rich.markup import escape
 
 from ..console import missing_extra, open_console, print_stage, progress_bar
+from ..errors import InputError
 from .options import DebugOpt, WorkloadArg
+
+if TYPE_CHECKING:
+    from ..runtime.bundle import Bundle
+    from ..runtime.engines.library import Library
 
 __all__ = ["compile_"]
 
@@ -20,15 +28,25 @@ def compile_(
     backend: Annotated[
         str | None, typer.Option(help="Also prepare the bundle for this backend on this device.", metavar="NAME")
     ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="Build engines for these devices instead; none of them need be here.", metavar="SM,SM"),
+    ] = None,
     debug: DebugOpt = False,
 ) -> None:
     """Compile a workload into a bundle: every model as ONNX, every distinct weight once.
 
     [dim]gemel-compile examples/street/workload.yaml -o bundle/[/dim]
+
+    [dim]gemel-compile workload.yaml -o bundle/ --backend tensorrt-rtx --target sm86,sm89[/dim]
     """
     from ..runtime.backends import check_backend
 
-    if backend is not None:
+    library, targets = None, [each.strip().lower() for each in (target or "").split(",")]
+    if target is not None:
+        library = _library(backend)
+        library.check_targets(targets)
+    elif backend is not None:
         check_backend(backend)
     try:
         from ..compiler import compile_workload
@@ -51,7 +69,9 @@ def compile_(
 
         report = compile_workload(loaded, output, step)
     bundle = open_bundle(report.path)
-    if backend is not None:
+    if library is not None:
+        print_stage(console, "engines", _build(console, bundle, library, targets), began=began)
+    elif backend is not None:
         with open_backend(bundle, backend):
             print_stage(console, "device", f"{backend}: programs and weights baked", began=began)
     sizes = describe(bundle)["bytes"]
@@ -61,3 +81,35 @@ def compile_(
         f"{sizes['queries'] / 1e6:.1f} MB as one session a query, {sizes['unique'] / 1e6:.1f} MB in the bundle",
     )
     console.print(f"Next: gemel-run {output}")
+
+
+def _library(backend: str | None) -> Library:
+    """
+    Raises:
+        InputError: the backend is not one that has engines.
+    """
+    from ..runtime.engines.library import LIBRARIES, find_library
+
+    if backend not in LIBRARIES:
+        raise InputError("--target is for engines of devices that are not here: give --backend tensorrt-rtx with it")
+    return find_library(backend)
+
+
+def _build(console: Console, bundle: Bundle, library: Library, targets: Sequence[str]) -> str:
+    from ..runtime.engines.store import build_engines
+
+    with progress_bar(console, len(bundle.manifest.programs)) as bar:
+        (task,) = bar.task_ids
+        built = build_engines(
+            bundle,
+            library,
+            targets,
+            lambda model, number, count: bar.update(
+                task, description=escape(f"engine of {model}"), completed=number - 1
+            ),
+        )
+    inputs = sum(engine.inputs for engine in built.engines.values())
+    return (
+        f"{built.title}: {len(built.engines)} programs with {inputs} weights as inputs,"
+        f" {built.bytes / 1e6:.1f} MB in {built.folder}"
+    )

@@ -26,7 +26,7 @@ from platformdirs import user_cache_path
 from ..errors import BackendError, BundleError
 from . import cache
 from .blob import layout, tensor_id, write
-from .bundle import CACHE, Bundle, verify
+from .bundle import CACHE, Bundle
 from .cache import BLOB, RECORD, Baked, BakedStage
 from .manifest import FileSpec, Stage
 from .onnx_wire import DTYPES, Message, tensor_array
@@ -61,29 +61,12 @@ def bake(bundle: Bundle, progress: Callable[[str], None] = lambda model: None) -
         BundleError: a file of the bundle is damaged.
         BackendError: ONNX Runtime refuses a model.
     """
-    folders = _folders(bundle)
-    for folder in folders:
-        if (baked := cache.load_whole(folder, bundle)) is not None:
-            return baked
-    for _ in verify(bundle):
-        pass
-    reasons = []
-    for folder in folders:
-        if folder.parent.is_symlink():
-            reasons.append(f"{folder.parent}: is a link")
-            continue
-        try:
-            cache.replace(
-                folder,
-                lambda work: _write(bundle, work, progress),
-                lambda place: cache.load_whole(place, bundle) is not None,
-            )
-            return cache.load(folder, bundle)
-        except OSError as error:
-            reasons.append(f"{error.filename or folder}: {error.strerror or error}")
-        except BundleError as error:
-            reasons.append(str(error))
-    raise BackendError(f"no device cache could be written: {'; '.join(reasons)}")
+    return cache.make(
+        _folders(bundle),
+        bundle,
+        lambda folder: cache.load(folder, bundle),
+        lambda folder: _write(bundle, folder, progress),
+    )
 
 
 def verify_cache(bundle: Bundle) -> list[Path]:

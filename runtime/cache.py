@@ -7,17 +7,33 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
+from platformdirs import user_cache_path
 from pydantic import BaseModel, ConfigDict
 
-from ..errors import BundleError
-from .bundle import Bundle, sha256_of
+from ..errors import BackendError, BundleError
+from .bundle import CACHE, Bundle, sha256_of, verify
 from .consistency import check_spans
 from .manifest import FileSpec, Id, Name, SegmentSpec, TensorSpec
 
-__all__ = ["BLOB", "RECORD", "Baked", "BakedStage", "check_hashes", "load", "load_whole", "replace"]
+__all__ = [
+    "BLOB",
+    "RECORD",
+    "Baked",
+    "BakedStage",
+    "check_folder",
+    "check_hashes",
+    "folder_for",
+    "load",
+    "make",
+    "plain_size",
+]
+
+T = TypeVar("T")
 
 BLOB = "weights.bin"
 RECORD = "cache.json"
@@ -62,17 +78,15 @@ def load(folder: Path, bundle: Bundle) -> Baked:
     Raises:
         BundleError: a file is missing, of the wrong size or kind, or does not belong to this bundle.
     """
-    for path in (folder.parent, folder):
-        if not stat.S_ISDIR(_status(path).st_mode):
-            raise BundleError(f"{path}: is not a folder")
+    check_folder(folder)
     record = folder / RECORD
-    _plain_size(record)
+    plain_size(record)
     try:
         baked = Baked.model_validate({**json.loads(record.read_bytes()), "folder": folder})
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise BundleError(f"{record}: is damaged") from error
     for path in _needed(baked, bundle):
-        size, spec = _plain_size(path), baked.files.get(path.name)
+        size, spec = plain_size(path), baked.files.get(path.name)
         if spec is None or size != spec.bytes:
             expected = "does not list it" if spec is None else f"says {spec.bytes}"
             raise BundleError(f"{path}: has {size} bytes, {RECORD} {expected}")
@@ -80,12 +94,14 @@ def load(folder: Path, bundle: Bundle) -> Baked:
     return baked
 
 
-def load_whole(folder: Path, bundle: Bundle) -> Baked | None:
-    """The cache in a folder, or None where it is missing or damaged."""
-    try:
-        return load(folder, bundle)
-    except BundleError:
-        return None
+def check_folder(folder: Path) -> None:
+    """
+    Raises:
+        BundleError: it or the one around it is missing or a link, which may lead elsewhere.
+    """
+    for path in (folder.parent, folder):
+        if not stat.S_ISDIR(_status(path).st_mode):
+            raise BundleError(f"{path}: is not a folder")
 
 
 def check_hashes(baked: Baked, bundle: Bundle) -> None:
@@ -97,6 +113,62 @@ def check_hashes(baked: Baked, bundle: Bundle) -> None:
     for path in _needed(baked, bundle):
         if sha256_of(path) != baked.files[path.name].sha256:
             raise BundleError(f"{path}: content is damaged")
+
+
+def make(folders: Sequence[Path], bundle: Bundle, read: Callable[[Path], T], fill: Callable[[Path], None]) -> T:
+    """What lies in one of several folders; made in the first one that can be written where it is in none of them.
+
+    Args:
+        folders: the preferred one first.
+        bundle: what it is made of; its hashes are verified before that.
+        read: opens a folder; BundleError where it is missing or damaged.
+        fill: writes a new one.
+
+    Raises:
+        BundleError: a file of the bundle is damaged.
+        BackendError: it cannot be made, or no folder can be written.
+    """
+
+    def whole(folder: Path) -> T | None:
+        try:
+            return read(folder)
+        except BundleError:
+            return None
+
+    for folder in folders:
+        if (found := whole(folder)) is not None:
+            return found
+    for _ in verify(bundle):
+        pass
+    reasons = []
+    for folder in folders:
+        if folder.parent.is_symlink():
+            reasons.append(f"{folder.parent}: is a link")
+            continue
+        try:
+            replace(folder, fill, lambda place: whole(place) is not None)
+            return read(folder)
+        except OSError as error:
+            reasons.append(f"{error.filename or folder}: {error.strerror or error}")
+        except BundleError as error:
+            reasons.append(str(error))
+    raise BackendError(f"no device cache could be written: {'; '.join(reasons)}")
+
+
+def folder_for(bundle: Bundle, name: str) -> Path:
+    """A folder for what is small and made again where it is missing; it may not be there, where none can be written.
+
+    Args:
+        bundle: in whose folder it lies, if that can be written.
+        name: of a backend.
+    """
+    folders = (bundle.path / CACHE / name, user_cache_path("gemel") / f"{name}-{bundle.id[:16]}")
+    for folder in folders:
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            if not folder.parent.is_symlink() and os.access(folder, os.W_OK):
+                return folder
+    return folders[0]
 
 
 def replace(folder: Path, fill: Callable[[Path], None], whole: Callable[[Path], bool]) -> None:
@@ -147,7 +219,7 @@ def _status(path: Path) -> os.stat_result:
         raise BundleError(f"{path}: {error.strerror}") from error
 
 
-def _plain_size(path: Path) -> int:
+def plain_size(path: Path) -> int:
     """Opening a link may lead elsewhere, opening a pipe waits for ever."""
     status = _status(path)
     if not stat.S_ISREG(status.st_mode):

@@ -42,6 +42,18 @@ class TinyTransformer(nn.Module):
         return scores
 
 
+class TinyDeterminant(nn.Module):
+    """An operator that TensorRT has not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 3)
+
+    def forward(self, image: Tensor) -> Tensor:
+        scores: Tensor = self.head(torch.linalg.det(image))
+        return scores
+
+
 def trained_looking(model: nn.Module, seed: int) -> nn.Module:
     """Randomise BatchNorm statistics, so that a wrongly folded one shows."""
     generator = torch.Generator().manual_seed(seed)

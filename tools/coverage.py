@@ -30,7 +30,7 @@ from gemel.compiler.check import compare
 from gemel.compiler.plain import export_plain
 from gemel.runtime.backends.ort_cpu import OrtCpu
 from gemel.runtime.bench import latency
-from gemel.runtime.bundle import open_bundle
+from gemel.runtime.bundle import Bundle, open_bundle
 from gemel.workload import Workload, load
 
 DOC = Path(__file__).parent.parent / "docs" / "coverage.md"
@@ -96,16 +96,11 @@ class Row:
 
 def measure(case: Case, folder: Path, rounds: int) -> Row:
     """Compile, check, and time one architecture."""
-    _weights(case, folder / "a.safetensors", 0)
-    workload = _workload(case, folder, ["a"])
-    began = perf_counter()
-    report = compile_workload(workload, folder / "bundle")
-    compile_s = perf_counter() - began
-    bundle = open_bundle(report.path)
+    workload, bundle, compile_s = bundle_of(case, folder)
     model = bundle.manifest.models["a"]
     result = next(iter(compare(bundle, workload, rtol=1e-3, atol=1e-5)))
     plain = export_plain(workload, folder)["a"]
-    ratio, ours, theirs = latency(report.path, "a", plain, rounds)
+    ratio, ours, theirs = latency(bundle.path, "a", plain, rounds)
     bind, program, session = _loads(bundle, plain)
     return Row(
         name=case.name,
@@ -124,6 +119,15 @@ def measure(case: Case, folder: Path, rounds: int) -> Row:
     )
 
 
+def bundle_of(case: Case, folder: Path) -> tuple[Workload, Bundle, float]:
+    """An architecture with random weights: the workload and its bundle, and how many seconds it took to compile."""
+    _weights(case, folder / "a.safetensors", 0)
+    workload = _workload(case, folder, ["a"])
+    began = perf_counter()
+    report = compile_workload(workload, folder / "bundle")
+    return workload, open_bundle(report.path), perf_counter() - began
+
+
 def _kept(case: Case, folder: Path, plain: Path, rounds: int) -> float | None:
     """The price of sharing: a second model with the same kernels and own BatchNorm makes the first keep its own."""
     if not _has_batch_norm(folder / "a.safetensors"):
@@ -135,7 +139,7 @@ def _kept(case: Case, folder: Path, plain: Path, rounds: int) -> float | None:
     return latency(report.path, "a", plain, rounds)[0]
 
 
-def _loads(bundle: Any, plain: Path) -> tuple[float, float, float]:
+def _loads(bundle: Bundle, plain: Path) -> tuple[float, float, float]:
     """Milliseconds: binding a model whose program is loaded, loading a program, loading a plain session."""
     binds, programs, sessions = [], [], []
     for _ in range(5):

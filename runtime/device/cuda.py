@@ -1,0 +1,226 @@
+"""A card, through pycuda.
+
+All is done in the card's primary context, which ONNX Runtime and TensorRT use, too: addresses and streams are theirs as
+well. As they do, it is retained once, until the process ends.
+
+It becomes the calling thread's for one call at a time, whatever thread that is: pycuda ends the process when a thread
+ends that still has it, and leaks what is let go of on a thread that has not.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import BackendError, GemelError, first_line
+from . import Event, Stream
+
+__all__ = ["CudaDevice", "CudaEvent", "CudaStream"]
+
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING, which pycuda has no name for
+_WITHOUT = "; --backend ort-cpu works without"
+
+
+def _driver() -> Any:
+    """pycuda.driver.
+
+    Raises:
+        BackendError: pycuda or the driver is not installed.
+    """
+    try:
+        return importlib.import_module("pycuda.driver")
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").startswith("pycuda"):
+            what = "pycuda is not installed: pip install 'gemel[cuda]', which needs the CUDA toolkit (nvcc)"
+        elif "libcuda.so" in str(error):
+            what = f"no NVIDIA driver: nvidia-smi must work ({first_line(error)})"
+        else:
+            what = f"pycuda cannot be loaded: {first_line(error)}"
+        raise BackendError(f"cuda: {what}{_WITHOUT}") from error
+
+
+@cache
+def _card() -> tuple[Any, Any]:
+    """The first card and its primary context.
+
+    Raises:
+        BackendError: there is none that can be used.
+    """
+    driver = _driver()
+    try:
+        driver.init()
+        card = driver.Device(0)
+        context = card.retain_primary_context()
+    except driver.Error as error:
+        what = f"no NVIDIA card can be used: nvidia-smi must work ({first_line(error)})"
+        raise BackendError(f"cuda: {what}{_WITHOUT}") from error
+    # Left to its destructor, pycuda would take it for a context of its own and complain.
+    atexit.register(context.detach)
+    return card, context
+
+
+class _Resource:
+    """Something of pycuda's; given back with this object.
+
+    Args:
+        device: the device.
+        make: makes it, given pycuda.driver.
+    """
+
+    def __init__(self, device: CudaDevice, make: Callable[[Any], Any]) -> None:
+        self._device = device
+        with device.current() as driver:
+            self.raw = make(driver)
+
+    def __del__(self) -> None:
+        # Where making it failed there is nothing, and when the process ends no card.
+        with suppress(BackendError), self._device.current():
+            del self.raw
+
+
+class CudaStream(_Resource):
+    """See :class:`gemel.runtime.device.Stream`. It does not wait for the default stream."""
+
+    def __init__(self, device: CudaDevice) -> None:
+        super().__init__(device, lambda driver: driver.Stream(_NON_BLOCKING))
+
+    @property
+    def handle(self) -> int:
+        return int(self.raw.handle)
+
+    def wait(self, event: Event) -> None:
+        with self._device.current():
+            self.raw.wait_for_event(_raw(event))
+
+    def synchronize(self) -> None:
+        with self._device.current():
+            self.raw.synchronize()
+
+
+class CudaEvent(_Resource):
+    """See :class:`gemel.runtime.device.Event`."""
+
+    def __init__(self, device: CudaDevice) -> None:
+        def make(driver: Any) -> Any:
+            flags = driver.event_flags
+            return driver.Event(int(flags.BLOCKING_SYNC) | int(flags.DISABLE_TIMING))
+
+        super().__init__(device, make)
+
+    def record(self, stream: Stream) -> None:
+        with self._device.current():
+            self.raw.record(_raw(stream))
+
+    @property
+    def done(self) -> bool:
+        with self._device.current():
+            return bool(self.raw.query())
+
+    def synchronize(self) -> None:
+        with self._device.current():
+            self.raw.synchronize()
+
+
+class _Pinned(_Resource):
+    """What arrays of pinned memory are views of."""
+
+    def __init__(self, device: CudaDevice, size: int) -> None:
+        super().__init__(device, lambda driver: driver.pagelocked_empty(size, np.uint8))
+        self.__array_interface__ = self.raw.__array_interface__
+
+
+class CudaDevice:
+    """The first card that CUDA shows; see :class:`gemel.runtime.device.Device`.
+
+    Raises:
+        BackendError: pycuda, the driver or a card is missing.
+    """
+
+    def __init__(self) -> None:
+        self._driver = _driver()
+        card, self._context = _card()
+        self._allocations: dict[int, Any] = {}
+        self.name = str(card.name())
+        self.target = "sm{}{}".format(*card.compute_capability())
+        self.unified = bool(card.get_attribute(self._driver.device_attribute.INTEGRATED))
+
+    @contextmanager
+    def current(self) -> Iterator[Any]:
+        """Make the card the calling thread's for a while; gives pycuda.driver.
+
+        Raises:
+            BackendError: in place of whatever error pycuda raises meanwhile.
+        """
+        try:
+            self._context.push()
+            try:
+                yield self._driver
+            finally:
+                self._context.pop()
+        except GemelError:
+            raise
+        except Exception as error:
+            raise BackendError(f"{self.name}: {first_line(error)}") from error
+
+    def allocate(self, size: int) -> int:
+        with self.current() as driver:
+            try:
+                memory = driver.mem_alloc(size)
+            except driver.MemoryError as error:
+                free, total = driver.mem_get_info()
+                raise BackendError(
+                    f"{self.name}: {size} bytes are asked for, and {free} of {total} are free"
+                ) from error
+        address = int(memory)
+        self._allocations[address] = memory
+        return address
+
+    def free(self, address: int) -> None:
+        memory = self._allocations.pop(address, None)
+        if memory is None:
+            raise BackendError(f"{self.name}: nothing is allocated at {address:#x}")
+        with self.current():
+            memory.free()
+
+    def pinned(self, size: int) -> NDArray[np.uint8]:
+        return np.asarray(_Pinned(self, size))
+
+    def stream(self) -> CudaStream:
+        return CudaStream(self)
+
+    def event(self) -> CudaEvent:
+        return CudaEvent(self)
+
+    def upload(self, target: int, source: NDArray[Any], stream: Stream) -> None:
+        with self.current() as driver:
+            driver.memcpy_htod_async(target, source, _raw(stream))
+
+    def download(self, target: NDArray[Any], source: int, stream: Stream) -> None:
+        with self.current() as driver:
+            driver.memcpy_dtoh_async(target, source, _raw(stream))
+
+    def move(self, target: int, source: int, size: int, stream: Stream) -> None:
+        if abs(target - source) < size:
+            raise BackendError(f"{self.name}: {size} bytes at {source:#x} and at {target:#x} overlap")
+        with self.current() as driver:
+            driver.memcpy_dtod_async(target, source, size, _raw(stream))
+
+    def memory(self) -> tuple[int, int]:
+        with self.current() as driver:
+            free, total = driver.mem_get_info()
+        return int(free), int(total)
+
+    def close(self) -> None:
+        for address in list(self._allocations):
+            self.free(address)
+
+
+def _raw(resource: Stream | Event) -> Any:
+    return cast(_Resource, resource).raw

@@ -1,0 +1,100 @@
+"""TensorRT, or TensorRT for RTX: the same API under two names."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any
+
+from ...errors import BackendError, InputError
+
+__all__ = ["LIBRARIES", "Library", "find_library"]
+
+LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+"""Backend, which is also the extra that installs it, to module."""
+
+
+@dataclass(frozen=True)
+class Library:
+    """One of the two, imported.
+
+    Attributes:
+        backend: the name that users know it by.
+        module: its Python module; only what TensorRT 10.3 and 11 have in common is used of it.
+    """
+
+    backend: str
+    module: Any
+
+    @property
+    def version(self) -> str:
+        return str(self.module.__version__)
+
+    @cached_property
+    def targets(self) -> tuple[str, ...]:
+        """Compute capabilities that engines can be built for without such a device, as ``sm86``; none of TensorRT's."""
+        known = getattr(self.module, "ComputeCapability", None)
+        names = known.__members__ if known is not None else ()
+        return tuple(sorted((name.lower() for name in names if name.startswith("SM")), key=lambda name: int(name[2:])))
+
+    def logger(self) -> Any:
+        """The logger of all that is made with this library: it prints nothing and keeps errors, in ``errors``.
+
+        There is one for as long as the process lives. The library keeps to the first that it is given while anything
+        made with it exists, ignores the others, and crashes when that first one goes.
+        """
+        return _logger(self.module)
+
+    def refusal(self, reasons: Sequence[str]) -> str:
+        """In words, that the library refused something; the first of ``reasons`` says why."""
+        reason = " ".join(reasons[0].split()) if reasons else "it does not say why"
+        return f"{self.backend} {self.version} refuses it: {reason}"
+
+    def check_targets(self, targets: Sequence[str]) -> None:
+        """
+        Raises:
+            InputError: an engine for one of them cannot be built here.
+        """
+        where = f"{', '.join(self.targets)}; engines for other devices" if self.targets else "the device alone; engines"
+        for target in targets:
+            if target not in self.targets:
+                raise InputError(
+                    f"target {target!r}: {self.backend} {self.version} builds for {where} are built there, by gemel-run"
+                    " --backend tensorrt, the first time that it has the bundle: leave the target out"
+                )
+
+
+def find_library(backend: str) -> Library:
+    """Import the library of a backend.
+
+    Raises:
+        BackendError: it is not installed, or cannot be loaded.
+    """
+    module = LIBRARIES[backend]
+    try:
+        return Library(backend, importlib.import_module(module))
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise BackendError(f"{backend}: cannot be loaded: {error}") from error
+        jetson = " (on a Jetson it comes with JetPack)" if backend == "tensorrt" else ""
+        raise BackendError(
+            f"{backend} is not installed: pip install 'gemel[{backend}]'{jetson}; --backend ort-cpu runs without"
+        ) from error
+    except (ImportError, OSError) as error:
+        raise BackendError(f"{backend}: cannot be loaded: {error}") from error
+
+
+@cache
+def _logger(trt: Any) -> Any:
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
+                self.errors.append(message)
+
+    return Logger()

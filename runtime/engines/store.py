@@ -1,0 +1,269 @@
+"""The engines of a bundle in the device cache: one folder for a library, its version and the devices it is for."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from time import perf_counter
+
+from platformdirs import user_cache_path
+from pydantic import BaseModel, ConfigDict
+
+from ...errors import BackendError, BundleError
+from .. import cache
+from ..bundle import CACHE, Bundle, sha256_of
+from ..device import Device
+from ..manifest import Id, ModelSpec, Stage
+from ..program import read, split
+from .build import build
+from .library import LIBRARIES, Library
+
+__all__ = ["RECORD", "EngineSpec", "Engines", "Progress", "build_engines", "engines_for", "engines_in", "rows_of"]
+
+RECORD = "engines.json"
+_LAYOUT = "1"
+"""Changed whenever this package would build the same bundle's engines differently."""
+_FOLDER = re.compile(rf"({'|'.join(LIBRARIES)})-[0-9a-f]{{16}}")
+
+Progress = Callable[[str, int, int], None]
+"""Told of a program before it is built: a model that it belongs to, its number from 1, and how many there are."""
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+
+class EngineSpec(_Value):
+    """One engine."""
+
+    bytes: int
+    sha256: str
+    inputs: int
+    """Weights that are inputs."""
+    layers: int
+    """Of the network that it was built from."""
+    seconds: float
+    """That building it took."""
+
+
+class Engines(_Value):
+    """What the folder holds; ``folder`` is where."""
+
+    folder: Path
+    library: str
+    version: str
+    targets: tuple[str, ...]
+    """Compute capabilities that the engines run on."""
+    device: str | None = None
+    """The card that they were built on and tuned for, if they were."""
+    bundle: str
+    """Its id."""
+    engines: dict[Id, EngineSpec]
+    """By program."""
+
+    @property
+    def title(self) -> str:
+        """What built them, and for what."""
+        where = f", built on {self.device}" if self.device else ""
+        return f"{self.library} {self.version} for {', '.join(self.targets)}{where}"
+
+    @property
+    def bytes(self) -> int:
+        return sum(engine.bytes for engine in self.engines.values())
+
+    def path(self, program: str) -> Path:
+        return self.folder / f"{program}.engine"
+
+
+def build_engines(
+    bundle: Bundle,
+    library: Library,
+    targets: Sequence[str],
+    progress: Progress = lambda model, number, count: None,
+) -> Engines:
+    """The engines of all programs of a bundle; built where they are missing or damaged.
+
+    They lie in the bundle's folder, or in the user's cache folder where that cannot be written. The bundle's hashes are
+    verified before anything is built from it.
+
+    Args:
+        bundle: an open bundle.
+        library: that builds.
+        targets: compute capabilities, as ``sm86``, in any order.
+        progress: called before each program is built.
+
+    Raises:
+        InputError: an engine cannot be built here for one of the targets.
+        BundleError: a file of the bundle is damaged.
+        BackendError: the library refuses a program, or nothing can be written.
+    """
+    library.check_targets(targets)
+    targets = [target for target in library.targets if target in targets]
+    return cache.make(
+        _folders(bundle, library, targets),
+        bundle,
+        lambda folder: _open(folder, bundle),
+        lambda folder: _fill(folder, bundle, library, targets, None, progress),
+    )
+
+
+def engines_for(
+    bundle: Bundle,
+    library: Library,
+    device: Device,
+    progress: Progress = lambda model, number, count: None,
+    *,
+    fresh: bool = False,
+) -> Engines:
+    """The engines of a bundle for the device that is here: those that came with it, or else built on the device.
+
+    Args:
+        bundle: an open bundle.
+        library: that runs them.
+        device: the device.
+        progress: called before each program is built.
+        fresh: build them in any case, as those that are there cannot be used.
+
+    Raises:
+        BundleError: a file of the bundle is damaged.
+        BackendError: the library refuses a program, or nothing can be written.
+    """
+    folders = _folders(bundle, library, (device.target, device.name))
+    if fresh:
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+    else:
+        for record in sorted((bundle.path / CACHE).glob(f"*/{RECORD}")):
+            with contextlib.suppress(BundleError):
+                found = _open(record.parent, bundle)
+                if _fits(found, library, device):
+                    return found
+    return cache.make(
+        folders,
+        bundle,
+        lambda folder: _open(folder, bundle),
+        lambda folder: _fill(folder, bundle, library, (), device, progress),
+    )
+
+
+def engines_in(bundle: Bundle) -> list[Engines]:
+    """All engines that lie in the bundle's folder, after a look at every byte of them.
+
+    Raises:
+        BundleError: a file is missing or damaged, or belongs to another bundle.
+    """
+    folders = sorted(path for path in (bundle.path / CACHE).glob("*") if _FOLDER.fullmatch(path.name))
+    try:
+        return [_open(folder, bundle) for folder in folders]
+    except BundleError as error:
+        raise BundleError(f"{error}; delete its folder, engines are built again when they are needed") from error
+
+
+def rows_of(bundle: Bundle) -> dict[str, dict[str, int]]:
+    """Of each program, the inputs whose first dimension is free, and how large it gets.
+
+    Frames come one by one, regions of a two-stage detector as many as it may propose.
+    """
+    rows: dict[str, dict[str, int]] = {}
+    for model in bundle.manifest.models.values():
+        for name, stage in model.stages.items():
+            most = _most(model, name)
+            found = rows.setdefault(stage.program, {})
+            for port in stage.inputs:
+                if isinstance(port.shape[0], str):
+                    found[port.name] = max(most, found.get(port.name, 1))
+    return rows
+
+
+def _most(model: ModelSpec, stage: str) -> int:
+    regions: int = getattr(model.decode, "post_nms_topk", 1)
+    return 1 if stage == "main" else regions
+
+
+def _fits(engines: Engines, library: Library, device: Device) -> bool:
+    return (
+        (engines.library, engines.version) == (library.backend, library.version)
+        and device.target in engines.targets
+        and engines.device in (None, device.name)
+    )
+
+
+def _folders(bundle: Bundle, library: Library, devices: Sequence[str]) -> tuple[Path, Path]:
+    """Where engines for some devices may lie, the preferred place first."""
+    parts = (bundle.id, library.version, *devices, _LAYOUT)
+    name = f"{library.backend}-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:16]}"
+    return bundle.path / CACHE / name, user_cache_path("gemel") / name
+
+
+def _stages(bundle: Bundle) -> dict[str, tuple[str, Stage]]:
+    """Of each program, one model and its stage."""
+    found: dict[str, tuple[str, Stage]] = {}
+    for name, model in bundle.manifest.models.items():
+        for stage in model.stages.values():
+            found.setdefault(stage.program, (name, stage))
+    return found
+
+
+def _fill(
+    folder: Path,
+    bundle: Bundle,
+    library: Library,
+    targets: Sequence[str],
+    device: Device | None,
+    progress: Progress,
+) -> None:
+    stages, rows = _stages(bundle), rows_of(bundle)
+    made: dict[str, EngineSpec] = {}
+    for number, (program, (model, stage)) in enumerate(stages.items(), 1):
+        progress(model, number, len(stages))
+        began = perf_counter()
+        proto = split(read(bundle.file(stage.file).read_bytes())).proto
+        try:
+            built = build(library, proto, rows[program], targets)
+        except BackendError as error:
+            raise BackendError(f"model {model}, {stage.file}: {error}") from error
+        (folder / f"{program}.engine").write_bytes(built.data)
+        made[program] = EngineSpec(
+            bytes=len(built.data),
+            sha256=hashlib.sha256(built.data).hexdigest(),
+            inputs=len(stage.weights),
+            layers=built.layers,
+            seconds=round(perf_counter() - began, 3),
+        )
+    record = Engines(
+        folder=folder,
+        library=library.backend,
+        version=library.version,
+        targets=tuple(targets) if device is None else (device.target,),
+        device=None if device is None else device.name,
+        bundle=bundle.id,
+        engines=made,
+    )
+    (folder / RECORD).write_text(record.model_dump_json(exclude={"folder"}, indent=1))
+
+
+def _open(folder: Path, bundle: Bundle) -> Engines:
+    """
+    Raises:
+        BundleError: a file is missing, not a plain file or damaged, or belongs to another bundle.
+    """
+    cache.check_folder(folder)
+    record = folder / RECORD
+    cache.plain_size(record)
+    try:
+        engines = Engines.model_validate({**json.loads(record.read_bytes()), "folder": folder})
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise BundleError(f"{record}: is damaged") from error
+    if engines.bundle != bundle.id or engines.engines.keys() != bundle.manifest.programs.keys():
+        raise BundleError(f"{record}: these are not the engines of this bundle")
+    for program, spec in engines.engines.items():
+        path = engines.path(program)
+        # An engine is code that the device will run.
+        if cache.plain_size(path) != spec.bytes or sha256_of(path) != spec.sha256:
+            raise BundleError(f"{path}: content is damaged")
+    return engines
