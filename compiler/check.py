@@ -35,7 +35,9 @@ class Comparison:
     passed: bool
 
 
-def compare(bundle: Bundle, workload: Workload, *, rtol: float, atol: float) -> Iterator[Comparison]:
+def compare(
+    bundle: Bundle, workload: Workload, *, rtol: float, atol: float, backend: str | None = None
+) -> Iterator[Comparison]:
     """Run every model both ways on the same seeded inputs.
 
     The reference is the PyTorch module in eager mode, or the source ONNX file with all of ONNX Runtime's
@@ -46,6 +48,7 @@ def compare(bundle: Bundle, workload: Workload, *, rtol: float, atol: float) -> 
         workload: where the source models are.
         rtol: allowed difference relative to the largest absolute value of an output.
         atol: allowed beside it.
+        backend: where the bundle runs; left out, where its workload says.
 
     Raises:
         BundleError: the workload has no query for a model of the bundle.
@@ -54,9 +57,9 @@ def compare(bundle: Bundle, workload: Workload, *, rtol: float, atol: float) -> 
     missing = [name for name in bundle.manifest.models if name not in queries]
     if missing:
         raise BundleError(f"{workload.path}: has no query {missing[0]!r}, from which the bundle has a model")
-    with open_backend(bundle) as backend:
+    with open_backend(bundle, backend) as opened:
         for name, model in bundle.manifest.models.items():
-            yield _compare(backend, name, model, queries[name], workload.root, rtol, atol)
+            yield _compare(opened, name, model, queries[name], workload.root, rtol, atol)
 
 
 def _compare(

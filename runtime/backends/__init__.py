@@ -17,8 +17,8 @@ from ..memory import parse_memory
 
 __all__ = ["NAMES", "Backend", "check_backend", "open_backend"]
 
-NAMES = ("ort-cpu", "ort-sessions")
-"""The backends that this version has; the second is there to be compared with."""
+NAMES = ("ort-cpu", "ort-cuda", "tensorrt", "tensorrt-rtx", "ort-sessions")
+"""The backends that this version has; the last one is there to be compared with."""
 
 
 class Backend(Protocol):
@@ -158,6 +158,44 @@ def open_backend(
         from .ort_sessions import OrtSessions
 
         return OrtSessions(bundle, memory=size, threads=threads, loading=loading, progress=progress)
+    if name != "ort-cpu":
+        return _on_card(bundle, name, size, threads, loading, progress)
     from .ort_cpu import OrtCpu
 
     return OrtCpu(bundle, memory=size, threads=threads, loading=loading, progress=progress)
+
+
+def _on_card(
+    bundle: Bundle,
+    name: str,
+    memory: str | int,
+    threads: int,
+    loading: Loading,
+    progress: Callable[[str], None],
+) -> Backend:
+    from ..engines.library import LIBRARIES, find_library
+
+    # What is missing is said before a card is touched.
+    library = find_library(name) if name in LIBRARIES else None
+    from ..device.cuda import CudaDevice
+
+    device = CudaDevice()
+    try:
+        if library is None:
+            from .ort_cuda import OrtCuda
+
+            return OrtCuda(bundle, device, memory=memory, threads=threads, loading=loading)
+        from .tensorrt import TensorRt
+
+        return TensorRt(
+            bundle,
+            device,
+            library,
+            memory=memory,
+            threads=threads,
+            loading=loading,
+            progress=lambda model, number, count: progress(model),
+        )
+    except BaseException:
+        device.close()
+        raise

@@ -142,9 +142,6 @@ class OrtCpu(SwappingBackend[HostArena]):
         self._sessions.clear()
         super().close()
 
-    def __enter__(self) -> OrtCpu:
-        return self
-
     def _is_constant(self, model: str) -> bool:
         return self._bundle.manifest.models[model].mode == "constant"
 

@@ -5,7 +5,6 @@ Nothing is shared, and a model comes and goes as a whole. The runner, the planne
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from numpy.typing import NDArray
 
 from ...errors import BackendError, first_line
 from ..arena import WARM, Arena, Loading
-from ..bundle import CACHE, Bundle
+from ..bundle import Bundle
+from ..cache import folder_for
 from ..host_arena import forget
 from ..memory import budget
 from ..session import open_session
@@ -68,10 +68,7 @@ class OrtSessions(SwappingBackend[_SessionArena]):
         progress: Callable[[str], None] = lambda model: None,
     ) -> None:
         self.threads, self.loading = threads, loading
-        self.folder: Path = bundle.path / CACHE / self.name
-        # Where that cannot be, nothing is kept there.
-        with contextlib.suppress(OSError):
-            self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder: Path = folder_for(bundle, self.name)
         sizes = _sizes(bundle)
         self.budget = budget(memory, sum(sizes.values()), sizes.values())
         super().__init__(_SessionArena(bundle, self.budget, threads, loading))
@@ -92,9 +89,6 @@ class OrtSessions(SwappingBackend[_SessionArena]):
     def close(self) -> None:
         super().close()
         self.arena.sessions.clear()
-
-    def __enter__(self) -> OrtSessions:
-        return self
 
 
 def _sizes(bundle: Bundle) -> dict[str, int]:

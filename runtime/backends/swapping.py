@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ...errors import BackendError
 from ..arena import Arena, ArenaStats
@@ -13,6 +13,7 @@ from ..arena import Arena, ArenaStats
 __all__ = ["SwappingBackend"]
 
 A = TypeVar("A", bound=Arena)
+B = TypeVar("B", bound="SwappingBackend[Any]")
 
 
 class SwappingBackend(ABC, Generic[A]):
@@ -62,6 +63,9 @@ class SwappingBackend(ABC, Generic[A]):
 
     def close(self) -> None:
         self.arena.close()
+
+    def __enter__(self: B) -> B:
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

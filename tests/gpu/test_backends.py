@@ -1,0 +1,91 @@
+"""Backends on a card: what models answer, what they take, and that it is given back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from coverage import CASES, Case, bundle_of
+
+from gemel.compiler.check import compare
+from gemel.errors import BackendError
+from gemel.runtime.backends import open_backend
+from gemel.runtime.backends.on_device import OnDevice
+from gemel.runtime.bundle import open_bundle
+
+pytestmark = pytest.mark.gpu
+
+MIB = 1 << 20
+IMAGE = np.random.default_rng(0).random((1, 3, 32, 32), np.float32)
+
+
+@pytest.fixture(params=["ort-cuda", "tensorrt", "tensorrt-rtx"])
+def name(request: pytest.FixtureRequest, bundle: Path) -> str:
+    """A backend that can be opened here."""
+    try:
+        open_backend(open_bundle(bundle), request.param).close()
+    except BackendError as error:
+        # Only what is not there: a backend that is broken is not a backend that is missing.
+        if "not installed" in str(error) or "has no CUDA" in str(error):
+            pytest.skip(str(error))
+        raise
+    return str(request.param)
+
+
+@pytest.fixture
+def backend(name: str, bundle: Path) -> Iterator[OnDevice]:
+    with open_backend(open_bundle(bundle), name, memory="min") as opened:
+        assert isinstance(opened, OnDevice)
+        yield opened
+
+
+def run(backend: OnDevice, model: str) -> np.ndarray:
+    backend.activate(model)
+    try:
+        return backend.run(model, "main", {"image": IMAGE})["logits"]
+    finally:
+        backend.release(model)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_answers_of_every_architecture(case: Case, name: str, tmp_path: Path) -> None:
+    workload, bundle, _ = bundle_of(case, tmp_path)
+    for found in compare(bundle, workload, rtol=1e-2, atol=1e-4, backend=name):
+        assert found.passed, f"{case.name}: relative difference {found.relative:.1e}"
+
+
+def test_models_take_turns_in_the_least_memory(backend: OnDevice, bundle: Path) -> None:
+    with open_backend(open_bundle(bundle), "ort-cpu") as cpu:
+        for _ in range(3):
+            for model in ("a", "b"):
+                cpu.activate(model)
+                expected = cpu.run(model, "main", {"image": IMAGE})["logits"]
+                np.testing.assert_allclose(run(backend, model), expected, rtol=1e-2, atol=1e-3)
+
+
+def test_swapping_takes_no_memory(backend: OnDevice) -> None:
+    for model in ("a", "b") * 3:
+        run(backend, model)
+    before = backend.device.memory()[0]
+    for number in range(10_000):
+        run(backend, "ab"[number % 2])
+    assert backend.device.memory()[0] >= before
+
+
+def test_a_card_that_is_full_is_an_error_and_the_rest_goes_on(name: str, bundle: Path) -> None:
+    with open_backend(open_bundle(bundle), name) as opened:
+        assert isinstance(opened, OnDevice)
+        run(opened, "a")
+        device, taken = opened.device, []
+        for size in (256 * MIB, 16 * MIB, MIB):
+            with suppress(BackendError):
+                while True:
+                    taken.append(device.allocate(size))
+        with pytest.raises(BackendError, match="bytes are asked for"):
+            device.allocate(64 * MIB)
+        for address in taken:
+            device.free(address)
+        run(opened, "b")
