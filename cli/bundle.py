@@ -17,6 +17,7 @@ from .options import BundleArg, DebugOpt, JsonOpt
 
 if TYPE_CHECKING:
     from ..merging.verify import Judged
+    from ..runtime.baseline import Baseline
     from ..runtime.bundle import Bundle
     from ..workload import Workload
 
@@ -51,19 +52,43 @@ def check(
         bool,
         typer.Option("--accuracy", help="Also compare the accuracy of every query, on the images it is judged by."),
     ] = False,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(help="Also fail where the bundle or its engines are worse than this file says.", metavar="FILE"),
+    ] = None,
+    write_baseline: Annotated[
+        Path | None,
+        typer.Option(help="Write what the bundle and its engines are like, for --baseline.", metavar="FILE"),
+    ] = None,
+    latency: Annotated[
+        bool,
+        typer.Option("--latency", help="The baseline also has how long models run, beside plain sessions on this CPU."),
+    ] = False,
     json_file: JsonOpt = None,
     debug: DebugOpt = False,
 ) -> None:
-    """Check a bundle: every file's hash, also of what was baked for this device, and with --against every output.
+    """Check a bundle: every file's hash, also of what was made of it for devices, and with --against every output.
 
     [dim]gemel check bundle/ --against merged/workload.yaml --accuracy[/dim]
+
+    [dim]gemel check bundle/ --baseline baseline.json[/dim]
     """
     from ..runtime.bake import verify_cache
+    from ..runtime.baseline import read_baseline
     from ..runtime.bundle import open_bundle, verify
+    from ..runtime.engines.store import engines_in
 
+    if baseline is not None and write_baseline is not None:
+        raise InputError("--write-baseline: --baseline compares with what was written before: one of the two")
+    if latency and baseline is None and write_baseline is None:
+        raise InputError("--latency: what to compare with is missing: --baseline FILE, or --write-baseline FILE")
     if accuracy and against is None:
         raise InputError("--accuracy: the models and images to compare with are missing: --against WORKLOAD.YAML")
     check_writable(json_file)
+    check_writable(write_baseline)
+    before = None if baseline is None else read_baseline(baseline)
+    if latency and before is not None and not before.latency:
+        raise InputError(f"--latency: {baseline} has none: write it with --latency, too")
     console = open_console()
     opened = open_bundle(bundle)
     passed = list(verify(opened))
@@ -71,7 +96,15 @@ def check(
     caches = verify_cache(opened)
     for folder in caches:
         print_stage(console, "device", f"{folder} as it was baked")
-    report: dict[str, Any] = {"files": len(passed), "device": [str(folder) for folder in caches], "models": {}}
+    engines = engines_in(opened)
+    for built in engines:
+        print_stage(console, "engines", f"{built.folder} as it was built: {built.title}")
+    report: dict[str, Any] = {
+        "files": len(passed),
+        "device": [str(folder) for folder in caches],
+        "engines": [str(built.folder) for built in engines],
+        "models": {},
+    }
     failed: list[str] = []
     if against is not None:
         try:
@@ -88,11 +121,56 @@ def check(
         if accuracy:
             report["accuracy"] = _accuracies(console, opened, workload)
             failed += [f"accuracy of {name}" for name, found in report["accuracy"].items() if found["passed"] is False]
+    if before is not None:
+        report["baseline"], worse = _compare(console, opened, before, latency)
+        failed += worse
     write_json(json_file, report)
     if failed:
-        console.print(f"[red]failed:[/] {', '.join(failed)}")
+        console.print(f"[red]failed:[/] {escape(', '.join(failed))}", soft_wrap=True)
         raise typer.Exit(1)
+    if write_baseline is not None:
+        _write(console, opened, write_baseline, latency)
     console.print(f"Next: gemel bench {bundle}")
+
+
+def _compare(
+    console: Console, bundle: Bundle, before: Baseline, latency: bool
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Print how a bundle differs from a baseline, one line a difference.
+
+    Returns:
+        The same for JSON, and the names of what got worse.
+    """
+    from ..runtime.baseline import baseline_of, compare
+
+    found = compare(before, baseline_of(bundle, _latency(console, bundle) if latency else None))
+    for each in found:
+        print_stage(console, "baseline", str(each), passed=False if each.kind == "worse" else None)
+    worse = [each.name for each in found if each.kind == "worse"]
+    if not worse:
+        hint = "; --write-baseline keeps what is better now" if any(each.kind == "better" for each in found) else ""
+        print_stage(console, "baseline", f"nothing is worse than it was{hint}", passed=True)
+    return [asdict(each) for each in found], list(dict.fromkeys(worse))
+
+
+def _write(console: Console, bundle: Bundle, path: Path, latency: bool) -> None:
+    from ..runtime.baseline import baseline_of, write_baseline
+
+    made = baseline_of(bundle, _latency(console, bundle) if latency else None)
+    write_baseline(path, made)
+    what = f"models: {len(made.models)}, shared tensors: {len(made.shared)}, sets of engines: {len(made.engines)}"
+    print_stage(console, "baseline", f"{path}: {what}")
+
+
+def _latency(console: Console, bundle: Bundle) -> dict[str, float]:
+    from ..runtime.baseline import measure_latency
+
+    with progress_bar(console, len(bundle.manifest.models)) as bar:
+        (task,) = bar.task_ids
+        found = measure_latency(bundle, lambda model: bar.update(task, description=escape(model), advance=1))
+    for model, ratio in found.items():
+        print_stage(console, "latency", f"{model}: {ratio:.3f} of a plain session's CPU time")
+    return found
 
 
 def _accuracies(console: Console, bundle: Bundle, workload: Workload) -> dict[str, dict[str, Any]]:

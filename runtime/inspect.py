@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .bundle import Bundle
+from .engines.store import Engines, engines_in
 
 __all__ = ["describe", "tables"]
 
@@ -41,8 +42,12 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     """The figures of a bundle, in bytes.
 
     ``bytes.queries`` is what one session a query would hold, ``bytes.models`` one session a model, ``bytes.unique``
-    what the bundle holds, ``bytes.file`` the blob's allocated size on disk (its padding is holes). ``merge`` is there
+    what the bundle holds, ``bytes.file`` the blob's allocated size on disk (its padding is holes). ``engines`` lists
+    what was built from it and lies in its device cache, one entry a library and set of devices. ``merge`` is there
     where the workload was merged.
+
+    Raises:
+        BundleError: an engine is damaged.
     """
     content = bundle.manifest
     models = {
@@ -74,12 +79,17 @@ def describe(bundle: Bundle) -> dict[str, Any]:
             "saved": total - unique,
             "file": bundle.file(content.blob).stat().st_blocks * 512,
         },
+        "engines": [_engines(bundle, each) for each in engines_in(bundle)],
         **({"merge": merge.model_dump()} if merge is not None else {}),
     }
 
 
 def tables(bundle: Bundle) -> Iterator[Table | str]:
-    """The same for people."""
+    """The same for people.
+
+    Raises:
+        BundleError: see :func:`describe`.
+    """
     figures = describe(bundle)
     models = Table(title=f"{bundle.path}", title_justify="left", box=SIMPLE)
     for column, side in (("model", "left"), ("queries", "left"), ("program", "left"), ("mode", "left")):
@@ -104,6 +114,8 @@ def tables(bundle: Bundle) -> Iterator[Table | str]:
     for name, segment in bundle.manifest.segments.items():
         segments.add_row(name, ", ".join(segment.models), str(len(segment.tensors)), _mb(segment.length))
     yield segments
+    for engines in figures["engines"]:
+        yield _built(engines)
     if "merge" in figures:
         yield _merged(figures["merge"])
     sizes = figures["bytes"]
@@ -111,6 +123,45 @@ def tables(bundle: Bundle) -> Iterator[Table | str]:
         f"{figures['programs']} programs, {figures['tensors']} tensors; weights: {_mb(sizes['queries'])} MB as one"
         f" session a query, {_mb(sizes['models'])} MB as one a model, {_mb(sizes['unique'])} MB here"
     )
+
+
+def _engines(bundle: Bundle, engines: Engines) -> dict[str, Any]:
+    users: dict[str, list[str]] = {}
+    for name, model in bundle.manifest.models.items():
+        for stage, spec in model.stages.items():
+            users.setdefault(spec.program, []).append(name if stage == "main" else f"{name}/{stage}")
+    return {
+        "title": engines.title,
+        "folder": str(engines.folder),
+        "library": engines.library,
+        "version": engines.version,
+        "targets": list(engines.targets),
+        "device": engines.device,
+        "bytes": engines.bytes,
+        "programs": {
+            program: {
+                "models": users.get(program, []),
+                # Which mode is faster on a device is measured there; engines have but this one.
+                "mode": "bound",
+                "inputs": engine.inputs,
+                "layers": engine.layers,
+                "bytes": engine.bytes,
+            }
+            for program, engine in engines.engines.items()
+        },
+    }
+
+
+def _built(engines: dict[str, Any]) -> Table:
+    table = Table(title=f"engines: {escape(engines['title'])}", title_justify="left", box=SIMPLE)
+    for column in ("program", "models", "mode"):
+        table.add_column(column)
+    for column in ("weights as inputs", "layers", "MB"):
+        table.add_column(column, justify="right")
+    for program, engine in engines["programs"].items():
+        numbers = str(engine["inputs"]), str(engine["layers"]), _mb(engine["bytes"])
+        table.add_row(program[:12], ", ".join(engine["models"]), engine["mode"], *numbers)
+    return table
 
 
 def _merge(bundle: Bundle) -> _Merge | None:
