@@ -94,9 +94,13 @@ def test_no_order_and_no_batch_sizes_lose_fewer_frames(case: tuple[Profile, int]
     assert sum(found.frames.values()) == pytest.approx(best, abs=1e-5)
 
 
-def test_the_best_plan_of_six_queries() -> None:
-    known = scattered(1, 6, 9, {1: 8, 4: 20})
-    budget = known.budget("60%")
+@pytest.mark.parametrize(
+    ("seed", "count", "run"),
+    [(1, 6, {1: 8, 4: 20}), (3, 7, {1: 8, 4: 20}), *((seed, 7, {1: 8}) for seed in (2, 4, 5, 6))],
+)
+def test_the_best_plan_of_six_or_seven_queries(seed: int, count: int, run: dict[int, float]) -> None:
+    known = scattered(seed, count, 9, run)
+    budget = known.budget("70%")
     names = list(known.queries)
     # A cycle has no beginning.
     orders = ((names[0], *rest) for rest in permutations(names[1:]))
