@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -20,14 +21,21 @@ from .on_device import Array, DeviceArray, Executable, OnDevice
 
 __all__ = ["OrtCuda"]
 
+_log = logging.getLogger(__name__)
+
 _PROVIDER = "CUDAExecutionProvider"
 
 
 @cache
-def _share_activations() -> None:
-    """One activation arena on the card for all sessions of the process; see :mod:`.ort_cpu`."""
+def _share_activations() -> bool:
+    """One activation arena on the card for all sessions of the process, see :mod:`.ort_cpu`; whether there is one."""
     info = ort.OrtMemoryInfo("Cuda", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    ort.create_and_register_allocator_v2(_PROVIDER, info, {}, None)
+    try:
+        ort.create_and_register_allocator_v2(_PROVIDER, info, {}, None)
+    except RuntimeError as error:
+        _log.warning("every program has activations of its own, which takes more memory: %s", first_line(error))
+        return False
+    return True
 
 
 class _Session:
@@ -97,8 +105,7 @@ class OrtCuda(OnDevice):
                 " 'gemel[cuda]'; --backend ort-cpu runs without"
             )
         super().__init__(bundle, device, memory=memory, threads=threads, loading=loading)
-        if self._on_card:
-            _share_activations()
+        self._shares_activations = self._on_card and _share_activations()
 
     @property
     def folder(self) -> Path:
@@ -109,7 +116,7 @@ class OrtCuda(OnDevice):
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = self.threads
-        options.add_session_config_entry("session.use_env_allocators", "1" if self._on_card else "0")
+        options.add_session_config_entry("session.use_env_allocators", "1" if self._shares_activations else "0")
         providers: list[Any] = ["CPUExecutionProvider"]
         if self._on_card:
             # Weights come on a stream of their own, and a run reads what is there already: one stream is enough here.
