@@ -159,6 +159,7 @@ def baseline_of(bundle: Bundle, latency: Mapping[str, float] | None = None) -> B
                     name: {
                         stage: EngineBaseline(**built.engines[spec.program].model_dump())
                         for stage, spec in model.stages.items()
+                        if spec.program in built.engines
                     }
                     for name, model in content.models.items()
                 },

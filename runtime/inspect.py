@@ -149,6 +149,9 @@ def _engines(bundle: Bundle, engines: Engines) -> dict[str, Any]:
             }
             for program, engine in engines.engines.items()
         },
+        "refused": {
+            program: {"models": users.get(program, []), "reason": reason} for program, reason in engines.refused.items()
+        },
     }
 
 

@@ -8,7 +8,7 @@ copied, and what becomes of engines that cannot be used.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from enum import Enum, IntEnum
 from types import SimpleNamespace
 from typing import Any
@@ -44,6 +44,7 @@ class FakeTensorRt:
     Args:
         streams: streams of the device by handle.
         version: engines of other versions are refused.
+        refuses: operators that it does not know.
     """
 
     ILogger = _Logger
@@ -58,7 +59,10 @@ class FakeTensorRt:
         INPUT = 1
         OUTPUT = 2
 
-    def __init__(self, streams: Mapping[int, HostStream], version: str = "10.3.0") -> None:
+    def __init__(
+        self, streams: Mapping[int, HostStream], version: str = "10.3.0", refuses: Collection[str] = ()
+    ) -> None:
+        self._refuses = refuses
         self.__version__ = version
         self.streams = streams
         self.built = 0
@@ -83,6 +87,8 @@ class FakeTensorRt:
 
     def OnnxParser(self, network: Any, logger: _Logger) -> Any:  # noqa: N802
         def parse(proto: bytes) -> bool:
+            if any(node.op_type in self._refuses for node in read(proto).graph.node):
+                return False
             ports = [
                 SimpleNamespace(
                     name=port.name, shape=[each.dim_value or -1 for each in port.type.tensor_type.shape.dim]
@@ -92,7 +98,7 @@ class FakeTensorRt:
             network.proto, network.num_inputs, network.get_input = proto, len(ports), ports.__getitem__
             return True
 
-        return SimpleNamespace(parse=parse, num_errors=0)
+        return SimpleNamespace(parse=parse, num_errors=0, get_error=None)
 
     def Runtime(self, logger: _Logger) -> Any:  # noqa: N802
         def deserialised(data: bytes) -> _Engine | None:

@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 from gemel.compiler import compile_workload
 from gemel.errors import BackendError
 from gemel.runtime.backends import open_backend
-from gemel.runtime.backends.on_device import Array, OnDevice
+from gemel.runtime.backends.on_device import Array, OnDevice, OnHost
 from gemel.runtime.backends.ort_cuda import OrtCuda
 from gemel.runtime.bundle import Bundle, open_bundle
 from gemel.runtime.device import Device
@@ -159,7 +159,9 @@ def _bind_ms(backend: OnDevice) -> float:
         model = next(turns)
         backend.activate(model)
         stage = backend._bundle.manifest.models[model].stages["main"]
-        backend._bind(backend._executables[stage.program], model, stage)
+        executable = backend._executables[stage.program]
+        assert not isinstance(executable, OnHost)
+        backend._bind(executable, model, stage)
         backend.release(model)
 
     return _median_s(swap) * 1e3

@@ -43,6 +43,8 @@ class Row:
     seconds: float = 0.0
     """CPU time that building them took."""
     refused: str | None = None
+    on_cpu: str | None = None
+    """Why a program without weights has no engine."""
 
 
 def measure(case: Case, library: Library, target: str, folder: Path) -> Row:
@@ -58,7 +60,9 @@ def measure(case: Case, library: Library, target: str, folder: Path) -> Row:
         return Row(**{**asdict(row), "refused": str(error)})
     seconds = process_time() - began
     layers = sum(engine.layers for engine in built.engines.values())
-    return Row(**{**asdict(row), "engines_mb": built.bytes / 1e6, "layers": layers, "seconds": seconds})
+    on_cpu = next(iter(built.refused.values()), None)
+    found = {"engines_mb": built.bytes / 1e6, "layers": layers, "seconds": seconds, "on_cpu": on_cpu}
+    return Row(**{**asdict(row), **found})
 
 
 def table(rows: Sequence[Row], library: Library, target: str) -> str:
@@ -75,6 +79,9 @@ def table(rows: Sequence[Row], library: Library, target: str) -> str:
         numbers = f" {row.engines_mb:.1f} | {row.layers} | {row.seconds:.1f} |"
         lines.append(f"{head} {'refused |  |  |' if row.refused else numbers.strip()}")
     refused = [f"{row.name}: {row.refused}" for row in rows if row.refused]
+    refused += [
+        f"{row.name}: one program has no weights and runs on the CPU: {row.on_cpu}" for row in rows if row.on_cpu
+    ]
     return "\n".join([*lines, *(["", *refused] if refused else [])])
 
 

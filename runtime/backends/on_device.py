@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ...errors import BackendError, GemelError, first_line
@@ -19,9 +20,10 @@ from ..device import Device, Stream
 from ..device_arena import DeviceArena
 from ..manifest import Stage
 from ..memory import budget
+from ..session import open_session
 from .swapping import SwappingBackend
 
-__all__ = ["Array", "DeviceArray", "Executable", "OnDevice"]
+__all__ = ["Array", "DeviceArray", "Executable", "OnDevice", "OnHost"]
 
 Array = NDArray[Any]
 
@@ -55,6 +57,25 @@ class Executable(Protocol):
         ...
 
 
+class OnHost:
+    """A program without weights that the device's library refuses, on this machine's CPU.
+
+    Args:
+        path: the stage's ONNX file.
+        threads: of a run.
+    """
+
+    def __init__(self, path: Path, threads: int) -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads
+        self._session = open_session(path, options)
+        self._outputs = [port.name for port in self._session.get_outputs()]
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        return dict(zip(self._outputs, self._session.run(self._outputs, dict(inputs)), strict=True))
+
+
 class OnDevice(SwappingBackend[DeviceArena]):
     """See :class:`gemel.runtime.backends.Backend`. All models are bound: a mode of their own is for CPUs.
 
@@ -62,7 +83,7 @@ class OnDevice(SwappingBackend[DeviceArena]):
         bundle: an open bundle.
         device: closed with the backend.
         memory: budget for weights.
-        threads: of nothing; the device runs models.
+        threads: of what is left to the CPU; the device runs models.
         loading: how weights come.
     """
 
@@ -77,7 +98,7 @@ class OnDevice(SwappingBackend[DeviceArena]):
         super().__init__(DeviceArena(device, blob, content.tensors, content.segments, self.budget, loading))
         self.stream: Stream = device.stream()
         self._uploads = _Uploads(device)
-        self._executables: dict[str, Executable] = {}
+        self._executables: dict[str, Executable | OnHost] = {}
         self._bound: dict[str, Sequence[DeviceArray]] = {}
         """Of each program, the weights that it has."""
         self._weights: dict[tuple[str, str], tuple[list[int], Sequence[DeviceArray]]] = {}
@@ -88,7 +109,7 @@ class OnDevice(SwappingBackend[DeviceArena]):
     def folder(self) -> Path: ...
 
     @abstractmethod
-    def _open(self, stage: Stage) -> Executable:
+    def _open(self, stage: Stage) -> Executable | OnHost:
         """The executable of a stage's program, which is that of every model with this program.
 
         Raises:
@@ -113,6 +134,8 @@ class OnDevice(SwappingBackend[DeviceArena]):
         spec = self._bundle.manifest.models[model].stages[stage]
         executable = self._executables[spec.program]
         try:
+            if isinstance(executable, OnHost):
+                return executable.run(inputs)
             # While it runs, nothing that it reads may be moved.
             with self.arena.running():
                 self._bind(executable, model, spec)

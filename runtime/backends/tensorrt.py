@@ -19,7 +19,7 @@ from ..device import Device, Stream
 from ..engines.library import Library
 from ..engines.store import Engines, Progress, engines_for
 from ..manifest import Stage
-from .on_device import Array, DeviceArray, Executable, OnDevice
+from .on_device import Array, DeviceArray, Executable, OnDevice, OnHost
 
 __all__ = ["TensorRt"]
 
@@ -112,7 +112,7 @@ class TensorRt(OnDevice):
         device: closed with the backend.
         library: TensorRT or TensorRT for RTX.
         memory: budget for weights.
-        threads: of nothing; the device runs models.
+        threads: of what is left to the CPU; the device runs models.
         loading: how weights come.
         progress: told of each program whose engine is built.
 
@@ -152,7 +152,10 @@ class TensorRt(OnDevice):
         self._block.close()
         super().close()
 
-    def _open(self, stage: Stage) -> Executable:
+    def _open(self, stage: Stage) -> Executable | OnHost:
+        if stage.program in self._engines.refused:
+            _log.info("%s runs on the CPU: %s", stage.file, self._engines.refused[stage.program])
+            return OnHost(self._bundle.file(stage.file), self.threads)
         engine = self._deserialised(stage)
         if engine is None:
             _log.warning("%s: its engine is not for this device or version; all are built anew", stage.file)

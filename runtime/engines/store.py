@@ -65,6 +65,8 @@ class Engines(_Value):
     """Its id."""
     engines: dict[Id, EngineSpec]
     """By program."""
+    refused: dict[Id, str] = {}
+    """Programs without weights that the library refuses, and why: what they do is left to the CPU."""
 
     @property
     def title(self) -> str:
@@ -219,6 +221,7 @@ def _fill(
 ) -> None:
     stages, rows = _stages(bundle), rows_of(bundle)
     made: dict[str, EngineSpec] = {}
+    refused: dict[str, str] = {}
     for number, (program, (model, stage)) in enumerate(stages.items(), 1):
         progress(model, number, len(stages))
         began = perf_counter()
@@ -226,7 +229,10 @@ def _fill(
         try:
             built = build(library, proto, rows[program], targets)
         except BackendError as error:
-            raise BackendError(f"model {model}, {stage.file}: {error}") from error
+            if stage.weights:
+                raise BackendError(f"model {model}, {stage.file}: {error}") from error
+            refused[program] = str(error)
+            continue
         (folder / f"{program}.engine").write_bytes(built.data)
         made[program] = EngineSpec(
             bytes=len(built.data),
@@ -243,6 +249,7 @@ def _fill(
         device=None if device is None else device.name,
         bundle=bundle.id,
         engines=made,
+        refused=refused,
     )
     (folder / RECORD).write_text(record.model_dump_json(exclude={"folder"}, indent=1))
 
@@ -259,7 +266,7 @@ def _open(folder: Path, bundle: Bundle) -> Engines:
         engines = Engines.model_validate({**json.loads(record.read_bytes()), "folder": folder})
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise BundleError(f"{record}: is damaged") from error
-    if engines.bundle != bundle.id or engines.engines.keys() != bundle.manifest.programs.keys():
+    if engines.bundle != bundle.id or {*engines.engines, *engines.refused} != bundle.manifest.programs.keys():
         raise BundleError(f"{record}: these are not the engines of this bundle")
     for program, spec in engines.engines.items():
         path = engines.path(program)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_tensorrt import FakeTensorRt
+from onnx import TensorProto, helper
 
 from gemel.errors import BackendError, InputError
 from gemel.runtime.arena import WARM, Loading
@@ -17,9 +20,12 @@ from gemel.runtime.backends.on_device import OnDevice
 from gemel.runtime.backends.ort_cpu import OrtCpu
 from gemel.runtime.backends.ort_cuda import OrtCuda
 from gemel.runtime.backends.tensorrt import TensorRt
-from gemel.runtime.bundle import Bundle, open_bundle
+from gemel.runtime.baseline import baseline_of
+from gemel.runtime.bundle import MANIFEST, Bundle, open_bundle
 from gemel.runtime.device.host import HostDevice, HostStream
 from gemel.runtime.engines.library import Library
+from gemel.runtime.inspect import describe
+from gemel.runtime.program import read, split
 from gemel.runtime.run import Options, run_bundle
 
 IMAGES = np.random.default_rng(0).random((3, 3, 32, 32), np.float32)
@@ -63,6 +69,24 @@ def opened(request: pytest.FixtureRequest) -> Iterator[Open]:
     yield make
     for backend in made:
         backend.close()
+
+
+def add_stage(bundle: Path) -> None:
+    """Give model ``a`` a second stage that has no weights: ``y = sin(x)``."""
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", 4]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Sin", ["x"], ["y"])], "wave", ports[:1], ports[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    data = model.SerializeToString()
+    (bundle / "wave.onnx").write_bytes(data)
+    program = split(read(data)).id
+    path = bundle / MANIFEST
+    document = json.loads(path.read_text())
+    x, y = ({"name": name, "dtype": "float32", "shape": ["rows", 4]} for name in "xy")
+    stage = {"file": "wave.onnx", "program": program, "inputs": [x], "outputs": [y], "weights": []}
+    document["models"]["a"]["stages"]["wave"] = stage
+    document["programs"][program] = {"models": ["a"], "inputs": 0}
+    document["files"]["wave.onnx"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    path.write_text(json.dumps(document))
 
 
 def run(backend: Any, model: str, images: Any = IMAGES[:1]) -> Any:
@@ -267,6 +291,29 @@ class TestEngines:
             np.testing.assert_allclose(run(backend, "a"), expected["a"], rtol=1e-4, atol=1e-6)
         assert module.built == 1
         assert "built anew" in caplog.text
+
+    def test_a_stage_without_weights_that_is_refused_runs_on_the_cpu(
+        self, bundle: Path, expected: dict[str, Any]
+    ) -> None:
+        add_stage(bundle)
+        device = Device()
+        module = FakeTensorRt(device.streams, refuses=("Sin",))
+        values = np.linspace(0, 1, 8, dtype=np.float32).reshape(2, 4)
+        with self.open(bundle, device, module) as backend:
+            np.testing.assert_allclose(run(backend, "a"), expected["a"], rtol=1e-4, atol=1e-6)
+            backend.activate("a")
+            np.testing.assert_allclose(backend.run("a", "wave", {"x": values})["y"], np.sin(values), rtol=1e-5)
+            with pytest.raises(BackendError, match="model a, stage wave: "):
+                backend.run("a", "wave", {"x": values.astype(np.float64)})
+        (engines,) = describe(open_bundle(bundle))["engines"]
+        (refused,) = engines["refused"].values()
+        assert refused["models"] == ["a/wave"]
+        assert len(baseline_of(open_bundle(bundle)).engines[0].engines["a"]) == 1
+
+    def test_a_program_with_weights_that_is_refused_is_an_error(self, bundle: Path) -> None:
+        device = Device()
+        with pytest.raises(BackendError, match=r"model a, a.onnx: tensorrt 10.3.0 refuses it"):
+            self.open(bundle, device, FakeTensorRt(device.streams, refuses=("Conv",)))
 
     def test_that_are_never_any_good_are_one_line(self, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         device = Device()
