@@ -1,7 +1,7 @@
 """Merging on real models and images: every strategy on the same budget, and how what they save grows.
 
-    .venv/bin/python tools/bench_merge.py ../shared/data                     # half an hour on two cores
-    .venv/bin/python tools/bench_merge.py ../shared/data --full              # three seeds, no budget: many hours
+    .venv/bin/python tools/bench_merge.py DATA          # half an hour on two cores
+    .venv/bin/python tools/bench_merge.py DATA --full   # three seeds, no budget: many hours
 
 Makes the workloads first (``tools/merge_workloads.py``). Runs are kept below ``out/merge/short`` and ``out/merge/runs``
 and go on where they were stopped. Each is chosen on one half of the test images and confirmed on the other half. Writes

@@ -1,6 +1,6 @@
 """Swapping for real: eight models under half of the memory that their weights need, read from a cold disk.
 
-    .venv/bin/python tools/bench_swap.py ../shared/data
+    .venv/bin/python tools/bench_swap.py DATA
 
 Four ResNet-18 and four MobileNetV3-Large on three videos, in the paper's setting of 30 frames a second and answers
 within 100 ms; the models look at 96 pixels, so that a CPU can keep up. Weights are random, as only times are

@@ -1,6 +1,6 @@
 """The workloads that merging is measured on: real images and videos, and originals that were trained.
 
-    .venv/bin/python tools/merge_workloads.py ../shared/data -o out/merge
+    .venv/bin/python tools/merge_workloads.py DATA -o out/merge
 
 Needs a folder with ``cifar10-jpeg.tar.xz`` (ImageFolder layout) and the ResNet-20, -32 and -44 of
 akamaster/pytorch_resnet_cifar10; Fashion-MNIST comes from Debian's ``dataset-fashion-mnist``. What is there already is
