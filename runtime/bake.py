@@ -21,17 +21,16 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from platformdirs import user_cache_path
 
 from ..errors import BackendError, BundleError
 from . import cache
 from .blob import layout, tensor_id, write
-from .bundle import CACHE, Bundle
+from .bundle import Bundle
 from .cache import BLOB, RECORD, Baked, BakedStage
 from .manifest import FileSpec, Stage
 from .onnx_wire import DTYPES, Message, tensor_array
 from .program import read, split, with_constants
-from .session import open_session
+from .session import open_session, quiet
 
 __all__ = ["DISABLED_OPTIMIZERS", "Baked", "BakedStage", "bake", "verify_cache"]
 
@@ -87,10 +86,9 @@ def verify_cache(bundle: Bundle) -> list[Path]:
     return found
 
 
-def _folders(bundle: Bundle) -> tuple[Path, ...]:
+def _folders(bundle: Bundle) -> tuple[Path, Path]:
     """Where the cache may lie, the preferred place first."""
-    key = f"ort-cpu-{_device_key(bundle)}"
-    return bundle.path / CACHE / key, user_cache_path("gemel") / key
+    return cache.places(bundle, f"ort-cpu-{_device_key(bundle)}")
 
 
 def _device_key(bundle: Bundle) -> str:
@@ -169,9 +167,7 @@ def _take(path: Path) -> NDArray[Any]:
 
 def _optimise(bundle: Bundle, stage: Stage, folder: Path) -> tuple[Any, list[NDArray[Any]]]:
     """Let ONNX Runtime optimise a stage for this CPU and split the result."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = 1
+    options = quiet(threads=1)
     optimised = folder / "optimised.onnx"
     options.optimized_model_filepath = str(optimised)
     options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimised.bin")

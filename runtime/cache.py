@@ -30,6 +30,7 @@ __all__ = [
     "folder_for",
     "load",
     "make",
+    "places",
     "plain_size",
 ]
 
@@ -115,6 +116,11 @@ def check_hashes(baked: Baked, bundle: Bundle) -> None:
             raise BundleError(f"{path}: content is damaged")
 
 
+def places(bundle: Bundle, name: str) -> tuple[Path, Path]:
+    """Where what is made of a bundle may lie, the preferred place first: beside it, or in the user's cache folder."""
+    return bundle.path / CACHE / name, user_cache_path("gemel") / name
+
+
 def make(folders: Sequence[Path], bundle: Bundle, read: Callable[[Path], T], fill: Callable[[Path], None]) -> T:
     """What lies in one of several folders; made in the first one that can be written where it is in none of them.
 
@@ -165,8 +171,11 @@ def folder_for(bundle: Bundle, name: str) -> Path:
     folders = (bundle.path / CACHE / name, user_cache_path("gemel") / f"{name}-{bundle.id[:16]}")
     for folder in folders:
         with suppress(OSError):
+            # A link may lead elsewhere.
+            if folder.parent.is_symlink():
+                continue
             folder.mkdir(parents=True, exist_ok=True)
-            if not folder.parent.is_symlink() and os.access(folder, os.W_OK):
+            if os.access(folder, os.W_OK):
                 return folder
     return folders[0]
 

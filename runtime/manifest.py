@@ -326,9 +326,13 @@ def parse(document: Mapping[str, Any], where: str) -> Manifest:
     try:
         return Manifest.model_validate(document)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{where}: {field}: {first['msg']}") from error
+        raise BundleError(f"{where}: {problem(error)}") from error
+
+
+def problem(error: ValidationError) -> str:
+    """The first thing that is wrong, as part of a one-line message: the field, and what is expected of it."""
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
 
 
 def feeds_from(feeds: Mapping[str, FeedSpec], sources: Mapping[str, str]) -> dict[str, FeedSpec]:

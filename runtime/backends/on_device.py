@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ...errors import BackendError, GemelError, first_line
@@ -20,7 +19,7 @@ from ..device import Device, Stream
 from ..device_arena import DeviceArena
 from ..manifest import Stage
 from ..memory import budget
-from ..session import open_session
+from ..session import open_session, quiet
 from .swapping import SwappingBackend
 
 __all__ = ["Array", "DeviceArray", "Executable", "OnDevice", "OnHost"]
@@ -66,10 +65,7 @@ class OnHost:
     """
 
     def __init__(self, path: Path, threads: int) -> None:
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = threads
-        self._session = open_session(path, options)
+        self._session = open_session(path, quiet(threads))
         self._outputs = [port.name for port in self._session.get_outputs()]
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:

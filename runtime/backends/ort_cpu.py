@@ -20,7 +20,7 @@ from ..blob import footprint
 from ..bundle import Bundle
 from ..host_arena import HostArena
 from ..memory import budget
-from ..session import open_session
+from ..session import open_session, quiet
 from .swapping import SwappingBackend
 
 __all__ = ["OrtCpu"]
@@ -161,9 +161,7 @@ class OrtCpu(SwappingBackend[HostArena]):
     def _session(self, path: Path, *, prepack: bool) -> ort.InferenceSession:
         """The session of a graph; every model of a program uses the same one."""
         if path not in self._sessions:
-            options = ort.SessionOptions()
-            options.log_severity_level = 3
-            options.intra_op_num_threads = self.threads
+            options = quiet(self.threads)
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
             options.add_session_config_entry("session.use_env_allocators", "1")
             # Weights arrive as inputs: there is nothing to pack, and packing would copy.

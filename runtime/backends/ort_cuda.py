@@ -17,6 +17,7 @@ from ..cache import folder_for
 from ..device import Device, Stream
 from ..manifest import Stage
 from ..program import read, split
+from ..session import CPU, open_session, quiet
 from .on_device import Array, DeviceArray, Executable, OnDevice
 
 __all__ = ["OrtCuda"]
@@ -105,26 +106,22 @@ class OrtCuda(OnDevice):
                 " 'gemel[cuda]'; --backend ort-cpu runs without"
             )
         super().__init__(bundle, device, memory=memory, threads=threads, loading=loading)
+        # Made once, and not whenever it is asked for.
+        self._folder = folder_for(bundle, self.name)
         self._shares_activations = self._on_card and _share_activations()
 
     @property
     def folder(self) -> Path:
-        return folder_for(self._bundle, self.name)
+        return self._folder
 
     def _open(self, stage: Stage) -> Executable:
-        program = split(read(self._bundle.file(stage.file).read_bytes()))
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = self.threads
+        path = self._bundle.file(stage.file)
+        program = split(read(path.read_bytes()))
+        options = quiet(self.threads)
         options.add_session_config_entry("session.use_env_allocators", "1" if self._shares_activations else "0")
-        providers: list[Any] = ["CPUExecutionProvider"]
+        providers: list[Any] = [CPU]
         if self._on_card:
             # Weights come on a stream of their own, and a run reads what is there already: one stream is enough here.
             providers.insert(0, (_PROVIDER, {"user_compute_stream": str(self.stream.handle)}))
-        try:
-            session = ort.InferenceSession(program.proto, options, providers=providers)
-        except Exception as error:
-            raise BackendError(
-                f"{stage.file}: ONNX Runtime {ort.__version__} refuses it: {first_line(error)}"
-            ) from error
+        session = open_session(path, options, proto=program.proto, providers=providers)
         return _Session(session, "cuda" if self._on_card else "cpu", self.stream)

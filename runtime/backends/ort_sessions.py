@@ -19,7 +19,7 @@ from ..bundle import Bundle
 from ..cache import folder_for
 from ..host_arena import forget
 from ..memory import budget
-from ..session import open_session
+from ..session import open_session, quiet
 from .swapping import SwappingBackend
 
 __all__ = ["OrtSessions"]
@@ -34,9 +34,7 @@ class _SessionArena(Arena):
         super().__init__(_sizes(bundle), allowed, loading)
         self.sessions: dict[str, _Sessions] = {}
         self._bundle = bundle
-        self._options = ort.SessionOptions()
-        self._options.log_severity_level = 3
-        self._options.intra_op_num_threads = threads
+        self._options = quiet(threads)
 
     def _load(self, segment: str) -> None:
         stages = self._bundle.manifest.models[segment].stages

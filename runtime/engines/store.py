@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter
 
-from platformdirs import user_cache_path
 from pydantic import BaseModel, ConfigDict
 
 from ...errors import BackendError, BundleError
@@ -106,12 +105,7 @@ def build_engines(
     """
     library.check_targets(targets)
     targets = [target for target in library.targets if target in targets]
-    return cache.make(
-        _folders(bundle, library, targets),
-        bundle,
-        lambda folder: _open(folder, bundle),
-        lambda folder: _fill(folder, bundle, library, targets, None, progress),
-    )
+    return _make(_folders(bundle, library, targets), bundle, library, targets, None, progress)
 
 
 def engines_for(
@@ -140,17 +134,12 @@ def engines_for(
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
     else:
-        for record in sorted((bundle.path / CACHE).glob(f"*/{RECORD}")):
+        for folder in _beside(bundle):
             with contextlib.suppress(BundleError):
-                found = _open(record.parent, bundle)
+                found = _open(folder, bundle)
                 if _fits(found, library, device):
                     return found
-    return cache.make(
-        folders,
-        bundle,
-        lambda folder: _open(folder, bundle),
-        lambda folder: _fill(folder, bundle, library, (), device, progress),
-    )
+    return _make(folders, bundle, library, (), device, progress)
 
 
 def engines_in(bundle: Bundle) -> list[Engines]:
@@ -159,9 +148,8 @@ def engines_in(bundle: Bundle) -> list[Engines]:
     Raises:
         BundleError: a file is missing or damaged, or belongs to another bundle.
     """
-    folders = sorted(path for path in (bundle.path / CACHE).glob("*") if _FOLDER.fullmatch(path.name))
     try:
-        return [_open(folder, bundle) for folder in folders]
+        return [_open(folder, bundle) for folder in _beside(bundle)]
     except BundleError as error:
         raise BundleError(f"{error}; delete its folder, engines are built again when they are needed") from error
 
@@ -199,7 +187,28 @@ def _folders(bundle: Bundle, library: Library, devices: Sequence[str]) -> tuple[
     """Where engines for some devices may lie, the preferred place first."""
     parts = (bundle.id, library.version, *devices, _LAYOUT)
     name = f"{library.backend}-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:16]}"
-    return bundle.path / CACHE / name, user_cache_path("gemel") / name
+    return cache.places(bundle, name)
+
+
+def _beside(bundle: Bundle) -> list[Path]:
+    """Folders of engines in the bundle's own."""
+    return sorted(path for path in (bundle.path / CACHE).glob("*") if _FOLDER.fullmatch(path.name))
+
+
+def _make(
+    folders: Sequence[Path],
+    bundle: Bundle,
+    library: Library,
+    targets: Sequence[str],
+    device: Device | None,
+    progress: Progress,
+) -> Engines:
+    return cache.make(
+        folders,
+        bundle,
+        lambda folder: _open(folder, bundle),
+        lambda folder: _fill(folder, bundle, library, targets, device, progress),
+    )
 
 
 def _stages(bundle: Bundle) -> dict[str, tuple[str, Stage]]:

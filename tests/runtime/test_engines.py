@@ -15,6 +15,7 @@ from tiny_models import TinyDeterminant, tiny
 
 from gemel.compiler import compile_workload
 from gemel.errors import BackendError, BundleError, InputError
+from gemel.runtime import cache
 from gemel.runtime.bundle import MANIFEST, Bundle, open_bundle
 from gemel.runtime.engines import store
 from gemel.runtime.engines.build import build
@@ -134,7 +135,7 @@ def test_engines_of_another_bundle(built: Engines, rtx: Library, opened: Bundle)
 def test_a_bundle_that_cannot_be_written(
     rtx: Library, opened: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "user_cache_path", lambda name: tmp_path / "cache" / name)
+    monkeypatch.setattr(cache, "user_cache_path", lambda name: tmp_path / "cache" / name)
     # A file in the way fails for root too, whom permissions do not stop.
     (opened.path / "device-cache").touch()
     built = build_engines(opened, rtx, TARGETS)

@@ -16,6 +16,7 @@ from tiny_models import TinyTransformer, tiny
 from gemel.compiler import compile_workload
 from gemel.errors import BackendError, BundleError, InputError
 from gemel.runtime import bake as bake_module
+from gemel.runtime import cache
 from gemel.runtime.backends import open_backend
 from gemel.runtime.backends.ort_cpu import OrtCpu
 from gemel.runtime.bake import verify_cache
@@ -215,7 +216,7 @@ def test_weights_that_were_not_written_are_not_zeros() -> None:
 
 
 def test_no_place_for_the_cache(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bake_module, "user_cache_path", lambda name: tmp_path / "cache" / name)
+    monkeypatch.setattr(cache, "user_cache_path", lambda name: tmp_path / "cache" / name)
     (tmp_path / "cache").touch()
     (tmp_path / "outside").mkdir()
     (bundle / "device-cache").symlink_to(tmp_path / "outside")
@@ -236,7 +237,7 @@ def test_a_damaged_bundle_is_not_baked(bundle: Path) -> None:
 def test_a_bundle_that_cannot_be_written_is_baked_in_the_users_cache(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bake_module, "user_cache_path", lambda name: tmp_path / "cache" / name)
+    monkeypatch.setattr(cache, "user_cache_path", lambda name: tmp_path / "cache" / name)
     # A file in the way fails for root too, whom permissions do not stop.
     (bundle / "device-cache").touch()
     test_outputs(bundle, 1)
@@ -259,7 +260,7 @@ def test_a_copied_bundle_brings_its_cache(bundle: Path, tmp_path: Path) -> None:
 
 
 def test_a_cache_that_is_a_link_is_not_used(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bake_module, "user_cache_path", lambda name: tmp_path / "cache" / name)
+    monkeypatch.setattr(cache, "user_cache_path", lambda name: tmp_path / "cache" / name)
     (tmp_path / "outside").mkdir()
     (bundle / "device-cache").symlink_to(tmp_path / "outside")
     test_outputs(bundle, 1)
