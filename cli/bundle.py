@@ -34,9 +34,10 @@ def inspect(bundle: BundleArg, json_file: JsonOpt = None, debug: DebugOpt = Fals
 
     opened = open_bundle(bundle)
     console = open_console()
-    for table in tables(opened):
+    figures = describe(opened)
+    for table in tables(opened, figures):
         console.print(table)
-    write_json(json_file, describe(opened))
+    write_json(json_file, figures)
     console.print(f"Next: gemel check {bundle}")
 
 
@@ -141,7 +142,8 @@ def _compare(
     Returns:
         The same for JSON, and the names of what got worse.
     """
-    from ..runtime.baseline import baseline_of, compare
+    from ..runtime.baseline import baseline_of
+    from ..runtime.regressions import compare
 
     found = compare(before, baseline_of(bundle, _latency(console, bundle) if latency else None))
     for each in found:

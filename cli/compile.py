@@ -56,7 +56,7 @@ def compile_(
         raise missing_extra(error, "gemel-compile", "compiler") from error
     from ..runtime.backends import open_backend
     from ..runtime.bundle import open_bundle
-    from ..runtime.inspect import describe
+    from ..runtime.inspect import sizes
 
     console, began = open_console(), perf_counter()
     loaded = load(workload)
@@ -74,11 +74,11 @@ def compile_(
     elif backend is not None:
         with open_backend(bundle, backend):
             print_stage(console, "device", f"{backend}: programs and weights baked", began=began)
-    sizes = describe(bundle)["bytes"]
+    held = sizes(bundle)
     print_stage(
         console,
         "weights",
-        f"{sizes['queries'] / 1e6:.1f} MB as one session a query, {sizes['unique'] / 1e6:.1f} MB in the bundle",
+        f"{held['queries'] / 1e6:.1f} MB as one session a query, {held['unique'] / 1e6:.1f} MB in the bundle",
     )
     console.print(f"Next: gemel-run {output}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -13,7 +13,7 @@ from rich.table import Table
 from .bundle import Bundle
 from .engines.store import Engines, engines_in
 
-__all__ = ["describe", "tables"]
+__all__ = ["describe", "sizes", "tables"]
 
 _MERGE = "merge.json"
 
@@ -39,12 +39,10 @@ class _Merge(_Value):
 
 
 def describe(bundle: Bundle) -> dict[str, Any]:
-    """The figures of a bundle, in bytes.
+    """The figures of a bundle.
 
-    ``bytes.queries`` is what one session a query would hold, ``bytes.models`` one session a model, ``bytes.unique``
-    what the bundle holds, ``bytes.file`` the blob's allocated size on disk (its padding is holes). ``engines`` lists
-    what was built from it and lies in its device cache, one entry a library and set of devices. ``merge`` is there
-    where the workload was merged.
+    ``bytes`` is what :func:`sizes` gives. ``engines`` lists what was built from it and lies in its device cache, one
+    entry a library and set of devices. ``merge`` is there where the workload was merged.
 
     Raises:
         BundleError: an engine is damaged.
@@ -64,33 +62,38 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         }
         for name, model in content.models.items()
     }
-    total = sum(model.bytes for model in content.models.values())
-    unique = sum(tensor.length for tensor in content.tensors.values())
     merge = _merge(bundle)
     return {
         "models": models,
         "programs": len(content.programs),
         "tensors": len(content.tensors),
         "segments": len(content.segments),
-        "bytes": {
-            "queries": sum(content.models[query.model].bytes for query in content.queries.values()),
-            "models": total,
-            "unique": unique,
-            "saved": total - unique,
-            "file": bundle.file(content.blob).stat().st_blocks * 512,
-        },
+        "bytes": sizes(bundle),
         "engines": [_engines(bundle, each) for each in engines_in(bundle)],
         **({"merge": merge.model_dump()} if merge is not None else {}),
     }
 
 
-def tables(bundle: Bundle) -> Iterator[Table | str]:
-    """The same for people.
+def sizes(bundle: Bundle) -> dict[str, int]:
+    """Bytes of weights.
 
-    Raises:
-        BundleError: see :func:`describe`.
+    ``queries`` is what one session a query would hold, ``models`` one session a model, ``unique`` what the bundle
+    holds, ``file`` the blob's allocated size on disk (its padding is holes).
     """
-    figures = describe(bundle)
+    content = bundle.manifest
+    total = sum(model.bytes for model in content.models.values())
+    unique = sum(tensor.length for tensor in content.tensors.values())
+    return {
+        "queries": sum(content.models[query.model].bytes for query in content.queries.values()),
+        "models": total,
+        "unique": unique,
+        "saved": total - unique,
+        "file": bundle.file(content.blob).stat().st_blocks * 512,
+    }
+
+
+def tables(bundle: Bundle, figures: Mapping[str, Any]) -> Iterator[Table | str]:
+    """For people, what :func:`describe` found."""
     models = Table(title=f"{bundle.path}", title_justify="left", box=SIMPLE)
     for column, side in (("model", "left"), ("queries", "left"), ("program", "left"), ("mode", "left")):
         models.add_column(column, justify=side)  # type: ignore[arg-type]
@@ -118,10 +121,10 @@ def tables(bundle: Bundle) -> Iterator[Table | str]:
         yield _built(engines)
     if "merge" in figures:
         yield _merged(figures["merge"])
-    sizes = figures["bytes"]
+    held = figures["bytes"]
     yield (
-        f"{figures['programs']} programs, {figures['tensors']} tensors; weights: {_mb(sizes['queries'])} MB as one"
-        f" session a query, {_mb(sizes['models'])} MB as one a model, {_mb(sizes['unique'])} MB here"
+        f"{figures['programs']} programs, {figures['tensors']} tensors; weights: {_mb(held['queries'])} MB as one"
+        f" session a query, {_mb(held['models'])} MB as one a model, {_mb(held['unique'])} MB here"
     )
 
 
@@ -164,6 +167,8 @@ def _built(engines: dict[str, Any]) -> Table:
     for program, engine in engines["programs"].items():
         numbers = str(engine["inputs"]), str(engine["layers"]), _mb(engine["bytes"])
         table.add_row(program[:12], ", ".join(engine["models"]), engine["mode"], *numbers)
+    for program, left in engines["refused"].items():
+        table.add_row(program[:12], ", ".join(left["models"]), "on the CPU")
     return table
 
 

@@ -29,7 +29,7 @@ from gemel.compiler.check import compare
 from gemel.compiler.plain import export_plain
 from gemel.runtime.bench import Figures, measure, table
 from gemel.runtime.bundle import open_bundle
-from gemel.runtime.inspect import describe
+from gemel.runtime.inspect import sizes
 from gemel.workload import load
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,7 +84,7 @@ def bench(workload_path: Path, rounds: int) -> Figures:
         bundle = open_bundle(compile_workload(workload, folder / "bundle").path)
         differences = [result.relative for result in compare(bundle, workload, rtol=1e-3, atol=1e-5)]
         figures = measure(bundle, rounds=rounds, plain=export_plain(workload, folder))
-        return {**figures, "bytes": describe(bundle)["bytes"], "difference": max(differences)}
+        return {**figures, "bytes": sizes(bundle), "difference": max(differences)}
 
 
 def write(results: Mapping[str, Figures]) -> None:

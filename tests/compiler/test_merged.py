@@ -132,7 +132,7 @@ def test_the_report_is_part_of_the_bundle(merged: Workload) -> None:
 def printed(bundle: Any) -> str:
     console = Console(width=200)
     with console.capture() as text:
-        for table in tables(bundle):
+        for table in tables(bundle, describe(bundle)):
             console.print(table)
     return text.get()
 

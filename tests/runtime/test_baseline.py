@@ -22,12 +22,12 @@ from gemel.runtime.baseline import (
     ModelBaseline,
     SharedBaseline,
     baseline_of,
-    compare,
     measure_latency,
     read_baseline,
     write_baseline,
 )
 from gemel.runtime.bundle import Bundle, open_bundle
+from gemel.runtime.regressions import compare
 from gemel.workload import Workload
 
 PROGRAM, GRAPH = "a" * 32, "b" * 32
@@ -441,3 +441,9 @@ def test_neither_torch_nor_onnx_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_stage_that_has_no_engine_any_more_is_named() -> None:
+    before, now = made(engines=[engines()]), made(engines=[engines(engines={"a": {}})])
+    assert lines(before, now, "worse") == ["engine of a: tensorrt-rtx has none now"]
+    assert not lines(now, before, "worse")
