@@ -25,6 +25,8 @@ STATISTICS_IMAGES = 1280
 _HEAD_IMAGES = 2000
 _HEAD_ROWS = 20000
 _START_BATCH = 128
+_LOOK = 4
+"""By what a start that is only to be compared with others needs fewer images."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ class TrialRunner:
         for name, subject in self.subjects.items():
             subject.restore(states[name])
         self._begin(trial, learners, shared)
-        accuracies = accuracies_of(learners.values(), GLANCE)
+        accuracies = accuracies_of(learners.values(), GLANCE if trial.recipe is not None else GLANCE // 2)
         if _met(learners, accuracies) == trial.learners:
             accuracies = accuracies_of(learners.values())
         met = _met(learners, accuracies)
@@ -169,8 +171,7 @@ class TrialRunner:
             changed |= donate(self.subjects, new, (*fixed, *start.order, *learners), norms=start.kind == "donor")
         bind(self._modules, trial.sharing)
         if start.kind in ("donor", "average"):
-            # A start that is only to be compared with others needs less.
-            part = 1 if trial.recipe is not None else 2
+            part = 1 if trial.recipe is not None else _LOOK
             # A donor that is given nothing is as good as it can be.
             for subject in (learners[name] for name in learners if name in changed):
                 if not subject.narrow:
