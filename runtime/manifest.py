@@ -31,6 +31,7 @@ __all__ = [
     "ModelSpec",
     "Name",
     "Port",
+    "Precision",
     "ProgramSpec",
     "QuerySpec",
     "SegmentSpec",
@@ -51,6 +52,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=6
 Id = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 DType = Annotated[str, Field(pattern=r"^(float(16|32|64)|u?int(8|16|32|64)|bool)$")]
 Size = Annotated[int, Field(ge=0)]
+Precision = Literal["fp32", "fp16", "int8"]
 
 
 class _Value(BaseModel):
@@ -213,6 +215,9 @@ class ModelSpec(_Value):
     mode: Literal["bound", "constant"] = "bound"
     """bound: weights are inputs of a shared program. constant: they are private to a session, which is faster
     where a kernel packs them (matrix products over many rows)."""
+    precision: Precision = "fp32"
+    """int8: kernels are int8 tensors, and QuantizeLinear and DequantizeLinear say what is rounded where; layers that
+    could not bear it are float32. fp16: weights and what is computed are float16, inputs and outputs float32."""
     bytes: int
     """Bytes of the model's distinct tensors."""
     segments: tuple[str, ...]

@@ -23,9 +23,11 @@ from .onnx_wire import DTYPES, Message, ModelProto, dtype_name
 
 __all__ = ["Program", "port_dtype", "port_shape", "read", "split", "with_constants"]
 
-# Inputs that kernels read while they prepare, or fold into an activation: they must stay constants.
+# Inputs that kernels read while they prepare, or fold into an activation: they must stay constants. Scales are some of
+# them: TensorRT builds no engine whose scales are inputs.
 _CONSTANT_OPERANDS = frozenset(
     {"Clip", "Expand", "Pad", "Pow", "QuickGelu", "Range", "Reshape", "Resize", "Slice", "Split", "TopK", "Upsample"}
+    | {"DequantizeLinear", "QuantizeLinear"}
 )
 _FLOATS = frozenset({1, 10, 11})
 _INT8 = frozenset({2, 3})
