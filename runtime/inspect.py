@@ -11,7 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from .bundle import Bundle
-from .engines.store import Engines, engines_in
+from .engines.record import Choice, Engines
+from .engines.store import engines_in
 
 __all__ = ["describe", "sizes", "tables"]
 
@@ -144,8 +145,7 @@ def _engines(bundle: Bundle, engines: Engines) -> dict[str, Any]:
         "programs": {
             program: {
                 "models": users.get(program, []),
-                # Which mode is faster on a device is measured there; engines have but this one.
-                "mode": "bound",
+                **engine.choice.model_dump(),
                 "inputs": engine.inputs,
                 "layers": engine.layers,
                 "bytes": engine.bytes,
@@ -164,9 +164,11 @@ def _built(engines: dict[str, Any]) -> Table:
         table.add_column(column)
     for column in ("weights as inputs", "layers", "MB"):
         table.add_column(column, justify="right")
+    table.add_column("measured")
     for program, engine in engines["programs"].items():
         numbers = str(engine["inputs"]), str(engine["layers"]), _mb(engine["bytes"])
-        table.add_row(program[:12], ", ".join(engine["models"]), engine["mode"], *numbers)
+        measured = escape(str(Choice.model_validate(engine)))
+        table.add_row(program[:12], ", ".join(engine["models"]), engine["mode"], *numbers, measured)
     for program, left in engines["refused"].items():
         table.add_row(program[:12], ", ".join(left["models"]), "on the CPU")
     return table

@@ -1,15 +1,21 @@
 """As much of TensorRT's Python API as gemel uses, on a device that is this machine's memory.
 
-An engine is the program that it was built from; ONNX Runtime runs it on what lies at the addresses that were bound, in
-the stream that it is given. So the code around TensorRT is tested without a card: what is bound where, when it is
-copied, and what becomes of engines that cannot be used.
+An engine is the program that it was built from; ONNX Runtime runs it on what lies at the addresses that were bound, or
+on what was copied into it, in the stream that it is given. So the code around TensorRT is tested without a card: what
+is bound where, when it is copied, and what becomes of engines that cannot be used.
+
+Time passes only where the caller says that it does: see :meth:`FakeTensorRt.now`.
 """
 
 from __future__ import annotations
 
+import base64
 import ctypes
+import hashlib
+import json
 from collections.abc import Collection, Mapping
 from enum import Enum, IntEnum
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +23,7 @@ import numpy as np
 import onnxruntime as ort
 
 from gemel.runtime.device.host import HostStream
+from gemel.runtime.onnx_wire import tensor_array
 from gemel.runtime.program import read
 
 __all__ = ["FakeTensorRt"]
@@ -45,12 +52,23 @@ class FakeTensorRt:
         streams: streams of the device by handle.
         version: engines of other versions are refused.
         refuses: operators that it does not know.
+        seconds: what a ``bound`` or ``refit`` run and a ``swap`` take; left out, no engine can be refitted.
+        renames: weights that go by another name in engines that can be refitted.
+        keeps: weights that refitting leaves as they were built in.
+        wrong: what refitted engines add to their answers.
+        timings: whether it keeps what it measured.
     """
 
     ILogger = _Logger
+    float32 = np.float32
 
     class NetworkDefinitionCreationFlag(IntEnum):
         STRONGLY_TYPED = 1
+
+    class BuilderFlag(Enum):
+        STRIP_PLAN = 1
+        REFIT = 2
+        REFIT_IDENTICAL = 3
 
     class ExecutionContextAllocationStrategy(Enum):
         USER_MANAGED = 2
@@ -59,65 +77,182 @@ class FakeTensorRt:
         INPUT = 1
         OUTPUT = 2
 
+    class TensorLocation(Enum):
+        HOST = 0
+        DEVICE = 1
+
     def __init__(
-        self, streams: Mapping[int, HostStream], version: str = "10.3.0", refuses: Collection[str] = ()
+        self,
+        streams: Mapping[int, HostStream],
+        version: str = "10.3.0",
+        refuses: Collection[str] = (),
+        *,
+        seconds: Mapping[str, float] | None = None,
+        renames: Mapping[str, str] | None = None,
+        keeps: Collection[str] = (),
+        wrong: float = 0.0,
+        timings: bool = False,
     ) -> None:
-        self._refuses = refuses
+        self._refuses, self._renames, self._keeps, self._timings = refuses, renames or {}, keeps, timings
         self.__version__ = version
         self.streams = streams
+        self.seconds, self.wrong = seconds, wrong
         self.built = 0
-        self.allocated: set[int] = set()
+        self.flags: list[set[str]] = []
+        """Of each engine that was built."""
+        self.timed = 0
+        """Programs whose kernels were timed, as nothing was known of them."""
+        self.refits = 0
+        self._now = 0.0
+
+    def now(self) -> float:
+        """Seconds that runs and refits took so far."""
+        return self._now
+
+    def pass_time(self, what: str) -> None:
+        self._now += (self.seconds or {}).get(what, 0.0)
 
     @staticmethod
     def nptype(dtype: Any) -> Any:
         return dtype
 
+    @staticmethod
+    def Weights(first: Any, address: int | None = None, count: int | None = None) -> Any:  # noqa: N802
+        if address is None:
+            return SimpleNamespace(dtype=first.dtype, address=first.ctypes.data, count=first.size)
+        return SimpleNamespace(dtype=np.dtype(first), address=address, count=count)
+
     def Builder(self, logger: _Logger) -> Any:  # noqa: N802
-        def serialised(network: Any, config: Any) -> bytes:
+        def serialised(network: Any, config: Any) -> bytes | None:
+            flags = config.flags
+            if flags and self.seconds is None:
+                logger.log(_Logger.Severity.ERROR, "engines that can be refitted need a device")
+                return None
             self.built += 1
-            data: bytes = f"{self.__version__}\n".encode() + network.proto
-            return data
+            self.flags.append(flags)
+            if (cache := config.cache) is not None:
+                digest = hashlib.sha256(network.proto).hexdigest()
+                self.timed += digest not in cache.known
+                cache.known.add(digest)
+            plan = {
+                "version": self.__version__,
+                "identical": "REFIT_IDENTICAL" in flags,
+                "refit": sorted(flags) != [],
+                "names": {name: self._renames.get(name, name) for name in network.weights},
+                "digests": {name: hashlib.sha256(data).hexdigest() for name, data in network.weights.items()},
+                "kept": {name: base64.b64encode(network.weights[name]).decode() for name in self._keeps if flags},
+            }
+            assert not network.weights or "STRIP_PLAN" in flags, "weights would be in the engine"
+            return json.dumps({**plan, "proto": base64.b64encode(network.proto).decode()}).encode()
 
         return SimpleNamespace(
             create_network=lambda flags: SimpleNamespace(num_inputs=0, num_layers=1),
-            create_builder_config=lambda: SimpleNamespace(add_optimization_profile=lambda profile: 0),
+            create_builder_config=lambda: (_TimedConfig if self._timings else _Config)(),
             create_optimization_profile=lambda: SimpleNamespace(set_shape=lambda name, least, best, most: None),
             build_serialized_network=serialised,
         )
 
     def OnnxParser(self, network: Any, logger: _Logger) -> Any:  # noqa: N802
-        def parse(proto: bytes) -> bool:
-            if any(node.op_type in self._refuses for node in read(proto).graph.node):
+        def parse(proto: bytes, path: str | None = None) -> bool:
+            model = read(proto)
+            if any(node.op_type in self._refuses for node in model.graph.node):
                 return False
             ports = [
                 SimpleNamespace(
                     name=port.name, shape=[each.dim_value or -1 for each in port.type.tensor_type.shape.dim]
                 )
-                for port in read(proto).graph.input
+                for port in model.graph.input
             ]
-            network.proto, network.num_inputs, network.get_input = proto, len(ports), ports.__getitem__
+            network.weights = _taken_out(model, path)
+            network.proto = model.SerializeToString(deterministic=True)
+            network.num_inputs, network.get_input = len(ports), ports.__getitem__
             return True
 
         return SimpleNamespace(parse=parse, num_errors=0, get_error=None)
 
     def Runtime(self, logger: _Logger) -> Any:  # noqa: N802
         def deserialised(data: bytes) -> _Engine | None:
-            version, _, proto = data.partition(b"\n")
-            if version.decode() != self.__version__:
-                logger.log(_Logger.Severity.ERROR, f"version tag does not match: {version.decode()}")
+            plan = json.loads(data)
+            if plan["version"] != self.__version__:
+                logger.log(_Logger.Severity.ERROR, f"version tag does not match: {plan['version']}")
                 return None
-            return _Engine(self, proto)
+            return _Engine(self, plan)
 
         return SimpleNamespace(deserialize_cuda_engine=deserialised)
+
+    def Refitter(self, engine: _Engine, logger: _Logger) -> Any:  # noqa: N802
+        return _Refitter(engine, logger)
+
+
+def _taken_out(model: Any, path: str | None) -> dict[str, bytes]:
+    """Make inputs of all floats, as a stripped engine has none; gives their names and values.
+
+    Args:
+        model: changed in place.
+        path: beside which weights lie; left out, nothing is to be stripped.
+    """
+    values: dict[str, bytes] = {}
+    if path is None:
+        return values
+    for tensor in [tensor for tensor in model.graph.initializer if tensor.data_type == 1]:
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        if place:
+            with (Path(path).parent / place["location"]).open("rb") as file:
+                file.seek(int(place["offset"]))
+                values[tensor.name] = file.read(int(place["length"]))
+        else:
+            values[tensor.name] = tensor_array(tensor).tobytes()
+        port = model.graph.input.add(name=tensor.name)
+        port.type.tensor_type.elem_type = tensor.data_type
+        for size in tensor.dims:
+            port.type.tensor_type.shape.dim.add(dim_value=size)
+        model.graph.initializer.remove(tensor)
+    return values
+
+
+class _Config:
+    """Of a library without timing caches."""
+
+    def __init__(self) -> None:
+        self.flags: set[str] = set()
+        self.cache: Any = None
+
+    def add_optimization_profile(self, profile: Any) -> int:
+        return 0
+
+    def set_flag(self, flag: Any) -> None:
+        self.flags.add(flag.name)
+
+
+class _TimedConfig(_Config):
+    """Of one with them: a cache is the digests of programs."""
+
+    def create_timing_cache(self, data: bytes) -> Any:
+        known = set(data.decode().split())
+        return SimpleNamespace(known=known, serialize=lambda: " ".join(sorted(known)).encode())
+
+    def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        self.cache = cache
+        return True
+
+    def get_timing_cache(self) -> Any:
+        return self.cache
 
 
 class _Engine:
     device_memory_size_v2 = _BLOCK
 
-    def __init__(self, library: FakeTensorRt, proto: bytes) -> None:
-        self.library = library
-        self.session = ort.InferenceSession(proto, providers=["CPUExecutionProvider"])
-        self.inputs = {port.name: port for port in self.session.get_inputs()}
+    def __init__(self, library: FakeTensorRt, plan: Mapping[str, Any]) -> None:
+        self.library, self.plan = library, plan
+        self.session = ort.InferenceSession(base64.b64decode(plan["proto"]), providers=["CPUExecutionProvider"])
+        ports = {port.name: port for port in self.session.get_inputs()}
+        self.weights = {name: ports.pop(name) for name in plan["names"]}
+        """By their names in the program; none of an engine that has them as inputs."""
+        self.values: dict[str, Any] = {}
+        """The engine's own copy of them."""
+        self.refitted = not plan["refit"]
+        self.inputs = ports
         self.outputs = {port.name: port for port in self.session.get_outputs()}
         self._names = [*self.inputs, *self.outputs]
         self.num_io_tensors = len(self._names)
@@ -132,9 +267,50 @@ class _Engine:
         types = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
         return types[(self.inputs | self.outputs)[name].type]
 
-    def create_execution_context(self, strategy: Any) -> _Context:
+    def create_execution_context(self, strategy: Any) -> _Context | None:
         assert strategy is FakeTensorRt.ExecutionContextAllocationStrategy.USER_MANAGED
-        return _Context(self)
+        return _Context(self) if self.refitted else None
+
+
+class _Refitter:
+    def __init__(self, engine: _Engine, logger: _Logger) -> None:
+        self._engine, self._logger = engine, logger
+        self._names = {name: real for real, name in engine.plan["names"].items()}
+        self._given: dict[str, Any] = {}
+
+    def get_all_weights(self) -> list[str]:
+        return list(self._names)
+
+    def set_named_weights(self, name: str, weights: Any, location: Any = None) -> bool:
+        port = self._engine.weights.get(self._names.get(name, ""))
+        if port is None or weights.dtype != np.float32 or weights.count != np.prod(port.shape):
+            return False
+        self._given[name] = weights
+        return True
+
+    def refit_cuda_engine_async(self, handle: int) -> bool:
+        engine, given = self._engine, dict(self._given)
+        if given.keys() != self._names.keys():
+            self._logger.log(_Logger.Severity.ERROR, "weights are missing")
+            return False
+
+        def refit() -> None:
+            for name, weights in given.items():
+                real = self._names[name]
+                shape = engine.weights[real].shape
+                values = _at(weights.address, shape, weights.dtype).copy()
+                if real in engine.plan["kept"]:
+                    values = np.frombuffer(base64.b64decode(engine.plan["kept"][real]), weights.dtype).reshape(shape)
+                if engine.plan["identical"]:
+                    digest = hashlib.sha256(values.tobytes()).hexdigest()
+                    assert digest == engine.plan["digests"][real], f"{real} is not what the engine was built with"
+                engine.values[real] = values
+            engine.library.refits += 1
+            engine.library.pass_time("swap")
+
+        engine.refitted = True
+        engine.library.streams[handle].submit(refit)
+        return True
 
 
 class _Context:
@@ -163,18 +339,21 @@ class _Context:
     def execute_async_v3(self, handle: int) -> bool:
         # What is bound now is what counts, whatever is bound before the stream gets there.
         addresses, shapes, block = dict(self._addresses), dict(self._shapes), self._block
+        engine = self._engine
 
         def run() -> None:
             _at(block[0], (block[1],), np.uint8)[:] = 0xEE
             given = {
-                name: _at(addresses[name], shapes.get(name, port.shape), self._engine.get_tensor_dtype(name)).copy()
-                for name, port in self._engine.inputs.items()
+                name: _at(addresses[name], shapes.get(name, port.shape), engine.get_tensor_dtype(name)).copy()
+                for name, port in engine.inputs.items()
             }
-            names = list(self._engine.outputs)
-            for name, value in zip(names, self._engine.session.run(names, given), strict=True):
-                _at(addresses[name], value.shape, value.dtype)[...] = value
+            names = list(engine.outputs)
+            for name, value in zip(names, engine.session.run(names, {**given, **engine.values}), strict=True):
+                wrong = engine.library.wrong if engine.values else 0.0
+                _at(addresses[name], value.shape, value.dtype)[...] = value + wrong
+            engine.library.pass_time("refit" if engine.plan["refit"] else "bound")
 
-        self._engine.library.streams[handle].submit(run)
+        engine.library.streams[handle].submit(run)
         return True
 
 

@@ -105,7 +105,9 @@ def test_inspect(rtx: str, gemel: Call, with_engines: Path, tmp_path: Path) -> N
     assert engine["bytes"] == engines["bytes"] == (folder / f"{program}.engine").stat().st_size
     assert (engine["models"], engine["mode"], engine["inputs"]) == (["a", "b"], "bound", 10)
     assert f"engines: tensorrt-rtx {rtx} for sm86, sm89" in out
-    cells = [program[:12], "a,", "b", "bound", "10", str(engine["layers"]), f"{engine['bytes'] / 1e6:.2f}"]
+    assert (engine["bound_ms"], engine["refit_ms"], engine["swap_ms"]) == (None, None, None)
+    numbers = ["10", str(engine["layers"]), f"{engine['bytes'] / 1e6:.2f}"]
+    cells = [program[:12], "a,", "b", "bound", *numbers, "not", "measured"]
     assert cells in [line.split() for line in out.splitlines()]
 
 

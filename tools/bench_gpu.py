@@ -1,10 +1,11 @@
-"""What a card makes of bundles: swap-in, loads beside runs, memory, and what binding costs. Writes into docs/gpu.md.
+"""What a card makes of bundles: swap-in, loads beside runs, memory, and the mode of each architecture, in docs/gpu.md.
 
     .venv/bin/python tools/bench_gpu.py                           # every backend that can be opened here
     .venv/bin/python tools/bench_gpu.py --host --models 2         # no card: that all of it works, no figures
 
 Eight ResNet-50 with random weights, as only times and bytes are measured: unmerged, and merged so that they share all
-convolutions but those of the last stage, with BatchNorm of their own. All medians.
+convolutions but those of the last stage, with BatchNorm of their own. For TensorRT, then every architecture of
+docs/coverage.md, with weights bound and with constant ones that are refitted. All medians.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import onnxruntime as ort
 import torch
 import torchvision
 import yaml
+from coverage import CASES, Case, bundle_of
 from documents import write_between
 from rich.console import Console
 from safetensors.torch import save_file
@@ -32,9 +34,11 @@ from gemel.errors import BackendError
 from gemel.runtime.backends import open_backend
 from gemel.runtime.backends.on_device import Array, OnDevice, OnHost
 from gemel.runtime.backends.ort_cuda import OrtCuda
+from gemel.runtime.backends.tensorrt import TensorRt
 from gemel.runtime.bundle import Bundle, open_bundle
 from gemel.runtime.device import Device
 from gemel.runtime.device.host import HostDevice
+from gemel.runtime.engines.record import Choice
 from gemel.workload import load
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -70,8 +74,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 continue
             text = table(rows)
             console.print(f"{name} on {card}\n{text}", highlight=False, soft_wrap=True)
-            if not options.host:
-                write_between(options.report, f"{name} on {card}", text)
+            if options.host:
+                continue
+            write_between(options.report, f"{name} on {card}", text)
+            if name != "ort-cuda":
+                text = modes(name)
+                console.print(f"modes of {name} on {card}\n{text}", highlight=False, soft_wrap=True)
+                write_between(options.report, f"modes of {name} on {card}", text)
 
 
 def measure(name: str, bundles: dict[bool, Bundle], swaps: int, *, host: bool) -> tuple[list[Row], str]:
@@ -90,8 +99,12 @@ def measure(name: str, bundles: dict[bool, Bundle], swaps: int, *, host: bool) -
     with _opened(name, bundles[False], host) as backend:
         alone_ms, beside_ms = _overlap(backend)
         rows.append(Row("run beside the next model's load", f"{beside_ms / alone_ms:.2f} of a run alone"))
-        constant_ms = _constant_ms(bundles[False], backend, host)
-        rows.append(Row("run, beside a session of constant weights", f"{alone_ms / constant_ms:.2f}", "<= 1.05"))
+        if isinstance(backend, TensorRt):
+            (choice,) = _choices(backend)
+            rows.append(Row(f"run bound, refitted, and a refit from the device; {choice.mode}", str(choice)))
+        else:
+            constant_ms = _constant_ms(bundles[False], backend, host)
+            rows.append(Row("run, beside a session of constant weights", f"{alone_ms / constant_ms:.2f}", "<= 1.05"))
     for merged, what in ((False, "unmerged"), (True, "merged")):
         taken, unique = _memory(name, bundles[merged], host)
         asked = "weights + activations of the largest + 64 MB"
@@ -105,6 +118,41 @@ def table(rows: Sequence[Row]) -> str:
     """Markdown."""
     lines = ["| | measured | asked |", "|---|--:|--:|"]
     return "\n".join([*lines, *(f"| {row.what} | {row.value} | {row.asked} |" for row in rows)])
+
+
+def modes(name: str) -> str:
+    """Markdown: what was measured of each architecture when its engines were built, one model alone."""
+    lines = [
+        "| model | mode | ms bound | ms refitted | ms of a refit from the device | bound / chosen |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for case in CASES:
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                lines.append(_mode(case, name, Path(folder)))
+            except BackendError as error:
+                lines.append(f"| {case.name} | {error} | | | | |")
+    return "\n".join(lines)
+
+
+def _mode(case: Case, name: str, folder: Path) -> str:
+    with open_backend(bundle_of(case, folder)[1], name) as backend:
+        assert isinstance(backend, TensorRt)
+        choices = _choices(backend)
+    used = " and ".join(sorted({choice.mode for choice in choices}))
+    bound = [choice.bound_ms for choice in choices if choice.bound_ms is not None]
+    refit = [choice.refit_ms for choice in choices if choice.refit_ms is not None]
+    swap = [choice.swap_ms for choice in choices if choice.swap_ms is not None]
+    if not len(bound) == len(refit) == len(swap) == len(choices):
+        return f"| {case.name} | {used}: {next(choice.why for choice in choices if choice.why)} | | | | |"
+    taken = [choice.refit_ms if choice.mode == "refit" else choice.bound_ms for choice in choices]
+    ratio = sum(bound) / sum(each for each in taken if each is not None)
+    return f"| {case.name} | {used} | {sum(bound):.3f} | {sum(refit):.3f} | {sum(swap):.3f} | {ratio:.2f} |"
+
+
+def _choices(backend: TensorRt) -> list[Choice]:
+    """Of each program with weights."""
+    return [engine.choice for engine in backend._engines.engines.values() if engine.inputs]
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,16 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import BackendError, GemelError, first_line
-from ..arena import Loading
+from ..arena import ArenaStats, Loading
 from ..bundle import Bundle
-from ..device import Device, Stream
+from ..device import Device, DeviceArray, Stream
 from ..device_arena import DeviceArena
 from ..manifest import Stage
 from ..memory import budget
 from ..session import open_session, quiet
 from .swapping import SwappingBackend
 
-__all__ = ["Array", "DeviceArray", "Executable", "OnDevice", "OnHost"]
+__all__ = ["Array", "DeviceArray", "Executable", "OnDevice", "OnHost", "allowed"]
 
 Array = NDArray[Any]
 
@@ -30,24 +30,18 @@ _FRAMES = 8
 """That stay on the device: those of as many feeds are there for all their queries."""
 
 
-@dataclass(frozen=True)
-class DeviceArray:
-    """An array in the device's memory."""
-
-    address: int
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-
-
 class Executable(Protocol):
     """A program on a device. Everything is asked of one stream."""
 
-    def bind(self, model: str, weights: Sequence[DeviceArray]) -> None:
-        """Take these as the program's weights, in its order, from now on. Nothing is copied.
+    def bind(self, tensors: tuple[str, ...], weights: Sequence[DeviceArray]) -> None:
+        """Take these as the program's weights, in its order, from now on.
 
         Args:
-            model: whose they are.
+            tensors: which they are.
             weights: where they lie. For a model that was bound before it is the same object if they have not moved.
+
+        Raises:
+            BackendError: they are not what the program takes.
         """
         ...
 
@@ -73,7 +67,7 @@ class OnHost:
 
 
 class OnDevice(SwappingBackend[DeviceArena]):
-    """See :class:`gemel.runtime.backends.Backend`. All models are bound: a mode of their own is for CPUs.
+    """See :class:`gemel.runtime.backends.Backend`. No model is constant: that mode is for CPUs.
 
     Args:
         bundle: an open bundle.
@@ -81,24 +75,38 @@ class OnDevice(SwappingBackend[DeviceArena]):
         memory: budget for weights.
         threads: of what is left to the CPU; the device runs models.
         loading: how weights come.
+        copies: of programs that have a copy of their weights, its bytes. Copies stay from the first use on; the budget
+            has room for all of them, and what is left of it is the arena's.
+
+    Raises:
+        InputError: the budget is too small.
     """
 
-    def __init__(self, bundle: Bundle, device: Device, *, memory: str | int, threads: int, loading: Loading) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: Device,
+        *,
+        memory: str | int,
+        threads: int,
+        loading: Loading,
+        copies: Mapping[str, int] | None = None,
+    ) -> None:
         self.threads, self.loading = threads, loading
         self._bundle, self.device = bundle, device
-        content = bundle.manifest
-        sizes = {name: DeviceArena.footprint(spec.length) for name, spec in content.segments.items()}
-        needs = [sum(sizes[segment] for segment in model.segments) for model in content.models.values()]
-        self.budget = budget(memory, sum(sizes.values()), needs)
+        self._copies = dict(copies or {})
+        private, content = sum(self._copies.values()), bundle.manifest
+        self.budget = allowed(bundle, memory, private)
+        arena = self.budget - private
         blob = bundle.file(content.blob)
-        super().__init__(DeviceArena(device, blob, content.tensors, content.segments, self.budget, loading))
+        super().__init__(DeviceArena(device, blob, content.tensors, content.segments, arena, loading))
         self.stream: Stream = device.stream()
         self._uploads = _Uploads(device)
         self._executables: dict[str, Executable | OnHost] = {}
         self._bound: dict[str, Sequence[DeviceArray]] = {}
         """Of each program, the weights that it has."""
         self._weights: dict[tuple[str, str], tuple[list[int], Sequence[DeviceArray]]] = {}
-        """Of each model and program, where its segments were, and where that left its weights."""
+        """Of each model and file, where its segments were, and where that left its weights."""
 
     @property
     @abstractmethod
@@ -114,6 +122,16 @@ class OnDevice(SwappingBackend[DeviceArena]):
 
     def segments_of(self, model: str) -> tuple[str, ...]:
         return self._bundle.manifest.models[model].segments
+
+    @property
+    def private_bytes(self) -> int:
+        """Bytes of weights that programs hold by now, beside those in the arena."""
+        return sum(size for program, size in self._copies.items() if program in self._executables)
+
+    @property
+    def stats(self) -> ArenaStats:
+        # Copies are never dropped: they lie beside whatever the arena held.
+        return replace(self.arena.stats, peak=self.arena.stats.peak + self.private_bytes)
 
     def activate(self, model: str) -> None:
         super().activate(model)
@@ -158,15 +176,15 @@ class OnDevice(SwappingBackend[DeviceArena]):
             return
         # Half bound is not bound.
         self._bound.pop(stage.program, None)
-        executable.bind(model, weights)
+        executable.bind(stage.weights, weights)
         self._bound[stage.program] = weights
 
     def _where(self, model: str, stage: Stage) -> Sequence[DeviceArray]:
         """A stage's weights; the same object for as long as they have not moved."""
         places = [self.arena.place(segment) for segment in self.segments_of(model)]
-        known = self._weights.get((model, stage.program))
+        known = self._weights.get((model, stage.file))
         if known is None or known[0] != places:
-            known = self._weights[model, stage.program] = (places, [self._weight(tensor) for tensor in stage.weights])
+            known = self._weights[model, stage.file] = (places, [self._weight(tensor) for tensor in stage.weights])
         return known[1]
 
     def _upload(self, program: str, stage: str, name: str, array: Array) -> DeviceArray:
@@ -178,6 +196,23 @@ class OnDevice(SwappingBackend[DeviceArena]):
     def _weight(self, tensor: str) -> DeviceArray:
         spec = self._bundle.manifest.tensors[tensor]
         return DeviceArray(self.arena.address(tensor), np.dtype(spec.dtype), spec.shape)
+
+
+def allowed(bundle: Bundle, memory: str | int, private: int = 0) -> int:
+    """Bytes of weights that a setting allows on a device.
+
+    Args:
+        bundle: an open bundle.
+        memory: see :mod:`gemel.runtime.memory`.
+        private: bytes of copies.
+
+    Raises:
+        InputError: it is too small.
+    """
+    content = bundle.manifest
+    sizes = {name: DeviceArena.footprint(spec.length) for name, spec in content.segments.items()}
+    needs = [sum(sizes[segment] for segment in model.segments) for model in content.models.values()]
+    return budget(memory, sum(sizes.values()), needs, private)
 
 
 class _Uploads:

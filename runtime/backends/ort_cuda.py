@@ -44,15 +44,15 @@ class _Session:
 
     def __init__(self, session: ort.InferenceSession, kind: str, stream: Stream) -> None:
         self._session, self._kind, self._stream = session, kind, stream
-        self._bindings: dict[str, tuple[Sequence[DeviceArray], Any]] = {}
-        """By model: what was bound for it, and the binding; making one takes a call for each weight."""
+        self._bindings: dict[tuple[str, ...], tuple[Sequence[DeviceArray], Any]] = {}
+        """By tensors: where they were bound, and the binding; making one takes a call for each weight."""
         self._outputs = [port.name for port in session.get_outputs()]
         self._inputs = [port.name for port in session.get_inputs()]
 
-    def bind(self, model: str, weights: Sequence[DeviceArray]) -> None:
-        known = self._bindings.get(model)
+    def bind(self, tensors: tuple[str, ...], weights: Sequence[DeviceArray]) -> None:
+        known = self._bindings.get(tensors)
         if known is None or known[0] is not weights:
-            known = self._bindings[model] = (weights, self._session.io_binding())
+            known = self._bindings[tensors] = (weights, self._session.io_binding())
             # Weights are a program's last inputs; its first are the model's own.
             for name, weight in zip(self._inputs[len(self._inputs) - len(weights) :], weights, strict=True):
                 self._take(known[1], name, weight)

@@ -1,111 +1,37 @@
-"""TensorRT, and TensorRT for RTX: one engine a program, with weights bound where the device arena has them.
+"""TensorRT, and TensorRT for RTX: one engine a program, whatever the number of models.
 
-Contexts take turns in one block of activations, as large as the hungriest engine needs.
+Its weights are bound where the device arena has them, or copied from there into the engine: what was measured to be
+faster.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from ...errors import BackendError
+from ...errors import BackendError, InputError
 from ..arena import WARM, Loading
 from ..bundle import Bundle
-from ..device import Device, Stream
+from ..device import Device
+from ..engines.executables import Engine, Opener
 from ..engines.library import Library
-from ..engines.store import Engines, Progress, engines_for
+from ..engines.record import Engines
+from ..engines.store import Progress, engines_for
 from ..manifest import Stage
-from .on_device import Array, DeviceArray, Executable, OnDevice, OnHost
+from ..program import read, split
+from .on_device import Executable, OnDevice, OnHost, allowed
 
 __all__ = ["TensorRt"]
 
 _log = logging.getLogger(__name__)
 
 
-class _Block:
-    """Memory on the device that grows to what is asked for, and is used by one at a time."""
-
-    def __init__(self, device: Device) -> None:
-        self._device = device
-        self._address, self._size = 0, 0
-
-    def take(self, size: int) -> int:
-        """An address with ``size`` bytes; what was there before is lost, and may be elsewhere."""
-        if size > self._size:
-            self.close()
-            self._address, self._size = self._device.allocate(size), size
-        return self._address
-
-    def close(self) -> None:
-        if self._size:
-            self._device.free(self._address)
-        self._address, self._size = 0, 0
-
-
-class _Engine:
-    """See :class:`.on_device.Executable`."""
-
-    def __init__(
-        self, library: Library, engine: Any, stage: Stage, device: Device, stream: Stream, block: _Block
-    ) -> None:
-        trt = library.module
-        self._engine, self._device, self._stream, self._block = engine, device, stream, block
-        self._context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        if self._context is None:
-            raise BackendError(f"{stage.file}: {library.backend} cannot make a context of its engine")
-        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        modes = {name: engine.get_tensor_mode(name) for name in names}
-        inputs = [name for name in names if modes[name] == trt.TensorIOMode.INPUT]
-        # Weights are a program's last inputs; its first are the model's own.
-        self._weights = inputs[len(inputs) - len(stage.weights) :]
-        self._dtypes = {
-            name: np.dtype(trt.nptype(engine.get_tensor_dtype(name)))
-            for name in names
-            if modes[name] == trt.TensorIOMode.OUTPUT
-        }
-        self._outputs = {name: _Block(device) for name in self._dtypes}
-
-    def bind(self, model: str, weights: Sequence[DeviceArray]) -> None:
-        for name, weight in zip(self._weights, weights, strict=True):
-            self._set(name, weight.address)
-
-    def run(self, inputs: Mapping[str, DeviceArray]) -> dict[str, Array]:
-        context = self._context
-        for name, array in inputs.items():
-            if not context.set_input_shape(name, array.shape):
-                raise BackendError(f"input {name}: {array.shape} is not a shape that its engine was built for")
-            self._set(name, array.address)
-        size = self._engine.device_memory_size_v2
-        context.set_device_memory(self._block.take(max(size, 1)), size)
-        outputs = {name: np.empty(tuple(context.get_tensor_shape(name)), dtype) for name, dtype in self._dtypes.items()}
-        places = {name: self._outputs[name].take(max(output.nbytes, 1)) for name, output in outputs.items()}
-        for name, place in places.items():
-            self._set(name, place)
-        if not context.execute_async_v3(self._stream.handle):
-            raise BackendError("the engine could not be run")
-        for name, output in outputs.items():
-            if output.size:
-                self._device.download(output, places[name], self._stream)
-        self._stream.synchronize()
-        return outputs
-
-    def close(self) -> None:
-        for block in self._outputs.values():
-            block.close()
-
-    def _set(self, name: str, address: int) -> None:
-        if not self._context.set_tensor_address(name, address):
-            raise BackendError(f"tensor {name} of the engine cannot be bound")
-
-
 class TensorRt(OnDevice):
     """See :class:`gemel.runtime.backends.Backend`.
 
-    Engines come from the device cache; where they are missing, or not for this device or version, they are built.
+    Engines come from the device cache; where they are missing, or not for this device or version, they are built,
+    before the arena takes its memory. A program that is faster with its weights as constants, and for whose copy the
+    budget has room, is *refitted*: weights are copied from the arena where another model's were in the engine.
 
     Args:
         bundle: an open bundle.
@@ -132,41 +58,66 @@ class TensorRt(OnDevice):
         progress: Progress = lambda model, number, count: None,
     ) -> None:
         self.name = library.backend
-        self._library = library
-        self._block = _Block(device)
-        self._opened: list[_Engine] = []
-        super().__init__(bundle, device, memory=memory, threads=threads, loading=loading)
-        self._logger = library.logger()
-        self._runtime = library.module.Runtime(self._logger)
-        self._progress = progress
-        self._engines: Engines = engines_for(bundle, library, device, progress)
+        self._library, self._progress = library, progress
+        self._engines = engines_for(bundle, library, device, progress)
+        copies = _copies(bundle, self._engines)
+        if copies and not _fit(bundle, device, memory, sum(copies.values())):
+            _log.warning(
+                "memory: %s has no room for %d bytes of copies: %d programs run with bound weights, which is slower",
+                memory,
+                sum(copies.values()),
+                len(copies),
+            )
+            copies = {}
+        super().__init__(bundle, device, memory=memory, threads=threads, loading=loading, copies=copies)
+        self._opener = Opener(library, device, self.stream)
 
     @property
     def folder(self) -> Path:
         return self._engines.folder
 
     def close(self) -> None:
-        for engine in self._opened:
-            engine.close()
-        self._opened.clear()
-        self._block.close()
+        self._opener.close()
         super().close()
 
     def _open(self, stage: Stage) -> Executable | OnHost:
         if stage.program in self._engines.refused:
             _log.info("%s runs on the CPU: %s", stage.file, self._engines.refused[stage.program])
             return OnHost(self._bundle.file(stage.file), self.threads)
-        engine = self._deserialised(stage)
+        engine = self._opened(stage)
         if engine is None:
             _log.warning("%s: its engine is not for this device or version; all are built anew", stage.file)
             self._engines = engines_for(self._bundle, self._library, self.device, self._progress, fresh=True)
-            engine = self._deserialised(stage)
+            engine = self._opened(stage)
         if engine is None:
-            raise BackendError(f"{stage.file}: {self._library.refusal(self._logger.errors)}")
-        made = _Engine(self._library, engine, stage, self.device, self.stream, self._block)
-        self._opened.append(made)
-        return made
+            raise BackendError(f"{stage.file}: {self._library.refusal(self._library.logger().errors)}")
+        return engine
 
-    def _deserialised(self, stage: Stage) -> Any:
+    def _opened(self, stage: Stage) -> Engine | None:
         """The engine of a stage's program; None where the library cannot use it."""
-        return self._runtime.deserialize_cuda_engine(self._engines.path(stage.program).read_bytes())
+        program = stage.program
+        # Those that were built anew may have got another mode.
+        if program in self._copies and self._engines.engines[program].refit is not None:
+            data = self._engines.path(program, "refit").read_bytes()
+            return self._opener.refitted(data, stage, split(read(self._bundle.file(stage.file).read_bytes())).proto)
+        return self._opener.bound(self._engines.path(program).read_bytes(), stage)
+
+
+def _copies(bundle: Bundle, engines: Engines) -> dict[str, int]:
+    """Of each program that is to be refitted, the bytes of the weights in its engine."""
+    content = bundle.manifest
+    return {
+        stage.program: sum(content.tensors[tensor].length for tensor in stage.weights)
+        for model in content.models.values()
+        for stage in model.stages.values()
+        if stage.program in engines.engines and engines.engines[stage.program].refit is not None
+    }
+
+
+def _fit(bundle: Bundle, device: Device, memory: str | int, copies: int) -> bool:
+    """Whether there is room for copies beside the arena, both in the budget and on the device."""
+    try:
+        needed = min(allowed(bundle, memory, copies), allowed(bundle, "all", copies))
+    except InputError:
+        return False
+    return needed <= device.memory()[0]

@@ -6,12 +6,22 @@ is built on a device runs, and is tested, without one.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Device", "Event", "Stream"]
+__all__ = ["Device", "DeviceArray", "Event", "Stream"]
+
+
+@dataclass(frozen=True)
+class DeviceArray:
+    """An array in a device's memory."""
+
+    address: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
 
 
 class Stream(Protocol):

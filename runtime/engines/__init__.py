@@ -1,1 +1,1 @@
-"""TensorRT engines: built from programs, with every weight an input, and kept in the device cache."""
+"""TensorRT engines: built from programs, without weights, timed on the device that is here, and kept in its cache."""

@@ -1,13 +1,15 @@
-"""Building an engine from a program, whose weights stay inputs of it."""
+"""Building an engine from a program."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ...errors import BackendError
 from .library import Library
+from .timings import Timings
 
 __all__ = ["Built", "build"]
 
@@ -21,7 +23,16 @@ class Built:
     """Of the network that it was built from."""
 
 
-def build(library: Library, proto: bytes, rows: Mapping[str, int], targets: Sequence[str] = ()) -> Built:
+def build(
+    library: Library,
+    proto: bytes,
+    rows: Mapping[str, int],
+    targets: Sequence[str] = (),
+    *,
+    blob: Path | None = None,
+    flags: Sequence[str] = (),
+    timings: Timings | None = None,
+) -> Built:
     """Build a program's engine.
 
     Types are those that the program states. Where a card can, it rounds the factors of float32 products to TF32, as
@@ -32,6 +43,9 @@ def build(library: Library, proto: bytes, rows: Mapping[str, int], targets: Sequ
         proto: a serialised program, see :mod:`gemel.runtime.program`.
         rows: inputs whose first dimension is free, and how large it may be; the engine is tuned for that size.
         targets: compute capabilities, as ``sm86``; left out, the device that is here.
+        blob: where weights lie that are constants of the program.
+        flags: of the builder, by name.
+        timings: what is known of kernels on the device that is here.
 
     Raises:
         BackendError: the library refuses the program, or there is no such device; in its own words.
@@ -43,9 +57,11 @@ def build(library: Library, proto: bytes, rows: Mapping[str, int], targets: Sequ
         builder = trt.Builder(logger)
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = trt.OnnxParser(network, logger)
-        if not parser.parse(proto):
+        if not (parser.parse(proto) if blob is None else parser.parse(proto, str(blob))):
             raise BackendError(library.refusal(_reasons(parser)))
         config = builder.create_builder_config()
+        for flag in flags:
+            config.set_flag(getattr(trt.BuilderFlag, flag))
         if targets:
             config.num_compute_capabilities = len(targets)
             for index, target in enumerate(targets):
@@ -56,9 +72,13 @@ def build(library: Library, proto: bytes, rows: Mapping[str, int], targets: Sequ
                 shape = _shape(network, name)
                 profile.set_shape(name, (1, *shape), (most, *shape), (most, *shape))
             config.add_optimization_profile(profile)
+        if timings is not None:
+            timings.lend(config)
         data = builder.build_serialized_network(network, config)
-    except (RuntimeError, TypeError, ValueError) as error:
-        # What the binding raises where there is no driver.
+        if data is not None and timings is not None:
+            timings.keep(config)
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        # What the binding raises where there is no driver, or where the library has no such flag.
         raise BackendError(library.refusal([*logger.errors, str(error)])) from error
     if data is None:
         raise BackendError(library.refusal(logger.errors))

@@ -4,81 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter
 
-from pydantic import BaseModel, ConfigDict
-
 from ...errors import BackendError, BundleError
 from .. import cache
-from ..bundle import CACHE, Bundle, sha256_of
+from ..bundle import CACHE, Bundle
 from ..device import Device
-from ..manifest import Id, ModelSpec, Stage
+from ..manifest import ModelSpec, Stage
 from ..program import read, split
-from .build import build
+from .build import Built, build
+from .choice import pick
 from .library import LIBRARIES, Library
+from .record import RECORD, Choice, EngineFile, Engines, EngineSpec, engine_path, read_engines
+from .timings import Timings
 
-__all__ = ["RECORD", "EngineSpec", "Engines", "Progress", "build_engines", "engines_for", "engines_in", "rows_of"]
+__all__ = ["Progress", "build_engines", "engines_for", "engines_in", "rows_of"]
 
-RECORD = "engines.json"
-_LAYOUT = "1"
+_LAYOUT = "2"
 """Changed whenever this package would build the same bundle's engines differently."""
 _FOLDER = re.compile(rf"({'|'.join(LIBRARIES)})-[0-9a-f]{{16}}")
 
 Progress = Callable[[str, int, int], None]
 """Told of a program before it is built: a model that it belongs to, its number from 1, and how many there are."""
-
-
-class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
-
-
-class EngineSpec(_Value):
-    """One engine."""
-
-    bytes: int
-    sha256: str
-    inputs: int
-    """Weights that are inputs."""
-    layers: int
-    """Of the network that it was built from."""
-    seconds: float
-    """That building it took."""
-
-
-class Engines(_Value):
-    """What the folder holds; ``folder`` is where."""
-
-    folder: Path
-    library: str
-    version: str
-    targets: tuple[str, ...]
-    """Compute capabilities that the engines run on."""
-    device: str | None = None
-    """The card that they were built on and tuned for, if they were."""
-    bundle: str
-    """Its id."""
-    engines: dict[Id, EngineSpec]
-    """By program."""
-    refused: dict[Id, str] = {}
-    """Programs without weights that the library refuses, and why: what they do is left to the CPU."""
-
-    @property
-    def title(self) -> str:
-        """What built them, and for what."""
-        where = f", built on {self.device}" if self.device else ""
-        return f"{self.library} {self.version} for {', '.join(self.targets)}{where}"
-
-    @property
-    def bytes(self) -> int:
-        return sum(engine.bytes for engine in self.engines.values())
-
-    def path(self, program: str) -> Path:
-        return self.folder / f"{program}.engine"
 
 
 def build_engines(
@@ -116,7 +67,10 @@ def engines_for(
     *,
     fresh: bool = False,
 ) -> Engines:
-    """The engines of a bundle for the device that is here: those that came with it, or else built on the device.
+    """The engines of a bundle for the device that is here: built on it, or those that came with the bundle.
+
+    Where there are none yet they are built, and each program's mode is chosen by measuring, see :mod:`.choice`. Those
+    that came with the bundle are bound.
 
     Args:
         bundle: an open bundle.
@@ -134,10 +88,10 @@ def engines_for(
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
     else:
-        for folder in _beside(bundle):
+        for folder in (*folders, *_beside(bundle)):
             with contextlib.suppress(BundleError):
-                found = _open(folder, bundle)
-                if _fits(found, library, device):
+                found = read_engines(folder, bundle)
+                if folder in folders or _fits(found, library, device):
                     return found
     return _make(folders, bundle, library, (), device, progress)
 
@@ -149,7 +103,7 @@ def engines_in(bundle: Bundle) -> list[Engines]:
         BundleError: a file is missing or damaged, or belongs to another bundle.
     """
     try:
-        return [_open(folder, bundle) for folder in _beside(bundle)]
+        return [read_engines(folder, bundle) for folder in _beside(bundle)]
     except BundleError as error:
         raise BundleError(f"{error}; delete its folder, engines are built again when they are needed") from error
 
@@ -176,10 +130,11 @@ def _most(model: ModelSpec, stage: str) -> int:
 
 
 def _fits(engines: Engines, library: Library, device: Device) -> bool:
+    """Whether engines that were built elsewhere run here."""
     return (
         (engines.library, engines.version) == (library.backend, library.version)
         and device.target in engines.targets
-        and engines.device in (None, device.name)
+        and engines.device is None
     )
 
 
@@ -206,7 +161,7 @@ def _make(
     return cache.make(
         folders,
         bundle,
-        lambda folder: _open(folder, bundle),
+        lambda folder: read_engines(folder, bundle),
         lambda folder: _fill(folder, bundle, library, targets, device, progress),
     )
 
@@ -229,6 +184,7 @@ def _fill(
     progress: Progress,
 ) -> None:
     stages, rows = _stages(bundle), rows_of(bundle)
+    timings = None if device is None else _timings(bundle, library, device)
     made: dict[str, EngineSpec] = {}
     refused: dict[str, str] = {}
     for number, (program, (model, stage)) in enumerate(stages.items(), 1):
@@ -236,19 +192,23 @@ def _fill(
         began = perf_counter()
         proto = split(read(bundle.file(stage.file).read_bytes())).proto
         try:
-            built = build(library, proto, rows[program], targets)
+            built = build(library, proto, rows[program], targets, timings=timings)
         except BackendError as error:
             if stage.weights:
                 raise BackendError(f"model {model}, {stage.file}: {error}") from error
             refused[program] = str(error)
             continue
-        (folder / f"{program}.engine").write_bytes(built.data)
+        file = _write(engine_path(folder, program, "bound"), built, began)
+        choice, refit, began = Choice(), None, perf_counter()
+        if not stage.weights:
+            choice = Choice(why="no weights")
+        elif device is not None:
+            choice, refit = pick(bundle, stage, proto, rows[program], built, library, device, timings)
         made[program] = EngineSpec(
-            bytes=len(built.data),
-            sha256=hashlib.sha256(built.data).hexdigest(),
+            **file.model_dump(),
             inputs=len(stage.weights),
-            layers=built.layers,
-            seconds=round(perf_counter() - began, 3),
+            choice=choice,
+            refit=refit and _write(engine_path(folder, program, "refit"), refit, began),
         )
     record = Engines(
         folder=folder,
@@ -263,23 +223,20 @@ def _fill(
     (folder / RECORD).write_text(record.model_dump_json(exclude={"folder"}, indent=1))
 
 
-def _open(folder: Path, bundle: Bundle) -> Engines:
-    """
-    Raises:
-        BundleError: a file is missing, not a plain file or damaged, or belongs to another bundle.
-    """
-    cache.check_folder(folder)
-    record = folder / RECORD
-    cache.plain_size(record)
-    try:
-        engines = Engines.model_validate({**json.loads(record.read_bytes()), "folder": folder})
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise BundleError(f"{record}: is damaged") from error
-    if engines.bundle != bundle.id or {*engines.engines, *engines.refused} != bundle.manifest.programs.keys():
-        raise BundleError(f"{record}: these are not the engines of this bundle")
-    for program, spec in engines.engines.items():
-        path = engines.path(program)
-        # An engine is code that the device will run.
-        if cache.plain_size(path) != spec.bytes or sha256_of(path) != spec.sha256:
-            raise BundleError(f"{path}: content is damaged")
-    return engines
+def _write(path: Path, built: Built, began: float) -> EngineFile:
+    path.write_bytes(built.data)
+    return EngineFile(
+        bytes=len(built.data),
+        sha256=hashlib.sha256(built.data).hexdigest(),
+        layers=built.layers,
+        seconds=round(perf_counter() - began, 3),
+    )
+
+
+def _timings(bundle: Bundle, library: Library, device: Device) -> Timings | None:
+    """Those of the card, whatever the bundle. TensorRT for RTX has none: it times nothing while it builds."""
+    if library.backend == "tensorrt-rtx":
+        return None
+    name = hashlib.sha256(f"{library.version}\n{device.target}\n{device.name}".encode()).hexdigest()[:16]
+    _, kept = cache.places(bundle, f"{library.backend}-{name}.timings")
+    return Timings(kept)

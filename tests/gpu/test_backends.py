@@ -15,6 +15,9 @@ from gemel.errors import BackendError
 from gemel.runtime.backends import open_backend
 from gemel.runtime.backends.on_device import OnDevice
 from gemel.runtime.bundle import open_bundle
+from gemel.runtime.engines import choice
+from gemel.runtime.engines.library import LIBRARIES
+from gemel.runtime.engines.store import engines_in
 
 pytestmark = pytest.mark.gpu
 
@@ -42,6 +45,15 @@ def backend(name: str, bundle: Path) -> Iterator[OnDevice]:
         yield opened
 
 
+@pytest.fixture
+def refitting(name: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A backend whose engines are refitted wherever they can be, faster or not."""
+    if name not in LIBRARIES:
+        pytest.skip(f"{name} has no engines")
+    monkeypatch.setattr(choice, "_WORTH", 0.0)
+    return name
+
+
 def run(backend: OnDevice, model: str) -> np.ndarray:
     backend.activate(model)
     try:
@@ -64,6 +76,37 @@ def test_models_take_turns_in_the_least_memory(backend: OnDevice, bundle: Path) 
                 cpu.activate(model)
                 expected = cpu.run(model, "main", {"image": IMAGE})["logits"]
                 np.testing.assert_allclose(run(backend, model), expected, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_refitted_answers_of_every_architecture(case: Case, refitting: str, tmp_path: Path) -> None:
+    workload, bundle, _ = bundle_of(case, tmp_path)
+    for found in compare(bundle, workload, rtol=1e-2, atol=1e-4, backend=refitting):
+        assert found.passed, f"{case.name}: relative difference {found.relative:.1e}"
+    (engines,) = engines_in(bundle)
+    reasons = [spec.choice.why for spec in engines.engines.values() if spec.inputs and spec.refit is None]
+    if reasons:
+        pytest.skip(f"answered with bound weights: {reasons[0]}")
+
+
+@pytest.mark.parametrize("memory", ["min", "all"])
+def test_models_take_turns_in_one_refitted_engine(refitting: str, bundle: Path, memory: str) -> None:
+    opened = open_bundle(bundle)
+    with open_backend(opened, "ort-cpu") as cpu, open_backend(opened, refitting, memory=memory) as backend:
+        assert isinstance(backend, OnDevice)
+        (engines,) = engines_in(opened)
+        (spec,) = engines.engines.values()
+        assert spec.refit is not None, spec.choice.why
+        for _ in range(3):
+            for model in ("a", "b"):
+                cpu.activate(model)
+                expected = cpu.run(model, "main", {"image": IMAGE})["logits"]
+                np.testing.assert_allclose(run(backend, model), expected, rtol=1e-2, atol=1e-3)
+        assert backend.private_bytes > 0
+        before = backend.device.memory()[0]
+        for number in range(1000):
+            run(backend, "ab"[number % 2])
+        assert backend.device.memory()[0] >= before
 
 
 def test_swapping_takes_no_memory(backend: OnDevice) -> None:

@@ -17,12 +17,14 @@ from gemel.compiler import compile_workload
 from gemel.errors import BackendError, BundleError, InputError
 from gemel.runtime import cache
 from gemel.runtime.bundle import MANIFEST, Bundle, open_bundle
+from gemel.runtime.device.host import HostDevice
 from gemel.runtime.engines import store
 from gemel.runtime.engines.build import build
 from gemel.runtime.engines.library import Library, find_library
-from gemel.runtime.engines.store import RECORD, Engines, build_engines, engines_in, rows_of
+from gemel.runtime.engines.record import RECORD, Choice, Engines
+from gemel.runtime.engines.store import build_engines, engines_for, engines_in, rows_of
 from gemel.runtime.manifest import FasterRcnnDecode, Manifest, Port
-from gemel.runtime.program import read, split
+from gemel.runtime.program import read, split, with_constants
 from gemel.workload import Workload
 
 TARGETS = ("sm86", "sm89")
@@ -64,6 +66,14 @@ def test_one_engine_a_program(rtx: Library, opened: Bundle) -> None:
     weights = [opened.tensor(tensor).tobytes() for tensor in stage.weights]
     data = built.path(stage.program).read_bytes()
     assert not any(each in data for each in weights)
+
+
+def test_engines_of_other_devices_are_bound(built: Engines, rtx: Library, opened: Bundle) -> None:
+    """What is faster on a device is measured there. A device that finds engines beside the bundle takes them."""
+    assert [(spec.choice, spec.refit) for spec in built.engines.values()] == [(Choice(why="not measured"), None)]
+    device = HostDevice()
+    device.target = "sm89"
+    assert engines_for(opened, rtx, device) == built
 
 
 def test_built_once(built: Engines, rtx: Library, opened: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,6 +249,20 @@ def test_the_library_keeps_to_its_first_logger(rtx: Library, opened: Bundle) -> 
             build(rtx, proto, {}, TARGETS)  # the batch is free
         held.append(caught)
     assert find_library("tensorrt-rtx").logger() is rtx.logger()
+
+
+def test_constants_are_found_beside_the_blob(rtx: Library, built: Engines, opened: Bundle) -> None:
+    """As engines that are refitted are built, but for what needs a device: leaving the weights out again."""
+    content = opened.manifest
+    stage = content.models["a"].stages["main"]
+    proto = split(read(opened.file(stage.file).read_bytes())).proto
+    constant = with_constants(proto, content.blob, [content.tensors[tensor] for tensor in stage.weights])
+    rows = rows_of(opened)[stage.program]
+    made = build(rtx, constant, rows, TARGETS, blob=opened.file(content.blob))
+    largest = max((opened.tensor(tensor) for tensor in stage.weights), key=lambda each: each.nbytes)
+    assert largest.tobytes() in made.data
+    with pytest.raises(BackendError, match="refuses it"):
+        build(rtx, constant, rows, TARGETS, blob=opened.path / "elsewhere" / content.blob)
 
 
 def test_rows(opened: Bundle) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_tensorrt import FakeTensorRt
-from onnx import TensorProto, helper
+from on_devices import IMAGES, Device, add_stage, run
 
 from gemel.errors import BackendError, InputError
 from gemel.runtime.arena import WARM, Loading
@@ -21,35 +19,12 @@ from gemel.runtime.backends.ort_cpu import OrtCpu
 from gemel.runtime.backends.ort_cuda import OrtCuda
 from gemel.runtime.backends.tensorrt import TensorRt
 from gemel.runtime.baseline import baseline_of
-from gemel.runtime.bundle import MANIFEST, Bundle, open_bundle
-from gemel.runtime.device.host import HostDevice, HostStream
+from gemel.runtime.bundle import Bundle, open_bundle
 from gemel.runtime.engines.library import Library
 from gemel.runtime.inspect import describe
-from gemel.runtime.program import read, split
 from gemel.runtime.run import Options, run_bundle
 
-IMAGES = np.random.default_rng(0).random((3, 3, 32, 32), np.float32)
 Open = Callable[..., OnDevice]
-
-
-class Device(HostDevice):
-    """One that tells streams by their handles, and what was uploaded."""
-
-    target = "sm99"
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.streams: dict[int, HostStream] = {}
-        self.uploads: list[int] = []
-
-    def stream(self) -> HostStream:
-        stream = super().stream()
-        self.streams[stream.handle] = stream
-        return stream
-
-    def upload(self, target: int, source: Any, stream: Any) -> None:
-        self.uploads.append(source.nbytes)
-        super().upload(target, source, stream)
 
 
 @pytest.fixture(params=["ort-cuda", "tensorrt"])
@@ -69,32 +44,6 @@ def opened(request: pytest.FixtureRequest) -> Iterator[Open]:
     yield make
     for backend in made:
         backend.close()
-
-
-def add_stage(bundle: Path) -> None:
-    """Give model ``a`` a second stage that has no weights: ``y = sin(x)``."""
-    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", 4]) for name in "xy"]
-    graph = helper.make_graph([helper.make_node("Sin", ["x"], ["y"])], "wave", ports[:1], ports[1:])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    data = model.SerializeToString()
-    (bundle / "wave.onnx").write_bytes(data)
-    program = split(read(data)).id
-    path = bundle / MANIFEST
-    document = json.loads(path.read_text())
-    x, y = ({"name": name, "dtype": "float32", "shape": ["rows", 4]} for name in "xy")
-    stage = {"file": "wave.onnx", "program": program, "inputs": [x], "outputs": [y], "weights": []}
-    document["models"]["a"]["stages"]["wave"] = stage
-    document["programs"][program] = {"models": ["a"], "inputs": 0}
-    document["files"]["wave.onnx"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    path.write_text(json.dumps(document))
-
-
-def run(backend: Any, model: str, images: Any = IMAGES[:1]) -> Any:
-    backend.activate(model)
-    try:
-        return backend.run(model, "main", {"image": images})["logits"]
-    finally:
-        backend.release(model)
 
 
 @pytest.fixture
@@ -176,12 +125,12 @@ def test_nothing_is_bound_that_is_bound_already(opened: Open, bundle: Path, monk
     backend = opened(open_bundle(bundle))
     run(backend, "a")
     (executable,) = backend._executables.values()
-    bound: list[str] = []
-    monkeypatch.setattr(executable, "bind", lambda model, weights: bound.append(model))
+    bound: list[Any] = []
+    monkeypatch.setattr(executable, "bind", lambda tensors, weights: bound.append(tensors))
     run(backend, "a")
     assert not bound
     run(backend, "b")
-    assert bound == ["b"]
+    assert bound == [backend._bundle.manifest.models["b"].stages["main"].weights]
 
 
 def test_a_model_that_is_not_active_is_not_run(opened: Open, bundle: Path) -> None:
@@ -319,7 +268,7 @@ class TestEngines:
         device = Device()
         module = FakeTensorRt(device.streams)
         with self.open(bundle, device, module) as backend:
-            monkeypatch.setattr(backend, "_deserialised", lambda stage: None)
+            monkeypatch.setattr(backend, "_opened", lambda stage: None)
             with pytest.raises(BackendError, match=r"onnx: tensorrt 10.3.0 refuses it"):
                 backend.activate("a")
             with pytest.raises(BackendError, match="not active"):
