@@ -9,6 +9,7 @@ and what is allowed. The commands print it as one line and exit with ``exit_code
     ├── InputError                the user's files, flags or environment (exit 2)
     │   ├── WorkloadError         workload.yaml: syntax, fields, values
     │   ├── DataError             images or labels that a query cannot be retrained or judged on
+    │   ├── CalibrationError      frames or ranges that a model cannot be made narrower by
     │   ├── ModelError            a factory, a state dict or an ONNX file that does not fit
     │   │   └── RetrainError      a model that can be run but not retrained
     │   ├── FeedError             a video, folder or camera that cannot be read
@@ -24,6 +25,7 @@ from __future__ import annotations
 __all__ = [
     "BackendError",
     "BundleError",
+    "CalibrationError",
     "CompileError",
     "DataError",
     "FeedError",
@@ -62,6 +64,10 @@ class WorkloadError(InputError):
 
 class DataError(InputError):
     """Images or labels that are missing or do not fit the model they are for."""
+
+
+class CalibrationError(InputError):
+    """Frames or ranges that do not fit the model that is to be int8 or fp16."""
 
 
 class ModelError(InputError):

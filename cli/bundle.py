@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -106,7 +107,7 @@ def check(
         "engines": [str(built.folder) for built in engines],
         "models": {},
     }
-    failed: list[str] = []
+    failed = _sharing(console, opened, report)
     if against is not None:
         try:
             from ..compiler.check import compare
@@ -115,10 +116,12 @@ def check(
             raise missing_extra(error, "gemel check --against", "compiler") from error
         workload = load(against)
         for result in compare(opened, workload, rtol=rtol, atol=atol):
-            what = f"{result.model}: relative difference {result.relative:.1e}"
+            precision = opened.manifest.models[result.model].precision
+            how = "" if result.passed is not None else f", not judged: {precision} is judged by --accuracy"
+            what = f"{result.model}: relative difference {result.relative:.1e}{how}"
             print_stage(console, "outputs", what, passed=result.passed)
             report["models"][result.model] = {"relative": result.relative, "passed": result.passed}
-            failed += [] if result.passed else [result.model]
+            failed += [result.model] if result.passed is False else []
         if accuracy:
             report["accuracy"] = _accuracies(console, opened, workload)
             failed += [f"accuracy of {name}" for name, found in report["accuracy"].items() if found["passed"] is False]
@@ -132,6 +135,33 @@ def check(
     if write_baseline is not None:
         _write(console, opened, write_baseline, latency)
     console.print(f"Next: gemel bench {bundle}")
+
+
+def _sharing(console: Console, bundle: Bundle, report: dict[str, Any]) -> list[str]:
+    """Say what became of what was merged; returns what is there in several precisions, which no compiler writes."""
+    from ..runtime.merged import merged_tensors
+
+    found = list(merged_tensors(bundle))
+    if not found:
+        return []
+    whole = [each for each in found if each.copies == 1]
+    dtypes = Counter(dtype for each in whole for dtype in each.dtypes)
+    kinds = ", ".join(f"{count} {dtype}" for dtype, count in sorted(dtypes.items()))
+    mixed = [each for each in found if len(each.dtypes) > 1]
+    what = f"{len(whole)} of {len(found)} merged tensors are one each ({kinds})"
+    print_stage(console, "sharing", what, passed=not mixed)
+    report["sharing"] = {"merged": len(found), "whole": len(whole), "dtypes": dict(dtypes)}
+    return [f"sharing of {each.name}: it is there as {' and '.join(sorted(each.dtypes))}" for each in mixed]
+
+
+def _parts(bundle: Bundle) -> dict[str, float]:
+    """Of queries of narrower models, the part of the source's accuracy that they must keep."""
+    from ..calib.record import CALIBRATION, read_calibration
+
+    if CALIBRATION not in bundle.manifest.files:
+        return {}
+    queries = read_calibration(bundle.file(CALIBRATION)).queries
+    return {name: found.floor / found.fp32 for name, found in queries.items() if found.fp32}
 
 
 def _compare(
@@ -182,7 +212,7 @@ def _accuracies(console: Console, bundle: Bundle, workload: Workload) -> dict[st
         from ..merging.verify import NotJudged, verify_accuracy
 
         with progress_bar(console, len(bundle.manifest.queries)) as bar:
-            for found in verify_accuracy(bundle, workload):
+            for found in verify_accuracy(bundle, workload, _parts(bundle)):
                 if isinstance(found, NotJudged):
                     report[found.query] = {"passed": None, "reason": found.reason}
                     print_stage(bar.console, "accuracy", f"{found.query}: not judged: {found.reason}")
@@ -196,11 +226,12 @@ def _accuracies(console: Console, bundle: Bundle, workload: Workload) -> dict[st
 
 
 def _in_words(found: Judged) -> str:
+    least = "" if found.part is None else f", at least {found.source * found.part:.2%}"
     if not found.labelled:
         itself = f", which does with itself by {found.source:.2%}"
-        return f"agrees with the source by {found.bundle:.2%}{itself} ({found.images} images)"
+        return f"agrees with the source by {found.bundle:.2%}{itself}{least} ({found.images} images)"
     merged = "" if found.reached is None else f", merge.json {found.reached:.2%}"
-    return f"{found.bundle:.2%}, source {found.source:.2%}{merged} ({found.images} images)"
+    return f"{found.bundle:.2%}, source {found.source:.2%}{merged}{least} ({found.images} images)"
 
 
 def bench(

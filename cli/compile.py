@@ -32,11 +32,26 @@ def compile_(
         str | None,
         typer.Option(help="Build engines for these devices instead; none of them need be here.", metavar="SM,SM"),
     ] = None,
+    precision: Annotated[
+        str, typer.Option(help="fp32, fp16 or int8, for queries that do not say it themselves.", metavar="NAME")
+    ] = "fp32",
+    ranges: Annotated[
+        str, typer.Option(help="How int8 finds ranges: percentile, min-max or entropy.", metavar="METHOD")
+    ] = "percentile",
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="Take ranges and layers from this calibration.json of the same models; no frames are needed then.",
+            metavar="FILE",
+        ),
+    ] = None,
     debug: DebugOpt = False,
 ) -> None:
     """Compile a workload into a bundle: every model as ONNX, every distinct weight once.
 
     [dim]gemel-compile examples/street/workload.yaml -o bundle/[/dim]
+
+    [dim]gemel-compile workload.yaml -o bundle/ --precision int8[/dim]
 
     [dim]gemel-compile workload.yaml -o bundle/ --backend tensorrt-rtx --target sm86,sm89[/dim]
     """
@@ -57,9 +72,11 @@ def compile_(
     from ..runtime.backends import open_backend
     from ..runtime.bundle import open_bundle
     from ..runtime.inspect import sizes
+    from .narrow import Narrower
 
     console, began = open_console(), perf_counter()
     loaded = load(workload)
+    narrow = Narrower(loaded, output, precision, ranges, calibration)
     with progress_bar(console, len(set(models_of(loaded).values()))) as bar:
         task = bar.task_ids[0]
 
@@ -67,13 +84,15 @@ def compile_(
             print_stage(bar.console, name, what, began=began)
             bar.advance(task, 1 if name == "export" else 0)
 
-        report = compile_workload(loaded, output, step)
+        report = compile_workload(loaded, output, step, narrow)
     bundle = open_bundle(report.path)
     if library is not None:
         print_stage(console, "engines", _build(console, bundle, library, targets), began=began)
     elif backend is not None:
         with open_backend(bundle, backend):
             print_stage(console, "device", f"{backend}: programs and weights baked", began=began)
+    if (table := narrow.table()) is not None:
+        console.print(table)
     held = sizes(bundle)
     print_stage(
         console,

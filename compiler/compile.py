@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +18,12 @@ from .passes import choose, fold
 from .sharing import Shared, kernels, prove
 from .writer import write
 
-__all__ = ["Report", "Step", "compile_workload"]
+__all__ = ["Narrow", "Report", "Step", "compile_workload"]
 
 Step = Callable[[str, str], None]
 """Told of each finished stage: its name, and what it did."""
+Narrow = Callable[[Sequence[Lowered], Step], Mapping[str, bytes]]
+"""Edits models after all passes; returns files for the bundle that say what it did."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,19 @@ class Report:
     """Where the workload was written by a merge."""
 
 
-def compile_workload(workload: Workload, output: Path, step: Step = lambda name, what: None) -> Report:
+def compile_workload(
+    workload: Workload, output: Path, step: Step = lambda name, what: None, narrow: Narrow = lambda models, step: {}
+) -> Report:
     """Compile every model of a workload into a bundle.
 
     The bundle is written beside ``output`` and renamed when it is whole; a bundle that was there is replaced. A
     workload that a merge wrote is held against its merge.json, which becomes part of the bundle.
+
+    Args:
+        workload: what to compile.
+        output: the bundle's folder.
+        step: told of each stage.
+        narrow: makes models narrower, see :mod:`gemel.calib`; what was shared is shared afterwards, or it is an error.
 
     Raises:
         InputError: a model, a weight file, merge.json or the output folder cannot be used.
@@ -60,7 +70,10 @@ def compile_workload(workload: Workload, output: Path, step: Step = lambda name,
         step("passes", f"{_mb(shared.bytes)} shared in {shared.groups} tensors, {apart}")
         if shared.waived:
             step("passes", f"{_mb(shared.waived)} not shared: {len(choice.waived)} small kernels run faster folded")
-        beside = {MERGE_REPORT: merged.content} if merged is not None else {}
+        beside = dict(narrow(models, step))
+        prove(models, before, choice.waived)
+        if merged is not None:
+            beside[MERGE_REPORT] = merged.content
         content = write(work, workload, models, model_of, beside)
         kept = account(merged, places, models, content) if merged is not None else None
         if kept is not None:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from ..runtime.manifest import DecodeSpec, InputSpec
+from ..runtime.manifest import DecodeSpec, InputSpec, Precision
 from ..workload.models import build
 from ..workload.paths import locate
 from ..workload.schema import Query
@@ -32,6 +32,7 @@ class Lowered:
     input: InputSpec
     tensors: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     """Tensors that ``decode`` refers to, under the names it uses."""
+    precision: Precision = "fp32"
 
 
 def lower(query: Query, root: Path) -> Lowered:

@@ -98,6 +98,7 @@ def write(
             input=model.input,
             decode=decodes[model.name],
             mode=_mode(model.stages.values()),
+            precision=model.precision,
             bytes=sum(spec.length for tensor, spec in placed.tensors.items() if model.name in store.users[tensor]),
             segments=tuple(name for name, spec in placed.segments.items() if model.name in spec.models),
             source=by_name[model.name].model.model_dump(mode="json", exclude_defaults=True),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -38,6 +38,8 @@ class Judged:
     images: int
     labelled: bool
     """Against labels; else agreement with the source model."""
+    part: float | None = None
+    """Of a narrower model: the part of the source's accuracy that it must keep."""
 
     @property
     def tolerance(self) -> float:
@@ -46,6 +48,8 @@ class Judged:
 
     @property
     def passed(self) -> bool:
+        if self.part is not None:
+            return self.bundle >= self.source * self.part - self.tolerance
         wanted = [self.source] if self.reached is None else [self.source, self.reached]
         # Quotients of the same counts may differ in their last digit.
         return all(abs(self.bundle - value) <= self.tolerance + 1e-9 for value in wanted)
@@ -59,12 +63,15 @@ class NotJudged:
     reason: str
 
 
-def verify_accuracy(bundle: Bundle, workload: Workload) -> Iterator[Judged | NotJudged]:
-    """Judge every query of a bundle.
+def verify_accuracy(
+    bundle: Bundle, workload: Workload, parts: Mapping[str, float] | None = None
+) -> Iterator[Judged | NotJudged]:
+    """Judge every query of a bundle: it is as good as its source, or, where it is narrower, good enough.
 
     Args:
         bundle: compiled from ``workload``.
         workload: where the source models and the images are.
+        parts: of queries of narrower models, the part of the source's accuracy that they must keep.
 
     Raises:
         BundleError: the workload has no such query, or another model for it.
@@ -79,7 +86,9 @@ def verify_accuracy(bundle: Bundle, workload: Workload) -> Iterator[Judged | Not
         for network in each_network(workload, refused.__setitem__):
             for query in network.queries:
                 if query.name in queries:
-                    yield _judge(bundle, backend, workload, network, query, reached.get(query.name))
+                    found = _judge(bundle, backend, workload, network, query, reached.get(query.name))
+                    part = (parts or {}).get(query.name)
+                    yield replace(found, part=part) if isinstance(found, Judged) else found
     for name, model in models_of(workload).items():
         if model in refused and name in queries:
             yield NotJudged(name, str(refused[model]))

@@ -5,6 +5,10 @@ private copy of every weight in that layout in every session. Baking does it onc
 device, the optimised graph is split into program and weights again, and the re-laid tensors are hashed again, so
 that equal kernels are stored once. Sessions are then made from programs with optimisation off, and weights are
 bound where they are mapped.
+
+Models in FP16 and INT8 are baked in float32 (:mod:`.precision`): kernels that several of them share stay one tensor.
+Of an INT8 model there is also a graph with int8 arithmetic, optimised and with its weights inside, and how long both
+run (:mod:`.packing`).
 """
 
 from __future__ import annotations
@@ -14,7 +18,8 @@ import os
 import platform
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,28 +27,22 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from ..errors import BackendError, BundleError
+from ..errors import BundleError
 from . import cache
 from .blob import layout, tensor_id, write
-from .bundle import Bundle
+from .bundle import Bundle, view
 from .cache import BLOB, RECORD, Baked, BakedStage
-from .manifest import FileSpec, Stage
-from .onnx_wire import DTYPES, Message, tensor_array
+from .manifest import FileSpec, Precision, Stage
+from .onnx_wire import Message, tensor_array
+from .optimise import DISABLED_OPTIMIZERS, optimise, pack
+from .packing import Packing, cpu_times
+from .precision import kernel_scales, unsigned, widened
 from .program import read, split, with_constants
-from .session import open_session, quiet
+from .session import Bound, open_baked
 
 __all__ = ["DISABLED_OPTIMIZERS", "Baked", "BakedStage", "bake", "verify_cache"]
 
-DISABLED_OPTIMIZERS = [
-    # Fuses Pad(0) -> MaxPool into padding with -inf, which is another function (Tiny-YOLOv3: error 4e-3).
-    "Pad_Fusion",
-    # These would scale a shared kernel by a private factor. What may be folded, the compiler has folded.
-    "ConvBNFusion",
-    "ConvMulFusion",
-    "ConvAddFusion",
-]
-
-_LAYOUT = "3"
+_LAYOUT = "4"
 """Changed whenever this module would bake the same bundle differently."""
 
 
@@ -103,6 +102,8 @@ def _device_key(bundle: Bundle) -> str:
 
 
 def _write(bundle: Bundle, folder: Path, progress: Callable[[str], None]) -> None:
+    content = bundle.manifest
+    apart = _scaled_apart(bundle)
     models: dict[str, dict[str, BakedStage]] = defaultdict(dict)
     users: dict[str, set[str]] = defaultdict(set)
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
@@ -114,11 +115,15 @@ def _write(bundle: Bundle, folder: Path, progress: Callable[[str], None]) -> Non
 
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tensors-") as temporary:
         store = Path(temporary)
-        for name, model in bundle.manifest.models.items():
+        for name, model in content.models.items():
             progress(name)
             for stage_name, stage in model.stages.items():
-                program, arrays = _optimise(bundle, stage, store)
+                path = bundle.file(stage.file)
+                wide, narrow = _graphs(bundle, stage, model.precision, apart)
+                program, arrays = optimise(path, wide, store)
                 put(f"{program.id}.onnx", program.proto)
+                if narrow is not None:
+                    put(f"{name}.{stage_name}.int8.onnx", pack(path, narrow, store))
                 ids = []
                 for array in arrays:
                     tensor = tensor_id(array)
@@ -132,12 +137,8 @@ def _write(bundle: Bundle, folder: Path, progress: Callable[[str], None]) -> Non
         placed = layout(shapes, users)
         digest = write(folder / BLOB, placed, lambda tensor: _take(store / f"{tensor}.npy"))
         files[BLOB] = FileSpec(bytes=placed.bytes, sha256=digest)
-        _forget(folder / BLOB)
-    segments_of = {
-        name: tuple(segment for segment, spec in placed.segments.items() if name in spec.models) for name in models
-    }
-    for name, model in bundle.manifest.models.items():
-        if model.mode == "constant":
+    for name, model in content.models.items():
+        if model.mode == "constant" and model.precision != "int8":
             for stage_name, made in models[name].items():
                 proto = (folder / f"{made.program}.onnx").read_bytes()
                 places = [placed.tensors[tensor] for tensor in made.weights]
@@ -145,11 +146,20 @@ def _write(bundle: Bundle, folder: Path, progress: Callable[[str], None]) -> Non
     record = Baked(
         folder=folder,
         models=dict(models),
-        segments_of=segments_of,
+        segments_of={
+            name: tuple(segment for segment, spec in placed.segments.items() if name in spec.models) for name in models
+        },
         tensors=placed.tensors,
         segments=placed.segments,
         files=files,
     )
+    packings = {
+        name: _compared(record, name, model.stages)
+        for name, model in content.models.items()
+        if model.precision == "int8"
+    }
+    _forget(folder / BLOB)
+    record = record.model_copy(update={"packings": packings})
     (folder / RECORD).write_text(record.model_dump_json(exclude={"folder"}, indent=1))
 
 
@@ -165,32 +175,59 @@ def _take(path: Path) -> NDArray[Any]:
     return array
 
 
-def _optimise(bundle: Bundle, stage: Stage, folder: Path) -> tuple[Any, list[NDArray[Any]]]:
-    """Let ONNX Runtime optimise a stage for this CPU and split the result."""
-    options = quiet(threads=1)
-    optimised = folder / "optimised.onnx"
-    options.optimized_model_filepath = str(optimised)
-    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimised.bin")
-    options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
-    open_session(bundle.file(stage.file), options, disabled_optimizers=DISABLED_OPTIMIZERS)
-    model = read(optimised.read_bytes())
-    program = split(model)
-    external = folder / "optimised.bin"
-    data = np.memmap(external, np.uint8, "r") if external.exists() and external.stat().st_size else None
-    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
-    arrays = [_values(initializers[name], data) for name in program.weights]
-    del data
-    optimised.unlink()
-    external.unlink(missing_ok=True)
-    return program, arrays
+def _scaled_apart(bundle: Bundle) -> frozenset[str]:
+    """Int8 tensors of the bundle that are read by several scales."""
+    scales: dict[str, set[bytes]] = defaultdict(set)
+    for model in bundle.manifest.models.values():
+        for stage in model.stages.values() if model.precision == "int8" else ():
+            graph = read(bundle.file(stage.file).read_bytes())
+            tensors = _tensors(graph, stage)
+            for kernel, scale in kernel_scales(graph):
+                if kernel in tensors:
+                    scales[tensors[kernel]].add(scale.tobytes())
+    return frozenset(tensor for tensor, different in scales.items() if len(different) > 1)
 
 
-def _values(tensor: Message, data: NDArray[np.uint8] | None) -> NDArray[Any]:
-    """A copy of an initializer's values."""
-    if tensor.data_location != 1:
-        return np.array(tensor_array(tensor))
-    place = {entry.key: entry.value for entry in tensor.external_data}
-    offset, length = int(place.get("offset", 0)), int(place.get("length", 0))
-    if data is None or offset + length > data.size:
-        raise BackendError(f"weight {tensor.name}: ONNX Runtime did not write its values")
-    return np.array(data[offset : offset + length].view(DTYPES[tensor.data_type]).reshape(tuple(tensor.dims)))
+def _tensors(graph: Message, stage: Stage) -> dict[str, str]:
+    """A stage's initializers, as far as they are in the bundle's blob, and their tensors there."""
+    names = split(graph).weights
+    if len(names) != len(stage.weights):
+        raise BundleError(f"{stage.file}: has {len(names)} weights, the manifest says {len(stage.weights)}")
+    return dict(zip(names, stage.weights, strict=True))
+
+
+def _graphs(bundle: Bundle, stage: Stage, precision: Precision, apart: Set[str]) -> tuple[bytes | None, bytes | None]:
+    """A stage in float32, where the bundle's file is not, and in uint8, where it is INT8."""
+    if precision == "fp32":
+        return None, None
+    graph = read(bundle.file(stage.file).read_bytes())
+    tensors = _tensors(graph, stage)
+
+    def values(tensor: Message) -> NDArray[Any]:
+        return bundle.tensor(tensors[tensor.name]) if tensor.name in tensors else tensor_array(tensor)
+
+    wide = widened(graph, values, {name for name, tensor in tensors.items() if tensor in apart})
+    narrow = unsigned(graph, values).SerializeToString() if precision == "int8" else None
+    return wide.SerializeToString(), narrow
+
+
+def _compared(baked: Baked, model: str, stages: Mapping[str, Stage]) -> Packing:
+    """Run an INT8 model both ways, on noise: one image, one row of what has any number of rows."""
+    blob = np.memmap(baked.blob, np.uint8, "r")
+    random = np.random.default_rng(0)
+    copies: dict[str, int] = {}
+    bound_ms = packed_ms = 0.0
+    for name, stage in stages.items():
+        made = baked.models[model][name]
+        weights = [ort.OrtValue.ortvalue_from_numpy(view(blob, baked.tensors[tensor])) for tensor in made.weights]
+        bound = Bound(open_baked(baked.program(made.program), 1, prepack=False), weights)
+        packed = Bound(open_baked(baked.packed(model, name), 1, prepack=True))
+        inputs = {
+            port.name: random.random([1 if isinstance(size, str) else size for size in port.shape]).astype(port.dtype)
+            for port in stage.inputs
+        }
+        times = cpu_times([partial(bound.run, inputs), partial(packed.run, inputs)])
+        bound_ms, packed_ms = bound_ms + times[0], packed_ms + times[1]
+        graph = read(baked.packed(model, name).read_bytes()).graph
+        copies[name] = sum(tensor_array(tensor).nbytes for tensor in graph.initializer)
+    return Packing(copies=copies, bound_ms=bound_ms, packed_ms=packed_ms)

@@ -19,6 +19,7 @@ from ..errors import BackendError, BundleError
 from .bundle import CACHE, Bundle, sha256_of, verify
 from .consistency import check_spans
 from .manifest import FileSpec, Id, Name, SegmentSpec, TensorSpec
+from .packing import Packing
 
 __all__ = [
     "BLOB",
@@ -58,6 +59,8 @@ class Baked(BaseModel):
     segments: dict[Name, SegmentSpec]
     files: dict[str, FileSpec]
     """Every file of the cache but the record."""
+    packings: dict[Name, Packing] = {}
+    """Of INT8 models."""
 
     @property
     def blob(self) -> Path:
@@ -69,6 +72,10 @@ class Baked(BaseModel):
     def constant(self, model: str, stage: str) -> Path:
         """A graph with its weights, for models in mode ``constant``."""
         return self.folder / f"{model}.{stage}.onnx"
+
+    def packed(self, model: str, stage: str) -> Path:
+        """An INT8 graph with its weights."""
+        return self.folder / f"{model}.{stage}.int8.onnx"
 
 
 def load(folder: Path, bundle: Bundle) -> Baked:
@@ -206,13 +213,18 @@ def replace(folder: Path, fill: Callable[[Path], None], whole: Callable[[Path], 
 def _needed(baked: Baked, bundle: Bundle) -> list[Path]:
     """The files that running the bundle opens."""
     paths = {baked.blob}
+    int8 = {name: model.stages.keys() for name, model in bundle.manifest.models.items() if model.precision == "int8"}
+    if {name: packing.copies.keys() for name, packing in baked.packings.items()} != int8:
+        raise BundleError(f"{baked.folder / RECORD}: INT8 models are not in it as the bundle has them")
     for name, model in bundle.manifest.models.items():
         stages = baked.models.get(name, {})
         if stages.keys() != model.stages.keys() or name not in baked.segments_of:
             raise BundleError(f"{baked.folder / RECORD}: model {name!r} is not in it as the bundle has it")
         for stage, made in stages.items():
             paths.add(baked.program(made.program))
-            if model.mode == "constant":
+            if name in int8:
+                paths.add(baked.packed(name, stage))
+            elif model.mode == "constant":
                 paths.add(baked.constant(name, stage))
             if not baked.tensors.keys() >= set(made.weights):
                 raise BundleError(f"{baked.folder / RECORD}: model {name!r} refers to tensors that are not listed")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
@@ -13,30 +12,9 @@ from rich.table import Table
 from .bundle import Bundle
 from .engines.record import Choice, Engines
 from .engines.store import engines_in
+from .merged import read_merge
 
 __all__ = ["describe", "sizes", "tables"]
-
-_MERGE = "merge.json"
-
-
-class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-
-
-class _Accuracy(_Value):
-    original: float
-    reached: float
-    relative: float
-    target: float
-
-
-class _Merge(_Value):
-    """What is shown of the report that ``gemel merge`` wrote; the runtime knows nothing else of merging."""
-
-    original_bytes: int
-    merged_bytes: int
-    saving: float
-    queries: dict[str, _Accuracy]
 
 
 def describe(bundle: Bundle) -> dict[str, Any]:
@@ -59,11 +37,12 @@ def describe(bundle: Bundle) -> dict[str, Any]:
                 if len(content.segments[segment].models) > 1
             ),
             "mode": model.mode,
+            "precision": model.precision,
             "queries": [query for query, spec in content.queries.items() if spec.model == name],
         }
         for name, model in content.models.items()
     }
-    merge = _merge(bundle)
+    merge = read_merge(bundle)
     return {
         "models": models,
         "programs": len(content.programs),
@@ -71,7 +50,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "segments": len(content.segments),
         "bytes": sizes(bundle),
         "engines": [_engines(bundle, each) for each in engines_in(bundle)],
-        **({"merge": merge.model_dump()} if merge is not None else {}),
+        **({"merge": merge.model_dump(exclude={"shared"})} if merge is not None else {}),
     }
 
 
@@ -96,8 +75,8 @@ def sizes(bundle: Bundle) -> dict[str, int]:
 def tables(bundle: Bundle, figures: Mapping[str, Any]) -> Iterator[Table | str]:
     """For people, what :func:`describe` found."""
     models = Table(title=f"{bundle.path}", title_justify="left", box=SIMPLE)
-    for column, side in (("model", "left"), ("queries", "left"), ("program", "left"), ("mode", "left")):
-        models.add_column(column, justify=side)  # type: ignore[arg-type]
+    for column in ("model", "queries", "program", "mode", "precision"):
+        models.add_column(column)
     for column in ("MB", "shared MB"):
         models.add_column(column, justify="right")
     for name, model in figures["models"].items():
@@ -106,6 +85,7 @@ def tables(bundle: Bundle, figures: Mapping[str, Any]) -> Iterator[Table | str]:
             ", ".join(model["queries"]),
             model["program"][:12],
             model["mode"],
+            model["precision"],
             _mb(model["bytes"]),
             _mb(model["shared_bytes"]),
         )
@@ -172,16 +152,6 @@ def _built(engines: dict[str, Any]) -> Table:
     for program, left in engines["refused"].items():
         table.add_row(program[:12], ", ".join(left["models"]), "on the CPU")
     return table
-
-
-def _merge(bundle: Bundle) -> _Merge | None:
-    """The merge's report; None where there is none, or none that can be read: a bundle runs without it."""
-    if _MERGE not in bundle.manifest.files:
-        return None
-    try:
-        return _Merge.model_validate_json(bundle.file(_MERGE).read_bytes())
-    except ValidationError:
-        return None
 
 
 def _merged(merge: dict[str, Any]) -> Table:

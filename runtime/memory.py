@@ -60,6 +60,6 @@ def budget(setting: str | int, total: int, models: Collection[int], private: int
     if allowed < least:
         needs = f"the hungriest model alone needs {least} bytes"
         if private:
-            needs = f"{least} bytes are needed, of which {private} stay loaded (models in mode constant)"
+            needs = f"{least} bytes are needed, of which {private} stay loaded (copies that are not shared)"
         raise InputError(f"memory: {setting} is {allowed} bytes; {needs}")
     return allowed

@@ -16,7 +16,17 @@ from numpy.typing import NDArray
 
 from ..errors import BackendError
 
-__all__ = ["DTYPES", "Message", "ModelProto", "TensorProto", "ValueInfoProto", "dtype_name", "tensor_array"]
+__all__ = [
+    "DTYPES",
+    "Message",
+    "ModelProto",
+    "NodeProto",
+    "TensorProto",
+    "ValueInfoProto",
+    "dtype_name",
+    "make_tensor",
+    "tensor_array",
+]
 
 Message = Any  # generated classes have no static types
 
@@ -45,11 +55,20 @@ _FIELDS: dict[str, dict[str, tuple[int, str, bool]]] = {
         "domain": (7, "string", False),
         "metadata_props": (9, "StringStringEntryProto", True),
     },
+    # With ``type``, all that can come before it must be here: fields that are not are written behind the others, and
+    # then programs would have other names.
     "AttributeProto": {
         "name": (1, "string", False),
+        "f": (2, "float", False),
+        "i": (3, "int64", False),
+        "s": (4, "bytes", False),
         "t": (5, "TensorProto", False),
         "g": (6, "GraphProto", False),
+        "floats": (7, "float", True),
+        "ints": (8, "int64", True),
+        "strings": (9, "bytes", True),
         "graphs": (11, "GraphProto", True),
+        "type": (20, "int32", False),
     },
     "TensorProto": {
         "dims": (1, "int64", True),
@@ -81,8 +100,9 @@ def _messages() -> dict[str, Message]:
             field = entry.field.add(name=name, number=number, label=3 if repeated else 1)
             if kind in _SCALARS:
                 field.type = _SCALARS[kind]  # type: ignore[assignment]
-                # Writers pack numbers; protobuf readers accept both forms.
-                field.options.packed = repeated and kind not in ("string", "bytes")
+                # Readers accept both forms; tensors are small when packed, and attributes stay as others write them.
+                packed = repeated and message != "AttributeProto"
+                field.options.packed = packed and kind not in ("string", "bytes")
             else:
                 field.type, field.type_name = 11, f".gemel.wire.{kind}"  # type: ignore[assignment]
     pool = descriptor_pool.DescriptorPool()
@@ -92,6 +112,7 @@ def _messages() -> dict[str, Message]:
 
 _CLASSES = _messages()
 ModelProto = _CLASSES["ModelProto"]
+NodeProto = _CLASSES["NodeProto"]
 TensorProto = _CLASSES["TensorProto"]
 ValueInfoProto = _CLASSES["ValueInfoProto"]
 
@@ -115,6 +136,12 @@ DTYPES: dict[int, np.dtype[Any]] = {
 def dtype_name(data_type: int) -> str:
     """``float32`` for 1, and so on."""
     return str(DTYPES[data_type].name)
+
+
+def make_tensor(name: str, array: NDArray[Any]) -> Message:
+    """An inline TensorProto; of one of :data:`DTYPES`."""
+    (data_type,) = (number for number, dtype in DTYPES.items() if dtype == array.dtype)
+    return TensorProto(name=name, data_type=data_type, dims=array.shape, raw_data=array.tobytes())
 
 
 def tensor_array(tensor: Message) -> NDArray[Any]:

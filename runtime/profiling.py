@@ -139,7 +139,9 @@ def _write(path: Path, kept: _Kept) -> None:
 
 def _digest(path: Path, bundle: Bundle, backend: Backend, times: Times) -> str:
     # The name says with how many threads, and from where segments came.
-    parts = (_VERSION, path.name, bundle.id, backend.name, *_device(), times.model_dump_json())
+    # A model that needs no segments may run in another way than one that does, and the memory setting decides that.
+    needs = [f"{name} {backend.segments_of(name)}" for name in bundle.manifest.models]
+    parts = (_VERSION, path.name, bundle.id, backend.name, *_device(), *needs, times.model_dump_json())
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

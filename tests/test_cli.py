@@ -20,6 +20,7 @@ from gemel.console import Stop, check_writable, open_console, print_stage
 from gemel.errors import InputError
 from gemel.runtime import bake
 from gemel.runtime import bundle as bundle_module
+from gemel.runtime import optimise as optimising
 
 LIGHT = ("torch", "torchvision", "onnx", "onnx_ir", "onnxscript", "safetensors", "yaml", "timm")
 
@@ -173,8 +174,8 @@ def test_stopped_while_models_are_prepared(
         os.kill(os.getpid(), signal.SIGINT)
         return optimise(*arguments)
 
-    optimise = bake._optimise
-    monkeypatch.setattr(bake, "_optimise", interrupted)
+    optimise = optimising.optimise
+    monkeypatch.setattr(bake, "optimise", interrupted)
     monkeypatch.setattr(sys, "argv", ["gemel-run", str(bundle_folder / "bundle")])
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(SystemExit) as caught:

@@ -55,7 +55,7 @@ class Arm:
 
 _DONE = "confirmed.json"
 """In a run's folder once it is over: what is confirmed on images that the search never saw."""
-_MINUTES = {"w1": 2.75, "w3": 3.5}
+_MINUTES = {"w1": 2.25, "w3": 3.0}
 """Of each run without --full: half an hour for all of them. The default's first round on W1 fits into that."""
 _BETWEEN = Settings(inside=False)
 _GOOD = Settings(rate=0.02)

@@ -27,6 +27,7 @@ from torch import nn
 
 from gemel.compiler import compile_workload
 from gemel.compiler.check import compare
+from gemel.compiler.compile import Narrow
 from gemel.compiler.plain import export_plain
 from gemel.runtime.backends.ort_cpu import OrtCpu
 from gemel.runtime.bench import latency
@@ -119,12 +120,18 @@ def measure(case: Case, folder: Path, rounds: int) -> Row:
     )
 
 
-def bundle_of(case: Case, folder: Path) -> tuple[Workload, Bundle, float]:
-    """An architecture with random weights: the workload and its bundle, and how many seconds it took to compile."""
+def bundle_of(case: Case, folder: Path, narrow: Narrow = lambda models, step: {}) -> tuple[Workload, Bundle, float]:
+    """An architecture with random weights: the workload and its bundle, and how many seconds it took to compile.
+
+    Args:
+        case: the architecture.
+        folder: where files go.
+        narrow: see :func:`gemel.compiler.compile_workload`.
+    """
     _weights(case, folder / "a.safetensors", 0)
     workload = _workload(case, folder, ["a"])
     began = perf_counter()
-    report = compile_workload(workload, folder / "bundle")
+    report = compile_workload(workload, folder / "bundle", narrow=narrow)
     return workload, open_bundle(report.path), perf_counter() - began
 
 

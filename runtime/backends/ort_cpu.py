@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
@@ -19,11 +18,14 @@ from ..bake import Baked, bake
 from ..blob import footprint
 from ..bundle import Bundle
 from ..host_arena import HostArena
-from ..memory import budget
-from ..session import open_session, quiet
+from ..packing import decide
+from ..session import Bound, open_baked
 from .swapping import SwappingBackend
 
-__all__ = ["OrtCpu"]
+__all__ = ["Mode", "OrtCpu"]
+
+Mode = Literal["bound", "constant", "packed"]
+"""Bound weights are shared and swapped. Constant and packed ones, which are int8, are a copy that a session has."""
 
 
 @cache
@@ -36,33 +38,15 @@ def _share_activations() -> None:
     ort.create_and_register_allocator(info, None)
 
 
-class _Bound:
-    """A program with the addresses of one model."""
-
-    def __init__(self, session: ort.InferenceSession, weights: Sequence[ort.OrtValue]) -> None:
-        self.session = session
-        self.binding = session.io_binding()
-        self.outputs = [port.name for port in session.get_outputs()]
-        # Weights are a program's last inputs; its first are the model's own.
-        ports = session.get_inputs()
-        for port, value in zip(ports[len(ports) - len(weights) :], weights, strict=True):
-            self.binding.bind_ortvalue_input(port.name, value)
-
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        for name, array in inputs.items():
-            self.binding.bind_cpu_input(name, np.ascontiguousarray(array))
-        for name in self.outputs:
-            # Bound anew each time: shapes follow the batch.
-            self.binding.bind_output(name, "cpu")
-        self.session.run_with_iobinding(self.binding)
-        return dict(zip(self.outputs, self.binding.copy_outputs_to_cpu(), strict=True))
-
-
 class OrtCpu(SwappingBackend[HostArena]):
     """The default backend; see :class:`gemel.runtime.backends.Backend`.
 
-    Models in mode ``constant`` take no part in swapping: their session holds a private copy of their weights from the
-    first use on. The budget has room for all these copies; what is left of it is the arena's.
+    Models in mode ``constant``, and INT8 models that are packed, take no part in swapping: their session holds a
+    private copy of their weights from the first use on. The budget has room for all these copies; what is left of it
+    is the arena's.
+
+    Attributes:
+        modes: how each model runs: ``bound``, ``constant`` or ``packed``.
     """
 
     name = "ort-cpu"
@@ -80,24 +64,18 @@ class OrtCpu(SwappingBackend[HostArena]):
         self._bundle, self.loading = bundle, loading
         self.threads = threads or max(1, (os.cpu_count() or 2) - 1)
         self.baked: Baked = bake(bundle, progress)
-        self._copies = _private_copies(bundle, self.baked)
-        arena = {
-            name: spec
-            for name, spec in self.baked.segments.items()
-            if any(bundle.manifest.models[model].mode == "bound" for model in spec.models)
-        }
-        sizes = {name: footprint(spec.length) for name, spec in arena.items()}
-        needs = [sum(sizes[segment] for segment in self.segments_of(model)) for model in bundle.manifest.models]
-        private = sum(self._copies.values())
-        allowed = budget(memory, sum(sizes.values()), needs, private)
-        self.budget = allowed
-        super().__init__(HostArena(self.baked.blob, self.baked.tensors, arena, allowed - private, loading))
+        self.modes, self.budget = _decided(bundle, self.baked, memory)
+        self._copies = _private_copies(self.baked, self.modes)
+        swapped = {segment for model in self.modes for segment in self.segments_of(model)}
+        arena = {name: spec for name, spec in self.baked.segments.items() if name in swapped}
+        room = self.budget - sum(self._copies.values())
+        super().__init__(HostArena(self.baked.blob, self.baked.tensors, arena, room, loading))
         self._values: dict[str, ort.OrtValue] = {}
         self._sessions: dict[Path, ort.InferenceSession] = {}
-        self._bound: dict[tuple[str, str], _Bound] = {}
+        self._bound: dict[tuple[str, str], Bound] = {}
 
     def segments_of(self, model: str) -> tuple[str, ...]:
-        return () if self._is_constant(model) else self.baked.segments_of[model]
+        return self.baked.segments_of[model] if self.modes[model] == "bound" else ()
 
     @property
     def folder(self) -> Path:
@@ -128,7 +106,7 @@ class OrtCpu(SwappingBackend[HostArena]):
 
     @property
     def private_bytes(self) -> int:
-        """Bytes of weights that sessions of models in mode ``constant`` hold by now."""
+        """Bytes of weights that sessions of models in mode ``constant`` or ``packed`` hold by now."""
         return sum(size for path, size in self._copies.items() if path in self._sessions)
 
     @property
@@ -142,15 +120,12 @@ class OrtCpu(SwappingBackend[HostArena]):
         self._sessions.clear()
         super().close()
 
-    def _is_constant(self, model: str) -> bool:
-        return self._bundle.manifest.models[model].mode == "constant"
-
-    def _bind(self, model: str, stage: str) -> _Bound:
-        if self._is_constant(model):
-            return _Bound(self._session(self.baked.constant(model, stage), prepack=True), [])
+    def _bind(self, model: str, stage: str) -> Bound:
+        if self.modes[model] != "bound":
+            return Bound(self._session(_own_graph(self.baked, model, stage, self.modes[model]), prepack=True))
         baked = self.baked.models[model][stage]
         session = self._session(self.baked.program(baked.program), prepack=False)
-        return _Bound(session, [self._value(tensor) for tensor in baked.weights])
+        return Bound(session, [self._value(tensor) for tensor in baked.weights])
 
     def _value(self, tensor: str) -> ort.OrtValue:
         """A tensor as ONNX Runtime wants it: an address in the mapped blob, made once whoever uses it."""
@@ -161,20 +136,42 @@ class OrtCpu(SwappingBackend[HostArena]):
     def _session(self, path: Path, *, prepack: bool) -> ort.InferenceSession:
         """The session of a graph; every model of a program uses the same one."""
         if path not in self._sessions:
-            options = quiet(self.threads)
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-            options.add_session_config_entry("session.use_env_allocators", "1")
-            # Weights arrive as inputs: there is nothing to pack, and packing would copy.
-            options.add_session_config_entry("session.disable_prepacking", "0" if prepack else "1")
-            self._sessions[path] = open_session(path, options)
+            self._sessions[path] = open_baked(path, self.threads, prepack=prepack)
         return self._sessions[path]
 
 
-def _private_copies(bundle: Bundle, baked: Baked) -> dict[Path, int]:
-    """The graphs of models in mode ``constant``, and the bytes of weights that a session of each holds."""
-    return {
-        baked.constant(name, stage): sum(baked.tensors[tensor].length for tensor in set(made.weights))
+def _decided(bundle: Bundle, baked: Baked, memory: str | int) -> tuple[Mapping[str, Mode], int]:
+    """How each model runs, and the bytes that the memory setting allows.
+
+    Raises:
+        InputError: too few.
+    """
+    modes: dict[str, Mode] = {
+        # Of an INT8 model the manifest cannot know: it depends on what this CPU is fast at.
+        name: "bound" if model.precision == "int8" else model.mode
         for name, model in bundle.manifest.models.items()
-        if model.mode == "constant"
-        for stage, made in baked.models[name].items()
     }
+    segments_of = {name: baked.segments_of[name] for name, mode in modes.items() if mode == "bound"}
+    sizes = {
+        segment: footprint(baked.segments[segment].length) for segments in segments_of.values() for segment in segments
+    }
+    private = sum(_private_copies(baked, modes).values())
+    packed, allowed = decide(memory, sizes, segments_of, baked.packings, private)
+    for name in packed:
+        modes[name] = "packed"
+    return modes, allowed
+
+
+def _private_copies(baked: Baked, modes: Mapping[str, Mode]) -> dict[Path, int]:
+    """The graphs of models that are not bound, and the bytes of weights that a session of each holds."""
+    copies = {}
+    for name, mode in modes.items():
+        for stage, made in baked.models[name].items() if mode != "bound" else ():
+            weights = sum(baked.tensors[tensor].length for tensor in set(made.weights))
+            size = weights if mode == "constant" else baked.packings[name].copies[stage]
+            copies[_own_graph(baked, name, stage, mode)] = size
+    return copies
+
+
+def _own_graph(baked: Baked, model: str, stage: str, mode: Mode) -> Path:
+    return baked.constant(model, stage) if mode == "constant" else baked.packed(model, stage)

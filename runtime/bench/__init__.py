@@ -51,8 +51,9 @@ def measure(
     files = {name: str(path.absolute()) for name, path in _files(bundle, plain).items()}
     path = str(bundle.path.absolute())
     with OrtCpu(bundle, threads=1) as backend:
-        blob = sum(segment.length for segment in backend.baked.segments.values())
-    figures: Figures = {"models": len(files), "plain_is": "export" if plain else "bundle", "blob_mb": blob / 1e6}
+        swapped = sum(backend.baked.segments[name].length for name in backend.segments)
+        weights = swapped + backend.budget - backend.room
+    figures: Figures = {"models": len(files), "plain_is": "export" if plain else "bundle", "blob_mb": weights / 1e6}
     say("swap-in and session load")
     figures.update(_apart("swaps", path=path, files=files))
     figures["swap_ratio"] = figures["plain_load_ms"]["p50"] / figures["swap_ms"]["p50"]

@@ -15,8 +15,7 @@ from tiny_models import TinyTransformer, tiny
 
 from gemel.compiler import compile_workload
 from gemel.errors import BackendError, BundleError, InputError
-from gemel.runtime import bake as bake_module
-from gemel.runtime import cache
+from gemel.runtime import cache, optimise
 from gemel.runtime.backends import open_backend
 from gemel.runtime.backends.ort_cpu import OrtCpu
 from gemel.runtime.bake import verify_cache
@@ -212,7 +211,7 @@ def test_weights_that_were_not_written_are_not_zeros() -> None:
     tensor.external_data.add(key="length", value="8")
     for data in (None, np.zeros(4, np.uint8)):
         with pytest.raises(BackendError, match="weight w: ONNX Runtime did not write its values"):
-            bake_module._values(tensor, data)
+            optimise._values(tensor, data)
 
 
 def test_no_place_for_the_cache(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

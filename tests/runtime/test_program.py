@@ -14,9 +14,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from gemel.errors import BackendError
-from gemel.runtime.backends.ort_cpu import _Bound
 from gemel.runtime.manifest import TensorSpec
 from gemel.runtime.program import port_dtype, port_shape, read, split, with_constants
+from gemel.runtime.session import Bound
 
 
 def network(seed: int, *, rename: bool = False, width: int = 5) -> onnx.ModelProto:
@@ -89,7 +89,7 @@ def test_ports_called_as_programs_call_their_own() -> None:
     weights = [ort.OrtValue.ortvalue_from_numpy(values[name]) for name in program.weights]
     image = np.random.default_rng(0).random((2, 3, 4, 4), np.float32)
     expected = ort.InferenceSession(model.SerializeToString()).run(["v0", "c0"], {"w0": image})
-    found = _Bound(ort.InferenceSession(program.proto), weights).run({"w0": image})
+    found = Bound(ort.InferenceSession(program.proto), weights).run({"w0": image})
     for name, values_expected in zip(("v0", "c0"), expected, strict=True):
         np.testing.assert_allclose(found[name], values_expected, rtol=1e-4)
 

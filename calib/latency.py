@@ -1,0 +1,31 @@
+"""How long a model runs on this CPU in float32 and in int8, as the backend ort-cpu would run it packed."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from ..runtime.onnx_wire import tensor_array
+from ..runtime.optimise import DISABLED_OPTIMIZERS
+from ..runtime.packing import cpu_times
+from ..runtime.precision import unsigned
+from ..runtime.program import read
+from ..runtime.session import open_session, quiet
+
+__all__ = ["latency"]
+
+
+def latency(fp32: ir.Model, int8: ir.Model) -> tuple[float, float]:
+    """Milliseconds of CPU time of a run of each on one image of noise, on one thread."""
+    port = fp32.graph.inputs[0]
+    shape = [size if isinstance(size, int) else 1 for size in port.shape or ()]
+    image = np.random.default_rng(0).random(shape, np.float32)
+    protos = [ir.to_proto(graph).SerializeToString() for graph in (fp32, int8)]
+    protos[1] = unsigned(read(protos[1]), tensor_array).SerializeToString()
+    path, options = Path(str(fp32.graph.name)), quiet(threads=1)
+    sessions = [open_session(path, options, proto=proto, disabled_optimizers=DISABLED_OPTIMIZERS) for proto in protos]
+    before, after = cpu_times([partial(session.run, None, {str(port.name): image}) for session in sessions])
+    return before, after

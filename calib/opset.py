@@ -1,0 +1,35 @@
+"""Graphs that came from older ONNX files, in a version of the operators that has scales a channel."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx import version_converter
+
+from ..errors import CompileError, first_line
+
+__all__ = ["raised"]
+
+_LEAST = 13
+
+
+def raised(model: ir.Model) -> ir.Model:
+    """The same graph with operators of version 13 or newer.
+
+    Raises:
+        CompileError: one of its operators cannot be converted.
+    """
+    version = model.opset_imports.get("") or _LEAST
+    if version >= _LEAST:
+        return model
+    proto = ir.to_proto(model)
+    # Older versions of the file format want every weight to be an input, too.
+    proto.ir_version = max(proto.ir_version, 10)
+    try:
+        made: ir.Model = ir.from_proto(version_converter.convert_version(proto, _LEAST))
+    except (RuntimeError, version_converter.ConvertError) as error:
+        raise CompileError(
+            f"model {model.graph.name}: int8 and fp16 need operators of version {_LEAST}, it has {version}, and they"
+            f" cannot be converted: {first_line(error)}; give the query precision: fp32"
+        ) from error
+    made.graph.name = model.graph.name
+    return made

@@ -1,0 +1,121 @@
+"""Ranges of activations on real frames, by onnxruntime.quantization."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, create_calibrator
+
+from ..errors import CalibrationError
+from ..runtime.session import open_session, quiet
+
+__all__ = ["METHODS", "Frame", "Method", "peaks_of"]
+
+Frame = NDArray[np.float32]
+"""One image as a model takes it, ``[1, C, height, width]``."""
+Method = Literal["min-max", "entropy", "percentile"]
+METHODS: tuple[Method, ...] = get_args(Method)
+
+_METHODS = {
+    "min-max": CalibrationMethod.MinMax,
+    "entropy": CalibrationMethod.Entropy,
+    "percentile": CalibrationMethod.Percentile,
+}
+_AT_ONCE = 4
+"""Frames whose activations are in memory together: of a ResNet-50, 100 MB each."""
+
+
+class _Frames(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, name: str, frames: Iterable[Frame]) -> None:
+        self._inputs = ({name: frame} for frame in frames)
+
+    def get_next(self) -> dict[str, Frame] | None:
+        return next(self._inputs, None)
+
+
+def peaks_of(model: ir.Model, names: Sequence[str], frames: Sequence[Frame], method: Method) -> dict[str, float]:
+    """How large values get in a graph.
+
+    Args:
+        model: a float32 graph with one input.
+        names: of values.
+        frames: what it is run on; real ones.
+        method: min-max: the largest that occurred; percentile: what 99.999 % do not exceed; entropy: the range that
+            loses least information in the sense of Kullback and Leibler, with ONNX Runtime's bins, which seldom leave
+            it anything to cut off. (With 2,048 bins it takes 0.5 s a value and cuts off too much: ResNets of CIFAR-10
+            fell from 87 % to 26 %.)
+
+    Returns:
+        The largest absolute value to be told apart, of each.
+
+    Raises:
+        CalibrationError: there are no frames, they do not have the size of the input, or a value is the same all over
+            them, or not finite.
+    """
+    what = f"model {model.graph.name}"
+    port = model.graph.inputs[0]
+    _check(what, port, frames)
+    _check_finite(what, model, names, frames)
+    chosen = set(names)
+    values = [value for node in model.graph for value in (*node.inputs, *node.outputs) if value is not None]
+    nodes = {use.node for value in values if value.name in chosen for use in value.uses()}
+    nodes |= {node for value in values if value.name in chosen and (node := value.producer()) is not None}
+    with tempfile.TemporaryDirectory(prefix="gemel-calib-") as folder, contextlib.redirect_stdout(io.StringIO()):
+        path = Path(folder) / "model.onnx"
+        ir.save(model, path, external_data="weights.bin")
+        calibrator = create_calibrator(
+            path,
+            sorted({node.op_type for node in nodes}),
+            augmented_model_path=str(Path(folder) / "augmented.onnx"),
+            calibrate_method=_METHODS[method],
+            providers=["CPUExecutionProvider"],
+        )
+        for begin in range(0, len(frames), _AT_ONCE):
+            calibrator.collect_data(_Frames(str(port.name), frames[begin : begin + _AT_ONCE]))
+        found = calibrator.compute_data().data
+    return {name: _peak(what, name, found[name].range_value, len(frames)) for name in names}
+
+
+def _check(what: str, port: ir.Value, frames: Sequence[Frame]) -> None:
+    if not frames:
+        raise CalibrationError(f"{what}: there are no frames to calibrate on")
+    wanted = [size if isinstance(size, int) else 1 for size in port.shape or ()]
+    for frame in frames:
+        if list(frame.shape) != wanted:
+            raise CalibrationError(f"{what}: a frame to calibrate on is {list(frame.shape)}, its input is {wanted}")
+
+
+def _check_finite(what: str, model: ir.Model, names: Sequence[str], frames: Sequence[Frame]) -> None:
+    """ONNX Runtime's reductions pass over what is no number, and its histograms fail without a name."""
+    probe = model.clone()
+    graph, port = probe.graph, str(probe.graph.inputs[0].name)
+    made = {str(value.name): value for node in graph for value in node.outputs}
+    graph.outputs.extend(made[name] for name in names if name in made and not made[name].is_graph_output())
+    outputs = [name for name in names if name in made]
+    session = open_session(
+        Path(what), quiet(threads=max(1, (os.cpu_count() or 2) - 1)), proto=ir.to_proto(probe).SerializeToString()
+    )
+    for frame in frames:
+        found = dict(zip(outputs, session.run(outputs, {port: frame}), strict=True)) if outputs else {}
+        for name, values in {port: frame, **found}.items():
+            if not np.isfinite(values).all():
+                raise CalibrationError(f"{what}: {name} is not finite on the frames that it is calibrated on")
+
+
+def _peak(what: str, name: str, extent: Any, count: int) -> float:
+    least, most = (float(np.asarray(value).item()) for value in extent)
+    if least == most:
+        raise CalibrationError(
+            f"{what}: {name} is {least + 0:g} all over the {count} frames that it is calibrated on: they are all alike,"
+            " or the layer is dead; give data.train with other frames, or the query precision: fp32"
+        )
+    return max(abs(least), abs(most))

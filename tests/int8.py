@@ -1,0 +1,177 @@
+"""Small INT8 and FP16 graphs, and bundles of them, written by hand."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from gemel.runtime import blob, manifest
+from gemel.runtime.bundle import MANIFEST, Bundle, open_bundle
+from gemel.runtime.program import port_dtype, port_shape, read, split
+
+__all__ = ["Drawing", "images", "int8_bundle", "network", "wired", "write_bundle"]
+
+Array = NDArray[Any]
+CHANNELS = 64
+
+
+class Drawing:
+    """An ONNX graph that grows node by node; values are names."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.random = np.random.default_rng(seed)
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, Array] = {}
+
+    def constant(self, values: Array, name: str | None = None) -> str:
+        name = name or f"c{len(self.constants)}"
+        self.constants[name] = values
+        return name
+
+    def node(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(kind, inputs, [f"v{len(self.nodes)}"], **attributes))
+        return f"v{len(self.nodes) - 1}"
+
+    def rounded(self, value: str, peak: float) -> str:
+        """Through int8 and back."""
+        scale, zero = self.constant(np.float32(peak / 127)), self.constant(np.int8(0))
+        return self.node("DequantizeLinear", self.node("QuantizeLinear", value, scale, zero), scale, zero)
+
+    def kernel(self, values: Array, scale: Array, axis: int, name: str | None = None) -> str:
+        """An int8 kernel as float32."""
+        held = name if name in self.constants else self.constant(values, name)
+        assert held is not None
+        return self.node("DequantizeLinear", held, self.constant(scale.astype(np.float32)), axis=axis)
+
+    def bias(self, size: int) -> str:
+        return self.constant(self.random.normal(0, 0.3, size).astype(np.float32))
+
+    def model(self, output: str, shape: Sequence[int | str] = ("batch", 3, 16, 16)) -> onnx.ModelProto:
+        """From ``image`` to a value, which is called ``out``."""
+        nodes = [*self.nodes, helper.make_node("Identity", [output], ["out"])]
+        ports = [
+            helper.make_tensor_value_info("image", TensorProto.FLOAT, shape),
+            helper.make_tensor_value_info("out", TensorProto.FLOAT, None),
+        ]
+        constants = [numpy_helper.from_array(values, name) for name, values in self.constants.items()]
+        graph = helper.make_graph(nodes, "g", ports[:1], ports[1:], constants)
+        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+        made = onnx.shape_inference.infer_shapes(made)
+        onnx.checker.check_model(made)
+        return made
+
+
+def random_int8(seed: int, *shape: int) -> Array:
+    values: Array = np.random.default_rng(seed).integers(-127, 128, shape).astype(np.int8)
+    return values
+
+
+def network(scales: int, bias: int | None = None, channels: int = CHANNELS) -> onnx.ModelProto:
+    """A convolution, a depthwise one, a residual one, and a classifier of 5 classes; no value is cut off.
+
+    Int8 kernels are always the same ones; of two networks with other ``scales``, all scales are different.
+    """
+    draw = Drawing(scales if bias is None else bias)
+    random = np.random.default_rng(100 + scales)
+
+    def layer(value: str, seed: int, *shape: int, name: str, **attributes: Any) -> str:
+        fan = int(np.prod(shape[1:]))
+        scale = random.uniform(0.5, 1.5, shape[0]) / 73 / fan**0.5
+        kernel = draw.kernel(random_int8(seed, *shape), scale, 0, name)
+        kind = "Gemm" if len(shape) == 2 else "Conv"
+        return draw.node(kind, value, kernel, draw.bias(shape[0]), **attributes)
+
+    around = {"pads": [1, 1, 1, 1]}
+    x = layer(draw.rounded("image", 3), 1, channels, 3, 3, 3, name="stem", **around)
+    x = draw.rounded(draw.node("Relu", x), 6)
+    y = layer(x, 2, channels, 1, 3, 3, name="depthwise", group=channels, **around)
+    limits = [draw.constant(np.float32(limit)) for limit in (0, 6)]
+    y = draw.rounded(draw.node("Clip", y, *limits), 6)
+    y = draw.rounded(layer(y, 3, channels, channels, 3, 3, name="wide", **around), 12)
+    x = draw.rounded(draw.node("Relu", draw.node("Add", x, y)), 12)
+    x = draw.node("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
+    x = draw.rounded(draw.node("Flatten", draw.node("GlobalAveragePool", x)), 6)
+    return draw.model(layer(x, 4, 5, channels, name="head", transB=1))
+
+
+def images(batch: int = 1) -> dict[str, Array]:
+    return {"image": np.random.default_rng(0).normal(0, 1, (batch, 3, 16, 16)).astype(np.float32)}
+
+
+def wired(model: onnx.ModelProto) -> Any:
+    return read(model.SerializeToString())
+
+
+def write_bundle(folder: Path, models: Mapping[str, tuple[manifest.Precision, onnx.ModelProto]]) -> Bundle:
+    """A bundle of classifiers, one stage each, as the compiler writes it."""
+    folder.mkdir()
+    arrays: dict[str, Array] = {}
+    users: dict[str, set[str]] = {}
+    weights: dict[str, dict[str, str]] = {}
+    for name, (_, model) in models.items():
+        values = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+        weights[name] = {weight: blob.tensor_id(values[weight]) for weight in split(wired(model)).weights}
+        for weight, tensor in weights[name].items():
+            arrays[tensor] = values[weight]
+            users.setdefault(tensor, set()).add(name)
+    placed = blob.layout({name: (array.dtype.name, array.shape) for name, array in arrays.items()}, users)
+    digest = blob.write(folder / "weights.bin", placed, arrays.__getitem__)
+    files = {"weights.bin": manifest.FileSpec(bytes=placed.bytes, sha256=digest)}
+    specs: dict[str, Any] = {}
+    programs: dict[str, Any] = {}
+    for name, (precision, model) in models.items():
+        for value in model.graph.initializer:
+            if value.name in weights[name]:
+                _put_outside(value, placed.tensors[weights[name][value.name]])
+        data = model.SerializeToString()
+        (folder / f"{name}.onnx").write_bytes(data)
+        files[f"{name}.onnx"] = manifest.FileSpec(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        parts, graph = split(read(data)), read(data).graph
+        inputs, outputs = (
+            [manifest.Port(name=port.name, dtype=port_dtype(port), shape=port_shape(port)) for port in ports]
+            for ports in (graph.input, graph.output)
+        )
+        stage = {"file": f"{name}.onnx", "program": parts.id, "inputs": inputs, "outputs": outputs}
+        others = programs[parts.id]["models"] if parts.id in programs else []
+        programs[parts.id] = {"models": [*others, name], "inputs": len(parts.weights)}
+        specs[name] = {
+            "stages": {"main": {**stage, "weights": [weights[name][weight] for weight in parts.weights]}},
+            "input": {"size": [16, 16]},
+            "decode": {"kind": "classification", "classes": 5},
+            "precision": precision,
+            "bytes": sum(placed.tensors[tensor].length for tensor in {*weights[name].values()}),
+            "segments": [segment for segment, spec in placed.segments.items() if name in spec.models],
+        }
+    content = manifest.Manifest(
+        producer={"gemel": "0"},
+        device={},
+        sla_ms=1000,
+        feeds={"yard": {"source": "yard.mp4"}},
+        queries={name: {"feed": "yard", "model": name, "task": "classification"} for name in models},
+        models=specs,
+        programs=programs,
+        tensors=placed.tensors,
+        segments=placed.segments,
+        files=files,
+    )
+    (folder / MANIFEST).write_text(content.model_dump_json())
+    return open_bundle(folder)
+
+
+def _put_outside(tensor: onnx.TensorProto, place: manifest.TensorSpec) -> None:
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", "weights.bin"), ("offset", place.offset), ("length", place.length)):
+        tensor.external_data.add(key=key, value=str(value))
+
+
+def int8_bundle(folder: Path) -> Bundle:
+    """Two models with the same kernels, each with its own scales."""
+    return write_bundle(folder, {"a": ("int8", network(0)), "b": ("int8", network(1))})

@@ -1,0 +1,155 @@
+"""What int8 and fp16 cost and bring: bytes, accuracy and sharing of a merged workload, and run times on this CPU.
+
+    .venv/bin/python tools/bench_precision.py [MERGED/workload.yaml] [--only NAME ...]
+
+The workload is one that ``gemel merge`` wrote, with its images; without it only run times are measured. These are of
+architectures with random weights, calibrated on frames of a street: one thread, CPU time, all sides in turn. Writes
+docs/precision.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from coverage import CASES, Case, bundle_of
+from documents import write_between
+from engines_coverage import frames_for, to_int8
+from numpy.typing import NDArray
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from rich.console import Console
+
+from gemel.calib.narrow import Settings
+from gemel.calib.ranges import METHODS, Method
+from gemel.calib.record import CALIBRATION, Calibration, read_calibration
+from gemel.cli.narrow import Narrower
+from gemel.compiler import compile_workload
+from gemel.compiler.plain import export_plain
+from gemel.runtime.backends.ort_cpu import OrtCpu
+from gemel.runtime.bundle import Bundle, open_bundle
+from gemel.runtime.inspect import sizes
+from gemel.runtime.manifest import Precision
+from gemel.runtime.merged import merged_tensors
+from gemel.runtime.packing import cpu_times
+from gemel.runtime.session import open_session, quiet
+from gemel.workload import load
+
+ROOT = Path(__file__).resolve().parent.parent
+DOC = ROOT / "docs" / "precision.md"
+NAMES = ("resnet18", "resnet50", "alexnet", "vgg16", "mobilenet_v2", "efficientnet_b0", "densenet121", "yolov3_tiny")
+
+
+class _Frames(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, port: str, frames: Sequence[NDArray[np.float32]]) -> None:
+        self._inputs: Iterator[dict[str, NDArray[np.float32]]] = ({port: frame} for frame in frames)
+
+    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+        return next(self._inputs, None)
+
+
+def compiled(path: Path, folder: Path, precision: Precision, method: Method) -> Bundle:
+    """A merged workload as a bundle."""
+    workload, output = load(path), folder / precision
+    return open_bundle(compile_workload(workload, output, narrow=Narrower(workload, output, precision, method)).path)
+
+
+def bytes_table(bundles: Mapping[Precision, Bundle]) -> str:
+    """Bytes and sharing of one workload in several precisions."""
+    whole = sizes(bundles["fp32"])["unique"]
+    lines = ["| | unique bytes | of fp32 | merged tensors that are one | in |", "|---|--:|--:|--:|---|"]
+    for name, bundle in bundles.items():
+        found, unique = list(merged_tensors(bundle)), sizes(bundle)["unique"]
+        one = [each for each in found if each.copies == 1]
+        kinds = ", ".join(sorted({dtype for each in one for dtype in each.dtypes}))
+        lines.append(f"| {name} | {unique:,} | {unique / whole:.3f} | {len(one)} of {len(found)} | {kinds} |")
+    return "\n".join(lines)
+
+
+def accuracy_table(records: Sequence[Calibration]) -> str:
+    """Accuracy of every query, float32 and narrower."""
+    lines = [
+        "| query | as | fp32 | now | of fp32 | at least | images |",
+        "|---|---|--:|--:|--:|--:|--:|",
+    ]
+    for record in records:
+        for name, query in record.queries.items():
+            lines.append(
+                f"| {name} | {query.precision} | {query.fp32:.2%} | {query.accuracy:.2%}"
+                f" | {query.accuracy / query.fp32:.4f} | {query.floor:.2%} | {query.images} |"
+            )
+    return "\n".join(lines)
+
+
+def times(case: Case, folder: Path) -> str:
+    """A row: an architecture bound and packed, beside ONNX Runtime's own way to int8."""
+    workload, bundle, _ = bundle_of(case, folder, to_int8)
+    spec = bundle.manifest.models["a"]
+    frames = frames_for(spec.input)
+    plain = export_plain(workload, folder)["a"]
+    quantised = folder / "quantised.onnx"
+    quant_pre_process(str(plain), str(folder / "ready.onnx"))
+    port = spec.stages["main"].inputs[0].name
+    quantize_static(
+        str(folder / "ready.onnx"),
+        str(quantised),
+        _Frames(port, frames),
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
+    sessions = [open_session(path, quiet(threads=1)) for path in (plain, quantised)]
+    (folder / "wide").mkdir()
+    wide = bundle_of(case, folder / "wide")[1]
+    with OrtCpu(wide, threads=1) as float32, OrtCpu(bundle, threads=1) as int8:
+        runs = [partial(session.run, None, {port: frames[0]}) for session in sessions]
+        for backend in (float32, int8):
+            backend.activate("a")
+            runs.append(partial(backend.run, "a", "main", {port: frames[0]}))
+        default, static, bound, chosen = cpu_times(runs)
+        mode, packing = int8.modes["a"], int8.baked.packings["a"]
+    return (
+        f"| {case.name} | {default:.1f} | {static:.1f} | {bound:.1f} | {chosen:.1f} | {chosen / bound:.2f} | {mode}"
+        f" | {packing.packed_ms / packing.bound_ms:.2f} | {packing.bytes / 1e6:.1f} of {spec.bytes * 4 / 1e6:.1f} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("workload", nargs="?", type=Path, help="workload.yaml that gemel merge wrote")
+    parser.add_argument("--ranges", choices=METHODS, default=Settings().method)
+    parser.add_argument("--only", nargs="*", default=NAMES, help="architectures whose run times are measured")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    console = Console(highlight=False)
+    if arguments.workload is not None:
+        with tempfile.TemporaryDirectory(prefix="gemel-precision-") as folder:
+            precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+            bundles = {name: compiled(arguments.workload, Path(folder), name, arguments.ranges) for name in precisions}
+            write_between(DOC, "bytes", bytes_table(bundles))
+            records = [read_calibration(bundles[name].file(CALIBRATION)) for name in ("fp16", "int8")]
+            write_between(DOC, "accuracy", accuracy_table(records))
+    rows = []
+    for case in CASES:
+        if case.name in arguments.only:
+            with tempfile.TemporaryDirectory(prefix="gemel-precision-") as folder:
+                rows.append(times(case, Path(folder)))
+            console.print(rows[-1], markup=False)
+    head = [
+        "| model | default ms | quantize_static ms | gemel fp32 ms | gemel int8 ms | int8 / fp32 | mode"
+        " | packed / bound | private MB of fp32 MB |",
+        "|---|--:|--:|--:|--:|--:|---|--:|--:|",
+    ]
+    if rows:
+        write_between(DOC, "times", "\n".join([f"ONNX Runtime {ort.__version__}.", "", *head, *rows]))
+    console.print(f"{DOC}")
+
+
+if __name__ == "__main__":
+    main()
