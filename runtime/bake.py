@@ -19,6 +19,7 @@ import platform
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Set
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ from .precision import kernel_scales, unsigned, widened
 from .program import read, split, with_constants
 from .session import Bound, open_baked
 
-__all__ = ["DISABLED_OPTIMIZERS", "Baked", "BakedStage", "bake", "verify_cache"]
+__all__ = ["DISABLED_OPTIMIZERS", "Baked", "BakedStage", "bake", "packings", "verify_cache"]
 
 _LAYOUT = "4"
 """Changed whenever this module would bake the same bundle differently."""
@@ -65,6 +66,14 @@ def bake(bundle: Bundle, progress: Callable[[str], None] = lambda model: None) -
         lambda folder: cache.load(folder, bundle),
         lambda folder: _write(bundle, folder, progress),
     )
+
+
+def packings(bundle: Bundle) -> dict[str, Packing]:
+    """What was measured of a bundle's INT8 models on this CPU; nothing where nothing was baked yet."""
+    for folder in _folders(bundle):
+        with suppress(BundleError):
+            return dict(cache.load(folder, bundle).packings)
+    return {}
 
 
 def verify_cache(bundle: Bundle) -> list[Path]:
@@ -153,13 +162,13 @@ def _write(bundle: Bundle, folder: Path, progress: Callable[[str], None]) -> Non
         segments=placed.segments,
         files=files,
     )
-    packings = {
+    compared = {
         name: _compared(record, name, model.stages)
         for name, model in content.models.items()
         if model.precision == "int8"
     }
     _forget(folder / BLOB)
-    record = record.model_copy(update={"packings": packings})
+    record = record.model_copy(update={"packings": compared})
     (folder / RECORD).write_text(record.model_dump_json(exclude={"folder"}, indent=1))
 
 

@@ -9,6 +9,7 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
+from .bake import packings
 from .bundle import Bundle
 from .engines.record import Choice, Engines
 from .engines.store import engines_in
@@ -20,8 +21,9 @@ __all__ = ["describe", "sizes", "tables"]
 def describe(bundle: Bundle) -> dict[str, Any]:
     """The figures of a bundle.
 
-    ``bytes`` is what :func:`sizes` gives. ``engines`` lists what was built from it and lies in its device cache, one
-    entry a library and set of devices. ``merge`` is there where the workload was merged.
+    ``bytes`` is what :func:`sizes` gives. ``packings`` has what was measured of INT8 models on this CPU, if they ran on
+    it. ``engines`` lists what was built from it and lies in its device cache, one entry a library and set of devices.
+    ``merge`` is there where the workload was merged.
 
     Raises:
         BundleError: an engine is damaged.
@@ -49,6 +51,10 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "tensors": len(content.tensors),
         "segments": len(content.segments),
         "bytes": sizes(bundle),
+        "packings": {
+            name: {**packing.model_dump(), "bytes": packing.bytes, "packed": packing.is_faster}
+            for name, packing in packings(bundle).items()
+        },
         "engines": [_engines(bundle, each) for each in engines_in(bundle)],
         **({"merge": merge.model_dump(exclude={"shared"})} if merge is not None else {}),
     }
@@ -98,6 +104,8 @@ def tables(bundle: Bundle, figures: Mapping[str, Any]) -> Iterator[Table | str]:
     for name, segment in bundle.manifest.segments.items():
         segments.add_row(name, ", ".join(segment.models), str(len(segment.tensors)), _mb(segment.length))
     yield segments
+    if figures["packings"]:
+        yield _packed(figures["packings"])
     for engines in figures["engines"]:
         yield _built(engines)
     if "merge" in figures:
@@ -107,6 +115,18 @@ def tables(bundle: Bundle, figures: Mapping[str, Any]) -> Iterator[Table | str]:
         f"{figures['programs']} programs, {figures['tensors']} tensors; weights: {_mb(held['queries'])} MB as one"
         f" session a query, {_mb(held['models'])} MB as one a model, {_mb(held['unique'])} MB here"
     )
+
+
+def _packed(found: Mapping[str, Any]) -> Table:
+    table = Table(title="int8 on this CPU, where there is memory for all", title_justify="left", box=SIMPLE)
+    for column in ("model", "mode"):
+        table.add_column(column)
+    for column in ("bound, ms", "packed, ms", "private MB if packed"):
+        table.add_column(column, justify="right")
+    for name, packing in found.items():
+        times = (f"{packing[each]:.2f}" for each in ("bound_ms", "packed_ms"))
+        table.add_row(name, "packed" if packing["packed"] else "bound", *times, _mb(packing["bytes"]))
+    return table
 
 
 def _engines(bundle: Bundle, engines: Engines) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,8 +21,11 @@ from safetensors.torch import load_file, save_file
 from tiny_models import tiny
 
 from gemel.calib.record import read_calibration
+from gemel.merging.verify import Judged, verify_accuracy
+from gemel.runtime.backends.ort_cpu import OrtCpu
 from gemel.runtime.bundle import open_bundle, verify
 from gemel.runtime.manifest import Manifest
+from gemel.workload import load
 
 Call = Callable[..., tuple[int, str, str]]
 SHARED = {(16, 3, 3, 3), (32, 16, 1, 1), (3, 32)}
@@ -321,6 +325,47 @@ def test_without_the_packages(folder: Path, monkeypatch: pytest.MonkeyPatch, com
     assert "--precision needs packages that are not installed: pip install 'gemel[merge]'" in line
     # Who wants float32 needs none of them.
     assert compile_()[0] == 0
+
+
+# Look at it.
+
+
+def test_check_judges_by_accuracy(folder: Path, compile_: Call, gemel: Call) -> None:
+    assert compile_("--precision", "int8")[0] == 0
+    flags = ("--against", folder / "workload.yaml", "--accuracy", "--json", folder / "check.json")
+    code, out, err = gemel("check", folder / "bundle", *flags)
+    assert (code, err) == (0, "")
+    assert out.count("not judged: int8 is judged by --accuracy") == 2
+    assert out.count(", at least 99.00%") == 2
+    report = json.loads((folder / "check.json").read_text())
+    assert [each["passed"] for each in report["models"].values()] == [None, None]
+    assert [each["part"] for each in report["accuracy"].values()] == [0.99, 0.99]
+
+
+def test_check_finds_what_is_less_accurate(folder: Path, compile_: Call) -> None:
+    assert compile_("--precision", "int8")[0] == 0
+    bundle, workload = open_bundle(folder / "bundle"), load(folder / "workload.yaml")
+    # Nothing is right more often than always.
+    judged = {each.query: each for each in verify_accuracy(bundle, workload, {"a": 1.1, "b": 0.9})}
+    assert {name: isinstance(each, Judged) and each.passed for name, each in judged.items()} == {"a": False, "b": True}
+
+
+def test_inspect_says_how_it_runs_here(folder: Path, compile_: Call, gemel: Call) -> None:
+    assert compile_("--precision", "int8")[0] == 0
+    assert json_of(gemel, folder)["packings"] == {}
+    with OrtCpu(open_bundle(folder / "bundle"), threads=1) as backend:
+        copies = {name: packing.bytes for name, packing in backend.baked.packings.items()}
+    found = json_of(gemel, folder)
+    assert {name: each["precision"] for name, each in found["models"].items()} == {"a": "int8", "b": "int8"}
+    assert {name: each["bytes"] for name, each in found["packings"].items()} == copies
+    assert all(each["bound_ms"] > 0 and each["packed_ms"] > 0 for each in found["packings"].values())
+
+
+def json_of(gemel: Call, folder: Path) -> dict[str, Any]:
+    code, out, _ = gemel("inspect", folder / "bundle", "--json", folder / "inspect.json")
+    found: dict[str, Any] = json.loads((folder / "inspect.json").read_text())
+    assert (code, "int8 on this CPU" in out) == (0, bool(found["packings"]))
+    return found
 
 
 # Run.
