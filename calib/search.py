@@ -11,6 +11,10 @@ import onnx_ir as ir
 __all__ = ["Candidate", "Measure", "settle"]
 
 
+_MOST = 8
+"""Kernels of a model that are left out between two looks at its accuracy: more would be left out for nothing."""
+
+
 class Measure(Protocol):
     """What a form of a model is judged by; see :class:`gemel.calib.judge.Judge`."""
 
@@ -48,7 +52,7 @@ def settle(
     kept: Set[str],
     told: Callable[[str], None] = lambda what: None,
 ) -> tuple[dict[str, str], dict[str, dict[str, float]]]:
-    """Leave kernels in float32 until every query keeps its floor: one a model, then two, four and so on.
+    """Leave kernels in float32 until every query keeps its floor: one a model, then two, four, and eight at a time.
 
     A kernel that several models share stays float32 in all of them, so that it stays one tensor.
 
@@ -81,5 +85,5 @@ def settle(
             found |= dict.fromkeys(left[:step], each.name)
             given |= set(left[:step])
         due = [each for each in candidates if given.intersection(each.layers.values())]
-        step *= 2
+        step = min(2 * step, _MOST)
     return found, accuracies
