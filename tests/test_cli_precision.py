@@ -24,6 +24,7 @@ from gemel.calib.record import read_calibration
 from gemel.merging.verify import Judged, verify_accuracy
 from gemel.runtime.backends.ort_cpu import OrtCpu
 from gemel.runtime.bundle import open_bundle, verify
+from gemel.runtime.engines.store import engines_in
 from gemel.runtime.manifest import Manifest
 from gemel.workload import load
 
@@ -366,6 +367,26 @@ def json_of(gemel: Call, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "inspect.json").read_text())
     assert (code, "int8 on this CPU" in out) == (0, bool(found["packings"]))
     return found
+
+
+# Engines.
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("int8", "int8"), ("fp16", "float16")])
+def test_engines_take_narrow_weights_as_inputs(folder: Path, compile_: Call, precision: str, dtype: str) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed; there is none for this CPU")
+    assert compile_("--precision", precision, "--backend", "tensorrt-rtx", "--target", "sm86,sm120")[0] == 0
+    bundle = open_bundle(folder / "bundle")
+    (engines,) = engines_in(bundle)
+    for model in bundle.manifest.models.values():
+        stage = model.stages["main"]
+        engine = engines.engines[stage.program]
+        assert engine.inputs == len(stage.weights)
+        assert dtype in {bundle.manifest.tensors[tensor].dtype for tensor in stage.weights}
+        data = engines.path(stage.program).read_bytes()
+        large = [tensor for tensor in stage.weights if bundle.tensor(tensor).size > 100]
+        assert large
+        assert not any(bundle.tensor(tensor).tobytes() in data for tensor in large)
 
 
 # Run.
