@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from coverage import CASES, Case, bundle_of
+from engines_coverage import NARROW, frames_for
 
 from gemel.compiler.check import compare
 from gemel.errors import BackendError
@@ -18,6 +19,7 @@ from gemel.runtime.bundle import open_bundle
 from gemel.runtime.engines import choice
 from gemel.runtime.engines.library import LIBRARIES
 from gemel.runtime.engines.store import engines_in
+from gemel.runtime.manifest import Precision
 
 pytestmark = pytest.mark.gpu
 
@@ -87,6 +89,22 @@ def test_refitted_answers_of_every_architecture(case: Case, refitting: str, tmp_
     reasons = [spec.choice.why for spec in engines.engines.values() if spec.inputs and spec.refit is None]
     if reasons:
         pytest.skip(f"answered with bound weights: {reasons[0]}")
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_narrow_answers_of_every_architecture(case: Case, precision: Precision, name: str, tmp_path: Path) -> None:
+    """Beside the CPU, which computes with the same weights in float32, or in int8 that cuts off less."""
+    _, bundle, _ = bundle_of(case, tmp_path, NARROW[precision])
+    spec = bundle.manifest.models["a"]
+    inputs = {spec.stages["main"].inputs[0].name: frames_for(spec.input)[0]}
+    with open_backend(bundle, name) as card, open_backend(bundle, "ort-cpu") as cpu:
+        card.activate("a")
+        cpu.activate("a")
+        found, expected = (each.run("a", "main", inputs) for each in (card, cpu))
+    for output, wanted in expected.items():
+        noise = np.linalg.norm(found[output] - wanted) / np.linalg.norm(wanted)
+        assert noise <= (0.02 if precision == "fp16" else 0.2), f"{output}: {noise:.3f} of its length"
 
 
 @pytest.mark.parametrize("memory", ["min", "all"])
