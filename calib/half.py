@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+from collections.abc import Collection, Iterable, Set
 from typing import Any
 
 import onnx_ir as ir
@@ -10,10 +10,10 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from .quantize import layers_of
 
-__all__ = ["halve"]
+__all__ = ["halve", "held_back"]
 
 
-def halve(model: ir.Model, keep: Set[str] = frozenset()) -> ir.Model:
+def halve(model: ir.Model, keep: Set[str] = frozenset(), large: Collection[str] = ()) -> ir.Model:
     """A graph in float16, whose inputs and outputs stay float32.
 
     A weight's float16 value follows from its float32 value alone, so what models share they go on sharing.
@@ -22,6 +22,7 @@ def halve(model: ir.Model, keep: Set[str] = frozenset()) -> ir.Model:
         model: a stage in float32, passes done; not changed.
         keep: names of weights that stay float32: layers with the BatchNorms that they keep apart, and others with the
             node that reads them.
+        large: names of values that float16 cannot hold: what makes or reads them stays float32.
     """
     source = model.clone()
     for index, node in enumerate(source.graph):
@@ -29,6 +30,7 @@ def halve(model: ir.Model, keep: Set[str] = frozenset()) -> ir.Model:
     kept = [layer for layer in layers_of(source) if layer.name in keep]
     nodes = [layer.norm.node for layer in kept if layer.norm is not None]
     nodes += [use.node for name in keep for use in source.graph.initializers[name].uses()]
+    nodes += _touching(source, large)
     proto = ir.to_proto(source)
     # With a type of their own, weights of what stays float32 are said to be float16, and would be cast.
     weights = {tensor.name for tensor in proto.graph.initializer}
@@ -39,7 +41,43 @@ def halve(model: ir.Model, keep: Set[str] = frozenset()) -> ir.Model:
     _keep(proto.graph.value_info, {value.name: value for value in proto.graph.value_info}.values())
     made: ir.Model = ir.from_proto(proto)
     made.graph.sort()
+    _join(made.graph)
     return made
+
+
+def held_back(model: ir.Model, large: Collection[str]) -> set[str]:
+    """Names of the weights that :func:`halve` leaves in float32 on account of values in ``large``."""
+    inputs = [value for node in _touching(model, large) for value in node.inputs if value is not None]
+    return {str(value.name) for value in inputs if value.is_initializer()}
+
+
+def _touching(model: ir.Model, values: Collection[str]) -> list[ir.Node]:
+    """The nodes that make or read values."""
+    wanted = {*values}
+    return [
+        node
+        for node in model.graph
+        if wanted and any(value is not None and value.name in wanted for value in (*node.inputs, *node.outputs))
+    ]
+
+
+def _join(graph: ir.Graph) -> None:
+    """Let nodes in float32 give each other their values as they are: the converter takes them through float16."""
+    for node in list(graph):
+        narrower = node.inputs[0].producer() if node.op_type == "Cast" and node.inputs[0] is not None else None
+        if narrower is None or narrower.op_type != "Cast" or node.attributes["to"].as_int() != ir.DataType.FLOAT:
+            continue
+        source, target = narrower.inputs[0], node.outputs[0]
+        assert source is not None
+        if source.is_graph_input() and target.is_graph_output():
+            continue
+        name, is_output = target.name, target.is_graph_output()
+        ir.convenience.replace_all_uses_with(target, source, replace_graph_outputs=True)
+        graph.remove(node, safe=True)
+        if is_output:
+            target.name, source.name = f"{name}.cast", name
+        if not narrower.outputs[0].uses():
+            graph.remove(narrower, safe=True)
 
 
 def _keep(messages: Any, kept: Iterable[Any]) -> None:

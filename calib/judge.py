@@ -29,6 +29,8 @@ _FRAMES = (128, 256)
 _LABELLED = 2000
 _CALIBRATION = 128
 _SENSITIVITY = 16
+_MOST_KEPT = 1 << 30
+"""Bytes of a model's outputs on images: detectors with many anchors and classes have megabytes of them an image."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,9 @@ def _judge(network: Network, workload: Workload, graph: ir.Model) -> Judge:
         task = task_of(network, query)
         classes = getattr(network.cut.decode, "classes", None)
         train, val = load_data(query, workload, network.cut.input, classes, frames=_FRAMES, labelled=_LABELLED)
-        chosen = train.select(torch.linspace(0, len(train) - 1, min(_CALIBRATION, len(train))).long())
+        chosen = train.select(_spread(len(train), _CALIBRATION))
         frames.setdefault(_digest(chosen), tuple(_frames(chosen)))
+        val = val.select(_spread(len(val), _fitting(run.all(val.select(torch.tensor([0]))))))
         found = run.all(val)
         queries.append(Judged(query, task, val, found, task.accuracy(found, found, val)))
     return Judge(
@@ -119,6 +122,16 @@ def _judge(network: Network, workload: Workload, graph: ir.Model) -> Judge:
         hashlib.sha256("".join([*sorted(frames), *(_digest(each.images) for each in queries)]).encode()).hexdigest(),
         tuple(queries),
     )
+
+
+def _spread(count: int, most: int) -> Tensor:
+    """At most so many of ``count`` indices, evenly spread."""
+    return torch.linspace(0, count - 1, min(most, count)).long()
+
+
+def _fitting(outputs: Outputs) -> int:
+    """Of how many images outputs may be kept, if those of one are these."""
+    return max(_SENSITIVITY, _MOST_KEPT // sum(value.nbytes for value in outputs))
 
 
 class _Runner:

@@ -10,19 +10,19 @@ from functools import partial
 import onnx_ir as ir
 
 from ..compiler.lower import Lowered
-from ..compiler.sharing import Use, kernels
 from ..errors import CalibrationError
 from ..runtime.manifest import Precision
 from ..workload.models import models_of
-from ..workload.schema import Workload
+from ..workload.schema import Query, Workload
 from .half import halve
 from .judge import Judge, judges_of
 from .latency import latency
 from .opset import raised
-from .quantize import layers_of, observed, quantize
-from .ranges import Method, peaks_of
+from .quantize import observed, quantize
+from .ranges import Method, peaks_of, too_large
 from .record import CALIBRATION, Calibration, ModelRecord, QueryRecord
 from .search import Candidate, settle
+from .weights import Weights
 
 __all__ = ["Narrowed", "Settings", "narrow", "precisions_of"]
 
@@ -33,6 +33,8 @@ _LEAST_PART = 0.01
 """What a merged query has of its original accuracy: nothing is divided by less."""
 _WEAK = " cannot bear it"
 """Behind the name of the model for which a kernel was kept."""
+_NAMED = 4
+"""Layers that are named where it is said which stay float32; calibration.json has all."""
 
 Told = Callable[[str, str], None]
 """Told of a finished stage: its name, and what it did."""
@@ -96,7 +98,8 @@ def narrow(
     Raises:
         DataError: a query has no images to calibrate on and to judge by.
         CompileError: a graph from an ONNX file whose operators are too old.
-        CalibrationError: its frames do not fit; or ``known``, to be used without frames, is of other models.
+        CalibrationError: its frames do not fit; or ``known``, to be used without frames, is of other models, or does
+            not keep the targets of today.
     """
     wanted = precisions_of(workload, settings.precision)
     chosen = {model.name: model for model in models if wanted[model.name] != "fp32"}
@@ -104,62 +107,76 @@ def narrow(
         return None
     for model in chosen.values():
         model.stages["main"] = raised(_main(model))
+    weights = Weights(models)
     if settings.known is not None and settings.blind:
-        record = _checked(settings.known, models, workload, wanted)
+        record = _checked(settings.known, weights, workload, wanted, settings)
     else:
-        record = _calibrate(models, workload, wanted, settings, told)
-    layers, held = _layers(models), _held(models)
+        record = _calibrate(weights, workload, wanted, settings, told)
     times: dict[str, tuple[float, float]] = {}
     for name, found in record.models.items():
         model, original = chosen[name], _main(chosen[name])
-        keep = {tensor for tensor, kernel in held[name].items() if kernel in record.kept}
+        layers, keep = weights.layers[name], weights.in_model(name, record.kept)
         model.stages["main"] = _narrowed(original, found, frozenset(), keep)
         model.precision = found.precision
         if found.precision == "int8":
             times[name] = latency(original, _main(model))
-        count = len(keep & layers[name].keys())
-        told("narrow", f"{name}: {found.precision}, {count} of {len(layers[name])} layers stay float32")
+        left = sorted(keep & layers.keys())
+        which = f": {', '.join(left[:_NAMED])}{', ...' if len(left) > _NAMED else ''}" if left else ""
+        told("narrow", f"{name}: {found.precision}, {len(left)} of {len(layers)} layers stay float32{which}")
     for name, reason in record.refused.items():
         told("narrow", f"{name}: stays float32: {reason}")
     return Narrowed(record, times)
 
 
 def _checked(
-    known: Calibration, models: Sequence[Lowered], workload: Workload, wanted: Mapping[str, Precision]
+    known: Calibration, weights: Weights, workload: Workload, wanted: Mapping[str, Precision], settings: Settings
 ) -> Calibration:
     """A calibration that was made for these models; what it says of others is left out.
 
     Raises:
-        CalibrationError: naming a model that it was not made for.
+        CalibrationError: naming a model that it was not made for, or a query whose target it does not keep.
     """
     records: dict[str, ModelRecord] = {}
-    for model in models:
-        name = model.name
+    for name, graph in weights.graphs.items():
         if wanted[name] == "fp32" or name in known.refused:
             continue
         found = known.models.get(name)
         if found is None or found.precision != wanted[name]:
             raise CalibrationError(f"the calibration has no model {name} in {wanted[name]}")
-        if found.model != _digest(_main(model)):
+        if found.model != _digest(graph) or not _is_whole(found, graph):
             raise CalibrationError(f"the calibration was made for another model {name}: its weights or layers differ")
         records[name] = found
-    queries = {query.name for query in workload.queries}
+    queries: dict[str, QueryRecord] = {}
+    model_of = models_of(workload)
+    for query in workload.queries:
+        if model_of[query.name] not in records:
+            continue
+        before = known.queries.get(query.name)
+        if before is None:
+            raise CalibrationError(f"the calibration has no query {query.name}")
+        floor = _floor(query, before.fp32, settings)
+        if before.accuracy < floor:
+            raise CalibrationError(
+                f"query {query.name}: the calibration keeps {before.accuracy:.2%}, {floor:.2%} are wanted"
+            )
+        queries[query.name] = before.model_copy(update={"floor": floor})
     return known.model_copy(
         update={
             "models": records,
             # What these models share with one that the calibration does not know.
-            "kept": {**_contested(models, records), **known.kept},
-            "queries": {name: query for name, query in known.queries.items() if name in queries},
+            "kept": {**weights.contested(records), **known.kept},
+            "queries": queries,
             "refused": {name: why for name, why in known.refused.items() if wanted.get(name, "fp32") != "fp32"},
         }
     )
 
 
 def _calibrate(
-    models: Sequence[Lowered], workload: Workload, wanted: Mapping[str, Precision], settings: Settings, told: Told
+    weights: Weights, workload: Workload, wanted: Mapping[str, Precision], settings: Settings, told: Told
 ) -> Calibration:
-    originals = {model.name: _main(model) for model in models if wanted[model.name] != "fp32"}
-    refused: dict[str, str] = {}
+    originals = {name: graph for name, graph in weights.graphs.items() if wanted[name] != "fp32"}
+    refused = {name: "it is quantised already" for name, graph in originals.items() if _is_quantised(graph)}
+    originals = {name: graph for name, graph in originals.items() if name not in refused}
     judges, records = dict[str, Judge](), dict[str, ModelRecord]()
     known = settings.known if settings.known is not None and settings.known.method == settings.method else None
     for name, judge in judges_of(workload, originals, refused):
@@ -169,52 +186,80 @@ def _calibrate(
         if wanted[name] == "int8":
             new = f"{settings.method} of {len(judge.frames)} frames"
             told("ranges", f"{name}: {f'those of {CALIBRATION}' if records[name] is old else new}")
-    contested = _contested(models, records)
-    layers, held = _layers(models), _held(models)
+        elif records[name].peaks:
+            told("ranges", f"{name}: {len(records[name].peaks)} values are too large for float16")
     floors = {
-        each.query.name: each.accuracy
-        * max(_LEAST, min(1.0, each.query.target / max(settings.merged.get(each.query.name, 1.0), _LEAST_PART)))
+        each.query.name: _floor(each.query, each.accuracy, settings)
         for judge in judges.values()
         for each in judge.queries
     }
     if (
         known is not None
-        and (known.models, known.refused) == (records, refused)
+        and known.models == records
+        and known.refused == refused
         and {name: query.floor for name, query in known.queries.items()} == floors
-        and _contested_in(known) == contested
+        and _contested_in(known) == weights.contested(records)
     ):
         return known
+    while True:
+        kept, accuracies = _settled(weights, records, judges, floors, told)
+        short = next((name for name in records for query in _short(accuracies[name], floors)), None)
+        if short is None:
+            break
+        # What is no layer is narrow in float16, too. Without it others may do with less in float32.
+        refused[short] = f"it cannot bear {records.pop(short).precision}, with all layers in float32"
+    queries = {}
+    for name, record in records.items():
+        graph = _narrowed(originals[name], record, frozenset(), weights.in_model(name, kept))
+        for each in judges[name].queries:
+            queries[each.query.name] = QueryRecord(
+                precision=record.precision,
+                images=len(each.images),
+                labelled=each.labelled,
+                fp32=each.accuracy,
+                accuracy=accuracies[name][each.query.name],
+                floor=floors[each.query.name],
+                fp32_bytes=_bytes(originals[name]),
+                bytes=_bytes(graph),
+            )
+    return Calibration(method=settings.method, models=records, kept=kept, queries=queries, refused=refused)
+
+
+def _settled(
+    weights: Weights,
+    records: Mapping[str, ModelRecord],
+    judges: Mapping[str, Judge],
+    floors: Mapping[str, float],
+    told: Told,
+) -> tuple[dict[str, str], dict[str, dict[str, float]]]:
+    """Tensors that stay float32, by hash, with the reason; and what accuracies that gives, model by model."""
+    contested = weights.contested(records)
     candidates = [
         Candidate(
             name,
-            layers[name],
-            partial(
-                _narrowed, originals[name], record, {tensor for tensor in held[name] if held[name][tensor] in contested}
-            ),
+            weights.layers[name],
+            partial(_narrowed, weights.graphs[name], record, weights.in_model(name, contested)),
             judges[name],
             {each.query.name: floors[each.query.name] for each in judges[name].queries},
         )
         for name, record in records.items()
     ]
     found, accuracies = settle(candidates, set(contested), partial(told, "judge"))
-    kept = {**contested, **{kernel: f"{model}{_WEAK}" for kernel, model in found.items()}}
-    queries = {}
-    for candidate in candidates:
-        judge, graph = judges[candidate.name], candidate.without(kept.keys())
-        original, record = originals[candidate.name], records[candidate.name]
-        for each in judge.queries:
-            name = each.query.name
-            queries[name] = QueryRecord(
-                precision=record.precision,
-                images=len(each.images),
-                labelled=each.labelled,
-                fp32=each.accuracy,
-                accuracy=accuracies[candidate.name][name],
-                floor=floors[name],
-                fp32_bytes=_bytes(original),
-                bytes=_bytes(graph),
-            )
-    return Calibration(method=settings.method, models=records, kept=kept, queries=queries, refused=refused)
+    weak = {}
+    for kernel, model in found.items():
+        names = sorted(name for name, held in weights.layers[model].items() if held == kernel)
+        weak[kernel] = f"{', '.join(names)} of {model}{_WEAK}"
+    return {**contested, **weak}, accuracies
+
+
+def _short(accuracies: Mapping[str, float], floors: Mapping[str, float]) -> list[str]:
+    return [query for query, accuracy in accuracies.items() if accuracy < floors[query]]
+
+
+def _floor(query: Query, fp32: float, settings: Settings) -> float:
+    """The accuracy that a query must keep, of what it has in float32."""
+    reached = max(settings.merged.get(query.name, 1.0), _LEAST_PART)
+    return fp32 * max(_LEAST, min(1.0, query.target / reached))
 
 
 def _recorded(
@@ -223,38 +268,27 @@ def _recorded(
     """What a model is made narrower by: ``old``, if that was found for the same model and frames."""
     assert precision != "fp32"
     digest = _digest(graph)
-    if old is not None and (old.precision, old.model, old.data) == (precision, digest, judge.digest):
+    same = old is not None and (old.precision, old.model, old.data) == (precision, digest, judge.digest)
+    if old is not None and same and _is_whole(old, graph):
         return old
-    peaks = peaks_of(graph, observed(graph), judge.frames, method) if precision == "int8" else {}
+    if precision == "int8":
+        peaks = peaks_of(graph, observed(graph), judge.frames, method)
+    else:
+        peaks = too_large(graph, judge.frames)
     return ModelRecord(precision=precision, model=digest, data=judge.digest, frames=len(judge.frames), peaks=peaks)
 
 
-def _contested(models: Sequence[Lowered], records: Mapping[str, ModelRecord]) -> dict[str, str]:
-    """Tensors that would be there in several forms, by hash, and why."""
-    axis_of = {
-        (model.name, "main", layer.name): layer.axis
-        for model in models
-        if model.name in records
-        for layer in layers_of(_main(model))
-    }
+def _is_whole(record: ModelRecord, graph: ir.Model) -> bool:
+    """Whether it has all ranges that the graph needs."""
+    return record.precision != "int8" or record.peaks.keys() >= set(observed(graph))
 
-    def form(use: Use) -> tuple[Precision, int | None]:
-        precision = records[use[0]].precision if use[0] in records and use[1] == "main" else "fp32"
-        if precision == "int8":
-            # Rounded channel by channel, along one axis or the other; what is no layer is not rounded.
-            return ("int8", axis_of[use]) if use in axis_of else ("fp32", None)
-        return precision, None
 
-    found = {}
-    for kernel, uses in kernels(models).items():
-        forms = {form(use): use[0] for use in uses}
-        if len(forms) > 1:
-            found[kernel] = ", ".join(sorted(f"{precision} in {name}" for (precision, _), name in forms.items()))
-    return found
+def _is_quantised(graph: ir.Model) -> bool:
+    return any("QuantizeLinear" in node.op_type or node.op_type == "DequantizeLinear" for node in graph.graph)
 
 
 def _contested_in(known: Calibration) -> dict[str, str]:
-    """What an earlier :func:`_contested` found."""
+    """What an earlier :meth:`Weights.contested` found."""
     return {kernel: why for kernel, why in known.kept.items() if not why.endswith(_WEAK)}
 
 
@@ -271,28 +305,10 @@ def _main(model: Lowered) -> ir.Model:
     return model.stages["main"]
 
 
-def _held(models: Sequence[Lowered]) -> dict[str, dict[str, str]]:
-    """Of each model, its tensors of two or more dimensions by name, and their hashes."""
-    found: dict[str, dict[str, str]] = {model.name: {} for model in models}
-    for tensor, uses in kernels(models).items():
-        for model, stage, name in uses:
-            if stage == "main":
-                found[model][name] = tensor
-    return found
-
-
-def _layers(models: Sequence[Lowered]) -> dict[str, dict[str, str]]:
-    """Of each model, its layers by name and the kernels that they hold, by hash."""
-    held = _held(models)
-    return {
-        model.name: {layer.name: held[model.name][layer.name] for layer in layers_of(_main(model))} for model in models
-    }
-
-
 def _narrowed(graph: ir.Model, record: ModelRecord, fixed: Set[str], keep: Set[str]) -> ir.Model:
     """A graph made narrower, all but the tensors in ``fixed`` and ``keep``."""
     if record.precision == "fp16":
-        return halve(graph, fixed | keep)
+        return halve(graph, fixed | keep, record.peaks)
     made = graph.clone()
     quantize(made, record.peaks, fixed | keep)
     return made

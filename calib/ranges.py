@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -18,7 +19,7 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, c
 from ..errors import CalibrationError
 from ..runtime.session import open_session, quiet
 
-__all__ = ["METHODS", "Frame", "Method", "peaks_of"]
+__all__ = ["METHODS", "Frame", "Method", "peaks_of", "too_large"]
 
 Frame = NDArray[np.float32]
 """One image as a model takes it, ``[1, C, height, width]``."""
@@ -30,6 +31,7 @@ _METHODS = {
     "entropy": CalibrationMethod.Entropy,
     "percentile": CalibrationMethod.Percentile,
 }
+_HALF = float(np.finfo(np.float16).max) / 2
 _AT_ONCE = 4
 """Frames whose activations are in memory together: of a ResNet-50, 100 MB each."""
 
@@ -64,7 +66,14 @@ def peaks_of(model: ir.Model, names: Sequence[str], frames: Sequence[Frame], met
     what = f"model {model.graph.name}"
     port = model.graph.inputs[0]
     _check(what, port, frames)
-    _check_finite(what, model, names, frames)
+    extents = _extents(what, model, names, frames)
+    for name in names:
+        least, most = extents[name]
+        if least == most:
+            raise CalibrationError(
+                f"{what}: {name} is {least + 0:g} all over the {len(frames)} frames that it is calibrated on: they are"
+                " all alike, or the layer is dead; give data.train with other frames, or the query precision: fp32"
+            )
     chosen = set(names)
     values = [value for node in model.graph for value in (*node.inputs, *node.outputs) if value is not None]
     nodes = {use.node for value in values if value.name in chosen for use in value.uses()}
@@ -82,7 +91,22 @@ def peaks_of(model: ir.Model, names: Sequence[str], frames: Sequence[Frame], met
         for begin in range(0, len(frames), _AT_ONCE):
             calibrator.collect_data(_Frames(str(port.name), frames[begin : begin + _AT_ONCE]))
         found = calibrator.compute_data().data
-    return {name: _peak(what, name, found[name].range_value, len(frames)) for name in names}
+    return {name: _peak(extents[name], found[name].range_value) for name in names}
+
+
+def too_large(model: ir.Model, frames: Sequence[Frame]) -> dict[str, float]:
+    """Values of a float32 graph that float16 might not hold, with their largest absolute values.
+
+    Half of what it holds is the limit: other frames may have larger ones.
+
+    Raises:
+        CalibrationError: as of :func:`peaks_of`, but for values that are the same all over.
+    """
+    what = f"model {model.graph.name}"
+    _check(what, model.graph.inputs[0], frames)
+    names = [str(value.name) for node in model.graph for value in node.outputs if value.name]
+    peaks = {name: max(map(abs, extent)) for name, extent in _extents(what, model, names, frames).items()}
+    return {name: peak for name, peak in peaks.items() if peak > _HALF}
 
 
 def _check(what: str, port: ir.Value, frames: Sequence[Frame]) -> None:
@@ -94,8 +118,16 @@ def _check(what: str, port: ir.Value, frames: Sequence[Frame]) -> None:
             raise CalibrationError(f"{what}: a frame to calibrate on is {list(frame.shape)}, its input is {wanted}")
 
 
-def _check_finite(what: str, model: ir.Model, names: Sequence[str], frames: Sequence[Frame]) -> None:
-    """ONNX Runtime's reductions pass over what is no number, and its histograms fail without a name."""
+def _extents(
+    what: str, model: ir.Model, names: Sequence[str], frames: Sequence[Frame]
+) -> dict[str, tuple[float, float]]:
+    """Least and largest number of each float value.
+
+    ONNX Runtime's reductions pass over what is no number, its histograms fail on it, and neither names it.
+
+    Raises:
+        CalibrationError: one is not finite.
+    """
     probe = model.clone()
     graph, port = probe.graph, str(probe.graph.inputs[0].name)
     made = {str(value.name): value for node in graph for value in node.outputs}
@@ -104,18 +136,20 @@ def _check_finite(what: str, model: ir.Model, names: Sequence[str], frames: Sequ
     session = open_session(
         Path(what), quiet(threads=max(1, (os.cpu_count() or 2) - 1)), proto=ir.to_proto(probe).SerializeToString()
     )
+    extents: dict[str, tuple[float, float]] = {}
     for frame in frames:
         found = dict(zip(outputs, session.run(outputs, {port: frame}), strict=True)) if outputs else {}
         for name, values in {port: frame, **found}.items():
+            if not np.issubdtype(values.dtype, np.floating) or not values.size:
+                continue
             if not np.isfinite(values).all():
                 raise CalibrationError(f"{what}: {name} is not finite on the frames that it is calibrated on")
+            least, most = extents.get(name, (math.inf, -math.inf))
+            extents[name] = min(least, float(values.min())), max(most, float(values.max()))
+    return extents
 
 
-def _peak(what: str, name: str, extent: Any, count: int) -> float:
-    least, most = (float(np.asarray(value).item()) for value in extent)
-    if least == most:
-        raise CalibrationError(
-            f"{what}: {name} is {least + 0:g} all over the {count} frames that it is calibrated on: they are all alike,"
-            " or the layer is dead; give data.train with other frames, or the query precision: fp32"
-        )
-    return max(abs(least), abs(most))
+def _peak(extent: tuple[float, float], chosen: Any) -> float:
+    """By a method, which may have cut off all that there is of a value that is nearly always 0."""
+    peak = max(abs(float(np.asarray(value).item())) for value in chosen)
+    return peak or max(map(abs, extent))

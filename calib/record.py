@@ -39,7 +39,7 @@ class ModelRecord(_Value):
     """SHA-256 of the frames, and of the images that it is judged by, as the model sees them."""
     frames: int
     peaks: dict[str, Annotated[float, Field(gt=0)]]
-    """Largest absolute values."""
+    """Largest absolute values: for int8 of all that is rounded, for fp16 of what float16 might not hold."""
 
 
 class QueryRecord(_Value):

@@ -42,8 +42,8 @@ class Candidate:
 
     def ranked(self) -> list[str]:
         """Its kernels: first the one whose layers, if they alone are narrow, disturb the outputs most."""
-        alone = {kernel: self.without(set(self.layers.values()) - {kernel}) for kernel in set(self.layers.values())}
-        errors = {kernel: self.judge.error(graph) for kernel, graph in alone.items()}
+        kernels = set(self.layers.values())
+        errors = {kernel: self.judge.error(self.without(kernels - {kernel})) for kernel in kernels}
         return sorted(errors, key=lambda kernel: (-errors[kernel], kernel))
 
 
@@ -63,7 +63,7 @@ def settle(
 
     Returns:
         Of each kernel that is kept besides, the model that could not bear it; and the accuracies of every model's
-        queries.
+        queries, which are below a floor only where all kernels are kept.
     """
     found: dict[str, str] = {}
     ranks: dict[str, list[str]] = {}

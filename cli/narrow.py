@@ -53,8 +53,9 @@ class Narrower:
                 raise InputError("--calibration: nothing is to be narrower: give --precision int8 with it")
             return
         try:
-            # What models are judged by. It is imported by need, which is too late to say that it is missing.
-            import torchmetrics  # noqa: F401
+            if calibration is None:
+                # What models are judged by. It is imported by need, which is too late to say that it is missing.
+                import torchmetrics  # noqa: F401
 
             from ..calib.narrow import Settings
             from ..calib.ranges import METHODS

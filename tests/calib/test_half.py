@@ -8,8 +8,9 @@ import pytest
 from narrowing import drawn, frames, initializer, kinds, lowered, run, shapes
 from tiny_models import tiny
 
-from gemel.calib.half import halve
+from gemel.calib.half import halve, held_back
 from gemel.calib.quantize import layers_of
+from gemel.calib.ranges import too_large
 from gemel.runtime.blob import tensor_id
 
 RANDOM = np.random.default_rng(0)
@@ -123,3 +124,19 @@ def test_numbers_beyond_float16_stay_finite() -> None:
 def test_operators_are_the_same_but_for_casts(pair: dict[str, ir.Model]) -> None:
     assert [kind for kind in kinds(halve(pair["a"])) if kind != "Cast"] == kinds(pair["a"])
     assert kinds(halve(pair["a"])).count("Cast") == 2
+
+
+def test_what_float16_cannot_hold_stays_float32() -> None:
+    """ONNX Runtime's CPU computes float16 graphs in float32: it would not show that this is infinite on a card."""
+    k, q = np.full((2, 3, 1, 1), 400, np.float32), np.full((2, 2, 1, 1), 1e-3, np.float32)
+    model = drawn("x = Conv(image, k)\nr = Relu(x)\nout = Conv(r, q)", (3, 4, 4), k=k, q=q)
+    images = [np.full((1, 3, 4, 4), 100, np.float32)]
+    large = too_large(model, images)
+    assert large == {"x": pytest.approx(120_000), "r": pytest.approx(120_000)}
+    # Half of the largest number is the limit.
+    assert too_large(model, [image / np.float32(4) for image in images]) == {}
+    assert held_back(model, large) == {"k", "q"}
+    made = halve(model, large=large)
+    assert {initializer(made, name).dtype for name in "kq"} == {np.dtype(np.float32)}
+    assert {initializer(halve(model), name).dtype for name in "kq"} == {np.dtype(np.float16)}
+    np.testing.assert_allclose(run(made, images[0], "out")[0], run(model, images[0], "out")[0], rtol=1e-3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,10 @@ from safetensors.torch import load_file, save_file
 from tiny_models import TinyTransformer, tiny
 
 from gemel.calib import narrow as narrowing_
+from gemel.calib.judge import Judge
 from gemel.calib.narrow import Settings, narrow, precisions_of
 from gemel.calib.record import Calibration, ModelRecord
+from gemel.calib.weights import Weights
 from gemel.compiler.lower import Lowered
 from gemel.compiler.sharing import kernels, prove
 from gemel.errors import CalibrationError, RetrainError
@@ -145,7 +147,7 @@ def test_a_kernel_that_is_wanted_in_two_forms_stays_float32_in_both(pair: Path, 
     assert ("b" in made.record.models) == (other == "fp16")
     if other == "fp32":
         assert proto(made.graph("b")) == proto(made.before["b"])
-    assert "narrow a: int8, 3 of 4 layers stay float32" in made.told
+    assert "narrow a: int8, 3 of 4 layers stay float32: head.weight, pointwise.weight, stem.weight" in made.told
 
 
 def test_fp16_halves_all_and_needs_no_ranges(pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +230,7 @@ def test_a_layer_that_cannot_bear_it_stays_float32_in_all_models(pair: Path) -> 
     made = narrowed(write_workload(pair, asked("a"), asked("b", data={"train": "frames", "val": "frames"})))
     head = tensor_id(np.ascontiguousarray(initializer(made.before["a"], "head.weight")))
     assert made.record.kept.keys() >= {head}
-    assert made.record.kept[head] == "a cannot bear it"
+    assert made.record.kept[head] == "head.weight of a cannot bear it"
     assert made.types("a")["head.weight"] == made.types("b")["head.weight"] == "float32"
     assert made.types("a")["stem.weight"] == "int8"
     assert made.record.queries["a"].accuracy >= made.record.queries["a"].floor
@@ -282,7 +284,7 @@ def test_a_kernel_that_models_read_along_other_axes_stays_float32() -> None:
 
     def contested(*names: str, precision: Any = "int8") -> list[str]:
         records = dict.fromkeys(names, record.model_copy(update={"precision": precision}))
-        return list(narrowing_._contested([models[name] for name in names], records).values())
+        return list(Weights([models[name] for name in names]).contested(records).values())
 
     assert contested("a", "b") == ["int8 in a, int8 in b"]
     assert contested("a", "c") == contested("a", "b", precision="fp16") == []
@@ -383,3 +385,69 @@ def test_a_model_that_comes_later_and_stays_float32_keeps_what_it_shares(pair: P
     # And it may go again.
     write_workload(pair, asked("a"))
     assert again(pair, made).record.kept == {}
+
+
+def changed(known: Made, **changes: Any) -> Settings:
+    return Settings("int8", "min-max", known=known.record.model_copy(update=changes), blind=True)
+
+
+def test_a_calibration_that_does_not_keep_todays_targets_is_refused(pair: Path, known: Made) -> None:
+    worse = known.record.queries["a"].model_copy(update={"accuracy": 0.97})
+    with pytest.raises(CalibrationError, match=r"query a: the calibration keeps 97\.00%, 99\.00% are wanted"):
+        narrowed(pair / "workload.yaml", changed(known, queries={**known.record.queries, "a": worse}))
+    with pytest.raises(CalibrationError, match="the calibration has no query a"):
+        narrowed(pair / "workload.yaml", changed(known, queries={"b": known.record.queries["b"]}))
+
+
+def test_a_calibration_says_nothing_of_queries_that_are_float32_now(pair: Path, known: Made) -> None:
+    write_workload(pair, asked("a"), asked("b", precision="fp32"))
+    assert set(again(pair, known, blind=True).record.queries) == {"a"}
+
+
+def test_ranges_that_are_not_all_there_are_none(pair: Path, known: Made) -> None:
+    cut = known.record.models["a"].model_copy(update={"peaks": {"image": 1.0}})
+    models = {**known.record.models, "a": cut}
+    with pytest.raises(CalibrationError, match="made for another model a"):
+        narrowed(pair / "workload.yaml", changed(known, models=models))
+    made = again(pair, replace(known, found=known.record.model_copy(update={"models": models})))
+    assert made.record == known.record
+
+
+def test_a_model_that_is_quantised_already_stays_as_it_is(pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(narrowing_, "_is_quantised", lambda graph: graph.graph.name == "b")
+    made = narrowed(write_workload(pair, asked("a"), asked("b")))
+    assert made.record.refused == {"b": "it is quantised already"}
+    assert proto(made.graph("b")) == proto(made.before["b"])
+    monkeypatch.undo()
+    assert not narrowing_._is_quantised(made.before["a"])
+    assert narrowing_._is_quantised(made.graph("a"))
+
+
+CAPS = {"a": 0.5, "b": 1.0}
+
+
+def test_a_model_that_cannot_bear_float16_even_with_its_layers_in_float32_stays_float32(
+    pair: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracies = Judge.accuracies
+    monkeypatch.setattr(
+        Judge,
+        "accuracies",
+        lambda judge, graph: {name: min(found, CAPS[name]) for name, found in accuracies(judge, graph).items()},
+    )
+    made = narrowed(write_workload(pair, asked("a"), asked("b")), Settings("fp16"))
+    assert made.record.refused == {"a": "it cannot bear fp16, with all layers in float32"}
+    assert set(made.types("a").values()) == {"float32"}
+    assert set(made.record.models) == set(made.record.queries) == {"b"}
+    # What it shares with the other one has one form.
+    assert made.types("b")["stem.weight"] == "float32"
+
+
+def test_a_kernel_that_is_left_out_where_values_are_too_large_is_left_out_in_all_models(
+    pair: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(narrowing_, "too_large", lambda graph, _: {"logits": 1e5} if graph.graph.name == "a" else {})
+    made = narrowed(write_workload(pair, asked("a"), asked("b")), Settings("fp16"))
+    assert made.types("a")["head.weight"] == made.types("b")["head.weight"] == "float32"
+    assert made.types("a")["stem.weight"] == made.types("b")["stem.weight"] == "float16"
+    assert made.record.kept

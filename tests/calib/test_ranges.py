@@ -145,3 +145,10 @@ def test_a_layer_that_makes_what_is_not_finite_is_named(method: Method) -> None:
     images = [np.full((1, *SIZE), value, np.float32) for value in (0.1, 2)]
     with pytest.raises(CalibrationError, match=r"model gate: s is not finite on the frames"):
         peaks_of(model, ["image", "s"], images, method)
+
+
+def test_what_percentile_cuts_off_altogether_keeps_its_range() -> None:
+    model = drawn("out = Neg(image)", (1, 400, 400))
+    images = [np.zeros((1, 1, 400, 400), np.float32) for _ in range(4)]
+    images[1][0, 0, 3, 3] = 2
+    assert peaks_of(model, ["image"], images, "percentile")["image"] > 0
