@@ -84,8 +84,6 @@ def profile(
         kept = kept_at(device)
     if kept.exists():
         print_stage(console, "kept", f"{kept}, {kept.stat().st_size / 1e3:.1f} kB", began=began)
-    if size is not None:
-        measured = measured.model_copy(update={"memory": size})
     console.print(_models(measured))
     console.print(_segments(measured))
     text = to_yaml(measured, f"Measured by gemel profile: {means}.")

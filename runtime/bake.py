@@ -38,7 +38,7 @@ from .onnx_wire import Message, tensor_array
 from .optimise import DISABLED_OPTIMIZERS, optimise, pack
 from .packing import Packing, cpu_times
 from .precision import kernel_scales, unsigned, widened
-from .program import read, split, with_constants
+from .program import read, tensors_of, with_constants
 from .session import Bound, open_baked
 
 __all__ = ["DISABLED_OPTIMIZERS", "Baked", "BakedStage", "bake", "packings", "verify_cache"]
@@ -190,19 +190,11 @@ def _scaled_apart(bundle: Bundle) -> frozenset[str]:
     for model in bundle.manifest.models.values():
         for stage in model.stages.values() if model.precision == "int8" else ():
             graph = read(bundle.file(stage.file).read_bytes())
-            tensors = _tensors(graph, stage)
+            tensors = tensors_of(graph, stage)
             for kernel, scale in kernel_scales(graph):
                 if kernel in tensors:
                     scales[tensors[kernel]].add(scale.tobytes())
     return frozenset(tensor for tensor, different in scales.items() if len(different) > 1)
-
-
-def _tensors(graph: Message, stage: Stage) -> dict[str, str]:
-    """A stage's initializers, as far as they are in the bundle's blob, and their tensors there."""
-    names = split(graph).weights
-    if len(names) != len(stage.weights):
-        raise BundleError(f"{stage.file}: has {len(names)} weights, the manifest says {len(stage.weights)}")
-    return dict(zip(names, stage.weights, strict=True))
 
 
 def _graphs(bundle: Bundle, stage: Stage, precision: Precision, apart: Set[str]) -> tuple[bytes | None, bytes | None]:
@@ -210,7 +202,7 @@ def _graphs(bundle: Bundle, stage: Stage, precision: Precision, apart: Set[str])
     if precision == "fp32":
         return None, None
     graph = read(bundle.file(stage.file).read_bytes())
-    tensors = _tensors(graph, stage)
+    tensors = tensors_of(graph, stage)
 
     def values(tensor: Message) -> NDArray[Any]:
         return bundle.tensor(tensors[tensor.name]) if tensor.name in tensors else tensor_array(tensor)

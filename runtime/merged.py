@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .bundle import Bundle
-from .program import read, split
+from .program import read, tensors_of
 
 __all__ = ["MergeSummary", "MergedTensor", "merged_tensors", "read_merge"]
 
@@ -73,6 +73,7 @@ def merged_tensors(bundle: Bundle) -> Iterator[MergedTensor]:
 
     Raises:
         BackendError: a graph that cannot be taken apart.
+        BundleError: a graph has more or fewer weights than the manifest says.
     """
     merge = read_merge(bundle)
     if merge is None:
@@ -81,8 +82,8 @@ def merged_tensors(bundle: Bundle) -> Iterator[MergedTensor]:
     tensor_of: dict[tuple[str, str], str] = {}
     for name, model in content.models.items():
         for stage in model.stages.values():
-            parameters = split(read(bundle.file(stage.file).read_bytes())).weights
-            tensor_of |= {(name, each): tensor for each, tensor in zip(parameters, stage.weights, strict=True)}
+            tensors = tensors_of(read(bundle.file(stage.file).read_bytes()), stage)
+            tensor_of |= {(name, parameter): tensor for parameter, tensor in tensors.items()}
     for shared in merge.shared:
         places = [(use.query, use.parameter) for use in shared.uses]
         found = {tensor_of[place] for place in places if place in tensor_of}

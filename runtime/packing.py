@@ -7,7 +7,7 @@ swapped. Which of the two is faster is measured once; how many copies there is r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from statistics import median
 from time import thread_time
@@ -68,9 +68,10 @@ def decide(
 ) -> tuple[frozenset[str], int]:
     """Which models to pack: those that are faster so, as far as there is room; others where they do not fit otherwise.
 
-    Copies stay in memory, and beside them the hungriest of the bound models must fit. ``all`` has room for everything.
-    ``min`` is the least with which all models run, whichever of them are packed. Shares are of what models take when
-    none is packed, and so do not depend on the choice.
+    Copies stay in memory, and beside them the hungriest of the bound models must fit. Faster runs are not worth more
+    swapping: beyond what must be packed, a model is packed only where bound models, all of them together, do not lack
+    more memory than before. ``all`` has room for everything. ``min`` is the least with which all models run, whichever
+    of them are packed. Shares are of what models take when none is packed, and so do not depend on the choice.
 
     Args:
         setting: see :func:`gemel.runtime.memory.parse_memory`.
@@ -93,13 +94,22 @@ def decide(
         allowed = whole + sum(packing.bytes for packing in packings.values())
     else:
         allowed = max(least, budget(setting, whole, ()))
-    choices = [_filled(option, packings, allowed) for option in options if option.bytes <= allowed]
-    packed = max(choices, key=lambda chosen: sum(packings[model].gain_ms for model in chosen))
+
+    def missing(packed: Set[str]) -> int:
+        """Bytes that bound models, all of them together, need beyond what copies leave them: they swap."""
+        bound = _union(sizes, (segments for model, segments in segments_of.items() if model not in packed))
+        return max(0, bound + private + sum(packings[model].bytes for model in packed) - allowed)
+
+    choices = [_filled(option, packings, allowed, missing) for option in options if option.bytes <= allowed]
+    # The first packs the fewest that must be.
+    most = missing(choices[0])
+    packed = max(
+        (chosen for chosen in choices if missing(chosen) <= most),
+        key=lambda chosen: sum(packings[model].gain_ms for model in chosen),
+    )
     bound = {model: segments for model, segments in segments_of.items() if model not in packed}
     copies = private + sum(packings[model].bytes for model in packed)
-    total = whole - copies
-    if setting == "all":
-        total = sum(sizes[segment] for segment in {segment for segments in bound.values() for segment in segments})
+    total = _union(sizes, bound.values()) if setting == "all" else whole - copies
     needs = [sum(sizes[segment] for segment in segments) for segments in bound.values()]
     return packed, budget(setting, total, needs, copies)
 
@@ -117,6 +127,11 @@ def cpu_times(runs: Sequence[Callable[[], object]]) -> list[float]:
     return [median(taken[_WARM_UP:]) for taken in times]
 
 
+def _union(sizes: Mapping[str, int], models: Iterable[Sequence[str]]) -> int:
+    """Bytes of the segments of some models, each segment once."""
+    return sum(sizes[segment] for segment in {segment for segments in models for segment in segments})
+
+
 def _options(
     sizes: Mapping[str, int],
     segments_of: Mapping[str, Sequence[str]],
@@ -131,12 +146,26 @@ def _options(
         yield _Option(limit, packed, limit + private + sum(packings[model].bytes for model in packed))
 
 
-def _filled(option: _Option, packings: Mapping[str, Packing], allowed: int) -> frozenset[str]:
-    """An option, and of the models that are faster packed all that there is room for, best time for a byte first."""
-    chosen, left = set(option.packed), allowed - option.bytes
-    others = {model: packing for model, packing in packings.items() if packing.is_faster and model not in chosen}
-    for model in sorted(others, key=lambda model: -others[model].gain_ms / max(others[model].bytes, 1)):
-        if others[model].bytes <= left:
-            chosen.add(model)
-            left -= others[model].bytes
-    return frozenset(chosen)
+def _filled(
+    option: _Option, packings: Mapping[str, Packing], allowed: int, missing: Callable[[Set[str]], int]
+) -> frozenset[str]:
+    """An option, and of the models that are faster packed all that there is room for, best time for a byte first.
+
+    Args:
+        option: what is packed in any case.
+        packings: of all models that can be packed.
+        allowed: bytes.
+        missing: what is swapped when some are packed; packing one more must not make it more.
+    """
+    chosen, left = option.packed, allowed - option.bytes
+    faster = {model: packing for model, packing in packings.items() if packing.is_faster}
+    order = sorted(faster, key=lambda model: -faster[model].gain_ms / max(faster[model].bytes, 1))
+    before = None
+    # Again as long as some were packed: a segment goes with the last of the models that share it.
+    while chosen != before:
+        before = chosen
+        for model in order:
+            more = chosen | {model}
+            if more != chosen and faster[model].bytes <= left and missing(more) <= missing(chosen):
+                chosen, left = more, left - faster[model].bytes
+    return chosen

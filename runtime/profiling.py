@@ -41,8 +41,8 @@ def measure(bundle: Bundle, backend: Backend, *, progress: Progress = lambda wha
     """The profile of a bundle on this device.
 
     How times are measured, and on what: :func:`gemel.runtime.times.measure_times`. A query whose feed has no rate in
-    the bundle gets :data:`DEFAULT_FPS`. The memory setting is the bundle's, and is of segments: what models in mode
-    ``constant`` hold beside them is not in a profile.
+    the bundle gets :data:`DEFAULT_FPS`. Its memory is the bytes that segments have on this backend: copies, which some
+    models hold beside them, are part of the backend's budget and not of a profile.
 
     Args:
         bundle: an open bundle.
@@ -105,7 +105,7 @@ def _profile(bundle: Bundle, backend: Backend, times: Times) -> Profile:
     size, load_ms = sum(backend.segments.values()), sum(times.load[name] for name in segments)
     models = dict.fromkeys(query.model for query in content.queries.values())
     document = {
-        "memory": content.device.memory,
+        "memory": backend.room,
         "sla_ms": content.sla_ms,
         "link": {"bandwidth": float(f"{size / load_ms * 1e3:.4g}")} if size and load_ms else {},
         "segments": segments,

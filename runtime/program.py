@@ -17,11 +17,11 @@ from math import prod
 from operator import attrgetter
 from typing import Any
 
-from ..errors import BackendError
-from .manifest import TensorSpec
+from ..errors import BackendError, BundleError
+from .manifest import Stage, TensorSpec
 from .onnx_wire import DTYPES, Message, ModelProto, dtype_name
 
-__all__ = ["Program", "port_dtype", "port_shape", "read", "split", "with_constants"]
+__all__ = ["Program", "port_dtype", "port_shape", "read", "split", "tensors_of", "with_constants"]
 
 # Inputs that kernels read while they prepare, or fold into an activation: they must stay constants. Scales are some of
 # them: TensorRT builds no engine whose scales are inputs.
@@ -101,6 +101,23 @@ def split(model: Message) -> Program:
         program.graph.node.add().CopyFrom(_canonical(node, names))
     data: bytes = program.SerializeToString(deterministic=True)
     return Program(hashlib.sha256(data).hexdigest()[:32], data, tuple(weights))
+
+
+def tensors_of(model: Message, stage: Stage) -> dict[str, str]:
+    """A stage's initializers, as far as they are in the bundle's blob, and their tensors there.
+
+    Args:
+        model: what the stage's file holds.
+        stage: in the bundle's manifest.
+
+    Raises:
+        BackendError: see :func:`split`.
+        BundleError: the manifest names more or fewer tensors than the model has weights.
+    """
+    names = split(model).weights
+    if len(names) != len(stage.weights):
+        raise BundleError(f"{stage.file}: has {len(names)} weights, the manifest says {len(stage.weights)}")
+    return dict(zip(names, stage.weights, strict=True))
 
 
 def with_constants(proto: bytes, location: str, places: Sequence[TensorSpec]) -> bytes:

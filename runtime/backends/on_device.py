@@ -17,6 +17,7 @@ from ..arena import ArenaStats, Loading
 from ..bundle import Bundle
 from ..device import Device, DeviceArray, Stream
 from ..device_arena import DeviceArena
+from ..engines.executables import NoRoomError, allocate
 from ..manifest import Stage
 from ..memory import budget
 from ..session import open_session, quiet
@@ -139,8 +140,11 @@ class OnDevice(SwappingBackend[DeviceArena]):
             for stage in self._bundle.manifest.models[model].stages.values():
                 if stage.program not in self._executables:
                     self._executables[stage.program] = self._open(stage)
-        except BaseException:
+        except BaseException as error:
             self.release(model)
+            if isinstance(error, OSError):
+                # Files are read when they are first needed, and a cache may be deleted at any time.
+                raise BackendError(f"model {model} cannot be opened: {first_line(error)}") from error
             raise
 
     def run(self, model: str, stage: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -153,8 +157,13 @@ class OnDevice(SwappingBackend[DeviceArena]):
             # While it runs, nothing that it reads may be moved.
             with self.arena.running():
                 self._bind(executable, model, spec)
-                given = {name: self._upload(spec.program, stage, name, array) for name, array in inputs.items()}
-                return executable.run(given)
+                try:
+                    return self._answer(executable, spec.program, stage, inputs)
+                except NoRoomError:
+                    # Frames that stayed for other queries can be uploaded again; these may be on their way up.
+                    self.stream.synchronize()
+                    self._uploads.forget()
+                    return self._answer(executable, spec.program, stage, inputs)
         except GemelError:
             raise
         except Exception as error:
@@ -186,6 +195,11 @@ class OnDevice(SwappingBackend[DeviceArena]):
         if known is None or known[0] != places:
             known = self._weights[model, stage.file] = (places, [self._weight(tensor) for tensor in stage.weights])
         return known[1]
+
+    def _answer(
+        self, executable: Executable, program: str, stage: str, inputs: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        return executable.run({name: self._upload(program, stage, name, array) for name, array in inputs.items()})
 
     def _upload(self, program: str, stage: str, name: str, array: Array) -> DeviceArray:
         array = np.ascontiguousarray(array)
@@ -230,9 +244,13 @@ class _Uploads:
             if len(self._frames) == _FRAMES:
                 _, (_, oldest) = self._frames.popitem(last=False)
                 self._device.free(oldest)
-            address = self._allocate(array.nbytes)
+            address = allocate(self._device, array.nbytes)
+            try:
+                self._device.upload(address, array, stream)
+            except BaseException:
+                self._device.free(address)
+                raise
             self._frames[id(array)] = (array, address)
-            self._device.upload(address, array, stream)
         self._frames.move_to_end(id(array))
         return DeviceArray(self._frames[id(array)][1], array.dtype, array.shape)
 
@@ -243,27 +261,20 @@ class _Uploads:
             if size:
                 del self._rooms[program, name]
                 self._device.free(address)
-            address = self._allocate(array.nbytes)
+            address = allocate(self._device, array.nbytes)
             self._rooms[program, name] = (array.nbytes, address)
         if array.nbytes:
             self._device.upload(address, array, stream)
         return DeviceArray(address, array.dtype, array.shape)
 
     def close(self) -> None:
-        self._forget()
+        self.forget()
         for _, address in self._rooms.values():
             self._device.free(address)
         self._rooms.clear()
 
-    def _allocate(self, size: int) -> int:
-        try:
-            return self._device.allocate(size)
-        except BackendError:
-            # Frames that stayed for other queries can be uploaded again.
-            self._forget()
-            return self._device.allocate(size)
-
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Give back the memory of all frames, which nothing may be using."""
         for _, address in self._frames.values():
             self._device.free(address)
         self._frames.clear()

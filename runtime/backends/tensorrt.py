@@ -100,6 +100,8 @@ class TensorRt(OnDevice):
         if program in self._copies and self._engines.engines[program].refit is not None:
             data = self._engines.path(program, "refit").read_bytes()
             return self._opener.refitted(data, stage, split(read(self._bundle.file(stage.file).read_bytes())).proto)
+        # So it has no copy, whatever was planned. What the budget has for it stays free: the arena has its memory.
+        self._copies.pop(program, None)
         return self._opener.bound(self._engines.path(program).read_bytes(), stage)
 
 

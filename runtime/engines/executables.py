@@ -17,10 +17,26 @@ from ..onnx_wire import tensor_array
 from ..program import read
 from .library import Library
 
-__all__ = ["BoundEngine", "Engine", "Opener", "RefitEngine"]
+__all__ = ["BoundEngine", "Engine", "NoRoomError", "Opener", "RefitEngine", "allocate"]
 
 Array = NDArray[Any]
 E = TypeVar("E", bound="Engine")
+
+
+class NoRoomError(BackendError):
+    """The device has less memory left than is asked for."""
+
+
+def allocate(device: Device, size: int) -> int:
+    """See :meth:`gemel.runtime.device.Device.allocate`; of this failure callers can tell that it is one of memory.
+
+    Raises:
+        NoRoomError: there is not enough; the message says how much there is.
+    """
+    try:
+        return device.allocate(size)
+    except BackendError as error:
+        raise NoRoomError(str(error)) from error
 
 
 class _Block:
@@ -31,10 +47,14 @@ class _Block:
         self._address, self._size = 0, 0
 
     def take(self, size: int) -> int:
-        """An address with ``size`` bytes; what was there before is lost, and may be elsewhere."""
+        """An address with ``size`` bytes; what was there before is lost, and may be elsewhere.
+
+        Raises:
+            NoRoomError: there is not enough.
+        """
         if size > self._size:
             self.close()
-            self._address, self._size = self._device.allocate(size), size
+            self._address, self._size = allocate(self._device, size), size
         return self._address
 
     def close(self) -> None:

@@ -7,9 +7,11 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from int8 import network, write_bundle
 from onnx import ModelProto, numpy_helper
 
+from gemel.errors import BundleError
 from gemel.runtime.bundle import MANIFEST, Bundle, open_bundle
 from gemel.runtime.manifest import Precision
 from gemel.runtime.merged import MergedTensor, merged_tensors, read_merge
@@ -62,3 +64,12 @@ def test_a_report_that_is_none(tmp_path: Path) -> None:
     bundle.file("merge.json").write_text("[]")
     assert read_merge(bundle) is None
     assert not list(merged_tensors(bundle))
+
+
+def test_a_manifest_with_other_weights_than_the_graph(tmp_path: Path) -> None:
+    bundle = merged(tmp_path / "b", a=("int8", network(0)), b=("int8", network(1)))
+    model = bundle.manifest.models["b"]
+    stage = model.stages["main"].model_copy(update={"weights": model.stages["main"].weights[1:]})
+    bundle.manifest.models["b"] = model.model_copy(update={"stages": {"main": stage}})
+    with pytest.raises(BundleError, match=r"^b\.onnx: has \d weights, the manifest says \d$"):
+        list(merged_tensors(bundle))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,28 @@ def test_old_frames_make_room_for_new_ones(opened: Open, bundle: Path, expected:
         np.testing.assert_allclose(run(backend, "a", IMAGES[:1].copy()), expected["a"], rtol=1e-4, atol=1e-6)
 
 
+def test_a_frame_that_did_not_come_is_not_there(
+    opened: Open, bundle: Path, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Device(capacity=1 << 24)
+    backend = opened(open_bundle(bundle), device)
+    run(backend, "a")
+    free = device.memory()[0]
+
+    def fails(*arguments: Any) -> None:
+        raise BackendError("no upload")
+
+    frame = IMAGES[1:2].copy()
+    with monkeypatch.context() as patch:
+        patch.setattr(device, "upload", fails)
+        with pytest.raises(BackendError, match="no upload"):
+            run(backend, "a", frame)
+    assert device.memory()[0] == free
+    again = run(backend, "a", frame)
+    np.testing.assert_array_equal(again, run(backend, "a", frame.copy()))
+    assert not np.allclose(again, expected["a"])
+
+
 def test_a_device_without_room_for_the_weights(opened: Open, bundle: Path) -> None:
     with pytest.raises(BackendError, match="bytes are asked for, and 64 of 64 are free"):
         opened(open_bundle(bundle), Device(capacity=64))
@@ -218,6 +241,50 @@ class TestEngines:
             with self.open(bundle, device, module) as backend:
                 np.testing.assert_allclose(run(backend, "b"), expected["b"], rtol=1e-4, atol=1e-6)
             assert module.built == built
+
+    def test_get_the_memory_of_old_frames(self, bundle: Path, expected: dict[str, Any]) -> None:
+        first, more = IMAGES[:1].copy(), np.repeat(IMAGES[:1], 3, axis=0)
+        device = Device(capacity=1 << 24)
+        with self.open(bundle, device, FakeTensorRt(device.streams)) as backend:
+            run(backend, "a", first)
+            taken = (1 << 24) - device.memory()[0]
+        # There is room for both frames, and none for two more answers.
+        device = Device(capacity=taken + more.nbytes)
+        with self.open(bundle, device, FakeTensorRt(device.streams)) as backend:
+            run(backend, "a", first)
+            device.uploads.clear()
+            for model in ("a", "b"):
+                answers = np.repeat(expected[model], 3, axis=0)
+                np.testing.assert_allclose(run(backend, model, more), answers, rtol=1e-4, atol=1e-6)
+            # Once in vain.
+            assert device.uploads.count(more.nbytes) == 2
+
+    def test_without_room_for_activations_are_one_line(self, bundle: Path) -> None:
+        device = Device(capacity=1 << 24)
+        with self.open(bundle, device, FakeTensorRt(device.streams)) as backend:
+            weights = (1 << 24) - device.memory()[0]
+            assert weights == backend.room
+        device = Device(capacity=weights + IMAGES[:1].nbytes)
+        with (
+            self.open(bundle, device, FakeTensorRt(device.streams)) as backend,
+            pytest.raises(BackendError, match=r"^host: 4096 bytes are asked for, and 0 of \d+ are free$"),
+        ):
+            run(backend, "a")
+
+    def test_that_are_deleted_meanwhile_fail_their_queries_and_not_the_run(
+        self, bundle: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def stand_in(opened: Bundle, name: str | None = None, **options: Any) -> OnDevice:
+            device = Device()
+            backend = self.open(bundle, device, FakeTensorRt(device.streams))
+            shutil.rmtree(backend.folder)
+            return backend
+
+        monkeypatch.setattr("gemel.runtime.run.open_backend", stand_in)
+        outcome = run_bundle(open_bundle(bundle), Options(frames=2, offline=True))
+        assert set(outcome.run.queries) == {"a", "b", "c"}
+        for stats in outcome.run.queries.values():
+            assert "cannot be opened: [Errno 2] No such file or directory" in str(stats.last_error)
 
     def test_of_another_version_or_card_are_not_taken(self, bundle: Path) -> None:
         for version, card in (("10.3.0", "host"), ("10.4.0", "host"), ("10.4.0", "another")):

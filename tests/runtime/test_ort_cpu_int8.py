@@ -152,6 +152,9 @@ def test_one_of_each(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
         found = run_all(backend)
         backend.activate("b")
         assert backend.stats.peak == backend.budget == backend.private_bytes + sum(backend.segments.values())
+        backend.release("b")
+        # A profile knows segments alone, and so the memory that copies leave them.
+        assert profile_of(bundle, backend).budget() == backend.room == backend.budget - backend.private_bytes
     assert difference(found["a"], answer(network(0), images(2))) < 0.03
     assert difference(found["b"], answer(unrounded(network(1)), images(2))) < 1e-5
 

@@ -28,10 +28,10 @@ ALL = {"a": A, "b": B, "c": C}
     [
         ("all", {"a", "b"}, 300 + 30 + 35),
         ("100%", {"a", "b"}, 460),
-        # There is room beside the largest bound model for the better copy alone,
-        (360, {"a"}, 360),
+        # The largest, which is slower packed, makes room for the copies of the others,
+        (360, {"a", "b", "c"}, 360),
         (329, {"a", "b", "c"}, 329),
-        # and below that the largest, which is slower packed, makes room.
+        # and where it does not fit otherwise it must.
         (299, {"a", "b", "c"}, 299),
         (139, {"c"}, None),
         # With nothing bound, three copies are the least.
@@ -58,8 +58,28 @@ def test_nothing_to_pack() -> None:
 
 def test_a_float32_model_sets_the_least() -> None:
     assert decide("min", SIZES, SEGMENTS, {"a": A, "b": B}) == (frozenset(), 300)
-    assert decide(335, SIZES, SEGMENTS, {"a": A, "b": B}) == (frozenset({"a"}), 335)
+    # The copy of a takes 30 bytes, and its segments are 20 without what b needs in any case.
+    assert decide(334, SIZES, SEGMENTS, {"a": A, "b": B}) == (frozenset(), 334)
+    assert decide(335, SIZES, SEGMENTS, {"a": A, "b": B}) == (frozenset({"b"}), 335)
+    # With b packed as well, it makes room.
     assert decide(365, SIZES, SEGMENTS, {"a": A, "b": B}) == (frozenset({"a", "b"}), 365)
+
+
+def test_a_copy_does_not_make_others_swap() -> None:
+    sizes = {"a": 100, "b": 100, "c": 1}
+    segments = {name: (name,) for name in sizes}
+    for memory, packed in ((201, ""), (229, ""), (230, "c")):
+        assert decide(memory, sizes, segments, {"c": packing(30, 1, 0.7)}) == (frozenset(packed), memory)
+    # Where they swap in any case, they do not swap more.
+    assert decide(131, sizes, segments, {"c": packing(30, 1, 0.7)}) == (frozenset(), 131)
+    assert decide(131, sizes, segments, {"c": packing(1, 1, 0.7)}) == (frozenset("c"), 131)
+
+
+def test_nor_does_one_that_would_fit_instead_of_the_hungriest() -> None:
+    sizes = {"a": 100, "b": 50, "c": 50}
+    segments = {name: (name,) for name in sizes}
+    for memory, packed in ((200, ""), (219, ""), (220, "a")):
+        assert decide(memory, sizes, segments, {"a": packing(120, 10, 1)}) == (frozenset(packed), memory)
 
 
 def test_hardly_faster_is_not_worth_a_copy() -> None:
@@ -83,6 +103,17 @@ def _problems(draw: st.DrawFn) -> tuple[dict[str, int], dict[str, tuple[str, ...
         model: packing(draw(st.integers(0, 60)), draw(times), draw(times)) for model in models if draw(st.booleans())
     }
     return sizes, segments, packings
+
+
+@given(_problems(), st.integers(0, 400), st.integers(0, 20))
+def test_where_all_fit_bound_none_swap(
+    problem: tuple[dict[str, int], dict[str, tuple[str, ...]], dict[str, Packing]], spare: int, private: int
+) -> None:
+    sizes, segments, packings = problem
+    packed, allowed = decide(sum(sizes.values()) + private + spare, sizes, segments, packings, private)
+    left = {name for model, names in segments.items() if model not in packed for name in names}
+    copies = sum(packings[model].bytes for model in packed)
+    assert sum(sizes[name] for name in left) + copies + private <= allowed
 
 
 @given(_problems(), st.integers(0, 400), st.integers(0, 20))

@@ -353,5 +353,6 @@ class TestRecords:
             np.testing.assert_allclose(run(backend, "a"), expected["a"], rtol=1e-4, atol=1e-6)
             (spec,) = backend._engines.engines.values()
             assert spec.choice.mode == ("refit" if seconds is FASTER else "bound")
+            assert backend.private_bytes == (copied(bundle) if seconds is FASTER else 0)
             assert "built anew" in caplog.text
             caplog.clear()
