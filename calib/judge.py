@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from ..errors import RetrainError
 from ..merging.networks import Network, each_network
 from ..merging.tasks import Outputs, Task, task_of
 from ..runtime.optimise import DISABLED_OPTIMIZERS
-from ..runtime.session import open_session, quiet
+from ..runtime.session import open_session, quiet, usual_threads
 from ..workload.data import Images, load_data
 from ..workload.schema import Query, Workload
 from .ranges import Frame
@@ -141,7 +140,7 @@ class _Runner:
         proto = ir.to_proto(graph).SerializeToString()
         self._session = open_session(
             Path(str(graph.graph.name)),
-            quiet(max(1, (os.cpu_count() or 2) - 1)),
+            quiet(usual_threads()),
             proto=proto,
             disabled_optimizers=DISABLED_OPTIMIZERS,
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-import os
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, create_calibrator
 
 from ..errors import CalibrationError
-from ..runtime.session import open_session, quiet
+from ..runtime.session import open_session, quiet, usual_threads
 
 __all__ = ["METHODS", "Frame", "Method", "peaks_of", "too_large"]
 
@@ -133,9 +132,7 @@ def _extents(
     made = {str(value.name): value for node in graph for value in node.outputs}
     graph.outputs.extend(made[name] for name in names if name in made and not made[name].is_graph_output())
     outputs = [name for name in names if name in made]
-    session = open_session(
-        Path(what), quiet(threads=max(1, (os.cpu_count() or 2) - 1)), proto=ir.to_proto(probe).SerializeToString()
-    )
+    session = open_session(Path(what), quiet(usual_threads()), proto=ir.to_proto(probe).SerializeToString())
     extents: dict[str, tuple[float, float]] = {}
     for frame in frames:
         found = dict(zip(outputs, session.run(outputs, {port: frame}), strict=True)) if outputs else {}

@@ -71,7 +71,8 @@ def compile_workload(
         if shared.waived:
             step("passes", f"{_mb(shared.waived)} not shared: {len(choice.waived)} small kernels run faster folded")
         beside = dict(narrow(models, step))
-        prove(models, before, choice.waived)
+        if any(model.precision != "fp32" for model in models):
+            prove(models, before, choice.waived)
         if merged is not None:
             beside[MERGE_REPORT] = merged.content
         content = write(work, workload, models, model_of, beside)

@@ -41,7 +41,7 @@ from .precision import kernel_scales, unsigned, widened
 from .program import read, tensors_of, with_constants
 from .session import Bound, open_baked
 
-__all__ = ["DISABLED_OPTIMIZERS", "Baked", "BakedStage", "bake", "packings", "verify_cache"]
+__all__ = ["Baked", "BakedStage", "bake", "packings", "verify_cache"]
 
 _LAYOUT = "4"
 """Changed whenever this module would bake the same bundle differently."""

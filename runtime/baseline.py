@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import InputError
 from .bundle import Bundle
+from .cache import write_whole
 from .engines.store import engines_in
 from .manifest import Id, Name, problem
 from .program import Program, read, split
@@ -204,10 +204,7 @@ def write_baseline(path: Path, baseline: Baseline) -> None:
         raise InputError(f"{path}: cannot be written: it is not a plain file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".baseline-") as folder:
-            made = Path(folder) / path.name
-            made.write_text(baseline.model_dump_json(indent=1) + "\n", encoding="utf-8")
-            made.replace(path)
+        write_whole(path, f"{baseline.model_dump_json(indent=1)}\n".encode())
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from error
 

@@ -33,6 +33,7 @@ __all__ = [
     "make",
     "places",
     "plain_size",
+    "write_whole",
 ]
 
 T = TypeVar("T")
@@ -185,6 +186,18 @@ def folder_for(bundle: Bundle, name: str) -> Path:
             if os.access(folder, os.W_OK):
                 return folder
     return folders[0]
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file in an existing folder: it is whole or as it was before.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
+        made = Path(folder) / path.name
+        made.write_bytes(data)
+        made.replace(path)
 
 
 def replace(folder: Path, fill: Callable[[Path], None], whole: Callable[[Path], bool]) -> None:

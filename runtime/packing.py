@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from statistics import median
 from time import thread_time
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from .manifest import Name, Size
 from .memory import budget
+from .turns import medians
 
 __all__ = ["Packing", "cpu_times", "decide"]
 
@@ -115,16 +115,8 @@ def decide(
 
 
 def cpu_times(runs: Sequence[Callable[[], object]]) -> list[float]:
-    """Milliseconds of this thread's CPU time, medians of runs in turn: what slows the machine down slows them all."""
-    times: list[list[float]] = [[] for _ in runs]
-    for turn in range(_WARM_UP + _ROUNDS):
-        for run, taken in zip(runs, times, strict=True):
-            began = thread_time()
-            run()
-            taken.append((thread_time() - began) * 1e3)
-        if turn >= _WARM_UP and sum(map(sum, times)) > _ENOUGH_S * 1e3:
-            break
-    return [median(taken[_WARM_UP:]) for taken in times]
+    """Milliseconds of this thread's CPU time, medians of runs in turn."""
+    return medians(runs, thread_time, warm_up=_WARM_UP, rounds=_ROUNDS, enough_s=_ENOUGH_S)
 
 
 def _union(sizes: Mapping[str, int], models: Iterable[Sequence[str]]) -> int:

@@ -11,7 +11,6 @@ import hashlib
 import os
 import platform
 import stat
-import tempfile
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -19,6 +18,7 @@ from pydantic import BaseModel
 from ..errors import InputError
 from .backends import Backend
 from .bundle import Bundle
+from .cache import write_whole
 from .planning.profile import Profile, parse_profile
 from .times import Progress, Times, measure_times
 
@@ -131,10 +131,7 @@ def _read(path: Path, bundle: Bundle, backend: Backend) -> Times | None:
 
 
 def _write(path: Path, kept: _Kept) -> None:
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".profile-") as folder:
-        made = Path(folder) / path.name
-        made.write_text(kept.model_dump_json(indent=1), encoding="utf-8")
-        made.replace(path)
+    write_whole(path, kept.model_dump_json(indent=1).encode())
 
 
 def _digest(path: Path, bundle: Bundle, backend: Backend, times: Times) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,14 @@ from numpy.typing import NDArray
 
 from ..errors import BackendError, first_line
 
-__all__ = ["CPU", "Bound", "open_baked", "open_session", "quiet"]
+__all__ = ["CPU", "Bound", "open_baked", "open_session", "quiet", "usual_threads"]
 
 CPU = "CPUExecutionProvider"
+
+
+def usual_threads() -> int:
+    """Threads of a run where nobody says how many: one less than the cores, because decoding needs one."""
+    return max(1, (os.cpu_count() or 2) - 1)
 
 
 def quiet(threads: int) -> ort.SessionOptions:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -153,7 +152,9 @@ def open_backend(
         size = parse_memory(setting)
     except ValueError as error:
         raise InputError(f"memory: {setting!r} is not allowed: {error}") from error
-    threads = threads or max(1, (os.cpu_count() or 2) - 1)
+    from ..session import usual_threads
+
+    threads = threads or usual_threads()
     if name == "ort-sessions":
         from .ort_sessions import OrtSessions
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
@@ -19,7 +18,7 @@ from ..blob import footprint
 from ..bundle import Bundle
 from ..host_arena import HostArena
 from ..packing import decide
-from ..session import Bound, open_baked
+from ..session import Bound, open_baked, usual_threads
 from .swapping import SwappingBackend
 
 __all__ = ["Mode", "OrtCpu"]
@@ -62,7 +61,7 @@ class OrtCpu(SwappingBackend[HostArena]):
     ) -> None:
         _share_activations()
         self._bundle, self.loading = bundle, loading
-        self.threads = threads or max(1, (os.cpu_count() or 2) - 1)
+        self.threads = threads or usual_threads()
         self.baked: Baked = bake(bundle, progress)
         self.modes, self.budget = _decided(bundle, self.baked, memory)
         self._copies = _private_copies(self.baked, self.modes)

@@ -6,9 +6,9 @@ the measuring is wrong, and where models share the program, every run may follow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from statistics import median
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..bundle import Bundle
 from ..device import Device, DeviceArray, Stream
 from ..manifest import Stage
 from ..program import with_constants
+from ..turns import medians
 from .build import Built, build
 from .executables import Opener
 from .library import Library
@@ -126,20 +127,10 @@ def _measure(
         one.bind(stage.weights, weights)
         other.bind(stage.weights, weights)
         _check_alike(one.run(inputs), other.run(inputs))
-        bound_ms, refit_ms = _medians(lambda: one.run(inputs), lambda: other.run(inputs))
-        (swap_ms,) = _medians(lambda: other.refit(weights))
+        times = partial(medians, clock=perf_counter, warm_up=_WARM_UP, rounds=_ROUNDS)
+        bound_ms, refit_ms = times([lambda: one.run(inputs), lambda: other.run(inputs)])
+        (swap_ms,) = times([lambda: other.refit(weights)])
     return bound_ms, refit_ms, swap_ms
-
-
-def _medians(*works: Callable[[], object]) -> list[float]:
-    """Milliseconds of each. They are done in turns: what slows the device down for a while slows all of them down."""
-    times: list[list[float]] = [[] for _ in works]
-    for _ in range(_WARM_UP + _ROUNDS):
-        for each, work in zip(times, works, strict=True):
-            began = perf_counter()
-            work()
-            each.append((perf_counter() - began) * 1e3)
-    return [median(each[_WARM_UP:]) for each in times]
 
 
 def _check_alike(bound: Mapping[str, Array], refit: Mapping[str, Array]) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import tempfile
 from pathlib import Path
 from typing import Any
+
+from ..cache import write_whole
 
 __all__ = ["Timings"]
 
@@ -41,10 +42,7 @@ class Timings:
         data = bytes(cache.serialize())
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self._path.parent, prefix=".timings-") as folder:
-                made = Path(folder) / self._path.name
-                made.write_bytes(hashlib.sha256(data).digest() + data)
-                made.replace(self._path)
+            write_whole(self._path, hashlib.sha256(data).digest() + data)
 
     def _read(self) -> bytes:
         try:

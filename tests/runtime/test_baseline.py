@@ -415,7 +415,7 @@ def test_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    for step in ("write_text", "replace"):
+    for step in ("write_bytes", "replace"):
         with monkeypatch.context() as patched:
             patched.setattr(Path, step, full)
             with pytest.raises(InputError, match="cannot be written: No space left on device"):
