@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from ..errors import RetrainError
-from ..merging.networks import Network, each_network
+from ..merging.models.networks import Network, each_network
 from ..merging.tasks import Outputs, Task, task_of
-from ..runtime.optimise import DISABLED_OPTIMIZERS
-from ..runtime.session import open_session, quiet, usual_threads
+from ..runtime.ort.optimise import DISABLED_OPTIMIZERS
+from ..runtime.ort.session import open_session, quiet, usual_threads
 from ..workload.data import Images, load_data
-from ..workload.schema import Query, Workload
+from ..workload.document.schema import Query, Workload
 from .ranges import Frame
 
 __all__ = ["Judge", "Judged", "judges_of"]

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from ..runtime.onnx_wire import tensor_array
-from ..runtime.optimise import DISABLED_OPTIMIZERS
-from ..runtime.packing import cpu_times
-from ..runtime.precision import unsigned
-from ..runtime.program import read
-from ..runtime.session import open_session, quiet
+from ..bundles.onnx_wire import tensor_array
+from ..bundles.program import read
+from ..runtime.ort.cpu_precision import unsigned
+from ..runtime.ort.optimise import DISABLED_OPTIMIZERS
+from ..runtime.ort.packing import cpu_times
+from ..runtime.ort.session import open_session, quiet
 
 __all__ = ["latency"]
 

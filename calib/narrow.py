@@ -9,11 +9,11 @@ from functools import partial
 
 import onnx_ir as ir
 
-from ..compiler.lower import Lowered
+from ..bundles.manifest import Precision
+from ..compiler.lowering.lower import Lowered
 from ..errors import CalibrationError
-from ..runtime.manifest import Precision
-from ..workload.models import models_of
-from ..workload.schema import Query, Workload
+from ..workload.document.schema import Query, Workload
+from ..workload.models.factory import models_of
 from .half import halve
 from .judge import Judge, judges_of
 from .latency import latency

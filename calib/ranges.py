@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, create_calibrator
 
 from ..errors import CalibrationError
-from ..runtime.session import open_session, quiet, usual_threads
+from ..runtime.ort.session import open_session, quiet, usual_threads
 
 __all__ = ["METHODS", "Frame", "Method", "peaks_of", "too_large"]
 

@@ -12,8 +12,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ..bundles.manifest import Id, Name, Precision, problem
 from ..errors import CalibrationError
-from ..runtime.manifest import Id, Name, Precision, problem
 from .ranges import Method
 
 __all__ = ["CALIBRATION", "SCHEMA_VERSION", "Calibration", "ModelRecord", "QueryRecord", "read_calibration"]

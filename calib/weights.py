@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from ..compiler.lower import Lowered
-from ..compiler.sharing import Use, kernels
-from ..runtime.manifest import Precision
+from ..bundles.manifest import Precision
+from ..compiler.lowering.lower import Lowered
+from ..compiler.writing.sharing import Use, kernels
 from .half import held_back
 from .quantize import layers_of
 from .record import ModelRecord

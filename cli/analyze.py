@@ -16,8 +16,8 @@ from ..errors import InputError
 from .options import DebugOpt, JsonOpt, WorkloadArg
 
 if TYPE_CHECKING:
-    from ..merging.analysis import Analysis, Profile
-    from ..merging.layers import Definition
+    from ..merging.analysis.analysis import Analysis, Profile
+    from ..merging.layers.layers import Definition
 
 __all__ = ["analyze"]
 
@@ -47,13 +47,13 @@ def analyze(
     for path in (json_file, html):
         check_writable(path)
     try:
-        from ..merging.analysis import analyze as analyze_workload
-        from ..merging.layers import Definition as Definitions
+        from ..merging.analysis.analysis import analyze as analyze_workload
+        from ..merging.layers.layers import Definition as Definitions
         from ..workload import load
-        from ..workload.models import models_of
+        from ..workload.models.factory import models_of
 
         if html is not None:
-            from ..merging.page import render
+            from ..merging.analysis.page import render
     except ModuleNotFoundError as error:
         raise missing_extra(error, "gemel analyze", "merge") from error
     if definition not in get_args(Definitions):

@@ -17,9 +17,9 @@ from ..errors import InputError
 from .options import BundleArg, DebugOpt, JsonOpt
 
 if TYPE_CHECKING:
-    from ..merging.verify import Judged
-    from ..runtime.baseline import Baseline
-    from ..runtime.bundle import Bundle
+    from ..bundles.reader import Bundle
+    from ..check.regression.baseline import Baseline
+    from ..check.source.accuracy import Judged
     from ..workload import Workload
 
 __all__ = ["bench", "check", "inspect"]
@@ -30,8 +30,8 @@ def inspect(bundle: BundleArg, json_file: JsonOpt = None, debug: DebugOpt = Fals
 
     [dim]gemel inspect bundle/ --json bundle.json[/dim]
     """
-    from ..runtime.bundle import open_bundle
-    from ..runtime.inspect import describe, tables
+    from ..bundles.reader import open_bundle
+    from ..check.contents.inspect import describe, tables
 
     opened = open_bundle(bundle)
     console = open_console()
@@ -75,10 +75,10 @@ def check(
 
     [dim]gemel check bundle/ --baseline baseline.json[/dim]
     """
-    from ..runtime.bake import verify_cache
-    from ..runtime.baseline import read_baseline
-    from ..runtime.bundle import open_bundle, verify
+    from ..bundles.reader import open_bundle, verify
+    from ..check.regression.baseline import read_baseline
     from ..runtime.engines.store import engines_in
+    from ..runtime.ort.bake import verify_cache
 
     if baseline is not None and write_baseline is not None:
         raise InputError("--write-baseline: --baseline compares with what was written before: one of the two")
@@ -110,7 +110,7 @@ def check(
     failed = _sharing(console, opened, report)
     if against is not None:
         try:
-            from ..compiler.check import compare
+            from ..check.source.numerics import compare
             from ..workload import load
         except ModuleNotFoundError as error:
             raise missing_extra(error, "gemel check --against", "compiler") from error
@@ -139,7 +139,7 @@ def check(
 
 def _sharing(console: Console, bundle: Bundle, report: dict[str, Any]) -> list[str]:
     """Say what became of what was merged; returns what is there in several precisions, which no compiler writes."""
-    from ..runtime.merged import merged_tensors
+    from ..bundles.merge_summary import merged_tensors
 
     found = list(merged_tensors(bundle))
     if not found:
@@ -172,8 +172,8 @@ def _compare(
     Returns:
         The same for JSON, and the names of what got worse.
     """
-    from ..runtime.baseline import baseline_of
-    from ..runtime.regressions import compare
+    from ..check.regression.baseline import baseline_of
+    from ..check.regression.regressions import compare
 
     found = compare(before, baseline_of(bundle, _latency(console, bundle) if latency else None))
     for each in found:
@@ -186,7 +186,7 @@ def _compare(
 
 
 def _write(console: Console, bundle: Bundle, path: Path, latency: bool) -> None:
-    from ..runtime.baseline import baseline_of, write_baseline
+    from ..check.regression.baseline import baseline_of, write_baseline
 
     made = baseline_of(bundle, _latency(console, bundle) if latency else None)
     write_baseline(path, made)
@@ -195,7 +195,7 @@ def _write(console: Console, bundle: Bundle, path: Path, latency: bool) -> None:
 
 
 def _latency(console: Console, bundle: Bundle) -> dict[str, float]:
-    from ..runtime.baseline import measure_latency
+    from ..check.regression.baseline import measure_latency
 
     with progress_bar(console, len(bundle.manifest.models)) as bar:
         (task,) = bar.task_ids
@@ -209,7 +209,7 @@ def _accuracies(console: Console, bundle: Bundle, workload: Workload) -> dict[st
     """Print the accuracy of every query, one a line, and return the same for JSON."""
     report: dict[str, dict[str, Any]] = {}
     try:
-        from ..merging.verify import NotJudged, verify_accuracy
+        from ..check.source.accuracy import NotJudged, verify_accuracy
 
         with progress_bar(console, len(bundle.manifest.queries)) as bar:
             for found in verify_accuracy(bundle, workload, _parts(bundle)):
@@ -248,8 +248,8 @@ def bench(
 
     [dim]gemel bench bundle/ --json bench.json[/dim]
     """
-    from ..runtime.bench import measure, table
-    from ..runtime.bundle import open_bundle
+    from ..bundles.reader import open_bundle
+    from ..check.bench.bench import measure, table
 
     check_writable(json_file)
     console = open_console()
@@ -258,7 +258,7 @@ def bench(
         plain: dict[str, Path] | None = None
         if against is not None:
             try:
-                from ..compiler.plain import export_plain
+                from ..check.source.plain_export import export_plain
                 from ..workload import load
             except ModuleNotFoundError as error:
                 raise missing_extra(error, "gemel bench --against", "compiler") from error

@@ -16,7 +16,7 @@ from ..errors import InputError
 from .options import DebugOpt, WorkloadArg
 
 if TYPE_CHECKING:
-    from ..runtime.bundle import Bundle
+    from ..bundles.reader import Bundle
     from ..runtime.engines.library import Library
 
 __all__ = ["compile_"]
@@ -66,12 +66,12 @@ def compile_(
     try:
         from ..compiler import compile_workload
         from ..workload import load
-        from ..workload.models import models_of
+        from ..workload.models.factory import models_of
     except ModuleNotFoundError as error:
         raise missing_extra(error, "gemel-compile", "compiler") from error
+    from ..bundles.reader import open_bundle
+    from ..check.contents.inspect import sizes
     from ..runtime.backends import open_backend
-    from ..runtime.bundle import open_bundle
-    from ..runtime.inspect import sizes
     from .narrow import Narrower
 
     console, began = open_console(), perf_counter()

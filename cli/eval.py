@@ -65,14 +65,14 @@ def evaluate(
 
     [dim]gemel eval bundle/ --against unmerged/ --memory min,50% --json eval.json[/dim]
     """
+    from ..bundles.reader import open_bundle
     from ..runtime.backends import check_backend
-    from ..runtime.bundle import open_bundle
     from ..runtime.planning.planner import check_policy
 
     try:
-        from ..runtime.evaluation.evaluate import Settings
-        from ..runtime.evaluation.evaluate import evaluate as run
-        from ..runtime.evaluation.report import best, tables, to_json
+        from ..check.evaluation.evaluate import Settings
+        from ..check.evaluation.evaluate import evaluate as run
+        from ..check.evaluation.evaluation_report import best, tables, to_json
     except ModuleNotFoundError as error:
         raise missing_extra(error, "gemel eval", "eval") from error
     if backend is not None:
@@ -135,7 +135,7 @@ def evaluate(
 
 
 def _sizes(text: str) -> list[str | int]:
-    from ..runtime.memory import parse_memory
+    from ..bundles.budget import parse_memory
 
     try:
         return list(dict.fromkeys(parse_memory(each.strip()) for each in text.split(",")))

@@ -71,10 +71,10 @@ def merge(
     [dim]gemel merge examples/street/workload.yaml -o merged/ --budget 20m[/dim]
     """
     try:
+        from ..bundles.merge_report import MERGE_REPORT
         from ..merging.merge import Options, merge_workload
         from ..merging.strategies import Settings
         from ..workload import load
-        from ..workload.merge_report import MERGE_REPORT
     except ModuleNotFoundError as error:
         raise missing_extra(error, "gemel merge", "merge") from error
     for flag, value, allowed in (

@@ -11,17 +11,17 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
+from ..bundles.manifest import Precision
+from ..bundles.merge_report import MERGE_REPORT, read_report
 from ..console import missing_extra
 from ..errors import CalibrationError, InputError
-from ..runtime.manifest import Precision
-from ..workload.merge_report import MERGE_REPORT, read_report
-from ..workload.models import models_of
-from ..workload.schema import Workload
+from ..workload.document.schema import Workload
+from ..workload.models.factory import models_of
 
 if TYPE_CHECKING:
     from ..calib.narrow import Narrowed
     from ..compiler.compile import Step
-    from ..compiler.lower import Lowered
+    from ..compiler.lowering.lower import Lowered
 
 __all__ = ["Narrower"]
 

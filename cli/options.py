@@ -10,7 +10,7 @@ import typer
 from ..errors import InputError
 
 if TYPE_CHECKING:
-    from ..runtime.arena import Loading
+    from ..runtime.memory.arena import Loading
 
 __all__ = [
     "BackendOpt",
@@ -47,8 +47,8 @@ def loading_of(cold: bool, bandwidth: str | None) -> Loading:
     Raises:
         InputError: the bandwidth is not a number of bytes.
     """
-    from ..runtime.arena import Loading
-    from ..runtime.memory import parse_memory
+    from ..bundles.budget import parse_memory
+    from ..runtime.memory.arena import Loading
 
     if bandwidth is None:
         return Loading(cold)
@@ -67,7 +67,7 @@ def memory_of(text: str | None) -> str | int | None:
     Raises:
         InputError: it is not one.
     """
-    from ..runtime.memory import parse_memory
+    from ..bundles.budget import parse_memory
 
     try:
         return None if text is None else parse_memory(text)

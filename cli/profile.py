@@ -51,10 +51,10 @@ def profile(
 
     [dim]gemel profile bundle/ -o profile.yaml[/dim]
     """
+    from ..bundles.reader import open_bundle
     from ..runtime.backends import check_backend, open_backend
-    from ..runtime.bundle import open_bundle
-    from ..runtime.profiling import kept_at, profile_of
-    from ..runtime.times import ROUNDS
+    from ..runtime.loop.profiling import kept_at, profile_of
+    from ..runtime.loop.times import ROUNDS
 
     if backend is not None:
         check_backend(backend)

@@ -53,11 +53,11 @@ def run(
 
     [dim]gemel-run bundle/ --frames 100 --video out/ --results out/results.jsonl[/dim]
     """
+    from ..bundles.reader import open_bundle
     from ..runtime.backends import check_backend
-    from ..runtime.bundle import open_bundle
     from ..runtime.planning.planner import check_policy
     from ..runtime.run import Options, run_bundle
-    from ..runtime.sinks.report import summary_table
+    from .summary_table import summary_table
 
     if backend is not None:
         check_backend(backend)

@@ -6,17 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..bundles.manifest import DecodeSpec, Manifest
+from ..bundles.merge_report import MERGE_REPORT
 from ..errors import WorkloadError
-from ..runtime.manifest import DecodeSpec, Manifest
-from ..workload.merge_report import MERGE_REPORT
-from ..workload.models import models_of
-from ..workload.schema import Query, Workload
-from .lower import Lowered, lower
-from .merged import Account, account, find_merged, locate_shared
-from .output import replacing
+from ..workload.document.schema import Query, Workload
+from ..workload.models.factory import models_of
+from .lowering.lower import Lowered, lower
 from .passes import choose, fold
-from .sharing import Shared, kernels, prove
-from .writer import write
+from .writing.merged import Account, account, find_merged, locate_shared
+from .writing.output import replacing
+from .writing.sharing import Shared, kernels, prove
+from .writing.writer import write
 
 __all__ = ["Narrow", "Report", "Step", "compile_workload"]
 

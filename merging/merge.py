@@ -12,24 +12,24 @@ from time import monotonic
 import torch
 from safetensors.torch import save
 
+from ..bundles.merge_report import MergeReport
 from ..errors import InputError, RetrainError, first_line
-from ..workload.merge_report import MergeReport
-from ..workload.models import models_of, read_state
-from ..workload.paths import locate
-from ..workload.schema import Workload
-from .layers import Definition
-from .modules import imported_beside, modules_beside
-from .networks import Network, each_network
-from .onnx_models import cut_onnx, onnx_bytes
-from .problem import Problem
-from .report import Reporter, merged_workload
-from .search import Found, Job, search
-from .start import is_narrow
-from .store import Store
+from ..workload.document.paths import locate
+from ..workload.document.schema import Workload
+from ..workload.models.factory import models_of, read_state
+from .layers.layers import Definition
+from .layers.problem import Problem
+from .models.networks import Network, each_network
+from .models.onnx_models import cut_onnx, onnx_bytes
+from .output.modules import imported_beside, modules_beside
+from .output.report import Reporter, merged_workload
+from .output.store import Store
+from .search.search import Found, Job, search
 from .strategies import Settings, Strategy, Verdict, strategy
-from .subjects import State, Subject, subject_of
-from .training import GLANCE, Progress
-from .trial import STATISTICS_IMAGES, Outcome, Trial, TrialRunner, some
+from .training.start import is_narrow
+from .training.subjects import State, Subject, subject_of
+from .training.training import GLANCE, Progress
+from .training.trial import STATISTICS_IMAGES, Outcome, Trial, TrialRunner, some
 
 __all__ = ["Listener", "Options", "build_subjects", "merge_workload", "weight_file"]
 
@@ -119,7 +119,7 @@ def _merge(
         journal.commit(Found(originals), finished=False)
     steps = plan(problem, options.settings)
     if options.ray is not None:
-        from .cluster import Cluster
+        from .search.cluster import Cluster
 
         modules = imported_beside(workload)
         with Cluster(options.ray, subjects, options.seed, deadline, listener.waiting, modules) as cluster:

@@ -10,19 +10,19 @@ from functools import partial
 from pathlib import Path
 from threading import Event
 
+from ..bundles.manifest import FeedSpec, feeds_from
+from ..bundles.reader import Bundle
 from ..errors import BackendError, FeedError
-from . import pipeline
-from .arena import WARM, Loading
 from .backends import Backend, open_backend
-from .bundle import Bundle
 from .feeds import Feed, resolve
-from .infer import Inference
-from .manifest import FeedSpec, feeds_from
+from .loop import pipeline
+from .loop.inference import Inference
+from .loop.plan_input import Swapping
+from .loop.profiling import profile_of
+from .loop.summary import FeedStats, MemoryUse, QueryStats, RunStats, Summary, SwapStats
+from .memory.arena import WARM, Loading
 from .planning.planner import POLICIES
-from .profiling import profile_of
 from .sinks import LiveTable, ResultsSink, Sink, VideoSink
-from .summary import FeedStats, MemoryUse, QueryStats, RunStats, Summary, SwapStats
-from .swapping import Swapping
 from .trace import Trace, Watch, unwatched
 
 __all__ = ["Options", "run_bundle"]

@@ -19,6 +19,8 @@ from gemel.cli import main
 from gemel.compiler import compile_workload
 from gemel.workload import Workload, load
 
+pytest_plugins = ["trained_models"]
+
 # The same examples in every run, so that a change is judged by itself; `HYPOTHESIS_PROFILE=default` tries new ones.
 settings.register_profile("same", derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from gemel.bundles.onnx_wire import tensor_array
+from gemel.bundles.program import read
 from gemel.runtime.device.host import HostStream
-from gemel.runtime.onnx_wire import tensor_array
-from gemel.runtime.program import read
 
 __all__ = ["FakeTensorRt"]
 

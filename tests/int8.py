@@ -12,9 +12,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from gemel.runtime import blob, manifest
-from gemel.runtime.bundle import MANIFEST, Bundle, open_bundle
-from gemel.runtime.program import port_dtype, port_shape, read, split
+from gemel.bundles import blob, manifest
+from gemel.bundles.program import port_dtype, port_shape, read, split
+from gemel.bundles.reader import MANIFEST, Bundle, open_bundle
 
 __all__ = ["Drawing", "images", "int8_bundle", "network", "wired", "write_bundle"]
 

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from tiny_models import TinyNet, tiny
 from torch import Tensor, nn
 
-from gemel.compiler.export import export
+from gemel.bundles.manifest import InputSpec
 from gemel.compiler.heads import cut
-from gemel.compiler.lower import Lowered, lower
+from gemel.compiler.lowering.export import export
+from gemel.compiler.lowering.lower import Lowered, lower
 from gemel.compiler.passes import choose, clean, fold
-from gemel.runtime.manifest import InputSpec
-from gemel.workload.schema import Query
+from gemel.workload.document.schema import Query
 
 __all__ = [
     "CLASSES",
@@ -93,7 +93,7 @@ def passed(models: Sequence[Lowered]) -> list[Lowered]:
 
 
 def lower_once(query: Query, root: Path) -> Lowered:
-    """What :func:`gemel.compiler.lower.lower` gives, which exports each model and its weights but once."""
+    """What :func:`gemel.compiler.lowering.lower.lower` gives, which exports each model and its weights but once."""
     weights = hashlib.sha256((root / str(query.model.weights)).read_bytes()).hexdigest()
     key = f"{query.name} {weights} {query.model.model_dump_json()}"
     if key not in _exported:

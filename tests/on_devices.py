@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper
 
-from gemel.runtime.bundle import MANIFEST
+from gemel.bundles.program import read, split
+from gemel.bundles.reader import MANIFEST
 from gemel.runtime.device.host import HostDevice, HostStream
-from gemel.runtime.program import read, split
 
 __all__ = ["IMAGES", "Device", "add_stage", "run"]
 

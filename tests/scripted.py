@@ -10,10 +10,10 @@ from threading import Event
 
 import numpy as np
 
+from gemel.runtime.decode.results import Class, Result
 from gemel.runtime.feeds import Backoff, Feed, Frame, Picture
-from gemel.runtime.results import Class, Result
+from gemel.runtime.loop.summary import RunStats
 from gemel.runtime.sinks import Sink
-from gemel.runtime.summary import RunStats
 
 _MOST = 10_000
 """Pictures that come while an event is awaited which does not happen."""

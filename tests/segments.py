@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from gemel.bundles.manifest import SegmentSpec, TensorSpec
 from gemel.runtime.device import Device
-from gemel.runtime.device_arena import DeviceArena
-from gemel.runtime.manifest import SegmentSpec, TensorSpec
+from gemel.runtime.memory.device_arena import DeviceArena
 
 __all__ = ["PAGE", "Segments", "write_segments"]
 

@@ -16,13 +16,13 @@ from profiles import profile
 from scripted import Recorder, answer, check
 
 from gemel.errors import BackendError
-from gemel.runtime import pipeline
+from gemel.runtime.decode.results import Result
 from gemel.runtime.feeds import Feed, Frame
+from gemel.runtime.loop import pipeline
+from gemel.runtime.loop.plan_input import Swapping
+from gemel.runtime.loop.summary import RunStats
 from gemel.runtime.planning.planner import POLICIES
 from gemel.runtime.planning.profile import Profile
-from gemel.runtime.results import Result
-from gemel.runtime.summary import RunStats
-from gemel.runtime.swapping import Swapping
 
 Answer = Callable[[str, Frame], Result]
 

@@ -24,12 +24,12 @@ import torchvision
 from rich.console import Console
 from safetensors.torch import save_file
 
+from gemel.bundles.reader import open_bundle
+from gemel.check.bench.bench import Figures, measure, table
+from gemel.check.contents.inspect import sizes
+from gemel.check.source.numerics import compare
+from gemel.check.source.plain_export import export_plain
 from gemel.compiler import compile_workload
-from gemel.compiler.check import compare
-from gemel.compiler.plain import export_plain
-from gemel.runtime.bench import Figures, measure, table
-from gemel.runtime.bundle import open_bundle
-from gemel.runtime.inspect import sizes
 from gemel.workload import load
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -29,13 +29,13 @@ from documents import write_between
 from rich.console import Console
 from safetensors.torch import save_file
 
+from gemel.bundles.reader import Bundle, open_bundle
 from gemel.compiler import compile_workload
 from gemel.errors import BackendError
 from gemel.runtime.backends import open_backend
 from gemel.runtime.backends.on_device import Array, OnDevice, OnHost
 from gemel.runtime.backends.ort_cuda import OrtCuda
 from gemel.runtime.backends.tensorrt import TensorRt
-from gemel.runtime.bundle import Bundle, open_bundle
 from gemel.runtime.device import Device
 from gemel.runtime.device.host import HostDevice
 from gemel.runtime.engines.record import Choice

@@ -30,14 +30,14 @@ from documents import write_between
 from merge_workloads import prepare
 from rich.console import Console
 
+from gemel.bundles.merge_report import MergeReport, read_report
 from gemel.merging.merge import Listener, Options, merge_workload
-from gemel.merging.networks import networks_of
+from gemel.merging.models.networks import networks_of
 from gemel.merging.strategies import Settings
-from gemel.merging.subjects import evaluate
 from gemel.merging.tasks import task_of
+from gemel.merging.training.subjects import evaluate
 from gemel.workload import load
 from gemel.workload.data import load_data
-from gemel.workload.merge_report import MergeReport, read_report
 
 _ROOT = Path(__file__).resolve().parent.parent
 

@@ -26,19 +26,19 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from rich.console import Console
 
+from gemel.bundles.manifest import Precision
+from gemel.bundles.merge_summary import merged_tensors
+from gemel.bundles.reader import Bundle, open_bundle
 from gemel.calib.narrow import Settings
 from gemel.calib.ranges import METHODS, Method
 from gemel.calib.record import CALIBRATION, Calibration, read_calibration
+from gemel.check.contents.inspect import sizes
+from gemel.check.source.plain_export import export_plain
 from gemel.cli.narrow import Narrower
 from gemel.compiler import compile_workload
-from gemel.compiler.plain import export_plain
 from gemel.runtime.backends.ort_cpu import OrtCpu
-from gemel.runtime.bundle import Bundle, open_bundle
-from gemel.runtime.inspect import sizes
-from gemel.runtime.manifest import Precision
-from gemel.runtime.merged import merged_tensors
-from gemel.runtime.packing import cpu_times
-from gemel.runtime.session import open_session, quiet
+from gemel.runtime.ort.packing import cpu_times
+from gemel.runtime.ort.session import open_session, quiet
 from gemel.workload import load
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -37,13 +37,13 @@ from rich.console import Console
 from safetensors.torch import save_file
 from torch import nn
 
-from gemel.runtime.arena import Loading
+from gemel.bundles.reader import open_bundle
 from gemel.runtime.backends import open_backend
-from gemel.runtime.bundle import open_bundle
 from gemel.runtime.feeds import resolve
+from gemel.runtime.loop.profiling import profile_of
+from gemel.runtime.memory.arena import Loading
 from gemel.runtime.planning.planner import POLICIES, plan
 from gemel.runtime.planning.simulate import simulate
-from gemel.runtime.profiling import profile_of
 from gemel.runtime.sinks.encoder import Encoder
 
 _ROOT = Path(__file__).resolve().parent.parent

@@ -25,13 +25,13 @@ from rich.console import Console
 from safetensors.torch import save_file
 from torch import nn
 
+from gemel.bundles.reader import Bundle, open_bundle
+from gemel.check.bench.bench import latency
+from gemel.check.source.numerics import compare
+from gemel.check.source.plain_export import export_plain
 from gemel.compiler import compile_workload
-from gemel.compiler.check import compare
 from gemel.compiler.compile import Narrow
-from gemel.compiler.plain import export_plain
 from gemel.runtime.backends.ort_cpu import OrtCpu
-from gemel.runtime.bench import latency
-from gemel.runtime.bundle import Bundle, open_bundle
 from gemel.workload import Workload, load
 
 DOC = Path(__file__).parent.parent / "docs" / "coverage.md"

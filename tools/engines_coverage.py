@@ -25,17 +25,17 @@ from documents import write_between
 from numpy.typing import NDArray
 from rich.console import Console
 
+from gemel.bundles.manifest import InputSpec, Precision
 from gemel.calib.half import halve
 from gemel.calib.quantize import observed, quantize
 from gemel.calib.ranges import peaks_of
 from gemel.compiler.compile import Narrow, Step
-from gemel.compiler.lower import Lowered
+from gemel.compiler.lowering.lower import Lowered
 from gemel.errors import BackendError
+from gemel.frames.preprocess import prepare
 from gemel.runtime.engines.library import Library, find_library
 from gemel.runtime.engines.store import build_engines
 from gemel.runtime.feeds import package_file
-from gemel.runtime.manifest import InputSpec, Precision
-from gemel.runtime.preprocess import prepare
 
 ROOT = Path(__file__).resolve().parent.parent
 DOC = ROOT / "docs" / "engines.md"

@@ -30,7 +30,7 @@ from weight_changes import apply
 
 from gemel.errors import GemelError, MissingExtraError, ModelError
 from gemel.merging.merge import weight_file
-from gemel.merging.networks import networks_of
+from gemel.merging.models.networks import networks_of
 from gemel.workload import load
 from gemel.workload.zoo.mobilenet import mobilenet_v2_features
 from gemel.workload.zoo.ssdlite import ssdlite_mobilenet_v2

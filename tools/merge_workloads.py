@@ -42,9 +42,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.datasets import ImageFolder
 
-from gemel.runtime.feeds.source import Source, resolve
+from gemel.frames.source import Source, resolve
 from gemel.workload.data.video import count_frames, pictures
-from gemel.workload.models import read_state
+from gemel.workload.models.factory import read_state
 from gemel.workload.zoo.cifar_resnet import CifarResNet, cifar_resnet
 
 __all__ = ["main", "prepare"]

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import yaml
 from paper_models import Architecture, Fit
 
-from gemel.merging.groups import groups_of
-from gemel.merging.layers import Layer
+from gemel.merging.layers.groups import groups_of
+from gemel.merging.layers.layers import Layer
 from gemel.runtime.planning.profile import Profile, parse_profile
 
 __all__ = ["BATCHES", "Query", "Setting", "potential", "profile_of", "read_workloads"]

@@ -21,9 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
 from gemel.compiler.heads import Cut, cut
-from gemel.merging.analysis import profile
-from gemel.merging.layers import Layer
-from gemel.merging.networks import Network
+from gemel.merging.analysis.analysis import profile
+from gemel.merging.layers.layers import Layer
+from gemel.merging.models.networks import Network
 from gemel.workload.zoo.darknet import yolov3, yolov3_tiny
 
 __all__ = ["ARCHITECTURES", "SLIDES", "Architecture", "Fit", "measure"]

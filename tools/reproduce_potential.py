@@ -19,9 +19,9 @@ import torchvision
 from rich.console import Console
 
 from gemel.compiler.heads import cut
-from gemel.merging.analysis import Analysis, Profile, heaviest, profile
-from gemel.merging.layers import Definition
-from gemel.merging.networks import Network
+from gemel.merging.analysis.analysis import Analysis, Profile, heaviest, profile
+from gemel.merging.layers.layers import Definition
+from gemel.merging.models.networks import Network
 
 DOC = Path(__file__).parent.parent / "docs" / "potential.md"
 

@@ -19,15 +19,15 @@ import torch
 from make_street_example import write_merged
 from weight_changes import apply, pack
 
+from gemel.bundles.merge_report import MERGE_REPORT, read_report
+from gemel.merging.layers.problem import Problem
+from gemel.merging.layers.sharing import SharingMap, Use
 from gemel.merging.merge import build_subjects
-from gemel.merging.networks import networks_of
-from gemel.merging.problem import Problem
-from gemel.merging.report import Reporter, merged_workload
-from gemel.merging.search import Found
-from gemel.merging.sharing import SharingMap, Use
+from gemel.merging.models.networks import networks_of
+from gemel.merging.output.report import Reporter, merged_workload
+from gemel.merging.search.search import Found
 from gemel.workload import load
-from gemel.workload.merge_report import MERGE_REPORT, read_report
-from gemel.workload.models import models_of
+from gemel.workload.models.factory import models_of
 
 _STREET = Path(__file__).resolve().parent.parent / "examples" / "street"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from gemel.runtime.manifest import Manifest
+from gemel.bundles.manifest import Manifest
 
 DOC = Path(__file__).resolve().parent.parent / "docs" / "manifest.schema.json"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .load import load
-from .schema import Workload
+from .document.load import load
+from .document.schema import Workload
 
 __all__ = ["Workload", "load"]

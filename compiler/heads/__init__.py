@@ -9,7 +9,7 @@ a :class:`ZooModel` (:mod:`gemel.workload.zoo`)         ``main``: the module as 
 any other module, for classification and embedding      ``main``: the module as it is
 ======================================================  ==========================================================
 
-The frame is resized and normalised outside the graph, as :class:`~gemel.runtime.manifest.InputSpec` says; boxes,
+The frame is resized and normalised outside the graph, as :class:`~gemel.bundles.manifest.InputSpec` says; boxes,
 thresholds and non-maximum suppression are done by :mod:`gemel.runtime.decode`.
 """
 
@@ -19,10 +19,10 @@ from torch import nn
 from torchvision.models.detection import FasterRCNN, RetinaNet
 from torchvision.models.detection.ssd import SSD
 
+from ...bundles.manifest import InputSpec
 from ...errors import ModelError
-from ...runtime.manifest import InputSpec
-from .batch_norm import thaw_batch_norm
 from .faster_rcnn import cut_faster_rcnn
+from .frozen_batch_norm import thaw_batch_norm
 from .inputs import input_defaults
 from .one_stage import cut_one_stage
 from .stages import Cut, StageModule, ZooModel, as_tuple

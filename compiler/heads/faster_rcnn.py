@@ -12,8 +12,8 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
+from ...bundles.manifest import FasterRcnnDecode, InputSpec
 from ...errors import ModelError
-from ...runtime.manifest import FasterRcnnDecode, InputSpec
 from .one_stage import features_of, require_multiple
 from .stages import BATCH, Cut, StageModule, attempt, example
 

@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.models import Inception3
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from ...runtime.manifest import InputSpec
+from ...bundles.manifest import InputSpec
 from .stages import ZooModel
 
 __all__ = ["input_defaults"]

@@ -10,8 +10,8 @@ from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD
 
+from ...bundles.manifest import InputSpec, SsdDecode
 from ...errors import ModelError
-from ...runtime.manifest import InputSpec, SsdDecode
 from .stages import BATCH, Cut, StageModule, attempt, example
 
 __all__ = ["cut_one_stage", "features_of", "require_multiple"]

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ...bundles.manifest import DecodeSpec, InputSpec
 from ...errors import ModelError
-from ...runtime.manifest import DecodeSpec, InputSpec
 
 __all__ = ["BATCH", "Cut", "StageModule", "Whole", "ZooModel", "as_tuple", "attempt", "example"]
 

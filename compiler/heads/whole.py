@@ -7,8 +7,8 @@ import copy
 from torch import Tensor, nn
 from torchvision.models import GoogLeNet, Inception3
 
+from ...bundles.manifest import ClassificationDecode, DecodeSpec, EmbeddingDecode, InputSpec
 from ...errors import ModelError
-from ...runtime.manifest import ClassificationDecode, DecodeSpec, EmbeddingDecode, InputSpec
 from .stages import BATCH, Cut, StageModule, Whole, ZooModel, as_tuple, attempt, example
 
 __all__ = ["cut_plain", "cut_zoo"]

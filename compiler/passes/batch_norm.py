@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ...runtime.blob import tensor_id
+from ...bundles.blob import tensor_id
 from .edit import constant, replace_constant
 
 __all__ = ["BatchNormToConv", "Choice", "FoldBatchNorm", "choose"]

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ...errors import InputError
-from ..problem import Problem
-from ..sharing import SharingMap
-from ..trial import Outcome, Trial
+from ..layers.problem import Problem
+from ..layers.sharing import SharingMap
+from ..training.trial import Outcome, Trial
 
 __all__ = ["STRATEGIES", "Search", "Settings", "Strategy", "Verdict", "strategy"]
 

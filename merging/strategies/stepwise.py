@@ -10,10 +10,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..problem import Candidates, Problem
-from ..sharing import SharingMap
-from ..training import Recipe
-from ..trial import Start, Trial
+from ..layers.problem import Candidates, Problem
+from ..layers.sharing import SharingMap
+from ..training.training import Recipe
+from ..training.trial import Start, Trial
 from . import Search, Settings, Strategy
 
 __all__ = ["stepwise"]

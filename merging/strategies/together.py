@@ -1,7 +1,7 @@
 """The default strategy: share everything at once, retrain, and give back only what a query cannot do without.
 
 1. Each model in turn is tried as the donor of all shared weights, and so is their average, without a gradient
-   (:mod:`gemel.merging.start`); the start that keeps most of all queries' accuracies is taken.
+   (:mod:`gemel.merging.training.start`); the start that keeps most of all queries' accuracies is taken.
 2. All models are retrained together from there, in up to three rounds of twice the length each, until every query
    keeps its target with something to spare. Models for which another round promises too little are left out of it.
 3. A query that still misses its target gets back the weights that it pulls at hardest for their size, an eighth of
@@ -19,10 +19,10 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
-from ..problem import Problem, pair
-from ..sharing import SharingMap, Slot, Use
-from ..training import Recipe
-from ..trial import Outcome, Start, Trial
+from ..layers.problem import Problem, pair
+from ..layers.sharing import SharingMap, Slot, Use
+from ..training.training import Recipe
+from ..training.trial import Outcome, Start, Trial
 from . import Search, Settings, Verdict
 
 __all__ = ["together"]

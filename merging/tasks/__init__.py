@@ -6,11 +6,11 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ...bundles.manifest import ClassificationDecode, EmbeddingDecode, FasterRcnnDecode
 from ...errors import RetrainError
-from ...runtime.manifest import ClassificationDecode, EmbeddingDecode, FasterRcnnDecode
 from ...workload.data import Images
-from ...workload.schema import Query
-from ..networks import Network
+from ...workload.document.schema import Query
+from ..models.networks import Network
 
 __all__ = ["Outputs", "Task", "task_of"]
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_iou, sigmoid_focal_loss
 
-from ...runtime.preprocess import Geometry
+from ...frames.preprocess import Geometry
 from ...workload.data import Boxes
 from .heads import Heads
 

@@ -8,15 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...bundles.manifest import CenterFaceDecode, SsdDecode, YoloDecode
 from ...compiler.heads import Cut
 from ...errors import DataError
 from ...runtime.decode import build
-from ...runtime.evaluation.precision import mean_average_precision
-from ...runtime.evaluation.scores import SURE
-from ...runtime.manifest import CenterFaceDecode, SsdDecode, YoloDecode
-from ...runtime.results import Detection as Found
+from ...runtime.decode.agreement import SURE
+from ...runtime.decode.average_precision import mean_average_precision
+from ...runtime.decode.results import Detection as Found
 from ...workload.data import Boxes, Images
-from ...workload.schema import Query
+from ...workload.document.schema import Query
 from . import Outputs
 from .anchors import anchor_loss, to_input
 from .heads import Heads, heads_of

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import DataError
-from ...runtime.evaluation.scores import LEAST_SPREAD
+from ...runtime.decode.agreement import LEAST_SPREAD
 from ...workload.data import Images
 from . import Outputs
 

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...runtime.manifest import CenterFaceDecode, SsdDecode, YoloDecode
+from ...bundles.manifest import CenterFaceDecode, SsdDecode, YoloDecode
 from . import Outputs
 
 __all__ = ["Heads", "heads_of"]

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from ...bundles.budget import parse_memory
+from ...bundles.reader import Bundle
 from ...errors import InputError
-from ..arena import WARM, ArenaStats, Loading
-from ..bundle import Bundle
-from ..memory import parse_memory
+from ..memory.arena import WARM, ArenaStats, Loading
 
 __all__ = ["NAMES", "Backend", "check_backend", "open_backend"]
 
@@ -136,7 +136,7 @@ def open_backend(
     Args:
         bundle: an open bundle.
         name: backend; the one that the workload names when left out.
-        memory: budget for weights, see :mod:`gemel.runtime.memory`; the bundle's own setting when left out.
+        memory: budget for weights, see :mod:`gemel.bundles.budget`; the bundle's own setting when left out.
         threads: threads of a run; one less than the cores when left out, because decoding needs one.
         loading: how weights come into memory.
         progress: called with each model that is prepared for the device.
@@ -152,7 +152,7 @@ def open_backend(
         size = parse_memory(setting)
     except ValueError as error:
         raise InputError(f"memory: {setting!r} is not allowed: {error}") from error
-    from ..session import usual_threads
+    from ..ort.session import usual_threads
 
     threads = threads or usual_threads()
     if name == "ort-sessions":

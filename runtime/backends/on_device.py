@@ -12,16 +12,16 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ...bundles.budget import budget
+from ...bundles.manifest import Stage
+from ...bundles.reader import Bundle
 from ...errors import BackendError, GemelError, first_line
-from ..arena import ArenaStats, Loading
-from ..bundle import Bundle
 from ..device import Device, DeviceArray, Stream
-from ..device_arena import DeviceArena
 from ..engines.executables import NoRoomError, allocate
-from ..manifest import Stage
-from ..memory import budget
-from ..session import open_session, quiet
-from .swapping import SwappingBackend
+from ..memory.arena import ArenaStats, Loading
+from ..memory.device_arena import DeviceArena
+from ..ort.session import open_session, quiet
+from .arena_backend import SwappingBackend
 
 __all__ = ["Array", "DeviceArray", "Executable", "OnDevice", "OnHost", "allowed"]
 
@@ -217,7 +217,7 @@ def allowed(bundle: Bundle, memory: str | int, private: int = 0) -> int:
 
     Args:
         bundle: an open bundle.
-        memory: see :mod:`gemel.runtime.memory`.
+        memory: see :mod:`gemel.bundles.budget`.
         private: bytes of copies.
 
     Raises:

@@ -11,15 +11,15 @@ from typing import Any, Literal
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from ...bundles.blob import footprint
+from ...bundles.reader import Bundle
 from ...errors import BackendError, first_line
-from ..arena import WARM, ArenaStats, Loading
-from ..bake import Baked, bake
-from ..blob import footprint
-from ..bundle import Bundle
-from ..host_arena import HostArena
-from ..packing import decide
-from ..session import Bound, open_baked, usual_threads
-from .swapping import SwappingBackend
+from ..memory.arena import WARM, ArenaStats, Loading
+from ..memory.host_arena import HostArena
+from ..ort.bake import Baked, bake
+from ..ort.packing import decide
+from ..ort.session import Bound, open_baked, usual_threads
+from .arena_backend import SwappingBackend
 
 __all__ = ["Mode", "OrtCpu"]
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import onnxruntime as ort
 
+from ...bundles.manifest import Stage
+from ...bundles.program import read, split
+from ...bundles.reader import Bundle
 from ...errors import BackendError, first_line
-from ..arena import WARM, Loading
-from ..bundle import Bundle
-from ..cache import folder_for
 from ..device import Device, Stream
-from ..manifest import Stage
-from ..program import read, split
-from ..session import CPU, open_session, quiet
+from ..device_cache import folder_for
+from ..memory.arena import WARM, Loading
+from ..ort.session import CPU, open_session, quiet
 from .on_device import Array, DeviceArray, Executable, OnDevice
 
 __all__ = ["OrtCuda"]

@@ -13,14 +13,14 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from ...bundles.budget import budget
+from ...bundles.reader import Bundle
 from ...errors import BackendError, first_line
-from ..arena import WARM, Arena, Loading
-from ..bundle import Bundle
-from ..cache import folder_for
-from ..host_arena import forget
-from ..memory import budget
-from ..session import open_session, quiet
-from .swapping import SwappingBackend
+from ..device_cache import folder_for
+from ..memory.arena import WARM, Arena, Loading
+from ..memory.host_arena import forget
+from ..ort.session import open_session, quiet
+from .arena_backend import SwappingBackend
 
 __all__ = ["OrtSessions"]
 

@@ -9,16 +9,16 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from ...bundles.manifest import Stage
+from ...bundles.program import read, split
+from ...bundles.reader import Bundle
 from ...errors import BackendError, InputError
-from ..arena import WARM, Loading
-from ..bundle import Bundle
 from ..device import Device
 from ..engines.executables import Engine, Opener
 from ..engines.library import Library
 from ..engines.record import Engines
 from ..engines.store import Progress, engines_for
-from ..manifest import Stage
-from ..program import read, split
+from ..memory.arena import WARM, Loading
 from .on_device import Executable, OnDevice, OnHost, allowed
 
 __all__ = ["TensorRt"]

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..manifest import (
+from ...bundles.manifest import (
     CenterFaceDecode,
     ClassificationDecode,
     DecodeSpec,
@@ -21,8 +21,8 @@ from ..manifest import (
     SsdDecode,
     YoloDecode,
 )
-from ..preprocess import Geometry
-from ..results import Result
+from ...frames.preprocess import Geometry
+from .results import Result
 
 __all__ = ["Array", "Decoder", "RunStage", "build"]
 

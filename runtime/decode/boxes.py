@@ -13,11 +13,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ..manifest import CenterFaceDecode, FasterRcnnDecode, SsdDecode, YoloDecode
-from ..preprocess import Geometry
-from ..results import Detection
+from ...bundles.manifest import CenterFaceDecode, FasterRcnnDecode, SsdDecode, YoloDecode
+from ...frames.preprocess import Geometry
 from . import Array
-from .scores import label
+from .activations import label
+from .results import Detection
 
 __all__ = ["best", "best_of_each", "decode_deltas", "detections", "nms"]
 

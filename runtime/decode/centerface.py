@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..manifest import CenterFaceDecode
-from ..preprocess import Geometry
-from ..results import Detection
+from ...bundles.manifest import CenterFaceDecode
+from ...frames.preprocess import Geometry
 from . import Array, RunStage
 from .boxes import best, detections
+from .results import Detection
 
 __all__ = ["CenterFaceDecoder"]
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..manifest import ClassificationDecode
-from ..preprocess import Geometry
-from ..results import Class
+from ...bundles.manifest import ClassificationDecode
+from ...frames.preprocess import Geometry
 from . import Array, RunStage
-from .scores import label, softmax
+from .activations import label, softmax
+from .results import Class
 
 __all__ = ["ClassificationDecoder"]
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..manifest import EmbeddingDecode
-from ..preprocess import Geometry
-from ..results import Embedding
+from ...bundles.manifest import EmbeddingDecode
+from ...frames.preprocess import Geometry
 from . import Array, RunStage
+from .results import Embedding
 
 __all__ = ["EmbeddingDecoder"]
 

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from ..manifest import FasterRcnnDecode
-from ..preprocess import Geometry
-from ..results import Detection
+from ...bundles.manifest import FasterRcnnDecode
+from ...frames.preprocess import Geometry
 from . import Array, RunStage
+from .activations import sigmoid, softmax
 from .boxes import Indices, best, clip, decode_deltas, detections, nms
-from .scores import sigmoid, softmax
+from .results import Detection
 
 __all__ = ["FasterRcnnDecoder"]
 

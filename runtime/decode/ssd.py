@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from ..manifest import SsdDecode
-from ..preprocess import Geometry
-from ..results import Detection
+from ...bundles.manifest import SsdDecode
+from ...frames.preprocess import Geometry
 from . import Array, RunStage
+from .activations import logit, sigmoid, softmax
 from .boxes import Indices, best, best_of_each, decode_deltas, detections
-from .scores import logit, sigmoid, softmax
+from .results import Detection
 
 __all__ = ["SsdDecoder"]
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..manifest import YoloDecode, YoloHead
-from ..preprocess import Geometry
-from ..results import Detection
+from ...bundles.manifest import YoloDecode, YoloHead
+from ...frames.preprocess import Geometry
 from . import Array, RunStage
+from .activations import logit, sigmoid
 from .boxes import Indices, best_of_each, detections
-from .scores import logit, sigmoid
+from .results import Detection
 
 __all__ = ["YoloDecoder"]
 

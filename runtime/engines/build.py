@@ -40,7 +40,7 @@ def build(
 
     Args:
         library: that builds.
-        proto: a serialised program, see :mod:`gemel.runtime.program`.
+        proto: a serialised program, see :mod:`gemel.bundles.program`.
         rows: inputs whose first dimension is free, and how large it may be; the engine is tuned for that size.
         targets: compute capabilities, as ``sm86``; left out, the device that is here.
         blob: where weights lie that are constants of the program.

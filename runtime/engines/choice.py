@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...bundles.manifest import Stage
+from ...bundles.program import with_constants
+from ...bundles.reader import Bundle
 from ...errors import BackendError, first_line
-from ..bundle import Bundle
 from ..device import Device, DeviceArray, Stream
-from ..manifest import Stage
-from ..program import with_constants
-from ..turns import medians
+from ..timing import medians
 from .build import Built, build
 from .executables import Opener
 from .library import Library

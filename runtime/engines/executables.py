@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ...bundles.manifest import Stage
+from ...bundles.onnx_wire import tensor_array
+from ...bundles.program import read
 from ...errors import BackendError
 from ..device import Device, DeviceArray, Stream
-from ..manifest import Stage
-from ..onnx_wire import tensor_array
-from ..program import read
 from .library import Library
 
 __all__ = ["BoundEngine", "Engine", "NoRoomError", "Opener", "RefitEngine", "allocate"]

@@ -8,10 +8,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from ...bundles.manifest import Id
+from ...bundles.reader import Bundle, sha256_of
 from ...errors import BundleError
-from .. import cache
-from ..bundle import Bundle, sha256_of
-from ..manifest import Id
+from .. import device_cache as cache
 
 __all__ = ["RECORD", "Choice", "EngineFile", "EngineSpec", "Engines", "Mode", "engine_path", "read_engines"]
 

@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter
 
+from ...bundles.manifest import ModelSpec, Stage
+from ...bundles.program import read, split
+from ...bundles.reader import CACHE, Bundle
 from ...errors import BackendError, BundleError
-from .. import cache
-from ..bundle import CACHE, Bundle
+from .. import device_cache as cache
 from ..device import Device
-from ..manifest import ModelSpec, Stage
-from ..program import read, split
 from .build import Built, build
 from .choice import pick
 from .library import LIBRARIES, Library

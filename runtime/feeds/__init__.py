@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
+from ...frames.frame import Frame, Image
+from ...frames.reader import Picture, Reader
+from ...frames.source import Opener, Source, is_local_file, package_file, resolve
 from .feed import Feed
-from .frame import Frame, Image
-from .reader import Picture, Reader
-from .source import Opener, Source, is_local_file, package_file, resolve
-from .timing import Backoff
+from .pacing import Backoff
 
 __all__ = [
     "Backoff",

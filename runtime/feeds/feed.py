@@ -8,11 +8,11 @@ from dataclasses import replace
 from threading import Condition, Event, Thread
 from time import monotonic
 
+from ...frames.frame import Frame
+from ...frames.reader import Picture, Reader, reason_of
+from ...frames.source import Opener
 from ..trace import Watch, unwatched
-from .frame import Frame
-from .reader import Picture, Reader, reason_of
-from .source import Opener
-from .timing import Backoff, Decimator, Timeline
+from .pacing import Backoff, Decimator, Timeline
 
 __all__ = ["Feed"]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from .jsonl import ResultsSink
 from .live import LiveTable
-from .results import ResultsSink
 from .sink import Sink
 from .video import VideoSink
 

@@ -9,8 +9,8 @@ from math import sqrt
 import cv2
 import numpy as np
 
+from ..decode.results import Detection, Result
 from ..feeds import Image
-from ..results import Detection, Result
 from .words import words
 
 __all__ = ["Color", "annotate", "palette"]

@@ -13,8 +13,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ..decode.results import Result
 from ..feeds import Feed, Frame
-from ..results import Result
 from .sink import Sink
 from .words import words
 

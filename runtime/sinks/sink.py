@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..decode.results import Result
 from ..feeds import Frame
-from ..results import Result
 
 __all__ = ["Sink"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from math import sqrt
 
-from ..results import Class, Detection, Embedding, Result
+from ..decode.results import Class, Detection, Embedding, Result
 
 __all__ = ["words"]
 

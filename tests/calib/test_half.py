@@ -8,10 +8,10 @@ import pytest
 from narrowing import drawn, frames, initializer, kinds, lowered, run, shapes
 from tiny_models import tiny
 
+from gemel.bundles.blob import tensor_id
 from gemel.calib.half import halve, held_back
 from gemel.calib.quantize import layers_of
 from gemel.calib.ranges import too_large
-from gemel.runtime.blob import tensor_id
 
 RANDOM = np.random.default_rng(0)
 

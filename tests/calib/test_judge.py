@@ -91,7 +91,7 @@ def test_models_without_a_measure_are_left_out(pair: Path, monkeypatch: pytest.M
     monkeypatch.setattr("gemel.calib.judge.task_of", refuse)
     judges, _, refused = judged(write_workload(pair, asked("a")))
     assert (judges, refused) == ({}, {"a": "query a: no measure"})
-    monkeypatch.setattr("gemel.merging.networks._cut", lambda query_, workload: refuse(None, query_))
+    monkeypatch.setattr("gemel.merging.models.networks._cut", lambda query_, workload: refuse(None, query_))
     assert judged(pair / "workload.yaml")[2] == {"a": "query a: no measure"}
 
 

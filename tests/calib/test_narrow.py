@@ -28,19 +28,19 @@ from narrowing import (
 from safetensors.torch import load_file, save_file
 from tiny_models import TinyTransformer, tiny
 
+from gemel.bundles.blob import tensor_id
+from gemel.bundles.manifest import ClassificationDecode, InputSpec
 from gemel.calib import narrow as narrowing_
 from gemel.calib.judge import Judge
 from gemel.calib.narrow import Settings, narrow, precisions_of
 from gemel.calib.record import Calibration, ModelRecord
 from gemel.calib.weights import Weights
-from gemel.compiler.lower import Lowered
-from gemel.compiler.sharing import kernels, prove
+from gemel.compiler.lowering.lower import Lowered
+from gemel.compiler.writing.sharing import kernels, prove
 from gemel.errors import CalibrationError, RetrainError
 from gemel.merging.tasks import task_of
-from gemel.runtime.blob import tensor_id
-from gemel.runtime.manifest import ClassificationDecode, InputSpec
 from gemel.workload import Workload, load
-from gemel.workload.models import models_of
+from gemel.workload.models.factory import models_of
 
 SHARED = ("stem.weight", "pointwise.weight", "head.weight")
 INT8 = Settings("int8", "min-max")

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from tiny_models import tiny
 from torch import Tensor, nn
 
+from gemel.bundles.blob import tensor_id
 from gemel.calib.quantize import int8_kernel, layers_of, observed, quantize
 from gemel.calib.ranges import peaks_of
-from gemel.runtime.blob import tensor_id
 
 RANDOM = np.random.default_rng(0)
 

@@ -13,11 +13,11 @@ import pytest
 from helpers import query, save
 from tiny_models import TinyTransformer, tiny
 
+from gemel.bundles.reader import open_bundle
+from gemel.check.source.numerics import compare
 from gemel.compiler import compile_workload
-from gemel.compiler.check import compare
 from gemel.compiler.passes import Choice, choose
 from gemel.errors import BundleError, CompileError, ModelError, SharingLostError, WorkloadError
-from gemel.runtime.bundle import open_bundle
 from gemel.workload import Workload, load
 
 Make = Callable[..., Workload]
@@ -129,7 +129,7 @@ def test_a_failure_while_writing_keeps_the_old_bundle(bundle_folder: Path, monke
     def full(*args: Any) -> str:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("gemel.runtime.blob.write", full)
+    monkeypatch.setattr("gemel.bundles.blob.write", full)
     with pytest.raises(OSError, match="No space left"):
         compile_workload(load(bundle_folder / "workload.yaml"), output)
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before

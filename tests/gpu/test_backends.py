@@ -11,15 +11,15 @@ import pytest
 from coverage import CASES, Case, bundle_of
 from engines_coverage import NARROW, frames_for
 
-from gemel.compiler.check import compare
+from gemel.bundles.manifest import Precision
+from gemel.bundles.reader import open_bundle
+from gemel.check.source.numerics import compare
 from gemel.errors import BackendError
 from gemel.runtime.backends import open_backend
 from gemel.runtime.backends.on_device import OnDevice
-from gemel.runtime.bundle import open_bundle
 from gemel.runtime.engines import choice
 from gemel.runtime.engines.library import LIBRARIES
 from gemel.runtime.engines.store import engines_in
-from gemel.runtime.manifest import Precision
 
 pytestmark = pytest.mark.gpu
 

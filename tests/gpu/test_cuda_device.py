@@ -12,7 +12,7 @@ from device_protocol import DeviceProtocol
 from segments import write_segments
 
 from gemel.runtime.device.cuda import CudaDevice
-from gemel.runtime.device_arena import DeviceArena
+from gemel.runtime.memory.device_arena import DeviceArena
 
 pytestmark = pytest.mark.gpu
 

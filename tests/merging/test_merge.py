@@ -14,13 +14,13 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from gemel.bundles.merge_report import MergeReport, read_report
 from gemel.compiler import compile_workload
 from gemel.errors import DataError, InputError
 from gemel.merging.merge import Listener, Options, merge_workload
 from gemel.merging.strategies import STRATEGIES, Settings
-from gemel.merging.training import Progress
+from gemel.merging.training.training import Progress
 from gemel.workload import load
-from gemel.workload.merge_report import MergeReport, read_report
 
 SHORT = Settings(steps=24, epochs=2, batch=50)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from swaps import Runs
 
-from gemel.runtime import pipeline
+from gemel.runtime.loop import pipeline
 from gemel.runtime.planning import review
 
 

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
+from gemel.bundles.budget import budget, parse_memory
+from gemel.bundles.reader import MANIFEST, Bundle, open_bundle
 from gemel.errors import BackendError, FeedError, InputError
-from gemel.runtime import profiling
 from gemel.runtime import run as run_module
 from gemel.runtime.backends import Backend
-from gemel.runtime.bundle import MANIFEST, Bundle, open_bundle
-from gemel.runtime.memory import budget, parse_memory
+from gemel.runtime.loop import profiling
+from gemel.runtime.loop.times import Times
 from gemel.runtime.planning.planner import POLICIES
 from gemel.runtime.planning.profile import Profile
 from gemel.runtime.run import Options, run_bundle
-from gemel.runtime.times import Times
 
 
 def test_offline_sees_every_frame(bundle: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ Images without labels have the original model as their teacher and judge.
 
 from __future__ import annotations
 
+from .data_sets import load_data, read_images
 from .images import Boxes, Images, joined
-from .load import load_data, read_images
 
 __all__ = ["Boxes", "Images", "joined", "load_data", "read_images"]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...errors import DataError
-from ...runtime.feeds.reader import IMAGE_SUFFIXES
+from ...frames.reader import IMAGE_SUFFIXES
 from .listing import Listing
 
 __all__ = ["class_folders", "list_classes", "list_flat"]

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...runtime.manifest import InputSpec
-from ...runtime.preprocess import Geometry
+from ...bundles.manifest import InputSpec
+from ...frames.preprocess import Geometry
 
 __all__ = ["Boxes", "Images", "joined"]
 
@@ -61,7 +61,7 @@ class Images:
             mirrored: left and right change places, within the part of the input that the frame covers.
 
         Returns:
-            ``[B, C, height, width]`` float32, bit for bit what :func:`gemel.runtime.preprocess.prepare` makes.
+            ``[B, C, height, width]`` float32, bit for bit what :func:`gemel.frames.preprocess.prepare` makes.
         """
         pixels = self.pixels[indices]
         if mirrored:

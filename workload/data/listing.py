@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...bundles.manifest import InputSpec
 from ...errors import DataError
-from ...runtime.feeds.source import Source
-from ...runtime.manifest import InputSpec
-from ...runtime.preprocess import Geometry, resize
+from ...frames.preprocess import Geometry, resize
+from ...frames.source import Source
 from .images import Boxes, Images
 from .video import pictures
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import DataError, FeedError
-from ...runtime.feeds.reader import reason_of
-from ...runtime.feeds.source import Source
+from ...frames.reader import reason_of
+from ...frames.source import Source
 
 __all__ = ["count_frames", "pictures"]
 

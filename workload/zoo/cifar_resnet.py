@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ...runtime.manifest import ClassificationDecode, DecodeSpec, InputSpec
+from ...bundles.manifest import ClassificationDecode, DecodeSpec, InputSpec
 
 __all__ = ["CifarResNet", "cifar_resnet"]
 

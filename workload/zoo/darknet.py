@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
+from ...bundles.manifest import DecodeSpec, InputSpec, YoloDecode, YoloHead
 from ...errors import ModelError
-from ...runtime.manifest import DecodeSpec, InputSpec, YoloDecode, YoloHead
 
 __all__ = ["Darknet", "YoloV3", "YoloV3Tiny", "load_darknet", "yolov3", "yolov3_tiny"]
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
 
-from ...runtime.manifest import DecodeSpec, EmbeddingDecode, InputSpec
+from ...bundles.manifest import DecodeSpec, EmbeddingDecode, InputSpec
 
 __all__ = ["MobileNetV2Features", "mobilenet_v2_features"]
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ...runtime.manifest import DecodeSpec, InputSpec, SsdDecode
+from ...bundles.manifest import DecodeSpec, InputSpec, SsdDecode
 
 __all__ = ["SsdLiteMobileNetV2", "same_padding", "ssdlite_mobilenet_v2"]
 

@@ -1,0 +1,1 @@
+"""A bundle beside plain ONNX Runtime sessions of the same models."""

@@ -1,0 +1,139 @@
+"""``gemel bench``: swap-in, latency and memory beside plain ONNX Runtime sessions of the same models.
+
+Every figure of one kind comes from one run in which both sides take turns, because machines drift. Each part runs in a
+fresh interpreter, so that neither side's memory and caches, nor what the caller has imported, count for the other.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.table import Table
+
+from ...bundles.reader import Bundle
+from ...errors import BackendError, BundleError
+from ...runtime.backends.ort_cpu import OrtCpu
+
+__all__ = ["Figures", "latency", "measure", "table"]
+
+Figures = dict[str, Any]
+
+
+def measure(
+    bundle: Bundle,
+    *,
+    rounds: int = 30,
+    plain: Mapping[str, Path] | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Figures:
+    """Measure a bundle.
+
+    Args:
+        bundle: whose models are measured; its device cache is made if it is missing.
+        rounds: runs of each model on each side.
+        plain: model name to the ONNX file of the other side; the bundle's own files when left out.
+        say: told of each part before it starts.
+
+    Returns:
+        ``swap_ms``, ``bind_ms`` (a first swap-in) and ``plain_load_ms`` (p50, p99), ``swap_ratio``; ``latency_ratio``
+        (CPU time of one thread, gemel / plain, median over models) and ``latency_ratios`` by model; ``memory_mb`` and
+        ``plain_memory_mb`` (PSS of a process that has run every model once), ``blob_mb``; ``first_result_s`` from
+        importing gemel.runtime to the first output.
+    """
+    files = {name: str(path.absolute()) for name, path in _files(bundle, plain).items()}
+    path = str(bundle.path.absolute())
+    with OrtCpu(bundle, threads=1) as backend:
+        swapped = sum(backend.baked.segments[name].length for name in backend.segments)
+        weights = swapped + backend.budget - backend.room
+    figures: Figures = {"models": len(files), "plain_is": "export" if plain else "bundle", "blob_mb": weights / 1e6}
+    say("swap-in and session load")
+    figures.update(_apart("swaps", path=path, files=files))
+    figures["swap_ratio"] = figures["plain_load_ms"]["p50"] / figures["swap_ms"]["p50"]
+    say("latency, one thread, in turn")
+    figures["latency_ratios"] = {}
+    figures["latency_ms"] = {}
+    for name, file in files.items():
+        ratio, ours, theirs = latency(path, name, file, rounds)
+        figures["latency_ratios"][name] = ratio
+        figures["latency_ms"][name] = {"gemel": ours, "plain": theirs}
+    figures["latency_ratio"] = median(figures["latency_ratios"].values())
+    say("memory after a run of each model")
+    figures["memory_mb"] = _apart("memory", path=path, files=None)
+    figures["plain_memory_mb"] = _apart("memory", path=path, files=files)
+    say("import to first result")
+    figures["first_result_s"] = median(_first_result(path) for _ in range(3))
+    return figures
+
+
+def _files(bundle: Bundle, plain: Mapping[str, Path] | None) -> Mapping[str, Path]:
+    models = bundle.manifest.models
+    if plain is None:
+        return {name: bundle.file(model.stages["main"].file) for name, model in models.items()}
+    missing = [name for name in models if name not in plain]
+    if missing:
+        raise BundleError(f"the workload has no query {missing[0]!r}, from which the bundle has a model")
+    return {name: plain[name] for name in models}
+
+
+def latency(path: Path | str, model: str, file: Path | str, rounds: int) -> tuple[float, float, float]:
+    """CPU time of one run of a model's main stage on one thread, beside a default session of an ONNX file.
+
+    Returns:
+        gemel / file, and both medians in milliseconds.
+    """
+    arguments = {"path": str(Path(path).absolute()), "file": str(Path(file).absolute())}
+    ratio, ours, theirs = _apart("latency", model=model, rounds=rounds, **arguments)
+    return ratio, ours, theirs
+
+
+def table(figures: Figures) -> Table:
+    """The figures for people."""
+    rows = Table(title=f"{figures['models']} models", title_justify="left", box=SIMPLE)
+    for column, side in (("figure", "left"), ("gemel", "right"), ("plain sessions", "right"), ("ratio", "right")):
+        rows.add_column(column, justify=side)  # type: ignore[arg-type]
+    load = figures["plain_load_ms"]
+    for title, key in (("swap-in", "swap_ms"), ("first swap-in", "bind_ms")):
+        for name, value in figures[key].items():
+            faster = f"1/{load[name] / value:.0f}"
+            rows.add_row(f"{title}, {name}", f"{value:.3f} ms", f"{load[name]:.1f} ms", faster)
+    for name, ratio in figures["latency_ratios"].items():
+        both = figures["latency_ms"][name]
+        rows.add_row(f"CPU time, {name}", f"{both['gemel']:.1f} ms", f"{both['plain']:.1f} ms", f"{ratio:.3f}")
+    ours, theirs = figures["memory_mb"], figures["plain_memory_mb"]
+    rows.add_row("memory (PSS)", f"{ours:.0f} MB", f"{theirs:.0f} MB", f"{ours / theirs:.2f}")
+    rows.add_row("of which weights", f"{figures['blob_mb']:.0f} MB", "", "")
+    rows.add_row("import to first result", f"{figures['first_result_s']:.2f} s", "", "")
+    return rows
+
+
+def _first_result(path: str) -> float:
+    """Seconds from before the import to the first output, in a fresh interpreter."""
+    script = (
+        "import sys, time; began = time.perf_counter(); import gemel.runtime\n"
+        "from gemel.check.bench.worker import first_result; first_result(sys.argv[1])\n"
+        "print(time.perf_counter() - began)"
+    )
+    return float(_python("first result", "-c", script, path))
+
+
+def _apart(part: str, **arguments: Any) -> Any:
+    """Run a part of :mod:`gemel.check.bench.worker` in a fresh interpreter."""
+    return json.loads(_python(part, "-m", "gemel.check.bench.worker", part, json.dumps(arguments)))
+
+
+def _python(part: str, *arguments: str) -> str:
+    # In an empty folder: -c and -m search the working folder first, which may be a bundle from anywhere.
+    with tempfile.TemporaryDirectory(prefix="gemel-bench-") as folder:
+        command = [sys.executable, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    if done.returncode:
+        raise BackendError(f"bench: {part} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+    return done.stdout

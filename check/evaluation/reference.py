@@ -1,0 +1,78 @@
+"""What is right: the answers of models that have all the memory and time that they want."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from threading import Event
+
+from ...bundles.manifest import feeds_from
+from ...bundles.reader import Bundle
+from ...errors import FeedError
+from ...runtime.backends import open_backend
+from ...runtime.feeds import Feed, Source, resolve
+from ...runtime.loop import pipeline
+from ...runtime.loop.inference import Inference
+from .answers import Recorder
+
+__all__ = ["answer_all", "recordings"]
+
+
+def recordings(bundle: Bundle, sources: Mapping[str, str]) -> dict[str, Source]:
+    """The sources of all feeds that have a query, each of which can be played again and again.
+
+    Args:
+        bundle: an open bundle.
+        sources: feed name to the source that replaces the bundle's.
+
+    Raises:
+        FeedError: one is a camera or a stream, or cannot be read; or ``sources`` names a feed that does not exist.
+    """
+    specs = feeds_from(bundle.manifest.feeds, sources)
+    found: dict[str, Source] = {}
+    for name in dict.fromkeys(query.feed for query in bundle.manifest.queries.values()):
+        source = resolve(name, specs[name].source, fps=specs[name].fps)
+        if source.live:
+            raise FeedError(
+                f"feed {name!r}: {source} cannot be played again to know what is right;"
+                f" give a recording with --feed {name}=FILE"
+            )
+        source.probe()
+        found[name] = source
+    return found
+
+
+def answer_all(
+    bundle: Bundle,
+    sources: Mapping[str, Source],
+    frames: Mapping[str, int],
+    *,
+    backend: str | None = None,
+    threads: int | None = None,
+    stop: Event | None = None,
+) -> Recorder:
+    """Run every query on every frame of its feed, all weights in memory.
+
+    A feed decides by the recording's own time which of its pictures become frames, so a frame's index means the same
+    picture here as in a live run, also where the recording has begun again.
+
+    Args:
+        bundle: an open bundle.
+        sources: of each feed, see :func:`recordings`.
+        frames: how many of each feed, which ends earlier where its recording does; it loops if the bundle says so.
+        backend, threads: see :func:`gemel.runtime.backends.open_backend`.
+        stop: set it to end early.
+
+    Raises:
+        BackendError: the device cannot run the bundle.
+    """
+    recorder = Recorder()
+    content = bundle.manifest
+    with open_backend(bundle, backend, memory="all", threads=threads) as device:
+        infer = Inference(bundle, device)
+        for name, count in frames.items():
+            if count == 0:
+                continue
+            feed = Feed(name, sources[name], fps=content.feeds[name].fps, loop=content.feeds[name].loop)
+            queries = {query: name for query, spec in content.queries.items() if spec.feed == name}
+            pipeline.run(queries, {name: feed}, infer, [recorder], live=False, frames=count, stop=stop)
+    return recorder

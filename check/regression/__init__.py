@@ -1,0 +1,1 @@
+"""A bundle beside the baseline of an earlier one."""

@@ -1,0 +1,222 @@
+"""Baselines: what a bundle and its engines were like when somebody looked, to see later whether they got worse.
+
+A baseline outlives training: it holds names, counts and sizes, and no id of a tensor, as those change with every
+weight. It travels between machines: what is timed is kept as a ratio to a plain session of the same model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ...bundles.manifest import Id, Name, problem
+from ...bundles.program import Program, read, split
+from ...bundles.reader import Bundle
+from ...errors import InputError
+from ...runtime.device_cache import write_whole
+from ...runtime.engines.store import engines_in
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Baseline",
+    "EnginesBaseline",
+    "StageBaseline",
+    "baseline_of",
+    "measure_latency",
+    "read_baseline",
+    "write_baseline",
+]
+
+SCHEMA_VERSION = "1.0"
+
+_ROUNDS = 30
+"""Runs of each model that are timed."""
+_FLOATS = frozenset({1, 10, 11, 16})
+"""TensorProto's float, float16, double and bfloat16."""
+
+Use = Annotated[str, Field(pattern=r"^[^/:]+/[^/:]+: .+$")]
+"""``model/stage: name`` of an initializer in the stage's ONNX file."""
+Size = Annotated[int, Field(ge=0)]
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class StageBaseline(_Value):
+    program: Id
+    graph: Id
+    """Digest of the program without the values of its constant floats, which training may change."""
+    operators: dict[str, Size]
+    """How many nodes the program has of each."""
+    inputs: Size
+    """Weights that are inputs."""
+
+
+class ModelBaseline(_Value):
+    mode: Literal["bound", "constant"]
+    stages: dict[Name, StageBaseline]
+
+
+class SharedBaseline(_Value):
+    bytes: Size
+    uses: tuple[Use, ...]
+
+
+class EngineBaseline(_Value):
+    bytes: Size
+    layers: Size
+    inputs: Size
+
+
+class EnginesBaseline(_Value):
+    library: str
+    version: str
+    targets: tuple[str, ...]
+    device: str | None = None
+    engines: dict[Name, dict[Name, EngineBaseline]]
+    """By model and stage."""
+
+
+class Baseline(_Value):
+    schema_version: str = SCHEMA_VERSION
+    unique_bytes: Size
+    """Of all weights, each distinct tensor counted once."""
+    models: dict[Name, ModelBaseline]
+    shared: tuple[SharedBaseline, ...]
+    """Tensors that are used in more than one place."""
+    engines: tuple[EnginesBaseline, ...]
+    latency: dict[Name, Annotated[float, Field(gt=0)]] = {}
+    """Run time of a model on ort-cpu, as a multiple of a plain ONNX Runtime session's; empty if it was not measured."""
+
+
+def baseline_of(bundle: Bundle, latency: Mapping[str, float] | None = None) -> Baseline:
+    """What a bundle is like now, with the engines that lie in its folder.
+
+    Args:
+        bundle: an open bundle.
+        latency: see :func:`measure_latency`; left out where it was not measured.
+
+    Raises:
+        BundleError: an engine is damaged.
+        BackendError: a graph that cannot be taken apart.
+    """
+    content = bundle.manifest
+    models: dict[str, ModelBaseline] = {}
+    uses: dict[str, list[str]] = defaultdict(list)
+    for name, model in content.models.items():
+        stages = {}
+        for stage, spec in model.stages.items():
+            program = split(read(bundle.file(spec.file).read_bytes()))
+            stages[stage] = _stage(program)
+            for weight, tensor in zip(program.weights, spec.weights, strict=True):
+                uses[tensor].append(f"{name}/{stage}: {weight}")
+        models[name] = ModelBaseline(mode=model.mode, stages=stages)
+    shared = [
+        SharedBaseline(bytes=content.tensors[tensor].length, uses=tuple(sorted(places)))
+        for tensor, places in uses.items()
+        if len(places) > 1
+    ]
+    return Baseline(
+        unique_bytes=sum(tensor.length for tensor in content.tensors.values()),
+        models=models,
+        shared=tuple(sorted(shared, key=lambda each: each.uses)),
+        engines=tuple(
+            EnginesBaseline(
+                library=built.library,
+                version=built.version,
+                targets=built.targets,
+                device=built.device,
+                engines={
+                    name: {
+                        stage: EngineBaseline(**built.engines[spec.program].model_dump())
+                        for stage, spec in model.stages.items()
+                        if spec.program in built.engines
+                    }
+                    for name, model in content.models.items()
+                },
+            )
+            for built in sorted(engines_in(bundle), key=lambda each: each.title)
+        ),
+        latency=latency or {},
+    )
+
+
+def measure_latency(bundle: Bundle, progress: Callable[[str], None] = lambda model: None) -> dict[str, float]:
+    """CPU time of a run of each model on one thread, as a multiple of a plain ONNX Runtime session's in the same run.
+
+    Args:
+        bundle: an open bundle; its device cache is made if it is missing.
+        progress: told of each model before it is measured.
+
+    Raises:
+        BackendError: a model cannot be run.
+    """
+    from ..bench.bench import latency
+
+    found = {}
+    for name, model in bundle.manifest.models.items():
+        progress(name)
+        ratio, _, _ = latency(bundle.path, name, bundle.file(model.stages["main"].file), _ROUNDS)
+        found[name] = float(f"{ratio:.4g}")
+    return found
+
+
+def read_baseline(path: Path) -> Baseline:
+    """
+    Raises:
+        InputError: the file cannot be read, is no baseline, or is of another version.
+    """
+    try:
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise InputError(f"{path}: a JSON object is expected")
+    version = document.get("schema_version")
+    if str(version).partition(".")[0] != SCHEMA_VERSION.partition(".")[0]:
+        raise InputError(
+            f"{path}: schema_version is {version!r}, this gemel reads {SCHEMA_VERSION!r}: gemel check --write-baseline"
+            " writes it anew"
+        )
+    try:
+        return Baseline.model_validate(document)
+    except ValidationError as error:
+        raise InputError(f"{path}: {problem(error)}") from error
+
+
+def write_baseline(path: Path, baseline: Baseline) -> None:
+    """Write a baseline as JSON, an old one staying whole until the new one is.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: cannot be written: it is not a plain file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, f"{baseline.model_dump_json(indent=1)}\n".encode())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _stage(program: Program) -> StageBaseline:
+    model = read(program.proto)
+    operators = Counter(node.op_type for node in model.graph.node)
+    for tensor in model.graph.initializer:
+        if tensor.data_type in _FLOATS:
+            for field in ("raw_data", "float_data", "double_data", "int32_data"):
+                tensor.ClearField(field)
+    digest = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()[:32]
+    return StageBaseline(
+        program=program.id, graph=digest, operators=dict(sorted(operators.items())), inputs=len(program.weights)
+    )

@@ -1,0 +1,1 @@
+"""A bundle beside the models that it was compiled from."""

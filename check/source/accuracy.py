@@ -1,0 +1,148 @@
+"""``gemel check --accuracy``: how well a bundle's queries do on this device, beside the models it was compiled from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...bundles.merge_report import MERGE_REPORT, read_report
+from ...bundles.reader import Bundle
+from ...errors import BundleError, DataError, RetrainError
+from ...merging.models.networks import Network, each_network
+from ...merging.tasks import Outputs, task_of
+from ...merging.training.subjects import evaluate
+from ...runtime.backends import Backend, open_backend
+from ...workload.data import Images, load_data
+from ...workload.document.schema import Query, Workload
+from ...workload.models.factory import models_of
+
+__all__ = ["Judged", "NotJudged", "verify_accuracy"]
+
+_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Accuracies of one query, from 0 to 1, on the images that merging judges by."""
+
+    query: str
+    bundle: float
+    source: float
+    """Of the PyTorch or ONNX model."""
+    reached: float | None
+    """What merge.json says; None without one, and without labels: there it is agreement with a model of before."""
+    images: int
+    labelled: bool
+    """Against labels; else agreement with the source model."""
+    part: float | None = None
+    """Of a narrower model: the part of the source's accuracy that it must keep."""
+
+    @property
+    def tolerance(self) -> float:
+        """Rounding may turn an answer that was on the edge: a thousandth, or one image where there are fewer."""
+        return max(_TOLERANCE, 1 / self.images)
+
+    @property
+    def passed(self) -> bool:
+        if self.part is not None:
+            return self.bundle >= self.source * self.part - self.tolerance
+        wanted = [self.source] if self.reached is None else [self.source, self.reached]
+        # Quotients of the same counts may differ in their last digit.
+        return all(abs(self.bundle - value) <= self.tolerance + 1e-9 for value in wanted)
+
+
+@dataclass(frozen=True)
+class NotJudged:
+    """A query whose accuracy cannot be told: there is no measure for its model, or nothing to see in its images."""
+
+    query: str
+    reason: str
+
+
+def verify_accuracy(
+    bundle: Bundle, workload: Workload, parts: Mapping[str, float] | None = None
+) -> Iterator[Judged | NotJudged]:
+    """Judge every query of a bundle: it is as good as its source, or, where it is narrower, good enough.
+
+    Args:
+        bundle: compiled from ``workload``.
+        workload: where the source models and the images are.
+        parts: of queries of narrower models, the part of the source's accuracy that they must keep.
+
+    Raises:
+        BundleError: the workload has no such query, or another model for it.
+        DataError: a query without images.
+    """
+    queries = bundle.manifest.queries
+    if missing := [name for name in queries if name not in {query.name for query in workload.queries}]:
+        raise BundleError(f"{workload.path}: has no query {missing[0]!r}, which the bundle has")
+    reached = _reached(bundle)
+    refused: dict[str, RetrainError] = {}
+    with open_backend(bundle) as backend:
+        for network in each_network(workload, refused.__setitem__):
+            for query in network.queries:
+                if query.name in queries:
+                    found = _judge(bundle, backend, workload, network, query, reached.get(query.name))
+                    part = (parts or {}).get(query.name)
+                    yield replace(found, part=part) if isinstance(found, Judged) else found
+    for name, model in models_of(workload).items():
+        if model in refused and name in queries:
+            yield NotJudged(name, str(refused[model]))
+
+
+def _reached(bundle: Bundle) -> dict[str, float]:
+    if MERGE_REPORT not in bundle.manifest.files:
+        return {}
+    return {name: found.reached for name, found in read_report(bundle.file(MERGE_REPORT)).queries.items()}
+
+
+def _judge(
+    bundle: Bundle, backend: Backend, workload: Workload, network: Network, query: Query, reached: float | None
+) -> Judged | NotJudged:
+    name = bundle.manifest.queries[query.name].model
+    model = bundle.manifest.models[name]
+    if network.cut.input != model.input:
+        raise BundleError(f"query {query.name}: the bundle was compiled for another input: {model.input}")
+    try:
+        task = task_of(network, query)
+    except RetrainError as error:
+        return NotJudged(query.name, str(error))
+    _, images = load_data(query, workload, model.input, getattr(network.cut.decode, "classes", None))
+    stage = network.cut.stages["main"]
+    source = evaluate(stage.module.eval(), images, torch.device("cpu"))
+    try:
+        own = task.accuracy(source, source, images)
+    except DataError as error:
+        return NotJudged(query.name, str(error))
+    found = _run(backend, name, model.stages["main"].inputs[0].name, stage.outputs, images)
+    labelled = images.labels is not None or images.boxes is not None
+    return Judged(
+        query.name,
+        bundle=task.accuracy(found, source, images),
+        source=own,
+        reached=reached if labelled else None,
+        images=len(images),
+        labelled=labelled,
+    )
+
+
+def _run(backend: Backend, model: str, port: str, names: tuple[str, ...], images: Images) -> Outputs:
+    """What the bundle gives for each image alone, as :func:`gemel.runtime.loop.inference.Inference` runs it."""
+    rows: list[list[Tensor]] = []
+    backend.activate(model)
+    try:
+        for index in range(len(images)):
+            image = np.ascontiguousarray(images.batch(torch.tensor([index])).numpy())
+            outputs = backend.run(model, "main", {port: image})
+            if set(outputs) != set(names):
+                raise BundleError(
+                    f"model {model}: the bundle's outputs are {', '.join(outputs)}, not {', '.join(names)}"
+                )
+            rows.append([torch.from_numpy(outputs[name]).float() for name in names])
+    finally:
+        backend.release(model)
+    return tuple(torch.cat(column) for column in zip(*rows, strict=True))

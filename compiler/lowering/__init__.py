@@ -1,0 +1,1 @@
+"""One model of a workload as clean ONNX graphs."""

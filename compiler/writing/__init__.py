@@ -1,0 +1,1 @@
+"""Models as the files of a bundle, with a proof that sharing survived."""

@@ -1,0 +1,179 @@
+"""What a merge reported, held against the weights that are compiled and the bundle that comes of them."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...bundles.blob import tensor_id
+from ...bundles.manifest import Manifest
+from ...bundles.merge_report import MERGE_REPORT, MergeReport, SharedTensor, UseReport, read_report
+from ...errors import SharingLostError, WorkloadError
+from ...workload.document.schema import Workload
+from ..lowering.lower import Lowered
+from ..passes.edit import constant
+from .sharing import Use
+
+__all__ = ["Account", "Merged", "Places", "account", "find_merged", "locate_shared"]
+
+Places = Sequence[tuple[SharedTensor, tuple[Use, ...]]]
+"""Every shared tensor, and the initializers that hold it."""
+
+
+@dataclass(frozen=True)
+class Merged:
+    """merge.json beside a workload."""
+
+    path: Path
+    content: bytes
+    report: MergeReport
+    onnx: frozenset[str]
+    """Models that come from ONNX files."""
+
+
+@dataclass(frozen=True)
+class Account:
+    """What became of a merge in a bundle, in bytes."""
+
+    tensors: int
+    shared: int
+    """Freed by the sharing that merge.json names."""
+    waived: int
+    """That it would free besides, if small kernels were not folded on purpose."""
+    unique: int
+    """Held of the models that merge.json reports on."""
+    reported: int
+    """``merged_bytes`` of merge.json."""
+
+
+def find_merged(workload: Workload, model_of: Mapping[str, str]) -> Merged | None:
+    """The report of the merge that wrote a workload; None where no merge did.
+
+    Args:
+        workload: the report lies beside it.
+        model_of: query name to model name.
+
+    Raises:
+        WorkloadError: the file is no such report, or that of another workload.
+    """
+    path = workload.root / MERGE_REPORT
+    if not path.exists():
+        return None
+    report = read_report(path)
+    uses = [use for tensor in report.shared for use in tensor.uses]
+    for query, entry in report.queries.items():
+        if model_of.get(query) != entry.model:
+            raise _of_another(path, workload, f"query {query} with model {entry.model}")
+    if strange := [use.query for use in uses if use.query not in model_of.values()]:
+        raise _of_another(path, workload, f"model {strange[0]}")
+    if twice := [use for use, count in Counter(uses).items() if count > 1]:
+        raise WorkloadError(f"{path}: shared: {twice[0].parameter} of {twice[0].query} is there twice")
+    onnx = frozenset(query.name for query in workload.queries if query.model.onnx is not None)
+    return Merged(path, path.read_bytes(), report, onnx)
+
+
+def _of_another(path: Path, workload: Workload, what: str) -> WorkloadError:
+    return WorkloadError(
+        f"{path}: is of another workload: it reports on {what}, which {workload.path.name} has not; put the one there"
+        " that gemel merge wrote, or none"
+    )
+
+
+def locate_shared(merged: Merged, held: Mapping[str, Sequence[Use]], models: Iterable[Lowered]) -> Places:
+    """Find every shared tensor in the graphs.
+
+    A PyTorch model's initializers are called as its weights are. In an ONNX file names may be others, and a matrix may
+    lie the other way round: there it is enough that the model holds the tensor.
+
+    Args:
+        merged: what was reported.
+        held: from :func:`~gemel.compiler.writing.sharing.kernels`, before any pass that changes weights.
+        models: the same.
+
+    Raises:
+        SharingLostError: a model holds other weights than the report says.
+        WorkloadError: a tensor is smaller or larger than the report says, or held less often.
+    """
+    by_name = {model.name: model for model in models}
+    tensor_of: dict[Use, str] = {}
+    called: dict[tuple[str, str], list[Use]] = defaultdict(list)
+    holders: dict[tuple[str, str], list[Use]] = defaultdict(list)
+    for tensor, uses in held.items():
+        for use in uses:
+            tensor_of[use] = tensor
+            holders[use[0], tensor].append(use)
+            if use[0] not in merged.onnx:
+                called[use[0], use[2]].append(use)
+            elif (array := _array(by_name, use)).ndim == 2:
+                holders[use[0], tensor_id(np.ascontiguousarray(array.T))].append(use)
+    places = []
+    for index, shared in enumerate(merged.report.shared):
+        found: dict[Use, None] = {}
+        for each in shared.uses:
+            named = called[each.query, each.parameter]
+            # A weight that a model has under two names is exported under one of them.
+            here = named or holders[each.query, shared.tensor]
+            if not here or any(tensor_of[use] != shared.tensor for use in named):
+                raise _lost(merged.path, shared, each)
+            found |= dict.fromkeys(here)
+        # Several layers of an ONNX file may read one initializer; in PyTorch each has its own.
+        reported = sum(each.query not in merged.onnx for each in shared.uses)
+        if (count := sum(use[0] not in merged.onnx for use in found)) < reported:
+            raise WorkloadError(f"{merged.path}: shared.{index}.uses: {reported}; the models hold it {count} times")
+        if (size := _array(by_name, next(iter(found))).nbytes) != shared.bytes:
+            raise WorkloadError(f"{merged.path}: shared.{index}.bytes: {shared.bytes}; the tensor has {size}")
+        places.append((shared, tuple(found)))
+    return places
+
+
+def _lost(path: Path, tensor: SharedTensor, use: UseReport) -> SharingLostError:
+    other = next(each for each in tensor.uses if each != use)
+    return SharingLostError(
+        f"{path} says that {use.parameter} of {use.query} and {other.parameter} of {other.query} share a tensor; the"
+        f" weights of {use.query} differ; run gemel merge --resume"
+    )
+
+
+def account(merged: Merged, places: Places, models: Iterable[Lowered], content: Manifest) -> Account:
+    """Prove that a bundle shares what was merged, but for what was waived; see :func:`.sharing.prove`.
+
+    Args:
+        merged: what was reported.
+        places: from :func:`locate_shared`.
+        models: after the passes.
+        content: of the bundle that was written of them.
+
+    Raises:
+        SharingLostError: naming a weight that the bundle does not hold.
+    """
+    by_name = {model.name: model for model in models}
+    shared = waived = 0
+    for tensor, uses in places:
+        copies = set()
+        for model, stage, name in uses:
+            array = _array(by_name, (model, stage, name))
+            copies.add(copy := tensor_id(array))
+            # A single number is part of the program.
+            if copy not in content.models[model].stages[stage].weights and array.size > 1:
+                raise SharingLostError(f"sharing lost in compilation: {name} of {model} is not in the bundle")
+        count = len(copies)
+        shared += tensor.bytes * (len(tensor.uses) - count)
+        waived += tensor.bytes * (count - 1)
+    covered = {entry.model for entry in merged.report.queries.values()}
+    unique = sum(
+        content.tensors[tensor].length
+        for segment in content.segments.values()
+        if covered.intersection(segment.models)
+        for tensor in segment.tensors
+    )
+    return Account(len(places), shared, waived, unique, merged.report.merged_bytes)
+
+
+def _array(models: Mapping[str, Lowered], use: Use) -> NDArray[np.float32]:
+    model, stage, name = use
+    return constant(models[model].stages[stage].graph.initializers[name])

@@ -1,0 +1,1 @@
+"""gemel analyze: where memory is, and what sharing would free."""

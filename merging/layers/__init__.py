@@ -1,0 +1,1 @@
+"""Layers, their definitions and groups, and which of them hold one tensor."""

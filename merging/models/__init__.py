@@ -1,0 +1,1 @@
+"""The models of a workload as PyTorch modules, whatever file they came from."""

@@ -1,0 +1,76 @@
+"""What a search's journal says of trials, and the weights beside it, in the form in which they are on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from ...errors import InputError, first_line
+from ..layers.sharing import Use
+from ..strategies import Verdict
+from ..training.subjects import State
+from ..training.trial import Outcome, Trial
+
+__all__ = ["entry_of", "key_of", "outcome_of", "pack", "unpack"]
+
+
+def entry_of(verdict: Verdict) -> dict[str, Any]:
+    """What is written of a trial."""
+    outcome = verdict.outcome
+    return {
+        "key": key_of(verdict.trial),
+        "group": verdict.trial.group,
+        "accepted": verdict.accepted,
+        "accuracies": outcome.accuracies,
+        "relative": outcome.relative,
+        "met": sorted(outcome.met),
+        "samples": outcome.samples,
+        "seconds": outcome.seconds,
+        "ended": outcome.ended,
+        "strain": [[list(use), value] for use, value in sorted(outcome.strain.items())],
+    }
+
+
+def outcome_of(entry: Mapping[str, Any]) -> Outcome:
+    """What :func:`entry_of` wrote, for a search that goes on; the weights are not in it."""
+    strain = {Use(*use): value for use, value in entry["strain"]}
+    fields = {name: entry[name] for name in ("accuracies", "relative", "samples", "seconds", "ended")}
+    return Outcome(met=frozenset(entry["met"]), strain=strain, **fields)
+
+
+def key_of(trial: Trial) -> str:
+    """A hash that is equal for equal trials, in any process."""
+    fields = asdict(trial) | {"learners": sorted(trial.learners)}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def pack(states: Mapping[str, State]) -> bytes:
+    """The weights of several models as one safetensors file."""
+    content: bytes = save(
+        {f"{model}/{name}": value for model, state in states.items() for name, value in state.items()}
+    )
+    return content
+
+
+def unpack(path: Path) -> dict[str, State]:
+    """What :func:`pack` gave.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: damaged; the search cannot be resumed: {first_line(error)}") from error
+    states: dict[str, State] = {}
+    for name, value in tensors.items():
+        model, _, parameter = name.partition("/")
+        states.setdefault(model, {})[parameter] = value
+    return states

@@ -1,0 +1,1 @@
+"""Joint retraining: where it starts, what models learn from, and how they are judged."""

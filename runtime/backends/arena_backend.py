@@ -1,0 +1,77 @@
+"""What backends have in common that keep weights in an arena."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+from ...errors import BackendError
+from ..memory.arena import Arena, ArenaStats
+
+__all__ = ["SwappingBackend"]
+
+A = TypeVar("A", bound=Arena)
+B = TypeVar("B", bound="SwappingBackend[Any]")
+
+
+class SwappingBackend(ABC, Generic[A]):
+    """The part of :class:`gemel.runtime.backends.Backend` that only passes on to the arena.
+
+    Args:
+        arena: where weights are; closed with the backend.
+    """
+
+    def __init__(self, arena: A) -> None:
+        self.arena = arena
+        self._active: set[str] = set()
+
+    @abstractmethod
+    def segments_of(self, model: str) -> tuple[str, ...]: ...
+
+    @property
+    def segments(self) -> Mapping[str, int]:
+        return self.arena.sizes
+
+    @property
+    def room(self) -> int:
+        return self.arena.budget
+
+    @property
+    def stats(self) -> ArenaStats:
+        return self.arena.stats
+
+    def prefetch(self, load: Sequence[str], evict: Sequence[str] = (), done: Callable[[], None] = lambda: None) -> None:
+        self.arena.prefetch(load, evict, done)
+
+    def loaded(self, segments: Sequence[str]) -> bool:
+        return self.arena.loaded(segments)
+
+    def evict(self) -> None:
+        self.arena.evict()
+
+    def activate(self, model: str) -> None:
+        if model not in self._active:
+            self.arena.acquire(self.segments_of(model))
+            self._active.add(model)
+
+    def release(self, model: str) -> None:
+        if model in self._active:
+            self._active.remove(model)
+            self.arena.release(self.segments_of(model))
+
+    def close(self) -> None:
+        self.arena.close()
+
+    def __enter__(self: B) -> B:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_active(self, model: str, stage: str) -> None:
+        if model not in self._active:
+            raise BackendError(f"model {model!r}, stage {stage!r}: not active; call activate() first")

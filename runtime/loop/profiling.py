@@ -1,0 +1,150 @@
+"""The profile of a bundle on this device, measured once.
+
+Times are kept in the device cache, beside what was made of the bundle for the device; all else that a profile says
+follows from the bundle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import stat
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from ...bundles.reader import Bundle
+from ...errors import InputError
+from ..backends import Backend
+from ..device_cache import write_whole
+from ..planning.profile import Profile, parse_profile
+from .times import Progress, Times, measure_times
+
+__all__ = ["DEFAULT_FPS", "kept_at", "measure", "profile_of"]
+
+DEFAULT_FPS = 30.0
+"""Of a feed whose rate the bundle does not state: a usual camera's."""
+
+_VERSION = "1"
+"""Changed whenever :mod:`.times` would measure the same bundle differently."""
+
+
+class _Kept(BaseModel):
+    times: Times
+    digest: str
+    """Of the times and of all that they depend on."""
+
+
+def measure(bundle: Bundle, backend: Backend, *, progress: Progress = lambda what: None) -> Profile:
+    """The profile of a bundle on this device.
+
+    How times are measured, and on what: :func:`.times.measure_times`. A query whose feed has no rate in the bundle
+    gets :data:`DEFAULT_FPS`. Its memory is the bytes that segments have on this backend: copies, which some models
+    hold beside them, are part of the backend's budget and not of a profile.
+
+    Args:
+        bundle: an open bundle.
+        backend: opened for it, with no model active.
+        progress: told what is measured next.
+
+    Raises:
+        BackendError: a model cannot be run, or holds its segments.
+        InputError: the bundle has no queries, or an SLA that is not possible.
+    """
+    return _profile(bundle, backend, measure_times(bundle, backend, progress))
+
+
+def profile_of(
+    bundle: Bundle,
+    backend: Backend,
+    *,
+    fresh: bool = False,
+    progress: Progress = lambda what: None,
+) -> Profile:
+    """The profile of a bundle from the device cache; measured, and kept there, where it is missing or damaged.
+
+    A cache that cannot be written is no error: the profile is measured again next time.
+
+    Args:
+        bundle: an open bundle.
+        backend: see :func:`measure`; not touched where the profile is kept already.
+        fresh: measure in any case.
+        progress: see :func:`measure`.
+
+    Raises:
+        BackendError, InputError: see :func:`measure`.
+    """
+    path = kept_at(backend)
+    if not fresh and (times := _read(path, bundle, backend)) is not None:
+        with contextlib.suppress(InputError, KeyError):
+            return _profile(bundle, backend, times)
+    times = measure_times(bundle, backend, progress)
+    profile = _profile(bundle, backend, times)
+    with contextlib.suppress(OSError):
+        _write(path, _Kept(times=times, digest=_digest(path, bundle, backend, times)))
+    return profile
+
+
+def kept_at(backend: Backend) -> Path:
+    """The file in the device cache that :func:`profile_of` reads and writes; it may not exist."""
+    return backend.folder / f"profile-{backend.threads}-threads-{backend.loading}.json"
+
+
+def _profile(bundle: Bundle, backend: Backend, times: Times) -> Profile:
+    """Times and what the bundle says, in one.
+
+    Raises:
+        InputError: that is no profile.
+        KeyError: a time is missing.
+    """
+    content = bundle.manifest
+    fps = {name: DEFAULT_FPS if feed.fps is None else feed.fps for name, feed in content.feeds.items()}
+    segments = {name: {"bytes": size, "load_ms": times.load[name]} for name, size in backend.segments.items()}
+    size, load_ms = sum(backend.segments.values()), sum(times.load[name] for name in segments)
+    models = dict.fromkeys(query.model for query in content.queries.values())
+    document = {
+        "memory": backend.room,
+        "sla_ms": content.sla_ms,
+        "link": {"bandwidth": float(f"{size / load_ms * 1e3:.4g}")} if size and load_ms else {},
+        "segments": segments,
+        "models": {name: {"segments": backend.segments_of(name), "run_ms": times.run[name]} for name in models},
+        "queries": {
+            name: {"model": query.model, "fps": fps[query.feed], "feed": query.feed}
+            for name, query in content.queries.items()
+        },
+    }
+    return parse_profile(document, f"profile of {bundle.path}")
+
+
+def _read(path: Path, bundle: Bundle, backend: Backend) -> Times | None:
+    """What is kept, if it is whole and was measured on this bundle and device."""
+    try:
+        # A cache may have come with a bundle from elsewhere: a link may lead out of it, a pipe waits for ever.
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return None
+        kept = _Kept.model_validate_json(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return kept.times if kept.digest == _digest(path, bundle, backend, kept.times) else None
+
+
+def _write(path: Path, kept: _Kept) -> None:
+    write_whole(path, kept.model_dump_json(indent=1).encode())
+
+
+def _digest(path: Path, bundle: Bundle, backend: Backend, times: Times) -> str:
+    # The name says with how many threads, and from where segments came.
+    # A model that needs no segments may run in another way than one that does, and the memory setting decides that.
+    needs = [f"{name} {backend.segments_of(name)}" for name in bundle.manifest.models]
+    parts = (_VERSION, path.name, bundle.id, backend.name, *_device(), *needs, times.model_dump_json())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _device() -> list[str]:
+    """What tells this device from another on which the same device cache would run."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    kinds = {line for line in lines if line.startswith(("model name", "CPU part", "Model"))}
+    return [platform.machine(), str(os.cpu_count()), *sorted(kinds)]

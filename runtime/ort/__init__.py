@@ -1,0 +1,1 @@
+"""ONNX Runtime: sessions, and graphs optimised once for this CPU."""

@@ -1,0 +1,79 @@
+"""Which answer stands for which frame."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gemel.check.evaluation.answers import Answer, Recorder, arrivals, standing
+from gemel.runtime.decode.results import Class
+from gemel.runtime.feeds import Frame
+
+
+def answer(frame: int, done: float, arrived: float | None = None) -> Answer:
+    """Of a feed with ten frames a second that began at second 100."""
+    time = frame / 10
+    return Answer(frame, time, 100 + time if arrived is None else arrived, done, (Class(str(frame), 1.0),))
+
+
+def labels(given: list[Answer], frames: list[int], deadlines: list[float]) -> list[int | None]:
+    found = standing(given, frames, np.array(deadlines))
+    return [int(each[0].label) if isinstance(each, tuple) else None for each in found]
+
+
+def test_an_answer_stands_until_the_next_one() -> None:
+    given = [answer(1, 100.15), answer(3, 100.35)]
+    deadlines = [100.1, 100.2, 100.3, 100.4, 100.5]
+    assert labels(given, [0, 1, 2, 3, 4], deadlines) == [None, 1, 1, 3, 3]
+
+
+def test_an_answer_that_is_late_counts_from_then_on() -> None:
+    # Frame 0 is answered after its own deadline, frame 2 after that of frame 3.
+    given = [answer(0, 100.15), answer(2, 100.45)]
+    assert labels(given, [0, 1, 2, 3, 4], [100.1, 100.2, 100.3, 100.4, 100.5]) == [None, 0, 0, 0, 2]
+
+
+def test_an_answer_to_a_later_frame_is_no_answer() -> None:
+    # A long SLA: the answer to frame 1 is there before frame 0 is due.
+    assert labels([answer(1, 100.2)], [0, 1], [105, 105.1]) == [None, 1]
+
+
+def test_no_answers() -> None:
+    assert labels([], [0, 1], [1, 2]) == [None, None]
+    assert labels([answer(0, 100)], [], []) == []
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 3), st.integers(1, 6)), max_size=8),
+    st.integers(0, 12),
+    st.integers(0, 8),
+)
+def test_the_newest_that_was_there_in_time(steps: list[tuple[int, int]], count: int, sla: int) -> None:
+    given, frame, done = [], -1, 0
+    for frames, time in steps:
+        frame, done = frame + frames, max(done, frame + frames) + time
+        given.append(answer(frame, done))
+    deadlines = [float(each + sla) for each in range(count)]
+    expected = [
+        max((a.frame for a in given if a.frame <= each and a.done <= due), default=None)
+        for each, due in enumerate(deadlines)
+    ]
+    assert labels(given, list(range(count)), deadlines) == expected
+
+
+def test_arrivals_of_frames_that_nobody_saw() -> None:
+    times = [0.0, 0.1, 0.2, 0.3, 0.4]
+    # Frame 1 came 10 ms late; the feed stalled for a second between frames 2 and 4.
+    known = [answer(4, 0, arrived=101.4), answer(1, 0, arrived=100.11), answer(2, 0)]
+    assert arrivals(times, known) == pytest.approx([100.01, 100.11, 100.2, 100.8, 101.4])
+    assert arrivals(times, [answer(2, 0)]) == pytest.approx([100 + time for time in times])
+    assert arrivals(times, []) == pytest.approx(times)
+
+
+def test_the_recorder_keeps_no_picture() -> None:
+    recorder = Recorder()
+    frame = Frame("yard", 7, np.zeros((2, 3, 3), np.uint8), 0.7, 100.0)
+    recorder.on_result("q", frame, (), 250.0)
+    assert dict(recorder.answers) == {"q": [Answer(7, 0.7, 100.0, 100.25, ())]}

@@ -1,0 +1,110 @@
+"""A bundle under budgets and policies, and the scores of its answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+
+from gemel.bundles.reader import Bundle, open_bundle
+from gemel.check.evaluation import evaluate as module
+from gemel.check.evaluation.answers import Answer, Recorder
+from gemel.check.evaluation.cases import Case
+from gemel.check.evaluation.evaluate import Settings, evaluate, judge
+from gemel.check.evaluation.evaluation_report import best, mean, tables, to_json
+from gemel.runtime.decode.results import Class
+from gemel.runtime.loop.summary import FeedStats, MemoryUse, QueryStats, RunStats, Summary
+from gemel.runtime.run import Options, run_bundle
+
+
+@pytest.fixture
+def bundle(bundle_folder: Path) -> Bundle:
+    return open_bundle(bundle_folder / "bundle")
+
+
+def recorded(answers: dict[str, dict[int, tuple[float, str]]]) -> Recorder:
+    """Query to frame to the milliseconds that its answer took, and the answer; ten frames a second from second 50."""
+    recorder = Recorder()
+    for query, given in answers.items():
+        recorder.answers[query] = [
+            Answer(frame, frame / 10, 50 + frame / 10, 50 + frame / 10 + ms / 1e3, (Class(label, 1.0),))
+            for frame, (ms, label) in given.items()
+        ]
+    return recorder
+
+
+def summary(frames: dict[str, tuple[int, int]]) -> Summary:
+    queries = {name: QueryStats("yard", *counts) for name, counts in frames.items()}
+    return Summary(RunStats(1.0, queries, {"yard": FeedStats(4)}), "ort-cpu", MemoryUse())
+
+
+def test_the_answers_of_a_run(bundle: Bundle) -> None:
+    # The SLA is 100 ms. More frames than were delivered have been answered offline.
+    reference = recorded({name: {frame: (0, "xxyyz"[frame]) for frame in range(5)} for name in "abc"})
+    given = recorded({"a": {0: (90, "x"), 2: (90, "y")}, "b": {0: (150, "x"), 1: (90, "y")}})
+    scores = judge(bundle, summary({"a": (4, 2), "b": (4, 2), "c": (0, 0)}), given, reference)
+    # a: x stands for frame 1, y for frame 3. b: nothing for frame 0, y for all others, of which frame 1 is x.
+    assert [(each.processed, each.accuracy, each.in_sla) for each in scores.values()] == [
+        (0.5, 1.0, 1.0),
+        (0.5, 0.5, 0.5),
+        (0.0, None, None),
+    ]
+
+
+def test_a_run_without_answers_is_wrong_throughout(bundle: Bundle) -> None:
+    reference = recorded({name: {0: (0, "x"), 1: (0, "y")} for name in "abc"})
+    scores = judge(bundle, summary(dict.fromkeys("abc", (2, 0))), Recorder(), reference)
+    assert {each.accuracy for each in scores.values()} == {0.0}
+
+
+def test_against_itself(bundle: Bundle) -> None:
+    stages: list[tuple[str, str, float | None]] = []
+    settings = Settings(seconds=0.6, threads=1, policies=["nexus"])
+    found = evaluate(bundle, settings=settings, told=lambda *stage: stages.append(stage))
+    needs = found.weights["bundle"]
+    assert found.runs[0].case == Case("bundle", "min", needs.least, "nexus")
+    assert found.runs[-1].case == Case("bundle", "all", needs.total, None)
+    for run in found.runs:
+        assert run.summary.memory.budget == run.case.budget
+        assert run.summary.memory.peak <= run.case.budget
+        for name, score in run.scores.items():
+            stats = run.summary.run.queries[name]
+            # A machine may be so busy that it has not opened a feed by then.
+            assert score.processed == stats.processed / max(1, stats.frames)
+            assert score.accuracy is None if stats.frames == 0 else 0 <= (score.accuracy or 0.0) <= 1
+    assert found.frames["gate"] == max(run.summary.run.feeds["gate"].frames for run in found.runs)
+    assert [stage for stage, _, part in stages if part is not None] == ["live"] * len(found.runs) + ["offline"]
+    assert stages[-1][2] == 1
+    assert len(tables(found)) == len({run.case.memory for run in found.runs})
+
+
+def test_two_bundles_in_turn(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, str | int | None]] = []
+
+    def seen_and_run(each: Bundle, options: Options, **rest: Any) -> Summary:
+        seen.append((each.path.name, options.memory))
+        return run_bundle(each, options, **rest)
+
+    monkeypatch.setattr(module, "run_bundle", seen_and_run)
+    found = evaluate(bundle, bundle, Settings(memory=["all"], seconds=0.3, threads=1))
+    assert list(found.bundles) == ["unmerged", "merged"]
+    assert [run.case.bundle for run in found.runs] == ["unmerged", "merged"]
+    assert len(set(seen)) == 1
+    assert best(found).case.bundle == "merged"
+    document = to_json(found)
+    assert document["reference"] == {"bundle": "unmerged", "frames": found.frames}
+    assert [run["policy"] for run in document["runs"]] == [None, None]
+    assert document["runs"][0]["mean"]["processed_part"] == round(mean(found.runs[0]).processed, 4)
+
+
+def test_stop(bundle: Bundle) -> None:
+    stop = Event()
+    stop.set()
+
+    def told(stage: str, what: str, part: float | None) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(bundle, settings=Settings(memory=["all"], seconds=600, threads=1), stop=stop, told=told)

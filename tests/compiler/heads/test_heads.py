@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import timm
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.export import Dim
+from torchvision.models import inception_v3, resnet18, squeezenet1_1
+from torchvision.models.detection import (
+    FasterRCNN,
+    fasterrcnn_mobilenet_v3_large_320_fpn,
+    fcos_resnet50_fpn,
+    retinanet_resnet50_fpn,
+    ssdlite320_mobilenet_v3_large,
+)
+from torchvision.models.detection.backbone_utils import mobilenet_backbone, resnet_fpn_backbone
+from torchvision.ops import FrozenBatchNorm2d
+
+from gemel.bundles.manifest import (
+    ClassificationDecode,
+    DecodeSpec,
+    EmbeddingDecode,
+    FasterRcnnDecode,
+    InputSpec,
+    SsdDecode,
+)
+from gemel.compiler.heads import StageModule, as_tuple, cut, input_defaults, thaw_batch_norm
+from gemel.errors import ModelError
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+UNTRAINED: Mapping[str, None] = {"weights": None, "weights_backbone": None}
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Tiny(nn.Module):
+    """Any architecture: pixels to ``channels`` numbers."""
+
+    def __init__(self, channels: int = 3, answer: str = "vector") -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, channels, 3, 2)
+        self.answer = answer
+
+    def forward(self, image: Tensor) -> object:
+        x = self.conv(image)
+        return {"map": x, "vector": x.mean((2, 3)), "tokens": x.flatten(2), "dict": {"logits": x}}[self.answer]
+
+
+class Zoo(Tiny):
+    output_names: tuple[str, ...] = ("map",)
+
+    def decode(self, size: tuple[int, int]) -> tuple[DecodeSpec, dict[str, NDArray[np.float32]]]:
+        decode = SsdDecode(
+            classes=1, anchors="grid", activation="sigmoid", background=False, box_weights=(1.0, 1.0, 1.0, 1.0)
+        )
+        return decode, {"grid": np.full((4, 4), size[0], np.float32)}
+
+    def input_defaults(self) -> InputSpec:
+        return InputSpec(size=(32, 64), color="bgr", scale=1.0)
+
+
+def test_classification() -> None:
+    model = resnet18(num_classes=7).train()
+    parts = cut(model, "classification")
+    assert parts.decode == ClassificationDecode(classes=7, top_k=5)
+    assert parts.input == InputSpec(size=(224, 224), mean=IMAGENET[0], std=IMAGENET[1])
+    stage = parts.stages["main"]
+    assert stage.outputs == ("logits",) and stage.free == {"image": {0: "batch"}} and not model.training
+    assert {name.removeprefix("model.") for name in stage.module.state_dict()} == set(model.state_dict())
+    assert cut(Tiny(3), "classification", InputSpec(size=(8, 8))).decode == ClassificationDecode(classes=3, top_k=3)
+
+
+def test_embedding() -> None:
+    for answer in ("vector", "map"):
+        parts = cut(Tiny(answer=answer), "embedding", InputSpec(size=(16, 16)))
+        assert isinstance(parts.decode, EmbeddingDecode) and parts.stages["main"].outputs == ("embedding",)
+    features = squeezenet1_1().features
+    assert isinstance(cut(features, "embedding", InputSpec(size=(64, 64))).decode, EmbeddingDecode)
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "message"),
+    [
+        (Tiny(answer="dict"), "classification", r"Tiny: classification needs one tensor \[N, classes\].*got dict"),
+        (Tiny(answer="map"), "classification", r"got shape \[2, 3, 7, 7\]"),
+        (Tiny(answer="tokens"), "embedding", r"\[N, D\] or \[N, C, H, W\] as output, got shape \[2, 3, 49\]"),
+        (Tiny(), "detection", "Tiny: no way to read its detections; supported are torchvision's SSD"),
+        (Tiny(), "segmentation", "'segmentation' is not one of classification, detection, embedding"),
+        (Zoo(), "classification", "Zoo is for the task detection, not classification"),
+        (nn.Conv2d(1, 1, 3), "embedding", r"Conv2d does not run on an input of shape \[2, 3, 16, 16\].*model.input"),
+    ],
+)
+def test_refuses_what_it_cannot_read(model: nn.Module, task: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        cut(model, task, InputSpec(size=(16, 16)))
+
+
+def test_refuses_fcos() -> None:
+    with torch.device("meta"):
+        model = fcos_resnet50_fpn(**UNTRAINED)
+    with pytest.raises(ModelError, match="FCOS"):
+        cut(model, "detection")
+
+
+def test_zoo() -> None:
+    parts = cut(Zoo(answer="map"), "detection")
+    assert parts.input.color == "bgr" and parts.stages["main"].outputs == ("map",)
+    assert parts.tensors["grid"][0, 0] == 32
+    model = Zoo(answer="map")
+    model.output_names = ("map", "more")
+    with pytest.raises(ModelError, match="gives 1 outputs and names 2: map, more"):
+        cut(model, "detection")
+
+
+def test_input_is_the_models_unless_the_workload_says_otherwise() -> None:
+    assert input_defaults(Zoo()).size == (32, 64)
+    vit = timm.create_model("vit_tiny_patch16_224", num_classes=0)
+    assert input_defaults(vit) == InputSpec(size=(224, 224), mean=(0.5,) * 3, std=(0.5,) * 3)
+    ssd = ssdlite320_mobilenet_v3_large(**UNTRAINED, num_classes=2)
+    parts = cut(ssd, "detection", InputSpec(size=(256, 320), color="bgr"))
+    assert parts.input == InputSpec(size=(256, 320), mean=(0.5,) * 3, std=(0.5,) * 3, color="bgr")
+    gray = cut(nn.Sequential(nn.Conv2d(1, 4, 3)), "embedding", InputSpec(size=(16, 16), color="gray"))
+    assert gray.stages["main"].inputs["image"].shape == (2, 1, 16, 16)
+    with torch.device("meta"):
+        retinanet = retinanet_resnet50_fpn(**UNTRAINED)
+    # A landscape frame keeps the size it has in torchvision.
+    expected = InputSpec(size=(800, 1344), mean=IMAGENET[0], std=IMAGENET[1], fit="letterbox")
+    assert input_defaults(retinanet) == expected
+
+
+def test_inception_is_normalised_outside_the_graph() -> None:
+    model = inception_v3(num_classes=4, init_weights=False, transform_input=True)
+    parts = cut(model, "classification", InputSpec(size=(96, 96)))
+    assert input_defaults(model).size == (299, 299) and model.transform_input
+    assert parts.input.mean == pytest.approx((0.5,) * 3) and parts.input.std == pytest.approx((0.5,) * 3)
+    pixels = torch.rand(1, 3, 96, 96)
+    mean, std = (torch.tensor(values)[:, None, None] for values in IMAGENET)
+    with torch.no_grad():
+        expected = model((pixels - mean) / std)
+        torch.testing.assert_close(parts.stages["main"].module((pixels - 0.5) / 0.5), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_frozen_batch_norm_is_thawed() -> None:
+    frozen = FrozenBatchNorm2d(4, eps=1e-3)
+    for value in frozen.buffers():
+        value.uniform_(0.5, 2)
+    inner = nn.Sequential(frozen)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), frozen, inner).eval()
+    image = torch.rand(2, 3, 8, 8)
+    with torch.no_grad():
+        expected, names = model(image), list(model.state_dict())
+        assert thaw_batch_norm(model) is model
+        torch.testing.assert_close(model(image), expected)
+    layer = model[1]
+    assert isinstance(layer, nn.BatchNorm2d) and layer.eps == 1e-3 and layer is inner[0]
+    assert sorted(model.state_dict()) == sorted(names) and not layer.weight.requires_grad
+    assert layer.weight.data_ptr() == frozen.weight.data_ptr()
+
+    detector = FasterRCNN(resnet_fpn_backbone(backbone_name="resnet18", weights=None), num_classes=2)
+    parts = cut(detector, "detection", InputSpec(size=(64, 64)))
+    assert not any(isinstance(layer, FrozenBatchNorm2d) for layer in parts.stages["main"].module.modules())
+
+
+def test_faster_rcnn_refuses_sizes_and_poolings_it_does_not_know() -> None:
+    backbone = mobilenet_backbone(backbone_name="mobilenet_v3_large", weights=None, fpn=True)
+    model = FasterRCNN(backbone, num_classes=3, rpn_anchor_generator=None)
+    with pytest.raises(ModelError, match=r"\[100, 128\].*multiples of 32"):
+        cut(model, "detection", InputSpec(size=(100, 128)))
+    model.roi_heads.box_roi_pool = nn.Identity()
+    with pytest.raises(ModelError, match="box_roi_pool is Identity"):
+        cut(model, "detection", InputSpec(size=(96, 128)))
+
+
+def exported(stage: StageModule, path: Path, variants: list[tuple[Tensor, ...]]) -> None:
+    """Export with free dimensions and compare with eager on ``variants``, which use that freedom."""
+    free = tuple(dict.fromkeys(stage.free.get(name, {}), Dim.DYNAMIC) for name in stage.inputs)
+    with torch.no_grad():
+        program = torch.onnx.export(
+            stage.module.eval(),
+            tuple(stage.inputs.values()),
+            dynamo=True,
+            optimize=False,
+            input_names=list(stage.inputs),
+            output_names=list(stage.outputs),
+            dynamic_shapes=free,
+            verbose=False,
+        )
+    assert program is not None
+    program.save(path)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    assert {name for name in program.model.graph.initializers if name.startswith("model.")} <= {
+        f"model.{name}"
+        for name in stage.module.model.state_dict()  # type: ignore[union-attr]
+    }
+    for inputs in [tuple(stage.inputs.values()), *variants]:
+        with torch.no_grad():
+            expected = as_tuple(stage.module(*inputs))
+        got = session.run(list(stage.outputs), {k: v.numpy() for k, v in zip(stage.inputs, inputs, strict=True)})
+        for ours, theirs in zip(got, expected, strict=True):
+            assert ours.shape == tuple(theirs.shape)
+            assert np.abs(ours - theirs.numpy()).max() <= 1e-4 * max(float(theirs.abs().max()), 1e-6)
+
+
+def test_faster_rcnn_stages_export(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = fasterrcnn_mobilenet_v3_large_320_fpn(**UNTRAINED, num_classes=3)
+    parts = cut(model, "detection", InputSpec(size=(64, 96)))
+    decode = parts.decode
+    assert isinstance(decode, FasterRcnnDecode) and decode.classes == 2 and decode.roi_levels == (0, 1)
+    assert list(parts.stages) == ["main", "roi", "head"]
+    assert parts.stages["main"].outputs[:3] == ("features_0", "features_1", "objectness_0")
+    assert [parts.tensors[name].shape for name in decode.anchors] == [(90, 4), (90, 4), (30, 4)]
+    # Another feature size and another number of regions than in the examples.
+    features, rois = torch.rand(1, 256, 7, 5), torch.tensor([[0.0, 0.0, 3.0, 2.0]])
+    exported(parts.stages["roi"], tmp_path / "roi.onnx", [(features, rois)])
+    exported(parts.stages["head"], tmp_path / "head.onnx", [(torch.rand(9, 256, 7, 7),)])
+
+
+def test_ssdlite_exports_with_a_free_batch(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = ssdlite320_mobilenet_v3_large(**UNTRAINED, num_classes=2)
+    stage = cut(model, "detection", InputSpec(size=(160, 160))).stages["main"]
+    assert stage.outputs == ("logits", "boxes") and stage.inputs["image"].shape == (2, 3, 160, 160)
+    exported(stage, tmp_path / "main.onnx", [(torch.randn(1, 3, 160, 160),)])

@@ -1,0 +1,184 @@
+"""Models that come as ONNX files, with weights as initializers or as Constant nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from gemel.bundles.manifest import CenterFaceDecode, ClassificationDecode
+from gemel.bundles.reader import open_bundle
+from gemel.check.source.numerics import compare
+from gemel.compiler import compile_workload
+from gemel.compiler.lowering.onnx_source import read
+from gemel.errors import ModelError
+from gemel.workload import Workload
+from gemel.workload.document.schema import Input
+
+
+def write(path: Path, *, constants: bool, outputs: tuple[int, ...] = (3,), size: int | None = 8) -> Path:
+    """A convolution with BatchNorm, then a head for each number of channels, as an old exporter writes it: a fixed
+    batch of 10, initializers listed among the inputs."""
+    rng = np.random.default_rng(0)
+    arrays = {"k": rng.standard_normal((4, 3, 3, 3)), **{name: rng.random(4) + 0.5 for name in ("s", "b", "m", "v")}}
+    nodes = [
+        helper.make_node("Conv", ["image", "k"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("BatchNormalization", ["c", "s", "b", "m", "v"], ["n"]),
+    ]
+    for index, channels in enumerate(outputs):
+        arrays[f"h{index}"] = rng.standard_normal((channels, 4, 1, 1))
+        nodes.append(helper.make_node("Conv", ["n", f"h{index}"], [f"out{index}"]))
+    tensors = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()]
+    shape = [10, 3, size or "h", size or "w"]
+    inputs = [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)]
+    initializers = tensors
+    if constants:
+        nodes = [helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in tensors] + nodes
+        initializers = []
+    else:
+        inputs += [helper.make_tensor_value_info(t.name, TensorProto.FLOAT, list(t.dims)) for t in tensors]
+    results = [
+        helper.make_tensor_value_info(f"out{index}", TensorProto.FLOAT, [10, channels, size or "h", size or "w"])
+        for index, channels in enumerate(outputs)
+    ]
+    graph = helper.make_graph(nodes, "g", inputs, results, initializers)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7), path)
+    return path
+
+
+@pytest.mark.parametrize("constants", [False, True])
+def test_compiled_and_compared(tmp_path: Path, workload_in: Callable[..., Workload], constants: bool) -> None:
+    write(tmp_path / "net.onnx", constants=constants)
+    query = {
+        "name": "a",
+        "feed": "yard",
+        "task": "embedding",
+        "model": {"onnx": "net.onnx", "input": {"size": [16, 24]}},
+    }
+    workload = workload_in(query)
+    bundle = open_bundle(compile_workload(workload, tmp_path / "bundle").path)
+    stage = bundle.manifest.models["a"].stages["main"]
+    assert stage.inputs[0].shape == ("batch", 3, 16, 24)
+    assert len(stage.weights) == 3  # BatchNorm is folded: kernel, bias, head
+    assert all(result.passed for result in compare(bundle, workload, rtol=1e-4, atol=1e-6))
+
+
+def test_centerface_is_recognised_by_its_outputs(tmp_path: Path) -> None:
+    source = read(write(tmp_path / "f.onnx", constants=False, outputs=(1, 2, 2, 10)), "detection", Input())
+    assert isinstance(source.decode, CenterFaceDecode)
+    assert (source.decode.heatmap, source.decode.scale, source.decode.offset) == ("out0", "out1", "out2")
+    assert source.input.size == (8, 8)
+    assert source.input.scale == 1.0  # it wants pixels from 0 to 255
+
+
+def test_unknown_detectors_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.onnx", constants=False, outputs=(5, 7))
+    with pytest.raises(ModelError, match=r"d\.onnx: no decoder for a detector with outputs out0 .*CenterFace"):
+        read(path, "detection", Input())
+
+
+def classifier(path: Path, *, softmax: bool = True, kind: int = TensorProto.FLOAT, shape: tuple[int, ...]) -> Path:
+    """A global average and, perhaps, a softmax."""
+    nodes = [
+        helper.make_node("ReduceMean", ["image"], ["scores"], axes=[2, 3], keepdims=0),
+        helper.make_node("Softmax" if softmax else "Relu", ["scores"], ["out"]),
+    ]
+    ports = [
+        helper.make_tensor_value_info("image", kind, shape),
+        helper.make_tensor_value_info("out", kind, [1, shape[1]]),
+    ]
+    graph = helper.make_graph(nodes, "g", ports[:1], ports[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7), path)
+    return path
+
+
+@pytest.mark.parametrize(("softmax", "activation"), [(True, "none"), (False, "softmax")])
+def test_a_softmax_in_the_file_is_not_done_twice(tmp_path: Path, softmax: bool, activation: str) -> None:
+    path = classifier(tmp_path / "c.onnx", softmax=softmax, shape=(1, 3, 8, 8))
+    source = read(path, "classification", Input())
+    assert isinstance(source.decode, ClassificationDecode)
+    assert (source.decode.classes, source.decode.activation) == (3, activation)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "wanted"),
+    [
+        (TensorProto.FLOAT16, (1, 3, 8, 8), Input()),
+        (TensorProto.FLOAT, (1, 8, 8, 3), Input()),
+        (TensorProto.FLOAT, (1, 1, 8, 8), Input(color="rgb")),
+    ],
+)
+def test_inputs_that_frames_do_not_fit(tmp_path: Path, kind: int, shape: tuple[int, ...], wanted: Input) -> None:
+    path = classifier(tmp_path / "c.onnx", kind=kind, shape=shape)
+    with pytest.raises(ModelError, match=r"c\.onnx: (one float32 input|input has 1 channels)"):
+        read(path, "classification", wanted)
+
+
+def test_a_computed_bias_of_a_file_is_kept(tmp_path: Path, workload_in: Callable[..., Workload]) -> None:
+    """PyTorch's exporter invents zero biases in this form; in another's file they are real."""
+    kernel = numpy_helper.from_array(np.ones((4, 3, 1, 1), np.float32), "k")
+    constants = [numpy_helper.from_array(np.array(value), name) for name, value in (("five", [5.0]), ("shape", [4]))]
+    constants[0] = numpy_helper.from_array(np.array([5.0], np.float32), "five")
+    nodes = [
+        helper.make_node("Expand", ["five", "shape"], ["bias"]),
+        helper.make_node("Conv", ["image", "k", "bias"], ["out"]),
+    ]
+    ports = [
+        helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 8, 8]),
+        helper.make_tensor_value_info("out", TensorProto.FLOAT, [1, 4, 8, 8]),
+    ]
+    graph = helper.make_graph(nodes, "g", ports[:1], ports[1:], [kernel, *constants])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
+    onnx.save(model, tmp_path / "e.onnx")
+    workload = workload_in({"name": "a", "feed": "yard", "task": "embedding", "model": {"onnx": "e.onnx"}})
+    bundle = open_bundle(compile_workload(workload, tmp_path / "bundle").path)
+    assert all(result.passed for result in compare(bundle, workload, rtol=1e-4, atol=1e-6))
+
+
+def test_an_open_size_must_be_given(tmp_path: Path) -> None:
+    path = write(tmp_path / "o.onnx", constants=False, size=None)
+    with pytest.raises(ModelError, match=r"leaves the input size open; set model\.input\.size"):
+        read(path, "embedding", Input())
+
+
+def test_not_onnx(tmp_path: Path) -> None:
+    (tmp_path / "x.onnx").write_bytes(b"nonsense")
+    with pytest.raises(ModelError, match=r"x\.onnx: not a valid ONNX file"):
+        read(tmp_path / "x.onnx", "embedding", Input())
+
+
+def test_computed_shapes_are_found_by_running(tmp_path: Path) -> None:
+    """An output behind a Reshape to a computed shape: inference gives up, as on files from PaddlePaddle."""
+    nodes = [
+        helper.make_node("ReduceMean", ["image"], ["mean"], axes=[2, 3], keepdims=1),
+        helper.make_node("Shape", ["image"], ["sizes"]),
+        helper.make_node("Gather", ["sizes", "first"], ["batch"]),
+        helper.make_node("Concat", ["batch", "rest"], ["target"], axis=0),
+        helper.make_node("Reshape", ["mean", "target"], ["out"]),
+    ]
+    constants = [numpy_helper.from_array(np.array(value), name) for name, value in (("first", [0]), ("rest", [-1]))]
+    ports = [
+        helper.make_tensor_value_info("image", TensorProto.FLOAT, [-1, 3, "h", "w"]),
+        helper.make_tensor_value_info("out", TensorProto.FLOAT, ["a", "b"]),
+    ]
+    graph = helper.make_graph(nodes, "g", ports[:1], ports[1:], constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7), tmp_path / "r.onnx")
+    source = read(tmp_path / "r.onnx", "classification", Input(size=(8, 8)))
+    assert isinstance(source.decode, ClassificationDecode)
+    assert source.decode.classes == 3
+
+
+def test_a_size_that_the_file_cannot_take(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.onnx", constants=False, outputs=(1, 2, 2, 10))
+    model = onnx.load(path)
+    shape = numpy_helper.from_array(np.array([1, 3, 8, 8]), "shape")
+    model.graph.initializer.append(shape)
+    model.graph.node.insert(0, helper.make_node("Reshape", ["image", "shape"], ["fixed"]))
+    model.graph.node[1].input[0] = "fixed"
+    onnx.save(model, path)
+    with pytest.raises(ModelError, match=r"p\.onnx: does not run on an image of shape \[1, 3, 16, 16\]"):
+        read(path, "detection", Input(size=(16, 16)))

@@ -1,0 +1,284 @@
+"""A merge that dies at any write goes on as if it had not, with trials that only pretend to learn."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import query, save
+from safetensors.torch import load_file
+
+from gemel.bundles.merge_report import read_report
+from gemel.errors import InputError
+from gemel.merging import merge
+from gemel.merging.layers.sharing import SharingMap
+from gemel.merging.merge import Options, merge_workload
+from gemel.merging.output.records import key_of
+from gemel.merging.strategies import Settings
+from gemel.merging.training.subjects import State, Subject
+from gemel.merging.training.trial import Outcome, Trial
+from gemel.workload import Workload, load
+
+Script = Callable[[Trial], str]
+MODELS = "abc"
+
+
+class Crash(BaseException):
+    """As a kill, it is not caught by anything."""
+
+
+class Pretender:
+    """In place of a TrialRunner: new weights follow from the trial and the weights that it goes on from."""
+
+    script: Script
+
+    def __init__(self, subjects: Mapping[str, Subject], seed: int) -> None:
+        self._subjects = subjects
+
+    def __call__(
+        self, trial: Trial, states: Mapping[str, State], shared: SharingMap, deadline: float, watch: object
+    ) -> Outcome:
+        met = frozenset(self.script(trial)) & trial.learners
+        if "wrong" in self.script(trial):
+            scores = dict.fromkeys(trial.learners, 0.1)
+            return Outcome(scores, scores, frozenset(), 0, 0.0, "the loss is nan")
+        found = {name: self._learned(states[name], trial) for name in sorted(trial.learners)}
+        for slot in trial.sharing.slots:
+            fixed = [use for use in slot if use.model not in found]
+            value = states[fixed[0].model][fixed[0].parameter] if fixed else found[slot[0].model][slot[0].parameter]
+            for use in slot:
+                if use.model in found:
+                    found[use.model][use.parameter] = value.clone()
+        scores = {name: 0.99 if name in met else 0.5 for name in trial.learners}
+        strain = {use: float(len(use.parameter)) for use in trial.sharing.uses if use.model in trial.learners - met}
+        return Outcome(scores, scores, met, 5, 0.0, "done", strain, found)
+
+    def _learned(self, state: State, trial: Trial) -> State:
+        before = b"".join(value.numpy().tobytes() for _, value in sorted(state.items()))
+        number = int.from_bytes(hashlib.sha256(before + key_of(trial).encode()).digest()[:2], "big")
+        return {
+            name: value + (number + 1) / 1e4 if value.is_floating_point() else value for name, value in state.items()
+        }
+
+
+@pytest.fixture
+def workload(workload_in: Callable[..., Workload], subject: Callable[..., Subject], tmp_path: Path) -> Workload:
+    """Three models, which are not loaded but taken from ``subject``."""
+    made = workload_in(*(query(name) for name in MODELS))
+    for index, name in enumerate(MODELS):
+        save(subject(name, seed=index).model, tmp_path / f"{name}.safetensors")
+    return made
+
+
+@pytest.fixture
+def run(
+    workload: Workload, subject: Callable[..., Subject], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., dict[str, Any]]:
+    """Merge into a folder; returns what is in it."""
+    subjects = {name: subject(name, seed=index) for index, name in enumerate(MODELS)}
+    # Models that are read again are those of the workload, and there is no data set to be read.
+    monkeypatch.setattr(merge, "build_subjects", lambda *_: subjects)
+    monkeypatch.setattr(merge, "TrialRunner", Pretender)
+    # What a bundle would hold is no matter here, and takes most of the time.
+    monkeypatch.setattr("gemel.merging.output.report.bundle_bytes", lambda models: len(list(models)), raising=False)
+
+    def start(script: Script, output: Path, **options: Any) -> dict[str, Any]:
+        monkeypatch.setattr(Pretender, "script", staticmethod(script), raising=False)
+        merge_workload(workload, output, Options(device="cpu", **options))
+        return content(output)
+
+    return start
+
+
+def content(output: Path) -> dict[str, Any]:
+    report = read_report(output / "merge.json").model_dump()
+    for trial in report["trials"]:
+        del trial["seconds"]
+    return {
+        "report": report,
+        "workload": (output / "workload.yaml").read_text(),
+        "weights": sorted(path.name for path in (output / "weights").iterdir()),
+    }
+
+
+def usable(output: Path) -> None:
+    """What there is after a crash: a workload whose files exist, and in the journal no more than is kept in files."""
+    if not (output / "workload.yaml").exists():
+        return
+    for each in load(output / "workload.yaml").queries:
+        assert each.model.weights
+        load_file(output / each.model.weights)
+
+
+def second_donor(trial: Trial) -> str:
+    return "abc" if trial.recipe is None and trial.start.order[0] == "b" else ""
+
+
+def all_donors(trial: Trial) -> str:
+    return "abc"
+
+
+def part_by_part() -> Script:
+    """Two meet, then a training goes wrong, then others meet; one of those that miss is content with less."""
+    rounds = iter(("ab", "wrong", "ab"))
+    known: dict[str, str] = {}
+
+    def script(trial: Trial) -> str:
+        if trial.recipe is None:
+            return ""
+        key = key_of(trial)
+        if key not in known:
+            known[key] = next(rounds, "abc")
+        return known[key]
+
+    return script
+
+
+def nobody(trial: Trial) -> str:
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("strategy", "make"),
+    [("together", lambda: second_donor), ("together", part_by_part), ("heaviest", part_by_part)],
+    ids=["a donor", "part by part", "group by group"],
+)
+def test_a_crash_at_any_write_changes_nothing(
+    strategy: str,
+    make: Callable[[], Script],
+    run: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    script, writes = make(), 0
+    sync, unlink = os.fsync, Path.unlink
+    limit: int | None = None
+
+    def count() -> None:
+        nonlocal writes
+        writes += 1
+        if writes == limit:
+            raise Crash
+
+    def fsync(number: int) -> None:
+        count()
+        sync(number)
+
+    def remove(path: Path, missing_ok: bool = False) -> None:
+        if not path.name.endswith(".part"):
+            count()
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "unlink", remove)
+    settings = {"strategy": strategy, "settings": Settings(epochs=1)}
+    whole = run(script, tmp_path / "whole", **settings)
+    assert whole["report"]["finished"]
+    total = writes
+    assert total > 5
+    for crash in range(1, total + 1):
+        output = tmp_path / "parts"
+        writes, limit = 0, crash
+        with pytest.raises(Crash):
+            run(script, output, **settings)
+        usable(output)
+        # And once more, at the first write of what goes on.
+        writes, limit = 0, 2
+        with pytest.raises(Crash):
+            run(script, output, resume=True, **settings)
+        usable(output)
+        limit = None
+        assert run(script, output, resume=True, **settings) == whole
+        shutil.rmtree(output)
+
+
+def test_a_search_that_is_over_is_found_again(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    whole = run(all_donors, tmp_path / "merged")
+
+    def never(trial: Trial) -> str:
+        raise AssertionError("everything is recalled")
+
+    assert run(never, tmp_path / "merged", resume=True) == whole
+
+
+@pytest.mark.parametrize("budget", [1e-9, 60.0])
+def test_a_budget_that_loading_uses_up_loses_nothing(
+    budget: float, run: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    script = part_by_part()
+    whole = run(script, tmp_path / "merged", settings=Settings(start="first"))
+    again = run(script, tmp_path / "merged", resume=True, budget=budget, settings=Settings(start="first"))
+    again["report"]["finished"] = True
+    assert again == whole
+    assert whole["report"]["shared"]
+
+
+def test_no_trial_of_a_batch_begins_after_the_deadline(
+    run: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(nobody, tmp_path / "whole")
+    now, tried = 0.0, []
+
+    def slow(trial: Trial) -> str:
+        nonlocal now
+        now += 40.0
+        tried.append(trial.group)
+        return ""
+
+    for name in ("merge", "search.search"):
+        monkeypatch.setattr(f"gemel.merging.{name}.monotonic", lambda: now)
+    cut = run(slow, tmp_path / "merged", budget=30.0)
+    # A trial looks into its script twice; of three donors only the first was tried, and of the batch nothing is kept.
+    assert set(tried) == {"donor a"}
+    assert (cut["report"]["trials"], cut["report"]["finished"]) == ((), False)
+    assert run(nobody, tmp_path / "merged", resume=True) == whole
+
+
+def test_a_second_merge_into_the_same_folder_is_refused(
+    run: Callable[..., dict[str, Any]], workload: Workload, tmp_path: Path
+) -> None:
+    whole = run(nobody, tmp_path / "whole")
+
+    def meanwhile(trial: Trial) -> str:
+        for resume in (False, True):
+            with pytest.raises(InputError, match=f"another gemel merge is writing {tmp_path / 'merged'}"):
+                merge_workload(workload, tmp_path / "merged", Options(device="cpu", resume=resume))
+        return ""
+
+    assert run(meanwhile, tmp_path / "merged") == whole
+
+
+def test_weights_that_were_lost_are_an_error(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    run(all_donors, tmp_path / "merged")
+    for path in (tmp_path / "merged" / "weights").iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(InputError, match="cannot be read as weights"):
+        run(all_donors, tmp_path / "merged", resume=True)
+
+
+def test_a_full_memory_says_what_to_do(
+    run: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(trial: Trial) -> str:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore of it")
+
+    with pytest.raises(InputError, match=r"--device: not enough memory: CUDA out of memory\. Tried .* --resume"):
+        run(full, tmp_path / "merged")
+    usable(tmp_path / "merged")
+
+
+def test_modules_beside_the_workload_come_with_it(
+    run: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files: Sequence[dict[str, bytes]] = [{"nets.py": b"first", "pkg/__init__.py": b""}, {"nets.py": b"second"}]
+    for resume, found in enumerate(files):
+        monkeypatch.setattr(merge, "modules_beside", lambda _, found=found: found)
+        run(nobody, tmp_path / "merged", resume=bool(resume))
+        assert (tmp_path / "merged" / "nets.py").read_bytes() == found["nets.py"]
+    assert (tmp_path / "merged" / "pkg" / "__init__.py").exists()

@@ -1,0 +1,388 @@
+"""What a search keeps of what trials led to, with trials that only pretend to learn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gemel.errors import GemelError
+from gemel.merging.layers.layers import Layer
+from gemel.merging.layers.problem import Problem
+from gemel.merging.layers.sharing import SharingMap, Use
+from gemel.merging.search.search import Found, Job, kept, search
+from gemel.merging.strategies import Search, Verdict
+from gemel.merging.training.subjects import State
+from gemel.merging.training.training import Recipe
+from gemel.merging.training.trial import Outcome, Trial
+
+LAYERS = 3
+MODELS = "abcd"
+PROBLEM = Problem(
+    {model: tuple(Layer(model, str(i), "conv", (1,), 10, False) for i in range(LAYERS)) for model in MODELS}
+)
+ORIGINALS: dict[str, State] = {
+    model: {f"{i}.weight": torch.tensor([float(10 * ord(model) + i)]) for i in range(LAYERS)} | {"mark": torch.zeros(1)}
+    for model in MODELS
+}
+
+
+def shared(*slots: str) -> SharingMap:
+    """``"ab0"`` is the first layer of a and b."""
+    return SharingMap().joined([Use(model, f"{slot[-1]}.weight") for model in slot[:-1]] for slot in slots)
+
+
+def trial(sharing: SharingMap, learners: str, recipe: Recipe | None = Recipe(1), **fields: Any) -> Trial:  # noqa: B008
+    return Trial("test", sharing, frozenset(learners), recipe=recipe, **fields)
+
+
+class Trainer:
+    """Runs jobs: models that learn get new weights, marked with the number of the trial; ``met`` says who meets."""
+
+    def __init__(self, *met: str) -> None:
+        self._met = list(met)
+        self.jobs: list[Job] = []
+        self.accuracies: dict[tuple[str, float], float] = {}
+
+    def __call__(self, jobs: Sequence[Job]) -> list[Outcome]:
+        return [self._run(job) for job in jobs]
+
+    def _run(self, job: Job) -> Outcome:
+        self.jobs.append(job)
+        number, met = float(len(self.jobs)), frozenset(self._met.pop(0)) & job.trial.learners
+        states = {
+            name: {key: torch.full_like(value, number) for key, value in job.states[name].items()}
+            for name in job.trial.learners
+        }
+        for slot in job.trial.sharing.slots:
+            fixed = [use for use in slot if use.model not in job.trial.learners]
+            for use in slot:
+                if fixed and use.model in states:
+                    states[use.model][use.parameter] = job.states[fixed[0].model][fixed[0].parameter]
+        scores = {name: number + (0.5 if name in met else 0) for name in job.trial.learners}
+        return Outcome(scores, scores, met, 7, 0.0, "done", {}, states)
+
+
+class Quiet:
+    """A journal that remembers nothing, or what it is given."""
+
+    def __init__(self, *known: Sequence[Outcome], states: Mapping[str, State] | None = None) -> None:
+        self._known = list(known)
+        self._states = states
+        self.recorded: list[tuple[int, dict[str, State], dict[str, State]]] = []
+
+    def recall(self, trials: Sequence[Trial]) -> Sequence[Outcome] | None:
+        return self._known.pop(0) if self._known else None
+
+    def restore(self, found: Found) -> tuple[Mapping[str, State], Mapping[str, State]] | None:
+        states, self._states = self._states, None
+        return None if states is None else (states, states)
+
+    def record(self, verdicts: Sequence[Verdict], found: Found, last: Mapping[str, State]) -> None:
+        self.recorded.append((len(verdicts), dict(found.states), dict(last)))
+
+
+def ask(*batches: Iterable[Trial], told: list[Sequence[Verdict]] | None = None) -> Search:
+    """A strategy that asks for these batches, whatever comes of them."""
+    for batch in batches:
+        verdicts = yield list(batch)
+        if told is not None:
+            told.append(verdicts)
+
+
+def marks(found: Found) -> dict[str, int]:
+    """Model to the number of the trial that its weights are of."""
+    return {name: int(state["mark"]) for name, state in found.states.items()}
+
+
+def run(trainer: Trainer, *batches: Iterable[Trial]) -> Found:
+    return search(PROBLEM, ask(*batches), ORIGINALS, trainer, Quiet())
+
+
+def test_all_models_meet() -> None:
+    trainer = Trainer("abc")
+    found = run(trainer, [trial(shared("abc0", "ab1"), "abc")])
+    assert found.sharing == shared("abc0", "ab1")
+    assert marks(found) == {"a": 1, "b": 1, "c": 1, "d": 0}
+    assert found.accuracies == {"a": 1.5, "b": 1.5, "c": 1.5}
+    assert found.samples == 7
+    assert [verdict.accepted for verdict in found.verdicts] == [True]
+
+
+def test_the_models_that_meet_keep_what_they_share_with_each_other() -> None:
+    found = run(Trainer("ab"), [trial(shared("abc0", "bc1"), "abc")])
+    assert found.sharing == shared("ab0")
+    assert marks(found) == {"a": 1, "b": 1, "c": 0, "d": 0}
+    assert found.accuracies == {"a": 1.5, "b": 1.5}
+
+
+@pytest.mark.parametrize("met", ["", "a"])
+def test_one_model_alone_has_nothing_to_share_with(met: str) -> None:
+    found = run(Trainer(met), [trial(shared("abc0"), "abc")])
+    assert found.sharing == SharingMap()
+    assert found.states == ORIGINALS
+
+
+def test_one_model_alone_may_share_with_itself() -> None:
+    inside = SharingMap().joined([[Use("a", "0.weight"), Use("a", "1.weight"), Use("b", "0.weight")]])
+    found = run(Trainer("a"), [trial(inside, "ab")])
+    assert found.sharing.slots == ((Use("a", "0.weight"), Use("a", "1.weight")),)
+    assert marks(found) == {"a": 1, "b": 0, "c": 0, "d": 0}
+
+
+def test_who_misses_holds_those_back_that_it_shares_with() -> None:
+    # b goes back to the weights it had; a and c cannot keep theirs, as a shares with b since the first trial.
+    found = run(Trainer("ab", "ac"), [trial(shared("ab0"), "ab")], [trial(shared("abc0", "abc1"), "abc")])
+    assert found.sharing == shared("ab0")
+    assert marks(found) == {"a": 1, "b": 1, "c": 0, "d": 0}
+    assert [verdict.accepted for verdict in found.verdicts] == [True, False]
+
+
+def test_models_that_share_with_none_who_misses_are_kept() -> None:
+    both = [trial(shared("ab0"), "ab")], [trial(shared("abcd0"), "abcd")]
+    found = run(Trainer("ab", "cd"), *both)
+    assert found.sharing == shared("ab0", "cd0")
+    assert marks(found) == {"a": 1, "b": 1, "c": 2, "d": 2}
+    # What a and b reached in the trial that they missed is not what their weights reach.
+    assert found.accuracies == {"a": 1.5, "b": 1.5, "c": 2.5, "d": 2.5}
+
+
+def test_models_that_do_not_learn_keep_their_weights() -> None:
+    trainer = Trainer("ab", "c")
+    found = run(trainer, [trial(shared("ab0"), "ab")], [trial(shared("abc0"), "c")])
+    assert found.sharing == shared("abc0")
+    assert marks(found) == {"a": 1, "b": 1, "c": 2, "d": 0}
+    assert found.states["c"]["0.weight"] is found.states["a"]["0.weight"]
+    assert trainer.jobs[1].states["a"] is found.states["a"]
+    assert trainer.jobs[1].shared == shared("ab0")
+
+
+def test_a_trial_that_saves_no_more_changes_nothing() -> None:
+    found = run(Trainer("ab", "ab"), [trial(shared("ab0"), "ab")], [trial(shared("ab0"), "ab")])
+    assert marks(found)["a"] == 1
+    assert [verdict.accepted for verdict in found.verdicts] == [True, False]
+
+
+def test_another_round_that_saves_no_more_is_kept_if_it_brings_queries_further() -> None:
+    again = trial(shared("abc0"), "abc", base="last")
+    found = run(Trainer("ab", "ab"), [trial(shared("abc0"), "abc")], [again])
+    # Nothing new is shared, but the later weights do better.
+    assert [verdict.accepted for verdict in found.verdicts] == [True, False]
+    assert marks(found) == {"a": 2, "b": 2, "c": 0, "d": 0}
+    assert found.accuracies == {"a": 2.5, "b": 2.5}
+
+    class Tiring(Trainer):
+        def _run(self, job: Job) -> Outcome:
+            outcome = super()._run(job)
+            scores = {name: 1 / len(self.jobs) for name in outcome.accuracies}
+            return replace(outcome, accuracies=scores, relative=scores)
+
+    found = run(Tiring("ab", "ab"), [trial(shared("abc0"), "abc")], [again])
+    assert marks(found) == {"a": 1, "b": 1, "c": 0, "d": 0}
+    assert found.accuracies == {"a": 1.0, "b": 1.0}
+
+
+def test_on_the_last_weights() -> None:
+    trainer = Trainer("a", "b")
+    told: list[Sequence[Verdict]] = []
+    steps = ask([trial(shared("ab0"), "ab")], [trial(shared("ab0"), "b", base="last")], told=told)
+    found = search(PROBLEM, steps, ORIGINALS, trainer, Quiet())
+    # a met in the first trial, of which nothing was kept; b goes on from there, and meets.
+    assert not told[0][0].accepted
+    assert int(trainer.jobs[1].states["b"]["mark"]) == 1
+    assert found.sharing == shared("ab0")
+    assert marks(found) == {"a": 1, "b": 2, "c": 0, "d": 0}
+    assert found.accuracies == {"a": 1.5, "b": 2.5}
+
+
+def test_a_model_that_met_once_and_then_learned_on_must_meet_again() -> None:
+    found = run(Trainer("a", "b"), [trial(shared("ab0"), "ab")], [trial(shared("ab0"), "ab", base="last")])
+    assert found.sharing == SharingMap()
+
+
+def test_on_the_committed_weights_what_failed_is_forgotten() -> None:
+    trainer = Trainer("a", "b")
+    found = run(trainer, [trial(shared("ab0"), "ab")], [trial(shared("ab0"), "b")])
+    assert int(trainer.jobs[1].states["a"]["mark"]) == 0
+    # b alone met, and the a of the second trial, the original, shares nothing yet.
+    assert found.sharing == SharingMap()
+
+
+def test_a_trial_that_went_wrong_leaves_the_last_weights() -> None:
+    trainer = Trainer("a", "b")
+
+    def diverge_first(jobs: Sequence[Job]) -> list[Outcome]:
+        if len(trainer.jobs) == 1:
+            trainer.jobs.append(jobs[0])
+            return [Outcome({"b": 0.0}, {"b": 0.0}, frozenset(), 0, 0.0, "the loss is nan")]
+        return trainer(jobs)
+
+    last = trial(shared("ab0"), "b", base="last")
+    found = search(PROBLEM, ask([trial(shared("ab0"), "ab")], [last], [last]), ORIGINALS, diverge_first, Quiet())
+    assert int(trainer.jobs[2].states["b"]["mark"]) == 1
+    assert found.sharing == shared("ab0")
+
+
+def test_a_start_that_is_good_enough_is_kept_without_a_step() -> None:
+    starts = [trial(shared("ab0"), "ab", None), trial(shared("ab0", "ab1"), "ab", None)]
+    found = run(Trainer("a", "ab"), starts)
+    # The first is not good enough for b, and a look alone keeps nothing in part.
+    assert [verdict.accepted for verdict in found.verdicts] == [False, True]
+    assert found.sharing == shared("ab0", "ab1")
+    assert marks(found) == {"a": 2, "b": 2, "c": 0, "d": 0}
+
+
+def test_a_look_does_not_change_what_the_next_trial_goes_on_from() -> None:
+    trainer = Trainer("a", "", "")
+    run(
+        trainer,
+        [trial(shared("ab0"), "ab")],
+        [trial(shared("ab0"), "ab", None)],
+        [trial(shared("ab0"), "ab", base="last")],
+    )
+    assert int(trainer.jobs[2].states["b"]["mark"]) == 1
+
+
+def test_trials_side_by_side() -> None:
+    trainer = Trainer("ab", "cd")
+    found = run(trainer, [trial(shared("ab0"), "ab"), trial(shared("cd0"), "cd")])
+    assert found.sharing == shared("ab0", "cd0")
+    assert marks(found) == {"a": 1, "b": 1, "c": 2, "d": 2}
+    assert all(job.shared == SharingMap() for job in trainer.jobs)
+
+
+def test_of_trials_side_by_side_that_touch_one_model_the_first_is_kept() -> None:
+    # Both go on from the original a: with the second's a, b would share weights that a has no more.
+    found = run(Trainer("ab", "ac"), [trial(shared("ab0"), "ab"), trial(shared("ac0", "ac1"), "ac")])
+    assert found.sharing == shared("ab0")
+    assert marks(found) == {"a": 1, "b": 1, "c": 0, "d": 0}
+    found = run(Trainer("a", "ac"), [trial(shared("ab0"), "ab"), trial(shared("ac0", "ac1"), "ac")])
+    assert found.sharing == shared("ac0", "ac1")
+
+
+def test_a_batch_is_recorded_as_one() -> None:
+    journal = Quiet()
+    batches = [trial(shared("ab0"), "ab"), trial(shared("cd0"), "cd")], [trial(shared("ab0", "ab1", "cd0"), "ab")]
+    search(PROBLEM, ask(*batches), ORIGINALS, Trainer("ab", "c", ""), journal)
+    (first, found, last), (second, _, after) = journal.recorded
+    assert (first, second) == (2, 1)
+    assert [int(found[name]["mark"]) for name in MODELS] == [1, 1, 0, 0]
+    assert [int(last[name]["mark"]) for name in MODELS] == [1, 1, 2, 2]
+    assert [int(after[name]["mark"]) for name in MODELS] == [3, 3, 0, 0]
+
+
+def test_no_batch_begins_after_the_deadline() -> None:
+    trainer = Trainer()
+    found = search(PROBLEM, ask([trial(shared("ab0"), "ab")]), ORIGINALS, trainer, Quiet(), -math.inf)
+    assert found.sharing == SharingMap()
+    assert not trainer.jobs
+
+
+def test_a_batch_that_the_deadline_cuts_off_is_forgotten() -> None:
+    trainer, journal = Trainer("ab"), Quiet()
+    told: list[Sequence[Verdict]] = []
+
+    def execute(jobs: Sequence[Job]) -> list[Outcome] | None:
+        return trainer(jobs) if len(jobs) == 1 else None
+
+    steps = ask([trial(shared("ab0"), "ab")], [trial(shared("ab1"), "ab"), trial(shared("cd1"), "cd")], told=told)
+    found = search(PROBLEM, steps, ORIGINALS, execute, journal)
+    assert len(journal.recorded) == len(told) == len(found.verdicts) == 1
+    assert found.sharing == shared("ab0")
+
+
+def test_weights_of_trials_that_are_over_are_let_go() -> None:
+    told: list[Sequence[Verdict]] = []
+    steps = ask([trial(shared("ab0"), "ab")], [trial(shared("ab1"), "ab")], told=told)
+    found = search(PROBLEM, steps, ORIGINALS, Trainer("ab", ""), Quiet())
+    assert [verdict.outcome.states for verdict in found.verdicts] == [{}, {}]
+    assert told[0][0].outcome.states == {}
+
+
+def test_what_is_recalled_is_found_again_however_late_it_is() -> None:
+    """A search that goes on after its deadline, as it may while models are loaded, loses nothing."""
+    batches = [trial(shared("ab0"), "ab")], [trial(shared("ab0", "cd0"), "cd")], [trial(shared("abcd0"), "abcd")]
+    trainer = Trainer("ab", "cd")
+    whole = run(trainer, *batches[:2])
+    known = [[verdict.outcome] for verdict in whole.verdicts]
+    journal = Quiet(*known, states=whole.states)
+    found = search(PROBLEM, ask(*batches), ORIGINALS, trainer, journal, -math.inf)
+    assert found == whole
+    assert not journal.recorded
+    assert len(trainer.jobs) == 2
+
+
+def test_weights_that_differ_are_never_reported_as_shared() -> None:
+    def careless(jobs: Sequence[Job]) -> list[Outcome]:
+        states = {name: {**ORIGINALS[name]} for name in "ab"}
+        return [Outcome({}, {}, frozenset("ab"), 0, 0.0, "done", {}, states)]
+
+    with pytest.raises(GemelError, match=r"a: 0\.weight was to be shared with b: 0\.weight, but their weights differ"):
+        search(PROBLEM, ask([trial(shared("ab0"), "ab")]), ORIGINALS, careless, Quiet())
+
+
+def test_kept() -> None:
+    nothing = SharingMap()
+    assert kept(shared("abc0"), nothing, frozenset("ab")) == shared("ab0")
+    assert kept(shared("abc0"), nothing, frozenset()) == nothing
+    assert kept(shared("abc0"), shared("ab0"), frozenset("ac")) is None
+    assert kept(shared("abcd0"), shared("ab0"), frozenset("cd")) == shared("ab0", "cd0")
+    # Tied through a third model is tied, too.
+    assert kept(shared("abcd0"), shared("ab0", "bc1"), frozenset("ad")) is None
+
+
+Script = list[list[tuple[list[str], str, bool]]]
+SLOTS = st.lists(
+    st.builds(
+        lambda models, layer: "".join(sorted(models)) + str(layer),
+        st.sets(st.sampled_from(MODELS), min_size=2),
+        st.integers(0, LAYERS - 1),
+    ),
+    min_size=1,
+    max_size=3,
+)
+MET = st.builds("".join, st.sets(st.sampled_from(MODELS)))
+
+
+@given(st.lists(st.lists(st.tuples(SLOTS, MET, st.booleans()), min_size=1, max_size=2), max_size=5))
+def test_only_models_that_met_share_and_saving_never_falls(script: Script) -> None:
+    """Whatever is asked for in the way of the published heuristic, alone or side by side, and whatever comes of it."""
+    trainer = Trainer(*(met for batch in script for _, met, _ in batch))
+    saved = [0]
+
+    def strategy() -> Search:
+        sharing = SharingMap()
+        for batch in script:
+            trials = []
+            for slots, _, trains in batch:
+                wanted = sharing.joined(shared(*slots).slots)
+                learners = wanted.tied(shared(*slots).models)
+                trials.append(trial(wanted, "".join(learners), Recipe(1) if trains else None))
+            verdicts = yield trials
+            sharing = verdicts[-1].sharing
+            saved.append(PROBLEM.saved(sharing))
+
+    journal = Quiet()
+    found = search(PROBLEM, strategy(), ORIGINALS, trainer, journal)
+    assert saved == sorted(saved)
+    outcomes = [verdict.outcome for verdict in found.verdicts]
+    for name, number in marks(found).items():
+        if name in found.sharing.models:
+            assert name in outcomes[number - 1].met
+            assert found.accuracies[name] == number + 0.5
+        else:
+            assert found.states[name] is ORIGINALS[name]
+    # And the same search recalled is the same again.
+    known, states = iter(found.verdicts), found.states
+    recalled = Quiet(*([next(known).outcome for _ in range(count)] for count, _, _ in journal.recorded), states=states)
+    assert search(PROBLEM, strategy(), ORIGINALS, _never, recalled) == found
+
+
+def _never(jobs: Sequence[Job]) -> list[Outcome]:
+    raise AssertionError("everything is recalled")

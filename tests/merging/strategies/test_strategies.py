@@ -1,0 +1,564 @@
+"""What strategies ask for, given what came of the trials before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from gemel.errors import InputError
+from gemel.merging.layers.layers import Layer
+from gemel.merging.layers.problem import Problem
+from gemel.merging.layers.sharing import SharingMap, Use
+from gemel.merging.search.search import Found, Job, search
+from gemel.merging.strategies import STRATEGIES, Settings, Verdict, strategy
+from gemel.merging.training.trial import Outcome, Trial
+
+Met = Callable[[Trial], str]
+
+
+def problem(seed: int = 0, /, **models: str) -> Problem:
+    """Models by name, each a string of layers, a letter for each definition; ``a`` holds 10 bytes, ``b`` 20 ..."""
+    return Problem(
+        {
+            name: tuple(
+                Layer(name, str(index), letter, (ord(letter),), 10 * (ord(letter) - ord("a") + 1), False)
+                for index, letter in enumerate(text)
+            )
+            for name, text in models.items()
+        },
+        seed,
+    )
+
+
+class Quiet:
+    def recall(self, trials: Sequence[Trial]) -> None:
+        return None
+
+    def restore(self, found: Found) -> None:
+        return None
+
+    def record(self, verdicts: Sequence[Verdict], found: Found, last: Mapping[str, Any]) -> None:
+        pass
+
+
+def drive(
+    made: Problem,
+    name: str,
+    met: Met,
+    strain: Mapping[Use, float] | None = None,
+    accuracies: Callable[[Trial], float | Mapping[str, float]] = lambda trial: 0.5,
+    ended: Callable[[Trial], str] = lambda trial: "",
+    **settings: Any,
+) -> tuple[list[list[Trial]], Found]:
+    """Run a strategy with trials of which ``met`` tells who meets; returns the batches, and what was found."""
+    batches: list[list[Trial]] = []
+    originals = {model: {layer.parameter: torch.zeros(1) for layer in made.layers[model]} for model in made.models}
+
+    def execute(jobs: Sequence[Job]) -> list[Outcome]:
+        batches.append([job.trial for job in jobs])
+        return [outcome(job.trial) for job in jobs]
+
+    def outcome(trial: Trial) -> Outcome:
+        good = frozenset(met(trial)) & trial.learners
+        reach = accuracies(trial)
+        reach = reach if isinstance(reach, Mapping) else dict.fromkeys(trial.learners, reach)
+        scores = {model: 1.0 if model in good else reach[model] for model in trial.learners}
+        pull = {use: value for use, value in (strain or {}).items() if use in trial.sharing.uses}
+        pull = {use: value for use, value in pull.items() if use.model in trial.learners - good}
+        states = {model: originals[model] for model in trial.learners}
+        end = ended(trial) or ("met" if good == trial.learners else "done")
+        return Outcome(scores, scores, good, 1, 0.0, end, pull, states)
+
+    found = search(made, strategy(name)(made, Settings(**settings)), originals, execute, Quiet())
+    return batches, found
+
+
+def one_each(batches: list[list[Trial]]) -> list[Trial]:
+    assert all(len(batch) == 1 for batch in batches)
+    return [batch[0] for batch in batches]
+
+
+def added(trials: Sequence[Trial], accepted: Sequence[bool]) -> list[str]:
+    """What each trial shares more than those that were accepted before: ``b(xy)``, twice if so many layers."""
+    known, found = SharingMap(), []
+    for trial, taken in zip(trials, accepted, strict=True):
+        new = [slot for slot in trial.sharing.slots if slot not in known.slots]
+        found.append(" ".join(sorted(f"{slot[0].parameter[0]}({''.join(use.model for use in slot)})" for slot in new)))
+        known = trial.sharing if taken else known
+    return found
+
+
+def everyone(trial: Trial) -> str:
+    return "".join(trial.learners)
+
+
+def nobody(trial: Trial) -> str:
+    return ""
+
+
+# Layer 0 of each is a, 1 is b and so on, so that a slot's first parameter tells its definition.
+FLAT = {"x": "abcd", "y": "abcd", "z": "abcd"}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("heaviest", ["3(xyz)", "2(xyz)", "1(xyz)", "0(xyz)"]),
+        ("earliest", ["0(xyz)", "1(xyz)", "2(xyz)", "3(xyz)"]),
+        ("latest", ["3(xyz)", "2(xyz)", "1(xyz)", "0(xyz)"]),
+        ("two-group", ["2(xyz) 3(xyz)", "0(xyz) 1(xyz)"]),
+        ("one-model", ["0(xy) 1(xy) 2(xy) 3(xy)", "0(xyz) 1(xyz) 2(xyz) 3(xyz)"]),
+    ],
+)
+def test_order(name: str, expected: list[str]) -> None:
+    batches, found = drive(problem(**FLAT), name, everyone)
+    trials = one_each(batches)
+    assert added(trials, [True] * len(trials)) == expected
+    assert all(trial.learners == frozenset("xyz") for trial in trials[-1:])
+    assert len(found.sharing.slots) == 4
+
+
+def test_earliest_and_latest_go_by_place_and_not_by_weight() -> None:
+    made = problem(x="bcad", y="bcad")
+    for name, expected in (("earliest", "0123"), ("latest", "3210"), ("heaviest", "3102")):
+        trials = one_each(drive(made, name, everyone)[0])
+        assert "".join(each[0] for each in added(trials, [True] * 4)) == expected
+
+
+def test_random_is_each_group_once_and_the_seed_repeats_it() -> None:
+    layers = "abcdefgh"
+    orders = [
+        tuple(added(trials, [True] * len(trials)))
+        for seed in (0, 0, 1)
+        for trials in [one_each(drive(problem(seed, x=layers, y=layers), "random", everyone)[0])]
+    ]
+    assert orders[0] == orders[1] != orders[2]
+    assert sorted(orders[0]) == sorted(orders[2]) == [f"{index}(xy)" for index in range(8)]
+
+
+def test_half_of_a_group_is_tried_when_it_fails() -> None:
+    trials = one_each(drive(problem(x="dddd", y="dddd"), "heaviest", nobody)[0])
+    # The first half of the layers, and of these again; of a single pair nothing is left.
+    assert added(trials, [False] * 3) == ["0(xy) 1(xy) 2(xy) 3(xy)", "0(xy) 1(xy)", "0(xy)"]
+
+
+def test_half_of_the_models_is_tried_when_there_is_one_layer() -> None:
+    batches, _ = drive(problem(w="d", x="d", y="d", z="d"), "heaviest", nobody)
+    assert added(one_each(batches), [False] * 2) == ["0(wxyz)", "0(wx)"]
+    batches, _ = drive(problem(x="d", y="d", z="d"), "heaviest", nobody)
+    assert added(one_each(batches), [False] * 2) == ["0(xyz)", "0(xy)"]
+
+
+def test_a_group_is_given_up_when_half_of_it_saves_less_than_the_next() -> None:
+    # Two layers of d save 80; one of them saves 40, less than the 60 of c, which is next.
+    batches, _ = drive(problem(x="ddcc", y="ddcc"), "heaviest", nobody)
+    assert added(one_each(batches), [False] * 3) == ["0(xy) 1(xy)", "2(xy) 3(xy)", "2(xy)"]
+    # Half of four layers of d saves as much as two of d would: it is tried.
+    batches, _ = drive(problem(x="ddddb", y="ddddb"), "heaviest", nobody)
+    assert added(one_each(batches), [False] * 4) == ["0(xy) 1(xy) 2(xy) 3(xy)", "0(xy) 1(xy)", "0(xy)", "4(xy)"]
+
+
+def test_of_two_groups_the_first_alone_is_tried_when_both_fail() -> None:
+    batches, _ = drive(problem(x="dc", y="dc"), "two-group", nobody)
+    assert added(one_each(batches), [False] * 2) == ["0(xy) 1(xy)", "0(xy)"]
+
+
+def test_of_models_that_share_nothing_without_the_last_no_half_is_tried() -> None:
+    # x is largest and has nothing in common with the others, so that half of the models is x and y.
+    batches, _ = drive(problem(x="dd", y="a", z="a"), "one-model", nobody)
+    assert added(one_each(batches), [False]) == ["0(yz)"]
+
+
+def test_a_partial_success_goes_on_with_what_it_left() -> None:
+    batches, found = drive(problem(**FLAT), "heaviest", lambda trial: "xy")
+    assert found.sharing == SharingMap().joined([Use("x", f"{i}.weight"), Use("y", f"{i}.weight")] for i in range(4))
+    assert one_each(batches)[1].sharing.slots[-1] == (Use("x", "3.weight"), Use("y", "3.weight"))
+
+
+def test_models_that_are_tied_already_learn_with_the_others() -> None:
+    # b is in w and x, a in x and y: when a is tried, w is tied through b.
+    batches, _ = drive(problem(w="b", x="ab", y="a"), "heaviest", everyone)
+    assert [sorted(trial.learners) for trial in one_each(batches)] == [["w", "x"], ["w", "x", "y"]]
+
+
+def test_the_published_recipe() -> None:
+    (trial,) = one_each(drive(problem(x="a", y="a"), "heaviest", everyone, epochs=7, batch=32)[0])
+    assert trial.recipe is not None
+    assert (trial.recipe.steps, trial.recipe.unit, trial.recipe.rate) == (7, "epochs", 1e-5)
+    assert (trial.recipe.supervision, trial.recipe.schedule, trial.recipe.batch) == ("labels", "constant", 32)
+    assert (trial.start.kind, trial.start.order, trial.base) == ("first", ("x", "y"), "committed")
+
+
+@pytest.mark.parametrize(("given", "kind"), [(None, "first"), ("donor", "donor"), ("average", "average")])
+def test_the_published_heuristic_with_other_starts(given: Any, kind: str) -> None:
+    (trial,) = one_each(drive(problem(x="a", y="a"), "heaviest", everyone, start=given)[0])
+    assert trial.start.kind == kind
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_nothing_to_share_is_no_trial(name: str) -> None:
+    assert drive(problem(x="ab", y="cd"), name, everyone) == ([], Found({**_zeros(x="ab", y="cd")}))
+    assert drive(problem(x="aa"), name, everyone)[0] == []
+    assert drive(Problem({}), name, everyone)[0] == []
+
+
+def _zeros(**models: str) -> dict[str, Any]:
+    made = problem(**models)
+    return {model: {layer.parameter: torch.zeros(1) for layer in made.layers[model]} for model in made.models}
+
+
+def test_strategies_that_do_not_exist() -> None:
+    with pytest.raises(InputError, match="--strategy: 'best' is not allowed: one of together, heaviest"):
+        strategy("best")
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("outcomes", ["everyone", "nobody", "x", "xy"])
+def test_every_search_ends_with_what_its_models_met(name: str, outcomes: str) -> None:
+    made = problem(w="aabbcc", x="abc", y="aabbdd", z="ddd")
+    met: Met = {"everyone": everyone, "nobody": nobody}.get(outcomes, lambda trial: outcomes)
+    batches, found = drive(made, name, met)
+    assert batches
+    assert found.sharing.models <= (set(made.models) if outcomes == "everyone" else set(outcomes))
+    if outcomes == "everyone":
+        assert made.saved(found.sharing) >= sum(group.saving for group in made.groups())
+
+
+# The default strategy.
+
+DEEP = {"x": "abab", "y": "ababab", "z": "ab"}
+
+
+def looks(trial: Trial) -> bool:
+    return trial.recipe is None
+
+
+def test_together_tries_every_donor_and_takes_the_best() -> None:
+    def accuracies(trial: Trial) -> float:
+        return 0.9 if trial.start.order[:1] == ("z",) else 0.5
+
+    batches, found = drive(
+        problem(**DEEP), "together", lambda trial: "" if looks(trial) else "xyz", accuracies=accuracies
+    )
+    kinds = [(trial.start.kind, trial.start.order[0]) for trial in batches[0]]
+    assert sorted(kinds) == [("average", "y"), ("donor", "x"), ("donor", "y"), ("donor", "z")]
+    assert all(looks(trial) and sorted(trial.start.order) == ["x", "y", "z"] for trial in batches[0])
+    assert len({trial.sharing for batch in batches for trial in batch}) == 1
+    (trial,) = batches[1]
+    assert (trial.start.kind, trial.start.order[0], trial.base) == ("donor", "z", "committed")
+    assert trial.learners == frozenset("xyz")
+    assert len(batches) == 2
+    # Inside models, too: two tensors are left.
+    assert len(found.sharing.slots) == 2
+
+
+@pytest.mark.parametrize(("deep", "donor"), [("ab", "deep"), ("abab", "deep"), ("abababab", "small")])
+def test_together_heeds_least_what_is_deepest(deep: str, donor: str) -> None:
+    def accuracies(trial: Trial) -> Mapping[str, float]:
+        small = trial.start.order[:1] == ("small",)
+        return {"small": 0.99 if small else 0.8, "deep": 0.3 if small else 0.99}
+
+    batches, _ = drive(problem(small="ab", deep=deep), "together", nobody, accuracies=accuracies)
+    assert batches[1][0].start.order[0] == donor
+
+
+def test_together_without_sharing_inside_models() -> None:
+    _, found = drive(problem(**DEEP), "together", everyone, inside=False)
+    assert sorted(len(slot) for slot in found.sharing.slots) == [2, 2, 3, 3]
+    assert all(len({use.model for use in slot}) == len(slot) for slot in found.sharing.slots)
+
+
+def test_together_does_not_train_where_a_donor_is_good_enough() -> None:
+    batches, found = drive(problem(**DEEP), "together", everyone)
+    assert len(batches) == 1
+    assert found.sharing.models == set("xyz")
+
+
+@pytest.mark.parametrize("start", ["first", "average"])
+def test_together_with_a_start_that_is_given_looks_at_no_donor(start: str) -> None:
+    batches, _ = drive(problem(**DEEP), "together", everyone, start=start)
+    (trial,) = one_each(batches)
+    assert trial.recipe is not None
+    assert trial.start.kind == start
+
+
+def test_together_goes_on_for_longer_while_some_miss() -> None:
+    scores = {"2": 0.6, "3": 0.9}
+    batches, _ = drive(
+        problem(**DEEP),
+        "together",
+        nobody,
+        start="first",
+        steps=10,
+        accuracies=lambda trial: scores.get(trial.group[-1], 0.1),
+    )
+    rounds = [trial for trial in one_each(batches) if trial.learners == frozenset("xyz")]
+    steps = [trial.recipe.steps for trial in rounds if trial.recipe]
+    assert steps[:3] == [10, 20, 40]
+    assert [trial.base for trial in rounds[:3]] == ["committed", "last", "last"]
+    assert [trial.start.kind for trial in rounds[:3]] == ["first", "keep", "keep"]
+    assert len({trial.sharing for trial in rounds[:3]}) == 1
+
+
+def test_together_does_not_go_on_where_another_round_promises_too_little() -> None:
+    # What was gained is less than what is missing.
+    batches, _ = drive(
+        problem(**DEEP),
+        "together",
+        nobody,
+        start="first",
+        accuracies=lambda trial: 0.6 if trial.group.endswith("round 2") else 0.3,
+    )
+    # What comes third begins anew, with less.
+    assert [trial.base for trial in one_each(batches)][:3] == ["committed", "last", "committed"]
+
+
+def test_what_the_start_lacks_and_a_first_round_hardly_brings_back_is_not_gone_on_with() -> None:
+    def accuracies(trial: Trial) -> float:
+        return 0.5 if looks(trial) else 0.6
+
+    batches, _ = drive(problem(x="aa", y="aa"), "together", nobody, accuracies=accuracies)
+    assert all(trial.base == "committed" for batch in batches for trial in batch)
+
+
+def test_a_model_without_hope_does_not_keep_the_others_from_another_round() -> None:
+    made = problem(x="aa", y="aa", z="aa")
+
+    def accuracies(trial: Trial) -> Mapping[str, float]:
+        return {"x": 0.8, "y": 0.8, "z": 0.1} if trial.base == "committed" else {"x": 0.9, "y": 0.9, "z": 0.1}
+
+    def met(trial: Trial) -> str:
+        return "xy" if trial.group.endswith("round 3") else ""
+
+    batches, found = drive(made, "together", met, accuracies=accuracies, start="first", inside=False)
+    trials = one_each(batches)
+    assert [set(trial.learners) for trial in trials[:3]] == [set("xyz"), set("xyz"), set("xy")]
+    assert trials[2].sharing.models == set("xy")
+    assert found.sharing.models == set("xy")
+    # It gets something back meanwhile, alone.
+    assert all(trial.learners == {"z"} for trial in trials[3:])
+
+
+def test_models_that_share_already_are_left_out_together() -> None:
+    made = problem(x="ab", y="ab", z="ab")
+
+    def accuracies(trial: Trial) -> Mapping[str, float]:
+        late = trial.base == "last"
+        return {"x": 0.9 if late else 0.5, "y": 0.5, "z": 0.9 if late else 0.5}
+
+    def met(trial: Trial) -> str:
+        # All bear the heaviest layer; with the other on top, y does not.
+        return "xyz" if len(trial.sharing.slots) == 1 and trial.sharing.slots[0][0].parameter.startswith("1") else ""
+
+    batches, found = drive(made, "together", met, accuracies=accuracies, start="first", inside=False)
+    assert found.sharing.models == set("xyz")
+    trials = one_each(batches)
+    assert any(trial.learners == set("xz") for trial in trials), "nothing was shared then"
+    heaviest = next(index for index, trial in enumerate(trials) if met(trial))
+    assert not any(trial.learners == set("xz") for trial in trials[heaviest:])
+
+
+def test_a_donor_that_has_come_down_has_another_round() -> None:
+    def accuracies(trial: Trial) -> Mapping[str, float]:
+        start = dict.fromkeys("xy", 0.3) | {trial.start.order[0]: 1.0} if looks(trial) else {}
+        return start or dict.fromkeys("xy", 0.9)
+
+    _, found = drive(
+        problem(x="aa", y="aa"),
+        "together",
+        lambda trial: "xy" if trial.group.endswith("round 2") else "",
+        accuracies=accuracies,
+    )
+    assert found.sharing.models == set("xy")
+
+
+def test_together_goes_on_until_queries_have_something_to_spare() -> None:
+    ends = iter(["done", "met"])
+    batches, found = drive(problem(**DEEP), "together", everyone, start="first", ended=lambda trial: next(ends))
+    assert [trial.base for trial in one_each(batches)] == ["committed", "last"]
+    assert found.sharing.models == set("xyz")
+
+
+def at_least(slots: int) -> Met:
+    return lambda trial: "xyz" if len(trial.sharing.slots) >= slots else ""
+
+
+def test_models_that_bear_everything_are_left_with_half_as_many_blocks() -> None:
+    made = problem(x="a" * 8, y="a" * 6)
+    batches, found = drive(made, "together", everyone, start="first")
+    trials = one_each(batches)
+    # First a half of what that saves, then the rest.
+    assert [len(trial.sharing.slots) for trial in trials] == [6, 5, 4]
+    # The start is what all have agreed on.
+    assert [trial.start.kind for trial in trials] == ["first", "donor", "donor"]
+    assert all(trial.base == "committed" for trial in trials)
+    assert len(found.sharing.slots) == 4
+    # As often as is asked for, while there are two blocks.
+    for folds, left in ((0, 6), (2, 2), (5, 2)):
+        assert len(drive(made, "together", everyone, start="first", folds=folds)[1].sharing.slots) == left
+    # As far as all can bear it, and not where somebody cannot bear what there is.
+    for least, tried, left in ((4, 3, 4), (5, 3, 5), (6, 2, 6)):
+        batches, found = drive(made, "together", at_least(least), start="first")
+        assert (len(batches), len(found.sharing.slots)) == (tried, left)
+    batches, found = drive(made, "together", nobody, start="first")
+    assert not any("halved" in trial.group for trial in one_each(batches))
+
+
+def strained(made: Problem) -> dict[Use, float]:
+    """The deeper a layer, the more it is pulled at; of all uses of the workload."""
+    return {
+        Use(model, layer.parameter): float(index + 1)
+        for model in made.models
+        for index, layer in enumerate(made.layers[model])
+    }
+
+
+def own_layers(trial: Trial, model: str, count: int) -> range:
+    """Indices of the layers that a trial leaves to a model alone, which are those at its end."""
+    own = sorted(set(range(count)) - {int(use.parameter[:-7]) for use in trial.sharing.uses if use.model == model})
+    assert own == list(range(count - len(own), count))
+    return range(count - len(own), count)
+
+
+def test_a_query_that_misses_gets_back_what_it_pulls_at_hardest() -> None:
+    made = problem(x="a" * 16, y="a" * 16, z="a" * 16)
+
+    def met(trial: Trial) -> str:
+        return "xy" if trial.learners == frozenset("xyz") else ""
+
+    batches, found = drive(made, "together", met, strained(made), start="first", inside=False)
+    alone = [trial for trial in one_each(batches) if trial.learners == frozenset("z")]
+    # Two, four and eight of sixteen: the last ones, which are pulled at hardest.
+    assert [own_layers(trial, "z", 16) for trial in alone] == [range(14, 16), range(12, 16), range(8, 16)]
+    # It begins with what the others have agreed on, and goes on from there.
+    assert [trial.base for trial in alone] == ["committed", "last", "last"]
+    assert [(trial.start.kind, trial.start.order) for trial in alone[:2]] == [("donor", ("x", "y", "z")), ("keep", ())]
+    assert found.sharing.models == {"x", "y"}
+    assert len(found.sharing.slots) == 16
+
+
+def test_a_query_that_has_got_enough_back_shares_the_rest() -> None:
+    made = problem(x="a" * 16, y="a" * 16, z="a" * 16)
+
+    def met(trial: Trial) -> str:
+        kept = sum(use.model == "z" for use in trial.sharing.uses)
+        return "xyz" if kept <= 12 else "xy"
+
+    _, found = drive(made, "together", met, strained(made), start="first", inside=False)
+    assert sum(use.model == "z" for use in found.sharing.uses) == 12
+    assert sum(use.model == "x" for use in found.sharing.uses) == 16
+
+
+def test_every_query_that_misses_gets_something_back() -> None:
+    made = problem(w="a" * 16, x="a" * 16, y="a" * 16, z="a" * 16)
+
+    def met(trial: Trial) -> str:
+        alone = len(trial.learners) == 1
+        return "wx" + "".join(m for m in "yz" if alone and len(own_layers(trial, m, 16)) >= {"y": 2, "z": 4}[m])
+
+    _, found = drive(made, "together", met, strained(made), start="first", inside=False)
+    assert {m: sum(use.model == m for use in found.sharing.uses) for m in "wxyz"} == {
+        "w": 16,
+        "x": 16,
+        "y": 14,
+        "z": 12,
+    }
+
+
+def test_what_an_earlier_round_committed_is_what_the_others_join() -> None:
+    made = problem(x="a" * 16, y="a" * 16, z="a" * 16)
+    rounds = iter(["xy", "x", ""])
+
+    def met(trial: Trial) -> str:
+        return next(rounds) if trial.learners == frozenset("xyz") else "z" * (len(own_layers(trial, "z", 16)) >= 2)
+
+    batches, found = drive(made, "together", met, strained(made), start="first", inside=False)
+    alone = [trial for trial in one_each(batches) if trial.learners == frozenset("z")]
+    assert [trial.base for trial in alone] == ["committed"]
+    assert {m: sum(use.model == m for use in found.sharing.uses) for m in "xyz"} == {"x": 16, "y": 16, "z": 14}
+
+
+def test_small_models_are_not_tried_twice_in_one_way() -> None:
+    made = problem(x="aa", y="aa", z="aa")
+
+    def met(trial: Trial) -> str:
+        return "xy" if trial.learners == frozenset("xyz") else ""
+
+    batches, _ = drive(made, "together", met, strained(made), start="first", inside=False)
+    # An eighth, a quarter and half of two layers is one layer each time.
+    assert len([trial for trial in one_each(batches) if trial.learners == frozenset("z")]) == 1
+
+
+def test_what_hardly_anybody_bears_is_halved_and_begun_anew() -> None:
+    # Heaviest first: c saves half of it all.
+    made = problem(x="abbc", y="abbc")
+
+    def met(trial: Trial) -> str:
+        return "xy" if len(trial.sharing.slots) == 1 else "x"
+
+    batches, found = drive(made, "together", met, strained(made), start="first", inside=False)
+    trials = one_each(batches)
+    assert all(trial.learners == frozenset("xy") for trial in trials)
+    # A weight of 30 bytes and one of 20, of 80; then the one of 30; what is left of these two; the other half, and each
+    # weight of it.
+    assert [len(trial.sharing.slots) for trial in trials if trial.base == "committed"] == [4, 2, 1, 2, 3, 2, 2]
+    assert {trial.start.kind for trial in trials if trial.base == "committed"} == {"first"}
+    assert found.sharing.slots == ((Use("x", "3.weight"), Use("y", "3.weight")),)
+
+
+def test_what_is_left_of_a_half_is_tried_on_top_of_the_other() -> None:
+    made = problem(x="abbc", y="abbc")
+
+    def met(trial: Trial) -> str:
+        return "xy" if len(trial.sharing.slots) == 2 else ""
+
+    batches, found = drive(made, "together", met, strained(made), start="first", inside=False)
+    slots = [len(trial.sharing.slots) for trial in one_each(batches) if trial.base == "committed"]
+    # All, the heavier half, all again, and of the lighter half each weight.
+    assert slots == [4, 2, 4, 3, 3]
+    assert len(found.sharing.slots) == 2
+
+
+def test_where_sharing_all_leaves_nobody_with_anything_that_is_not_trained() -> None:
+    made = problem(x="abbc", y="abbc")
+
+    def accuracies(trial: Trial) -> Mapping[str, float]:
+        donor = trial.start.order[0]
+        return {**dict.fromkeys("xy", 0.05), donor: 1.0}
+
+    batches, found = drive(made, "together", lambda trial: "" if looks(trial) else "xy", accuracies=accuracies)
+    trained = [len(trial.sharing.slots) for batch in batches for trial in batch if not looks(trial)]
+    # Half of it is, whatever its start.
+    assert trained == [2, 4]
+    assert len(found.sharing.slots) == 4
+
+
+def test_a_model_that_shares_with_itself_alone_is_none_to_join() -> None:
+    made = problem(x="aaaa", y="aa", z="aa")
+
+    def met(trial: Trial) -> str:
+        return "x" if sum(use.model == "y" for use in trial.sharing.uses) > 1 else "xyz"
+
+    batches, found = drive(made, "together", met, strained(made), start="first")
+    trials = one_each(batches)
+    assert all(trial.learners == frozenset("xyz") for trial in trials)
+    # What x keeps of it stays in what is tried next.
+    assert all(len({use.parameter for use in slot if use.model == "x"}) > 1 for slot in trials[-1].sharing.slots)
+    assert found.sharing.models == set("xyz")
+
+
+def test_where_nothing_helps_nothing_is_shared() -> None:
+    made = problem(x="a" * 8, y="a" * 8)
+    _, found = drive(made, "together", nobody, strained(made), inside=False)
+    assert found.sharing == SharingMap()
+
+
+def test_models_that_have_nothing_in_common_are_merged_apart() -> None:
+    made = problem(w="a", x="a", y="b", z="b")
+    batches, found = drive(made, "together", lambda trial: "" if looks(trial) or "w" in trial.learners else "yz")
+    assert {trial.learners for batch in batches for trial in batch} >= {frozenset("wx"), frozenset("yz")}
+    assert not any(trial.learners & set("wx") and trial.learners & set("yz") for batch in batches for trial in batch)
+    assert found.sharing.models == {"y", "z"}

@@ -1,0 +1,329 @@
+"""Joint retraining: what steps, how far, how long, and what stays as it is."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gemel.merging.layers.sharing import SharingMap, Use, bind
+from gemel.merging.training import training
+from gemel.merging.training.subjects import Subject
+from gemel.merging.training.training import Progress, Recipe, fit, strain
+
+MakeSubject = Callable[..., Subject]
+
+
+class Net(nn.Module):
+    """Two equal layers, BatchNorm and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+        self.early = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+        self.late = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.stem(image)))
+        x = self.late(torch.relu(self.early(x)))
+        scores: Tensor = self.head(x.mean((2, 3)))
+        return scores
+
+
+@pytest.fixture(autouse=True)
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in bfloat16, so that numbers can be compared."""
+    monkeypatch.setattr(training, "_mixed", lambda device: nullcontext())
+
+
+@pytest.fixture
+def subjects(subject: MakeSubject) -> dict[str, Subject]:
+    """Two models with the same original, from which they have been taken away."""
+    made = {name: subject(name, Net, seed=index, labels=True) for index, name in enumerate("ab")}
+    for index, each in enumerate(made.values()):
+        torch.manual_seed(10 + index)
+        for parameter in each.model.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    return made
+
+
+def share(subjects: Mapping[str, Subject], *slots: Iterable[tuple[str, str]]) -> SharingMap:
+    sharing = SharingMap().joined([Use(model, f"{layer}.weight") for model, layer in slot] for slot in slots)
+    bind({name: each.model for name, each in subjects.items()}, sharing)
+    return sharing
+
+
+def symmetric(subject: Subject) -> Subject:
+    """Mirrored images are the same."""
+    left = subject.train.pixels[..., :4]
+    images = replace(subject.train, pixels=torch.cat([left, left.flip(-1)], -1))
+    return replace(subject, train=images, teacher=type(subject.teacher)(subject.teacher.module, images, subject.device))
+
+
+def unreachable(subject: Subject) -> Subject:
+    return replace(subject, held=tuple(replace(each, original=2.0) for each in subject.held))
+
+
+def loss_of(subject: Subject) -> Tensor:
+    """Of all its images at once, as in the first step of an epoch of one batch."""
+    subject.student.train()
+    every = torch.arange(len(subject.train))
+    outputs = (subject.student(subject.train.batch(every)),)
+    return subject.held[0].task.distance(outputs, subject.teacher(every, False))
+
+
+def plain(steps: int, **changes: Any) -> Recipe:
+    """No decay and no schedule; one batch is the whole data set."""
+    return Recipe(steps, batch=64, schedule="constant", decay=0.0, **changes)
+
+
+def test_a_shared_weight_steps_once_along_the_sum_of_all_gradients(subjects: dict[str, Subject]) -> None:
+    subjects = {name: symmetric(each) for name, each in subjects.items()}
+    share(subjects, [("a", "early"), ("a", "late"), ("b", "early")])
+    weight = subjects["a"].model.get_parameter("early.weight")
+    own = subjects["b"].model.get_parameter("late.weight")
+    assert weight is subjects["b"].model.get_parameter("early.weight")
+    # Each use alone, through a copy of its own: what is shared gets the sum.
+    total = torch.stack([torch.autograd.grad(loss_of(each), weight)[0] for each in subjects.values()]).sum(0)
+    alone = torch.autograd.grad(loss_of(subjects["b"]), own)[0]
+    before, before_own = weight.detach().clone(), own.detach().clone()
+    fit(subjects, "ab", plain(1, rate=0.01))
+    # Nesterov's first step is 1.9 times the gradient. A weight that was listed thrice would have gone further.
+    assert torch.allclose(before_own - own, 1.9 * 0.01 * alone, rtol=1e-3, atol=1e-7)
+    ratio = float((before - weight.detach()).norm() / (0.01 * total).norm())
+    assert torch.allclose(before - weight, ratio * 0.01 * total, rtol=1e-3, atol=1e-7)
+    assert math.isclose(ratio, 1.9 / math.sqrt(3), rel_tol=1e-3)
+
+
+def test_smaller_batches_learn_at_a_lower_rate(subjects: dict[str, Subject], monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    sgd = torch.optim.SGD
+
+    def made(groups: Any, rate: float, **options: Any) -> torch.optim.SGD:
+        rates.append(rate)
+        return sgd(groups, rate, **options)
+
+    monkeypatch.setattr(torch.optim, "SGD", made)
+    for batch in (64, 16, 4):
+        fit(subjects, "ab", Recipe(1, batch=batch, rate=0.02))
+    assert rates == pytest.approx([0.02, 0.01, 0.005])
+
+
+def test_every_weight_is_in_the_optimizer_once(subjects: dict[str, Subject], monkeypatch: pytest.MonkeyPatch) -> None:
+    share(subjects, [("a", "early"), ("a", "late"), ("b", "early"), ("b", "late")], [("a", "stem"), ("b", "stem")])
+    seen: list[nn.Parameter] = []
+
+    class Watched(torch.optim.SGD):
+        def __init__(self, params: Any, *args: Any, **options: Any) -> None:
+            super().__init__(params, *args, **options)
+            seen.extend(parameter for group in self.param_groups for parameter in group["params"])
+
+    monkeypatch.setattr(torch.optim, "SGD", Watched)
+    fit(subjects, "ab", plain(1))
+    assert (
+        len(seen) == len({id(parameter) for parameter in seen}) == 2 + 2 * len(("norm.weight", "norm.bias", "w", "b"))
+    )
+
+
+def test_what_a_model_shares_with_one_that_does_not_learn_stays(subjects: dict[str, Subject]) -> None:
+    share(subjects, [("a", "early"), ("b", "early")], [("a", "late"), ("b", "late")])
+    before = {name: each.state() for name, each in subjects.items()}
+    fit(subjects, ["b"], plain(3))
+    after = {name: each.state() for name, each in subjects.items()}
+    assert all(torch.equal(value, before["a"][name]) for name, value in after["a"].items())
+    changed = {name for name, value in after["b"].items() if not torch.equal(value, before["b"][name])}
+    assert {"stem.weight", "head.weight", "norm.running_mean"} <= changed
+    assert not changed & {"early.weight", "late.weight"}
+    # And it learns again when the other does.
+    fit(subjects, "ab", plain(1))
+    assert not torch.equal(subjects["b"].model.get_parameter("early.weight"), before["b"]["early.weight"])
+
+
+def test_training_brings_models_back_to_their_teachers(subjects: dict[str, Subject]) -> None:
+    share(subjects, [("a", "stem"), ("b", "stem")])
+    first = sum(float(loss_of(each).detach()) for each in subjects.values())
+    told: list[Progress] = []
+    held = {name: unreachable(each) for name, each in subjects.items()}
+    fit(held, "ab", Recipe(30, batch=32, gives_up=False), watch=told.append)
+    assert sum(float(loss_of(each).detach()) for each in subjects.values()) < 0.5 * first
+    assert [progress.step for progress in told] == list(range(1, 31))
+    assert all(set(progress.losses) == set("ab") and progress.steps == 30 for progress in told)
+    assert set(told[-1].accuracies) == set("ab")
+
+
+def test_labels_are_learnt_from(subjects: dict[str, Subject], monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("the teacher is not asked")
+
+    monkeypatch.setattr(type(subjects["a"].teacher), "__call__", never)
+    result = fit({"a": unreachable(subjects["a"])}, "a", plain(2, supervision="labels"))
+    assert result.samples == 128
+
+
+def test_samples_are_counted_for_every_model(subject: MakeSubject) -> None:
+    small, large = unreachable(subject("a", Net, count=10)), unreachable(subject("b", Net, count=64))
+    both = {"a": small, "b": large}
+    # Ten images in batches of four: 4, 3, 3 and again; the larger set decides how long an epoch is.
+    assert fit(both, "ab", Recipe(5, batch=4, checks=0)).samples == (4 + 3 + 3 + 4 + 3) + 5 * 4
+    assert fit(both, "b", Recipe(2, unit="epochs", batch=32, checks=0)).samples == 128
+    assert fit(both, "ab", Recipe(1, unit="epochs", batch=32, checks=0)).samples == 2 * 10 + 64
+
+
+def test_no_batch_is_much_smaller_than_the_others(subject: MakeSubject) -> None:
+    # BatchNorm would take the statistics of a single image from it.
+    feed = training._batches(subject("a", Net, count=33), Recipe(1, batch=32), 0)
+    assert [len(next(feed)[0]) for _ in range(4)] == [17, 16, 17, 16]
+
+
+def test_training_ends_when_all_reach_their_goals(subject: MakeSubject) -> None:
+    made = {"a": subject("a", Net)}
+    result = fit(made, "a", Recipe(20, batch=32, rate=1e-6, checks=4))
+    assert result.ended == "met"
+    # At the first of four looks, after a quarter of the steps.
+    assert result.samples == 5 * 32
+
+
+def test_a_model_that_reaches_its_goals_learns_from_half_as_many_images(subject: MakeSubject) -> None:
+    made = {"a": subject("a", Net), "b": unreachable(subject("b", Net)), "c": unreachable(subject("c", Net))}
+    told: list[Progress] = []
+    result = fit(made, "abc", Recipe(20, batch=32, rate=1e-6, checks=4, gives_up=False), watch=told.append)
+    # From the first of four looks on, in every other step.
+    assert result.samples == (5 + 8 + 20 + 20) * 32
+    assert all(set(progress.losses) == set("abc") for progress in told)
+
+
+def test_training_ends_when_there_is_no_hope(subjects: dict[str, Subject]) -> None:
+    made = {"a": unreachable(subjects["a"]), "b": subjects["b"]}
+    hopeless = fit(made, "ab", Recipe(20, batch=32, rate=1e-6, checks=4))
+    assert hopeless.ended == "hopeless"
+    assert hopeless.samples < 20 * 32 * 2
+    patient = fit(made, "ab", Recipe(20, batch=32, rate=1e-6, checks=4, gives_up=False))
+    assert (patient.ended, patient.samples) == ("done", 20 * 32 * 2)
+
+
+def test_training_ends_when_time_is_up(subjects: dict[str, Subject]) -> None:
+    before = subjects["a"].state()
+    result = fit(subjects, "a", plain(5), deadline=-math.inf)
+    assert (result.ended, result.samples) == ("time", 0)
+    assert all(torch.equal(value, before[name]) for name, value in subjects["a"].state().items())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_ends_training(subjects: dict[str, Subject], value: float) -> None:
+    nn.init.constant_(subjects["b"].model.get_parameter("head.weight"), value)
+    result = fit(subjects, "ab", plain(3))
+    assert result.ended == "diverged"
+    assert re.fullmatch(r"b: the loss is (nan|inf) at step 1", result.trouble)
+    # Images that were spent are counted.
+    assert result.samples == 128
+
+
+def test_without_labels_the_published_recipe_learns_from_the_teacher(subjects: dict[str, Subject]) -> None:
+    unlabelled = {name: replace(each, train=replace(each.train, labels=None)) for name, each in subjects.items()}
+    states = []
+    for supervision in ("labels", "teacher"):
+        before = {name: each.state() for name, each in unlabelled.items()}
+        assert fit(unlabelled, "ab", plain(2, supervision=supervision)).ended in ("done", "met")
+        states.append(unlabelled["a"].state()["stem.weight"])
+        for name, each in unlabelled.items():
+            each.restore(before[name])
+    assert torch.equal(*states)
+
+
+def test_training_does_not_end_where_only_the_images_glanced_at_are_right(
+    subject: MakeSubject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = subject("a", Net)
+    monkeypatch.setattr(Subject, "accuracies", lambda self, limit=None: {"a": 1.0 if limit else 0.5})
+    assert fit({"a": made}, "a", Recipe(10, batch=32, checks=4, gives_up=False)).ended == "done"
+    monkeypatch.setattr(Subject, "accuracies", lambda self, limit=None: {"a": 1.0})
+    assert fit({"a": made}, "a", Recipe(10, batch=32, checks=4, gives_up=False)).ended == "met"
+
+
+def test_training_may_end_early_only_where_something_is_left_to_lose(
+    subject: MakeSubject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = subject("a", Net, targets=(0.9,))
+    made = replace(made, held=(replace(made.held[0], original=1.0),))
+    monkeypatch.setattr(Subject, "accuracies", lambda self, limit=None: {"a": 0.94})
+    for spare, ended in ((0.0, "met"), (0.3, "met"), (0.5, "done")):
+        assert fit({"a": made}, "a", Recipe(10, batch=32, gives_up=False, spare=spare)).ended == ended
+
+
+def test_only_gradients_of_narrow_models_are_bounded(subjects: dict[str, Subject]) -> None:
+    steps = {}
+    for narrow in (False, True):
+        made = {name: replace(each, narrow=narrow and name == "b") for name, each in subjects.items()}
+        before = {name: each.state() for name, each in made.items()}
+        for each in made.values():
+            # Far from the teacher, so that gradients are steep.
+            each.model.get_parameter("head.weight").data.mul_(50)
+        start = {name: each.state() for name, each in made.items()}
+        fit(made, "ab", plain(1, rate=1e-4))
+        steps[narrow] = {
+            name: (each.state()["stem.weight"] - start[name]["stem.weight"]).norm() for name, each in made.items()
+        }
+        for name, each in made.items():
+            each.restore(before[name])
+    assert steps[True]["a"] == steps[False]["a"]
+    assert steps[True]["b"] < 0.5 * steps[False]["b"]
+
+
+def test_who_watches_may_stop(subjects: dict[str, Subject]) -> None:
+    def stop(progress: Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(subjects, "ab", plain(3), watch=stop)
+
+
+def test_equal_seeds_train_alike(subject: MakeSubject) -> None:
+    states = []
+    for seed in (1, 1, 2):
+        made = {"a": unreachable(subject("a", Net))}
+        fit(made, "a", Recipe(4, batch=16, checks=0), seed=seed)
+        states.append(made["a"].state()["stem.weight"])
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
+def test_models_that_are_further_from_their_goals_count_more(subject: MakeSubject) -> None:
+    taught = [subject(name, Net) for name in "abc"]
+    found = training._weights(taught, {"a": 0.95, "b": 0.5, "c": 0.95})
+    assert found["a"] == found["c"] < 1 < found["b"]
+    assert sum(found.values()) == pytest.approx(3)
+    # One that is far away does not silence the others, and zero is no division.
+    found = training._weights(taught, {"a": 0.95, "b": 0.0, "c": 0.95})
+    assert 0.2 < found["a"] < found["b"] < 5
+
+
+def test_of_two_queries_of_a_model_the_one_that_is_further_counts(subject: MakeSubject) -> None:
+    taught = [subject("a", Net, targets=(0.5, 0.99)), subject("b", Net)]
+    found = training._weights(taught, {"a": 0.6, "a1": 0.6, "b": 0.95})
+    assert found["a"] > found["b"]
+
+
+def test_strain_is_where_the_gradient_is(subjects: dict[str, Subject]) -> None:
+    sharing = share(subjects, [("a", "early"), ("b", "early")], [("a", "late"), ("b", "late")])
+    before = subjects["a"].state()
+    pull = strain(subjects["a"], sharing, batches=1)
+    assert set(pull) == {Use("a", "early.weight"), Use("a", "late.weight")}
+    assert all(value > 0 for value in pull.values())
+    assert all(parameter.grad is None for parameter in subjects["a"].model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in subjects["a"].state().items())
+    assert pull == strain(subjects["a"], sharing, batches=1)
+
+
+def test_a_model_that_is_its_teacher_pulls_at_nothing(subject: MakeSubject) -> None:
+    made = {name: subject(name, Net) for name in "ab"}
+    sharing = share(made, [("a", "early"), ("b", "early")])
+    assert max(strain(made["a"], sharing).values()) < 1e-12

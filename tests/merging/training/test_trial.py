@@ -1,0 +1,242 @@
+"""Trials: from a start through retraining to accuracies, and nothing left behind."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gemel.errors import DataError
+from gemel.merging.layers.sharing import SharingMap, Use
+from gemel.merging.training import trial as trials
+from gemel.merging.training.subjects import Subject
+from gemel.merging.training.training import Progress, Recipe
+from gemel.merging.training.trial import Outcome, Start, Trial, TrialRunner, some
+from gemel.workload.data import Images
+
+MakeSubject = Callable[..., Subject]
+ALL = SharingMap().joined([Use(model, f"conv{index}.weight") for model in "abc"] for index in (1, 2))
+
+
+@pytest.fixture
+def subjects(subject: MakeSubject) -> dict[str, Subject]:
+    """Three models with dropout; ``c`` can never be satisfied."""
+    made = {name: subject(name, Dropping, seed=index) for index, name in enumerate("abc")}
+    made["c"] = replace(made["c"], held=tuple(replace(each, original=2.0) for each in made["c"].held))
+    return made
+
+
+class Dropping(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 6, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(6)
+        self.conv2 = nn.Conv2d(6, 6, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(6)
+        self.dropout = nn.Dropout(0.3)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = torch.relu(self.norm1(self.conv1(image)))
+        x = torch.relu(self.norm2(self.conv2(x)))
+        scores: Tensor = self.head(self.dropout(x.mean((2, 3))))
+        return scores
+
+
+def states(subjects: dict[str, Subject]) -> dict[str, dict[str, Tensor]]:
+    return {name: each.state() for name, each in subjects.items()}
+
+
+def trial(learners: str = "abc", **fields: Any) -> Trial:
+    return Trial("test", ALL, frozenset(learners), **{"recipe": Recipe(4, batch=32, checks=0), **fields})
+
+
+def comparable(outcome: Outcome) -> Outcome:
+    return replace(outcome, seconds=0.0, states={})
+
+
+def equal(first: Outcome, second: Outcome) -> bool:
+    return comparable(first) == comparable(second) and all(
+        torch.equal(value, second.states[model][name])
+        for model, state in first.states.items()
+        for name, value in state.items()
+    )
+
+
+@pytest.mark.parametrize("kind", ["donor", "first", "average"])
+def test_trials_leave_nothing_behind(kind: Any, subjects: dict[str, Subject]) -> None:
+    originals = states(subjects)
+    tried = trial(start=Start(kind, ("b", "a", "c")))
+    first = TrialRunner(subjects)(tried, originals, SharingMap())
+    runner = TrialRunner(subjects)
+    # Others in between: shared otherwise, frozen, gone wrong, stopped; and whatever random numbers were drawn.
+    runner(trial("ab", start=Start("donor", ("a",)), recipe=None), originals, SharingMap())
+    runner(trial("a"), originals, SharingMap())
+    runner(trial(recipe=Recipe(4, rate=1e30, batch=32)), originals, SharingMap())
+    with pytest.raises(KeyboardInterrupt):
+        runner(tried, originals, SharingMap(), watch=stop)
+    torch.rand(7)
+    assert equal(runner(tried, originals, SharingMap()), first)
+
+
+def stop(progress: Progress) -> None:
+    raise KeyboardInterrupt
+
+
+def test_the_callers_random_numbers_are_left_alone(subjects: dict[str, Subject]) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    TrialRunner(subjects)(trial(), states(subjects), SharingMap())
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_what_is_shared_is_equal_afterwards(subjects: dict[str, Subject]) -> None:
+    outcome = TrialRunner(subjects)(trial(), states(subjects), SharingMap())
+    assert outcome.samples == 3 * 4 * 32
+    for slot in ALL.slots:
+        first, *others = (outcome.states[use.model][use.parameter] for use in slot)
+        assert all(torch.equal(first, other) for other in others)
+    assert not torch.equal(outcome.states["a"]["norm1.weight"], outcome.states["b"]["norm1.weight"])
+    assert "c" not in outcome.met
+    # Of those that met, too: what they would give up first may help the others.
+    assert {use.model for use in outcome.strain} == set("abc")
+
+
+@pytest.mark.parametrize("kind", ["donor", "first", "average"])
+@pytest.mark.parametrize("order", [("c", "b", "a"), ()])
+def test_models_that_do_not_learn_keep_their_weights_and_lend_them(
+    kind: Any, order: tuple[str, ...], subjects: dict[str, Subject]
+) -> None:
+    originals = states(subjects)
+    outcome = TrialRunner(subjects)(trial("bc", start=Start(kind, order)), originals, SharingMap())
+    assert set(outcome.states) == set("bc")
+    assert all(torch.equal(value, originals["a"][name]) for name, value in subjects["a"].state().items())
+    for name in "bc":
+        assert torch.equal(outcome.states[name]["conv1.weight"], originals["a"]["conv1.weight"])
+    assert not torch.equal(outcome.states["b"]["head.weight"], originals["b"]["head.weight"])
+
+
+def test_what_is_shared_already_is_not_donated_again(subjects: dict[str, Subject]) -> None:
+    originals = states(subjects)
+    shared = SharingMap().joined([ALL.slots[0]])
+    for name in "abc":
+        originals[name]["conv1.weight"] = torch.ones(6, 3, 3, 3)
+    outcome = TrialRunner(subjects)(trial(start=Start("first", ("b",)), recipe=None), originals, shared)
+    assert torch.equal(outcome.states["a"]["conv1.weight"], torch.ones(6, 3, 3, 3))
+    assert torch.equal(outcome.states["a"]["conv2.weight"], originals["b"]["conv2.weight"])
+
+
+def test_a_start_that_is_good_enough_is_not_trained(subjects: dict[str, Subject]) -> None:
+    same = {name: subjects["a"].state() for name in "ab"} | {"c": subjects["c"].state()}
+    nothing = Trial("test", SharingMap(), frozenset("a"), Start("keep"), Recipe(4))
+    outcome = TrialRunner(subjects)(nothing, same, SharingMap(), watch=stop)
+    assert (outcome.ended, outcome.samples, outcome.met) == ("start", 0, frozenset("a"))
+    assert set(outcome.states) == {"a"}
+
+
+def test_a_look_is_not_trained_whatever_comes_of_it(subjects: dict[str, Subject]) -> None:
+    outcome = TrialRunner(subjects)(trial(recipe=None), states(subjects), SharingMap(), watch=stop)
+    assert (outcome.ended, outcome.samples, outcome.strain) == ("start", 0, {})
+    assert set(outcome.accuracies) == set(outcome.relative) == set("abc")
+
+
+def test_a_trial_that_goes_wrong_says_so(subjects: dict[str, Subject]) -> None:
+    originals = states(subjects)
+    nn.init.constant_(subjects["b"].model.get_parameter("head.weight"), math.nan)
+    originals["b"] = subjects["b"].state()
+    outcome = TrialRunner(subjects)(trial(start=Start("first")), originals, SharingMap())
+    assert outcome.ended == "b: the loss is nan at step 1"
+    assert (outcome.met, outcome.states) == (frozenset(), {})
+    assert all(math.isfinite(value) for value in outcome.accuracies.values())
+
+
+def test_what_all_images_show_at_the_end_counts(subject: MakeSubject, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, found = subject("a"), iter([0.5, 1.0, 0.5, 0.96])
+    monkeypatch.setattr(trials, "accuracies_of", lambda *_: {"a": next(found)})
+    for ended in ("met", "done"):
+        few = Trial("test", SharingMap(), frozenset("a"), Start("keep"), Recipe(1, batch=32, checks=0, spare=0.5))
+        outcome = TrialRunner({"a": made})(few, {"a": made.state()}, SharingMap())
+        assert (outcome.ended, outcome.met) == (ended, frozenset("a"))
+
+
+def test_every_query_of_a_model_must_meet(subject: MakeSubject) -> None:
+    made = subject("a", targets=(0.1, 1.0))
+    original = made.state()
+    state = {name: torch.zeros_like(value) if "head" in name else value for name, value in original.items()}
+    nothing = Trial("test", SharingMap(), frozenset("a"), Start("keep"))
+    outcome = TrialRunner({"a": made})(nothing, {"a": state}, SharingMap())
+    assert outcome.accuracies["a"] == outcome.accuracies["a1"] < 1
+    assert outcome.met == frozenset()
+    assert TrialRunner({"a": made})(nothing, {"a": original}, SharingMap()).met == frozenset("a")
+
+
+class Tied(nn.Module):
+    """Its two convolutions hold one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 1)
+        self.conv1 = nn.Conv2d(6, 6, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(6, 6, 3, padding=1, bias=False)
+        self.conv2.weight = self.conv1.weight
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, image: Tensor) -> Tensor:
+        scores: Tensor = self.head(torch.relu(self.conv2(torch.relu(self.conv1(self.stem(image))))).mean((2, 3)))
+        return scores
+
+
+def test_what_is_tied_inside_a_model_stays_tied(subject: MakeSubject) -> None:
+    made = {"a": subject("a", Dropping), "b": subject("b", Tied, seed=1)}
+    # A weight that two layers hold is one layer of the problem.
+    assert [layer.name for layer in made["b"].layers] == ["stem", "conv1", "head"]
+    sharing = SharingMap().joined([[Use("a", "conv2.weight"), Use("b", "conv1.weight")]])
+    runner, originals = TrialRunner(made), states(made)
+    tried = Trial("test", sharing, frozenset("ab"), Start("donor", ("a", "b")), Recipe(2, batch=32))
+    outcome = runner(tried, originals, SharingMap())
+    found = outcome.states["b"]
+    assert torch.equal(found["conv1.weight"], found["conv2.weight"])
+    assert torch.equal(found["conv1.weight"], outcome.states["a"]["conv2.weight"])
+    runner(Trial("test", SharingMap(), frozenset("b"), Start("keep")), originals, SharingMap())
+    model = made["b"].model
+    assert isinstance(model, Tied)
+    assert model.conv1.weight is model.conv2.weight
+    assert torch.equal(model.conv1.weight, originals["b"]["conv1.weight"])
+
+
+def test_few_images_make_batches_of_one_size(subject: MakeSubject) -> None:
+    """A last batch of one image would have no variance, and one of few a poor one that counts as much."""
+    made = subject("a", count=129)
+    assert [len(batch) for batch in some(made, 1280, 0)] == [65, 64]
+    assert sum(len(batch) for batch in some(made, 100, 0)) == 100
+
+
+def test_a_donor_that_is_given_nothing_stays_as_it_is(subjects: dict[str, Subject]) -> None:
+    between = SharingMap().joined(slot for slot in ([Use("a", "conv1.weight"), Use("b", "conv1.weight")],))
+    originals = states(subjects)
+    look = Trial("test", between, frozenset("ab"), Start("donor", ("a", "b")))
+    found = TrialRunner(subjects)(look, originals, SharingMap()).states
+    assert all(torch.equal(value, originals["a"][name]) for name, value in found["a"].items())
+    assert torch.equal(found["b"]["conv1.weight"], originals["a"]["conv1.weight"])
+    assert not torch.equal(found["b"]["head.weight"], originals["b"]["head.weight"])
+
+
+def test_a_glance_that_tells_nothing_is_a_look_at_all(subject: MakeSubject, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = subject("a")
+    seen: list[int] = []
+
+    def accuracy(self: object, outputs: object, teacher: object, images: Images) -> float:
+        seen.append(len(images))
+        if len(images) < len(made.held[0].images):
+            raise DataError("no object")
+        return 0.5
+
+    monkeypatch.setattr(type(made.held[0].task), "accuracy", accuracy)
+    assert made.accuracies(3) == {"a": 0.5}
+    assert seen == [3, len(made.held[0].images)]

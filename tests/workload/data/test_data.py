@@ -1,0 +1,363 @@
+"""Data sets: what is read, how it is split, and every way in which it does not fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from helpers import write_video
+
+from gemel.bundles.manifest import InputSpec
+from gemel.errors import DataError
+from gemel.frames.preprocess import prepare
+from gemel.workload.data import Images, load_data, read_images
+from gemel.workload.document.schema import Workload
+
+SPEC = InputSpec(size=(24, 32), mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+LETTERBOX = SPEC.model_copy(update={"size": (32, 32), "fit": "letterbox", "pad": 0.25})
+
+
+def write_image(path: Path, shade: int = 0, size: tuple[int, int] = (20, 30)) -> Path:
+    """Noise of ``size`` (height, width); the first pixel is ``shade``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = np.random.default_rng(shade).integers(0, 256, (*size, 3)).astype(np.uint8)
+    image[0, 0] = shade
+    assert cv2.imwrite(str(path), image)
+    return path
+
+
+def write_classes(folder: Path, **counts: int) -> Path:
+    for name, count in counts.items():
+        for index in range(count):
+            write_image(folder / name / f"{index:03}.png", index)
+    return folder
+
+
+def write_coco(folder: Path, count: int = 5, name: str = "boxes.json", **changes: Any) -> Path:
+    """Images of 30 x 20 with one person each, and a dog in the first."""
+    for index in range(count):
+        write_image(folder / "images" / f"{index}.png", index)
+    document = {
+        "images": [{"id": index, "file_name": f"{index}.png", "width": 30, "height": 20} for index in range(count)],
+        "annotations": [
+            *({"image_id": index, "category_id": 7, "bbox": [2, 3, 10, 12]} for index in range(count)),
+            {"image_id": 0, "category_id": 3, "bbox": [0, 0, 30, 20]},
+        ],
+        "categories": [{"id": 7, "name": "person"}, {"id": 3, "name": "dog"}],
+        **changes,
+    }
+    path = folder / name
+    path.write_text(json.dumps(document))
+    return path
+
+
+def workload(folder: Path, source: str = "yard.mp4", task: str = "classification", **changes: Any) -> Workload:
+    query = {"name": "door", "feed": "yard", "task": task, "model": {"factory": "a:b"}, **changes}
+    made = Workload.model_validate({"schema_version": "1", "feeds": {"yard": {"source": source}}, "queries": [query]})
+    made._path = folder / "workload.yaml"
+    return made
+
+
+def load(
+    folder: Path, *data: str, classes: int | None = None, spec: InputSpec = SPEC, **changes: Any
+) -> tuple[Images, Images]:
+    """Load with ``data.train`` and perhaps ``data.val`` relative to ``folder``."""
+    options = {name: changes.pop(name) for name in ("frames", "labelled") if name in changes}
+    if data:
+        changes["data"] = dict(zip(("train", "val"), data, strict=False))
+    made = workload(folder, **changes)
+    return load_data(made.queries[0], made, spec, classes, **options)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        SPEC,
+        LETTERBOX,
+        LETTERBOX.model_copy(update={"mean": (0.5,), "std": (0.25,)}),
+        SPEC.model_copy(update={"color": "gray", "fit": "letterbox", "pad": -1.0}),
+    ],
+    ids=["stretch", "letterbox", "one-number", "gray"],
+)
+@pytest.mark.parametrize("sizes", [((20, 30), (20, 30)), ((20, 30), (33, 17))], ids=["equal", "different"])
+def test_a_batch_is_what_the_runtime_makes_of_frames(
+    tmp_path: Path, spec: InputSpec, sizes: tuple[tuple[int, int], ...]
+) -> None:
+    files = [write_image(tmp_path / f"{index}.png", index, size) for index, size in enumerate(sizes)]
+    images = read_images(tmp_path, spec, "query door")
+    frames = [cv2.imread(str(file)) for file in files]
+    order = [1, 0, 1]
+    made = [prepare(np.asarray(frame, np.uint8), spec) for frame in frames]
+    assert images.geometry == tuple(geometry for _, geometry in made)
+    expected = np.concatenate([made[index][0] for index in order])
+    np.testing.assert_array_equal(images.batch(torch.tensor(order)).numpy(), expected)
+    mirrored = images.batch(torch.tensor(order), mirrored=True).numpy()
+    for row, index in enumerate(order):
+        height, width = images.geometry[index].valid
+        expected[row, :, :height, :width] = expected[row, :, :height, :width][:, :, ::-1].copy()
+    np.testing.assert_array_equal(mirrored, expected)
+
+
+def test_a_batch_leaves_the_data_set_as_it_was(tmp_path: Path) -> None:
+    write_classes(tmp_path, a=2)
+    images = read_images(tmp_path, LETTERBOX, "query door")
+    before = images.pixels.clone()
+    images.batch(torch.arange(2), mirrored=True)
+    assert torch.equal(images.pixels, before)
+
+
+def test_select(tmp_path: Path) -> None:
+    write_coco(tmp_path, count=6)
+    images, _ = load(tmp_path, "boxes.json", task="detection", labels=["dog", "person"])
+    picked = images.select(torch.tensor([3, 0]))
+    assert len(picked) == 2
+    assert picked.boxes is not None and [len(each) for each in picked.boxes] == [1, 2]
+    assert torch.equal(picked.batch(torch.arange(2)), images.batch(torch.tensor([3, 0])))
+    assert picked.geometry == (images.geometry[3], images.geometry[0])
+
+
+def test_folders_are_classes_by_the_name_of_the_label(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", car=2, bus=3)
+    images, _ = load(tmp_path, "train", "train", classes=3, labels=["truck", "car", "bus"])
+    assert images.labels is not None
+    assert sorted(images.labels.tolist()) == [1, 1, 2, 2, 2]
+
+
+def test_folders_are_classes_in_order_where_labels_do_not_name_them(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", n02=2, n01=3)
+    for labels in (None, ["car", "bus"]):
+        images, _ = load(tmp_path, "train", "train", classes=2, labels=labels)
+        assert images.labels is not None
+        assert sorted(images.labels.tolist()) == [0, 0, 0, 1, 1]
+
+
+def test_the_first_images_are_of_all_classes(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", a=10, b=5)
+    images, few = load(tmp_path, "train", "train", classes=2, labelled=6)
+    assert images.labels is not None and few.labels is not None
+    full = read_images(tmp_path / "train", SPEC, "query door")
+    assert full.labels is not None
+    assert [full.labels[:6].tolist().count(label) for label in (0, 1)] == [4, 2]
+    assert len(few) == 6
+    assert [few.labels.tolist().count(label) for label in (0, 1)] == [4, 2]
+
+
+def test_without_val_every_fifth_image_of_a_class_is_kept_for_it(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", a=10, b=4, c=1)
+    train, val = load(tmp_path, "train", classes=3)
+    assert train.labels is not None and val.labels is not None
+    assert [train.labels.tolist().count(label) for label in range(3)] == [8, 3, 1]
+    assert [val.labels.tolist().count(label) for label in range(3)] == [2, 1, 0]
+    again = load(tmp_path, "train", classes=3)
+    assert torch.equal(again[1].pixels, val.pixels)
+
+
+def test_without_val_the_last_fifth_of_frames_is_kept_for_it(tmp_path: Path) -> None:
+    for index in range(10):
+        write_image(tmp_path / "frames" / f"{index}.png", index * 20, size=(24, 32))
+    train, val = load(tmp_path, "frames")
+    assert [train.pixels[:, 0, 0, 0].tolist(), val.pixels[:, 0, 0, 0].tolist()] == [
+        list(range(0, 160, 20)),
+        [160, 180],
+    ]
+    assert train.labels is None and train.boxes is None
+
+
+def test_frames_are_spread_evenly_over_a_video(tmp_path: Path) -> None:
+    write_video(tmp_path / "clip.mp4", frames=40)
+    everything, _ = load(tmp_path, "clip.mp4", "clip.mp4")
+    few, fewer = load(tmp_path, "clip.mp4", "clip.mp4", frames=(4, 2))
+    assert len(everything) == 40
+    assert torch.equal(few.pixels, everything.pixels[[0, 13, 26, 39]])
+    assert torch.equal(fewer.pixels, everything.pixels[[0, 39]])
+    # Four stretches of ten frames: the last two of each are kept.
+    train, val = load(tmp_path, "clip.mp4")
+    kept = [row for start in (0, 10, 20, 30) for row in (start + 8, start + 9)]
+    assert torch.equal(val.pixels, everything.pixels[kept])
+    assert torch.equal(train.pixels, everything.pixels[[row for row in range(40) if row not in kept]])
+
+
+def test_without_data_frames_come_from_the_feed(tmp_path: Path) -> None:
+    write_video(tmp_path / "yard.mp4", frames=10)
+    for index in range(5):
+        write_image(tmp_path / "pictures" / f"{index}.png")
+    assert [len(part) for part in load(tmp_path)] == [8, 2]
+    assert [len(part) for part in load(tmp_path, source="pictures")] == [3, 2]
+    assert [len(part) for part in load(tmp_path, data={})] == [8, 2]
+
+
+def test_package_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "__init__.py").touch()
+    write_video(tmp_path / "clips" / "yard.mp4", frames=10)
+    monkeypatch.syspath_prepend(tmp_path)
+    train, _ = load(tmp_path, "package:clips/yard.mp4")
+    assert len(train) == 8
+    with pytest.raises(DataError, match=r"query door: data\.train: .*package 'clips' has no file 'no\.mp4'"):
+        load(tmp_path, "package:clips/no.mp4")
+
+
+def test_coco(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    images, _ = load(tmp_path, "boxes.json", "boxes.json", task="detection", classes=2, labels=["dog", "person"])
+    assert images.boxes is not None and len(images) == 5
+    first = images.boxes[0]
+    assert first.boxes.tolist() == [[2, 3, 12, 15], [0, 0, 30, 20]]
+    assert first.classes.tolist() == [1, 0]
+    # By id, dog comes first; with labels, other categories are nobody's.
+    by_id, _ = load(tmp_path, "boxes.json", "boxes.json", task="detection", classes=2)
+    assert by_id.boxes is not None and by_id.boxes[0].classes.tolist() == [1, 0]
+    people, _ = load(tmp_path, "boxes.json", "boxes.json", task="detection", classes=1, labels=["person"])
+    assert people.boxes is not None and [each.classes.tolist() for each in people.boxes] == [[0]] * 5
+    # A folder with one json in it is the same.
+    assert load(tmp_path, ".", task="detection", classes=1, labels=["person"])[0].boxes is not None
+
+
+def test_coco_leaves_out_crowds_and_boxes_without_area(tmp_path: Path) -> None:
+    boxes: list[dict[str, Any]] = [{"bbox": [0, 0, 5, 5]}, {"bbox": [0, 0, 9, 9], "iscrowd": 1}, {"bbox": [3, 3, 0, 4]}]
+    write_coco(tmp_path, annotations=[{"image_id": 0, "category_id": 7, **box} for box in boxes])
+    images, _ = load(tmp_path, "boxes.json", "boxes.json", task="detection", labels=["person"])
+    assert images.boxes is not None and images.boxes[0].boxes.tolist() == [[0, 0, 5, 5]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": None}, "images: "),
+        ({"annotations": [{"image_id": 0, "category_id": 7, "bbox": [1, 2, 3]}]}, r"annotations\[0\]\.bbox"),
+        ({"annotations": [{"image_id": 0, "category_id": 7, "bbox": [1, 2, -3, 4]}]}, "must not be negative"),
+        ({"annotations": [{"image_id": 0, "category_id": 7, "bbox": [25, 2, 10, 4]}]}, r"box \[25.0, 2.0, 35.0, 6.0\]"),
+        ({"annotations": [{"image_id": 9, "category_id": 7, "bbox": [1, 2, 3, 4]}]}, "there is no image 9"),
+        ({"annotations": [{"image_id": 0, "category_id": 9, "bbox": [1, 2, 3, 4]}]}, "there is no category 9"),
+        ({"annotations": []}, "none of 5 images has a box of person"),
+        ({"categories": [{"id": 7, "name": "cat"}]}, "categories: cat; none is among the query's labels: person"),
+        (
+            {"images": [{"id": index, "file_name": "no.png"} for index in range(5)]},
+            r"images\[0\]\.file_name: 'no.png' is neither in",
+        ),
+        ({"images": [{"id": 0, "file_name": "0.png"}] * 2}, "two have the same id"),
+    ],
+)
+def test_bad_coco(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    write_coco(tmp_path, **changes)
+    with pytest.raises(DataError, match=rf"query door: data\.train: .*{message}"):
+        load(tmp_path, "boxes.json", task="detection", classes=1, labels=["person"])
+
+
+def test_coco_of_images_that_were_resized(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    write_image(tmp_path / "images" / "3.png", size=(40, 60))
+    with pytest.raises(DataError, match=r"3\.png is 60 x 40 pixels; its boxes are for 30 x 20"):
+        load(tmp_path, "boxes.json", "boxes.json", task="detection", labels=["person"])
+
+
+def test_coco_that_is_not_json(tmp_path: Path) -> None:
+    (tmp_path / "boxes.json").write_text("{")
+    with pytest.raises(DataError, match=r"data\.train: .*boxes\.json: .*JSON"):
+        load(tmp_path, "boxes.json", task="detection")
+
+
+def test_coco_with_other_classes_than_the_model(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    with pytest.raises(DataError, match="2 categories for a model with 91 classes; give the query labels"):
+        load(tmp_path, "boxes.json", task="detection", classes=91)
+    with pytest.raises(DataError, match="'person' is label 1 of the query, counted from 0; its model has 1 classes"):
+        load(tmp_path, "boxes.json", task="detection", classes=1, labels=["dog", "person"])
+    with pytest.raises(DataError, match="boxes are for detection; the query's task is classification"):
+        load(tmp_path, "boxes.json")
+    write_coco(tmp_path, name="more.json")
+    with pytest.raises(DataError, match=r"2 json files \(boxes\.json, more\.json\)"):
+        load(tmp_path, ".", task="detection")
+
+
+@pytest.mark.parametrize(
+    ("folders", "options", "message"),
+    [
+        ({"a": 2, "b": 0}, {"classes": 2}, "b: a class without images"),
+        ({"a": 2, "b": 2}, {"classes": 1}, "2 folders of classes for a model with 1 classes; give the query labels"),
+        ({"a": 2}, {"classes": 2}, "1 folders of classes for a model with 2 classes"),
+        ({"car": 2, "bsu": 2}, {"classes": 2, "labels": ["car", "bus"]}, "folder 'bsu' is none of the query's labels"),
+        ({"car": 2, "bus": 2}, {"classes": 1, "labels": ["car", "bus"]}, "'bus' is label 1 of the query"),
+        ({"a": 1}, {"classes": 1}, "fewer than 4 images: 1; some are kept to judge by"),
+        ({"a": 3, "b": 1}, {"classes": 2}, r"\(the part kept for val\): fewer than 2 images: 1"),
+    ],
+)
+def test_folders_that_do_not_fit(
+    tmp_path: Path, folders: dict[str, int], options: dict[str, Any], message: str
+) -> None:
+    write_classes(tmp_path / "train", **folders)
+    for name in folders:
+        (tmp_path / "train" / name).mkdir(exist_ok=True)
+    with pytest.raises(DataError, match=rf"query door: data\.train.*{message}"):
+        load(tmp_path, "train", **options)
+
+
+def test_images_beside_folders_of_classes(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", a=2)
+    write_image(tmp_path / "train" / "stray.png")
+    with pytest.raises(DataError, match=r"stray\.png lies beside folders of classes"):
+        load(tmp_path, "train", classes=1)
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", a=5)
+    (tmp_path / "train" / "a" / "002.png").write_bytes(b"not an image")
+    with pytest.raises(DataError, match=r"query door: data\.train: .*002\.png: cannot be read as an image"):
+        load(tmp_path, "train", classes=1)
+
+
+def test_files_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"query door: data\.train: .*gone: no such file or folder; allowed: "):
+        load(tmp_path, "gone")
+    with pytest.raises(DataError, match=r"data\.val: .*gone"):
+        load(write_classes(tmp_path / "train", a=2).parent, "train", "gone", classes=1)
+    with pytest.raises(DataError, match=r"gone: no such folder"):
+        read_images(tmp_path / "gone", SPEC, "query door")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"empty: no images; looked for"):
+        load(tmp_path, "empty")
+    with pytest.raises(DataError, match="not allowed; allowed: a folder of images"):
+        load(tmp_path, "http://camera/stream")
+
+
+def test_only_val(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"query door: data\.train is missing"):
+        load(tmp_path, data={"val": "val"})
+
+
+@pytest.mark.parametrize("source", ["rtsp://user:secret@camera/1", "http://camera/stream", "/dev/null"])
+def test_a_camera_needs_data(tmp_path: Path, source: str) -> None:
+    with pytest.raises(DataError, match=r"query door: feed yard: .*give data\.train") as caught:
+        load(tmp_path, source=source)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_feed_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"query door: data is not given, and feed 'yard': .* does not exist"):
+        load(tmp_path, source="gone.mp4")
+
+
+def test_videos_without_frames(tmp_path: Path) -> None:
+    (tmp_path / "noise.mp4").write_bytes(b"no video at all")
+    with pytest.raises(DataError, match=r"data\.train: .*noise\.mp4: cannot be read as a video"):
+        load(tmp_path, "noise.mp4")
+    write_video(tmp_path / "short.mp4", frames=1)
+    with pytest.raises(DataError, match="fewer than 4 images: 1; some are kept to judge by"):
+        load(tmp_path, "short.mp4")
+    with pytest.raises(DataError, match="fewer than 2 images: 1"):
+        load(tmp_path, "short.mp4", "short.mp4")
+    write_video(tmp_path / "none.avi", frames=0)
+    with pytest.raises(DataError, match=r"none\.avi"):
+        load(tmp_path, "none.avi")
+
+
+def test_too_many_bytes_are_refused_before_they_are_taken(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", a=2)
+    spec = SPEC.model_copy(update={"size": (40000, 40000)})
+    with pytest.raises(DataError, match=r"2 images of 40000 x 40000 pixels need 9600000000 bytes .*use fewer images"):
+        load(tmp_path, "train", "train", classes=1, spec=spec)

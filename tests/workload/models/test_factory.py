@@ -1,0 +1,113 @@
+"""Building models: weights in every format, and every way in which they can be wrong."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import save
+from tiny_models import tiny
+
+from gemel.errors import ModelError
+from gemel.workload.document.schema import Model
+from gemel.workload.models.factory import build, identity, read_state
+
+FACTORY = "tiny_models:TinyNet"
+
+
+def model(**fields: Any) -> Model:
+    return Model.model_validate({"factory": FACTORY, **fields})
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".th", ".safetensors"])
+def test_formats(tmp_path: Path, suffix: str) -> None:
+    source = tiny(3)
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".safetensors":
+        save(source, path)
+    else:
+        torch.save({"state_dict": {f"module.{name}": value for name, value in source.state_dict().items()}}, path)
+    built = build(model(weights=path.name), tmp_path, "door")
+    assert not built.training
+    for name, value in source.state_dict().items():
+        assert torch.equal(built.state_dict()[name], value)
+
+
+def test_state_that_does_not_fit_names_the_first_keys(tmp_path: Path) -> None:
+    state = tiny(0).state_dict()
+    state["neck.weight"] = torch.zeros(1)
+    del state["stem.weight"]
+    state["head.weight"] = torch.zeros(7, 32)
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(ModelError) as caught:
+        build(model(weights="w.pt"), tmp_path, "door")
+    message = str(caught.value)
+    for part in ("query door", "w.pt", "1 missing: stem.weight", "1 unexpected: neck.weight", "head.weight [7, 32]"):
+        assert part in message
+
+
+def test_missing_weight_file(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"query door: weights: .*/nowhere\.pt: no such file"):
+        build(model(weights="nowhere.pt"), tmp_path, "door")
+
+
+class _Hostile:
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("pwned"),))
+
+
+def test_pickles_that_run_code_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.pt").write_bytes(pickle.dumps({"stem.weight": _Hostile()}))
+    with pytest.raises(ModelError, match=r"w\.pt"):
+        build(model(weights="w.pt"), tmp_path, "door")
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
+def test_damaged_weights(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"\x00" * 100)
+    with pytest.raises(ModelError, match=name.replace(".", r"\.")):
+        read_state(tmp_path / name)
+
+
+def test_unknown_format(tmp_path: Path) -> None:
+    (tmp_path / "w.h5").touch()
+    with pytest.raises(ModelError, match=r"w\.h5: weights must be one of \.safetensors"):
+        read_state(tmp_path / "w.h5")
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        ("no_such_module:thing", "No module named 'no_such_module'"),
+        ("tiny_models:Missing", "module tiny_models has no Missing"),
+        ("tiny_models:__doc__", "is not callable"),
+        ("builtins:dict", "returned dict, not an nn.Module"),
+        ("broken_models:thing", "invalid syntax"),
+    ],
+)
+def test_factories_that_do_not_work(tmp_path: Path, factory: str, message: str) -> None:
+    (tmp_path / "broken_models.py").write_text("def thing(:")
+    with pytest.raises(ModelError, match=message):
+        build(Model.model_validate({"factory": factory}), tmp_path, "door")
+
+
+def test_wrong_arguments(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"tiny_models:TinyNet\(\{'depth': 3\}\).*unexpected keyword argument 'depth'"):
+        build(model(args={"depth": 3}), tmp_path, "door")
+
+
+def test_no_weights_is_said(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="query door: no weights given"):
+        build(model(), tmp_path, "door")
+
+
+def test_identity_ignores_how_a_path_is_written(tmp_path: Path) -> None:
+    one = identity(model(weights="a/../w.pt"), "detection", tmp_path)
+    assert one == identity(model(weights=str(tmp_path / "w.pt")), "detection", tmp_path)
+    assert one != identity(model(weights="v.pt"), "detection", tmp_path)
+    assert one != identity(model(weights="w.pt"), "embedding", tmp_path)

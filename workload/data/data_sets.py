@@ -1,0 +1,137 @@
+"""Find the images that a query is retrained and judged on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...bundles.manifest import InputSpec
+from ...errors import DataError, FeedError, InputError
+from ...frames.source import Source, resolve
+from ...runtime.feeds import package_file
+from ..document.schema import Query, Workload
+from .coco import list_coco
+from .folders import class_folders, list_classes, list_flat
+from .images import Images
+from .listing import Listing
+from .video import count_frames
+
+__all__ = ["load_data", "read_images"]
+
+_LEAST = 4
+_ALLOWED = "a folder of images, a folder with a folder for each class, a COCO json, a video, or package:NAME/path"
+
+
+def load_data(
+    query: Query,
+    workload: Workload,
+    spec: InputSpec,
+    classes: int | None,
+    *,
+    frames: tuple[int, int] = (2000, 1000),
+    labelled: int | None = None,
+) -> tuple[Images, Images]:
+    """The images to train on and those to judge by.
+
+    They are those of ``data.train`` and ``data.val``, or, where the query has no data, frames of its feed. Without
+    ``val``, a part of the others is kept for it (:meth:`Listing.split`).
+
+    Args:
+        query: one of the workload's.
+        workload: its feeds and its folder.
+        spec: how the query's model takes an image.
+        classes: classes that the model tells apart, the background not counted; None for embeddings.
+        frames: images without labels (of a video, or a folder), to train on and to judge by; of more, so many are
+            taken, evenly spread.
+        labelled: the same for each data set with labels; all when None.
+
+    Raises:
+        DataError: no data and a feed that is a camera; data that is missing, cannot be read or does not fit the model.
+    """
+    given = query.data
+    name = f"query {query.name}"
+    if given is not None and given.val is not None and given.train is None:
+        raise DataError(f"{name}: data.train is missing; with data.val alone there is nothing to train on")
+    if given is None or given.train is None:
+        train = _of_feed(query, workload)
+    else:
+        train = _list(given.train, workload.root, query, classes, f"{name}: data.train")
+    if given is not None and given.val is not None:
+        val = _list(given.val, workload.root, query, classes, f"{name}: data.val")
+    else:
+        if len(train) < _LEAST:
+            found = f"fewer than {_LEAST} images: {len(train)}"
+            raise DataError(f"{train.what}: {found}; some are kept to judge by, as data.val is not given")
+        train, val = train.split()
+    parts = []
+    for part, limit in zip((train, val), frames, strict=True):
+        free = part.labels is None and part.boxes is None
+        parts.append(part.thinned(limit if free else labelled).read(spec))
+    return parts[0], parts[1]
+
+
+def read_images(
+    folder: Path, spec: InputSpec, what: str, labels: list[str] | None = None, classes: int | None = None
+) -> Images:
+    """All images of a folder, with labels where it has folders.
+
+    Raises:
+        DataError: there are none, one cannot be read, or the folders do not fit (:func:`list_classes`).
+    """
+    if not folder.is_dir():
+        raise DataError(f"{what}: {folder}: no such folder")
+    listing = list_classes(folder, labels, classes, what) if class_folders(folder) else list_flat(folder, what)
+    return listing.read(spec)
+
+
+def _list(reference: str, root: Path, query: Query, classes: int | None, what: str) -> Listing:
+    if "://" in reference:
+        raise DataError(f"{what}: {reference!r}: not allowed; allowed: {_ALLOWED}")
+    if reference.startswith("package:"):
+        try:
+            path = package_file(reference)
+        except InputError as error:
+            raise DataError(f"{what}: {error}") from error
+    else:
+        path = (root / Path(reference).expanduser()).absolute()
+    if path.is_dir():
+        return _list_folder(path, query, classes, what)
+    if not path.is_file():
+        raise DataError(f"{what}: {path}: no such file or folder; allowed: {_ALLOWED}")
+    if path.suffix.lower() == ".json":
+        if query.task != "detection":
+            raise DataError(f"{what}: {path}: boxes are for detection; the query's task is {query.task}")
+        return list_coco(path, query.labels, classes, what)
+    return _list_video(Source(query.feed, "file", str(path)), what)
+
+
+def _list_folder(folder: Path, query: Query, classes: int | None, what: str) -> Listing:
+    if query.task == "classification" and class_folders(folder):
+        return list_classes(folder, query.labels, classes, what)
+    files = sorted(folder.glob("*.json")) if query.task == "detection" else []
+    if len(files) > 1:
+        raise DataError(f"{what}: {folder}: {len(files)} json files ({files[0].name}, {files[1].name}); name one")
+    return list_coco(files[0], query.labels, classes, what) if files else list_flat(folder, what)
+
+
+def _list_video(source: Source, what: str) -> Listing:
+    count = count_frames(source, what)
+    if not count:
+        raise DataError(f"{what}: {source}: there is no frame in it")
+    return Listing(what, tuple(range(count)), video=source)
+
+
+def _of_feed(query: Query, workload: Workload) -> Listing:
+    """Frames of what the query watches, where that can be read again and again."""
+    what = f"query {query.name}: feed {query.feed}"
+    # The address of a camera may hold a password: it is not repeated, and not resolved.
+    camera = f"{what}: frames of a camera are not kept; give data.train: {_ALLOWED}"
+    text = workload.feeds[query.feed].source
+    if "://" in text:
+        raise DataError(camera)
+    try:
+        source = resolve(query.feed, text, base=workload.root)
+    except FeedError as error:
+        raise DataError(f"query {query.name}: data is not given, and {error}") from error
+    if source.live:
+        raise DataError(camera)
+    return list_flat(Path(source.location), what) if source.kind == "folder" else _list_video(source, what)

@@ -1,0 +1,1 @@
+"""The workload file: its schema, how it is read, and the files that it names."""

@@ -1,0 +1,1 @@
+"""Models of a workload, built with their weights."""

@@ -1,0 +1,158 @@
+"""Build the models of a workload: a factory, its arguments and trained weights."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import sys
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ...errors import ModelError, first_line
+from ..document.paths import locate
+from ..document.schema import Model, Workload
+
+__all__ = ["build", "identity", "models_of", "read_state"]
+
+_FORMATS = (".safetensors", ".pt", ".pth", ".th", ".weights")
+
+
+def identity(model: Model, task: str, root: Path) -> str:
+    """A key that is equal for queries that share one model: same origin, arguments, weights, input and task."""
+    fields = model.model_dump(mode="json")
+    for name in ("weights", "onnx"):
+        reference = fields[name]
+        if reference and not reference.startswith("package:"):
+            fields[name] = str((root / Path(reference).expanduser()).resolve())
+    return json.dumps([task, fields], sort_keys=True)
+
+
+def models_of(workload: Workload) -> dict[str, str]:
+    """Query name to model name. A model is called after the first query that uses it."""
+    first: dict[str, str] = {}
+    return {
+        query.name: first.setdefault(identity(query.model, query.task, workload.root), query.name)
+        for query in workload.queries
+    }
+
+
+def build(model: Model, root: Path, query: str) -> nn.Module:
+    """Make the module, load its weights and put it in eval mode.
+
+    Args:
+        model: a model with a factory.
+        root: folder that relative paths start from.
+        query: name of the query, for errors and warnings.
+
+    Raises:
+        ModelError: the factory cannot be imported or called, or the weights are missing or do not fit.
+    """
+    if model.factory is None:
+        raise ModelError(f"query {query}: model.factory is not set")
+    factory = _import(model.factory, root, query)
+    weights = locate(model.weights, root, f"query {query}: weights") if model.weights else None
+    try:
+        module = factory(**_without_downloads(factory, model.args, weights is not None))
+    except Exception as error:
+        raise ModelError(f"query {query}: factory {model.factory}({model.args}): {first_line(error)}") from error
+    if not isinstance(module, nn.Module):
+        raise ModelError(f"query {query}: factory {model.factory} returned {type(module).__name__}, not an nn.Module")
+    if weights is None:
+        warnings.warn(f"query {query}: no weights given; the model is as {model.factory} makes it", stacklevel=2)
+    elif weights.suffix == ".weights":
+        from ..zoo.darknet import load_darknet
+
+        load_darknet(module, weights)
+    else:
+        _load(module, read_state(weights), weights, query)
+    return module.eval()
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The state dict in a ``.safetensors`` file, or in a ``.pt``/``.pth``/``.th`` file that holds nothing but data.
+
+    Checkpoints that wrap the state dict (``state_dict``, ``model``) or prefix it (``module.``) are unwrapped.
+
+    Raises:
+        ModelError: another format, a damaged file, or one that would run code when it is unpickled.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        if path.suffix not in _FORMATS:
+            raise ModelError(f"{path}: weights must be one of {', '.join(_FORMATS)}")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, EOFError, RuntimeError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read as weights: {first_line(error)}") from error
+    except Exception as error:  # pickle.UnpicklingError and whatever a hostile file provokes
+        raise ModelError(f"{path}: holds more than tensors and is not loaded: {first_line(error)}") from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ModelError(f"{path}: holds no state dict (a mapping of names to tensors)")
+    state = dict(content)
+    if state and all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    return state
+
+
+def _import(reference: str, root: Path, query: str) -> Callable[..., Any]:
+    name, _, attribute = reference.partition(":")
+    if str(root) not in sys.path:
+        # A module beside the workload is found too, after everything that is installed.
+        sys.path.append(str(root))
+    try:
+        found: Any = importlib.import_module(name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except Exception as error:  # a module may raise anything while it is imported
+        missing = isinstance(error, AttributeError)
+        reason = f"module {name} has no {attribute}" if missing else first_line(error)
+        raise ModelError(f"query {query}: factory {reference}: {reason}") from error
+    if not callable(found):
+        raise ModelError(f"query {query}: factory {reference} is not callable")
+    return found  # type: ignore[no-any-return]
+
+
+def _without_downloads(factory: Callable[..., Any], args: Mapping[str, Any], has_weights: bool) -> dict[str, Any]:
+    """torchvision's detectors fetch a pretrained backbone unless told not to: useless when weights follow."""
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return dict(args)
+    if has_weights and "weights_backbone" in parameters:
+        return {"weights_backbone": None, **args}
+    return dict(args)
+
+
+def _load(module: nn.Module, state: Mapping[str, Tensor], path: Path, query: str) -> None:
+    own = module.state_dict()
+    # Counters of training steps are not weights; older files lack them.
+    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in state if name not in own]
+    wrong = [
+        f"{name} {list(state[name].shape)} (model: {list(own[name].shape)})"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    problems = [
+        f"{len(names)} {what}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong))
+        if names
+    ]
+    if problems:
+        raise ModelError(f"query {query}: {path} does not fit {type(module).__name__}: {'; '.join(problems)}")
+    # Files of plain tensors carry no version; what fits the current names is of the current version (MNASNet asks).
+    versioned = OrderedDict(state)
+    versioned._metadata = getattr(state, "_metadata", own._metadata)  # type: ignore[attr-defined]
+    module.load_state_dict(versioned, strict=False)
