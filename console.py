@@ -22,7 +22,7 @@ __all__ = [
     "check_writable",
     "missing_extra",
     "open_console",
-    "pair",
+    "parse_pair",
     "print_error",
     "print_failures",
     "print_stage",
@@ -107,7 +107,7 @@ class Stop:
             signal.signal(each, signal.SIG_DFL)
 
 
-def pair(item: str) -> tuple[str, str]:
+def parse_pair(item: str) -> tuple[str, str]:
     """``NAME=SOURCE`` taken apart.
 
     >>> pair("gate=rtsp://host/1?a=b")

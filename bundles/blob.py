@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from .manifest import SegmentSpec, TensorSpec
 
-__all__ = ["HUGE_PAGE", "Layout", "footprint", "layout", "tensor_id", "write"]
+__all__ = ["HUGE_PAGE", "Layout", "footprint", "layout", "tensor_id", "write_blob"]
 
 HUGE_PAGE = 2 << 20
 _PAGE = 4 << 10
@@ -85,7 +85,7 @@ def footprint(length: int) -> int:
     return _up(length, _PAGE)
 
 
-def write(path: Path, placed: Layout, read: Callable[[str], NDArray[Any]]) -> str:
+def write_blob(path: Path, placed: Layout, read: Callable[[str], NDArray[Any]]) -> str:
     """Write the blob; padding is left as holes in the file.
 
     Args:

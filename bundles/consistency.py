@@ -11,12 +11,12 @@ from ..errors import BundleError
 from .budget import parse_memory
 from .manifest import Manifest, ModelSpec, SegmentSpec, TensorSpec
 
-__all__ = ["check", "check_spans"]
+__all__ = ["check_manifest", "check_spans"]
 
 _MOST_DIMENSIONS = 32
 
 
-def check(where: str, content: Manifest) -> None:
+def check_manifest(where: str, content: Manifest) -> None:
     """Check a manifest whose files are there.
 
     Args:

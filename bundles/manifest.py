@@ -41,7 +41,7 @@ __all__ = [
     "YoloDecode",
     "YoloHead",
     "feeds_from",
-    "parse",
+    "parse_manifest",
 ]
 
 SCHEMA_VERSION = "1.0"
@@ -310,7 +310,7 @@ def _flat(name: str) -> str:
     return name
 
 
-def parse(document: Mapping[str, Any], where: str) -> Manifest:
+def parse_manifest(document: Mapping[str, Any], where: str) -> Manifest:
     """Validate a decoded manifest.json.
 
     Args:

@@ -15,7 +15,7 @@ __all__ = ["MERGE_REPORT", "MergeReport", "QueryReport", "SharedTensor", "TrialR
 MERGE_REPORT = "merge.json"
 """Its name beside the merged workload, and in a bundle."""
 
-Bytes = Annotated[int, Field(ge=0)]
+ByteCount = Annotated[int, Field(ge=0)]
 
 
 class _Value(BaseModel):
@@ -44,7 +44,7 @@ class TrialReport(_Value):
     """Images that models were trained on, summed over models."""
     accuracies: dict[str, float]
     ended: str
-    saved_bytes: Bytes
+    saved_bytes: ByteCount
     """Of the workload, after the trial."""
 
 
@@ -57,7 +57,7 @@ class UseReport(_Value):
 class SharedTensor(_Value):
     tensor: Id
     """Hash of dtype, shape and bytes, as in a bundle."""
-    bytes: Bytes
+    bytes: ByteCount
     uses: Annotated[tuple[UseReport, ...], Field(min_length=2)]
 
 
@@ -65,11 +65,11 @@ class MergeReport(_Value):
     schema_version: str = "1.0"
     strategy: str
     seed: int
-    original_bytes: Bytes
+    original_bytes: ByteCount
     """What bundles of the original models hold, each alone: heads, biases and BatchNorm as compiled."""
-    merged_bytes: Bytes
+    merged_bytes: ByteCount
     """The same of all models in one bundle: what ``gemel-compile`` writes."""
-    layer_bytes: Bytes
+    layer_bytes: ByteCount
     """Weights of convolutions and linear layers alone, before merging."""
     saving: float
     """The part of ``original_bytes`` that is saved."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from .program import read, tensors_of
+from .program import read_model, tensors_of
 from .reader import Bundle
 
 __all__ = ["MergeSummary", "MergedTensor", "merged_tensors", "read_merge"]
@@ -19,21 +19,21 @@ class _Value(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
-class Accuracy(_Value):
+class _Accuracy(_Value):
     original: float
     reached: float
     relative: float
     target: float
 
 
-class Use(_Value):
+class _Use(_Value):
     query: str
     """The model's name: that of the first query that uses it."""
     parameter: str
 
 
-class Shared(_Value):
-    uses: tuple[Use, ...]
+class _Shared(_Value):
+    uses: tuple[_Use, ...]
 
 
 class MergeSummary(_Value):
@@ -42,8 +42,8 @@ class MergeSummary(_Value):
     original_bytes: int
     merged_bytes: int
     saving: float
-    queries: dict[str, Accuracy]
-    shared: tuple[Shared, ...] = ()
+    queries: dict[str, _Accuracy]
+    shared: tuple[_Shared, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def merged_tensors(bundle: Bundle) -> Iterator[MergedTensor]:
     tensor_of: dict[tuple[str, str], str] = {}
     for name, model in content.models.items():
         for stage in model.stages.values():
-            tensors = tensors_of(read(bundle.file(stage.file).read_bytes()), stage)
+            tensors = tensors_of(read_model(bundle.file(stage.file).read_bytes()), stage)
             tensor_of |= {(name, parameter): tensor for parameter, tensor in tensors.items()}
     for shared in merge.shared:
         places = [(use.query, use.parameter) for use in shared.uses]

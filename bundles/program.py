@@ -1,6 +1,6 @@
 """Programs: graphs without weights, in one canonical form.
 
-A model is a program plus addresses. :func:`split` takes an ONNX model apart into the two: every weight becomes
+A model is a program plus addresses. :func:`split_model` takes an ONNX model apart into the two: every weight becomes
 a graph input, and what is left is written in a form that depends on the architecture alone: nodes in
 depth-first order from the outputs, values named by first appearance, attributes sorted, notes for people left
 out. So two models of one architecture give one program, byte for byte, even though the exporters and optimisers
@@ -21,7 +21,7 @@ from ..errors import BackendError, BundleError
 from .manifest import Stage, TensorSpec
 from .onnx_wire import DTYPES, Message, ModelProto, dtype_name
 
-__all__ = ["Program", "port_dtype", "port_shape", "read", "split", "tensors_of", "with_constants"]
+__all__ = ["Program", "port_dtype", "port_shape", "read_model", "split_model", "tensors_of", "with_constants"]
 
 # Inputs that kernels read while they prepare, or fold into an activation: they must stay constants. Scales are some of
 # them: TensorRT builds no engine whose scales are inputs.
@@ -47,14 +47,14 @@ class Program:
     weights: tuple[str, ...]
 
 
-def read(data: bytes) -> Message:
+def read_model(data: bytes) -> Message:
     """Parse a serialised ONNX model."""
     model = ModelProto()
     model.ParseFromString(data)
     return model
 
 
-def split(model: Message) -> Program:
+def split_model(model: Message) -> Program:
     """Take a model apart into its program and its weights.
 
     Args:
@@ -111,24 +111,24 @@ def tensors_of(model: Message, stage: Stage) -> dict[str, str]:
         stage: in the bundle's manifest.
 
     Raises:
-        BackendError: see :func:`split`.
+        BackendError: see :func:`split_model`.
         BundleError: the manifest names more or fewer tensors than the model has weights.
     """
-    names = split(model).weights
+    names = split_model(model).weights
     if len(names) != len(stage.weights):
         raise BundleError(f"{stage.file}: has {len(names)} weights, the manifest says {len(stage.weights)}")
     return dict(zip(names, stage.weights, strict=True))
 
 
 def with_constants(proto: bytes, location: str, places: Sequence[TensorSpec]) -> bytes:
-    """A program with its weights as external initializers again: the inverse of :func:`split`.
+    """A program with its weights as external initializers again: the inverse of :func:`split_model`.
 
     Args:
-        proto: a program as :func:`split` made it.
+        proto: a program as :func:`split_model` made it.
         location: name of the file, beside the result, that holds the weights.
         places: where each weight lies in it, in the program's order.
     """
-    model = read(proto)
+    model = read_model(proto)
     ports = list(model.graph.input)
     first = len(ports) - len(places)
     del model.graph.input[first:]

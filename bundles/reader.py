@@ -84,9 +84,9 @@ def open_bundle(path: str | Path) -> Bundle:
         raise BundleError(f"{where}: nested too deeply") from error
     if not isinstance(document, dict):
         raise BundleError(f"{where}: a JSON object is expected")
-    content = manifest.parse(document, str(where))
+    content = manifest.parse_manifest(document, str(where))
     _check_files(path, content)
-    consistency.check(str(where), content)
+    consistency.check_manifest(str(where), content)
     return Bundle(path, content, hashlib.sha256(data).hexdigest())
 
 

@@ -19,9 +19,9 @@ from ..runtime.ort.optimise import DISABLED_OPTIMIZERS
 from ..runtime.ort.session import open_session, quiet, usual_threads
 from ..workload.data import Images, load_data
 from ..workload.document.schema import Query, Workload
-from .ranges import Frame
+from .ranges import CalibrationFrame
 
-__all__ = ["Judge", "Judged", "judges_of"]
+__all__ = ["CalibratedQuery", "Judge", "judges_of"]
 
 _FRAMES = (128, 256)
 """Without labels: to calibrate on, and to judge by."""
@@ -33,7 +33,7 @@ _MOST_KEPT = 1 << 30
 
 
 @dataclass(frozen=True)
-class Judged:
+class CalibratedQuery:
     """A query, and what it is judged by."""
 
     query: Query
@@ -56,10 +56,10 @@ class Judge:
 
     outputs: tuple[str, ...]
     """Names, in the order in which tasks want them."""
-    frames: tuple[Frame, ...]
+    frames: tuple[CalibrationFrame, ...]
     digest: str
     """Of the frames, and of the images that queries are judged by."""
-    queries: tuple[Judged, ...] = field(repr=False)
+    queries: tuple[CalibratedQuery, ...] = field(repr=False)
 
     def accuracies(self, graph: ir.Model) -> dict[str, float]:
         """The accuracy of each query, from 0 to 1, by another form of the model."""
@@ -104,7 +104,7 @@ def judges_of(workload: Workload, graphs: dict[str, ir.Model], refused: dict[str
 def _judge(network: Network, workload: Workload, graph: ir.Model) -> Judge:
     names = tuple(network.cut.stages["main"].outputs)
     run = _Runner(graph, names)
-    frames: dict[str, tuple[Frame, ...]] = {}
+    frames: dict[str, tuple[CalibrationFrame, ...]] = {}
     queries = []
     for query in network.queries:
         task = task_of(network, query)
@@ -114,7 +114,7 @@ def _judge(network: Network, workload: Workload, graph: ir.Model) -> Judge:
         frames.setdefault(_digest(chosen), tuple(_frames(chosen)))
         val = val.select(_spread(len(val), _fitting(run.all(val.select(torch.tensor([0]))))))
         found = run.all(val)
-        queries.append(Judged(query, task, val, found, task.accuracy(found, found, val)))
+        queries.append(CalibratedQuery(query, task, val, found, task.accuracy(found, found, val)))
     return Judge(
         names,
         tuple(frame for part in frames.values() for frame in part),
@@ -151,7 +151,7 @@ class _Runner:
         return tuple(torch.cat([_tensor(row[index]) for row in rows]) for index in range(len(self._names)))
 
 
-def _frames(images: Images) -> Iterator[Frame]:
+def _frames(images: Images) -> Iterator[CalibrationFrame]:
     for index in range(len(images)):
         yield np.ascontiguousarray(images.batch(torch.tensor([index])).numpy())
 
@@ -160,7 +160,7 @@ def _digest(images: Images) -> str:
     return hashlib.sha256(images.spec.model_dump_json().encode() + images.pixels.numpy().tobytes()).hexdigest()
 
 
-def _tensor(array: Frame) -> Tensor:
+def _tensor(array: CalibrationFrame) -> Tensor:
     # What overflows in float16 is wrong, and must not make an accuracy that is no number.
     return torch.from_numpy(np.nan_to_num(array.astype(np.float32)))
 

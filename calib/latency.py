@@ -9,22 +9,22 @@ import numpy as np
 import onnx_ir as ir
 
 from ..bundles.onnx_wire import tensor_array
-from ..bundles.program import read
-from ..runtime.ort.cpu_precision import unsigned
+from ..bundles.program import read_model
+from ..runtime.ort.cpu_precision import for_ort_int8
 from ..runtime.ort.optimise import DISABLED_OPTIMIZERS
-from ..runtime.ort.packing import cpu_times
+from ..runtime.ort.private_copies import cpu_times
 from ..runtime.ort.session import open_session, quiet
 
-__all__ = ["latency"]
+__all__ = ["cpu_latencies"]
 
 
-def latency(fp32: ir.Model, int8: ir.Model) -> tuple[float, float]:
+def cpu_latencies(fp32: ir.Model, int8: ir.Model) -> tuple[float, float]:
     """Milliseconds of CPU time of a run of each on one image of noise, on one thread."""
     port = fp32.graph.inputs[0]
     shape = [size if isinstance(size, int) else 1 for size in port.shape or ()]
     image = np.random.default_rng(0).random(shape, np.float32)
     protos = [ir.to_proto(graph).SerializeToString() for graph in (fp32, int8)]
-    protos[1] = unsigned(read(protos[1]), tensor_array).SerializeToString()
+    protos[1] = for_ort_int8(read_model(protos[1]), tensor_array).SerializeToString()
     path, options = Path(str(fp32.graph.name)), quiet(threads=1)
     sessions = [open_session(path, options, proto=proto, disabled_optimizers=DISABLED_OPTIMIZERS) for proto in protos]
     before, after = cpu_times([partial(session.run, None, {str(port.name): image}) for session in sessions])

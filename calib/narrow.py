@@ -14,17 +14,17 @@ from ..compiler.lowering.lower import Lowered
 from ..errors import CalibrationError
 from ..workload.document.schema import Query, Workload
 from ..workload.models.factory import models_of
-from .half import halve
+from .fp16 import to_fp16
 from .judge import Judge, judges_of
-from .latency import latency
+from .latency import cpu_latencies
 from .opset import raised
 from .quantize import observed, quantize
 from .ranges import Method, peaks_of, too_large
 from .record import CALIBRATION, Calibration, ModelRecord, QueryRecord
 from .search import Candidate, settle
-from .weights import Weights
+from .weights import WeightUse
 
-__all__ = ["Narrowed", "Settings", "narrow", "precisions_of"]
+__all__ = ["Narrowed", "PrecisionSettings", "narrow", "precisions_of"]
 
 _LEAST = 0.99
 """Of its float32 accuracy, what a query keeps also where its target would allow less."""
@@ -36,12 +36,12 @@ _WEAK = " cannot bear it"
 _NAMED = 4
 """Layers that are named where it is said which stay float32; calibration.json has all."""
 
-Told = Callable[[str, str], None]
+PrecisionProgress = Callable[[str, str], None]
 """Told of a finished stage: its name, and what it did."""
 
 
 @dataclass(frozen=True)
-class Settings:
+class PrecisionSettings:
     """How models are made narrower."""
 
     precision: Precision = "fp32"
@@ -78,8 +78,8 @@ def precisions_of(workload: Workload, default: Precision) -> dict[str, Precision
 def narrow(
     models: Sequence[Lowered],
     workload: Workload,
-    settings: Settings,
-    told: Told = lambda name, what: None,
+    settings: PrecisionSettings,
+    told: PrecisionProgress = lambda name, what: None,
 ) -> Narrowed | None:
     """Make models narrower, in place, as precisely as their queries ask for.
 
@@ -107,7 +107,7 @@ def narrow(
         return None
     for model in chosen.values():
         model.stages["main"] = raised(_main(model))
-    weights = Weights(models)
+    weights = WeightUse(models)
     if settings.known is not None and settings.blind:
         record = _checked(settings.known, weights, workload, wanted, settings)
     else:
@@ -119,7 +119,7 @@ def narrow(
         model.stages["main"] = _narrowed(original, found, frozenset(), keep)
         model.precision = found.precision
         if found.precision == "int8":
-            times[name] = latency(original, _main(model))
+            times[name] = cpu_latencies(original, _main(model))
         left = sorted(keep & layers.keys())
         which = f": {', '.join(left[:_NAMED])}{', ...' if len(left) > _NAMED else ''}" if left else ""
         told("narrow", f"{name}: {found.precision}, {len(left)} of {len(layers)} layers stay float32{which}")
@@ -129,7 +129,11 @@ def narrow(
 
 
 def _checked(
-    known: Calibration, weights: Weights, workload: Workload, wanted: Mapping[str, Precision], settings: Settings
+    known: Calibration,
+    weights: WeightUse,
+    workload: Workload,
+    wanted: Mapping[str, Precision],
+    settings: PrecisionSettings,
 ) -> Calibration:
     """A calibration that was made for these models; what it says of others is left out.
 
@@ -172,7 +176,11 @@ def _checked(
 
 
 def _calibrate(
-    weights: Weights, workload: Workload, wanted: Mapping[str, Precision], settings: Settings, told: Told
+    weights: WeightUse,
+    workload: Workload,
+    wanted: Mapping[str, Precision],
+    settings: PrecisionSettings,
+    told: PrecisionProgress,
 ) -> Calibration:
     originals = {name: graph for name, graph in weights.graphs.items() if wanted[name] != "fp32"}
     refused = {name: "it is quantised already" for name, graph in originals.items() if _is_quantised(graph)}
@@ -226,11 +234,11 @@ def _calibrate(
 
 
 def _settled(
-    weights: Weights,
+    weights: WeightUse,
     records: Mapping[str, ModelRecord],
     judges: Mapping[str, Judge],
     floors: Mapping[str, float],
-    told: Told,
+    told: PrecisionProgress,
 ) -> tuple[dict[str, str], dict[str, dict[str, float]]]:
     """Tensors that stay float32, by hash, with the reason; and what accuracies that gives, model by model."""
     contested = weights.contested(records)
@@ -256,7 +264,7 @@ def _short(accuracies: Mapping[str, float], floors: Mapping[str, float]) -> list
     return [query for query, accuracy in accuracies.items() if accuracy < floors[query]]
 
 
-def _floor(query: Query, fp32: float, settings: Settings) -> float:
+def _floor(query: Query, fp32: float, settings: PrecisionSettings) -> float:
     """The accuracy that a query must keep, of what it has in float32."""
     reached = max(settings.merged.get(query.name, 1.0), _LEAST_PART)
     return fp32 * max(_LEAST, min(1.0, query.target / reached))
@@ -308,7 +316,7 @@ def _main(model: Lowered) -> ir.Model:
 def _narrowed(graph: ir.Model, record: ModelRecord, fixed: Set[str], keep: Set[str]) -> ir.Model:
     """A graph made narrower, all but the tensors in ``fixed`` and ``keep``."""
     if record.precision == "fp16":
-        return halve(graph, fixed | keep, record.peaks)
+        return to_fp16(graph, fixed | keep, record.peaks)
     made = graph.clone()
     quantize(made, record.peaks, fixed | keep)
     return made

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ..compiler.passes.edit import constant, replace_constant
 
-__all__ = ["Layer", "int8_kernel", "layers_of", "observed", "quantize"]
+__all__ = ["QuantizableLayer", "int8_kernel", "observed", "quantizable_layers", "quantize"]
 
 _STEPS = 127
 _DEAD = 1e-30
@@ -35,7 +35,7 @@ _ZERO = "zero.int8"
 
 
 @dataclass(frozen=True)
-class Layer:
+class QuantizableLayer:
     """A convolution or matrix product whose kernel is an initializer."""
 
     node: ir.Node
@@ -67,7 +67,7 @@ class Layer:
         return reader.outputs[0] if reader is not None and reader.op_type in _ACTIVATIONS else self.node.outputs[0]
 
     @property
-    def norm(self) -> Layer | None:
+    def norm(self) -> QuantizableLayer | None:
         """The BatchNorm that it keeps apart, if it has no bias of its own."""
         reader = _only_reader(self.node.outputs[0])
         if self.node.op_type != "Conv" or len(self.node.inputs) > 2 or reader is None or reader.op_type != "Conv":
@@ -77,16 +77,16 @@ class Layer:
         apart = (
             len(weights) == 2
             and all(weight is not None and weight.is_initializer() for weight in weights)
-            and list(Layer(reader, 0).kernel.shape or ()) == [channels, 1, 1, 1]
+            and list(QuantizableLayer(reader, 0).kernel.shape or ()) == [channels, 1, 1, 1]
             and reader.attributes.get_int("group", 1) == channels
             and all({*reader.attributes.get_ints(name, ())} <= {usual} for name, usual in _USUAL.items())
         )
-        return Layer(reader, 0) if apart else None
+        return QuantizableLayer(reader, 0) if apart else None
 
 
-def layers_of(model: ir.Model) -> list[Layer]:
+def quantizable_layers(model: ir.Model) -> list[QuantizableLayer]:
     """The layers that can be int8, in the order in which they run; BatchNorms that they keep apart are no layers."""
-    found = [Layer(node, axis) for node in model.graph if (axis := _axis(node)) is not None]
+    found = [QuantizableLayer(node, axis) for node in model.graph if (axis := _axis(node)) is not None]
     axis_of = {layer.node: layer.axis for layer in found}
     norms = {layer.norm.node for layer in found if layer.norm is not None}
     return [
@@ -101,7 +101,7 @@ def layers_of(model: ir.Model) -> list[Layer]:
 def observed(model: ir.Model) -> list[str]:
     """Names of the values whose ranges :func:`quantize` needs, whichever layers it is to leave alone."""
     names: dict[str, None] = {}
-    for layer in layers_of(model):
+    for layer in quantizable_layers(model):
         for part in (layer, layer.norm) if layer.norm is not None else (layer,):
             names |= dict.fromkeys(str(_origin(value).name) for value in (part.taken, part.result))
     return list(names)
@@ -116,9 +116,9 @@ def quantize(model: ir.Model, peaks: Mapping[str, float], keep: Set[str] = froze
         keep: names of layers that stay float32.
     """
     graph = model.graph
-    layers: list[Layer] = []
+    layers: list[QuantizableLayer] = []
     factors: dict[ir.Node, NDArray[np.float32]] = {}
-    for layer in layers_of(model):
+    for layer in quantizable_layers(model):
         if layer.name in keep:
             continue
         layers.append(layer)
@@ -190,7 +190,7 @@ def _origin(value: ir.Value) -> ir.Value:
     return value
 
 
-def _absorb(graph: ir.Graph, layer: Layer, norm: Layer) -> None:
+def _absorb(graph: ir.Graph, layer: QuantizableLayer, norm: QuantizableLayer) -> None:
     """Let a layer do what the BatchNorm behind it does, but for the factors; these become part of its scale."""
     output, target = layer.node.outputs[0], norm.node.outputs[0]
     name = target.name
@@ -204,7 +204,7 @@ def _absorb(graph: ir.Graph, layer: Layer, norm: Layer) -> None:
         del graph.initializers[str(weight.name)]
 
 
-def _rounded(layers: Sequence[Layer]) -> Iterator[ir.Value]:
+def _rounded(layers: Sequence[QuantizableLayer]) -> Iterator[ir.Value]:
     """Values that are rounded: what layers take, and what they give, but for what only leaves the graph."""
     values: dict[ir.Value, None] = {}
     for layer in layers:
@@ -233,7 +233,7 @@ def _round(graph: ir.Graph, value: ir.Value, peak: float) -> None:
         use.node.replace_input_with(use.idx, up.outputs[0])
 
 
-def _read_int8(graph: ir.Graph, layer: Layer, scale: NDArray[np.float32]) -> None:
+def _read_int8(graph: ir.Graph, layer: QuantizableLayer, scale: NDArray[np.float32]) -> None:
     """Put DequantizeLinear between a kernel, whose values are still float32, and a layer."""
     kernel = layer.kernel
     name = f"{kernel.name}.{layer.node.outputs[0].name}"

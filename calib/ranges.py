@@ -18,9 +18,9 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, c
 from ..errors import CalibrationError
 from ..runtime.ort.session import open_session, quiet, usual_threads
 
-__all__ = ["METHODS", "Frame", "Method", "peaks_of", "too_large"]
+__all__ = ["METHODS", "CalibrationFrame", "Method", "peaks_of", "too_large"]
 
-Frame = NDArray[np.float32]
+CalibrationFrame = NDArray[np.float32]
 """One image as a model takes it, ``[1, C, height, width]``."""
 Method = Literal["min-max", "entropy", "percentile"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -36,14 +36,16 @@ _AT_ONCE = 4
 
 
 class _Frames(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, name: str, frames: Iterable[Frame]) -> None:
+    def __init__(self, name: str, frames: Iterable[CalibrationFrame]) -> None:
         self._inputs = ({name: frame} for frame in frames)
 
-    def get_next(self) -> dict[str, Frame] | None:
+    def get_next(self) -> dict[str, CalibrationFrame] | None:
         return next(self._inputs, None)
 
 
-def peaks_of(model: ir.Model, names: Sequence[str], frames: Sequence[Frame], method: Method) -> dict[str, float]:
+def peaks_of(
+    model: ir.Model, names: Sequence[str], frames: Sequence[CalibrationFrame], method: Method
+) -> dict[str, float]:
     """How large values get in a graph.
 
     Args:
@@ -93,7 +95,7 @@ def peaks_of(model: ir.Model, names: Sequence[str], frames: Sequence[Frame], met
     return {name: _peak(extents[name], found[name].range_value) for name in names}
 
 
-def too_large(model: ir.Model, frames: Sequence[Frame]) -> dict[str, float]:
+def too_large(model: ir.Model, frames: Sequence[CalibrationFrame]) -> dict[str, float]:
     """Values of a float32 graph that float16 might not hold, with their largest absolute values.
 
     Half of what it holds is the limit: other frames may have larger ones.
@@ -108,7 +110,7 @@ def too_large(model: ir.Model, frames: Sequence[Frame]) -> dict[str, float]:
     return {name: peak for name, peak in peaks.items() if peak > _HALF}
 
 
-def _check(what: str, port: ir.Value, frames: Sequence[Frame]) -> None:
+def _check(what: str, port: ir.Value, frames: Sequence[CalibrationFrame]) -> None:
     if not frames:
         raise CalibrationError(f"{what}: there are no frames to calibrate on")
     wanted = [size if isinstance(size, int) else 1 for size in port.shape or ()]
@@ -118,7 +120,7 @@ def _check(what: str, port: ir.Value, frames: Sequence[Frame]) -> None:
 
 
 def _extents(
-    what: str, model: ir.Model, names: Sequence[str], frames: Sequence[Frame]
+    what: str, model: ir.Model, names: Sequence[str], frames: Sequence[CalibrationFrame]
 ) -> dict[str, tuple[float, float]]:
     """Least and largest number of each float value.
 

@@ -16,11 +16,11 @@ from ..bundles.manifest import Id, Name, Precision, problem
 from ..errors import CalibrationError
 from .ranges import Method
 
-__all__ = ["CALIBRATION", "SCHEMA_VERSION", "Calibration", "ModelRecord", "QueryRecord", "read_calibration"]
+__all__ = ["CALIBRATION", "CALIBRATION_VERSION", "Calibration", "ModelRecord", "QueryRecord", "read_calibration"]
 
 CALIBRATION = "calibration.json"
 """Its name in a bundle."""
-SCHEMA_VERSION = "1.0"
+CALIBRATION_VERSION = "1.0"
 
 Part = Annotated[float, Field(ge=0, le=1)]
 
@@ -59,7 +59,7 @@ class QueryRecord(_Value):
 
 
 class Calibration(_Value):
-    schema_version: str = SCHEMA_VERSION
+    schema_version: str = CALIBRATION_VERSION
     method: Method
     models: dict[Name, ModelRecord]
     kept: dict[Id, str]
@@ -77,8 +77,8 @@ def read_calibration(path: Path) -> Calibration:
     try:
         document = json.loads(path.read_bytes())
         version = str(document["schema_version"])
-        if version.partition(".")[0] != SCHEMA_VERSION.partition(".")[0]:
-            raise CalibrationError(f"{path}: schema_version is {version}, this gemel reads {SCHEMA_VERSION}")
+        if version.partition(".")[0] != CALIBRATION_VERSION.partition(".")[0]:
+            raise CalibrationError(f"{path}: schema_version is {version}, this gemel reads {CALIBRATION_VERSION}")
         return Calibration.model_validate(document)
     except OSError as error:
         raise CalibrationError(f"{path}: cannot be read: {error.strerror}") from error

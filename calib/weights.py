@@ -6,20 +6,20 @@ from collections.abc import Collection, Mapping, Sequence
 
 from ..bundles.manifest import Precision
 from ..compiler.lowering.lower import Lowered
-from ..compiler.writing.sharing import Use, kernels
-from .half import held_back
-from .quantize import layers_of
+from ..compiler.writing.sharing import StageParameter, kernels
+from .fp16 import fp32_nodes
+from .quantize import quantizable_layers
 from .record import ModelRecord
 
-__all__ = ["Weights"]
+__all__ = ["WeightUse"]
 
 
-class Weights:
+class WeightUse:
     """What models hold, as it is before anything is made narrower."""
 
     def __init__(self, models: Sequence[Lowered]) -> None:
         self.graphs = {model.name: model.stages["main"] for model in models}
-        self.uses: dict[str, list[Use]] = kernels(models)
+        self.uses: dict[str, list[StageParameter]] = kernels(models)
         """Of each tensor of two or more dimensions, by hash, who holds it under which name."""
         self.held: dict[str, dict[str, str]] = {model.name: {} for model in models}
         """The same of each model, stage ``main``: its names, and the hashes."""
@@ -27,7 +27,7 @@ class Weights:
             for model, stage, name in uses:
                 if stage == "main":
                     self.held[model][name] = tensor
-        found = {model: layers_of(graph) for model, graph in self.graphs.items()}
+        found = {model: quantizable_layers(graph) for model, graph in self.graphs.items()}
         self.layers = {
             model: {layer.name: self.held[model][layer.name] for layer in layers} for model, layers in found.items()
         }
@@ -42,12 +42,12 @@ class Weights:
         """Tensors that would be there in several forms, by hash, and why."""
 
         back = {
-            name: held_back(self.graphs[name], record.peaks)
+            name: fp32_nodes(self.graphs[name], record.peaks)
             for name, record in records.items()
             if record.precision == "fp16"
         }
 
-        def form(use: Use) -> tuple[Precision, int | None]:
+        def form(use: StageParameter) -> tuple[Precision, int | None]:
             precision = records[use[0]].precision if use[0] in records and use[1] == "main" else "fp32"
             if precision == "int8":
                 # Rounded channel by channel, along one axis or the other; what is no layer is not rounded.

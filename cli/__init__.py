@@ -12,14 +12,14 @@ import typer
 
 from ..console import print_error
 from ..errors import GemelError
-from .analyze import analyze
-from .bundle import bench, check, inspect
-from .compile import compile_
-from .eval import evaluate
-from .merge import merge
-from .profile import profile
-from .run import run
-from .simulate import simulate
+from .analyze import analyze_command
+from .bundle import bench_command, check_command, inspect_command
+from .compile import compile_command
+from .eval import eval_command
+from .merge import merge_command
+from .profile import profile_command
+from .run import run_command
+from .simulate import simulate_command
 
 __all__ = ["app", "compile_main", "main", "run_main"]
 
@@ -36,12 +36,20 @@ app = typer.Typer(
     **_OPTIONS,
 )
 
-app.command()(analyze)
-app.command()(merge)
-app.command("compile")(compile_)
-for _command in (run, inspect, check, bench, profile, simulate):
-    app.command()(_command)
-app.command("eval")(evaluate)
+_COMMANDS = {
+    "analyze": analyze_command,
+    "merge": merge_command,
+    "compile": compile_command,
+    "run": run_command,
+    "inspect": inspect_command,
+    "check": check_command,
+    "bench": bench_command,
+    "eval": eval_command,
+    "profile": profile_command,
+    "simulate": simulate_command,
+}
+for _name, _command in _COMMANDS.items():
+    app.command(_name)(_command)
 
 
 def main() -> None:
@@ -52,14 +60,14 @@ def main() -> None:
 def compile_main() -> None:
     """Entry point of ``gemel-compile``."""
     single = typer.Typer(**_OPTIONS)
-    single.command()(compile_)
+    single.command()(compile_command)
     _guarded(single)
 
 
 def run_main() -> None:
     """Entry point of ``gemel-run``."""
     single = typer.Typer(**_OPTIONS)
-    single.command()(run)
+    single.command()(run_command)
     _guarded(single)
 
 

@@ -16,15 +16,15 @@ from ..errors import InputError
 from .options import DebugOpt, JsonOpt, WorkloadArg
 
 if TYPE_CHECKING:
-    from ..merging.analysis.analysis import Analysis, Profile
+    from ..merging.analysis.analysis import Analysis, ModelSizes
     from ..merging.layers.layers import Definition
 
-__all__ = ["analyze"]
+__all__ = ["analyze_command"]
 
 _ROWS = 20
 
 
-def analyze(
+def analyze_command(
     workload: WorkloadArg,
     json_file: JsonOpt = None,
     html: Annotated[Path | None, typer.Option(help="Draw it on one HTML page.", metavar="FILE")] = None,
@@ -47,9 +47,9 @@ def analyze(
     for path in (json_file, html):
         check_writable(path)
     try:
-        from ..merging.analysis.analysis import analyze as analyze_workload
+        from ..merging.analysis.analysis import analyze_workload as analyze_workload
         from ..merging.layers.layers import Definition as Definitions
-        from ..workload import load
+        from ..workload import load_workload
         from ..workload.models.factory import models_of
 
         if html is not None:
@@ -61,10 +61,10 @@ def analyze(
 
     console, began = open_console(), perf_counter()
 
-    loaded = load(workload)
+    loaded = load_workload(workload)
     with progress_bar(console, len(set(models_of(loaded).values()))) as bar:
 
-        def step(model: Profile) -> None:
+        def step(model: ModelSizes) -> None:
             what = f"{model.name}: {len(model.layers)} layers, {_mb(model.bytes)} MB"
             print_stage(console, "layers", what, began=began)
             bar.advance(bar.task_ids[0])

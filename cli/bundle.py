@@ -19,30 +19,30 @@ from .options import BundleArg, DebugOpt, JsonOpt
 if TYPE_CHECKING:
     from ..bundles.reader import Bundle
     from ..check.regression.baseline import Baseline
-    from ..check.source.accuracy import Judged
+    from ..check.source.accuracy import QueryAccuracy
     from ..workload import Workload
 
-__all__ = ["bench", "check", "inspect"]
+__all__ = ["bench_command", "check_command", "inspect_command"]
 
 
-def inspect(bundle: BundleArg, json_file: JsonOpt = None, debug: DebugOpt = False) -> None:
+def inspect_command(bundle: BundleArg, json_file: JsonOpt = None, debug: DebugOpt = False) -> None:
     """What is in a bundle, and what is shared.
 
     [dim]gemel inspect bundle/ --json bundle.json[/dim]
     """
     from ..bundles.reader import open_bundle
-    from ..check.contents.inspect import describe, tables
+    from ..check.contents.inspect import bundle_tables, describe
 
     opened = open_bundle(bundle)
     console = open_console()
     figures = describe(opened)
-    for table in tables(opened, figures):
+    for table in bundle_tables(opened, figures):
         console.print(table)
     write_json(json_file, figures)
     console.print(f"Next: gemel check {bundle}")
 
 
-def check(
+def check_command(
     bundle: BundleArg,
     against: Annotated[
         Path | None,
@@ -110,12 +110,12 @@ def check(
     failed = _sharing(console, opened, report)
     if against is not None:
         try:
-            from ..check.source.numerics import compare
-            from ..workload import load
+            from ..check.source.numerics import compare_with_source
+            from ..workload import load_workload
         except ModuleNotFoundError as error:
             raise missing_extra(error, "gemel check --against", "compiler") from error
-        workload = load(against)
-        for result in compare(opened, workload, rtol=rtol, atol=atol):
+        workload = load_workload(against)
+        for result in compare_with_source(opened, workload, rtol=rtol, atol=atol):
             precision = opened.manifest.models[result.model].precision
             how = "" if result.passed is not None else f", not judged: {precision} is judged by --accuracy"
             what = f"{result.model}: relative difference {result.relative:.1e}{how}"
@@ -173,9 +173,9 @@ def _compare(
         The same for JSON, and the names of what got worse.
     """
     from ..check.regression.baseline import baseline_of
-    from ..check.regression.regressions import compare
+    from ..check.regression.regressions import compare_baselines
 
-    found = compare(before, baseline_of(bundle, _latency(console, bundle) if latency else None))
+    found = compare_baselines(before, baseline_of(bundle, _latency(console, bundle) if latency else None))
     for each in found:
         print_stage(console, "baseline", str(each), passed=False if each.kind == "worse" else None)
     worse = [each.name for each in found if each.kind == "worse"]
@@ -209,11 +209,11 @@ def _accuracies(console: Console, bundle: Bundle, workload: Workload) -> dict[st
     """Print the accuracy of every query, one a line, and return the same for JSON."""
     report: dict[str, dict[str, Any]] = {}
     try:
-        from ..check.source.accuracy import NotJudged, verify_accuracy
+        from ..check.source.accuracy import UnjudgedQuery, verify_accuracy
 
         with progress_bar(console, len(bundle.manifest.queries)) as bar:
             for found in verify_accuracy(bundle, workload, _parts(bundle)):
-                if isinstance(found, NotJudged):
+                if isinstance(found, UnjudgedQuery):
                     report[found.query] = {"passed": None, "reason": found.reason}
                     print_stage(bar.console, "accuracy", f"{found.query}: not judged: {found.reason}")
                 else:
@@ -225,7 +225,7 @@ def _accuracies(console: Console, bundle: Bundle, workload: Workload) -> dict[st
     return report
 
 
-def _in_words(found: Judged) -> str:
+def _in_words(found: QueryAccuracy) -> str:
     least = "" if found.part is None else f", at least {found.source * found.part:.2%}"
     if not found.labelled:
         itself = f", which does with itself by {found.source:.2%}"
@@ -234,7 +234,7 @@ def _in_words(found: Judged) -> str:
     return f"{found.bundle:.2%}, source {found.source:.2%}{merged}{least} ({found.images} images)"
 
 
-def bench(
+def bench_command(
     bundle: BundleArg,
     against: Annotated[
         Path | None,
@@ -249,7 +249,7 @@ def bench(
     [dim]gemel bench bundle/ --json bench.json[/dim]
     """
     from ..bundles.reader import open_bundle
-    from ..check.bench.bench import measure, table
+    from ..check.bench.bench import measure_bundle, table
 
     check_writable(json_file)
     console = open_console()
@@ -259,11 +259,11 @@ def bench(
         if against is not None:
             try:
                 from ..check.source.plain_export import export_plain
-                from ..workload import load
+                from ..workload import load_workload
             except ModuleNotFoundError as error:
                 raise missing_extra(error, "gemel bench --against", "compiler") from error
-            plain = export_plain(load(against), Path(folder))
-        figures = measure(opened, rounds=rounds, plain=plain, say=lambda text: console.print(escape(text)))
+            plain = export_plain(load_workload(against), Path(folder))
+        figures = measure_bundle(opened, rounds=rounds, plain=plain, say=lambda text: console.print(escape(text)))
     console.print(table(figures))
     write_json(json_file, figures)
     console.print(f"Next: gemel-run {bundle} --memory min")

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from ..bundles.reader import Bundle
     from ..runtime.engines.library import Library
 
-__all__ = ["compile_"]
+__all__ = ["compile_command"]
 
 
-def compile_(
+def compile_command(
     workload: WorkloadArg,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the bundle to write.", metavar="BUNDLE")],
     backend: Annotated[
@@ -65,7 +65,7 @@ def compile_(
         check_backend(backend)
     try:
         from ..compiler import compile_workload
-        from ..workload import load
+        from ..workload import load_workload
         from ..workload.models.factory import models_of
     except ModuleNotFoundError as error:
         raise missing_extra(error, "gemel-compile", "compiler") from error
@@ -75,7 +75,7 @@ def compile_(
     from .narrow import Narrower
 
     console, began = open_console(), perf_counter()
-    loaded = load(workload)
+    loaded = load_workload(workload)
     narrow = Narrower(loaded, output, precision, ranges, calibration)
     with progress_bar(console, len(set(models_of(loaded).values()))) as bar:
         task = bar.task_ids[0]

@@ -14,7 +14,7 @@ from ..console import (
     check_writable,
     missing_extra,
     open_console,
-    pair,
+    parse_pair,
     print_failures,
     print_stage,
     progress_bar,
@@ -23,10 +23,10 @@ from ..console import (
 from ..errors import InputError
 from .options import BackendOpt, BandwidthOpt, BundleArg, ColdOpt, DebugOpt, JsonOpt, ThreadsOpt, loading_of
 
-__all__ = ["evaluate"]
+__all__ = ["eval_command"]
 
 
-def evaluate(
+def eval_command(
     bundle: BundleArg,
     against: Annotated[
         Path | None,
@@ -70,9 +70,9 @@ def evaluate(
     from ..runtime.planning.planner import check_policy
 
     try:
-        from ..check.evaluation.evaluate import Settings
-        from ..check.evaluation.evaluate import evaluate as run
-        from ..check.evaluation.evaluation_report import best, tables, to_json
+        from ..check.evaluation.evaluate import EvaluationSettings
+        from ..check.evaluation.evaluate import evaluate_bundles as run
+        from ..check.evaluation.evaluation_report import best_run, evaluation_tables, evaluation_to_json
     except ModuleNotFoundError as error:
         raise missing_extra(error, "gemel eval", "eval") from error
     if backend is not None:
@@ -82,14 +82,14 @@ def evaluate(
         check_policy(name)
     if not 0 < seconds < inf:
         raise InputError(f"--seconds: {seconds:g} is not allowed: more than 0 is expected")
-    settings = Settings(
+    settings = EvaluationSettings(
         memory=None if memory is None else _sizes(memory),
         policies=policies,
         seconds=seconds,
         backend=backend,
         threads=threads,
         loading=loading_of(cold, bandwidth),
-        sources=dict(pair(item) for item in feed or ()),
+        sources=dict(parse_pair(item) for item in feed or ()),
     )
     check_writable(json_file)
     opened, other = open_bundle(bundle), None if against is None else open_bundle(against)
@@ -118,10 +118,10 @@ def evaluate(
         " arrived.",
         soft_wrap=True,
     )
-    for table in tables(found):
+    for table in evaluation_tables(found):
         console.print(table)
     if json_file is not None:
-        write_json(json_file, to_json(found))
+        write_json(json_file, evaluation_to_json(found))
         print_stage(console, "json", str(json_file), began=began)
     failures = {
         f"{run.case.bundle}, {name}": reason for run in found.runs for name, reason in run.summary.failures.items()
@@ -129,7 +129,7 @@ def evaluate(
     if failures:
         print_failures(console, failures)
         raise typer.Exit(1)
-    case = best(found).case
+    case = best_run(found).case
     flags = f"--memory {case.budget}" + (f" --policy {case.policy}" if case.policy else "")
     console.print(f"Next: gemel-run {bundle} {flags}", soft_wrap=True, markup=False)
 

@@ -19,12 +19,12 @@ from .options import DebugOpt, WorkloadArg
 if TYPE_CHECKING:
     from ..merging.merge import Listener
 
-__all__ = ["merge", "parse_budget"]
+__all__ = ["merge_command", "parse_budget"]
 
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600}
 
 
-def merge(
+def merge_command(
     workload: WorkloadArg,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.", metavar="MERGED")],
     budget: Annotated[
@@ -72,9 +72,9 @@ def merge(
     """
     try:
         from ..bundles.merge_report import MERGE_REPORT
-        from ..merging.merge import Options, merge_workload
-        from ..merging.strategies import Settings
-        from ..workload import load
+        from ..merging.merge import MergeOptions, merge_workload
+        from ..merging.strategies import SearchSettings
+        from ..workload import load_workload
     except ModuleNotFoundError as error:
         raise missing_extra(error, "gemel merge", "merge") from error
     for flag, value, allowed in (
@@ -85,9 +85,9 @@ def merge(
             raise InputError(f"{flag}: {value!r} is not allowed: {', '.join(item for item in allowed if item)}")
     if rate is not None and not 0 < rate < math.inf:
         raise InputError(f"--rate: {rate} is not allowed: a number above 0 is expected")
-    options = Options(
+    options = MergeOptions(
         strategy=name,
-        settings=Settings(
+        settings=SearchSettings(
             inside=inside,
             folds=folds,
             steps=steps,
@@ -115,7 +115,7 @@ def merge(
     )
     with Stop() as stop, bar:
         try:
-            report = merge_workload(load(workload), output, options, _listener(bar, stop))
+            report = merge_workload(load_workload(workload), output, options, _listener(bar, stop))
         except KeyboardInterrupt:
             bar.stop()
             what = "has what was found so far" if (output / MERGE_REPORT).exists() else "has nothing yet"

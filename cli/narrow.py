@@ -20,7 +20,7 @@ from ..workload.models.factory import models_of
 
 if TYPE_CHECKING:
     from ..calib.narrow import Narrowed
-    from ..compiler.compile import Step
+    from ..compiler.compile import CompileProgress
     from ..compiler.lowering.lower import Lowered
 
 __all__ = ["Narrower"]
@@ -57,7 +57,7 @@ class Narrower:
                 # What models are judged by. It is imported by need, which is too late to say that it is missing.
                 import torchmetrics  # noqa: F401
 
-            from ..calib.narrow import Settings
+            from ..calib.narrow import PrecisionSettings
             from ..calib.ranges import METHODS
             from ..calib.record import CALIBRATION, read_calibration
         except ModuleNotFoundError as error:
@@ -70,7 +70,7 @@ class Narrower:
             known = read_calibration(calibration or output / CALIBRATION)
         merge = workload.root / MERGE_REPORT
         self._workload = workload
-        self._settings = Settings(
+        self._settings = PrecisionSettings(
             precision=cast(Precision, precision),
             method=method,
             known=known,
@@ -78,7 +78,7 @@ class Narrower:
             merged={name: each.relative for name, each in read_report(merge).queries.items()} if merge.exists() else {},
         )
 
-    def __call__(self, models: Sequence[Lowered], step: Step) -> Mapping[str, bytes]:
+    def __call__(self, models: Sequence[Lowered], step: CompileProgress) -> Mapping[str, bytes]:
         if not self._wanted:
             return {}
         from ..calib.narrow import narrow

@@ -30,10 +30,10 @@ from .options import (
 if TYPE_CHECKING:
     from ..runtime.planning.profile import ModelProfile, Profile
 
-__all__ = ["profile"]
+__all__ = ["profile_command"]
 
 
-def profile(
+def profile_command(
     bundle: BundleArg,
     output: Annotated[Path, typer.Option("--output", "-o", help="Write the profile here.", metavar="FILE")] = Path(
         "profile.yaml"
@@ -86,7 +86,7 @@ def profile(
         print_stage(console, "kept", f"{kept}, {kept.stat().st_size / 1e3:.1f} kB", began=began)
     console.print(_models(measured))
     console.print(_segments(measured))
-    text = to_yaml(measured, f"Measured by gemel profile: {means}.")
+    text = profile_to_yaml(measured, f"Measured by gemel profile: {means}.")
     try:
         output.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -95,7 +95,7 @@ def profile(
     console.print(f"Next: gemel simulate {output}", soft_wrap=True, markup=False)
 
 
-def to_yaml(measured: Profile, comment: str) -> str:
+def profile_to_yaml(measured: Profile, comment: str) -> str:
     """A profile as YAML, a line for each entry, made without the YAML package: devices may not have it.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..console import Stop, check_writable, open_console, pair, print_failures, print_stage
+from ..console import Stop, check_writable, open_console, parse_pair, print_failures, print_stage
 from .options import (
     BackendOpt,
     BandwidthOpt,
@@ -20,10 +20,10 @@ from .options import (
     memory_of,
 )
 
-__all__ = ["run"]
+__all__ = ["run_command"]
 
 
-def run(
+def run_command(
     bundle: BundleArg,
     memory: MemoryOpt = None,
     backend: BackendOpt = None,
@@ -56,7 +56,7 @@ def run(
     from ..bundles.reader import open_bundle
     from ..runtime.backends import check_backend
     from ..runtime.planning.planner import check_policy
-    from ..runtime.run import Options, run_bundle
+    from ..runtime.run import RunOptions, run_bundle
     from .summary_table import summary_table
 
     if backend is not None:
@@ -66,7 +66,7 @@ def run(
     for path in (results, summary, trace):
         check_writable(path)
     console = open_console()
-    options = Options(
+    options = RunOptions(
         backend=backend,
         memory=size,
         policy=policy,
@@ -75,7 +75,7 @@ def run(
         duration=duration,
         offline=offline,
         threads=threads,
-        sources=dict(pair(item) for item in feed or ()),
+        sources=dict(parse_pair(item) for item in feed or ()),
         results=results,
         video=video,
         trace=trace,

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from ..runtime.planning.planner import Plan
     from ..runtime.planning.simulate import Simulation
 
-__all__ = ["simulate"]
+__all__ = ["simulate_command"]
 
 
-def simulate(
+def simulate_command(
     profile: Annotated[Path, typer.Argument(help="Times and bytes of a workload.", metavar="PROFILE.YAML")],
     policy: Annotated[
         list[str] | None, typer.Option(help="Only this one; may be given more than once.", metavar="NAME")
@@ -39,7 +39,7 @@ def simulate(
     [dim]gemel simulate examples/profiles/paper.yaml --memory 50%[/dim]
     """
     try:
-        from ..runtime.planning.planner import POLICIES, check_policy, plan
+        from ..runtime.planning.planner import POLICIES, check_policy, make_plan
         from ..runtime.planning.read import read_profile
         from ..runtime.planning.simulate import simulate as run
     except ModuleNotFoundError as error:
@@ -58,17 +58,19 @@ def simulate(
         print_stage(console, "late", f"{name}: a run takes {run_ms:g} ms, longer than the SLA of {read.sla_ms:g} ms")
     found: dict[str, tuple[Plan, Simulation]] = {}
     for name in chosen:
-        plan_ = plan(read, budget, POLICIES[name])
+        plan_ = make_plan(read, budget, POLICIES[name])
         found[name] = plan_, run(read, budget, plan_, seconds, seed)
         print_stage(console, "policy", name, began=began)
     console.print(_policies(found))
     console.print(_queries(found))
     if json_file is not None:
-        write_json(json_file, {"budget": budget, "policies": {name: to_json(*each) for name, each in found.items()}})
+        write_json(
+            json_file, {"budget": budget, "policies": {name: simulation_to_json(*each) for name, each in found.items()}}
+        )
         print_stage(console, "json", str(json_file), began=began)
 
 
-def to_json(plan: Plan, simulation: Simulation) -> dict[str, Any]:
+def simulation_to_json(plan: Plan, simulation: Simulation) -> dict[str, Any]:
     """What a policy plans, and what would come of it."""
     return {
         "seconds": simulation.seconds,

@@ -12,17 +12,17 @@ from ..errors import WorkloadError
 from ..workload.document.schema import Query, Workload
 from ..workload.models.factory import models_of
 from .lowering.lower import Lowered, lower
-from .passes import choose, fold
+from .passes import choose_batch_norm, fold
 from .writing.merged import Account, account, find_merged, locate_shared
 from .writing.output import replacing
-from .writing.sharing import Shared, kernels, prove
-from .writing.writer import write
+from .writing.sharing import SharedBytes, kernels, prove
+from .writing.writer import write_bundle
 
-__all__ = ["Narrow", "Report", "Step", "compile_workload"]
+__all__ = ["CompileProgress", "Narrow", "Report", "compile_workload"]
 
-Step = Callable[[str, str], None]
+CompileProgress = Callable[[str, str], None]
 """Told of each finished stage: its name, and what it did."""
-Narrow = Callable[[Sequence[Lowered], Step], Mapping[str, bytes]]
+Narrow = Callable[[Sequence[Lowered], CompileProgress], Mapping[str, bytes]]
 """Edits models after all passes; returns files for the bundle that say what it did."""
 
 
@@ -32,13 +32,16 @@ class Report:
 
     path: Path
     manifest: Manifest
-    shared: Shared
+    shared: SharedBytes
     merged: Account | None = None
     """Where the workload was written by a merge."""
 
 
 def compile_workload(
-    workload: Workload, output: Path, step: Step = lambda name, what: None, narrow: Narrow = lambda models, step: {}
+    workload: Workload,
+    output: Path,
+    step: CompileProgress = lambda name, what: None,
+    narrow: Narrow = lambda models, step: {},
 ) -> Report:
     """Compile every model of a workload into a bundle.
 
@@ -61,7 +64,7 @@ def compile_workload(
         models = _lower_all(workload, model_of, step)
         before = kernels(models)
         places = locate_shared(merged, before, models) if merged is not None else ()
-        choice = choose(graph for model in models for graph in model.stages.values())
+        choice = choose_batch_norm(graph for model in models for graph in model.stages.values())
         for model in models:
             for graph in model.stages.values():
                 fold(graph, choice.keep)
@@ -75,7 +78,7 @@ def compile_workload(
             prove(models, before, choice.waived)
         if merged is not None:
             beside[MERGE_REPORT] = merged.content
-        content = write(work, workload, models, model_of, beside)
+        content = write_bundle(work, workload, models, model_of, beside)
         kept = account(merged, places, models, content) if merged is not None else None
         if kept is not None:
             step("merge", _describe(kept))
@@ -91,7 +94,7 @@ def _describe(kept: Account) -> str:
     return f"{shared}; weights of {kept.unique} bytes, it says {kept.reported}"
 
 
-def _lower_all(workload: Workload, model_of: Mapping[str, str], step: Step) -> list[Lowered]:
+def _lower_all(workload: Workload, model_of: Mapping[str, str], step: CompileProgress) -> list[Lowered]:
     """Every distinct model once; every query is checked against its model."""
     models: dict[str, Lowered] = {}
     for query in workload.queries:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..bundles.manifest import InputSpec
 
-__all__ = ["Geometry", "prepare", "resize"]
+__all__ = ["Geometry", "preprocess", "resize"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Geometry:
         return np.clip(scaled, 0, limit).astype(np.float32)
 
 
-def prepare(frame: NDArray[np.uint8], spec: InputSpec) -> tuple[NDArray[np.float32], Geometry]:
+def preprocess(frame: NDArray[np.uint8], spec: InputSpec) -> tuple[NDArray[np.float32], Geometry]:
     """One frame as a batch of one.
 
     Args:
@@ -56,7 +56,7 @@ def prepare(frame: NDArray[np.uint8], spec: InputSpec) -> tuple[NDArray[np.float
 
 
 def resize(frame: NDArray[np.uint8], spec: InputSpec) -> tuple[NDArray[np.uint8], Geometry]:
-    """The first half of :func:`prepare`: size and colour order, before normalisation.
+    """The first half of :func:`preprocess`: size and colour order, before normalisation.
 
     Returns:
         ``[height, width, C]`` uint8 of the part of the input that the frame covers, and where that lies.

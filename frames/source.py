@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from contextlib import closing
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal, Protocol
 
 import av
@@ -14,8 +13,9 @@ import av
 from ..environment import expand
 from ..errors import FeedError, InputError
 from .reader import IMAGE_SUFFIXES, FolderReader, Reader, VideoReader, reason_of
+from .reference import package_file
 
-__all__ = ["Opener", "Source", "is_local_file", "package_file", "resolve"]
+__all__ = ["FrameSource", "Source", "resolve"]
 
 _ALLOWED = (
     "a video file, a folder of images, rtsp://…, rtsps://…, http://…, https://…, a V4L device such as /dev/video0, "
@@ -26,7 +26,7 @@ _FOLDER_FPS = 10.0
 _TIMEOUT_S = 5.0
 
 
-class Opener(Protocol):
+class FrameSource(Protocol):
     """A source that can be opened again and again."""
 
     @property
@@ -133,35 +133,6 @@ def resolve(feed: str, source: str, *, fps: float | None = None, base: Path | No
     if path.is_file():
         return Source(feed, "file", str(path))
     raise FeedError(f"{where} does not exist; allowed: {_ALLOWED}")
-
-
-def is_local_file(source: str) -> bool:
-    """Whether a source is the path of a file or folder, which may be relative: no URL, package file or device."""
-    return "://" not in source and not source.startswith(("package:", "/dev/"))
-
-
-def package_file(reference: str) -> Path:
-    """The file inside an installed package that ``package:NAME/path`` names; the package is not imported.
-
-    Raises:
-        InputError: no such package or file, or a path that leaves the package.
-    """
-    name, _, inside = reference.removeprefix("package:").partition("/")
-    parts = PurePosixPath(inside).parts
-    # Only the text is judged, not links: installers may link files of a package from a cache outside of it.
-    if not name.isidentifier() or not parts or ".." in parts or parts[0] == "/" or "\\" in inside or "\0" in inside:
-        raise InputError(f"{reference!r}: expected package:NAME/path/file, with a path that stays inside the package")
-    try:
-        spec = find_spec(name)
-    except (ImportError, ValueError):
-        spec = None
-    if spec is None or spec.submodule_search_locations is None:
-        raise InputError(f"{reference!r}: package {name!r} is not installed")
-    for root in spec.submodule_search_locations:
-        path = Path(root, *parts)
-        if path.is_file():
-            return path
-    raise InputError(f"{reference!r}: package {name!r} has no file {inside!r}")
 
 
 def _images(folder: Path) -> list[Path]:

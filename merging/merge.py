@@ -25,21 +25,21 @@ from .output.modules import imported_beside, modules_beside
 from .output.report import Reporter, merged_workload
 from .output.store import Store
 from .search.search import Found, Job, search
-from .strategies import Settings, Strategy, Verdict, strategy
+from .strategies import SearchSettings, Strategy, Verdict, strategy
 from .training.start import is_narrow
 from .training.subjects import State, Subject, subject_of
-from .training.training import GLANCE, Progress
+from .training.training import GLANCE, TrainingProgress
 from .training.trial import STATISTICS_IMAGES, Outcome, Trial, TrialRunner, some
 
-__all__ = ["Listener", "Options", "build_subjects", "merge_workload", "weight_file"]
+__all__ = ["Listener", "MergeOptions", "build_subjects", "merge_workload", "weight_file"]
 
 
 @dataclass(frozen=True)
-class Options:
+class MergeOptions:
     """How to merge."""
 
     strategy: str = "together"
-    settings: Settings = field(default_factory=Settings)
+    settings: SearchSettings = field(default_factory=SearchSettings)
     definition: Definition = "shape"
     seed: int = 0
     device: str = "auto"
@@ -62,7 +62,7 @@ class Listener:
     def trial(self, trial: Trial) -> None:
         """A trial begins."""
 
-    def progress(self, progress: Progress) -> None:
+    def progress(self, progress: TrainingProgress) -> None:
         """A training step is done. May raise KeyboardInterrupt to stop."""
 
     def waiting(self) -> None:
@@ -73,7 +73,7 @@ class Listener:
 
 
 def merge_workload(
-    workload: Workload, output: Path, options: Options | None = None, listener: Listener | None = None
+    workload: Workload, output: Path, options: MergeOptions | None = None, listener: Listener | None = None
 ) -> MergeReport:
     """Search for sharing and retrain; ``output`` is an ordinary workload once models are loaded, and after every trial.
 
@@ -81,7 +81,7 @@ def merge_workload(
         InputError: the workload, its data, the options or the folder cannot be used.
         KeyboardInterrupt: the listener stopped it; what was committed stays.
     """
-    options, listener = options or Options(), listener or Listener()
+    options, listener = options or MergeOptions(), listener or Listener()
     deadline = monotonic() + options.budget if options.budget is not None else math.inf
     device = _device(options.device)
     plan = strategy(options.strategy)
@@ -99,7 +99,7 @@ def _merge(
     workload: Workload,
     store: Store,
     plan: Strategy,
-    options: Options,
+    options: MergeOptions,
     listener: Listener,
     device: torch.device,
     deadline: float,
@@ -178,7 +178,7 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _header(workload: Workload, options: Options) -> dict[str, object]:
+def _header(workload: Workload, options: MergeOptions) -> dict[str, object]:
     """What must be the same for a search to go on."""
     queries = workload.model_dump_json(include={"queries", "feeds"})
     return {

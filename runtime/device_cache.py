@@ -19,27 +19,27 @@ from ..bundles.consistency import check_spans
 from ..bundles.manifest import FileSpec, Id, Name, SegmentSpec, TensorSpec
 from ..bundles.reader import CACHE, Bundle, sha256_of, verify
 from ..errors import BackendError, BundleError
-from .ort.packing import Packing
+from .ort.private_copies import PrivateCopy
 
 __all__ = [
     "BLOB",
-    "RECORD",
+    "CACHE_RECORD",
     "Baked",
     "BakedStage",
     "check_folder",
     "check_hashes",
+    "find_or_make",
     "folder_for",
-    "load",
-    "make",
+    "load_cache",
     "places",
     "plain_size",
     "write_whole",
 ]
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 BLOB = "weights.bin"
-RECORD = "cache.json"
+CACHE_RECORD = "cache.json"
 
 
 class BakedStage(BaseModel):
@@ -60,7 +60,7 @@ class Baked(BaseModel):
     segments: dict[Name, SegmentSpec]
     files: dict[str, FileSpec]
     """Every file of the cache but the record."""
-    packings: dict[Name, Packing] = {}
+    packings: dict[Name, PrivateCopy] = {}
     """Of INT8 models."""
 
     @property
@@ -79,7 +79,7 @@ class Baked(BaseModel):
         return self.folder / f"{model}.{stage}.int8.onnx"
 
 
-def load(folder: Path, bundle: Bundle) -> Baked:
+def load_cache(folder: Path, bundle: Bundle) -> Baked:
     """Open the cache of a bundle and check all but the content of its files.
 
     A cache may have come with a bundle from elsewhere: nothing is opened that is not a plain file in its folder.
@@ -88,7 +88,7 @@ def load(folder: Path, bundle: Bundle) -> Baked:
         BundleError: a file is missing, of the wrong size or kind, or does not belong to this bundle.
     """
     check_folder(folder)
-    record = folder / RECORD
+    record = folder / CACHE_RECORD
     plain_size(record)
     try:
         baked = Baked.model_validate({**json.loads(record.read_bytes()), "folder": folder})
@@ -98,7 +98,7 @@ def load(folder: Path, bundle: Bundle) -> Baked:
         size, spec = plain_size(path), baked.files.get(path.name)
         if spec is None or size != spec.bytes:
             expected = "does not list it" if spec is None else f"says {spec.bytes}"
-            raise BundleError(f"{path}: has {size} bytes, {RECORD} {expected}")
+            raise BundleError(f"{path}: has {size} bytes, {CACHE_RECORD} {expected}")
     check_spans(str(record), baked.files[BLOB].bytes, baked.tensors, baked.segments)
     return baked
 
@@ -129,7 +129,9 @@ def places(bundle: Bundle, name: str) -> tuple[Path, Path]:
     return bundle.path / CACHE / name, user_cache_path("gemel") / name
 
 
-def make(folders: Sequence[Path], bundle: Bundle, read: Callable[[Path], T], fill: Callable[[Path], None]) -> T:
+def find_or_make(
+    folders: Sequence[Path], bundle: Bundle, read: Callable[[Path], _T], fill: Callable[[Path], None]
+) -> _T:
     """What lies in one of several folders; made in the first one that can be written where it is in none of them.
 
     Args:
@@ -143,7 +145,7 @@ def make(folders: Sequence[Path], bundle: Bundle, read: Callable[[Path], T], fil
         BackendError: it cannot be made, or no folder can be written.
     """
 
-    def whole(folder: Path) -> T | None:
+    def whole(folder: Path) -> _T | None:
         try:
             return read(folder)
         except BundleError:
@@ -228,11 +230,11 @@ def _needed(baked: Baked, bundle: Bundle) -> list[Path]:
     paths = {baked.blob}
     int8 = {name: model.stages.keys() for name, model in bundle.manifest.models.items() if model.precision == "int8"}
     if {name: packing.copies.keys() for name, packing in baked.packings.items()} != int8:
-        raise BundleError(f"{baked.folder / RECORD}: INT8 models are not in it as the bundle has them")
+        raise BundleError(f"{baked.folder / CACHE_RECORD}: INT8 models are not in it as the bundle has them")
     for name, model in bundle.manifest.models.items():
         stages = baked.models.get(name, {})
         if stages.keys() != model.stages.keys() or name not in baked.segments_of:
-            raise BundleError(f"{baked.folder / RECORD}: model {name!r} is not in it as the bundle has it")
+            raise BundleError(f"{baked.folder / CACHE_RECORD}: model {name!r} is not in it as the bundle has it")
         for stage, made in stages.items():
             paths.add(baked.program(made.program))
             if name in int8:
@@ -240,9 +242,11 @@ def _needed(baked: Baked, bundle: Bundle) -> list[Path]:
             elif model.mode == "constant":
                 paths.add(baked.constant(name, stage))
             if not baked.tensors.keys() >= set(made.weights):
-                raise BundleError(f"{baked.folder / RECORD}: model {name!r} refers to tensors that are not listed")
+                raise BundleError(
+                    f"{baked.folder / CACHE_RECORD}: model {name!r} refers to tensors that are not listed"
+                )
         if not baked.segments.keys() >= set(baked.segments_of[name]):
-            raise BundleError(f"{baked.folder / RECORD}: model {name!r} refers to segments that are not listed")
+            raise BundleError(f"{baked.folder / CACHE_RECORD}: model {name!r} refers to segments that are not listed")
     return sorted(paths)
 
 

@@ -13,8 +13,9 @@ from threading import Event
 from ..bundles.manifest import FeedSpec, feeds_from
 from ..bundles.reader import Bundle
 from ..errors import BackendError, FeedError
+from ..frames.source import resolve
 from .backends import Backend, open_backend
-from .feeds import Feed, resolve
+from .feeds import Feed
 from .loop import pipeline
 from .loop.inference import Inference
 from .loop.plan_input import Swapping
@@ -25,13 +26,13 @@ from .planning.planner import POLICIES
 from .sinks import LiveTable, ResultsSink, Sink, VideoSink
 from .trace import Trace, Watch, unwatched
 
-__all__ = ["Options", "run_bundle"]
+__all__ = ["RunOptions", "run_bundle"]
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Options:
+class RunOptions:
     """What a user may ask of a run; the bundle's own settings where left out."""
 
     backend: str | None = None
@@ -55,7 +56,7 @@ class Options:
 
 def run_bundle(
     bundle: Bundle,
-    options: Options,
+    options: RunOptions,
     *,
     sinks: Sequence[Sink] = (),
     stop: Event | None = None,
@@ -100,7 +101,7 @@ def run_bundle(
         infer = Inference(bundle, backend)
         # Last: the pipeline closes them, and only that.
         sinks = [*_sinks(options, queries, feeds), *sinks]
-        stats = pipeline.run(
+        stats = pipeline.run_pipeline(
             queries,
             feeds,
             infer,
@@ -126,7 +127,7 @@ def run_bundle(
 
 
 def _swapping(
-    bundle: Bundle, backend: Backend, options: Options, queries: Collection[str], profiling: Callable[[str], None]
+    bundle: Bundle, backend: Backend, options: RunOptions, queries: Collection[str], profiling: Callable[[str], None]
 ) -> Swapping | None:
     """What to plan with; None where all weights fit, or nothing is known of a device that fails."""
     if sum(backend.segments.values()) <= backend.room:
@@ -161,7 +162,7 @@ def _watch(trace: Trace | None, lane: str) -> Watch:
 
 
 def _open_feeds(
-    specs: Mapping[str, FeedSpec], used: Collection[str], options: Options, trace: Trace | None
+    specs: Mapping[str, FeedSpec], used: Collection[str], options: RunOptions, trace: Trace | None
 ) -> tuple[dict[str, Feed], dict[str, str]]:
     """Feeds by name that queries use, and why those that are missing could not be opened."""
     feeds: dict[str, Feed] = {}
@@ -184,7 +185,7 @@ def _open_feeds(
     return feeds, broken
 
 
-def _sinks(options: Options, queries: Mapping[str, str], feeds: Mapping[str, Feed]) -> list[Sink]:
+def _sinks(options: RunOptions, queries: Mapping[str, str], feeds: Mapping[str, Feed]) -> list[Sink]:
     sinks: list[Sink] = []
     if options.results is not None:
         sinks.append(ResultsSink(options.results))

@@ -17,7 +17,7 @@ from tiny_models import tiny
 
 from gemel.cli import main
 from gemel.compiler import compile_workload
-from gemel.workload import Workload, load
+from gemel.workload import Workload, load_workload
 
 pytest_plugins = ["trained_models"]
 
@@ -39,7 +39,7 @@ def workload_in(tmp_path: Path) -> Callable[..., Workload]:
         }
         path = tmp_path / "workload.yaml"
         path.write_text(json.dumps(document))  # JSON is YAML
-        return load(path)
+        return load_workload(path)
 
     return make
 
@@ -59,7 +59,7 @@ def _shared_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "queries": [query("a"), query("b"), again],
     }
     (folder / "workload.yaml").write_text(json.dumps(document))
-    compile_workload(load(folder / "workload.yaml"), folder / "bundle")
+    compile_workload(load_workload(folder / "workload.yaml"), folder / "bundle")
     return folder
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import onnxruntime as ort
 
 from gemel.bundles.onnx_wire import tensor_array
-from gemel.bundles.program import read
+from gemel.bundles.program import read_model
 from gemel.runtime.device.host import HostStream
 
 __all__ = ["FakeTensorRt"]
@@ -154,7 +154,7 @@ class FakeTensorRt:
 
     def OnnxParser(self, network: Any, logger: _Logger) -> Any:  # noqa: N802
         def parse(proto: bytes, path: str | None = None) -> bool:
-            model = read(proto)
+            model = read_model(proto)
             if any(node.op_type in self._refuses for node in model.graph.node):
                 return False
             ports = [

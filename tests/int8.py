@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from gemel.bundles import blob, manifest
-from gemel.bundles.program import port_dtype, port_shape, read, split
+from gemel.bundles.program import port_dtype, port_shape, read_model, split_model
 from gemel.bundles.reader import MANIFEST, Bundle, open_bundle
 
 __all__ = ["Drawing", "images", "int8_bundle", "network", "wired", "write_bundle"]
@@ -106,7 +106,7 @@ def images(batch: int = 1) -> dict[str, Array]:
 
 
 def wired(model: onnx.ModelProto) -> Any:
-    return read(model.SerializeToString())
+    return read_model(model.SerializeToString())
 
 
 def write_bundle(folder: Path, models: Mapping[str, tuple[manifest.Precision, onnx.ModelProto]]) -> Bundle:
@@ -117,12 +117,12 @@ def write_bundle(folder: Path, models: Mapping[str, tuple[manifest.Precision, on
     weights: dict[str, dict[str, str]] = {}
     for name, (_, model) in models.items():
         values = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-        weights[name] = {weight: blob.tensor_id(values[weight]) for weight in split(wired(model)).weights}
+        weights[name] = {weight: blob.tensor_id(values[weight]) for weight in split_model(wired(model)).weights}
         for weight, tensor in weights[name].items():
             arrays[tensor] = values[weight]
             users.setdefault(tensor, set()).add(name)
     placed = blob.layout({name: (array.dtype.name, array.shape) for name, array in arrays.items()}, users)
-    digest = blob.write(folder / "weights.bin", placed, arrays.__getitem__)
+    digest = blob.write_blob(folder / "weights.bin", placed, arrays.__getitem__)
     files = {"weights.bin": manifest.FileSpec(bytes=placed.bytes, sha256=digest)}
     specs: dict[str, Any] = {}
     programs: dict[str, Any] = {}
@@ -133,7 +133,7 @@ def write_bundle(folder: Path, models: Mapping[str, tuple[manifest.Precision, on
         data = model.SerializeToString()
         (folder / f"{name}.onnx").write_bytes(data)
         files[f"{name}.onnx"] = manifest.FileSpec(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-        parts, graph = split(read(data)), read(data).graph
+        parts, graph = split_model(read_model(data)), read_model(data).graph
         inputs, outputs = (
             [manifest.Port(name=port.name, dtype=port_dtype(port), shape=port_shape(port)) for port in ports]
             for ports in (graph.input, graph.output)

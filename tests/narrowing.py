@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from gemel.bundles.manifest import InputSpec
 from gemel.compiler.heads import cut
-from gemel.compiler.lowering.export import export
+from gemel.compiler.lowering.export import export_stages
 from gemel.compiler.lowering.lower import Lowered, lower
-from gemel.compiler.passes import choose, clean, fold
+from gemel.compiler.passes import choose_batch_norm, clean, fold
 from gemel.workload.document.schema import Query
 
 __all__ = [
@@ -76,7 +76,7 @@ def lowered(models: Mapping[str, nn.Module], size: tuple[int, int] = SIZE) -> li
     made = []
     for name, module in models.items():
         parts = cut(module, "classification", InputSpec(size=size))
-        graph = export(parts.stages["main"], name)
+        graph = export_stages(parts.stages["main"], name)
         graph.graph.name = name
         clean(graph, module.state_dict().keys())
         made.append(Lowered(name, {"main": graph}, parts.decode, parts.input))
@@ -86,7 +86,7 @@ def lowered(models: Mapping[str, nn.Module], size: tuple[int, int] = SIZE) -> li
 def passed(models: Sequence[Lowered]) -> list[Lowered]:
     """Models after the compiler's last passes."""
     graphs = [model.stages["main"] for model in models]
-    choice = choose(graphs)
+    choice = choose_batch_norm(graphs)
     for graph in graphs:
         fold(graph, choice.keep)
     return list(models)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper
 
-from gemel.bundles.program import read, split
+from gemel.bundles.program import read_model, split_model
 from gemel.bundles.reader import MANIFEST
 from gemel.runtime.device.host import HostDevice, HostStream
 
@@ -46,7 +46,7 @@ def add_stage(bundle: Path) -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     data = model.SerializeToString()
     (bundle / "wave.onnx").write_bytes(data)
-    program = split(read(data)).id
+    program = split_model(read_model(data)).id
     path = bundle / MANIFEST
     document = json.loads(path.read_text())
     x, y = ({"name": name, "dtype": "float32", "shape": ["rows", 4]} for name in "xy")

@@ -10,8 +10,10 @@ from threading import Event
 
 import numpy as np
 
+from gemel.frames.frame import Frame
+from gemel.frames.reader import Picture
 from gemel.runtime.decode.results import Class, Result
-from gemel.runtime.feeds import Backoff, Feed, Frame, Picture
+from gemel.runtime.feeds import Backoff, Feed
 from gemel.runtime.loop.summary import RunStats
 from gemel.runtime.sinks import Sink
 

@@ -16,8 +16,9 @@ from profiles import profile
 from scripted import Recorder, answer, check
 
 from gemel.errors import BackendError
+from gemel.frames.frame import Frame
 from gemel.runtime.decode.results import Result
-from gemel.runtime.feeds import Feed, Frame
+from gemel.runtime.feeds import Feed
 from gemel.runtime.loop import pipeline
 from gemel.runtime.loop.plan_input import Swapping
 from gemel.runtime.loop.summary import RunStats
@@ -179,7 +180,7 @@ class Runs:
 
         swapping = Swapping(spec, budget, memory, POLICIES[policy])
         try:
-            stats = pipeline.run(queries, feeds, run, [self.recorder], swapping=swapping, **options)
+            stats = pipeline.run_pipeline(queries, feeds, run, [self.recorder], swapping=swapping, **options)
         finally:
             memory.close()
         check(stats, feeds, self.recorder)

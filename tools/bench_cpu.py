@@ -25,12 +25,12 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from gemel.bundles.reader import open_bundle
-from gemel.check.bench.bench import Figures, measure, table
+from gemel.check.bench.bench import Figures, measure_bundle, table
 from gemel.check.contents.inspect import sizes
-from gemel.check.source.numerics import compare
+from gemel.check.source.numerics import compare_with_source
 from gemel.check.source.plain_export import export_plain
 from gemel.compiler import compile_workload
-from gemel.workload import load
+from gemel.workload import load_workload
 
 ROOT = Path(__file__).resolve().parent.parent
 DOC = ROOT / "docs" / "benchmarks.md"
@@ -78,12 +78,12 @@ def _workload(folder: Path, model: str, weights: Sequence[int]) -> Path:
 
 def bench(workload_path: Path, rounds: int) -> Figures:
     """Compile a workload, compare it with PyTorch and measure the bundle against plain exports."""
-    workload = load(workload_path)
+    workload = load_workload(workload_path)
     with tempfile.TemporaryDirectory(prefix="gemel-bench-") as name:
         folder = Path(name)
         bundle = open_bundle(compile_workload(workload, folder / "bundle").path)
-        differences = [result.relative for result in compare(bundle, workload, rtol=1e-3, atol=1e-5)]
-        figures = measure(bundle, rounds=rounds, plain=export_plain(workload, folder))
+        differences = [result.relative for result in compare_with_source(bundle, workload, rtol=1e-3, atol=1e-5)]
+        figures = measure_bundle(bundle, rounds=rounds, plain=export_plain(workload, folder))
         return {**figures, "bytes": sizes(bundle), "difference": max(differences)}
 
 

@@ -38,8 +38,8 @@ from gemel.runtime.backends.ort_cuda import OrtCuda
 from gemel.runtime.backends.tensorrt import TensorRt
 from gemel.runtime.device import Device
 from gemel.runtime.device.host import HostDevice
-from gemel.runtime.engines.record import Choice
-from gemel.workload import load
+from gemel.runtime.engines.record import ModeChoice
+from gemel.workload import load_workload
 
 _ROOT = Path(__file__).resolve().parent.parent
 _BACKENDS = ("ort-cuda", "tensorrt", "tensorrt-rtx")
@@ -150,7 +150,7 @@ def _mode(case: Case, name: str, folder: Path) -> str:
     return f"| {case.name} | {used} | {sum(bound):.3f} | {sum(refit):.3f} | {sum(swap):.3f} | {ratio:.2f} |"
 
 
-def _choices(backend: TensorRt) -> list[Choice]:
+def _choices(backend: TensorRt) -> list[ModeChoice]:
     """Of each program with weights."""
     return [engine.choice for engine in backend._engines.engines.values() if engine.inputs]
 
@@ -309,7 +309,7 @@ def _bundle(folder: Path, count: int, *, merged: bool) -> Bundle:
         queries.append({"name": f"q{index}", "feed": "yard", "task": "classification", "model": model})
     document = {"schema_version": "1", "feeds": {"yard": {"source": "rtsp://nowhere/"}}, "queries": queries}
     (work / "workload.yaml").write_text(yaml.safe_dump(document))
-    return open_bundle(compile_workload(load(work / "workload.yaml"), work / "bundle").path)
+    return open_bundle(compile_workload(load_workload(work / "workload.yaml"), work / "bundle").path)
 
 
 if __name__ == "__main__":

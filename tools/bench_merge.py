@@ -31,12 +31,12 @@ from merge_workloads import prepare
 from rich.console import Console
 
 from gemel.bundles.merge_report import MergeReport, read_report
-from gemel.merging.merge import Listener, Options, merge_workload
+from gemel.merging.merge import Listener, MergeOptions, merge_workload
 from gemel.merging.models.networks import networks_of
-from gemel.merging.strategies import Settings
+from gemel.merging.strategies import SearchSettings
 from gemel.merging.tasks import task_of
-from gemel.merging.training.subjects import evaluate
-from gemel.workload import load
+from gemel.merging.training.subjects import outputs_on
+from gemel.workload import load_workload
 from gemel.workload.data import load_data
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -49,7 +49,7 @@ class Arm:
     name: str
     workload: str
     strategy: str = "together"
-    settings: Settings = field(default_factory=Settings)
+    settings: SearchSettings = field(default_factory=SearchSettings)
     target: float = 0.95
 
 
@@ -57,9 +57,9 @@ _DONE = "confirmed.json"
 """In a run's folder once it is over: what is confirmed on images that the search never saw."""
 _MINUTES = {"w1": 2.25, "w3": 3.0}
 """Of each run without --full: half an hour for all of them. The default's first round on W1 fits into that."""
-_BETWEEN = Settings(inside=False)
-_GOOD = Settings(rate=0.02)
-_DONOR = Settings(rate=0.02, start="donor")
+_BETWEEN = SearchSettings(inside=False)
+_GOOD = SearchSettings(rate=0.02)
+_DONOR = SearchSettings(rate=0.02, start="donor")
 
 
 def _arms() -> Iterator[Arm]:
@@ -144,16 +144,18 @@ def run_arm(arm: Arm, seed: int, folder: Path, runs: Path, budget: float | None,
     done = output / _DONE
     if not done.exists():
         console.print(f"{arm.workload}, {arm.name}, target {arm.target:.0%}, seed {seed}", highlight=False)
-        options = Options(arm.strategy, arm.settings, seed=seed, budget=budget, resume=(output / "search").exists())
-        merge_workload(load(workload), output, options, _Printer(console))
+        options = MergeOptions(
+            arm.strategy, arm.settings, seed=seed, budget=budget, resume=(output / "search").exists()
+        )
+        merge_workload(load_workload(workload), output, options, _Printer(console))
         done.write_text(json.dumps(confirm(workload, output / "workload.yaml")))
     return Run(arm, seed, read_report(output / "merge.json"), json.loads(done.read_text()))
 
 
 def confirm(original: Path, merged: Path) -> dict[str, float]:
     """Accuracy of every merged query divided by the original's, on the images in ``test``."""
-    before, after = (networks_of(load(path)) for path in (original, merged))
-    workload = load(original)
+    before, after = (networks_of(load_workload(path)) for path in (original, merged))
+    workload = load_workload(original)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = {}
     for name, network in before.items():
@@ -164,7 +166,7 @@ def confirm(original: Path, merged: Path) -> dict[str, float]:
             judged = query.model_copy(update={"data": unseen})
             classes = getattr(network.cut.decode, "classes", None)
             _, images = load_data(judged, workload, network.cut.input, classes)
-            teacher, student = (evaluate(module, images, device) for module in modules)
+            teacher, student = (outputs_on(module, images, device) for module in modules)
             task = task_of(network, query)
             was, now = (task.accuracy(outputs, teacher, images) for outputs in (teacher, student))
             found[query.name] = now / was

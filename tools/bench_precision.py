@@ -29,7 +29,7 @@ from rich.console import Console
 from gemel.bundles.manifest import Precision
 from gemel.bundles.merge_summary import merged_tensors
 from gemel.bundles.reader import Bundle, open_bundle
-from gemel.calib.narrow import Settings
+from gemel.calib.narrow import PrecisionSettings
 from gemel.calib.ranges import METHODS, Method
 from gemel.calib.record import CALIBRATION, Calibration, read_calibration
 from gemel.check.contents.inspect import sizes
@@ -37,9 +37,9 @@ from gemel.check.source.plain_export import export_plain
 from gemel.cli.narrow import Narrower
 from gemel.compiler import compile_workload
 from gemel.runtime.backends.ort_cpu import OrtCpu
-from gemel.runtime.ort.packing import cpu_times
+from gemel.runtime.ort.private_copies import cpu_times
 from gemel.runtime.ort.session import open_session, quiet
-from gemel.workload import load
+from gemel.workload import load_workload
 
 ROOT = Path(__file__).resolve().parent.parent
 DOC = ROOT / "docs" / "precision.md"
@@ -56,7 +56,7 @@ class _Frames(CalibrationDataReader):  # type: ignore[misc]
 
 def compiled(path: Path, folder: Path, precision: Precision, method: Method) -> Bundle:
     """A merged workload as a bundle."""
-    workload, output = load(path), folder / precision
+    workload, output = load_workload(path), folder / precision
     return open_bundle(compile_workload(workload, output, narrow=Narrower(workload, output, precision, method)).path)
 
 
@@ -123,7 +123,7 @@ def times(case: Case, folder: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("workload", nargs="?", type=Path, help="workload.yaml that gemel merge wrote")
-    parser.add_argument("--ranges", choices=METHODS, default=Settings().method)
+    parser.add_argument("--ranges", choices=METHODS, default=PrecisionSettings().method)
     parser.add_argument("--only", nargs="*", default=NAMES, help="architectures whose run times are measured")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -38,11 +38,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from gemel.bundles.reader import open_bundle
+from gemel.frames.source import resolve
 from gemel.runtime.backends import open_backend
-from gemel.runtime.feeds import resolve
 from gemel.runtime.loop.profiling import profile_of
 from gemel.runtime.memory.arena import Loading
-from gemel.runtime.planning.planner import POLICIES, plan
+from gemel.runtime.planning.planner import POLICIES, make_plan
 from gemel.runtime.planning.simulate import simulate
 from gemel.runtime.sinks.encoder import Encoder
 
@@ -202,7 +202,7 @@ def _simulate(arm: Arm, path: Path, budget: int, loading: Loading, seconds: floa
     bundle = open_bundle(path)
     with open_backend(bundle, arm.backend, memory=budget, threads=1, loading=loading) as backend:
         profile, room = profile_of(bundle, backend, fresh=True), backend.room
-    return simulate(profile, room, plan(profile, room, POLICIES[arm.policy]), seconds).processed
+    return simulate(profile, room, make_plan(profile, room, POLICIES[arm.policy]), seconds).processed
 
 
 def _run(arm: Arm, bundle: Path, budget: int, loading: Loading, seconds: float, sla: int, output: Path) -> Round:

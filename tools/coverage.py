@@ -26,13 +26,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from gemel.bundles.reader import Bundle, open_bundle
-from gemel.check.bench.bench import latency
-from gemel.check.source.numerics import compare
+from gemel.check.bench.bench import latency_ratio
+from gemel.check.source.numerics import compare_with_source
 from gemel.check.source.plain_export import export_plain
 from gemel.compiler import compile_workload
 from gemel.compiler.compile import Narrow
 from gemel.runtime.backends.ort_cpu import OrtCpu
-from gemel.workload import Workload, load
+from gemel.workload import Workload, load_workload
 
 DOC = Path(__file__).parent.parent / "docs" / "coverage.md"
 PARTS = Path(__file__).parent.parent / "out" / "coverage"
@@ -99,9 +99,9 @@ def measure(case: Case, folder: Path, rounds: int) -> Row:
     """Compile, check, and time one architecture."""
     workload, bundle, compile_s = bundle_of(case, folder)
     model = bundle.manifest.models["a"]
-    result = next(iter(compare(bundle, workload, rtol=1e-3, atol=1e-5)))
+    result = next(iter(compare_with_source(bundle, workload, rtol=1e-3, atol=1e-5)))
     plain = export_plain(workload, folder)["a"]
-    ratio, ours, theirs = latency(bundle.path, "a", plain, rounds)
+    ratio, ours, theirs = latency_ratio(bundle.path, "a", plain, rounds)
     bind, program, session = _loads(bundle, plain)
     return Row(
         name=case.name,
@@ -143,7 +143,7 @@ def _kept(case: Case, folder: Path, plain: Path, rounds: int) -> float | None:
     report = compile_workload(_workload(case, folder, ["a", "b"]), folder / "shared")
     if not report.shared.groups:
         return None
-    return latency(report.path, "a", plain, rounds)[0]
+    return latency_ratio(report.path, "a", plain, rounds)[0]
 
 
 def _loads(bundle: Bundle, plain: Path) -> tuple[float, float, float]:
@@ -183,7 +183,7 @@ def _workload(case: Case, folder: Path, names: Sequence[str]) -> Workload:
     document = {"schema_version": "1", "feeds": {"none": {"source": "none.mp4"}}, "queries": queries}
     path = folder / "workload.yaml"
     path.write_text(json.dumps(document))  # JSON is YAML
-    return load(path)
+    return load_workload(path)
 
 
 def _build(case: Case) -> nn.Module:

@@ -26,16 +26,16 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from gemel.bundles.manifest import InputSpec, Precision
-from gemel.calib.half import halve
+from gemel.calib.fp16 import to_fp16
 from gemel.calib.quantize import observed, quantize
 from gemel.calib.ranges import peaks_of
-from gemel.compiler.compile import Narrow, Step
+from gemel.compiler.compile import CompileProgress, Narrow
 from gemel.compiler.lowering.lower import Lowered
 from gemel.errors import BackendError
-from gemel.frames.preprocess import prepare
+from gemel.frames.preprocess import preprocess
+from gemel.frames.reference import package_file
 from gemel.runtime.engines.library import Library, find_library
 from gemel.runtime.engines.store import build_engines
-from gemel.runtime.feeds import package_file
 
 ROOT = Path(__file__).resolve().parent.parent
 DOC = ROOT / "docs" / "engines.md"
@@ -78,7 +78,7 @@ def measure(case: Case, library: Library, target: str, precision: Precision, fol
     return Row(**{**asdict(row), **found})
 
 
-def to_int8(models: Sequence[Lowered], step: Step) -> Mapping[str, bytes]:
+def to_int8(models: Sequence[Lowered], step: CompileProgress) -> Mapping[str, bytes]:
     """Make every layer of the stages that see frames int8."""
     for model in models:
         graph = model.stages["main"]
@@ -87,14 +87,14 @@ def to_int8(models: Sequence[Lowered], step: Step) -> Mapping[str, bytes]:
     return {}
 
 
-def to_fp16(models: Sequence[Lowered], step: Step) -> Mapping[str, bytes]:
+def all_to_fp16(models: Sequence[Lowered], step: CompileProgress) -> Mapping[str, bytes]:
     """Make the stages that see frames float16."""
     for model in models:
-        model.stages["main"], model.precision = halve(model.stages["main"]), "fp16"
+        model.stages["main"], model.precision = to_fp16(model.stages["main"]), "fp16"
     return {}
 
 
-NARROW: dict[Precision, Narrow] = {"fp32": lambda models, step: {}, "fp16": to_fp16, "int8": to_int8}
+NARROW: dict[Precision, Narrow] = {"fp32": lambda models, step: {}, "fp16": all_to_fp16, "int8": to_int8}
 
 
 def frames_for(spec: InputSpec) -> list[NDArray[np.float32]]:
@@ -103,7 +103,7 @@ def frames_for(spec: InputSpec) -> list[NDArray[np.float32]]:
     with av.open(str(package_file(VIDEO))) as container:
         for index, frame in enumerate(container.decode(video=0)):
             if index % 60 == 0:
-                images.append(prepare(frame.to_ndarray(format="bgr24"), spec)[0])
+                images.append(preprocess(frame.to_ndarray(format="bgr24"), spec)[0])
     return images
 
 

@@ -31,7 +31,7 @@ from weight_changes import apply
 from gemel.errors import GemelError, MissingExtraError, ModelError
 from gemel.merging.merge import weight_file
 from gemel.merging.models.networks import networks_of
-from gemel.workload import load
+from gemel.workload import load_workload
 from gemel.workload.zoo.mobilenet import mobilenet_v2_features
 from gemel.workload.zoo.ssdlite import ssdlite_mobilenet_v2
 
@@ -216,7 +216,7 @@ def _download_vtest(target: Path, limit: float) -> None:
 
 def write_merged(example: Path) -> dict[str, str]:
     """The weights of examples/street/merged/, from the changes there; returns models to their files, seen from it."""
-    workload, changes = load(example / "workload.yaml"), example / "merged" / "changes.safetensors"
+    workload, changes = load_workload(example / "workload.yaml"), example / "merged" / "changes.safetensors"
     networks, files = networks_of(workload), {}
     before = {name: network.module.state_dict() for name, network in networks.items()}
     for name, state in apply(before, changes).items():

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
 from gemel.compiler.heads import Cut, cut
-from gemel.merging.analysis.analysis import profile
+from gemel.merging.analysis.analysis import sizes_of
 from gemel.merging.layers.layers import Layer
 from gemel.merging.models.networks import Network
 from gemel.workload.zoo.darknet import yolov3, yolov3_tiny
@@ -83,7 +83,7 @@ def measure(names: Iterable[str]) -> dict[str, Architecture]:
         with warnings.catch_warnings(), nullcontext() if name in _ANCHORED else torch.device("meta"):
             warnings.simplefilter("ignore")
             network = Network(name, (), cut(build(), task))
-            seen = profile(network)
+            seen = sizes_of(network)
             tensors = len(network.module.state_dict())
             found[name] = Architecture(name, seen.bytes, tensors, seen.layers, _gmacs(network.cut))
     return found

@@ -10,7 +10,7 @@ import numpy as np
 from paper_merge import Query, Setting, profile_of
 from paper_models import Architecture, Fit
 
-from gemel.runtime.planning.planner import POLICIES, Policy, plan
+from gemel.runtime.planning.planner import POLICIES, Policy, make_plan
 from gemel.runtime.planning.profile import Profile
 from gemel.runtime.planning.simulate import QueryOutcome, simulate
 
@@ -87,7 +87,7 @@ class Runs:
 
 
 def _simulated(profile: Profile, budget: int, policy: Policy, seconds: float) -> Outcome:
-    found = simulate(profile, budget, plan(profile, budget, policy), seconds)
+    found = simulate(profile, budget, make_plan(profile, budget, policy), seconds)
     stale = [
         np.array([np.inf if age is None else age for age in ages(each, profile.queries[name].fps, profile.sla_ms)])
         for name, each in found.queries.items()

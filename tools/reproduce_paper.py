@@ -23,7 +23,7 @@ from paper_runs import Runs, memory_bytes
 from paper_tables import FULL, MERGED, UNMERGED, claims, classes, each_workload, required, slide, sweeps, times
 from rich.console import Console
 
-from gemel.runtime.planning.planner import POLICIES, plan
+from gemel.runtime.planning.planner import POLICIES, make_plan
 from gemel.runtime.planning.profile import Profile
 from gemel.runtime.planning.simulate import simulate
 
@@ -41,7 +41,7 @@ def large_run(known: Mapping[str, Architecture], fit: Fit, seconds: float) -> tu
     budget = memory_bytes(profile_of(queries, known, fit, UNMERGED), "50 %")
     profile = profile_of(queries, known, fit, MERGED)
     began = perf_counter()
-    simulate(profile, budget, plan(profile, budget, POLICIES["gemel"]), seconds)
+    simulate(profile, budget, make_plan(profile, budget, POLICIES["gemel"]), seconds)
     return count, seconds, perf_counter() - began
 
 

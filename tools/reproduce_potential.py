@@ -19,7 +19,7 @@ import torchvision
 from rich.console import Console
 
 from gemel.compiler.heads import cut
-from gemel.merging.analysis.analysis import Analysis, Profile, heaviest, profile
+from gemel.merging.analysis.analysis import Analysis, ModelSizes, heaviest, sizes_of
 from gemel.merging.layers.layers import Definition
 from gemel.merging.models.networks import Network
 
@@ -40,19 +40,19 @@ WORKLOADS = {
 }
 COUNTS: Sequence[tuple[Definition, bool]] = (("strict", False), ("strict", True), ("shape", False), ("shape", True))
 
-Profiles = Mapping[Definition, Mapping[str, Profile]]
+Profiles = Mapping[Definition, Mapping[str, ModelSizes]]
 
 
 def measure(names: Iterable[str], console: Console) -> Profiles:
     """Sizes and layers of every architecture under both definitions; one is in memory at a time."""
-    found: dict[Definition, dict[str, Profile]] = {"strict": {}, "shape": {}}
+    found: dict[Definition, dict[str, ModelSizes]] = {"strict": {}, "shape": {}}
     for name in names:
         # Auxiliary classifiers are for training only.
         args = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
         module = getattr(torchvision.models, name)(weights=None, **args)
         network = Network(name, (), cut(module, "classification"))
         for definition, profiles in found.items():
-            profiles[name] = profile(network, definition)
+            profiles[name] = sizes_of(network, definition)
         console.print(f"{name}: {len(found['shape'][name].layers)} layers")
     return found
 

@@ -26,7 +26,7 @@ from gemel.merging.merge import build_subjects
 from gemel.merging.models.networks import networks_of
 from gemel.merging.output.report import Reporter, merged_workload
 from gemel.merging.search.search import Found
-from gemel.workload import load
+from gemel.workload import load_workload
 from gemel.workload.models.factory import models_of
 
 _STREET = Path(__file__).resolve().parent.parent / "examples" / "street"
@@ -36,10 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("merged", type=Path, help="what gemel merge wrote")
     merged = parser.parse_args(arguments).merged
-    workload, report = load(_STREET / "workload.yaml"), read_report(merged / MERGE_REPORT)
+    workload, report = load_workload(_STREET / "workload.yaml"), read_report(merged / MERGE_REPORT)
     subjects = build_subjects(workload, "shape", torch.device("cpu"))
     before = {name: subject.state() for name, subject in subjects.items()}
-    after = {name: network.module.state_dict() for name, network in networks_of(load(merged / "workload.yaml")).items()}
+    after = {
+        name: network.module.state_dict()
+        for name, network in networks_of(load_workload(merged / "workload.yaml")).items()
+    }
     sharing = SharingMap().joined([Use(use.query, use.parameter) for use in each.uses] for each in report.shared)
     target = _STREET / "merged"
     target.mkdir(exist_ok=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .document.load import load
+from .document.load import load_workload
 from .document.schema import Workload
 
-__all__ = ["Workload", "load"]
+__all__ = ["Workload", "load_workload"]

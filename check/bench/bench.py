@@ -22,12 +22,12 @@ from ...bundles.reader import Bundle
 from ...errors import BackendError, BundleError
 from ...runtime.backends.ort_cpu import OrtCpu
 
-__all__ = ["Figures", "latency", "measure", "table"]
+__all__ = ["Figures", "latency_ratio", "measure_bundle", "table"]
 
 Figures = dict[str, Any]
 
 
-def measure(
+def measure_bundle(
     bundle: Bundle,
     *,
     rounds: int = 30,
@@ -61,7 +61,7 @@ def measure(
     figures["latency_ratios"] = {}
     figures["latency_ms"] = {}
     for name, file in files.items():
-        ratio, ours, theirs = latency(path, name, file, rounds)
+        ratio, ours, theirs = latency_ratio(path, name, file, rounds)
         figures["latency_ratios"][name] = ratio
         figures["latency_ms"][name] = {"gemel": ours, "plain": theirs}
     figures["latency_ratio"] = median(figures["latency_ratios"].values())
@@ -83,7 +83,7 @@ def _files(bundle: Bundle, plain: Mapping[str, Path] | None) -> Mapping[str, Pat
     return {name: plain[name] for name in models}
 
 
-def latency(path: Path | str, model: str, file: Path | str, rounds: int) -> tuple[float, float, float]:
+def latency_ratio(path: Path | str, model: str, file: Path | str, rounds: int) -> tuple[float, float, float]:
     """CPU time of one run of a model's main stage on one thread, beside a default session of an ONNX file.
 
     Returns:

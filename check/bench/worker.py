@@ -135,11 +135,11 @@ def _pss() -> float:
     return float(psutil.Process().memory_full_info().pss) / 1e6
 
 
-def main() -> None:
+def _main() -> None:
     parts: dict[str, Any] = {part.__name__: part for part in (swaps, latency, memory)}
     name, arguments = sys.argv[1:]
     print(json.dumps(parts[name](**json.loads(arguments))))
 
 
 if __name__ == "__main__":
-    main()
+    _main()

@@ -11,11 +11,11 @@ from rich.table import Table
 
 from ...bundles.merge_summary import read_merge
 from ...bundles.reader import Bundle
-from ...runtime.engines.record import Choice, Engines
+from ...runtime.engines.record import Engines, ModeChoice
 from ...runtime.engines.store import engines_in
 from ...runtime.ort.bake import packings
 
-__all__ = ["describe", "sizes", "tables"]
+__all__ = ["bundle_tables", "describe", "sizes"]
 
 
 def describe(bundle: Bundle) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def sizes(bundle: Bundle) -> dict[str, int]:
     }
 
 
-def tables(bundle: Bundle, figures: Mapping[str, Any]) -> Iterator[Table | str]:
+def bundle_tables(bundle: Bundle, figures: Mapping[str, Any]) -> Iterator[Table | str]:
     """For people, what :func:`describe` found."""
     models = Table(title=f"{bundle.path}", title_justify="left", box=SIMPLE)
     for column in ("model", "queries", "program", "mode", "precision"):
@@ -167,7 +167,7 @@ def _built(engines: dict[str, Any]) -> Table:
     table.add_column("measured")
     for program, engine in engines["programs"].items():
         numbers = str(engine["inputs"]), str(engine["layers"]), _mb(engine["bytes"])
-        measured = escape(str(Choice.model_validate(engine)))
+        measured = escape(str(ModeChoice.model_validate(engine)))
         table.add_row(program[:12], ", ".join(engine["models"]), engine["mode"], *numbers, measured)
     for program, left in engines["refused"].items():
         table.add_row(program[:12], ", ".join(left["models"]), "on the CPU")

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ...frames.frame import Frame
 from ...runtime.decode.results import Result
-from ...runtime.feeds import Frame
 from ...runtime.sinks import Sink
 
 __all__ = ["Answer", "Recorder", "arrivals", "standing"]

@@ -11,13 +11,13 @@ from ...bundles.manifest import Manifest
 from ...bundles.reader import Bundle
 from ...errors import InputError
 
-__all__ = ["DEFAULT_MEMORY", "Case", "Weights", "budgets", "cases", "check_same"]
+__all__ = ["DEFAULT_MEMORY", "Case", "WeightBytes", "budgets", "cases", "check_same"]
 
 DEFAULT_MEMORY: tuple[str, ...] = ("min", "50%", "75%", "all")
 
 
 @dataclass(frozen=True)
-class Weights:
+class WeightBytes:
     """Bytes that the weights of a bundle need on a backend: all of them, and those of the hungriest model."""
 
     total: int
@@ -37,7 +37,7 @@ class Case:
     """None where all weights fit: every policy does the same then."""
 
 
-def budgets(memory: Sequence[str | int] | None, weights: Mapping[str, Weights]) -> dict[str | int, int]:
+def budgets(memory: Sequence[str | int] | None, weights: Mapping[str, WeightBytes]) -> dict[str | int, int]:
     """Bytes of each memory setting, the same for all bundles, so that they can be compared.
 
     Args:
@@ -58,7 +58,7 @@ def budgets(memory: Sequence[str | int] | None, weights: Mapping[str, Weights]) 
 
 
 def cases(
-    allowed: Mapping[str | int, int], policies: Sequence[str], weights: Mapping[str, Weights]
+    allowed: Mapping[str | int, int], policies: Sequence[str], weights: Mapping[str, WeightBytes]
 ) -> tuple[Case, ...]:
     """In an order in which what is compared runs one after the other: a busy minute is bad for both.
 

@@ -11,20 +11,20 @@ from ...runtime.backends import open_backend
 from ...runtime.decode.agreement import agreement
 from ...runtime.loop.summary import Summary
 from ...runtime.memory.arena import WARM, Loading
-from ...runtime.run import Options, run_bundle
+from ...runtime.run import RunOptions, run_bundle
 from .answers import Answer, Recorder, arrivals, standing
-from .cases import Case, Weights, budgets, cases, check_same
+from .cases import Case, WeightBytes, budgets, cases, check_same
 from .reference import answer_all, recordings
 
-__all__ = ["Evaluation", "Run", "Score", "Settings", "Told", "evaluate", "judge"]
+__all__ = ["Evaluation", "EvaluationProgress", "EvaluationSettings", "Run", "Score", "evaluate_bundles", "judge"]
 
-Told = Callable[[str, str, float | None], None]
+EvaluationProgress = Callable[[str, str, float | None], None]
 """Called with the name of a stage, what it does or did, and how much of all the work is done if it is over, 0 to 1.
 Of a stage that goes on it may be told the same again and again."""
 
 
 @dataclass(frozen=True)
-class Settings:
+class EvaluationSettings:
     """What to try."""
 
     memory: Sequence[str | int] | None = None
@@ -65,22 +65,22 @@ class Run:
 class Evaluation:
     """What came of all cases."""
 
-    settings: Settings
+    settings: EvaluationSettings
     bundles: Mapping[str, Bundle]
     """``unmerged`` and ``merged``, or only ``bundle``; the models of the first one are the reference."""
-    weights: Mapping[str, Weights]
+    weights: Mapping[str, WeightBytes]
     runs: Sequence[Run]
     frames: Mapping[str, int]
     """Of each feed, how many the reference answered."""
 
 
-def evaluate(
+def evaluate_bundles(
     bundle: Bundle,
     against: Bundle | None = None,
-    settings: Settings | None = None,
+    settings: EvaluationSettings | None = None,
     *,
     stop: Event | None = None,
-    told: Told = lambda stage, what, part: None,
+    told: EvaluationProgress = lambda stage, what, part: None,
 ) -> Evaluation:
     """Run a bundle, and the unmerged one in turn with it, live under every budget and policy.
 
@@ -99,7 +99,7 @@ def evaluate(
         FeedError: a feed is no recording, or cannot be read.
         BackendError: the device cannot run a bundle.
     """
-    settings = settings or Settings()
+    settings = settings or EvaluationSettings()
     bundles = {"bundle": bundle} if against is None else {"unmerged": against, "merged": bundle}
     if against is not None:
         check_same(bundle, against)
@@ -155,7 +155,7 @@ def judge(bundle: Bundle, summary: Summary, given: Recorder, reference: Recorder
     return scores
 
 
-def _weights(name: str, bundle: Bundle, settings: Settings, told: Told) -> Weights:
+def _weights(name: str, bundle: Bundle, settings: EvaluationSettings, told: EvaluationProgress) -> WeightBytes:
     """Asked of the backend itself: each counts bytes in its own way. Its device cache is there from now on."""
 
     def prepare(model: str) -> None:
@@ -167,15 +167,17 @@ def _weights(name: str, bundle: Bundle, settings: Settings, told: Told) -> Weigh
             bundle, settings.backend, memory=memory, threads=settings.threads, progress=prepare
         ) as backend:
             found.append(backend.budget)
-    return Weights(*found)
+    return WeightBytes(*found)
 
 
-def _live(bundle: Bundle, case: Case, settings: Settings, stop: Event | None, told: Told) -> tuple[Summary, Recorder]:
+def _live(
+    bundle: Bundle, case: Case, settings: EvaluationSettings, stop: Event | None, told: EvaluationProgress
+) -> tuple[Summary, Recorder]:
     def measure(_: str) -> None:
         told("times", f"{case.bundle}: how long weights load and models run, once for this device", None)
 
     recorder = Recorder()
-    options = Options(
+    options = RunOptions(
         backend=settings.backend,
         memory=case.budget,
         policy=case.policy or settings.policies[0],

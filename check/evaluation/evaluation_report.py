@@ -12,7 +12,7 @@ from rich.table import Table
 
 from .evaluate import Evaluation, Run, Score
 
-__all__ = ["best", "mean", "tables", "to_json"]
+__all__ = ["best_run", "evaluation_tables", "evaluation_to_json", "mean"]
 
 _NEAR = 0.01
 """So much accuracy is no reason for more memory."""
@@ -28,7 +28,7 @@ def mean(run: Run) -> Score:
     )
 
 
-def best(found: Evaluation) -> Run:
+def best_run(found: Evaluation) -> Run:
     """The run of the evaluated bundle that needs least memory for the accuracy that it can have, or for 1 % less."""
     name = list(found.bundles)[-1]
     known = [(mean(run).accuracy or 0.0, run) for run in found.runs if run.case.bundle == name]
@@ -37,7 +37,7 @@ def best(found: Evaluation) -> Run:
     return min(near, key=lambda each: (each[1].case.budget, -each[0]))[1]
 
 
-def tables(found: Evaluation) -> list[Table]:
+def evaluation_tables(found: Evaluation) -> list[Table]:
     """A table for each memory setting: a row a query, a column a bundle and policy."""
     settings = dict.fromkeys(run.case.memory for run in found.runs)
     return [_table(found, [run for run in found.runs if run.case.memory == each]) for each in settings]
@@ -72,7 +72,7 @@ def _pair(score: Score) -> str:
     return f"{score.processed * 100:.1f}/{accuracy}"
 
 
-def to_json(found: Evaluation) -> dict[str, Any]:
+def evaluation_to_json(found: Evaluation) -> dict[str, Any]:
     """Everything, run by run; each has the fields of summary.json, too. Accuracies and parts are 0 to 1."""
     content = next(iter(found.bundles.values())).manifest
     return {

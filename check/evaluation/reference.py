@@ -8,8 +8,9 @@ from threading import Event
 from ...bundles.manifest import feeds_from
 from ...bundles.reader import Bundle
 from ...errors import FeedError
+from ...frames.source import Source, resolve
 from ...runtime.backends import open_backend
-from ...runtime.feeds import Feed, Source, resolve
+from ...runtime.feeds import Feed
 from ...runtime.loop import pipeline
 from ...runtime.loop.inference import Inference
 from .answers import Recorder
@@ -74,5 +75,5 @@ def answer_all(
                 continue
             feed = Feed(name, sources[name], fps=content.feeds[name].fps, loop=content.feeds[name].loop)
             queries = {query: name for query, spec in content.queries.items() if spec.feed == name}
-            pipeline.run(queries, {name: feed}, infer, [recorder], live=False, frames=count, stop=stop)
+            pipeline.run_pipeline(queries, {name: feed}, infer, [recorder], live=False, frames=count, stop=stop)
     return recorder

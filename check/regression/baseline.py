@@ -16,14 +16,14 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ...bundles.manifest import Id, Name, problem
-from ...bundles.program import Program, read, split
+from ...bundles.program import Program, read_model, split_model
 from ...bundles.reader import Bundle
 from ...errors import InputError
 from ...runtime.device_cache import write_whole
 from ...runtime.engines.store import engines_in
 
 __all__ = [
-    "SCHEMA_VERSION",
+    "BASELINE_VERSION",
     "Baseline",
     "EnginesBaseline",
     "StageBaseline",
@@ -33,16 +33,16 @@ __all__ = [
     "write_baseline",
 ]
 
-SCHEMA_VERSION = "1.0"
+BASELINE_VERSION = "1.0"
 
 _ROUNDS = 30
 """Runs of each model that are timed."""
 _FLOATS = frozenset({1, 10, 11, 16})
 """TensorProto's float, float16, double and bfloat16."""
 
-Use = Annotated[str, Field(pattern=r"^[^/:]+/[^/:]+: .+$")]
+InitializerUse = Annotated[str, Field(pattern=r"^[^/:]+/[^/:]+: .+$")]
 """``model/stage: name`` of an initializer in the stage's ONNX file."""
-Size = Annotated[int, Field(ge=0)]
+_Size = Annotated[int, Field(ge=0)]
 
 
 class _Value(BaseModel):
@@ -53,9 +53,9 @@ class StageBaseline(_Value):
     program: Id
     graph: Id
     """Digest of the program without the values of its constant floats, which training may change."""
-    operators: dict[str, Size]
+    operators: dict[str, _Size]
     """How many nodes the program has of each."""
-    inputs: Size
+    inputs: _Size
     """Weights that are inputs."""
 
 
@@ -65,14 +65,14 @@ class ModelBaseline(_Value):
 
 
 class SharedBaseline(_Value):
-    bytes: Size
-    uses: tuple[Use, ...]
+    bytes: _Size
+    uses: tuple[InitializerUse, ...]
 
 
 class EngineBaseline(_Value):
-    bytes: Size
-    layers: Size
-    inputs: Size
+    bytes: _Size
+    layers: _Size
+    inputs: _Size
 
 
 class EnginesBaseline(_Value):
@@ -85,8 +85,8 @@ class EnginesBaseline(_Value):
 
 
 class Baseline(_Value):
-    schema_version: str = SCHEMA_VERSION
-    unique_bytes: Size
+    schema_version: str = BASELINE_VERSION
+    unique_bytes: _Size
     """Of all weights, each distinct tensor counted once."""
     models: dict[Name, ModelBaseline]
     shared: tuple[SharedBaseline, ...]
@@ -113,7 +113,7 @@ def baseline_of(bundle: Bundle, latency: Mapping[str, float] | None = None) -> B
     for name, model in content.models.items():
         stages = {}
         for stage, spec in model.stages.items():
-            program = split(read(bundle.file(spec.file).read_bytes()))
+            program = split_model(read_model(bundle.file(spec.file).read_bytes()))
             stages[stage] = _stage(program)
             for weight, tensor in zip(program.weights, spec.weights, strict=True):
                 uses[tensor].append(f"{name}/{stage}: {weight}")
@@ -158,12 +158,12 @@ def measure_latency(bundle: Bundle, progress: Callable[[str], None] = lambda mod
     Raises:
         BackendError: a model cannot be run.
     """
-    from ..bench.bench import latency
+    from ..bench.bench import latency_ratio
 
     found = {}
     for name, model in bundle.manifest.models.items():
         progress(name)
-        ratio, _, _ = latency(bundle.path, name, bundle.file(model.stages["main"].file), _ROUNDS)
+        ratio, _, _ = latency_ratio(bundle.path, name, bundle.file(model.stages["main"].file), _ROUNDS)
         found[name] = float(f"{ratio:.4g}")
     return found
 
@@ -182,10 +182,10 @@ def read_baseline(path: Path) -> Baseline:
     if not isinstance(document, dict):
         raise InputError(f"{path}: a JSON object is expected")
     version = document.get("schema_version")
-    if str(version).partition(".")[0] != SCHEMA_VERSION.partition(".")[0]:
+    if str(version).partition(".")[0] != BASELINE_VERSION.partition(".")[0]:
         raise InputError(
-            f"{path}: schema_version is {version!r}, this gemel reads {SCHEMA_VERSION!r}: gemel check --write-baseline"
-            " writes it anew"
+            f"{path}: schema_version is {version!r}, this gemel reads {BASELINE_VERSION!r}: gemel check"
+            " --write-baseline writes it anew"
         )
     try:
         return Baseline.model_validate(document)
@@ -210,7 +210,7 @@ def write_baseline(path: Path, baseline: Baseline) -> None:
 
 
 def _stage(program: Program) -> StageBaseline:
-    model = read(program.proto)
+    model = read_model(program.proto)
     operators = Counter(node.op_type for node in model.graph.node)
     for tensor in model.graph.initializer:
         if tensor.data_type in _FLOATS:

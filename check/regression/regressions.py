@@ -9,7 +9,7 @@ from typing import Literal
 
 from .baseline import Baseline, EnginesBaseline, StageBaseline
 
-__all__ = ["GROWTH", "SLOWDOWN", "Difference", "compare"]
+__all__ = ["GROWTH", "SLOWDOWN", "Difference", "compare_baselines"]
 
 GROWTH = 0.01
 """By how much of its size an engine may grow. One program's engines come out with the same size every time, to the
@@ -32,7 +32,7 @@ class Difference:
         return f"{self.name}: {self.what}"
 
 
-def compare(before: Baseline, now: Baseline) -> list[Difference]:
+def compare_baselines(before: Baseline, now: Baseline) -> list[Difference]:
     """What differs, in the order models, weights, sharing, engines and latency.
 
     Worse are: a model, stage or engine that is missing, another mode or another program, fewer weights that are inputs,

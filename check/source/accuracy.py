@@ -14,19 +14,19 @@ from ...bundles.reader import Bundle
 from ...errors import BundleError, DataError, RetrainError
 from ...merging.models.networks import Network, each_network
 from ...merging.tasks import Outputs, task_of
-from ...merging.training.subjects import evaluate
+from ...merging.training.subjects import outputs_on
 from ...runtime.backends import Backend, open_backend
 from ...workload.data import Images, load_data
 from ...workload.document.schema import Query, Workload
 from ...workload.models.factory import models_of
 
-__all__ = ["Judged", "NotJudged", "verify_accuracy"]
+__all__ = ["QueryAccuracy", "UnjudgedQuery", "verify_accuracy"]
 
 _TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
-class Judged:
+class QueryAccuracy:
     """Accuracies of one query, from 0 to 1, on the images that merging judges by."""
 
     query: str
@@ -56,7 +56,7 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class NotJudged:
+class UnjudgedQuery:
     """A query whose accuracy cannot be told: there is no measure for its model, or nothing to see in its images."""
 
     query: str
@@ -65,7 +65,7 @@ class NotJudged:
 
 def verify_accuracy(
     bundle: Bundle, workload: Workload, parts: Mapping[str, float] | None = None
-) -> Iterator[Judged | NotJudged]:
+) -> Iterator[QueryAccuracy | UnjudgedQuery]:
     """Judge every query of a bundle: it is as good as its source, or, where it is narrower, good enough.
 
     Args:
@@ -88,10 +88,10 @@ def verify_accuracy(
                 if query.name in queries:
                     found = _judge(bundle, backend, workload, network, query, reached.get(query.name))
                     part = (parts or {}).get(query.name)
-                    yield replace(found, part=part) if isinstance(found, Judged) else found
+                    yield replace(found, part=part) if isinstance(found, QueryAccuracy) else found
     for name, model in models_of(workload).items():
         if model in refused and name in queries:
-            yield NotJudged(name, str(refused[model]))
+            yield UnjudgedQuery(name, str(refused[model]))
 
 
 def _reached(bundle: Bundle) -> dict[str, float]:
@@ -102,7 +102,7 @@ def _reached(bundle: Bundle) -> dict[str, float]:
 
 def _judge(
     bundle: Bundle, backend: Backend, workload: Workload, network: Network, query: Query, reached: float | None
-) -> Judged | NotJudged:
+) -> QueryAccuracy | UnjudgedQuery:
     name = bundle.manifest.queries[query.name].model
     model = bundle.manifest.models[name]
     if network.cut.input != model.input:
@@ -110,17 +110,17 @@ def _judge(
     try:
         task = task_of(network, query)
     except RetrainError as error:
-        return NotJudged(query.name, str(error))
+        return UnjudgedQuery(query.name, str(error))
     _, images = load_data(query, workload, model.input, getattr(network.cut.decode, "classes", None))
     stage = network.cut.stages["main"]
-    source = evaluate(stage.module.eval(), images, torch.device("cpu"))
+    source = outputs_on(stage.module.eval(), images, torch.device("cpu"))
     try:
         own = task.accuracy(source, source, images)
     except DataError as error:
-        return NotJudged(query.name, str(error))
+        return UnjudgedQuery(query.name, str(error))
     found = _run(backend, name, model.stages["main"].inputs[0].name, stage.outputs, images)
     labelled = images.labels is not None or images.boxes is not None
-    return Judged(
+    return QueryAccuracy(
         query.name,
         bundle=task.accuracy(found, source, images),
         source=own,

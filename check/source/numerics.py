@@ -21,7 +21,7 @@ from ...runtime.backends import Backend, open_backend
 from ...workload.document.paths import locate
 from ...workload.document.schema import Query, Workload
 
-__all__ = ["Comparison", "compare"]
+__all__ = ["Comparison", "compare_with_source"]
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -36,7 +36,7 @@ class Comparison:
     """None of a narrower model, which is judged by its accuracy; if its outputs are numbers."""
 
 
-def compare(
+def compare_with_source(
     bundle: Bundle, workload: Workload, *, rtol: float, atol: float, backend: str | None = None
 ) -> Iterator[Comparison]:
     """Run every model both ways on the same seeded inputs.

@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from ...compiler.lowering import onnx_source
-from ...compiler.lowering.export import trace
+from ...compiler.lowering.export import run_exporter
 from ...compiler.lowering.lower import cut_query
 from ...workload.document.paths import locate
 from ...workload.document.schema import Workload
@@ -34,8 +34,8 @@ def export_plain(workload: Workload, folder: Path) -> dict[str, Path]:
         files[query.name] = folder / f"{query.name}.onnx"
         if query.model.onnx is not None:
             source = locate(query.model.onnx, workload.root, f"query {query.name}: onnx")
-            ir.save(onnx_source.read(source, query.task, query.model.input).model, files[query.name])
+            ir.save(onnx_source.read_onnx(source, query.task, query.model.input).model, files[query.name])
         else:
             stage = cut_query(query, workload.root).stages["main"]
-            trace(stage, f"query {query.name}", optimize=True).save(files[query.name], external_data=False)
+            run_exporter(stage, f"query {query.name}", optimize=True).save(files[query.name], external_data=False)
     return files

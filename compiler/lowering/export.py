@@ -21,13 +21,13 @@ from ...errors import CompileError, first_line
 from ..heads import StageModule
 from ..passes import DropInventedBiases
 
-__all__ = ["export", "trace"]
+__all__ = ["export_stages", "run_exporter"]
 
 _OPSET = 20
 """The newest opset that TensorRT 10.3 (JetPack 6) parses."""
 
 
-def export(stage: StageModule, name: str) -> ir.Model:
+def export_stages(stage: StageModule, name: str) -> ir.Model:
     """Export one stage in eval mode.
 
     Args:
@@ -41,7 +41,7 @@ def export(stage: StageModule, name: str) -> ir.Model:
     Raises:
         CompileError: the exporter refused the model.
     """
-    model: ir.Model = trace(stage, name, optimize=False).model
+    model: ir.Model = run_exporter(stage, name, optimize=False).model
     for value in list(model.graph.initializers.values()):
         if value.name is not None and value.name.startswith("model."):
             value.name = value.name.removeprefix("model.")
@@ -50,7 +50,7 @@ def export(stage: StageModule, name: str) -> ir.Model:
     return model
 
 
-def trace(stage: StageModule, name: str, *, optimize: bool) -> torch.onnx.ONNXProgram:
+def run_exporter(stage: StageModule, name: str, *, optimize: bool) -> torch.onnx.ONNXProgram:
     """Call PyTorch's exporter.
 
     Args:

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from ...bundles.manifest import DecodeSpec, InputSpec, Precision
 from ...workload.document.paths import locate
 from ...workload.document.schema import Query
-from ...workload.models.factory import build
+from ...workload.models.factory import build_model
 from ..heads import Cut, cut
 from ..passes import clean
 from . import onnx_source
-from .export import export
+from .export import export_stages
 
 __all__ = ["Lowered", "cut_query", "lower"]
 
@@ -48,7 +48,7 @@ def lower(query: Query, root: Path) -> Lowered:
     """
     if query.model.onnx is not None:
         path = locate(query.model.onnx, root, f"query {query.name}: onnx")
-        source = onnx_source.read(path, query.task, query.model.input)
+        source = onnx_source.read_onnx(path, query.task, query.model.input)
         source.model.graph.name = query.name
         clean(source.model, source.weights)
         return Lowered(query.name, {"main": source.model}, source.decode, source.input)
@@ -56,7 +56,9 @@ def lower(query: Query, root: Path) -> Lowered:
     weights = {name.removeprefix("model.") for name in parts.stages["main"].module.state_dict()}
     stages = {}
     for name, stage in parts.stages.items():
-        stages[name] = export(stage, f"query {query.name}" if name == "main" else f"query {query.name}, stage {name}")
+        stages[name] = export_stages(
+            stage, f"query {query.name}" if name == "main" else f"query {query.name}, stage {name}"
+        )
         stages[name].graph.name = query.name if name == "main" else f"{query.name}.{name}"
         clean(stages[name], weights)
     return Lowered(query.name, stages, parts.decode, parts.input, dict(parts.tensors))
@@ -66,5 +68,5 @@ def cut_query(query: Query, root: Path) -> Cut:
     """The stages of a query's PyTorch model, with its weights and the input that the workload asks for."""
     given = query.model.input.model_dump(exclude_none=True)
     with torch.no_grad():
-        module = build(query.model, root, query.name)
+        module = build_model(query.model, root, query.name)
         return cut(module, query.task, InputSpec.model_construct(_fields_set=set(given), **given))

@@ -18,7 +18,7 @@ from ...errors import ModelError, first_line
 from ...workload.document.schema import Input
 from ..passes import LiftConstants
 
-__all__ = ["OnnxSource", "read", "run_file"]
+__all__ = ["OnnxSource", "read_onnx", "run_file"]
 
 _CENTERFACE_CHANNELS = (1, 2, 2, 10)
 
@@ -32,7 +32,7 @@ class OnnxSource:
     """Names of the initializers that are weights."""
 
 
-def read(path: Path, task: str, wanted: Input) -> OnnxSource:
+def read_onnx(path: Path, task: str, wanted: Input) -> OnnxSource:
     """Read an ONNX file.
 
     Args:

@@ -20,20 +20,20 @@ from collections.abc import Set
 import onnx_ir as ir
 
 from ...errors import CompileError
-from .batch_norm import BatchNormToConv, Choice, FoldBatchNorm, choose
+from .batch_norm import BatchNormChoice, BatchNormToConv, FoldBatchNorm, choose_batch_norm
 from .clean import CleanUp, DropInventedBiases, FoldConstants, LiftConstants
 from .pad import FusePad
 
 __all__ = [
+    "BatchNormChoice",
     "BatchNormToConv",
-    "Choice",
     "CleanUp",
     "DropInventedBiases",
     "FoldBatchNorm",
     "FoldConstants",
     "FusePad",
     "LiftConstants",
-    "choose",
+    "choose_batch_norm",
     "clean",
     "fold",
 ]

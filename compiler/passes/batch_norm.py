@@ -1,10 +1,10 @@
 """BatchNorm: folded into its convolution, or kept beside it where the kernel is shared.
 
 Sharing survives compilation only on purpose. A folded BatchNorm scales the kernel, so two models that share a kernel
-but have own BatchNorm would get different kernels. :func:`choose` finds those kernels over the whole workload and
-decides which are worth keeping; :class:`FoldBatchNorm` folds all the others; :class:`BatchNormToConv` writes what is
-left as a depthwise 1x1 convolution, which keeps the layout and the fused activation that a BatchNormalization node
-would block (MobileNetV2 on ONNX Runtime CPU: 1.36 -> 1.17 of the folded time).
+but have own BatchNorm would get different kernels. :func:`choose_batch_norm` finds those kernels over the whole
+workload and decides which are worth keeping; :class:`FoldBatchNorm` folds all the others; :class:`BatchNormToConv`
+writes what is left as a depthwise 1x1 convolution, which keeps the layout and the fused activation that a
+BatchNormalization node would block (MobileNetV2 on ONNX Runtime CPU: 1.36 -> 1.17 of the folded time).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from ...bundles.blob import tensor_id
 from .edit import constant, replace_constant
 
-__all__ = ["BatchNormToConv", "Choice", "FoldBatchNorm", "choose"]
+__all__ = ["BatchNormChoice", "BatchNormToConv", "FoldBatchNorm", "choose_batch_norm"]
 
-Array = NDArray[np.float64]
+_Array = NDArray[np.float64]
 
 _GAMMA, _BETA = 1, 2  # inputs of BatchNormalization
 
@@ -71,7 +71,7 @@ class _Site:
 
 
 @dataclass(frozen=True)
-class Choice:
+class BatchNormChoice:
     """Tensor ids of kernels that several convolutions hold under BatchNorms that would make them differ.
 
     Those in ``keep`` stay one tensor, and their BatchNorms stay apart. Those in ``waived`` are folded although they
@@ -82,7 +82,7 @@ class Choice:
     waived: frozenset[str]
 
 
-def choose(models: Iterable[ir.Model]) -> Choice:
+def choose_batch_norm(models: Iterable[ir.Model]) -> BatchNormChoice:
     """Decide for every kernel of a workload.
 
     Args:
@@ -94,7 +94,7 @@ def choose(models: Iterable[ir.Model]) -> Choice:
             held[tensor_id(constant(site.kernel))].append(site)
     contested = {kernel: sites for kernel, sites in held.items() if len({site.norm_key() for site in sites}) > 1}
     waived = frozenset(kernel for kernel, sites in contested.items() if not _worth_keeping(sites))
-    return Choice(frozenset(contested) - waived, waived)
+    return BatchNormChoice(frozenset(contested) - waived, waived)
 
 
 def _worth_keeping(sites: Sequence[_Site]) -> bool:
@@ -214,7 +214,7 @@ def _group(conv: ir.Node) -> int:
     return attribute.as_int() if attribute is not None else 1
 
 
-def _affine(norm: ir.Node) -> tuple[Array, Array]:
+def _affine(norm: ir.Node) -> tuple[_Array, _Array]:
     """A BatchNorm in inference as ``x * scale + shift``, each ``[channels]`` float64."""
     gamma, beta, mean, variance = (constant(value).astype(np.float64) for value in norm.inputs[1:5])
     attribute = norm.attributes.get("epsilon")

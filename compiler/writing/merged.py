@@ -17,11 +17,11 @@ from ...errors import SharingLostError, WorkloadError
 from ...workload.document.schema import Workload
 from ..lowering.lower import Lowered
 from ..passes.edit import constant
-from .sharing import Use
+from .sharing import StageParameter
 
 __all__ = ["Account", "Merged", "Places", "account", "find_merged", "locate_shared"]
 
-Places = Sequence[tuple[SharedTensor, tuple[Use, ...]]]
+Places = Sequence[tuple[SharedTensor, tuple[StageParameter, ...]]]
 """Every shared tensor, and the initializers that hold it."""
 
 
@@ -84,7 +84,7 @@ def _of_another(path: Path, workload: Workload, what: str) -> WorkloadError:
     )
 
 
-def locate_shared(merged: Merged, held: Mapping[str, Sequence[Use]], models: Iterable[Lowered]) -> Places:
+def locate_shared(merged: Merged, held: Mapping[str, Sequence[StageParameter]], models: Iterable[Lowered]) -> Places:
     """Find every shared tensor in the graphs.
 
     A PyTorch model's initializers are called as its weights are. In an ONNX file names may be others, and a matrix may
@@ -100,9 +100,9 @@ def locate_shared(merged: Merged, held: Mapping[str, Sequence[Use]], models: Ite
         WorkloadError: a tensor is smaller or larger than the report says, or held less often.
     """
     by_name = {model.name: model for model in models}
-    tensor_of: dict[Use, str] = {}
-    called: dict[tuple[str, str], list[Use]] = defaultdict(list)
-    holders: dict[tuple[str, str], list[Use]] = defaultdict(list)
+    tensor_of: dict[StageParameter, str] = {}
+    called: dict[tuple[str, str], list[StageParameter]] = defaultdict(list)
+    holders: dict[tuple[str, str], list[StageParameter]] = defaultdict(list)
     for tensor, uses in held.items():
         for use in uses:
             tensor_of[use] = tensor
@@ -113,7 +113,7 @@ def locate_shared(merged: Merged, held: Mapping[str, Sequence[Use]], models: Ite
                 holders[use[0], tensor_id(np.ascontiguousarray(array.T))].append(use)
     places = []
     for index, shared in enumerate(merged.report.shared):
-        found: dict[Use, None] = {}
+        found: dict[StageParameter, None] = {}
         for each in shared.uses:
             named = called[each.query, each.parameter]
             # A weight that a model has under two names is exported under one of them.
@@ -174,6 +174,6 @@ def account(merged: Merged, places: Places, models: Iterable[Lowered], content: 
     return Account(len(places), shared, waived, unique, merged.report.merged_bytes)
 
 
-def _array(models: Mapping[str, Lowered], use: Use) -> NDArray[np.float32]:
+def _array(models: Mapping[str, Lowered], use: StageParameter) -> NDArray[np.float32]:
     model, stage, name = use
     return constant(models[model].stages[stage].graph.initializers[name])

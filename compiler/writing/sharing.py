@@ -13,14 +13,14 @@ from ...errors import SharingLostError
 from ..lowering.lower import Lowered
 from ..passes.edit import constant
 
-__all__ = ["Shared", "Use", "kernels", "prove"]
+__all__ = ["SharedBytes", "StageParameter", "kernels", "prove"]
 
-Use = tuple[str, str, str]
+StageParameter = tuple[str, str, str]
 """Model, stage, parameter."""
 
 
 @dataclass(frozen=True)
-class Shared:
+class SharedBytes:
     """What the proof found, in bytes: freed by sharing, and not shared on purpose."""
 
     bytes: int
@@ -28,13 +28,13 @@ class Shared:
     waived: int
 
 
-def kernels(models: Iterable[Lowered]) -> dict[str, list[Use]]:
+def kernels(models: Iterable[Lowered]) -> dict[str, list[StageParameter]]:
     """Tensor id to everything that holds it, for parameters of two or more dimensions.
 
     Vectors are left out: BatchNorm parameters are folded or rewritten, and two of them are equal by accident
     (all ones) more often than by merging.
     """
-    held: dict[str, list[Use]] = defaultdict(list)
+    held: dict[str, list[StageParameter]] = defaultdict(list)
     for model in models:
         for stage, graph in model.stages.items():
             for name, value in graph.graph.initializers.items():
@@ -43,7 +43,7 @@ def kernels(models: Iterable[Lowered]) -> dict[str, list[Use]]:
     return held
 
 
-def prove(models: Iterable[Lowered], before: Mapping[str, list[Use]], waived: Set[str]) -> Shared:
+def prove(models: Iterable[Lowered], before: Mapping[str, list[StageParameter]], waived: Set[str]) -> SharedBytes:
     """Compare with :func:`kernels` taken before the passes.
 
     Args:
@@ -60,7 +60,7 @@ def prove(models: Iterable[Lowered], before: Mapping[str, list[Use]], waived: Se
         if len(uses) < 2:
             continue
         values = [_find(by_name, use) for use in uses]
-        now: dict[str, Use] = {}
+        now: dict[str, StageParameter] = {}
         for use, value in zip(uses, values, strict=True):
             now.setdefault(tensor_id(constant(value)), use)
         size = constant(values[0]).nbytes
@@ -75,10 +75,10 @@ def prove(models: Iterable[Lowered], before: Mapping[str, list[Use]], waived: Se
                 f"sharing lost in compilation: {first[2]} of {first[0]} and {second[2]} of {second[0]}"
                 f" held one tensor of {size} bytes and now differ"
             )
-    return Shared(saved, groups, given_up)
+    return SharedBytes(saved, groups, given_up)
 
 
-def _find(models: dict[str, Lowered], use: Use) -> ir.Value:
+def _find(models: dict[str, Lowered], use: StageParameter) -> ir.Value:
     model, stage, name = use
     value = models[model].stages[stage].graph.initializers.get(name)
     if value is None:

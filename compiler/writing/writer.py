@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from ...bundles import blob, manifest, program
 from ...bundles.reader import MANIFEST
-from ...runtime.feeds import is_local_file
-from ...workload.document.schema import Feed, Query, Workload
+from ...frames.reference import is_local_file
+from ...workload.document.schema import FeedSettings, Query, Workload
 from ..lowering.lower import Lowered
 from ..passes.edit import constant
 
-__all__ = ["write"]
+__all__ = ["write_bundle"]
 
 _BLOB = "weights.bin"
 _IR_VERSION = 10  # understood by ONNX Runtime 1.22 and TensorRT 10.3
@@ -47,7 +47,7 @@ class _Store:
         return self._arrays[tensor]()
 
 
-def write(
+def write_bundle(
     folder: Path,
     workload: Workload,
     models: Sequence[Lowered],
@@ -79,7 +79,7 @@ def write(
         anchors = {name: store.add(model.name, partial(_same, array)) for name, array in model.tensors.items()}
         decodes[model.name] = _with_tensors(model.decode, anchors)
     placed = blob.layout(store.shapes, store.users)
-    files = {_BLOB: manifest.FileSpec(sha256=blob.write(folder / _BLOB, placed, store.read), bytes=placed.bytes)}
+    files = {_BLOB: manifest.FileSpec(sha256=blob.write_blob(folder / _BLOB, placed, store.read), bytes=placed.bytes)}
     specs: dict[str, manifest.ModelSpec] = {}
     programs: dict[str, manifest.ProgramSpec] = {}
     by_name = {query.name: query for query in workload.queries}
@@ -141,7 +141,7 @@ def _query(query: Query, model: str) -> manifest.QuerySpec:
     )
 
 
-def _feed(feed: Feed, root: Path) -> manifest.FeedSpec:
+def _feed(feed: FeedSettings, root: Path) -> manifest.FeedSpec:
     """A bundle may be run from any folder, so a file's path is made absolute.
 
     What begins with a variable is the address of a camera, which the bundle does not hold: of a path it would have
@@ -163,7 +163,7 @@ def _stamp(model: ir.Model) -> None:
 def _weight_names(model: ir.Model) -> list[str]:
     """Which initializers become inputs of the program; :func:`program.split` decides."""
     data = _serialise(model, {name: _NOWHERE for name, value in model.graph.initializers.items() if _large(value)})
-    return list(program.split(program.read(data)).weights)
+    return list(program.split_model(program.read_model(data)).weights)
 
 
 def _large(value: ir.Value) -> bool:
@@ -190,8 +190,8 @@ def _serialise(model: ir.Model, places: dict[str, manifest.TensorSpec]) -> bytes
 
 
 def _stage(file: str, data: bytes, tensors: dict[str, str]) -> manifest.Stage:
-    model = program.read(data)
-    parts = program.split(model)
+    model = program.read_model(data)
+    parts = program.split_model(model)
     ports = [
         tuple(
             manifest.Port(name=port.name, dtype=program.port_dtype(port), shape=program.port_shape(port))

@@ -13,13 +13,13 @@ from ..layers.groups import Group, groups_of, pair_bytes, ratio
 from ..layers.layers import Definition, Layer, layers_of, shareable
 from ..models.networks import Network, each_network
 
-__all__ = ["Analysis", "Profile", "analyze", "heaviest", "profile"]
+__all__ = ["Analysis", "ModelSizes", "analyze_workload", "heaviest", "sizes_of"]
 
 _STEPS = 100
 
 
 @dataclass(frozen=True)
-class Profile:
+class ModelSizes:
     """What the analysis keeps of a model: sizes and layers, no weights."""
 
     name: str
@@ -39,7 +39,7 @@ class Profile:
 class Analysis:
     """Everything here follows from the layers; all sizes are bytes."""
 
-    models: tuple[Profile, ...]
+    models: tuple[ModelSizes, ...]
     definition: Definition
     heads: bool
     """Layers that give a model's outputs were counted as if they could be shared."""
@@ -141,11 +141,11 @@ class Analysis:
         }
 
 
-def analyze(
+def analyze_workload(
     workload: Workload,
     definition: Definition = "shape",
     heads: bool = False,
-    step: Callable[[Profile], None] = lambda model: None,
+    step: Callable[[ModelSizes], None] = lambda model: None,
 ) -> Analysis:
     """Look at every model of a workload, one in memory at a time; neither data nor a trained state is needed.
 
@@ -160,18 +160,18 @@ def analyze(
     """
     models = []
     for network in each_network(workload):
-        models.append(profile(network, definition))
+        models.append(sizes_of(network, definition))
         step(models[-1])
     return Analysis(tuple(models), definition, heads)
 
 
-def profile(network: Network, definition: Definition = "shape") -> Profile:
+def sizes_of(network: Network, definition: Definition = "shape") -> ModelSizes:
     """Sizes and layers of one model."""
     module = network.module
     # Both iterators give a tensor once, however many modules use it.
     size = sum(tensor.nbytes for tensor in chain(module.parameters(), module.buffers()))
     queries = tuple(query.name for query in network.queries)
-    return Profile(network.name, queries, size, tuple(layers_of(network, definition)))
+    return ModelSizes(network.name, queries, size, tuple(layers_of(network, definition)))
 
 
 def heaviest(layers: Iterable[Layer], part: float) -> float:

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ..layers.groups import ratio
 from ..layers.layers import Layer
-from .analysis import Analysis, Profile, heaviest
+from .analysis import Analysis, ModelSizes, heaviest
 from .svg import BETWEEN, GRID, INK, INSIDE, MUTED, ON, OWN, SURFACE, style, write_svg
 
 __all__ = ["ROWS", "groups_chart", "layers_chart", "matrix_chart", "models_chart"]
@@ -147,7 +147,7 @@ def _kinds(analysis: Analysis) -> dict[tuple[str, str], str]:
 
 
 def _boxes(
-    model: Profile, kinds: Mapping[tuple[str, str], str], least: float
+    model: ModelSizes, kinds: Mapping[tuple[str, str], str], least: float
 ) -> Iterator[tuple[int, int, str, str | None]]:
     """Start, bytes, colour and tip of every box of a row; layers smaller than ``least`` join their neighbours."""
 

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import nn
 
 from ..models.networks import Network
-from ..models.trace import LAYERS, Trace, trace
+from ..models.trace import LAYERS, LayerTrace, trace_layers
 
 __all__ = ["Definition", "Kind", "Layer", "layers_of", "shareable"]
 
@@ -51,7 +51,7 @@ def shareable(layers: Iterable[Layer], heads: bool = False) -> tuple[Layer, ...]
     return tuple(layer for layer in layers if heads or not layer.head)
 
 
-def layers_of(network: Network, definition: Definition = "shape", traced: Trace | None = None) -> list[Layer]:
+def layers_of(network: Network, definition: Definition = "shape", traced: LayerTrace | None = None) -> list[Layer]:
     """The layers of a model in the order in which they run, each weight once.
 
     Args:
@@ -59,7 +59,7 @@ def layers_of(network: Network, definition: Definition = "shape", traced: Trace 
         definition: what must be equal for two layers to be able to share.
         traced: of the same model; made here when None.
     """
-    traced = traced or trace(network.cut)
+    traced = traced or trace_layers(network.cut)
     modules = dict(network.module.named_modules())
     found: dict[int, Layer] = {}
     for name in traced.order:

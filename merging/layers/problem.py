@@ -11,7 +11,7 @@ from functools import cached_property
 from .layers import Kind, Layer, shareable
 from .sharing import SharingMap, Slot, Use
 
-__all__ = ["Candidates", "Problem", "pair"]
+__all__ = ["Candidates", "Problem", "pair_layers"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Problem:
         return shareable(self.layers[model])
 
     def groups(self) -> list[Candidates]:
-        """Slots between models (:func:`pair`), by definition and models, heaviest saving first."""
+        """Slots between models (:func:`pair_layers`), by definition and models, heaviest saving first."""
         sizes = self._sizes
         places = {
             Use(name, layer.parameter): index
@@ -72,7 +72,7 @@ class Problem:
             for index, layer in enumerate(self.shareable(name))
         }
         found: dict[tuple[str, tuple[str, ...]], list[Slot]] = {}
-        for definition, slot in pair(self):
+        for definition, slot in pair_layers(self):
             found.setdefault((definition, tuple(use.model for use in slot)), []).append(slot)
         groups = [
             Candidates(
@@ -87,7 +87,7 @@ class Problem:
         return sorted(groups, key=lambda group: (-group.saving, group.definition, group.models))
 
 
-def pair(problem: Problem, *, inside: bool = False, folds: int = 0, period: int = 2) -> list[tuple[str, Slot]]:
+def pair_layers(problem: Problem, *, inside: bool = False, folds: int = 0, period: int = 2) -> list[tuple[str, Slot]]:
     """Slots that share as much as possible, with their definitions.
 
     Between models the k-th layer of a definition pairs with the k-th, counted from the front. With ``inside``, each

@@ -22,7 +22,7 @@ from torch import fx, nn
 
 from ...compiler.lowering.onnx_source import OnnxSource
 from ...errors import ModelError, first_line
-from .onnx_graph import prepare
+from .onnx_graph import prepare_graph
 from .onnx_layers import DOMAIN, LayerNode, Weight
 from .trace import NORMS
 
@@ -61,7 +61,7 @@ def convert(source: OnnxSource) -> Converted:
     Raises:
         ModelError: an operator that onnx2torch does not know, or a layer whose weights cannot be retrained.
     """
-    proto, layers = prepare(source)
+    proto, layers = prepare_graph(source)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:

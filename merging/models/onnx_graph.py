@@ -14,13 +14,13 @@ from ...compiler.passes.edit import constant, replace_constant
 from ...errors import ModelError, first_line
 from .onnx_layers import DOMAIN, LayerNode, is_layer, layer_of
 
-__all__ = ["prepare"]
+__all__ = ["prepare_graph"]
 
 _OLDEST, _NEWEST = 9, 17
 """Opsets whose operators onnx2torch knows."""
 
 
-def prepare(source: OnnxSource) -> tuple[onnx.ModelProto, list[LayerNode]]:
+def prepare_graph(source: OnnxSource) -> tuple[onnx.ModelProto, list[LayerNode]]:
     """Rewrite a graph for onnx2torch; the outputs keep their order and lose their names.
 
     Args:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...bundles.manifest import InputSpec
 from ...compiler.heads import Cut, as_tuple
 from ...compiler.heads.stages import BATCH, StageModule, Whole
-from ...compiler.lowering.onnx_source import read, run_file
+from ...compiler.lowering.onnx_source import read_onnx, run_file
 from ...errors import ModelError, RetrainError, first_line
 from ...workload.document.paths import locate
 from ...workload.document.schema import Input, Query
@@ -47,7 +47,7 @@ def cut_onnx(query: Query, root: Path) -> Cut:
     assert query.model.onnx is not None
     path = locate(query.model.onnx, root, f"query {query.name}: onnx")
     try:
-        source = read(path, query.task, query.model.input)
+        source = read_onnx(path, query.task, query.model.input)
         images = _noise(source.input)
     except ModelError as error:
         raise ModelError(f"query {query.name}: {error}") from error
@@ -77,7 +77,7 @@ def onnx_bytes(source: Path, state: Mapping[str, Tensor], wanted: Input | None =
     Raises:
         ModelError: the state is not of this model, or the file with it does not compute what the module does.
     """
-    found = read(source, "embedding", wanted or Input())
+    found = read_onnx(source, "embedding", wanted or Input())
     images = _noise(found.input)
     try:
         converted = convert(found)

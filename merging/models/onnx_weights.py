@@ -15,7 +15,7 @@ from .onnx_layers import Weight
 
 __all__ = ["replace_weights"]
 
-Array = NDArray[np.float32]
+_Array = NDArray[np.float32]
 
 
 def replace_weights(
@@ -31,7 +31,7 @@ def replace_weights(
         places: names in the state dict to where they stand in the file.
         state: float32, in the shapes that the layers have.
     """
-    uses: dict[str, list[tuple[Weight, Array]]] = defaultdict(list)
+    uses: dict[str, list[tuple[Weight, _Array]]] = defaultdict(list)
     for name, weights in places.items():
         array = state[name].detach().cpu().float().numpy()
         for weight in weights:
@@ -65,7 +65,7 @@ def _readers(graph: onnx.GraphProto) -> Counter[str]:
     return count
 
 
-def _replace(graph: onnx.GraphProto, name: str, array: Array) -> None:
+def _replace(graph: onnx.GraphProto, name: str, array: _Array) -> None:
     new = numpy_helper.from_array(array, name)
     for tensor in graph.initializer:
         if tensor.name == name:
@@ -76,7 +76,7 @@ def _replace(graph: onnx.GraphProto, name: str, array: Array) -> None:
     constant.attribute.append(onnx.helper.make_attribute("value", new))
 
 
-def _add(file: onnx.ModelProto, name: str, array: Array) -> None:
+def _add(file: onnx.ModelProto, name: str, array: _Array) -> None:
     file.graph.initializer.append(numpy_helper.from_array(array, name))
     if file.ir_version < 4:  # every initializer had to be an input then
         port = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, array.shape)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...compiler.heads import Cut, as_tuple
 
-__all__ = ["LAYERS", "NORMS", "Trace", "hooked", "trace"]
+__all__ = ["LAYERS", "NORMS", "LayerTrace", "hooked", "trace_layers"]
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -22,7 +22,7 @@ Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
 
 
 @dataclass(frozen=True)
-class Trace:
+class LayerTrace:
     """Names are those of ``named_modules`` of the model."""
 
     order: tuple[str, ...]
@@ -33,7 +33,7 @@ class Trace:
     """Layers from which an output of the model comes without another layer or BatchNorm between."""
 
 
-def trace(cut: Cut) -> Trace:
+def trace_layers(cut: Cut) -> LayerTrace:
     """Run every stage of a model on its example inputs.
 
     Layers that do not run (auxiliary classifiers) are not in the trace.
@@ -71,7 +71,7 @@ def trace(cut: Cut) -> Trace:
                 if name in passed_on or re.sub(r"_\d+$", "", name) in passed_on:
                     continue
                 heads |= {names[layer] for layer in _nearest(output.grad_fn, sources) if isinstance(layer, LAYERS)}
-    return Trace(tuple(order), norm_of, frozenset(heads))
+    return LayerTrace(tuple(order), norm_of, frozenset(heads))
 
 
 def _nearest(start: Any, sources: dict[Any, nn.Module]) -> Iterator[nn.Module]:

@@ -24,16 +24,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...bundles.blob import tensor_id
-from ...compiler.passes import choose, fold
+from ...compiler.passes import choose_batch_norm, fold
 from ...compiler.passes.edit import constant, replace_constant
 from ..training.subjects import Subject
 from .skeleton import NORM_FIELDS, Skeleton, skeleton_of
 
-__all__ = ["Held", "bundle_bytes", "held_by"]
+__all__ = ["StoredModel", "bundle_bytes", "held_by"]
 
 
 @dataclass(frozen=True)
-class Held:
+class StoredModel:
     """What a bundle is to hold: a model with some weights."""
 
     skeleton: Skeleton
@@ -46,7 +46,7 @@ class Held:
 _KNOWN: WeakKeyDictionary[nn.Module, Skeleton] = WeakKeyDictionary()
 
 
-def held_by(subject: Subject, state: Mapping[str, Tensor] | None = None) -> Held:
+def held_by(subject: Subject, state: Mapping[str, Tensor] | None = None) -> StoredModel:
     """A model with the weights ``state``, or with those that it had before anything was merged."""
     stage = subject.teacher.module
     if stage not in _KNOWN:
@@ -56,14 +56,14 @@ def held_by(subject: Subject, state: Mapping[str, Tensor] | None = None) -> Held
         model = stage.model
         assert isinstance(model, nn.Module)
         state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
-    return Held(_KNOWN[stage], state, tuple(subject.network.cut.tensors.values()))
+    return StoredModel(_KNOWN[stage], state, tuple(subject.network.cut.tensors.values()))
 
 
-def bundle_bytes(models: Iterable[Held]) -> int:
+def bundle_bytes(models: Iterable[StoredModel]) -> int:
     """Bytes of weights in a bundle of ``models``, each distinct tensor once."""
     models = list(models)
     graphs = [_graph(model) for model in models]
-    keep = choose(graphs).keep
+    keep = choose_batch_norm(graphs).keep
     sizes: dict[str, int] = {}
     for model, graph in zip(models, graphs, strict=True):
         seen = set(graph.graph.initializers)
@@ -75,14 +75,14 @@ def bundle_bytes(models: Iterable[Held]) -> int:
     return sum(sizes.values())
 
 
-def _rest(model: Held, seen: Collection[str]) -> Iterator[NDArray[Any]]:
+def _rest(model: StoredModel, seen: Collection[str]) -> Iterator[NDArray[Any]]:
     """Weights that the passes leave alone; counters of training steps are none."""
     for name in model.skeleton.used:
         if name not in seen and model.state[name].is_floating_point():
             yield model.state[name].numpy()
 
 
-def _graph(model: Held) -> ir.Model:
+def _graph(model: StoredModel) -> ir.Model:
     """The convolutions of a model side by side, each with an input of its own, and the BatchNorms behind them."""
     values: dict[str, ir.Value] = {}
 

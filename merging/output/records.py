@@ -18,7 +18,7 @@ from ..strategies import Verdict
 from ..training.subjects import State
 from ..training.trial import Outcome, Trial
 
-__all__ = ["entry_of", "key_of", "outcome_of", "pack", "unpack"]
+__all__ = ["entry_of", "key_of", "outcome_of", "pack_states", "unpack_states"]
 
 
 def entry_of(verdict: Verdict) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def key_of(trial: Trial) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def pack(states: Mapping[str, State]) -> bytes:
+def pack_states(states: Mapping[str, State]) -> bytes:
     """The weights of several models as one safetensors file."""
     content: bytes = save(
         {f"{model}/{name}": value for model, state in states.items() for name, value in state.items()}
@@ -59,8 +59,8 @@ def pack(states: Mapping[str, State]) -> bytes:
     return content
 
 
-def unpack(path: Path) -> dict[str, State]:
-    """What :func:`pack` gave.
+def unpack_states(path: Path) -> dict[str, State]:
+    """What :func:`pack_states` gave.
 
     Raises:
         InputError: the file is damaged.

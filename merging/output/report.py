@@ -12,10 +12,10 @@ import yaml
 from ...bundles.blob import tensor_id
 from ...bundles.merge_report import MergeReport, QueryReport, SharedTensor, TrialReport, UseReport
 from ...environment import expand
-from ...runtime.feeds import is_local_file
+from ...frames.reference import is_local_file
 from ...workload.document.schema import Workload
 from ..layers.groups import ratio
-from ..layers.problem import Problem, pair
+from ..layers.problem import Problem, pair_layers
 from ..search.search import Found
 from ..training.subjects import Subject
 from .footprint import bundle_bytes, held_by
@@ -84,7 +84,7 @@ def _least_bytes(problem: Problem, subjects: Mapping[str, Subject]) -> int:
     """What a bundle of the original models holds when they share all that they could share with each other."""
     held = {name: held_by(subject) for name, subject in subjects.items()}
     states = {name: dict(each.state) for name, each in held.items()}
-    for _, slot in pair(problem):
+    for _, slot in pair_layers(problem):
         for use in slot:
             states[use.model][use.parameter] = states[slot[0].model][slot[0].parameter]
     return bundle_bytes(replace(each, state=states[name]) for name, each in held.items())

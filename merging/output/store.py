@@ -32,7 +32,7 @@ from ..strategies import Verdict
 from ..training.subjects import State
 from ..training.trial import Outcome, Trial
 from .lock import locked
-from .records import entry_of, key_of, outcome_of, pack, unpack
+from .records import entry_of, key_of, outcome_of, pack_states, unpack_states
 
 __all__ = ["Store", "write_atomically"]
 
@@ -161,7 +161,7 @@ class Store:
         """
         # A crash may have come between a trial's weights and its line.
         files = {number: path for path in self._last_files() if (number := _number(path)) <= len(self._known)}
-        return unpack(files[max(files)]) if files else {}
+        return unpack_states(files[max(files)]) if files else {}
 
     def record(
         self, verdicts: Sequence[Verdict], last: Mapping[str, State], files: Mapping[str, tuple[str, bytes | None]]
@@ -186,7 +186,7 @@ class Store:
             number, old = self._count + 1, []
             if any(verdict.trial.recipe is not None for verdict in verdicts):
                 target = self._search / f"last-{number}.safetensors"
-                write_atomically(target, pack(last))
+                write_atomically(target, pack_states(last))
                 old = [path for path in self._last_files() if path != target]
             with self._journal.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")

@@ -15,7 +15,7 @@ from ..layers.problem import Problem
 from ..layers.sharing import SharingMap
 from ..training.trial import Outcome, Trial
 
-__all__ = ["STRATEGIES", "Search", "Settings", "Strategy", "Verdict", "strategy"]
+__all__ = ["STRATEGIES", "Search", "SearchSettings", "Strategy", "Verdict", "strategy"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Settings:
+class SearchSettings:
     """What a user may choose of a search."""
 
     inside: bool = True
@@ -52,7 +52,7 @@ class Settings:
 
 
 Search = Generator[Sequence[Trial], Sequence[Verdict], None]
-Strategy = Callable[[Problem, Settings], Search]
+Strategy = Callable[[Problem, SearchSettings], Search]
 
 STRATEGIES = {
     "together": "everything at once from a donor, then each query gets back what it cannot do without (the default)",

@@ -14,7 +14,7 @@ from ..layers.problem import Candidates, Problem
 from ..layers.sharing import SharingMap
 from ..training.training import Recipe
 from ..training.trial import Start, Trial
-from . import Search, Settings, Strategy
+from . import Search, SearchSettings, Strategy
 
 __all__ = ["stepwise"]
 
@@ -25,7 +25,7 @@ _RATE = 1e-5
 def stepwise(order: str) -> Strategy:
     """A strategy that goes through the groups in an order: heaviest, earliest, latest, random, two-group, one-model."""
 
-    def search(problem: Problem, settings: Settings) -> Search:
+    def search(problem: Problem, settings: SearchSettings) -> Search:
         waiting = _ordered(order, problem)
         shared = SharingMap()
         while waiting:
@@ -72,7 +72,7 @@ def _by_model(groups: Sequence[Candidates], problem: Problem) -> list[Candidates
     return found
 
 
-def _trial(taken: Sequence[Candidates], wanted: SharingMap, problem: Problem, settings: Settings) -> Trial:
+def _trial(taken: Sequence[Candidates], wanted: SharingMap, problem: Problem, settings: SearchSettings) -> Trial:
     """All models of the groups, and those that are tied to them already, learn from labels for some epochs."""
     learners = wanted.tied({use.model for group in taken for slot in group.slots for use in slot})
     recipe = Recipe(

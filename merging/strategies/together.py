@@ -19,11 +19,11 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
-from ..layers.problem import Problem, pair
+from ..layers.problem import Problem, pair_layers
 from ..layers.sharing import SharingMap, Slot, Use
 from ..training.training import Recipe
 from ..training.trial import Outcome, Start, Trial
-from . import Search, Settings, Verdict
+from . import Search, SearchSettings, Verdict
 
 __all__ = ["together"]
 
@@ -46,7 +46,7 @@ _LEAST_MODELS = 2
 _GIVEN_BACK = (1 / 8, 1 / 4, 1 / 2)
 
 
-def together(problem: Problem, settings: Settings) -> Search:
+def together(problem: Problem, settings: SearchSettings) -> Search:
     """Every part of the workload whose models can share something, as one. See the module."""
     everything = _pairing(problem, settings, 0)
     for models in _parts(everything):
@@ -62,7 +62,7 @@ def together(problem: Problem, settings: Settings) -> Search:
             shared = yield from _fold(problem, settings, wanted, shared, models)
 
 
-def _halves(problem: Problem, settings: Settings, wanted: SharingMap, shared: SharingMap) -> _Shared:
+def _halves(problem: Problem, settings: SearchSettings, wanted: SharingMap, shared: SharingMap) -> _Shared:
     """What hardly any model could bear, in two parts: its heaviest slots, which save half of it all, and the rest."""
     heaviest = _heaviest(wanted.slots, [problem.saved(SharingMap((slot,))) for slot in wanted.slots])
     if len(heaviest) == len(wanted.slots):
@@ -85,8 +85,8 @@ def _between(sharing: SharingMap) -> SharingMap:
     return SharingMap(tuple(slot for slot in sharing.slots if len({use.model for use in slot}) > 1))
 
 
-def _pairing(problem: Problem, settings: Settings, folds: int) -> SharingMap:
-    return SharingMap().joined(slot for _, slot in pair(problem, inside=settings.inside, folds=folds))
+def _pairing(problem: Problem, settings: SearchSettings, folds: int) -> SharingMap:
+    return SharingMap().joined(slot for _, slot in pair_layers(problem, inside=settings.inside, folds=folds))
 
 
 def _parts(sharing: SharingMap) -> list[frozenset[str]]:
@@ -100,7 +100,7 @@ def _parts(sharing: SharingMap) -> list[frozenset[str]]:
 
 def _merge(
     problem: Problem,
-    settings: Settings,
+    settings: SearchSettings,
     wanted: SharingMap,
     models: frozenset[str],
     what: str = "all layers",
@@ -138,7 +138,7 @@ def _merge(
 
 
 def _rounds(
-    problem: Problem, settings: Settings, first: Trial, start: Mapping[str, float]
+    problem: Problem, settings: SearchSettings, first: Trial, start: Mapping[str, float]
 ) -> Generator[Sequence[Trial], Sequence[Verdict], tuple[SharingMap, Mapping[Use, float]]]:
     """Train for as long as that helps, in rounds of twice the length each.
 
@@ -179,7 +179,7 @@ def _promising(problem: Problem, model: str, before: Mapping[str, float], after:
 
 
 def _fold(
-    problem: Problem, settings: Settings, wanted: SharingMap, shared: SharingMap, models: frozenset[str]
+    problem: Problem, settings: SearchSettings, wanted: SharingMap, shared: SharingMap, models: frozenset[str]
 ) -> _Shared:
     """Step 4: from weights that all can bear to half as many; first what saves most of it, then the rest."""
     new = [slot for slot in wanted.slots if slot not in shared.slots]
@@ -202,7 +202,7 @@ def _heaviest(slots: Sequence[Slot], savings: Sequence[int]) -> list[Slot]:
     return [slot for _, slot in ranked[:count]]
 
 
-def _recipe(settings: Settings, length: int) -> Recipe:
+def _recipe(settings: SearchSettings, length: int) -> Recipe:
     """Training of ``2 ** length`` times the steps of a first one."""
     # With a falling learning rate most is gained at the end: what was gained on the way says little.
     steps = settings.steps << length
@@ -215,7 +215,7 @@ def _by_size(problem: Problem, models: frozenset[str]) -> tuple[str, ...]:
 
 
 def _looks(
-    problem: Problem, settings: Settings, wanted: SharingMap, models: frozenset[str]
+    problem: Problem, settings: SearchSettings, wanted: SharingMap, models: frozenset[str]
 ) -> Generator[Sequence[Trial], Sequence[Verdict], Sequence[Verdict]]:
     """Try each model as the donor, and their average; nothing where the settings say how to start."""
     if settings.start in ("first", "average"):
@@ -257,7 +257,7 @@ def _promise(problem: Problem, wanted: SharingMap, outcome: Outcome) -> float:
 
 def _give_back(
     problem: Problem,
-    settings: Settings,
+    settings: SearchSettings,
     shared: SharingMap,
     wanted: SharingMap,
     model: str,

@@ -53,13 +53,13 @@ def task_of(network: Network, query: Query) -> Task:
     if isinstance(decode, FasterRcnnDecode):
         raise RetrainError(f"query {query.name}: Faster R-CNN cannot be retrained yet; one-stage detectors can")
     if isinstance(decode, ClassificationDecode):
-        from .classification import Classification
+        from .classification import ClassificationTask
 
-        return Classification(probabilities=decode.activation == "none")
+        return ClassificationTask(probabilities=decode.activation == "none")
     if isinstance(decode, EmbeddingDecode):
-        from .embedding import Embedding
+        from .embedding import EmbeddingTask
 
-        return Embedding(query.name, decode.normalize)
-    from .detection import Detection
+        return EmbeddingTask(query.name, decode.normalize)
+    from .detection import DetectionTask
 
-    return Detection(query, network.cut, decode)
+    return DetectionTask(query, network.cut, decode)

@@ -9,13 +9,13 @@ from torchmetrics.functional.classification import multiclass_accuracy
 from ...workload.data import Images
 from . import Outputs
 
-__all__ = ["Classification"]
+__all__ = ["ClassificationTask"]
 
 _TEMPERATURE = 2.0
 _LEAST = 1e-7
 
 
-class Classification:
+class ClassificationTask:
     """The first output holds the scores of the classes, ``[N, classes]``.
 
     Args:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...bundles.manifest import CenterFaceDecode, SsdDecode, YoloDecode
 from ...compiler.heads import Cut
 from ...errors import DataError
-from ...runtime.decode import build
+from ...runtime.decode import build_decoder
 from ...runtime.decode.agreement import SURE
 from ...runtime.decode.average_precision import mean_average_precision
 from ...runtime.decode.results import Detection as Found
@@ -21,10 +21,10 @@ from . import Outputs
 from .anchors import anchor_loss, to_input
 from .heads import Heads, heads_of
 
-__all__ = ["Detection"]
+__all__ = ["DetectionTask"]
 
 
-class Detection:
+class DetectionTask:
     """SSD, SSDLite, RetinaNet, YOLO and CenterFace.
 
     Args:
@@ -96,7 +96,7 @@ class Detection:
         return mean_average_precision(found, truth, by_count=images.boxes is None and self._spec.classes > 1)
 
     def _decode(self, outputs: Outputs, images: Images, threshold: float) -> list[tuple[Found, ...]]:
-        decoder = build(self._spec, self._cut.tensors.__getitem__, None, threshold)
+        decoder = build_decoder(self._spec, self._cut.tensors.__getitem__, None, threshold)
         arrays = {name: value.numpy() for name, value in zip(self._names, outputs, strict=True)}
         answers = []
         for row, place in enumerate(images.geometry):

@@ -11,14 +11,14 @@ from ...runtime.decode.agreement import LEAST_SPREAD
 from ...workload.data import Images
 from . import Outputs
 
-__all__ = ["Embedding"]
+__all__ = ["EmbeddingTask"]
 
 _LEAST_SHARE = 0.01
 """Of the teacher's vectors, squared, that their spread in a batch is taken to be at least."""
 _ERROR_WEIGHT = 0.1
 
 
-class Embedding:
+class EmbeddingTask:
     """The first output holds a vector an image, ``[N, D]`` or ``[N, C, H, W]``, which is averaged over H and W.
 
     Args:

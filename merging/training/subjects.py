@@ -16,19 +16,19 @@ from ...workload.data import Images, joined, load_data
 from ...workload.document.schema import Query, Workload
 from ..layers.layers import Definition, Layer, layers_of
 from ..models.networks import Network
-from ..models.trace import Trace, trace
+from ..models.trace import LayerTrace, trace_layers
 from ..tasks import Outputs, Task, task_of
 
 __all__ = [
-    "Held",
+    "JudgedQuery",
     "State",
     "Subject",
     "Teacher",
     "accuracies_of",
-    "evaluate",
     "fitting",
     "in_batches",
     "outputs_of",
+    "outputs_on",
     "subject_of",
 ]
 
@@ -58,7 +58,7 @@ def in_batches(indices: Tensor, size: int) -> tuple[Tensor, ...]:
 
 
 @dataclass(frozen=True)
-class Held:
+class JudgedQuery:
     """What a query is judged by."""
 
     query: Query
@@ -115,10 +115,10 @@ class Subject:
     """A model in retraining."""
 
     network: Network
-    traced: Trace
+    traced: LayerTrace
     layers: tuple[Layer, ...]
     train: Images
-    held: tuple[Held, ...]
+    held: tuple[JudgedQuery, ...]
     student: nn.Module
     """The stage ``main``; its attribute ``model`` is the whole model, whose weights are shared and trained."""
     teacher: Teacher
@@ -148,12 +148,12 @@ class Subject:
         self.student.eval()
         return {held.query.name: self._accuracy(held, limit) for held in self.held}
 
-    def _accuracy(self, held: Held, limit: int | None) -> float:
+    def _accuracy(self, held: JudgedQuery, limit: int | None) -> float:
         if limit is None or limit >= len(held.images):
-            return held.task.accuracy(evaluate(self.student, held.images, self.device), held.teacher, held.images)
+            return held.task.accuracy(outputs_on(self.student, held.images, self.device), held.teacher, held.images)
         few = held.images.select(torch.arange(limit))
         try:
-            outputs = evaluate(self.student, few, self.device)
+            outputs = outputs_on(self.student, few, self.device)
             return held.task.accuracy(outputs, tuple(value[:limit] for value in held.teacher), few)
         except DataError:
             # There may be no object in these few; in all of them there is, as the original was judged by them.
@@ -170,7 +170,7 @@ def accuracies_of(subjects: Iterable[Subject], limit: int | None = None) -> dict
 
 
 @torch.inference_mode()
-def evaluate(module: nn.Module, images: Images, device: torch.device) -> Outputs:
+def outputs_on(module: nn.Module, images: Images, device: torch.device) -> Outputs:
     """Raw outputs on a whole data set, on the CPU."""
     parts = [outputs_of(module, batch.to(device)) for batch in _batches(images)]
     return tuple(torch.cat([part[index].cpu() for part in parts]) for index in range(len(parts[0])))
@@ -188,7 +188,7 @@ def subject_of(network: Network, workload: Workload, definition: Definition, dev
         ModelError: a model that cannot be retrained.
         DataError: images or labels are missing or do not fit.
     """
-    traced = trace(network.cut)
+    traced = trace_layers(network.cut)
     stage = network.cut.stages["main"].module.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     classes = getattr(network.cut.decode, "classes", None)
     data, held = {}, []
@@ -199,8 +199,8 @@ def subject_of(network: Network, workload: Workload, definition: Definition, dev
         data[query.data.model_dump_json() if query.data and query.data.train else query.feed] = train
         # A look at some of the images is a look at any of them.
         images = val.select(torch.randperm(len(val), generator=torch.Generator().manual_seed(0)))
-        outputs = evaluate(stage, images, device)
-        held.append(Held(query, task, images, outputs, task.accuracy(outputs, outputs, images)))
+        outputs = outputs_on(stage, images, device)
+        held.append(JudgedQuery(query, task, images, outputs, task.accuracy(outputs, outputs, images)))
     for each in held:
         if each.original <= 0:
             raise DataError(f"query {each.query.name}: the model finds nothing right on its data: accuracy 0")

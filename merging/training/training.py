@@ -16,7 +16,7 @@ from ..layers.sharing import SharingMap, Use
 from ..models.trace import NORMS
 from .subjects import Subject, accuracies_of, fitting, in_batches, outputs_of
 
-__all__ = ["GLANCE", "Fit", "Progress", "Recipe", "fit", "reached", "strain"]
+__all__ = ["GLANCE", "Fit", "Recipe", "TrainingProgress", "reached", "retrain", "strain"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """What is told after each step."""
 
     step: int
@@ -68,7 +68,7 @@ class Fit:
     """Of every query on all its held images, where these said that training may end."""
 
 
-Watch = Callable[[Progress], None]
+TrainingWatch = Callable[[TrainingProgress], None]
 
 _BATCH = 64
 _STEEPEST = 1.0
@@ -79,14 +79,14 @@ GLANCE = 1000
 """Images of each query that accuracy is glanced at with; all of them decide at the end."""
 
 
-def fit(
+def retrain(
     subjects: Mapping[str, Subject],
     models: Collection[str],
     recipe: Recipe,
     *,
     seed: int = 0,
     deadline: float = math.inf,
-    watch: Watch = lambda progress: None,
+    watch: TrainingWatch = lambda progress: None,
 ) -> Fit:
     """Retrain ``models`` together, in place. Weights that they share with others stay as they are.
 
@@ -150,7 +150,7 @@ def fit(
                 result.ended, result.accuracies = "met", whole
             elif recipe.gives_up and step < steps and _hopeless(taught, history, recipe.checks):
                 result.ended = "hopeless"
-        watch(Progress(step, steps, dict(losses), accuracies))
+        watch(TrainingProgress(step, steps, dict(losses), accuracies))
         if result.ended != "done":
             break
     return result

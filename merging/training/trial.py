@@ -16,7 +16,7 @@ from ..layers.sharing import SharingMap, Slot, Use, bind, own_parameters, releas
 from .align import align
 from .start import average, donate, refit_heads, reset_statistics
 from .subjects import State, Subject, accuracies_of, fitting, in_batches
-from .training import GLANCE, Progress, Recipe, fit, reached, strain
+from .training import GLANCE, Recipe, TrainingProgress, reached, retrain, strain
 
 __all__ = ["STATISTICS_IMAGES", "Outcome", "Start", "Trial", "TrialRunner", "some"]
 
@@ -99,7 +99,7 @@ class TrialRunner:
         states: Mapping[str, State],
         shared: SharingMap,
         deadline: float = math.inf,
-        watch: Callable[[Progress], None] = lambda progress: None,
+        watch: Callable[[TrainingProgress], None] = lambda progress: None,
     ) -> Outcome:
         """Run a trial.
 
@@ -122,7 +122,7 @@ class TrialRunner:
         states: Mapping[str, State],
         shared: SharingMap,
         deadline: float,
-        watch: Callable[[Progress], None],
+        watch: Callable[[TrainingProgress], None],
     ) -> Outcome:
         began = monotonic()
         learners = {name: self.subjects[name] for name in sorted(trial.learners)}
@@ -136,7 +136,9 @@ class TrialRunner:
         samples, ended = 0, "start"
         strained: dict[Use, float] = {}
         if trial.recipe is not None and not reached(learners.values(), accuracies, trial.recipe.spare):
-            result = fit(self.subjects, trial.learners, trial.recipe, seed=self._seed, deadline=deadline, watch=watch)
+            result = retrain(
+                self.subjects, trial.learners, trial.recipe, seed=self._seed, deadline=deadline, watch=watch
+            )
             samples, ended = result.samples, result.trouble or result.ended
             if result.trouble:
                 # Nothing can be done with these weights; accuracies are those of the start.

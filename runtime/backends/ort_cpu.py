@@ -17,13 +17,13 @@ from ...errors import BackendError, first_line
 from ..memory.arena import WARM, ArenaStats, Loading
 from ..memory.host_arena import HostArena
 from ..ort.bake import Baked, bake
-from ..ort.packing import decide
+from ..ort.private_copies import choose_private_copies
 from ..ort.session import Bound, open_baked, usual_threads
 from .arena_backend import SwappingBackend
 
-__all__ = ["Mode", "OrtCpu"]
+__all__ = ["OrtCpu", "SessionMode"]
 
-Mode = Literal["bound", "constant", "packed"]
+SessionMode = Literal["bound", "constant", "packed"]
 """Bound weights are shared and swapped. Constant and packed ones, which are int8, are a copy that a session has."""
 
 
@@ -139,13 +139,13 @@ class OrtCpu(SwappingBackend[HostArena]):
         return self._sessions[path]
 
 
-def _decided(bundle: Bundle, baked: Baked, memory: str | int) -> tuple[Mapping[str, Mode], int]:
+def _decided(bundle: Bundle, baked: Baked, memory: str | int) -> tuple[Mapping[str, SessionMode], int]:
     """How each model runs, and the bytes that the memory setting allows.
 
     Raises:
         InputError: too few.
     """
-    modes: dict[str, Mode] = {
+    modes: dict[str, SessionMode] = {
         # Of an INT8 model the manifest cannot know: it depends on what this CPU is fast at.
         name: "bound" if model.precision == "int8" else model.mode
         for name, model in bundle.manifest.models.items()
@@ -155,13 +155,13 @@ def _decided(bundle: Bundle, baked: Baked, memory: str | int) -> tuple[Mapping[s
         segment: footprint(baked.segments[segment].length) for segments in segments_of.values() for segment in segments
     }
     private = sum(_private_copies(baked, modes).values())
-    packed, allowed = decide(memory, sizes, segments_of, baked.packings, private)
+    packed, allowed = choose_private_copies(memory, sizes, segments_of, baked.packings, private)
     for name in packed:
         modes[name] = "packed"
     return modes, allowed
 
 
-def _private_copies(baked: Baked, modes: Mapping[str, Mode]) -> dict[Path, int]:
+def _private_copies(baked: Baked, modes: Mapping[str, SessionMode]) -> dict[Path, int]:
     """The graphs of models that are not bound, and the bytes of weights that a session of each holds."""
     copies = {}
     for name, mode in modes.items():
@@ -172,5 +172,5 @@ def _private_copies(baked: Baked, modes: Mapping[str, Mode]) -> dict[Path, int]:
     return copies
 
 
-def _own_graph(baked: Baked, model: str, stage: str, mode: Mode) -> Path:
+def _own_graph(baked: Baked, model: str, stage: str, mode: SessionMode) -> Path:
     return baked.constant(model, stage) if mode == "constant" else baked.packed(model, stage)

@@ -11,7 +11,7 @@ from typing import Any
 import onnxruntime as ort
 
 from ...bundles.manifest import Stage
-from ...bundles.program import read, split
+from ...bundles.program import read_model, split_model
 from ...bundles.reader import Bundle
 from ...errors import BackendError, first_line
 from ..device import Device, Stream
@@ -116,7 +116,7 @@ class OrtCuda(OnDevice):
 
     def _open(self, stage: Stage) -> Executable:
         path = self._bundle.file(stage.file)
-        program = split(read(path.read_bytes()))
+        program = split_model(read_model(path.read_bytes()))
         options = quiet(self.threads)
         options.add_session_config_entry("session.use_env_allocators", "1" if self._shares_activations else "0")
         providers: list[Any] = [CPU]

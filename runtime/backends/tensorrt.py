@@ -10,14 +10,14 @@ import logging
 from pathlib import Path
 
 from ...bundles.manifest import Stage
-from ...bundles.program import read, split
+from ...bundles.program import read_model, split_model
 from ...bundles.reader import Bundle
 from ...errors import BackendError, InputError
 from ..device import Device
-from ..engines.executables import Engine, Opener
+from ..engines.executables import Engine, EngineOpener
 from ..engines.library import Library
 from ..engines.record import Engines
-from ..engines.store import Progress, engines_for
+from ..engines.store import BuildProgress, engines_for
 from ..memory.arena import WARM, Loading
 from .on_device import Executable, OnDevice, OnHost, allowed
 
@@ -55,7 +55,7 @@ class TensorRt(OnDevice):
         memory: str | int = "all",
         threads: int = 1,
         loading: Loading = WARM,
-        progress: Progress = lambda model, number, count: None,
+        progress: BuildProgress = lambda model, number, count: None,
     ) -> None:
         self.name = library.backend
         self._library, self._progress = library, progress
@@ -70,7 +70,7 @@ class TensorRt(OnDevice):
             )
             copies = {}
         super().__init__(bundle, device, memory=memory, threads=threads, loading=loading, copies=copies)
-        self._opener = Opener(library, device, self.stream)
+        self._opener = EngineOpener(library, device, self.stream)
 
     @property
     def folder(self) -> Path:
@@ -99,7 +99,9 @@ class TensorRt(OnDevice):
         # Those that were built anew may have got another mode.
         if program in self._copies and self._engines.engines[program].refit is not None:
             data = self._engines.path(program, "refit").read_bytes()
-            return self._opener.refitted(data, stage, split(read(self._bundle.file(stage.file).read_bytes())).proto)
+            return self._opener.refitted(
+                data, stage, split_model(read_model(self._bundle.file(stage.file).read_bytes())).proto
+            )
         # So it has no copy, whatever was planned. What the budget has for it stays free: the arena has its memory.
         self._copies.pop(program, None)
         return self._opener.bound(self._engines.path(program).read_bytes(), stage)

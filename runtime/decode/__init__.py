@@ -24,15 +24,15 @@ from ...bundles.manifest import (
 from ...frames.preprocess import Geometry
 from .results import Result
 
-__all__ = ["Array", "Decoder", "RunStage", "build"]
+__all__ = ["Decoder", "FloatArray", "RunStage", "build_decoder"]
 
-Array = NDArray[np.float32]
-RunStage = Callable[[str, Mapping[str, Array]], dict[str, Array]]
+FloatArray = NDArray[np.float32]
+RunStage = Callable[[str, Mapping[str, FloatArray]], dict[str, FloatArray]]
 """Runs another stage of the same model: its name and inputs by name, to its outputs by name."""
 
 
 class Decoder(Protocol):
-    def __call__(self, outputs: Mapping[str, Array], geometry: Geometry, run: RunStage) -> Result:
+    def __call__(self, outputs: Mapping[str, FloatArray], geometry: Geometry, run: RunStage) -> Result:
         """Decode one image.
 
         Args:
@@ -43,8 +43,8 @@ class Decoder(Protocol):
         ...
 
 
-def build(
-    spec: DecodeSpec, tensor: Callable[[str], Array], labels: Sequence[str] | None, threshold: float | None
+def build_decoder(
+    spec: DecodeSpec, tensor: Callable[[str], FloatArray], labels: Sequence[str] | None, threshold: float | None
 ) -> Decoder:
     """The decoder that a manifest asks for.
 

@@ -7,23 +7,23 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from . import Array
+from . import FloatArray
 
 __all__ = ["label", "logit", "sigmoid", "softmax"]
 
 
-def softmax(logits: Array) -> Array:
+def softmax(logits: FloatArray) -> FloatArray:
     """Probabilities over the last axis; shape and dtype stay."""
-    scores: Array = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    scores: FloatArray = np.exp(logits - logits.max(axis=-1, keepdims=True))
     scores /= scores.sum(axis=-1, keepdims=True)
     return scores
 
 
-def sigmoid(logits: Array) -> Array:
+def sigmoid(logits: FloatArray) -> FloatArray:
     """Logistic function of each element; shape and dtype stay."""
     # exp(-x) overflows to infinity below about -88, which gives the right answer, 0.
     with np.errstate(over="ignore"):
-        scores: Array = np.exp(-logits)
+        scores: FloatArray = np.exp(-logits)
     scores += 1
     return np.reciprocal(scores, out=scores)
 

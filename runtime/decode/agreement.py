@@ -19,10 +19,10 @@ LEAST_SPREAD = 1e-3
 """Of the reference's embeddings around their mean, relative to their length: below it, what tells frames apart is
 rounding."""
 
-Task = Literal["classification", "detection", "embedding"]
+TaskName = Literal["classification", "detection", "embedding"]
 
 
-def agreement(task: Task, answers: Sequence[Result | None], reference: Sequence[Result]) -> float | None:
+def agreement(task: TaskName, answers: Sequence[Result | None], reference: Sequence[Result]) -> float | None:
     """Accuracy of answers, 0 to 1, frame by frame against a reference; no answer is wrong.
 
     - classification: part of the frames with the same first class.

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from ...bundles.manifest import CenterFaceDecode, FasterRcnnDecode, SsdDecode, YoloDecode
 from ...frames.preprocess import Geometry
-from . import Array
+from . import FloatArray
 from .activations import label
 from .results import Detection
 
-__all__ = ["best", "best_of_each", "decode_deltas", "detections", "nms"]
+__all__ = ["best_of_each", "decode_deltas", "detections", "highest", "nms"]
 
 Indices = NDArray[np.intp]
 
@@ -34,7 +34,7 @@ _BATCHED_NMS = 512
 """Up to here one call that compares boxes of all classes beats a call a class."""
 
 
-def decode_deltas(deltas: Array, anchors: Array, weights: Sequence[float]) -> Array:
+def decode_deltas(deltas: FloatArray, anchors: FloatArray, weights: Sequence[float]) -> FloatArray:
     """Boxes from deltas relative to anchors (Girshick et al., "Rich feature hierarchies", appendix C).
 
     Args:
@@ -46,24 +46,24 @@ def decode_deltas(deltas: Array, anchors: Array, weights: Sequence[float]) -> Ar
     deltas = np.divide(deltas, weights, dtype=np.float32)
     centers = deltas[:, :2] * sizes + (anchors[:, :2] + 0.5 * sizes)
     half = np.exp(np.minimum(deltas[:, 2:], np.float32(_MAX_LOG_RATIO))) * sizes * np.float32(0.5)
-    boxes: Array = np.concatenate([centers - half, centers + half], axis=1)
+    boxes: FloatArray = np.concatenate([centers - half, centers + half], axis=1)
     return boxes
 
 
-def clip(boxes: Array, size: tuple[int, int], min_side: float = _MIN_SIDE) -> Indices:
+def clip(boxes: FloatArray, size: tuple[int, int], min_side: float = _MIN_SIDE) -> Indices:
     """Clip ``boxes`` in place to ``size`` (height, width); indices of those that keep ``min_side`` pixels."""
     np.clip(boxes, 0, np.array([size[1], size[0]] * 2, np.float32), out=boxes)
     return np.flatnonzero(((boxes[:, 2:] - boxes[:, :2]) >= min_side).all(axis=1))
 
 
-def best(scores: Array, count: int) -> Indices:
+def highest(scores: FloatArray, count: int) -> Indices:
     """Indices of the ``count`` highest of ``scores [K]``, in no order."""
     if len(scores) <= count:
         return np.arange(len(scores))
     return np.argpartition(scores, len(scores) - count)[len(scores) - count :]
 
 
-def best_of_each(scores: Array, groups: Indices, count: int) -> Indices:
+def best_of_each(scores: FloatArray, groups: Indices, count: int) -> Indices:
     """Indices of the ``count`` highest ``scores [K]`` of each group in ``groups [K]``."""
     if len(scores) <= count:
         return np.arange(len(scores))
@@ -73,7 +73,7 @@ def best_of_each(scores: Array, groups: Indices, count: int) -> Indices:
     return order[np.arange(len(order)) - first < count]
 
 
-def nms(boxes: Array, scores: Array, classes: Indices, threshold: float, limit: int) -> Indices:
+def nms(boxes: FloatArray, scores: FloatArray, classes: Indices, threshold: float, limit: int) -> Indices:
     """Greedy non-maximum suppression within each class.
 
     Args:
@@ -103,8 +103,8 @@ def nms(boxes: Array, scores: Array, classes: Indices, threshold: float, limit: 
 
 
 def detections(
-    boxes: Array,
-    scores: Array,
+    boxes: FloatArray,
+    scores: FloatArray,
     classes: Indices,
     spec: SsdDecode | FasterRcnnDecode | YoloDecode | CenterFaceDecode,
     geometry: Geometry,

@@ -8,7 +8,7 @@ import numpy as np
 
 from ...bundles.manifest import ClassificationDecode
 from ...frames.preprocess import Geometry
-from . import Array, RunStage
+from . import FloatArray, RunStage
 from .activations import label, softmax
 from .results import Class
 
@@ -24,7 +24,7 @@ class ClassificationDecoder:
         self._labels = labels
         self._threshold = threshold
 
-    def __call__(self, outputs: Mapping[str, Array], geometry: Geometry, run: RunStage) -> tuple[Class, ...]:
+    def __call__(self, outputs: Mapping[str, FloatArray], geometry: Geometry, run: RunStage) -> tuple[Class, ...]:
         scores = next(iter(outputs.values()))[0]
         scores = softmax(scores) if self._softmax else scores
         best = np.argsort(-scores, kind="stable")[: self._top_k]

@@ -8,7 +8,7 @@ import numpy as np
 
 from ...bundles.manifest import EmbeddingDecode
 from ...frames.preprocess import Geometry
-from . import Array, RunStage
+from . import FloatArray, RunStage
 from .results import Embedding
 
 __all__ = ["EmbeddingDecoder"]
@@ -20,7 +20,7 @@ class EmbeddingDecoder:
     def __init__(self, spec: EmbeddingDecode) -> None:
         self._normalize = spec.normalize
 
-    def __call__(self, outputs: Mapping[str, Array], geometry: Geometry, run: RunStage) -> Embedding:
+    def __call__(self, outputs: Mapping[str, FloatArray], geometry: Geometry, run: RunStage) -> Embedding:
         values = next(iter(outputs.values()))[0]
         if values.ndim == 3:
             values = values.mean(axis=(1, 2))

@@ -13,9 +13,9 @@ import numpy as np
 
 from ...bundles.manifest import FasterRcnnDecode
 from ...frames.preprocess import Geometry
-from . import Array, RunStage
+from . import FloatArray, RunStage
 from .activations import sigmoid, softmax
-from .boxes import Indices, best, clip, decode_deltas, detections, nms
+from .boxes import Indices, clip, decode_deltas, detections, highest, nms
 from .results import Detection
 
 __all__ = ["FasterRcnnDecoder"]
@@ -27,7 +27,7 @@ class FasterRcnnDecoder:
     def __init__(
         self,
         spec: FasterRcnnDecode,
-        tensor: Callable[[str], Array],
+        tensor: Callable[[str], FloatArray],
         labels: Sequence[str] | None,
         threshold: float | None,
     ) -> None:
@@ -36,7 +36,7 @@ class FasterRcnnDecoder:
         self._labels = labels
         self._threshold = spec.score_threshold if threshold is None else threshold
 
-    def __call__(self, outputs: Mapping[str, Array], geometry: Geometry, run: RunStage) -> tuple[Detection, ...]:
+    def __call__(self, outputs: Mapping[str, FloatArray], geometry: Geometry, run: RunStage) -> tuple[Detection, ...]:
         rois = self._proposals(outputs, geometry)
         if len(rois) == 0:
             return ()
@@ -47,7 +47,7 @@ class FasterRcnnDecoder:
         boxes = decode_deltas(deltas, rois[row], self._spec.box_weights)
         return detections(boxes, scores[row, classes], classes, self._spec, geometry, self._labels)
 
-    def _proposals(self, outputs: Mapping[str, Array], geometry: Geometry) -> Array:
+    def _proposals(self, outputs: Mapping[str, FloatArray], geometry: Geometry) -> FloatArray:
         """Regions that may hold an object, ``[K, 4]`` in input pixels."""
         spec = self._spec
         parts = []
@@ -64,12 +64,12 @@ class FasterRcnnDecoder:
             keep = nms(boxes, scores, one, spec.rpn_nms_threshold, spec.post_nms_topk)
             parts.append((boxes[keep], scores[keep]))
         boxes, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
-        return boxes[best(scores, spec.post_nms_topk)]
+        return boxes[highest(scores, spec.post_nms_topk)]
 
-    def _pool(self, outputs: Mapping[str, Array], rois: Array, run: RunStage) -> Array:
+    def _pool(self, outputs: Mapping[str, FloatArray], rois: FloatArray, run: RunStage) -> FloatArray:
         """RoIAlign of each region on its level, ``[K, C, h, w]``."""
         level = self._levels(rois)
-        pooled: Array | None = None
+        pooled: FloatArray | None = None
         for index, (name, scale) in enumerate(zip(self._spec.roi_levels, self._spec.roi_scales, strict=True)):
             members = np.flatnonzero(level == index)
             if len(members) == 0:
@@ -84,7 +84,7 @@ class FasterRcnnDecoder:
         assert pooled is not None
         return pooled
 
-    def _levels(self, rois: Array) -> Indices:
+    def _levels(self, rois: FloatArray) -> Indices:
         """The index into ``roi_levels`` of each region (Lin et al., "Feature Pyramid Networks", equation 1)."""
         spec = self._spec
         sizes = np.sqrt((rois[:, 2] - rois[:, 0]) * (rois[:, 3] - rois[:, 1]))
@@ -94,11 +94,13 @@ class FasterRcnnDecoder:
         return np.asarray(np.clip(level, lowest, highest) - lowest, np.intp)
 
 
-def _level(objectness: Array, deltas: Array, anchors: Array, count: int) -> tuple[Array, Array]:
+def _level(
+    objectness: FloatArray, deltas: FloatArray, anchors: FloatArray, count: int
+) -> tuple[FloatArray, FloatArray]:
     """Boxes and logits of the ``count`` best anchors of ``objectness [A, H, W]`` and ``deltas [4A, H, W]``."""
     kinds = len(objectness)
     flat = objectness.reshape(-1)
-    chosen = best(flat, count)
+    chosen = highest(flat, count)
     # Only the chosen deltas are gathered: the outputs stay in their layout, channels first, while the anchors
     # have the channel last.
     kind, cell = np.divmod(chosen, flat.size // kinds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Class", "Detection", "Embedding", "Result", "to_json"]
+__all__ = ["Class", "Detection", "Embedding", "Result", "result_to_json"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Embedding:
 Result = tuple[Detection, ...] | tuple[Class, ...] | Embedding
 
 
-def to_json(result: Result) -> list[Any]:
+def result_to_json(result: Result) -> list[Any]:
     """The ``result`` field of a line of results.jsonl.
 
     >>> to_json((Detection((1.0, 2.0, 3.0, 4.0), 0.5, "person"),))

@@ -11,14 +11,14 @@ import numpy as np
 
 from ...bundles.manifest import SsdDecode
 from ...frames.preprocess import Geometry
-from . import Array, RunStage
+from . import FloatArray, RunStage
 from .activations import logit, sigmoid, softmax
-from .boxes import Indices, best, best_of_each, decode_deltas, detections
+from .boxes import Indices, best_of_each, decode_deltas, detections, highest
 from .results import Detection
 
 __all__ = ["SsdDecoder"]
 
-Candidates = tuple[Indices, Indices, Array]
+_Candidates = tuple[Indices, Indices, FloatArray]
 """Anchors, classes (the background not counted) and scores, each ``[K]``."""
 
 
@@ -28,7 +28,7 @@ class SsdDecoder:
     def __init__(
         self,
         spec: SsdDecode,
-        tensor: Callable[[str], Array],
+        tensor: Callable[[str], FloatArray],
         labels: Sequence[str] | None,
         threshold: float | None,
     ) -> None:
@@ -37,19 +37,19 @@ class SsdDecoder:
         self._labels = labels
         self._threshold = spec.score_threshold if threshold is None else threshold
 
-    def __call__(self, outputs: Mapping[str, Array], geometry: Geometry, run: RunStage) -> tuple[Detection, ...]:
+    def __call__(self, outputs: Mapping[str, FloatArray], geometry: Geometry, run: RunStage) -> tuple[Detection, ...]:
         spec, logits = self._spec, outputs["logits"][0]
         parts, start = [], 0
         for count in spec.levels or (len(logits),):
             anchors, classes, scores = self._candidates(logits[start : start + count])
-            few = best_of_each(scores, classes, spec.topk) if spec.per_class else best(scores, spec.topk)
+            few = best_of_each(scores, classes, spec.topk) if spec.per_class else highest(scores, spec.topk)
             parts.append((anchors[few] + start, classes[few], scores[few]))
             start += count
         anchors, classes, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
         boxes = decode_deltas(outputs["boxes"][0][anchors], self._anchors[anchors], spec.box_weights)
         return detections(boxes, scores, classes, spec, geometry, self._labels)
 
-    def _candidates(self, logits: Array) -> Candidates:
+    def _candidates(self, logits: FloatArray) -> _Candidates:
         """Pairs of anchor and class of ``logits [A, classes (+ 1)]`` that score above the threshold."""
         first = int(self._spec.background)
         bound = logit(self._threshold)

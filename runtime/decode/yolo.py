@@ -8,7 +8,7 @@ import numpy as np
 
 from ...bundles.manifest import YoloDecode, YoloHead
 from ...frames.preprocess import Geometry
-from . import Array, RunStage
+from . import FloatArray, RunStage
 from .activations import logit, sigmoid
 from .boxes import Indices, best_of_each, detections
 from .results import Detection
@@ -28,7 +28,7 @@ class YoloDecoder:
         self._threshold = spec.score_threshold if threshold is None else threshold
         self._anchors = [np.array(head.anchors, np.float32) for head in spec.heads]
 
-    def __call__(self, outputs: Mapping[str, Array], geometry: Geometry, run: RunStage) -> tuple[Detection, ...]:
+    def __call__(self, outputs: Mapping[str, FloatArray], geometry: Geometry, run: RunStage) -> tuple[Detection, ...]:
         parts = [
             self._head(outputs[head.output][0], head, anchors)
             for head, anchors in zip(self._spec.heads, self._anchors, strict=True)
@@ -37,7 +37,7 @@ class YoloDecoder:
         few = best_of_each(scores, classes, self._spec.topk)
         return detections(boxes[few], scores[few], classes[few], self._spec, geometry, self._labels)
 
-    def _head(self, raw: Array, head: YoloHead, anchors: Array) -> tuple[Array, Array, Indices]:
+    def _head(self, raw: FloatArray, head: YoloHead, anchors: FloatArray) -> tuple[FloatArray, FloatArray, Indices]:
         """Boxes, scores and classes of one output ``[A * (5 + classes), H, W]``."""
         raw = raw.reshape(len(anchors), -1, *raw.shape[1:])
         # The score is at most the objectness: all other values are read only where that passes.

@@ -11,7 +11,7 @@ from ...errors import BackendError
 from .library import Library
 from .timings import Timings
 
-__all__ = ["Built", "build"]
+__all__ = ["Built", "build_engine"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Built:
     """Of the network that it was built from."""
 
 
-def build(
+def build_engine(
     library: Library,
     proto: bytes,
     rows: Mapping[str, int],

@@ -21,15 +21,15 @@ from ...bundles.reader import Bundle
 from ...errors import BackendError, first_line
 from ..device import Device, DeviceArray, Stream
 from ..timing import medians
-from .build import Built, build
-from .executables import Opener
+from .build import Built, build_engine
+from .executables import EngineOpener
 from .library import Library
-from .record import Choice
+from .record import ModeChoice
 from .timings import Timings
 
-__all__ = ["choose", "pick"]
+__all__ = ["choose_mode", "pick"]
 
-Array = NDArray[Any]
+_Array = NDArray[Any]
 
 _WORTH = 1.05
 """How many times as long a run with bound weights must take, for a copy to be worth its memory."""
@@ -48,7 +48,7 @@ def pick(
     library: Library,
     device: Device,
     timings: Timings | None,
-) -> tuple[Choice, Built | None]:
+) -> tuple[ModeChoice, Built | None]:
     """Choose a program's mode.
 
     Args:
@@ -74,21 +74,21 @@ def pick(
     constant = with_constants(proto, content.blob, [content.tensors[tensor] for tensor in stage.weights])
     # One that only ever gets the values that it was built with may be optimised for them.
     flags = ("STRIP_PLAN", "REFIT" if users else "REFIT_IDENTICAL")
-    opener = Opener(library, device, device.stream())
+    opener = EngineOpener(library, device, device.stream())
     try:
-        refit = build(library, constant, rows, blob=bundle.file(content.blob), flags=flags, timings=timings)
+        refit = build_engine(library, constant, rows, blob=bundle.file(content.blob), flags=flags, timings=timings)
         # With weights of another model where there is one: nothing of those that it was built with may be left in it.
         bound_ms, refit_ms, swap_ms = _measure(bundle, [stage, *users][-1], proto, rows, bound, refit, opener)
     except (BackendError, RuntimeError, TypeError, ValueError) as error:
         # Whatever it is, with bound weights the program runs.
-        return Choice(why=f"no refit engine: {first_line(error)}"), None
+        return ModeChoice(why=f"no refit engine: {first_line(error)}"), None
     finally:
         opener.close()
-    choice = choose(bound_ms, refit_ms, swap_ms, shared=bool(users))
+    choice = choose_mode(bound_ms, refit_ms, swap_ms, shared=bool(users))
     return choice, refit if choice.mode == "refit" else None
 
 
-def choose(bound_ms: float, refit_ms: float, swap_ms: float, *, shared: bool) -> Choice:
+def choose_mode(bound_ms: float, refit_ms: float, swap_ms: float, *, shared: bool) -> ModeChoice:
     """The mode, from what was measured.
 
     >>> choose(1.2, 1.0, 0.3, shared=False).mode, choose(1.2, 1.0, 0.3, shared=True).mode
@@ -102,11 +102,17 @@ def choose(bound_ms: float, refit_ms: float, swap_ms: float, *, shared: bool) ->
     """
     faster = bound_ms > _WORTH * (refit_ms + (swap_ms if shared else 0.0))
     times = {"bound_ms": bound_ms, "refit_ms": refit_ms, "swap_ms": swap_ms}
-    return Choice(mode="refit" if faster else "bound", why="", **{name: round(ms, 4) for name, ms in times.items()})
+    return ModeChoice(mode="refit" if faster else "bound", why="", **{name: round(ms, 4) for name, ms in times.items()})
 
 
 def _measure(
-    bundle: Bundle, stage: Stage, proto: bytes, rows: Mapping[str, int], bound: Built, refit: Built, opener: Opener
+    bundle: Bundle,
+    stage: Stage,
+    proto: bytes,
+    rows: Mapping[str, int],
+    bound: Built,
+    refit: Built,
+    opener: EngineOpener,
 ) -> tuple[float, float, float]:
     """Milliseconds of a run bound, of one refitted, and of a refit, with weights of the stage.
 
@@ -133,7 +139,7 @@ def _measure(
     return bound_ms, refit_ms, swap_ms
 
 
-def _check_alike(bound: Mapping[str, Array], refit: Mapping[str, Array]) -> None:
+def _check_alike(bound: Mapping[str, _Array], refit: Mapping[str, _Array]) -> None:
     """
     Raises:
         BackendError: answers differ by more than rounding. TensorRT 11.3 drops biases where engines can be refitted.
@@ -148,7 +154,7 @@ def _check_alike(bound: Mapping[str, Array], refit: Mapping[str, Array]) -> None
 
 
 @contextmanager
-def _uploaded(arrays: Sequence[Array], device: Device, stream: Stream) -> Iterator[list[DeviceArray]]:
+def _uploaded(arrays: Sequence[_Array], device: Device, stream: Stream) -> Iterator[list[DeviceArray]]:
     """Arrays on the device, for a while."""
     places: list[DeviceArray] = []
     try:

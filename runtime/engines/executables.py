@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from ...bundles.manifest import Stage
 from ...bundles.onnx_wire import tensor_array
-from ...bundles.program import read
+from ...bundles.program import read_model
 from ...errors import BackendError
 from ..device import Device, DeviceArray, Stream
 from .library import Library
 
-__all__ = ["BoundEngine", "Engine", "NoRoomError", "Opener", "RefitEngine", "allocate"]
+__all__ = ["BoundEngine", "Engine", "EngineOpener", "NoRoomError", "RefitEngine", "allocate"]
 
-Array = NDArray[Any]
+_Array = NDArray[Any]
 E = TypeVar("E", bound="Engine")
 
 
@@ -63,7 +63,7 @@ class _Block:
         self._address, self._size = 0, 0
 
 
-class Opener:
+class EngineOpener:
     """Opens a library's engines on a device.
 
     They take turns: in one stream, and in one block of activations, as large as the hungriest of them needs.
@@ -127,7 +127,7 @@ class Opener:
 class Engine(ABC):
     """What both modes have in common; see :class:`gemel.runtime.backends.on_device.Executable`."""
 
-    def __init__(self, opener: Opener, engine: Any, stage: Stage) -> None:
+    def __init__(self, opener: EngineOpener, engine: Any, stage: Stage) -> None:
         trt = opener.library.module
         self._opener, self._engine, self._file = opener, engine, stage.file
         self._context: Any = None
@@ -144,7 +144,7 @@ class Engine(ABC):
     @abstractmethod
     def bind(self, tensors: tuple[str, ...], weights: Sequence[DeviceArray]) -> None: ...
 
-    def run(self, inputs: Mapping[str, DeviceArray]) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, DeviceArray]) -> dict[str, _Array]:
         context, device, stream = self._context, self._opener.device, self._opener.stream
         for name, array in inputs.items():
             if not context.set_input_shape(name, array.shape):
@@ -182,7 +182,7 @@ class Engine(ABC):
 class BoundEngine(Engine):
     """Weights are inputs: it reads them where they are, and nothing is copied."""
 
-    def __init__(self, opener: Opener, engine: Any, stage: Stage) -> None:
+    def __init__(self, opener: EngineOpener, engine: Any, stage: Stage) -> None:
         super().__init__(opener, engine, stage)
         # Weights are a program's last inputs; its first are the model's own.
         self._weights = self._inputs[len(self._inputs) - len(stage.weights) :]
@@ -200,9 +200,9 @@ class RefitEngine(Engine):
         BackendError: the engine's weights are not those of the program, name by name.
     """
 
-    def __init__(self, opener: Opener, engine: Any, stage: Stage, proto: bytes) -> None:
+    def __init__(self, opener: EngineOpener, engine: Any, stage: Stage, proto: bytes) -> None:
         super().__init__(opener, engine, stage)
-        library, graph = opener.library, read(proto).graph
+        library, graph = opener.library, read_model(proto).graph
         try:
             self._refitter = library.module.Refitter(engine, library.logger())
         except (RuntimeError, TypeError) as error:

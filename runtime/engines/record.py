@@ -13,11 +13,20 @@ from ...bundles.reader import Bundle, sha256_of
 from ...errors import BundleError
 from .. import device_cache as cache
 
-__all__ = ["RECORD", "Choice", "EngineFile", "EngineSpec", "Engines", "Mode", "engine_path", "read_engines"]
+__all__ = [
+    "ENGINES_RECORD",
+    "EngineFile",
+    "EngineMode",
+    "EngineSpec",
+    "Engines",
+    "ModeChoice",
+    "engine_path",
+    "read_engines",
+]
 
-RECORD = "engines.json"
+ENGINES_RECORD = "engines.json"
 
-Mode = Literal["bound", "refit"]
+EngineMode = Literal["bound", "refit"]
 """Weights are inputs of the engine, or constants that are copied into it."""
 
 
@@ -25,10 +34,10 @@ class _Value(BaseModel):
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
 
-class Choice(_Value):
+class ModeChoice(_Value):
     """The mode that a program runs in, and why; times are medians on the device, and there where both were timed."""
 
-    mode: Mode = "bound"
+    mode: EngineMode = "bound"
     bound_ms: float | None = None
     """Of a run with weights as inputs."""
     refit_ms: float | None = None
@@ -60,7 +69,7 @@ class EngineSpec(EngineFile):
 
     inputs: int
     """Weights that are inputs."""
-    choice: Choice = Choice()
+    choice: ModeChoice = ModeChoice()
     refit: EngineFile | None = None
     """The one that runs where mode ``refit`` was chosen, if there is room for its copy of the weights."""
 
@@ -108,11 +117,11 @@ class Engines(_Value):
                 found[self.path(program, "refit")] = spec.refit
         return found
 
-    def path(self, program: str, mode: Mode = "bound") -> Path:
+    def path(self, program: str, mode: EngineMode = "bound") -> Path:
         return engine_path(self.folder, program, mode)
 
 
-def engine_path(folder: Path, program: str, mode: Mode) -> Path:
+def engine_path(folder: Path, program: str, mode: EngineMode) -> Path:
     """Where a program's engine lies."""
     return folder / (f"{program}.engine" if mode == "bound" else f"{program}.refit.engine")
 
@@ -124,7 +133,7 @@ def read_engines(folder: Path, bundle: Bundle) -> Engines:
         BundleError: a file is missing, not a plain file or damaged, or belongs to another bundle.
     """
     cache.check_folder(folder)
-    record = folder / RECORD
+    record = folder / ENGINES_RECORD
     cache.plain_size(record)
     try:
         engines = Engines.model_validate({**json.loads(record.read_bytes()), "folder": folder})

@@ -11,24 +11,24 @@ from pathlib import Path
 from time import perf_counter
 
 from ...bundles.manifest import ModelSpec, Stage
-from ...bundles.program import read, split
+from ...bundles.program import read_model, split_model
 from ...bundles.reader import CACHE, Bundle
 from ...errors import BackendError, BundleError
 from .. import device_cache as cache
 from ..device import Device
-from .build import Built, build
+from .build import Built, build_engine
 from .choice import pick
 from .library import LIBRARIES, Library
-from .record import RECORD, Choice, EngineFile, Engines, EngineSpec, engine_path, read_engines
+from .record import ENGINES_RECORD, EngineFile, Engines, EngineSpec, ModeChoice, engine_path, read_engines
 from .timings import Timings
 
-__all__ = ["Progress", "build_engines", "engines_for", "engines_in", "rows_of"]
+__all__ = ["BuildProgress", "build_engines", "engines_for", "engines_in", "rows_of"]
 
 _LAYOUT = "2"
 """Changed whenever this package would build the same bundle's engines differently."""
 _FOLDER = re.compile(rf"({'|'.join(LIBRARIES)})-[0-9a-f]{{16}}")
 
-Progress = Callable[[str, int, int], None]
+BuildProgress = Callable[[str, int, int], None]
 """Told of a program before it is built: a model that it belongs to, its number from 1, and how many there are."""
 
 
@@ -36,7 +36,7 @@ def build_engines(
     bundle: Bundle,
     library: Library,
     targets: Sequence[str],
-    progress: Progress = lambda model, number, count: None,
+    progress: BuildProgress = lambda model, number, count: None,
 ) -> Engines:
     """The engines of all programs of a bundle; built where they are missing or damaged.
 
@@ -63,7 +63,7 @@ def engines_for(
     bundle: Bundle,
     library: Library,
     device: Device,
-    progress: Progress = lambda model, number, count: None,
+    progress: BuildProgress = lambda model, number, count: None,
     *,
     fresh: bool = False,
 ) -> Engines:
@@ -156,9 +156,9 @@ def _make(
     library: Library,
     targets: Sequence[str],
     device: Device | None,
-    progress: Progress,
+    progress: BuildProgress,
 ) -> Engines:
-    return cache.make(
+    return cache.find_or_make(
         folders,
         bundle,
         lambda folder: read_engines(folder, bundle),
@@ -181,7 +181,7 @@ def _fill(
     library: Library,
     targets: Sequence[str],
     device: Device | None,
-    progress: Progress,
+    progress: BuildProgress,
 ) -> None:
     stages, rows = _stages(bundle), rows_of(bundle)
     timings = None if device is None else _timings(bundle, library, device)
@@ -190,18 +190,18 @@ def _fill(
     for number, (program, (model, stage)) in enumerate(stages.items(), 1):
         progress(model, number, len(stages))
         began = perf_counter()
-        proto = split(read(bundle.file(stage.file).read_bytes())).proto
+        proto = split_model(read_model(bundle.file(stage.file).read_bytes())).proto
         try:
-            built = build(library, proto, rows[program], targets, timings=timings)
+            built = build_engine(library, proto, rows[program], targets, timings=timings)
         except BackendError as error:
             if stage.weights:
                 raise BackendError(f"model {model}, {stage.file}: {error}") from error
             refused[program] = str(error)
             continue
         file = _write(engine_path(folder, program, "bound"), built, began)
-        choice, refit, began = Choice(), None, perf_counter()
+        choice, refit, began = ModeChoice(), None, perf_counter()
         if not stage.weights:
-            choice = Choice(why="no weights")
+            choice = ModeChoice(why="no weights")
         elif device is not None:
             choice, refit = pick(bundle, stage, proto, rows[program], built, library, device, timings)
         made[program] = EngineSpec(
@@ -220,7 +220,7 @@ def _fill(
         engines=made,
         refused=refused,
     )
-    (folder / RECORD).write_text(record.model_dump_json(exclude={"folder"}, indent=1))
+    (folder / ENGINES_RECORD).write_text(record.model_dump_json(exclude={"folder"}, indent=1))
 
 
 def _write(path: Path, built: Built, began: float) -> EngineFile:

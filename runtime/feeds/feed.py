@@ -10,7 +10,7 @@ from time import monotonic
 
 from ...frames.frame import Frame
 from ...frames.reader import Picture, Reader, reason_of
-from ...frames.source import Opener
+from ...frames.source import FrameSource
 from ..trace import Watch, unwatched
 from .pacing import Backoff, Decimator, Timeline
 
@@ -45,7 +45,7 @@ class Feed:
     def __init__(
         self,
         name: str,
-        source: Opener,
+        source: FrameSource,
         *,
         fps: float | None = None,
         loop: bool = False,

@@ -6,8 +6,9 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ...frames.frame import Frame
 from ..decode.results import Result
-from ..feeds import Feed, Frame
+from ..feeds import Feed
 from .summary import Latency, QueryStats
 
 __all__ = ["Channel", "Left", "QueryState"]

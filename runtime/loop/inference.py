@@ -7,11 +7,11 @@ from functools import partial
 
 from ...bundles.manifest import InputSpec
 from ...bundles.reader import Bundle
-from ...frames.preprocess import Geometry, prepare
+from ...frames.frame import Frame
+from ...frames.preprocess import Geometry, preprocess
 from ..backends import Backend
-from ..decode import Array, Decoder, build
+from ..decode import Decoder, FloatArray, build_decoder
 from ..decode.results import Result
-from ..feeds import Frame
 
 __all__ = ["Inference"]
 
@@ -28,10 +28,10 @@ class Inference:
         self._manifest = bundle.manifest
         self._backend = backend
         self._decoders: dict[str, Decoder] = {
-            name: build(self._manifest.models[query.model].decode, bundle.tensor, query.labels, query.threshold)
+            name: build_decoder(self._manifest.models[query.model].decode, bundle.tensor, query.labels, query.threshold)
             for name, query in self._manifest.queries.items()
         }
-        self._prepared: dict[tuple[str, InputSpec], tuple[int, Array, Geometry]] = {}
+        self._prepared: dict[tuple[str, InputSpec], tuple[int, FloatArray, Geometry]] = {}
 
     def __call__(self, query: str, frame: Frame) -> Result:
         """Run a query on a frame.
@@ -49,13 +49,13 @@ class Inference:
         finally:
             self._backend.release(name)
 
-    def _run(self, model: str, stage: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def _run(self, model: str, stage: str, inputs: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
         return self._backend.run(model, stage, inputs)
 
-    def _prepare(self, frame: Frame, spec: InputSpec) -> tuple[Array, Geometry]:
+    def _prepare(self, frame: Frame, spec: InputSpec) -> tuple[FloatArray, Geometry]:
         """Queries of one feed that want the same input share it; only the newest frame's is kept."""
         key = (frame.feed, spec)
         kept = self._prepared.get(key)
         if kept is None or kept[0] != frame.index:
-            kept = self._prepared[key] = (frame.index, *prepare(frame.image, spec))
+            kept = self._prepared[key] = (frame.index, *preprocess(frame.image, spec))
         return kept[1], kept[2]

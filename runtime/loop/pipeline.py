@@ -11,8 +11,9 @@ from threading import Condition, Event
 from time import monotonic
 
 from ...errors import BackendError, FeedError, InputError
+from ...frames.frame import Frame
 from ..decode.results import Result
-from ..feeds import Feed, Frame
+from ..feeds import Feed
 from ..planning.conductor import Conductor, Link
 from ..planning.profile import Profile
 from ..planning.residency import Transfer
@@ -23,7 +24,7 @@ from .channel import Channel, Left, QueryState
 from .plan_input import Swapping, in_turn
 from .summary import FeedStats, PlanStats, RunStats
 
-__all__ = ["Infer", "run"]
+__all__ = ["Infer", "run_pipeline"]
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ _SILENT_MS = 2000.0
 """A feed without a frame for so long is left out of the plan until it has one again, and for three frames at least."""
 
 
-def run(
+def run_pipeline(
     queries: Mapping[str, str],
     feeds: Mapping[str, Feed],
     infer: Infer,

@@ -20,9 +20,9 @@ from ...errors import InputError
 from ..backends import Backend
 from ..device_cache import write_whole
 from ..planning.profile import Profile, parse_profile
-from .times import Progress, Times, measure_times
+from .times import MeasureProgress, Times, measure_times
 
-__all__ = ["DEFAULT_FPS", "kept_at", "measure", "profile_of"]
+__all__ = ["DEFAULT_FPS", "kept_at", "measure_profile", "profile_of"]
 
 DEFAULT_FPS = 30.0
 """Of a feed whose rate the bundle does not state: a usual camera's."""
@@ -37,7 +37,7 @@ class _Kept(BaseModel):
     """Of the times and of all that they depend on."""
 
 
-def measure(bundle: Bundle, backend: Backend, *, progress: Progress = lambda what: None) -> Profile:
+def measure_profile(bundle: Bundle, backend: Backend, *, progress: MeasureProgress = lambda what: None) -> Profile:
     """The profile of a bundle on this device.
 
     How times are measured, and on what: :func:`.times.measure_times`. A query whose feed has no rate in the bundle
@@ -61,7 +61,7 @@ def profile_of(
     backend: Backend,
     *,
     fresh: bool = False,
-    progress: Progress = lambda what: None,
+    progress: MeasureProgress = lambda what: None,
 ) -> Profile:
     """The profile of a bundle from the device cache; measured, and kept there, where it is missing or damaged.
 
@@ -69,12 +69,12 @@ def profile_of(
 
     Args:
         bundle: an open bundle.
-        backend: see :func:`measure`; not touched where the profile is kept already.
+        backend: see :func:`measure_profile`; not touched where the profile is kept already.
         fresh: measure in any case.
-        progress: see :func:`measure`.
+        progress: see :func:`measure_profile`.
 
     Raises:
-        BackendError, InputError: see :func:`measure`.
+        BackendError, InputError: see :func:`measure_profile`.
     """
     path = kept_at(backend)
     if not fresh and (times := _read(path, bundle, backend)) is not None:

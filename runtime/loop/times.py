@@ -14,12 +14,11 @@ from pydantic import BaseModel, ConfigDict
 
 from ...bundles.reader import Bundle
 from ...errors import BackendError, GemelError, first_line
-from ...frames.frame import Image
+from ...frames.frame import Frame, Image
 from ..backends import Backend
-from ..feeds import Frame
 from .inference import Inference
 
-__all__ = ["BATCHES", "ROUNDS", "Progress", "Times", "measure_times"]
+__all__ = ["BATCHES", "ROUNDS", "MeasureProgress", "Times", "measure_times"]
 
 BATCHES = (1, 2, 4, 8)
 """Frames of a turn that are measured."""
@@ -33,7 +32,7 @@ _LONG_S = 1.0
 _ENOUGH_S = 3.0
 """Of a model's turns, or a segment's loads; after that they are not repeated."""
 
-Progress = Callable[[str], None]
+MeasureProgress = Callable[[str], None]
 
 
 class Times(BaseModel):
@@ -46,7 +45,7 @@ class Times(BaseModel):
     """By model and number of frames."""
 
 
-def measure_times(bundle: Bundle, backend: Backend, progress: Progress = lambda what: None) -> Times:
+def measure_times(bundle: Bundle, backend: Backend, progress: MeasureProgress = lambda what: None) -> Times:
     """Measure every segment and every model that has a query.
 
     Loads: a segment alone, with nothing else in memory, until ``prefetch`` has it there. The first load does not

@@ -28,17 +28,17 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from ...bundles.blob import layout, tensor_id, write
+from ...bundles.blob import layout, tensor_id, write_blob
 from ...bundles.manifest import FileSpec, Precision, Stage
 from ...bundles.onnx_wire import Message, tensor_array
-from ...bundles.program import read, tensors_of, with_constants
+from ...bundles.program import read_model, tensors_of, with_constants
 from ...bundles.reader import Bundle, view
 from ...errors import BundleError
 from .. import device_cache as cache
-from ..device_cache import BLOB, RECORD, Baked, BakedStage
-from .cpu_precision import kernel_scales, unsigned, widened
-from .optimise import DISABLED_OPTIMIZERS, optimise, pack
-from .packing import Packing, cpu_times
+from ..device_cache import BLOB, CACHE_RECORD, Baked, BakedStage
+from .cpu_precision import for_ort_int8, kernel_scales, to_fp32
+from .optimise import DISABLED_OPTIMIZERS, optimise, optimise_int8
+from .private_copies import PrivateCopy, cpu_times
 from .session import Bound, open_baked
 
 __all__ = ["Baked", "BakedStage", "bake", "packings", "verify_cache"]
@@ -60,19 +60,19 @@ def bake(bundle: Bundle, progress: Callable[[str], None] = lambda model: None) -
         BundleError: a file of the bundle is damaged.
         BackendError: ONNX Runtime refuses a model.
     """
-    return cache.make(
+    return cache.find_or_make(
         _folders(bundle),
         bundle,
-        lambda folder: cache.load(folder, bundle),
+        lambda folder: cache.load_cache(folder, bundle),
         lambda folder: _write(bundle, folder, progress),
     )
 
 
-def packings(bundle: Bundle) -> dict[str, Packing]:
+def packings(bundle: Bundle) -> dict[str, PrivateCopy]:
     """What was measured of a bundle's INT8 models on this CPU; nothing where nothing was baked yet."""
     for folder in _folders(bundle):
         with suppress(BundleError):
-            return dict(cache.load(folder, bundle).packings)
+            return dict(cache.load_cache(folder, bundle).packings)
     return {}
 
 
@@ -88,7 +88,7 @@ def verify_cache(bundle: Bundle) -> list[Path]:
     found = [folder for folder in _folders(bundle) if os.path.lexists(folder)]
     try:
         for folder in found:
-            cache.check_hashes(cache.load(folder, bundle), bundle)
+            cache.check_hashes(cache.load_cache(folder, bundle), bundle)
     except BundleError as error:
         raise BundleError(f"{error}; delete the folder {folder}, it is made again when it is needed") from error
     return found
@@ -132,7 +132,7 @@ def _write(bundle: Bundle, folder: Path, progress: Callable[[str], None]) -> Non
                 program, arrays = optimise(path, wide, store)
                 put(f"{program.id}.onnx", program.proto)
                 if narrow is not None:
-                    put(f"{name}.{stage_name}.int8.onnx", pack(path, narrow, store))
+                    put(f"{name}.{stage_name}.int8.onnx", optimise_int8(path, narrow, store))
                 ids = []
                 for array in arrays:
                     tensor = tensor_id(array)
@@ -144,7 +144,7 @@ def _write(bundle: Bundle, folder: Path, progress: Callable[[str], None]) -> Non
                         np.save(store / f"{tensor}.npy", array)
                 models[name][stage_name] = BakedStage(program=program.id, weights=tuple(ids))
         placed = layout(shapes, users)
-        digest = write(folder / BLOB, placed, lambda tensor: _take(store / f"{tensor}.npy"))
+        digest = write_blob(folder / BLOB, placed, lambda tensor: _take(store / f"{tensor}.npy"))
         files[BLOB] = FileSpec(bytes=placed.bytes, sha256=digest)
     for name, model in content.models.items():
         if model.mode == "constant" and model.precision != "int8":
@@ -169,7 +169,7 @@ def _write(bundle: Bundle, folder: Path, progress: Callable[[str], None]) -> Non
     }
     _forget(folder / BLOB)
     record = record.model_copy(update={"packings": compared})
-    (folder / RECORD).write_text(record.model_dump_json(exclude={"folder"}, indent=1))
+    (folder / CACHE_RECORD).write_text(record.model_dump_json(exclude={"folder"}, indent=1))
 
 
 def _forget(path: Path) -> None:
@@ -189,7 +189,7 @@ def _scaled_apart(bundle: Bundle) -> frozenset[str]:
     scales: dict[str, set[bytes]] = defaultdict(set)
     for model in bundle.manifest.models.values():
         for stage in model.stages.values() if model.precision == "int8" else ():
-            graph = read(bundle.file(stage.file).read_bytes())
+            graph = read_model(bundle.file(stage.file).read_bytes())
             tensors = tensors_of(graph, stage)
             for kernel, scale in kernel_scales(graph):
                 if kernel in tensors:
@@ -201,18 +201,18 @@ def _graphs(bundle: Bundle, stage: Stage, precision: Precision, apart: Set[str])
     """A stage in float32, where the bundle's file is not, and in uint8, where it is INT8."""
     if precision == "fp32":
         return None, None
-    graph = read(bundle.file(stage.file).read_bytes())
+    graph = read_model(bundle.file(stage.file).read_bytes())
     tensors = tensors_of(graph, stage)
 
     def values(tensor: Message) -> NDArray[Any]:
         return bundle.tensor(tensors[tensor.name]) if tensor.name in tensors else tensor_array(tensor)
 
-    wide = widened(graph, values, {name for name, tensor in tensors.items() if tensor in apart})
-    narrow = unsigned(graph, values).SerializeToString() if precision == "int8" else None
+    wide = to_fp32(graph, values, {name for name, tensor in tensors.items() if tensor in apart})
+    narrow = for_ort_int8(graph, values).SerializeToString() if precision == "int8" else None
     return wide.SerializeToString(), narrow
 
 
-def _compared(baked: Baked, model: str, stages: Mapping[str, Stage]) -> Packing:
+def _compared(baked: Baked, model: str, stages: Mapping[str, Stage]) -> PrivateCopy:
     """Run an INT8 model both ways, on noise: one image, one row of what has any number of rows."""
     blob = np.memmap(baked.blob, np.uint8, "r")
     random = np.random.default_rng(0)
@@ -229,6 +229,6 @@ def _compared(baked: Baked, model: str, stages: Mapping[str, Stage]) -> Packing:
         }
         times = cpu_times([partial(bound.run, inputs), partial(packed.run, inputs)])
         bound_ms, packed_ms = bound_ms + times[0], packed_ms + times[1]
-        graph = read(baked.packed(model, name).read_bytes()).graph
+        graph = read_model(baked.packed(model, name).read_bytes()).graph
         copies[name] = sum(tensor_array(tensor).nbytes for tensor in graph.initializer)
-    return Packing(copies=copies, bound_ms=bound_ms, packed_ms=packed_ms)
+    return PrivateCopy(copies=copies, bound_ms=bound_ms, packed_ms=packed_ms)

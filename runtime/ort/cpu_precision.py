@@ -2,8 +2,8 @@
 
 An INT8 graph says what is rounded: kernels are int8 tensors behind a DequantizeLinear with a scale for each output
 channel, activations go through QuantizeLinear and DequantizeLinear, all with zero point 0. ONNX Runtime makes integer
-arithmetic of that if activations are uint8 (:func:`unsigned`), and is fast if it may pack the kernels, which is a copy
-for each session. What can be swapped and shared is the same graph in float32 (:func:`widened`).
+arithmetic of that if activations are uint8 (:func:`for_ort_int8`), and is fast if it may pack the kernels, which is a
+copy for each session. What can be swapped and shared is the same graph in float32 (:func:`to_fp32`).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from ...bundles.onnx_wire import Message, NodeProto, make_tensor, tensor_array
 
-__all__ = ["kernel_scales", "unsigned", "widened"]
+__all__ = ["for_ort_int8", "kernel_scales", "to_fp32"]
 
-Array = NDArray[Any]
+_Array = NDArray[Any]
 
 _FLOAT, _HALF = 1, 10  # TensorProto.DataType
 _INT, _INTS = 2, 7  # AttributeProto.AttributeType
@@ -35,7 +35,7 @@ _TYPES = frozenset({"dtype", "output_dtype", "to"})
 """Attributes that are element types."""
 
 
-def unsigned(model: Message, values: Callable[[Message], Array]) -> Message:
+def for_ort_int8(model: Message, values: Callable[[Message], _Array]) -> Message:
     """An INT8 graph with uint8 activations and int32 biases, as ONNX Runtime's integer kernels want them.
 
     A tensor that cannot be negative gets zero point 0: 0 to 255 in place of 0 to 127, so that less is cut off, and a
@@ -68,7 +68,7 @@ def unsigned(model: Message, values: Callable[[Message], Array]) -> Message:
     return made
 
 
-def kernel_scales(model: Message) -> Iterator[tuple[str, Array]]:
+def kernel_scales(model: Message) -> Iterator[tuple[str, _Array]]:
     """The name of an int8 kernel and a scale by which it is read, ``[channels]`` float32, for each time it is read."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
@@ -76,7 +76,7 @@ def kernel_scales(model: Message) -> Iterator[tuple[str, Array]]:
             yield node.input[0], tensor_array(constants[node.input[1]])
 
 
-def widened(model: Message, values: Callable[[Message], Array], apart: Set[str] = frozenset()) -> Message:
+def to_fp32(model: Message, values: Callable[[Message], _Array], apart: Set[str] = frozenset()) -> Message:
     """An INT8 or FP16 graph in float32: its weights stay rounded as they are, what is computed is not rounded.
 
     Int8 kernels are multiplied by their scales, all but those in ``apart``. These stay integers, which are the same for
@@ -96,7 +96,7 @@ def widened(model: Message, values: Callable[[Message], Array], apart: Set[str] 
     for node in graph.node:
         for name in {*node.input}:
             readers[name].append(node)
-    scale_of: dict[str, Array] = {}
+    scale_of: dict[str, _Array] = {}
     nodes: list[Message] = []
     for node in graph.node:
         if node.op_type == "DequantizeLinear" and node.input[0] in constants:
@@ -142,7 +142,7 @@ def _drop_unread(graph: Message) -> None:
     graph.initializer.extend(kept)
 
 
-def _round_biases(graph: Message, constants: Mapping[str, Message], values: Callable[[Message], Array]) -> None:
+def _round_biases(graph: Message, constants: Mapping[str, Message], values: Callable[[Message], _Array]) -> None:
     """Biases of layers that take and hold int8: int32, in units of what both scales multiply to.
 
     ONNX Runtime can do it, too, but goes on to round kernels that are float32 on purpose.
@@ -200,7 +200,7 @@ def _never_negative(graph: Message, constants: Mapping[str, Message]) -> set[str
     return found
 
 
-def _can_scale(layer: Message, kernel: str, values: Array, axis: int) -> bool:
+def _can_scale(layer: Message, kernel: str, values: _Array, axis: int) -> bool:
     """Whether scaling a kernel along an axis is scaling the channels of the layer's output, and worth a layer."""
     if [index for index, name in enumerate(layer.input) if name == kernel] != [1]:
         return False
@@ -214,7 +214,7 @@ def _can_scale(layer: Message, kernel: str, values: Array, axis: int) -> bool:
     return layer.op_type == "MatMul" and values.ndim == 2 and axis == 1
 
 
-def _scaled(graph: Message, layer: Message, scale: Array) -> list[Message]:
+def _scaled(graph: Message, layer: Message, scale: _Array) -> list[Message]:
     """A layer without its bias, then what scales its output and adds the bias."""
     output, bias = layer.output[0], [name for name in layer.input[2:] if name]
     factor, unscaled = f"{output}.factor", f"{output}.unscaled"
@@ -236,7 +236,7 @@ def _scaled(graph: Message, layer: Message, scale: Array) -> list[Message]:
     ]
 
 
-def _without_halves(graph: Message, values: Callable[[Message], Array]) -> None:
+def _without_halves(graph: Message, values: Callable[[Message], _Array]) -> None:
     """Put float32 in place of float16; a Cast is one to the same type then, which ONNX Runtime takes out."""
     for port in (*graph.input, *graph.output):
         if port.type.tensor_type.elem_type == _HALF:

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...bundles.onnx_wire import DTYPES, Message, tensor_array
-from ...bundles.program import Program, read, split
+from ...bundles.program import Program, read_model, split_model
 from ...errors import BackendError
 from .session import open_session, quiet
 
-__all__ = ["DISABLED_OPTIMIZERS", "optimise", "pack"]
+__all__ = ["DISABLED_OPTIMIZERS", "optimise", "optimise_int8"]
 
 DISABLED_OPTIMIZERS = [
     # Fuses Pad(0) -> MaxPool into padding with -inf, which is another function (Tiny-YOLOv3: error 4e-3).
@@ -41,8 +41,8 @@ def optimise(path: Path, proto: bytes | None, folder: Path) -> tuple[Program, li
     Raises:
         BackendError: ONNX Runtime refuses it.
     """
-    model = read(_optimised(path, proto, folder, outside=1024))
-    program = split(model)
+    model = read_model(_optimised(path, proto, folder, outside=1024))
+    program = split_model(model)
     external = folder / "optimised.bin"
     data = np.memmap(external, np.uint8, "r") if external.exists() and external.stat().st_size else None
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -52,7 +52,7 @@ def optimise(path: Path, proto: bytes | None, folder: Path) -> tuple[Program, li
     return program, arrays
 
 
-def pack(path: Path, proto: bytes, folder: Path) -> bytes:
+def optimise_int8(path: Path, proto: bytes, folder: Path) -> bytes:
     """Let ONNX Runtime make integer arithmetic of a graph with uint8 activations.
 
     Args:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
-from .planner import Plan, Policy, plan
+from .planner import Plan, Policy, make_plan
 from .profile import Profile
 from .residency import Step, Transfer, steps
 
@@ -109,7 +109,7 @@ class Conductor:
     ) -> None:
         self._profile, self._budget, self._world = profile, budget, world
         self._policy = policy or Policy()
-        self._begin(profile, made or plan(profile, budget, self._policy))
+        self._begin(profile, made or make_plan(profile, budget, self._policy))
         self.blocked_ms = 0.0
         """Time in which nothing ran, as weights were awaited."""
 
@@ -120,7 +120,7 @@ class Conductor:
         while not world.over:
             if (profile := world.revised()) is not None:
                 world.clear()
-                self._begin(profile, plan(profile, self._budget, self._policy, _EXACT))
+                self._begin(profile, make_plan(profile, self._budget, self._policy, _EXACT))
                 turn = self._first()
             elif idle and not any(self._fresh(query) for query in self.plan.order):
                 # Weights come and go for frames: without any, the turn stays where it is.

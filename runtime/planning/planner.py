@@ -20,7 +20,7 @@ from ...errors import InputError
 from .profile import Profile
 from .residency import Rule, Step, settled
 
-__all__ = ["EXACT", "POLICIES", "Plan", "Policy", "check_policy", "plan"]
+__all__ = ["EXACT", "POLICIES", "Plan", "Policy", "check_policy", "make_plan"]
 
 EXACT = 7
 """Up to so many queries, the plan is the best there is."""
@@ -28,7 +28,7 @@ _MOST_COMBINATIONS = 50_000
 """Of batch sizes, for an order; where there are more, not all of them are tried."""
 _IMPROVEMENTS = 150
 
-Array = NDArray[np.float64]
+_Array = NDArray[np.float64]
 Choices = NDArray[np.intp]
 
 
@@ -83,7 +83,7 @@ class Plan:
     """Frames a second of each query that keep to the SLA."""
 
 
-def plan(profile: Profile, budget: int, policy: Policy | None = None, exact: int = EXACT) -> Plan:
+def make_plan(profile: Profile, budget: int, policy: Policy | None = None, exact: int = EXACT) -> Plan:
     """The best plan that is found, the same for the same profile.
 
     Args:
@@ -97,7 +97,7 @@ def plan(profile: Profile, budget: int, policy: Policy | None = None, exact: int
     if policy.lazy:
         eager = replace(policy, lazy=False)
         rules = (policy.rule, replace(policy.rule, ahead="none"))
-        both = (plan(profile, budget, replace(eager, rule=rule), exact) for rule in rules)
+        both = (make_plan(profile, budget, replace(eager, rule=rule), exact) for rule in rules)
         return max(both, key=lambda found: (_slowest(profile, found) if policy.fair else 0.0, *_worth(found)))
     if policy.listed:
         return _best_batches(profile, budget, queries, policy)
@@ -201,33 +201,33 @@ class _Cost:
         found: list[int] = self._sizes[self._places, choice].tolist()
         return found
 
-    def cycle(self, choices: Choices) -> tuple[Array, Array]:
+    def cycle(self, choices: Choices) -> tuple[_Array, _Array]:
         """Milliseconds of a cycle on average, and of them those in which weights are awaited, ``[C]`` each."""
         runs = self._times[self._places, choices]
         before = np.roll(runs, 1, axis=1)[:, None]
         blocked = np.maximum(self._ahead - before, 0).sum(2).mean(1) + self._then
         return np.maximum(runs.sum(1) + blocked, 1e-9), blocked
 
-    def frames(self, choices: Choices) -> Array:
+    def frames(self, choices: Choices) -> _Array:
         """Frames a second that keep to the SLA, on average over all that a camera's clock may show, ``[C, Q]``."""
         cycle = self.cycle(choices)[0][:, None]
         # In its turn a query takes what came since the last one and can still be answered in time.
         young = self._sla - self._times[self._places, choices]
         # What is late in any case is answered late.
         window = np.where(young >= 0, np.minimum(young, cycle), cycle)
-        found: Array = np.minimum(self._sizes[self._places, choices], self._fps * window / 1e3) / cycle * 1e3
+        found: _Array = np.minimum(self._sizes[self._places, choices], self._fps * window / 1e3) / cycle * 1e3
         return found
 
     def slowest(self, choice: Choices) -> int:
         """The query with the lowest part of its frames."""
         return int(np.argmin(self.frames(choice[None])[0] / self._fps))
 
-    def score(self, choices: Choices) -> Array:
+    def score(self, choices: Choices) -> _Array:
         """What is to be as large as can be, ``[C]``."""
         frames = self.frames(choices)
         # Of plans that lose as few, the one that is done sooner.
-        total: Array = np.round(frames.sum(1), 6) - self.cycle(choices)[0] * 1e-9
-        lowest: Array = (frames / self._fps).min(1) * 1e6 if self._fair else np.zeros(len(choices))
+        total: _Array = np.round(frames.sum(1), 6) - self.cycle(choices)[0] * 1e-9
+        lowest: _Array = (frames / self._fps).min(1) * 1e6 if self._fair else np.zeros(len(choices))
         return lowest + total
 
 
@@ -243,7 +243,7 @@ def _nearest(profile: Profile, queries: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(queries[index] for index in _shortened(order, cost))
 
 
-def _shortened(order: list[int], cost: Array) -> list[int]:
+def _shortened(order: list[int], cost: _Array) -> list[int]:
     """Moves of a stretch to another place, or round, for as long as the cycle gets shorter."""
 
     def length(cycle: list[int]) -> float:

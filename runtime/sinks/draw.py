@@ -9,8 +9,8 @@ from math import sqrt
 import cv2
 import numpy as np
 
+from ...frames.frame import Image
 from ..decode.results import Detection, Result
-from ..feeds import Image
 from .words import words
 
 __all__ = ["Color", "annotate", "palette"]

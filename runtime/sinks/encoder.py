@@ -10,9 +10,9 @@ import av
 import cv2
 import numpy as np
 
-from ..feeds import Image
+from ...frames.frame import Image
 
-__all__ = ["Encoder", "fit"]
+__all__ = ["Encoder", "fit_image"]
 
 # A thousandth of a second: fine enough for any camera, and coarse enough for MPEG-4, whose denominators end at 65535.
 _TICKS = 1000
@@ -37,7 +37,7 @@ class Encoder:
 
     def write(self, image: Image, time: float) -> None:
         """Add a frame ``[H, W, 3]`` BGR at ``time`` seconds."""
-        frame = av.VideoFrame.from_ndarray(fit(image, self._size), format="bgr24")
+        frame = av.VideoFrame.from_ndarray(fit_image(image, self._size), format="bgr24")
         # Two frames within one tick would be refused by the container.
         self._last = max(self._last + 1, round(time * _TICKS))
         frame.pts, frame.time_base = self._last, Fraction(1, _TICKS)
@@ -51,7 +51,7 @@ class Encoder:
             self._container.close()
 
 
-def fit(image: Image, size: tuple[int, int]) -> Image:
+def fit_image(image: Image, size: tuple[int, int]) -> Image:
     """The image in ``size`` (width, height), aspect ratio kept.
 
     One missing column or row is repeated; other sizes, as after a camera's restart, are scaled and centred on black.

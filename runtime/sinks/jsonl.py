@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
-from ..decode.results import Result, to_json
-from ..feeds import Frame
+from ...frames.frame import Frame
+from ..decode.results import Result, result_to_json
 from .sink import Sink
 
 __all__ = ["ResultsSink"]
@@ -36,7 +36,7 @@ class ResultsSink(Sink):
             "frame": frame.index,
             "time": round(frame.time, 3),
             "latency_ms": round(latency_ms, 3),
-            "result": to_json(result),
+            "result": result_to_json(result),
         }
         try:
             self._file.write(_line(row))

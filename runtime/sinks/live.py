@@ -13,8 +13,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ...frames.frame import Frame
 from ..decode.results import Result
-from ..feeds import Feed, Frame
+from ..feeds import Feed
 from .sink import Sink
 from .words import words
 

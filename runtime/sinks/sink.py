@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ...frames.frame import Frame
 from ..decode.results import Result
-from ..feeds import Frame
 
 __all__ = ["Sink"]
 

@@ -9,8 +9,8 @@ from queue import Queue
 from threading import Thread
 
 from ...errors import GemelError, InputError, first_line
+from ...frames.frame import Frame
 from ..decode.results import Result
-from ..feeds import Frame
 from .draw import annotate, palette
 from .encoder import Encoder
 from .sink import Sink

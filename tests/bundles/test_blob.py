@@ -13,7 +13,7 @@ import numpy as np
 from hypothesis import given, settings
 from numpy.typing import NDArray
 
-from gemel.bundles.blob import layout, tensor_id, write
+from gemel.bundles.blob import layout, tensor_id, write_blob
 from gemel.bundles.reader import view
 from gemel.runtime.memory.host_arena import HostArena
 
@@ -40,7 +40,7 @@ def test_round_trip(models: list[list[NDArray[Any]]], again: bool) -> None:
     plan = layout(shapes, users)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights.bin"
-        digest = write(path, plan, held.__getitem__)
+        digest = write_blob(path, plan, held.__getitem__)
         data = path.read_bytes()
     assert digest == hashlib.sha256(data).hexdigest()
     assert len(data) == plan.bytes
@@ -67,7 +67,7 @@ def test_large_segments_start_on_huge_pages_and_padding_takes_no_disk(tmp_path: 
     plan = layout({tensor: (array.dtype.name, array.shape) for tensor, array in held.items()}, users)
     assert plan.segments["s0"].models == ("a", "b")  # the most shared first
     assert plan.segments["s1"].offset == 2 << 20
-    write(tmp_path / "w.bin", plan, held.__getitem__)
+    write_blob(tmp_path / "w.bin", plan, held.__getitem__)
     assert (tmp_path / "w.bin").stat().st_size == 6 << 20
     assert (tmp_path / "w.bin").stat().st_blocks * 512 < 5 << 20
 
@@ -75,7 +75,7 @@ def test_large_segments_start_on_huge_pages_and_padding_takes_no_disk(tmp_path: 
 def test_a_workload_without_weights_has_a_blob_that_can_be_mapped(tmp_path: Path) -> None:
     plan = layout({}, {})
     held: dict[str, NDArray[Any]] = {}
-    write(tmp_path / "w.bin", plan, held.__getitem__)
+    write_blob(tmp_path / "w.bin", plan, held.__getitem__)
     assert (tmp_path / "w.bin").stat().st_size == plan.bytes == PAGE
     assert HostArena(tmp_path / "w.bin", plan.tensors, plan.segments).budget == 0
 

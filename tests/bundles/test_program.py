@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from gemel.bundles.manifest import TensorSpec
-from gemel.bundles.program import port_dtype, port_shape, read, split, with_constants
+from gemel.bundles.program import port_dtype, port_shape, read_model, split_model, with_constants
 from gemel.errors import BackendError
 from gemel.runtime.ort.session import Bound
 
@@ -45,7 +45,7 @@ def network(seed: int, *, rename: bool = False, width: int = 5) -> onnx.ModelPro
 
 
 def parts(model: onnx.ModelProto) -> Any:
-    return split(read(model.SerializeToString()))
+    return split_model(read_model(model.SerializeToString()))
 
 
 def test_one_architecture_is_one_program() -> None:
@@ -83,7 +83,7 @@ def test_ports_called_as_programs_call_their_own() -> None:
     model.graph.input[0].name, model.graph.output[0].name = "w0", "v0"
     model.graph.output.add().CopyFrom(helper.make_tensor_value_info("c0", TensorProto.FLOAT, ["batch", 5, 4, 4]))
     program = parts(model)
-    ports = [port.name for port in read(program.proto).graph.input]
+    ports = [port.name for port in read_model(program.proto).graph.input]
     assert ports == ["w0", "w1", "w2"]
     values = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     weights = [ort.OrtValue.ortvalue_from_numpy(values[name]) for name in program.weights]
@@ -112,7 +112,7 @@ def test_with_constants_is_the_inverse(tmp_path: Path) -> None:
 
 
 def test_ports() -> None:
-    graph = read(network(0).SerializeToString()).graph
+    graph = read_model(network(0).SerializeToString()).graph
     assert port_shape(graph.input[0]) == ("batch", 3, 4, 4)
     assert port_dtype(graph.input[0]) == "float32"
 
@@ -124,7 +124,7 @@ def test_a_long_chain_does_not_overflow() -> None:
     nodes = [helper.make_node("Relu", [a], [b]) for a, b in pairwise(chain)]
     ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("image", "out")]
     model = helper.make_model(helper.make_graph(nodes, "g", ports[:1], ports[1:]))
-    assert len(read(parts(model).proto).graph.node) == 5001
+    assert len(read_model(parts(model).proto).graph.node) == 5001
 
 
 def test_subgraphs_are_refused_by_name() -> None:

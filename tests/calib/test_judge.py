@@ -14,12 +14,12 @@ from narrowing import asked, lower_once, passed, write_frames, write_workload
 
 from gemel.calib.judge import Judge, judges_of
 from gemel.errors import DataError, RetrainError
-from gemel.workload import load
+from gemel.workload import load_workload
 
 
 def judged(path: Path) -> tuple[dict[str, Judge], dict[str, ir.Model], dict[str, str]]:
     """Judges of all models, their graphs, and why there is none of some."""
-    workload = load(path)
+    workload = load_workload(path)
     graphs = {
         model.name: model.stages["main"] for model in passed([lower_once(q, workload.root) for q in workload.queries])
     }

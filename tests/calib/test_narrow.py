@@ -32,18 +32,18 @@ from gemel.bundles.blob import tensor_id
 from gemel.bundles.manifest import ClassificationDecode, InputSpec
 from gemel.calib import narrow as narrowing_
 from gemel.calib.judge import Judge
-from gemel.calib.narrow import Settings, narrow, precisions_of
+from gemel.calib.narrow import PrecisionSettings, narrow, precisions_of
 from gemel.calib.record import Calibration, ModelRecord
-from gemel.calib.weights import Weights
+from gemel.calib.weights import WeightUse
 from gemel.compiler.lowering.lower import Lowered
 from gemel.compiler.writing.sharing import kernels, prove
 from gemel.errors import CalibrationError, RetrainError
 from gemel.merging.tasks import task_of
-from gemel.workload import Workload, load
+from gemel.workload import Workload, load_workload
 from gemel.workload.models.factory import models_of
 
 SHARED = ("stem.weight", "pointwise.weight", "head.weight")
-INT8 = Settings("int8", "min-max")
+INT8 = PrecisionSettings("int8", "min-max")
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,9 @@ class Made:
         return self.found
 
 
-def narrowed(path: Path, settings: Settings = INT8) -> Made:
+def narrowed(path: Path, settings: PrecisionSettings = INT8) -> Made:
     """As compile_workload does it."""
-    workload = load(path)
+    workload = load_workload(path)
     used = dict.fromkeys(models_of(workload).values())
     lowered = [lower_once(each, workload.root) for each in workload.queries if each.name in used]
     start = kernels(lowered)
@@ -127,7 +127,7 @@ def map_values(graph: ir.Model) -> list[np.ndarray[Any, Any]]:
 
 
 def test_without_a_wish_nothing_happens(pair: Path) -> None:
-    made = narrowed(write_workload(pair, asked("a"), asked("b")), Settings())
+    made = narrowed(write_workload(pair, asked("a"), asked("b")), PrecisionSettings())
     assert (made.found, made.told) == (None, [])
     assert all(proto(made.graph(name)) == proto(made.before[name]) for name in "ab")
 
@@ -152,7 +152,7 @@ def test_a_kernel_that_is_wanted_in_two_forms_stays_float32_in_both(pair: Path, 
 
 def test_fp16_halves_all_and_needs_no_ranges(pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(narrowing_, "peaks_of", None)
-    made = narrowed(write_workload(pair, asked("a"), asked("b")), Settings("fp16"))
+    made = narrowed(write_workload(pair, asked("a"), asked("b")), PrecisionSettings("fp16"))
     assert {*made.types("a").values(), *made.types("b").values()} == {"float16"}
     for name in "ab":
         assert made.record.models[name].peaks == {}
@@ -211,7 +211,9 @@ def test_every_query_of_a_model_is_judged(pair: Path) -> None:
 def test_a_query_keeps_its_target_of_the_unmerged_model_and_99_percent_in_any_case(
     pair: Path, target: float, merged: dict[str, float], floor: float
 ) -> None:
-    made = narrowed(write_workload(pair, asked("a", target=target)), Settings("int8", "min-max", merged=merged))
+    made = narrowed(
+        write_workload(pair, asked("a", target=target)), PrecisionSettings("int8", "min-max", merged=merged)
+    )
     assert made.record.queries["a"].floor == pytest.approx(floor)
 
 
@@ -252,7 +254,7 @@ def test_a_model_that_cannot_be_judged_stays_float32_and_is_told(pair: Path, mon
     assert set(made.record.kept.values()) == {"fp32 in b, int8 in a"}
     assert made.types("a")["depthwise.weight"] == "int8"
     # Without frames, too.
-    again = narrowed(pair / "workload.yaml", Settings("int8", "min-max", known=made.record, blind=True))
+    again = narrowed(pair / "workload.yaml", PrecisionSettings("int8", "min-max", known=made.record, blind=True))
     assert proto(again.graph("a")) == proto(made.graph("a"))
     assert again.record == made.record
 
@@ -266,7 +268,7 @@ def test_a_weight_that_is_no_layers_kernel_stays_one_tensor_beside_fp16(pair: Pa
         save(model, pair / f"{name}.safetensors")
     queries = [query(name, "tiny_models:TinyTransformer") for name in "tu"]
     queries[1]["precision"] = other
-    made = narrowed(write_workload(pair, *queries), Settings("fp16", "min-max"))
+    made = narrowed(write_workload(pair, *queries), PrecisionSettings("fp16", "min-max"))
     assert made.types("t")["mix.0.weight"] == made.types("u")["mix.0.weight"]
 
 
@@ -284,7 +286,7 @@ def test_a_kernel_that_models_read_along_other_axes_stays_float32() -> None:
 
     def contested(*names: str, precision: Any = "int8") -> list[str]:
         records = dict.fromkeys(names, record.model_copy(update={"precision": precision}))
-        return list(Weights([models[name] for name in names]).contested(records).values())
+        return list(WeightUse([models[name] for name in names]).contested(records).values())
 
     assert contested("a", "b") == ["int8 in a, int8 in b"]
     assert contested("a", "c") == contested("a", "b", precision="fp16") == []
@@ -299,7 +301,7 @@ def known(pair: Path) -> Made:
 
 
 def again(pair: Path, known: Made, blind: bool = False, method: Any = "min-max") -> Made:
-    return narrowed(pair / "workload.yaml", Settings("int8", method, known=known.record, blind=blind))
+    return narrowed(pair / "workload.yaml", PrecisionSettings("int8", method, known=known.record, blind=blind))
 
 
 def same(first: Made, second: Made) -> bool:
@@ -387,8 +389,8 @@ def test_a_model_that_comes_later_and_stays_float32_keeps_what_it_shares(pair: P
     assert again(pair, made).record.kept == {}
 
 
-def changed(known: Made, **changes: Any) -> Settings:
-    return Settings("int8", "min-max", known=known.record.model_copy(update=changes), blind=True)
+def changed(known: Made, **changes: Any) -> PrecisionSettings:
+    return PrecisionSettings("int8", "min-max", known=known.record.model_copy(update=changes), blind=True)
 
 
 def test_a_calibration_that_does_not_keep_todays_targets_is_refused(pair: Path, known: Made) -> None:
@@ -435,7 +437,7 @@ def test_a_model_that_cannot_bear_float16_even_with_its_layers_in_float32_stays_
         "accuracies",
         lambda judge, graph: {name: min(found, CAPS[name]) for name, found in accuracies(judge, graph).items()},
     )
-    made = narrowed(write_workload(pair, asked("a"), asked("b")), Settings("fp16"))
+    made = narrowed(write_workload(pair, asked("a"), asked("b")), PrecisionSettings("fp16"))
     assert made.record.refused == {"a": "it cannot bear fp16, with all layers in float32"}
     assert set(made.types("a").values()) == {"float32"}
     assert set(made.record.models) == set(made.record.queries) == {"b"}
@@ -447,7 +449,7 @@ def test_a_kernel_that_is_left_out_where_values_are_too_large_is_left_out_in_all
     pair: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(narrowing_, "too_large", lambda graph, _: {"logits": 1e5} if graph.graph.name == "a" else {})
-    made = narrowed(write_workload(pair, asked("a"), asked("b")), Settings("fp16"))
+    made = narrowed(write_workload(pair, asked("a"), asked("b")), PrecisionSettings("fp16"))
     assert made.types("a")["head.weight"] == made.types("b")["head.weight"] == "float32"
     assert made.types("a")["stem.weight"] == made.types("b")["stem.weight"] == "float16"
     assert made.record.kept

@@ -14,7 +14,7 @@ from tiny_models import tiny
 from torch import Tensor, nn
 
 from gemel.bundles.blob import tensor_id
-from gemel.calib.quantize import int8_kernel, layers_of, observed, quantize
+from gemel.calib.quantize import int8_kernel, observed, quantizable_layers, quantize
 from gemel.calib.ranges import peaks_of
 
 RANDOM = np.random.default_rng(0)
@@ -112,7 +112,7 @@ def test_convolutions_and_matrix_products_with_a_constant_kernel_are_layers(
 ) -> None:
     text = "flat = Flatten(image)\n turned = Transpose<perm=[1,0]>(flat)\n out = " + operation
     model = drawn(text, (4, 8, 8), k=noise(*kernel))
-    assert [(layer.name, layer.axis, layer.taken.name) for layer in layers_of(model)] == (
+    assert [(layer.name, layer.axis, layer.taken.name) for layer in quantizable_layers(model)] == (
         [] if axis is None else [("k", axis, operation.split("(")[1].split(",")[0])]
     )
     if axis is not None:
@@ -127,14 +127,14 @@ def test_convolutions_and_matrix_products_with_a_constant_kernel_are_layers(
 def test_what_something_else_reads_too_is_no_layer() -> None:
     text = "x = Conv(image, k)\n y = Mul(x, k)\n out = Conv(y, k2)"
     model = drawn(text, (1, 1, 1), k=noise(1, 1, 1, 1), k2=noise(2, 1, 1, 1))
-    assert [layer.name for layer in layers_of(model)] == ["k2"]
+    assert [layer.name for layer in quantizable_layers(model)] == ["k2"]
 
 
 def test_a_kernel_that_two_layers_read_along_other_axes_is_no_layer() -> None:
     """Tied weights of an encoder and a decoder: one tensor cannot have both roundings."""
     text = "x = Gemm(image, k)\n y = Relu(x)\n out = Gemm<transB=1>(y, k)"
     model = drawn(text, (6,), k=noise(6, 6))
-    assert layers_of(model) == []
+    assert quantizable_layers(model) == []
 
 
 def test_what_is_computed_or_of_another_type_is_no_layer() -> None:
@@ -148,7 +148,7 @@ def test_what_is_computed_or_of_another_type_is_no_layer() -> None:
         a=np.ones((1, 2), np.int8),
         b=np.ones((2, 3), np.int8),
     )
-    assert layers_of(model) == []
+    assert quantizable_layers(model) == []
 
 
 APART = "x = Conv(image, k)\n y = Conv<group=6, kernel_shape=[1,1]>(x, gamma, beta)\n out = Relu(y)"
@@ -169,7 +169,7 @@ def apart(gamma: Array | None = None, text: str = APART, **more: Array) -> ir.Mo
 
 
 def test_a_batch_norm_that_is_kept_apart_is_no_layer_of_its_own() -> None:
-    (layer,) = layers_of(apart())
+    (layer,) = quantizable_layers(apart())
     assert (layer.name, layer.result.name) == ("k", "x")
     assert layer.norm is not None
     assert (layer.norm.name, layer.norm.result.name) == ("gamma", "out")
@@ -186,7 +186,7 @@ def test_a_batch_norm_that_is_kept_apart_is_no_layer_of_its_own() -> None:
     ],
 )
 def test_a_depthwise_layer_of_the_model_itself_is_one(text: str) -> None:
-    assert [layer.name for layer in layers_of(apart(text=text))] == ["k", "gamma"]
+    assert [layer.name for layer in quantizable_layers(apart(text=text))] == ["k", "gamma"]
 
 
 # Graphs of the compiler.
@@ -261,7 +261,7 @@ def test_kept_layers_stay_float32_with_their_batch_norms(pair: dict[str, ir.Mode
 
 def test_with_all_layers_kept_a_graph_is_as_it_was(pair: dict[str, ir.Model]) -> None:
     images = frames()
-    found = quantized(pair["a"], images, frozenset(layer.name for layer in layers_of(pair["a"])))
+    found = quantized(pair["a"], images, frozenset(layer.name for layer in quantizable_layers(pair["a"])))
     assert ir.to_proto(found).SerializeToString(deterministic=True) == ir.to_proto(pair["a"]).SerializeToString(
         deterministic=True
     )
@@ -299,7 +299,7 @@ def test_a_kernel_in_two_places_of_a_model_is_one_tensor_with_two_scales() -> No
     nn.init.uniform_(module.norm2.weight, 0.5, 2)
     (model,) = lowered({"a": module.eval()})
     images = frames()
-    assert [layer.name for layer in layers_of(model.stages["main"])].count("conv.weight") == 2
+    assert [layer.name for layer in quantizable_layers(model.stages["main"])].count("conv.weight") == 2
     found = quantized(model.stages["main"], images)
     readers = [use.node for use in found.graph.initializers["conv.weight"].uses()]
     assert [node.op_type for node in readers] == ["DequantizeLinear"] * 2

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gemel.calib.record import SCHEMA_VERSION, Calibration, ModelRecord, QueryRecord, read_calibration
+from gemel.calib.record import CALIBRATION_VERSION, Calibration, ModelRecord, QueryRecord, read_calibration
 from gemel.errors import CalibrationError
 
 KERNEL = "0123456789abcdef" * 2
@@ -72,7 +72,7 @@ def test_a_file_that_is_something_else(path: Path, content: bytes) -> None:
 def test_another_version(path: Path, version: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema_version": version}))
     with pytest.raises(
-        CalibrationError, match=rf"{path}: schema_version is {version}, this gemel reads {SCHEMA_VERSION}"
+        CalibrationError, match=rf"{path}: schema_version is {version}, this gemel reads {CALIBRATION_VERSION}"
     ):
         read_calibration(path)
 

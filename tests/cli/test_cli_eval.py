@@ -15,7 +15,7 @@ from helpers import call, without
 
 from gemel.bundles.reader import MANIFEST
 from gemel.check.evaluation import evaluate as module
-from gemel.check.evaluation.evaluate import Told
+from gemel.check.evaluation.evaluate import EvaluationProgress
 from gemel.runtime.loop.summary import Summary
 
 Call = Callable[..., tuple[int, str, str]]
@@ -86,11 +86,11 @@ def test_a_query_that_failed(evaluate: Call, bundle: Path, monkeypatch: pytest.M
 
 
 def test_ctrl_c(evaluate: Call, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object, told: Told, **__: object) -> None:
+    def interrupted(*_: object, told: EvaluationProgress, **__: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         told("live", "was ended early", 0.5)
 
-    monkeypatch.setattr(module, "evaluate", interrupted)
+    monkeypatch.setattr(module, "evaluate_bundles", interrupted)
     code, out, err = evaluate(bundle)
     assert (code, out, err) == (130, "stopped; nothing was judged\n", "")
 

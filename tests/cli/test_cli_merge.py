@@ -22,7 +22,7 @@ from gemel.bundles.merge_report import read_report
 from gemel.cli.merge import parse_budget
 from gemel.errors import InputError
 from gemel.merging.training.start import donate
-from gemel.workload import Workload, load
+from gemel.workload import Workload, load_workload
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -71,7 +71,7 @@ def test_a_line_for_each_model_trial_and_query(path: Path, merge: Call, tmp_path
     assert "\x1b" not in out
     report = read_report(merged / "merge.json")
     assert len(report.trials) == len(lines) - 6
-    load(merged / "workload.yaml")
+    load_workload(merged / "workload.yaml")
 
 
 def test_options_reach_the_search(path: Path, merge: Call, tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_no_time_is_said_and_leaves_what_there_was(path: Path, merge: Call, tmp_
     assert last.startswith("Next: gemel-compile ")
     report = read_report(merged / "merge.json")
     assert (report.finished, report.trials) == (False, ())
-    assert [each.model.weights for each in load(merged / "workload.yaml").queries] == [
+    assert [each.model.weights for each in load_workload(merged / "workload.yaml").queries] == [
         "../a.safetensors",
         "../b.safetensors",
     ]
@@ -131,7 +131,7 @@ def test_ctrl_c_leaves_a_workload_that_can_be_used(
     assert (code, err) == (expected, "")
     assert out.splitlines()[-1] == f"stopped; {merged} has what was found so far. Next: the same command with --resume"
     assert not read_report(merged / "merge.json").finished
-    assert len(load(merged / "workload.yaml").queries) == 2
+    assert len(load_workload(merged / "workload.yaml").queries) == 2
     code, out, err = merge(path, "-o", merged, *SHORT)
     assert code == 2
     assert err == f"error: {merged}: is there already; --resume goes on with it; name another folder, or delete it\n"

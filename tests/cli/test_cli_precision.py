@@ -23,10 +23,10 @@ from tiny_models import tiny
 from gemel.bundles.manifest import Manifest
 from gemel.bundles.reader import open_bundle, verify
 from gemel.calib.record import read_calibration
-from gemel.check.source.accuracy import Judged, verify_accuracy
+from gemel.check.source.accuracy import QueryAccuracy, verify_accuracy
 from gemel.runtime.backends.ort_cpu import OrtCpu
 from gemel.runtime.engines.store import engines_in
-from gemel.workload import load
+from gemel.workload import load_workload
 
 Call = Callable[..., tuple[int, str, str]]
 SHARED = {(16, 3, 3, 3), (32, 16, 1, 1), (3, 32)}
@@ -345,10 +345,13 @@ def test_check_judges_by_accuracy(folder: Path, compile_: Call, gemel: Call) -> 
 
 def test_check_finds_what_is_less_accurate(folder: Path, compile_: Call) -> None:
     assert compile_("--precision", "int8")[0] == 0
-    bundle, workload = open_bundle(folder / "bundle"), load(folder / "workload.yaml")
+    bundle, workload = open_bundle(folder / "bundle"), load_workload(folder / "workload.yaml")
     # Nothing is right more often than always.
     judged = {each.query: each for each in verify_accuracy(bundle, workload, {"a": 1.1, "b": 0.9})}
-    assert {name: isinstance(each, Judged) and each.passed for name, each in judged.items()} == {"a": False, "b": True}
+    assert {name: isinstance(each, QueryAccuracy) and each.passed for name, each in judged.items()} == {
+        "a": False,
+        "b": True,
+    }
 
 
 def test_inspect_says_how_it_runs_here(folder: Path, compile_: Call, gemel: Call) -> None:

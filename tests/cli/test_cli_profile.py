@@ -13,7 +13,7 @@ from helpers import call, without
 from profiles import profile as profile_on_paper
 
 from gemel.bundles.reader import Bundle, open_bundle
-from gemel.cli.profile import to_yaml
+from gemel.cli.profile import profile_to_yaml
 from gemel.runtime.backends.ort_cpu import OrtCpu
 from gemel.runtime.loop import profiling
 from gemel.runtime.loop.profiling import profile_of
@@ -104,6 +104,6 @@ def test_names_and_numbers_that_yaml_reads_as_something_else(tmp_path: Path) -> 
     tiny = {name: {1: 1e-05, 8: 1e22} for name in models}
     known = profile_on_paper(models, {"1e5": 10**18}, run=tiny, fps={"on": 0.1, "007": 1e-7}, memory="50%")
     written = tmp_path / "profile.yaml"
-    written.write_text(to_yaml(known, "Made by hand: for a test."))
+    written.write_text(profile_to_yaml(known, "Made by hand: for a test."))
     assert read_profile(written) == known
     assert written.read_text().startswith("# Made by hand: for a test.\n")

@@ -14,11 +14,11 @@ from helpers import query, save
 from tiny_models import TinyTransformer, tiny
 
 from gemel.bundles.reader import open_bundle
-from gemel.check.source.numerics import compare
+from gemel.check.source.numerics import compare_with_source
 from gemel.compiler import compile_workload
-from gemel.compiler.passes import Choice, choose
+from gemel.compiler.passes import BatchNormChoice, choose_batch_norm
 from gemel.errors import BundleError, CompileError, ModelError, SharingLostError, WorkloadError
-from gemel.workload import Workload, load
+from gemel.workload import Workload, load_workload
 
 Make = Callable[..., Workload]
 
@@ -37,7 +37,7 @@ def test_equal_kernels_are_stored_once_and_both_outputs_are_right(bundle_folder:
     # The depthwise kernel is folded: sharing it saves less than its BatchNorm costs.
     assert shapes >= {(16, 3, 3, 3), (32, 16, 1, 1), (3, 32)}
     assert (16, 1, 3, 3) in {bundle.manifest.tensors[tensor].shape for tensor in first ^ second}
-    results = list(compare(bundle, load(bundle_folder / "workload.yaml"), rtol=1e-4, atol=1e-6))
+    results = list(compare_with_source(bundle, load_workload(bundle_folder / "workload.yaml"), rtol=1e-4, atol=1e-6))
     assert [result.model for result in results] == ["a", "b"]
     assert all(result.passed for result in results), results
     outputs = {name: bundle.manifest.models[name].stages["main"].program for name in "ab"}
@@ -92,8 +92,8 @@ def test_onnx_files_open_as_they_are(bundle_folder: Path) -> None:
 def test_lost_sharing_names_the_layer(tmp_path: Path, workload_in: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     write_pair(tmp_path)
     # A pass that folds what it should keep.
-    broken = lambda models: Choice(frozenset(), choose(models).waived)  # noqa: E731
-    monkeypatch.setattr("gemel.compiler.compile.choose", broken)
+    broken = lambda models: BatchNormChoice(frozenset(), choose_batch_norm(models).waived)  # noqa: E731
+    monkeypatch.setattr("gemel.compiler.compile.choose_batch_norm", broken)
     with pytest.raises(SharingLostError, match=r"stem\.weight of a and stem\.weight of b"):
         compile_workload(workload_in(query("a"), query("b")), tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
@@ -129,9 +129,9 @@ def test_a_failure_while_writing_keeps_the_old_bundle(bundle_folder: Path, monke
     def full(*args: Any) -> str:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("gemel.bundles.blob.write", full)
+    monkeypatch.setattr("gemel.bundles.blob.write_blob", full)
     with pytest.raises(OSError, match="No space left"):
-        compile_workload(load(bundle_folder / "workload.yaml"), output)
+        compile_workload(load_workload(bundle_folder / "workload.yaml"), output)
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
     assert {path.name for path in bundle_folder.iterdir()} == around
 
@@ -179,7 +179,7 @@ def test_the_old_bundle_comes_back_when_the_new_one_cannot_take_its_place(
 
     monkeypatch.setattr(Path, "rename", broken)
     with pytest.raises(KeyboardInterrupt):
-        compile_workload(load(bundle_folder / "workload.yaml"), bundle_folder / "bundle")
+        compile_workload(load_workload(bundle_folder / "workload.yaml"), bundle_folder / "bundle")
     open_bundle(bundle_folder / "bundle")
     assert not list(bundle_folder.glob(".*"))
 
@@ -190,7 +190,7 @@ def test_transformers_keep_their_weights_constant(tmp_path: Path, workload_in: M
     workload = workload_in(query("t", "tiny_models:TinyTransformer"), query("a"))
     bundle = open_bundle(compile_workload(workload, tmp_path / "bundle").path)
     assert {name: model.mode for name, model in bundle.manifest.models.items()} == {"t": "constant", "a": "bound"}
-    assert all(result.passed for result in compare(bundle, workload, rtol=1e-4, atol=1e-6))
+    assert all(result.passed for result in compare_with_source(bundle, workload, rtol=1e-4, atol=1e-6))
 
 
 def test_models_that_cannot_be_exported(tmp_path: Path, workload_in: Make) -> None:
@@ -214,7 +214,7 @@ def test_check_needs_the_right_workload(bundle_folder: Path) -> None:
     (bundle_folder / "other.yaml").write_text(json.dumps(document))
     bundle = open_bundle(bundle_folder / "bundle")
     with pytest.raises(BundleError, match="has no query 'a'"):
-        list(compare(bundle, load(bundle_folder / "other.yaml"), rtol=1e-3, atol=1e-5))
+        list(compare_with_source(bundle, load_workload(bundle_folder / "other.yaml"), rtol=1e-3, atol=1e-5))
 
 
 def test_check_sees_another_input(bundle_folder: Path) -> None:
@@ -222,11 +222,11 @@ def test_check_sees_another_input(bundle_folder: Path) -> None:
     (bundle_folder / "workload.yaml").write_text(text)
     bundle = open_bundle(bundle_folder / "bundle")
     with pytest.raises(BundleError, match="query a: the bundle was compiled for another input"):
-        list(compare(bundle, load(bundle_folder / "workload.yaml"), rtol=1e-3, atol=1e-5))
+        list(compare_with_source(bundle, load_workload(bundle_folder / "workload.yaml"), rtol=1e-3, atol=1e-5))
 
 
 def test_check_sees_another_model(bundle_folder: Path) -> None:
     save(tiny(5), bundle_folder / "a.safetensors")
     bundle = open_bundle(bundle_folder / "bundle")
-    first, second = compare(bundle, load(bundle_folder / "workload.yaml"), rtol=1e-3, atol=1e-5)
+    first, second = compare_with_source(bundle, load_workload(bundle_folder / "workload.yaml"), rtol=1e-3, atol=1e-5)
     assert (first.passed, second.passed) == (False, True)

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from gemel.bundles.manifest import InputSpec
-from gemel.frames.preprocess import Geometry, prepare
+from gemel.frames.preprocess import Geometry, preprocess
 
 FRAME = np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8)
 
 
 def test_normalised_planes() -> None:
     spec = InputSpec(size=(40, 60), mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
-    batch, geometry = prepare(FRAME, spec)
+    batch, geometry = preprocess(FRAME, spec)
     expected = (FRAME[:, :, ::-1] / 255 - [0.1, 0.2, 0.3]) / [0.5, 0.6, 0.7]
     assert batch.shape == (1, 3, 40, 60)
     assert batch.flags.c_contiguous
@@ -23,17 +23,17 @@ def test_normalised_planes() -> None:
 
 @pytest.mark.parametrize("mean", [(0.0, 0.0, 0.0), (0.5,)])
 def test_gray(mean: tuple[float, ...]) -> None:
-    batch, _ = prepare(FRAME, InputSpec(size=(20, 30), color="gray", mean=mean))
+    batch, _ = preprocess(FRAME, InputSpec(size=(20, 30), color="gray", mean=mean))
     assert batch.shape == (1, 1, 20, 30)
 
 
 def test_colour_order_and_scale() -> None:
-    batch, _ = prepare(FRAME, InputSpec(size=(40, 60), color="bgr", scale=1.0))
+    batch, _ = preprocess(FRAME, InputSpec(size=(40, 60), color="bgr", scale=1.0))
     np.testing.assert_array_equal(batch[0], FRAME.transpose(2, 0, 1))
 
 
 def test_letterbox_keeps_the_aspect_ratio_and_boxes_find_back() -> None:
-    batch, geometry = prepare(FRAME, InputSpec(size=(96, 90), fit="letterbox", pad=0.25))
+    batch, geometry = preprocess(FRAME, InputSpec(size=(96, 90), fit="letterbox", pad=0.25))
     assert geometry.valid == (60, 90)
     assert (batch[0, :, 60:] == 0.25).all()
     box = np.array([[15.0, 30.0, 90.0, 96.0]], np.float32)

@@ -13,7 +13,7 @@ from engines_coverage import NARROW, frames_for
 
 from gemel.bundles.manifest import Precision
 from gemel.bundles.reader import open_bundle
-from gemel.check.source.numerics import compare
+from gemel.check.source.numerics import compare_with_source
 from gemel.errors import BackendError
 from gemel.runtime.backends import open_backend
 from gemel.runtime.backends.on_device import OnDevice
@@ -67,7 +67,7 @@ def run(backend: OnDevice, model: str) -> np.ndarray:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_answers_of_every_architecture(case: Case, name: str, tmp_path: Path) -> None:
     workload, bundle, _ = bundle_of(case, tmp_path)
-    for found in compare(bundle, workload, rtol=1e-2, atol=1e-4, backend=name):
+    for found in compare_with_source(bundle, workload, rtol=1e-2, atol=1e-4, backend=name):
         assert found.passed, f"{case.name}: relative difference {found.relative:.1e}"
 
 
@@ -83,7 +83,7 @@ def test_models_take_turns_in_the_least_memory(backend: OnDevice, bundle: Path) 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_refitted_answers_of_every_architecture(case: Case, refitting: str, tmp_path: Path) -> None:
     workload, bundle, _ = bundle_of(case, tmp_path)
-    for found in compare(bundle, workload, rtol=1e-2, atol=1e-4, backend=refitting):
+    for found in compare_with_source(bundle, workload, rtol=1e-2, atol=1e-4, backend=refitting):
         assert found.passed, f"{case.name}: relative difference {found.relative:.1e}"
     (engines,) = engines_in(bundle)
     reasons = [spec.choice.why for spec in engines.engines.values() if spec.inputs and spec.refit is None]

@@ -14,9 +14,9 @@ from gemel.compiler.heads import cut
 from gemel.frames.preprocess import Geometry
 from gemel.merging.layers.layers import layers_of
 from gemel.merging.models.networks import Network
-from gemel.merging.models.trace import trace
+from gemel.merging.models.trace import trace_layers
 from gemel.merging.tasks import task_of
-from gemel.merging.training.subjects import Held, Subject, Teacher, evaluate
+from gemel.merging.training.subjects import JudgedQuery, Subject, Teacher, outputs_on
 from gemel.workload.data import Images
 from gemel.workload.document.schema import Query
 
@@ -72,14 +72,14 @@ def make_subject(
     images = Images(pixels, (Geometry((8, 8), (8, 8), (8, 8)),) * count, made.input)
     stage = made.stages["main"].module.eval()
     device = torch.device("cpu")
-    answers = evaluate(stage, images, device)
+    answers = outputs_on(stage, images, device)
     if labels:
         images = replace(images, labels=answers[0].argmax(1))
-    traced = trace(made)
+    traced = trace_layers(made)
     held = []
     for query_ in queries:
         judge = task_of(network, query_)
-        held.append(Held(query_, judge, images, answers, judge.accuracy(answers, answers, images)))
+        held.append(JudgedQuery(query_, judge, images, answers, judge.accuracy(answers, answers, images)))
     teacher = Teacher(stage, images, device)
     return Subject(network, traced, tuple(layers_of(network, traced=traced)), images, tuple(held), stage, teacher)
 

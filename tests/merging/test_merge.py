@@ -17,16 +17,16 @@ from safetensors.torch import load_file
 from gemel.bundles.merge_report import MergeReport, read_report
 from gemel.compiler import compile_workload
 from gemel.errors import DataError, InputError
-from gemel.merging.merge import Listener, Options, merge_workload
-from gemel.merging.strategies import STRATEGIES, Settings
-from gemel.merging.training.training import Progress
-from gemel.workload import load
+from gemel.merging.merge import Listener, MergeOptions, merge_workload
+from gemel.merging.strategies import STRATEGIES, SearchSettings
+from gemel.merging.training.training import TrainingProgress
+from gemel.workload import load_workload
 
-SHORT = Settings(steps=24, epochs=2, batch=50)
+SHORT = SearchSettings(steps=24, epochs=2, batch=50)
 
 
-def options(**changes: Any) -> Options:
-    return Options(**{"settings": SHORT, "device": "cpu", **changes})
+def options(**changes: Any) -> MergeOptions:
+    return MergeOptions(**{"settings": SHORT, "device": "cpu", **changes})
 
 
 class Lines(Listener):
@@ -34,14 +34,14 @@ class Lines(Listener):
 
     def __init__(self, stop: int | None = None) -> None:
         self.reports: list[MergeReport] = []
-        self.steps: list[Progress] = []
+        self.steps: list[TrainingProgress] = []
         self.left: dict[str, str] = {}
         self._stop = stop
 
     def left_out(self, model: str, error: Exception) -> None:
         self.left[model] = str(error)
 
-    def progress(self, progress: Progress) -> None:
+    def progress(self, progress: TrainingProgress) -> None:
         self.steps.append(progress)
 
     def verdict(self, verdict: Any, report: MergeReport) -> None:
@@ -60,8 +60,10 @@ def comparable(report: MergeReport) -> dict[str, Any]:
 def test_merged_models_share_and_keep_their_targets(trained: Path) -> None:
     lines = Lines()
     # Without the donor's BatchNorm the start is bad enough that something is left to learn.
-    settings = Settings(steps=24, batch=50, start="first")
-    report = merge_workload(load(trained / "workload.yaml"), trained / "merged", options(settings=settings), lines)
+    settings = SearchSettings(steps=24, batch=50, start="first")
+    report = merge_workload(
+        load_workload(trained / "workload.yaml"), trained / "merged", options(settings=settings), lines
+    )
     assert report.finished
     assert report.saving > 0.4
     assert report.merged_bytes == pytest.approx(report.original_bytes * (1 - report.saving))
@@ -80,8 +82,8 @@ def test_merged_models_share_and_keep_their_targets(trained: Path) -> None:
 
 
 def test_the_merged_workload_compiles_and_the_bundle_shares(trained: Path) -> None:
-    report = merge_workload(load(trained / "workload.yaml"), trained / "merged", options())
-    merged = load(trained / "merged" / "workload.yaml")
+    report = merge_workload(load_workload(trained / "workload.yaml"), trained / "merged", options())
+    merged = load_workload(trained / "merged" / "workload.yaml")
     bundle = compile_workload(merged, trained / "bundle").manifest
     shared = {tensor.tensor for tensor in report.shared}
     users = {name: set(segment.models) for name, segment in bundle.segments.items()}
@@ -94,19 +96,20 @@ def test_the_merged_workload_compiles_and_the_bundle_shares(trained: Path) -> No
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_strategy_ends_with_a_usable_workload(name: str, trained: Path) -> None:
-    settings = Settings(steps=8, epochs=1, batch=100, rate=0.02)
+    settings = SearchSettings(steps=8, epochs=1, batch=100, rate=0.02)
     report = merge_workload(
-        load(trained / "workload.yaml"), trained / "merged", options(strategy=name, settings=settings)
+        load_workload(trained / "workload.yaml"), trained / "merged", options(strategy=name, settings=settings)
     )
     assert report.finished
     assert report.trials
     assert all(found.relative >= found.target for found in report.queries.values())
-    load(trained / "merged" / "workload.yaml")
+    load_workload(trained / "merged" / "workload.yaml")
 
 
 def test_equal_seeds_repeat_a_merge(trained: Path) -> None:
     first, second = (
-        merge_workload(load(trained / "workload.yaml"), trained / name, options(seed=3)) for name in ("one", "two")
+        merge_workload(load_workload(trained / "workload.yaml"), trained / name, options(seed=3))
+        for name in ("one", "two")
     )
     assert comparable(first) == comparable(second)
     files = [sorted(path.name for path in (trained / name / "weights").iterdir()) for name in ("one", "two")]
@@ -115,21 +118,21 @@ def test_equal_seeds_repeat_a_merge(trained: Path) -> None:
 
 @pytest.mark.parametrize("after", [1, 2, 3])
 def test_a_merge_that_was_stopped_goes_on(after: int, trained: Path) -> None:
-    workload = load(trained / "workload.yaml")
+    workload = load_workload(trained / "workload.yaml")
     # Too few steps to succeed at once, so that later trials build on earlier ones.
-    hard = options(settings=Settings(steps=2, batch=50, rate=0.001, start="first"))
+    hard = options(settings=SearchSettings(steps=2, batch=50, rate=0.001, start="first"))
     whole = merge_workload(workload, trained / "whole", hard)
     with pytest.raises(KeyboardInterrupt):
         merge_workload(workload, trained / "parts", hard, Lines(stop=after))
     usable = read_report(trained / "parts" / "merge.json")
     assert len(usable.trials) == after
     assert not usable.finished
-    load(trained / "parts" / "workload.yaml")
+    load_workload(trained / "parts" / "workload.yaml")
     with pytest.raises(InputError, match="--resume goes on with it"):
         merge_workload(workload, trained / "parts", hard)
     lines = Lines()
     resumed = merge_workload(
-        workload, trained / "parts", Options(settings=hard.settings, device="cpu", resume=True), lines
+        workload, trained / "parts", MergeOptions(settings=hard.settings, device="cpu", resume=True), lines
     )
     assert len(lines.reports) == len(whole.trials) - after
     assert comparable(resumed) == comparable(whole)
@@ -145,7 +148,7 @@ def test_kill_and_resume(trained: Path) -> None:
                 process.send_signal(signal.SIGKILL)
                 break
     assert process.returncode == -signal.SIGKILL
-    workload, settings = load(trained / "workload.yaml"), Settings(steps=24, batch=50)
+    workload, settings = load_workload(trained / "workload.yaml"), SearchSettings(steps=24, batch=50)
     report = merge_workload(workload, trained / "merged", options(settings=settings, resume=True))
     assert report == read_report(trained / "merged" / "merge.json")
     assert report.finished
@@ -153,16 +156,16 @@ def test_kill_and_resume(trained: Path) -> None:
 
 
 def test_no_time_leaves_everything_as_it_was(trained: Path) -> None:
-    report = merge_workload(load(trained / "workload.yaml"), trained / "merged", options(budget=0.001))
+    report = merge_workload(load_workload(trained / "workload.yaml"), trained / "merged", options(budget=0.001))
     assert not report.finished
-    merged = load(trained / "merged" / "workload.yaml")
+    merged = load_workload(trained / "merged" / "workload.yaml")
     assert {found.relative for found in report.queries.values()} >= {1.0} or report.saving > 0
     compile_workload(merged, trained / "bundle")
 
 
 def test_a_loss_that_is_no_number_ends_its_trial(trained: Path) -> None:
-    wild = options(settings=Settings(steps=24, batch=50, rate=1e12), strategy="heaviest")
-    report = merge_workload(load(trained / "workload.yaml"), trained / "merged", wild)
+    wild = options(settings=SearchSettings(steps=24, batch=50, rate=1e12), strategy="heaviest")
+    report = merge_workload(load_workload(trained / "workload.yaml"), trained / "merged", wild)
     wrong = [trial for trial in report.trials if "the loss is" in trial.ended]
     assert wrong
     assert not any(trial.accepted for trial in wrong)
@@ -176,7 +179,7 @@ def test_a_query_without_data_or_frames_is_refused(trained: Path) -> None:
     document["feeds"]["yard"]["source"] = "rtsp://camera/stream"
     (trained / "workload.yaml").write_text(json.dumps(document))
     with pytest.raises(DataError, match="query direction"):
-        merge_workload(load(trained / "workload.yaml"), trained / "merged", options())
+        merge_workload(load_workload(trained / "workload.yaml"), trained / "merged", options())
 
 
 def test_without_labels_the_original_model_is_the_teacher(trained: Path) -> None:
@@ -189,7 +192,7 @@ def test_without_labels_the_original_model_is_the_teacher(trained: Path) -> None
         path.rename(flat / f"{index:04}.png")
     document["feeds"]["yard"]["source"] = "frames"
     (trained / "workload.yaml").write_text(json.dumps(document))
-    report = merge_workload(load(trained / "workload.yaml"), trained / "merged", options())
+    report = merge_workload(load_workload(trained / "workload.yaml"), trained / "merged", options())
     assert report.saving > 0.4
     assert {found.original for found in report.queries.values()} == {1.0}
 
@@ -200,5 +203,5 @@ def test_without_labels_the_original_model_is_the_teacher(trained: Path) -> None
 )
 def test_options_that_are_not_allowed(field: str, value: str, message: str, trained: Path) -> None:
     with pytest.raises(InputError, match=message):
-        merge_workload(load(trained / "workload.yaml"), trained / "merged", options(**{field: value}))
+        merge_workload(load_workload(trained / "workload.yaml"), trained / "merged", options(**{field: value}))
     assert not (trained / "merged").exists()

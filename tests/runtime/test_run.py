@@ -20,13 +20,13 @@ from gemel.runtime.loop import profiling
 from gemel.runtime.loop.times import Times
 from gemel.runtime.planning.planner import POLICIES
 from gemel.runtime.planning.profile import Profile
-from gemel.runtime.run import Options, run_bundle
+from gemel.runtime.run import RunOptions, run_bundle
 
 
 def test_offline_sees_every_frame(bundle: Path, tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
     summary = run_bundle(
-        open_bundle(bundle), Options(offline=True, results=results, video=tmp_path / "video")
+        open_bundle(bundle), RunOptions(offline=True, results=results, video=tmp_path / "video")
     ).to_json()
     assert {name: (q["frames"], q["processed"], q["skipped"]) for name, q in summary["queries"].items()} == {
         "a": (12, 12, 0),
@@ -46,14 +46,14 @@ def test_offline_sees_every_frame(bundle: Path, tmp_path: Path) -> None:
 
 def test_queries_of_one_model_and_frame_agree(bundle: Path, tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
-    run_bundle(open_bundle(bundle), Options(offline=True, results=results))
+    run_bundle(open_bundle(bundle), RunOptions(offline=True, results=results))
     rows = [json.loads(line) for line in results.read_text().splitlines()]
     by_time = {(row["query"], row["time"]): row["result"] for row in rows}
     assert by_time["a", 0.0] == by_time["c", 0.0] != by_time["b", 0.0]
 
 
 def test_live(bundle: Path) -> None:
-    summary = run_bundle(open_bundle(bundle), Options(frames=5)).to_json()
+    summary = run_bundle(open_bundle(bundle), RunOptions(frames=5)).to_json()
     for query in summary["queries"].values():
         assert query["frames"] == query["processed"] + query["skipped"] == 5
         assert query["processed"] > 0
@@ -62,7 +62,7 @@ def test_live(bundle: Path) -> None:
 def test_one_broken_feed_leaves_the_others_alone(bundle: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"not a video")
-    options = Options(offline=True, sources={"yard": str(broken)})
+    options = RunOptions(offline=True, sources={"yard": str(broken)})
     summary = run_bundle(open_bundle(bundle), options).to_json()
     assert summary["queries"]["c"]["processed"] == 6
     assert summary["queries"]["a"]["processed"] == 0
@@ -73,18 +73,18 @@ def test_one_broken_feed_leaves_the_others_alone(bundle: Path, tmp_path: Path) -
 def test_no_feed_at_all(bundle: Path, tmp_path: Path) -> None:
     sources = dict.fromkeys(("yard", "gate"), str(tmp_path / "nowhere.mp4"))
     with pytest.raises(FeedError, match=r"feed 'yard': source .*nowhere\.mp4' does not exist"):
-        run_bundle(open_bundle(bundle), Options(sources=sources))
+        run_bundle(open_bundle(bundle), RunOptions(sources=sources))
 
 
 def test_unknown_feed(bundle: Path) -> None:
     with pytest.raises(FeedError, match="feed 'yrd' is not in the bundle; its feeds are yard, gate"):
-        run_bundle(open_bundle(bundle), Options(sources={"yrd": "x.mp4"}))
+        run_bundle(open_bundle(bundle), RunOptions(sources={"yrd": "x.mp4"}))
 
 
 def test_stop(bundle: Path) -> None:
     stop = Event()
     stop.set()
-    summary = run_bundle(open_bundle(bundle), Options(), stop=stop).to_json()
+    summary = run_bundle(open_bundle(bundle), RunOptions(), stop=stop).to_json()
     assert all(query["processed"] == 0 for query in summary["queries"].values())
 
 
@@ -117,7 +117,7 @@ def change_manifest(bundle: Path, change: Callable[[dict[str, Any]], None]) -> N
 
 def test_feeds_without_a_query_are_not_opened(bundle: Path) -> None:
     change_manifest(bundle, lambda d: d["feeds"].update(unused={"source": "nowhere.mp4"}))
-    summary = run_bundle(open_bundle(bundle), Options(offline=True))
+    summary = run_bundle(open_bundle(bundle), RunOptions(offline=True))
     assert set(summary.run.feeds) == {"yard", "gate"}
     assert summary.failures == {}
 
@@ -127,7 +127,7 @@ def test_a_decoder_that_cannot_be_made_leaves_no_sink_open(
 ) -> None:
     monkeypatch.setattr(run_module, "Inference", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        run_bundle(open_bundle(bundle), Options(results=tmp_path / "r.jsonl", video=tmp_path / "video"))
+        run_bundle(open_bundle(bundle), RunOptions(results=tmp_path / "r.jsonl", video=tmp_path / "video"))
     assert not (tmp_path / "r.jsonl").exists()
 
 
@@ -136,7 +136,7 @@ def test_queries_that_failed(bundle: Path, tmp_path: Path) -> None:
     broken.write_bytes(b"not a video")
     # A stage that runs, but on an input that its graph refuses.
     change_manifest(bundle, lambda d: d["models"]["a"]["input"].update(size=[8, 8], color="gray", mean=[0], std=[1]))
-    summary = run_bundle(open_bundle(bundle), Options(offline=True, sources={"yard": str(broken)}, frames=20))
+    summary = run_bundle(open_bundle(bundle), RunOptions(offline=True, sources={"yard": str(broken)}, frames=20))
     assert set(summary.failures) == {"a", "b", "c"}
     assert "feed 'yard'" in summary.failures["b"]
     assert "model a, stage main" in summary.failures["c"]
@@ -157,7 +157,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("policy", POLICIES)
 def test_weights_are_swapped_as_planned_where_memory_is_short(bundle: Path, tmp_path: Path, policy: str) -> None:
     trace = tmp_path / "trace.json"
-    options = Options(memory="min", policy=policy, frames=8, threads=1, trace=trace)
+    options = RunOptions(memory="min", policy=policy, frames=8, threads=1, trace=trace)
     summary = run_bundle(open_bundle(bundle), options).to_json()
     for query in summary["queries"].values():
         assert query["frames"] == query["processed"] + query["skipped"] == 8
@@ -180,7 +180,7 @@ def test_weights_are_swapped_as_planned_where_memory_is_short(bundle: Path, tmp_
 
 @pytest.mark.usefixtures("measured")
 def test_offline_every_frame_is_seen_where_memory_is_short(bundle: Path) -> None:
-    summary = run_bundle(open_bundle(bundle), Options(memory="min", offline=True, threads=1)).to_json()
+    summary = run_bundle(open_bundle(bundle), RunOptions(memory="min", offline=True, threads=1)).to_json()
     assert {name: query["processed"] for name, query in summary["queries"].items()} == {"a": 12, "b": 12, "c": 6}
     assert summary["memory"]["peak"] <= summary["memory"]["budget"]
 
@@ -193,7 +193,7 @@ def test_a_model_that_takes_longer_than_the_sla_is_named_and_served(
         return Times(load=dict.fromkeys(backend.segments, 0.5), run=times)
 
     monkeypatch.setattr(profiling, "measure_times", measure_times)
-    summary = run_bundle(open_bundle(bundle), Options(memory="min", frames=6, threads=1))
+    summary = run_bundle(open_bundle(bundle), RunOptions(memory="min", frames=6, threads=1))
     assert "a run takes 5000 ms, longer than the SLA" in caplog.text
     assert all(query.processed > 0 for query in summary.run.queries.values())
 
@@ -206,7 +206,7 @@ def test_a_device_that_cannot_be_measured_still_runs(
         raise BackendError("out of luck")
 
     monkeypatch.setattr(run_module, "profile_of", fails)
-    summary = run_bundle(open_bundle(bundle), Options(memory=memory, offline=True, threads=1)).to_json()
+    summary = run_bundle(open_bundle(bundle), RunOptions(memory=memory, offline=True, threads=1)).to_json()
     assert {name: query["processed"] for name, query in summary["queries"].items()} == {"a": 12, "b": 12, "c": 6}
     assert summary["memory"]["peak"] <= summary["memory"]["budget"]
     # Where all fits, there is nothing to measure.
@@ -215,4 +215,4 @@ def test_a_device_that_cannot_be_measured_still_runs(
 
 def test_a_trace_that_cannot_be_written(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot write the trace"):
-        run_bundle(open_bundle(bundle), Options(offline=True, trace=tmp_path))
+        run_bundle(open_bundle(bundle), RunOptions(offline=True, trace=tmp_path))

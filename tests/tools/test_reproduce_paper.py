@@ -16,7 +16,7 @@ from profiles import profile
 from reproduce_paper import main
 
 from gemel.merging.analysis.analysis import Analysis
-from gemel.merging.analysis.analysis import Profile as Sizes
+from gemel.merging.analysis.analysis import ModelSizes as Sizes
 from gemel.merging.layers.layers import Layer
 from gemel.runtime.planning.read import read_profile
 from gemel.runtime.planning.simulate import QueryOutcome

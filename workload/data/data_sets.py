@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ...bundles.manifest import InputSpec
 from ...errors import DataError, FeedError, InputError
+from ...frames.reference import package_file
 from ...frames.source import Source, resolve
-from ...runtime.feeds import package_file
 from ..document.schema import Query, Workload
 from .coco import list_coco
 from .folders import class_folders, list_classes, list_flat

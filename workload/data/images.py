@@ -61,7 +61,7 @@ class Images:
             mirrored: left and right change places, within the part of the input that the frame covers.
 
         Returns:
-            ``[B, C, height, width]`` float32, bit for bit what :func:`gemel.frames.preprocess.prepare` makes.
+            ``[B, C, height, width]`` float32, bit for bit what :func:`gemel.frames.preprocess.preprocess` makes.
         """
         pixels = self.pixels[indices]
         if mirrored:

@@ -32,7 +32,7 @@ _CHUNK = 256
 _VAL_SHARE = 5
 
 Resized = tuple[NDArray[np.uint8], Geometry]
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Listing:
                 )
 
 
-def _picked(values: Sequence[T], rows: Iterable[int]) -> tuple[T, ...]:
+def _picked(values: Sequence[_T], rows: Iterable[int]) -> tuple[_T, ...]:
     return tuple(values[row] for row in rows)
 
 

@@ -14,12 +14,12 @@ from ...environment import expand
 from ...errors import WorkloadError
 from .schema import Workload
 
-__all__ = ["load"]
+__all__ = ["load_workload"]
 
 Field = tuple[str | int, ...]
 
 
-def load(path: str | Path) -> Workload:
+def load_workload(path: str | Path) -> Workload:
     """Read and validate a workload.
 
     ``${VAR}`` and ``${VAR:-default}`` in strings come from the environment. In the address of a camera they stay as

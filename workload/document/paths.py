@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...errors import InputError, ModelError
-from ...runtime.feeds import package_file
+from ...frames.reference import package_file
 
 __all__ = ["locate"]
 

@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 from ...bundles.budget import parse_memory
 from ...bundles.manifest import Name, Precision
 
-__all__ = ["Data", "Device", "Feed", "Input", "Model", "Query", "Workload"]
+__all__ = ["Data", "DeviceSettings", "FeedSettings", "Input", "Model", "Query", "Workload"]
 
 _UNITS_MS = {"ms": 1.0, "s": 1000.0}
 
@@ -58,13 +58,13 @@ def _memory(value: Any) -> Any:
         raise PydanticCustomError("memory", "{reason}", {"reason": str(error)}) from error
 
 
-class Device(_Strict):
+class DeviceSettings(_Strict):
     backend: Literal["ort-cpu", "ort-cuda", "tensorrt", "tensorrt-rtx"] = "ort-cpu"
     memory: Annotated[Annotated[int, Field(gt=0, strict=True)] | str, BeforeValidator(_memory)] = "all"
     """Budget for weights: bytes, ``all``, ``min`` (the hungriest model alone) or a share of all."""
 
 
-class Feed(_Strict):
+class FeedSettings(_Strict):
     source: str
     fps: Annotated[float, Field(gt=0)] | None = None
     loop: bool = False
@@ -142,10 +142,10 @@ class Query(_Strict):
 
 class Workload(_Strict):
     schema_version: Literal["1"]
-    device: Device = Device()
+    device: DeviceSettings = DeviceSettings()
     sla: Annotated[float, BeforeValidator(_milliseconds), Field(gt=0)] = 100.0
     """Milliseconds from a frame's arrival to its result."""
-    feeds: Annotated[dict[Name, Feed], Field(min_length=1)]
+    feeds: Annotated[dict[Name, FeedSettings], Field(min_length=1)]
     queries: Annotated[list[Query], Field(min_length=1)]
 
     _path: Path = PrivateAttr(default=Path("workload.yaml"))

@@ -21,7 +21,7 @@ from ...errors import ModelError, first_line
 from ..document.paths import locate
 from ..document.schema import Model, Workload
 
-__all__ = ["build", "identity", "models_of", "read_state"]
+__all__ = ["build_model", "identity", "models_of", "read_state"]
 
 _FORMATS = (".safetensors", ".pt", ".pth", ".th", ".weights")
 
@@ -45,7 +45,7 @@ def models_of(workload: Workload) -> dict[str, str]:
     }
 
 
-def build(model: Model, root: Path, query: str) -> nn.Module:
+def build_model(model: Model, root: Path, query: str) -> nn.Module:
     """Make the module, load its weights and put it in eval mode.
 
     Args:

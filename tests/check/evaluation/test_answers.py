@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemel.check.evaluation.answers import Answer, Recorder, arrivals, standing
+from gemel.frames.frame import Frame
 from gemel.runtime.decode.results import Class
-from gemel.runtime.feeds import Frame
 
 
 def answer(frame: int, done: float, arrived: float | None = None) -> Answer:

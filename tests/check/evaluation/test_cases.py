@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from gemel.bundles.reader import MANIFEST, open_bundle
-from gemel.check.evaluation.cases import Case, Weights, budgets, cases, check_same
+from gemel.check.evaluation.cases import Case, WeightBytes, budgets, cases, check_same
 from gemel.errors import InputError
 
-UNMERGED, MERGED = Weights(total=100, least=40), Weights(total=70, least=45)
+UNMERGED, MERGED = WeightBytes(total=100, least=40), WeightBytes(total=70, least=45)
 
 
 def test_both_bundles_get_the_same_bytes() -> None:
@@ -24,7 +24,7 @@ def test_both_bundles_get_the_same_bytes() -> None:
 
 
 def test_a_default_that_is_not_enough_is_left_out() -> None:
-    large = {"bundle": Weights(total=100, least=60)}
+    large = {"bundle": WeightBytes(total=100, least=60)}
     assert budgets(None, large) == {"min": 60, "75%": 75, "all": 100}
     with pytest.raises(InputError, match="50% is 50 bytes; the hungriest model alone needs 60 bytes"):
         budgets(["min", "50%"], large)

@@ -12,11 +12,11 @@ from gemel.bundles.reader import Bundle, open_bundle
 from gemel.check.evaluation import evaluate as module
 from gemel.check.evaluation.answers import Answer, Recorder
 from gemel.check.evaluation.cases import Case
-from gemel.check.evaluation.evaluate import Settings, evaluate, judge
-from gemel.check.evaluation.evaluation_report import best, mean, tables, to_json
+from gemel.check.evaluation.evaluate import EvaluationSettings, evaluate_bundles, judge
+from gemel.check.evaluation.evaluation_report import best_run, evaluation_tables, evaluation_to_json, mean
 from gemel.runtime.decode.results import Class
 from gemel.runtime.loop.summary import FeedStats, MemoryUse, QueryStats, RunStats, Summary
-from gemel.runtime.run import Options, run_bundle
+from gemel.runtime.run import RunOptions, run_bundle
 
 
 @pytest.fixture
@@ -61,8 +61,8 @@ def test_a_run_without_answers_is_wrong_throughout(bundle: Bundle) -> None:
 
 def test_against_itself(bundle: Bundle) -> None:
     stages: list[tuple[str, str, float | None]] = []
-    settings = Settings(seconds=0.6, threads=1, policies=["nexus"])
-    found = evaluate(bundle, settings=settings, told=lambda *stage: stages.append(stage))
+    settings = EvaluationSettings(seconds=0.6, threads=1, policies=["nexus"])
+    found = evaluate_bundles(bundle, settings=settings, told=lambda *stage: stages.append(stage))
     needs = found.weights["bundle"]
     assert found.runs[0].case == Case("bundle", "min", needs.least, "nexus")
     assert found.runs[-1].case == Case("bundle", "all", needs.total, None)
@@ -77,23 +77,23 @@ def test_against_itself(bundle: Bundle) -> None:
     assert found.frames["gate"] == max(run.summary.run.feeds["gate"].frames for run in found.runs)
     assert [stage for stage, _, part in stages if part is not None] == ["live"] * len(found.runs) + ["offline"]
     assert stages[-1][2] == 1
-    assert len(tables(found)) == len({run.case.memory for run in found.runs})
+    assert len(evaluation_tables(found)) == len({run.case.memory for run in found.runs})
 
 
 def test_two_bundles_in_turn(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, str | int | None]] = []
 
-    def seen_and_run(each: Bundle, options: Options, **rest: Any) -> Summary:
+    def seen_and_run(each: Bundle, options: RunOptions, **rest: Any) -> Summary:
         seen.append((each.path.name, options.memory))
         return run_bundle(each, options, **rest)
 
     monkeypatch.setattr(module, "run_bundle", seen_and_run)
-    found = evaluate(bundle, bundle, Settings(memory=["all"], seconds=0.3, threads=1))
+    found = evaluate_bundles(bundle, bundle, EvaluationSettings(memory=["all"], seconds=0.3, threads=1))
     assert list(found.bundles) == ["unmerged", "merged"]
     assert [run.case.bundle for run in found.runs] == ["unmerged", "merged"]
     assert len(set(seen)) == 1
-    assert best(found).case.bundle == "merged"
-    document = to_json(found)
+    assert best_run(found).case.bundle == "merged"
+    document = evaluation_to_json(found)
     assert document["reference"] == {"bundle": "unmerged", "frames": found.frames}
     assert [run["policy"] for run in document["runs"]] == [None, None]
     assert document["runs"][0]["mean"]["processed_part"] == round(mean(found.runs[0]).processed, 4)
@@ -107,4 +107,6 @@ def test_stop(bundle: Bundle) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate(bundle, settings=Settings(memory=["all"], seconds=600, threads=1), stop=stop, told=told)
+        evaluate_bundles(
+            bundle, settings=EvaluationSettings(memory=["all"], seconds=600, threads=1), stop=stop, told=told
+        )

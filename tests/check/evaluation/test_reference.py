@@ -12,7 +12,9 @@ from helpers import write_video
 from gemel.bundles.reader import open_bundle
 from gemel.check.evaluation.reference import answer_all, recordings
 from gemel.errors import FeedError
-from gemel.runtime.feeds import Feed, Frame, resolve
+from gemel.frames.frame import Frame
+from gemel.frames.source import resolve
+from gemel.runtime.feeds import Feed
 
 
 def frames_of(path: Path, count: int, *, live: bool) -> list[Frame]:

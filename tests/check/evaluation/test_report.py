@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from gemel.bundles.reader import open_bundle
-from gemel.check.evaluation.cases import Case, Weights
-from gemel.check.evaluation.evaluate import Evaluation, Run, Score, Settings
-from gemel.check.evaluation.evaluation_report import best, mean, tables, to_json
+from gemel.check.evaluation.cases import Case, WeightBytes
+from gemel.check.evaluation.evaluate import Evaluation, EvaluationSettings, Run, Score
+from gemel.check.evaluation.evaluation_report import best_run, evaluation_tables, evaluation_to_json, mean
 from gemel.runtime.loop.summary import FeedStats, MemoryUse, QueryStats, RunStats, Summary, SwapStats
 
 
@@ -34,8 +34,8 @@ def found(bundle_folder: Path) -> Evaluation:
         run(Case("merged", 4_000_000, 4_000_000, "gemel"), 0.5, a=0.8, b=None),
         run(Case("merged", "all", 10_000_000, None), 1.0, a=0.905, b=None),
     ]
-    weights = {"unmerged": Weights(10_000_000, 3_000_000), "merged": Weights(7_000_000, 3_500_000)}
-    return Evaluation(Settings(), {"unmerged": bundle, "merged": bundle}, weights, runs, {"yard": 20})
+    weights = {"unmerged": WeightBytes(10_000_000, 3_000_000), "merged": WeightBytes(7_000_000, 3_500_000)}
+    return Evaluation(EvaluationSettings(), {"unmerged": bundle, "merged": bundle}, weights, runs, {"yard": 20})
 
 
 def test_a_query_without_a_score_is_not_in_the_mean(found: Evaluation) -> None:
@@ -44,12 +44,12 @@ def test_a_query_without_a_score_is_not_in_the_mean(found: Evaluation) -> None:
 
 
 def test_the_best_needs_least_memory_for_nearly_the_highest_accuracy(found: Evaluation) -> None:
-    assert best(found).case == Case("merged", "50%", 5_000_000, "gemel")
+    assert best_run(found).case == Case("merged", "50%", 5_000_000, "gemel")
 
 
 def test_tables(found: Evaluation) -> None:
     console = Console(file=StringIO(), width=80)
-    first, second, third = tables(found)
+    first, second, third = evaluation_tables(found)
     console.print(first)
     assert isinstance(console.file, StringIO)
     lines = [line.split() for line in console.file.getvalue().splitlines() if line.strip()]
@@ -66,7 +66,7 @@ def test_tables(found: Evaluation) -> None:
 
 
 def test_json(found: Evaluation) -> None:
-    document = json.loads(json.dumps(to_json(found), allow_nan=False))
+    document = json.loads(json.dumps(evaluation_to_json(found), allow_nan=False))
     assert [each["setting"] for each in document["runs"]] == ["50%", "50%", "50%", 4_000_000, "all"]
     assert (
         document["runs"][0]["queries"]["a"] | {"processed_part": 0.25, "accuracy": 0.5, "in_sla": None}

@@ -25,7 +25,7 @@ from gemel.check.regression.baseline import (
     read_baseline,
     write_baseline,
 )
-from gemel.check.regression.regressions import compare
+from gemel.check.regression.regressions import compare_baselines
 from gemel.compiler import compile_workload
 from gemel.errors import InputError
 from gemel.workload import Workload
@@ -35,7 +35,7 @@ SHARED = ("head.bias", "head.weight", "pointwise.weight", "stem.weight")
 
 
 def lines(before: Baseline, now: Baseline, kind: str) -> list[str]:
-    return [str(each) for each in compare(before, now) if each.kind == kind]
+    return [str(each) for each in compare_baselines(before, now) if each.kind == kind]
 
 
 def stage(**changes: Any) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def test_a_round_trip(bundle: Path, tmp_path: Path) -> None:
     for _ in range(2):
         write_baseline(file, found)
         assert read_baseline(file) == found
-        assert compare(read_baseline(file), found) == []
+        assert compare_baselines(read_baseline(file), found) == []
     assert list(file.parent.iterdir()) == [file]
 
 
@@ -114,14 +114,14 @@ def test_training_changes_nothing(bundle: Path, compiled: Callable[..., Bundle])
     first = tiny(5)
     after = compiled("after", a=first, b=tiny(6, kernels_of=first))
     assert not before.manifest.tensors.keys() & after.manifest.tensors.keys()
-    assert compare(baseline_of(before), baseline_of(after)) == []
+    assert compare_baselines(baseline_of(before), baseline_of(after)) == []
 
 
 def test_trained_constants(compiled: Callable[..., Bundle]) -> None:
     """A bias of one value stays in the program, so that training makes another one."""
     before, after = (baseline_of(compiled(f"{seed}", a=tiny(seed, num_classes=1))) for seed in (1, 2))
     assert before.models["a"].stages["main"].program != after.models["a"].stages["main"].program
-    assert [(each.kind, str(each)) for each in compare(before, after)] == [
+    assert [(each.kind, str(each)) for each in compare_baselines(before, after)] == [
         ("changed", "a: the same program but for its constants")
     ]
 
@@ -193,7 +193,7 @@ def test_two_tensors_made_of_one() -> None:
     new = made(
         shared=[{"bytes": 8, "uses": ["a/main: w0", "b/main: w0"]}, {"bytes": 8, "uses": ["c/main: w0", "d/main: w0"]}]
     )
-    assert [each.name for each in compare(old, new)] == ["c w0", "d w0"]
+    assert [each.name for each in compare_baselines(old, new)] == ["c w0", "d w0"]
 
 
 def test_sharing_inside_a_stage() -> None:
@@ -269,7 +269,7 @@ def test_a_program_of_two_models_that_becomes_two() -> None:
 )
 def test_engines(now: dict[str, int], kind: str, expected: str | None) -> None:
     old, new = made(engines=[engines()]), made(engines=[engines(**now)])
-    found = [(each.kind, str(each)) for each in compare(old, new)]
+    found = [(each.kind, str(each)) for each in compare_baselines(old, new)]
     name = "engine of a: tensorrt-rtx for sm86 and sm89"
     assert found == ([(kind, f"{name}: {expected}")] if expected else [])
 
@@ -308,7 +308,7 @@ def test_engines(now: dict[str, int], kind: str, expected: str | None) -> None:
     ],
 )
 def test_sets_of_engines(now: list[dict[str, Any]], kind: str, expected: str) -> None:
-    found = compare(made(engines=[engines()]), made(engines=now))
+    found = compare_baselines(made(engines=[engines()]), made(engines=now))
     assert [(each.kind, str(each)) for each in found[:1]] == (
         [(kind, f"engines of tensorrt-rtx: {expected}")] if kind else []
     )
@@ -331,7 +331,7 @@ def test_engines_that_are_new() -> None:
     ],
 )
 def test_latency(now: dict[str, float], kind: str | None, what: str | None) -> None:
-    found = compare(made(latency={"a": 1.0}), made(latency=now))
+    found = compare_baselines(made(latency={"a": 1.0}), made(latency=now))
     assert [(each.kind, str(each)) for each in found] == ([(kind, what)] if kind else [])
 
 
@@ -342,7 +342,7 @@ def test_measured_latency(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None
     found = measure_latency(opened, told.append)
     assert told == list(found) == ["a", "b"]
     assert all(0.1 < ratio < 10 for ratio in found.values())
-    monkeypatch.setattr(bench, "latency", lambda path, model, file, rounds: (1.23456, 1, 1))
+    monkeypatch.setattr(bench, "latency_ratio", lambda path, model, file, rounds: (1.23456, 1, 1))
     assert measure_latency(opened) == {"a": 1.235, "b": 1.235}
 
 

@@ -13,14 +13,14 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from gemel.bundles.reader import open_bundle
-from gemel.check.source.accuracy import Judged, NotJudged, verify_accuracy
+from gemel.check.source.accuracy import QueryAccuracy, UnjudgedQuery, verify_accuracy
 from gemel.cli import app
 from gemel.compiler import compile_workload
 from gemel.errors import BundleError, DataError, InputError, RetrainError
-from gemel.merging.merge import Options, merge_workload
-from gemel.merging.strategies import Settings
+from gemel.merging.merge import MergeOptions, merge_workload
+from gemel.merging.strategies import SearchSettings
 from gemel.merging.tasks import task_of
-from gemel.workload import load
+from gemel.workload import load_workload
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -28,9 +28,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def _compiled(_trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = Path(shutil.copytree(_trained, tmp_path_factory.mktemp("verify") / "w"))
-    settings = Settings(steps=24, batch=50)
-    merge_workload(load(folder / "workload.yaml"), folder / "merged", Options(settings=settings, device="cpu"))
-    compile_workload(load(folder / "merged" / "workload.yaml"), folder / "bundle")
+    settings = SearchSettings(steps=24, batch=50)
+    merge_workload(
+        load_workload(folder / "workload.yaml"), folder / "merged", MergeOptions(settings=settings, device="cpu")
+    )
+    compile_workload(load_workload(folder / "merged" / "workload.yaml"), folder / "bundle")
     return folder
 
 
@@ -40,8 +42,8 @@ def compiled(_compiled: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(_compiled, tmp_path / "w"))
 
 
-def judged(folder: Path) -> dict[str, Judged | NotJudged]:
-    found = verify_accuracy(open_bundle(folder / "bundle"), load(folder / "merged" / "workload.yaml"))
+def judged(folder: Path) -> dict[str, QueryAccuracy | UnjudgedQuery]:
+    found = verify_accuracy(open_bundle(folder / "bundle"), load_workload(folder / "merged" / "workload.yaml"))
     return {each.query: each for each in found}
 
 
@@ -84,7 +86,7 @@ def test_a_bundle_without_what_the_merge_reached_fails(compiled: Path) -> None:
     for path in (compiled / "merged" / "weights").glob("colour-*"):
         swap_classes(path)
     # Heads are private: sharing is whole, and only the accuracy tells.
-    compile_workload(load(compiled / "merged" / "workload.yaml"), compiled / "bundle")
+    compile_workload(load_workload(compiled / "merged" / "workload.yaml"), compiled / "bundle")
     code, text, report = check(compiled)
     assert code == 1
     assert "failed: accuracy of colour" in text
@@ -134,7 +136,7 @@ def test_models_that_cannot_be_retrained_are_not_judged(compiled: Path, monkeypa
 
     monkeypatch.setattr("gemel.merging.models.networks._cut", refuse)
     reasons = {name: f"query {name}: cannot be retrained" for name in ("direction", "colour")}
-    assert judged(compiled) == {name: NotJudged(name, reason) for name, reason in reasons.items()}
+    assert judged(compiled) == {name: UnjudgedQuery(name, reason) for name, reason in reasons.items()}
 
 
 def test_another_workload_is_refused(compiled: Path) -> None:
@@ -167,4 +169,4 @@ def test_images_are_needed(tmp_path: Path) -> None:
     ],
 )
 def test_what_passes(bundle: float, source: float, reached: float | None, images: int, passed: bool) -> None:
-    assert Judged("a", bundle, source, reached, images, labelled=True).passed == passed
+    assert QueryAccuracy("a", bundle, source, reached, images, labelled=True).passed == passed

@@ -12,9 +12,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from gemel.bundles.manifest import CenterFaceDecode, ClassificationDecode
 from gemel.bundles.reader import open_bundle
-from gemel.check.source.numerics import compare
+from gemel.check.source.numerics import compare_with_source
 from gemel.compiler import compile_workload
-from gemel.compiler.lowering.onnx_source import read
+from gemel.compiler.lowering.onnx_source import read_onnx
 from gemel.errors import ModelError
 from gemel.workload import Workload
 from gemel.workload.document.schema import Input
@@ -64,11 +64,11 @@ def test_compiled_and_compared(tmp_path: Path, workload_in: Callable[..., Worklo
     stage = bundle.manifest.models["a"].stages["main"]
     assert stage.inputs[0].shape == ("batch", 3, 16, 24)
     assert len(stage.weights) == 3  # BatchNorm is folded: kernel, bias, head
-    assert all(result.passed for result in compare(bundle, workload, rtol=1e-4, atol=1e-6))
+    assert all(result.passed for result in compare_with_source(bundle, workload, rtol=1e-4, atol=1e-6))
 
 
 def test_centerface_is_recognised_by_its_outputs(tmp_path: Path) -> None:
-    source = read(write(tmp_path / "f.onnx", constants=False, outputs=(1, 2, 2, 10)), "detection", Input())
+    source = read_onnx(write(tmp_path / "f.onnx", constants=False, outputs=(1, 2, 2, 10)), "detection", Input())
     assert isinstance(source.decode, CenterFaceDecode)
     assert (source.decode.heatmap, source.decode.scale, source.decode.offset) == ("out0", "out1", "out2")
     assert source.input.size == (8, 8)
@@ -78,7 +78,7 @@ def test_centerface_is_recognised_by_its_outputs(tmp_path: Path) -> None:
 def test_unknown_detectors_are_named(tmp_path: Path) -> None:
     path = write(tmp_path / "d.onnx", constants=False, outputs=(5, 7))
     with pytest.raises(ModelError, match=r"d\.onnx: no decoder for a detector with outputs out0 .*CenterFace"):
-        read(path, "detection", Input())
+        read_onnx(path, "detection", Input())
 
 
 def classifier(path: Path, *, softmax: bool = True, kind: int = TensorProto.FLOAT, shape: tuple[int, ...]) -> Path:
@@ -99,7 +99,7 @@ def classifier(path: Path, *, softmax: bool = True, kind: int = TensorProto.FLOA
 @pytest.mark.parametrize(("softmax", "activation"), [(True, "none"), (False, "softmax")])
 def test_a_softmax_in_the_file_is_not_done_twice(tmp_path: Path, softmax: bool, activation: str) -> None:
     path = classifier(tmp_path / "c.onnx", softmax=softmax, shape=(1, 3, 8, 8))
-    source = read(path, "classification", Input())
+    source = read_onnx(path, "classification", Input())
     assert isinstance(source.decode, ClassificationDecode)
     assert (source.decode.classes, source.decode.activation) == (3, activation)
 
@@ -115,7 +115,7 @@ def test_a_softmax_in_the_file_is_not_done_twice(tmp_path: Path, softmax: bool, 
 def test_inputs_that_frames_do_not_fit(tmp_path: Path, kind: int, shape: tuple[int, ...], wanted: Input) -> None:
     path = classifier(tmp_path / "c.onnx", kind=kind, shape=shape)
     with pytest.raises(ModelError, match=r"c\.onnx: (one float32 input|input has 1 channels)"):
-        read(path, "classification", wanted)
+        read_onnx(path, "classification", wanted)
 
 
 def test_a_computed_bias_of_a_file_is_kept(tmp_path: Path, workload_in: Callable[..., Workload]) -> None:
@@ -136,19 +136,19 @@ def test_a_computed_bias_of_a_file_is_kept(tmp_path: Path, workload_in: Callable
     onnx.save(model, tmp_path / "e.onnx")
     workload = workload_in({"name": "a", "feed": "yard", "task": "embedding", "model": {"onnx": "e.onnx"}})
     bundle = open_bundle(compile_workload(workload, tmp_path / "bundle").path)
-    assert all(result.passed for result in compare(bundle, workload, rtol=1e-4, atol=1e-6))
+    assert all(result.passed for result in compare_with_source(bundle, workload, rtol=1e-4, atol=1e-6))
 
 
 def test_an_open_size_must_be_given(tmp_path: Path) -> None:
     path = write(tmp_path / "o.onnx", constants=False, size=None)
     with pytest.raises(ModelError, match=r"leaves the input size open; set model\.input\.size"):
-        read(path, "embedding", Input())
+        read_onnx(path, "embedding", Input())
 
 
 def test_not_onnx(tmp_path: Path) -> None:
     (tmp_path / "x.onnx").write_bytes(b"nonsense")
     with pytest.raises(ModelError, match=r"x\.onnx: not a valid ONNX file"):
-        read(tmp_path / "x.onnx", "embedding", Input())
+        read_onnx(tmp_path / "x.onnx", "embedding", Input())
 
 
 def test_computed_shapes_are_found_by_running(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_computed_shapes_are_found_by_running(tmp_path: Path) -> None:
     ]
     graph = helper.make_graph(nodes, "g", ports[:1], ports[1:], constants)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7), tmp_path / "r.onnx")
-    source = read(tmp_path / "r.onnx", "classification", Input(size=(8, 8)))
+    source = read_onnx(tmp_path / "r.onnx", "classification", Input(size=(8, 8)))
     assert isinstance(source.decode, ClassificationDecode)
     assert source.decode.classes == 3
 
@@ -181,4 +181,4 @@ def test_a_size_that_the_file_cannot_take(tmp_path: Path) -> None:
     model.graph.node[1].input[0] = "fixed"
     onnx.save(model, path)
     with pytest.raises(ModelError, match=r"p\.onnx: does not run on an image of shape \[1, 3, 16, 16\]"):
-        read(path, "detection", Input(size=(16, 16)))
+        read_onnx(path, "detection", Input(size=(16, 16)))

@@ -19,7 +19,7 @@ from gemel.compiler.passes import (
     FoldConstants,
     FusePad,
     LiftConstants,
-    choose,
+    choose_batch_norm,
 )
 
 RNG = np.random.default_rng(0)
@@ -197,21 +197,21 @@ def pair(out: int, height: int, group: int = 1) -> tuple[list[ir.Model], str]:
 
 def test_choose_keeps_what_own_batch_norms_would_make_different() -> None:
     models, kernel = pair(out=64, height=4)
-    assert choose(models).keep == {kernel}
-    assert choose(models[:1]).keep == frozenset()
+    assert choose_batch_norm(models).keep == {kernel}
+    assert choose_batch_norm(models[:1]).keep == frozenset()
 
 
 def test_choose_waives_tiny_kernels_with_large_outputs_and_depthwise_ones() -> None:
     for models, kernel in (pair(out=4, height=200), pair(out=4, height=4, group=4)):
-        assert choose(models).keep == frozenset()
-        assert choose(models).waived == {kernel}
+        assert choose_batch_norm(models).keep == frozenset()
+        assert choose_batch_norm(models).waived == {kernel}
 
 
 def test_equal_batch_norms_are_folded_alike() -> None:
     graph = Graph()
     model = graph.model(graph.norm(graph.conv(graph.image, "conv"), "bn"))
     twins = [model, model.clone()]
-    assert choose(twins).keep == choose(twins).waived == frozenset()
+    assert choose_batch_norm(twins).keep == choose_batch_norm(twins).waived == frozenset()
 
 
 def test_invented_biases_are_dropped_and_trained_zeros_stay() -> None:

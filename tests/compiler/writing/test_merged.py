@@ -18,10 +18,10 @@ from tiny_models import tiny
 
 from gemel.bundles.blob import tensor_id
 from gemel.bundles.reader import open_bundle, verify
-from gemel.check.contents.inspect import describe, tables
+from gemel.check.contents.inspect import bundle_tables, describe
 from gemel.compiler import compile_workload
 from gemel.errors import BundleError, SharingLostError, WorkloadError
-from gemel.workload import Workload, load
+from gemel.workload import Workload, load_workload
 
 Make = Callable[..., Workload]
 KERNELS = ("stem.weight", "depthwise.weight", "pointwise.weight", "head.weight")
@@ -132,7 +132,7 @@ def test_the_report_is_part_of_the_bundle(merged: Workload) -> None:
 def printed(bundle: Any) -> str:
     console = Console(width=200)
     with console.capture() as text:
-        for table in tables(bundle, describe(bundle)):
+        for table in bundle_tables(bundle, describe(bundle)):
             console.print(table)
     return text.get()
 
@@ -232,6 +232,6 @@ def test_a_report_beside_its_workload_and_none_elsewhere(
     for name in ("a", "b"):
         (elsewhere / f"{name}.safetensors").write_bytes((merged.root / f"{name}.safetensors").read_bytes())
     (elsewhere / "workload.yaml").write_bytes(merged.path.read_bytes())
-    alone = compile_workload(load(elsewhere / "workload.yaml"), elsewhere / "bundle")
+    alone = compile_workload(load_workload(elsewhere / "workload.yaml"), elsewhere / "bundle")
     assert alone.merged is None
     assert alone.manifest.tensors == made.manifest.tensors

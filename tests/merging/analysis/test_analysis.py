@@ -13,7 +13,7 @@ import torch
 from helpers import query, save
 from tiny_models import tiny
 
-from gemel.merging.analysis.analysis import Analysis, Profile, analyze, heaviest
+from gemel.merging.analysis.analysis import Analysis, ModelSizes, analyze_workload, heaviest
 from gemel.merging.analysis.page import render
 from gemel.merging.layers.layers import Layer
 from gemel.workload import Workload
@@ -37,7 +37,7 @@ def workload(workload_in: Callable[..., Workload]) -> Workload:
 def made_up(*names: str, layers: int = 3, definition: str = "Conv2d") -> Analysis:
     """Models of equal layers, without building any."""
     models = (
-        Profile(
+        ModelSizes(
             name,
             (name,),
             2_000_000 * layers,
@@ -53,7 +53,7 @@ def made_up(*names: str, layers: int = 3, definition: str = "Conv2d") -> Analysi
 
 def test_figures_of_a_workload(workload: Workload) -> None:
     seen: list[str] = []
-    found = analyze(workload, step=lambda model: seen.append(model.name))
+    found = analyze_workload(workload, step=lambda model: seen.append(model.name))
     figures = json.loads(json.dumps(found.to_json()))
     assert seen == list(figures["models"]) == ["a", "b", "narrow"]
     state = tiny(0).state_dict().values()
@@ -79,16 +79,16 @@ def test_figures_of_a_workload(workload: Workload) -> None:
 
 
 def test_heads_and_strictness(workload: Workload) -> None:
-    assert analyze(workload, heads=True).potential_bytes == STEM + DEPTHWISE + POINTWISE + HEAD
-    strict = analyze(workload, "strict")
+    assert analyze_workload(workload, heads=True).potential_bytes == STEM + DEPTHWISE + POINTWISE + HEAD
+    strict = analyze_workload(workload, "strict")
     assert strict.potential_bytes == STEM + DEPTHWISE + POINTWISE
     assert strict.groups[0].definition.startswith("Conv2d(")
 
 
 def test_potential_does_not_depend_on_what_weights_hold(workload: Workload) -> None:
-    before = analyze(workload).to_json()
+    before = analyze_workload(workload).to_json()
     save(tiny(0), workload.root / "b.safetensors")
-    assert analyze(workload).to_json() == before
+    assert analyze_workload(workload).to_json() == before
 
 
 def test_resnets_share_all_of_the_smaller(
@@ -101,7 +101,7 @@ def test_resnets_share_all_of_the_smaller(
         queries.append(query(name, f"torchvision.models:{name}"))
         del queries[-1]["model"]["weights"]
     with pytest.warns(UserWarning, match="no weights given"):
-        found = analyze(workload_in(*queries))
+        found = analyze_workload(workload_in(*queries))
     small = found.models[0]
     assert found.potential_bytes == small.layer_bytes - 4 * 512 * 1000
     assert found.potential == pytest.approx(44_667_648 / (46_796_608 + 87_259_072))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemel.merging.layers.layers import Layer
-from gemel.merging.layers.problem import Problem, pair
+from gemel.merging.layers.problem import Problem, pair_layers
 from gemel.merging.layers.sharing import SharingMap, Slot, Use
 
 
@@ -33,11 +33,11 @@ def slots(found: list[tuple[str, Slot]]) -> list[str]:
 
 
 def test_kth_pairs_with_kth() -> None:
-    assert slots(pair(problem(x="aba", y="baa"))) == ["x0 y1", "x1 y0", "x2 y2"]
+    assert slots(pair_layers(problem(x="aba", y="baa"))) == ["x0 y1", "x1 y0", "x2 y2"]
 
 
 def test_heads_and_layers_without_a_counterpart_stay_private() -> None:
-    assert slots(pair(problem(x="abC", y="abbC", z="dC"))) == ["x0 y0", "x1 y1"]
+    assert slots(pair_layers(problem(x="abC", y="abbC", z="dC"))) == ["x0 y0", "x1 y1"]
 
 
 def test_equal_definitions_of_other_shapes_or_precisions_do_not_pair() -> None:
@@ -46,11 +46,11 @@ def test_equal_definitions_of_other_shapes_or_precisions_do_not_pair() -> None:
         name: (Layer(name, "0", "MyConv()", shape, size, False),)
         for name, shape, size in (("x", (4,), 16), ("y", (8,), 32), ("z", (4,), 8))
     }
-    assert pair(Problem(layers)) == []
+    assert pair_layers(Problem(layers)) == []
 
 
 def found_before(made: Problem, folds: int) -> list[Slot]:
-    return [slot for _, slot in pair(made, inside=True, folds=max(folds - 1, 0))]
+    return [slot for _, slot in pair_layers(made, inside=True, folds=max(folds - 1, 0))]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def found_before(made: Problem, folds: int) -> list[Slot]:
 )
 def test_folds_halve_the_blocks_inside_models(folds: int, left: int) -> None:
     made = problem(x="a" * 10, y="a" * 10)
-    found = [slot for _, slot in pair(made, inside=True, folds=folds)]
+    found = [slot for _, slot in pair_layers(made, inside=True, folds=folds)]
     assert len(found) == left
     assert all(
         {use.parameter for use in slot if use.model == "x"} == {use.parameter for use in slot if use.model == "y"}
@@ -76,7 +76,7 @@ def test_folds_halve_the_blocks_inside_models(folds: int, left: int) -> None:
     for slot in found_before(made, folds):
         assert any(set(slot) <= set(wider) for wider in found)
     # Between models there is nothing to fold.
-    assert pair(made, folds=folds) == pair(made)
+    assert pair_layers(made, folds=folds) == pair_layers(made)
 
 
 @pytest.mark.parametrize(
@@ -89,25 +89,29 @@ def test_folds_halve_the_blocks_inside_models(folds: int, left: int) -> None:
     ],
 )
 def test_inside_a_model_blocks_repeat(deep: str, expected: list[str]) -> None:
-    assert slots(pair(problem(x="aaa", y=deep), inside=True)) == expected
+    assert slots(pair_layers(problem(x="aaa", y=deep), inside=True)) == expected
 
 
 def test_blocks_of_a_deep_model_are_spread_evenly_over_those_of_a_shallow_one() -> None:
-    found = slots(pair(problem(x="a" * 5, y="a" * 13), inside=True))
+    found = slots(pair_layers(problem(x="a" * 5, y="a" * 13), inside=True))
     # A part of a block, then two blocks for six.
     assert found == ["x0 y0", "x1 y1 y3 y5", "x2 y2 y4 y6", "x3 y11 y7 y9", "x4 y10 y12 y8"]
 
 
 def test_a_longer_block_goes_on_as_a_whole() -> None:
-    assert slots(pair(problem(x="aaa", y="aaaaaaa"), inside=True, period=3)) == ["x0 y0 y3 y6", "x1 y1 y4", "x2 y2 y5"]
+    assert slots(pair_layers(problem(x="aaa", y="aaaaaaa"), inside=True, period=3)) == [
+        "x0 y0 y3 y6",
+        "x1 y1 y4",
+        "x2 y2 y5",
+    ]
 
 
 def test_the_model_with_fewest_layers_decides_how_many_tensors_stay() -> None:
-    assert slots(pair(problem(x="a", y="aaa", z="aa"), inside=True)) == ["x0 y0 y1 y2 z0 z1"]
+    assert slots(pair_layers(problem(x="a", y="aaa", z="aa"), inside=True)) == ["x0 y0 y1 y2 z0 z1"]
 
 
 def test_a_definition_of_one_model_is_not_shared_inside_it() -> None:
-    assert pair(problem(x="aaa", y="b"), inside=True) == []
+    assert pair_layers(problem(x="aaa", y="b"), inside=True) == []
 
 
 def test_groups_by_definition_and_models_heaviest_first() -> None:
@@ -139,7 +143,9 @@ def test_nothing_in_common() -> None:
 @given(st.dictionaries(st.sampled_from("xyz"), st.text("ab", max_size=16)), st.integers(1, 3), st.integers(1, 4))
 def test_a_fold_only_joins_slots(models: dict[str, str], folds: int, period: int) -> None:
     made = problem(**models)
-    before, after = ([slot for _, slot in pair(made, inside=True, folds=n, period=period)] for n in (folds - 1, folds))
+    before, after = (
+        [slot for _, slot in pair_layers(made, inside=True, folds=n, period=period)] for n in (folds - 1, folds)
+    )
     assert all(any(set(slot) <= set(wider) for wider in after) for slot in before)
     assert sum(map(len, before)) <= sum(map(len, after))
 
@@ -149,7 +155,7 @@ def test_slots_hold_layers_of_one_definition_each_layer_once(models: dict[str, s
     made = problem(**models)
     kinds = {Use(layer.model, layer.parameter): layer.definition for part in made.layers.values() for layer in part}
     heads = {Use(layer.model, layer.parameter) for part in made.layers.values() for layer in part if layer.head}
-    found = pair(made, inside=inside, period=period)
+    found = pair_layers(made, inside=inside, period=period)
     uses = [use for _, slot in found for use in slot]
     assert len(uses) == len(set(uses))
     assert not heads & set(uses)
@@ -159,5 +165,5 @@ def test_slots_hold_layers_of_one_definition_each_layer_once(models: dict[str, s
         assert inside or len({use.model for use in slot}) == len(slot)
     # Sharing inside models saves at least as much.
     assert made.saved(SharingMap(tuple(slot for _, slot in found))) >= made.saved(
-        SharingMap(tuple(slot for _, slot in pair(made)))
+        SharingMap(tuple(slot for _, slot in pair_layers(made)))
     )

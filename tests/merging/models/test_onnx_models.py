@@ -27,14 +27,14 @@ from gemel.bundles.reader import open_bundle
 from gemel.compiler import compile_workload
 from gemel.compiler.heads import Cut, as_tuple
 from gemel.compiler.heads.stages import BATCH, StageModule, Whole
-from gemel.compiler.lowering.export import export
+from gemel.compiler.lowering.export import export_stages
 from gemel.compiler.lowering.onnx_source import run_file
 from gemel.errors import InputError, ModelError
+from gemel.frames.reference import package_file
 from gemel.merging.layers.layers import layers_of
 from gemel.merging.models.networks import Network
 from gemel.merging.models.onnx_models import cut_onnx, onnx_bytes
-from gemel.merging.models.trace import trace
-from gemel.runtime.feeds import package_file
+from gemel.merging.models.trace import trace_layers
 from gemel.workload import Workload
 from gemel.workload.document.schema import Input, Query
 
@@ -87,7 +87,7 @@ def assert_equal_outputs(path: Path, module: nn.Module, size: tuple[int, int] = 
 def exported(model: nn.Module, path: Path) -> Path:
     """As the compiler exports: BatchNorm kept, a free batch, opset 20."""
     stage = StageModule(Whole(model), {"image": torch.rand(2, 3, *SIZE)}, ("scores",), BATCH)
-    ir.save(export(stage, "t"), path)
+    ir.save(export_stages(stage, "t"), path)
     return path
 
 
@@ -175,7 +175,7 @@ def test_an_exported_model_has_its_own_layers_and_names_back(net: Path) -> None:
     state = original.state_dict()
     assert module.state_dict().keys() == state.keys()
     assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
-    traced = trace(found)
+    traced = trace_layers(found)
     assert traced.order == ("stem", "depthwise", "pointwise", "head")
     assert traced.norm_of == {"stem": "norm1", "depthwise": "norm2", "pointwise": "norm3"}
     assert traced.heads == {"head"}
@@ -206,7 +206,7 @@ def test_round_trip_of_a_detector(tmp_path: Path, changes: dict[str, Any]) -> No
     found = cut(path)
     module = module_of(found)
     assert found.stages["main"].outputs == ("heat", "boxes")
-    traced = trace(found)
+    traced = trace_layers(found)
     assert traced.order == ("stem.1", "Conv_deep", "up", "a", "b")
     assert set(traced.norm_of) == {"stem.1", "up"}
     assert traced.heads == {"a", "b"}
@@ -285,7 +285,7 @@ def test_matrices_of_either_orientation(tmp_path: Path) -> None:
         "Linear 6x7",
     ]
     assert set(module.state_dict()) == {
-        f"{layer}.{field}" for layer in trace(found).order for field in ("weight", "bias")
+        f"{layer}.{field}" for layer in trace_layers(found).order for field in ("weight", "bias")
     }
     state = perturbed(module)
     (tmp_path / "new.onnx").write_bytes(onnx_bytes(path, state))
@@ -307,7 +307,7 @@ def test_a_layer_called_twice_stays_one(tmp_path: Path) -> None:
     path = save(tmp_path / "t.onnx", nodes, arrays, opset=9, ir_version=3)
     found = cut(path)
     module = module_of(found)
-    assert trace(found).order == ("Conv_k",)
+    assert trace_layers(found).order == ("Conv_k",)
     assert len([name for name in module.state_dict() if name.endswith("running_mean")]) == 2
     state = perturbed(module)
     (tmp_path / "new.onnx").write_bytes(onnx_bytes(path, state, Input(size=SIZE)))
@@ -455,7 +455,7 @@ def test_centerface(tmp_path: Path) -> None:
     found = cut_onnx(asked, tmp_path)
     assert isinstance(found.decode, CenterFaceDecode)
     assert found.stages["main"].outputs == ("537", "538", "539", "540")
-    traced = trace(found)
+    traced = trace_layers(found)
     assert len(traced.order) == 63
     assert len(traced.norm_of) == 3
     assert traced.heads == {"head.pos_conv", "head.reg_conv", "head.off_conv", "head.lm_conv"}

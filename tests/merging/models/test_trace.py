@@ -10,12 +10,12 @@ from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn, 
 
 from gemel.bundles.manifest import InputSpec
 from gemel.compiler.heads import cut
-from gemel.merging.models.trace import Trace, hooked, trace
+from gemel.merging.models.trace import LayerTrace, hooked, trace_layers
 
 
-def traced(model: nn.Module, task: str = "classification", size: int = 32) -> Trace:
+def traced(model: nn.Module, task: str = "classification", size: int = 32) -> LayerTrace:
     spec = InputSpec.model_construct(_fields_set={"size"}, size=(size, size))
-    return trace(cut(model, task, spec))
+    return trace_layers(cut(model, task, spec))
 
 
 class Odd(nn.Module):

@@ -18,14 +18,14 @@ from gemel.bundles.manifest import Manifest
 from gemel.bundles.merge_report import MergeReport
 from gemel.compiler import compile_workload
 from gemel.compiler.compile import Report
-from gemel.compiler.lowering.export import export
+from gemel.compiler.lowering.export import export_stages
 from gemel.compiler.lowering.lower import cut_query
-from gemel.merging.merge import Options, merge_workload
+from gemel.merging.merge import MergeOptions, merge_workload
 from gemel.merging.models.networks import networks_of
-from gemel.merging.output.footprint import Held, bundle_bytes
+from gemel.merging.output.footprint import StoredModel, bundle_bytes
 from gemel.merging.output.skeleton import skeleton_of
-from gemel.merging.strategies import Settings
-from gemel.workload import Workload, load
+from gemel.merging.strategies import SearchSettings
+from gemel.workload import Workload, load_workload
 
 Make = Callable[..., Workload]
 
@@ -68,12 +68,12 @@ def unique(manifest: Manifest) -> int:
     return sum(tensor.length for tensor in manifest.tensors.values())
 
 
-def held(workload: Workload) -> list[Held]:
+def held(workload: Workload) -> list[StoredModel]:
     found = []
     for network in networks_of(workload).values():
         stage = network.cut.stages["main"]
         skeleton = skeleton_of(stage.module, stage.inputs["image"][:1])
-        found.append(Held(skeleton, network.module.state_dict(), tuple(network.cut.tensors.values())))
+        found.append(StoredModel(skeleton, network.module.state_dict(), tuple(network.cut.tensors.values())))
     return found
 
 
@@ -96,13 +96,13 @@ def test_models_of_all_kinds(net: type[nn.Module], shared: bool, tmp_path: Path,
 
 
 def merge(folder: Path, **settings: Any) -> MergeReport:
-    options = Options(settings=Settings(steps=24, batch=50, **settings), device="cpu")
-    return merge_workload(load(folder / "workload.yaml"), folder / "merged", options)
+    options = MergeOptions(settings=SearchSettings(steps=24, batch=50, **settings), device="cpu")
+    return merge_workload(load_workload(folder / "workload.yaml"), folder / "merged", options)
 
 
 def merged(folder: Path, **settings: Any) -> tuple[MergeReport, Report]:
     report = merge(folder, **settings)
-    return report, compile_workload(load(folder / "merged" / "workload.yaml"), folder / "bundle")
+    return report, compile_workload(load_workload(folder / "merged" / "workload.yaml"), folder / "bundle")
 
 
 @pytest.mark.parametrize("inside", [True, False])
@@ -122,15 +122,15 @@ def test_models_that_are_alone_hold_what_was_reported_as_original(trained: Path)
     alone = 0
     for index, each in enumerate(document["queries"]):
         (trained / "alone.yaml").write_text(json.dumps({**document, "queries": [each]}))
-        alone += unique(compile_workload(load(trained / "alone.yaml"), trained / f"alone{index}").manifest)
+        alone += unique(compile_workload(load_workload(trained / "alone.yaml"), trained / f"alone{index}").manifest)
     assert report.original_bytes == alone
 
 
 def test_onnx_models_are_counted_alike(trained: Path) -> None:
     document = json.loads((trained / "workload.yaml").read_text())
-    for each, entry in zip(load(trained / "workload.yaml").queries, document["queries"], strict=True):
+    for each, entry in zip(load_workload(trained / "workload.yaml").queries, document["queries"], strict=True):
         cut = cut_query(each, trained)
-        ir.save(export(cut.stages["main"], each.name), trained / f"{each.name}.onnx")
+        ir.save(export_stages(cut.stages["main"], each.name), trained / f"{each.name}.onnx")
         given = {"size": [16, 16], "mean": list(cut.input.mean), "std": list(cut.input.std)}
         entry["model"] = {"onnx": f"{each.name}.onnx", "input": given}
     (trained / "workload.yaml").write_text(json.dumps(document))

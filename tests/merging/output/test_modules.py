@@ -12,7 +12,7 @@ from helpers import query
 
 from gemel.merging.models.networks import networks_of
 from gemel.merging.output.modules import imported_beside, modules_beside
-from gemel.workload import Workload, load
+from gemel.workload import Workload, load_workload
 
 NET = """
 from torch import nn
@@ -52,7 +52,7 @@ def at(root: Path, factory: str) -> Workload:
         "queries": [query("a", model={"factory": factory, "input": {"size": [16, 16]}})],
     }
     (root / "workload.yaml").write_text(json.dumps(document))
-    return load(root / "workload.yaml")
+    return load_workload(root / "workload.yaml")
 
 
 def test_a_module_and_what_it_imports_beside_itself(tmp_path: Path) -> None:

@@ -16,13 +16,13 @@ from gemel.bundles.merge_report import read_report
 from gemel.merging.layers.problem import Problem
 from gemel.merging.layers.sharing import SharingMap, Use
 from gemel.merging.output import report
-from gemel.merging.output.footprint import Held
+from gemel.merging.output.footprint import StoredModel
 from gemel.merging.output.report import Reporter, merged_workload
 from gemel.merging.search.search import Found
 from gemel.merging.strategies import Verdict
 from gemel.merging.training.subjects import Subject
 from gemel.merging.training.trial import Outcome, Trial
-from gemel.workload import Workload, load
+from gemel.workload import Workload, load_workload
 from gemel.workload.models.factory import models_of
 
 WorkloadIn = Callable[..., Workload]
@@ -32,7 +32,7 @@ def write(workload: Workload, output: Path, **files: str) -> dict[str, Any]:
     """Write the merged workload to ``output`` and return what is in it; it must be one that can be loaded."""
     output.mkdir(parents=True, exist_ok=True)
     (output / "workload.yaml").write_bytes(merged_workload(workload, files, models_of(workload), output))
-    load(output / "workload.yaml")
+    load_workload(output / "workload.yaml")
     content: dict[str, Any] = yaml.safe_load((output / "workload.yaml").read_text())
     return content
 
@@ -109,7 +109,7 @@ def test_files_are_found_from_wherever_it_is(place: str, workload_in: WorkloadIn
         )
     )
     output = root / place
-    found = write(load(root / "workload.yaml"), output)
+    found = write(load_workload(root / "workload.yaml"), output)
     references = [found["feeds"]["yard"]["source"], found["queries"][0]["model"]["weights"]]
     references.append(found["queries"][0]["data"]["train"])
     for reference, name in zip(references, ("yard.mp4", "a.safetensors", "data/a"), strict=True):
@@ -171,7 +171,7 @@ def test_original_models_are_counted_once(subject: Callable[..., Subject], monke
     problem, subjects = made(subject)
     counted: list[int] = []
 
-    def count(models: Iterable[Held]) -> int:
+    def count(models: Iterable[StoredModel]) -> int:
         counted.append(len(list(models)))
         return 100
 

@@ -18,12 +18,12 @@ from gemel.bundles.merge_report import read_report
 from gemel.errors import InputError
 from gemel.merging import merge
 from gemel.merging.layers.sharing import SharingMap
-from gemel.merging.merge import Options, merge_workload
+from gemel.merging.merge import MergeOptions, merge_workload
 from gemel.merging.output.records import key_of
-from gemel.merging.strategies import Settings
+from gemel.merging.strategies import SearchSettings
 from gemel.merging.training.subjects import State, Subject
 from gemel.merging.training.trial import Outcome, Trial
-from gemel.workload import Workload, load
+from gemel.workload import Workload, load_workload
 
 Script = Callable[[Trial], str]
 MODELS = "abc"
@@ -90,7 +90,7 @@ def run(
 
     def start(script: Script, output: Path, **options: Any) -> dict[str, Any]:
         monkeypatch.setattr(Pretender, "script", staticmethod(script), raising=False)
-        merge_workload(workload, output, Options(device="cpu", **options))
+        merge_workload(workload, output, MergeOptions(device="cpu", **options))
         return content(output)
 
     return start
@@ -111,7 +111,7 @@ def usable(output: Path) -> None:
     """What there is after a crash: a workload whose files exist, and in the journal no more than is kept in files."""
     if not (output / "workload.yaml").exists():
         return
-    for each in load(output / "workload.yaml").queries:
+    for each in load_workload(output / "workload.yaml").queries:
         assert each.model.weights
         load_file(output / each.model.weights)
 
@@ -177,7 +177,7 @@ def test_a_crash_at_any_write_changes_nothing(
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(Path, "unlink", remove)
-    settings = {"strategy": strategy, "settings": Settings(epochs=1)}
+    settings = {"strategy": strategy, "settings": SearchSettings(epochs=1)}
     whole = run(script, tmp_path / "whole", **settings)
     assert whole["report"]["finished"]
     total = writes
@@ -212,8 +212,8 @@ def test_a_budget_that_loading_uses_up_loses_nothing(
     budget: float, run: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     script = part_by_part()
-    whole = run(script, tmp_path / "merged", settings=Settings(start="first"))
-    again = run(script, tmp_path / "merged", resume=True, budget=budget, settings=Settings(start="first"))
+    whole = run(script, tmp_path / "merged", settings=SearchSettings(start="first"))
+    again = run(script, tmp_path / "merged", resume=True, budget=budget, settings=SearchSettings(start="first"))
     again["report"]["finished"] = True
     assert again == whole
     assert whole["report"]["shared"]
@@ -248,7 +248,7 @@ def test_a_second_merge_into_the_same_folder_is_refused(
     def meanwhile(trial: Trial) -> str:
         for resume in (False, True):
             with pytest.raises(InputError, match=f"another gemel merge is writing {tmp_path / 'merged'}"):
-                merge_workload(workload, tmp_path / "merged", Options(device="cpu", resume=resume))
+                merge_workload(workload, tmp_path / "merged", MergeOptions(device="cpu", resume=resume))
         return ""
 
     assert run(meanwhile, tmp_path / "merged") == whole

@@ -15,7 +15,7 @@ from gemel.bundles.merge_report import MergeReport, read_report
 from gemel.errors import InputError
 from gemel.merging.layers.sharing import SharingMap, Use
 from gemel.merging.output import store as module
-from gemel.merging.output.records import key_of, pack
+from gemel.merging.output.records import key_of, pack_states
 from gemel.merging.output.store import Store, write_atomically
 from gemel.merging.strategies import Verdict
 from gemel.merging.training.training import Recipe
@@ -104,7 +104,7 @@ def test_a_line_cut_off_by_a_crash_is_forgotten_with_its_weights(tmp_path: Path,
     search = tmp_path / "merged" / "search"
     text = (search / "journal.jsonl").read_text()
     # As if the second trial's weights were written, the first one's not yet deleted, and its line half.
-    write_atomically(search / "last-1.safetensors", pack(verdict().outcome.states))
+    write_atomically(search / "last-1.safetensors", pack_states(verdict().outcome.states))
     (search / "journal.jsonl").write_text(text[:-40])
     again = opened(HEADER, resume=True)
     assert again.recall([trial()]) is not None

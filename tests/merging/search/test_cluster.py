@@ -14,14 +14,14 @@ import pytest
 
 from gemel.errors import GemelError, MissingExtraError
 from gemel.merging.layers.sharing import SharingMap
-from gemel.merging.merge import Listener, Options, merge_workload
+from gemel.merging.merge import Listener, MergeOptions, merge_workload
 from gemel.merging.search.cluster import Cluster
 from gemel.merging.search.search import Job
-from gemel.merging.strategies import Settings
+from gemel.merging.strategies import SearchSettings
 from gemel.merging.training.subjects import Subject
 from gemel.merging.training.training import Recipe
 from gemel.merging.training.trial import Start, Trial
-from gemel.workload import load
+from gemel.workload import load_workload
 
 
 class Lines(Listener):
@@ -57,8 +57,8 @@ def beside(trained: Path) -> Iterator[Path]:
 
 def test_ray_finds_what_one_process_finds(beside: Path) -> None:
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'gemel[ray]'")
-    trained, workload = beside, load(beside / "workload.yaml")
-    options = Options(settings=Settings(steps=8, batch=50), device="cpu")
+    trained, workload = beside, load_workload(beside / "workload.yaml")
+    options = MergeOptions(settings=SearchSettings(steps=8, batch=50), device="cpu")
     alone = merge_workload(workload, trained / "alone", options)
     lines = Lines()
     spread = merge_workload(workload, trained / "spread", replace(options, ray="local"), lines)

@@ -13,7 +13,7 @@ from gemel.merging.layers.layers import Layer
 from gemel.merging.layers.problem import Problem
 from gemel.merging.layers.sharing import SharingMap, Use
 from gemel.merging.search.search import Found, Job, search
-from gemel.merging.strategies import STRATEGIES, Settings, Verdict, strategy
+from gemel.merging.strategies import STRATEGIES, SearchSettings, Verdict, strategy
 from gemel.merging.training.trial import Outcome, Trial
 
 Met = Callable[[Trial], str]
@@ -72,7 +72,7 @@ def drive(
         end = ended(trial) or ("met" if good == trial.learners else "done")
         return Outcome(scores, scores, good, 1, 0.0, end, pull, states)
 
-    found = search(made, strategy(name)(made, Settings(**settings)), originals, execute, Quiet())
+    found = search(made, strategy(name)(made, SearchSettings(**settings)), originals, execute, Quiet())
     return batches, found
 
 

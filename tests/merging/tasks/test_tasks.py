@@ -28,8 +28,8 @@ from gemel.frames.preprocess import Geometry
 from gemel.merging.models.networks import Network
 from gemel.merging.tasks import Outputs, Task, task_of
 from gemel.merging.tasks.anchors import to_input
-from gemel.merging.tasks.classification import Classification
-from gemel.merging.tasks.embedding import Embedding
+from gemel.merging.tasks.classification import ClassificationTask
+from gemel.merging.tasks.embedding import EmbeddingTask
 from gemel.runtime.decode.average_precision import mean_average_precision
 from gemel.runtime.decode.results import Detection as Found
 from gemel.workload.data import Boxes, Images
@@ -300,9 +300,9 @@ def test_what_labels_teach() -> None:
     assert not ssd().learns_from(images(2))
     # Without anchors there is nothing to match boxes with.
     assert not yolo()[0].learns_from(boxed)
-    assert Classification().learns_from(labelled)
-    assert not Classification().learns_from(images(2))
-    assert not Embedding("door").learns_from(labelled)
+    assert ClassificationTask().learns_from(labelled)
+    assert not ClassificationTask().learns_from(images(2))
+    assert not EmbeddingTask("door").learns_from(labelled)
 
 
 def test_what_cannot_be_retrained_says_so() -> None:
@@ -313,7 +313,7 @@ def test_what_cannot_be_retrained_says_so() -> None:
 
 def test_top_one() -> None:
     scores, teacher = torch.eye(4), torch.eye(4)[[0, 1, 3, 3]]
-    made = Classification()
+    made = ClassificationTask()
     assert made.accuracy((scores,), (teacher,), images(4)) == 0.75
     assert made.accuracy((scores,), (teacher,), images(4, labels=torch.tensor([0, 1, 0, 0]))) == 0.5
 
@@ -321,7 +321,7 @@ def test_top_one() -> None:
 def test_embeddings_are_judged_by_how_they_differ_from_their_mean() -> None:
     torch.manual_seed(0)
     teacher = 5 + torch.rand(20, 8)
-    made = Embedding("door")
+    made = EmbeddingTask("door")
     assert made.accuracy((teacher,), (teacher,), images(20)) == pytest.approx(1)
     # All of these are nearly parallel to the teacher's.
     assert made.accuracy((teacher.flip(0),), (teacher,), images(20)) < 0.3
@@ -329,13 +329,13 @@ def test_embeddings_are_judged_by_how_they_differ_from_their_mean() -> None:
     assert made.accuracy((2 * teacher.mean(0) - teacher,), (teacher,), images(20)) == 0
     # Length does not count where only directions are reported.
     assert made.accuracy((3 * teacher,), (teacher,), images(20)) == pytest.approx(1)
-    assert Embedding("door", unit=False).accuracy((3 * teacher,), (teacher,), images(20)) < 0.9
+    assert EmbeddingTask("door", unit=False).accuracy((3 * teacher,), (teacher,), images(20)) < 0.9
 
 
 def test_a_batch_of_equal_frames_gives_no_wild_distance() -> None:
     same = torch.ones(4, 8)
     student = (same * 1.1).requires_grad_()
-    distance = Embedding("door").distance((student,), (same,))
+    distance = EmbeddingTask("door").distance((student,), (same,))
     distance.backward()
     assert float(distance.detach()) < 1
     assert student.grad is not None and float(student.grad.norm()) < 10
@@ -344,11 +344,11 @@ def test_a_batch_of_equal_frames_gives_no_wild_distance() -> None:
 def test_feature_maps_are_averaged() -> None:
     torch.manual_seed(0)
     features = torch.rand(6, 8, 3, 3)
-    made = Embedding("door")
+    made = EmbeddingTask("door")
     assert made.accuracy((features,), (features.mean((2, 3)),), images(6)) == pytest.approx(1)
 
 
 def test_embeddings_of_images_that_are_all_alike() -> None:
     same = torch.rand(1, 8).expand(5, -1)
     with pytest.raises(DataError, match=r"query door: .* same embedding for all 5 images .*data\.val"):
-        Embedding("door").accuracy((same,), (same,), images(5))
+        EmbeddingTask("door").accuracy((same,), (same,), images(5))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gemel.merging.layers.sharing import SharingMap, Use, bind
 from gemel.merging.training import training
 from gemel.merging.training.subjects import Subject
-from gemel.merging.training.training import Progress, Recipe, fit, strain
+from gemel.merging.training.training import Recipe, TrainingProgress, retrain, strain
 
 MakeSubject = Callable[..., Subject]
 
@@ -96,7 +96,7 @@ def test_a_shared_weight_steps_once_along_the_sum_of_all_gradients(subjects: dic
     total = torch.stack([torch.autograd.grad(loss_of(each), weight)[0] for each in subjects.values()]).sum(0)
     alone = torch.autograd.grad(loss_of(subjects["b"]), own)[0]
     before, before_own = weight.detach().clone(), own.detach().clone()
-    fit(subjects, "ab", plain(1, rate=0.01))
+    retrain(subjects, "ab", plain(1, rate=0.01))
     # Nesterov's first step is 1.9 times the gradient. A weight that was listed thrice would have gone further.
     assert torch.allclose(before_own - own, 1.9 * 0.01 * alone, rtol=1e-3, atol=1e-7)
     ratio = float((before - weight.detach()).norm() / (0.01 * total).norm())
@@ -114,7 +114,7 @@ def test_smaller_batches_learn_at_a_lower_rate(subjects: dict[str, Subject], mon
 
     monkeypatch.setattr(torch.optim, "SGD", made)
     for batch in (64, 16, 4):
-        fit(subjects, "ab", Recipe(1, batch=batch, rate=0.02))
+        retrain(subjects, "ab", Recipe(1, batch=batch, rate=0.02))
     assert rates == pytest.approx([0.02, 0.01, 0.005])
 
 
@@ -128,7 +128,7 @@ def test_every_weight_is_in_the_optimizer_once(subjects: dict[str, Subject], mon
             seen.extend(parameter for group in self.param_groups for parameter in group["params"])
 
     monkeypatch.setattr(torch.optim, "SGD", Watched)
-    fit(subjects, "ab", plain(1))
+    retrain(subjects, "ab", plain(1))
     assert (
         len(seen) == len({id(parameter) for parameter in seen}) == 2 + 2 * len(("norm.weight", "norm.bias", "w", "b"))
     )
@@ -137,23 +137,23 @@ def test_every_weight_is_in_the_optimizer_once(subjects: dict[str, Subject], mon
 def test_what_a_model_shares_with_one_that_does_not_learn_stays(subjects: dict[str, Subject]) -> None:
     share(subjects, [("a", "early"), ("b", "early")], [("a", "late"), ("b", "late")])
     before = {name: each.state() for name, each in subjects.items()}
-    fit(subjects, ["b"], plain(3))
+    retrain(subjects, ["b"], plain(3))
     after = {name: each.state() for name, each in subjects.items()}
     assert all(torch.equal(value, before["a"][name]) for name, value in after["a"].items())
     changed = {name for name, value in after["b"].items() if not torch.equal(value, before["b"][name])}
     assert {"stem.weight", "head.weight", "norm.running_mean"} <= changed
     assert not changed & {"early.weight", "late.weight"}
     # And it learns again when the other does.
-    fit(subjects, "ab", plain(1))
+    retrain(subjects, "ab", plain(1))
     assert not torch.equal(subjects["b"].model.get_parameter("early.weight"), before["b"]["early.weight"])
 
 
 def test_training_brings_models_back_to_their_teachers(subjects: dict[str, Subject]) -> None:
     share(subjects, [("a", "stem"), ("b", "stem")])
     first = sum(float(loss_of(each).detach()) for each in subjects.values())
-    told: list[Progress] = []
+    told: list[TrainingProgress] = []
     held = {name: unreachable(each) for name, each in subjects.items()}
-    fit(held, "ab", Recipe(30, batch=32, gives_up=False), watch=told.append)
+    retrain(held, "ab", Recipe(30, batch=32, gives_up=False), watch=told.append)
     assert sum(float(loss_of(each).detach()) for each in subjects.values()) < 0.5 * first
     assert [progress.step for progress in told] == list(range(1, 31))
     assert all(set(progress.losses) == set("ab") and progress.steps == 30 for progress in told)
@@ -165,7 +165,7 @@ def test_labels_are_learnt_from(subjects: dict[str, Subject], monkeypatch: pytes
         raise AssertionError("the teacher is not asked")
 
     monkeypatch.setattr(type(subjects["a"].teacher), "__call__", never)
-    result = fit({"a": unreachable(subjects["a"])}, "a", plain(2, supervision="labels"))
+    result = retrain({"a": unreachable(subjects["a"])}, "a", plain(2, supervision="labels"))
     assert result.samples == 128
 
 
@@ -173,9 +173,9 @@ def test_samples_are_counted_for_every_model(subject: MakeSubject) -> None:
     small, large = unreachable(subject("a", Net, count=10)), unreachable(subject("b", Net, count=64))
     both = {"a": small, "b": large}
     # Ten images in batches of four: 4, 3, 3 and again; the larger set decides how long an epoch is.
-    assert fit(both, "ab", Recipe(5, batch=4, checks=0)).samples == (4 + 3 + 3 + 4 + 3) + 5 * 4
-    assert fit(both, "b", Recipe(2, unit="epochs", batch=32, checks=0)).samples == 128
-    assert fit(both, "ab", Recipe(1, unit="epochs", batch=32, checks=0)).samples == 2 * 10 + 64
+    assert retrain(both, "ab", Recipe(5, batch=4, checks=0)).samples == (4 + 3 + 3 + 4 + 3) + 5 * 4
+    assert retrain(both, "b", Recipe(2, unit="epochs", batch=32, checks=0)).samples == 128
+    assert retrain(both, "ab", Recipe(1, unit="epochs", batch=32, checks=0)).samples == 2 * 10 + 64
 
 
 def test_no_batch_is_much_smaller_than_the_others(subject: MakeSubject) -> None:
@@ -186,7 +186,7 @@ def test_no_batch_is_much_smaller_than_the_others(subject: MakeSubject) -> None:
 
 def test_training_ends_when_all_reach_their_goals(subject: MakeSubject) -> None:
     made = {"a": subject("a", Net)}
-    result = fit(made, "a", Recipe(20, batch=32, rate=1e-6, checks=4))
+    result = retrain(made, "a", Recipe(20, batch=32, rate=1e-6, checks=4))
     assert result.ended == "met"
     # At the first of four looks, after a quarter of the steps.
     assert result.samples == 5 * 32
@@ -194,8 +194,8 @@ def test_training_ends_when_all_reach_their_goals(subject: MakeSubject) -> None:
 
 def test_a_model_that_reaches_its_goals_learns_from_half_as_many_images(subject: MakeSubject) -> None:
     made = {"a": subject("a", Net), "b": unreachable(subject("b", Net)), "c": unreachable(subject("c", Net))}
-    told: list[Progress] = []
-    result = fit(made, "abc", Recipe(20, batch=32, rate=1e-6, checks=4, gives_up=False), watch=told.append)
+    told: list[TrainingProgress] = []
+    result = retrain(made, "abc", Recipe(20, batch=32, rate=1e-6, checks=4, gives_up=False), watch=told.append)
     # From the first of four looks on, in every other step.
     assert result.samples == (5 + 8 + 20 + 20) * 32
     assert all(set(progress.losses) == set("abc") for progress in told)
@@ -203,16 +203,16 @@ def test_a_model_that_reaches_its_goals_learns_from_half_as_many_images(subject:
 
 def test_training_ends_when_there_is_no_hope(subjects: dict[str, Subject]) -> None:
     made = {"a": unreachable(subjects["a"]), "b": subjects["b"]}
-    hopeless = fit(made, "ab", Recipe(20, batch=32, rate=1e-6, checks=4))
+    hopeless = retrain(made, "ab", Recipe(20, batch=32, rate=1e-6, checks=4))
     assert hopeless.ended == "hopeless"
     assert hopeless.samples < 20 * 32 * 2
-    patient = fit(made, "ab", Recipe(20, batch=32, rate=1e-6, checks=4, gives_up=False))
+    patient = retrain(made, "ab", Recipe(20, batch=32, rate=1e-6, checks=4, gives_up=False))
     assert (patient.ended, patient.samples) == ("done", 20 * 32 * 2)
 
 
 def test_training_ends_when_time_is_up(subjects: dict[str, Subject]) -> None:
     before = subjects["a"].state()
-    result = fit(subjects, "a", plain(5), deadline=-math.inf)
+    result = retrain(subjects, "a", plain(5), deadline=-math.inf)
     assert (result.ended, result.samples) == ("time", 0)
     assert all(torch.equal(value, before[name]) for name, value in subjects["a"].state().items())
 
@@ -220,7 +220,7 @@ def test_training_ends_when_time_is_up(subjects: dict[str, Subject]) -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_no_number_ends_training(subjects: dict[str, Subject], value: float) -> None:
     nn.init.constant_(subjects["b"].model.get_parameter("head.weight"), value)
-    result = fit(subjects, "ab", plain(3))
+    result = retrain(subjects, "ab", plain(3))
     assert result.ended == "diverged"
     assert re.fullmatch(r"b: the loss is (nan|inf) at step 1", result.trouble)
     # Images that were spent are counted.
@@ -232,7 +232,7 @@ def test_without_labels_the_published_recipe_learns_from_the_teacher(subjects: d
     states = []
     for supervision in ("labels", "teacher"):
         before = {name: each.state() for name, each in unlabelled.items()}
-        assert fit(unlabelled, "ab", plain(2, supervision=supervision)).ended in ("done", "met")
+        assert retrain(unlabelled, "ab", plain(2, supervision=supervision)).ended in ("done", "met")
         states.append(unlabelled["a"].state()["stem.weight"])
         for name, each in unlabelled.items():
             each.restore(before[name])
@@ -244,9 +244,9 @@ def test_training_does_not_end_where_only_the_images_glanced_at_are_right(
 ) -> None:
     made = subject("a", Net)
     monkeypatch.setattr(Subject, "accuracies", lambda self, limit=None: {"a": 1.0 if limit else 0.5})
-    assert fit({"a": made}, "a", Recipe(10, batch=32, checks=4, gives_up=False)).ended == "done"
+    assert retrain({"a": made}, "a", Recipe(10, batch=32, checks=4, gives_up=False)).ended == "done"
     monkeypatch.setattr(Subject, "accuracies", lambda self, limit=None: {"a": 1.0})
-    assert fit({"a": made}, "a", Recipe(10, batch=32, checks=4, gives_up=False)).ended == "met"
+    assert retrain({"a": made}, "a", Recipe(10, batch=32, checks=4, gives_up=False)).ended == "met"
 
 
 def test_training_may_end_early_only_where_something_is_left_to_lose(
@@ -256,7 +256,7 @@ def test_training_may_end_early_only_where_something_is_left_to_lose(
     made = replace(made, held=(replace(made.held[0], original=1.0),))
     monkeypatch.setattr(Subject, "accuracies", lambda self, limit=None: {"a": 0.94})
     for spare, ended in ((0.0, "met"), (0.3, "met"), (0.5, "done")):
-        assert fit({"a": made}, "a", Recipe(10, batch=32, gives_up=False, spare=spare)).ended == ended
+        assert retrain({"a": made}, "a", Recipe(10, batch=32, gives_up=False, spare=spare)).ended == ended
 
 
 def test_only_gradients_of_narrow_models_are_bounded(subjects: dict[str, Subject]) -> None:
@@ -268,7 +268,7 @@ def test_only_gradients_of_narrow_models_are_bounded(subjects: dict[str, Subject
             # Far from the teacher, so that gradients are steep.
             each.model.get_parameter("head.weight").data.mul_(50)
         start = {name: each.state() for name, each in made.items()}
-        fit(made, "ab", plain(1, rate=1e-4))
+        retrain(made, "ab", plain(1, rate=1e-4))
         steps[narrow] = {
             name: (each.state()["stem.weight"] - start[name]["stem.weight"]).norm() for name, each in made.items()
         }
@@ -279,18 +279,18 @@ def test_only_gradients_of_narrow_models_are_bounded(subjects: dict[str, Subject
 
 
 def test_who_watches_may_stop(subjects: dict[str, Subject]) -> None:
-    def stop(progress: Progress) -> None:
+    def stop(progress: TrainingProgress) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit(subjects, "ab", plain(3), watch=stop)
+        retrain(subjects, "ab", plain(3), watch=stop)
 
 
 def test_equal_seeds_train_alike(subject: MakeSubject) -> None:
     states = []
     for seed in (1, 1, 2):
         made = {"a": unreachable(subject("a", Net))}
-        fit(made, "a", Recipe(4, batch=16, checks=0), seed=seed)
+        retrain(made, "a", Recipe(4, batch=16, checks=0), seed=seed)
         states.append(made["a"].state()["stem.weight"])
     assert torch.equal(states[0], states[1])
     assert not torch.equal(states[0], states[2])

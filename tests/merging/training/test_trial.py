@@ -15,7 +15,7 @@ from gemel.errors import DataError
 from gemel.merging.layers.sharing import SharingMap, Use
 from gemel.merging.training import trial as trials
 from gemel.merging.training.subjects import Subject
-from gemel.merging.training.training import Progress, Recipe
+from gemel.merging.training.training import Recipe, TrainingProgress
 from gemel.merging.training.trial import Outcome, Start, Trial, TrialRunner, some
 from gemel.workload.data import Images
 
@@ -84,7 +84,7 @@ def test_trials_leave_nothing_behind(kind: Any, subjects: dict[str, Subject]) ->
     assert equal(runner(tried, originals, SharingMap()), first)
 
 
-def stop(progress: Progress) -> None:
+def stop(progress: TrainingProgress) -> None:
     raise KeyboardInterrupt
 
 

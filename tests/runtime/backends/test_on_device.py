@@ -23,7 +23,7 @@ from gemel.runtime.backends.ort_cuda import OrtCuda
 from gemel.runtime.backends.tensorrt import TensorRt
 from gemel.runtime.engines.library import Library
 from gemel.runtime.memory.arena import WARM, Loading
-from gemel.runtime.run import Options, run_bundle
+from gemel.runtime.run import RunOptions, run_bundle
 
 Open = Callable[..., OnDevice]
 
@@ -224,7 +224,7 @@ def test_a_run_of_a_bundle(
         return opened(bundle, memory=options["memory"], loading=options["loading"])
 
     monkeypatch.setattr("gemel.runtime.run.open_backend", stand_in)
-    outcome = run_bundle(open_bundle(bundle), Options(memory="min", frames=12, offline=True, loading=loading))
+    outcome = run_bundle(open_bundle(bundle), RunOptions(memory="min", frames=12, offline=True, loading=loading))
     assert not outcome.failures
     assert {name: stats.processed for name, stats in outcome.run.queries.items()} == {"a": 12, "b": 12, "c": 12}
     assert outcome.memory.peak <= (outcome.memory.budget or 0)
@@ -281,7 +281,7 @@ class TestEngines:
             return backend
 
         monkeypatch.setattr("gemel.runtime.run.open_backend", stand_in)
-        outcome = run_bundle(open_bundle(bundle), Options(frames=2, offline=True))
+        outcome = run_bundle(open_bundle(bundle), RunOptions(frames=2, offline=True))
         assert set(outcome.run.queries) == {"a", "b", "c"}
         for stats in outcome.run.queries.values():
             assert "cannot be opened: [Errno 2] No such file or directory" in str(stats.last_error)

@@ -13,7 +13,7 @@ from onnx import TensorProto
 
 from gemel.bundles.blob import footprint
 from gemel.bundles.onnx_wire import tensor_array
-from gemel.bundles.program import read
+from gemel.bundles.program import read_model
 from gemel.bundles.reader import Bundle
 from gemel.errors import BackendError, BundleError, InputError
 from gemel.runtime.backends.ort_cpu import OrtCpu
@@ -21,7 +21,7 @@ from gemel.runtime.loop.profiling import kept_at, profile_of
 from gemel.runtime.memory.arena import WARM
 from gemel.runtime.ort import bake
 from gemel.runtime.ort.bake import verify_cache
-from gemel.runtime.ort.cpu_precision import widened
+from gemel.runtime.ort.cpu_precision import to_fp32
 
 WIDE = CHANNELS * CHANNELS * 9
 
@@ -55,7 +55,7 @@ def answer(model: onnx.ModelProto, inputs: dict[str, Array]) -> Array:
 
 def unrounded(model: onnx.ModelProto) -> onnx.ModelProto:
     """With kernels times scales, and no rounding of what is computed."""
-    return onnx.load_from_string(widened(read(model.SerializeToString()), tensor_array).SerializeToString())
+    return onnx.load_from_string(to_fp32(read_model(model.SerializeToString()), tensor_array).SerializeToString())
 
 
 def difference(found: Array, expected: Array) -> float:
@@ -92,7 +92,7 @@ def test_a_kernel_with_two_scales_is_one_tensor_in_float32(bundle: Bundle, faste
     wide = [tensor for tensor, spec in baked.tensors.items() if spec.length == 4 * WIDE]
     assert len(wide) == 1
     assert {*wide} <= shared
-    operators = {node.op_type for node in read(baked.program(one.program).read_bytes()).graph.node}
+    operators = {node.op_type for node in read_model(baked.program(one.program).read_bytes()).graph.node}
     assert not operators & {"QuantizeLinear", "DequantizeLinear", "Identity", "Cast"}
 
 
@@ -100,7 +100,7 @@ def test_packed_graphs_compute_in_int8_and_hold_their_weights(bundle: Bundle, fa
     with OrtCpu(bundle) as backend:
         baked = backend.baked
     for model in "ab":
-        graph = read(baked.packed(model, "main").read_bytes()).graph
+        graph = read_model(baked.packed(model, "main").read_bytes()).graph
         assert "QLinearConv" in {node.op_type for node in graph.node}
         assert not any(tensor.data_location for tensor in graph.initializer)
         held = sum(tensor_array(tensor).nbytes for tensor in graph.initializer)

@@ -14,7 +14,7 @@ from gemel.runtime.backends import open_backend
 from gemel.runtime.backends.ort_cpu import OrtCpu
 from gemel.runtime.backends.ort_sessions import OrtSessions
 from gemel.runtime.memory.arena import Loading
-from gemel.runtime.run import Options, run_bundle
+from gemel.runtime.run import RunOptions, run_bundle
 
 IMAGES = np.random.default_rng(0).random((2, 3, 32, 32), np.float32)
 
@@ -59,7 +59,7 @@ def test_what_is_unloaded_may_leave_the_page_cache(bundle: Path, monkeypatch: py
 
 def test_a_run(bundle: Path) -> None:
     opened = open_bundle(bundle)
-    options = Options(backend="ort-sessions", memory="min", policy="nexus", offline=True, frames=3, threads=1)
+    options = RunOptions(backend="ort-sessions", memory="min", policy="nexus", offline=True, frames=3, threads=1)
     summary = run_bundle(opened, options)
     assert summary.backend == "ort-sessions"
     assert all(query.processed == 3 for query in summary.run.queries.values())

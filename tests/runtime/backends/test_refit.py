@@ -17,9 +17,9 @@ from on_devices import Device, add_stage, run
 from onnx import TensorProto, helper, numpy_helper
 from tiny_models import tiny
 
-from gemel.bundles.program import read, split, with_constants
+from gemel.bundles.program import read_model, split_model, with_constants
 from gemel.bundles.reader import open_bundle
-from gemel.check.contents.inspect import describe, tables
+from gemel.check.contents.inspect import bundle_tables, describe
 from gemel.check.regression.baseline import baseline_of
 from gemel.compiler import compile_workload
 from gemel.errors import BackendError, BundleError
@@ -27,11 +27,11 @@ from gemel.runtime.backends.ort_cpu import OrtCpu
 from gemel.runtime.backends.tensorrt import TensorRt
 from gemel.runtime.device import DeviceArray
 from gemel.runtime.engines import choice, store
-from gemel.runtime.engines.build import build
-from gemel.runtime.engines.choice import choose
-from gemel.runtime.engines.executables import Opener
+from gemel.runtime.engines.build import build_engine
+from gemel.runtime.engines.choice import choose_mode
+from gemel.runtime.engines.executables import EngineOpener
 from gemel.runtime.engines.library import Library
-from gemel.runtime.engines.record import RECORD, Choice, Engines
+from gemel.runtime.engines.record import ENGINES_RECORD, Engines, ModeChoice
 from gemel.runtime.engines.store import engines_in
 from gemel.workload import Workload
 
@@ -76,7 +76,7 @@ def engines(bundle: Path) -> Engines:
     return found
 
 
-def chosen(bundle: Path) -> Choice:
+def chosen(bundle: Path) -> ModeChoice:
     return next(spec.choice for spec in engines(bundle).engines.values() if spec.inputs)
 
 
@@ -135,7 +135,7 @@ def test_weights_that_have_moved_are_not_copied_again(opened: Open, bundle: Path
     ],
 )
 def test_what_is_chosen(bound: float, refit: float, swap: float, shared: bool, mode: str) -> None:
-    found = choose(bound, refit, swap, shared=shared)
+    found = choose_mode(bound, refit, swap, shared=shared)
     assert (found.mode, found.bound_ms, found.refit_ms, found.swap_ms) == (mode, bound, refit, swap)
 
 
@@ -145,7 +145,7 @@ def test_what_is_chosen(bound: float, refit: float, swap: float, shared: bool, m
 def test_the_choice_is_kept_and_shown(opened: Open, bundle: Path, seconds: dict[str, float], mode: str) -> None:
     opened(bundle, seconds)
     times = {f"{what}_ms": pytest.approx(value * 1e3) for what, value in seconds.items()}
-    record = json.loads((engines(bundle).folder / RECORD).read_text())
+    record = json.loads((engines(bundle).folder / ENGINES_RECORD).read_text())
     ((program, spec),) = record["engines"].items()
     assert spec["choice"] == {"mode": mode, **times, "why": ""}
     files = {path.name for path in engines(bundle).folder.glob("*.engine")}
@@ -159,7 +159,9 @@ def test_the_choice_is_kept_and_shown(opened: Open, bundle: Path, seconds: dict[
     figures = describe(open_bundle(bundle))
     (shown,) = figures["engines"][0]["programs"].values()
     assert {key: shown[key] for key in ("mode", "bound_ms", "refit_ms", "swap_ms")} == {"mode": mode, **times}
-    (table,) = [each for each in tables(open_bundle(bundle), figures) if "engines" in str(getattr(each, "title", ""))]
+    (table,) = [
+        each for each in bundle_tables(open_bundle(bundle), figures) if "engines" in str(getattr(each, "title", ""))
+    ]
     text = [cell for column in table.columns for cell in column.cells]  # type: ignore[union-attr]
     assert mode in text
     assert str(chosen(bundle)) in text and "2 ms bound" in str(chosen(bundle))
@@ -245,7 +247,7 @@ def test_a_program_without_weights_has_no_choice(opened: Open, bundle: Path) -> 
     backend, module = opened(bundle)
     assert module.built == 3
     (wave,) = [spec for spec in engines(bundle).engines.values() if not spec.inputs]
-    assert wave.choice == Choice(why="no weights")
+    assert wave.choice == ModeChoice(why="no weights")
     values = np.linspace(0, 1, 8, dtype=np.float32).reshape(2, 4)
     backend.activate("a")
     np.testing.assert_allclose(backend.run("a", "wave", {"x": values})["y"], np.sin(values), rtol=1e-5)
@@ -264,7 +266,7 @@ class TestScaled:
         tensors = [numpy_helper.from_array(value, name) for name, value in values.items()]
         graph = helper.make_graph(nodes, "scaled", ports[:1], ports[1:], tensors)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-        return split(read(model.SerializeToString())).proto
+        return split_model(read_model(model.SerializeToString())).proto
 
     def open(self, proto: bytes, folder: Path, device: Device, **options: Any) -> Any:
         blob = folder / "weights.bin"
@@ -273,8 +275,8 @@ class TestScaled:
         library = Library("tensorrt", module)
         place: Any = SimpleNamespace(offset=0, length=16, shape=(4,))
         constant = with_constants(proto, blob.name, [place])
-        built = build(library, constant, {}, blob=blob, flags=("STRIP_PLAN", "REFIT"))
-        return Opener(library, device, device.stream()).refitted(built.data, self.STAGE, proto)
+        built = build_engine(library, constant, {}, blob=blob, flags=("STRIP_PLAN", "REFIT"))
+        return EngineOpener(library, device, device.stream()).refitted(built.data, self.STAGE, proto)
 
     def test_constants_are_filled_in(self, proto: bytes, tmp_path: Path) -> None:
         device = Device()
@@ -315,7 +317,7 @@ class TestRecords:
             patch.setattr(store, "_LAYOUT", "1")
             opened(bundle)
         self.change(bundle, choice=None, refit=None)
-        assert chosen(bundle) == Choice(why="not measured")
+        assert chosen(bundle) == ModeChoice(why="not measured")
         assert opened(bundle)[1].built == 2
 
     def test_that_contradict_themselves_are_damaged(self, opened: Open, bundle: Path) -> None:
@@ -327,7 +329,7 @@ class TestRecords:
 
     def change(self, bundle: Path, **changes: Any) -> None:
         """Change what is written of the engine; None takes it out."""
-        (record,) = (bundle / "device-cache").glob(f"*/{RECORD}")
+        (record,) = (bundle / "device-cache").glob(f"*/{ENGINES_RECORD}")
         content = json.loads(record.read_text())
         for program, spec in content["engines"].items():
             left = {key: value for key, value in {**spec, **changes}.items() if value is not None}

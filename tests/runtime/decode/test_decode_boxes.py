@@ -6,7 +6,7 @@ import torch
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 
-from gemel.runtime.decode.boxes import best, best_of_each, clip, decode_deltas, nms
+from gemel.runtime.decode.boxes import best_of_each, clip, decode_deltas, highest, nms
 
 
 def random_boxes(rng: np.random.Generator, count: int, extent: float = 300) -> np.ndarray:
@@ -57,4 +57,4 @@ def test_best_of_each_group() -> None:
     groups = np.array([0, 1, 1, 1, 0, 3])
     assert sorted(best_of_each(scores, groups, 2).tolist()) == [0, 1, 2, 4, 5]
     assert sorted(best_of_each(scores, groups, 9).tolist()) == [0, 1, 2, 3, 4, 5]
-    assert sorted(best(scores, 2).tolist()) == [1, 4]
+    assert sorted(highest(scores, 2).tolist()) == [1, 4]

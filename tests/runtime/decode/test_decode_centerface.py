@@ -7,24 +7,24 @@ import pytest
 
 from gemel.bundles.manifest import CenterFaceDecode
 from gemel.frames.preprocess import Geometry
-from gemel.runtime.decode import Array, build
+from gemel.runtime.decode import FloatArray, build_decoder
 from gemel.runtime.decode.results import Detection
 
 SPEC = CenterFaceDecode(classes=1, score_threshold=0.2, nms_threshold=0.3, heatmap="h", scale="s", offset="o")
 SIZE = (128, 160)
 
 
-def decode(outputs: dict[str, Array], threshold: float | None = None) -> tuple[Detection, ...]:
-    def no_stage(name: str, inputs: object) -> dict[str, Array]:
+def decode(outputs: dict[str, FloatArray], threshold: float | None = None) -> tuple[Detection, ...]:
+    def no_stage(name: str, inputs: object) -> dict[str, FloatArray]:
         raise AssertionError(name)
 
-    decoder = build(SPEC, lambda name: np.zeros(0, np.float32), ["face"], threshold)
+    decoder = build_decoder(SPEC, lambda name: np.zeros(0, np.float32), ["face"], threshold)
     result = decoder(outputs, Geometry(SIZE, SIZE, SIZE), no_stage)
     assert isinstance(result, tuple)
     return tuple(item for item in result if isinstance(item, Detection))
 
 
-def heads() -> dict[str, Array]:
+def heads() -> dict[str, FloatArray]:
     rows, columns = SIZE[0] // 4, SIZE[1] // 4
     return {
         "h": np.zeros((1, 1, rows, columns), np.float32),
@@ -33,7 +33,7 @@ def heads() -> dict[str, Array]:
     }
 
 
-def published(outputs: dict[str, Array], threshold: float) -> list[tuple[list[float], float]]:
+def published(outputs: dict[str, FloatArray], threshold: float) -> list[tuple[list[float], float]]:
     heatmap, scale, offset = outputs["h"][0, 0], outputs["s"][0], outputs["o"][0]
     boxes = []
     for y, x in zip(*np.where(heatmap > threshold), strict=True):

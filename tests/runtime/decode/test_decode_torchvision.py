@@ -17,8 +17,8 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from gemel.bundles.manifest import InputSpec
 from gemel.compiler.heads import Cut, as_tuple, cut
-from gemel.frames.preprocess import prepare
-from gemel.runtime.decode import Array, build
+from gemel.frames.preprocess import preprocess
+from gemel.runtime.decode import FloatArray, build_decoder
 from gemel.runtime.decode.results import Detection
 
 # Normalisation that rounds nothing: random networks make a pixel of its last bit. SSDLite has the usual one.
@@ -72,20 +72,20 @@ def ours(
 ) -> list[Detection]:
     """Our detections; ``stages`` are those that must have run, as often as they must."""
     parts = cut(model, "detection", spec)
-    image, geometry = prepare(frame, parts.input)
+    image, geometry = preprocess(frame, parts.input)
     ran: list[str] = []
 
-    def run(name: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def run(name: str, inputs: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
         ran.append(name)
         return run_stage(parts, name, inputs)
 
-    decoder = build(parts.decode, lambda name: np.asarray(parts.tensors[name]), None, threshold)
+    decoder = build_decoder(parts.decode, lambda name: np.asarray(parts.tensors[name]), None, threshold)
     result = decoder(run("main", {"image": image}), geometry, run)
     assert isinstance(result, tuple) and sorted(ran) == sorted(stages)
     return [item for item in result if isinstance(item, Detection)]
 
 
-def run_stage(parts: Cut, name: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+def run_stage(parts: Cut, name: str, inputs: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
     stage = parts.stages[name]
     assert list(inputs) == list(stage.inputs)
     with torch.no_grad():

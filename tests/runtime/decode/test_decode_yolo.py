@@ -9,7 +9,7 @@ import pytest
 
 from gemel.bundles.manifest import YoloDecode, YoloHead
 from gemel.frames.preprocess import Geometry
-from gemel.runtime.decode import Array, build
+from gemel.runtime.decode import FloatArray, build_decoder
 from gemel.runtime.decode.results import Detection
 
 SIZE = (96, 128)
@@ -22,11 +22,13 @@ Found = tuple[list[float], float, int]
 """Box, score and class."""
 
 
-def no_stage(name: str, inputs: object) -> dict[str, Array]:
+def no_stage(name: str, inputs: object) -> dict[str, FloatArray]:
     raise AssertionError(name)
 
 
-def reference(outputs: dict[str, Array], spec: YoloDecode, threshold: float, valid: tuple[int, int]) -> list[Found]:
+def reference(
+    outputs: dict[str, FloatArray], spec: YoloDecode, threshold: float, valid: tuple[int, int]
+) -> list[Found]:
     """What the paper's equations give, best first."""
 
     def sigmoid(value: float) -> float:
@@ -73,7 +75,7 @@ def test_equals_the_equations(classes: int, threshold: float | None, valid: tupl
     }
     # Source pixels are twice the input's.
     geometry = Geometry((valid[0] * 2, valid[1] * 2), SIZE, valid)
-    result = build(spec, lambda name: np.zeros(0, np.float32), None, threshold)(outputs, geometry, no_stage)
+    result = build_decoder(spec, lambda name: np.zeros(0, np.float32), None, threshold)(outputs, geometry, no_stage)
     expected = reference(outputs, spec, 0.25 if threshold is None else threshold, valid)
     assert len(result) == len(expected) > 0  # type: ignore[arg-type]
     for got, (box, score, kind) in zip(result, expected, strict=True):  # type: ignore[arg-type]
@@ -85,9 +87,12 @@ def test_equals_the_equations(classes: int, threshold: float | None, valid: tupl
 def test_wild_values_stay_inside_the_frame() -> None:
     spec = YoloDecode(classes=1, heads=(YoloHead(output="out", stride=32, anchors=((30, 30),)),))
     outputs = {"out": np.full((1, 6, 3, 4), 1e4, np.float32)}
-    result = build(spec, lambda name: np.zeros(0, np.float32), ["thing"], None)(
+    result = build_decoder(spec, lambda name: np.zeros(0, np.float32), ["thing"], None)(
         outputs, Geometry(SIZE, SIZE, SIZE), no_stage
     )
     assert result == (Detection((0.0, 0.0, 128.0, 96.0), 1.0, "thing"),)
     outputs["out"][:] = np.nan
-    assert build(spec, lambda name: outputs["out"], None, None)(outputs, Geometry(SIZE, SIZE, SIZE), no_stage) == ()
+    assert (
+        build_decoder(spec, lambda name: outputs["out"], None, None)(outputs, Geometry(SIZE, SIZE, SIZE), no_stage)
+        == ()
+    )

@@ -14,16 +14,16 @@ from helpers import query, save, swap_for_a_link, swap_for_a_pipe
 from tiny_models import TinyDeterminant, tiny
 
 from gemel.bundles.manifest import FasterRcnnDecode, Manifest, Port
-from gemel.bundles.program import read, split, with_constants
+from gemel.bundles.program import read_model, split_model, with_constants
 from gemel.bundles.reader import MANIFEST, Bundle, open_bundle
 from gemel.compiler import compile_workload
 from gemel.errors import BackendError, BundleError, InputError
 from gemel.runtime import device_cache as cache
 from gemel.runtime.device.host import HostDevice
 from gemel.runtime.engines import store
-from gemel.runtime.engines.build import build
+from gemel.runtime.engines.build import build_engine
 from gemel.runtime.engines.library import Library, find_library
-from gemel.runtime.engines.record import RECORD, Choice, Engines
+from gemel.runtime.engines.record import ENGINES_RECORD, Engines, ModeChoice
 from gemel.runtime.engines.store import build_engines, engines_for, engines_in, rows_of
 from gemel.workload import Workload
 
@@ -70,14 +70,14 @@ def test_one_engine_a_program(rtx: Library, opened: Bundle) -> None:
 
 def test_engines_of_other_devices_are_bound(built: Engines, rtx: Library, opened: Bundle) -> None:
     """What is faster on a device is measured there. A device that finds engines beside the bundle takes them."""
-    assert [(spec.choice, spec.refit) for spec in built.engines.values()] == [(Choice(why="not measured"), None)]
+    assert [(spec.choice, spec.refit) for spec in built.engines.values()] == [(ModeChoice(why="not measured"), None)]
     device = HostDevice()
     device.target = "sm89"
     assert engines_for(opened, rtx, device) == built
 
 
 def test_built_once(built: Engines, rtx: Library, opened: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "build", lambda *_: pytest.fail("built again"))
+    monkeypatch.setattr(store, "build_engine", lambda *_: pytest.fail("built again"))
     assert build_engines(opened, rtx, TARGETS) == build_engines(opened, rtx, TARGETS[::-1]) == built
     assert engines_in(opened) == [built]
 
@@ -125,7 +125,7 @@ def test_bad_files(built: Engines, rtx: Library, opened: Bundle, harm: Callable[
     ],
 )
 def test_records_that_do_not_fit(built: Engines, opened: Bundle, change: dict[str, object]) -> None:
-    record = built.folder / RECORD
+    record = built.folder / ENGINES_RECORD
     record.write_text(json.dumps({**json.loads(record.read_text()), **change}))
     with pytest.raises(BundleError, match=rf"{record}: (is damaged|these are not the engines of this bundle)"):
         engines_in(opened)
@@ -136,7 +136,9 @@ def test_engines_of_another_bundle(built: Engines, rtx: Library, opened: Bundle)
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "sla_ms": 99.0}))
     other = open_bundle(opened.path)
     assert other.manifest.programs.keys() == built.engines.keys()
-    with pytest.raises(BundleError, match=rf"{built.folder}/{RECORD}: these are not the engines of this bundle"):
+    with pytest.raises(
+        BundleError, match=rf"{built.folder}/{ENGINES_RECORD}: these are not the engines of this bundle"
+    ):
         engines_in(other)
     shutil.rmtree(built.folder)
     assert [build_engines(other, rtx, TARGETS)] == engines_in(other)
@@ -242,11 +244,11 @@ def test_a_program_that_is_refused(rtx: Library, tmp_path: Path, workload_in: Ca
 def test_the_library_keeps_to_its_first_logger(rtx: Library, opened: Bundle) -> None:
     """What was made with it holds it, here through tracebacks; no other logger would be told anything meanwhile."""
     stage = opened.manifest.models["a"].stages["main"]
-    proto = split(read(opened.file(stage.file).read_bytes())).proto
+    proto = split_model(read_model(opened.file(stage.file).read_bytes())).proto
     held = []
     for _ in range(2):
         with pytest.raises(BackendError, match=r"refuses it: .*no optimization profile") as caught:
-            build(rtx, proto, {}, TARGETS)  # the batch is free
+            build_engine(rtx, proto, {}, TARGETS)  # the batch is free
         held.append(caught)
     assert find_library("tensorrt-rtx").logger() is rtx.logger()
 
@@ -255,14 +257,14 @@ def test_constants_are_found_beside_the_blob(rtx: Library, built: Engines, opene
     """As engines that are refitted are built, but for what needs a device: leaving the weights out again."""
     content = opened.manifest
     stage = content.models["a"].stages["main"]
-    proto = split(read(opened.file(stage.file).read_bytes())).proto
+    proto = split_model(read_model(opened.file(stage.file).read_bytes())).proto
     constant = with_constants(proto, content.blob, [content.tensors[tensor] for tensor in stage.weights])
     rows = rows_of(opened)[stage.program]
-    made = build(rtx, constant, rows, TARGETS, blob=opened.file(content.blob))
+    made = build_engine(rtx, constant, rows, TARGETS, blob=opened.file(content.blob))
     largest = max((opened.tensor(tensor) for tensor in stage.weights), key=lambda each: each.nbytes)
     assert largest.tobytes() in made.data
     with pytest.raises(BackendError, match="refuses it"):
-        build(rtx, constant, rows, TARGETS, blob=opened.path / "elsewhere" / content.blob)
+        build_engine(rtx, constant, rows, TARGETS, blob=opened.path / "elsewhere" / content.blob)
 
 
 def test_rows(opened: Bundle) -> None:

@@ -18,7 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemel.errors import FeedError, InputError
-from gemel.runtime.feeds import Backoff, Feed, Frame, Picture, is_local_file, package_file, resolve
+from gemel.frames.frame import Frame
+from gemel.frames.reader import Picture
+from gemel.frames.reference import is_local_file, package_file
+from gemel.frames.source import resolve
+from gemel.runtime.feeds import Backoff, Feed
 from gemel.runtime.feeds.pacing import Decimator, Timeline
 
 SOON = Backoff(first=0.001, limit=0.004)

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import Script, answer
 
+from gemel.frames.frame import Frame
 from gemel.runtime.decode.results import Class, Result
-from gemel.runtime.feeds import Feed, Frame
+from gemel.runtime.feeds import Feed
 from gemel.runtime.loop.channel import Channel, Left, QueryState
 
 

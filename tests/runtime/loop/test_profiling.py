@@ -16,11 +16,11 @@ from gemel.compiler import compile_workload
 from gemel.errors import InputError
 from gemel.runtime.backends.ort_cpu import OrtCpu
 from gemel.runtime.loop import profiling
-from gemel.runtime.loop.profiling import kept_at, measure, profile_of
+from gemel.runtime.loop.profiling import kept_at, measure_profile, profile_of
 from gemel.runtime.loop.times import BATCHES, Times
 from gemel.runtime.memory.arena import WARM, Loading
 from gemel.runtime.ort.bake import verify_cache
-from gemel.runtime.planning.planner import plan
+from gemel.runtime.planning.planner import make_plan
 from gemel.runtime.planning.profile import Profile
 from gemel.workload import Workload
 
@@ -61,7 +61,7 @@ def first_load(profile: Profile) -> float | None:
 def test_measured(path: Path, cold: bool) -> None:
     bundle = open_bundle(path)
     with OrtCpu(bundle, memory="min", threads=1, loading=Loading(cold)) as backend:
-        profile = measure(bundle, backend)
+        profile = measure_profile(bundle, backend)
         assert {name: spec.bytes for name, spec in profile.segments.items()} == backend.segments
         assert {name: model.segments for name, model in profile.models.items()} == {
             name: backend.segments_of(name) for name in ("a", "b")
@@ -79,7 +79,7 @@ def test_measured(path: Path, cold: bool) -> None:
         "c": ("a", "gate", 5),
     }
     assert profile.sla_ms == bundle.manifest.sla_ms
-    assert set(plan(profile, profile.budget("min")).order) == {"a", "b", "c"}
+    assert set(make_plan(profile, profile.budget("min")).order) == {"a", "b", "c"}
 
 
 def test_models_in_mode_constant_load_nothing(tmp_path: Path, workload_in: Callable[..., Workload]) -> None:
@@ -87,7 +87,7 @@ def test_models_in_mode_constant_load_nothing(tmp_path: Path, workload_in: Calla
     workload = workload_in(query("t", "tiny_models:TinyTransformer"))
     bundle = open_bundle(compile_workload(workload, tmp_path / "bundle").path)
     with OrtCpu(bundle, threads=1) as backend:
-        profile = measure(bundle, backend)
+        profile = measure_profile(bundle, backend)
     assert profile.segments == {}
     assert profile.models["t"].segments == ()
     assert tuple(profile.models["t"].run_ms) == BATCHES
@@ -97,7 +97,7 @@ def test_a_feed_without_a_rate(path: Path, measurements: list[Times]) -> None:
     change_manifest(path, lambda document: document["feeds"]["gate"].pop("fps"))
     bundle = open_bundle(path)
     with OrtCpu(bundle) as backend:
-        assert {name: each.fps for name, each in measure(bundle, backend).queries.items()} == {
+        assert {name: each.fps for name, each in measure_profile(bundle, backend).queries.items()} == {
             "a": 10,
             "b": 10,
             "c": 30,

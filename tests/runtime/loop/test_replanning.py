@@ -11,8 +11,8 @@ import pytest
 from scripted import answer, feed
 from swaps import SPEEDS, Runs, known, planned_for, unanswered
 
+from gemel.frames.frame import Frame
 from gemel.runtime.decode.results import Result
-from gemel.runtime.feeds import Frame
 from gemel.runtime.planning import review
 
 

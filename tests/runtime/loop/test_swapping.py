@@ -15,8 +15,8 @@ from profiles import profile
 from scripted import answer, feed
 from swaps import MODELS, ON, SIZES, SPEEDS, Runs, known, unanswered
 
+from gemel.frames.frame import Frame
 from gemel.runtime.decode.results import Result
-from gemel.runtime.feeds import Frame
 from gemel.runtime.loop import pipeline
 from gemel.runtime.loop.summary import RunStats
 from gemel.runtime.planning.planner import POLICIES
@@ -124,7 +124,7 @@ class TestTurnsTakeNoTimeForNothing:
 
 def test_a_run_whose_weights_are_all_in_memory_is_not_planned_anew(soon: None) -> None:
     feeds = {"yard": feed("yard", 30, pause=0.004), "gate": feed("gate", 1)}
-    stats = pipeline.run(ON, feeds, answer)
+    stats = pipeline.run_pipeline(ON, feeds, answer)
     assert (stats.plan.replans, set(stats.plan.order)) == (0, set("abc"))
 
 

@@ -17,9 +17,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from gemel.bundles.onnx_wire import tensor_array
-from gemel.bundles.program import read
-from gemel.runtime.ort.cpu_precision import kernel_scales, unsigned, widened
-from gemel.runtime.ort.optimise import pack
+from gemel.bundles.program import read_model
+from gemel.runtime.ort.cpu_precision import for_ort_int8, kernel_scales, to_fp32
+from gemel.runtime.ort.optimise import optimise_int8
 
 
 def run(model: Any, inputs: dict[str, Array]) -> Array:
@@ -135,7 +135,7 @@ def test_a_kernel_of_several_scales_stays_integers(
     layer: Layer, shape: tuple[int, ...], axis: int, left: list[str]
 ) -> None:
     model = drawn(layer, shape, axis)
-    found = widened(wired(model), tensor_array, {"kernel"})
+    found = to_fp32(wired(model), tensor_array, {"kernel"})
     close(run(found, images(2)), run(unrounded(model), images(2)))
     (kernel,) = (values for values in arrays(found).values() if values.shape == shape)
     assert kernel.dtype == np.float32
@@ -153,7 +153,7 @@ def test_a_kernel_of_one_scale_or_a_small_one_is_multiplied(
     layer: Layer, shape: tuple[int, ...], axis: int, apart: bool
 ) -> None:
     model = drawn(layer, shape, axis)
-    found = widened(wired(model), tensor_array, {"kernel"} if apart else frozenset())
+    found = to_fp32(wired(model), tensor_array, {"kernel"} if apart else frozenset())
     close(run(found, images(2)), run(unrounded(model), images(2)))
     expected = kinds(model)
     rounding = expected.pop("QuantizeLinear", 0) + expected.pop("DequantizeLinear") - 1
@@ -164,7 +164,7 @@ def test_a_kernel_of_one_scale_or_a_small_one_is_multiplied(
 @pytest.mark.parametrize("apart", [frozenset(), {"stem", "depthwise", "wide", "head"}])
 def test_a_network_in_float32(apart: set[str]) -> None:
     model = network(0)
-    found = widened(wired(model), tensor_array, apart)
+    found = to_fp32(wired(model), tensor_array, apart)
     close(run(found, images(2)), run(unrounded(model), images(2)))
     assert kinds(found)["Conv"] == (5 if apart else 3)
     assert {values.dtype.name for values in arrays(found).values()} <= {"float32", "int64"}
@@ -182,7 +182,7 @@ def test_scales_of_kernels() -> None:
 
 def test_unsigned_says_what_signed_says() -> None:
     model = network(0)
-    found = unsigned(wired(model), tensor_array)
+    found = for_ort_int8(wired(model), tensor_array)
     # A bias may be off by half a unit, and what was on the edge then goes the other way.
     close(run(found, images(4)), run(model, images(4)), 1e-2)
     zeros = [values for name, values in arrays(found).items() if values.dtype == np.uint8]
@@ -195,7 +195,7 @@ def test_biases_are_whole_numbers_of_both_scales() -> None:
     kernel = draw.kernel(np.ones((4, 3, 1, 1), np.int8), np.array([0.1, 0.2, 0.3, 0.4]), 0)
     bias = draw.constant(np.array([1, -1, 1e30, 0], np.float32))
     model = wired(draw.model(draw.rounded(draw.node("Conv", value, kernel, bias), 4.0)))
-    constants = arrays(unsigned(model, tensor_array))
+    constants = arrays(for_ort_int8(model, tensor_array))
     (whole,) = (values for values in constants.values() if values.dtype == np.int32)
     unit = np.float32(2 / 127)
     assert whole.tolist() == [round(1 / (unit * 0.1)), round(-1 / (unit * 0.2)), 2**31 - 1, 0]
@@ -207,8 +207,10 @@ def test_a_layer_that_is_left_in_float32_stays_as_it_is(tmp_path: Path) -> None:
     kernel = np.ones((2, 3, 1, 1), np.float32) * np.array([1000, 0.01], np.float32).reshape(2, 1, 1, 1)
     value = draw.node("Conv", draw.rounded("image", 2.0), draw.constant(kernel), draw.bias(2))
     model = draw.model(draw.rounded(value, 4.0))
-    packed = pack(tmp_path / "model.onnx", unsigned(wired(model), tensor_array).SerializeToString(), tmp_path)
-    kept = [tensor_array(tensor) for tensor in read(packed).graph.initializer if len(tensor.dims) == 4]
+    packed = optimise_int8(
+        tmp_path / "model.onnx", for_ort_int8(wired(model), tensor_array).SerializeToString(), tmp_path
+    )
+    kept = [tensor_array(tensor) for tensor in read_model(packed).graph.initializer if len(tensor.dims) == 4]
     assert [values.dtype for values in kept] == [np.float32]
 
 
@@ -220,8 +222,10 @@ def test_layers_become_integer_ones(tmp_path: Path) -> None:
     model = draw.model(
         draw.node("Gemm", draw.rounded(draw.node("Flatten", value), 4.0), kernel, draw.bias(5), transB=1)
     )
-    packed = pack(tmp_path / "model.onnx", unsigned(wired(model), tensor_array).SerializeToString(), tmp_path)
-    kinds = Counter(node.op_type for node in read(packed).graph.node)
+    packed = optimise_int8(
+        tmp_path / "model.onnx", for_ort_int8(wired(model), tensor_array).SerializeToString(), tmp_path
+    )
+    kinds = Counter(node.op_type for node in read_model(packed).graph.node)
     assert kinds["QLinearConv"] == kinds["QGemm"] == 1
     assert not kinds["Conv"] and not kinds["Gemm"] and not kinds["Relu"]
 
@@ -229,7 +233,7 @@ def test_layers_become_integer_ones(tmp_path: Path) -> None:
 def positive(last: Layer) -> bool:
     """Whether a value is taken for one that cannot be negative."""
     draw = Drawing()
-    found = unsigned(wired(draw.model(draw.rounded(last(draw, "image"), 1))), tensor_array)
+    found = for_ort_int8(wired(draw.model(draw.rounded(last(draw, "image"), 1))), tensor_array)
     constants = arrays(found)
     (node,) = (node for node in found.graph.node if node.op_type == "QuantizeLinear")
     return int(constants[node.input[2]]) == 0
@@ -304,7 +308,7 @@ def test_what_may_be_negative(last: Layer) -> None:
 def test_rounding_in_a_chain_keeps_zero_points() -> None:
     draw = Drawing()
     value = draw.rounded(draw.node("Relu", "image"), 1)
-    found = unsigned(wired(draw.model(draw.rounded(draw.node("MaxPool", value, **POOL), 1))), tensor_array)
+    found = for_ort_int8(wired(draw.model(draw.rounded(draw.node("MaxPool", value, **POOL), 1))), tensor_array)
     constants = arrays(found)
     assert [int(constants[node.input[2]]) for node in found.graph.node if "Linear" in node.op_type] == [0] * 4
 
@@ -336,7 +340,7 @@ def converted() -> onnx.ModelProto:
 def test_halves(make: Callable[[], onnx.ModelProto]) -> None:
     model = make()
     assert TensorProto.FLOAT16 in {tensor.data_type for tensor in model.graph.initializer}
-    found = widened(wired(model), tensor_array)
+    found = to_fp32(wired(model), tensor_array)
     close(run(found, images(2)), run(model, images(2)), 3e-3)
     again = onnx.load_from_string(found.SerializeToString())
     onnx.checker.check_model(again)
@@ -351,13 +355,13 @@ def test_ports_in_halves() -> None:
     ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, [2]) for name in ("image", "out")]
     graph = helper.make_graph([helper.make_node("Relu", ["image"], ["out"])], "g", ports[:1], ports[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    output = run(widened(wired(model), tensor_array), {"image": np.array([-1, 2], np.float32)})
+    output = run(to_fp32(wired(model), tensor_array), {"image": np.array([-1, 2], np.float32)})
     np.testing.assert_array_equal(output, np.array([0, 2], np.float32))
 
 
 def test_what_is_given_is_not_changed() -> None:
     model = wired(network(0))
     before = model.SerializeToString(deterministic=True)
-    unsigned(model, tensor_array)
-    widened(model, tensor_array, {"stem"})
+    for_ort_int8(model, tensor_array)
+    to_fp32(model, tensor_array, {"stem"})
     assert model.SerializeToString(deterministic=True) == before

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from profiles import RULES, budgets, profile, profiles
 
-from gemel.runtime.planning.planner import POLICIES, Plan, Policy, plan
+from gemel.runtime.planning.planner import POLICIES, Plan, Policy, make_plan
 from gemel.runtime.planning.profile import Profile, QueryProfile, unmerged
 from gemel.runtime.planning.residency import Rule, Step, steps
 
@@ -89,7 +89,7 @@ def scattered(seed: int, count: int, segments: int, run: Mapping[int, float], ea
 @given(cases(widest=2), RULES)
 def test_no_order_and_no_batch_sizes_lose_fewer_frames(case: tuple[Profile, int], rule: Rule) -> None:
     known, budget = case
-    found = plan(known, budget, Policy(rule))
+    found = make_plan(known, budget, Policy(rule))
     best = most_frames(known, budget, permutations(known.queries), rule)
     assert sum(found.frames.values()) == pytest.approx(best, abs=1e-5)
 
@@ -105,9 +105,9 @@ def test_the_best_plan_of_six_or_seven_queries(seed: int, count: int, run: dict[
     # A cycle has no beginning.
     orders = ((names[0], *rest) for rest in permutations(names[1:]))
     best = most_frames(known, budget, orders, Rule())
-    found = plan(known, budget)
+    found = make_plan(known, budget)
     assert sum(found.frames.values()) == pytest.approx(best, abs=1e-5)
-    assert best > sum(plan(known, budget, Policy(listed=True)).frames.values()) + 1
+    assert best > sum(make_plan(known, budget, Policy(listed=True)).frames.values()) + 1
 
 
 @pytest.mark.parametrize("fair", [False, True])
@@ -118,7 +118,7 @@ def test_the_best_plan_where_models_run_many_batch_sizes(fair: bool) -> None:
     known = profile({name: ["s"] for name in "abcd"}, None, run, fps, sla_ms=400.5)
     cycles = repeated(known, 1, "abcd", Rule())
     outcomes = [cost(known, cycles, sizes)[2] for sizes in choices(known)]
-    found = plan(known, 1, Policy(fair=fair))
+    found = make_plan(known, 1, Policy(fair=fair))
     if fair:
         assert slowest(known, found.frames) == pytest.approx(max(slowest(known, each) for each in outcomes), abs=1e-3)
     else:
@@ -129,7 +129,7 @@ def test_the_best_plan_where_models_run_many_batch_sizes(fair: bool) -> None:
 @given(cases(4), st.sampled_from(sorted(POLICIES)))
 def test_a_plan_says_what_it_costs(case: tuple[Profile, int], policy: str) -> None:
     known, budget = case
-    found = plan(known, budget, POLICIES[policy])
+    found = make_plan(known, budget, POLICIES[policy])
     assert sorted(found.order) == sorted(known.queries)
     assert found.batches in choices(known)
     rule = POLICIES[policy].rule
@@ -148,7 +148,7 @@ def test_a_plan_says_what_it_costs(case: tuple[Profile, int], policy: str) -> No
 def test_batch_sizes_of_a_fair_plan_are_the_best_for_the_slowest_query(case: tuple[Profile, int]) -> None:
     known, budget = case
     policy = POLICIES["nexus"]
-    found = plan(known, budget, policy)
+    found = make_plan(known, budget, policy)
     # Where there is no room for one more model, loading it ahead keeps others out.
     rules = (policy.rule, replace(policy.rule, ahead="none"))
     every = [repeated(known, budget, found.order, rule) for rule in rules]
@@ -161,7 +161,7 @@ def test_fair_batch_sizes_for_many_queries() -> None:
     names = [f"q{index}" for index in range(16)]
     run = {key: {1: 10.0, 2: 11.0, 4: 12.0} for key in names}
     known = profile({name: ["s"] for name in names}, None, run, 30, sla_ms=400.5)
-    found = plan(known, 1, Policy(listed=True, fair=True))
+    found = make_plan(known, 1, Policy(listed=True, fair=True))
     assert slowest(known, found.frames) == pytest.approx(4 / (16 * 12) * 1e3 / 30)
 
 
@@ -173,7 +173,7 @@ def test_fair_batch_sizes_for_queries_of_different_rates() -> None:
     known = profile({name: ["s"] for name in fps}, None, run, fps, sla_ms=400.5)
     good = dict(zip(fps, (8, 16, 4, 4, 16, 4, 4), strict=True))
     expected = slowest(known, cost(known, repeated(known, 1, "abcdefg", Rule()), good)[2])
-    found = plan(known, 1, Policy(listed=True, fair=True))
+    found = make_plan(known, 1, Policy(listed=True, fair=True))
     assert slowest(known, found.frames) >= expected - 1e-3
 
 
@@ -181,28 +181,28 @@ def test_fair_batch_sizes_for_queries_of_different_rates() -> None:
 @given(cases(4), RULES)
 def test_a_free_hand_loses_no_more_than_a_listed_order_or_fair_batches(case: tuple[Profile, int], rule: Rule) -> None:
     known, budget = case
-    best = sum(plan(known, budget, Policy(rule)).frames.values())
+    best = sum(make_plan(known, budget, Policy(rule)).frames.values())
     for policy in (Policy(rule, listed=True), Policy(rule, fair=True), Policy(rule, listed=True, fair=True)):
-        assert best >= sum(plan(known, budget, policy).frames.values()) - 1e-5
+        assert best >= sum(make_plan(known, budget, policy).frames.values()) - 1e-5
 
 
 @settings(deadline=None, max_examples=10)
 @given(cases(4), st.sampled_from(sorted(POLICIES)))
 def test_the_same_plan_each_time(case: tuple[Profile, int], policy: str) -> None:
-    assert plan(*case, POLICIES[policy]) == plan(*case, POLICIES[policy])
+    assert make_plan(*case, POLICIES[policy]) == make_plan(*case, POLICIES[policy])
 
 
 @pytest.mark.parametrize("policy", ["nexus", "nexus+shared", "lru"])
 def test_baselines_keep_the_listed_order(policy: str) -> None:
     known = scattered(2, 9, 12, {1: 8, 4: 20})
     known = unmerged(known) if policy == "nexus" else known
-    assert plan(known, known.budget("50%"), POLICIES[policy]).order == tuple(known.queries)
+    assert make_plan(known, known.budget("50%"), POLICIES[policy]).order == tuple(known.queries)
 
 
 @pytest.mark.parametrize("count", [1, 3, 9])
 def test_nothing_is_awaited_where_everything_fits(count: int) -> None:
     known = scattered(3, count, 12, {1: 8, 4: 20})
-    found = plan(known, known.budget("all"))
+    found = make_plan(known, known.budget("all"))
     assert found.blocked_ms == 0
     assert found.cycle_ms == sum(known.run_ms(query, size) for query, size in found.batches.items())
     assert found.pinned == {segment for query in known.queries for segment in known.segments_of(query)}
@@ -210,8 +210,8 @@ def test_nothing_is_awaited_where_everything_fits(count: int) -> None:
 
 def test_a_budget_for_one_model_pins_nothing_but_what_all_share() -> None:
     known = profile({"a": ["S", "A"], "b": ["S", "B"], "c": ["S", "C"]})
-    assert plan(known, 2).pinned == {"S"}
-    assert plan(unmerged(known), 2).pinned == frozenset()
+    assert make_plan(known, 2).pinned == {"S"}
+    assert make_plan(unmerged(known), 2).pinned == frozenset()
 
 
 def dropped(known: Profile, budget: int, found: Plan) -> set[str]:
@@ -223,7 +223,7 @@ def dropped(known: Profile, budget: int, found: Plan) -> set[str]:
 @settings(deadline=None, max_examples=20)
 @given(cases(4))
 def test_what_is_pinned_is_never_dropped(case: tuple[Profile, int]) -> None:
-    found = plan(*case)
+    found = make_plan(*case)
     assert not dropped(*case, found) & found.pinned
 
 
@@ -231,21 +231,21 @@ def test_what_is_pinned_is_never_dropped(case: tuple[Profile, int]) -> None:
 def test_what_is_pinned_is_never_dropped_though_cycles_differ(models: int, budget: int) -> None:
     # Of equal models of which not all fit, others are loaded in one cycle than in the next.
     known = profile({f"q{index}": [f"s{index}"] for index in range(models)})
-    found = plan(known, budget)
+    found = make_plan(known, budget)
     assert not dropped(known, budget, found) & found.pinned
 
 
 @pytest.mark.parametrize(("models", "budget"), [(5, 3), (5, 4), (6, 3), (6, 4), (6, 5)])
 def test_a_cycle_takes_what_it_takes_on_average(models: int, budget: int) -> None:
     known = profile({f"q{index}": [f"s{index}"] for index in range(models)}, run=1.0, link={"bandwidth": 10})
-    found = plan(known, budget)
+    found = make_plan(known, budget)
     time, blocked, _ = cost(known, repeated(known, budget, found.order, found.rule), found.batches)
     assert [found.cycle_ms, found.blocked_ms] == pytest.approx([time, blocked])
 
 
 def test_queries_that_share_are_neighbours() -> None:
     known = profile({"a": ["S", "A"], "b": ["T", "B"], "c": ["S", "C"], "d": ["T", "D"]}, {"S": 90, "T": 90})
-    found = plan(known, 92)
+    found = make_plan(known, 92)
     assert found.order in [("a", "c", "b", "d"), ("a", "c", "d", "b"), ("a", "b", "d", "c"), ("a", "d", "b", "c")]
 
 
@@ -257,23 +257,24 @@ def reordered(known: Profile) -> Iterator[dict[str, QueryProfile]]:
 
 def test_of_plans_that_lose_as_few_frames_the_one_that_is_done_sooner() -> None:
     known = profile({"a": ["S"]}, None, {"a": {1: 20, 2: 10, 4: 40}}, 5)
-    found = plan(known, 1)
+    found = make_plan(known, 1)
     assert (found.batches, found.cycle_ms) == ({"a": 2}, 10)
     assert found.frames["a"] == pytest.approx(5)
     known = profile({"a": ["S", "A"], "b": ["T", "B"], "c": ["S", "C"], "d": ["T", "D"]}, {"S": 9, "T": 9}, 1.0, 1)
     alone = [
-        plan(known.model_copy(update={"queries": queries}), 11, Policy(listed=True)) for queries in reordered(known)
+        make_plan(known.model_copy(update={"queries": queries}), 11, Policy(listed=True))
+        for queries in reordered(known)
     ]
     assert [sum(each.frames.values()) for each in alone] == pytest.approx([4] * len(alone))
     assert len({each.cycle_ms for each in alone}) > 1
-    assert plan(known, 11).cycle_ms == min(each.cycle_ms for each in alone)
+    assert make_plan(known, 11).cycle_ms == min(each.cycle_ms for each in alone)
 
 
 def test_a_query_that_is_always_late_has_a_turn() -> None:
     known = profile({"a": ["A"], "b": ["B"]}, None, {"a": {1: 150, 2: 160}, "b": {1: 10, 2: 12}}, 10)
     assert known.late() == ("a",)
     for policy in POLICIES.values():
-        found = plan(known, 2, policy)
+        found = make_plan(known, 2, policy)
         assert found.batches["a"] == 1
         assert found.frames["a"] == pytest.approx(1e3 / found.cycle_ms)
 
@@ -281,7 +282,7 @@ def test_a_query_that_is_always_late_has_a_turn() -> None:
 def test_a_batch_that_leaves_no_time_to_wait_is_no_gain() -> None:
     # Two frames take all of the SLA: only one that arrives as the run begins is answered in time.
     known = profile({"a": ["A"]}, None, {"a": {1: 90, 2: 100}}, 100, sla_ms=100)
-    found = plan(known, 1)
+    found = make_plan(known, 1)
     assert found.batches == {"a": 1}
     assert found.frames["a"] == pytest.approx(1 / 90 * 1e3)
 
@@ -289,14 +290,14 @@ def test_a_batch_that_leaves_no_time_to_wait_is_no_gain() -> None:
 def test_sixty_queries() -> None:
     known = scattered(0, 60, 80, {1: 5, 2: 8, 4: 13}, each=4)
     budget = known.budget("50%")
-    found = plan(known, budget)
+    found = make_plan(known, budget)
     assert sorted(found.order) == sorted(known.queries)
-    assert sum(found.frames.values()) > 1.1 * sum(plan(known, budget, Policy(listed=True)).frames.values())
+    assert sum(found.frames.values()) > 1.1 * sum(make_plan(known, budget, Policy(listed=True)).frames.values())
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_the_plan_of_many_queries_is_no_worse_than_their_listed_order(seed: int) -> None:
     known = scattered(seed, 8, 8, {1: 10.0 + seed}, each=2 + seed % 3)
     budget = (known.budget("min") + known.budget("all")) // 2
-    listed = plan(known, budget, Policy(listed=True))
-    assert sum(plan(known, budget).frames.values()) >= sum(listed.frames.values()) - 1e-6
+    listed = make_plan(known, budget, Policy(listed=True))
+    assert sum(make_plan(known, budget).frames.values()) >= sum(listed.frames.values()) - 1e-6

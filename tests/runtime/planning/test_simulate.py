@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from profiles import RULES, budgets, profile, profiles
 
 from gemel.runtime.planning import conductor as module
-from gemel.runtime.planning.planner import POLICIES, Plan, Policy, plan
+from gemel.runtime.planning.planner import POLICIES, Plan, Policy, make_plan
 from gemel.runtime.planning.profile import Profile, unmerged
 from gemel.runtime.planning.residency import Rule, Step, steps
 from gemel.runtime.planning.simulate import Simulation, simulate
@@ -26,7 +26,7 @@ def cases(draw: st.DrawFn) -> tuple[Profile, int, Plan]:
     known = draw(profiles())
     budget = draw(budgets(known))
     rule = replace(draw(RULES), fill=draw(st.booleans()))
-    return known, budget, plan(known, budget, Policy(rule, listed=draw(st.booleans())))
+    return known, budget, make_plan(known, budget, Policy(rule, listed=draw(st.booleans())))
 
 
 def by_hand(order: str, rule: Rule, batch: int = 1) -> Plan:
@@ -96,7 +96,7 @@ def test_memory_and_time_are_not_exceeded(case: tuple[Profile, int, Plan]) -> No
 def test_no_more_time_is_lost_than_there_is() -> None:
     # A load of a minute, in a run of a second.
     known = profile({"a": ["s"]}, {"s": 60_000})
-    found = simulate(known, 60_000, plan(known, 60_000), 1.0)
+    found = simulate(known, 60_000, make_plan(known, 60_000), 1.0)
     assert found.queries["a"].processed == 0
     assert found.blocked_ms == pytest.approx(1000)
 
@@ -109,13 +109,13 @@ def test_the_same_run_for_the_same_seed(case: tuple[Profile, int, Plan], seed: i
 
 def test_a_seed_sets_the_cameras_clocks() -> None:
     known = profile({"a": ["s"]})
-    first, second = (arrivals(simulate(known, 1, plan(known, 1), 3.0, seed), "a")[-1] % 100 for seed in (0, 1))
+    first, second = (arrivals(simulate(known, 1, make_plan(known, 1), 3.0, seed), "a")[-1] % 100 for seed in (0, 1))
     assert first != pytest.approx(second, abs=1)
 
 
 def test_alone_on_a_device_a_frame_is_answered_after_a_run() -> None:
     known = profile({"a": ["s"]}, {"s": 5}, run=7)
-    found = simulate(known, 5, plan(known, 5), 10.0)
+    found = simulate(known, 5, make_plan(known, 5), 10.0)
     outcome = found.queries["a"]
     assert outcome.latencies[1:] == pytest.approx([7] * (outcome.processed - 1))
     assert [frame for _, frame in outcome.answers] == list(range(outcome.processed))
@@ -126,7 +126,7 @@ def test_alone_on_a_device_a_frame_is_answered_after_a_run() -> None:
 
 def test_of_a_feed_that_is_faster_than_its_model_the_newest_frames_are_taken() -> None:
     known = profile({"a": ["s"]}, run=10, fps=1000, sla_ms=50)
-    found = simulate(known, 1, plan(known, 1), 2.0)
+    found = simulate(known, 1, make_plan(known, 1), 2.0)
     (outcome,) = found.queries.values()
     assert (outcome.frames, outcome.late) == (2000, 0)
     assert outcome.processed == pytest.approx(200, abs=2)
@@ -135,7 +135,7 @@ def test_of_a_feed_that_is_faster_than_its_model_the_newest_frames_are_taken() -
 
 def test_nothing_is_lost_or_awaited_where_all_fits_and_there_is_time() -> None:
     known = profile({"a": ["S", "A"], "b": ["S", "B"], "c": ["C"]}, run=5, fps={"a": 10, "b": 7, "c": 13.3})
-    found = simulate(known, 4, plan(known, 4), 60.0)
+    found = simulate(known, 4, make_plan(known, 4), 60.0)
     assert (found.swaps, found.loaded, found.peak) == (4, 4, 4)
     assert found.blocked_ms <= 4
     for outcome in found.queries.values():
@@ -149,7 +149,7 @@ def test_nothing_is_lost_or_awaited_where_all_fits_and_there_is_time() -> None:
 def test_as_many_frames_as_the_plan_says_where_there_are_always_enough(data: st.DataObject) -> None:
     known = data.draw(profiles(3, fps=5000)).model_copy(update={"sla_ms": 400.5})
     budget = data.draw(budgets(known))
-    made = plan(known, budget, QUIET)
+    made = make_plan(known, budget, QUIET)
     found = simulate(known, budget, made, 20.0)
     for query, expected in made.frames.items():
         assert found.queries[query].processed / 20 == pytest.approx(expected, rel=0.08)
@@ -159,7 +159,7 @@ def test_as_many_frames_as_the_plan_says_where_there_are_always_enough(data: st.
 def test_as_many_frames_as_the_plan_says_where_some_come_too_early() -> None:
     # In time are those of the last 70.5 ms of a cycle that takes 169 ms.
     known = profile({"a": ["A"], "b": ["B"]}, {"A": 40, "B": 69}, run=30, fps=9.7, sla_ms=100.5)
-    made = plan(known, 69, QUIET)
+    made = make_plan(known, 69, QUIET)
     assert made.frames == pytest.approx(dict.fromkeys("ab", 9.7 * 70.5 / made.cycle_ms))
     runs = [simulate(known, 69, made, 120.0, seed) for seed in range(4)]
     for query, expected in made.frames.items():
@@ -172,7 +172,7 @@ def test_as_many_frames_as_the_plan_says_where_some_come_too_early() -> None:
 @pytest.mark.parametrize("budget", [3, 4, 5])
 def test_as_many_frames_as_the_plan_says_where_cycles_differ(budget: int) -> None:
     known = profile({name: [name] for name in "abcdef"}, run=20.0, fps=500, link={"bandwidth": 10}, sla_ms=400.5)
-    made = plan(known, budget, QUIET)
+    made = make_plan(known, budget, QUIET)
     found = simulate(known, budget, made, 60.0)
     processed = sum(outcome.processed for outcome in found.queries.values())
     assert processed / 60 == pytest.approx(sum(made.frames.values()), rel=0.03)
@@ -185,16 +185,16 @@ def feed(*fps: float) -> Profile:
 
 
 def test_queries_of_one_feed_get_frames_at_the_same_moment() -> None:
-    together = simulate(feed(10, 10), 1, plan(feed(10, 10), 1), 3.0)
+    together = simulate(feed(10, 10), 1, make_plan(feed(10, 10), 1), 3.0)
     assert arrivals(together, "q0") == pytest.approx(arrivals(together, "q1"))
     alone = profile({"a": ["s"], "b": ["s"]})
-    apart = simulate(alone, 1, plan(alone, 1), 3.0)
+    apart = simulate(alone, 1, make_plan(alone, 1), 3.0)
     assert abs(arrivals(apart, "a")[5] - arrivals(apart, "b")[5]) > 1
 
 
 def test_a_query_that_takes_every_second_frame_of_a_feed_gets_it_when_the_others_do() -> None:
     known = feed(10, 5)
-    found = simulate(known, 1, plan(known, 1), 3.0)
+    found = simulate(known, 1, make_plan(known, 1), 3.0)
     moments = arrivals(found, "q0")
     assert all(min(abs(each - moment) for moment in moments) < 1e-6 for each in arrivals(found, "q1")[1:])
 
@@ -265,9 +265,9 @@ def shared_backbone(queries: Sequence[str]) -> Profile:
 def test_sharing_is_worth_frames() -> None:
     merged = shared_backbone("abcd")
     apart = unmerged(merged)
-    gemel = simulate(merged, 120, plan(merged, 120), 60.0)
-    nexus = simulate(apart, 120, plan(apart, 120, POLICIES["nexus"]), 60.0)
-    knowing = simulate(merged, 120, plan(merged, 120, POLICIES["nexus+shared"]), 60.0)
+    gemel = simulate(merged, 120, make_plan(merged, 120), 60.0)
+    nexus = simulate(apart, 120, make_plan(apart, 120, POLICIES["nexus"]), 60.0)
+    knowing = simulate(merged, 120, make_plan(merged, 120, POLICIES["nexus+shared"]), 60.0)
     assert {query: outcome.frames for query, outcome in gemel.queries.items()} == {
         query: outcome.frames for query, outcome in nexus.queries.items()
     }

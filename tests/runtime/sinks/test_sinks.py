@@ -12,11 +12,13 @@ import pytest
 from rich.console import Console
 
 from gemel.errors import GemelError, InputError
+from gemel.frames.frame import Frame, Image
+from gemel.frames.source import resolve
 from gemel.runtime.decode.results import Class, Detection, Embedding, Result
-from gemel.runtime.feeds import Feed, Frame, Image, resolve
+from gemel.runtime.feeds import Feed
 from gemel.runtime.sinks import LiveTable, ResultsSink, VideoSink, video
 from gemel.runtime.sinks.draw import annotate, palette
-from gemel.runtime.sinks.encoder import Encoder, fit
+from gemel.runtime.sinks.encoder import Encoder, fit_image
 from gemel.runtime.sinks.words import words
 
 QUERIES = {"people": "yard", "scene": "yard", "faces": "gate"}
@@ -240,7 +242,7 @@ class TestVideo:
 
     def test_fit_keeps_the_aspect_ratio(self) -> None:
         image = np.full((10, 40, 3), 200, np.uint8)
-        fitted = fit(image, (20, 20))
+        fitted = fit_image(image, (20, 20))
         assert fitted.shape == (20, 20, 3)
         assert (fitted[8:12] == 200).all()
         assert (fitted[:7] == 0).all()

@@ -14,7 +14,7 @@ from helpers import write_video
 
 from gemel.bundles.manifest import InputSpec
 from gemel.errors import DataError
-from gemel.frames.preprocess import prepare
+from gemel.frames.preprocess import preprocess
 from gemel.workload.data import Images, load_data, read_images
 from gemel.workload.document.schema import Workload
 
@@ -92,7 +92,7 @@ def test_a_batch_is_what_the_runtime_makes_of_frames(
     images = read_images(tmp_path, spec, "query door")
     frames = [cv2.imread(str(file)) for file in files]
     order = [1, 0, 1]
-    made = [prepare(np.asarray(frame, np.uint8), spec) for frame in frames]
+    made = [preprocess(np.asarray(frame, np.uint8), spec) for frame in frames]
     assert images.geometry == tuple(geometry for _, geometry in made)
     expected = np.concatenate([made[index][0] for index in order])
     np.testing.assert_array_equal(images.batch(torch.tensor(order)).numpy(), expected)

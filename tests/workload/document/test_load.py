@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gemel.errors import WorkloadError
-from gemel.workload import load
+from gemel.workload import load_workload
 
 GOOD = """\
 schema_version: "1"
@@ -39,7 +39,7 @@ def write(path: Path, text: str) -> Path:
 
 
 def test_values(tmp_path: Path) -> None:
-    workload = load(write(tmp_path, GOOD))
+    workload = load_workload(write(tmp_path, GOOD))
     assert workload.sla == 100.0
     assert workload.device.memory == 64 << 20
     assert workload.queries[0].model.input.size == (320, 240)
@@ -76,7 +76,7 @@ def test_mistakes(tmp_path: Path, old: str, new: str, line: int, words: list[str
     assert old in GOOD
     file = write(tmp_path, GOOD.replace(old, new, 1))
     with pytest.raises(WorkloadError) as caught:
-        load(file)
+        load_workload(file)
     message = str(caught.value)
     assert message.startswith(f"{file}:{line}: ")
     assert "\n" not in message
@@ -87,32 +87,32 @@ def test_mistakes(tmp_path: Path, old: str, new: str, line: int, words: list[str
 def test_not_yaml(tmp_path: Path) -> None:
     file = write(tmp_path, "feeds: [\nqueries: 1")
     with pytest.raises(WorkloadError, match=re.escape(f"{file}:2: not YAML")):
-        load(file)
+        load_workload(file)
 
 
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(WorkloadError, match=r"nowhere\.yaml: cannot be read: No such file"):
-        load(tmp_path / "nowhere.yaml")
+        load_workload(tmp_path / "nowhere.yaml")
 
 
 def test_python_tags_are_refused(tmp_path: Path) -> None:
     with pytest.raises(WorkloadError, match="not YAML"):
-        load(write(tmp_path, "feeds: !!python/object/apply:os.system ['true']"))
+        load_workload(write(tmp_path, "feeds: !!python/object/apply:os.system ['true']"))
 
 
 def test_an_alias_to_itself(tmp_path: Path) -> None:
     with pytest.raises(WorkloadError):
-        load(write(tmp_path, "feeds: &a {b: *a}"))
+        load_workload(write(tmp_path, "feeds: &a {b: *a}"))
 
 
 def test_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAMERA", "10.0.0.7")
     text = GOOD.replace("vtest.avi", "'${CAMERA}/${FILE:-door.mp4}'")
-    assert load(write(tmp_path, text)).feeds["junction"].source == "10.0.0.7/door.mp4"
+    assert load_workload(write(tmp_path, text)).feeds["junction"].source == "10.0.0.7/door.mp4"
 
 
 def test_addresses_of_cameras_keep_their_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They may hold passwords, and bundles are copied about."""
     monkeypatch.setenv("PASSWORD", "secret")
     source = "rtsp://me:${PASSWORD}@camera/live"
-    assert load(write(tmp_path, GOOD.replace("vtest.avi", f"'{source}'"))).feeds["junction"].source == source
+    assert load_workload(write(tmp_path, GOOD.replace("vtest.avi", f"'{source}'"))).feeds["junction"].source == source

@@ -13,7 +13,7 @@ from tiny_models import tiny
 
 from gemel.errors import ModelError
 from gemel.workload.document.schema import Model
-from gemel.workload.models.factory import build, identity, read_state
+from gemel.workload.models.factory import build_model, identity, read_state
 
 FACTORY = "tiny_models:TinyNet"
 
@@ -30,7 +30,7 @@ def test_formats(tmp_path: Path, suffix: str) -> None:
         save(source, path)
     else:
         torch.save({"state_dict": {f"module.{name}": value for name, value in source.state_dict().items()}}, path)
-    built = build(model(weights=path.name), tmp_path, "door")
+    built = build_model(model(weights=path.name), tmp_path, "door")
     assert not built.training
     for name, value in source.state_dict().items():
         assert torch.equal(built.state_dict()[name], value)
@@ -43,7 +43,7 @@ def test_state_that_does_not_fit_names_the_first_keys(tmp_path: Path) -> None:
     state["head.weight"] = torch.zeros(7, 32)
     torch.save(state, tmp_path / "w.pt")
     with pytest.raises(ModelError) as caught:
-        build(model(weights="w.pt"), tmp_path, "door")
+        build_model(model(weights="w.pt"), tmp_path, "door")
     message = str(caught.value)
     for part in ("query door", "w.pt", "1 missing: stem.weight", "1 unexpected: neck.weight", "head.weight [7, 32]"):
         assert part in message
@@ -51,7 +51,7 @@ def test_state_that_does_not_fit_names_the_first_keys(tmp_path: Path) -> None:
 
 def test_missing_weight_file(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"query door: weights: .*/nowhere\.pt: no such file"):
-        build(model(weights="nowhere.pt"), tmp_path, "door")
+        build_model(model(weights="nowhere.pt"), tmp_path, "door")
 
 
 class _Hostile:
@@ -63,7 +63,7 @@ def test_pickles_that_run_code_are_refused(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     (tmp_path / "w.pt").write_bytes(pickle.dumps({"stem.weight": _Hostile()}))
     with pytest.raises(ModelError, match=r"w\.pt"):
-        build(model(weights="w.pt"), tmp_path, "door")
+        build_model(model(weights="w.pt"), tmp_path, "door")
     assert not (tmp_path / "pwned").exists()
 
 
@@ -93,17 +93,17 @@ def test_unknown_format(tmp_path: Path) -> None:
 def test_factories_that_do_not_work(tmp_path: Path, factory: str, message: str) -> None:
     (tmp_path / "broken_models.py").write_text("def thing(:")
     with pytest.raises(ModelError, match=message):
-        build(Model.model_validate({"factory": factory}), tmp_path, "door")
+        build_model(Model.model_validate({"factory": factory}), tmp_path, "door")
 
 
 def test_wrong_arguments(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"tiny_models:TinyNet\(\{'depth': 3\}\).*unexpected keyword argument 'depth'"):
-        build(model(args={"depth": 3}), tmp_path, "door")
+        build_model(model(args={"depth": 3}), tmp_path, "door")
 
 
 def test_no_weights_is_said(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="query door: no weights given"):
-        build(model(), tmp_path, "door")
+        build_model(model(), tmp_path, "door")
 
 
 def test_identity_ignores_how_a_path_is_written(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from torch.nn import functional
 from gemel.bundles.manifest import YoloDecode
 from gemel.compiler.heads import cut
 from gemel.errors import ModelError
-from gemel.frames.preprocess import prepare
-from gemel.runtime.decode import build
+from gemel.frames.preprocess import preprocess
+from gemel.runtime.decode import build_decoder
 from gemel.workload.zoo.darknet import Darknet, load_darknet, yolov3, yolov3_tiny
 
 
@@ -118,12 +118,12 @@ def test_cut_and_decode() -> None:
     parts = cut(model, "detection", model.input_defaults().model_copy(update={"size": (64, 96)}))
     assert isinstance(parts.decode, YoloDecode)
     assert [(head.output, head.stride) for head in parts.decode.heads] == [("stride32", 32), ("stride16", 16)]
-    image, geometry = prepare(np.random.default_rng(0).integers(0, 256, (60, 96, 3)).astype(np.uint8), parts.input)
+    image, geometry = preprocess(np.random.default_rng(0).integers(0, 256, (60, 96, 3)).astype(np.uint8), parts.input)
     assert (image[0, :, 60:] == 0.5).all()
     stage = parts.stages["main"]
     with torch.no_grad():
         outputs = [value.numpy() for value in stage.module(torch.from_numpy(image))]
-    decoder = build(parts.decode, lambda name: np.zeros(0, np.float32), None, 0.1)
+    decoder = build_decoder(parts.decode, lambda name: np.zeros(0, np.float32), None, 0.1)
     result = decoder(dict(zip(stage.outputs, outputs, strict=True)), geometry, lambda name, inputs: {})
     # Random weights say sigmoid(0) * sigmoid(0) everywhere.
     assert isinstance(result, tuple) and len(result) > 10

@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemel.errors import InputError
-from gemel.runtime.ort.packing import Packing, cpu_times, decide
+from gemel.runtime.ort.private_copies import PrivateCopy, choose_private_copies, cpu_times
 
 SIZES = {"shared": 100, "of_a": 20, "of_b": 40, "of_c": 300}
 SEGMENTS = {"a": ("shared", "of_a"), "b": ("shared", "of_b"), "c": ("of_c",)}
 
 
-def packing(size: int, bound_ms: float, packed_ms: float) -> Packing:
-    return Packing(copies={"main": size // 2, "head": size - size // 2}, bound_ms=bound_ms, packed_ms=packed_ms)
+def packing(size: int, bound_ms: float, packed_ms: float) -> PrivateCopy:
+    return PrivateCopy(copies={"main": size // 2, "head": size - size // 2}, bound_ms=bound_ms, packed_ms=packed_ms)
 
 
 A, B, C = packing(30, 10, 4), packing(35, 10, 8), packing(75, 10, 12)
@@ -42,56 +42,56 @@ ALL = {"a": A, "b": B, "c": C}
 def test_choices(setting: str | int, packed: set[str], bytes_allowed: int | None) -> None:
     if bytes_allowed is None:
         with pytest.raises(InputError, match=f"{setting} is {setting} bytes; 140 bytes are needed"):
-            decide(setting, SIZES, SEGMENTS, ALL)
+            choose_private_copies(setting, SIZES, SEGMENTS, ALL)
     else:
-        assert decide(setting, SIZES, SEGMENTS, ALL) == (frozenset(packed), bytes_allowed)
+        assert choose_private_copies(setting, SIZES, SEGMENTS, ALL) == (frozenset(packed), bytes_allowed)
 
 
 def test_nothing_to_pack() -> None:
-    assert decide("all", SIZES, SEGMENTS, {}, 7) == (frozenset(), 467)
-    assert decide("min", SIZES, SEGMENTS, {}, 7) == (frozenset(), 307)
+    assert choose_private_copies("all", SIZES, SEGMENTS, {}, 7) == (frozenset(), 467)
+    assert choose_private_copies("min", SIZES, SEGMENTS, {}, 7) == (frozenset(), 307)
     with pytest.raises(InputError, match=r"memory: 10% is 46 bytes; 307 bytes are needed, of which 7 stay loaded"):
-        decide("10%", SIZES, SEGMENTS, {}, 7)
+        choose_private_copies("10%", SIZES, SEGMENTS, {}, 7)
     with pytest.raises(InputError, match=r"memory: 1 is 1 bytes; the hungriest model alone needs 300 bytes"):
-        decide(1, SIZES, SEGMENTS, {})
+        choose_private_copies(1, SIZES, SEGMENTS, {})
 
 
 def test_a_float32_model_sets_the_least() -> None:
-    assert decide("min", SIZES, SEGMENTS, {"a": A, "b": B}) == (frozenset(), 300)
+    assert choose_private_copies("min", SIZES, SEGMENTS, {"a": A, "b": B}) == (frozenset(), 300)
     # The copy of a takes 30 bytes, and its segments are 20 without what b needs in any case.
-    assert decide(334, SIZES, SEGMENTS, {"a": A, "b": B}) == (frozenset(), 334)
-    assert decide(335, SIZES, SEGMENTS, {"a": A, "b": B}) == (frozenset({"b"}), 335)
+    assert choose_private_copies(334, SIZES, SEGMENTS, {"a": A, "b": B}) == (frozenset(), 334)
+    assert choose_private_copies(335, SIZES, SEGMENTS, {"a": A, "b": B}) == (frozenset({"b"}), 335)
     # With b packed as well, it makes room.
-    assert decide(365, SIZES, SEGMENTS, {"a": A, "b": B}) == (frozenset({"a", "b"}), 365)
+    assert choose_private_copies(365, SIZES, SEGMENTS, {"a": A, "b": B}) == (frozenset({"a", "b"}), 365)
 
 
 def test_a_copy_does_not_make_others_swap() -> None:
     sizes = {"a": 100, "b": 100, "c": 1}
     segments = {name: (name,) for name in sizes}
     for memory, packed in ((201, ""), (229, ""), (230, "c")):
-        assert decide(memory, sizes, segments, {"c": packing(30, 1, 0.7)}) == (frozenset(packed), memory)
+        assert choose_private_copies(memory, sizes, segments, {"c": packing(30, 1, 0.7)}) == (frozenset(packed), memory)
     # Where they swap in any case, they do not swap more.
-    assert decide(131, sizes, segments, {"c": packing(30, 1, 0.7)}) == (frozenset(), 131)
-    assert decide(131, sizes, segments, {"c": packing(1, 1, 0.7)}) == (frozenset("c"), 131)
+    assert choose_private_copies(131, sizes, segments, {"c": packing(30, 1, 0.7)}) == (frozenset(), 131)
+    assert choose_private_copies(131, sizes, segments, {"c": packing(1, 1, 0.7)}) == (frozenset("c"), 131)
 
 
 def test_nor_does_one_that_would_fit_instead_of_the_hungriest() -> None:
     sizes = {"a": 100, "b": 50, "c": 50}
     segments = {name: (name,) for name in sizes}
     for memory, packed in ((200, ""), (219, ""), (220, "a")):
-        assert decide(memory, sizes, segments, {"a": packing(120, 10, 1)}) == (frozenset(packed), memory)
+        assert choose_private_copies(memory, sizes, segments, {"a": packing(120, 10, 1)}) == (frozenset(packed), memory)
 
 
 def test_hardly_faster_is_not_worth_a_copy() -> None:
-    assert decide("all", SIZES, SEGMENTS, {"a": packing(30, 10, 9.7)}) == (frozenset(), 460)
+    assert choose_private_copies("all", SIZES, SEGMENTS, {"a": packing(30, 10, 9.7)}) == (frozenset(), 460)
 
 
 def test_no_models_that_can_be_bound() -> None:
-    assert decide("all", {}, {}, {}, 9) == (frozenset(), 9)
+    assert choose_private_copies("all", {}, {}, {}, 9) == (frozenset(), 9)
 
 
 @st.composite
-def _problems(draw: st.DrawFn) -> tuple[dict[str, int], dict[str, tuple[str, ...]], dict[str, Packing]]:
+def _problems(draw: st.DrawFn) -> tuple[dict[str, int], dict[str, tuple[str, ...]], dict[str, PrivateCopy]]:
     sizes = {
         f"s{index}": size for index, size in enumerate(draw(st.lists(st.integers(0, 100), min_size=1, max_size=5)))
     }
@@ -107,10 +107,10 @@ def _problems(draw: st.DrawFn) -> tuple[dict[str, int], dict[str, tuple[str, ...
 
 @given(_problems(), st.integers(0, 400), st.integers(0, 20))
 def test_where_all_fit_bound_none_swap(
-    problem: tuple[dict[str, int], dict[str, tuple[str, ...]], dict[str, Packing]], spare: int, private: int
+    problem: tuple[dict[str, int], dict[str, tuple[str, ...]], dict[str, PrivateCopy]], spare: int, private: int
 ) -> None:
     sizes, segments, packings = problem
-    packed, allowed = decide(sum(sizes.values()) + private + spare, sizes, segments, packings, private)
+    packed, allowed = choose_private_copies(sum(sizes.values()) + private + spare, sizes, segments, packings, private)
     left = {name for model, names in segments.items() if model not in packed for name in names}
     copies = sum(packings[model].bytes for model in packed)
     assert sum(sizes[name] for name in left) + copies + private <= allowed
@@ -118,7 +118,7 @@ def test_where_all_fit_bound_none_swap(
 
 @given(_problems(), st.integers(0, 400), st.integers(0, 20))
 def test_whatever_fits_in_some_way_is_accepted(
-    problem: tuple[dict[str, int], dict[str, tuple[str, ...]], dict[str, Packing]], setting: int, private: int
+    problem: tuple[dict[str, int], dict[str, tuple[str, ...]], dict[str, PrivateCopy]], setting: int, private: int
 ) -> None:
     sizes, segments, packings = problem
 
@@ -128,15 +128,15 @@ def test_whatever_fits_in_some_way_is_accepted(
 
     choices = [frozenset(some) for count in range(len(packings) + 1) for some in combinations(packings, count)]
     fewest = min(map(least, choices))
-    assert decide("min", sizes, segments, packings, private)[1] == fewest
-    fastest, allowed = decide("all", sizes, segments, packings, private)
+    assert choose_private_copies("min", sizes, segments, packings, private)[1] == fewest
+    fastest, allowed = choose_private_copies("all", sizes, segments, packings, private)
     assert fastest == {model for model, each in packings.items() if each.is_faster}
     assert allowed >= least(fastest)
     if setting < fewest:
         with pytest.raises(InputError, match=f"{fewest} bytes"):
-            decide(setting, sizes, segments, packings, private)
+            choose_private_copies(setting, sizes, segments, packings, private)
     else:
-        packed, allowed = decide(setting, sizes, segments, packings, private)
+        packed, allowed = choose_private_copies(setting, sizes, segments, packings, private)
         assert least(packed) <= allowed == setting
 
 

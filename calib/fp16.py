@@ -8,12 +8,12 @@ from typing import Any
 import onnx_ir as ir
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from .quantize import layers_of
+from .quantize import quantizable_layers
 
-__all__ = ["halve", "held_back"]
+__all__ = ["fp32_nodes", "to_fp16"]
 
 
-def halve(model: ir.Model, keep: Set[str] = frozenset(), large: Collection[str] = ()) -> ir.Model:
+def to_fp16(model: ir.Model, keep: Set[str] = frozenset(), large: Collection[str] = ()) -> ir.Model:
     """A graph in float16, whose inputs and outputs stay float32.
 
     A weight's float16 value follows from its float32 value alone, so what models share they go on sharing.
@@ -27,7 +27,7 @@ def halve(model: ir.Model, keep: Set[str] = frozenset(), large: Collection[str] 
     source = model.clone()
     for index, node in enumerate(source.graph):
         node.name = f"n{index}"
-    kept = [layer for layer in layers_of(source) if layer.name in keep]
+    kept = [layer for layer in quantizable_layers(source) if layer.name in keep]
     nodes = [layer.norm.node for layer in kept if layer.norm is not None]
     nodes += [use.node for name in keep for use in source.graph.initializers[name].uses()]
     nodes += _touching(source, large)
@@ -45,8 +45,8 @@ def halve(model: ir.Model, keep: Set[str] = frozenset(), large: Collection[str] 
     return made
 
 
-def held_back(model: ir.Model, large: Collection[str]) -> set[str]:
-    """Names of the weights that :func:`halve` leaves in float32 on account of values in ``large``."""
+def fp32_nodes(model: ir.Model, large: Collection[str]) -> set[str]:
+    """Names of the weights that :func:`to_fp16` leaves in float32 on account of values in ``large``."""
     inputs = [value for node in _touching(model, large) for value in node.inputs if value is not None]
     return {str(value.name) for value in inputs if value.is_initializer()}
 

@@ -17,7 +17,7 @@ from ...bundles.budget import budget
 from ...bundles.manifest import Name, Size
 from ..timing import medians
 
-__all__ = ["Packing", "cpu_times", "decide"]
+__all__ = ["PrivateCopy", "choose_private_copies", "cpu_times"]
 
 _WORTH = 0.95
 """Of a bound run's time, what a packed one may take for the copy to be worth its memory: times are that uncertain."""
@@ -27,7 +27,7 @@ _ENOUGH_S = 1.0
 """Of a comparison; then it has gone on for long enough, with one round at least."""
 
 
-class Packing(BaseModel):
+class PrivateCopy(BaseModel):
     """What packing a model costs, and what it brings."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
@@ -59,11 +59,11 @@ class _Option:
     bytes: int
 
 
-def decide(
+def choose_private_copies(
     setting: str | int,
     sizes: Mapping[str, int],
     segments_of: Mapping[str, Sequence[str]],
-    packings: Mapping[str, Packing],
+    packings: Mapping[str, PrivateCopy],
     private: int = 0,
 ) -> tuple[frozenset[str], int]:
     """Which models to pack: those that are faster so, as far as there is room; others where they do not fit otherwise.
@@ -127,7 +127,7 @@ def _union(sizes: Mapping[str, int], models: Iterable[Sequence[str]]) -> int:
 def _options(
     sizes: Mapping[str, int],
     segments_of: Mapping[str, Sequence[str]],
-    packings: Mapping[str, Packing],
+    packings: Mapping[str, PrivateCopy],
     private: int,
 ) -> Iterator[_Option]:
     needs = {model: sum(sizes[segment] for segment in segments) for model, segments in segments_of.items()}
@@ -139,7 +139,7 @@ def _options(
 
 
 def _filled(
-    option: _Option, packings: Mapping[str, Packing], allowed: int, missing: Callable[[Set[str]], int]
+    option: _Option, packings: Mapping[str, PrivateCopy], allowed: int, missing: Callable[[Set[str]], int]
 ) -> frozenset[str]:
     """An option, and of the models that are faster packed all that there is room for, best time for a byte first.
 

@@ -1,0 +1,39 @@
+"""References to files as a workload writes them: paths, addresses, and files inside installed packages."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path, PurePosixPath
+
+from ..errors import InputError
+
+__all__ = ["is_local_file", "package_file"]
+
+
+def is_local_file(source: str) -> bool:
+    """Whether a source is the path of a file or folder, which may be relative: no URL, package file or device."""
+    return "://" not in source and not source.startswith(("package:", "/dev/"))
+
+
+def package_file(reference: str) -> Path:
+    """The file inside an installed package that ``package:NAME/path`` names; the package is not imported.
+
+    Raises:
+        InputError: no such package or file, or a path that leaves the package.
+    """
+    name, _, inside = reference.removeprefix("package:").partition("/")
+    parts = PurePosixPath(inside).parts
+    # Only the text is judged, not links: installers may link files of a package from a cache outside of it.
+    if not name.isidentifier() or not parts or ".." in parts or parts[0] == "/" or "\\" in inside or "\0" in inside:
+        raise InputError(f"{reference!r}: expected package:NAME/path/file, with a path that stays inside the package")
+    try:
+        spec = find_spec(name)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or spec.submodule_search_locations is None:
+        raise InputError(f"{reference!r}: package {name!r} is not installed")
+    for root in spec.submodule_search_locations:
+        path = Path(root, *parts)
+        if path.is_file():
+            return path
+    raise InputError(f"{reference!r}: package {name!r} has no file {inside!r}")
