@@ -6,6 +6,7 @@ Each command imports what it needs when it runs, so that ``gemel-run`` works whe
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import typer
@@ -36,7 +37,7 @@ app = typer.Typer(
     **_OPTIONS,
 )
 
-_COMMANDS = {
+_COMMANDS: dict[str, Callable[..., None]] = {
     "analyze": analyze_command,
     "merge": merge_command,
     "compile": compile_command,

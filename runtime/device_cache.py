@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import TypeVar
 
 from platformdirs import user_cache_path
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from ..bundles.consistency import check_spans
-from ..bundles.manifest import FileSpec, Id, Name, SegmentSpec, TensorSpec
+from ..bundles.manifest import FileSpec, Id, Name, SegmentSpec, Size, TensorSpec
 from ..bundles.reader import CACHE, Bundle, sha256_of, verify
 from ..errors import BackendError, BundleError
-from .ort.private_copies import PrivateCopy
 
 __all__ = [
     "BLOB",
     "CACHE_RECORD",
     "Baked",
     "BakedStage",
+    "PrivateCopy",
     "check_folder",
     "check_hashes",
     "find_or_make",
@@ -40,6 +40,33 @@ _T = TypeVar("_T")
 
 BLOB = "weights.bin"
 CACHE_RECORD = "cache.json"
+
+
+_WORTH = 0.95
+"""Of a bound run's time, what a packed one may take for the copy to be worth its memory: times are that uncertain."""
+
+
+class PrivateCopy(BaseModel):
+    """What packing a model costs, and what it brings."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+    copies: dict[Name, Size]
+    """By stage, the bytes of weights that its session holds."""
+    bound_ms: float = Field(ge=0)
+    """CPU time of a run, one image on one thread."""
+    packed_ms: float = Field(ge=0)
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.copies.values())
+
+    @property
+    def gain_ms(self) -> float:
+        return self.bound_ms - self.packed_ms
+
+    @property
+    def is_faster(self) -> bool:
+        return self.packed_ms < _WORTH * self.bound_ms
 
 
 class BakedStage(BaseModel):

@@ -35,10 +35,10 @@ from ...bundles.program import read_model, tensors_of, with_constants
 from ...bundles.reader import Bundle, view
 from ...errors import BundleError
 from .. import device_cache as cache
-from ..device_cache import BLOB, CACHE_RECORD, Baked, BakedStage
+from ..device_cache import BLOB, CACHE_RECORD, Baked, BakedStage, PrivateCopy
 from .cpu_precision import for_ort_int8, kernel_scales, to_fp32
 from .optimise import DISABLED_OPTIMIZERS, optimise, optimise_int8
-from .private_copies import PrivateCopy, cpu_times
+from .private_copies import cpu_times
 from .session import Bound, open_baked
 
 __all__ = ["Baked", "BakedStage", "bake", "packings", "verify_cache"]

@@ -11,43 +11,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from time import thread_time
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from ...bundles.budget import budget
-from ...bundles.manifest import Name, Size
+from ..device_cache import PrivateCopy
 from ..timing import medians
 
-__all__ = ["PrivateCopy", "choose_private_copies", "cpu_times"]
+__all__ = ["choose_private_copies", "cpu_times"]
 
-_WORTH = 0.95
-"""Of a bound run's time, what a packed one may take for the copy to be worth its memory: times are that uncertain."""
 _WARM_UP, _ROUNDS = 3, 15
 """Runs of each side."""
 _ENOUGH_S = 1.0
 """Of a comparison; then it has gone on for long enough, with one round at least."""
-
-
-class PrivateCopy(BaseModel):
-    """What packing a model costs, and what it brings."""
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
-    copies: dict[Name, Size]
-    """By stage, the bytes of weights that its session holds."""
-    bound_ms: float = Field(ge=0)
-    """CPU time of a run, one image on one thread."""
-    packed_ms: float = Field(ge=0)
-
-    @property
-    def bytes(self) -> int:
-        return sum(self.copies.values())
-
-    @property
-    def gain_ms(self) -> float:
-        return self.bound_ms - self.packed_ms
-
-    @property
-    def is_faster(self) -> bool:
-        return self.packed_ms < _WORTH * self.bound_ms
 
 
 @dataclass(frozen=True)

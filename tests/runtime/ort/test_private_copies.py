@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemel.errors import InputError
-from gemel.runtime.ort.private_copies import PrivateCopy, choose_private_copies, cpu_times
+from gemel.runtime.device_cache import PrivateCopy
+from gemel.runtime.ort.private_copies import choose_private_copies, cpu_times
 
 SIZES = {"shared": 100, "of_a": 20, "of_b": 40, "of_c": 300}
 SEGMENTS = {"a": ("shared", "of_a"), "b": ("shared", "of_b"), "c": ("of_c",)}
