@@ -1,1 +1,104 @@
-"""Gemel: merge, compile and run many vision models with one copy of every shared weight."""
+"""Vision models that share weights: merged, compiled into a bundle, run on a box under a memory budget.
+
+The names below are the Python API; docs/api.md shows each in use. Importing this package is cheap: every name is
+imported from its room when it is first used, so that a box without PyTorch can use what needs none.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .version import find_version
+
+if TYPE_CHECKING:
+    from .bundles.reader import Bundle, open_bundle
+    from .compiler import compile_workload
+    from .errors import GemelError
+    from .merging.analysis.analysis import Analysis, analyze_workload
+    from .merging.merge import MergeOptions, merge_workload
+    from .runtime.decode.results import Class, Detection, Embedding
+    from .runtime.loop.bundle_session import BundleSession
+    from .runtime.loop.summary import Summary
+    from .runtime.planning.planner import Plan, make_plan
+    from .runtime.planning.profile import Profile
+    from .runtime.planning.read import read_profile
+    from .runtime.planning.simulate import Simulation, simulate
+    from .runtime.run import RunOptions, run_bundle
+    from .workload import Workload, load_workload
+
+__all__ = [
+    "Analysis",
+    "Bundle",
+    "BundleSession",
+    "Class",
+    "Detection",
+    "Embedding",
+    "GemelError",
+    "MergeOptions",
+    "Plan",
+    "Profile",
+    "RunOptions",
+    "Simulation",
+    "Summary",
+    "Workload",
+    "__version__",
+    "analyze_workload",
+    "compile_workload",
+    "load_workload",
+    "make_plan",
+    "merge_workload",
+    "open_bundle",
+    "read_profile",
+    "run_bundle",
+    "simulate",
+]
+
+_HOMES = {
+    "Analysis": "merging.analysis.analysis",
+    "Bundle": "bundles.reader",
+    "BundleSession": "runtime.loop.bundle_session",
+    "Class": "runtime.decode.results",
+    "Detection": "runtime.decode.results",
+    "Embedding": "runtime.decode.results",
+    "GemelError": "errors",
+    "MergeOptions": "merging.merge",
+    "Plan": "runtime.planning.planner",
+    "Profile": "runtime.planning.profile",
+    "RunOptions": "runtime.run",
+    "Simulation": "runtime.planning.simulate",
+    "Summary": "runtime.loop.summary",
+    "Workload": "workload",
+    "analyze_workload": "merging.analysis.analysis",
+    "compile_workload": "compiler",
+    "load_workload": "workload",
+    "make_plan": "runtime.planning.planner",
+    "merge_workload": "merging.merge",
+    "open_bundle": "bundles.reader",
+    "read_profile": "runtime.planning.read",
+    "run_bundle": "runtime.run",
+    "simulate": "runtime.planning.simulate",
+}
+"""Public name to the module that defines it, inside this package."""
+
+__version__ = find_version()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gemel' has no attribute {name!r}")
+    try:
+        found = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] == __name__:
+            raise
+        from .console import missing_extra
+
+        extra = "compiler" if name in ("compile_workload", "load_workload", "Workload") else "merge"
+        raise missing_extra(error, f"gemel.{name}", extra) from error
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

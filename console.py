@@ -1,4 +1,4 @@
-"""What the commands share: where they print, progress, and the files and pairs that their flags name."""
+"""Helpers of the commands: console output, progress bars, signals, and checks of flags and output files."""
 
 from __future__ import annotations
 
@@ -32,27 +32,35 @@ __all__ = [
 
 
 def open_console() -> Console:
-    """A pipe has no width: tables are then as wide as they need."""
+    """Return a console for stdout. Output to a pipe is 200 columns wide, so that tables are not cut off."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=200)
 
 
 def missing_extra(error: ModuleNotFoundError, what: str, extra: str) -> Exception:
-    """A package of an extra that is not installed; anything of our own that is missing is a bug and stays one."""
+    """Return the error to raise for a failed import: that an extra is missing, or ``error`` itself.
+
+    A missing module of gemel's own is a bug and is not hidden behind advice to install an extra.
+
+    Args:
+        error: the failed import.
+        what: the command or feature that needs the module.
+        extra: name of the extra that installs the module.
+    """
     return error if (error.name or "").startswith("gemel") else MissingExtraError(what, extra)
 
 
 def print_stage(
     console: Console, name: str, what: str, *, began: float | None = None, passed: bool | None = None
 ) -> None:
-    """One line on what a stage of the work did.
+    """Print one line about a finished stage of a command.
 
     Args:
-        console: where to.
-        name: of the stage.
-        what: it did; printed as it is.
-        began: of ``time.perf_counter``: the seconds since then stand before ``what``.
-        passed: of a check: what came of it stands at the end.
+        console: where to print.
+        name: name of the stage.
+        what: what the stage did; printed literally, without markup.
+        began: start of the stage in seconds of ``time.perf_counter``; if given, the duration is printed.
+        passed: result of a check; if given, ``ok`` or ``differs`` is printed at the end.
     """
     took = "" if began is None else f"{perf_counter() - began:6.1f} s  "
     verdict = "" if passed is None else " [green]ok[/]" if passed else " [red]differs[/]"
@@ -60,7 +68,7 @@ def print_stage(
 
 
 def progress_bar(console: Console, total: int) -> Progress:
-    """A bar over ``total`` models, with one task; it shows nothing where output is piped."""
+    """Return a progress bar over ``total`` models, with one task. It shows nothing if output goes to a pipe."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -75,12 +83,13 @@ def progress_bar(console: Console, total: int) -> Progress:
 
 
 class Stop:
-    """While it is entered, Ctrl-C and a service manager's stop set ``event`` once; the next one kills the process."""
+    """Context manager for a graceful stop: SIGINT (Ctrl-C) and SIGTERM set ``event``, a second signal kills."""
 
     def __init__(self) -> None:
         self.event = Event()
+        """Set at the first signal."""
         self.exit_code = 0
-        """What a command that was stopped before it did anything exits with, as shells have it."""
+        """Exit status of a command that a signal stopped: 128 plus the signal's number, as in shells."""
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
@@ -92,15 +101,16 @@ class Stop:
             signal.signal(number, handler)
 
     def check(self) -> None:
-        """Called between steps of a work that does not look at ``event``.
+        """Raise an exception if a signal has arrived. Call between steps of work that does not look at ``event``.
 
         Raises:
-            KeyboardInterrupt: it was set.
+            KeyboardInterrupt: a signal has arrived.
         """
         if self.event.is_set():
             raise KeyboardInterrupt
 
     def _on(self, number: int, _: object) -> None:
+        """Handle a signal: note it, and restore the default handlers for the next one."""
         self.exit_code = 128 + number
         self.event.set()
         for each in self._previous:
@@ -108,13 +118,13 @@ class Stop:
 
 
 def parse_pair(item: str) -> tuple[str, str]:
-    """``NAME=SOURCE`` taken apart.
+    """Split ``NAME=SOURCE`` at the first ``=`` into name and source.
 
-    >>> pair("gate=rtsp://host/1?a=b")
+    >>> parse_pair("gate=rtsp://host/1?a=b")
     ('gate', 'rtsp://host/1?a=b')
 
     Raises:
-        InputError: one of the two is missing.
+        InputError: name or source is missing.
     """
     name, separator, source = item.partition("=")
     if not separator or not name or not source:
@@ -123,7 +133,7 @@ def parse_pair(item: str) -> tuple[str, str]:
 
 
 def print_error(error: Exception) -> None:
-    """One line on stderr."""
+    """Print an error as one line on stderr."""
     text = str(error)
     if isinstance(error, OSError):
         text = (f"{error.filename}: " if error.filename else "") + (error.strerror or first_line(error))
@@ -131,23 +141,31 @@ def print_error(error: Exception) -> None:
 
 
 def print_failures(console: Console, reasons: Mapping[str, str]) -> None:
-    """What failed and why, all on one line, which is the last one that a command prints."""
+    """Print what failed and why, on one line, as the last output of a command.
+
+    Args:
+        console: where to print.
+        reasons: name of each part that failed -> reason.
+    """
     what = "; ".join(f"{name}: {' '.join(reason.split())}" for name, reason in reasons.items())
     console.print(f"[red]failed:[/] {escape(what)}", soft_wrap=True)
 
 
 def check_writable(path: Path | None) -> None:
-    """Make the folder of a file that is to be written and try to open it: before the work, not after it.
+    """Check that a file can be written, before the work whose result goes there. Its folder is made.
+
+    Args:
+        path: the file; nothing is checked when None.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the file cannot be written.
     """
     if path is None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         existed = os.path.lexists(path)
-        # A pipe or a device may not be opened twice.
+        # Do not open pipes and devices here: some can be opened only once.
         if not existed or path.is_file() or path.is_dir():
             path.open("ab").close()
         if not existed:
@@ -157,7 +175,11 @@ def check_writable(path: Path | None) -> None:
 
 
 def write_json(path: Path | None, value: Any) -> None:
-    """Write a value as indented JSON; nothing where no path was asked for.
+    """Write a value to a file as indented JSON.
+
+    Args:
+        path: the file; nothing is written when None.
+        value: what ``json.dumps`` takes.
 
     Raises:
         InputError: the file cannot be written.

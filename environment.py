@@ -1,4 +1,4 @@
-"""``${VAR}`` in the settings of a user, taken from the environment."""
+"""Expansion of ``${VAR}`` in a user's settings from environment variables."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
 
 def expand(text: str) -> str:
-    """Put the values of environment variables in place of ``${VAR}`` and ``${VAR:-default}``.
+    """Replace ``${VAR}`` and ``${VAR:-default}`` by the values of environment variables.
 
     Raises:
-        KeyError: a variable without a default is not set; its name is the argument.
+        KeyError: a variable without a default is not set. The argument is the variable's name.
     """
 
     def value(match: re.Match[str]) -> str:
+        """Return the value of one variable, or its default."""
         found = os.environ.get(match[1], match[2])
         if found is None:
             raise KeyError(match[1])

@@ -1,7 +1,7 @@
-"""The errors of gemel, one tree.
+"""The errors of gemel, as one tree of exceptions.
 
-Every error a user can cause is a :class:`GemelError` whose message names the file or field, the value found
-and what is allowed. The commands print it as one line and exit with ``exit_code``.
+Every error that a user can cause is a :class:`GemelError`. Its message names the file or field, the value found and
+what is allowed. The commands print the message as one line and exit with ``exit_code``.
 
 ::
 
@@ -9,7 +9,7 @@ and what is allowed. The commands print it as one line and exit with ``exit_code
     ├── InputError                the user's files, flags or environment (exit 2)
     │   ├── WorkloadError         workload.yaml: syntax, fields, values
     │   ├── DataError             images or labels that a query cannot be retrained or judged on
-    │   ├── CalibrationError      frames or ranges that a model cannot be made narrower by
+    │   ├── CalibrationError      frames or ranges that a model cannot be quantized with
     │   ├── ModelError            a factory, a state dict or an ONNX file that does not fit
     │   │   └── RetrainError      a model that can be run but not retrained
     │   ├── FeedError             a video, folder or camera that cannot be read
@@ -37,23 +37,33 @@ __all__ = [
     "SharingLostError",
     "WorkloadError",
     "first_line",
+    "install_hint",
 ]
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, as part of a one-line message: libraries print whole pages."""
+    """Return the first line of an error's message, or its type, for use in a one-line message.
+
+    Libraries raise errors with messages of a page.
+    """
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def install_hint(extra: str) -> str:
+    """Return the command that installs an extra of gemel, for a message; gemel itself is on no package index."""
+    return f"in a checkout of gemel, pip install '.[{extra}]'"
 
 
 class GemelError(Exception):
     """Root of all errors that gemel raises on purpose."""
 
     exit_code = 1
+    """Exit status of a command that ends with the error."""
 
 
 class InputError(GemelError):
-    """Something the user gave is missing, malformed or not allowed."""
+    """Input of the user that is missing, malformed or not allowed."""
 
     exit_code = 2
 
@@ -67,11 +77,11 @@ class DataError(InputError):
 
 
 class CalibrationError(InputError):
-    """Frames or ranges that do not fit the model that is to be int8 or fp16."""
+    """Calibration frames or ranges that do not fit the model to convert to int8 or fp16."""
 
 
 class ModelError(InputError):
-    """A model that cannot be built from what the workload says of it."""
+    """A model that cannot be built from its description in the workload."""
 
 
 class RetrainError(ModelError):
@@ -87,10 +97,15 @@ class BundleError(InputError):
 
 
 class MissingExtraError(InputError):
-    """A part of gemel that needs packages which are not installed."""
+    """A part of gemel that needs packages that are not installed.
+
+    Args:
+        what: the part that needs the packages.
+        extra: name of the extra of the package ``gemel`` that installs them.
+    """
 
     def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} needs packages that are not installed: pip install 'gemel[{extra}]'")
+        super().__init__(f"{what} needs packages that are not installed: {install_hint(extra)}")
 
 
 class CompileError(GemelError):
@@ -102,4 +117,4 @@ class SharingLostError(CompileError):
 
 
 class BackendError(GemelError):
-    """A device or its runtime refused or failed to run a program."""
+    """A program that a device or its runtime refuses or fails to run."""

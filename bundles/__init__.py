@@ -1,1 +1,1 @@
-"""The format of a bundle, which the compiler writes and the runtime reads."""
+"""Format of a bundle, which the compiler writes and the runtime reads."""

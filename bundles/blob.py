@@ -1,7 +1,7 @@
-"""The blob: every distinct tensor once, grouped into segments by who uses it.
+"""The blob: every distinct tensor once, grouped into segments by the models that use it.
 
-A *segment* holds the tensors used by exactly the same set of models: it is the unit of residency, because whenever
-one of its tensors is needed all of them are.
+A *segment* holds the tensors used by exactly the same set of models. It is the unit of residency, because a model that
+needs one of its tensors needs all of them.
 """
 
 from __future__ import annotations
@@ -19,15 +19,18 @@ from numpy.typing import NDArray
 
 from .manifest import SegmentSpec, TensorSpec
 
-__all__ = ["HUGE_PAGE", "Layout", "footprint", "layout", "tensor_id", "write_blob"]
+__all__ = ["HUGE_PAGE", "PAGE", "TENSOR_ALIGNMENT", "Layout", "footprint", "layout", "tensor_id", "write_blob"]
 
 HUGE_PAGE = 2 << 20
-_PAGE = 4 << 10
-_TENSOR = 64  # a cache line, and the alignment that vector loads and device copies like
+"""Bytes of a large page, on which a segment of this size or more starts."""
+PAGE = 4 << 10
+"""Bytes of a page, on which every segment starts."""
+TENSOR_ALIGNMENT = 64
+"""Bytes of a cache line, on which every tensor starts: vector loads and device copies are fastest there."""
 
 
 def tensor_id(array: NDArray[Any]) -> str:
-    """The name of a tensor: a hash of dtype, shape and bytes (SHA-256, the first 128 bits in hex)."""
+    """Return the name of a tensor: a hash of dtype, shape and bytes (SHA-256, the first 128 bits in hex)."""
     digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
     digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:32]
@@ -35,25 +38,26 @@ def tensor_id(array: NDArray[Any]) -> str:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where everything lies: offsets are in bytes from the start of the blob, lengths without padding."""
+    """Places of all tensors and segments of a blob."""
 
     tensors: dict[str, TensorSpec]
     segments: dict[str, SegmentSpec]
     bytes: int
+    """Size of the blob, padding included."""
 
 
 def layout(shapes: Mapping[str, tuple[str, tuple[int, ...]]], users: Mapping[str, Iterable[str]]) -> Layout:
-    """Place tensors; pure and deterministic.
+    """Place tensors in segments; pure and deterministic.
 
-    Segments start on a page, large ones on a 2 MiB page, with a page or more between them, so that they can be mapped,
-    dropped and copied on their own; tensors start on a cache line.
+    Segments start on a page (:data:`PAGE`, large ones :data:`HUGE_PAGE`) with a page or more between them, so that each
+    can be mapped, dropped and copied on its own. Tensors start on a cache line (:data:`TENSOR_ALIGNMENT`).
 
     Args:
         shapes: tensor id to (dtype, shape).
-        users: tensor id to the models that use it.
+        users: tensor id to the models that use the tensor.
 
     Returns:
-        Tensors and segments; the most shared segments first, ``s0``, ``s1``, ...
+        Tensors, and segments named ``s0``, ``s1``, ..., the most shared segment first.
     """
     groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for tensor in shapes:
@@ -66,32 +70,32 @@ def layout(shapes: Mapping[str, tuple[str, tuple[int, ...]]], users: Mapping[str
         length = 0
         relative: dict[str, int] = {}
         for tensor in members:
-            relative[tensor] = length = _up(length, _TENSOR)
+            relative[tensor] = length = _up(length, TENSOR_ALIGNMENT)
             length += sizes[tensor]
-        start = _up(end, HUGE_PAGE if length >= HUGE_PAGE else _PAGE)
+        start = _up(end, HUGE_PAGE if length >= HUGE_PAGE else PAGE)
         for tensor in members:
             dtype, shape = shapes[tensor]
             tensors[tensor] = TensorSpec(
                 offset=start + relative[tensor], length=sizes[tensor], dtype=dtype, shape=tuple(shape)
             )
         segments[f"s{index}"] = SegmentSpec(models=models, offset=start, length=length, tensors=tuple(members))
-        end = start + footprint(length) + _PAGE
+        end = start + footprint(length) + PAGE
     # At least a page: an empty file cannot be mapped.
-    return Layout(tensors, segments, max(end - _PAGE, _PAGE))
+    return Layout(tensors, segments, max(end - PAGE, PAGE))
 
 
 def footprint(length: int) -> int:
-    """Bytes of memory that a segment of so many bytes takes when it is mapped: whole pages."""
-    return _up(length, _PAGE)
+    """Return the bytes of memory that a segment of ``length`` bytes takes when it is mapped: whole pages."""
+    return _up(length, PAGE)
 
 
 def write_blob(path: Path, placed: Layout, read: Callable[[str], NDArray[Any]]) -> str:
-    """Write the blob; padding is left as holes in the file.
+    """Write the blob. Padding becomes holes in the file, which take no space on disk.
 
     Args:
-        path: file to create.
-        placed: from :func:`layout`.
-        read: gives the array of a tensor id; called once a tensor, in order of offset.
+        path: file to create; it must not exist.
+        placed: places from :func:`layout`.
+        read: returns the array of a tensor id; called once per tensor, in order of offset.
 
     Returns:
         SHA-256 of the file's content, in hex.

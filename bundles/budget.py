@@ -1,4 +1,4 @@
-"""The memory setting: as a user writes it, and as bytes for a bundle."""
+"""Memory settings: parsing what a user writes, and the bytes that a setting allows for a bundle."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2*
 
 
 def parse_memory(text: str | int) -> str | int:
-    """``64MiB`` to bytes, which digits alone are; ``all``, ``min`` and shares such as ``50%`` stay words.
+    """Parse a memory setting. ``64MiB`` and plain digits become bytes; ``all``, ``min`` and ``50%`` stay text.
 
     >>> parse_memory("64MiB"), parse_memory("50 %"), parse_memory("all")
     (67108864, '50%', 'all')
 
     Raises:
-        ValueError: anything else.
+        ValueError: ``text`` is none of these.
     """
     if isinstance(text, int):
         if text < 0:
@@ -37,16 +37,16 @@ def parse_memory(text: str | int) -> str | int:
 
 
 def budget(setting: str | int, total: int, models: Collection[int], private: int = 0) -> int:
-    """Bytes that a setting allows.
+    """Return the bytes that a setting allows for weights.
 
     Args:
-        setting: as :func:`parse_memory` returns it.
+        setting: memory setting from :func:`parse_memory`.
         total: bytes of all segments.
         models: bytes of each model's segments; ``min`` is the largest of them.
-        private: bytes beside the segments that stay loaded whatever runs; part of every setting.
+        private: bytes that stay loaded beside the segments (private copies); ``all``, ``min`` and shares include them.
 
     Raises:
-        InputError: less than the hungriest model needs, with that minimum.
+        InputError: the setting allows less than the largest model needs; the message names this minimum.
     """
     least = max(models, default=0) + private
     if setting == "all":

@@ -1,30 +1,33 @@
-"""What a manifest must also be, beyond its schema: references that lead somewhere, and figures that make sense."""
+"""Checks of a manifest beyond its schema: references that lead somewhere, and figures that make sense."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from math import prod
 
 import numpy as np
 
 from ..errors import BundleError
+from .blob import PAGE, TENSOR_ALIGNMENT
 from .budget import parse_memory
 from .manifest import Manifest, ModelSpec, SegmentSpec, TensorSpec
 
-__all__ = ["check_manifest", "check_spans"]
+__all__ = ["check_manifest", "check_spans", "check_weights"]
 
 _MOST_DIMENSIONS = 32
+"""Axes that a NumPy 1 array can have."""
 
 
 def check_manifest(where: str, content: Manifest) -> None:
-    """Check a manifest whose files are there.
+    """Check a manifest whose files exist.
 
     Args:
-        where: path of the manifest, named in errors.
-        content: what was read from it.
+        where: path of the manifest, which errors name.
+        content: manifest that was read from there.
 
     Raises:
-        BundleError: the first thing that is wrong.
+        BundleError: naming the first field that is wrong.
     """
     check_spans(where, content.files[content.blob].bytes, content.tensors, content.segments)
     for name, model in content.models.items():
@@ -45,22 +48,78 @@ def check_manifest(where: str, content: Manifest) -> None:
 
 
 def check_spans(where: str, size: int, tensors: Mapping[str, TensorSpec], segments: Mapping[str, SegmentSpec]) -> None:
-    """Check that everything lies inside a blob of ``size`` bytes and that tensors are as long as their shapes say.
+    """Check that tensors lie inside their segments, and segments apart from each other inside the blob.
+
+    Args:
+        where: path of the file that lists the places, which errors name.
+        size: bytes of the blob.
+        tensors: tensor id to place.
+        segments: segment name to place and tensors.
 
     Raises:
-        BundleError: one that does not.
+        BundleError: naming the first tensor or segment that lies elsewhere, is not aligned, or has another length than
+            its shape.
     """
-    spans: dict[str, TensorSpec | SegmentSpec] = {**tensors, **segments}
-    for name, spec in spans.items():
-        if spec.offset + spec.length > size:
-            raise BundleError(f"{where}: {name} lies at {spec.offset}+{spec.length}, outside the blob of {size} bytes")
     for name, tensor in tensors.items():
+        _check_place(f"{where}: tensors.{name}", tensor, TENSOR_ALIGNMENT, size)
         # Python's integers: a product of 64 bits could wrap around to the right length.
         count = prod(tensor.shape)
         if np.dtype(tensor.dtype).itemsize * count != tensor.length or len(tensor.shape) > _MOST_DIMENSIONS:
+            shape = f"{tensor.dtype}{list(tensor.shape)}"
+            raise BundleError(f"{where}: tensors.{name}: {shape} is not {tensor.length} bytes")
+    for name, segment in segments.items():
+        _check_place(f"{where}: segments.{name}", segment, PAGE, size)
+        for member in segment.tensors:
+            if member not in tensors:
+                raise BundleError(f"{where}: segments.{name}: tensor {member!r} is not listed")
+            if not _contains(segment, tensors[member]):
+                raise BundleError(
+                    f"{where}: tensors.{member} lies at {_span(tensors[member])},"
+                    f" outside its segment {name} at {_span(segment)}"
+                )
+    in_order = sorted(segments, key=lambda name: (segments[name].offset, segments[name].length))
+    for before, after in pairwise(in_order):
+        if segments[after].offset < segments[before].offset + segments[before].length:
             raise BundleError(
-                f"{where}: tensors.{name}: {tensor.dtype}{list(tensor.shape)} is not {tensor.length} bytes"
+                f"{where}: segments {before} at {_span(segments[before])}"
+                f" and {after} at {_span(segments[after])} overlap"
             )
+
+
+def check_weights(
+    where: str, weights: Iterable[str], names: Sequence[str], segments: Mapping[str, SegmentSpec]
+) -> None:
+    """Check that every weight of a model is a tensor of one of the model's segments.
+
+    Args:
+        where: file and model, which errors name.
+        weights: tensor ids of the model's weights.
+        names: names of the model's segments.
+        segments: segment name to place and tensors.
+
+    Raises:
+        BundleError: naming the first weight that would not be resident when the model runs.
+    """
+    resident = {tensor for name in names for tensor in segments[name].tensors}
+    for weight in weights:
+        if weight not in resident:
+            has = ", ".join(names) or "none"
+            raise BundleError(f"{where}: weight {weight!r} lies in none of the model's segments, which are {has}")
+
+
+def _check_place(where: str, spec: TensorSpec | SegmentSpec, alignment: int, size: int) -> None:
+    if spec.offset + spec.length > size:
+        raise BundleError(f"{where} lies at {_span(spec)}, outside the blob of {size} bytes")
+    if spec.offset % alignment:
+        raise BundleError(f"{where}: offset {spec.offset} is not allowed: a multiple of {alignment} is expected")
+
+
+def _contains(segment: SegmentSpec, tensor: TensorSpec) -> bool:
+    return segment.offset <= tensor.offset and tensor.offset + tensor.length <= segment.offset + segment.length
+
+
+def _span(spec: TensorSpec | SegmentSpec) -> str:
+    return f"{spec.offset}+{spec.length}"
 
 
 def _check_model(where: str, content: Manifest, model: ModelSpec) -> None:
@@ -69,9 +128,11 @@ def _check_model(where: str, content: Manifest, model: ModelSpec) -> None:
     for stage in model.stages.values():
         unknown = _missing(stage.weights, content.tensors)
         if unknown or stage.file not in content.files or stage.program not in content.programs:
-            raise BundleError(f"{where}: {stage.file} refers to what the manifest does not list")
+            raise BundleError(f"{where}: {stage.file} refers to a tensor, file or program that is not listed")
     for segment in _missing(model.segments, content.segments):
         raise BundleError(f"{where}: segment {segment!r} is not listed")
+    weights = (weight for stage in model.stages.values() for weight in stage.weights)
+    check_weights(where, weights, model.segments, content.segments)
     anchors = getattr(model.decode, "anchors", ())
     for tensor in _missing((anchors,) if isinstance(anchors, str) else anchors, content.tensors):
         raise BundleError(f"{where}: decode.anchors: tensor {tensor!r} is not listed")

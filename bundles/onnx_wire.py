@@ -1,8 +1,8 @@
 """The part of the ONNX file format that the runtime edits, without the onnx package.
 
-ONNX Runtime brings protobuf along, and protobuf keeps fields it does not know when it writes a message back. So
-a descriptor of the few fields that programs are made of (onnx.proto3, numbers as published) is enough to read
-an optimised graph, turn weights into inputs and write it again, and the light runtime needs no onnx.
+ONNX Runtime depends on protobuf, and protobuf keeps unknown fields when it writes a message back. A descriptor of the
+few fields that programs consist of (onnx.proto3, numbers as published) is therefore enough to read an optimised graph,
+turn its weights into inputs and write it again. The light runtime needs no onnx package.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ __all__ = [
     "tensor_array",
 ]
 
-Message = Any  # generated classes have no static types
+Message = Any
+"""Message of a class that protobuf generates at run time, which has no static type."""
 
 _SCALARS = {"int32": 5, "int64": 3, "string": 9, "bytes": 12, "float": 2, "double": 1, "uint64": 4}
+"""Scalar type -> its number in protobuf's FieldDescriptorProto.Type."""
 
-# message -> field -> (number, type, repeated)
 _FIELDS: dict[str, dict[str, tuple[int, str, bool]]] = {
     "ModelProto": {"graph": (7, "GraphProto", False), "metadata_props": (14, "StringStringEntryProto", True)},
     "GraphProto": {
@@ -55,8 +56,8 @@ _FIELDS: dict[str, dict[str, tuple[int, str, bool]]] = {
         "domain": (7, "string", False),
         "metadata_props": (9, "StringStringEntryProto", True),
     },
-    # With ``type``, all that can come before it must be here: fields that are not are written behind the others, and
-    # then programs would have other names.
+    # Because ``type`` is listed, every field with a lower number must be listed too: protobuf writes unknown fields
+    # last, and another order of bytes would give programs other names.
     "AttributeProto": {
         "name": (1, "string", False),
         "f": (2, "float", False),
@@ -90,6 +91,7 @@ _FIELDS: dict[str, dict[str, tuple[int, str, bool]]] = {
     "TensorShapeProto": {"dim": (1, "DimensionProto", True)},
     "DimensionProto": {"dim_value": (1, "int64", False), "dim_param": (2, "string", False)},
 }
+"""Message -> field -> (number, type, repeated)."""
 
 
 def _messages() -> dict[str, Message]:
@@ -100,7 +102,8 @@ def _messages() -> dict[str, Message]:
             field = entry.field.add(name=name, number=number, label=3 if repeated else 1)
             if kind in _SCALARS:
                 field.type = _SCALARS[kind]  # type: ignore[assignment]
-                # Readers accept both forms; tensors are small when packed, and attributes stay as others write them.
+                # Readers accept packed and unpacked numbers. Packed tensors are smaller; attributes stay unpacked, as
+                # other writers have them.
                 packed = repeated and message != "AttributeProto"
                 field.options.packed = packed and kind not in ("string", "bytes")
             else:
@@ -130,25 +133,25 @@ DTYPES: dict[int, np.dtype[Any]] = {
     12: np.dtype(np.uint32),
     13: np.dtype(np.uint64),
 }
-"""TensorProto.DataType numbers to NumPy; the types that weights of vision models have."""
+"""TensorProto.DataType number -> NumPy dtype, for the types that weights of vision models have."""
 
 
 def dtype_name(data_type: int) -> str:
-    """``float32`` for 1, and so on."""
+    """Return NumPy's name of a TensorProto.DataType number: ``float32`` for 1."""
     return str(DTYPES[data_type].name)
 
 
 def make_tensor(name: str, array: NDArray[Any]) -> Message:
-    """An inline TensorProto; of one of :data:`DTYPES`."""
+    """Return an inline TensorProto with the values of an array, whose dtype must be one of :data:`DTYPES`."""
     (data_type,) = (number for number, dtype in DTYPES.items() if dtype == array.dtype)
     return TensorProto(name=name, data_type=data_type, dims=array.shape, raw_data=array.tobytes())
 
 
 def tensor_array(tensor: Message) -> NDArray[Any]:
-    """The values of an inline TensorProto; a view of its bytes where it has raw bytes.
+    """Return the values of an inline TensorProto: a view if the tensor holds raw bytes, otherwise a copy.
 
     Raises:
-        BackendError: it does not hold as many values as its shape says.
+        BackendError: the number of values differs from the tensor's shape.
     """
     dtype = DTYPES[tensor.data_type]
     shape = tuple(tensor.dims)
@@ -163,7 +166,7 @@ def _stored(tensor: Message, dtype: np.dtype[Any]) -> NDArray[Any]:
         whole = len(tensor.raw_data) // dtype.itemsize * dtype.itemsize
         return np.frombuffer(tensor.raw_data[:whole], dtype)
     if dtype == np.float16:
-        # The format keeps the bits of a half in an integer, not its value.
+        # The format stores the bits of a float16 as an integer, not its value.
         return np.array(tensor.int32_data, np.int32).astype(np.uint16).view(np.float16)
     for field in (
         tensor.float_data,

@@ -1,10 +1,10 @@
 """Programs: graphs without weights, in one canonical form.
 
-A model is a program plus addresses. :func:`split_model` takes an ONNX model apart into the two: every weight becomes
-a graph input, and what is left is written in a form that depends on the architecture alone: nodes in
-depth-first order from the outputs, values named by first appearance, attributes sorted, notes for people left
-out. So two models of one architecture give one program, byte for byte, even though the exporters and optimisers
-on the way choose names and orders freely.
+A model is a program plus addresses. :func:`split_model` splits an ONNX model into the two: every weight becomes a graph
+input, and the rest is written in a form that depends on the architecture alone. Nodes are in depth-first order from the
+outputs, values are named by first appearance, attributes are sorted, and notes for people are left out. Two models of
+one architecture therefore give one program, byte for byte, although exporters and optimisers choose names and orders
+freely.
 """
 
 from __future__ import annotations
@@ -23,28 +23,31 @@ from .onnx_wire import DTYPES, Message, ModelProto, dtype_name
 
 __all__ = ["Program", "port_dtype", "port_shape", "read_model", "split_model", "tensors_of", "with_constants"]
 
-# Inputs that kernels read while they prepare, or fold into an activation: they must stay constants. Scales are some of
-# them: TensorRT builds no engine whose scales are inputs.
 _CONSTANT_OPERANDS = frozenset(
     {"Clip", "Expand", "Pad", "Pow", "QuickGelu", "Range", "Reshape", "Resize", "Slice", "Split", "TopK", "Upsample"}
     | {"DequantizeLinear", "QuantizeLinear"}
 )
+"""Operators whose inputs after the first must stay constants.
+
+Kernels read these inputs while they prepare, or fold them into an activation. TensorRT builds no engine whose scales
+are inputs."""
 _FLOATS = frozenset({1, 10, 11})
+"""TensorProto's float, float16 and double."""
 _INT8 = frozenset({2, 3})
+"""TensorProto's uint8 and int8."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """A graph whose weights are inputs.
-
-    ``proto`` is a serialised ONNX model whose inputs are the model's own, then ``weights`` in order, called ``w0``,
-    ``w1``, ... (names that the model's own inputs and outputs have are left out); ``weights`` holds the initializers'
-    names in the model that was split.
-    """
+    """Graph whose weights are inputs."""
 
     id: str
+    """First 128 bits of the SHA-256 of ``proto``, in hex."""
     proto: bytes
+    """Serialised ONNX model. Its inputs are the model's own, then one per weight, called ``w0``, ``w1``, ... except for
+    names that the model's own inputs and outputs have."""
     weights: tuple[str, ...]
+    """Names of the weights' initializers in the model that was split, in the order of the program's inputs."""
 
 
 def read_model(data: bytes) -> Message:
@@ -55,10 +58,10 @@ def read_model(data: bytes) -> Message:
 
 
 def split_model(model: Message) -> Program:
-    """Take a model apart into its program and its weights.
+    """Split a model into its program and its weights.
 
     Args:
-        model: a ModelProto; not changed. Weights may be inline or external: values are not read.
+        model: a ModelProto, which is not changed. Weights may be inline or external: their values are not read.
 
     Raises:
         BackendError: the graph has subgraphs (If, Loop, Scan), whose captured names cannot be made canonical.
@@ -104,14 +107,14 @@ def split_model(model: Message) -> Program:
 
 
 def tensors_of(model: Message, stage: Stage) -> dict[str, str]:
-    """A stage's initializers, as far as they are in the bundle's blob, and their tensors there.
+    """Return initializer name -> tensor id, for all initializers of a stage that are weights.
 
     Args:
-        model: what the stage's file holds.
-        stage: in the bundle's manifest.
+        model: the ModelProto in the stage's file.
+        stage: the stage's entry in the bundle's manifest.
 
     Raises:
-        BackendError: see :func:`split_model`.
+        BackendError: the graph has subgraphs, see :func:`split_model`.
         BundleError: the manifest names more or fewer tensors than the model has weights.
     """
     names = split_model(model).weights
@@ -121,12 +124,12 @@ def tensors_of(model: Message, stage: Stage) -> dict[str, str]:
 
 
 def with_constants(proto: bytes, location: str, places: Sequence[TensorSpec]) -> bytes:
-    """A program with its weights as external initializers again: the inverse of :func:`split_model`.
+    """Return a program with its weights as external initializers again: the inverse of :func:`split_model`.
 
     Args:
-        proto: a program as :func:`split_model` made it.
-        location: name of the file, beside the result, that holds the weights.
-        places: where each weight lies in it, in the program's order.
+        proto: serialised program from :func:`split_model`.
+        location: name of the file that holds the weights; it must lie beside the file with the result.
+        places: place of each weight in that file, in the program's order.
     """
     model = read_model(proto)
     ports = list(model.graph.input)
@@ -143,7 +146,7 @@ def with_constants(proto: bytes, location: str, places: Sequence[TensorSpec]) ->
 
 
 def port_shape(port: Message) -> tuple[int | str, ...]:
-    """The shape of a graph input or output; free dimensions by name (``?`` where they have none)."""
+    """Return the shape of a graph input or output; a free dimension is its name, or ``?`` if it has none."""
     return tuple(
         dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or "?")
         for dim in port.type.tensor_type.shape.dim
@@ -151,15 +154,13 @@ def port_shape(port: Message) -> tuple[int | str, ...]:
 
 
 def port_dtype(port: Message) -> str:
-    """The element type of a graph input or output, as NumPy calls it."""
+    """Return the element type of a graph input or output, as NumPy calls it."""
     return dtype_name(port.type.tensor_type.elem_type)
 
 
 def _depth_first(graph: Message, producers: dict[str, Message]) -> Iterator[Any]:
-    """Values (as names) and nodes in depth-first order from the outputs; a node comes after all its inputs.
-
-    An explicit stack: a deep network has more nodes in a chain than Python has stack frames.
-    """
+    """Yield values (as names) and nodes in depth-first order from the outputs; a node comes after all its inputs."""
+    # An explicit stack: a deep network can have a longer chain of nodes than Python has stack frames.
     seen: set[int] = set()
     stack: list[Any] = [port.name for port in reversed(graph.output)]
     while stack:

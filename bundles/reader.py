@@ -1,4 +1,4 @@
-"""Open a bundle: its manifest, its files and its mapped blob. Nothing outside the bundle's folder is ever opened."""
+"""Opening of bundles: manifest, files and mapped blob. No file outside the bundle's folder is ever opened."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from .manifest import Manifest, TensorSpec
 __all__ = ["CACHE", "MANIFEST", "Bundle", "open_bundle", "sha256_of", "verify", "view"]
 
 MANIFEST = "manifest.json"
+"""Name of the manifest in a bundle."""
 CACHE = "device-cache"
-"""Folder in a bundle for what was made from it for a device; not part of it."""
+"""Folder in a bundle for files that were made from the bundle for one device. It is not part of the bundle."""
 
 
 class Bundle:
-    """A bundle on disk that has passed the cheap checks (schema, presence and size of every file).
+    """A bundle on disk that has passed the cheap checks (schema, references, presence and size of every file).
 
     Attributes:
-        path: the folder.
-        manifest: what is in it.
-        id: hash of the manifest, and so, through the file hashes in it, of the whole bundle.
+        path: folder of the bundle.
+        manifest: content of manifest.json.
+        id: hash of the manifest, and so of the whole bundle, because the manifest holds the hash of every file.
     """
 
     def __init__(self, path: Path, content: Manifest, digest: str) -> None:
@@ -38,24 +39,24 @@ class Bundle:
         self._blob: NDArray[np.uint8] | None = None
 
     def file(self, name: str) -> Path:
-        """The path of one of the bundle's files.
+        """Return the path of one of the bundle's files.
 
         Raises:
-            BundleError: the manifest does not list it.
+            BundleError: the manifest does not list the file.
         """
         if name not in self.manifest.files:
             raise BundleError(f"{self.path}: {name} is not listed in {MANIFEST}")
         return self.path / name
 
     def tensor(self, name: str) -> NDArray[Any]:
-        """A read-only view of a tensor in the mapped blob; nothing is read before it is used."""
+        """Return a read-only view of a tensor in the mapped blob; no byte is read before it is used."""
         if self._blob is None:
             self._blob = np.memmap(self.file(self.manifest.blob), np.uint8, "r")
         return view(self._blob, self.manifest.tensors[name])
 
 
 def view(blob: NDArray[np.uint8], spec: TensorSpec) -> NDArray[Any]:
-    """A tensor as a view of the mapped blob."""
+    """Return a tensor as a view of the mapped blob."""
     data = blob[spec.offset : spec.offset + spec.length]
     return data.view(np.dtype(spec.dtype)).reshape(spec.shape)
 
@@ -64,7 +65,7 @@ def open_bundle(path: str | Path) -> Bundle:
     """Open a bundle and check what can be checked without reading weights.
 
     Raises:
-        BundleError: no bundle there, a damaged or newer manifest, a missing, truncated or escaping file.
+        BundleError: there is no bundle, its manifest is damaged or too new, or a file is missing, truncated or a link.
     """
     path = Path(path)
     where = path / MANIFEST
@@ -91,7 +92,7 @@ def open_bundle(path: str | Path) -> Bundle:
 
 
 def verify(bundle: Bundle) -> Iterator[str]:
-    """Read every file and compare its SHA-256; yields each name that passed.
+    """Read every file, compare its SHA-256 with the manifest's, and yield the name of each file that passes.
 
     Raises:
         BundleError: a file's content differs from what the manifest says.
@@ -107,7 +108,7 @@ def verify(bundle: Bundle) -> Iterator[str]:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, in hex."""
+    """Return the SHA-256 of a file's content, in hex."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 22):
@@ -118,7 +119,7 @@ def sha256_of(path: Path) -> str:
 def _check_files(path: Path, content: Manifest) -> None:
     for name, spec in content.files.items():
         file = path / name
-        # A link could lead out of the bundle, whatever its name.
+        # A link could lead out of the bundle, even one with a plain name.
         if file.is_symlink() or not file.is_file():
             raise BundleError(f"{file}: {'is a link' if file.is_symlink() else 'is missing'}")
         size = file.stat().st_size

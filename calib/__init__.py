@@ -1,1 +1,1 @@
-"""INT8 and FP16 that keep sharing: ranges from real frames, what is rounded where, and which layers cannot bear it."""
+"""Lower precision (INT8 and FP16) that keeps sharing: calibration on real frames, conversion, and accuracy targets."""

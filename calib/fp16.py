@@ -8,21 +8,21 @@ from typing import Any
 import onnx_ir as ir
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from .quantize import quantizable_layers
+from .layers import quantizable_layers
 
 __all__ = ["fp32_nodes", "to_fp16"]
 
 
 def to_fp16(model: ir.Model, keep: Set[str] = frozenset(), large: Collection[str] = ()) -> ir.Model:
-    """A graph in float16, whose inputs and outputs stay float32.
+    """Return a graph in float16 whose inputs and outputs stay float32.
 
-    A weight's float16 value follows from its float32 value alone, so what models share they go on sharing.
+    A weight's float16 value follows from its float32 value alone, so models go on sharing what they share.
 
     Args:
-        model: a stage in float32, passes done; not changed.
-        keep: names of weights that stay float32: layers with the BatchNorms that they keep apart, and others with the
-            node that reads them.
-        large: names of values that float16 cannot hold: what makes or reads them stays float32.
+        model: a stage in float32, after all passes; not changed.
+        keep: names of weights that stay float32: layers with the BatchNorms that they keep apart, and other weights
+            with the nodes that read them.
+        large: names of values that float16 cannot hold; nodes that make or read these values stay float32.
     """
     source = model.clone()
     for index, node in enumerate(source.graph):
@@ -32,27 +32,27 @@ def to_fp16(model: ir.Model, keep: Set[str] = frozenset(), large: Collection[str
     nodes += [use.node for name in keep for use in source.graph.initializers[name].uses()]
     nodes += _touching(source, large)
     proto = ir.to_proto(source)
-    # With a type of their own, weights of what stays float32 are said to be float16, and would be cast.
+    # The converter takes a weight that has a value_info entry for float16, and casts it even for readers in float32.
     weights = {tensor.name for tensor in proto.graph.initializer}
-    _keep(proto.graph.value_info, [value for value in proto.graph.value_info if value.name not in weights])
+    _keep_only(proto.graph.value_info, [value for value in proto.graph.value_info if value.name not in weights])
     proto = convert_float_to_float16(proto, keep_io_types=True, node_block_list=[node.name for node in nodes])
-    # What several nodes in float32 read is cast for each of them, under one name.
-    _keep(proto.graph.node, {node.output[0]: node for node in proto.graph.node}.values())
-    _keep(proto.graph.value_info, {value.name: value for value in proto.graph.value_info}.values())
+    # The converter casts a value once for each float32 node that reads it, under one name.
+    _keep_only(proto.graph.node, {node.output[0]: node for node in proto.graph.node}.values())
+    _keep_only(proto.graph.value_info, {value.name: value for value in proto.graph.value_info}.values())
     made: ir.Model = ir.from_proto(proto)
     made.graph.sort()
-    _join(made.graph)
+    _remove_round_trips(made.graph)
     return made
 
 
 def fp32_nodes(model: ir.Model, large: Collection[str]) -> set[str]:
-    """Names of the weights that :func:`to_fp16` leaves in float32 on account of values in ``large``."""
+    """Return the names of the weights that :func:`to_fp16` leaves in float32 because of values in ``large``."""
     inputs = [value for node in _touching(model, large) for value in node.inputs if value is not None]
     return {str(value.name) for value in inputs if value.is_initializer()}
 
 
 def _touching(model: ir.Model, values: Collection[str]) -> list[ir.Node]:
-    """The nodes that make or read values."""
+    """Return the nodes that make or read one of these values."""
     wanted = {*values}
     return [
         node
@@ -61,13 +61,13 @@ def _touching(model: ir.Model, values: Collection[str]) -> list[ir.Node]:
     ]
 
 
-def _join(graph: ir.Graph) -> None:
-    """Let nodes in float32 give each other their values as they are: the converter takes them through float16."""
+def _remove_round_trips(graph: ir.Graph) -> None:
+    """Connect float32 nodes directly: the converter casts values between them to float16 and back."""
     for node in list(graph):
-        narrower = node.inputs[0].producer() if node.op_type == "Cast" and node.inputs[0] is not None else None
-        if narrower is None or narrower.op_type != "Cast" or node.attributes["to"].as_int() != ir.DataType.FLOAT:
+        to_float16 = node.inputs[0].producer() if node.op_type == "Cast" and node.inputs[0] is not None else None
+        if to_float16 is None or to_float16.op_type != "Cast" or node.attributes["to"].as_int() != ir.DataType.FLOAT:
             continue
-        source, target = narrower.inputs[0], node.outputs[0]
+        source, target = to_float16.inputs[0], node.outputs[0]
         assert source is not None
         if source.is_graph_input() and target.is_graph_output():
             continue
@@ -76,12 +76,12 @@ def _join(graph: ir.Graph) -> None:
         graph.remove(node, safe=True)
         if is_output:
             target.name, source.name = f"{name}.cast", name
-        if not narrower.outputs[0].uses():
-            graph.remove(narrower, safe=True)
+        if not to_float16.outputs[0].uses():
+            graph.remove(to_float16, safe=True)
 
 
-def _keep(messages: Any, kept: Iterable[Any]) -> None:
-    """Take all others out of a list of protobuf messages."""
+def _keep_only(messages: Any, kept: Iterable[Any]) -> None:
+    """Replace the content of a list of protobuf messages by some of them."""
     copies = [type(message).FromString(message.SerializeToString()) for message in kept]
     del messages[:]
     messages.extend(copies)

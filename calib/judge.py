@@ -1,4 +1,4 @@
-"""What a model loses by being narrower: its queries' accuracies on images that it was not calibrated on."""
+"""Judges of lower precision: accuracies of a model's queries on images that the model was not calibrated on."""
 
 from __future__ import annotations
 
@@ -24,53 +24,63 @@ from .ranges import CalibrationFrame
 __all__ = ["CalibratedQuery", "Judge", "judges_of"]
 
 _FRAMES = (128, 256)
-"""Without labels: to calibrate on, and to judge by."""
+"""Frames of a query without labels: how many to calibrate on, and how many to judge by."""
 _LABELLED = 2000
+"""Labelled images of a query to load, at most."""
 _CALIBRATION = 128
+"""Frames of a query to calibrate on, at most."""
 _SENSITIVITY = 16
+"""Images on which the error of outputs is measured."""
 _MOST_KEPT = 1 << 30
-"""Bytes of a model's outputs on images: detectors with many anchors and classes have megabytes of them an image."""
+"""Bytes of one query's float32 outputs to keep; detectors with many anchors and classes have megabytes an image."""
 
 
 @dataclass(frozen=True)
 class CalibratedQuery:
-    """A query, and what it is judged by."""
+    """A query, and the images and float32 outputs by which it is judged."""
 
     query: Query
+    """The query, with its accuracy target."""
     task: Task
+    """The task, which measures accuracy."""
     images: Images
+    """Images to judge by."""
     fp32: Outputs
-    """What the float32 graph gives on ``images``."""
+    """Outputs of the float32 graph on the images."""
     accuracy: float
-    """Its accuracy."""
+    """Accuracy of the float32 graph."""
 
     @property
     def labelled(self) -> bool:
-        """Else accuracy is agreement with the float32 graph."""
+        """Whether the images have labels; without labels, accuracy is agreement with the float32 graph."""
         return self.images.labels is not None or self.images.boxes is not None
 
 
 @dataclass(frozen=True)
 class Judge:
-    """A model's frames to calibrate on, and its queries."""
+    """Frames to calibrate a model on, and its queries with what they are judged by."""
 
     outputs: tuple[str, ...]
-    """Names, in the order in which tasks want them."""
+    """Names of the graph's outputs, in the order in which tasks want them."""
     frames: tuple[CalibrationFrame, ...]
+    """Frames to calibrate on."""
     digest: str
-    """Of the frames, and of the images that queries are judged by."""
+    """SHA-256 of the frames and of the images that queries are judged by."""
     queries: tuple[CalibratedQuery, ...] = field(repr=False)
+    """Queries of the model; the first one is the one for :meth:`error`."""
 
     def accuracies(self, graph: ir.Model) -> dict[str, float]:
-        """The accuracy of each query, from 0 to 1, by another form of the model."""
+        """Return query -> accuracy of a graph that is another form of the model, from 0 to 1."""
         run = _Runner(graph, self.outputs)
         return {
             each.query.name: each.task.accuracy(run.all(each.images), each.fp32, each.images) for each in self.queries
         }
 
     def error(self, graph: ir.Model) -> float:
-        """How far outputs are from the float32 graph's on some images: squared, relative to their variance, and of the
-        worst output."""
+        """Return how far a graph's outputs are from the float32 graph's, on up to 16 images of the first query.
+
+        The error of an output is its mean squared difference, relative to its variance. The worst output counts.
+        """
         run, each = _Runner(graph, self.outputs), self.queries[0]
         few = each.images.select(torch.arange(min(_SENSITIVITY, len(each.images))))
         pairs = zip(run.all(few), each.fp32, strict=True)
@@ -78,15 +88,15 @@ class Judge:
 
 
 def judges_of(workload: Workload, graphs: dict[str, ir.Model], refused: dict[str, str]) -> Iterator[tuple[str, Judge]]:
-    """What models are calibrated and judged by, one after the other.
+    """Yield (model, judge) for each model that can be judged, one after the other.
 
     Args:
-        workload: where the images are.
-        graphs: the float32 graph, of one stage, of each model that is asked for.
-        refused: told why of models that cannot be judged, which are left out.
+        workload: queries, and where their images are.
+        graphs: model -> its float32 graph of stage ``main``, for the models to judge.
+        refused: receives model -> reason, for models that cannot be judged.
 
     Raises:
-        DataError: a query without images.
+        DataError: a query has no images.
     """
 
     def refuse(model: str, error: RetrainError) -> None:
@@ -102,6 +112,7 @@ def judges_of(workload: Workload, graphs: dict[str, ir.Model], refused: dict[str
 
 
 def _judge(network: Network, workload: Workload, graph: ir.Model) -> Judge:
+    """Load the images of a model's queries, and run the float32 graph on the images to judge by."""
     names = tuple(network.cut.stages["main"].outputs)
     run = _Runner(graph, names)
     frames: dict[str, tuple[CalibrationFrame, ...]] = {}
@@ -124,17 +135,17 @@ def _judge(network: Network, workload: Workload, graph: ir.Model) -> Judge:
 
 
 def _spread(count: int, most: int) -> Tensor:
-    """At most so many of ``count`` indices, evenly spread."""
+    """Return at most ``most`` of ``count`` indices, evenly spread."""
     return torch.linspace(0, count - 1, min(most, count)).long()
 
 
 def _fitting(outputs: Outputs) -> int:
-    """Of how many images outputs may be kept, if those of one are these."""
+    """Return how many images' outputs fit in the memory for outputs, given the outputs of one image."""
     return max(_SENSITIVITY, _MOST_KEPT // sum(value.nbytes for value in outputs))
 
 
 class _Runner:
-    """A graph on this CPU, image by image, as in a bundle."""
+    """A graph in an ONNX Runtime session on this CPU, optimised as the graphs of bundles are."""
 
     def __init__(self, graph: ir.Model, names: Sequence[str]) -> None:
         proto = ir.to_proto(graph).SerializeToString()
@@ -147,24 +158,29 @@ class _Runner:
         self._port, self._names = str(graph.graph.inputs[0].name), list(names)
 
     def all(self, images: Images) -> Outputs:
+        """Run the graph on images one by one; return each output for all images, ``[N, ...]``."""
         rows = [self._session.run(self._names, {self._port: frame}) for frame in _frames(images)]
         return tuple(torch.cat([_tensor(row[index]) for row in rows]) for index in range(len(self._names)))
 
 
 def _frames(images: Images) -> Iterator[CalibrationFrame]:
+    """Yield each image as the model takes it."""
     for index in range(len(images)):
         yield np.ascontiguousarray(images.batch(torch.tensor([index])).numpy())
 
 
 def _digest(images: Images) -> str:
+    """Return the SHA-256 of images and of how they are preprocessed."""
     return hashlib.sha256(images.spec.model_dump_json().encode() + images.pixels.numpy().tobytes()).hexdigest()
 
 
 def _tensor(array: CalibrationFrame) -> Tensor:
-    # What overflows in float16 is wrong, and must not make an accuracy that is no number.
+    """Return an output as a float32 tensor without infinities and not-a-numbers."""
+    # A value that overflows in float16 is wrong. Accuracy must still be a number.
     return torch.from_numpy(np.nan_to_num(array.astype(np.float32)))
 
 
 def _relative(found: Tensor, wanted: Tensor) -> float:
+    """Return the mean squared difference, relative to the variance of the wanted values."""
     error, variance = (found - wanted).square().mean(), wanted.var(correction=0)
     return float(error / variance.clamp(min=1e-12))

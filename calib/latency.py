@@ -1,4 +1,4 @@
-"""How long a model runs on this CPU in float32 and in int8, as the backend ort-cpu would run it packed."""
+"""CPU time of a run in float32 and in int8, as the backend ort-cpu runs an int8 model that has its private copy."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import onnx_ir as ir
 
 from ..bundles.onnx_wire import tensor_array
 from ..bundles.program import read_model
-from ..runtime.ort.cpu_precision import for_ort_int8
+from ..runtime.ort.copy_times import cpu_times
+from ..runtime.ort.cpu_int8 import for_ort_int8
 from ..runtime.ort.optimise import DISABLED_OPTIMIZERS
-from ..runtime.ort.private_copies import cpu_times
 from ..runtime.ort.session import open_session, quiet
 
 __all__ = ["cpu_latencies"]
 
 
 def cpu_latencies(fp32: ir.Model, int8: ir.Model) -> tuple[float, float]:
-    """Milliseconds of CPU time of a run of each on one image of noise, on one thread."""
+    """Return milliseconds of CPU time that one run of each graph takes, on one image of noise and one thread."""
     port = fp32.graph.inputs[0]
     shape = [size if isinstance(size, int) else 1 for size in port.shape or ()]
     image = np.random.default_rng(0).random(shape, np.float32)

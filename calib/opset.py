@@ -1,4 +1,4 @@
-"""Graphs that came from older ONNX files, in a version of the operators that has scales a channel."""
+"""Conversion of graphs from older ONNX files to a version of the operators that has per-channel scales."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from ..errors import CompileError, first_line
 __all__ = ["raised"]
 
 _LEAST = 13
+"""First version of the ONNX operators whose DequantizeLinear has a scale for each channel."""
 
 
 def raised(model: ir.Model) -> ir.Model:
-    """The same graph with operators of version 13 or newer.
+    """Return the same graph with operators of version 13 or newer.
 
     Raises:
-        CompileError: one of its operators cannot be converted.
+        CompileError: an operator cannot be converted.
     """
     version = model.opset_imports.get("") or _LEAST
     if version >= _LEAST:
         return model
     proto = ir.to_proto(model)
-    # Older versions of the file format want every weight to be an input, too.
+    # Before version 4 of the file format, every weight had to be listed as a graph input too.
     proto.ir_version = max(proto.ir_version, 10)
     try:
         made: ir.Model = ir.from_proto(version_converter.convert_version(proto, _LEAST))

@@ -1,4 +1,4 @@
-"""Ranges of activations on real frames, by onnxruntime.quantization."""
+"""Ranges of activations on real frames, measured with onnxruntime.quantization."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from ..runtime.ort.session import open_session, quiet, usual_threads
 __all__ = ["METHODS", "CalibrationFrame", "Method", "peaks_of", "too_large"]
 
 CalibrationFrame = NDArray[np.float32]
-"""One image as a model takes it, ``[1, C, height, width]``."""
+"""One image as a model takes it, ``[1, C, height, width]`` float32."""
 Method = Literal["min-max", "entropy", "percentile"]
+"""Way to choose a range; :func:`peaks_of` describes each."""
 METHODS: tuple[Method, ...] = get_args(Method)
 
 _METHODS = {
@@ -30,12 +31,15 @@ _METHODS = {
     "entropy": CalibrationMethod.Entropy,
     "percentile": CalibrationMethod.Percentile,
 }
-_HALF = float(np.finfo(np.float16).max) / 2
+_MOST_FLOAT16 = float(np.finfo(np.float16).max) / 2
+"""Largest absolute value that is safe in float16: half of what the type holds, as other frames may have larger ones."""
 _AT_ONCE = 4
-"""Frames whose activations are in memory together: of a ResNet-50, 100 MB each."""
+"""Frames whose activations are in memory together; the activations of a ResNet-50 take 100 MB a frame."""
 
 
 class _Frames(CalibrationDataReader):  # type: ignore[misc]
+    """Frames in the form in which ONNX Runtime's calibrators read them."""
+
     def __init__(self, name: str, frames: Iterable[CalibrationFrame]) -> None:
         self._inputs = ({name: frame} for frame in frames)
 
@@ -46,27 +50,29 @@ class _Frames(CalibrationDataReader):  # type: ignore[misc]
 def peaks_of(
     model: ir.Model, names: Sequence[str], frames: Sequence[CalibrationFrame], method: Method
 ) -> dict[str, float]:
-    """How large values get in a graph.
+    """Measure how large values of a graph get on frames.
+
+    Methods: ``min-max`` takes the largest absolute value that occurred. ``percentile`` takes the absolute value that
+    99.999 % do not exceed. ``entropy`` takes the range that loses least information in the sense of Kullback and
+    Leibler, with ONNX Runtime's number of bins, which seldom leaves anything to cut off. (With 2,048 bins it takes
+    0.5 s a value and cuts off too much: ResNets of CIFAR-10 fell from 87 % to 26 %.)
 
     Args:
         model: a float32 graph with one input.
-        names: of values.
-        frames: what it is run on; real ones.
-        method: min-max: the largest that occurred; percentile: what 99.999 % do not exceed; entropy: the range that
-            loses least information in the sense of Kullback and Leibler, with ONNX Runtime's bins, which seldom leave
-            it anything to cut off. (With 2,048 bins it takes 0.5 s a value and cuts off too much: ResNets of CIFAR-10
-            fell from 87 % to 26 %.)
+        names: names of the values to measure.
+        frames: real frames to run the graph on.
+        method: how each range is chosen.
 
     Returns:
-        The largest absolute value to be told apart, of each.
+        Value name -> the largest absolute value that int8 must represent.
 
     Raises:
-        CalibrationError: there are no frames, they do not have the size of the input, or a value is the same all over
-            them, or not finite.
+        CalibrationError: there are no frames, a frame does not have the size of the input, or a value is the same on
+            all frames, or not finite.
     """
     what = f"model {model.graph.name}"
     port = model.graph.inputs[0]
-    _check(what, port, frames)
+    _check_frames(what, port, frames)
     extents = _extents(what, model, names, frames)
     for name in names:
         least, most = extents[name]
@@ -96,21 +102,29 @@ def peaks_of(
 
 
 def too_large(model: ir.Model, frames: Sequence[CalibrationFrame]) -> dict[str, float]:
-    """Values of a float32 graph that float16 might not hold, with their largest absolute values.
+    """Find values of a float32 graph that float16 might not hold.
 
-    Half of what it holds is the limit: other frames may have larger ones.
+    The limit is 32,752, half of the largest float16 number, because other frames may have larger values.
+
+    Returns:
+        Value name -> largest absolute value, for the values above the limit.
 
     Raises:
-        CalibrationError: as of :func:`peaks_of`, but for values that are the same all over.
+        CalibrationError: there are no frames, a frame does not have the size of the input, or a value is not finite.
     """
     what = f"model {model.graph.name}"
-    _check(what, model.graph.inputs[0], frames)
+    _check_frames(what, model.graph.inputs[0], frames)
     names = [str(value.name) for node in model.graph for value in node.outputs if value.name]
     peaks = {name: max(map(abs, extent)) for name, extent in _extents(what, model, names, frames).items()}
-    return {name: peak for name, peak in peaks.items() if peak > _HALF}
+    return {name: peak for name, peak in peaks.items() if peak > _MOST_FLOAT16}
 
 
-def _check(what: str, port: ir.Value, frames: Sequence[CalibrationFrame]) -> None:
+def _check_frames(what: str, port: ir.Value, frames: Sequence[CalibrationFrame]) -> None:
+    """Check that there are frames and that they fit the input.
+
+    Raises:
+        CalibrationError: there are no frames, or one does not have the size of the input.
+    """
     if not frames:
         raise CalibrationError(f"{what}: there are no frames to calibrate on")
     wanted = [size if isinstance(size, int) else 1 for size in port.shape or ()]
@@ -122,12 +136,13 @@ def _check(what: str, port: ir.Value, frames: Sequence[CalibrationFrame]) -> Non
 def _extents(
     what: str, model: ir.Model, names: Sequence[str], frames: Sequence[CalibrationFrame]
 ) -> dict[str, tuple[float, float]]:
-    """Least and largest number of each float value.
+    """Return the least and the largest number of each float value on all frames.
 
-    ONNX Runtime's reductions pass over what is no number, its histograms fail on it, and neither names it.
+    Not-a-number is looked for here, because ONNX Runtime's reductions skip it, its histograms fail on it, and neither
+    names the value.
 
     Raises:
-        CalibrationError: one is not finite.
+        CalibrationError: a value is not finite.
     """
     probe = model.clone()
     graph, port = probe.graph, str(probe.graph.inputs[0].name)
@@ -149,6 +164,9 @@ def _extents(
 
 
 def _peak(extent: tuple[float, float], chosen: Any) -> float:
-    """By a method, which may have cut off all that there is of a value that is nearly always 0."""
+    """Return the largest absolute value of a range that a method chose.
+
+    A method may cut off every number of a value that is nearly always 0; the whole extent is used then.
+    """
     peak = max(abs(float(np.asarray(value).item())) for value in chosen)
     return peak or max(map(abs, extent))

@@ -1,7 +1,7 @@
-"""calibration.json: the ranges that models were made narrower by, which layers were not, and what that cost.
+"""The file calibration.json: value ranges, layers that stay float32, and what lower precision costs each query.
 
-It is part of a bundle. A workload that is compiled again into it takes ranges and layers from there where neither
-models nor frames have changed; and without the frames, from a file that ``--calibration`` names.
+The file is part of a bundle. Compiling a workload into the same bundle again reuses ranges and layers of models whose
+weights and frames have not changed. With ``--calibration FILE``, another bundle's file is used without any frames.
 """
 
 from __future__ import annotations
@@ -10,69 +10,89 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from ..bundles.manifest import Id, Name, Precision, problem
+from ..bundles.manifest import Id, Name, Precision
+from ..bundles.value import Value, problem
 from ..errors import CalibrationError
 from .ranges import Method
 
-__all__ = ["CALIBRATION", "CALIBRATION_VERSION", "Calibration", "ModelRecord", "QueryRecord", "read_calibration"]
+__all__ = [
+    "CALIBRATION",
+    "CALIBRATION_VERSION",
+    "Calibration",
+    "LowerPrecision",
+    "ModelRecord",
+    "QueryRecord",
+    "read_calibration",
+]
 
 CALIBRATION = "calibration.json"
-"""Its name in a bundle."""
+"""Name of the file in a bundle."""
 CALIBRATION_VERSION = "1.0"
+"""Version of the file format; a file of another major version is refused."""
 
 Part = Annotated[float, Field(ge=0, le=1)]
+"""A number from 0 to 1."""
+LowerPrecision = Literal["fp16", "int8"]
+"""A precision that models are converted to."""
 
 
-class _Value(BaseModel):
-    # Unknown fields are ignored: a newer version may add some.
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+class ModelRecord(Value):
+    """Ranges of one model, and the model and frames for which they were measured."""
 
-
-class ModelRecord(_Value):
-    precision: Literal["fp16", "int8"]
-    """That was asked for."""
+    precision: LowerPrecision
+    """Precision that the workload requested."""
     model: str
     """SHA-256 of the float32 graph with its weights."""
     data: str
-    """SHA-256 of the frames, and of the images that it is judged by, as the model sees them."""
+    """SHA-256 of the frames to calibrate on and the images to judge by, as the model sees them."""
     frames: int
+    """Number of frames that the model was calibrated on."""
     peaks: dict[str, Annotated[float, Field(gt=0)]]
-    """Largest absolute values: for int8 of all that is rounded, for fp16 of what float16 might not hold."""
+    """Value -> its largest absolute value: int8 has every value that is rounded, fp16 those too large for float16."""
 
 
-class QueryRecord(_Value):
+class QueryRecord(Value):
+    """Accuracy of one query and bytes of its model, in float32 and in lower precision."""
+
     precision: Precision
+    """Precision of the query's model."""
     images: int
-    """That it was judged by."""
+    """Number of images that the accuracies were measured on."""
     labelled: bool
-    """Else accuracy is agreement with the float32 model."""
+    """Whether the images have labels; without labels, accuracy is agreement with the float32 model."""
     fp32: Part
-    """Accuracy before."""
+    """Accuracy in float32."""
     accuracy: Part
+    """Accuracy in lower precision."""
     floor: Part
-    """What it must not fall below."""
+    """Least accuracy that is allowed in lower precision."""
     fp32_bytes: int
-    """Of the model's weights before."""
+    """Bytes of the model's weights in float32."""
     bytes: int
+    """Bytes of the model's weights in lower precision."""
 
 
-class Calibration(_Value):
+class Calibration(Value):
+    """Content of the file."""
+
     schema_version: str = CALIBRATION_VERSION
     method: Method
+    """Method that chose the int8 ranges."""
     models: dict[Name, ModelRecord]
     kept: dict[Id, str]
-    """Kernels that stay float32 by their hash, and why."""
+    """Hash of a kernel that stays float32 -> the reason."""
     queries: dict[Name, QueryRecord]
-    refused: dict[Name, str] = {}
-    """Models that stay float32, and why."""
+    refused: dict[Name, str] = Field(default_factory=dict)
+    """Model that stays float32 -> the reason."""
 
 
 def read_calibration(path: Path) -> Calibration:
-    """
+    """Read a calibration file.
+
     Raises:
-        CalibrationError: the file cannot be read, or is none.
+        CalibrationError: the file cannot be read, is no calibration, or has another major version.
     """
     try:
         document = json.loads(path.read_bytes())

@@ -1,4 +1,4 @@
-"""What models hold, and what would be there twice if some of them were narrower."""
+"""Weights of all models before conversion, and the tensors that conversion would store in several forms."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from ..bundles.manifest import Precision
 from ..compiler.lowering.lower import Lowered
 from ..compiler.writing.sharing import StageParameter, kernels
 from .fp16 import fp32_nodes
-from .quantize import quantizable_layers
+from .layers import quantizable_layers
 from .record import ModelRecord
 
 __all__ = ["WeightUse"]
 
 
 class WeightUse:
-    """What models hold, as it is before anything is made narrower."""
+    """Graphs of all models before conversion, and which model holds which tensor."""
 
     def __init__(self, models: Sequence[Lowered]) -> None:
         self.graphs = {model.name: model.stages["main"] for model in models}
+        """Model -> its float32 graph, stage ``main``."""
         self.uses: dict[str, list[StageParameter]] = kernels(models)
-        """Of each tensor of two or more dimensions, by hash, who holds it under which name."""
+        """Hash of a tensor of two or more dimensions -> the parameters that hold the tensor."""
         self.held: dict[str, dict[str, str]] = {model.name: {} for model in models}
-        """The same of each model, stage ``main``: its names, and the hashes."""
+        """Model -> parameter of stage ``main`` -> hash of its tensor, for tensors of two or more dimensions."""
         for tensor, uses in self.uses.items():
             for model, stage, name in uses:
                 if stage == "main":
@@ -31,28 +32,36 @@ class WeightUse:
         self.layers = {
             model: {layer.name: self.held[model][layer.name] for layer in layers} for model, layers in found.items()
         }
-        """Of each model, its layers by name and the kernels that they hold, by hash."""
+        """Model -> layer -> hash of the layer's kernel."""
         self._axes = {(model, "main", layer.name): layer.axis for model, layers in found.items() for layer in layers}
 
     def in_model(self, model: str, tensors: Collection[str]) -> set[str]:
-        """A model's names of tensors."""
+        """Return the names under which a model holds these tensors."""
         return {name for name, tensor in self.held[model].items() if tensor in tensors}
 
     def contested(self, records: Mapping[str, ModelRecord]) -> dict[str, str]:
-        """Tensors that would be there in several forms, by hash, and why."""
+        """Find shared tensors that conversion would store in several forms.
 
-        back = {
+        Args:
+            records: model -> its precision and ranges; other models stay float32.
+
+        Returns:
+            Hash of a tensor -> the forms and the models that would hold them, as text.
+        """
+        too_large = {
             name: fp32_nodes(self.graphs[name], record.peaks)
             for name, record in records.items()
             if record.precision == "fp16"
         }
 
         def form(use: StageParameter) -> tuple[Precision, int | None]:
-            precision = records[use[0]].precision if use[0] in records and use[1] == "main" else "fp32"
+            """Return the precision of a parameter and, for int8, the axis along which the tensor is scaled."""
+            model, stage, name = use
+            precision = records[model].precision if model in records and stage == "main" else "fp32"
             if precision == "int8":
-                # Rounded channel by channel, along one axis or the other; what is no layer is not rounded.
+                # Weights that are no layer's kernel, such as operands behind a Transpose, are not quantized.
                 return ("int8", self._axes[use]) if use in self._axes else ("fp32", None)
-            if precision == "fp16" and use[2] in back[use[0]]:
+            if precision == "fp16" and name in too_large[model]:
                 return "fp32", None
             return precision, None
 

@@ -1,1 +1,1 @@
-"""What judges a bundle: its contents, its figures, its answers beside the models it came from."""
+"""Judgement of a bundle: its contents, its speed, and its answers beside those of the models it came from."""

@@ -1,6 +1,7 @@
-"""The commands: ``gemel``, and ``gemel-compile`` and ``gemel-run`` as short names for two of its own.
+"""Commands: ``gemel``, and ``gemel-compile`` and ``gemel-run`` as short names of two of its subcommands.
 
-Each command imports what it needs when it runs, so that ``gemel-run`` works where only the light runtime is installed.
+Each command imports what it needs when it runs. ``gemel-run`` therefore works with only the light runtime installed,
+and ``--help`` loads none of PyTorch, ONNX and ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ import typer
 from ..console import print_error
 from ..errors import GemelError
 from .analyze import analyze_command
-from .bundle import bench_command, check_command, inspect_command
+from .bench import bench_command
+from .check import check_command
 from .compile import compile_command
 from .eval import eval_command
+from .inspect import inspect_command
 from .merge import merge_command
+from .options import VersionOpt
 from .profile import profile_command
 from .run import run_command
 from .simulate import simulate_command
@@ -26,13 +30,12 @@ __all__ = ["app", "compile_main", "main", "run_main"]
 
 _OPTIONS: dict[str, Any] = {
     "pretty_exceptions_enable": False,
-    "add_completion": False,
     "rich_markup_mode": "rich",
     "context_settings": {"help_option_names": ["-h", "--help"]},
 }
 app = typer.Typer(
     name="gemel",
-    help="Many vision models in the memory of a few: merge, compile, run.",
+    help="Merge, compile and run many vision models in the memory of a few.",
     no_args_is_help=True,
     **_OPTIONS,
 )
@@ -53,28 +56,36 @@ for _name, _command in _COMMANDS.items():
     app.command(_name)(_command)
 
 
+@app.callback()
+def _gemel(version: VersionOpt = False) -> None:
+    """Accept flags that come before the name of a command."""
+
+
 def main() -> None:
-    """Entry point of ``gemel``."""
-    _guarded(app)
+    """Run ``gemel``, and exit with its status."""
+    _run(app)
 
 
 def compile_main() -> None:
-    """Entry point of ``gemel-compile``."""
-    single = typer.Typer(**_OPTIONS)
-    single.command()(compile_command)
-    _guarded(single)
+    """Run ``gemel-compile``, and exit with its status."""
+    _run_alone(compile_command)
 
 
 def run_main() -> None:
-    """Entry point of ``gemel-run``."""
-    single = typer.Typer(**_OPTIONS)
-    single.command()(run_command)
-    _guarded(single)
+    """Run ``gemel-run``, and exit with its status."""
+    _run_alone(run_command)
 
 
-def _guarded(command: typer.Typer) -> None:
+def _run_alone(command: Callable[..., None]) -> None:
+    alone = typer.Typer(add_completion=False, **_OPTIONS)
+    alone.command()(command)
+    _run(alone)
+
+
+def _run(commands: typer.Typer) -> None:
+    """Run a command; print an expected error as one line, unless ``--debug`` asks for the traceback."""
     try:
-        command()
+        commands()
     except (GemelError, OSError) as error:
         if "--debug" in sys.argv:
             raise

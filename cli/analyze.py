@@ -1,4 +1,4 @@
-"""``gemel analyze``."""
+"""Command ``gemel analyze``."""
 
 from __future__ import annotations
 
@@ -22,25 +22,28 @@ if TYPE_CHECKING:
 __all__ = ["analyze_command"]
 
 _ROWS = 20
+"""Groups that the table lists one by one; the rest are summed in its last row."""
 
 
 def analyze_command(
     workload: WorkloadArg,
     json_file: JsonOpt = None,
-    html: Annotated[Path | None, typer.Option(help="Draw it on one HTML page.", metavar="FILE")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the analysis as one HTML page to this file.", metavar="FILE")
+    ] = None,
     definition: Annotated[
         str,
         typer.Option(
-            help="What must be equal to share: shape (kind, weight shape, groups) or strict (all that PyTorch prints).",
+            help="Layers that may share: equal in kind, weight shape and groups (shape), or in every setting (strict).",
             metavar="shape|strict",
         ),
     ] = "shape",
     heads: Annotated[
-        bool, typer.Option("--heads", help="Count layers that give a model's outputs too; merging keeps them private.")
+        bool, typer.Option("--heads", help="Count the layers of a model's outputs too, which merging keeps private.")
     ] = False,
     debug: DebugOpt = False,
 ) -> None:
-    """What the models of a workload could share, and what that would save. Needs neither data nor a GPU.
+    """Show which layers the models of a workload could share, and what that would save. Needs neither data nor a GPU.
 
     [dim]gemel analyze examples/street/workload.yaml --html analysis.html[/dim]
     """
@@ -86,7 +89,7 @@ def analyze_command(
 def _groups(found: Analysis) -> Table:
     table = Table(title="groups: layers that could hold the same weights", title_justify="left", box=SIMPLE)
     table.add_column("definition")
-    for column in ("layers", "models", "MB of one", "saving MB", "and inside MB"):
+    for column in ("layers", "models", "MB each", "saving MB", "saving inside MB"):
         table.add_column(column, justify="right")
     for group in found.groups[:_ROWS]:
         sizes = (_mb(group.bytes), _mb(group.saving), _mb(group.saving_inside))
@@ -99,7 +102,7 @@ def _groups(found: Analysis) -> Table:
 
 def _totals(found: Analysis) -> list[str]:
     return [
-        f"weights: {_mb(found.query_bytes)} MB as one session a query, {_mb(found.bytes)} MB as one a model; the"
+        f"weights: {_mb(found.query_bytes)} MB as one session per query, {_mb(found.bytes)} MB as one per model; the"
         f" heaviest 15% of the layers hold {found.heaviest(0.15):.0%} of the layers' memory",
         f"pairs of models that share: {found.sharing_pairs} of {len(found.pairs)}",
         f"potential: {found.potential:.1%} ({_mb(found.potential_bytes)} MB) between models,"

@@ -1,4 +1,4 @@
-"""``gemel compile``, which is ``gemel-compile``."""
+"""Command ``gemel compile``, which is also ``gemel-compile``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from ..console import missing_extra, open_console, print_stage, progress_bar
 from ..errors import InputError
-from .options import DebugOpt, WorkloadArg
+from .options import DebugOpt, VersionOpt, WorkloadArg
 
 if TYPE_CHECKING:
     from ..bundles.reader import Bundle
@@ -24,27 +24,39 @@ __all__ = ["compile_command"]
 
 def compile_command(
     workload: WorkloadArg,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the bundle to write.", metavar="BUNDLE")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            help="Folder of the bundle; an older bundle is replaced.",
+            metavar="BUNDLE",
+        ),
+    ],
     backend: Annotated[
-        str | None, typer.Option(help="Also prepare the bundle for this backend on this device.", metavar="NAME")
+        str | None, typer.Option(help="Also make the device cache of this backend on this device.", metavar="NAME")
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option(help="Build engines for these devices instead; none of them need be here.", metavar="SM,SM"),
+        typer.Option(
+            help="Build engines for these compute capabilities instead, such as sm86,sm89; no such card is needed.",
+            metavar="SM,SM",
+        ),
     ] = None,
     precision: Annotated[
-        str, typer.Option(help="fp32, fp16 or int8, for queries that do not say it themselves.", metavar="NAME")
+        str, typer.Option(help="Precision of queries that name none: fp32, fp16 or int8.", metavar="NAME")
     ] = "fp32",
     ranges: Annotated[
-        str, typer.Option(help="How int8 finds ranges: percentile, min-max or entropy.", metavar="METHOD")
+        str, typer.Option(help="Method that chooses int8 ranges: percentile, min-max or entropy.", metavar="METHOD")
     ] = "percentile",
     calibration: Annotated[
         Path | None,
         typer.Option(
-            help="Take ranges and layers from this calibration.json of the same models; no frames are needed then.",
+            help="Take int8 ranges and float32 layers from this calibration.json of the same models; needs no frames.",
             metavar="FILE",
         ),
     ] = None,
+    version: VersionOpt = False,
     debug: DebugOpt = False,
 ) -> None:
     """Compile a workload into a bundle: every model as ONNX, every distinct weight once.
@@ -72,11 +84,11 @@ def compile_command(
     from ..bundles.reader import open_bundle
     from ..check.contents.inspect import sizes
     from ..runtime.backends import open_backend
-    from .narrow import Narrower
+    from .precision import PrecisionConverter
 
     console, began = open_console(), perf_counter()
     loaded = load_workload(workload)
-    narrow = Narrower(loaded, output, precision, ranges, calibration)
+    converter = PrecisionConverter(loaded, output, precision, ranges, calibration)
     with progress_bar(console, len(set(models_of(loaded).values()))) as bar:
         task = bar.task_ids[0]
 
@@ -84,28 +96,29 @@ def compile_command(
             print_stage(bar.console, name, what, began=began)
             bar.advance(task, 1 if name == "export" else 0)
 
-        report = compile_workload(loaded, output, step, narrow)
+        report = compile_workload(loaded, output, step, converter)
     bundle = open_bundle(report.path)
     if library is not None:
         print_stage(console, "engines", _build(console, bundle, library, targets), began=began)
     elif backend is not None:
         with open_backend(bundle, backend):
             print_stage(console, "device", f"{backend}: programs and weights baked", began=began)
-    if (table := narrow.table()) is not None:
+    if (table := converter.table()) is not None:
         console.print(table)
     held = sizes(bundle)
     print_stage(
         console,
         "weights",
-        f"{held['queries'] / 1e6:.1f} MB as one session a query, {held['unique'] / 1e6:.1f} MB in the bundle",
+        f"{held['queries'] / 1e6:.1f} MB as one session per query, {held['unique'] / 1e6:.1f} MB in the bundle",
     )
     console.print(f"Next: gemel-run {output}")
 
 
 def _library(backend: str | None) -> Library:
-    """
+    """Return the TensorRT library of a backend.
+
     Raises:
-        InputError: the backend is not one that has engines.
+        InputError: the backend has no engines.
     """
     from ..runtime.engines.library import LIBRARIES, find_library
 
@@ -115,6 +128,7 @@ def _library(backend: str | None) -> Library:
 
 
 def _build(console: Console, bundle: Bundle, library: Library, targets: Sequence[str]) -> str:
+    """Build engines for compute capabilities, and return one line about them."""
     from ..runtime.engines.store import build_engines
 
     with progress_bar(console, len(bundle.manifest.programs)) as bar:

@@ -1,4 +1,4 @@
-"""``gemel eval``."""
+"""Command ``gemel eval``."""
 
 from __future__ import annotations
 
@@ -31,25 +31,26 @@ def eval_command(
     against: Annotated[
         Path | None,
         typer.Option(
-            help="The bundle that was not merged: run as well, and its answers are the right ones. Left out, the"
-            " bundle's own are, all weights in memory.",
+            help="Unmerged bundle to run as well; its answers, with all weights in memory, are the right ones. Default:"
+            " the answers of BUNDLE are.",
             metavar="BUNDLE",
         ),
     ] = None,
     memory: Annotated[
         str | None,
         typer.Option(
-            help="Budgets for weights; shares are of the unmerged bundle's. Left out, min,50%,75%,all, as far as that"
-            " is enough for each model.",
+            help="Budgets for weights; shares are of the unmerged bundle's weights. Default: those of min,50%,75%,all"
+            " that are enough for every model.",
             metavar="SIZE,...",
         ),
     ] = None,
     policy: Annotated[
-        str, typer.Option(help="How queries take turns where not all weights fit.", metavar="NAME,...")
+        str, typer.Option(help="Policies by which queries take turns if not all weights fit.", metavar="NAME,...")
     ] = "gemel,nexus",
-    seconds: Annotated[float, typer.Option(help="How long each run takes.")] = 20.0,
+    seconds: Annotated[float, typer.Option(help="Length of each run in seconds.")] = 20.0,
     feed: Annotated[
-        list[str] | None, typer.Option(help="Read a feed from a recording: NAME=FILE.", metavar="NAME=FILE")
+        list[str] | None,
+        typer.Option(help="Read a feed from this recording; may be given more than once.", metavar="NAME=FILE"),
     ] = None,
     backend: BackendOpt = None,
     threads: ThreadsOpt = None,
@@ -58,10 +59,10 @@ def eval_command(
     json_file: JsonOpt = None,
     debug: DebugOpt = False,
 ) -> None:
-    """Frames processed and accuracy of a bundle that runs live, under each budget and policy.
+    """Measure processed frames and accuracy of a bundle that runs live, under each budget and policy.
 
-    An answer stands until the next one. All are compared with those of the
-    unmerged models, which have all memory and time that they want.
+    An answer stands until the next one. Every answer is compared with that of the
+    unmerged models, which have as much memory and time as they need.
 
     [dim]gemel eval bundle/ --against unmerged/ --memory min,50% --json eval.json[/dim]
     """
@@ -113,9 +114,9 @@ def eval_command(
             raise typer.Exit(stop.exit_code) from None
     whose = "of the unmerged models" if other else "of the bundle's own models"
     console.print(
-        f"In each cell: frames processed in % / accuracy in %. The right answers are those {whose}, all weights in"
-        f" memory. An answer stands until the next one; a frame's must be there {opened.manifest.sla_ms:g} ms after it"
-        " arrived.",
+        f"Each cell: frames processed in % / accuracy in %. The right answers are those {whose}, with all weights in"
+        f" memory. An answer stands until the next one; that to a frame is due {opened.manifest.sla_ms:g} ms after the"
+        " frame arrived.",
         soft_wrap=True,
     )
     for table in evaluation_tables(found):

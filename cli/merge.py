@@ -1,4 +1,4 @@
-"""``gemel merge``."""
+"""Command ``gemel merge``."""
 
 from __future__ import annotations
 
@@ -22,42 +22,54 @@ if TYPE_CHECKING:
 __all__ = ["merge_command", "parse_budget"]
 
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600}
+"""Unit of ``--budget`` -> seconds."""
 
 
 def merge_command(
     workload: WorkloadArg,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.", metavar="MERGED")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder to write the merged workload to.", metavar="MERGED")
+    ],
     budget: Annotated[
-        str | None, typer.Option(help="Stop in time with the best so far: 90s, 20m, 2h.", metavar="TIME")
+        str | None,
+        typer.Option(
+            help="Time to stop after, with the best result so far: 90s, 20m, 2h. Default: no limit.", metavar="TIME"
+        ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a merge that was stopped.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a merge that was stopped.")] = False,
     name: Annotated[
         str,
         typer.Option(
             "--strategy",
-            help="together, or one to compare with: heaviest (the paper's), earliest, latest, random, two-group,"
-            " one-model.",
+            help="Search strategy: together, or one to compare with: heaviest (the paper's), earliest, latest, random,"
+            " two-group, one-model.",
             metavar="NAME",
         ),
     ] = "together",
-    inside: Annotated[bool, typer.Option(help="Whether layers inside a model may share, too.")] = True,
+    inside: Annotated[bool, typer.Option(help="Let layers inside one model share too.")] = True,
     folds: Annotated[
-        int, typer.Option(help="How often models that bear everything are then left with half of their blocks.", min=0)
+        int,
+        typer.Option(
+            help="Times to try to halve the different blocks inside models after everything is shared.", min=0
+        ),
     ] = 1,
-    steps: Annotated[int, typer.Option(help="Batches of each model in the first training.", min=1)] = 160,
-    epochs: Annotated[int, typer.Option(help="Times through the data in a trial of the other strategies.", min=1)] = 10,
+    steps: Annotated[int, typer.Option(help="Batches of each model in the first training round.", min=1)] = 160,
+    epochs: Annotated[int, typer.Option(help="Epochs in a trial of the other strategies.", min=1)] = 10,
     batch: Annotated[
-        int | None, typer.Option(help="Images in a batch; left out, 64 small ones or fewer large ones.", min=2)
+        int | None, typer.Option(help="Images in a batch. Default: 64 of 64 x 64 pixels, fewer larger ones.", min=2)
     ] = None,
-    rate: Annotated[float | None, typer.Option(help="Learning rate; left out, the strategy's.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Learning rate. Default: the strategy's.")] = None,
     start: Annotated[
-        str | None, typer.Option(help="How shared weights start: donor, first or average.", metavar="NAME")
+        str | None,
+        typer.Option(
+            help="Starting weights of shared layers: donor, first or average. Default: the strategy's.", metavar="NAME"
+        ),
     ] = None,
     definition: Annotated[
-        str, typer.Option(help="What must be equal to share, as for gemel analyze.", metavar="shape|strict")
+        str, typer.Option(help="Layers that may share, as in gemel analyze.", metavar="shape|strict")
     ] = "shape",
-    seed: Annotated[int, typer.Option(help="Of everything random; equal seeds repeat a merge.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Random seed; equal seeds repeat a merge on one machine.")] = 0,
+    device: Annotated[str, typer.Option(help="Device to train on: auto, cpu or cuda.")] = "auto",
     ray: Annotated[
         str | None,
         typer.Option(
@@ -66,7 +78,7 @@ def merge_command(
     ] = None,
     debug: DebugOpt = False,
 ) -> None:
-    """Retrain the models of a workload so that they share weights, and every query keeps its target.
+    """Retrain the models of a workload so that they share weights and every query keeps its accuracy target.
 
     [dim]gemel merge examples/street/workload.yaml -o merged/ --budget 20m[/dim]
     """
@@ -137,13 +149,13 @@ def merge_command(
 
 
 def parse_budget(text: str) -> float:
-    """Seconds of ``90s``, ``20m`` or ``2h``.
+    """Return the seconds of a time such as ``90s``, ``20m`` or ``2h``.
 
     >>> parse_budget("1.5h")
     5400.0
 
     Raises:
-        InputError: it is not a time.
+        InputError: ``text`` is not a time above 0.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|min|h)\s*", text)
     if not match or float(match[1]) == 0:
@@ -152,7 +164,7 @@ def parse_budget(text: str) -> float:
 
 
 def _listener(bar: Progress, stop: Stop) -> Listener:
-    """Prints a line a model and a trial, and shows steps, losses and accuracies while a model learns."""
+    """Return a listener that prints a line per model and trial, and shows steps, losses and accuracies on the bar."""
     from ..merging.merge import Listener
 
     console, began = bar.console, perf_counter()
@@ -201,7 +213,7 @@ def _listener(bar: Progress, stop: Stop) -> Listener:
         def verdict(self, verdict: Any, report: Any) -> None:
             outcome = verdict.outcome
             worst = min(outcome.relative.items(), key=lambda item: item[1], default=("", 0.0))
-            word = "accepted" if verdict.accepted else "looked at" if verdict.trial.recipe is None else "not accepted"
+            word = "accepted" if verdict.accepted else "measured" if verdict.trial.recipe is None else "not accepted"
             say(
                 "trial",
                 f"{verdict.trial.group}: {word} ({outcome.ended}); worst query {worst[0]} keeps {worst[1]:.1%};"

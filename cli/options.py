@@ -1,4 +1,4 @@
-"""What the commands' flags have in common."""
+"""Arguments and flags that several commands share."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import InputError
+from ..version import find_version
 
 if TYPE_CHECKING:
     from ..runtime.memory.arena import Loading
@@ -21,31 +22,54 @@ __all__ = [
     "JsonOpt",
     "MemoryOpt",
     "ThreadsOpt",
+    "VersionOpt",
     "WorkloadArg",
     "loading_of",
     "memory_of",
 ]
 
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"gemel {find_version()}")
+        raise typer.Exit
+
+
 BundleArg = Annotated[Path, typer.Argument(help="Folder that gemel-compile wrote.", metavar="BUNDLE")]
-WorkloadArg = Annotated[Path, typer.Argument(help="The workload file.", metavar="WORKLOAD.YAML")]
-JsonOpt = Annotated[Path | None, typer.Option("--json", help="Write it as JSON to this file.", metavar="FILE")]
-BackendOpt = Annotated[str | None, typer.Option(help="Left out, the workload's.", metavar="NAME")]
-MemoryOpt = Annotated[str | None, typer.Option(help="Budget for weights: 64MiB, 50%, min or all.", metavar="SIZE")]
-ThreadsOpt = Annotated[
-    int | None, typer.Option(help="Threads of a run; left out, one less than the cores.", min=1, metavar="N")
+WorkloadArg = Annotated[Path, typer.Argument(help="Workload file.", metavar="WORKLOAD.YAML")]
+JsonOpt = Annotated[Path | None, typer.Option("--json", help="Write the result as JSON to this file.", metavar="FILE")]
+BackendOpt = Annotated[
+    str | None,
+    typer.Option(
+        help="Backend to run on: ort-cpu, ort-cuda, tensorrt or tensorrt-rtx. Default: the workload's.", metavar="NAME"
+    ),
 ]
-DebugOpt = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-ColdOpt = Annotated[bool, typer.Option("--cold", help="Weights that are evicted leave the page cache, too.")]
+MemoryOpt = Annotated[
+    str | None,
+    typer.Option(help="Budget for weights: 64MiB, 50%, min or all. Default: the workload's.", metavar="SIZE"),
+]
+ThreadsOpt = Annotated[
+    int | None,
+    typer.Option(help="Threads that one run may use. Default: one less than the cores.", min=1, metavar="N"),
+]
+DebugOpt = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")]
+ColdOpt = Annotated[
+    bool, typer.Option("--cold", help="Drop evicted weights from the page cache, so that they load from disk again.")
+]
 BandwidthOpt = Annotated[
-    str | None, typer.Option(help="Load weights no faster than this a second: 200MB.", metavar="SIZE")
+    str | None,
+    typer.Option(help="Load weights no faster than this per second: 200MB. Default: no limit.", metavar="SIZE"),
+]
+VersionOpt = Annotated[
+    bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
 ]
 
 
 def loading_of(cold: bool, bandwidth: str | None) -> Loading:
-    """How weights come into memory, as the flags have it.
+    """Return how weights are loaded, according to the flags ``--cold`` and ``--bandwidth``.
 
     Raises:
-        InputError: the bandwidth is not a number of bytes.
+        InputError: the bandwidth is not a number of bytes above 0.
     """
     from ..bundles.budget import parse_memory
     from ..runtime.memory.arena import Loading
@@ -62,10 +86,10 @@ def loading_of(cold: bool, bandwidth: str | None) -> Loading:
 
 
 def memory_of(text: str | None) -> str | int | None:
-    """A memory setting, as a flag has it.
+    """Return the memory setting of the flag ``--memory``; None if the flag was not given.
 
     Raises:
-        InputError: it is not one.
+        InputError: ``text`` is no memory setting.
     """
     from ..bundles.budget import parse_memory
 

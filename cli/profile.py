@@ -1,4 +1,4 @@
-"""``gemel profile``."""
+"""Command ``gemel profile``."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ __all__ = ["profile_command"]
 
 def profile_command(
     bundle: BundleArg,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Write the profile here.", metavar="FILE")] = Path(
-        "profile.yaml"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="File to write the profile to.", metavar="FILE")
+    ] = Path("profile.yaml"),
     backend: BackendOpt = None,
     memory: MemoryOpt = None,
     threads: ThreadsOpt = None,
@@ -45,16 +45,16 @@ def profile_command(
     bandwidth: BandwidthOpt = None,
     debug: DebugOpt = False,
 ) -> None:
-    """Measure on this device how long weights take to load and models to run.
+    """Measure on this device how long weights take to load and models take to run.
 
-    The device cache keeps the times, too.
+    The times are also kept in the device cache, where gemel-run finds them.
 
     [dim]gemel profile bundle/ -o profile.yaml[/dim]
     """
     from ..bundles.reader import open_bundle
     from ..runtime.backends import check_backend, open_backend
-    from ..runtime.loop.profiling import kept_at, profile_of
-    from ..runtime.loop.times import ROUNDS
+    from ..runtime.loop.device_profile import kept_at, profile_of
+    from ..runtime.loop.measure_times import ROUNDS
 
     if backend is not None:
         check_backend(backend)
@@ -96,17 +96,17 @@ def profile_command(
 
 
 def profile_to_yaml(measured: Profile, comment: str) -> str:
-    """A profile as YAML, a line for each entry, made without the YAML package: devices may not have it.
+    """Return a profile as YAML, one line per entry; ``yaml.safe_dump`` has no such layout.
 
     Args:
-        measured: what to write.
-        comment: first line of the file.
+        measured: profile to write.
+        comment: text of the first line, which is a comment.
     """
 
     def entries(value: Any) -> str:
         if not isinstance(value, dict):
             return f" {json.dumps(value)}\n"
-        # JSON is YAML; its quotes keep names such as ``on`` from being read as anything else.
+        # JSON is YAML, and quotes keep a name such as ``on`` from being read as a boolean.
         return "\n" + "".join(f"  {json.dumps(name)}: {json.dumps(entry)}\n" for name, entry in value.items())
 
     document = measured.model_dump(mode="json")
@@ -132,7 +132,7 @@ def _models(measured: Profile) -> Table:
 
 
 def _alone(model: ModelProfile, sla_ms: float) -> str:
-    """Frames a second that a model could keep to the SLA with, if it had the device for itself."""
+    """Return the frames per second that a model could process within the SLA if it had the device for itself."""
     found = [batch / ms * 1e3 for batch, ms in model.run_ms.items() if 0 < ms <= sla_ms]
     return f"{max(found):.1f}" if found else f"none in {sla_ms:g} ms"
 

@@ -1,4 +1,4 @@
-"""``gemel run``, which is ``gemel-run``."""
+"""Command ``gemel run``, which is also ``gemel-run``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from .options import (
     DebugOpt,
     MemoryOpt,
     ThreadsOpt,
+    VersionOpt,
     loading_of,
     memory_of,
 )
@@ -27,29 +28,39 @@ def run_command(
     bundle: BundleArg,
     memory: MemoryOpt = None,
     backend: BackendOpt = None,
-    frames: Annotated[int | None, typer.Option(help="Stop after so many frames of each feed.", min=1)] = None,
-    duration: Annotated[float | None, typer.Option(help="Stop after so many seconds.", min=0.001)] = None,
+    frames: Annotated[
+        int | None, typer.Option(help="Frames of each feed after which to stop. Default: no limit.", min=1)
+    ] = None,
+    duration: Annotated[
+        float | None, typer.Option(help="Seconds after which to stop. Default: no limit.", min=0.001)
+    ] = None,
     offline: Annotated[
-        bool, typer.Option("--offline", help="Every query sees every frame, as fast as models go.")
+        bool, typer.Option("--offline", help="Run every query on every frame, as fast as the models can.")
     ] = False,
     feed: Annotated[
-        list[str] | None, typer.Option(help="Read a feed from elsewhere: NAME=SOURCE.", metavar="NAME=SOURCE")
+        list[str] | None,
+        typer.Option(help="Read a feed from this source; may be given more than once.", metavar="NAME=SOURCE"),
     ] = None,
-    results: Annotated[Path | None, typer.Option(help="Write results.jsonl here.", metavar="FILE")] = None,
-    summary: Annotated[Path | None, typer.Option("--json", help="Write summary.json here.", metavar="FILE")] = None,
-    video: Annotated[Path | None, typer.Option(help="Write an annotated video a feed.", metavar="DIR")] = None,
+    results: Annotated[Path | None, typer.Option(help="Write results.jsonl to this file.", metavar="FILE")] = None,
+    summary: Annotated[
+        Path | None, typer.Option("--json", help="Write summary.json to this file.", metavar="FILE")
+    ] = None,
+    video: Annotated[
+        Path | None, typer.Option(help="Write one annotated video per feed to this folder.", metavar="DIR")
+    ] = None,
     trace: Annotated[
-        Path | None, typer.Option(help="Write a Chrome trace: what was loaded, run and decoded when.", metavar="FILE")
+        Path | None, typer.Option(help="Write a Chrome trace of loading, running and decoding.", metavar="FILE")
     ] = None,
     policy: Annotated[
-        str, typer.Option(help="How queries take turns where not all weights fit.", metavar="NAME")
+        str, typer.Option(help="Policy by which queries take turns if not all weights fit.", metavar="NAME")
     ] = "gemel",
     cold: ColdOpt = False,
     bandwidth: BandwidthOpt = None,
     threads: ThreadsOpt = None,
+    version: VersionOpt = False,
     debug: DebugOpt = False,
 ) -> None:
-    """Run every query of a bundle on its feed, until the feeds end or Ctrl-C.
+    """Run every query of a bundle on its feed, until the feeds end or Ctrl-C is pressed.
 
     [dim]gemel-run bundle/ --frames 100 --video out/ --results out/results.jsonl[/dim]
     """
@@ -93,7 +104,7 @@ def run_command(
             stop.check()
             if not said:
                 said.append(what)
-                console.print("measuring how long weights load and models run, once for this device")
+                console.print("measuring load and run times, once for this device")
 
         try:
             outcome = run_bundle(opened, options, stop=stop.event, progress=prepare, profiling=measure)

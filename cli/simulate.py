@@ -1,4 +1,4 @@
-"""``gemel simulate``."""
+"""Command ``gemel simulate``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
-from ..console import check_writable, missing_extra, open_console, print_stage, write_json
+from ..console import check_writable, open_console, print_stage, write_json
 from .options import DebugOpt, JsonOpt
 
 if TYPE_CHECKING:
@@ -22,28 +22,27 @@ __all__ = ["simulate_command"]
 
 
 def simulate_command(
-    profile: Annotated[Path, typer.Argument(help="Times and bytes of a workload.", metavar="PROFILE.YAML")],
+    profile: Annotated[Path, typer.Argument(help="Profile: times and bytes of a workload.", metavar="PROFILE.YAML")],
     policy: Annotated[
-        list[str] | None, typer.Option(help="Only this one; may be given more than once.", metavar="NAME")
+        list[str] | None,
+        typer.Option(help="Simulate only this policy; may be given more than once. Default: all.", metavar="NAME"),
     ] = None,
     memory: Annotated[
-        str | None, typer.Option(help="Budget for weights, instead of the profile's.", metavar="SIZE")
+        str | None, typer.Option(help="Budget for weights. Default: the profile's.", metavar="SIZE")
     ] = None,
-    seconds: Annotated[float, typer.Option(help="How long the cameras run.", min=1)] = 60.0,
-    seed: Annotated[int, typer.Option(help="Of the cameras' clocks.")] = 0,
+    seconds: Annotated[float, typer.Option(help="Seconds that the cameras run.", min=1)] = 60.0,
+    seed: Annotated[int, typer.Option(help="Random seed of the cameras' clocks.")] = 0,
     json_file: JsonOpt = None,
     debug: DebugOpt = False,
 ) -> None:
-    """How many frames a workload would lose under a budget, by policy. Needs no device.
+    """Simulate how many frames a workload would skip under a budget, by policy. Needs no device.
 
     [dim]gemel simulate examples/profiles/paper.yaml --memory 50%[/dim]
     """
-    try:
-        from ..runtime.planning.planner import POLICIES, check_policy, make_plan
-        from ..runtime.planning.read import read_profile
-        from ..runtime.planning.simulate import simulate as run
-    except ModuleNotFoundError as error:
-        raise missing_extra(error, "gemel simulate", "compiler") from error
+    from ..runtime.planning.planner import POLICIES, check_policy, make_plan
+    from ..runtime.planning.read import read_profile
+    from ..runtime.planning.simulate import simulate as run
+
     chosen = list(dict.fromkeys(policy or POLICIES))
     for name in chosen:
         check_policy(name)
@@ -71,7 +70,7 @@ def simulate_command(
 
 
 def simulation_to_json(plan: Plan, simulation: Simulation) -> dict[str, Any]:
-    """What a policy plans, and what would come of it."""
+    """Return a policy's plan and its simulated result as a value that JSON can hold."""
     return {
         "seconds": simulation.seconds,
         "plan": {
@@ -91,7 +90,7 @@ def simulation_to_json(plan: Plan, simulation: Simulation) -> dict[str, Any]:
 
 def _policies(found: dict[str, tuple[Plan, Simulation]]) -> Table:
     table = Table("policy", box=SIMPLE)
-    for title in ("frames processed", "time blocked", "time busy", "loads a second", "MB a second", "MB at most"):
+    for title in ("frames processed", "time blocked", "time busy", "loads a second", "MB a second", "peak MB"):
         table.add_column(title, justify="right")
     for name, (_, simulation) in found.items():
         milliseconds = simulation.seconds * 1e3
@@ -108,7 +107,7 @@ def _policies(found: dict[str, tuple[Plan, Simulation]]) -> Table:
 
 
 def _queries(found: dict[str, tuple[Plan, Simulation]]) -> Table:
-    """Of each query, the part of its frames that is processed, a column for each policy."""
+    """Return a table of the processed part of each query's frames: one row per query, one column per policy."""
     table = Table("query", *(escape(name) for name in found), box=SIMPLE)
     for query in next(iter(found.values()))[1].queries:
         parts = []

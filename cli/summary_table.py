@@ -1,4 +1,4 @@
-"""The table that ends a run."""
+"""Table that ``gemel-run`` prints at its end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["summary_table"]
 
 
 def summary_table(summary: Summary) -> Table:
-    """One row a query; feeds that had trouble, and memory, below."""
+    """Return a table with one row per query; memory, and feeds that had trouble, are in the caption."""
     run = summary.run
     caption = [
         f"{run.seconds:.1f} s on {summary.backend}, weights resident: at most {summary.memory.peak / 1e6:.1f} MB",

@@ -1,4 +1,4 @@
-"""The compiler: PyTorch and ONNX models into a bundle with one copy of every weight."""
+"""Compiler of PyTorch and ONNX models into a bundle with one copy of every weight."""
 
 from __future__ import annotations
 

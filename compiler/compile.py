@@ -1,4 +1,4 @@
-"""The compiler: from a workload to a bundle."""
+"""Compilation of a workload into a bundle."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..bundles.manifest import DecodeSpec, Manifest
+from ..bundles.decode_specs import DecodeSpec
+from ..bundles.manifest import Manifest
 from ..bundles.merge_report import MERGE_REPORT
 from ..errors import WorkloadError
 from ..workload.document.schema import Query, Workload
@@ -18,46 +19,50 @@ from .writing.output import replacing
 from .writing.sharing import SharedBytes, kernels, prove
 from .writing.writer import write_bundle
 
-__all__ = ["CompileProgress", "Narrow", "Report", "compile_workload"]
+__all__ = ["CompileProgress", "ConvertPrecision", "Report", "compile_workload"]
 
 CompileProgress = Callable[[str, str], None]
-"""Told of each finished stage: its name, and what it did."""
-Narrow = Callable[[Sequence[Lowered], CompileProgress], Mapping[str, bytes]]
-"""Edits models after all passes; returns files for the bundle that say what it did."""
+"""Function that is told of each finished stage: its name, and what it did."""
+ConvertPrecision = Callable[[Sequence[Lowered], CompileProgress], Mapping[str, bytes]]
+"""Function that converts models to lower precision, in place; returns name -> content of files for the bundle."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was written."""
+    """Result of a compilation."""
 
     path: Path
+    """Folder of the bundle."""
     manifest: Manifest
     shared: SharedBytes
+    """Bytes that sharing frees, as proved after all passes."""
     merged: Account | None = None
-    """Where the workload was written by a merge."""
+    """Bytes that the merge frees in the bundle; None if no merge wrote the workload."""
 
 
 def compile_workload(
     workload: Workload,
-    output: Path,
+    output: str | Path,
     step: CompileProgress = lambda name, what: None,
-    narrow: Narrow = lambda models, step: {},
+    convert: ConvertPrecision = lambda models, step: {},
 ) -> Report:
     """Compile every model of a workload into a bundle.
 
-    The bundle is written beside ``output`` and renamed when it is whole; a bundle that was there is replaced. A
-    workload that a merge wrote is held against its merge.json, which becomes part of the bundle.
+    The bundle is written beside ``output`` and renamed when it is whole; an older bundle is replaced. If a merge wrote
+    the workload, the weights are compared with its merge.json, which becomes part of the bundle.
 
     Args:
-        workload: what to compile.
-        output: the bundle's folder.
-        step: told of each stage.
-        narrow: makes models narrower, see :mod:`gemel.calib`; what was shared is shared afterwards, or it is an error.
+        workload: workload to compile.
+        output: folder of the bundle.
+        step: called after each stage.
+        convert: converts models to lower precision after all passes, see :mod:`gemel.calib`; the compiler proves again
+            afterwards that what was shared is still shared.
 
     Raises:
         InputError: a model, a weight file, merge.json or the output folder cannot be used.
         CompileError: a model cannot be exported, or sharing would be lost.
     """
+    output = Path(output)
     with replacing(output) as work:
         model_of = models_of(workload)
         merged = find_merged(workload, model_of)
@@ -73,7 +78,7 @@ def compile_workload(
         step("passes", f"{_mb(shared.bytes)} shared in {shared.groups} tensors, {apart}")
         if shared.waived:
             step("passes", f"{_mb(shared.waived)} not shared: {len(choice.waived)} small kernels run faster folded")
-        beside = dict(narrow(models, step))
+        beside = dict(convert(models, step))
         if any(model.precision != "fp32" for model in models):
             prove(models, before, choice.waived)
         if merged is not None:
@@ -95,7 +100,7 @@ def _describe(kept: Account) -> str:
 
 
 def _lower_all(workload: Workload, model_of: Mapping[str, str], step: CompileProgress) -> list[Lowered]:
-    """Every distinct model once; every query is checked against its model."""
+    """Lower every distinct model once, and check the labels of every query against its model."""
     models: dict[str, Lowered] = {}
     for query in workload.queries:
         name = model_of[query.name]

@@ -1,1 +1,1 @@
-"""Frames of cameras, recordings and folders, and how one becomes the input of a model."""
+"""Frames: reading cameras, recordings and folders of images, and preparing frames as inputs of models."""

@@ -1,4 +1,4 @@
-"""One picture of a feed."""
+"""The frame: one picture of a feed, with its index and times."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from numpy.typing import NDArray
 __all__ = ["Frame", "Image"]
 
 Image = NDArray[np.uint8]
-"""``[H, W, 3]`` uint8, BGR."""
+"""Pixels, ``[H, W, 3]`` uint8, BGR."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
-    """A delivered frame. Its pixels are read-only: queries and sinks share them."""
+    """A frame that a feed delivered. Pixels are read-only, because queries and sinks share them."""
 
     feed: str
+    """Name of the feed."""
     index: int
-    """0 for the first frame that the feed delivered; counts on over loops and restarts."""
+    """Number of the frame: 0 for the first that the feed delivered. Counts on over loops and restarts."""
     image: Image
     time: float
-    """Seconds of media since the feed's first frame; grows over loops and restarts."""
+    """Seconds of media since the feed's first frame. Grows on over loops and restarts."""
     arrived: float
-    """Seconds of the monotonic clock at which the frame could be processed."""
+    """Second of the monotonic clock from which the frame could be processed."""

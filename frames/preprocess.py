@@ -1,4 +1,4 @@
-"""From a frame to a model's input, and from input pixels back to the frame."""
+"""Preprocessing of frames into inputs of models, and mapping boxes from input pixels back to the frame."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ __all__ = ["Geometry", "preprocess", "resize"]
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Where the frame lies in the input.
-
-    ``source``, ``input`` and ``valid`` are (height, width) in pixels; the frame covers ``valid`` at the top left of
-    ``input`` (all of it unless letterboxed).
-    """
+    """Position of a frame in a model's input; all sizes are (height, width) in pixels."""
 
     source: tuple[int, int]
+    """Size of the frame."""
     input: tuple[int, int]
+    """Size of the input."""
     valid: tuple[int, int]
+    """Size of the part that the frame covers, at the top left of the input; all of it unless letterboxed."""
 
     def to_source(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Boxes ``[K, 4]`` (x1 y1 x2 y2) from input pixels to source pixels, clipped to the frame."""
+        """Map boxes ``[K, 4]`` (x1 y1 x2 y2) from input pixels to source pixels, and clip them to the frame."""
         x, y = self.source[1] / self.valid[1], self.source[0] / self.valid[0]
         scaled = boxes * np.array([x, y, x, y], np.float32)
         limit = np.array([self.source[1], self.source[0]] * 2, np.float32)
@@ -34,32 +33,36 @@ class Geometry:
 
 
 def preprocess(frame: NDArray[np.uint8], spec: InputSpec) -> tuple[NDArray[np.float32], Geometry]:
-    """One frame as a batch of one.
+    """Resize and normalise one frame into a model's input.
 
     Args:
         frame: ``[H, W, 3]`` uint8, BGR.
         spec: size, colour order and normalisation.
 
     Returns:
-        ``[1, C, height, width]`` float32, contiguous, and where the frame lies in it.
+        ``[1, C, height, width]`` float32, contiguous, and the position of the frame in it.
     """
     image, geometry = resize(frame, spec)
     channels = image.shape[2]
-    # One number stands for all channels; a gray image takes the first of three.
+    # A single number counts for all channels; a gray image takes the first of three numbers.
     mean, std = (np.resize(np.asarray(values, np.float32), channels) for values in (spec.mean, spec.std))
-    batch = np.full((1, channels, *spec.size), spec.pad, np.float32)
+    planes = np.full((1, channels, *spec.size), spec.pad, np.float32)
     # One multiply and one subtract straight into the planes: (pixel * scale - mean) / std.
-    area = batch[0, :, : geometry.valid[0], : geometry.valid[1]]
+    area = planes[0, :, : geometry.valid[0], : geometry.valid[1]]
     np.multiply(image.transpose(2, 0, 1), (spec.scale / std)[:, None, None], out=area, casting="unsafe")
     area -= (mean / std)[:, None, None]
-    return batch, geometry
+    return planes, geometry
 
 
 def resize(frame: NDArray[np.uint8], spec: InputSpec) -> tuple[NDArray[np.uint8], Geometry]:
-    """The first half of :func:`preprocess`: size and colour order, before normalisation.
+    """Resize a frame and convert its colours: the first half of :func:`preprocess`, without normalisation.
+
+    Args:
+        frame: ``[H, W, 3]`` uint8, BGR.
+        spec: size and colour order.
 
     Returns:
-        ``[height, width, C]`` uint8 of the part of the input that the frame covers, and where that lies.
+        ``[height, width, C]`` uint8 of the part of the input that the frame covers, and the position of that part.
     """
     height, width = spec.size
     source = (frame.shape[0], frame.shape[1])
@@ -67,8 +70,8 @@ def resize(frame: NDArray[np.uint8], spec: InputSpec) -> tuple[NDArray[np.uint8]
     if spec.fit == "letterbox":
         ratio = min(height / source[0], width / source[1])
         valid = (max(1, round(source[0] * ratio)), max(1, round(source[1] * ratio)))
-    # Bilinear without antialiasing is what detectors were trained and are published with: on 30 frames of a street,
-    # area averaging lost 8 % of an SSDLite's detections above 0.3.
+    # Detectors are trained and published with bilinear resizing without antialiasing: on 30 frames of a street, area
+    # averaging lost 8 % of an SSDLite's detections above 0.3.
     image = cv2.resize(frame, (valid[1], valid[0]), interpolation=cv2.INTER_LINEAR)
     if spec.color == "rgb":
         image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

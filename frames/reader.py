@@ -1,4 +1,4 @@
-"""Reading: an opened source as a sequence of pictures. Corrupt frames are counted and left out."""
+"""Readers: an opened source as a sequence of pictures. Corrupt frames are counted and left out."""
 
 from __future__ import annotations
 
@@ -17,40 +17,48 @@ from .frame import Image
 __all__ = ["IMAGE_SUFFIXES", "FolderReader", "Picture", "Reader", "VideoReader", "reason_of"]
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+"""Endings of the files that a folder of images is made of."""
 
 Picture = tuple[float, Callable[[], Image]]
-"""The source's time stamp in seconds, and a function that gives the pixels: frames nobody wants are not converted."""
+"""The source's time stamp in seconds, and a function that returns the pixels, so that unwanted frames cost less."""
 
-# A camera joined in the middle of a group of pictures gives errors until the next key frame, which may be
-# some seconds away. Ten seconds of nothing else is a broken stream.
 _MAX_CORRUPT_RUN = 300
+"""Packets in a row that cannot be decoded, after which a stream counts as broken: about ten seconds.
+
+A camera that is joined in the middle of a group of pictures gives errors until the next key frame, which may be some
+seconds away.
+"""
 
 
 class Reader(Protocol):
-    """An opened source. Iterating raises FeedError or av.FFmpegError where it cannot be read on."""
+    """An opened source. Iterating raises FeedError or av.FFmpegError if the source cannot be read further."""
 
     @property
     def finite(self) -> bool:
-        """Whether it is a recording, whose end is no failure and which is paced when it stands for a camera."""
+        """Whether the source is a recording: its end is no failure, and live it is paced to real time."""
         ...
 
     @property
     def period(self) -> float:
-        """Seconds from a frame to the next, as far as that is known before reading."""
+        """Seconds from one frame to the next, as far as that is known before reading."""
         ...
 
     @property
     def corrupt(self) -> int:
-        """Frames left out so far."""
+        """Corrupt frames that were left out so far."""
         ...
 
-    def __iter__(self) -> Iterator[Picture]: ...
+    def __iter__(self) -> Iterator[Picture]:
+        """Yield the pictures of the source in order."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release the source."""
+        ...
 
 
 class FolderReader:
-    """Images, in the order given, at ``fps`` a second."""
+    """Image files in the given order, at ``fps`` images a second."""
 
     finite = True
 
@@ -73,7 +81,7 @@ class FolderReader:
 
 
 class VideoReader:
-    """The first video stream of a container, which it closes."""
+    """The first video stream of a container. Closing the reader closes the container."""
 
     def __init__(self, container: Any, *, finite: bool) -> None:
         self._container = container
@@ -90,7 +98,7 @@ class VideoReader:
         for frame in self._decode(stream):
             stamp = frame.time
             if stamp is None:
-                # Some cameras do not stamp; for a recording the position in it is the better guess.
+                # Some cameras give no time stamps. In a recording, the end of the last frame is the better guess.
                 stamp = (end or 0.0) if self.finite else time.monotonic()
             first = stamp if first is None else first
             end = stamp + (float(frame.duration * frame.time_base) if frame.duration else self.period)
@@ -101,6 +109,7 @@ class VideoReader:
             raise FeedError(f"ends after {read:.1f} s of {promised:.1f} s; the file is truncated or damaged")
 
     def _decode(self, stream: Any) -> Iterator[Any]:
+        """Yield decoded frames, and count corrupt ones; too many in a row raise FeedError."""
         run = 0
         for packet in self._container.demux(stream):
             try:
@@ -122,26 +131,27 @@ class VideoReader:
 
 
 def reason_of(error: Exception) -> str:
-    """An error in words, without the address that FFmpeg adds to it: a camera's may hold a password."""
+    """Return an error in words, without the URL that FFmpeg adds: the URL of a camera may hold a password."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _pixels(frame: Any) -> Image:
+    """Convert a decoded frame to BGR, upright."""
     image: Image = frame.to_ndarray(format="bgr24")
-    # Phones and ceiling cameras store the picture as the sensor sees it and say how to turn it.
+    # Phones and ceiling cameras store pictures as the sensor sees them, with a rotation to show them by.
     turns = round(getattr(frame, "rotation", 0) / 90) % 4
     return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
 
 
 def _promised_seconds(container: Any, stream: Any) -> float | None:
-    """How long the headers say that the video is, or None where they do not say."""
+    """Return the seconds of video that the headers promise; None if they do not say."""
     total = container.duration / av.time_base if container.duration else None
     own = float(stream.duration * stream.time_base) if stream.duration else None
     if "mp4" in container.format.name:
-        # An edit list shows less than the track holds, and the sound may be longer than the pictures.
+        # The shorter one: an edit list shows less than the track holds, and sound may be longer than pictures.
         known = [seconds for seconds in (total, own) if seconds is not None]
         return min(known) if known else None
     if stream.frames and stream.average_rate:
-        # AVI: the durations were corrected to what the file still holds, the count was not.
+        # For a truncated AVI the durations say what the file still holds, but the count of frames what it should.
         return float(stream.frames / stream.average_rate)
     return total if len(container.streams) == 1 else None

@@ -1,4 +1,4 @@
-"""References to files as a workload writes them: paths, addresses, and files inside installed packages."""
+"""References to files in a workload: paths, URLs, and files inside installed packages."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ __all__ = ["is_local_file", "package_file"]
 
 
 def is_local_file(source: str) -> bool:
-    """Whether a source is the path of a file or folder, which may be relative: no URL, package file or device."""
+    """Return whether a source is the path of a file or folder, which may be relative: no URL, package or device."""
     return "://" not in source and not source.startswith(("package:", "/dev/"))
 
 
 def package_file(reference: str) -> Path:
-    """The file inside an installed package that ``package:NAME/path`` names; the package is not imported.
+    """Return the file inside an installed package that ``package:NAME/path`` names, without importing the package.
 
     Raises:
-        InputError: no such package or file, or a path that leaves the package.
+        InputError: the package or the file does not exist, or the path leaves the package.
     """
     name, _, inside = reference.removeprefix("package:").partition("/")
     parts = PurePosixPath(inside).parts
-    # Only the text is judged, not links: installers may link files of a package from a cache outside of it.
+    # Links are allowed, only the text is checked: installers may link files of a package from a cache outside.
     if not name.isidentifier() or not parts or ".." in parts or parts[0] == "/" or "\\" in inside or "\0" in inside:
         raise InputError(f"{reference!r}: expected package:NAME/path/file, with a path that stays inside the package")
     try:

@@ -1,4 +1,4 @@
-"""What may be a feed: from the text in a workload to something that can be opened."""
+"""Sources of frames: checking the text in a workload, and opening what that text names."""
 
 from __future__ import annotations
 
@@ -23,29 +23,34 @@ _ALLOWED = (
 )
 _SCHEMES = ("rtsp", "rtsps", "http", "https")
 _FOLDER_FPS = 10.0
+"""Images a second of a folder, if the feed has no rate."""
 _TIMEOUT_S = 5.0
+"""Seconds after which opening or reading a stream or device fails."""
 
 
 class FrameSource(Protocol):
-    """A source that can be opened again and again."""
+    """A source of frames that can be opened again and again."""
 
     @property
     def live(self) -> bool:
-        """Whether it is a camera or stream, which is opened again after a failure."""
+        """Whether the source is a camera or stream, which is opened again after an end or a failure."""
         ...
 
     def open(self) -> Reader:
-        """Start reading.
+        """Open the source for reading.
 
         Raises:
-            FeedError: it cannot be opened now.
+            FeedError: the source cannot be opened now.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
+    """A file, folder, stream or device that a workload names as the source of a feed."""
+
     feed: str
+    """Name of the feed, for messages."""
     kind: Literal["file", "folder", "stream", "device"]
     location: str
     """An absolute path or a URL."""
@@ -54,13 +59,19 @@ class Source:
 
     @property
     def live(self) -> bool:
+        """Whether the source is a camera or stream, which is opened again after an end or a failure."""
         return self.kind in ("stream", "device")
 
     def __str__(self) -> str:
-        # Camera URLs carry passwords, and messages end up in logs.
+        # URLs of cameras may hold passwords, and messages end up in logs.
         return re.sub(r"(?<=://)[^/@]*@", "***@", self.location)
 
     def open(self) -> Reader:
+        """Open the source for reading.
+
+        Raises:
+            FeedError: the source cannot be opened now.
+        """
         if self.kind == "folder":
             return FolderReader(_images(Path(self.location)), self.folder_fps)
         form, options = None, {}
@@ -68,7 +79,7 @@ class Source:
             form = "v4l2"
         elif self.kind == "stream":
             microseconds = str(int(_TIMEOUT_S * 1e6))
-            # UDP, the default of RTSP, loses packets, and what follows is minutes of smeared pictures.
+            # TCP, because UDP, the default of RTSP, loses packets, and then pictures are smeared for minutes.
             rtsp = self.location.startswith("rtsp")
             options = {"rtsp_transport": "tcp", "timeout": microseconds} if rtsp else {"rw_timeout": microseconds}
         timeout = (_TIMEOUT_S, _TIMEOUT_S) if self.live else None
@@ -79,10 +90,10 @@ class Source:
         return VideoReader(container, finite=not self.live or container.duration is not None)
 
     def probe(self) -> None:
-        """Open, read one frame and close.
+        """Open the source, read one frame, and close it again.
 
         Raises:
-            FeedError: there is no readable frame; the message names feed and source.
+            FeedError: there is no readable frame; the message names the feed and the source.
         """
         try:
             with closing(self.open()) as reader:
@@ -95,16 +106,16 @@ class Source:
 
 
 def resolve(feed: str, source: str, *, fps: float | None = None, base: Path | None = None) -> Source:
-    """The source of a feed, checked as far as possible without opening it.
+    """Return the source that a text names, checked as far as possible without opening it.
 
     Args:
         feed: the feed's name, for messages.
         source: a path, URL, device or ``package:`` reference; ``${VAR}`` is taken from the environment.
-        fps: the feed's rate, which is also the rate of a folder of images (10 when left out).
+        fps: frames a second of the feed, which is also the rate of a folder of images (10 when left out).
         base: folder that a relative path starts from; the working directory when left out.
 
     Raises:
-        FeedError: it does not exist, or is of a kind that is not allowed.
+        FeedError: the source does not exist, or is of a kind that is not allowed.
     """
     where = f"feed {feed!r}: source {source!r}"
     try:

@@ -1,4 +1,4 @@
-"""``gemel merge``: from a workload to the same workload with shared weights."""
+"""Merge a workload: search for sharing, retrain, and write the same workload with shared weights (``gemel merge``)."""
 
 from __future__ import annotations
 
@@ -36,62 +36,75 @@ __all__ = ["Listener", "MergeOptions", "build_subjects", "merge_workload", "weig
 
 @dataclass(frozen=True)
 class MergeOptions:
-    """How to merge."""
+    """Options of a merge."""
 
     strategy: str = "together"
+    """Name of the search strategy, one of :data:`.strategies.STRATEGIES`."""
     settings: SearchSettings = field(default_factory=SearchSettings)
     definition: Definition = "shape"
+    """Properties in which two layers must be equal to share: ``shape`` or ``strict``."""
     seed: int = 0
+    """Seed for all random numbers; equal seeds repeat a merge."""
     device: str = "auto"
+    """Device to retrain on: ``auto``, ``cpu`` or ``cuda``."""
     budget: float | None = None
-    """Seconds; the best that was found by then is what is merged."""
+    """Time limit in seconds, after which the best sharing found so far is the result; None for no limit."""
     resume: bool = False
+    """Whether to go on with an earlier merge in the output folder."""
     ray: str | None = None
-    """Address of a Ray cluster to run independent trials on; ``local`` starts one on this machine."""
+    """Address of a Ray cluster to run independent trials on; ``local`` starts one on this machine, None uses no Ray."""
 
 
 class Listener:
-    """Told of what happens; every method may be overridden."""
+    """Callbacks of a merge, all empty; a subclass overrides those that it needs."""
 
     def model(self, subject: Subject) -> None:
-        """A model and its images were loaded."""
+        """Handle a model that was loaded with its images."""
 
     def left_out(self, model: str, error: RetrainError) -> None:
-        """A model cannot be retrained and stays as it is."""
+        """Handle a model that cannot be retrained and keeps its weights."""
 
     def trial(self, trial: Trial) -> None:
-        """A trial begins."""
+        """Handle the start of a trial."""
 
     def progress(self, progress: TrainingProgress) -> None:
-        """A training step is done. May raise KeyboardInterrupt to stop."""
+        """Handle the end of a training step. May raise KeyboardInterrupt to stop the merge."""
 
     def waiting(self) -> None:
-        """Trials run elsewhere; called every now and then. May raise KeyboardInterrupt to stop."""
+        """Handle about one second of waiting for trials on Ray. May raise KeyboardInterrupt to stop the merge."""
 
     def verdict(self, verdict: Verdict, report: MergeReport) -> None:
-        """A trial is over, and what it changed is on disk."""
+        """Handle the end of a trial, after its changes were written to disk."""
 
 
 def merge_workload(
-    workload: Workload, output: Path, options: MergeOptions | None = None, listener: Listener | None = None
+    workload: Workload, output: str | Path, options: MergeOptions | None = None, listener: Listener | None = None
 ) -> MergeReport:
-    """Search for sharing and retrain; ``output`` is an ordinary workload once models are loaded, and after every trial.
+    """Merge the models of a workload, write the merged workload to a folder, and return the report.
+
+    The folder holds a usable workload as soon as all models are loaded, and after every batch of trials.
+
+    Args:
+        workload: the workload.
+        output: folder to write.
+        options: options of the merge; the defaults when None.
+        listener: callbacks; none when None.
 
     Raises:
         InputError: the workload, its data, the options or the folder cannot be used.
-        KeyboardInterrupt: the listener stopped it; what was committed stays.
+        KeyboardInterrupt: the listener stopped the merge; committed sharing stays in the folder.
     """
     options, listener = options or MergeOptions(), listener or Listener()
     deadline = monotonic() + options.budget if options.budget is not None else math.inf
     device = _device(options.device)
     plan = strategy(options.strategy)
-    with Store(output, _header(workload, options), resume=options.resume) as store:
+    with Store(Path(output), _header(workload, options), resume=options.resume) as store:
         try:
             return _merge(workload, store, plan, options, listener, device, deadline)
         except torch.OutOfMemoryError as error:
             raise InputError(
                 f"--device: not enough memory: {first_line(error)} --resume with --device cpu goes on from the last"
-                " commit; a smaller --batch needs less, but begins anew"
+                " commit; a smaller --batch needs less memory, but the search begins anew"
             ) from error
 
 
@@ -104,6 +117,7 @@ def _merge(
     device: torch.device,
     deadline: float,
 ) -> MergeReport:
+    """Load the models, run the search until ``deadline`` of ``time.monotonic``, and commit its result."""
     subjects = build_subjects(workload, options.definition, device, listener)
     problem = Problem(
         {name: subject.layers for name, subject in subjects.items()},
@@ -112,10 +126,10 @@ def _merge(
         {query.name: query.target for query in workload.queries},
     )
     originals = {name: subject.state() for name, subject in subjects.items()}
-    journal = _Keeper(workload, store, subjects, Reporter(problem, subjects, options.strategy), listener)
+    journal = _DiskJournal(workload, store, subjects, Reporter(problem, subjects, options.strategy), listener)
     store.place(modules_beside(workload))
     if not store.replaying:
-        # From here on there is a workload that can be used, whatever happens.
+        # Write the unmerged workload first, so that the folder is usable even if no trial succeeds.
         journal.commit(Found(originals), finished=False)
     steps = plan(problem, options.settings)
     if options.ray is not None:
@@ -124,12 +138,12 @@ def _merge(
         modules = imported_beside(workload)
         with Cluster(options.ray, subjects, options.seed, deadline, listener.waiting, modules) as cluster:
 
-            def side_by_side(jobs: Sequence[Job]) -> list[Outcome] | None:
+            def execute_on_ray(jobs: Sequence[Job]) -> list[Outcome] | None:
                 for job in jobs:
                     listener.trial(job.trial)
                 return cluster.execute(jobs)
 
-            found = search(problem, steps, originals, side_by_side, journal, deadline)
+            found = search(problem, steps, originals, execute_on_ray, journal, deadline)
     else:
         runner = TrialRunner(subjects, options.seed)
 
@@ -149,7 +163,13 @@ def _merge(
 def build_subjects(
     workload: Workload, definition: Definition, device: torch.device, listener: Listener | None = None
 ) -> dict[str, Subject]:
-    """Every model of a workload that can be retrained.
+    """Load every model of a workload that can be retrained, with its images and its teacher, by model name.
+
+    Args:
+        workload: the workload.
+        definition: what must be equal for two layers to be able to share.
+        device: where to retrain.
+        listener: told of each model that is loaded or left out.
 
     Raises:
         InputError: a model or data set cannot be used.
@@ -169,6 +189,7 @@ def build_subjects(
 
 
 def _device(name: str) -> torch.device:
+    """Return the device of an option value; raise InputError if it is unknown or missing on this machine."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name not in ("cpu", "cuda"):
@@ -179,7 +200,7 @@ def _device(name: str) -> torch.device:
 
 
 def _header(workload: Workload, options: MergeOptions) -> dict[str, object]:
-    """What must be the same for a search to go on."""
+    """Return the journal's header: everything that must be equal for a search to be resumed."""
     queries = workload.model_dump_json(include={"queries", "feeds"})
     return {
         "workload": hashlib.sha256(queries.encode()).hexdigest()[:32],
@@ -191,12 +212,12 @@ def _header(workload: Workload, options: MergeOptions) -> dict[str, object]:
 
 
 def weight_file(network: Network, state: State, root: Path) -> tuple[bytes, str]:
-    """What a workload's weight file holds for a model with other weights, and how its name ends.
+    """Return the content and the suffix of a weight file: safetensors, or onnx for a model from an ONNX file.
 
     Args:
         network: the model.
-        state: its new weights.
-        root: the folder that its workload's paths are relative to.
+        state: new weights of the model.
+        root: folder that the workload's paths are relative to.
     """
     query = network.queries[0]
     if query.model.onnx is None:
@@ -205,8 +226,8 @@ def weight_file(network: Network, state: State, root: Path) -> tuple[bytes, str]
     return onnx_bytes(source, state, query.model.input), "onnx"
 
 
-class _Keeper:
-    """The journal of a search: on disk, with a report and a workload that can be used after every batch."""
+class _DiskJournal:
+    """Journal of a search (:class:`.Journal`) that also writes the report and a usable workload after every batch."""
 
     def __init__(
         self,
@@ -222,9 +243,11 @@ class _Keeper:
         self._files: dict[str, tuple[State, str]] = {}
 
     def recall(self, trials: Sequence[Trial]) -> list[Outcome] | None:
+        """Return the recorded outcomes of a batch, None if it has not run yet."""
         return self._store.recall(trials)
 
     def restore(self, found: Found) -> tuple[dict[str, State], dict[str, State]] | None:
+        """Return the recorded weights, committed and last ones, at the first call after a replay; later None."""
         if not self._replayed:
             return None
         self._replayed = False
@@ -232,12 +255,14 @@ class _Keeper:
         return {name: self._read(name, files[name]) for name in found.sharing.models}, self._store.last_states()
 
     def record(self, verdicts: Sequence[Verdict], found: Found, last: Mapping[str, State]) -> None:
+        """Write a batch, the report and the workload to disk, then tell the listener."""
         self._store.record(verdicts, last, self._contents(found))
         report = self.commit(found, finished=False)
         for verdict in verdicts:
             self._listener.verdict(verdict, report)
 
     def commit(self, found: Found, *, finished: bool) -> MergeReport:
+        """Write the merged weights, the report and the workload to disk and return the report."""
         report = self._reporter.report(found, finished=finished)
         files = self._contents(found)
         names = {name: f"weights/{file}" for name, (file, _) in files.items()}
@@ -246,7 +271,7 @@ class _Keeper:
         return report
 
     def _contents(self, found: Found) -> dict[str, tuple[str, bytes | None]]:
-        """Name and content of each merged model's weight file; no content where it was made for the store before."""
+        """Return model name -> (file name, content); the content is None if the file has been made before."""
         files: dict[str, tuple[str, bytes | None]] = {}
         for name in sorted(found.sharing.models):
             state, known = found.states[name], self._files.get(name)
@@ -258,12 +283,13 @@ class _Keeper:
         return files
 
     def _file(self, name: str, state: State) -> tuple[str, bytes]:
+        """Return name and content of a model's weight file; a hash of the content is part of the name."""
         content, suffix = weight_file(self._subjects[name].network, state, self._workload.root)
         digest = hashlib.sha256(content).hexdigest()[:8]
         return f"{name}-{digest}.{suffix}", content
 
     def _read(self, name: str, path: Path) -> State:
-        """What :meth:`_file` wrote."""
+        """Read a model's weights from a file with the content of :meth:`_file`."""
         query = self._subjects[name].network.queries[0]
         if query.model.onnx is None:
             return read_state(path)

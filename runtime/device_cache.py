@@ -1,8 +1,7 @@
-"""The device cache on disk: what a baked bundle is made of, whether it is whole, and how it is put in place."""
+"""The device cache on disk: folders in which files made of a bundle for one device are kept, always whole."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import stat
@@ -13,24 +12,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from platformdirs import user_cache_path
-from pydantic import BaseModel, ConfigDict, Field
 
-from ..bundles.consistency import check_spans
-from ..bundles.manifest import FileSpec, Id, Name, SegmentSpec, Size, TensorSpec
-from ..bundles.reader import CACHE, Bundle, sha256_of, verify
+from ..bundles.reader import CACHE, Bundle, verify
 from ..errors import BackendError, BundleError
 
 __all__ = [
-    "BLOB",
-    "CACHE_RECORD",
-    "Baked",
-    "BakedStage",
-    "PrivateCopy",
     "check_folder",
-    "check_hashes",
     "find_or_make",
     "folder_for",
-    "load_cache",
     "places",
     "plain_size",
     "write_whole",
@@ -38,138 +27,49 @@ __all__ = [
 
 _T = TypeVar("_T")
 
-BLOB = "weights.bin"
-CACHE_RECORD = "cache.json"
-
-
-_WORTH = 0.95
-"""Of a bound run's time, what a packed one may take for the copy to be worth its memory: times are that uncertain."""
-
-
-class PrivateCopy(BaseModel):
-    """What packing a model costs, and what it brings."""
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
-    copies: dict[Name, Size]
-    """By stage, the bytes of weights that its session holds."""
-    bound_ms: float = Field(ge=0)
-    """CPU time of a run, one image on one thread."""
-    packed_ms: float = Field(ge=0)
-
-    @property
-    def bytes(self) -> int:
-        return sum(self.copies.values())
-
-    @property
-    def gain_ms(self) -> float:
-        return self.bound_ms - self.packed_ms
-
-    @property
-    def is_faster(self) -> bool:
-        return self.packed_ms < _WORTH * self.bound_ms
-
-
-class BakedStage(BaseModel):
-    model_config = ConfigDict(frozen=True)
-    program: Id
-    weights: tuple[Id, ...]
-    """Tensors in the program's order."""
-
-
-class Baked(BaseModel):
-    """What the device cache holds; ``folder`` is where."""
-
-    model_config = ConfigDict(frozen=True)
-    folder: Path
-    models: dict[Name, dict[Name, BakedStage]]
-    segments_of: dict[Name, tuple[Name, ...]]
-    tensors: dict[Id, TensorSpec]
-    segments: dict[Name, SegmentSpec]
-    files: dict[str, FileSpec]
-    """Every file of the cache but the record."""
-    packings: dict[Name, PrivateCopy] = {}
-    """Of INT8 models."""
-
-    @property
-    def blob(self) -> Path:
-        return self.folder / BLOB
-
-    def program(self, name: str) -> Path:
-        return self.folder / f"{name}.onnx"
-
-    def constant(self, model: str, stage: str) -> Path:
-        """A graph with its weights, for models in mode ``constant``."""
-        return self.folder / f"{model}.{stage}.onnx"
-
-    def packed(self, model: str, stage: str) -> Path:
-        """An INT8 graph with its weights."""
-        return self.folder / f"{model}.{stage}.int8.onnx"
-
-
-def load_cache(folder: Path, bundle: Bundle) -> Baked:
-    """Open the cache of a bundle and check all but the content of its files.
-
-    A cache may have come with a bundle from elsewhere: nothing is opened that is not a plain file in its folder.
-
-    Raises:
-        BundleError: a file is missing, of the wrong size or kind, or does not belong to this bundle.
-    """
-    check_folder(folder)
-    record = folder / CACHE_RECORD
-    plain_size(record)
-    try:
-        baked = Baked.model_validate({**json.loads(record.read_bytes()), "folder": folder})
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise BundleError(f"{record}: is damaged") from error
-    for path in _needed(baked, bundle):
-        size, spec = plain_size(path), baked.files.get(path.name)
-        if spec is None or size != spec.bytes:
-            expected = "does not list it" if spec is None else f"says {spec.bytes}"
-            raise BundleError(f"{path}: has {size} bytes, {CACHE_RECORD} {expected}")
-    check_spans(str(record), baked.files[BLOB].bytes, baked.tensors, baked.segments)
-    return baked
-
 
 def check_folder(folder: Path) -> None:
-    """
+    """Check that a cache folder and its parent are folders and no links, which could lead elsewhere.
+
     Raises:
-        BundleError: it or the one around it is missing or a link, which may lead elsewhere.
+        BundleError: one of them is missing, a link or no folder.
     """
     for path in (folder.parent, folder):
         if not stat.S_ISDIR(_status(path).st_mode):
             raise BundleError(f"{path}: is not a folder")
 
 
-def check_hashes(baked: Baked, bundle: Bundle) -> None:
-    """Read every file of a cache and compare its SHA-256.
+def plain_size(path: Path) -> int:
+    """Return the bytes of a plain file without opening it: a link may lead elsewhere, and opening a pipe may block.
 
     Raises:
-        BundleError: a file's content is not what was written.
+        BundleError: the file is missing, or is no plain file.
     """
-    for path in _needed(baked, bundle):
-        if sha256_of(path) != baked.files[path.name].sha256:
-            raise BundleError(f"{path}: content is damaged")
+    status = _status(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise BundleError(f"{path}: is not a plain file")
+    return status.st_size
 
 
 def places(bundle: Bundle, name: str) -> tuple[Path, Path]:
-    """Where what is made of a bundle may lie, the preferred place first: beside it, or in the user's cache folder."""
+    """Return the folders that a cache may lie in, the preferred one first: beside the bundle, or the user's cache."""
     return bundle.path / CACHE / name, user_cache_path("gemel") / name
 
 
 def find_or_make(
     folders: Sequence[Path], bundle: Bundle, read: Callable[[Path], _T], fill: Callable[[Path], None]
 ) -> _T:
-    """What lies in one of several folders; made in the first one that can be written where it is in none of them.
+    """Read the first folder that is whole; otherwise create the cache in the first folder that is writable.
 
     Args:
-        folders: the preferred one first.
-        bundle: what it is made of; its hashes are verified before that.
-        read: opens a folder; BundleError where it is missing or damaged.
-        fill: writes a new one.
+        folders: folders that the cache may lie in, the preferred one first.
+        bundle: the bundle that the cache is made of; its hashes are verified before that.
+        read: opens a folder; raises BundleError if the cache is missing or damaged.
+        fill: writes a new cache into an empty folder.
 
     Raises:
         BundleError: a file of the bundle is damaged.
-        BackendError: it cannot be made, or no folder can be written.
+        BackendError: the cache cannot be made, or no folder can be written.
     """
 
     def whole(folder: Path) -> _T | None:
@@ -199,11 +99,13 @@ def find_or_make(
 
 
 def folder_for(bundle: Bundle, name: str) -> Path:
-    """A folder for what is small and made again where it is missing; it may not be there, where none can be written.
+    """Return a folder for small files that are made again when missing.
+
+    Where no folder can be written, the returned one may not exist.
 
     Args:
-        bundle: in whose folder it lies, if that can be written.
-        name: of a backend.
+        bundle: a folder inside the bundle is preferred, if the bundle can be written.
+        name: name of a backend.
     """
     folders = (bundle.path / CACHE / name, user_cache_path("gemel") / f"{name}-{bundle.id[:16]}")
     for folder in folders:
@@ -218,10 +120,10 @@ def folder_for(bundle: Bundle, name: str) -> Path:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file in an existing folder: it is whole or as it was before.
+    """Write a file in an existing folder at once: readers see the old content or the new, never a part.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
         made = Path(folder) / path.name
@@ -230,9 +132,12 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def replace(folder: Path, fill: Callable[[Path], None], whole: Callable[[Path], bool]) -> None:
-    """Fill a temporary folder and rename it: a cache is whole or it is not there.
+    """Fill a temporary folder and rename it to ``folder``, so that a cache is whole or missing.
 
-    Another process may have put one in place meanwhile, and use it: if it is whole, it stays.
+    Another process may have created the same cache meanwhile, and may be using it: if it is whole, it stays.
+
+    Raises:
+        OSError: the folder cannot be written, and no other process created the cache.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".baking-"))
@@ -252,41 +157,8 @@ def replace(folder: Path, fill: Callable[[Path], None], whole: Callable[[Path], 
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _needed(baked: Baked, bundle: Bundle) -> list[Path]:
-    """The files that running the bundle opens."""
-    paths = {baked.blob}
-    int8 = {name: model.stages.keys() for name, model in bundle.manifest.models.items() if model.precision == "int8"}
-    if {name: packing.copies.keys() for name, packing in baked.packings.items()} != int8:
-        raise BundleError(f"{baked.folder / CACHE_RECORD}: INT8 models are not in it as the bundle has them")
-    for name, model in bundle.manifest.models.items():
-        stages = baked.models.get(name, {})
-        if stages.keys() != model.stages.keys() or name not in baked.segments_of:
-            raise BundleError(f"{baked.folder / CACHE_RECORD}: model {name!r} is not in it as the bundle has it")
-        for stage, made in stages.items():
-            paths.add(baked.program(made.program))
-            if name in int8:
-                paths.add(baked.packed(name, stage))
-            elif model.mode == "constant":
-                paths.add(baked.constant(name, stage))
-            if not baked.tensors.keys() >= set(made.weights):
-                raise BundleError(
-                    f"{baked.folder / CACHE_RECORD}: model {name!r} refers to tensors that are not listed"
-                )
-        if not baked.segments.keys() >= set(baked.segments_of[name]):
-            raise BundleError(f"{baked.folder / CACHE_RECORD}: model {name!r} refers to segments that are not listed")
-    return sorted(paths)
-
-
 def _status(path: Path) -> os.stat_result:
     try:
         return path.lstat()
     except OSError as error:
         raise BundleError(f"{path}: {error.strerror}") from error
-
-
-def plain_size(path: Path) -> int:
-    """Opening a link may lead elsewhere, opening a pipe waits for ever."""
-    status = _status(path)
-    if not stat.S_ISREG(status.st_mode):
-        raise BundleError(f"{path}: is not a plain file")
-    return status.st_size

@@ -1,4 +1,4 @@
-"""``gemel-run``: a bundle on its feeds, from opening it to the summary."""
+"""Running a bundle on its feeds, from opening the backend to the summary: what ``gemel-run`` does."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from threading import Event
 
 from ..bundles.manifest import FeedSpec, feeds_from
 from ..bundles.reader import Bundle
-from ..errors import BackendError, FeedError
+from ..errors import BackendError, FeedError, InputError
 from ..frames.source import resolve
 from .backends import Backend, open_backend
 from .feeds import Feed
 from .loop import pipeline
+from .loop.device_profile import profile_of
 from .loop.inference import Inference
 from .loop.plan_input import Swapping
-from .loop.profiling import profile_of
 from .loop.summary import FeedStats, MemoryUse, QueryStats, RunStats, Summary, SwapStats
 from .memory.arena import WARM, Loading
 from .planning.planner import POLICIES
@@ -33,25 +33,34 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a user may ask of a run; the bundle's own settings where left out."""
+    """Options of a run. The bundle's own settings apply where an option is left out."""
 
     backend: str | None = None
+    """Name of the backend."""
     memory: str | int | None = None
+    """Budget for weights: bytes, ``"64MiB"``, ``"50%"``, ``"min"`` or ``"all"``."""
     policy: str = "gemel"
-    """How queries take turns where not all weights fit; one of :data:`gemel.runtime.planning.planner.POLICIES`."""
+    """Name of the policy of plans when not all weights fit; one of :data:`.planning.planner.POLICIES`."""
     loading: Loading = WARM
+    """Settings of loads: from the page cache or the disk, at full speed or slower."""
     frames: int | None = None
+    """Frames of each feed after which the run ends."""
     duration: float | None = None
+    """Seconds after which the run ends."""
     offline: bool = False
-    """Every query sees every frame, as fast as models go; recordings do not loop unless ``frames`` bounds them."""
+    """Every query processes every frame, as fast as models run. Recordings loop only if the run has a limit."""
     threads: int | None = None
+    """Threads that one run of a model may use; one less than the cores when left out."""
     sources: Mapping[str, str] = field(default_factory=dict)
-    """Feed name to the source that replaces the bundle's."""
+    """Feed -> source that replaces the bundle's."""
     results: Path | None = None
+    """File that results are written to, as JSON lines."""
     video: Path | None = None
+    """Folder that annotated videos are written to."""
     trace: Path | None = None
-    """Where a Chrome trace is written."""
+    """File that a Chrome trace is written to."""
     live_table: bool = False
+    """Show a table on the terminal while the run goes on."""
 
 
 def run_bundle(
@@ -65,22 +74,22 @@ def run_bundle(
 ) -> Summary:
     """Run every query of a bundle until its feeds end, a limit is reached or ``stop`` is set.
 
-    A feed that cannot be opened leaves its queries without frames and says so in the summary; the others run. Where not
-    all weights fit into the budget, a plan is followed; it needs times, which are measured if the device cache has
-    none.
+    Queries of a feed that cannot be opened get no frames, and the summary says why; the others run. If not all weights
+    fit into the budget, the run follows a plan. A plan needs times, which are measured if the device cache has none.
 
     Args:
         bundle: an open bundle.
-        options: what was asked for.
-        sinks: told of results, beside those that ``options`` ask for; closed when the pipeline ends.
+        options: settings and limits of the run, and the files it writes.
+        sinks: told of results, in addition to the sinks of ``options``; closed when the run ends.
         stop: set it to end early.
         progress: called with each model that is prepared for the device.
-        profiling: told what is measured next, if times are.
+        profiling: told what is measured next, if times must be measured.
 
     Raises:
-        FeedError: none of the feeds can be opened, or ``sources`` names one that does not exist.
+        FeedError: no feed can be opened, or ``options.sources`` names a feed that does not exist.
         InputError: a limit or the memory setting is not possible.
         BackendError: the device cannot run the bundle.
+        GemelError: a sink failed.
     """
     manifest = bundle.manifest
     feed_of = {name: query.feed for name, query in manifest.queries.items()}
@@ -98,8 +107,8 @@ def run_bundle(
         swapping = _swapping(bundle, backend, options, queries, profiling)
         before = replace(backend.stats)
         _warm(bundle, backend, queries)
-        infer = Inference(bundle, backend)
-        # Last: the pipeline closes them, and only that.
+        infer = Inference(bundle, backend, None if swapping is None else swapping.depths(queries))
+        # Opened last: only the pipeline closes them, so nothing between here and there may fail.
         sinks = [*_sinks(options, queries, feeds), *sinks]
         stats = pipeline.run_pipeline(
             queries,
@@ -115,8 +124,7 @@ def run_bundle(
         )
         arena = backend.stats
         blocked_ms = (arena.blocked_s - before.blocked_s) * 1e3 + stats.blocked_ms
-        if trace is not None and options.trace is not None:
-            trace.write(options.trace)
+        _write_trace(trace, options.trace)
         return Summary(
             _with_broken(stats, broken, feed_of),
             backend.name,
@@ -129,7 +137,7 @@ def run_bundle(
 def _swapping(
     bundle: Bundle, backend: Backend, options: RunOptions, queries: Collection[str], profiling: Callable[[str], None]
 ) -> Swapping | None:
-    """What to plan with; None where all weights fit, or nothing is known of a device that fails."""
+    """Return the input of plans; None if all weights fit, or if the device cannot be measured."""
     if sum(backend.segments.values()) <= backend.room:
         return None
     try:
@@ -147,9 +155,9 @@ def _swapping(
 
 
 def _warm(bundle: Bundle, backend: Backend, queries: Collection[str]) -> None:
-    """Make what models keep from their first use on, so that no camera waits for it."""
+    """Activate every model once: the first activation opens its programs, and no camera should wait for that."""
     for model in dict.fromkeys(bundle.manifest.queries[query].model for query in queries):
-        # One that cannot be used says so when its queries run.
+        # A model that cannot be used fails again when its queries run, and is reported then.
         with contextlib.suppress(BackendError):
             backend.activate(model)
             backend.release(model)
@@ -158,13 +166,30 @@ def _warm(bundle: Bundle, backend: Backend, queries: Collection[str]) -> None:
 
 
 def _watch(trace: Trace | None, lane: str) -> Watch:
+    """Return a watch that draws spans on a lane of the trace; one that ignores them if there is no trace."""
     return unwatched if trace is None else partial(trace.span, lane)
+
+
+def _write_trace(trace: Trace | None, path: Path | None) -> None:
+    """Write the trace. A failure is logged: the summary of the run must not be lost for it."""
+    if trace is not None and path is not None:
+        try:
+            trace.write(path)
+        except InputError as error:
+            _log.warning("%s", error)
 
 
 def _open_feeds(
     specs: Mapping[str, FeedSpec], used: Collection[str], options: RunOptions, trace: Trace | None
 ) -> tuple[dict[str, Feed], dict[str, str]]:
-    """Feeds by name that queries use, and why those that are missing could not be opened."""
+    """Open the feeds that queries use.
+
+    Returns:
+        Feeds by name, and by name the reasons why other feeds could not be opened.
+
+    Raises:
+        FeedError: no feed can be opened.
+    """
     feeds: dict[str, Feed] = {}
     broken: dict[str, str] = {}
     for name, spec in feeds_from(specs, options.sources).items():
@@ -197,7 +222,7 @@ def _sinks(options: RunOptions, queries: Mapping[str, str], feeds: Mapping[str, 
 
 
 def _with_broken(stats: RunStats, broken: Mapping[str, str], feed_of: Mapping[str, str]) -> RunStats:
-    """Queries without frames belong in the summary, with the reason."""
+    """Add feeds that could not be opened to the statistics, and their queries, each with the reason."""
     idle = {query: QueryStats(feed, 0, 0, last_error=broken[feed]) for query, feed in feed_of.items() if feed in broken}
     feeds = {name: FeedStats(0, error=reason) for name, reason in broken.items()}
     queries = {query: idle.get(query) or stats.queries[query] for query in feed_of}

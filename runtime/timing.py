@@ -1,4 +1,4 @@
-"""How long works take beside each other."""
+"""Timing several pieces of work in turns, so that they can be compared."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ def medians(
     rounds: int,
     enough_s: float = inf,
 ) -> list[float]:
-    """Milliseconds of each. They are done in turns: what slows the machine down for a while slows all of them down.
+    """Measure each work, and return its median time in milliseconds.
+
+    Every round does all works once, one after the other: whatever slows the machine down for a while slows all of them
+    down.
 
     Args:
-        works: what is timed.
-        clock: seconds.
-        warm_up: first rounds, which do not count.
-        rounds: that count.
-        enough_s: seconds after which it has gone on for long enough, with one round at least.
+        works: functions to time.
+        clock: returns seconds.
+        warm_up: rounds at the beginning that do not count.
+        rounds: rounds that count, at most.
+        enough_s: seconds, warm-up included, after which no further round begins; one round counts at least.
     """
     times: list[list[float]] = [[] for _ in works]
     for turn in range(warm_up + rounds):

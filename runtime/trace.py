@@ -1,4 +1,4 @@
-"""What happened when: a Chrome trace, which chrome://tracing and ui.perfetto.dev show."""
+"""Chrome traces of a run: what was run, loaded and decoded when. chrome://tracing and ui.perfetto.dev show them."""
 
 from __future__ import annotations
 
@@ -16,19 +16,18 @@ __all__ = ["Trace", "Watch", "unwatched"]
 _log = logging.getLogger(__name__)
 
 _MOST = 1_000_000
-"""Spans that are kept; a day of four cameras would fill the memory."""
-
+"""Spans that are kept; those of a day of four cameras would fill the memory."""
 
 Watch = Callable[[str, float, float], None]
-"""Told of something by name that took from then to then, in seconds of the monotonic clock."""
+"""A function that is told of a span: its name, its begin and its end, in seconds of the monotonic clock."""
 
 
 def unwatched(name: str, begin: float, end: float) -> None:
-    """For whom nobody watches."""
+    """Ignore a span; the default watch."""
 
 
 class Trace:
-    """Spans of time, in lanes. May be told from any thread."""
+    """Spans of time in named lanes, one lane a line of the picture. Thread-safe."""
 
     def __init__(self) -> None:
         self._began = monotonic()
@@ -36,10 +35,18 @@ class Trace:
         self._spans: list[tuple[int, str, float, float, dict[str, object]]] = []
         self._lock = Lock()
         self.dropped = 0
-        """Spans that were one too many."""
+        """Spans that were not kept because there were too many."""
 
     def span(self, lane: str, name: str, begin: float, end: float, **details: object) -> None:
-        """Something that took from ``begin`` to ``end``, in seconds of the monotonic clock."""
+        """Add a span from ``begin`` to ``end``, in seconds of the monotonic clock.
+
+        Args:
+            lane: line that the span is drawn on.
+            name: text that is drawn on the span.
+            begin: second at which the span begins.
+            end: second at which the span ends.
+            details: values that the viewer shows when the span is selected.
+        """
         with self._lock:
             number = self._lanes.setdefault(lane, len(self._lanes))
             if len(self._spans) < _MOST:
@@ -77,4 +84,5 @@ class Trace:
 
 
 def _named(what: str, number: int, name: str) -> dict[str, object]:
+    """Return the event that names the process or, by number, a lane; ``what`` is the kind of event."""
     return {"name": what, "ph": "M", "pid": 0, "tid": number, "args": {"name": name}}

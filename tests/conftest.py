@@ -1,4 +1,4 @@
-"""What several tests need: small workloads on disk, and one compiled bundle."""
+"""Fixtures of several tests: small workloads on disk, a compiled bundle, and the command ``gemel``."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ from gemel.workload import Workload, load_workload
 
 pytest_plugins = ["trained_models"]
 
-# The same examples in every run, so that a change is judged by itself; `HYPOTHESIS_PROFILE=default` tries new ones.
+# Use the same hypothesis examples in every run, so that results only change with the code.
+# `HYPOTHESIS_PROFILE=default` tries new ones.
 settings.register_profile("same", derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 @pytest.fixture
 def workload_in(tmp_path: Path) -> Callable[..., Workload]:
-    """Write a workload with the given queries (and other top-level keys) into ``tmp_path`` and load it."""
+    """Return a function that writes a workload with given queries into ``tmp_path`` and loads it."""
 
     def make(*queries: dict[str, Any], **changes: Any) -> Workload:
+        """Write and load a workload; ``changes`` are other top-level keys."""
         document = {
             "schema_version": "1",
             "feeds": {"yard": {"source": "yard.mp4", "fps": 10}},
@@ -46,7 +48,10 @@ def workload_in(tmp_path: Path) -> Callable[..., Workload]:
 
 @pytest.fixture(scope="session")
 def _shared_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three queries, two models: equal kernels, own BatchNorm; the third query uses the first model."""
+    """Compile a bundle of three queries and two models with equal kernels and own BatchNorms; return its folder.
+
+    The third query uses the first model.
+    """
     folder = tmp_path_factory.mktemp("shared")
     first = tiny(0)
     save(first, folder / "a.safetensors")
@@ -65,28 +70,32 @@ def _shared_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def bundle_folder(_shared_bundle: Path, tmp_path: Path) -> Path:
-    """A copy of the compiled folder (``workload.yaml``, weights, ``bundle/``) that a test may damage."""
+    """Return a copy of a compiled folder (``workload.yaml``, weights, ``bundle/``) that a test may damage."""
     return Path(shutil.copytree(_shared_bundle, tmp_path / "work"))
 
 
 @pytest.fixture
 def bundle(bundle_folder: Path) -> Path:
-    """Its bundle. Paths of feeds were made absolute when the shared folder was compiled; they still exist."""
+    """Return a copy of a compiled bundle that a test may damage.
+
+    The feeds have absolute paths into the folder that the bundle was compiled in, which still exists.
+    """
     return bundle_folder / "bundle"
 
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """For tests of small models: see :func:`helpers.single_thread`."""
+    """Let PyTorch use one thread during a test of small models; see :func:`helpers.single_thread`."""
     with single_thread():
         yield
 
 
 @pytest.fixture
 def gemel(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Run ``gemel`` in this process; returns its exit code and what it printed."""
+    """Return a function that runs the command ``gemel`` in this process."""
 
     def run(*arguments: str | Path) -> tuple[int, str, str]:
+        """Run ``gemel`` with some arguments; return exit code, stdout and stderr."""
         monkeypatch.setattr(sys, "argv", ["gemel", *map(str, arguments)])
         with pytest.raises(SystemExit) as caught:
             main()

@@ -1,4 +1,4 @@
-"""What every device must do, whatever it is: a test class takes these in and gives a ``device``."""
+"""Tests that every device must pass: a test class inherits from :class:`DeviceProtocol` and provides a ``device``."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class DeviceProtocol:
         less, _ = device.memory()
         device.free(addresses.pop())
         more, _ = device.memory()
-        # Others may use the machine's memory meanwhile.
+        # Other processes may take or free memory meanwhile.
         assert more - less > size // 2
 
     def test_events_come_in_turn(self, device: Device) -> None:
@@ -120,10 +120,10 @@ class DeviceProtocol:
 
     def test_a_stream_waits_for_the_event_as_it_was(self, device: Device) -> None:
         one, other, event = device.stream(), device.stream(), device.event()
-        other.wait(event)  # it was never recorded
+        other.wait(event)  # returns at once, because the event was never recorded
         event.record(one)
         other.wait(event)
-        event.record(other)  # would else wait for itself
+        event.record(other)  # the stream would wait for itself if it waited for this recording
         other.synchronize()
 
     def test_streams_are_told_apart(self, device: Device) -> None:
@@ -149,7 +149,7 @@ class DeviceProtocol:
             except Exception as error:
                 found.append(error)
 
-        # One after the other, and what one made another lets go of.
+        # Threads run one after the other; streams made on them are deleted on another one.
         for _ in range(3):
             came[:] = 0
             thread = Thread(target=work)

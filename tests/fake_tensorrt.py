@@ -1,10 +1,10 @@
-"""As much of TensorRT's Python API as gemel uses, on a device that is this machine's memory.
+"""Test double of TensorRT: the part of its Python API that gemel uses, on the host double of a device.
 
-An engine is the program that it was built from; ONNX Runtime runs it on what lies at the addresses that were bound, or
-on what was copied into it, in the stream that it is given. So the code around TensorRT is tested without a card: what
-is bound where, when it is copied, and what becomes of engines that cannot be used.
+An engine is the program that it was built from. ONNX Runtime runs the program on the bytes at the bound addresses, or
+on those that a refit copied into the engine, in the stream that it is given. So the code around TensorRT is tested
+without a card: which addresses are bound, when weights are copied, and what happens to engines that cannot be used.
 
-Time passes only where the caller says that it does: see :meth:`FakeTensorRt.now`.
+Runs and refits take the times that the test sets, see :meth:`FakeTensorRt.now`.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from host_device import HostStream
 
 from gemel.bundles.onnx_wire import tensor_array
 from gemel.bundles.program import read_model
-from gemel.runtime.device.host import HostStream
 
 __all__ = ["FakeTensorRt"]
 
 _BLOCK = 4096
-"""Bytes of activations that every engine asks for, and overwrites."""
+"""Bytes of activations that every engine asks for, and overwrites at each run."""
 
 
 class _Logger:
@@ -46,17 +46,17 @@ class _Logger:
 
 
 class FakeTensorRt:
-    """Stands in for the module.
+    """Double of the Python module ``tensorrt``.
 
     Args:
         streams: streams of the device by handle.
-        version: engines of other versions are refused.
-        refuses: operators that it does not know.
-        seconds: what a ``bound`` or ``refit`` run and a ``swap`` take; left out, no engine can be refitted.
-        renames: weights that go by another name in engines that can be refitted.
-        keeps: weights that refitting leaves as they were built in.
-        wrong: what refitted engines add to their answers.
-        timings: whether it keeps what it measured.
+        version: version of the library. Engines of other versions are refused.
+        refuses: operators that the parser does not know.
+        seconds: times of a ``bound`` run, a ``refit`` run and a ``swap``; when left out, no engine can be refitted.
+        renames: weights that have another name in engines that can be refitted.
+        keeps: weights that a refit leaves as they were when the engine was built.
+        wrong: number that refitted engines add to their outputs.
+        timings: whether the library has timing caches.
     """
 
     ILogger = _Logger
@@ -99,17 +99,18 @@ class FakeTensorRt:
         self.seconds, self.wrong = seconds, wrong
         self.built = 0
         self.flags: list[set[str]] = []
-        """Of each engine that was built."""
+        """Builder flags of each engine that was built."""
         self.timed = 0
-        """Programs whose kernels were timed, as nothing was known of them."""
+        """Programs whose kernels were timed, because the timing cache did not have them."""
         self.refits = 0
         self._now = 0.0
 
     def now(self) -> float:
-        """Seconds that runs and refits took so far."""
+        """Return the seconds that runs and refits took so far."""
         return self._now
 
     def pass_time(self, what: str) -> None:
+        """Add the time of a ``bound`` run, a ``refit`` run or a ``swap``."""
         self._now += (self.seconds or {}).get(what, 0.0)
 
     @staticmethod
@@ -185,11 +186,11 @@ class FakeTensorRt:
 
 
 def _taken_out(model: Any, path: str | None) -> dict[str, bytes]:
-    """Make inputs of all floats, as a stripped engine has none; gives their names and values.
+    """Turn all float constants of a model into inputs, as in a stripped engine, and return their names and values.
 
     Args:
-        model: changed in place.
-        path: beside which weights lie; left out, nothing is to be stripped.
+        model: model that is changed in place.
+        path: file in the folder of the weights; when left out, nothing is stripped.
     """
     values: dict[str, bytes] = {}
     if path is None:
@@ -211,7 +212,7 @@ def _taken_out(model: Any, path: str | None) -> dict[str, bytes]:
 
 
 class _Config:
-    """Of a library without timing caches."""
+    """Builder configuration of a library without timing caches."""
 
     def __init__(self) -> None:
         self.flags: set[str] = set()
@@ -225,7 +226,7 @@ class _Config:
 
 
 class _TimedConfig(_Config):
-    """Of one with them: a cache is the digests of programs."""
+    """Builder configuration of a library with timing caches. A cache is the set of digests of the programs in it."""
 
     def create_timing_cache(self, data: bytes) -> Any:
         known = set(data.decode().split())
@@ -248,9 +249,9 @@ class _Engine:
         self.session = ort.InferenceSession(base64.b64decode(plan["proto"]), providers=["CPUExecutionProvider"])
         ports = {port.name: port for port in self.session.get_inputs()}
         self.weights = {name: ports.pop(name) for name in plan["names"]}
-        """By their names in the program; none of an engine that has them as inputs."""
+        """Name in the program -> port of the weights; empty for an engine that has weights as inputs."""
         self.values: dict[str, Any] = {}
-        """The engine's own copy of them."""
+        """Name in the program -> the engine's private copy of the weights."""
         self.refitted = not plan["refit"]
         self.inputs = ports
         self.outputs = {port.name: port for port in self.session.get_outputs()}
@@ -337,7 +338,7 @@ class _Context:
         return address % 256 == 0 or name in self._engine.inputs
 
     def execute_async_v3(self, handle: int) -> bool:
-        # What is bound now is what counts, whatever is bound before the stream gets there.
+        # The run uses the addresses bound now, whatever is bound before the stream gets to it.
         addresses, shapes, block = dict(self._addresses), dict(self._shapes), self._block
         engine = self._engine
 

@@ -1,4 +1,4 @@
-"""Small workloads, weights and videos that tests write to disk, and the commands as processes of their own."""
+"""Helpers that write small workloads, weights and videos to disk, and run the commands in processes of their own."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ BIN = Path(sys.executable).parent
 
 
 def query(name: str, factory: str = "tiny_models:TinyNet", **changes: Any) -> dict[str, Any]:
-    """A query on the feed ``yard`` whose weights are ``<name>.safetensors``."""
+    """Return a query on the feed ``yard`` with the weights ``<name>.safetensors``, as in workload.yaml."""
     model = {"factory": factory, "weights": f"{name}.safetensors", "input": {"size": list(SIZE)}}
     return {"name": name, "feed": "yard", "task": "classification", "model": model, **changes}
 
 
 def save(model: nn.Module, path: Path) -> None:
+    """Write a model's state dict as a safetensors file."""
     save_file({name: value.contiguous().clone() for name, value in model.state_dict().items()}, path)
 
 
 def write_video(path: Path, frames: int = 12, size: tuple[int, int] = (64, 48), fps: int = 10) -> Path:
-    """A short clip of moving noise."""
+    """Write a short clip of moving noise, ``size`` being width and height, and return its path."""
     rng = np.random.default_rng(0)
     base = rng.integers(0, 256, (size[1], size[0], 3)).astype(np.uint8)
     with av.open(str(path), "w") as container:
@@ -44,26 +45,40 @@ def write_video(path: Path, frames: int = 12, size: tuple[int, int] = (64, 48), 
     return path
 
 
+def keep_images(folder: Path, count: int) -> None:
+    """Delete all but ``count`` images of each class in the data sets of the fixture ``trained``, for short merges."""
+    for images in folder.glob("data/*/*/*"):
+        for path in sorted(images.iterdir())[count:]:
+            path.unlink()
+
+
 def swap_for_a_pipe(path: Path) -> None:
+    """Replace a file by a named pipe."""
     path.unlink()
     os.mkfifo(path)
 
 
 def swap_for_a_link(path: Path) -> None:
+    """Move a file aside and leave a symbolic link to it."""
     path.rename(path.with_suffix(".moved"))
     path.symlink_to(path.with_suffix(".moved"))
 
 
 def call(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run an installed command."""
+    """Run an installed command with some environment variables added, for at most 120 seconds."""
     program, *rest = map(str, arguments)
-    # The factories of the tests' workloads are found as a user's would be.
+    # Factories of the tests' workloads are imported from the folder of the tests.
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), **environment}
     return subprocess.run([BIN / program, *rest], capture_output=True, text=True, env=environment, timeout=120)
 
 
 def without(*modules: str, path: Path) -> dict[str, str]:
-    """An environment in which importing any of ``modules`` fails as if it was not installed."""
+    """Return environment variables with which importing any of ``modules`` fails as if it were not installed.
+
+    Args:
+        modules: names of the modules.
+        path: folder for a ``sitecustomize.py``.
+    """
     lines = [f"sys.modules[{name!r}] = None" for name in modules]
     (path / "sitecustomize.py").write_text("\n".join(["import sys", *lines]))
     return {"PYTHONPATH": str(path)}
@@ -71,7 +86,10 @@ def without(*modules: str, path: Path) -> dict[str, str]:
 
 @contextmanager
 def single_thread() -> Iterator[None]:
-    """Two threads that wait for each other on a busy machine take ten times as long as one."""
+    """Let PyTorch use one thread inside the context.
+
+    On a busy machine, two threads that wait for each other take ten times as long as one.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -9,21 +9,36 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from gemel.bundles import blob, manifest
+from gemel.bundles.onnx_wire import tensor_array
 from gemel.bundles.program import port_dtype, port_shape, read_model, split_model
 from gemel.bundles.reader import MANIFEST, Bundle, open_bundle
 
-__all__ = ["Drawing", "images", "int8_bundle", "network", "wired", "write_bundle"]
+__all__ = [
+    "CHANNELS",
+    "Array",
+    "Drawing",
+    "arrays",
+    "close",
+    "images",
+    "int8_bundle",
+    "network",
+    "random_int8",
+    "run_as_written",
+    "wired",
+    "write_bundle",
+]
 
 Array = NDArray[Any]
 CHANNELS = 64
 
 
 class Drawing:
-    """An ONNX graph that grows node by node; values are names."""
+    """An ONNX graph that grows node by node; methods take and return names of values."""
 
     def __init__(self, seed: int = 0) -> None:
         self.random = np.random.default_rng(seed)
@@ -31,30 +46,33 @@ class Drawing:
         self.constants: dict[str, Array] = {}
 
     def constant(self, values: Array, name: str | None = None) -> str:
+        """Add an initializer."""
         name = name or f"c{len(self.constants)}"
         self.constants[name] = values
         return name
 
     def node(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        """Add a node, and return the name of its output."""
         self.nodes.append(helper.make_node(kind, inputs, [f"v{len(self.nodes)}"], **attributes))
         return f"v{len(self.nodes) - 1}"
 
     def rounded(self, value: str, peak: float) -> str:
-        """Through int8 and back."""
+        """Add QuantizeLinear and DequantizeLinear behind a value."""
         scale, zero = self.constant(np.float32(peak / 127)), self.constant(np.int8(0))
         return self.node("DequantizeLinear", self.node("QuantizeLinear", value, scale, zero), scale, zero)
 
     def kernel(self, values: Array, scale: Array, axis: int, name: str | None = None) -> str:
-        """An int8 kernel as float32."""
+        """Add an int8 kernel and a DequantizeLinear; kernels of the same name are one initializer."""
         held = name if name in self.constants else self.constant(values, name)
         assert held is not None
         return self.node("DequantizeLinear", held, self.constant(scale.astype(np.float32)), axis=axis)
 
     def bias(self, size: int) -> str:
+        """Add a bias of random float32 numbers."""
         return self.constant(self.random.normal(0, 0.3, size).astype(np.float32))
 
     def model(self, output: str, shape: Sequence[int | str] = ("batch", 3, 16, 16)) -> onnx.ModelProto:
-        """From ``image`` to a value, which is called ``out``."""
+        """Return the model from ``image`` to a value, which becomes the output ``out``."""
         nodes = [*self.nodes, helper.make_node("Identity", [output], ["out"])]
         ports = [
             helper.make_tensor_value_info("image", TensorProto.FLOAT, shape),
@@ -69,14 +87,20 @@ class Drawing:
 
 
 def random_int8(seed: int, *shape: int) -> Array:
+    """Return random integers from -127 to 127."""
     values: Array = np.random.default_rng(seed).integers(-127, 128, shape).astype(np.int8)
     return values
 
 
 def network(scales: int, bias: int | None = None, channels: int = CHANNELS) -> onnx.ModelProto:
-    """A convolution, a depthwise one, a residual one, and a classifier of 5 classes; no value is cut off.
+    """Return a network of a convolution, a depthwise one, a residual one, and a classifier of 5 classes.
 
-    Int8 kernels are always the same ones; of two networks with other ``scales``, all scales are different.
+    No value is cut off by rounding. Int8 kernels are the same in all networks.
+
+    Args:
+        scales: seed of the kernels' scales; networks with different seeds have no scale in common.
+        bias: seed of the biases; by default the same as ``scales``.
+        channels: channels of the convolutions.
     """
     draw = Drawing(scales if bias is None else bias)
     random = np.random.default_rng(100 + scales)
@@ -102,15 +126,35 @@ def network(scales: int, bias: int | None = None, channels: int = CHANNELS) -> o
 
 
 def images(batch: int = 1) -> dict[str, Array]:
+    """Return inputs of a network: images of noise."""
     return {"image": np.random.default_rng(0).normal(0, 1, (batch, 3, 16, 16)).astype(np.float32)}
 
 
 def wired(model: onnx.ModelProto) -> Any:
+    """Return a model as the runtime reads it, without the onnx package."""
     return read_model(model.SerializeToString())
 
 
+def run_as_written(model: Any, inputs: Mapping[str, Array]) -> Array:
+    """Return a model's output without ONNX Runtime's optimisations, which round more than the nodes say."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    output: Array = ort.InferenceSession(model.SerializeToString(), options).run(None, inputs)[0]
+    return output
+
+
+def arrays(model: Any) -> dict[str, Array]:
+    """Return initializer -> values."""
+    return {tensor.name: tensor_array(tensor) for tensor in model.graph.initializer}
+
+
+def close(found: Array, expected: Array, tolerance: float = 1e-5) -> None:
+    """Check that values differ by at most a part of the largest expected one."""
+    assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
+
+
 def write_bundle(folder: Path, models: Mapping[str, tuple[manifest.Precision, onnx.ModelProto]]) -> Bundle:
-    """A bundle of classifiers, one stage each, as the compiler writes it."""
+    """Write a bundle of classifiers with one stage each, as the compiler does, and open it."""
     folder.mkdir()
     arrays: dict[str, Array] = {}
     users: dict[str, set[str]] = {}
@@ -166,6 +210,7 @@ def write_bundle(folder: Path, models: Mapping[str, tuple[manifest.Precision, on
 
 
 def _put_outside(tensor: onnx.TensorProto, place: manifest.TensorSpec) -> None:
+    """Let an initializer refer to its place in the blob."""
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL
     for key, value in (("location", "weights.bin"), ("offset", place.offset), ("length", place.length)):
@@ -173,5 +218,5 @@ def _put_outside(tensor: onnx.TensorProto, place: manifest.TensorSpec) -> None:
 
 
 def int8_bundle(folder: Path) -> Bundle:
-    """Two models with the same kernels, each with its own scales."""
+    """Write a bundle of two models with the same kernels, each with its own scales."""
     return write_bundle(folder, {"a": ("int8", network(0)), "b": ("int8", network(1))})

@@ -1,4 +1,4 @@
-"""What tests of backends on a device share: a device that is this machine's memory, and what they run on it."""
+"""Helpers for tests of backends on a device: the host double with records, and models to run on it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from host_device import HostDevice, HostStream
 from onnx import TensorProto, helper
 
 from gemel.bundles.program import read_model, split_model
 from gemel.bundles.reader import MANIFEST
-from gemel.runtime.device.host import HostDevice, HostStream
 
 __all__ = ["IMAGES", "Device", "add_stage", "run"]
 
@@ -20,7 +20,7 @@ IMAGES = np.random.default_rng(0).random((3, 3, 32, 32), np.float32)
 
 
 class Device(HostDevice):
-    """One that tells streams by their handles, as CUDA does, and what was uploaded."""
+    """Host double that finds streams by their handles, as CUDA does, and records the bytes of every upload."""
 
     target = "sm99"
 
@@ -58,6 +58,7 @@ def add_stage(bundle: Path) -> None:
 
 
 def run(backend: Any, model: str, images: Any = IMAGES[:1]) -> Any:
+    """Swap a model in, run it on images, release it, and return its logits."""
     backend.activate(model)
     try:
         return backend.run(model, "main", {"image": images})["logits"]

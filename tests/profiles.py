@@ -1,4 +1,4 @@
-"""Workloads on devices that exist only on paper: by hand, and at random."""
+"""Profiles for tests, by hand and at random."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def profile(
     fps: float | Mapping[str, float] = 10.0,
     **fields: Any,
 ) -> Profile:
-    """A query for each model, of the same name; a byte loads in a millisecond.
+    """Return a profile with one query for each model, of the same name. A byte loads in a millisecond.
 
     Args:
-        models: model to its segments.
-        sizes: segment to bytes, where it is not 1.
-        run: milliseconds of a frame, or those of each model's batches.
-        fps: frames a second, or those of each query.
-        fields: others of the profile.
+        models: model -> its segments.
+        sizes: segment -> bytes; 1 for segments that are left out.
+        run: milliseconds of a turn of one frame; or model -> frames of a turn -> milliseconds.
+        fps: frames a second of all queries; or query -> frames a second.
+        fields: other fields of the profile.
     """
     sizes = sizes or {}
     document = {
@@ -49,8 +49,8 @@ def profile(
 
 @st.composite
 def profiles(draw: st.DrawFn, most: int = 5, widest: int = 3, fps: int | None = None) -> Profile:
-    """Up to ``most`` queries, of models that share segments and run up to ``widest`` batch sizes."""
-    # The fewer there are, the more models have all their weights in common.
+    """Draw a profile of up to ``most`` queries, whose models share segments and have up to ``widest`` turn sizes."""
+    # The fewer segments there are, the more models have all their weights in common.
     names = [f"s{index}" for index in range(draw(st.sampled_from([1, 2, 3, 3, 4, 5, 7])))]
     segments = {
         name: {"bytes": draw(st.integers(1, 60)), "load_ms": draw(st.none() | st.integers(1, 90))} for name in names
@@ -73,7 +73,7 @@ def profiles(draw: st.DrawFn, most: int = 5, widest: int = 3, fps: int | None = 
     return parse_profile(
         {
             "link": {"bandwidth": 1e3, "latency_ms": draw(st.integers(0, 5))},
-            # No run takes exactly as long as the SLA allows.
+            # Fractions, so that no turn takes exactly as long as the SLA allows.
             "sla_ms": draw(st.sampled_from([33.3, 100.5, 400.5])),
             "segments": segments,
             "models": models,
@@ -83,5 +83,5 @@ def profiles(draw: st.DrawFn, most: int = 5, widest: int = 3, fps: int | None = 
 
 
 def budgets(known: Profile) -> st.SearchStrategy[int]:
-    """Bytes, from what the hungriest model needs to what all need."""
+    """Return a strategy for budgets in bytes, from what the largest model needs to what all models need."""
     return st.integers(known.budget("min"), known.budget("all"))

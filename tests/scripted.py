@@ -1,4 +1,4 @@
-"""Feeds that follow a script, a sink that remembers, and what holds after every run."""
+"""Feeds that follow a script, a sink that remembers, and a check of what holds after every run."""
 
 from __future__ import annotations
 
@@ -18,13 +18,20 @@ from gemel.runtime.loop.summary import RunStats
 from gemel.runtime.sinks import Sink
 
 _MOST = 10_000
-"""Pictures that come while an event is awaited which does not happen."""
+"""Pictures after which a source gives up an event that never happens."""
 
 
 class Script:
-    """A source of ``most`` pictures with pauses, which then ends or fails, at each opening anew.
+    """A source of pictures that follows a script, from the beginning at each opening.
 
-    Pictures in ``held`` wait for an event each; until ``until`` there are more than that.
+    Args:
+        most: pictures before the source ends or fails.
+        live: whether the source is a camera.
+        pause: the longest pause before a picture, in seconds.
+        failure: raised at the end.
+        seed: seed of the pauses.
+        held: index of a picture -> event that the picture waits for.
+        until: while this event is not set, pictures come beyond ``most``.
     """
 
     def __init__(
@@ -62,17 +69,20 @@ class Script:
                 time.sleep(self._random.uniform(0, self._pause))
             if i in self._held:
                 assert self._held[i].wait(10)
-            # A thousand a second: pacing plays no part.
+            # Stamps a millisecond apart, so that pacing plays no part.
             yield i / 1000, lambda: np.zeros((2, 3, 3), np.uint8)
         if self._failure is not None:
             raise self._failure
 
 
 def feed(name: str, most: int, *, loop: bool = False, **script: object) -> Feed:
+    """Return a feed of a scripted source that is opened again after a millisecond at most; see :class:`Script`."""
     return Feed(name, Script(most, **script), loop=loop, backoff=Backoff(0.0005, 0.001))  # type: ignore[arg-type]
 
 
 class Recorder(Sink):
+    """A sink that keeps what it is told."""
+
     def __init__(self) -> None:
         self.results: list[tuple[str, int, Result]] = []
         self.errors: list[tuple[str, int, str]] = []
@@ -94,15 +104,17 @@ class Recorder(Sink):
         self.closed += 1
 
     def indices(self, query: str) -> list[int]:
+        """Return the indices of the frames that a query answered, in order."""
         return [index for name, index, _ in self.results if name == query]
 
 
 def answer(query: str, frame: Frame) -> Result:
+    """Answer with a class whose label names the query and the frame."""
     return (Class(f"{query}-{frame.index}", 1.0),)
 
 
 def check(stats: RunStats, feeds: Mapping[str, Feed], recorder: Recorder) -> None:
-    """What holds after every run."""
+    """Check what holds after every run: counts add up, and frames come in order and once."""
     for name, query in stats.queries.items():
         assert query.frames == feeds[query.feed].delivered
         assert query.frames == query.processed + query.skipped

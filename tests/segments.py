@@ -1,4 +1,4 @@
-"""A blob of noise on disk, and whether a device arena has it right."""
+"""Blobs of noise on disk, and a check that a device arena holds the right bytes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["PAGE", "Segments", "write_segments"]
 
 PAGE = 4096
 _FIRST = 64
-"""Bytes of a segment's first tensor; the rest is its second."""
+"""Bytes of a segment's first tensor; the rest of the segment is its second."""
 
 
 @dataclass(frozen=True)
 class Segments:
-    """A blob of segments ``s0``, ``s1``, ..., each with two tensors."""
+    """Blob of segments ``s0``, ``s1``, ..., each with two tensors."""
 
     path: Path
     data: bytes
@@ -30,7 +30,7 @@ class Segments:
     segments: dict[str, SegmentSpec]
 
     def check(self, device: Device, arena: DeviceArena, segments: Sequence[str]) -> None:
-        """Compare every tensor on the device with the file; for within :meth:`DeviceArena.running`."""
+        """Compare every tensor on the device with the file. Call inside :meth:`DeviceArena.running`."""
         stream = device.stream()
         for segment in segments:
             for tensor in self.segments[segment].tensors:
@@ -43,7 +43,7 @@ class Segments:
 
 
 def write_segments(folder: Path, sizes: Sequence[int]) -> Segments:
-    """Segments of so many bytes, each on a page and with a page or more behind it."""
+    """Write segments of the given bytes to a file, each at the start of a page and with at least a page behind it."""
     tensors: dict[str, TensorSpec] = {}
     segments: dict[str, SegmentSpec] = {}
     data = bytearray()

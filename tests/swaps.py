@@ -1,4 +1,4 @@
-"""Runs of a workload whose weights are not all in memory, with memory that is watched."""
+"""Runs of a workload whose weights are not all in memory, with a memory that asserts what is asked of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gemel.errors import BackendError
 from gemel.frames.frame import Frame
 from gemel.runtime.decode.results import Result
 from gemel.runtime.feeds import Feed
-from gemel.runtime.loop import pipeline
+from gemel.runtime.loop import pipeline, runner
 from gemel.runtime.loop.plan_input import Swapping
 from gemel.runtime.loop.summary import RunStats
 from gemel.runtime.planning.planner import POLICIES
@@ -33,21 +33,22 @@ ON = {"a": "yard", "b": "yard", "c": "gate"}
 
 
 def known(run: float | Mapping[str, Mapping[int, float]] = 1.0, **fields: Any) -> Profile:
-    """Three queries, of which two share weights; a byte loads in a millisecond."""
+    """Return a profile of three queries, of which two share weights. A byte loads in a millisecond."""
     return profile(MODELS, SIZES, run, 500.0, **{"sla_ms": 1000, **fields})
 
 
 SPEEDS: list[Callable[[], object] | None] = [None, partial(time.sleep, 0.001)]
+"""Loads that end at once, and loads that take a millisecond on another thread; see :class:`Weights`."""
 
 
 class Weights:
-    """Memory of a budget, which asserts that nothing is asked of it that it cannot do.
+    """A memory with a budget, which asserts that only possible transfers are asked of it.
 
     Args:
-        known: sizes of segments.
-        budget: bytes.
-        load: what is done, on a thread, before a segment is there. Left out, segments are there at once.
-        fails: whether a prefetch does, given how many there were before.
+        known: profile with the sizes of segments.
+        budget: bytes that may be in memory at once.
+        load: called on a thread before a segment is in memory. If left out, segments are there at once.
+        fails: returns whether a prefetch fails, given the number of prefetches before.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Weights:
     ) -> None:
         self.calls = self.loads = self.peak = 0
         self.inside: set[str] = set()
-        """Segments that are there or on their way."""
+        """Segments in memory or being loaded."""
         self._known, self._budget, self._load, self._fails = known, budget, load, fails
         self._coming: dict[str, object] = {}
         self._loader = ThreadPoolExecutor(1)
@@ -95,11 +96,11 @@ class Weights:
         self._lost = False
 
     def use(self, query: str) -> None:
-        """What a backend does before it runs a query's model."""
+        """Make a query's weights resident, as a backend does before it runs the model."""
         segments = self._known.segments_of(query)
         if self.loaded(segments):
             return
-        # Not an exception that counts as a failure of the query.
+        # pytest.fail, because an ordinary exception would count as a failure of the query.
         if not self._lost:
             pytest.fail(f"query {query} runs without its weights")
         missing = [segment for segment in segments if segment not in self.inside]
@@ -132,7 +133,7 @@ class Weights:
 
 @contextmanager
 def planned_for(queries: str) -> Iterator[Event]:
-    """Set when a plan is made anew for just these."""
+    """Yield an event that is set when a new plan is made for exactly these queries."""
     told = Event()
 
     class Listener(logging.Handler):
@@ -140,7 +141,7 @@ def planned_for(queries: str) -> Iterator[Event]:
             if record.getMessage() == f"planned anew for {queries}":
                 told.set()
 
-    logger, listener = logging.getLogger(pipeline.__name__), Listener()
+    logger, listener = logging.getLogger(runner.__name__), Listener()
     logger.setLevel(logging.INFO)
     logger.addHandler(listener)
     try:
@@ -151,7 +152,7 @@ def planned_for(queries: str) -> Iterator[Event]:
 
 
 class Runs:
-    """Runs of the three queries; in memory that is as small as can be, where nothing else is said."""
+    """Runs of the three queries of :func:`known`, by default in the smallest possible memory."""
 
     def __init__(self) -> None:
         self.recorder = Recorder()
@@ -188,5 +189,5 @@ class Runs:
 
 
 def unanswered(feeds: Mapping[str, Feed], recorder: Recorder, queries: str = "abc") -> list[str]:
-    """Queries that have no result of the last frame."""
+    """Return the queries that have no result on the last frame of their feed."""
     return [name for name in queries if recorder.indices(name)[-1] != feeds[ON[name]].delivered - 1]

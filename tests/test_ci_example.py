@@ -1,4 +1,4 @@
-"""The workflow that users copy: its steps run as they stand, on a small workload."""
+"""Run the steps of the workflow that users copy, unchanged, on a small workload."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STEPS = WORKFLOW["jobs"]["bundle"]["steps"]
 
 
 def run(bundle_folder: Path) -> list[subprocess.CompletedProcess[str]]:
-    """Run the steps that call gemel until one fails, as the workflow does."""
+    """Run the steps that call gemel until one fails, as the workflow does, and return the finished processes."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, **WORKFLOW["env"], "PATH": path, "PYTHONPATH": str(ROOT / "tests")}
     done: list[subprocess.CompletedProcess[str]] = []
@@ -60,6 +60,6 @@ def test_actions_are_pinned_to_major_versions() -> None:
 
 def test_what_it_installs_is_there() -> None:
     (install,) = (step["run"] for step in STEPS if step.get("name") == "Install")
-    extras = re.findall(r"gemel\[(.*)\]", install)[0].split(",")
+    extras = re.findall(r"\./gemel\[(.*)\]", install)[0].split(",")
     declared = (ROOT / "pyproject.toml").read_text()
     assert all(f"\n{extra} = [" in declared for extra in extras)

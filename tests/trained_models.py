@@ -1,4 +1,4 @@
-"""Two small models that were trained, with their workload and labelled images. A pytest plugin of tests/conftest.py."""
+"""Fixtures with two small trained models, their workload and labelled images. tests/conftest.py loads this plugin."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ from gemel.workload.zoo.cifar_resnet import cifar_resnet
 
 @pytest.fixture(scope="session")
 def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two small ResNets, trained on stripes: one tells their direction, the other their colour."""
+    """Train two small ResNets on images of stripes: one tells their direction, the other their colour.
+
+    Returns:
+        The folder with ``workload.yaml``, weights and images; tests must not change it.
+    """
     folder = tmp_path_factory.mktemp("trained")
     tasks = {"direction": (("flat", "steep", "upright"), 8), "colour": (("blue", "red"), 14)}
     queries = []
@@ -51,12 +55,20 @@ def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def trained(_trained: Path, tmp_path: Path) -> Path:
-    """A copy of the folder: ``workload.yaml``, weights and labelled images."""
+    """Copy the trained models for one test: ``workload.yaml``, weights and labelled images."""
     return Path(shutil.copytree(_trained, tmp_path / "trained"))
 
 
 def stripes(task: str, count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images ``[N, 16, 16, 3]`` RGB of noisy stripes, and each one's class: of its direction, or of its colour."""
+    """Make noisy images of stripes.
+
+    Args:
+        task: ``direction`` or ``colour``: what the classes are.
+        count: number N of images.
+
+    Returns:
+        Images ``[N, 16, 16, 3]`` RGB, and the class of each image ``[N]``.
+    """
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:16, :16]
     directions, colours = rng.integers(3, size=count), rng.integers(2, size=count)
@@ -68,6 +80,7 @@ def stripes(task: str, count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]
 
 
 def _train(depth: int, classes: int, pixels: NDArray[np.uint8], answers: NDArray[np.int64]) -> nn.Module:
+    """Train a ResNet for 6 epochs on ``pixels [N, 16, 16, 3]`` and their classes ``answers [N]``."""
     torch.manual_seed(0)
     model = cifar_resnet(depth, classes)
     spec = model.input_defaults()

@@ -1,11 +1,11 @@
-"""Measure what gemel promises on a CPU, and write docs/benchmarks.md.
+"""Measure swap-in, CPU time, memory and start-up on a CPU against plain sessions; write docs/benchmarks.md's tables.
 
     .venv/bin/python tools/bench_cpu.py [--rounds 30]
 
 Four workloads: the street example (trained weights), eight ResNet50 with different weights, eight queries on one
-ResNet50, and two ResNet18 with equal kernels and own BatchNorm (random weights: neither memory nor times depend on
-training). Every figure comes from ``gemel bench``, which alternates both sides in one run; the plain side is what
-``torch.onnx.export`` writes, in default ONNX Runtime sessions.
+ResNet50, and two ResNet18 with equal kernels and private BatchNorm. The ResNets have random weights, because neither
+memory nor times depend on training. Every figure comes from ``gemel bench``, which alternates both sides in one run.
+The plain side is what ``torch.onnx.export`` writes, in default ONNX Runtime sessions.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 import onnxruntime
 import torch
 import torchvision
+from documents import write_between
 from rich.console import Console
 from safetensors.torch import save_file
 
@@ -38,7 +39,7 @@ STREET = ROOT / "examples" / "street" / "workload.yaml"
 
 
 def eight_resnets(folder: Path, copies: int) -> Path:
-    """A workload of eight queries on ``copies`` sets of ResNet50 weights."""
+    """Write a workload of eight queries on ``copies`` sets of ResNet50 weights, and return its path."""
     folder.mkdir()
     for index in range(copies):
         torch.manual_seed(index)
@@ -47,7 +48,7 @@ def eight_resnets(folder: Path, copies: int) -> Path:
 
 
 def two_resnet18(folder: Path) -> Path:
-    """A workload of two ResNet18 whose kernels are equal and whose BatchNorms are not."""
+    """Write a workload of two ResNet18 with equal kernels and different BatchNorms, and return its path."""
     folder.mkdir()
     torch.manual_seed(0)
     first = torchvision.models.resnet18().state_dict()
@@ -88,16 +89,8 @@ def bench(workload_path: Path, rounds: int) -> Figures:
 
 
 def write(results: Mapping[str, Figures]) -> None:
-    """The figures as Markdown."""
+    """Write the figures into the page as Markdown, a section per workload."""
     lines = [
-        "# Benchmarks on a CPU",
-        "",
-        "Made by `.venv/bin/python tools/bench_cpu.py` (`make bench`). Both sides in one run, one thread, taking",
-        "turns; medians. Plain sessions: default ONNX Runtime sessions of what `torch.onnx.export` writes by default.",
-        "`swap-in` maps a model's segments from the page cache; `first swap-in` binds its weights as well. Memory is",
-        "the proportional set size of a process that has run every model once, the interpreter included. `weights`:",
-        "the bundle's, beside one copy a model.",
-        "",
         f"{platform.machine()}, ONNX Runtime {onnxruntime.__version__}, torch {torch.__version__.partition('+')[0]}.",
     ]
     for title, figures in results.items():
@@ -122,12 +115,12 @@ def write(results: Mapping[str, Figures]) -> None:
             f"| import to first result | {figures['first_result_s']:.2f} s | | |",
             f"| largest difference to the source models | {figures['difference']:.1e} | | relative |",
         ]
-    DOC.write_text("\n".join(lines) + "\n")
+    write_between(DOC, "figures", "\n".join(lines))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=30, help="timed repetitions of each figure")
     rounds = parser.parse_args().rounds
     console = Console(highlight=False)
     results: dict[str, Figures] = {}

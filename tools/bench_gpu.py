@@ -1,19 +1,20 @@
-"""What a card makes of bundles: swap-in, loads beside runs, memory, and the mode of each architecture, in docs/gpu.md.
+"""Benchmark of bundles on a card: swap-in, loads beside runs, memory, and the mode of each architecture.
 
-    .venv/bin/python tools/bench_gpu.py                           # every backend that can be opened here
-    .venv/bin/python tools/bench_gpu.py --host --models 2         # no card: that all of it works, no figures
+    .venv/bin/python tools/bench_gpu.py                           # every backend that can be opened on this machine
+    .venv/bin/python tools/bench_gpu.py --host --models 2         # try the benchmark without a card
 
-Eight ResNet-50 with random weights, as only times and bytes are measured: unmerged, and merged so that they share all
-convolutions but those of the last stage, with BatchNorm of their own. For TensorRT, then every architecture of
-docs/coverage.md, with weights bound and with constant ones that are refitted. All medians.
+Writes its tables into docs/gpu.md. The models are eight ResNet-50 with random weights, because only times and bytes are
+measured: unmerged, and merged so that they share all convolutions but those of the last stage, each with BatchNorm of
+its own. For TensorRT, every architecture of docs/coverage.md follows, with bound and with refitted weights. All times
+are medians.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -21,36 +22,33 @@ from time import perf_counter
 
 import numpy as np
 import onnxruntime as ort
-import torch
-import torchvision
-import yaml
-from coverage import CASES, Case, bundle_of
 from documents import write_between
+from model_coverage import CASES, Case, bundle_of
+from resnet_bundles import resnet_bundle
 from rich.console import Console
-from safetensors.torch import save_file
 
-from gemel.bundles.reader import Bundle, open_bundle
-from gemel.compiler import compile_workload
+from gemel.bundles.reader import Bundle
 from gemel.errors import BackendError
 from gemel.runtime.backends import open_backend
-from gemel.runtime.backends.on_device import Array, OnDevice, OnHost
+from gemel.runtime.backends.on_device import Array, OnDevice
+from gemel.runtime.backends.on_host import OnHost
 from gemel.runtime.backends.ort_cuda import OrtCuda
 from gemel.runtime.backends.tensorrt import TensorRt
 from gemel.runtime.device import Device
-from gemel.runtime.device.host import HostDevice
 from gemel.runtime.engines.record import ModeChoice
-from gemel.workload import load_workload
 
 _ROOT = Path(__file__).resolve().parent.parent
 _BACKENDS = ("ort-cuda", "tensorrt", "tensorrt-rtx")
-_PRIVATE = ("layer4.", "fc.")
-"""How the names of weights begin that merged models do not share."""
 _COPY = 256 << 20
+"""Bytes of the copy that measures the bandwidth."""
 _ROUNDS = 50
+"""Times that each call is timed."""
 
 
 @dataclass(frozen=True)
 class Row:
+    """Row of a table: a figure, and what is asked of it."""
+
     what: str
     value: str
     asked: str = ""
@@ -58,14 +56,14 @@ class Row:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=int, default=8)
-    parser.add_argument("--swaps", type=int, default=10_000, help="of the soak")
-    parser.add_argument("--host", action="store_true", help="on this machine's memory and CPU, and write nothing")
-    parser.add_argument("--report", type=Path, default=_ROOT / "docs/gpu.md", help="where the tables are put in")
+    parser.add_argument("--models", type=int, default=8, help="models in each bundle")
+    parser.add_argument("--swaps", type=int, default=10_000, help="swaps of the test for lost memory")
+    parser.add_argument("--host", action="store_true", help="use the tests' double of a device, and write nothing")
+    parser.add_argument("--report", type=Path, default=_ROOT / "docs/gpu.md", help="document that gets the tables")
     options = parser.parse_args(arguments)
     console = Console()
     with tempfile.TemporaryDirectory() as folder:
-        bundles = {merged: _bundle(Path(folder), options.models, merged=merged) for merged in (False, True)}
+        bundles = {merged: resnet_bundle(Path(folder), options.models, merged=merged) for merged in (False, True)}
         for name in ("ort-cuda",) if options.host else _BACKENDS:
             try:
                 rows, card = measure(name, bundles, options.swaps, host=options.host)
@@ -84,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure(name: str, bundles: dict[bool, Bundle], swaps: int, *, host: bool) -> tuple[list[Row], str]:
-    """All figures of a backend, and the device's name."""
+    """Measure all figures of a backend, and return them with the device's name."""
     rows = []
     with _opened(name, bundles[True], host) as backend:
         card, bandwidth = backend.device.name, _bandwidth(backend.device)
@@ -115,13 +113,13 @@ def measure(name: str, bundles: dict[bool, Bundle], swaps: int, *, host: bool) -
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown."""
+    """Return rows as a Markdown table."""
     lines = ["| | measured | asked |", "|---|--:|--:|"]
     return "\n".join([*lines, *(f"| {row.what} | {row.value} | {row.asked} |" for row in rows)])
 
 
 def modes(name: str) -> str:
-    """Markdown: what was measured of each architecture when its engines were built, one model alone."""
+    """Build the engines of each architecture, one model per bundle, and return the measured modes as Markdown."""
     lines = [
         "| model | mode | ms bound | ms refitted | ms of a refit from the device | bound / chosen |",
         "|---|---|--:|--:|--:|--:|",
@@ -136,6 +134,7 @@ def modes(name: str) -> str:
 
 
 def _mode(case: Case, name: str, folder: Path) -> str:
+    """Return the table's row of one architecture."""
     with open_backend(bundle_of(case, folder)[1], name) as backend:
         assert isinstance(backend, TensorRt)
         choices = _choices(backend)
@@ -151,15 +150,20 @@ def _mode(case: Case, name: str, folder: Path) -> str:
 
 
 def _choices(backend: TensorRt) -> list[ModeChoice]:
-    """Of each program with weights."""
+    """Return the chosen mode of each program with weights."""
     return [engine.choice for engine in backend._engines.engines.values() if engine.inputs]
 
 
-@contextmanager
-def _opened(name: str, bundle: Bundle, host: bool, memory: str | int = "all") -> Iterator[OnDevice]:
-    with OrtCuda(bundle, HostDevice()) if host else open_backend(bundle, name, memory=memory) as backend:
-        assert isinstance(backend, OnDevice)
-        yield backend
+def _opened(name: str, bundle: Bundle, host: bool, memory: str | int = "all") -> OnDevice:
+    if host:
+        # The double is part of the tests, which only a checkout of the repository has.
+        sys.path.insert(0, str(_ROOT / "tests"))
+        from host_device import HostDevice
+
+        return OrtCuda(bundle, HostDevice(), memory=memory)
+    backend = open_backend(bundle, name, memory=memory)
+    assert isinstance(backend, OnDevice)
+    return backend
 
 
 def _frame() -> Array:
@@ -167,12 +171,14 @@ def _frame() -> Array:
 
 
 def _run(backend: OnDevice, model: str, frame: Array) -> None:
+    """Swap a model in, run it on a frame, and release it."""
     backend.activate(model)
     backend.run(model, "main", {"image": frame})
     backend.release(model)
 
 
 def _median_s(work: Callable[[], object], rounds: int = _ROUNDS, before: Callable[[], object] = lambda: None) -> float:
+    """Return the median seconds of a call, each time after another call that is not timed."""
     times = []
     for _ in range(rounds):
         before()
@@ -183,7 +189,7 @@ def _median_s(work: Callable[[], object], rounds: int = _ROUNDS, before: Callabl
 
 
 def _bandwidth(device: Device) -> float:
-    """Bytes a second."""
+    """Return the bytes per second of a copy from page-locked memory to the device."""
     source, target, stream = device.pinned(_COPY), device.allocate(_COPY), device.stream()
 
     def copy() -> None:
@@ -197,7 +203,7 @@ def _bandwidth(device: Device) -> float:
 
 
 def _bind_ms(backend: OnDevice) -> float:
-    """Of a model whose weights are resident, from the runner's call to where it could run."""
+    """Return the milliseconds to swap in a model whose weights are resident, until it could run."""
     models, frame = list(backend._bundle.manifest.models), _frame()
     for model in models:
         _run(backend, model, frame)
@@ -216,7 +222,7 @@ def _bind_ms(backend: OnDevice) -> float:
 
 
 def _load(backend: OnDevice) -> tuple[float, int]:
-    """Seconds until the weights of a model are there, when another one's were; and their bytes."""
+    """Return the seconds to load the weights that a model does not share with the one before, and their bytes."""
     models = list(backend._bundle.manifest.models)
     first, second = models[0], models[1]
     missing = [name for name in backend.segments_of(second) if name not in backend.segments_of(first)]
@@ -234,7 +240,7 @@ def _load(backend: OnDevice) -> tuple[float, int]:
 
 
 def _overlap(backend: OnDevice) -> tuple[float, float]:
-    """Milliseconds of a run alone, and while another model's weights come."""
+    """Return the milliseconds of a run alone, and of a run while another model's weights are loaded."""
     models, frame = list(backend._bundle.manifest.models), _frame()
     first, second = models[0], models[1]
     _run(backend, first, frame)
@@ -250,7 +256,7 @@ def _overlap(backend: OnDevice) -> tuple[float, float]:
 
 
 def _constant_ms(bundle: Bundle, backend: OnDevice, host: bool) -> float:
-    """Milliseconds of a run on an ordinary session, which has its weights as constants."""
+    """Return the milliseconds of a run in an ordinary session, which has its weights as constants."""
     stage = next(iter(bundle.manifest.models.values())).stages["main"]
     providers = ["CPUExecutionProvider"] if host else ["CUDAExecutionProvider", "CPUExecutionProvider"]
     options = ort.SessionOptions()
@@ -262,10 +268,10 @@ def _constant_ms(bundle: Bundle, backend: OnDevice, host: bool) -> float:
 
 
 def _memory(name: str, bundle: Bundle, host: bool) -> tuple[int, int]:
-    """Bytes of the device that all models take once each has run, and those of their weights."""
+    """Return the bytes of device memory that all models take once each has run, and those of their weights."""
     with _opened(name, bundle, host) as backend:
         device = backend.device
-        # What was free before weights were allocated.
+        # Free memory before the arena was allocated.
         before = device.memory()[0] + backend.arena.footprint(backend.room)
         for model in bundle.manifest.models:
             _run(backend, model, _frame())
@@ -273,7 +279,7 @@ def _memory(name: str, bundle: Bundle, host: bool) -> tuple[int, int]:
 
 
 def _soak(name: str, bundle: Bundle, swaps: int, host: bool) -> int:
-    """Bytes of the device that are gone after so many swaps under the smallest budget."""
+    """Return the bytes of device memory that are lost in ``swaps`` swaps under the smallest budget."""
     with _opened(name, bundle, host, memory="min") as backend:
         models, frame = list(bundle.manifest.models), _frame()
         for model in models * 2:
@@ -282,34 +288,6 @@ def _soak(name: str, bundle: Bundle, swaps: int, host: bool) -> int:
         for number in range(swaps):
             _run(backend, models[number % len(models)], frame)
         return before - backend.device.memory()[0]
-
-
-def _bundle(folder: Path, count: int, *, merged: bool) -> Bundle:
-    work = folder / ("merged" if merged else "unmerged")
-    work.mkdir()
-    queries = []
-    for index in range(count):
-        torch.manual_seed(0 if merged else 1 + index)
-        common = torchvision.models.resnet50().state_dict()
-        torch.manual_seed(1 + index)
-        own = torchvision.models.resnet50()
-        for layer in own.modules():
-            if isinstance(layer, torch.nn.BatchNorm2d):
-                torch.nn.init.uniform_(layer.weight, 0.5, 1.5)
-        state = {
-            key: value if key.startswith(_PRIVATE) or value.ndim < 2 else common[key]
-            for key, value in own.state_dict().items()
-        }
-        save_file(state, work / f"{index}.safetensors")
-        model = {
-            "factory": "torchvision.models:resnet50",
-            "weights": f"{index}.safetensors",
-            "input": {"size": [224, 224]},
-        }
-        queries.append({"name": f"q{index}", "feed": "yard", "task": "classification", "model": model})
-    document = {"schema_version": "1", "feeds": {"yard": {"source": "rtsp://nowhere/"}}, "queries": queries}
-    (work / "workload.yaml").write_text(yaml.safe_dump(document))
-    return open_bundle(compile_workload(load_workload(work / "workload.yaml"), work / "bundle").path)
 
 
 if __name__ == "__main__":

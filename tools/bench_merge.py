@@ -1,11 +1,12 @@
-"""Merging on real models and images: every strategy on the same budget, and how what they save grows.
+"""Compare merging strategies on real models and images, and draw how the bytes they save grow with training.
 
     .venv/bin/python tools/bench_merge.py DATA          # half an hour on two cores
     .venv/bin/python tools/bench_merge.py DATA --full   # three seeds, no budget: many hours
 
-Makes the workloads first (``tools/merge_workloads.py``). Runs are kept below ``out/merge/short`` and ``out/merge/runs``
-and go on where they were stopped. Each is chosen on one half of the test images and confirmed on the other half. Writes
-a table into docs/merging.md, and a picture beside it.
+The workloads are made first (``tools/merge_workloads.py``). Runs are kept below ``out/merge/short`` and
+``out/merge/runs``, and a run that was stopped is resumed. The search measures accuracy on one half of the test images;
+the other half, which the search never sees, confirms the result. Writes a table into docs/merging.md and a picture
+into docs/images.
 """
 
 from __future__ import annotations
@@ -54,9 +55,10 @@ class Arm:
 
 
 _DONE = "confirmed.json"
-"""In a run's folder once it is over: what is confirmed on images that the search never saw."""
+"""File in the folder of a finished run: relative accuracy of each query on images that the search never saw."""
 _MINUTES = {"w1": 2.25, "w3": 3.0}
-"""Of each run without --full: half an hour for all of them. The default's first round on W1 fits into that."""
+"""Budget of each run without --full, by workload; all runs take half an hour. Long enough for the default strategy's
+first round on W1."""
 _BETWEEN = SearchSettings(inside=False)
 _GOOD = SearchSettings(rate=0.02)
 _DONOR = SearchSettings(rate=0.02, start="donor")
@@ -74,7 +76,7 @@ def _full_arms() -> Iterator[Arm]:
     yield from _arms()
     for workload in ("w1", "w2"):
         yield Arm("together", workload)
-        # Which of the two it is: the published search from the default's start, the default's from the published one.
+        # Separate the search from the starting weights: each of the two searches with the other one's start.
         yield Arm("heaviest, donor start", workload, "heaviest", _DONOR)
         yield Arm("together, published start", workload, settings=replace(_BETWEEN, start="first"))
     yield Arm("together, between models", "w1", settings=_BETWEEN, target=0.98)
@@ -86,7 +88,7 @@ def _full_arms() -> Iterator[Arm]:
 
 @dataclass
 class Run:
-    """What became of an arm with one seed."""
+    """Result of an arm with one seed."""
 
     arm: Arm
     seed: int
@@ -96,16 +98,17 @@ class Run:
 
     @property
     def samples(self) -> tuple[int, int]:
-        """Images trained on until all that is saved was, and in all."""
+        """Images trained on until the final saving was reached, and in total."""
         points = self.curve()
         return next(samples for samples, saved in points if saved == points[-1][1]), points[-1][0]
 
     @property
     def seconds(self) -> float:
+        """Seconds that all trials took."""
         return sum(trial.seconds for trial in self.report.trials)
 
     def curve(self) -> list[tuple[int, float]]:
-        """Images trained on so far, and the part of the layers' bytes saved by then."""
+        """Return (images trained on so far, part of the layers' bytes saved by then) as the points of a step curve."""
         points, samples = [(0, 0.0)], 0
         for trial in self.report.trials:
             samples += trial.samples
@@ -132,7 +135,16 @@ def _output(arm: Arm, seed: int, runs: Path) -> Path:
 
 
 def run_arm(arm: Arm, seed: int, folder: Path, runs: Path, budget: float | None, console: Console) -> Run:
-    """Merge once, or read what an earlier call left."""
+    """Merge once, or read the result that an earlier call kept.
+
+    Args:
+        arm: strategy, settings and workload.
+        seed: seed of the merge.
+        folder: folder with the workloads.
+        runs: folder that keeps runs.
+        budget: seconds that the merge may take; None for no limit.
+        console: console for progress.
+    """
     workload = folder / f"{arm.workload}.yaml"
     if arm.target != 0.95:
         document = yaml.safe_load(workload.read_text())
@@ -153,7 +165,7 @@ def run_arm(arm: Arm, seed: int, folder: Path, runs: Path, budget: float | None,
 
 
 def confirm(original: Path, merged: Path) -> dict[str, float]:
-    """Accuracy of every merged query divided by the original's, on the images in ``test``."""
+    """Return each query's merged accuracy divided by the original's, on the images in ``test``."""
     before, after = (networks_of(load_workload(path)) for path in (original, merged))
     workload = load_workload(original)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -174,7 +186,7 @@ def confirm(original: Path, merged: Path) -> dict[str, float]:
 
 
 def table(runs: Sequence[Run]) -> str:
-    """Markdown: medians over seeds, and the worst query over all of them."""
+    """Return a Markdown table: medians over seeds, and the accuracy of the worst query over all seeds."""
     lines = [
         "| workload | strategy | target | saved | chosen | confirmed | images | in all | minutes | seeds |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
@@ -198,7 +210,7 @@ def table(runs: Sequence[Run]) -> str:
 
 
 def draw(runs: Sequence[Run], path: Path) -> None:
-    """Saving over images trained on, a panel a workload: the paper's incremental savings."""
+    """Draw saving over images trained on, one panel per workload, as the paper's figure of incremental savings."""
     names = sorted({run.arm.workload for run in runs})
     figure, panels = plt.subplots(1, len(names), figsize=(5.5 * len(names), 4), squeeze=False, sharey=True)
     arms = list(dict.fromkeys((run.arm.name, run.arm.target) for run in runs))
@@ -230,14 +242,14 @@ def draw(runs: Sequence[Run], path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="folder with CIFAR-10, the checkpoints, and videos to learn from")
+    parser.add_argument("data", type=Path, help="folder with CIFAR-10, the checkpoints, and training videos")
     parser.add_argument("--output", type=Path, default=_ROOT / "out/merge", help="folder for workloads and runs")
-    parser.add_argument("--full", action="store_true", help="three seeds and all arms, each to its end")
-    parser.add_argument("--each", type=float, metavar="MINUTES", help="most that a run may take")
-    parser.add_argument("--only", help="arms whose workload and name this regular expression finds")
-    parser.add_argument("--seeds", type=int, nargs="+", help="instead of 0, or 0 1 2 with --full")
-    parser.add_argument("--report", type=Path, default=_ROOT / "docs/merging.md", help="where the table is put in")
-    parser.add_argument("--summary", action="store_true", help="run nothing; write down the runs that are over")
+    parser.add_argument("--full", action="store_true", help="three seeds, all arms, no budget")
+    parser.add_argument("--each", type=float, metavar="MINUTES", help="budget of each run")
+    parser.add_argument("--only", help="regular expression: run arms whose 'workload name' it matches")
+    parser.add_argument("--seeds", type=int, nargs="+", help="seeds; default 0, or 0 1 2 with --full")
+    parser.add_argument("--report", type=Path, default=_ROOT / "docs/merging.md", help="page to write the table into")
+    parser.add_argument("--summary", action="store_true", help="run nothing; report the runs that are finished")
     options = parser.parse_args(arguments)
     console = Console()
     if not options.summary:

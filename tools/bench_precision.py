@@ -1,10 +1,10 @@
-"""What int8 and fp16 cost and bring: bytes, accuracy and sharing of a merged workload, and run times on this CPU.
+"""Measure cost and gain of int8 and fp16: bytes, accuracy and sharing of a merged workload, run times on this CPU.
 
     .venv/bin/python tools/bench_precision.py [MERGED/workload.yaml] [--only NAME ...]
 
-The workload is one that ``gemel merge`` wrote, with its images; without it only run times are measured. These are of
-architectures with random weights, calibrated on frames of a street: one thread, CPU time, all sides in turn. Writes
-docs/precision.md.
+The workload is one that ``gemel merge`` wrote, with its images. Without a workload only run times are measured: CPU
+time of one thread, all sides in turn, for architectures with random weights that are calibrated on frames of a street.
+The tables are written into docs/precision.md.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import torch
-from coverage import CASES, Case, bundle_of
 from documents import write_between
 from engines_coverage import frames_for, to_int8
+from model_coverage import CASES, Case, bundle_of
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from rich.console import Console
 
 from gemel.bundles.manifest import Precision
-from gemel.bundles.merge_summary import merged_tensors
+from gemel.bundles.merged_tensors import merged_tensors
 from gemel.bundles.reader import Bundle, open_bundle
-from gemel.calib.narrow import PrecisionSettings
 from gemel.calib.ranges import METHODS, Method
 from gemel.calib.record import CALIBRATION, Calibration, read_calibration
+from gemel.calib.request import PrecisionSettings
 from gemel.check.contents.inspect import sizes
 from gemel.check.source.plain_export import export_plain
-from gemel.cli.narrow import Narrower
+from gemel.cli.precision import PrecisionConverter
 from gemel.compiler import compile_workload
 from gemel.runtime.backends.ort_cpu import OrtCpu
-from gemel.runtime.ort.private_copies import cpu_times
+from gemel.runtime.ort.copy_times import cpu_times
 from gemel.runtime.ort.session import open_session, quiet
 from gemel.workload import load_workload
 
@@ -47,6 +47,8 @@ NAMES = ("resnet18", "resnet50", "alexnet", "vgg16", "mobilenet_v2", "efficientn
 
 
 class _Frames(CalibrationDataReader):  # type: ignore[misc]
+    """Frames in the form in which ONNX Runtime's calibrators read them."""
+
     def __init__(self, port: str, frames: Sequence[NDArray[np.float32]]) -> None:
         self._inputs: Iterator[dict[str, NDArray[np.float32]]] = ({port: frame} for frame in frames)
 
@@ -55,13 +57,14 @@ class _Frames(CalibrationDataReader):  # type: ignore[misc]
 
 
 def compiled(path: Path, folder: Path, precision: Precision, method: Method) -> Bundle:
-    """A merged workload as a bundle."""
+    """Compile a merged workload, and open the bundle."""
     workload, output = load_workload(path), folder / precision
-    return open_bundle(compile_workload(workload, output, narrow=Narrower(workload, output, precision, method)).path)
+    converter = PrecisionConverter(workload, output, precision, method)
+    return open_bundle(compile_workload(workload, output, convert=converter).path)
 
 
 def bytes_table(bundles: Mapping[Precision, Bundle]) -> str:
-    """Bytes and sharing of one workload in several precisions."""
+    """Return a table of bytes and sharing of one workload in several precisions."""
     whole = sizes(bundles["fp32"])["unique"]
     lines = ["| | unique bytes | of fp32 | merged tensors that are one | in |", "|---|--:|--:|--:|---|"]
     for name, bundle in bundles.items():
@@ -73,7 +76,7 @@ def bytes_table(bundles: Mapping[Precision, Bundle]) -> str:
 
 
 def accuracy_table(records: Sequence[Calibration]) -> str:
-    """Accuracy of every query, float32 and narrower."""
+    """Return a table of every query's accuracy in float32 and in lower precision."""
     lines = [
         "| query | as | fp32 | now | of fp32 | at least | images |",
         "|---|---|--:|--:|--:|--:|--:|",
@@ -88,35 +91,35 @@ def accuracy_table(records: Sequence[Calibration]) -> str:
 
 
 def times(case: Case, folder: Path) -> str:
-    """A row: an architecture bound and packed, beside ONNX Runtime's own way to int8."""
+    """Measure one architecture in float32, bound, packed, and quantized by ONNX Runtime; return a row of the table."""
     workload, bundle, _ = bundle_of(case, folder, to_int8)
     spec = bundle.manifest.models["a"]
     frames = frames_for(spec.input)
     plain = export_plain(workload, folder)["a"]
-    quantised = folder / "quantised.onnx"
+    static_int8 = folder / "quantised.onnx"
     quant_pre_process(str(plain), str(folder / "ready.onnx"), skip_symbolic_shape=True)
     port = spec.stages["main"].inputs[0].name
     quantize_static(
         str(folder / "ready.onnx"),
-        str(quantised),
+        str(static_int8),
         _Frames(port, frames),
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
     )
-    sessions = [open_session(path, quiet(threads=1)) for path in (plain, quantised)]
-    (folder / "wide").mkdir()
-    wide = bundle_of(case, folder / "wide")[1]
-    with OrtCpu(wide, threads=1) as float32, OrtCpu(bundle, threads=1) as int8:
+    sessions = [open_session(path, quiet(threads=1)) for path in (plain, static_int8)]
+    (folder / "fp32").mkdir()
+    fp32_bundle = bundle_of(case, folder / "fp32")[1]
+    with OrtCpu(fp32_bundle, threads=1) as fp32, OrtCpu(bundle, threads=1) as int8:
         runs = [partial(session.run, None, {port: frames[0]}) for session in sessions]
-        for backend in (float32, int8):
+        for backend in (fp32, int8):
             backend.activate("a")
             runs.append(partial(backend.run, "a", "main", {port: frames[0]}))
         default, static, bound, chosen = cpu_times(runs)
-        mode, packing = int8.modes["a"], int8.baked.packings["a"]
+        mode, copy = int8.modes["a"], int8.baked.packings["a"]
     return (
         f"| {case.name} | {default:.1f} | {static:.1f} | {bound:.1f} | {chosen:.1f} | {chosen / bound:.2f} | {mode}"
-        f" | {packing.packed_ms / packing.bound_ms:.2f} | {packing.bytes / 1e6:.1f} of {spec.bytes * 4 / 1e6:.1f} |"
+        f" | {copy.packed_ms / copy.bound_ms:.2f} | {copy.bytes / 1e6:.1f} of {spec.bytes * 4 / 1e6:.1f} |"
     )
 
 

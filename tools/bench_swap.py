@@ -1,16 +1,16 @@
-"""Swapping for real: eight models under half of the memory that their weights need, read from a cold disk.
+"""Measure real swapping: eight models in half of the memory that their weights need, read from a cold disk.
 
     .venv/bin/python tools/bench_swap.py DATA
 
-Four ResNet-18 and four MobileNetV3-Large on three videos, in the paper's setting of 30 frames a second and answers
-within 100 ms; the models look at 96 pixels, so that a CPU can keep up. Weights are random, as only times are
-measured here: frames processed, and how late. In the merged bundle the models of a family hold one set of
-convolutions in all but their last stage, with BatchNorm and heads of their own, as merging leaves them; in the unmerged
-one they share nothing. What is evicted leaves the page cache, so everything that comes back is read from disk.
+Four ResNet-18 and four MobileNetV3-Large run on three videos, in the paper's setting of 30 frames a second and answers
+within 100 ms. Models get 96 x 96 pixels, so that a CPU can keep up. Weights are random, because only frames processed
+and their latency are measured. In the merged bundle, the models of a family share the convolutions of all but their
+last stage and have private BatchNorm and heads, as after a merge; in the unmerged bundle they share nothing. Evicted
+segments leave the page cache, so each load reads from disk.
 
-Arms take turns, each round in a process of its own that is ``gemel-run``; its memory is watched from outside, in
-/proc/PID/smaps. Then the simulator is compared with real runs whose loads are slowed down to one speed. Writes tables
-into docs/swapping.md.
+Arms take turns. Each round is a ``gemel-run`` process, whose memory is sampled from outside in /proc/PID/smaps. Then
+the simulator is compared with real runs whose loads are slowed down to one bandwidth. Writes tables into
+docs/swapping.md.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from torch import nn
 from gemel.bundles.reader import open_bundle
 from gemel.frames.source import resolve
 from gemel.runtime.backends import open_backend
-from gemel.runtime.loop.profiling import profile_of
+from gemel.runtime.loop.device_profile import profile_of
 from gemel.runtime.memory.arena import Loading
 from gemel.runtime.planning.planner import POLICIES, make_plan
 from gemel.runtime.planning.simulate import simulate
@@ -48,19 +48,24 @@ from gemel.runtime.sinks.encoder import Encoder
 
 _ROOT = Path(__file__).resolve().parent.parent
 _FAMILIES = {"resnet18": ("layer4.", "fc."), "mobilenet_v3_large": ("features.13", "features.14", "features.15")}
-"""Factories, and how the names of those weights begin that models do not share."""
+"""Factory -> prefixes of the names of weights that merged models do not share."""
 _EACH = 4
+"""Models of each family."""
 _CLIP_S = 10
+"""Seconds of each video."""
 _SAMPLE_S = 0.1
+"""Seconds between two samples of a process's memory."""
 
 
 @dataclass(frozen=True)
 class Setting:
+    """Input size, frame rate and SLA of all queries."""
+
     size: int
-    """Pixels that models look at, in height and width."""
+    """Height and width of the models' input, in pixels."""
     fps: int
     sla: int
-    """Milliseconds."""
+    """Milliseconds from a frame to its answer."""
 
     def __str__(self) -> str:
         return f"{self.size} px, {self.fps} fps, {self.sla} ms"
@@ -68,6 +73,8 @@ class Setting:
 
 @dataclass(frozen=True)
 class Arm:
+    """One way to run the workload: bundle, policy and backend."""
+
     name: str
     merged: bool
     policy: str
@@ -87,35 +94,35 @@ _SLOW = Loading(bandwidth=300e6)
 
 @dataclass(frozen=True)
 class Round:
-    """What became of an arm in one round."""
+    """Result of an arm in one round."""
 
     processed: int
     frames: int
     in_time: float
-    """The part of the processed frames that was answered within the SLA."""
+    """Part of the processed frames that were answered within the SLA."""
     blocked: float
-    """The part of the time in which nothing ran, as weights were awaited."""
+    """Part of the time in which nothing ran because weights were still loading."""
     budget: int
     seen: int
-    """Bytes of the blob in the process's memory, the most that was seen from outside."""
+    """Largest number of the blob's bytes that was seen in the process's memory."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder with videos (*.mp4)")
     parser.add_argument("--output", type=Path, default=_ROOT / "out/swap", help="folder for models and bundles")
-    parser.add_argument("--size", type=int, default=96, help="pixels that models look at, in height and width")
+    parser.add_argument("--size", type=int, default=96, help="height and width of the models' input, pixels")
     parser.add_argument("--fps", type=int, default=30, help="frames a second of the videos")
-    parser.add_argument("--sla", type=int, default=100, help="milliseconds until an answer must be there")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each arm in each round")
-    parser.add_argument("--report", type=Path, default=_ROOT / "docs/swapping.md", help="where the table is put in")
+    parser.add_argument("--sla", type=int, default=100, help="milliseconds from a frame to its answer")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each arm")
+    parser.add_argument("--seconds", type=float, default=20.0, help="seconds of each arm in each round")
+    parser.add_argument("--report", type=Path, default=_ROOT / "docs/swapping.md", help="page to write the tables into")
     options = parser.parse_args(arguments)
     console = Console()
     setting = Setting(options.size, options.fps, options.sla)
     output = options.output / f"{setting.size}-{setting.fps}-{setting.sla}"
     bundles = {merged: prepare(options.data, output, setting, merged=merged) for merged in (False, True)}
-    # The same bytes for everybody: half of what the merged models need.
+    # All arms get the same budget: half of the bytes of the merged models.
     manifest = json.loads((bundles[True] / "manifest.json").read_text())
     budget = sum(segment["length"] for segment in manifest["segments"].values()) // 2
     tables = {}
@@ -135,7 +142,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def prepare(data: Path, output: Path, setting: Setting, *, merged: bool) -> Path:
-    """Models, their workload, and its bundle; what is there already is kept."""
+    """Write models and workload, compile them, and return the bundle; an existing bundle is kept.
+
+    Args:
+        data: folder with videos.
+        output: folder for clips, weights and the bundle.
+        setting: input size, frame rate and SLA.
+        merged: whether the models of a family share weights.
+    """
     name = "merged" if merged else "unmerged"
     bundle = output / f"{name}-bundle"
     if bundle.exists():
@@ -169,7 +183,7 @@ def prepare(data: Path, output: Path, setting: Setting, *, merged: bool) -> Path
 
 
 def _at(fps: int, video: Path, clip: Path) -> Path:
-    """The first frames of a video, so many a second, whatever its own rate."""
+    """Write the first frames of a video as a clip of the given frame rate, whatever the video's own rate."""
     with contextlib.closing(resolve(video.stem, str(video)).open()) as reader:
         images = [load() for _, load in itertools.islice(reader, _CLIP_S * fps)]
     with contextlib.closing(Encoder(clip, images[0])) as encoder:
@@ -179,7 +193,11 @@ def _at(fps: int, video: Path, clip: Path) -> Path:
 
 
 def _weights(family: str, index: int, private: tuple[str, ...]) -> dict[str, torch.Tensor]:
-    """Of the family's model number ``index``: those that begin with ``private``, and what is small, are its own."""
+    """Return the weights of model number ``index`` of a family.
+
+    Weights whose names begin with one of ``private`` and those with fewer than two dimensions are the model's own; all
+    others are equal in the models of the family.
+    """
     torch.manual_seed(0)
     common = getattr(torchvision.models, family)().state_dict()
     torch.manual_seed(1 + index)
@@ -198,7 +216,7 @@ def _command(name: str) -> str:
 
 
 def _simulate(arm: Arm, path: Path, budget: int, loading: Loading, seconds: float) -> float:
-    """The part of the frames that the simulator has processed, with times that are measured and kept for real runs."""
+    """Return the part of frames that the simulator processes; the times measured for it are kept for the real runs."""
     bundle = open_bundle(path)
     with open_backend(bundle, arm.backend, memory=budget, threads=1, loading=loading) as backend:
         profile, room = profile_of(bundle, backend, fresh=True), backend.room
@@ -233,8 +251,8 @@ def _run(arm: Arm, bundle: Path, budget: int, loading: Loading, seconds: float, 
 
 
 def _mapped(process: psutil.Popen, name: str) -> int:
-    """Bytes of files of that name which are in a process's memory now."""
-    # While it goes on, something may be dropped after it was counted, and something else be loaded before.
+    """Return the bytes of files with a name that are in a process's memory now."""
+    # A running process may evict a segment that was counted and load one that is counted next.
     with contextlib.suppress(psutil.NoSuchProcess):
         process.suspend()
         try:
@@ -245,7 +263,7 @@ def _mapped(process: psutil.Popen, name: str) -> int:
 
 
 def table(found: dict[str, list[Round]], simulated: dict[str, float]) -> str:
-    """Markdown: medians over rounds."""
+    """Return a Markdown table of medians over rounds."""
     lines = [
         "| runs as | frames processed | beside sessions | simulated | within the SLA | time blocked | budget | seen |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",

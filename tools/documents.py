@@ -1,4 +1,4 @@
-"""Tables that commands write into documents, between ``<!-- name -->`` and the next ``<!-- end -->``."""
+"""Write the tables of commands into documents, between ``<!-- name -->`` and the next ``<!-- end -->``."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _END = "<!-- end -->"
 
 
 def put(text: str, blocks: Mapping[str, str]) -> str:
-    """Replace what stands between the marks of each block.
+    """Return a document's text with the content of each named block replaced.
 
     Raises:
-        ValueError: the text does not have them.
+        ValueError: the text does not have exactly one place for a block.
     """
     for name, content in blocks.items():
         begin = f"<!-- {name} -->\n"
@@ -27,7 +27,7 @@ def put(text: str, blocks: Mapping[str, str]) -> str:
 
 
 def write_between(path: Path, name: str, content: str) -> None:
-    """Replace a block of a document; where it has no place yet, it comes last."""
+    """Replace a named block of a document; a block that has no place yet is appended."""
     text = path.read_text() if path.exists() else ""
     if f"<!-- {name} -->" not in text:
         text += f"\n<!-- {name} -->\n{_END}\n"

@@ -1,4 +1,4 @@
-"""A picture of a Chrome trace that ``gemel-run --trace`` wrote: what was loaded, run and decoded when.
+"""Draw a Chrome trace that ``gemel-run --trace`` wrote: when models ran, segments were loaded and frames decoded.
 
 .venv/bin/python tools/draw_trace.py trace.json --begin 2 --end 3 -o docs/images/trace.svg
 """
@@ -20,10 +20,10 @@ _ORDER = ("run", "load", "decode")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("trace", type=Path)
-    parser.add_argument("--begin", type=float, default=0.0, help="seconds")
-    parser.add_argument("--end", type=float, default=1.0)
-    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("trace", type=Path, help="file that gemel-run --trace wrote")
+    parser.add_argument("--begin", type=float, default=0.0, help="first second to draw")
+    parser.add_argument("--end", type=float, default=1.0, help="last second to draw")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="picture to write, SVG")
     options = parser.parse_args(arguments)
     events = json.loads(options.trace.read_text())["traceEvents"]
     lanes = {each["tid"]: each["args"]["name"] for each in events if each["name"] == "thread_name"}

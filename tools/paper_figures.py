@@ -1,4 +1,4 @@
-"""The pictures of docs/paper.md."""
+"""Draw the pictures of docs/paper.md."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from paper_tables import BOTH, MERGED, MERGING, SHORT, SWEEPS, UNMERGED, gains
 
 __all__ = ["draw_frames", "draw_sweeps"]
 
-# The same drawing is the same file.
+# A fixed salt makes equal drawings equal files.
 plt.rcParams["svg.hashsalt"] = "gemel"
 _BARS = {
     "nexus, unmerged": ("nexus", UNMERGED, "0.65"),
@@ -25,7 +25,7 @@ _BARS = {
 
 
 def draw_frames(runs: Runs, path: Path) -> None:
-    """Frames processed of every workload, a panel for each memory setting."""
+    """Draw the frames processed of every workload, one panel per memory setting."""
     figure, panels = plt.subplots(len(SHORT), 1, figsize=(11, 8), sharex=True, sharey=True)
     names = list(runs.workloads)
     for panel, memory in zip(panels, SHORT, strict=True):
@@ -44,7 +44,7 @@ def draw_frames(runs: Runs, path: Path) -> None:
 
 
 def draw_sweeps(runs: Runs, path: Path) -> None:
-    """How the change in frames goes with frame rate, SLA and the part merged."""
+    """Draw the change in frames processed over frame rate, SLA and the part merged."""
     shown = list(SWEEPS.items())[:3]
     figure, panels = plt.subplots(1, len(shown), figsize=(12, 4), sharey=True)
     for panel, (title, settings) in zip(panels, shown, strict=True):

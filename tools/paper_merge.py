@@ -1,4 +1,4 @@
-"""Workloads of known architectures as profiles: which of their layers are merged, and the segments that follow."""
+"""Turn workloads of known architectures into profiles, with a part of their layers merged."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from gemel.runtime.planning.profile import Profile, parse_profile
 __all__ = ["BATCHES", "Query", "Setting", "potential", "profile_of", "read_workloads"]
 
 BATCHES = (1, 2, 4)
-"""Those that the paper's scheduler chooses from."""
+"""Batch sizes that the paper's scheduler chooses from."""
 
 
 @dataclass(frozen=True)
 class Query:
+    """One feed, architecture and task of a workload."""
+
     feed: str
     architecture: str
     task: str
@@ -33,20 +35,20 @@ class Query:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a sweep varies; the defaults are the paper's."""
+    """Parameters that sweeps vary; the defaults are the paper's."""
 
     fps: float = 30.0
     sla_ms: float = 100.0
     merged: float = 0.7
-    """The part of a workload's potential that is merged, heaviest layers first; 0 is the workload unmerged."""
+    """Part of a workload's potential that is merged, heaviest layers first; 0 is the unmerged workload."""
     batches: tuple[int, ...] = BATCHES
-    """Sizes to choose from; so many frames take so many times as long as one."""
+    """Batch sizes to choose from; a batch of n frames takes n times as long as one frame."""
     tensors: bool = False
-    """A segment's part of its model's time to load is by bytes and tensors, as in the fit; else by bytes alone."""
+    """Whether a model's load time is divided among its segments by bytes and tensors, as in the fit; else by bytes."""
 
 
 def read_workloads(path: Path) -> dict[str, tuple[Query, ...]]:
-    """Workload to its queries, each listed as ``[feed, architecture, task]``."""
+    """Read a YAML file of workloads, name -> queries, each listed as ``[feed, architecture, task]``."""
     document = yaml.safe_load(path.read_text(encoding="utf-8"))
     return {
         name: tuple(Query(str(feed), architecture, task) for feed, architecture, task in queries)
@@ -55,23 +57,29 @@ def read_workloads(path: Path) -> dict[str, tuple[Query, ...]]:
 
 
 def potential(queries: Sequence[Query], known: Mapping[str, Architecture]) -> float:
-    """The part of all bytes that is freed when models share all that they can."""
+    """Return the part of all bytes that is freed if models share every layer that they can."""
     return sum(map(_saving, _columns(queries, known))) / sum(known[query.architecture].bytes for query in queries)
 
 
 def profile_of(
     queries: Sequence[Query], known: Mapping[str, Architecture], fit: Fit, setting: Setting | None = None
 ) -> Profile:
-    """A workload on the paper's device, each query with a model of its own.
+    """Return the profile of a workload on the paper's device, where each query has its own model.
 
-    Layers are merged as gemel pairs them: the k-th of a definition in one model with the k-th in every other. Tensors
-    used by the same models are a segment.
+    Layers are merged in gemel's pairs: the k-th layer of a definition in one model with the k-th in every other model.
+    Tensors used by the same models form a segment.
+
+    Args:
+        queries: queries of the workload.
+        known: architectures by name.
+        fit: estimate of times that the slides do not give.
+        setting: frame rate, SLA, part merged and batch sizes; None for the paper's.
     """
     setting = setting or Setting()
     overhead = fit.ms_per_tensor / fit.ms_per_mb * 1e6 if setting.tensors else 0.0
     users = {query.name: known[query.architecture] for query in queries}
     times = {name: fit.times(each) for name, each in users.items()}
-    # Bytes and tensors of each segment, which is known by its models.
+    # Models that use a segment -> bytes and tensors of the segment.
     parts: dict[tuple[str, ...], Size] = {(name,): Size(each.bytes, each.tensors) for name, each in users.items()}
     for column in _merged(_columns(queries, known), setting.merged):
         owners = tuple(layer.model for layer in column)
@@ -83,7 +91,7 @@ def profile_of(
     held: dict[str, list[str]] = {name: [] for name in users}
     for owners, size in parts.items():
         segment = owners[0] if len(owners) == 1 else f"shared-{len(segments) - len(users) + 1}"
-        # Weights that models load at different speeds come as slowly as in the slowest of them.
+        # Models load at different speeds; a shared segment gets the speed of the slowest of its models.
         slowest = max(times[name][0] / Size(users[name].bytes, users[name].tensors).cost(overhead) for name in owners)
         segments[segment] = {"bytes": size.bytes, "load_ms": round(slowest * size.cost(overhead), 4)}
         for name in owners:
@@ -105,25 +113,26 @@ def profile_of(
 
 
 class Size(NamedTuple):
-    """Of weights."""
+    """Bytes and number of a set of weight tensors."""
 
     bytes: int
     tensors: int
 
     def plus(self, other: Size, sign: int) -> Size:
+        """Return the sum with ``other``, or the difference where ``sign`` is -1."""
         return Size(self.bytes + sign * other.bytes, self.tensors + sign * other.tensors)
 
     def cost(self, overhead: float) -> float:
-        """What a load's time is in proportion to, in bytes; a tensor counts for ``overhead`` of them."""
+        """Return bytes to which load time is proportional; each tensor counts as ``overhead`` more bytes."""
         return self.bytes + overhead * self.tensors
 
 
 Column = tuple[Layer, ...]
-"""Layers of different models that can hold one tensor."""
+"""Layers of different models that can share one tensor."""
 
 
 def _columns(queries: Sequence[Query], known: Mapping[str, Architecture]) -> list[Column]:
-    """The heaviest saving first."""
+    """Return the layers that can share, largest saving first."""
     layers = [replace(layer, model=query.name) for query in queries for layer in known[query.architecture].layers]
     found: list[Column] = []
     for group in groups_of(layers):
@@ -141,7 +150,7 @@ def _saving(column: Column) -> int:
 
 
 def _merged(columns: Sequence[Column], part: float) -> list[Column]:
-    """The heaviest that save ``part`` of what all would; the last one may save more than is left."""
+    """Return the first columns that together save at least ``part`` of what all columns would save."""
     wanted = part * sum(map(_saving, columns))
     found: list[Column] = []
     for column in columns:

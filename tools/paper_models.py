@@ -1,8 +1,8 @@
-"""What tools/reproduce_paper.py knows of architectures: layers and bytes from gemel's analysis, times from the slides.
+"""Architectures for tools/reproduce_paper.py: layers and bytes from gemel's analysis, times from the paper's slides.
 
-The slides give times to load and to run for five models. Those of the others are estimated from these five: a load from
-bytes and the number of tensors, a run from the number of layers and multiplications, each fitted by least squares
-without negative terms.
+The slides give load and run times of five models. Times of other models are estimated from these five: load time from
+bytes and number of tensors, run time from number of layers and multiplications. Both are least-squares fits without
+negative terms.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SLIDES = {
     "vgg16": (72.2, 2.1),
     "tiny-yolov3": (6.7, 3.0),
 }
-"""Milliseconds to load and to run a model on the paper's device."""
+"""Model -> milliseconds to load and to run it on the paper's device."""
 
 _detection = models.detection
 _DETECTORS: dict[str, Callable[[], nn.Module]] = {
@@ -58,25 +58,25 @@ _CLASSIFIERS: dict[str, Callable[[], nn.Module]] = {
 }
 ARCHITECTURES = (*_DETECTORS, *_CLASSIFIERS)
 _ANCHORED = ("ssd-vgg16", "ssdlite", "frcnn-r50")
-"""Their anchors are computed numbers: they cannot be built without memory."""
+"""Detectors that cannot be built on PyTorch's meta device, because they compute their anchors."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A model without its weights."""
+    """Sizes and layers of a model, without its weights."""
 
     name: str
     bytes: int
-    """Of all parameters and buffers in fp32."""
+    """Bytes of all parameters and buffers in fp32."""
     tensors: int
     layers: tuple[Layer, ...]
-    """Convolutions and linear layers in the order of running."""
+    """Convolutions and linear layers in execution order."""
     gmacs: float
-    """Thousand million multiplications for a frame, in the size that the model is made for."""
+    """Billions (10^9) of multiplications per frame at the model's default input size."""
 
 
 def measure(names: Iterable[str]) -> dict[str, Architecture]:
-    """Build each architecture and look at it; half a minute for Faster R-CNN, less than a second for most."""
+    """Build each architecture and measure it. Faster R-CNN takes half a minute, most others less than a second."""
     found = {}
     for name in names:
         task, build = ("detection", _DETECTORS[name]) if name in _DETECTORS else ("classification", _CLASSIFIERS[name])
@@ -99,7 +99,7 @@ def _gmacs(parts: Cut) -> float:
 
 @dataclass(frozen=True)
 class Fit:
-    """The slides' times as sums: of a load over bytes and tensors, of a run over layers and multiplications."""
+    """Linear estimate: load time from bytes and tensors, run time from layers and multiplications."""
 
     ms_per_mb: float
     ms_per_tensor: float
@@ -108,7 +108,7 @@ class Fit:
 
     @classmethod
     def of(cls, known: Mapping[str, Architecture]) -> Fit:
-        """Least squares on the models of :data:`SLIDES`; no term is negative."""
+        """Fit the models of :data:`SLIDES` by least squares without negative terms."""
         measured = [known[name] for name in SLIDES]
         loads, runs = np.array(list(SLIDES.values())).T
         load = _solved([(each.bytes / 1e6, each.tensors) for each in measured], loads)
@@ -116,12 +116,12 @@ class Fit:
         return cls(*load, *run)
 
     def estimated(self, of: Architecture) -> tuple[float, float]:
-        """Milliseconds to load and to run."""
+        """Return the estimated milliseconds to load and to run an architecture."""
         load = self.ms_per_mb * of.bytes / 1e6 + self.ms_per_tensor * of.tensors
         return load, self.ms_per_layer * len(of.layers) + self.ms_per_gmac * of.gmacs
 
     def times(self, of: Architecture) -> tuple[float, float]:
-        """The same; the slides' where they have them."""
+        """Return the milliseconds to load and to run an architecture: the slides' where given, else estimated."""
         return SLIDES.get(of.name) or self.estimated(of)
 
 

@@ -1,9 +1,9 @@
-"""The rules of the scheduler that the paper's authors published (github.com/artpad6/gemel_nsdi23), to compare with.
+"""Rules of the scheduler that the paper's authors published (github.com/artpad6/gemel_nsdi23), for comparison.
 
-Models take turns as listed; each has at least one frame in its turn and waits for one if there is none. To make room,
-the model that was used last goes first, and that is the one that still runs while the next is loaded. A load beside a
-run is allowed if these two fit in memory together: the others that stay there are not counted, so the schedule may hold
-more than there is. Of a batch with one frame in time, those that are late count as processed as well.
+Models take turns in the listed order. A model processes at least one frame in its turn, and waits for one if there is
+none. Eviction takes the most recently used model first, which is the model that still runs while the next one loads. A
+load during a run is allowed if these two models fit in memory together. Other resident models are not counted, so the
+schedule may hold more bytes than the budget. If one frame of a batch is in time, its late frames count as processed.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ __all__ = ["Published", "published"]
 
 @dataclass(frozen=True)
 class Published:
-    """What the published rules report of a workload that is not merged."""
+    """Result of the published rules for an unmerged workload."""
 
     processed: float
-    """The part of all frames, counted as there."""
+    """Part of all frames that is processed, counted as the published code counts."""
     timely: float
-    """The part that is processed within the SLA."""
+    """Part of all frames that is processed within the SLA."""
     lowest: tuple[float, ...]
-    """The parts of each query's frames, rounded and in rising order: what batch sizes are chosen by."""
+    """Part of each query's frames that is processed, rounded, in rising order. Batch sizes are chosen by it."""
     blocked: float
-    """The part of the time in which weights are awaited."""
+    """Part of the time in which nothing runs because weights are still loading."""
     peak: int
-    """The most bytes that would have to be in memory at once."""
+    """Largest number of bytes that the schedule holds at once."""
 
 
 def published(profile: Profile, budget: int, frames: int) -> Published:
-    """Run every combination of batch sizes, and keep the one whose slowest queries are fastest.
+    """Try every combination of batch sizes, and return the result whose slowest queries process most frames.
 
     Args:
-        profile: unmerged; all queries of one frame rate.
-        budget: bytes of weights.
-        frames: of each camera.
+        profile: unmerged workload whose queries all have one frame rate.
+        budget: bytes of weights that may be resident at once.
+        frames: frames of each camera.
     """
     known = [profile.models[query.model].run_ms for query in profile.queries.values()]
     found = (_run(profile, budget, batches, frames) for batches in product(*map(sorted, known)))

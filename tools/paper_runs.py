@@ -1,4 +1,4 @@
-"""Simulated runs of tools/reproduce_paper.py: which there are, and what is kept of each."""
+"""Simulate the runs of tools/reproduce_paper.py, and keep the figures of each."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from gemel.runtime.planning.simulate import QueryOutcome, simulate
 __all__ = ["HALF_LIVES", "MEMORY", "Cell", "Outcome", "Runs", "ages", "memory_bytes"]
 
 MEMORY = {"min": 0.0, "50 %": 0.5, "75 %": 0.75, "all": 1.0}
-"""Settings as the published scheduler has them: the way from what the hungriest model needs to what all need."""
+"""Memory setting of the published scheduler -> place between the bytes of the largest model (0) and of all (1)."""
 HALF_LIVES = (100, 300, 1000)
-"""Milliseconds in which an old result loses half of what it is worth; how fast scenes change is not known."""
+"""Milliseconds in which an old result loses half of its accuracy; several, because the speed of scenes is unknown."""
 _TARGET = 0.95
-"""Accuracy of a merged query beside its original: the least that merging accepts."""
+"""Accuracy of a merged query relative to its original: the lowest that merging accepts."""
 
 _POLICIES = {**POLICIES, "gemel, fair": replace(POLICIES["gemel"], fair=True)}
 
@@ -32,35 +32,35 @@ class Cell(NamedTuple):
     workload: str
     memory: str
     policy: str
-    """Of :data:`POLICIES`; or "gemel, fair", whose batch sizes are chosen as those of nexus."""
+    """A name in :data:`POLICIES`, or "gemel, fair": gemel's policy with batch sizes chosen as nexus chooses them."""
     setting: Setting
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What comes of a cell; parts are from 0 to 1."""
+    """Result of a cell; parts are from 0 to 1."""
 
     processed: float
-    """Of all frames."""
+    """Part of all frames that is processed."""
     lowest: float
-    """Of the frames of the query that has most to lose."""
+    """Part of its frames that the query with the fewest processed frames processes."""
     blocked: float
-    """Of the time: nothing runs, as weights are awaited."""
+    """Part of the time in which nothing runs because weights are still loading."""
     age_ms: float
-    """Of the frame whose result answers a frame, on average; 0 for one that is processed in time."""
+    """Mean milliseconds between a frame and the frame whose result answers it; 0 for a frame processed in time."""
     accuracy: tuple[float, ...]
-    """Relative to the original models on every frame, for each of :data:`HALF_LIVES`."""
+    """Mean accuracy relative to the original models on every frame, for each of :data:`HALF_LIVES`."""
 
 
 def memory_bytes(profile: Profile, memory: str) -> int:
-    """Bytes of a memory setting, for an unmerged profile."""
+    """Return the bytes of a memory setting for an unmerged profile."""
     least, most = profile.budget("min"), profile.budget("all")
     return least + int(MEMORY[memory] * (most - least))
 
 
 @dataclass
 class Runs:
-    """Runs cells, each once."""
+    """Results of cells, each simulated once, when first asked for."""
 
     workloads: Mapping[str, Sequence[Query]]
     known: Mapping[str, Architecture]
@@ -74,13 +74,15 @@ class Runs:
         return self.done[cell]
 
     def profile(self, workload: str, setting: Setting) -> Profile:
+        """Return the profile of a workload under a setting."""
         return profile_of(self.workloads[workload], self.known, self.fit, setting)
 
     def all(self, cells: Iterable[Cell]) -> list[Outcome]:
+        """Return the results of several cells, in their order."""
         return [self[cell] for cell in cells]
 
     def _run(self, cell: Cell) -> Outcome:
-        # The same bytes whatever is merged.
+        # The budget is that of the unmerged workload, whatever part is merged.
         budget = memory_bytes(self.profile(cell.workload, replace(cell.setting, merged=0.0)), cell.memory)
         profile = self.profile(cell.workload, cell.setting)
         return _simulated(profile, budget, _POLICIES[cell.policy], self.seconds)
@@ -92,7 +94,7 @@ def _simulated(profile: Profile, budget: int, policy: Policy, seconds: float) ->
         np.array([np.inf if age is None else age for age in ages(each, profile.queries[name].fps, profile.sla_ms)])
         for name, each in found.queries.items()
     ]
-    # A query with a segment in common with others was retrained.
+    # A query with more than one segment shares one with others, so it was retrained.
     quality = [_TARGET if len(profile.segments_of(name)) > 1 else 1.0 for name in found.queries]
     seen = np.concatenate(stale)
     return Outcome(
@@ -108,16 +110,16 @@ def _simulated(profile: Profile, budget: int, policy: Policy, seconds: float) ->
 
 
 def ages(outcome: QueryOutcome, fps: float, sla_ms: float) -> Iterator[float | None]:
-    """For each frame, milliseconds between it and the newest frame that is answered when its SLA ends.
+    """Yield, per frame, the milliseconds between it and the newest frame that is answered when its SLA ends.
 
-    None for frames before the first answer. A frame that is answered itself, or later than a newer one, has age 0.
+    Frames before the first answer give None. A frame gives 0 where it or a newer frame is answered by then.
     """
     if not outcome.answers:
         yield from [None] * outcome.frames
         return
     period = 1e3 / fps
     when, newest = outcome.answers[-1]
-    # The last latency is that of the newest frame of the last answer.
+    # The last latency belongs to the newest frame of the last answer.
     first = when - outcome.latencies[-1] - newest * period
     answers = iter([*outcome.answers, (float("inf"), 0)])
     shown: int | None = None

@@ -1,4 +1,4 @@
-"""The tables of docs/paper.md."""
+"""Make the tables of docs/paper.md."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ += ["claims", "classes", "each_workload", "percent", "required", "sweeps
 
 UNMERGED, MERGED, FULL = Setting(merged=0.0), Setting(), Setting(merged=1.0)
 SHORT = ("min", "50 %", "75 %")
-"""Memory settings in which there is something to swap."""
+"""Memory settings that are too small for all weights, so that models swap."""
 
 Pair = tuple[tuple[str, bool], tuple[str, bool]]
-"""What is compared with what: a policy, and whether it runs the merged profile."""
+"""Two sides of a comparison, the new one first; each is a policy and whether it runs the merged profile."""
 MERGING: Pair = ("nexus+shared", True), ("nexus", False)
 FAIR: Pair = ("gemel, fair", True), ("nexus", False)
 BOTH: Pair = ("gemel", True), ("nexus", False)
@@ -40,28 +40,30 @@ SWEEPS: Mapping[str, tuple[tuple[str, Setting], ...]] = {
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
-    """Markdown; all but the first ``words`` columns are numbers."""
+    """Return a Markdown table; the first ``words`` columns are text, the others are numbers."""
     lines = [head, ["---"] * words + ["--:"] * (len(head) - words), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def percent(part: float) -> str:
+    """Return a part as ``12.3 %``."""
     return f"{part:.1%}".replace("%", " %")
 
 
 def signed(change: float) -> str:
-    # Adding nothing makes a negative zero a positive one.
+    """Return a relative change as ``+12 %``."""
+    # Adding 0 turns -0.0 into 0.0, which is printed as +0.
     return f"{round(100 * change) + 0:+d} %"
 
 
 def spread(values: Iterable[float], show: Callable[[float], str] = signed) -> str:
-    """Least to most, and the median."""
+    """Return values as ``least to most (median)``."""
     known = sorted(values)
     return f"{show(known[0])} to {show(known[-1])} ({show(median(known))})"
 
 
 def outcomes(runs: Runs, pair: Pair, setting: Setting, memory: str) -> Iterator[tuple[str, Outcome, Outcome]]:
-    """Of every workload, both sides."""
+    """Yield each workload with the results of the new and the old side of a comparison."""
     for workload in runs.workloads:
         new, old = (
             runs[Cell(workload, memory, policy, setting if merged else replace(setting, merged=0.0))]
@@ -77,13 +79,13 @@ def gains(
     memories: Iterable[str],
     value: Callable[[Outcome], float] = lambda outcome: outcome.processed,
 ) -> list[float]:
-    """Relative changes, of every workload in every memory setting."""
+    """Return the relative change of a value from the old to the new side, per workload and memory setting."""
     both = (each for memory in memories for each in outcomes(runs, pair, setting, memory))
     return [value(new) / value(old) - 1 for _, new, old in both if value(old) > 0]
 
 
 def times(known: Mapping[str, Architecture], fit: Fit) -> str:
-    """What is known of architectures."""
+    """Return the table of architectures: sizes, and load and run times from the slides and from the fit."""
     rows = []
     for name, each in known.items():
         load, run = fit.estimated(each)
@@ -99,7 +101,7 @@ def times(known: Mapping[str, Architecture], fit: Fit) -> str:
 
 
 def slide(runs: Runs) -> str:
-    """The five models of the slides' table, under the published rules and ours."""
+    """Return the table of the slides' five models under the published rules and gemel's policies."""
     rows = []
     for (name, batches), memory in product((("1", (1,)), ("1, 2, 4", BATCHES)), MEMORY):
         setting = replace(FULL, batches=batches)
@@ -120,7 +122,7 @@ def slide(runs: Runs) -> str:
 
 
 def claims(runs: Runs) -> str:
-    """The slides' figures beside ours."""
+    """Return the table of the slides' figures beside the simulator's."""
     pairs, none = list(_PAIRS.values()), [""] * (len(_PAIRS) - 1)
     saved = [_saved(runs, name, MERGED) for name in runs.workloads]
     most = [potential(queries, runs.known) for queries in runs.workloads.values()]
@@ -173,7 +175,7 @@ def _saved(runs: Runs, name: str, setting: Setting) -> tuple[float, int]:
 
 
 def classes(runs: Runs) -> str:
-    """Medians over the workloads of a class."""
+    """Return the table of medians over the workloads of each class of potential."""
     columns = [("nexus", UNMERGED), ("nexus+shared", MERGED), ("lru", MERGED)]
     columns += [("gemel", UNMERGED), ("gemel, fair", MERGED), ("gemel", MERGED)]
     rows = []
@@ -188,7 +190,7 @@ def classes(runs: Runs) -> str:
 
 
 def each_workload(runs: Runs) -> str:
-    """Every workload at half the memory."""
+    """Return the table of every workload in the memory setting "50 %"."""
     columns = [("nexus", UNMERGED), ("nexus+shared", MERGED), ("gemel", UNMERGED), ("gemel", MERGED)]
     rows = []
     for name, queries in runs.workloads.items():
@@ -202,7 +204,7 @@ def each_workload(runs: Runs) -> str:
 
 
 def sweeps(runs: Runs) -> str:
-    """Medians over all workloads of the change in frames."""
+    """Return the table of sweeps: median change in frames processed, over all workloads."""
     rows = []
     for sweep, settings in SWEEPS.items():
         for title, setting in settings:
@@ -213,16 +215,17 @@ def sweeps(runs: Runs) -> str:
 
 
 def required(runs: Runs, large: tuple[int, float, float]) -> str:
-    """What this simulator has to show, and whether it does.
+    """Return the table of figures that the simulator must reach, and whether it does.
 
     Args:
-        large: queries, simulated seconds, and the seconds that planning and simulating them took.
+        runs: simulated runs.
+        large: number of queries, simulated seconds, and seconds that planning and simulating took.
     """
     rows = []
     for memory in SHORT:
         best = max(gains(runs, BOTH, MERGED, [memory]))
         rows.append([f"frames at {memory}, best workload", "+44 %", signed(best), _reached(best >= 0.44)])
-    # All sweeps have one setting in common.
+    # A dict, because all sweeps contain the default setting.
     points = {setting: f"{sweep} {title}" for sweep, settings in SWEEPS.items() for title, setting in settings}
     cells = [
         (f"{name}, {memory}, {point}", new.processed / old.processed - 1)

@@ -1,9 +1,9 @@
-"""Make docs/paper.md's tables and pictures: the slides' figures, and what the simulator gives for them.
+"""Make the tables and pictures of docs/paper.md: the figures of the paper's slides beside the simulator's.
 
     .venv/bin/python tools/reproduce_paper.py            # some minutes on one core
     .venv/bin/python tools/reproduce_paper.py --quick    # seconds: two workloads
 
-Needs no data and no device. What is assumed stands in docs/paper.md.
+Needs no data and no device. docs/paper.md states the assumptions.
 """
 
 from __future__ import annotations
@@ -30,11 +30,15 @@ from gemel.runtime.planning.simulate import simulate
 _ROOT = Path(__file__).resolve().parent.parent
 _QUICK = ("low-1", "medium-1")
 _LARGE = (60, 20)
-"""Queries and feeds of the workload that is timed."""
+"""Number of queries and of feeds in the workload whose planning is timed."""
 
 
 def large_run(known: Mapping[str, Architecture], fit: Fit, seconds: float) -> tuple[int, float, float]:
-    """Plan and simulate a large workload of all architectures; returns its queries, ``seconds``, and seconds taken."""
+    """Plan and simulate a large workload of all architectures.
+
+    Returns:
+        number of queries, simulated seconds, and seconds that planning and simulating took.
+    """
     count, feeds = _LARGE
     names = list(known)
     queries = [Query(str(index % feeds), names[index % len(names)], f"task{index}") for index in range(count)]
@@ -46,7 +50,7 @@ def large_run(known: Mapping[str, Architecture], fit: Fit, seconds: float) -> tu
 
 
 def write_profile(profile: Profile, path: Path) -> None:
-    """A profile as a file for ``gemel simulate``."""
+    """Write a profile as a file for ``gemel simulate``."""
     document = profile.model_dump(exclude_defaults=True)
     for model in document["models"].values():
         model["segments"] = list(model["segments"])
@@ -61,8 +65,8 @@ def write_profile(profile: Profile, path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two workloads and short runs, to see that all works")
-    parser.add_argument("--seconds", type=float, help="of each simulated run; 30, or 3 with --quick")
+    parser.add_argument("--quick", action="store_true", help="two workloads and short runs, as a test")
+    parser.add_argument("--seconds", type=float, help="seconds that each run simulates; default 30, or 3 with --quick")
     parser.add_argument("--output", type=Path, default=_ROOT, help="folder with docs/paper.md and examples/profiles")
     options = parser.parse_args(arguments)
     if options.quick and options.output.resolve() == _ROOT:

@@ -1,9 +1,9 @@
-"""Make docs/potential.md: what the paper says of layers that models have in common, counted on torchvision's models.
+"""Count the layers that torchvision's models have in common, and write the tables of docs/potential.md.
 
     .venv/bin/python tools/reproduce_potential.py
 
-About two minutes on two cores. Needs no data: weights are random, as which layers could hold the same weights depends
-on their definitions alone.
+Takes about two minutes on two cores. Needs no data: weights are random, because which layers could hold the same
+weights depends on their definitions alone.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from statistics import median
 
 import torch
 import torchvision
+from documents import write_between
 from rich.console import Console
 
 from gemel.compiler.heads import cut
-from gemel.merging.analysis.analysis import Analysis, ModelSizes, heaviest, sizes_of
+from gemel.merging.analysis.analysis import Analysis, ModelSizes, share_of_heaviest, sizes_of
 from gemel.merging.layers.layers import Definition
 from gemel.merging.models.networks import Network
 
 DOC = Path(__file__).parent.parent / "docs" / "potential.md"
 
-# Every family of torchvision's classifiers up to 2019; which 24 the paper counted is not published.
+# Every family of torchvision's classifiers up to 2019. The paper does not say which 24 architectures it counted.
 ARCHITECTURES = (
     *("alexnet", "vgg11", "vgg13", "vgg16", "vgg19"),
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "resnext50_32x4d"),
@@ -44,10 +45,10 @@ Profiles = Mapping[Definition, Mapping[str, ModelSizes]]
 
 
 def measure(names: Iterable[str], console: Console) -> Profiles:
-    """Sizes and layers of every architecture under both definitions; one is in memory at a time."""
+    """Return sizes and layers of every architecture under both definitions; builds one architecture at a time."""
     found: dict[Definition, dict[str, ModelSizes]] = {"strict": {}, "shape": {}}
     for name in names:
-        # Auxiliary classifiers are for training only.
+        # Auxiliary classifiers are used in training only.
         args = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
         module = getattr(torchvision.models, name)(weights=None, **args)
         network = Network(name, (), cut(module, "classification"))
@@ -58,25 +59,17 @@ def measure(names: Iterable[str], console: Console) -> Profiles:
 
 
 def report(profiles: Profiles) -> str:
-    """The page as Markdown."""
+    """Return the figures as Markdown."""
     lines = [
-        "# Potential",
-        "",
-        "Made by `.venv/bin/python tools/reproduce_potential.py`, without data. Weights are random: which layers could",
-        "hold the same weights depends on their definitions alone. Accuracy is not looked at, so this is what merging",
-        "can reach at most. `strict`: everything that PyTorch prints of a layer is equal, as in the paper's published",
-        "code; `shape`: kind, weight shape and groups are equal. Heads are the layers that give a model's outputs;",
-        "merging keeps them private, the published code counts them.",
-        "",
-        f"torchvision {torchvision.__version__.partition('+')[0]}; all models with 1000 classes and without auxiliary",
-        f"classifiers. The {len(ARCHITECTURES)} architectures are listed in the second table: every family of",
-        "torchvision's classifiers up to 2019.",
+        f"torchvision {torchvision.__version__.partition('+')[0]}; all models with 1000 classes and without auxiliary"
+        f" classifiers. The {len(ARCHITECTURES)} architectures are listed in the second table: every family",
+        "of torchvision's classifiers up to 2019.",
         "",
         *_pairs(profiles),
         *_heavy(profiles),
         *_workloads(profiles),
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def _pairs(profiles: Profiles) -> list[str]:
@@ -104,7 +97,7 @@ def _pairs(profiles: Profiles) -> list[str]:
 
 def _heavy(profiles: Profiles) -> list[str]:
     models = profiles["shape"]
-    parts = {name: heaviest(model.layers, 0.15) for name, model in models.items()}
+    parts = {name: share_of_heaviest(model.layers, 0.15) for name, model in models.items()}
     least, middle, most = (_percent(pick(parts.values())) for pick in (min, median, max))
     total = _percent(_analysis(profiles, ARCHITECTURES, "shape", False).heaviest(0.15))
     lines = [
@@ -161,7 +154,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     console = Console(highlight=False)
-    DOC.write_text(report(measure(ARCHITECTURES, console)), encoding="utf-8")
+    write_between(DOC, "figures", report(measure(ARCHITECTURES, console)))
     console.print(f"{DOC}")
 
 

@@ -1,11 +1,11 @@
-"""Keep a merge of the street example in the repository, as changes of its public weights.
+"""Store a merge of the street example in the repository, as changes of its public weights.
 
     .venv/bin/gemel merge examples/street/workload.yaml -o out/street-merged
     .venv/bin/python tools/ship_street_merge.py out/street-merged
 
-Writes ``changes.safetensors``, ``merge.json`` and ``workload.yaml`` to examples/street/merged/, and the weights that
-``tools/make_street_example.py`` will make of them anywhere. What is kept is rounded to 8 bits: its accuracies are
-measured anew, and nothing is written when a query misses its target.
+Writes ``changes.safetensors``, ``merge.json`` and ``workload.yaml`` to examples/street/merged/, and there the weights
+that ``tools/make_street_example.py`` makes of them on any machine. Changes are rounded to 8 bits, so accuracies are
+measured again; nothing is kept if a query misses its target.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _STREET = Path(__file__).resolve().parent.parent / "examples" / "street"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("merged", type=Path, help="what gemel merge wrote")
+    parser.add_argument("merged", type=Path, help="folder that gemel merge wrote")
     merged = parser.parse_args(arguments).merged
     workload, report = load_workload(_STREET / "workload.yaml"), read_report(merged / MERGE_REPORT)
     subjects = build_subjects(workload, "shape", torch.device("cpu"))
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sharing = SharingMap().joined([Use(use.query, use.parameter) for use in each.uses] for each in report.shared)
     target = _STREET / "merged"
     target.mkdir(exist_ok=True)
-    # What was kept before stays where this does not hold.
+    # The changes go to another file first, so that the stored ones stay if a query misses its target.
     part, changes = target / "changes.part", target / "changes.safetensors"
     pack(before, {name: after[name] for name in sorted(sharing.models)}, sharing.slots, part)
 

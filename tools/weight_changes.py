@@ -1,8 +1,8 @@
-"""Retrained weights as changes of public ones: what a repository can hold where the models themselves are fetched.
+"""Store retrained weights as changes of public weights, small enough for a repository.
 
-A convolution's or linear layer's weight is kept as its difference in 8 bits with a scale for each output channel, all
-else as it is, and what several layers share once. Values are rounded by that, so accuracies are to be measured on what
-:func:`apply` gives. Its arithmetic is exact to the bit on every machine.
+The weight of a convolution or linear layer is stored as its 8-bit difference with a per-channel scale. Other tensors
+are stored unchanged, and a tensor that several layers share is stored once. The differences are rounded, so accuracies
+must be measured on the weights that :func:`apply` returns. Its arithmetic gives the same bits on every machine.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ __all__ = ["apply", "pack"]
 
 State = Mapping[str, Tensor]
 _LEVELS = 127
+"""Largest absolute value of an 8-bit difference."""
 
 
 def pack(
     before: Mapping[str, State], after: Mapping[str, State], shared: Iterable[Sequence[tuple[str, str]]], path: Path
 ) -> None:
-    """Write what changed.
+    """Write the changes from original to merged weights.
 
     Args:
-        before: models to state dicts of the original weights.
-        after: the same of the merged ones.
-        shared: weights that hold one tensor, as models and names in their state dicts.
+        before: model -> state dict with the original weights.
+        after: model -> state dict with the merged weights.
+        shared: groups of (model, name in its state dict) whose weights hold one tensor.
         path: file to write.
     """
     slots = [sorted(slot) for slot in shared]
@@ -53,14 +54,19 @@ def pack(
 
 
 def apply(before: Mapping[str, State], path: Path) -> dict[str, dict[str, Tensor]]:
-    """State dicts of the models that changed; what is shared is equal bit for bit."""
+    """Return model -> state dict with the changes applied, for changed models; shared weights are equal bit for bit.
+
+    Args:
+        before: model -> state dict with the original weights.
+        path: file that :func:`pack` wrote.
+    """
     after: dict[str, dict[str, Tensor]] = {}
 
     def changed(model: str) -> dict[str, Tensor]:
         return after.setdefault(model, dict(before[model]))
 
     with safe_open(path, "pt") as file:
-        for key in file.keys():  # noqa: SIM118 - it is no mapping
+        for key in file.keys():  # noqa: SIM118 - safe_open gives no mapping
             model, name, kind = (*key.split("/"), "")[:3]
             if kind == "steps":
                 steps, scale = file.get_tensor(key), file.get_tensor(f"{model}/{name}/scale")

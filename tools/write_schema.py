@@ -1,6 +1,8 @@
 """Write docs/manifest.schema.json, the published schema of a bundle's manifest.
 
-.venv/bin/python tools/write_schema.py
+    .venv/bin/python tools/write_schema.py
+
+Run with the locked pydantic: other versions may write the same schema differently.
 """
 
 from __future__ import annotations

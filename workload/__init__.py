@@ -1,4 +1,4 @@
-"""Workloads: what a user asks for, read and checked, and the models it names."""
+"""The workload: reading and checking workload.yaml, and loading the models and data that it names."""
 
 from __future__ import annotations
 

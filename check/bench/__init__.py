@@ -1,1 +1,1 @@
-"""A bundle beside plain ONNX Runtime sessions of the same models."""
+"""Benchmark of a bundle beside plain ONNX Runtime sessions of the same models."""

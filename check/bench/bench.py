@@ -1,7 +1,7 @@
-"""``gemel bench``: swap-in, latency and memory beside plain ONNX Runtime sessions of the same models.
+"""Benchmark for ``gemel bench``: swap-in, latency and memory beside plain ONNX Runtime sessions of the same models.
 
-Every figure of one kind comes from one run in which both sides take turns, because machines drift. Each part runs in a
-fresh interpreter, so that neither side's memory and caches, nor what the caller has imported, count for the other.
+Both sides take turns in one run, because a machine's speed drifts. Each part runs in a fresh interpreter, so that one
+side's memory, caches and imports do not count for the other.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from ...runtime.backends.ort_cpu import OrtCpu
 __all__ = ["Figures", "latency_ratio", "measure_bundle", "table"]
 
 Figures = dict[str, Any]
+"""Figures of a benchmark by name, as a value that JSON can hold."""
 
 
 def measure_bundle(
@@ -37,16 +38,20 @@ def measure_bundle(
     """Measure a bundle.
 
     Args:
-        bundle: whose models are measured; its device cache is made if it is missing.
+        bundle: open bundle; its device cache is made if it is missing.
         rounds: runs of each model on each side.
-        plain: model name to the ONNX file of the other side; the bundle's own files when left out.
-        say: told of each part before it starts.
+        plain: model name to the ONNX file of the plain side; the bundle's own files if None.
+        say: called with the name of each part before the part starts.
 
     Returns:
-        ``swap_ms``, ``bind_ms`` (a first swap-in) and ``plain_load_ms`` (p50, p99), ``swap_ratio``; ``latency_ratio``
-        (CPU time of one thread, gemel / plain, median over models) and ``latency_ratios`` by model; ``memory_mb`` and
-        ``plain_memory_mb`` (PSS of a process that has run every model once), ``blob_mb``; ``first_result_s`` from
-        importing gemel.runtime to the first output.
+        ``swap_ms``, ``bind_ms`` (a first swap-in) and ``plain_load_ms``, each with p50 and p99; ``swap_ratio``;
+        ``latency_ratio`` (CPU time of one thread, gemel / plain, median over models) and ``latency_ratios`` by model;
+        ``memory_mb`` and ``plain_memory_mb`` (PSS of a process that has run every model once); ``blob_mb``;
+        ``first_result_s`` from importing gemel.runtime to the first output.
+
+    Raises:
+        BundleError: ``plain`` lacks a model of the bundle.
+        BackendError: a part of the benchmark failed.
     """
     files = {name: str(path.absolute()) for name, path in _files(bundle, plain).items()}
     path = str(bundle.path.absolute())
@@ -74,6 +79,7 @@ def measure_bundle(
 
 
 def _files(bundle: Bundle, plain: Mapping[str, Path] | None) -> Mapping[str, Path]:
+    """Return model name -> ONNX file of the plain side."""
     models = bundle.manifest.models
     if plain is None:
         return {name: bundle.file(model.stages["main"].file) for name, model in models.items()}
@@ -84,10 +90,16 @@ def _files(bundle: Bundle, plain: Mapping[str, Path] | None) -> Mapping[str, Pat
 
 
 def latency_ratio(path: Path | str, model: str, file: Path | str, rounds: int) -> tuple[float, float, float]:
-    """CPU time of one run of a model's main stage on one thread, beside a default session of an ONNX file.
+    """Measure the CPU time of a run of a model's main stage on one thread, beside a default session of an ONNX file.
+
+    Args:
+        path: folder of the bundle.
+        model: name of the model.
+        file: ONNX file of the same model.
+        rounds: runs on each side.
 
     Returns:
-        gemel / file, and both medians in milliseconds.
+        The ratio gemel / file, and both medians in milliseconds.
     """
     arguments = {"path": str(Path(path).absolute()), "file": str(Path(file).absolute())}
     ratio, ours, theirs = _apart("latency", model=model, rounds=rounds, **arguments)
@@ -95,7 +107,7 @@ def latency_ratio(path: Path | str, model: str, file: Path | str, rounds: int) -
 
 
 def table(figures: Figures) -> Table:
-    """The figures for people."""
+    """Return the figures of :func:`measure_bundle` as a table."""
     rows = Table(title=f"{figures['models']} models", title_justify="left", box=SIMPLE)
     for column, side in (("figure", "left"), ("gemel", "right"), ("plain sessions", "right"), ("ratio", "right")):
         rows.add_column(column, justify=side)  # type: ignore[arg-type]
@@ -115,7 +127,7 @@ def table(figures: Figures) -> Table:
 
 
 def _first_result(path: str) -> float:
-    """Seconds from before the import to the first output, in a fresh interpreter."""
+    """Measure the seconds from importing gemel.runtime to the first output, in a fresh interpreter."""
     script = (
         "import sys, time; began = time.perf_counter(); import gemel.runtime\n"
         "from gemel.check.bench.worker import first_result; first_result(sys.argv[1])\n"
@@ -125,12 +137,12 @@ def _first_result(path: str) -> float:
 
 
 def _apart(part: str, **arguments: Any) -> Any:
-    """Run a part of :mod:`gemel.check.bench.worker` in a fresh interpreter."""
+    """Run a part of :mod:`gemel.check.bench.worker` in a fresh interpreter, and return its result."""
     return json.loads(_python(part, "-m", "gemel.check.bench.worker", part, json.dumps(arguments)))
 
 
 def _python(part: str, *arguments: str) -> str:
-    # In an empty folder: -c and -m search the working folder first, which may be a bundle from anywhere.
+    # In an empty folder: -c and -m search the working folder first, which may hold modules of an untrusted bundle.
     with tempfile.TemporaryDirectory(prefix="gemel-bench-") as folder:
         command = [sys.executable, *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)

@@ -1,6 +1,6 @@
-"""The parts of a benchmark, each run as ``python -m gemel.check.bench.worker PART ARGUMENTS`` in a fresh interpreter.
+"""Parts of a benchmark, each run as ``python -m gemel.check.bench.worker PART ARGUMENTS`` in a fresh interpreter.
 
-Arguments and result are JSON; times are milliseconds, memory is MB (10^6 bytes).
+Arguments and result are JSON. Times are in milliseconds, memory is in MB (10^6 bytes).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ __all__: list[str] = []
 
 
 def swaps(path: str, files: Mapping[str, str], repeats: int = 20) -> dict[str, dict[str, float]]:
-    """Swap-in: segments in the page cache but not mapped. The other side: a session from a file in the page cache.
+    """Measure a swap-in of segments that are in the page cache but not mapped, and a session load from the page cache.
 
-    Bindings stay valid for the life of a process (addresses do not change on the host), so binding is measured apart:
-    ``bind_ms`` is a swap-in with nothing bound yet.
+    Addresses do not change on the host, so bindings stay valid for the life of a process. ``bind_ms`` therefore
+    measures a first swap-in, when nothing is bound yet, apart from ``swap_ms``.
     """
     bundle = open_bundle(path)
     swap: list[float] = []
@@ -53,15 +53,15 @@ def swaps(path: str, files: Mapping[str, str], repeats: int = 20) -> dict[str, d
 
 
 def latency(path: str, model: str, file: str, rounds: int) -> tuple[float, float, float]:
-    """CPU time of one run: the ratio, and both medians.
+    """Measure the CPU time of one run on both sides: the median ratio, and both medians.
 
-    Who runs twice in a row finds its weights in the cache the second time. So the order turns round each time, and the
-    ratio is taken over two turns at once, in which each side follows itself once (its median over all such pairs).
+    A side that runs twice in a row finds its weights in the CPU's cache the second time. So the order is reversed every
+    turn, and a ratio is taken over a pair of turns, in which each side follows itself once.
     """
     bundle = open_bundle(path)
     inputs = _inputs(bundle, model)
     session = _plain(file)
-    # The other side's file may call its input differently.
+    # The plain side's file may give its inputs other names.
     other = dict(zip([port.name for port in session.get_inputs()], inputs.values(), strict=True))
     ours: list[float] = []
     theirs: list[float] = []
@@ -77,16 +77,17 @@ def latency(path: str, model: str, file: str, rounds: int) -> tuple[float, float
                 run()
                 if turn >= 2:
                     times.append((process_time() - began) * 1e3)
-    pairs = zip(_twos(ours), _twos(theirs), strict=True)
+    pairs = zip(_pairs(ours), _pairs(theirs), strict=True)
     return median(a / b for a, b in pairs), median(ours), median(theirs)
 
 
-def _twos(times: list[float]) -> list[float]:
+def _pairs(times: list[float]) -> list[float]:
+    """Return the sums of the first and second time, of the third and fourth, and so on."""
     return [a + b for a, b in zip(times[::2], times[1::2], strict=True)]
 
 
 def memory(path: str, files: Mapping[str, str] | None) -> float:
-    """PSS of this process after a run of every model, by sessions of ``files`` or by gemel where None."""
+    """Measure the PSS of this process after a run of every model: by sessions of ``files``, or by gemel if None."""
     bundle = open_bundle(path)
     if files is not None:
         sessions = {name: _plain(file) for name, file in files.items()}

@@ -1,1 +1,1 @@
-"""What is in a bundle."""
+"""Contents of a bundle, as figures and as tables."""

@@ -1,5 +1,6 @@
-"""How well a bundle answers its queries when its models must share a memory that is too small for them.
+"""Evaluation for ``gemel eval``: accuracy of a bundle whose models do not fit into memory together.
 
-``evaluate`` runs, ``reference`` says what is right, ``answers`` says which answer counts for which frame, ``scores``
-and ``precision`` compare the two, ``report`` shows what came of it. Needs the extra ``eval``.
+:mod:`.cases` lists the runs, :mod:`.evaluate` runs and scores them, :mod:`.reference` makes the right answers,
+:mod:`.answers` finds the answer that counts for each frame, and :mod:`.evaluation_report` makes tables and JSON. Needs
+the extra ``eval``.
 """

@@ -1,4 +1,4 @@
-"""Which answer counts for which frame, whether or not the frame was processed."""
+"""Answers that count for each frame, whether or not the frame was processed."""
 
 from __future__ import annotations
 
@@ -18,23 +18,25 @@ __all__ = ["Answer", "Recorder", "arrivals", "standing"]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a query said of a frame. ``arrived`` and ``done`` are seconds of the monotonic clock."""
+    """Answer of a query to one frame."""
 
     frame: int
-    """Its index in the feed."""
+    """Index of the frame in its feed."""
     time: float
-    """Seconds of the recording."""
+    """Time of the frame in the recording, in seconds."""
     arrived: float
+    """Time of the frame's arrival, in seconds of the monotonic clock."""
     done: float
+    """Time of the answer, in seconds of the monotonic clock."""
     result: Result
 
 
 class Recorder(Sink):
-    """Keeps all answers of a run, and none of its pictures."""
+    """Sink that keeps all answers of a run, and none of its pictures."""
 
     def __init__(self) -> None:
         self.answers: dict[str, list[Answer]] = defaultdict(list)
-        """Of each query, in the order in which they were given, which is that of the frames."""
+        """Query name -> answers, in the order of the frames."""
 
     def on_result(self, query: str, frame: Frame, result: Result, latency_ms: float) -> None:
         done = frame.arrived + latency_ms / 1e3
@@ -42,14 +44,14 @@ class Recorder(Sink):
 
 
 def arrivals(times: Sequence[float], known: Iterable[Answer]) -> NDArray[np.float64]:
-    """When the frames of a feed arrived, by the monotonic clock, ``[F]``.
+    """Return the arrival times of a feed's frames, ``[F]``, in seconds of the monotonic clock.
 
-    Nobody is told of a frame that is skipped. But a recording that stands for a camera is played at its own pace: all
-    its frames are as late as those before and after them.
+    A run does not record the arrival of a skipped frame. But a recording that stands for a camera is played at its own
+    pace, so a skipped frame arrives as late as the frames before and after it.
 
     Args:
-        times: seconds of the recording of F frames.
-        known: answers on the same feed, of whatever query; without any, it is as if the recording began at 0.
+        times: times of F frames in the recording, in seconds.
+        known: answers of any queries to the same feed; without any, the recording is taken to have begun at 0.
     """
     seen = {answer.time: answer.arrived - answer.time for answer in known}
     moments = sorted(seen)
@@ -61,15 +63,15 @@ def arrivals(times: Sequence[float], known: Iterable[Answer]) -> NDArray[np.floa
 
 
 def standing(given: Sequence[Answer], frames: Sequence[int], deadlines: NDArray[np.float64]) -> list[Result | None]:
-    """What stands as the answer to each frame when it is due: the newest result of this frame or one before it.
+    """Return the answer that stands for each frame at its deadline: the newest result of this frame or an earlier one.
 
     Args:
-        given: the answers of a query; ``frame`` and ``done`` both grow.
+        given: answers of one query; ``frame`` and ``done`` both increase.
         frames: indices of F frames.
-        deadlines: of these frames, ``[F]``, by the clock of ``done``.
+        deadlines: deadlines of these frames, ``[F]``, by the clock of ``done``.
 
     Returns:
-        A result a frame; None where none was there in time.
+        One result per frame; None if there was none in time.
     """
     old_enough = np.searchsorted([answer.frame for answer in given], frames, side="right")
     there = np.searchsorted([answer.done for answer in given], deadlines, side="right")

@@ -1,4 +1,4 @@
-"""What is tried: bundles, budgets and policies. Decisions only; nothing is run here."""
+"""Cases of an evaluation: bundles, budgets and policies. Decisions only; no function here runs a bundle."""
 
 from __future__ import annotations
 
@@ -14,42 +14,47 @@ from ...errors import InputError
 __all__ = ["DEFAULT_MEMORY", "Case", "WeightBytes", "budgets", "cases", "check_same"]
 
 DEFAULT_MEMORY: tuple[str, ...] = ("min", "50%", "75%", "all")
+"""Memory settings that are tried if the user names none."""
 
 
 @dataclass(frozen=True)
 class WeightBytes:
-    """Bytes that the weights of a bundle need on a backend: all of them, and those of the hungriest model."""
+    """Memory that the weights of a bundle need on a backend."""
 
     total: int
+    """Bytes of all weights."""
     least: int
+    """Bytes of the weights of the largest model."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A bundle, by name, under a budget."""
+    """One live run: a bundle under a budget and a policy."""
 
     bundle: str
+    """Name of the bundle: ``bundle``, ``unmerged`` or ``merged``."""
     memory: str | int
-    """The setting, as :func:`gemel.bundles.budget.parse_memory` returns it."""
+    """Memory setting from :func:`gemel.bundles.budget.parse_memory`."""
     budget: int
-    """Bytes."""
+    """Bytes that the setting allows for weights."""
     policy: str | None
-    """None where all weights fit: every policy does the same then."""
+    """Name of the policy; None if all weights fit, because all policies do the same then."""
 
 
 def budgets(memory: Sequence[str | int] | None, weights: Mapping[str, WeightBytes]) -> dict[str | int, int]:
-    """Bytes of each memory setting, the same for all bundles, so that they can be compared.
+    """Return memory setting -> bytes, the same for all bundles, so that bundles can be compared.
 
     Args:
-        memory: settings; left out, those of :data:`DEFAULT_MEMORY` that are enough for every model.
-        weights: of each bundle. Shares, and ``all``, are of the first one; ``min`` is enough for each of them.
+        memory: memory settings; None for the settings of :data:`DEFAULT_MEMORY` that are enough for every model.
+        weights: bundle name -> bytes of its weights. Shares and ``all`` refer to the first bundle; ``min`` is enough
+            for the largest model of all bundles.
 
     Raises:
-        InputError: a setting is too small.
+        InputError: a setting that the caller named is too small for a model.
     """
     total, least = next(iter(weights.values())).total, max(each.least for each in weights.values())
     found: dict[str | int, int] = {}
-    # Nobody asked for those of the default one by one.
+    # The user did not ask for any single default setting, so one that is too small is left out.
     skipped = (InputError,) if memory is None else ()
     for setting in DEFAULT_MEMORY if memory is None else memory:
         with suppress(*skipped):
@@ -60,28 +65,28 @@ def budgets(memory: Sequence[str | int] | None, weights: Mapping[str, WeightByte
 def cases(
     allowed: Mapping[str | int, int], policies: Sequence[str], weights: Mapping[str, WeightBytes]
 ) -> tuple[Case, ...]:
-    """In an order in which what is compared runs one after the other: a busy minute is bad for both.
+    """Return the cases to run. Cases to compare follow each other, so that a busy minute of the machine affects both.
 
     Args:
-        allowed: bytes of each setting.
-        policies: names.
-        weights: of each bundle.
+        allowed: memory setting -> bytes, from :func:`budgets`.
+        policies: names of policies.
+        weights: bundle name -> bytes of its weights.
     """
     return tuple(
         Case(bundle, setting, size, None if fits else policy)
         for setting, size in allowed.items()
         for place, policy in enumerate(policies)
         for bundle, needs in weights.items()
-        # Where nothing is swapped, there is nothing that policies could do differently.
+        # If all weights fit, nothing is swapped and all policies do the same: the first one is enough.
         if not (fits := needs.total <= size) or place == 0
     )
 
 
 def check_same(bundle: Bundle, against: Bundle) -> None:
-    """Refuse bundles whose answers mean different things.
+    """Refuse two bundles whose answers cannot be compared.
 
     Raises:
-        InputError: a query, a feed or the SLA of one is not that of the other.
+        InputError: a query, a feed or the SLA differs.
     """
     ours, theirs = _meaning(bundle.manifest), _meaning(against.manifest)
     for name in ours | theirs:
@@ -90,7 +95,7 @@ def check_same(bundle: Bundle, against: Bundle) -> None:
 
 
 def _meaning(content: Manifest) -> dict[str, object]:
-    """What two bundles must agree in. Not the sources of feeds, which are paths: one of them is used for both."""
+    """Return the settings that two bundles must agree in. Sources of feeds may differ: one source is used for both."""
     return {
         "the SLA": content.sla_ms,
         **{f"feed {name!r}": (feed.fps, feed.loop) for name, feed in content.feeds.items()},

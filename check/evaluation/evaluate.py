@@ -19,59 +19,64 @@ from .reference import answer_all, recordings
 __all__ = ["Evaluation", "EvaluationProgress", "EvaluationSettings", "Run", "Score", "evaluate_bundles", "judge"]
 
 EvaluationProgress = Callable[[str, str, float | None], None]
-"""Called with the name of a stage, what it does or did, and how much of all the work is done if it is over, 0 to 1.
-Of a stage that goes on it may be told the same again and again."""
+"""Function that is told of progress: the name of a stage, what the stage does or did, and, if the stage is over, the
+part of all work that is done, from 0 to 1. The same text may be told several times while a stage runs."""
 
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """What to try."""
+    """Settings of an evaluation."""
 
     memory: Sequence[str | int] | None = None
-    """See :func:`.cases.budgets`."""
+    """Memory settings; None for the default ones, see :func:`.cases.budgets`."""
     policies: Sequence[str] = ("gemel", "nexus")
+    """Names of the policies that queries take turns by."""
     seconds: float = 20.0
-    """Of each run."""
+    """Length of each run in seconds."""
     backend: str | None = None
+    """Name of the backend; None for the bundle's."""
     threads: int | None = None
+    """Threads that one run may use; None for the backend's default."""
     loading: Loading = WARM
+    """Way in which evicted weights are loaded again."""
     sources: Mapping[str, str] = field(default_factory=dict)
     """Feed name to the source that replaces the bundle's."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """Of a query in a run; parts of one."""
+    """Score of a query in a run. All values are from 0 to 1."""
 
     processed: float
-    """Of the frames that its feed delivered."""
+    """Part of the feed's frames that were processed."""
     accuracy: float | None
-    """Over all frames that its feed delivered; None where there is nothing to judge by."""
+    """Accuracy over all frames of the feed; None if there are no right answers to judge by."""
     in_sla: float | None
-    """Of the processed frames, those answered within the SLA; None where none was processed."""
+    """Part of the processed frames that were answered within the SLA; None if no frame was processed."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What came of a case."""
+    """Result of a case."""
 
     case: Case
     summary: Summary
     scores: Mapping[str, Score]
-    """Of each query."""
+    """Query name -> score."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came of all cases."""
+    """Results of all cases."""
 
     settings: EvaluationSettings
     bundles: Mapping[str, Bundle]
-    """``unmerged`` and ``merged``, or only ``bundle``; the models of the first one are the reference."""
+    """Bundles named ``unmerged`` and ``merged``, or only ``bundle``. Models of the first bundle are the reference."""
     weights: Mapping[str, WeightBytes]
+    """Bundle name -> bytes of its weights."""
     runs: Sequence[Run]
     frames: Mapping[str, int]
-    """Of each feed, how many the reference answered."""
+    """Feed name -> frames that the reference answered."""
 
 
 def evaluate_bundles(
@@ -82,21 +87,21 @@ def evaluate_bundles(
     stop: Event | None = None,
     told: EvaluationProgress = lambda stage, what, part: None,
 ) -> Evaluation:
-    """Run a bundle, and the unmerged one in turn with it, live under every budget and policy.
+    """Run a bundle live under every budget and policy, in turns with the unmerged bundle if there is one.
 
-    A memory setting allows both the same bytes: what it means for the unmerged bundle. All runs and the reference read
-    the same recordings.
+    A memory setting allows both bundles the same bytes: those that it means for the unmerged bundle. All runs and the
+    reference read the same recordings.
 
     Args:
-        bundle: an open bundle.
-        against: the one it was merged from: its models are the reference. Left out, the bundle's own are.
-        settings: what to try.
-        stop: set it to end the run that goes on; to end them all, ``told`` raises then.
-        told: told of each stage.
+        bundle: open bundle.
+        against: open bundle of the unmerged models, which are the reference; None to take the bundle's own models.
+        settings: settings of the evaluation; None for the defaults.
+        stop: event that ends the current run. To end the whole evaluation, ``told`` must raise.
+        told: called on progress.
 
     Raises:
         InputError: the bundles have different queries or feeds, or a memory setting is too small.
-        FeedError: a feed is no recording, or cannot be read.
+        FeedError: a feed is not a recording, or cannot be read.
         BackendError: the device cannot run a bundle.
     """
     settings = settings or EvaluationSettings()
@@ -114,10 +119,10 @@ def evaluate_bundles(
     lives: list[tuple[Case, Summary, Recorder]] = []
     for number, case in enumerate(planned, 1):
         part = number / (len(planned) + 1)
-        summary, recorder = _live(bundles[case.bundle], case, settings, stop, told)
+        summary, recorder = _run_live(bundles[case.bundle], case, settings, stop, told)
         lives.append((case, summary, recorder))
         told("live", _in_words(case, summary), part)
-    # Only now it is known how many frames there are to know the answers of.
+    # The number of frames to make right answers for is known only after the live runs.
     frames = {name: max(summary.run.feeds[name].frames for _, summary, _ in lives) for name in sources}
     first = next(iter(bundles))
     reference = answer_all(
@@ -129,13 +134,13 @@ def evaluate_bundles(
 
 
 def judge(bundle: Bundle, summary: Summary, given: Recorder, reference: Recorder) -> dict[str, Score]:
-    """The scores of every query in a live run.
+    """Return query name -> score in a live run.
 
     Args:
-        bundle: says what the queries are.
-        summary: of the run.
-        given: its answers.
-        reference: the right ones, to all frames that were delivered. Frames without one are left out.
+        bundle: open bundle, for its queries and SLA.
+        summary: summary of the run.
+        given: answers of the run.
+        reference: right answers to all frames that the feeds delivered. Frames without one are not judged.
     """
     queries, sla_s = bundle.manifest.queries, bundle.manifest.sla_ms / 1e3
     heard = {query.feed: list[Answer]() for query in queries.values()}
@@ -156,7 +161,10 @@ def judge(bundle: Bundle, summary: Summary, given: Recorder, reference: Recorder
 
 
 def _weights(name: str, bundle: Bundle, settings: EvaluationSettings, told: EvaluationProgress) -> WeightBytes:
-    """Asked of the backend itself: each counts bytes in its own way. Its device cache is there from now on."""
+    """Ask the backend for the bytes of a bundle's weights, which each backend counts in its own way.
+
+    Opening the backend also makes its device cache, so that no live run has to.
+    """
 
     def prepare(model: str) -> None:
         told("prepare", f"{name}: {model} for this device", None)
@@ -170,11 +178,13 @@ def _weights(name: str, bundle: Bundle, settings: EvaluationSettings, told: Eval
     return WeightBytes(*found)
 
 
-def _live(
+def _run_live(
     bundle: Bundle, case: Case, settings: EvaluationSettings, stop: Event | None, told: EvaluationProgress
 ) -> tuple[Summary, Recorder]:
+    """Run one case, and return its summary and its answers."""
+
     def measure(_: str) -> None:
-        told("times", f"{case.bundle}: how long weights load and models run, once for this device", None)
+        told("times", f"{case.bundle}: measuring load and run times, once for this device", None)
 
     recorder = Recorder()
     options = RunOptions(

@@ -1,4 +1,4 @@
-"""What came of an evaluation, for people and for machines."""
+"""Report of an evaluation, as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .evaluate import Evaluation, Run, Score
 __all__ = ["best_run", "evaluation_tables", "evaluation_to_json", "mean"]
 
 _NEAR = 0.01
-"""So much accuracy is no reason for more memory."""
+"""Accuracy gain below which the smaller budget is preferred."""
 
 
 def mean(run: Run) -> Score:
-    """Over all queries of a run, each counting the same; what has no score counts for nothing."""
+    """Return the mean score over all queries of a run, each with the same weight; missing scores are left out."""
     scores = run.scores.values()
     return Score(
         fmean(score.processed for score in scores),
@@ -29,7 +29,7 @@ def mean(run: Run) -> Score:
 
 
 def best_run(found: Evaluation) -> Run:
-    """The run of the evaluated bundle that needs least memory for the accuracy that it can have, or for 1 % less."""
+    """Return the evaluated bundle's run with the smallest budget whose accuracy is within 0.01 of its best run's."""
     name = list(found.bundles)[-1]
     known = [(mean(run).accuracy or 0.0, run) for run in found.runs if run.case.bundle == name]
     most = max(accuracy for accuracy, _ in known)
@@ -38,7 +38,7 @@ def best_run(found: Evaluation) -> Run:
 
 
 def evaluation_tables(found: Evaluation) -> list[Table]:
-    """A table for each memory setting: a row a query, a column a bundle and policy."""
+    """Return one table per memory setting: one row per query, one column per bundle and policy."""
     settings = dict.fromkeys(run.case.memory for run in found.runs)
     return [_table(found, [run for run in found.runs if run.case.memory == each]) for each in settings]
 
@@ -68,12 +68,16 @@ def _title(found: Evaluation, run: Run) -> str:
 
 
 def _pair(score: Score) -> str:
+    """Return the cell of a score: frames processed in % / accuracy in %."""
     accuracy = "-" if score.accuracy is None else f"{score.accuracy * 100:.1f}"
     return f"{score.processed * 100:.1f}/{accuracy}"
 
 
 def evaluation_to_json(found: Evaluation) -> dict[str, Any]:
-    """Everything, run by run; each has the fields of summary.json, too. Accuracies and parts are 0 to 1."""
+    """Return the evaluation as a value that JSON can hold.
+
+    Every run also has the fields of summary.json. Accuracies and parts are from 0 to 1.
+    """
     content = next(iter(found.bundles.values())).manifest
     return {
         "seconds": found.settings.seconds,
@@ -118,6 +122,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _blocked(run: Run) -> float:
+    """Return the percentage of time in which nothing ran because weights were awaited."""
     return run.summary.swaps.blocked_ms / _seconds(run) / 10
 
 

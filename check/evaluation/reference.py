@@ -1,4 +1,4 @@
-"""What is right: the answers of models that have all the memory and time that they want."""
+"""Right answers: those of models that have as much memory and time as they need."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = ["answer_all", "recordings"]
 
 
 def recordings(bundle: Bundle, sources: Mapping[str, str]) -> dict[str, Source]:
-    """The sources of all feeds that have a query, each of which can be played again and again.
+    """Return feed name -> source for all feeds that have a query, and check that every source can be played again.
 
     Args:
-        bundle: an open bundle.
+        bundle: open bundle.
         sources: feed name to the source that replaces the bundle's.
 
     Raises:
-        FeedError: one is a camera or a stream, or cannot be read; or ``sources`` names a feed that does not exist.
+        FeedError: a source is a camera or a stream, or cannot be read, or ``sources`` names a feed that does not exist.
     """
     specs = feeds_from(bundle.manifest.feeds, sources)
     found: dict[str, Source] = {}
@@ -51,17 +51,17 @@ def answer_all(
     threads: int | None = None,
     stop: Event | None = None,
 ) -> Recorder:
-    """Run every query on every frame of its feed, all weights in memory.
+    """Run every query on every frame of its feed, with all weights in memory.
 
-    A feed decides by the recording's own time which of its pictures become frames, so a frame's index means the same
-    picture here as in a live run, also where the recording has begun again.
+    A feed chooses by the recording's own time which pictures become frames. A frame's index therefore means the same
+    picture here as in a live run, even after the recording has started again.
 
     Args:
-        bundle: an open bundle.
-        sources: of each feed, see :func:`recordings`.
-        frames: how many of each feed, which ends earlier where its recording does; it loops if the bundle says so.
-        backend, threads: see :func:`gemel.runtime.backends.open_backend`.
-        stop: set it to end early.
+        bundle: open bundle.
+        sources: feed name -> source, from :func:`recordings`.
+        frames: feed name -> frames to answer. A feed that does not loop ends earlier if its recording does.
+        backend, threads: as in :func:`gemel.runtime.backends.open_backend`.
+        stop: event that ends the run early.
 
     Raises:
         BackendError: the device cannot run the bundle.

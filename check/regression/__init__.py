@@ -1,1 +1,1 @@
-"""A bundle beside the baseline of an earlier one."""
+"""Comparison of a bundle with the baseline of an earlier one."""

@@ -1,7 +1,7 @@
-"""Baselines: what a bundle and its engines were like when somebody looked, to see later whether they got worse.
+"""Baselines: properties of a bundle and its engines, written to a file, to tell later whether they got worse.
 
-A baseline outlives training: it holds names, counts and sizes, and no id of a tensor, as those change with every
-weight. It travels between machines: what is timed is kept as a ratio to a plain session of the same model.
+A baseline survives retraining: it holds names, counts and sizes, and no tensor ids, which change with every weight. It
+is valid on other machines: run times are kept as ratios to a plain session of the same model.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from ...bundles.manifest import Id, Name, problem
+from ...bundles.manifest import Id, Name
 from ...bundles.program import Program, read_model, split_model
 from ...bundles.reader import Bundle
+from ...bundles.value import Value, problem
 from ...errors import InputError
 from ...runtime.device_cache import write_whole
 from ...runtime.engines.store import engines_in
@@ -34,78 +35,89 @@ __all__ = [
 ]
 
 BASELINE_VERSION = "1.0"
+"""Version of the file format; another major version is refused."""
 
 _ROUNDS = 30
-"""Runs of each model that are timed."""
+"""Timed runs per model and side."""
 _FLOATS = frozenset({1, 10, 11, 16})
 """TensorProto's float, float16, double and bfloat16."""
 
 InitializerUse = Annotated[str, Field(pattern=r"^[^/:]+/[^/:]+: .+$")]
-"""``model/stage: name`` of an initializer in the stage's ONNX file."""
+"""Initializer in a stage's ONNX file, as ``model/stage: name``."""
 _Size = Annotated[int, Field(ge=0)]
 
 
-class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+class StageBaseline(Value):
+    """Program of one stage."""
 
-
-class StageBaseline(_Value):
     program: Id
     graph: Id
     """Digest of the program without the values of its constant floats, which training may change."""
     operators: dict[str, _Size]
-    """How many nodes the program has of each."""
+    """Operator -> number of nodes."""
     inputs: _Size
-    """Weights that are inputs."""
+    """Number of weights that are inputs."""
 
 
-class ModelBaseline(_Value):
+class ModelBaseline(Value):
+    """Mode and stages of one model."""
+
     mode: Literal["bound", "constant"]
     stages: dict[Name, StageBaseline]
 
 
-class SharedBaseline(_Value):
+class SharedBaseline(Value):
+    """One tensor that is used in more than one place."""
+
     bytes: _Size
     uses: tuple[InitializerUse, ...]
 
 
-class EngineBaseline(_Value):
+class EngineBaseline(Value):
+    """Size of one engine."""
+
     bytes: _Size
     layers: _Size
     inputs: _Size
+    """Number of weights that are inputs."""
 
 
-class EnginesBaseline(_Value):
+class EnginesBaseline(Value):
+    """Engines that one library built for one set of devices."""
+
     library: str
     version: str
     targets: tuple[str, ...]
+    """Compute capabilities that the engines run on."""
     device: str | None = None
+    """Card that the engines were built on, if there was one."""
     engines: dict[Name, dict[Name, EngineBaseline]]
-    """By model and stage."""
+    """Model -> stage -> engine."""
 
 
-class Baseline(_Value):
+class Baseline(Value):
+    """Content of a baseline file."""
+
     schema_version: str = BASELINE_VERSION
     unique_bytes: _Size
-    """Of all weights, each distinct tensor counted once."""
+    """Bytes of all weights, each distinct tensor counted once."""
     models: dict[Name, ModelBaseline]
     shared: tuple[SharedBaseline, ...]
-    """Tensors that are used in more than one place."""
     engines: tuple[EnginesBaseline, ...]
-    latency: dict[Name, Annotated[float, Field(gt=0)]] = {}
-    """Run time of a model on ort-cpu, as a multiple of a plain ONNX Runtime session's; empty if it was not measured."""
+    latency: dict[Name, Annotated[float, Field(gt=0)]] = Field(default={})
+    """Model -> run time on ort-cpu, as a multiple of a plain ONNX Runtime session's; empty if it was not measured."""
 
 
 def baseline_of(bundle: Bundle, latency: Mapping[str, float] | None = None) -> Baseline:
-    """What a bundle is like now, with the engines that lie in its folder.
+    """Return the baseline of a bundle and of the engines in its folder.
 
     Args:
-        bundle: an open bundle.
-        latency: see :func:`measure_latency`; left out where it was not measured.
+        bundle: open bundle.
+        latency: result of :func:`measure_latency`; None if run times were not measured.
 
     Raises:
         BundleError: an engine is damaged.
-        BackendError: a graph that cannot be taken apart.
+        BackendError: a graph has subgraphs, see :func:`gemel.bundles.program.split_model`.
     """
     content = bundle.manifest
     models: dict[str, ModelBaseline] = {}
@@ -149,11 +161,14 @@ def baseline_of(bundle: Bundle, latency: Mapping[str, float] | None = None) -> B
 
 
 def measure_latency(bundle: Bundle, progress: Callable[[str], None] = lambda model: None) -> dict[str, float]:
-    """CPU time of a run of each model on one thread, as a multiple of a plain ONNX Runtime session's in the same run.
+    """Measure the CPU time of every model on one thread, as a multiple of a plain ONNX Runtime session's.
 
     Args:
-        bundle: an open bundle; its device cache is made if it is missing.
-        progress: told of each model before it is measured.
+        bundle: open bundle; its device cache is made if it is missing.
+        progress: called with the name of each model before the model is measured.
+
+    Returns:
+        Model name -> ratio. Both sides are measured in turns.
 
     Raises:
         BackendError: a model cannot be run.
@@ -169,9 +184,10 @@ def measure_latency(bundle: Bundle, progress: Callable[[str], None] = lambda mod
 
 
 def read_baseline(path: Path) -> Baseline:
-    """
+    """Read a baseline file.
+
     Raises:
-        InputError: the file cannot be read, is no baseline, or is of another version.
+        InputError: the file cannot be read, is not a baseline, or has another major version.
     """
     try:
         document = json.loads(path.read_bytes())
@@ -194,7 +210,7 @@ def read_baseline(path: Path) -> Baseline:
 
 
 def write_baseline(path: Path, baseline: Baseline) -> None:
-    """Write a baseline as JSON, an old one staying whole until the new one is.
+    """Write a baseline as JSON. An old file stays whole until the new one is complete.
 
     Raises:
         InputError: the file cannot be written.
@@ -210,6 +226,7 @@ def write_baseline(path: Path, baseline: Baseline) -> None:
 
 
 def _stage(program: Program) -> StageBaseline:
+    """Return the baseline of one stage."""
     model = read_model(program.proto)
     operators = Counter(node.op_type for node in model.graph.node)
     for tensor in model.graph.initializer:

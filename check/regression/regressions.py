@@ -1,4 +1,4 @@
-"""What got worse: a bundle beside the baseline of what it was."""
+"""Comparison of a bundle's baseline with an earlier one: what got worse, better, or merely changed."""
 
 from __future__ import annotations
 
@@ -12,36 +12,37 @@ from .baseline import Baseline, EnginesBaseline, StageBaseline
 __all__ = ["GROWTH", "SLOWDOWN", "Difference", "compare_baselines"]
 
 GROWTH = 0.01
-"""By how much of its size an engine may grow. One program's engines come out with the same size every time, to the
-byte, so that this is no room for chance: it lets pass what is not worth a look."""
+"""Part of its size by which an engine may grow. Engines of one program have the same size to the byte every time, so
+this is no margin for chance: it ignores growth that is not worth a look."""
 SLOWDOWN = 0.25
-"""By how much of it the ratio of run times may grow."""
+"""Part of itself by which a model's run time ratio may grow."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Between a baseline and what is there now."""
+    """Difference between an earlier baseline and the current one."""
 
     name: str
-    """Of what differs."""
+    """Name of the model, stage, tensor or engine that differs."""
     what: str
+    """Description of the difference."""
     kind: Literal["worse", "changed", "better"]
-    """``changed`` is worth knowing, and neither."""
+    """``changed`` is neither worse nor better, but worth knowing."""
 
     def __str__(self) -> str:
         return f"{self.name}: {self.what}"
 
 
 def compare_baselines(before: Baseline, now: Baseline) -> list[Difference]:
-    """What differs, in the order models, weights, sharing, engines and latency.
+    """Return all differences, in the order models, weights, sharing, engines, latency.
 
-    Worse are: a model, stage or engine that is missing, another mode or another program, fewer weights that are inputs,
-    more unique bytes, a tensor or a program that is no longer shared, an engine with more layers or larger by more
-    than :data:`GROWTH`, and a run slower by more than :data:`SLOWDOWN`.
+    A difference is worse if a model, stage or engine is missing, a model has another mode or another program, fewer
+    weights are inputs, there are more unique bytes, a tensor or a program is no longer shared, an engine has more
+    layers or grew by more than :data:`GROWTH`, or a run is slower by more than :data:`SLOWDOWN`.
 
     Args:
-        before: the baseline.
-        now: what there is.
+        before: earlier baseline.
+        now: current baseline.
     """
     return [*_models(before, now), *_weights(before, now), *_engines(before, now), *_latency(before, now)]
 
@@ -69,7 +70,7 @@ def _stages(place: str, old: StageBaseline | None, new: StageBaseline | None) ->
         where = "baseline" if old is None else "bundle"
         yield Difference(place, f"is not in the {where}", "worse")
         return
-    # What a program does not have at all is counted, too.
+    # An operator that only one of the programs has counts as 0 in the other.
     counts = [
         (operator, new.operators.get(operator, 0), old.operators.get(operator, 0))
         for operator in sorted(old.operators.keys() | new.operators.keys())
@@ -89,7 +90,7 @@ def _weights(before: Baseline, now: Baseline) -> Iterator[Difference]:
         yield Difference("weights", f"{now.unique_bytes:,} unique bytes, baseline {before.unique_bytes:,}", kind)
     known, tensors = _tensors(before), _tensors(now)
     for shared in before.shared:
-        # Of a model that is missing, that was said.
+        # Uses by a missing model are left out: the missing model is reported already.
         uses = [use for use in shared.uses if use.partition("/")[0] in now.models]
         for use, others in _parted([uses], tensors):
             with_whom = f"{_first([_words(other) for other in others])} ({_mb(shared.bytes)})"
@@ -125,7 +126,7 @@ def _sizes(old: EnginesBaseline, new: EnginesBaseline, there: Container[tuple[st
         for stage, before in stages.items():
             now = new.engines.get(model, {}).get(stage)
             if now is None:
-                # Of a model or stage that is missing, that was said.
+                # A missing model or stage is reported already.
                 if (model, stage) in there:
                     yield Difference(f"engine of {_place(model, stage)}", f"{old.library} has none now", "worse")
                 continue
@@ -169,7 +170,7 @@ def _title(engines: EnginesBaseline) -> str:
 
 
 def _programs(baseline: Baseline) -> dict[str, str]:
-    """Place to program."""
+    """Return model, or model/stage, -> program id."""
     return {
         _place(name, stage): spec.program
         for name, model in baseline.models.items()
@@ -178,25 +179,32 @@ def _programs(baseline: Baseline) -> dict[str, str]:
 
 
 def _tensors(baseline: Baseline) -> dict[str, int]:
-    """Use to the tensor, as a number, of those that are shared."""
+    """Return use -> number of the shared tensor that it holds."""
     return {use: number for number, shared in enumerate(baseline.shared) for use in shared.uses}
 
 
-def _groups(values: Mapping[str, Hashable], there: Container[str]) -> Iterable[list[str]]:
-    """Those of equal value, without what is not there."""
+def _groups(values: Mapping[str, Hashable], kept: Container[str]) -> Iterable[list[str]]:
+    """Group names by equal value.
+
+    Args:
+        values: name -> value.
+        kept: names to group; others are left out.
+    """
     groups: dict[Hashable, list[str]] = defaultdict(list)
     for name, value in values.items():
-        if name in there:
+        if name in kept:
             groups[value].append(name)
     return groups.values()
 
 
 def _parted(groups: Iterable[Sequence[str]], now: Mapping[str, Hashable]) -> Iterator[tuple[str, list[str]]]:
-    """Members that are no longer with most of their group, each with those.
+    """Yield every member that has left its group, with the members that stayed together.
+
+    The largest part of a group with one value counts as staying together.
 
     Args:
-        groups: names that had one value.
-        now: the values that they have; one that is missing has a value of its own.
+        groups: groups of names that had one value.
+        now: name -> current value; a name that is missing has a value of its own.
     """
     for parts in (list(_groups({name: now.get(name, name) for name in group}, group)) for group in groups):
         most = max(parts, key=len, default=[])
@@ -208,7 +216,7 @@ def _place(model: str, stage: str) -> str:
 
 
 def _words(use: str) -> str:
-    """A use as people say it."""
+    """Return an initializer use in words: ``model/stage name``, without the stage if it is ``main``."""
     place, _, name = use.partition(": ")
     return f"{_place(*place.split('/'))} {name}"
 

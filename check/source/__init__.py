@@ -1,1 +1,1 @@
-"""A bundle beside the models that it was compiled from."""
+"""Comparison of a bundle with the models that it was compiled from."""

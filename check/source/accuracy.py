@@ -1,4 +1,4 @@
-"""``gemel check --accuracy``: how well a bundle's queries do on this device, beside the models it was compiled from."""
+"""Accuracy of a bundle's queries on this device, compared with the models that the bundle was compiled from."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from ...workload.models.factory import models_of
 __all__ = ["QueryAccuracy", "UnjudgedQuery", "verify_accuracy"]
 
 _TOLERANCE = 1e-3
+"""Accuracy, from 0 to 1, by which a bundle may differ because of rounding."""
 
 
 @dataclass(frozen=True)
@@ -31,33 +32,40 @@ class QueryAccuracy:
 
     query: str
     bundle: float
+    """Accuracy of the bundle."""
     source: float
-    """Of the PyTorch or ONNX model."""
+    """Accuracy of the PyTorch or ONNX model that the bundle was compiled from."""
     reached: float | None
-    """What merge.json says; None without one, and without labels: there it is agreement with a model of before."""
+    """Accuracy after the merge, from merge.json. None without merge.json, and without labels, because merge.json then
+    holds the agreement with the unmerged model."""
     images: int
+    """Number of images."""
     labelled: bool
-    """Against labels; else agreement with the source model."""
+    """Whether accuracy is against labels; otherwise it is agreement with the source model."""
     part: float | None = None
-    """Of a narrower model: the part of the source's accuracy that it must keep."""
+    """Part of the source's accuracy that a model in lower precision must keep; None in fp32."""
 
     @property
     def tolerance(self) -> float:
-        """Rounding may turn an answer that was on the edge: a thousandth, or one image where there are fewer."""
+        """Accuracy by which the bundle may differ: rounding may change an answer that was close to a threshold.
+
+        A thousandth, or one image if there are fewer than a thousand.
+        """
         return max(_TOLERANCE, 1 / self.images)
 
     @property
     def passed(self) -> bool:
+        """Whether the bundle is as accurate as it must be."""
         if self.part is not None:
             return self.bundle >= self.source * self.part - self.tolerance
         wanted = [self.source] if self.reached is None else [self.source, self.reached]
-        # Quotients of the same counts may differ in their last digit.
+        # The extra 1e-9: quotients of equal counts may differ in their last digit.
         return all(abs(self.bundle - value) <= self.tolerance + 1e-9 for value in wanted)
 
 
 @dataclass(frozen=True)
 class UnjudgedQuery:
-    """A query whose accuracy cannot be told: there is no measure for its model, or nothing to see in its images."""
+    """Query whose accuracy cannot be measured: its model has no measure, or its images show nothing to judge by."""
 
     query: str
     reason: str
@@ -66,16 +74,16 @@ class UnjudgedQuery:
 def verify_accuracy(
     bundle: Bundle, workload: Workload, parts: Mapping[str, float] | None = None
 ) -> Iterator[QueryAccuracy | UnjudgedQuery]:
-    """Judge every query of a bundle: it is as good as its source, or, where it is narrower, good enough.
+    """Measure the accuracy of every query of a bundle and of its source model.
 
     Args:
-        bundle: compiled from ``workload``.
-        workload: where the source models and the images are.
-        parts: of queries of narrower models, the part of the source's accuracy that they must keep.
+        bundle: bundle that was compiled from ``workload``.
+        workload: workload with the source models and the images.
+        parts: query name -> part of the source's accuracy that a model in lower precision must keep.
 
     Raises:
-        BundleError: the workload has no such query, or another model for it.
-        DataError: a query without images.
+        BundleError: the workload lacks a query of the bundle, or has a model with another input for it.
+        DataError: a query has no images.
     """
     queries = bundle.manifest.queries
     if missing := [name for name in queries if name not in {query.name for query in workload.queries}]:
@@ -95,6 +103,7 @@ def verify_accuracy(
 
 
 def _reached(bundle: Bundle) -> dict[str, float]:
+    """Return query name -> accuracy after the merge, from the bundle's merge.json; empty without one."""
     if MERGE_REPORT not in bundle.manifest.files:
         return {}
     return {name: found.reached for name, found in read_report(bundle.file(MERGE_REPORT)).queries.items()}
@@ -131,7 +140,7 @@ def _judge(
 
 
 def _run(backend: Backend, model: str, port: str, names: tuple[str, ...], images: Images) -> Outputs:
-    """What the bundle gives for each image alone, as :func:`gemel.runtime.loop.inference.Inference` runs it."""
+    """Run a model of the bundle on one image at a time, as the runtime does, and return each output for all images."""
     rows: list[list[Tensor]] = []
     backend.activate(model)
     try:

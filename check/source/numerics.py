@@ -1,4 +1,4 @@
-"""``gemel check --against``: a bundle's outputs on this device beside those of the source models."""
+"""Comparison of a bundle's outputs on this device with those of the models that it was compiled from."""
 
 from __future__ import annotations
 
@@ -24,32 +24,35 @@ from ...workload.document.schema import Query, Workload
 __all__ = ["Comparison", "compare_with_source"]
 
 Arrays = dict[str, NDArray[Any]]
+"""Inputs or outputs of a stage, by name."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The largest difference over all outputs of all stages, relative to the largest value of its output."""
+    """Difference between a model of the bundle and its source."""
 
     model: str
     relative: float
+    """Largest difference over all outputs of all stages, relative to the largest absolute value of its output."""
     passed: bool | None
-    """None of a narrower model, which is judged by its accuracy; if its outputs are numbers."""
+    """Whether all differences are allowed. None for a model in lower precision with finite outputs, which its accuracy
+    judges."""
 
 
 def compare_with_source(
     bundle: Bundle, workload: Workload, *, rtol: float, atol: float, backend: str | None = None
 ) -> Iterator[Comparison]:
-    """Run every model both ways on the same seeded inputs.
+    """Run every model of a bundle and its source on the same seeded inputs, and compare the outputs.
 
-    The reference is the PyTorch module in eager mode, or the source ONNX file with all of ONNX Runtime's
-    optimisations off.
+    The reference is the PyTorch module in eager mode, or the source ONNX file without any of ONNX Runtime's
+    optimisations.
 
     Args:
-        bundle: compiled from ``workload``.
-        workload: where the source models are.
-        rtol: allowed difference relative to the largest absolute value of an output.
-        atol: allowed beside it.
-        backend: where the bundle runs; left out, where its workload says.
+        bundle: bundle that was compiled from ``workload``.
+        workload: workload with the source models.
+        rtol: difference allowed, relative to the largest absolute value of an output.
+        atol: absolute difference allowed beside ``rtol``.
+        backend: name of the backend that runs the bundle; the bundle's own if None.
 
     Raises:
         BundleError: the workload has no query for a model of the bundle.
@@ -77,19 +80,19 @@ def _compare(
             for output, reference in expected.items():
                 scale = float(np.abs(reference).max(initial=0.0))
                 difference = float(np.abs(found[output] - reference).max(initial=0.0))
-                # Written so that a NaN fails and shows: max(0.0, nan) is 0.0.
+                # Not max(): max(0.0, nan) is 0.0, but a NaN must fail and be reported.
                 ratio = difference / scale if scale else difference
                 relative = relative if ratio <= relative else ratio
                 passed = passed and bool(difference <= atol + rtol * scale)
     finally:
         backend.release(name)
-    # Seeded noise is nothing that ranges were found on.
+    # Noise says nothing about a model in lower precision: its ranges were found on images.
     judged = model.precision == "fp32" or not np.isfinite(relative)
     return Comparison(name, relative, passed if judged else None)
 
 
 def _reference(query: Query, model: ModelSpec, root: Path) -> Iterator[tuple[str, Arrays, Arrays]]:
-    """Each stage of the source model: its name, inputs and outputs."""
+    """Yield each stage of the source model: name, inputs and outputs."""
     image = _image(model)
     if query.model.onnx is not None:
         path = locate(query.model.onnx, root, f"query {query.name}: onnx")
@@ -113,7 +116,7 @@ def _reference(query: Query, model: ModelSpec, root: Path) -> Iterator[tuple[str
 
 
 def _image(model: ModelSpec) -> NDArray[np.float32]:
-    """Seeded noise in the range that the model's input has."""
+    """Return seeded noise in the range that the model's input has."""
     spec = model.input
     channels = 1 if spec.color == "gray" else 3
     pixels = np.random.default_rng(0).integers(0, 256, (1, channels, *spec.size)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What a user has without gemel: each model exported by PyTorch on its own, to compare with."""
+"""Export of each model by PyTorch on its own, which is what a user has without gemel."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["export_plain"]
 
 
 def export_plain(workload: Workload, folder: Path) -> dict[str, Path]:
-    """Export the main stage of every distinct model with PyTorch's defaults, weights inside the file.
+    """Export the main stage of every distinct model with PyTorch's defaults, with the weights inside the file.
 
     Args:
-        workload: whose models.
-        folder: where the files go.
+        workload: workload with the models.
+        folder: folder to write the files to.
 
     Returns:
-        Model name (its first query) to file. Models that came as ONNX are as they came, but for the input size.
+        Model name -> file. A model that came as an ONNX file stays as it is, except for the input size.
     """
     files: dict[str, Path] = {}
     model_of = models_of(workload)

@@ -1,4 +1,4 @@
-"""Cut a model where decoding begins: what is exported, and how its outputs are to be read.
+"""Cutting of a model where decoding begins, into stages to export and a decoder for their outputs.
 
 ======================================================  ==========================================================
 model                                                   stages
@@ -34,17 +34,17 @@ __all__ = ["Cut", "StageModule", "ZooModel", "as_tuple", "cut", "input_defaults"
 def cut(model: nn.Module, task: str, input: InputSpec | None = None) -> Cut:  # noqa: A002 - the field's name everywhere
     """Cut a model into the stages that are exported.
 
-    The model is put in eval mode and its FrozenBatchNorm2d layers are replaced in place
-    (:func:`thaw_batch_norm`); its weights and their names stay.
+    The model is put in eval mode and its FrozenBatchNorm2d layers are replaced in place (:func:`thaw_batch_norm`). Its
+    weights and their names stay.
 
     Args:
-        model: the module with its weights.
+        model: module with its weights.
         task: classification, detection or embedding.
-        input: what the model wants to see. Fields that were not set when it was made are taken from the model
-            (:func:`input_defaults`), as are all of them when it is None.
+        input: input that the workload asks for. Fields that are not set are taken from the model
+            (:func:`input_defaults`); None takes all fields from the model.
 
     Raises:
-        ModelError: a model whose outputs cannot be read for this task, or that does not take such an input.
+        ModelError: the outputs cannot be decoded for this task, or the model does not run on such an input.
     """
     thaw_batch_norm(model.eval())
     spec = input_defaults(model)

@@ -1,4 +1,4 @@
-"""torchvision's Faster R-CNN: three stages with the choice of regions between them."""
+"""torchvision's Faster R-CNN: three stages, between which the decoder chooses regions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
-from ...bundles.manifest import FasterRcnnDecode, InputSpec
+from ...bundles.decode_specs import FasterRcnnDecode
+from ...bundles.manifest import InputSpec
 from ...errors import ModelError
 from .one_stage import features_of, require_multiple
 from .stages import BATCH, Cut, StageModule, attempt, example
@@ -21,7 +22,7 @@ __all__ = ["cut_faster_rcnn"]
 
 
 class _Proposals(nn.Module):
-    """``image`` to the features of the levels in ``roi_levels``, then objectness, then deltas of all levels."""
+    """Stage ``main``: image to features of the levels in ``roi_levels``, then objectness and deltas of all levels."""
 
     def __init__(self, model: FasterRCNN, roi_levels: tuple[int, ...]) -> None:
         super().__init__()
@@ -35,7 +36,7 @@ class _Proposals(nn.Module):
 
 
 class _RoiAlign(nn.Module):
-    """RoIAlign of one level; the regions come in its own pixels, so that all levels run one program."""
+    """Stage ``roi``: RoIAlign of one level. Regions are in pixels of that level, so that all levels run one program."""
 
     def __init__(self, model: FasterRCNN) -> None:
         super().__init__()
@@ -51,6 +52,8 @@ class _RoiAlign(nn.Module):
 
 
 class _BoxHead(nn.Module):
+    """Stage ``head``: pooled features to class logits and box deltas."""
+
     def __init__(self, model: FasterRCNN) -> None:
         super().__init__()
         self.model = model
@@ -62,10 +65,14 @@ class _BoxHead(nn.Module):
 
 
 def cut_faster_rcnn(model: FasterRCNN, spec: InputSpec) -> Cut:
-    """The stages that :class:`FasterRcnnDecode` describes, and the anchors for the size in ``spec``.
+    """Cut a Faster R-CNN into the stages that :class:`FasterRcnnDecode` describes, with anchors for the input's size.
+
+    Args:
+        model: module with its weights.
+        spec: input of the model.
 
     Raises:
-        ModelError: a pooling other than MultiScaleRoIAlign, or the model does not run on this size.
+        ModelError: the model pools by another way than MultiScaleRoIAlign, or does not run on this size.
     """
     require_multiple(model, spec)
     heads, rpn = model.roi_heads, model.rpn
@@ -88,7 +95,7 @@ def cut_faster_rcnn(model: FasterRCNN, spec: InputSpec) -> Cut:
         max_detections=heads.detections_per_img,
         anchors=tuple(f"anchors_{index}" for index in count),
         roi_levels=roi_levels,
-        # torchvision infers the same from the frame before padding, wrongly where most of the input is padding.
+        # torchvision infers scales from the frame before padding, which is wrong if most of the input is padding.
         roi_scales=tuple(2.0 ** round(math.log2(levels[index].shape[2] / spec.size[0])) for index in roi_levels),
         canonical_scale=pool.canonical_scale,
         canonical_level=pool.canonical_level,
@@ -119,7 +126,7 @@ def cut_faster_rcnn(model: FasterRCNN, spec: InputSpec) -> Cut:
 
 
 def _levels(model: FasterRCNN, image: Tensor) -> tuple[list[str], list[Tensor]]:
-    """Names and features of the levels."""
+    """Return the names and the features of all feature levels."""
     features = attempt(model, model.backbone, image)
     if isinstance(features, Tensor):
         return ["0"], [features]
@@ -127,6 +134,7 @@ def _levels(model: FasterRCNN, image: Tensor) -> tuple[list[str], list[Tensor]]:
 
 
 def _anchors(model: FasterRCNN, image: Tensor, levels: list[Tensor]) -> dict[str, NDArray[np.float32]]:
+    """Return the anchors of every level, ``[H * W * A, 4]``, under the names that the decoder uses."""
     generator = model.rpn.anchor_generator
     (anchors,) = generator(ImageList(image[:1], [tuple(image.shape[2:])]), levels)
     counts = [

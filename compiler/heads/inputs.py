@@ -1,4 +1,4 @@
-"""What a model was trained to see, where the workload does not say."""
+"""Default input of a model, for settings that the workload leaves out."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from .stages import ZooModel
 __all__ = ["input_defaults"]
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""ImageNet's mean and standard deviation of pixels from 0 to 1."""
 
 
 def input_defaults(model: nn.Module) -> InputSpec:
-    """The input a model was made for.
+    """Return the input that a model was made for.
 
-    In this order: what a zoo model says; the transform of a torchvision detector; timm's ``pretrained_cfg``;
-    torchvision's Inception v3 at 299 x 299; ImageNet's 224 x 224. Means and deviations are ImageNet's unless
-    the model knows better.
+    The first of these that applies: a zoo model's own ``input_defaults``, the transform of a torchvision detector,
+    timm's ``pretrained_cfg``, 299 x 299 for torchvision's Inception v3, ImageNet's 224 x 224. Mean and standard
+    deviation are ImageNet's unless the model names its own.
     """
     if isinstance(model, ZooModel):
         return model.input_defaults()
@@ -43,8 +44,8 @@ def _detector(transform: GeneralizedRCNNTransform) -> InputSpec:
     if transform.fixed_size is not None:
         width, height = transform.fixed_size
         return InputSpec(size=(height, width), mean=mean, std=std)
-    # torchvision scales the shorter side to min_size and bounds the longer one by max_size: a landscape frame
-    # comes out as large here as there. A smaller input is for the workload to ask for, as it costs accuracy.
+    # torchvision scales the shorter side to min_size and limits the longer one to max_size: a landscape frame gets the
+    # same size here. A smaller input costs accuracy, so only the workload may ask for one.
     step = transform.size_divisible
     height, width = (math.ceil(side / step) * step for side in (transform.min_size[-1], transform.max_size))
     return InputSpec(size=(height, width), mean=mean, std=std, fit="letterbox")

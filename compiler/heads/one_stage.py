@@ -10,7 +10,8 @@ from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD
 
-from ...bundles.manifest import InputSpec, SsdDecode
+from ...bundles.decode_specs import SsdDecode
+from ...bundles.manifest import InputSpec
 from ...errors import ModelError
 from .stages import BATCH, Cut, StageModule, attempt, example
 
@@ -18,7 +19,7 @@ __all__ = ["cut_one_stage", "features_of", "require_multiple"]
 
 
 class _RawHeads(nn.Module):
-    """``image [N, 3, H, W]``, normalised, to ``logits [N, A, classes]`` and ``boxes [N, A, 4]``."""
+    """Stage ``main``: normalised ``image [N, 3, H, W]`` to ``logits [N, A, classes]`` and ``boxes [N, A, 4]``."""
 
     def __init__(self, model: SSD | RetinaNet) -> None:
         super().__init__()
@@ -30,10 +31,14 @@ class _RawHeads(nn.Module):
 
 
 def cut_one_stage(model: SSD | RetinaNet, spec: InputSpec) -> Cut:
-    """Raw heads, and the anchors for the size in ``spec``.
+    """Cut a one-stage detector into its raw heads, with anchors for the input's size.
 
-    torchvision's RetinaNet has no background class: its class 0 is the first of ``num_classes`` (for the
-    published COCO weights ``__background__``, which never scores).
+    torchvision's RetinaNet has no background class: its class 0 is the first of ``num_classes``. With the published
+    COCO weights, class 0 is ``__background__``, which never scores.
+
+    Args:
+        model: module with its weights.
+        spec: input of the model.
 
     Raises:
         ModelError: the model does not run on an input of this size.
@@ -66,6 +71,8 @@ def cut_one_stage(model: SSD | RetinaNet, spec: InputSpec) -> Cut:
 
 
 class _Features(nn.Module):
+    """Backbone of a detector: image to feature levels."""
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
@@ -75,13 +82,17 @@ class _Features(nn.Module):
 
 
 def features_of(model: Any, image: Tensor) -> list[Tensor]:
-    """The feature levels of a torchvision detector; a backbone without a pyramid has one."""
+    """Return the feature levels of a torchvision detector; a backbone without a pyramid has one level."""
     features = model.backbone(image)
     return [features] if isinstance(features, Tensor) else list(features.values())
 
 
 def require_multiple(model: Any, spec: InputSpec) -> None:
-    """Refuse a size that torchvision would pad: its anchors would not lie where ours do."""
+    """Refuse an input size that torchvision would pad, because its anchors would then lie elsewhere.
+
+    Raises:
+        ModelError: a side is no multiple of what the model needs.
+    """
     step = model.transform.size_divisible
     if any(side % step for side in spec.size):
         raise ModelError(f"input.size {list(spec.size)}: {type(model).__name__} needs multiples of {step}")

@@ -1,4 +1,4 @@
-"""The parts of a cut model: stages to export, and the protocol of models that know how they are decoded."""
+"""Parts of a cut model: stages to export, and the protocol of models that know how they are decoded."""
 
 from __future__ import annotations
 
@@ -11,62 +11,60 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ...bundles.manifest import DecodeSpec, InputSpec
+from ...bundles.decode_specs import DecodeSpec
+from ...bundles.manifest import InputSpec
 from ...errors import ModelError
 
 __all__ = ["BATCH", "Cut", "StageModule", "Whole", "ZooModel", "as_tuple", "attempt", "example"]
 
 BATCH = {"image": {0: "batch"}}
+"""Free dimensions of a stage whose only input is a batch of images, as in :attr:`StageModule.free`."""
 
 
 @dataclass(frozen=True)
 class StageModule:
-    """One graph to export.
-
-    ``module`` holds the whole original model as its attribute ``model``, so that every parameter is called
-    ``model.<name in the model's state dict>``; parameters that the stage does not use are not exported.
-    """
+    """One graph to export."""
 
     module: nn.Module
+    """Module of the stage. It holds the whole original model as its attribute ``model``, so that every parameter is
+    called ``model.<name in the model's state dict>``. Parameters that the stage does not use are not exported."""
     inputs: Mapping[str, Tensor]
     """Example inputs by name, in the order of ``forward``."""
     outputs: tuple[str, ...]
     free: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
-    """Free dimensions: input name -> axis -> name of the dimension, e.g. ``{"image": {0: "batch"}}``."""
+    """Free dimensions: input name -> axis -> name of the dimension, such as ``{"image": {0: "batch"}}``."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A model as stages, with the decoder that its outputs need.
-
-    Tensors that the decoder refers to (anchors) are given by the names used in ``decode``; the compiler stores
-    them in the blob and puts their hashes in place of the names.
-    """
+    """Model as stages, with the decoder that its outputs need."""
 
     stages: Mapping[str, StageModule]
     decode: DecodeSpec
     input: InputSpec
-    """What the stage ``main`` takes."""
+    """Input of the stage ``main``."""
     tensors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    """Tensors that the decoder refers to (anchors), by the names that ``decode`` uses. The compiler stores them in the
+    blob and replaces the names by hashes."""
 
 
 @runtime_checkable
 class ZooModel(Protocol):
-    """A module that says how its outputs are decoded; ``forward`` gives them as a tensor or a tuple of tensors."""
+    """Module that knows how its outputs are decoded. ``forward`` returns a tensor or a tuple of tensors."""
 
     output_names: tuple[str, ...]
 
     def decode(self, size: tuple[int, int]) -> tuple[DecodeSpec, dict[str, NDArray[np.float32]]]:
-        """How to read the outputs for an input of ``size`` (height, width), and the tensors that this names."""
+        """Return the decoder for an input of ``size`` (height, width), and the tensors that the decoder names."""
         ...
 
     def input_defaults(self) -> InputSpec:
-        """What the model was made for."""
+        """Return the input that the model was made for."""
         ...
 
 
 class Whole(nn.Module):
-    """A model as it is, under the attribute name that stages need."""
+    """Stage that is a whole model, held under the attribute name that stages need."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -77,18 +75,23 @@ class Whole(nn.Module):
 
 
 def as_tuple(outputs: Any) -> tuple[Tensor, ...]:
-    """What a module gave, where one tensor may come alone."""
+    """Return a module's outputs as a tuple; a module with one output may return the tensor alone."""
     return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 
 
 def example(spec: InputSpec) -> Tensor:
-    """Noise like a normalised image, ``[2, C, height, width]``: a batch of one would not export as free."""
+    """Return two images of seeded noise, ``[2, C, height, width]``: a batch of one would not be exported as free."""
     channels = 1 if spec.color == "gray" else 3
     return torch.randn(2, channels, *spec.size, generator=torch.Generator().manual_seed(0))
 
 
 def attempt(model: nn.Module, module: nn.Module, *inputs: Tensor) -> Any:
-    """Outputs of ``module``, a part of ``model``; shapes are learnt from them.
+    """Run a part of a model and return its outputs, from which the caller learns shapes.
+
+    Args:
+        model: whole model, which errors name.
+        module: part of the model to run.
+        inputs: inputs of the part.
 
     Raises:
         ModelError: the model does not run on such inputs.

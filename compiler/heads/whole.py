@@ -1,4 +1,4 @@
-"""Models that are exported as they are: classification, embedding, and those of the zoo."""
+"""Models that are exported whole: classification, embedding, and the architectures of the zoo."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import copy
 from torch import Tensor, nn
 from torchvision.models import GoogLeNet, Inception3
 
-from ...bundles.manifest import ClassificationDecode, DecodeSpec, EmbeddingDecode, InputSpec
+from ...bundles.decode_specs import ClassificationDecode, DecodeSpec, EmbeddingDecode
+from ...bundles.manifest import InputSpec
 from ...errors import ModelError
 from .stages import BATCH, Cut, StageModule, Whole, ZooModel, as_tuple, attempt, example
 
@@ -15,10 +16,15 @@ __all__ = ["cut_plain", "cut_zoo"]
 
 
 def cut_plain(model: nn.Module, task: str, spec: InputSpec) -> Cut:
-    """A model whose only output is class scores ``[N, classes]`` or an embedding ``[N, D]`` or ``[N, C, H, W]``.
+    """Cut a model whose only output is class scores ``[N, classes]`` or an embedding ``[N, D]`` or ``[N, C, H, W]``.
+
+    Args:
+        model: module with its weights.
+        task: classification or embedding.
+        spec: input of the model.
 
     Raises:
-        ModelError: another output.
+        ModelError: the model has other outputs, or does not run on this input.
     """
     if isinstance(model, Inception3 | GoogLeNet) and model.transform_input:
         model, spec = _fold_transform(model, spec)
@@ -39,10 +45,15 @@ def cut_plain(model: nn.Module, task: str, spec: InputSpec) -> Cut:
 
 
 def cut_zoo(model: ZooModel, task: str, spec: InputSpec) -> Cut:
-    """A model that knows its outputs and how they are decoded.
+    """Cut a model that knows its outputs and how they are decoded.
+
+    Args:
+        model: module with its weights.
+        task: classification, detection or embedding.
+        spec: input of the model.
 
     Raises:
-        ModelError: it is for another task, or its outputs are not those it names.
+        ModelError: the model is for another task, or has more or fewer outputs than it names.
     """
     assert isinstance(model, nn.Module)
     decode, tensors = model.decode(spec.size)
@@ -59,10 +70,13 @@ def cut_zoo(model: ZooModel, task: str, spec: InputSpec) -> Cut:
 
 
 def _fold_transform(model: Inception3 | GoogLeNet, spec: InputSpec) -> tuple[Inception3 | GoogLeNet, InputSpec]:
-    """torchvision's pretrained Inceptions turn ImageNet's normalisation into (x - 0.5) / 0.5 themselves.
+    """Move an Inception's own normalisation from the graph into the input.
 
-    Both are linear in the pixel: done once outside the graph, with ``_transform_input`` off. The given model
-    keeps its own; the one returned shares all its layers.
+    torchvision's pretrained Inceptions turn ImageNet's normalisation into (x - 0.5) / 0.5 themselves. Both are linear
+    in the pixel, so one normalisation outside the graph does the same.
+
+    Returns:
+        A copy of the model with ``transform_input`` off, which shares all layers with the given model, and the input.
     """
     scales = [std / 0.5 for std in (0.229, 0.224, 0.225)]
     shifts = [(mean - 0.5) / 0.5 for mean in (0.485, 0.456, 0.406)]

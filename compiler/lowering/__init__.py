@@ -1,1 +1,1 @@
-"""One model of a workload as clean ONNX graphs."""
+"""Lowering of one model of a workload to clean ONNX graphs."""

@@ -1,8 +1,8 @@
-"""PyTorch to ONNX, with every weight under its name in the state dict.
+"""Export from PyTorch to ONNX, with every weight under its name in the state dict.
 
-``torch.onnx.export`` with ``optimize=False``: its own optimiser folds BatchNorm into convolutions, after which
-two models with one merged kernel have different kernels again. What it would have cleaned up is done by
-:mod:`gemel.compiler.passes`, which know what is shared.
+``torch.onnx.export`` runs with ``optimize=False``: its optimiser folds BatchNorm into convolutions, after which two
+models with one merged kernel have different kernels again. :mod:`gemel.compiler.passes` clean up instead, and know what
+is shared.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def export_stages(stage: StageModule, name: str) -> ir.Model:
     """Export one stage in eval mode.
 
     Args:
-        stage: module, example inputs, names of outputs, free dimensions.
-        name: what the model is called in errors.
+        stage: stage to export.
+        name: name of the model in errors.
 
     Returns:
-        The graph as the exporter makes it, without the biases that it invents; initializers are called as in the
-        original model's state dict.
+        The exporter's graph, without the biases that the exporter invents. Initializers have the names of the original
+        model's state dict.
 
     Raises:
         CompileError: the exporter refused the model.
@@ -54,9 +54,9 @@ def run_exporter(stage: StageModule, name: str, *, optimize: bool) -> torch.onnx
     """Call PyTorch's exporter.
 
     Args:
-        stage: module, example inputs, names of outputs, free dimensions.
-        name: what the model is called in errors.
-        optimize: fold and fuse as PyTorch does by default.
+        stage: stage to export.
+        name: name of the model in errors.
+        optimize: whether to fold and fuse, as PyTorch does by default.
 
     Raises:
         CompileError: the exporter refused the model.
@@ -83,7 +83,7 @@ def run_exporter(stage: StageModule, name: str, *, optimize: bool) -> torch.onnx
 
 
 def _name_free_dimensions(model: ir.Model, stage: StageModule) -> None:
-    """Call free dimensions what the stage calls them (``batch``), not what the exporter invented (``s77``)."""
+    """Give free dimensions the stage's names (``batch``) in place of the exporter's (``s77``)."""
     names: dict[str, str] = {}
     for port in model.graph.inputs:
         for axis, name in stage.free.get(port.name or "", {}).items():
@@ -98,7 +98,7 @@ def _name_free_dimensions(model: ir.Model, stage: StageModule) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter's notes about its own internals are of no use to the user of a compiler."""
+    """Silence the exporter's notes about its own internals, which are of no use to a user of gemel."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     with (

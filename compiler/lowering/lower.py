@@ -1,4 +1,4 @@
-"""Lower one model of a workload to clean ONNX graphs: build or read it, cut it, export it, clean it."""
+"""Lowering of one model: build or read the model, cut it into stages, export them, clean the graphs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from ...bundles.manifest import DecodeSpec, InputSpec, Precision
+from ...bundles.decode_specs import DecodeSpec
+from ...bundles.manifest import InputSpec, Precision
 from ...workload.document.paths import locate
 from ...workload.document.schema import Query
 from ...workload.models.factory import build_model
@@ -24,14 +25,15 @@ __all__ = ["Lowered", "cut_query", "lower"]
 
 @dataclass
 class Lowered:
-    """A model as graphs with their weights; ``stages`` is edited by later passes."""
+    """Model as graphs with their weights."""
 
     name: str
     stages: dict[str, ir.Model]
+    """Stage name -> graph. Later passes edit the graphs in place."""
     decode: DecodeSpec
     input: InputSpec
     tensors: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    """Tensors that ``decode`` refers to, under the names it uses."""
+    """Tensors that ``decode`` refers to, by the names that it uses."""
     precision: Precision = "fp32"
 
 
@@ -39,12 +41,12 @@ def lower(query: Query, root: Path) -> Lowered:
     """Lower the model of a query.
 
     Args:
-        query: from the workload; the model is called after it.
+        query: query of the workload; the model gets its name.
         root: folder that relative paths start from.
 
     Raises:
-        ModelError: the model cannot be built from what the workload says.
-        CompileError: it cannot be exported.
+        ModelError: the model cannot be built as the workload describes it.
+        CompileError: the model cannot be exported.
     """
     if query.model.onnx is not None:
         path = locate(query.model.onnx, root, f"query {query.name}: onnx")
@@ -65,7 +67,11 @@ def lower(query: Query, root: Path) -> Lowered:
 
 
 def cut_query(query: Query, root: Path) -> Cut:
-    """The stages of a query's PyTorch model, with its weights and the input that the workload asks for."""
+    """Build a query's PyTorch model with its weights, and cut it for the input that the workload asks for.
+
+    Raises:
+        ModelError: the model cannot be built as the workload describes it, or cannot be cut.
+    """
     given = query.model.input.model_dump(exclude_none=True)
     with torch.no_grad():
         module = build_model(query.model, root, query.name)

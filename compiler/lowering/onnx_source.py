@@ -1,4 +1,4 @@
-"""Models that come as ONNX files: read, given their input size and a free batch, and recognised by their outputs."""
+"""Reading of models that come as ONNX files: input size and batch are set, and the outputs tell the decoder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveInitializersFromInputsPass, ShapeInferencePass
 
-from ...bundles.manifest import CenterFaceDecode, ClassificationDecode, DecodeSpec, EmbeddingDecode, InputSpec
+from ...bundles.decode_specs import CenterFaceDecode, ClassificationDecode, DecodeSpec, EmbeddingDecode
+from ...bundles.manifest import InputSpec
 from ...errors import ModelError, first_line
 from ...workload.document.schema import Input
 from ..passes import LiftConstants
@@ -21,10 +22,13 @@ from ..passes import LiftConstants
 __all__ = ["OnnxSource", "read_onnx", "run_file"]
 
 _CENTERFACE_CHANNELS = (1, 2, 2, 10)
+"""Channels of CenterFace's outputs: heatmap, scale, offset, landmarks."""
 
 
 @dataclass(frozen=True)
 class OnnxSource:
+    """Model that was read from an ONNX file."""
+
     model: ir.Model
     decode: DecodeSpec
     input: InputSpec
@@ -36,12 +40,12 @@ def read_onnx(path: Path, task: str, wanted: Input) -> OnnxSource:
     """Read an ONNX file.
 
     Args:
-        path: the file; external data, if any, lies beside it.
+        path: file to read; external data, if any, lies beside it.
         task: classification, detection or embedding.
-        wanted: the input as the workload has it; ``size`` is needed where the file leaves it open.
+        wanted: input that the workload asks for; ``size`` is needed if the file leaves the size open.
 
     Raises:
-        ModelError: not ONNX, not one image as input, or a detector whose outputs are of no known kind.
+        ModelError: the file is not ONNX, its input is not one image, or no decoder knows the outputs of a detector.
     """
     try:
         model = ir.load(path)
@@ -52,7 +56,7 @@ def read_onnx(path: Path, task: str, wanted: Input) -> OnnxSource:
     channels, height, width = _set_input(model, path, wanted)
     outputs = run_file(path, np.zeros((1, channels, height, width), np.float32))
     for port in model.graph.outputs:
-        # Measured, not inferred: inference gives up where a shape is computed.
+        # Measured, because shape inference fails if a shape is computed.
         port.shape = ir.Shape([ir.SymbolicDim("batch"), *outputs[port.name or ""].shape[1:]])
     decode, defaults = _recognise(model, path, task)
     color = "gray" if channels == 1 else "rgb"
@@ -71,11 +75,12 @@ def read_onnx(path: Path, task: str, wanted: Input) -> OnnxSource:
 
 
 def _count(value: ir.Value) -> int:
+    """Return the number of elements of an initializer, or 0 for any other value."""
     return int(value.const_value.size) if value.const_value is not None else 0
 
 
 def _set_input(model: ir.Model, path: Path, wanted: Input) -> tuple[int, int, int]:
-    """Free the batch axis, fix height and width, and infer the shapes that follow from it.
+    """Free the batch axis, fix height and width, and infer all shapes again.
 
     Returns:
         Channels, height and width.
@@ -101,6 +106,7 @@ def _set_input(model: ir.Model, path: Path, wanted: Input) -> tuple[int, int, in
 
 
 def _recognise(model: ir.Model, path: Path, task: str) -> tuple[DecodeSpec, dict[str, float]]:
+    """Return the decoder for a file's outputs, and the input settings that this kind of model needs."""
     outputs = list(model.graph.outputs)
     shapes = [list(port.shape or ()) for port in outputs]
     names = [port.name or "" for port in outputs]
@@ -124,14 +130,21 @@ def _recognise(model: ir.Model, path: Path, task: str) -> tuple[DecodeSpec, dict
 
 
 def run_file(path: Path, image: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-    """Run a file as it is, with none of ONNX Runtime's optimisations, on one batch of images of any size.
+    """Run a file without any of ONNX Runtime's optimisations on one batch of images of any size.
+
+    Args:
+        path: ONNX file.
+        image: batch of images, ``[N, C, height, width]``.
+
+    Returns:
+        Output name -> values.
 
     Raises:
-        ModelError: it does not run on such an image.
+        ModelError: the file does not run on such images.
     """
     model = onnx.load(path)
     weights = {tensor.name for tensor in model.graph.initializer}
-    # Files that were exported with a fixed size declare it everywhere.
+    # A file that was exported with a fixed size declares this size at every port.
     for port in (*model.graph.input, *model.graph.output):
         if port.name not in weights and port.type.tensor_type.HasField("shape"):
             for dim in port.type.tensor_type.shape.dim:

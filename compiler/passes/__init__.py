@@ -1,15 +1,15 @@
-"""Graph passes. Each requires something, does one thing and says whether it changed the model.
+"""Graph passes. Each has requirements, does one thing and reports whether it changed the model.
 
 The order, for one stage of one model::
 
-    DropInventedBiases   for exported graphs only: before folding, while they can be told from trained biases
-    FoldConstants        all that touches no weight
+    DropInventedBiases   exported graphs only; before folding, while invented biases can be told from trained ones
+    FoldConstants        nodes that touch no weight
     LiftConstants        Constant nodes become initializers (ONNX sources hold weights there)
     FusePad              zero padding becomes part of the convolution behind it
     CleanUp              identities, unused nodes, notes
-    -- here the whole workload is looked at: which kernels are shared under different BatchNorms --
-    FoldBatchNorm        every other one
-    BatchNormToConv      the kept ones, as depthwise 1x1 convolutions
+    -- over all models: choose_batch_norm finds the kernels that are shared under different BatchNorms --
+    FoldBatchNorm        every BatchNorm except those behind such kernels
+    BatchNormToConv      the kept BatchNorms become depthwise 1x1 convolutions
     CleanUp
 """
 
@@ -40,7 +40,11 @@ __all__ = [
 
 
 def clean(model: ir.Model, weights: Set[str]) -> None:
-    """Bring a graph, as it was exported or read, into the form that the other passes and the analysis require.
+    """Clean a graph that was exported or read, as the later passes and the analysis require.
+
+    Args:
+        model: graph to edit in place.
+        weights: names of the initializers that are weights.
 
     Raises:
         CompileError: a pass failed; the message names the graph.
@@ -49,7 +53,15 @@ def clean(model: ir.Model, weights: Set[str]) -> None:
 
 
 def fold(model: ir.Model, keep: Set[str]) -> None:
-    """Fold every BatchNorm but those behind the kernels in ``keep`` (tensor ids)."""
+    """Fold every BatchNorm except those behind the kernels in ``keep``.
+
+    Args:
+        model: graph to edit in place.
+        keep: tensor ids of kernels.
+
+    Raises:
+        CompileError: a pass failed; the message names the graph.
+    """
     _run(model, FoldBatchNorm(keep), BatchNormToConv(), CleanUp())
 
 

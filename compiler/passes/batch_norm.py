@@ -1,10 +1,10 @@
-"""BatchNorm: folded into its convolution, or kept beside it where the kernel is shared.
+"""BatchNorm: folded into its convolution, or kept as a node of its own if the kernel is shared.
 
-Sharing survives compilation only on purpose. A folded BatchNorm scales the kernel, so two models that share a kernel
-but have own BatchNorm would get different kernels. :func:`choose_batch_norm` finds those kernels over the whole
-workload and decides which are worth keeping; :class:`FoldBatchNorm` folds all the others; :class:`BatchNormToConv`
-writes what is left as a depthwise 1x1 convolution, which keeps the layout and the fused activation that a
-BatchNormalization node would block (MobileNetV2 on ONNX Runtime CPU: 1.36 -> 1.17 of the folded time).
+A folded BatchNorm scales the kernel. Two models that share a kernel but have their own BatchNorms would get different
+kernels, and sharing would be lost. :func:`choose_batch_norm` finds these kernels over the whole workload and decides
+which are worth keeping. :class:`FoldBatchNorm` folds all the others. :class:`BatchNormToConv` writes the kept ones as
+depthwise 1x1 convolutions, which keep the layout and the fused activation that a BatchNormalization node would block
+(MobileNetV2 on ONNX Runtime CPU: 1.36 -> 1.17 of the folded time).
 """
 
 from __future__ import annotations
@@ -27,43 +27,46 @@ __all__ = ["BatchNormChoice", "BatchNormToConv", "FoldBatchNorm", "choose_batch_
 
 _Array = NDArray[np.float64]
 
-_GAMMA, _BETA = 1, 2  # inputs of BatchNormalization
+# Indices of BatchNormalization's inputs.
+_GAMMA, _BETA = 1, 2
 
 _WORTH = 1 / 32
-"""Bytes that sharing must save for each byte of activations that a kept BatchNorm passes over.
+"""Bytes that sharing must save per byte of activations that a kept BatchNorm passes over.
 
-A kept BatchNorm costs one more pass over its convolution's output in every run. In early layers that output is large
-and the kernel tiny: in MobileNetV2 the kernels below this bound hold 0.6 % of the bytes and have 64 % of the outputs,
-and its CPU time with everything shared falls from 1.16 to 1.08 of the folded model's."""
+A kept BatchNorm costs one more pass over its convolution's output in every run. In early layers this output is large
+and the kernel is tiny. In MobileNetV2 the kernels below this bound hold 0.6 % of the bytes and have 64 % of the
+outputs. Folding them lowers the CPU time with everything shared from 1.16 to 1.08 of the folded model's."""
 
 
 @dataclass(frozen=True)
 class _Site:
-    """A convolution and the BatchNorm that alone reads it; ``norm`` is None where there is none."""
+    """Convolution with a constant kernel, and the BatchNorm behind it."""
 
     conv: ir.Node
     norm: ir.Node | None
+    """BatchNorm that is the only reader of the convolution's output; None if there is none."""
 
     @property
     def kernel(self) -> ir.Value:
+        """Kernel of the convolution."""
         kernel = self.conv.inputs[1]
         assert kernel is not None  # _sites yields only convolutions with a constant kernel
         return kernel
 
     @property
     def depthwise(self) -> bool:
-        """One input channel a group: at most some ten kilobytes, so that folding beats sharing."""
+        """Whether each group has one input channel. Such a kernel is small, so folding gains more than sharing."""
         return self.conv.op_type == "Conv" and _group(self.conv) > 1 and constant(self.kernel).shape[1] == 1
 
     @property
     def activation(self) -> int:
-        """Bytes of the convolution's output for one image; 0 where the shape is not known."""
+        """Bytes of the convolution's output for one image; 0 if the shape is not known."""
         shape = list(self.conv.outputs[0].shape or ())[1:]
         sizes = [size for size in shape if isinstance(size, int)]
         return 4 * math.prod(sizes) if shape and len(sizes) == len(shape) else 0
 
     def norm_key(self) -> str:
-        """Equal for two sites exactly when folding changes their kernels in the same way; empty without BatchNorm."""
+        """Return a key that two sites share exactly if folding scales their kernels alike; empty without BatchNorm."""
         if self.norm is None:
             return ""
         scale, _ = _affine(self.norm)
@@ -72,21 +75,20 @@ class _Site:
 
 @dataclass(frozen=True)
 class BatchNormChoice:
-    """Tensor ids of kernels that several convolutions hold under BatchNorms that would make them differ.
-
-    Those in ``keep`` stay one tensor, and their BatchNorms stay apart. Those in ``waived`` are folded although they
-    could be shared: depthwise kernels, and others that save too little for what a kept BatchNorm costs.
-    """
+    """Decision on kernels (tensor ids) that several convolutions hold under BatchNorms that scale them differently."""
 
     keep: frozenset[str]
+    """Kernels that stay one tensor; their BatchNorms are not folded."""
     waived: frozenset[str]
+    """Kernels that are folded although they could be shared: depthwise kernels, and others that save too little for the
+    cost of a kept BatchNorm."""
 
 
 def choose_batch_norm(models: Iterable[ir.Model]) -> BatchNormChoice:
-    """Decide for every kernel of a workload.
+    """Decide for every shared kernel of a workload whether to keep its BatchNorms.
 
     Args:
-        models: every distinct stage of every distinct model, cleaned up, nothing folded yet.
+        models: every stage of every distinct model, cleaned, with no BatchNorm folded yet.
     """
     held: dict[str, list[_Site]] = defaultdict(list)
     for model in models:
@@ -98,6 +100,7 @@ def choose_batch_norm(models: Iterable[ir.Model]) -> BatchNormChoice:
 
 
 def _worth_keeping(sites: Sequence[_Site]) -> bool:
+    """Return whether sharing the kernel of these sites saves enough for the cost of their kept BatchNorms."""
     saved = constant(sites[0].kernel).nbytes * (len(sites) - 1)
     activations = sum(site.activation for site in sites) / len(sites)
     return not all(site.depthwise for site in sites) and saved >= _WORTH * activations
@@ -106,10 +109,10 @@ def _worth_keeping(sites: Sequence[_Site]) -> bool:
 class FoldBatchNorm(ir.passes.InPlacePass):
     """Scale each kernel by the BatchNorm behind it and move the shift into the bias.
 
-    Computed in float64 and rounded once, so that equal inputs give equal bytes in every model.
+    The result is computed in float64 and rounded once, so that equal inputs give equal bytes in every model. A kernel
+    that several convolutions of one graph read is folded only if all of them feed BatchNorms that scale alike.
 
-    Requires: inference graphs; kernels and statistics are initializers. A kernel that several convolutions of one graph
-    read is folded only where all of them feed BatchNorms that scale alike.
+    Requires: inference graphs; kernels and statistics are initializers.
 
     Args:
         keep: tensor ids of kernels that must stay as they are.
@@ -133,7 +136,7 @@ class FoldBatchNorm(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, changed)
 
     def _fold(self, graph: ir.Graph, kernel: ir.Value, sites: list[_Site]) -> None:
-        """Fold sites of one kernel whose BatchNorms scale it alike; their shifts may differ."""
+        """Fold all sites of one kernel. Their BatchNorms must scale alike; the shifts may differ."""
         dtype = constant(kernel).dtype
         weight = constant(kernel).astype(np.float64)
         axis = 0 if sites[0].conv.op_type == "Conv" else 1
@@ -145,7 +148,7 @@ class FoldBatchNorm(ir.passes.InPlacePass):
                 bias = bias + constant(conv.inputs[2]).astype(np.float64) * scale
             if index == 0:
                 replace_constant(kernel, (weight * scale.reshape(shape)).astype(dtype))
-            # The folded bias takes the name of the BatchNorm's, which is where it comes from.
+            # The folded bias comes from the BatchNorm's bias, and takes its name.
             value = _own(graph, norm, _BETA, bias.astype(dtype))
             conv.resize_inputs(3)
             conv.replace_input_with(2, value)
@@ -156,7 +159,9 @@ class FoldBatchNorm(ir.passes.InPlacePass):
 class BatchNormToConv(ir.passes.InPlacePass):
     """Write each BatchNorm behind a convolution as a depthwise 1x1 convolution (weight = scale, bias = shift).
 
-    Requires: :class:`FoldBatchNorm` has run. BatchNorms elsewhere (before a convolution, as in DenseNet) stay.
+    A BatchNorm that is not behind a convolution stays (DenseNet has BatchNorms before convolutions).
+
+    Requires: :class:`FoldBatchNorm` has run.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -185,7 +190,7 @@ class BatchNormToConv(ir.passes.InPlacePass):
 
 
 def _sites(graph: ir.Graph) -> Iterator[_Site]:
-    """Convolutions with a constant kernel, and the BatchNorm behind each where only that reads its output."""
+    """Yield every convolution with a constant kernel, with the BatchNorm that is the only reader of its output."""
     for conv in graph:
         if conv.op_type not in ("Conv", "ConvTranspose") or conv.domain or len(conv.inputs) < 2:
             continue
@@ -215,7 +220,7 @@ def _group(conv: ir.Node) -> int:
 
 
 def _affine(norm: ir.Node) -> tuple[_Array, _Array]:
-    """A BatchNorm in inference as ``x * scale + shift``, each ``[channels]`` float64."""
+    """Return scale and shift of a BatchNorm in inference, each ``[channels]`` float64."""
     gamma, beta, mean, variance = (constant(value).astype(np.float64) for value in norm.inputs[1:5])
     attribute = norm.attributes.get("epsilon")
     epsilon = attribute.as_float() if attribute is not None else 1e-5
@@ -224,7 +229,10 @@ def _affine(norm: ir.Node) -> tuple[_Array, _Array]:
 
 
 def _own(graph: ir.Graph, norm: ir.Node, index: int, array: NDArray[Any]) -> ir.Value:
-    """A BatchNorm's parameter rewritten: under its own name if nothing else reads it, else under another beside it."""
+    """Replace a parameter of a BatchNorm and return it.
+
+    If another node reads the parameter too, the new array becomes another initializer with a name of its own.
+    """
     value = norm.inputs[index]
     assert value is not None  # _sites yields only BatchNorms with constant parameters
     if [(use.node, use.idx) for use in value.uses()] == [(norm, index)]:
@@ -237,7 +245,7 @@ def _own(graph: ir.Graph, norm: ir.Node, index: int, array: NDArray[Any]) -> ir.
 
 
 def _bypass(graph: ir.Graph, norm: ir.Node, source: ir.Value) -> None:
-    """Let ``source`` stand where the BatchNorm's output was, under its name if the graph returns it."""
+    """Remove a BatchNorm and let ``source`` replace its output, with the output's name if the graph returns it."""
     target = norm.outputs[0]
     if target.is_graph_output():
         name = target.name

@@ -1,4 +1,4 @@
-"""Passes that make an exported graph clean without touching a weight."""
+"""Passes that clean a graph without changing a weight."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ __all__ = ["CleanUp", "DropInventedBiases", "FoldConstants", "LiftConstants"]
 
 
 class DropInventedBiases(ir.passes.InPlacePass):
-    """Remove the zero biases that the exporter gives to convolutions that have none.
+    """Remove the zero biases that PyTorch's exporter gives to convolutions without a bias.
 
-    Requires: a graph from PyTorch's exporter, before constant folding, while such a bias is still computed (Expand of
-    a constant) and so can be told from a trained bias that happens to be zero. Decided by provenance, never by value:
-    a program must not depend on weights.
+    An invented bias is recognised by its producer (Expand of a constant), not by its value: a trained bias may be zero,
+    and a program must not depend on weights.
+
+    Requires: a graph from PyTorch's exporter before constant folding, which removes the producer.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -37,17 +38,17 @@ class DropInventedBiases(ir.passes.InPlacePass):
 
 
 class FoldConstants(ir.passes.InPlacePass):
-    """Evaluate what does not depend on the input, except what touches a weight.
+    """Evaluate nodes that do not depend on the input, except nodes that read a weight.
 
-    Folding a Transpose or Reshape of a weight would replace it by a nameless copy, and sharing could no longer be
-    proved. The device's own optimiser folds those later.
+    Folding a Transpose or Reshape of a weight would replace the weight by a copy without a name, and sharing could no
+    longer be proved. The device's own optimiser folds these nodes later.
 
     Args:
-        weights: names of initializers that must survive.
+        weights: names of initializers that must stay.
     """
 
-    # A position grid or an anchor table may be this large; anything beyond is better computed than stored.
     _LIMIT = 1 << 20
+    """Elements of a constant that may be folded. A position grid or an anchor table fits; larger ones are computed."""
 
     def __init__(self, weights: Set[str]) -> None:
         self._weights = weights
@@ -67,14 +68,14 @@ class FoldConstants(ir.passes.InPlacePass):
 
 
 class LiftConstants(ir.passes.InPlacePass):
-    """Turn Constant nodes of two or more elements into initializers: some exporters write weights that way."""
+    """Turn Constant nodes of two or more elements into initializers, because some exporters write weights as such."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         return LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=2)(model)
 
 
 class CleanUp(ir.passes.InPlacePass):
-    """Remove identities, unused nodes and initializers, and notes that name files of the exporting machine."""
+    """Remove identities, unused nodes and initializers, and notes, which may name files of the exporting machine."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         sequence = ir.passes.Sequential(

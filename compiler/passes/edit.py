@@ -1,4 +1,4 @@
-"""Small edits that several passes need."""
+"""Reading and replacing of initializers, which several passes need."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ __all__ = ["constant", "replace_constant"]
 
 
 def constant(value: ir.Value | None) -> NDArray[Any]:
-    """The array of an initializer; the caller has made sure that it is one."""
+    """Return the array of an initializer.
+
+    Raises:
+        ValueError: the value is not an initializer, which is a bug of the caller.
+    """
     if value is None or value.const_value is None:
         raise ValueError(f"{value.name if value else None!r} is not an initializer")
     return np.ascontiguousarray(value.const_value.numpy())
 
 
 def replace_constant(value: ir.Value, array: NDArray[Any]) -> None:
-    """Give an initializer another array; dtype and shape follow it."""
-    # A single number stays one: NumPy would make a vector of it.
+    """Give an initializer another array, with its dtype and shape."""
+    # The reshape keeps a scalar a scalar: ascontiguousarray makes a vector of it.
     tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=value.name)
     value.const_value = tensor
-    # A new one: a graph's clone has the same objects for its types.
+    # New type and shape objects: a clone of the graph holds the old ones too.
     value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(array.shape)

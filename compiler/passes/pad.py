@@ -1,4 +1,4 @@
-"""Zero padding in front of a convolution, moved into it."""
+"""Pass that moves zero padding into the convolution behind it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ __all__ = ["FusePad"]
 
 
 class FusePad(ir.passes.InPlacePass):
-    """Make a Pad of zeros part of the convolutions that read it, as models from TensorFlow ask for (SAME padding).
+    """Make a Pad of zeros part of the convolutions that read it. Models from TensorFlow have such Pads (SAME padding).
 
-    ONNX Runtime's own fusion does this too, but the same fusion is wrong for max pooling (it pads with -inf), so it is
-    off when a bundle is baked; TensorRT gains a layer fewer.
+    ONNX Runtime's own fusion does the same, but also for max pooling, where it is wrong (max pooling pads with -inf).
+    That fusion is therefore off when a bundle is baked. On TensorRT this pass saves a layer.
 
-    Requires: constant pads. Pads that anything but a convolution reads, or that touch batch or channels, stay.
+    A Pad stays if its amounts are not constant, if a node other than a convolution reads it, or if it pads the batch or
+    the channels.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -40,7 +41,7 @@ class FusePad(ir.passes.InPlacePass):
 
 
 def _amounts(pad: ir.Node) -> list[int] | None:
-    """Padding of the spatial axes as Conv has it (all begins, then all ends); None where Conv cannot do it."""
+    """Return the spatial padding in Conv's order (all begins, then all ends); None if Conv cannot pad this way."""
     mode = pad.attributes.get("mode")
     values = pad.inputs[1] if len(pad.inputs) > 1 else None
     if (mode is not None and mode.as_string() != "constant") or values is None or values.const_value is None:
@@ -58,5 +59,6 @@ def _amounts(pad: ir.Node) -> list[int] | None:
 
 
 def _takes_padding(node: ir.Node) -> bool:
+    """Return whether a node is a convolution with explicit padding."""
     automatic = node.attributes.get("auto_pad")
     return node.op_type == "Conv" and not node.domain and (automatic is None or automatic.as_string() == "NOTSET")

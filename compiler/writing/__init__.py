@@ -1,1 +1,1 @@
-"""Models as the files of a bundle, with a proof that sharing survived."""
+"""Writing of models as the files of a bundle, with a proof that sharing survived."""

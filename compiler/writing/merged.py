@@ -1,4 +1,4 @@
-"""What a merge reported, held against the weights that are compiled and the bundle that comes of them."""
+"""Comparison of merge.json with the weights that are compiled and with the bundle that is written."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from .sharing import StageParameter
 __all__ = ["Account", "Merged", "Places", "account", "find_merged", "locate_shared"]
 
 Places = Sequence[tuple[SharedTensor, tuple[StageParameter, ...]]]
-"""Every shared tensor, and the initializers that hold it."""
+"""Every shared tensor of merge.json, with the initializers that hold it."""
 
 
 @dataclass(frozen=True)
 class Merged:
-    """merge.json beside a workload."""
+    """Content of the merge.json beside a workload."""
 
     path: Path
     content: bytes
@@ -38,28 +38,29 @@ class Merged:
 
 @dataclass(frozen=True)
 class Account:
-    """What became of a merge in a bundle, in bytes."""
+    """Bytes that a merge frees in a bundle."""
 
     tensors: int
+    """Number of shared tensors in merge.json."""
     shared: int
-    """Freed by the sharing that merge.json names."""
+    """Bytes freed by the sharing that merge.json names."""
     waived: int
-    """That it would free besides, if small kernels were not folded on purpose."""
+    """Bytes that would be freed too if small kernels were not folded on purpose."""
     unique: int
-    """Held of the models that merge.json reports on."""
+    """Bytes of the distinct tensors of all models that merge.json reports on."""
     reported: int
     """``merged_bytes`` of merge.json."""
 
 
 def find_merged(workload: Workload, model_of: Mapping[str, str]) -> Merged | None:
-    """The report of the merge that wrote a workload; None where no merge did.
+    """Read the merge.json beside a workload; return None if there is none.
 
     Args:
-        workload: the report lies beside it.
-        model_of: query name to model name.
+        workload: workload that a merge may have written.
+        model_of: query name -> model name.
 
     Raises:
-        WorkloadError: the file is no such report, or that of another workload.
+        WorkloadError: the file is damaged, or belongs to another workload.
     """
     path = workload.root / MERGE_REPORT
     if not path.exists():
@@ -68,16 +69,17 @@ def find_merged(workload: Workload, model_of: Mapping[str, str]) -> Merged | Non
     uses = [use for tensor in report.shared for use in tensor.uses]
     for query, entry in report.queries.items():
         if model_of.get(query) != entry.model:
-            raise _of_another(path, workload, f"query {query} with model {entry.model}")
+            raise _other_workload(path, workload, f"query {query} with model {entry.model}")
     if strange := [use.query for use in uses if use.query not in model_of.values()]:
-        raise _of_another(path, workload, f"model {strange[0]}")
+        raise _other_workload(path, workload, f"model {strange[0]}")
     if twice := [use for use, count in Counter(uses).items() if count > 1]:
         raise WorkloadError(f"{path}: shared: {twice[0].parameter} of {twice[0].query} is there twice")
     onnx = frozenset(query.name for query in workload.queries if query.model.onnx is not None)
     return Merged(path, path.read_bytes(), report, onnx)
 
 
-def _of_another(path: Path, workload: Workload, what: str) -> WorkloadError:
+def _other_workload(path: Path, workload: Workload, what: str) -> WorkloadError:
+    """Return the error about a merge.json that belongs to another workload."""
     return WorkloadError(
         f"{path}: is of another workload: it reports on {what}, which {workload.path.name} has not; put the one there"
         " that gemel merge wrote, or none"
@@ -85,19 +87,19 @@ def _of_another(path: Path, workload: Workload, what: str) -> WorkloadError:
 
 
 def locate_shared(merged: Merged, held: Mapping[str, Sequence[StageParameter]], models: Iterable[Lowered]) -> Places:
-    """Find every shared tensor in the graphs.
+    """Find every shared tensor of merge.json in the graphs.
 
-    A PyTorch model's initializers are called as its weights are. In an ONNX file names may be others, and a matrix may
-    lie the other way round: there it is enough that the model holds the tensor.
+    Initializers of a PyTorch model have the names of its weights. An ONNX file may use other names and may hold a
+    matrix transposed, so there it is enough that the model holds the tensor.
 
     Args:
-        merged: what was reported.
-        held: from :func:`~gemel.compiler.writing.sharing.kernels`, before any pass that changes weights.
-        models: the same.
+        merged: content of merge.json.
+        held: result of :func:`~gemel.compiler.writing.sharing.kernels` before any pass that changes weights.
+        models: the same models as graphs.
 
     Raises:
-        SharingLostError: a model holds other weights than the report says.
-        WorkloadError: a tensor is smaller or larger than the report says, or held less often.
+        SharingLostError: a model holds other weights than merge.json says.
+        WorkloadError: a tensor has another size than merge.json says, or fewer initializers hold it.
     """
     by_name = {model.name: model for model in models}
     tensor_of: dict[StageParameter, str] = {}
@@ -116,12 +118,12 @@ def locate_shared(merged: Merged, held: Mapping[str, Sequence[StageParameter]], 
         found: dict[StageParameter, None] = {}
         for each in shared.uses:
             named = called[each.query, each.parameter]
-            # A weight that a model has under two names is exported under one of them.
+            # A weight with two names in a model is exported under one of them: then the tensor itself is looked up.
             here = named or holders[each.query, shared.tensor]
             if not here or any(tensor_of[use] != shared.tensor for use in named):
-                raise _lost(merged.path, shared, each)
+                raise _differing(merged.path, shared, each)
             found |= dict.fromkeys(here)
-        # Several layers of an ONNX file may read one initializer; in PyTorch each has its own.
+        # Only PyTorch models are counted: several layers of an ONNX file may read one initializer.
         reported = sum(each.query not in merged.onnx for each in shared.uses)
         if (count := sum(use[0] not in merged.onnx for use in found)) < reported:
             raise WorkloadError(f"{merged.path}: shared.{index}.uses: {reported}; the models hold it {count} times")
@@ -131,7 +133,8 @@ def locate_shared(merged: Merged, held: Mapping[str, Sequence[StageParameter]], 
     return places
 
 
-def _lost(path: Path, tensor: SharedTensor, use: UseReport) -> SharingLostError:
+def _differing(path: Path, tensor: SharedTensor, use: UseReport) -> SharingLostError:
+    """Return the error about a model whose weights differ from the tensor that it should share."""
     other = next(each for each in tensor.uses if each != use)
     return SharingLostError(
         f"{path} says that {use.parameter} of {use.query} and {other.parameter} of {other.query} share a tensor; the"
@@ -140,13 +143,13 @@ def _lost(path: Path, tensor: SharedTensor, use: UseReport) -> SharingLostError:
 
 
 def account(merged: Merged, places: Places, models: Iterable[Lowered], content: Manifest) -> Account:
-    """Prove that a bundle shares what was merged, but for what was waived; see :func:`.sharing.prove`.
+    """Count what a bundle shares of a merge, and prove that the bundle holds every merged weight.
 
     Args:
-        merged: what was reported.
-        places: from :func:`locate_shared`.
-        models: after the passes.
-        content: of the bundle that was written of them.
+        merged: content of merge.json.
+        places: result of :func:`locate_shared`.
+        models: models after the passes.
+        content: manifest of the bundle that was written.
 
     Raises:
         SharingLostError: naming a weight that the bundle does not hold.
@@ -158,7 +161,7 @@ def account(merged: Merged, places: Places, models: Iterable[Lowered], content: 
         for model, stage, name in uses:
             array = _array(by_name, (model, stage, name))
             copies.add(copy := tensor_id(array))
-            # A single number is part of the program.
+            # An array with one element is a constant of the program, not a weight.
             if copy not in content.models[model].stages[stage].weights and array.size > 1:
                 raise SharingLostError(f"sharing lost in compilation: {name} of {model} is not in the bundle")
         count = len(copies)

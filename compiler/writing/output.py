@@ -1,4 +1,4 @@
-"""The folder that a bundle is written to: there as a whole, or as it was before."""
+"""Folder that a bundle is written to: it appears as a whole, or stays as it was."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ __all__ = ["replacing"]
 
 @contextlib.contextmanager
 def replacing(output: Path) -> Iterator[Path]:
-    """A new folder beside ``output`` that takes its place when the block ends well, and vanishes when it does not.
+    """Make a new folder beside ``output`` for the block to fill, and rename it to ``output`` when the block succeeds.
 
-    Made before the block starts, so that a place that cannot be written is found before the work is done.
+    If the block fails, the new folder is removed and ``output`` stays as it was. The folder is made before the block
+    starts, so that a place that cannot be written is found before the work is done.
+
+    Args:
+        output: folder of the bundle. A bundle that is there is replaced.
 
     Raises:
         BundleError: ``output`` cannot be written, or holds anything but a bundle.
@@ -39,6 +43,11 @@ def replacing(output: Path) -> Iterator[Path]:
 
 
 def _check(output: Path) -> None:
+    """Refuse a folder that is not a bundle.
+
+    Raises:
+        BundleError: the folder is a link or the root, or holds a file that is not part of a bundle.
+    """
     if not output.name or output.is_symlink():
         raise BundleError(f"{output}: is a link or the root; a bundle is a folder of its own")
     if not output.exists():
@@ -55,7 +64,7 @@ def _check(output: Path) -> None:
 
 
 def _swap(work: Path, output: Path) -> None:
-    """The old bundle is moved away first and removed last; it comes back if the new one cannot take its place."""
+    """Move the old bundle away, rename the new one, and remove the old one; move it back if the rename fails."""
     if not output.exists():
         work.rename(output)
         return

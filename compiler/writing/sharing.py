@@ -16,23 +16,26 @@ from ..passes.edit import constant
 __all__ = ["SharedBytes", "StageParameter", "kernels", "prove"]
 
 StageParameter = tuple[str, str, str]
-"""Model, stage, parameter."""
+"""Names of a model, a stage and an initializer of that stage."""
 
 
 @dataclass(frozen=True)
 class SharedBytes:
-    """What the proof found, in bytes: freed by sharing, and not shared on purpose."""
+    """Result of the proof."""
 
     bytes: int
+    """Bytes freed by sharing."""
     groups: int
+    """Number of tensors that several initializers share."""
     waived: int
+    """Bytes that are not shared on purpose."""
 
 
 def kernels(models: Iterable[Lowered]) -> dict[str, list[StageParameter]]:
-    """Tensor id to everything that holds it, for parameters of two or more dimensions.
+    """Return tensor id -> initializers that hold the tensor, for float32 tensors of two or more dimensions.
 
-    Vectors are left out: BatchNorm parameters are folded or rewritten, and two of them are equal by accident
-    (all ones) more often than by merging.
+    Vectors are left out: BatchNorm parameters are folded or rewritten, and two of them are equal by accident (all ones)
+    more often than by merging.
     """
     held: dict[str, list[StageParameter]] = defaultdict(list)
     for model in models:
@@ -44,12 +47,12 @@ def kernels(models: Iterable[Lowered]) -> dict[str, list[StageParameter]]:
 
 
 def prove(models: Iterable[Lowered], before: Mapping[str, list[StageParameter]], waived: Set[str]) -> SharedBytes:
-    """Compare with :func:`kernels` taken before the passes.
+    """Prove that initializers that held one tensor before the passes still hold one tensor.
 
     Args:
-        models: after the passes.
-        before: tensor id to its uses, before them.
-        waived: tensors that were given up on purpose, see :func:`gemel.compiler.passes.choose`.
+        models: models after the passes.
+        before: result of :func:`kernels` before the passes.
+        waived: tensor ids that need not stay shared, see :func:`gemel.compiler.passes.choose_batch_norm`.
 
     Raises:
         SharingLostError: naming the first layer whose copies differ now.
@@ -79,6 +82,11 @@ def prove(models: Iterable[Lowered], before: Mapping[str, list[StageParameter]],
 
 
 def _find(models: dict[str, Lowered], use: StageParameter) -> ir.Value:
+    """Return an initializer of a model.
+
+    Raises:
+        SharingLostError: the initializer no longer exists.
+    """
     model, stage, name = use
     value = models[model].stages[stage].graph.initializers.get(name)
     if value is None:

@@ -1,4 +1,4 @@
-"""Write a bundle's files: the blob, one ONNX file a stage, the manifest."""
+"""Writing of a bundle's files: the blob, one ONNX file per stage, the manifest."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +13,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ...bundles import blob, manifest, program
+from ...bundles.decode_specs import DecodeSpec
 from ...bundles.reader import MANIFEST
 from ...frames.reference import is_local_file
+from ...version import find_version
 from ...workload.document.schema import FeedSettings, Query, Workload
 from ..lowering.lower import Lowered
 from ..passes.edit import constant
@@ -23,12 +24,14 @@ from ..passes.edit import constant
 __all__ = ["write_bundle"]
 
 _BLOB = "weights.bin"
-_IR_VERSION = 10  # understood by ONNX Runtime 1.22 and TensorRT 10.3
+_IR_VERSION = 10
+"""ONNX IR version that ONNX Runtime 1.22 and TensorRT 10.3 read."""
 _NOWHERE = manifest.TensorSpec(offset=0, length=0, dtype="float32", shape=())
+"""Place of a weight before the blob is laid out."""
 
 
 class _Store:
-    """Every distinct tensor once, who uses it, and how to get at its values."""
+    """Distinct tensors of all models, with the models that use them and functions that read their values."""
 
     def __init__(self) -> None:
         self.shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
@@ -36,6 +39,7 @@ class _Store:
         self._arrays: dict[str, Callable[[], NDArray[Any]]] = {}
 
     def add(self, model: str, read: Callable[[], NDArray[Any]]) -> str:
+        """Add a tensor of a model, and return its tensor id."""
         array = read()
         tensor = blob.tensor_id(array)
         self.shapes[tensor] = (array.dtype.name, array.shape)
@@ -44,6 +48,7 @@ class _Store:
         return tensor
 
     def read(self, tensor: str) -> NDArray[Any]:
+        """Return the values of a tensor."""
         return self._arrays[tensor]()
 
 
@@ -57,18 +62,18 @@ def write_bundle(
     """Write a bundle into an empty folder.
 
     Args:
-        folder: where to.
-        workload: feeds, queries and settings, which go into the manifest.
-        models: every distinct model, passes done.
-        model_of: query name to model name.
-        beside: content of other files that are part of the bundle, by name.
+        folder: folder of the bundle.
+        workload: workload whose feeds, queries and settings go into the manifest.
+        models: every distinct model, after all passes.
+        model_of: query name -> model name.
+        beside: name -> content of other files that are part of the bundle.
 
     Returns:
-        The manifest, which is also in the folder.
+        The manifest that was written.
     """
     store = _Store()
     weights: dict[tuple[str, str], dict[str, str]] = {}
-    decodes: dict[str, manifest.DecodeSpec] = {}
+    decodes: dict[str, DecodeSpec] = {}
     for model in models:
         for stage, graph in model.stages.items():
             _stamp(graph)
@@ -105,7 +110,7 @@ def write_bundle(
         )
     files |= {name: _put(folder / name, data) for name, data in beside.items()}
     content = manifest.Manifest(
-        producer={"gemel": version("gemel")},
+        producer={"gemel": find_version()},
         device=manifest.DeviceSpec(backend=workload.device.backend, memory=workload.device.memory),
         sla_ms=workload.sla,
         feeds={name: _feed(feed, workload.root) for name, feed in workload.feeds.items()},
@@ -122,6 +127,7 @@ def write_bundle(
 
 
 def _put(path: Path, data: bytes) -> manifest.FileSpec:
+    """Write a file, and return its entry in the manifest."""
     path.write_bytes(data)
     return manifest.FileSpec(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
 
@@ -142,10 +148,10 @@ def _query(query: Query, model: str) -> manifest.QuerySpec:
 
 
 def _feed(feed: FeedSettings, root: Path) -> manifest.FeedSpec:
-    """A bundle may be run from any folder, so a file's path is made absolute.
+    """Return a feed for the manifest, with the path of a file made absolute, as a bundle may run from any folder.
 
-    What begins with a variable is the address of a camera, which the bundle does not hold: of a path it would have
-    been put in when the workload was loaded.
+    A source that starts with a variable stays as it is. It is the address of a camera, whose variables are filled in
+    when the bundle runs; variables in paths were filled in when the workload was loaded.
     """
     source = feed.source
     if is_local_file(source) and not source.startswith("${"):
@@ -154,29 +160,30 @@ def _feed(feed: FeedSettings, root: Path) -> manifest.FeedSpec:
 
 
 def _stamp(model: ir.Model) -> None:
-    """What a program is must not depend on the version of the exporter."""
+    """Set versions and names that the exporter wrote, because a program must not depend on the exporter's version."""
     model.ir_version = _IR_VERSION
     model.producer_name, model.producer_version, model.model_version = "gemel", None, None
     model.doc_string = model.domain = None
 
 
 def _weight_names(model: ir.Model) -> list[str]:
-    """Which initializers become inputs of the program; :func:`program.split` decides."""
+    """Return the initializers that become inputs of the program; :func:`gemel.bundles.program.split_model` decides."""
     data = _serialise(model, {name: _NOWHERE for name, value in model.graph.initializers.items() if _large(value)})
     return list(program.split_model(program.read_model(data)).weights)
 
 
 def _large(value: ir.Value) -> bool:
+    """Return whether an initializer is large enough to be left out while only names are needed."""
     return value.const_value is not None and value.const_value.size > 64
 
 
 def _serialise(model: ir.Model, places: dict[str, manifest.TensorSpec]) -> bytes:
-    """The ONNX file of a stage, with the named initializers as external data in the blob."""
+    """Return the ONNX file of a stage, with the named initializers as external data in the blob."""
     initializers = model.graph.initializers
     kept = {name: initializers[name].const_value for name in places}
     for name, place in places.items():
         tensor = kept[name]
-        assert tensor is not None  # initializers of a model being compiled have values
+        assert tensor is not None  # every initializer of a model being compiled has a value
         shape = ir.Shape(tensor.numpy().shape)
         initializers[name].const_value = ir.ExternalTensor(
             _BLOB, place.offset, place.length, tensor.dtype, shape=shape, name=name
@@ -190,6 +197,13 @@ def _serialise(model: ir.Model, places: dict[str, manifest.TensorSpec]) -> bytes
 
 
 def _stage(file: str, data: bytes, tensors: dict[str, str]) -> manifest.Stage:
+    """Return the manifest's entry of a stage.
+
+    Args:
+        file: name of the ONNX file.
+        data: content of the file.
+        tensors: initializer name -> tensor id.
+    """
     model = program.read_model(data)
     parts = program.split_model(model)
     ports = [
@@ -209,9 +223,10 @@ def _stage(file: str, data: bytes, tensors: dict[str, str]) -> manifest.Stage:
 
 
 def _mode(stages: Iterable[ir.Model]) -> Literal["bound", "constant"]:
-    """``constant`` where matrix products hold most of the weights (transformers).
+    """Return ``constant`` if most of the weights are matrices of matrix products (transformers), otherwise ``bound``.
 
-    Their kernels pack constant matrices; as inputs they lose that (a ViT: 1.08-1.10 of the time, 1.01 as constants).
+    Kernels of matrix products pack constant matrices, but not matrices that are inputs. A ViT takes 1.08 to 1.10 of a
+    plain session's time with weights as inputs, and 1.01 with weights as constants.
     """
     products = total = 0
     for value in (value for stage in stages for value in stage.graph.initializers.values()):
@@ -222,8 +237,8 @@ def _mode(stages: Iterable[ir.Model]) -> Literal["bound", "constant"]:
     return "constant" if products * 2 > total else "bound"
 
 
-def _with_tensors(decode: manifest.DecodeSpec, tensors: dict[str, str]) -> manifest.DecodeSpec:
-    """Put tensor ids in place of the names that a decoder's anchors were given."""
+def _with_tensors(decode: DecodeSpec, tensors: dict[str, str]) -> DecodeSpec:
+    """Return a decoder whose anchors are tensor ids in place of names."""
     anchors = getattr(decode, "anchors", None)
     if anchors is None:
         return decode

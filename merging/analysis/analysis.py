@@ -1,4 +1,4 @@
-"""``gemel analyze``: where the memory of a workload is, which layers could be shared, and what that would free."""
+"""``gemel analyze``: the memory of a workload by model and layer, the layers that could be shared, and the saving."""
 
 from __future__ import annotations
 
@@ -13,93 +13,99 @@ from ..layers.groups import Group, groups_of, pair_bytes, ratio
 from ..layers.layers import Definition, Layer, layers_of, shareable
 from ..models.networks import Network, each_network
 
-__all__ = ["Analysis", "ModelSizes", "analyze_workload", "heaviest", "sizes_of"]
+__all__ = ["Analysis", "ModelSizes", "analyze_workload", "share_of_heaviest", "sizes_of"]
 
 _STEPS = 100
+"""Steps of the curve ``heavy_hitters`` in the JSON output: one for each percent of the layers."""
 
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """What the analysis keeps of a model: sizes and layers, no weights."""
+    """Sizes and layers of one model, without its weights."""
 
     name: str
     queries: tuple[str, ...]
+    """Names of the queries that use the model."""
     bytes: int
-    """Of all its parameters and buffers, those of BatchNorm and of parts that never run included."""
+    """Bytes of all parameters and buffers, including BatchNorm and parts that never run."""
     layers: tuple[Layer, ...]
     """Convolutions and linear layers in the order in which they run."""
 
     @property
     def layer_bytes(self) -> int:
-        """Of the weights of its layers."""
+        """Bytes of the weights of the model's layers."""
         return sum(layer.bytes for layer in self.layers)
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """Everything here follows from the layers; all sizes are bytes."""
+    """Sizes of a workload's models and layers, and what sharing could free, at most. All sizes are bytes."""
 
     models: tuple[ModelSizes, ...]
     definition: Definition
+    """Rule by which layers could share."""
     heads: bool
-    """Layers that give a model's outputs were counted as if they could be shared."""
+    """Whether layers that give a model's outputs are counted as if they could be shared."""
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
-        """The largest saving first."""
+        """Groups of layers that could share, largest saving first."""
         return groups_of(self.layers, self.heads)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """Of all models."""
+        """Layers of all models."""
         return tuple(chain.from_iterable(model.layers for model in self.models))
 
     @property
     def bytes(self) -> int:
-        """Of all models, each once."""
+        """Bytes of all models, each counted once."""
         return sum(model.bytes for model in self.models)
 
     @property
     def query_bytes(self) -> int:
-        """What a session for every query would hold."""
+        """Bytes if every query loaded its own copy of its model."""
         return sum(model.bytes * len(model.queries) for model in self.models)
 
     @property
     def potential_bytes(self) -> int:
-        """Freed if models shared all they could, each keeping its own layers apart."""
+        """Bytes freed if models shared all they could with each other, but no layers inside a model."""
         return sum(group.saving for group in self.groups)
 
     @property
     def potential_inside_bytes(self) -> int:
-        """Freed if layers of one model were shared as well."""
+        """Bytes freed if layers of one model were shared as well."""
         return sum(group.saving_inside for group in self.groups)
 
     @property
     def potential(self) -> float:
-        """The part of all bytes that sharing between models frees, from 0 to 1."""
+        """Part of all bytes that sharing between models could free, from 0 to 1."""
         return ratio(self.potential_bytes, self.bytes)
 
     @property
     def potential_inside(self) -> float:
-        """The same with sharing inside models."""
+        """Part of all bytes that sharing between and inside models could free, from 0 to 1."""
         return ratio(self.potential_inside_bytes, self.bytes)
 
     @cached_property
     def pairs(self) -> Mapping[tuple[str, str], int]:
-        """Two models to the bytes that they could share."""
+        """Pair of model names -> bytes that the two models could share."""
         return pair_bytes([model.name for model in self.models], self.groups)
 
     @property
     def sharing_pairs(self) -> int:
-        """How many of ``pairs`` have a layer in common."""
+        """Number of pairs of models that have a layer in common."""
         return sum(size > 0 for size in self.pairs.values())
 
     def heaviest(self, part: float) -> float:
-        """:func:`heaviest` of all layers."""
-        return heaviest(self.layers, part)
+        """Return the part of all layers' bytes that the heaviest ``part`` of the layers holds."""
+        return share_of_heaviest(self.layers, part)
 
     def to_json(self) -> dict[str, Any]:
-        """What ``--json`` writes. ``heavy_hitters`` is the curve of :func:`heaviest` at every percent of the layers."""
+        """Return the content of the ``--json`` file.
+
+        ``heavy_hitters`` is the curve of :func:`share_of_heaviest` at every percent of the layers.
+        """
         matrix: dict[str, dict[str, int]] = {model.name: {} for model in self.models}
         for (first, second), size in self.pairs.items():
             matrix[first][second] = matrix[second][first] = size
@@ -113,7 +119,7 @@ class Analysis:
                     "layers": len(model.layers),
                     "layer_bytes": model.layer_bytes,
                     "shareable_layer_bytes": sum(layer.bytes for layer in shareable(model.layers, self.heads)),
-                    "top_15_percent": heaviest(model.layers, 0.15),
+                    "top_15_percent": share_of_heaviest(model.layers, 0.15),
                 }
                 for model in self.models
             },
@@ -147,16 +153,16 @@ def analyze_workload(
     heads: bool = False,
     step: Callable[[ModelSizes], None] = lambda model: None,
 ) -> Analysis:
-    """Look at every model of a workload, one in memory at a time; neither data nor a trained state is needed.
+    """Measure every model of a workload, with one model in memory at a time. No data or trained weights are needed.
 
     Args:
-        workload: its queries' models are built and run once on noise.
+        workload: the workload; each of its models is built and run once on noise.
         definition: what must be equal for two layers to be able to share.
-        heads: count the layers that give a model's outputs as well.
-        step: called with every model that is done.
+        heads: whether to count layers that give a model's outputs as well.
+        step: called after each model.
 
     Raises:
-        ModelError: a model cannot be built from what the workload says.
+        ModelError: a model cannot be built as the workload describes it.
     """
     models = []
     for network in each_network(workload):
@@ -166,18 +172,18 @@ def analyze_workload(
 
 
 def sizes_of(network: Network, definition: Definition = "shape") -> ModelSizes:
-    """Sizes and layers of one model."""
+    """Measure one model: its bytes and its layers."""
     module = network.module
-    # Both iterators give a tensor once, however many modules use it.
+    # Both iterators yield a tensor once, even if several modules use it.
     size = sum(tensor.nbytes for tensor in chain(module.parameters(), module.buffers()))
     queries = tuple(query.name for query in network.queries)
     return ModelSizes(network.name, queries, size, tuple(layers_of(network, definition)))
 
 
-def heaviest(layers: Iterable[Layer], part: float) -> float:
-    """The part of the layers' bytes that the heaviest ``part`` of them holds, both from 0 to 1.
+def share_of_heaviest(layers: Iterable[Layer], part: float) -> float:
+    """Return the part of the layers' bytes that the heaviest ``part`` of the layers holds; both are from 0 to 1.
 
-    A layer at the border counts in proportion, so that models with few layers compare with those with many.
+    A layer at the border counts in proportion, so that models with few layers compare with models with many.
     """
     sizes = sorted((layer.bytes for layer in layers), reverse=True)
     whole, rest = divmod(part * len(sizes), 1)

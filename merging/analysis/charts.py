@@ -1,4 +1,4 @@
-"""The pictures of ``gemel analyze``, each an ``<svg>`` element."""
+"""Draw the charts of ``gemel analyze``, each as an ``<svg>`` element."""
 
 from __future__ import annotations
 
@@ -14,33 +14,35 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ..layers.groups import ratio
 from ..layers.layers import Layer
-from .analysis import Analysis, ModelSizes, heaviest
+from .analysis import Analysis, ModelSizes, share_of_heaviest
 from .svg import BETWEEN, GRID, INK, INSIDE, MUTED, ON, OWN, SURFACE, style, write_svg
 
 __all__ = ["ROWS", "groups_chart", "layers_chart", "matrix_chart", "models_chart"]
 
 ROWS = 20
-"""Bars of a chart; the page's tables have the rest."""
+"""Largest number of bars in a chart; the page's tables list the rest."""
 
-_WIDTH = 9.6  # inches, as all sizes here: the page shows 96 pixels an inch
-_ROW = 0.24
+_WIDTH = 9.6
+"""Width of a figure in inches; the page shows 96 pixels an inch."""
+_ROW_HEIGHT = 0.24
+"""Height of a row of bars in inches."""
 _PERCENT = FuncFormatter(lambda value, _: f"{value * 100:g}%")
 
 
 def models_chart(analysis: Analysis) -> str:
-    """A row a model, a box a layer as wide as its bytes; colours say with whom it could be shared."""
-    kinds = _kinds(analysis)
+    """Draw a row for each model with a box for each layer, as wide as its bytes; the colour says who could share it."""
+    colors_of = _layer_colors(analysis)
     largest = max(model.bytes for model in analysis.models)
     least = largest / 500
     tips: dict[str, str] = {}
     with style():
-        figure = _figure(_WIDTH, 0.9 + _ROW * len(analysis.models))
+        figure = _figure(_WIDTH, 0.9 + _ROW_HEIGHT * len(analysis.models))
         axes = figure.subplots()
         for row, model in enumerate(analysis.models):
-            for start, size, kind, tip in _boxes(model, kinds, least):
-                # Boxes with a name have a gap behind them; of a narrow one it would be all that is seen.
+            for start, size, color, tip in _boxes(model, colors_of, least):
+                # Boxes with a tip have a gap behind them, smaller for thin boxes, which it would otherwise hide.
                 gap = min(least, size / 8) if tip else 0
-                box = Rectangle((start / 1e6, row - 0.36), (size - gap) / 1e6, 0.72, facecolor=kind, linewidth=0)
+                box = Rectangle((start / 1e6, row - 0.36), (size - gap) / 1e6, 0.72, facecolor=color, linewidth=0)
                 if tip:
                     box.set_gid(f"tip{len(tips)}")
                     tips[f"tip{len(tips)}"] = tip
@@ -51,16 +53,16 @@ def models_chart(analysis: Analysis) -> str:
 
 
 def layers_chart(analysis: Analysis) -> str:
-    """The heaviest layers, and how much of the memory the heaviest part of all layers holds."""
-    kinds = _kinds(analysis)
+    """Draw the heaviest layers as bars, and the curve of the memory that the heaviest part of all layers holds."""
+    colors_of = _layer_colors(analysis)
     top = sorted(analysis.layers, key=lambda layer: -layer.bytes)[:ROWS]
     steps = [step / 200 for step in range(201)]
     with style():
-        figure, bars, curve = _two(len(top))
-        colors = [kinds[layer.model, layer.name] for layer in top]
+        figure, bars, curve = _bars_and_curve(len(top))
+        colors = [colors_of[layer.model, layer.name] for layer in top]
         _bars(bars, [f"{layer.model} · {layer.name}" for layer in top], [layer.bytes for layer in top], colors)
         for index, model in enumerate(analysis.models if len(analysis.models) > 1 else ()):
-            parts = [heaviest(model.layers, step) for step in steps]
+            parts = [share_of_heaviest(model.layers, step) for step in steps]
             curve.plot(steps, parts, color=OWN, linewidth=0.8, label=None if index else "each model")
         parts = [analysis.heaviest(step) for step in steps]
         curve.plot(steps, parts, color=BETWEEN, linewidth=2, label="all layers")
@@ -74,22 +76,23 @@ def layers_chart(analysis: Analysis) -> str:
             arrowprops={"arrowstyle": "-", "color": MUTED},
             bbox={"facecolor": SURFACE, "edgecolor": "none", "alpha": 0.85, "pad": 2},
         )
-        curve.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="layers, heaviest first", ylabel="memory of layers")
+        curve.set(xlim=(0, 1), ylim=(0, 1.02))
+        curve.set(xlabel="share of the layers, heaviest first", ylabel="share of their memory")
         curve.xaxis.set_major_formatter(_PERCENT)
-        _finish(curve)
+        _finish_curve(curve)
         return write_svg(figure, "layers")
 
 
 def matrix_chart(analysis: Analysis) -> str:
-    """The part of the row's model that the column's model could hold for it."""
+    """Draw a matrix of models: each cell is the part of the row's model that it could share with the column's model."""
     models = analysis.models
     shared = {**analysis.pairs, **{(second, first): size for (first, second), size in analysis.pairs.items()}}
-    names = [_short(model.name, 30) for model in models]
-    # Few models get large cells with numbers in them; many get cells that are no smaller than their names.
+    names = [_shorten_name(model.name, 30) for model in models]
+    # Few models get large cells with numbers in them; with many models, a cell is still as high as a name.
     cell = min(0.42, max(0.2, 6.6 / len(models)))
     side = cell * len(models)
     font = min(9.0, cell * 36)
-    # Lower-case letters of wide fonts take 0.62 of their height; names stand at 50 degrees above the columns.
+    # Lower-case letters of wide fonts take up 0.62 of the font's height; names stand at 50 degrees above the columns.
     label = max(map(len, names)) * 0.62 * font / 72 + 0.15
     width, height = side + label * 1.65, side + label * 0.8 + 0.1
     tips: dict[str, str] = {}
@@ -105,7 +108,7 @@ def matrix_chart(analysis: Analysis) -> str:
                 size = shared[first.name, second.name]
                 part = ratio(size, first.bytes)
                 box.set(facecolor=BETWEEN, alpha=0.04 + 0.96 * part, gid=f"tip{len(tips)}")
-                tips[f"tip{len(tips)}"] = f"{first.name}: {_mb(size)} MB ({part:.0%}) also in {second.name}"
+                tips[f"tip{len(tips)}"] = f"{first.name} could share {_mb(size)} MB ({part:.0%}) with {second.name}"
                 if cell >= 0.24 and size:
                     text = f"{part * 100:.0f}" if part >= 0.005 else "<1"
                     color = ON if part > 0.75 else INK
@@ -119,64 +122,73 @@ def matrix_chart(analysis: Analysis) -> str:
 
 
 def groups_chart(analysis: Analysis) -> str:
-    """What sharing each group frees (inside models where nothing else does), and what is freed group after group."""
+    """Draw the saving of each group as bars, and the total saving, group after group, as curves.
+
+    The bars show savings between models or, where models have nothing in common, inside models.
+    """
     between = [group.saving for group in analysis.groups]
     inside = [group.saving_inside for group in analysis.groups]
     sizes, color = (between, BETWEEN) if analysis.potential_bytes else (inside, INSIDE)
     top = [group for group, size in zip(analysis.groups, sizes, strict=True) if size][:ROWS]
     with style():
-        figure, bars, curve = _two(len(top))
-        names = [f"{_brief(group.definition)} \u00d7{len(group.layers)}" for group in top]
+        figure, bars, curve = _bars_and_curve(len(top))
+        names = [f"{_shorten_definition(group.definition)} \u00d7{len(group.layers)}" for group in top]
         _bars(bars, names, sizes, [color] * len(top))
-        for label, color, each in (("between models", BETWEEN, between), ("and inside models", INSIDE, inside)):
+        for label, color, each in (("between models", BETWEEN, between), ("and also inside models", INSIDE, inside)):
             sums = [total / analysis.bytes for total in accumulate(sorted(each, reverse=True), initial=0)]
             curve.plot(range(len(sums)), sums, color=color, linewidth=2, label=f"{label}: {sums[-1]:.1%}")
-        curve.set(xlabel="groups shared, largest saving first", ylabel="saved of all bytes", xlim=(0, None))
+        curve.set(xlabel="groups shared, largest saving first", ylabel="saving, share of all bytes", xlim=(0, None))
         curve.set_ylim(0, analysis.potential_inside * 1.06)
         curve.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _finish(curve)
+        _finish_curve(curve)
         return write_svg(figure, "groups")
 
 
-def _kinds(analysis: Analysis) -> dict[tuple[str, str], str]:
-    """The colour of every layer, by model and name."""
-    kinds = {(layer.model, layer.name): OWN for layer in analysis.layers}
+def _layer_colors(analysis: Analysis) -> dict[tuple[str, str], str]:
+    """Return the colour of every layer: (model, layer name) -> colour."""
+    colors_of = {(layer.model, layer.name): OWN for layer in analysis.layers}
     for group in analysis.groups:
-        kinds |= {(layer.model, layer.name): BETWEEN if group.saving else INSIDE for layer in group.layers}
-    return kinds
+        colors_of |= {(layer.model, layer.name): BETWEEN if group.saving else INSIDE for layer in group.layers}
+    return colors_of
 
 
 def _boxes(
-    model: ModelSizes, kinds: Mapping[tuple[str, str], str], least: float
+    model: ModelSizes, colors_of: Mapping[tuple[str, str], str], least: float
 ) -> Iterator[tuple[int, int, str, str | None]]:
-    """Start, bytes, colour and tip of every box of a row; layers smaller than ``least`` join their neighbours."""
+    """Yield start, bytes, colour and tip of every box of a model's row.
+
+    Args:
+        model: the model.
+        colors_of: (model, layer name) -> colour.
+        least: bytes below which neighbouring layers of one colour are joined into a box without a tip.
+    """
 
     def key(layer: Layer) -> tuple[str, str | None]:
-        return kinds[layer.model, layer.name], None if layer.bytes < least else layer.name
+        return colors_of[layer.model, layer.name], None if layer.bytes < least else layer.name
 
     start = 0
-    for (kind, name), members in groupby(model.layers, key):
+    for (color, name), members in groupby(model.layers, key):
         layers = list(members)
         size = sum(layer.bytes for layer in layers)
-        yield start, size, kind, f"{name}: {layers[0].definition}, {_mb(size)} MB" if name else None
+        yield start, size, color, f"{name}: {layers[0].definition}, {_mb(size)} MB" if name else None
         start += size
     yield start, model.bytes - start, GRID, None
 
 
 def _figure(width: float, height: float) -> Figure:
-    """The margin is for browsers whose font is wider than matplotlib's."""
+    """Make a figure, in inches, with a margin for browsers whose font is wider than matplotlib's."""
     return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.05))
 
 
-def _two(rows: int) -> tuple[Figure, Axes, Axes]:
-    """Axes for bars, as high as ``rows`` need, and beside them for a curve."""
-    figure = _figure(_WIDTH, max(3.2, 0.7 + _ROW * rows))
+def _bars_and_curve(rows: int) -> tuple[Figure, Axes, Axes]:
+    """Make a figure with axes for ``rows`` bars on the left and for a curve on the right."""
+    figure = _figure(_WIDTH, max(3.2, 0.7 + _ROW_HEIGHT * rows))
     left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
     return figure, left, right
 
 
 def _bars(axes: Axes, names: Sequence[str], sizes: Iterable[int], colors: Sequence[str]) -> None:
-    """One a row, with its megabytes behind it in place of an axis."""
+    """Draw one bar for each row, with its megabytes written behind it in place of an axis."""
     for row, (size, color) in enumerate(zip(sizes, colors, strict=False)):
         axes.barh(row, size / 1e6, 0.72, color=color)
         axes.annotate(f"{_mb(size)} MB", (size / 1e6, row), (4, 0), textcoords="offset points", va="center")
@@ -187,27 +199,29 @@ def _bars(axes: Axes, names: Sequence[str], sizes: Iterable[int], colors: Sequen
 
 
 def _rows(axes: Axes, names: Sequence[str]) -> None:
-    """The first on top."""
-    axes.set_yticks(range(len(names)), [_short(name, 46) for name in names])
+    """Write the names of the rows, the first on top."""
+    axes.set_yticks(range(len(names)), [_shorten_name(name, 46) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
 
 
-def _finish(curve: Axes) -> None:
+def _finish_curve(curve: Axes) -> None:
+    """Add the percent axis, the grid and the legend of a curve."""
     curve.yaxis.set_major_formatter(_PERCENT)
     curve.grid()
     curve.legend(loc="lower right")
 
 
 def _mb(size: int) -> str:
+    """Return bytes as megabytes, with three digits or more."""
     return f"{size / 1e6:,.0f}" if size >= 1e8 else f"{size / 1e6:.3g}"
 
 
-def _brief(definition: str) -> str:
-    """What PyTorch prints of a layer, in half the length.
+def _shorten_definition(definition: str) -> str:
+    """Shorten what PyTorch prints of a layer to about half its length.
 
-    >>> _brief("Conv2d(64, 128, kernel_size=(1, 1), stride=(2, 2), bias=False)")
+    >>> _shorten_definition("Conv2d(64, 128, kernel_size=(1, 1), stride=(2, 2), bias=False)")
     'Conv2d(64, 128, 1x1, s2x2, no bias)'
     """
     text = re.sub(r"\((\d+(?:, \d+)*)\)(?=[,)])", lambda found: found[1].replace(", ", "x"), definition)
@@ -215,8 +229,8 @@ def _brief(definition: str) -> str:
     return re.sub(r"\b(kernel_size|in_features|out_features)=", "", text).replace("bias=False", "no bias")
 
 
-def _short(name: str, length: int) -> str:
-    """The middle is left out of a long name: models differ at its start, layers at its end."""
+def _shorten_name(name: str, length: int) -> str:
+    """Shorten a long name by its middle, because models differ at the start of a name and layers at its end."""
     if len(name) <= length:
         return name
     end = (length - 1) * 3 // 5

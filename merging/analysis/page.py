@@ -1,4 +1,4 @@
-"""One HTML page that shows an analysis, with everything it needs inside: no script, no font, nothing to fetch."""
+"""Render an analysis as one HTML page without scripts, fonts or anything else to fetch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from importlib.resources import files
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from .analysis import Analysis, heaviest
+from .analysis import Analysis, share_of_heaviest
 from .charts import ROWS, groups_chart, layers_chart, matrix_chart, models_chart
 
 __all__ = ["render"]
@@ -16,11 +16,11 @@ _CHARTS = {"models": models_chart, "layers": layers_chart, "matrix": matrix_char
 
 
 def render(analysis: Analysis, title: str) -> str:
-    """The page as text, to be written as UTF-8.
+    """Return the HTML page of an analysis, to be written as UTF-8.
 
     Args:
-        analysis: of at least one model.
-        title: what was analysed, such as the workload's path.
+        analysis: an analysis of at least one model.
+        title: name of what was analysed, such as the workload's path.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["mb"] = _mb
@@ -31,10 +31,11 @@ def render(analysis: Analysis, title: str) -> str:
         models=sorted(analysis.models, key=lambda model: -model.bytes),
         queries=sum(len(model.queries) for model in analysis.models),
         rows=ROWS,
-        heaviest=heaviest,
+        heaviest=share_of_heaviest,
         picture=lambda name: Markup(f'<div class="picture {name}">{_CHARTS[name](analysis)}</div>'),
     )
 
 
 def _mb(size: int) -> str:
+    """Return bytes as megabytes with one decimal, or two significant digits below 1 MB."""
     return f"{size / 1e6:,.1f}" if size >= 1e6 else f"{size / 1e6:.2g}"

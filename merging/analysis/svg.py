@@ -1,4 +1,4 @@
-"""matplotlib figures as SVG for an HTML page: text stays text, and colours are the page's CSS variables."""
+"""Write matplotlib figures as SVG for an HTML page: text stays text, and colours are the page's CSS variables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 __all__ = ["BETWEEN", "GRID", "INK", "INSIDE", "MUTED", "ON", "OWN", "SURFACE", "style", "write_svg"]
 
-# matplotlib wants colours and the page variables: these stand for them until the picture is written.
+# matplotlib needs colour values, and the page needs CSS variables: write_svg replaces these values by the variables.
 INK, MUTED, GRID, SURFACE, BETWEEN, INSIDE, OWN, ON = (f"#01020{digit}" for digit in range(1, 9))
 _VARIABLES = {
     INK: "--ink",
@@ -51,18 +51,18 @@ _STYLE: dict[Any, Any] = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Figures that are made and written inside look like the page."""
+    """Give figures the look of the page, if they are made and written within a ``with`` block of this."""
     with matplotlib.rc_context(_STYLE):
         yield
 
 
 def write_svg(figure: Figure, name: str, tips: Mapping[str, str] | None = None) -> str:
-    """The figure as an ``<svg>`` element.
+    """Return a figure as an ``<svg>`` element.
 
     Args:
-        figure: made under :func:`style`.
-        name: of the picture; every id begins with it, as the page has other pictures too.
-        tips: gid of an artist to what the browser shows when the pointer is on it.
+        figure: a figure that was made under :func:`style`.
+        name: name of the picture; every id begins with it, because a page has several pictures.
+        tips: gid of an artist -> text that the browser shows when the pointer is on the artist.
     """
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

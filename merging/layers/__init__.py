@@ -1,1 +1,1 @@
-"""Layers, their definitions and groups, and which of them hold one tensor."""
+"""Layers, their definitions and groups, and the sharing map that says which of them hold one tensor."""

@@ -1,8 +1,8 @@
-"""Groups: the appearances of one definition across a workload, and the bytes that sharing them frees.
+"""Groups: all appearances of one definition across a workload, and the bytes that sharing them frees.
 
-What is counted is weights of convolutions and linear layers, whatever values they hold: layers of different models
-that are equal already count as if they were not, so a workload has the same potential before and after merging. A
-model that several queries use is one model, and a weight that a model uses twice is one appearance.
+Only weights of convolutions and linear layers count, whatever their values. Layers of different models that already
+hold equal weights count as separate layers, so a workload has the same potential before and after merging. A model that
+several queries use counts once, and so does a weight that a model uses twice.
 """
 
 from __future__ import annotations
@@ -19,47 +19,47 @@ __all__ = ["Group", "groups_of", "pair_bytes", "ratio"]
 
 @dataclass(frozen=True)
 class Group:
-    """Layers of one definition: at least two, in the order of their models and of their running."""
+    """At least two layers of one definition, ordered by model and, within a model, by when they run."""
 
     definition: str
     layers: tuple[Layer, ...]
 
     @property
     def bytes(self) -> int:
-        """Of one of them."""
+        """Bytes of one layer's weight."""
         return self.layers[0].bytes
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """Model to the number of its layers."""
+        """Model -> number of its layers in the group."""
         return Counter(layer.model for layer in self.layers)
 
     @property
     def saving(self) -> int:
-        """Bytes freed when models share and keep their own layers apart.
+        """Bytes freed by sharing between models, while the layers of one model stay separate.
 
-        The k-th layer of one model pairs with the k-th of every other, so the model with most of them sets how many
-        stay.
+        The k-th layer of one model pairs with the k-th of every other model. As many tensors remain as the model with
+        the most layers has.
         """
         return self.bytes * (len(self.layers) - max(self.counts.values()))
 
     @property
     def saving_inside(self) -> int:
-        """Bytes freed when layers of one model share as well, so that one copy of all stays."""
+        """Bytes freed if layers of one model share as well, so that a single tensor remains."""
         return self.bytes * (len(self.layers) - 1)
 
 
 def ratio(some: float, whole: float) -> float:
-    """``some`` as a part of ``whole``, from 0 to 1; 0 where there is nothing, as of a model without layers."""
+    """Return ``some / whole``, or 0 if ``whole`` is 0, as for a model without layers."""
     return some / whole if whole else 0.0
 
 
 def groups_of(layers: Iterable[Layer], heads: bool = False) -> tuple[Group, ...]:
-    """The groups of a workload's layers, the largest saving first.
+    """Group a workload's layers, largest saving first. A layer without a partner is in no group.
 
     Args:
-        layers: of all models, model after model, each in the order of running.
-        heads: count the layers that give a model's outputs as well, as the paper does; merging keeps them private.
+        layers: layers of all models, model after model, each model's in the order in which they run.
+        heads: whether to count layers that give a model's outputs, as the paper does; merging keeps them private.
     """
     found: dict[Kind, list[Layer]] = {}
     for layer in shareable(layers, heads):
@@ -69,7 +69,11 @@ def groups_of(layers: Iterable[Layer], heads: bool = False) -> tuple[Group, ...]
 
 
 def pair_bytes(models: Sequence[str], groups: Iterable[Group]) -> dict[tuple[str, str], int]:
-    """Every pair of models, in the order given, to the bytes that the two could share if there were no others.
+    """Return for every pair of models the bytes that the two could share if there were no other models.
+
+    Args:
+        models: names of the models; pairs are in this order.
+        groups: groups of the layers of these models.
 
     >>> pair_bytes(["a", "b", "c"], [])
     {('a', 'b'): 0, ('a', 'c'): 0, ('b', 'c'): 0}

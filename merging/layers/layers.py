@@ -1,4 +1,4 @@
-"""Layers and their definitions: which layers of different models could hold the same weights."""
+"""Layers and their definitions: layers of one definition can hold the same weights."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from ..models.trace import LAYERS, LayerTrace, trace_layers
 __all__ = ["Definition", "Kind", "Layer", "layers_of", "shareable"]
 
 Definition = Literal["shape", "strict"]
-"""``shape``: kind, weight shape and groups, so that stride, padding, dilation and bias may differ; ``strict``: all that
-PyTorch prints of a layer, as the paper's published code has it."""
+"""Rule that says when two layers can share a weight.
+
+``shape``: layer type, weight shape and number of convolution groups must be equal; stride, padding, dilation and bias
+may differ. ``strict``: everything that PyTorch prints of a layer must be equal, as in the paper's published code."""
 
 Kind = tuple[str, tuple[int, ...], int]
+"""Definition, weight shape and weight bytes; layers can share a weight if all three are equal."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution or linear layer of a model; what can be shared of it is its weight."""
+    """A convolution or linear layer of a model. Its weight can be shared; its bias cannot."""
 
     model: str
     name: str
@@ -30,7 +33,7 @@ class Layer:
     shape: tuple[int, ...]
     bytes: int
     head: bool
-    """An output of the model comes straight from it, so its weights mean this model's classes."""
+    """Whether an output of the model comes straight from the layer: its weights belong to this model's classes."""
 
     @property
     def parameter(self) -> str:
@@ -39,25 +42,26 @@ class Layer:
 
     @property
     def kind(self) -> Kind:
-        """What is equal for layers that can share.
+        """Key that is equal for layers that can share a weight.
 
-        A class may leave its shape out when it prints itself, and half the bytes are another precision.
+        The definition alone does not suffice: a class may print itself without its shape, and the same shape with half
+        the bytes has another precision.
         """
         return self.definition, self.shape, self.bytes
 
 
 def shareable(layers: Iterable[Layer], heads: bool = False) -> tuple[Layer, ...]:
-    """Those that may share: without ``heads``, all but those whose weights mean one model's classes."""
+    """Return the layers that may share. Layers that give a model's outputs are among them only with ``heads``."""
     return tuple(layer for layer in layers if heads or not layer.head)
 
 
 def layers_of(network: Network, definition: Definition = "shape", traced: LayerTrace | None = None) -> list[Layer]:
-    """The layers of a model in the order in which they run, each weight once.
+    """List the layers of a model in the order in which they run, each weight once.
 
     Args:
         network: the model.
         definition: what must be equal for two layers to be able to share.
-        traced: of the same model; made here when None.
+        traced: trace of the same model; if None, the model is run here.
     """
     traced = traced or trace_layers(network.cut)
     modules = dict(network.module.named_modules())
@@ -76,6 +80,7 @@ def layers_of(network: Network, definition: Definition = "shape", traced: LayerT
 
 
 def _define(layer: nn.Module, definition: Definition) -> str:
+    """Return the definition of a layer as text."""
     if definition == "strict":
         return str(layer)
     assert isinstance(layer, LAYERS)

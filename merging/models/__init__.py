@@ -1,1 +1,1 @@
-"""The models of a workload as PyTorch modules, whatever file they came from."""
+"""Models of a workload as PyTorch modules, made by a factory or converted from an ONNX file."""

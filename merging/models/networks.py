@@ -1,4 +1,4 @@
-"""The models of a workload as merging sees them: a PyTorch module with its stages, whatever it came from."""
+"""Models of a workload as PyTorch modules cut into stages, made by a factory or converted from an ONNX file."""
 
 from __future__ import annotations
 
@@ -18,38 +18,43 @@ __all__ = ["Network", "each_network", "networks_of"]
 
 @dataclass(frozen=True)
 class Network:
-    """One model of a workload: what several queries may use."""
+    """One model of a workload, which several queries may use."""
 
     name: str
+    """Name of the first query that uses the model."""
     queries: tuple[Query, ...]
+    """All queries that use the model."""
     cut: Cut
+    """Stages of the model, its decoder and its input."""
 
     @property
     def module(self) -> nn.Module:
-        """The whole model; its state dict is what the workload's weight file holds."""
+        """The whole PyTorch model; its state dict holds the weights of the workload's weight file."""
         module = self.cut.stages["main"].module.model
         assert isinstance(module, nn.Module)
         return module
 
 
 def networks_of(workload: Workload) -> dict[str, Network]:
-    """Every distinct model of a workload, by name, with its trained weights.
+    """Build every distinct model of a workload with its trained weights, by model name.
 
     Raises:
-        ModelError: a model cannot be built from what the workload says.
+        ModelError: a model cannot be built as the workload describes it.
     """
     return {network.name: network for network in each_network(workload)}
 
 
 def each_network(workload: Workload, refused: Callable[[str, RetrainError], None] | None = None) -> Iterator[Network]:
-    """The same one after the other: what looks at each but once needs the memory of one.
+    """Build the distinct models of a workload one at a time, so that only one has to be in memory.
 
     Args:
-        workload: whose models are built.
-        refused: told of models that can be run but not retrained, which are then left out.
+        workload: the workload whose models are built.
+        refused: called with the name and the error of each model that runs but cannot be retrained; the model is then
+            skipped. Without ``refused`` the error is raised.
 
     Raises:
-        ModelError: a model cannot be built from what the workload says.
+        ModelError: a model cannot be built as the workload describes it.
+        RetrainError: a model cannot be retrained, and ``refused`` is not given.
     """
     model_of = models_of(workload)
     users: dict[str, list[Query]] = {}
@@ -67,6 +72,7 @@ def each_network(workload: Workload, refused: Callable[[str, RetrainError], None
 
 
 def _cut(query: Query, workload: Workload) -> Cut:
+    """Build a query's model and cut it into stages."""
     if query.model.onnx is not None:
         from .onnx_models import cut_onnx
 

@@ -1,4 +1,4 @@
-"""ONNX graphs as PyTorch modules of ordinary layers, through onnx2torch."""
+"""Convert ONNX graphs to PyTorch modules of ordinary layers, with onnx2torch."""
 
 from __future__ import annotations
 
@@ -29,37 +29,41 @@ from .trace import NORMS
 __all__ = ["Converted", "TransposedLinear", "convert"]
 
 _FIELDS = ("weight", "bias", "running_mean", "running_var")
-"""What a layer calls its weights, in the order of an ONNX node's inputs."""
+"""Attributes of a PyTorch layer that hold its weights, in the order of the ONNX node's inputs."""
 
 
 class TransposedLinear(nn.Linear):
-    """A linear layer whose weight the file holds as ``[inputs, outputs]``.
+    """A linear layer whose weight the ONNX file stores as ``[inputs, outputs]``.
 
-    It is a kind of its own: with an ordinary one it could be equal here, and would still be other bytes in the file.
+    A class of its own keeps it from sharing with an ordinary ``nn.Linear``: weights that are equal in PyTorch would
+    still be different bytes in the files.
     """
 
 
 @dataclass(frozen=True)
 class Converted:
+    """A PyTorch module made from an ONNX graph, and the places of its weights in the file."""
+
     module: fx.GraphModule
-    """In eval mode; returns what the graph does, in its order."""
+    """The module in eval mode; it returns the graph's outputs in the graph's order."""
     places: dict[str, tuple[Weight, ...]]
-    """Every parameter and running statistic, by its name in the state dict, and where it stands in the file."""
+    """Name in the state dict -> places in the file, for every parameter and running statistic."""
     notes: tuple[str, ...]
-    """What onnx2torch warns of."""
+    """Warnings of onnx2torch."""
 
 
 def convert(source: OnnxSource) -> Converted:
-    """Make a module of a graph.
+    """Convert an ONNX graph to a PyTorch module.
 
-    Weights are called as in the file where that calls them ``<layer>.weight``. The state dict holds the weights of
-    convolutions, linear layers and normalisation, and running statistics; every other constant stays as it is.
+    A layer whose weight is called ``<layer>.weight`` in the file becomes the submodule ``<layer>``. The state dict
+    holds the weights of convolutions, linear layers and normalisation layers, and running statistics. All other
+    constants stay as they are, outside the state dict.
 
     Args:
-        source: its model is used up.
+        source: the ONNX file as it was read; its graph is changed in place and must not be used afterwards.
 
     Raises:
-        ModelError: an operator that onnx2torch does not know, or a layer whose weights cannot be retrained.
+        ModelError: onnx2torch does not know an operator, or the weights of a layer cannot be retrained.
     """
     proto, layers = prepare_graph(source)
     with warnings.catch_warnings(record=True) as caught:
@@ -67,11 +71,11 @@ def convert(source: OnnxSource) -> Converted:
         try:
             module = onnx2torch(proto)
         except Exception as error:
-            raise ModelError(f"{_culprit(proto)}: {first_line(error)}") from error
-    places = _named(module, layers)
+            raise ModelError(f"{_find_unsupported(proto)}: {first_line(error)}") from error
+    places = _place_modules(module, layers)
     for layer in module.modules():
         if isinstance(layer, NORMS):
-            layer.momentum = 0.1  # PyTorch's; a file from an inference tool may say anything
+            layer.momentum = 0.1  # PyTorch's default; an inference tool may have written any value
             continue
         for name, value in list(layer.named_buffers(recurse=False)):
             delattr(layer, name)
@@ -81,8 +85,12 @@ def convert(source: OnnxSource) -> Converted:
     return Converted(module.eval(), places, tuple(str(warning.message) for warning in caught))
 
 
-def _named(module: fx.GraphModule, layers: list[LayerNode]) -> dict[str, tuple[Weight, ...]]:
-    """Call modules as the layers say, let equal ones be one, and find where each weight stands."""
+def _place_modules(module: fx.GraphModule, layers: list[LayerNode]) -> dict[str, tuple[Weight, ...]]:
+    """Move each layer's module to its path, and make one module of nodes that are one layer.
+
+    Returns:
+        Name in the state dict -> places of the weight in the file.
+    """
     path_of: dict[str, str] = {}
     known: dict[str, str] = {}
     places: dict[str, tuple[Weight, ...]] = {}
@@ -100,7 +108,7 @@ def _named(module: fx.GraphModule, layers: list[LayerNode]) -> dict[str, tuple[W
             for field, weight in zip(_FIELDS, layer.weights, strict=False):
                 places[prefix + field] = (*places.get(prefix + field, ()), weight)
             for field in _FIELDS[len(layer.weights) : 2]:
-                setattr(leaf, field, None)  # nn.LayerNorm makes a bias where the file has none
+                setattr(leaf, field, None)  # nn.LayerNorm creates a bias even where the file has none
     for node in module.graph.nodes:
         if node.op == "call_module":
             node.target = path_of.get(node.target, node.target)
@@ -110,18 +118,21 @@ def _named(module: fx.GraphModule, layers: list[LayerNode]) -> dict[str, tuple[W
 
 
 def _move(module: fx.GraphModule, name: str, path: str) -> str:
-    """Put a module at another path; where that is taken, or no path, it stays."""
+    """Register a submodule under another path, and return the path at which it is used from now on.
+
+    The present name stays in use where the path is taken or not a valid module name.
+    """
     try:
         module.get_submodule(path)
     except AttributeError:
-        with suppress(KeyError):  # an empty part, or a name that modules need themselves
+        with suppress(KeyError):  # a part of the path is empty, or is an attribute of nn.Module
             if module.add_submodule(path, module.get_submodule(name)):
                 return path
     return name
 
 
-def _culprit(model: onnx.ModelProto) -> str:
-    """The first node that cannot be converted."""
+def _find_unsupported(model: onnx.ModelProto) -> str:
+    """Describe the first node that onnx2torch cannot convert, for an error message."""
     versions = {entry.domain: entry.version for entry in model.opset_import}
     graph = OnnxGraph(model.graph)
     for node in graph.nodes.values():
@@ -134,10 +145,11 @@ def _culprit(model: onnx.ModelProto) -> str:
 
 
 def _linear(node: Any, graph: Any) -> Any:
+    """Convert a ``Linear`` node of :data:`.onnx_layers.DOMAIN` to an ``nn.Linear``; called by onnx2torch."""
     weight, *bias = (graph.initializers[name].to_torch() for name in node.input_values[1:])
     transposed = bool(node.attributes["transposed"])
     weight = weight.T.contiguous() if transposed else weight
-    # On `meta`, as a layer fills its weights with random numbers first.
+    # On `meta`, because the constructor would fill the weights with random numbers first.
     layer = (TransposedLinear if transposed else nn.Linear)(
         weight.shape[1], weight.shape[0], bias=bool(bias), device=torch.device("meta")
     )
@@ -148,6 +160,7 @@ def _linear(node: Any, graph: Any) -> Any:
 
 
 def _gelu(node: Any, graph: Any) -> Any:
+    """Convert a ``Gelu`` node of :data:`.onnx_layers.DOMAIN` to an ``nn.GELU``; called by onnx2torch."""
     layer = nn.GELU(node.attributes.get("approximate", "none"))
     return OperationConverterResult(layer, onnx_mapping_from_node(node))
 

@@ -1,4 +1,4 @@
-"""ONNX graphs brought into the form from which onnx2torch makes ordinary layers."""
+"""Rewrite ONNX graphs so that onnx2torch makes ordinary PyTorch layers from them."""
 
 from __future__ import annotations
 
@@ -17,48 +17,56 @@ from .onnx_layers import DOMAIN, LayerNode, is_layer, layer_of
 __all__ = ["prepare_graph"]
 
 _OLDEST, _NEWEST = 9, 17
-"""Opsets whose operators onnx2torch knows."""
+"""Oldest and newest opset whose operators onnx2torch knows."""
 
 
 def prepare_graph(source: OnnxSource) -> tuple[onnx.ModelProto, list[LayerNode]]:
-    """Rewrite a graph for onnx2torch; the outputs keep their order and lose their names.
+    """Rewrite a graph for onnx2torch. The outputs keep their order but not their names.
 
     Args:
-        source: its model is used up.
+        source: the ONNX file as it was read; its graph is changed in place and must not be used afterwards.
+
+    Returns:
+        The rewritten model, and its nodes that become PyTorch layers.
 
     Raises:
-        ModelError: the weights of a layer are computed, or not float32.
+        ModelError: the weights of a layer are computed or not float32, or an old opset cannot be converted.
     """
     model = source.model
     ir.external_data.load_to_model(model)
     version = model.opset_imports.get("", _OLDEST)
     if version < _OLDEST:
-        model = _renewed(model)
+        model = _upgrade_opset(model)
     graph = model.graph
     lift = LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)
     lift(model)
     in_file = frozenset(graph.initializers)
-    # Only what reaches an output, and of that only what is not the same for every image.
+    # Keep only the nodes that reach an output, and fold those whose result is the same for every image.
     ir.passes.Sequential(FoldConstants(source.weights), lift, RemoveUnusedNodesPass())(model)
-    # Later versions of most operators only add types and options. Where one means something else after what is done
-    # here, it shows when the outputs are compared.
+    # Only the version number changes: later versions of most operators just add types and options. An operator that
+    # means something else, despite the rewrites below, shows when `onnx_models` compares the outputs.
     model.opset_imports.update({"": min(max(version, _OLDEST), _NEWEST), DOMAIN: 1})
     for node in list(graph):
-        _as_known(node, version)
+        _rewrite_node(node, version)
     _free_batch(graph)
     layers = []
     for index, node in enumerate(list(graph)):
         if node.graph is None:
-            continue  # an Add that became a bias
+            continue  # an Add that layer_of made the bias of a Linear
         node.name = f"{node.op_type}_{index}"
         layer = layer_of(node, in_file)
         if layer is not None:
             layers.append(layer)
-    _apart(graph)
+    _separate_constants(graph)
     return ir.to_proto(model), layers
 
 
-def _renewed(model: ir.Model) -> ir.Model:
+def _upgrade_opset(model: ir.Model) -> ir.Model:
+    """Convert a model to the oldest opset that onnx2torch knows, and infer its shapes.
+
+    Raises:
+        ModelError: onnx's version converter cannot convert the model.
+    """
     try:
         model = ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(model), _OLDEST))
     except RuntimeError as error:
@@ -67,20 +75,25 @@ def _renewed(model: ir.Model) -> ir.Model:
     return model
 
 
-def _as_known(node: ir.Node, version: int) -> None:
-    """Write a node as onnx2torch knows it."""
+def _rewrite_node(node: ir.Node, version: int) -> None:
+    """Rewrite one node in place in a form that onnx2torch supports.
+
+    Args:
+        node: a node of the graph.
+        version: opset of the file.
+    """
     first, second = (*node.inputs[:2], None, None)[:2]
     if node.op_type == "Identity" and first is not None and first.is_initializer():
-        # Exporters write equal initializers once, and an Identity for every other use.
+        # Exporters write equal initializers once and read them elsewhere through an Identity.
         ir.convenience.replace_all_uses_with(node.outputs[0], first, replace_graph_outputs=True)
         assert node.graph is not None
         node.graph.remove(node, safe=True)
     elif node.op_type == "Gelu":
         node.domain = DOMAIN
     elif node.op_type == "Reshape":
-        node.attributes.pop("allowzero", None)  # no size is 0
+        node.attributes.pop("allowzero", None)  # only means something for a size of 0, and there is none
     elif node.op_type == "Split":
-        node.attributes.pop("num_outputs", None)  # equal parts, as without it
+        node.attributes.pop("num_outputs", None)  # asks for equal parts, the default
     elif (
         version > _NEWEST
         and node.op_type.startswith("Reduce")
@@ -88,12 +101,16 @@ def _as_known(node: ir.Node, version: int) -> None:
         and second is not None
         and second.const_value is not None
     ):
+        # Since opset 18 the axes are an input; before, they were an attribute.
         node.attributes["axes"] = ir.AttrInt64s("axes", constant(second).tolist())
         node.resize_inputs(1)
 
 
 def _free_batch(graph: ir.Graph) -> None:
-    """Let a file that was exported for one image take any number: Reshapes to ``[1, ...]`` keep the first size."""
+    """Let a graph that was exported for a batch of one take any batch.
+
+    Reshapes of image data to ``[1, ...]`` are changed to keep the first size of their input.
+    """
     images = set(graph.inputs)
     for node in graph:
         if node.op_type in ("Shape", "Size") or not images.intersection(node.inputs):
@@ -103,14 +120,15 @@ def _free_batch(graph: ir.Graph) -> None:
         if shape is not None and shape.const_value is not None:
             sizes = constant(shape)
             if len(sizes) > 1 and sizes[0] == 1:
-                node.replace_input_with(1, _new(graph, f"{node.outputs[0].name}:shape", np.array([0, *sizes[1:]])))
+                free = np.array([0, *sizes[1:]])  # 0 copies the size of the input
+                node.replace_input_with(1, _add_initializer(graph, f"{node.outputs[0].name}:shape", free))
 
 
-def _apart(graph: ir.Graph) -> None:
-    """Leave as initializers only what layers take; other constants, and outputs, become nodes of their own.
+def _separate_constants(graph: ir.Graph) -> None:
+    """Leave only the weights of layers as initializers; turn other constants into Constant nodes, in place.
 
-    onnx2torch keeps other initializers as buffers of the module itself, which copying it makes part of its state, and
-    it returns nodes, not values.
+    onnx2torch would keep other initializers as buffers of the top module, and a copy of the module would have them in
+    its state dict. Each output gets an Identity node of its own, because onnx2torch returns nodes, not values.
     """
     lifted: dict[ir.Value, ir.Value] = {}
     for node in list(graph):
@@ -133,7 +151,8 @@ def _apart(graph: ir.Graph) -> None:
         graph.outputs[index] = last.outputs[0]
 
 
-def _new(graph: ir.Graph, name: str, array: NDArray[np.int64]) -> ir.Value:
+def _add_initializer(graph: ir.Graph, name: str, array: NDArray[np.int64]) -> ir.Value:
+    """Add an initializer to a graph and return its value."""
     value = ir.Value(name=name)
     replace_constant(value, array)
     graph.register_initializer(value)

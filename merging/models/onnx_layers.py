@@ -1,4 +1,4 @@
-"""Nodes of an ONNX graph that become PyTorch layers, and where in the file their weights stand."""
+"""Find the nodes of an ONNX graph that become PyTorch layers, and the places of their weights in the file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...errors import ModelError
 __all__ = ["DOMAIN", "LayerNode", "Weight", "is_layer", "layer_of"]
 
 DOMAIN = "gemel"
-"""Of operators that :mod:`gemel.merging.models.onnx_convert` teaches onnx2torch."""
+"""Domain of the operators that :mod:`gemel.merging.models.onnx_convert` adds to onnx2torch."""
 
 _KERNELS = ("Conv", "ConvTranspose", "Linear")
 _NORMS = ("BatchNormalization", "InstanceNormalization", "LayerNormalization")
@@ -20,45 +20,47 @@ _NORMS = ("BatchNormalization", "InstanceNormalization", "LayerNormalization")
 
 @dataclass(frozen=True)
 class Weight:
-    """An initializer or Constant of the file where a layer reads it."""
+    """One place in an ONNX file where a layer reads an initializer or Constant."""
 
     tensor: str
+    """Name of the initializer or Constant."""
     node: str
-    """First output of the node that reads it; nodes need not have names."""
+    """First output of the node that reads the tensor; it identifies the node, as nodes need not have names."""
     index: int
-    """Which input of that node it is."""
+    """Index, from 0, of the node's input that is the tensor."""
     transposed: bool = False
-    """``[inputs, outputs]`` in the file, the other way round in the layer."""
+    """Whether the file stores ``[inputs, outputs]`` where the layer has ``[outputs, inputs]``."""
 
 
 @dataclass(frozen=True)
 class LayerNode:
-    """A node that becomes a layer."""
+    """A node that becomes a PyTorch layer."""
 
     name: str
-    """onnx2torch's for the module: the node's, with the domain before it."""
+    """Name that onnx2torch gives the module: the node's name, after its domain if it has one."""
     path: str
-    """What the module is to be called: as its weight in the file, so that a person finds it there."""
+    """Path that the module gets, after the name of its weight, so that a person finds the layer in the file."""
     weights: tuple[Weight, ...]
-    """Kernel and bias; of a BatchNorm scale, shift, mean and variance."""
+    """Kernel and bias; for a BatchNorm scale, shift, mean and variance."""
     key: str | None
-    """Equal for nodes that are one layer called several times; None where that cannot be told."""
+    """Equal for nodes that are one layer called several times; None for normalisation layers, where equal tensors do
+    not prove that."""
 
 
 def is_layer(node: ir.Node) -> bool:
-    """Whether a node takes its weights from initializers, once :func:`layer_of` has seen it."""
+    """Check whether a node takes its weights from initializers; call it after :func:`layer_of` has seen the node."""
     return node.op_type in (*_KERNELS, *_NORMS)
 
 
 def layer_of(node: ir.Node, in_file: Set[str]) -> LayerNode | None:
-    """A node as a layer, if it is one; matrix products with a constant become ``Linear``.
+    """Return a node as a layer, or None if it is none. A matrix product with a constant is rewritten as ``Linear``.
 
     Args:
-        node: of a graph whose constants are initializers.
-        in_file: names of the initializers that the file holds; others were computed since.
+        node: a node of a graph whose constants are initializers.
+        in_file: names of the initializers that the file holds; constant folding may have added others.
 
     Raises:
-        ModelError: the weights of a convolution or of a normalisation are computed, or not float32.
+        ModelError: the weights of the layer are computed in the graph, or not float32.
     """
     if node.domain:
         return None
@@ -73,34 +75,44 @@ def layer_of(node: ir.Node, in_file: Set[str]) -> LayerNode | None:
         return None
     for weight in weights:
         if weight.tensor not in in_file:
-            raise _computed(node)
+            raise _computed_error(node)
     tensor = weights[0].tensor
     stem = tensor.removesuffix(".weight")
     path = stem if stem != tensor else f"{operator}_{tensor}".replace(".", "_")
     attributes = sorted(map(str, node.attributes.values()))
     tensors = [weight.tensor for weight in weights]
-    # BatchNorms are always told apart: those of an untrained model are equal by accident.
+    # BatchNorms always count as different layers: those of an untrained model are equal by accident.
     key = f"{node.op_type} {attributes} {tensors}" if node.op_type in _KERNELS else None
     return LayerNode(f"{node.domain}/{node.name}".lstrip("/"), path, tuple(weights), key)
 
 
 def _weight(node: ir.Node, index: int) -> Weight:
+    """Return the place of the weight that a node reads as input ``index``.
+
+    Raises:
+        ModelError: the weight is computed in the graph, or not float32.
+    """
     value = node.inputs[index]
     if value is None or value.const_value is None:
-        raise _computed(node)
+        raise _computed_error(node)
     if value.dtype != ir.DataType.FLOAT:
         what = f"operator {node.op_type} ({node.outputs[0].name})"
         raise ModelError(f"{what}: weights of type {value.dtype}; only float32 can be retrained")
     return Weight(value.name or "", node.outputs[0].name or "", index)
 
 
-def _computed(node: ir.Node) -> ModelError:
+def _computed_error(node: ir.Node) -> ModelError:
+    """Return the error for a layer whose weights are computed in the graph."""
     what = f"operator {node.op_type} ({node.outputs[0].name})"
     return ModelError(f"{what}: its weights are computed in the graph, where retraining cannot reach them")
 
 
 def _to_linear(node: ir.Node) -> list[Weight]:
-    """Make a node ``Linear`` if it multiplies with a constant matrix and at most adds a constant vector."""
+    """Rewrite a node as ``Linear`` if it multiplies by a constant matrix and at most adds a constant vector.
+
+    Returns:
+        Places of the matrix and of the vector, if any; empty where the node stays as it is.
+    """
     image, matrix = node.inputs[:2]
     options = {name: attribute.value for name, attribute in node.attributes.items()}
     scaled = (options.get("alpha", 1.0), options.get("beta", 1.0), options.get("transA", 0)) != (1.0, 1.0, 0)
@@ -116,7 +128,7 @@ def _to_linear(node: ir.Node) -> list[Weight]:
         if not _is_weight(bias, 1) or list(bias.shape or ()) != [outputs]:
             return []
         weights.append(_weight(node, 2))
-    elif node.op_type == "MatMul" and (added := _added(node, outputs)) is not None:
+    elif node.op_type == "MatMul" and (added := _bias_add(node, outputs)) is not None:
         add, index = added
         weights.append(_weight(add, index))
         bias = add.inputs[index]
@@ -132,8 +144,16 @@ def _to_linear(node: ir.Node) -> list[Weight]:
     return weights
 
 
-def _added(node: ir.Node, outputs: object) -> tuple[ir.Node, int] | None:
-    """The Add that alone reads a product and adds a vector to it, and which of its inputs the vector is."""
+def _bias_add(node: ir.Node, outputs: object) -> tuple[ir.Node, int] | None:
+    """Find an Add of a constant vector that is the only reader of a matrix product.
+
+    Args:
+        node: the matrix product.
+        outputs: length that the vector must have.
+
+    Returns:
+        The Add and the index of its input that is the vector, or None.
+    """
     uses = tuple(node.outputs[0].uses())
     if len(uses) != 1 or uses[0].node.op_type != "Add" or node.outputs[0].is_graph_output():
         return None
@@ -144,4 +164,5 @@ def _added(node: ir.Node, outputs: object) -> tuple[ir.Node, int] | None:
 
 
 def _is_weight(value: ir.Value | None, rank: int) -> bool:
+    """Check whether a value is a constant of ``rank`` dimensions."""
     return value is not None and value.const_value is not None and len(value.shape or ()) == rank

@@ -1,4 +1,4 @@
-"""Models that come as ONNX files: retrained as PyTorch modules, and written back into the same graph."""
+"""Models from ONNX files: converted to PyTorch modules for retraining, and written back into the same graph."""
 
 from __future__ import annotations
 
@@ -25,24 +25,26 @@ from .onnx_weights import replace_weights
 __all__ = ["cut_onnx", "onnx_bytes"]
 
 _TOLERANCE = 1e-4
-"""Largest difference between ONNX Runtime's outputs and PyTorch's, as part of the largest value of an output."""
+"""Largest allowed difference between PyTorch's and ONNX Runtime's outputs, relative to an output's largest value."""
 _TOLERANCE_WRITTEN = 1e-3
-"""The same once weights are written: one in a wrong place shows as more, rounding must not cost hours of training."""
+"""Largest allowed relative difference after new weights were written.
+
+A weight in a wrong place differs by more. A tighter bound could let rounding discard hours of training."""
 
 
 def cut_onnx(query: Query, root: Path) -> Cut:
-    """An ONNX model as a stage that can be trained, for any number of images of the workload's size.
+    """Convert a query's ONNX model to a stage that can be trained, for batches of any number of images.
 
-    Its convolutions, linear layers and BatchNorms are ordinary PyTorch layers; all other constants stay as they are. In
-    eval mode it computes what ONNX Runtime does, which is tried here.
+    Convolutions, linear layers and BatchNorms become ordinary PyTorch layers; all other constants stay as they are. In
+    eval mode the stage computes what ONNX Runtime computes; this is checked here on random images.
 
     Args:
-        query: from the workload.
+        query: a query whose model is an ONNX file.
         root: folder that relative paths start from.
 
     Raises:
-        ModelError: not a usable ONNX file.
-        RetrainError: one that cannot be retrained, naming query, file and operator.
+        ModelError: the file is no usable ONNX model.
+        RetrainError: the model cannot be retrained; the message names query, file and reason.
     """
     assert query.model.onnx is not None
     path = locate(query.model.onnx, root, f"query {query.name}: onnx")
@@ -64,18 +66,18 @@ def cut_onnx(query: Query, root: Path) -> Cut:
 
 
 def onnx_bytes(source: Path, state: Mapping[str, Tensor], wanted: Input | None = None) -> bytes:
-    """An ONNX file with other weights: the same graph with the same names, each tensor bit for bit.
+    """Return the content of an ONNX file with new weights: same graph, same names, each tensor bit for bit.
 
-    The result is run on images and compared with the module. Weights that the file holds once and the state dict
-    twice, with different values by now, become initializers of their own.
+    The new file is run on random images and its outputs are compared with the PyTorch module's. A tensor that the file
+    holds once, but the state dict several times and now with different values, is written as several initializers.
 
     Args:
-        source: the file that :func:`cut_onnx` read; weights in files beside it are taken in.
-        state: of the module that :func:`cut_onnx` made.
-        wanted: the query's ``model.input``, needed where the file leaves the image size open.
+        source: the file that :func:`cut_onnx` read; weights in external data files become part of the result.
+        state: new values for the state dict of the module that :func:`cut_onnx` made.
+        wanted: the query's ``model.input``; needed where the file leaves the image size open.
 
     Raises:
-        ModelError: the state is not of this model, or the file with it does not compute what the module does.
+        ModelError: the state dict does not fit the model, or the new file computes something else than the module.
     """
     found = read_onnx(source, "embedding", wanted or Input())
     images = _noise(found.input)
@@ -95,7 +97,10 @@ def onnx_bytes(source: Path, state: Mapping[str, Tensor], wanted: Input | None =
 
 
 def _noise(spec: InputSpec) -> Tensor:
-    """Two images of random pixels as the model wants them: with other ranges some outputs are all rounding."""
+    """Make two images of random pixels, ``[2, C, height, width]``, normalised as the model expects.
+
+    On values of another range, some models' outputs are little more than rounding errors.
+    """
     channels = 1 if spec.color == "gray" else 3
     pixels = torch.randint(0, 256, (2, channels, *spec.size), generator=torch.Generator().manual_seed(0))
     mean, std = (torch.tensor(values[:channels])[:, None, None] for values in (spec.mean, spec.std))
@@ -103,7 +108,19 @@ def _noise(spec: InputSpec) -> Tensor:
 
 
 def _compare(converted: Converted, path: Path, images: Tensor, tolerance: float) -> None:
-    """Run the module on a batch and the file on each image alone: it may have been made for just one."""
+    """Compare the module's outputs on a batch with those of the ONNX file, run on one image at a time.
+
+    A file may have been exported for a batch of one.
+
+    Args:
+        converted: the module.
+        path: the ONNX file.
+        images: ``[N, C, height, width]``.
+        tolerance: largest allowed difference, relative to an output's largest value.
+
+    Raises:
+        ModelError: the module does not run on the batch, or an output differs by more.
+    """
     alone = [run_file(path, image.numpy()) for image in images[:, None]]
     try:
         with torch.inference_mode():
@@ -123,18 +140,24 @@ def _compare(converted: Converted, path: Path, images: Tensor, tolerance: float)
 
 
 def _difference(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """Return the largest absolute difference, relative to the largest expected value."""
     largest = float(np.abs(expected).max(initial=0.0))
     return float(np.abs(found - expected).max(initial=0.0)) / max(largest, float(np.finfo(np.float32).tiny))
 
 
 def _load(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load a state dict into a module.
+
+    Raises:
+        ModelError: a name is missing or unknown, or a shape differs.
+    """
     own = module.state_dict()
     for name in sorted(own.keys() | state.keys()):
         if name.endswith("num_batches_tracked"):
-            continue  # a counter of training steps; the file has no place for it and needs none
+            continue  # a counter of training steps, which an ONNX file does not hold
         if name not in own:
             raise ModelError(f"{name} has no place in the file")
         if name not in state or state[name].shape != own[name].shape:
             found = list(state[name].shape) if name in state else "nothing"
-            raise ModelError(f"{name}: the file's is {list(own[name].shape)}, the new one {found}")
+            raise ModelError(f"{name}: shape {list(own[name].shape)} in the file, {found} in the new weights")
     module.load_state_dict(dict(state), strict=False)

@@ -1,4 +1,4 @@
-"""Other weights for an ONNX file."""
+"""Write new weights into an ONNX model."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _Array = NDArray[np.float32]
 def replace_weights(
     file: onnx.ModelProto, places: Mapping[str, tuple[Weight, ...]], state: Mapping[str, Tensor]
 ) -> None:
-    """Give the initializers and Constants of a file the values of a state dict, bit for bit.
+    """Set the initializers and Constants of an ONNX model to the values of a state dict, bit for bit.
 
-    A tensor that several layers read gets a copy beside it for each value that they have now, and it stays as it is
-    where anything but layers reads it too.
+    Where layers that read one tensor now have different values, an initializer is added for each further value. A
+    tensor that anything else reads too stays as it is, and its layers read new initializers.
 
     Args:
-        file: changed in place; its weights are in it, not in files beside it.
-        places: names in the state dict to where they stand in the file.
-        state: float32, in the shapes that the layers have.
+        file: the model, changed in place; its weights must be in it, not in external data files.
+        places: name in the state dict -> places in the file.
+        state: float32 tensors in the shapes of the PyTorch layers.
     """
     uses: dict[str, list[tuple[Weight, _Array]]] = defaultdict(list)
     for name, weights in places.items():
@@ -37,7 +37,7 @@ def replace_weights(
         for weight in weights:
             uses[weight.tensor].append((weight, np.ascontiguousarray(array.T if weight.transposed else array)))
     nodes = {node.output[0]: node for node in file.graph.node}
-    readers = _readers(file.graph)
+    readers = _count_readers(file.graph)
     taken = {tensor.name for tensor in file.graph.initializer} | nodes.keys()
     for tensor, found in uses.items():
         names: dict[bytes, str] = {}
@@ -47,14 +47,17 @@ def replace_weights(
                 names[value] = tensor
                 _replace(file.graph, tensor, array)
             elif value not in names:
-                names[value] = _beside(tensor, taken)
+                names[value] = _free_name(tensor, taken)
                 _add(file, names[value], array)
             if names[value] != tensor:
                 nodes[weight.node].input[weight.index] = names[value]
 
 
-def _readers(graph: onnx.GraphProto) -> Counter[str]:
-    """How many inputs of nodes take the elements of each value, those behind an Identity included."""
+def _count_readers(graph: onnx.GraphProto) -> Counter[str]:
+    """Count the node inputs that read the elements of each value, directly or through an Identity.
+
+    A Shape node reads no elements and does not count.
+    """
     origin: dict[str, str] = {}
     count: Counter[str] = Counter()
     for node in graph.node:
@@ -66,24 +69,27 @@ def _readers(graph: onnx.GraphProto) -> Counter[str]:
 
 
 def _replace(graph: onnx.GraphProto, name: str, array: _Array) -> None:
+    """Give an initializer or Constant another array."""
     new = numpy_helper.from_array(array, name)
     for tensor in graph.initializer:
         if tensor.name == name:
             tensor.CopyFrom(new)
             return
     constant = next(node for node in graph.node if name in node.output)
-    del constant.attribute[:]  # it may be `value_floats`
+    del constant.attribute[:]  # the old value may be in another attribute, such as `value_floats`
     constant.attribute.append(onnx.helper.make_attribute("value", new))
 
 
 def _add(file: onnx.ModelProto, name: str, array: _Array) -> None:
+    """Add an initializer to a model."""
     file.graph.initializer.append(numpy_helper.from_array(array, name))
-    if file.ir_version < 4:  # every initializer had to be an input then
+    if file.ir_version < 4:  # before version 4, every initializer must be a graph input too
         port = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, array.shape)
         file.graph.input.append(port)
 
 
-def _beside(name: str, taken: set[str]) -> str:
+def _free_name(name: str, taken: set[str]) -> str:
+    """Return the first free name of ``name.2``, ``name.3``, ..., and add it to ``taken``."""
     number = 2
     while f"{name}.{number}" in taken:
         number += 1

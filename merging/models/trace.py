@@ -1,4 +1,4 @@
-"""What one run of a model tells of its layers: their order, the BatchNorm behind each, and which give the outputs."""
+"""Run a model once to find the order of its layers, the BatchNorm behind each, and the layers that give its outputs."""
 
 from __future__ import annotations
 
@@ -16,25 +16,28 @@ from ...compiler.heads import Cut, as_tuple
 __all__ = ["LAYERS", "NORMS", "LayerTrace", "hooked", "trace_layers"]
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
+"""Layers whose weights can be shared."""
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+"""BatchNorms, which can be folded into the convolution before them."""
 
 Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
+"""Function that is called with a layer, its inputs and its output."""
 
 
 @dataclass(frozen=True)
 class LayerTrace:
-    """Names are those of ``named_modules`` of the model."""
+    """Order, BatchNorms and heads of a model's layers. Names are those of the model's ``named_modules``."""
 
     order: tuple[str, ...]
-    """Convolutions and linear layers in the order in which they ran, each once."""
+    """Convolutions and linear layers in the order in which they first ran, each once."""
     norm_of: dict[str, str]
-    """Layer to the BatchNorm that takes its output, and nothing else's."""
+    """Layer -> the BatchNorm whose input is the layer's output, with nothing in between."""
     heads: frozenset[str]
-    """Layers from which an output of the model comes without another layer or BatchNorm between."""
+    """Layers that give an output of the model, with no other layer or BatchNorm in between."""
 
 
 def trace_layers(cut: Cut) -> LayerTrace:
-    """Run every stage of a model on its example inputs.
+    """Run every stage of a model on its example inputs, and record its layers.
 
     Layers that do not run (auxiliary classifiers) are not in the trace.
     """
@@ -47,8 +50,8 @@ def trace_layers(cut: Cut) -> LayerTrace:
     norm_of: dict[str, str] = {}
     sources: dict[Any, nn.Module] = {}
 
-    def ran(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        # What made a tensor is asked of the autograd graph: an activation in place leaves the tensor itself the same.
+    def record(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        # The autograd node identifies what made a tensor; an in-place activation leaves the tensor object the same.
         before = sources.get(inputs[0].grad_fn)
         sources[output.grad_fn] = layer
         if isinstance(layer, LAYERS):
@@ -58,9 +61,10 @@ def trace_layers(cut: Cut) -> LayerTrace:
 
     heads: set[str] = set()
     passed_on = {name for stage in cut.stages.values() for name in stage.inputs}
-    with hooked(names, ran), torch.enable_grad():
+    with hooked(names, record), torch.enable_grad():
         for stage in cut.stages.values():
-            # One of a batch is enough. Without a gradient to some input, a model of frozen weights would have no graph.
+            # One image of a batch is enough. The inputs require gradients, because a model of frozen weights would
+            # otherwise have no autograd graph.
             inputs = [
                 (value[:1] if 0 in stage.free.get(name, ()) else value).detach().clone().requires_grad_()
                 for name, value in stage.inputs.items()
@@ -75,7 +79,12 @@ def trace_layers(cut: Cut) -> LayerTrace:
 
 
 def _nearest(start: Any, sources: dict[Any, nn.Module]) -> Iterator[nn.Module]:
-    """The layers and norms that are met first on every way back through the autograd graph."""
+    """Find the layers and BatchNorms that come first on every path back through the autograd graph.
+
+    Args:
+        start: the autograd node of an output.
+        sources: autograd node -> the layer or BatchNorm that made it.
+    """
     stack, seen = [start], set()
     while stack:
         node = stack.pop()
@@ -89,10 +98,8 @@ def _nearest(start: Any, sources: dict[Any, nn.Module]) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def hooked(
-    layers: Iterable[nn.Module], hook: Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
-) -> Iterator[None]:
-    """While it is entered, ``hook`` is told of every run of ``layers``: the layer, what it took and what it gave."""
+def hooked(layers: Iterable[nn.Module], hook: Hook) -> Iterator[None]:
+    """Call ``hook`` after every run of one of ``layers``, as long as the ``with`` block lasts."""
     handles = [layer.register_forward_hook(hook) for layer in layers]
     try:
         yield

@@ -1,1 +1,1 @@
-"""What a merge writes: weights, merge.json, workload.yaml and the journal of its trials."""
+"""Output of a merge: weights, merge.json, workload.yaml and the journal of its trials."""

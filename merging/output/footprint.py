@@ -1,14 +1,17 @@
-"""What a bundle holds of models: the bytes that merging is measured by.
+"""Count the bytes of weights that a bundle of some models would hold. A merge reports its saving in these bytes.
 
-They are fewer than those of the state dicts. A BatchNorm behind a convolution is four vectors in PyTorch; in a bundle
-it is one, a bias, where it is folded, and two, scale and shift, where it stays apart because the kernel is shared.
-Small kernels are folded although they are shared, and are then several again. Layers that never run are not compiled;
-what is equal is held once, whether merging made it so or not.
+A bundle holds fewer bytes than the state dicts:
 
-So that a merge and a bundle count alike, the compiler's own passes decide here, on graphs of nothing but a model's
-convolutions and BatchNorms. What can still differ is what PyTorch's layers do not tell: constants that only the graph
-has (a table of positions, the factors of an ONNX file), layers that are called as functions, and shapes that the
-compiler cannot infer, as these decide which kernels are small.
+- A BatchNorm behind a convolution is four vectors in PyTorch. In a bundle it is one vector (a bias) where it is folded,
+  and two vectors (scale and shift) where it stays separate because the kernel is shared.
+- Small kernels are folded even if they are shared, and are then different tensors again.
+- Layers that never run are not compiled.
+- Equal tensors are held once, whether merging made them equal or not.
+
+The compiler's own passes decide what is folded, so that a merge and a bundle count alike. Here they run on graphs that
+contain only a model's convolutions and BatchNorms. The counts can still differ in what PyTorch's layers do not show:
+constants that only the exported graph has (a table of positions, the factors of an ONNX file), layers that are called
+as functions, and shapes that the compiler cannot infer, since shapes decide which kernels are small.
 """
 
 from __future__ import annotations
@@ -34,33 +37,39 @@ __all__ = ["StoredModel", "bundle_bytes", "held_by"]
 
 @dataclass(frozen=True)
 class StoredModel:
-    """What a bundle is to hold: a model with some weights."""
+    """A model with the weights that a bundle would hold."""
 
     skeleton: Skeleton
     state: Mapping[str, Tensor]
-    """On the CPU."""
+    """The model's state dict, on the CPU."""
     others: tuple[NDArray[Any], ...] = ()
-    """Tensors of its decoder."""
+    """Tensors of the model's decoder, such as anchors."""
 
 
-_KNOWN: WeakKeyDictionary[nn.Module, Skeleton] = WeakKeyDictionary()
+_SKELETONS: WeakKeyDictionary[nn.Module, Skeleton] = WeakKeyDictionary()
+"""Stage ``main`` of an original model -> its skeleton, so that each model is run once."""
 
 
 def held_by(subject: Subject, state: Mapping[str, Tensor] | None = None) -> StoredModel:
-    """A model with the weights ``state``, or with those that it had before anything was merged."""
+    """Return a model for :func:`bundle_bytes`.
+
+    Args:
+        subject: the model.
+        state: its state dict, on the CPU; if None, the weights that it had before anything was merged.
+    """
     stage = subject.teacher.module
-    if stage not in _KNOWN:
+    if stage not in _SKELETONS:
         example = next(iter(subject.network.cut.stages["main"].inputs.values()))
-        _KNOWN[stage] = skeleton_of(stage, example[:1].to(subject.device))
+        _SKELETONS[stage] = skeleton_of(stage, example[:1].to(subject.device))
     if state is None:
         model = stage.model
         assert isinstance(model, nn.Module)
         state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
-    return StoredModel(_KNOWN[stage], state, tuple(subject.network.cut.tensors.values()))
+    return StoredModel(_SKELETONS[stage], state, tuple(subject.network.cut.tensors.values()))
 
 
 def bundle_bytes(models: Iterable[StoredModel]) -> int:
-    """Bytes of weights in a bundle of ``models``, each distinct tensor once."""
+    """Return the bytes of weights in a bundle of ``models``, counting each distinct tensor once."""
     models = list(models)
     graphs = [_graph(model) for model in models]
     keep = choose_batch_norm(graphs).keep
@@ -68,25 +77,31 @@ def bundle_bytes(models: Iterable[StoredModel]) -> int:
     for model, graph in zip(models, graphs, strict=True):
         seen = set(graph.graph.initializers)
         fold(graph, keep)
-        for array in (*map(constant, graph.graph.initializers.values()), *_rest(model, seen), *model.others):
-            # A single number is part of the graph.
+        for array in (*map(constant, graph.graph.initializers.values()), *_other_weights(model, seen), *model.others):
+            # A single number is stored in the graph, not among the weights.
             if array.size > 1:
                 sizes[tensor_id(array)] = array.nbytes
     return sum(sizes.values())
 
 
-def _rest(model: StoredModel, seen: Collection[str]) -> Iterator[NDArray[Any]]:
-    """Weights that the passes leave alone; counters of training steps are none."""
+def _other_weights(model: StoredModel, seen: Collection[str]) -> Iterator[NDArray[Any]]:
+    """Yield the weights that are not in the graph of :func:`_graph`. Counters of training steps are no weights.
+
+    Args:
+        model: the model.
+        seen: names of the weights that are in the graph.
+    """
     for name in model.skeleton.used:
         if name not in seen and model.state[name].is_floating_point():
             yield model.state[name].numpy()
 
 
 def _graph(model: StoredModel) -> ir.Model:
-    """The convolutions of a model side by side, each with an input of its own, and the BatchNorms behind them."""
+    """Build a graph of a model's convolutions side by side, each with an input of its own and the BatchNorm behind."""
     values: dict[str, ir.Value] = {}
 
     def weight(name: str) -> ir.Value:
+        """Return the initializer for a name in the state dict; layers that use one weight get one initializer."""
         if name not in values:
             values[name] = ir.Value(name=name)
             replace_constant(values[name], np.ascontiguousarray(model.state[name].numpy()))

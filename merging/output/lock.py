@@ -1,4 +1,4 @@
-"""A folder that only one process at a time may write."""
+"""A lock for a folder that only one process at a time may write."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ __all__ = ["locked"]
 
 @contextmanager
 def locked(path: Path, refusal: str) -> Iterator[None]:
-    """Hold a lock while it is entered. The system releases it when the process ends, however it ends.
+    """Hold a lock on a file for the duration of a ``with`` block.
 
-    The file stays: to delete it could take it from under a process that has just opened it. Where there are no such
-    locks, on other systems and on some network drives, nothing is held.
+    The operating system releases the lock when the process ends, even if it is killed. The file is not deleted, because
+    another process may just have opened it. Systems without ``fcntl`` and some network drives have no such locks; there
+    the block runs without one.
 
     Args:
-        path: of the file that stands for the lock; it and its folder are made.
-        refusal: what is said where another holds it.
+        path: the lock file; it and its folder are created if missing.
+        refusal: message of the error if another process holds the lock.
 
     Raises:
-        InputError: another holds it.
-        OSError: the file cannot be written.
+        InputError: another process holds the lock.
+        OSError: the lock file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:

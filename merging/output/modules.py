@@ -1,4 +1,4 @@
-"""Python modules that lie beside a workload: models may be made by them, and where merging goes they must go, too."""
+"""Find the Python modules in a workload's folder that make its models. A merged workload needs a copy of them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["imported_beside", "modules_beside"]
 
 
 def modules_beside(workload: Workload) -> dict[str, bytes]:
-    """Files of the modules in the workload's folder that have been imported, by their paths relative to it.
+    """Return the content of imported modules in the workload's folder, by their paths relative to that folder.
 
-    A factory's module is there, and with it what it imports from its own folder; of a package, every ``.py`` file.
-    Nothing is returned where all factories are installed ones.
+    Among them are the modules of factories and the modules that these import from the folder. A package comes with all
+    of its ``.py`` files. The result is empty if no factory's module is in the folder.
     """
     root = workload.root.resolve()
     found = {path for name in _names(workload, root) for path in _files(name, root)}
@@ -24,13 +24,13 @@ def modules_beside(workload: Workload) -> dict[str, bytes]:
 
 
 def imported_beside(workload: Workload) -> list[ModuleType]:
-    """The same as modules, each part of a package for itself."""
+    """Return the imported modules that are in the workload's folder, including the submodules of packages."""
     names = _names(workload, workload.root.resolve())
     return [module for name, module in list(sys.modules.items()) if name.partition(".")[0] in names]
 
 
 def _names(workload: Workload, root: Path) -> set[str]:
-    """Imported modules and packages of the folder ``root``; none where no factory is among them."""
+    """Return the names of imported modules and packages in the folder ``root``; empty if no factory is among them."""
     factories = (query.model.factory for query in workload.queries)
     wanted = {factory.partition(":")[0].partition(".")[0] for factory in factories if factory}
     if not any(any(_files(name, root)) for name in wanted):
@@ -39,7 +39,10 @@ def _names(workload: Workload, root: Path) -> set[str]:
 
 
 def _files(name: str, root: Path) -> Iterator[Path]:
-    """Files of an imported module if it is one of the folder ``root`` itself, not of an environment below it."""
+    """Yield the files of an imported module that is directly in the folder ``root``.
+
+    A module in a virtual environment below ``root`` does not count.
+    """
     module = sys.modules.get(name)
     if module is None:
         return
@@ -51,7 +54,7 @@ def _files(name: str, root: Path) -> Iterator[Path]:
 
 
 def _places(module: ModuleType) -> Iterator[Path]:
-    """The folders of a package, or the file of a module."""
+    """Yield the folders of a package, or the file of a module."""
     folders = getattr(module, "__path__", None)
     if folders is not None:
         yield from (Path(folder).resolve() for folder in folders)

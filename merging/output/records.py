@@ -1,4 +1,4 @@
-"""What a search's journal says of trials, and the weights beside it, in the form in which they are on disk."""
+"""Convert trials to journal entries and weights to files, and back, so that a search can be resumed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["entry_of", "key_of", "outcome_of", "pack_states", "unpack_states"]
 
 
 def entry_of(verdict: Verdict) -> dict[str, Any]:
-    """What is written of a trial."""
+    """Return the journal entry for a trial's verdict, ready for JSON."""
     outcome = verdict.outcome
     return {
         "key": key_of(verdict.trial),
@@ -39,20 +39,20 @@ def entry_of(verdict: Verdict) -> dict[str, Any]:
 
 
 def outcome_of(entry: Mapping[str, Any]) -> Outcome:
-    """What :func:`entry_of` wrote, for a search that goes on; the weights are not in it."""
+    """Return the outcome of a trial from an entry of :func:`entry_of`. The trial's weights are not in it."""
     strain = {Use(*use): value for use, value in entry["strain"]}
     fields = {name: entry[name] for name in ("accuracies", "relative", "samples", "seconds", "ended")}
     return Outcome(met=frozenset(entry["met"]), strain=strain, **fields)
 
 
 def key_of(trial: Trial) -> str:
-    """A hash that is equal for equal trials, in any process."""
+    """Return a hash that is equal for equal trials, in any process."""
     fields = asdict(trial) | {"learners": sorted(trial.learners)}
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def pack_states(states: Mapping[str, State]) -> bytes:
-    """The weights of several models as one safetensors file."""
+    """Return the weights of several models, by model name, as the content of one safetensors file."""
     content: bytes = save(
         {f"{model}/{name}": value for model, state in states.items() for name, value in state.items()}
     )
@@ -60,10 +60,10 @@ def pack_states(states: Mapping[str, State]) -> bytes:
 
 
 def unpack_states(path: Path) -> dict[str, State]:
-    """What :func:`pack_states` gave.
+    """Load the weights of several models from a file with the content of :func:`pack_states`, by model name.
 
     Raises:
-        InputError: the file is damaged.
+        InputError: the file is damaged or cannot be read.
     """
     try:
         tensors = load_file(path)

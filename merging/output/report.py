@@ -1,4 +1,4 @@
-"""merge.json and workload.yaml of what a search found."""
+"""Make merge.json and workload.yaml from what a search found."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ __all__ = ["Reporter", "merged_workload"]
 
 
 class Reporter:
-    """Reports on one search. What the original models hold does not change in it, and is counted once.
+    """Maker of reports on one search. The bytes of the original models are counted once, for all reports.
 
     Args:
-        problem: what is searched.
-        subjects: its models.
-        strategy: the name of what searches.
+        problem: the layers of all models.
+        subjects: the models by name.
+        strategy: name of the strategy that searches.
     """
 
     def __init__(self, problem: Problem, subjects: Mapping[str, Subject], strategy: str) -> None:
@@ -38,32 +38,37 @@ class Reporter:
         self._least = _least_bytes(problem, subjects)
 
     def report(self, found: Found, *, finished: bool) -> MergeReport:
-        """The report at the end of the search, or on the way.
+        """Return a report on the search, at its end or before.
 
-        ``original_bytes`` and ``merged_bytes`` are what bundles hold (:mod:`.footprint`): the original
-        models each alone, and the merged ones together. What is said of layers alone is of the sharing map: all that
-        is shared counts, also small kernels that a bundle holds folded.
+        ``original_bytes`` and ``merged_bytes`` count what bundles hold (:mod:`.footprint`): a bundle for each original
+        model alone, and one bundle with all merged models. ``layer_bytes`` and ``layer_saving`` follow from the sharing
+        map alone: every shared kernel counts, even a small one that the compiler folds and so holds several times.
+
+        Args:
+            found: the state of the search.
+            finished: whether the search has come to its end.
         """
         problem, subjects = self._problem, self._subjects
-        now = bundle_bytes(held_by(subject, found.states[name]) for name, subject in subjects.items())
+        merged = bundle_bytes(held_by(subject, found.states[name]) for name, subject in subjects.items())
         layers = sum(layer.bytes for part in problem.layers.values() for layer in part)
         return MergeReport(
             strategy=self._strategy,
             seed=problem.seed,
             original_bytes=self._original,
-            merged_bytes=now,
+            merged_bytes=merged,
             layer_bytes=layers,
-            saving=ratio(self._original - now, self._original),
+            saving=ratio(self._original - merged, self._original),
             layer_saving=ratio(problem.saved(found.sharing), layers),
             potential=ratio(self._original - self._least, self._original),
             finished=finished,
-            queries=dict(_queries(subjects, found)),
-            trials=tuple(_trials(problem, found)),
-            shared=tuple(_shared(problem, found)),
+            queries=dict(_query_reports(subjects, found)),
+            trials=tuple(_trial_reports(problem, found)),
+            shared=tuple(_shared_tensors(problem, found)),
         )
 
 
-def _queries(subjects: Mapping[str, Subject], found: Found) -> Iterator[tuple[str, QueryReport]]:
+def _query_reports(subjects: Mapping[str, Subject], found: Found) -> Iterator[tuple[str, QueryReport]]:
+    """Yield the name and the report of each query. A query whose model shares nothing has its original accuracy."""
     for name, subject in subjects.items():
         for held in subject.held:
             merged = name in found.sharing.models
@@ -81,7 +86,7 @@ def _queries(subjects: Mapping[str, Subject], found: Found) -> Iterator[tuple[st
 
 
 def _least_bytes(problem: Problem, subjects: Mapping[str, Subject]) -> int:
-    """What a bundle of the original models holds when they share all that they could share with each other."""
+    """Return the bytes of a bundle in which the original models share all that they could share with each other."""
     held = {name: held_by(subject) for name, subject in subjects.items()}
     states = {name: dict(each.state) for name, each in held.items()}
     for _, slot in pair_layers(problem):
@@ -90,7 +95,8 @@ def _least_bytes(problem: Problem, subjects: Mapping[str, Subject]) -> int:
     return bundle_bytes(replace(each, state=states[name]) for name, each in held.items())
 
 
-def _trials(problem: Problem, found: Found) -> Iterator[TrialReport]:
+def _trial_reports(problem: Problem, found: Found) -> Iterator[TrialReport]:
+    """Yield the report on each trial, in the order of the search."""
     for verdict in found.verdicts:
         yield TrialReport(
             group=verdict.trial.group,
@@ -104,7 +110,8 @@ def _trials(problem: Problem, found: Found) -> Iterator[TrialReport]:
         )
 
 
-def _shared(problem: Problem, found: Found) -> Iterator[SharedTensor]:
+def _shared_tensors(problem: Problem, found: Found) -> Iterator[SharedTensor]:
+    """Yield the report on each tensor that several weights share."""
     for slot in found.sharing.slots:
         value = found.states[slot[0].model][slot[0].parameter]
         uses = tuple(UseReport(query=use.model, parameter=use.parameter) for use in slot)
@@ -112,37 +119,40 @@ def _shared(problem: Problem, found: Found) -> Iterator[SharedTensor]:
 
 
 def merged_workload(workload: Workload, files: Mapping[str, str], model_of: Mapping[str, str], output: Path) -> bytes:
-    """workload.yaml for the folder ``output``: the same queries with merged weights.
+    """Return the content of workload.yaml for the folder ``output``: the same queries with merged weights.
 
     Args:
-        workload: the original one.
-        files: a model's name to its weight file, relative to ``output``; other models keep theirs.
-        model_of: query to model.
-        output: where the file will be; paths are written relative to it.
+        workload: the original workload.
+        files: model name -> its merged weight file, relative to ``output``; other models keep their files.
+        model_of: query name -> model name.
+        output: folder that the new workload.yaml goes to; relative paths are rewritten for it.
     """
     content = workload.model_dump(mode="json", exclude_unset=True)
     for feed in content["feeds"].values():
-        # What stands for the address of a camera may be a variable alone.
+        # Expand first: the source may be a variable that holds the address of a camera.
         if is_local_file(expand(feed["source"])):
-            feed["source"] = _moved(feed["source"], workload.root, output)
+            feed["source"] = _rebase(feed["source"], workload.root, output)
     for query, entry in zip(workload.queries, content["queries"], strict=True):
         model = entry["model"]
         field = "onnx" if query.model.onnx is not None else "weights"
         if (file := files.get(model_of[query.name])) is not None:
             model[field] = file
         elif (reference := getattr(query.model, field)) is not None:
-            model[field] = _moved(reference, workload.root, output)
+            model[field] = _rebase(reference, workload.root, output)
         for name, reference in (entry.get("data") or {}).items():
             if reference is not None:
-                entry["data"][name] = _moved(reference, workload.root, output)
+                entry["data"][name] = _rebase(reference, workload.root, output)
     text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     return text.encode()
 
 
-def _moved(reference: str, root: Path, output: Path) -> str:
-    """A path seen from another folder; what is absolute or in a package stays."""
+def _rebase(reference: str, root: Path, output: Path) -> str:
+    """Rewrite a path that is relative to ``root`` so that it is relative to ``output``.
+
+    An absolute path and a reference into a package (``package:``) stay as they are.
+    """
     path = Path(reference).expanduser()
     if reference.startswith("package:") or path.is_absolute():
         return reference
-    # Through a link to a folder, .. leads to where that folder really lies.
+    # Resolve links: `..` in a linked folder leads to the parent of the folder that the link points to.
     return os.path.relpath(root.resolve() / path, output.resolve())

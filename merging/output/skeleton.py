@@ -1,4 +1,4 @@
-"""What the compiler makes of a model's layers, whatever their weights are."""
+"""The structure of a model that decides how it is compiled: its convolutions and the BatchNorms behind them."""
 
 from __future__ import annotations
 
@@ -16,64 +16,74 @@ from ..models.trace import NORMS, hooked
 __all__ = ["NORM_FIELDS", "Site", "Skeleton", "skeleton_of"]
 
 NORM_FIELDS = ("weight", "bias", "running_mean", "running_var")
-"""A BatchNorm's vectors, in the order of the ONNX node's inputs."""
+"""Attributes of a BatchNorm that hold its vectors, in the order of the ONNX node's inputs."""
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass(frozen=True)
 class Site:
-    """One run of a convolution, and the BatchNorm that takes what it gives where nothing else does.
+    """One run of a convolution, with the BatchNorm that is the only reader of its output, if there is one.
 
-    Names are those of ``named_modules`` of the model.
+    Names are those of the model's ``named_modules``.
     """
 
     layer: str
+    """Name of the convolution."""
     operator: str
+    """ONNX operator, ``Conv`` or ``ConvTranspose``."""
     groups: int
     shape: tuple[int, ...]
-    """Of the output for one image, ``[1, C, ...]``."""
+    """Shape of the convolution's output for one image, ``[1, C, ...]``."""
     norm: str | None
+    """Name of the BatchNorm, or None."""
     epsilon: float
+    """Epsilon of the BatchNorm; 0 without one."""
 
 
 @dataclass(frozen=True)
 class Skeleton:
-    """A model without its weights."""
+    """The structure of a model, without its weights."""
 
     sites: tuple[Site, ...]
+    """Runs of convolutions, in order."""
     used: tuple[str, ...]
-    """Names in the state dict: what is compiled of it. Layers that never run (auxiliary classifiers) are not."""
+    """Names in the state dict that are compiled. Layers that never run (auxiliary classifiers) are not among them."""
 
 
 @dataclass(frozen=True)
 class _Run:
+    """One run of a convolution or BatchNorm."""
+
     module: nn.Module
-    taken: Any
-    """The autograd node of its input."""
-    made: Any
-    """That of its output, read at once: an activation in place gives the tensor another."""
+    input_node: Any
+    """Autograd node of the input."""
+    output_node: Any
+    """Autograd node of the output, read right after the run: an in-place activation gives the tensor another node."""
     shape: tuple[int, ...]
+    """Shape of the output for one image, ``[1, C, ...]``."""
 
 
 def skeleton_of(stage: nn.Module, image: Tensor) -> Skeleton:
-    """Run a model once: hooks see its layers, and what autograd recorded tells who takes what from whom.
+    """Run a model once and record its convolutions and BatchNorms.
+
+    Hooks record the layers. The autograd graph tells which layer reads the output of which.
 
     Args:
-        stage: the stage ``main`` in eval mode; its attribute ``model`` is the whole model. It stays as it is.
-        image: ``[1, C, height, width]``, where the stage is.
+        stage: the stage ``main`` in eval mode, whose attribute ``model`` is the whole model; it is not changed.
+        image: ``[1, C, height, width]``, on the device of the stage.
     """
     model = stage.model
     assert isinstance(model, nn.Module)
-    # Leaves of our own: a teacher's parameters ask for no gradient. Two names of one weight are one leaf.
+    # New leaves, because a teacher's parameters do not require gradients. Two names of one weight are one leaf.
     leaves = {name: value.detach().requires_grad_() for name, value in stage.named_parameters()}
     runs: list[_Run] = []
 
-    def see(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         runs.append(_Run(module, inputs[0].grad_fn, output.grad_fn, (1, *output.shape[1:])))
 
     layers = [module for module in model.modules() if isinstance(module, _CONVOLUTIONS + NORMS)]
-    with hooked(layers, see), torch.enable_grad():
+    with hooked(layers, record), torch.enable_grad():
         outputs = torch.func.functional_call(stage, leaves, (image.detach().clone().requires_grad_(),))
     ends = [output.grad_fn for output in as_tuple(outputs)]
     readers: Counter[Any] = Counter(ends)
@@ -87,13 +97,20 @@ def skeleton_of(stage: nn.Module, image: Tensor) -> Skeleton:
 
 
 def _sites(model: nn.Module, runs: Iterable[_Run], readers: Counter[Any]) -> Iterator[Site]:
+    """Yield the site of each run of a convolution.
+
+    Args:
+        model: the whole model.
+        runs: runs of convolutions and BatchNorms, in order.
+        readers: autograd node -> number of nodes and model outputs that read its result.
+    """
     names = {module: name for name, module in model.named_modules()}
-    norm_of = {run.taken: run.module for run in runs if isinstance(run.module, NORMS)}
+    norm_of = {run.input_node: run.module for run in runs if isinstance(run.module, NORMS)}
     for run in runs:
         if not isinstance(run.module, _CONVOLUTIONS):
             continue
-        norm = norm_of.get(run.made) if readers[run.made] == 1 else None
-        # Without all four the compiler sees none either: what it is given in their place is computed.
+        norm = norm_of.get(run.output_node) if readers[run.output_node] == 1 else None
+        # The compiler does not fold a BatchNorm without all four vectors either: the graph computes the missing ones.
         whole = isinstance(norm, NORMS) and all(getattr(norm, field) is not None for field in NORM_FIELDS)
         yield Site(
             names[run.module],
@@ -106,7 +123,7 @@ def _sites(model: nn.Module, runs: Iterable[_Run], readers: Counter[Any]) -> Ite
 
 
 def _buffers(model: nn.Module, ran: Set[nn.Module]) -> Iterator[str]:
-    """Those that are kept in the state dict; statistics only of BatchNorms that ran."""
+    """Yield the names of buffers in the state dict, without those of BatchNorms that never ran."""
     kept = model.state_dict().keys()
     for path, module in model.named_modules():
         if isinstance(module, NORMS) and module not in ran:
@@ -117,7 +134,7 @@ def _buffers(model: nn.Module, ran: Set[nn.Module]) -> Iterator[str]:
 
 
 def _walk(ends: Iterable[Any]) -> Iterator[Any]:
-    """Every node of an autograd graph."""
+    """Yield every node of an autograd graph once, starting from the nodes of the outputs."""
     stack, seen = list(ends), set()
     while stack:
         node = stack.pop()

@@ -1,19 +1,19 @@
-"""The folder that a merge writes: an ordinary workload at any time, and what is needed to go on after a crash.
+"""The folder that a merge writes. It can be used as a workload at any time, and the merge can be resumed from it.
 
 ::
 
     merged/
-      merge.json                the report; names the weights that belong to it
+      merge.json                the report on the merge
       workload.yaml             refers to weights/, and to the feeds and data of the original workload
-      weights/NAME-DIGEST.*     one file a merged model; the name follows from the content
-      *.py                      modules beside the original workload that its models come from
-      search/journal.jsonl      one line a batch of trials, after a line that says what is searched for
-      search/last-N.safetensors weights after the last trial that trained, in the N-th batch
-      search/lock               held by the process that writes the folder
+      weights/NAME-DIGEST.*     a file for each merged model; the digest is a hash of the content
+      *.py                      modules beside the original workload that make its models
+      search/journal.jsonl      a header that says what is searched for, then a line for each batch of trials
+      search/last-N.safetensors weights after the last trial that trained, written with the N-th batch
+      search/lock               locked by the process that writes the folder
 
-A batch is written in this order: the models it changed, the weights that the next one may go on from, its line, which
-names both, merge.json, workload.yaml. Every file is renamed into its place when it is whole, and old weights go last,
-so that a crash or a full disk leaves either the state before the batch or the state after it.
+A batch is written in this order: the models that it changed; the weights that the next batch may start from; its line
+in the journal; merge.json; workload.yaml. Every file is written under another name and renamed when it is whole, and
+old weights are deleted last. So a crash or a full disk leaves the state before the batch or the state after it.
 """
 
 from __future__ import annotations
@@ -38,21 +38,22 @@ __all__ = ["Store", "write_atomically"]
 
 _SEARCH, _JOURNAL, _LOCK, _WEIGHTS = "search", "journal.jsonl", "lock", "weights"
 _VERSION = 2
-_OWN = re.compile(r".+-[0-9a-f]{8}\.(safetensors|onnx)|\..+\.part")
-"""What this module writes into the folder of weights, and may delete."""
+"""Version of the journal's format."""
+_OWN_FILES = re.compile(r".+-[0-9a-f]{8}\.(safetensors|onnx)|\..+\.part")
+"""Names of the files that this module writes into ``weights/`` and may delete."""
 
 
 class Store:
-    """A merge on disk, which no other process writes until this one is closed.
+    """A merge on disk, locked against other processes until it is closed.
 
     Args:
-        output: the folder.
-        header: what is searched for and how; a search that goes on must have the same.
-        resume: go on with what is there.
+        output: folder of the merge.
+        header: what is searched for, and how; a resumed search must have the same header.
+        resume: whether to continue the merge that the folder holds.
 
     Raises:
-        InputError: the folder cannot be written, is being written by another merge, holds one that is not to be
-            resumed, or anything else.
+        InputError: the folder cannot be written, another merge is writing it, it holds a merge that ``resume`` does not
+            allow or that has another header, or it holds anything else.
     """
 
     def __init__(self, output: Path, header: Mapping[str, Any], *, resume: bool = False) -> None:
@@ -63,22 +64,22 @@ class Store:
         self._count = 0
         self._header = {"version": _VERSION, **header}
         with ExitStack() as held:
-            # Into a folder of other things nothing is written, no lock either.
+            # Nothing is written into a folder of other files, not even a lock.
             if self._journal.is_file() or not self._holds_something():
                 try:
                     held.enter_context(locked(self._search / _LOCK, f"another gemel merge is writing {output}"))
                 except OSError as error:
                     raise InputError(f"{output}: cannot be written: {error.strerror}") from error
-            there = self._holds_something()
-            if there and not resume:
+            exists = self._holds_something()
+            if exists and not resume:
                 hint = "; --resume goes on with it" if self._journal.exists() else ""
                 raise InputError(f"{output}: is there already{hint}; name another folder, or delete it")
-            if there:
+            if exists:
                 self._known = self._read()
             self._held = held.pop_all()
 
     def close(self) -> None:
-        """Let another process write the folder."""
+        """Release the lock, so that another process may write the folder."""
         self._held.close()
 
     def __enter__(self) -> Store:
@@ -88,7 +89,7 @@ class Store:
         self.close()
 
     def _holds_something(self) -> bool:
-        """Whether it is there, and more than what a merge leaves that died before its first line."""
+        """Check whether the path is a file, or a folder with more than a merge leaves that died before its journal."""
         if not self.output.is_dir():
             return self.output.exists()
         for path in self.output.iterdir():
@@ -99,12 +100,17 @@ class Store:
         return False
 
     def _read(self) -> list[dict[str, Any]]:
+        """Return the journal's entries without the header, and rewrite the journal without a line cut off by a crash.
+
+        Raises:
+            InputError: there is no journal, it is damaged, or its header differs from this search's.
+        """
         if not self._journal.is_file():
             raise InputError(f"{self.output}: holds no merge to resume: {_SEARCH}/{_JOURNAL} is missing")
         lines = self._journal.read_text(encoding="utf-8", errors="replace").splitlines()
         try:
             entries = [json.loads(line) for line in lines[:-1]]
-            # The last line may have been cut off by a crash; its trial is run again.
+            # A crash may have cut off the last line; its batch is run again.
             with suppress(json.JSONDecodeError):
                 entries += [json.loads(line) for line in lines[-1:]]
         except json.JSONDecodeError as error:
@@ -117,7 +123,7 @@ class Store:
             raise self._other_version()
         for field, value in self._header.items():
             if (before := entries[0].get(field)) != value:
-                # Of a workload, there is only a hash.
+                # The header holds only a hash of the workload, which tells a user nothing.
                 what = f"{field} {before!r}, now it is {value!r}" if field != "workload" else "other queries or feeds"
                 raise InputError(
                     f"{self.output}: was begun with {what}; resume with what it was begun with, or name another folder"
@@ -127,14 +133,17 @@ class Store:
 
     @property
     def replaying(self) -> bool:
-        """Whether trials of an earlier run are still to be recalled."""
+        """Whether batches of an earlier run have not been recalled yet."""
         return self._count < len(self._known)
 
     def recall(self, trials: Sequence[Trial]) -> list[Outcome] | None:
-        """What came of the next batch in an earlier run, without its weights; None after the last one.
+        """Return the outcomes that the next batch had in an earlier run, without weights; None after the last one.
+
+        Args:
+            trials: the batch that the strategy asks for now.
 
         Raises:
-            InputError: the earlier run tried something else; versions differ.
+            InputError: the earlier run tried other trials, because another version of gemel ran it.
         """
         if not self.replaying:
             return None
@@ -146,43 +155,44 @@ class Store:
 
     @property
     def weights(self) -> dict[str, Path]:
-        """Files of the models that were merged when the earlier run ended."""
+        """Model -> weight file, for the models that were merged when the earlier run ended."""
         names = self._known[-1]["weights"] if self._known else {}
         return {model: self.output / _WEIGHTS / name for model, name in names.items()}
 
     def _other_version(self) -> InputError:
+        """Return the error for a search that another version of gemel began."""
         return InputError(f"{self.output}: another version of gemel began this search; it cannot be resumed")
 
     def last_states(self) -> dict[str, State]:
-        """Weights after the last trial that trained, of an earlier run.
+        """Load the weights after the last trial that trained in an earlier run, by model; empty if none trained.
 
         Raises:
             InputError: the file is damaged.
         """
-        # A crash may have come between a trial's weights and its line.
-        files = {number: path for path in self._last_files() if (number := _number(path)) <= len(self._known)}
+        # Ignore a file of a batch that has no line: a crash came in between.
+        files = {number: path for path in self._last_files() if (number := _batch_number(path)) <= len(self._known)}
         return unpack_states(files[max(files)]) if files else {}
 
     def record(
         self, verdicts: Sequence[Verdict], last: Mapping[str, State], files: Mapping[str, tuple[str, bytes | None]]
     ) -> None:
-        """Append a batch to the journal, with the weights of the merged models and those that the next may go on from.
+        """Append a batch to the journal, after the weights of the merged models and those that may be trained further.
 
         Args:
-            verdicts: on the trials of the batch.
-            last: weights after the last trial that trained.
-            files: a merged model's name to the name of its file and its content; None where it was written before.
+            verdicts: one verdict for each trial of the batch.
+            last: weights after the last trial that trained, which the next batch may start from.
+            files: merged model -> name and content of its weight file; content is None if it was written before.
 
         Raises:
-            InputError: the disk is full, or cannot be written; what was recorded before stays.
+            InputError: the disk is full or cannot be written; what was recorded before stays.
         """
         entry = {
             "trials": [entry_of(verdict) for verdict in verdicts],
             "weights": {model: name for model, (name, _) in files.items()},
         }
-        with _guarded(self.output):
-            self._begin()
-            self._write(dict(files.values()))
+        with _explain_disk_errors(self.output):
+            self._begin_journal()
+            self._write_weights(dict(files.values()))
             number, old = self._count + 1, []
             if any(verdict.trial.recipe is not None for verdict in verdicts):
                 target = self._search / f"last-{number}.safetensors"
@@ -197,44 +207,49 @@ class Store:
                 path.unlink()
 
     def commit(self, files: Mapping[str, bytes | None], report: MergeReport, workload: bytes) -> None:
-        """Make ``files`` the weights, and then the report and the workload what names them.
+        """Write weight files, then the report and the workload that belong to them, then delete old weight files.
 
         Args:
-            files: content by file name; what is there already under its name is not written again.
-            report: merge.json.
-            workload: workload.yaml.
+            files: name of each weight file -> its content; a file that exists already is not written again.
+            report: content of merge.json.
+            workload: content of workload.yaml.
 
         Raises:
-            InputError: the disk is full, or cannot be written; what was committed before stays.
+            InputError: the disk is full or cannot be written; what was committed before stays.
         """
-        with _guarded(self.output):
-            self._begin()
-            self._write(files)
+        with _explain_disk_errors(self.output):
+            self._begin_journal()
+            self._write_weights(files)
             write_atomically(self.output / MERGE_REPORT, report.model_dump_json(indent=2).encode() + b"\n")
             write_atomically(self.output / "workload.yaml", workload)
             for path in (self.output / _WEIGHTS).iterdir():
-                if path.name not in files and _OWN.fullmatch(path.name):
+                if path.name not in files and _OWN_FILES.fullmatch(path.name):
                     path.unlink()
 
     def place(self, files: Mapping[str, bytes]) -> None:
-        """Write files beside workload.yaml, by their paths relative to it.
+        """Write files into the folder of the merge.
+
+        Args:
+            files: path relative to the folder -> content.
 
         Raises:
-            InputError: they cannot be written.
+            InputError: a file cannot be written.
         """
-        with _guarded(self.output):
-            self._begin()
+        with _explain_disk_errors(self.output):
+            self._begin_journal()
             for name, content in files.items():
                 target = self.output / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(target, content)
 
-    def _begin(self) -> None:
+    def _begin_journal(self) -> None:
+        """Write the header of the journal if there is no journal yet."""
         if not self._journal.exists():
             self._search.mkdir(parents=True, exist_ok=True)
             write_atomically(self._journal, (json.dumps(self._header) + "\n").encode())
 
-    def _write(self, files: Mapping[str, bytes | None]) -> None:
+    def _write_weights(self, files: Mapping[str, bytes | None]) -> None:
+        """Write the weight files that do not exist yet; a content of None was written before."""
         folder = self.output / _WEIGHTS
         folder.mkdir(exist_ok=True)
         for name, content in files.items():
@@ -242,11 +257,12 @@ class Store:
                 write_atomically(folder / name, content)
 
     def _last_files(self) -> list[Path]:
+        """List the files with weights after the last trial that trained; a crash may leave more than one."""
         return list(self._search.glob("last-*.safetensors"))
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file beside its place, see it to the disk and rename it."""
+    """Write a file whole or not at all: write it under another name, sync it to the disk, then rename it."""
     part = path.with_name(f".{path.name}.part")
     try:
         with part.open("wb") as file:
@@ -259,7 +275,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def _guarded(output: Path) -> Iterator[None]:
+def _explain_disk_errors(output: Path) -> Iterator[None]:
+    """Turn an OSError in a ``with`` block into an InputError that says how to go on."""
     try:
         yield
     except OSError as error:
@@ -267,6 +284,7 @@ def _guarded(output: Path) -> Iterator[None]:
         raise InputError(f"{reason}; the last commit is whole, --resume goes on from it") from error
 
 
-def _number(path: Path) -> int:
+def _batch_number(path: Path) -> int:
+    """Return the number N in the name ``last-N.safetensors``; 0 if there is none."""
     digits = path.stem.partition("-")[2]
     return int(digits) if digits.isdigit() else 0

@@ -1,1 +1,1 @@
-"""The search for sharing that keeps every target."""
+"""The search for a sharing map with which every query keeps its target."""

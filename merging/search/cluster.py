@@ -1,4 +1,4 @@
-"""Independent trials side by side, as tasks of Ray on one machine or a cluster."""
+"""Run independent trials in parallel, as Ray tasks on one machine or a cluster."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ __all__ = ["Cluster"]
 
 
 class Cluster:
-    """Runs jobs on Ray while it is entered: a GPU each where models are on one, else an equal part of the CPUs.
+    """Executor of jobs on a Ray cluster; a context manager that disconnects from Ray at its end.
 
-    Models and images go to the workers' machines once; a job brings the weights that it goes on from.
+    Each job gets one GPU if the models are on a GPU, otherwise an equal part of the CPUs. Models and images are sent to
+    the workers' machines once. A job brings only the weights that it goes on from.
 
     Args:
-        address: of a cluster, ``auto`` for the one that this machine belongs to, or ``local`` to start one here.
-        subjects: the models of the workload.
-        seed: of everything random.
-        deadline: of ``time.monotonic``.
-        waiting: called about every second while trials run; what it raises ends them.
-        modules: what models are made of that workers cannot import; it is sent to them.
+        address: address of a cluster, ``auto`` for the cluster that this machine belongs to, or ``local`` to start a
+            cluster on this machine.
+        subjects: the models of the workload, by name.
+        seed: seed for all random numbers.
+        deadline: time of ``time.monotonic`` at which trials stop.
+        waiting: called about once a second while trials run; an exception that it raises ends them.
+        modules: Python modules with model code that workers cannot import; their code is sent to the workers.
 
     Raises:
         MissingExtraError: Ray is not installed.
@@ -53,7 +55,7 @@ class Cluster:
         self._ray: Any = ray
         self._seed, self._deadline, self._waiting = seed, deadline, waiting
         self._gpu = any(subject.device.type == "cuda" for subject in subjects.values())
-        # A cluster of its own for a while is looked at by nobody.
+        # Nobody opens the dashboard of a cluster that lives as long as one merge.
         own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **own)
@@ -73,17 +75,20 @@ class Cluster:
         self._ray.shutdown()
 
     def execute(self, jobs: Sequence[Job]) -> list[Outcome] | None:
-        """Run jobs side by side; outcomes come in the order of the jobs, with weights on the CPU.
+        """Run jobs in parallel.
 
-        A training ends itself when time is up. Of several jobs some may only be waiting for their turn then: the rest
-        is given up, and there are no outcomes.
+        Each training stops at the deadline by itself. Of several jobs, some may still wait for a worker then: all jobs
+        that are not done are cancelled.
+
+        Returns:
+            Outcomes in the order of the jobs, with weights on the CPU; None if jobs were cancelled.
 
         Raises:
-            GemelError: a worker was lost, or raised one.
+            GemelError: a worker was lost, or a trial raised the error.
         """
         cpus = max(1, int(self._ray.cluster_resources().get("CPU", 1)) // len(jobs))
         task = self._ray.remote(num_cpus=cpus, num_gpus=int(self._gpu), max_retries=2)(_run)
-        # Clocks of different machines do not agree on anything but how long is left.
+        # Monotonic clocks differ between machines, so workers get the remaining seconds.
         left = self._deadline - monotonic()
         references = [task.remote(self._subjects, job, self._seed, left, cpus) for job in jobs]
         pending = references
@@ -107,5 +112,6 @@ class Cluster:
 
 
 def _run(subjects: dict[str, Subject], job: Job, seed: int, left: float, threads: int) -> Outcome:
+    """Run a job in a worker process; ``left`` is the time to the deadline in seconds."""
     torch.set_num_threads(threads)
     return TrialRunner(subjects, seed)(job.trial, job.states, job.shared, monotonic() + left)

@@ -1,4 +1,4 @@
-"""The search: runs the trials that a strategy asks for, and keeps what holds."""
+"""The search: run the trials that a strategy asks for, and commit sharing with which queries reach their goals."""
 
 from __future__ import annotations
 
@@ -22,57 +22,76 @@ __all__ = ["Executor", "Found", "Job", "Journal", "kept", "search"]
 
 @dataclass(frozen=True)
 class Job:
-    """A trial with the weights of all models that it goes on from, and what they share already."""
+    """A trial with everything that is needed to run it."""
 
     trial: Trial
     states: Mapping[str, State]
+    """Model name -> weights to go on from, for all models."""
     shared: SharingMap
+    """Sharing that holds in these weights already."""
 
 
 Executor = Callable[[Sequence[Job]], Sequence[Outcome] | None]
-"""Runs jobs that do not depend on each other; None where time was up before the last of them began."""
+"""A function that runs independent jobs; it returns None if the deadline came before the last job began."""
 
 
 class Journal(Protocol):
-    """Keeps a search so that it can go on after a crash. Trials of a batch are kept together or not at all."""
+    """Journal of a search, with which it goes on after a crash. A batch of trials is kept as a whole or not at all."""
 
     def recall(self, trials: Sequence[Trial]) -> Sequence[Outcome] | None:
-        """What came of the next batch when it ran before; None where it did not."""
+        """Return the recorded outcomes of the next batch, None if the batch has not run yet.
+
+        Args:
+            trials: the trials of the batch.
+        """
         ...
 
     def restore(self, found: Found) -> tuple[Mapping[str, State], Mapping[str, State]] | None:
-        """Once, after trials were recalled: weights that were found, and those after the last trial that trained.
+        """Return the recorded weights, after the last batch was recalled; None at any other time.
 
         Args:
-            found: what recalled trials led to, without weights.
+            found: state of the search after the recalled trials, still with the original weights.
+
+        Returns:
+            Committed weights of the merged models, and weights after the last trial that trained, by model name.
         """
         ...
 
     def record(self, verdicts: Sequence[Verdict], found: Found, last: Mapping[str, State]) -> None:
-        """A batch is over; what is found, and the weights that the next one may go on from, must survive."""
+        """Record a batch durably.
+
+        Args:
+            verdicts: verdicts on the trials of the batch.
+            found: state of the search after the batch.
+            last: model name -> weights after the last trial that trained.
+        """
         ...
 
 
 @dataclass
 class Found:
-    """The state of a search."""
+    """State of a search: all that is committed, and the verdicts so far."""
 
     states: dict[str, State]
-    """Weights of all models: merged ones, and the original ones of the others."""
+    """Model name -> committed weights; the original ones for models that share nothing."""
     sharing: SharingMap = field(default_factory=SharingMap)
+    """Committed sharing."""
     accuracies: dict[str, float] = field(default_factory=dict)
-    """Of the queries whose models share."""
+    """Query name -> accuracy with the committed weights, for queries whose models share."""
     samples: int = 0
+    """Images that models were trained on, summed over models and trials."""
     verdicts: list[Verdict] = field(default_factory=list)
+    """Verdicts on all trials, in order, without weights."""
 
 
 @dataclass
 class _Last:
-    """Weights after the last trial that trained, and the models that reach their goals with them."""
+    """Weights after the last trial that trained, and the accuracies reached with them."""
 
     states: dict[str, State]
     accuracies: dict[str, float]
     met: frozenset[str]
+    """Names of the models that reach their goals with these weights."""
 
 
 def search(
@@ -86,16 +105,19 @@ def search(
     """Run a strategy to its end, or to the deadline.
 
     Args:
-        problem: the models.
-        strategy: the generator that decides.
-        originals: weights of the unmerged models.
-        execute: runs trials; it heeds the deadline too.
-        journal: told of every trial.
-        deadline: of ``time.monotonic``; no batch of trials begins after it, and one that it cuts off is forgotten.
-            Recalling takes no time.
+        problem: the layers of all models.
+        strategy: the generator that asks for trials.
+        originals: model name -> weights of the unmerged model.
+        execute: runs the jobs of a batch; it must stop at the deadline too.
+        journal: keeps every batch; batches that it recalls are not run again.
+        deadline: time of ``time.monotonic`` after which no batch begins. A batch that the deadline cuts off is
+            discarded. Recalled batches do not count against it.
+
+    Returns:
+        The state of the search at its end.
 
     Raises:
-        GemelError: what was to be shared came back with different weights.
+        GemelError: weights that should be one shared tensor differ after a trial.
     """
     found = Found(dict(originals))
     last = _Last(dict(originals), {}, frozenset())
@@ -107,7 +129,7 @@ def search(
             _restore(found, last, journal)
             outcomes = execute([_job(trial, found, last) for trial in trials])
         if outcomes is None:
-            # A batch without all of its outcomes is as if it had not begun: the strategy decides on all of them.
+            # Discard a batch without all of its outcomes: the strategy decides on the whole batch.
             strategy.close()
             break
         verdicts, last = _settle(trials, outcomes, problem, found, last)
@@ -119,7 +141,7 @@ def search(
 
 
 def _ask(strategy: Search, verdicts: Sequence[Verdict] | None) -> Sequence[Trial] | None:
-    """The next batch; None after the last one."""
+    """Send verdicts to a strategy and return its next batch of trials, None after the last one."""
     try:
         return next(strategy) if verdicts is None else strategy.send(verdicts)
     except StopIteration:
@@ -127,34 +149,50 @@ def _ask(strategy: Search, verdicts: Sequence[Verdict] | None) -> Sequence[Trial
 
 
 def _job(trial: Trial, found: Found, last: _Last) -> Job:
+    """Return the job for a trial: with the committed weights, or those of the last trial that trained."""
     return Job(trial, found.states if trial.base == "committed" else last.states, found.sharing)
 
 
 def _restore(found: Found, last: _Last, journal: Journal) -> None:
+    """Load the journal's weights into the state of the search, if batches were recalled before."""
     if (restored := journal.restore(found)) is not None:
         found.states.update(restored[0])
         last.states.update(restored[1])
 
 
 def _prove(found: Found) -> None:
-    """What is reported as shared is one tensor: a mistake in a strategy must not be written as a saving."""
+    """Check that weights which count as shared are equal, so that a bug in a strategy is not reported as a saving.
+
+    Raises:
+        GemelError: two of them differ.
+    """
     for slot in found.sharing.slots:
         first, *others = (found.states[use.model][use.parameter] for use in slot)
         for use, other in zip(slot[1:], others, strict=True):
             if not torch.equal(first, other):
                 raise GemelError(
                     f"{slot[0].model}: {slot[0].parameter} was to be shared with {use.model}: {use.parameter}, but"
-                    " their weights differ: a mistake in the strategy; the last commit is whole"
+                    " their weights differ; this is a bug in the strategy; the last commit is intact"
                 )
 
 
 def _settle(
     trials: Sequence[Trial], outcomes: Sequence[Outcome], problem: Problem, found: Found, last: _Last
 ) -> tuple[list[Verdict], _Last]:
-    """Verdicts on a batch, one after the other.
+    """Decide on the trials of a batch in order, and commit what they allow.
 
-    Its trials do not know of each other: of several that would change the same models, only the first that holds is
-    kept.
+    The trials ran independently of each other. Of several trials that would change the same models, only the first one
+    that is accepted is committed.
+
+    Args:
+        trials: the trials.
+        outcomes: the outcome of each trial.
+        problem: the layers and queries of all models.
+        found: state of the search; commits change it in place.
+        last: weights after the last trial that trained.
+
+    Returns:
+        A verdict on each trial, and the weights after the last trial of the batch that trained.
     """
     verdicts: list[Verdict] = []
     changed: frozenset[str] = frozenset()
@@ -169,7 +207,7 @@ def _settle(
         )
         if verdict.accepted:
             changed |= touched
-        # What was found has the weights that are kept; those of every trial would fill the memory.
+        # Committed weights are in ``found``; the weights of every trial would fill the memory.
         verdict = replace(verdict, outcome=replace(outcome, states={}))
         verdicts.append(verdict)
         found.verdicts.append(verdict)
@@ -178,6 +216,7 @@ def _settle(
 
 
 def _advance(trial: Trial, outcome: Outcome, found: Found, last: _Last) -> _Last:
+    """Return the weights of all models after a trial: its learners' new ones on top of those that it began with."""
     base = last if trial.base == "last" else _Last(found.states, found.accuracies, frozenset(found.sharing.models))
     return _Last(
         {**base.states, **outcome.states},
@@ -187,7 +226,11 @@ def _advance(trial: Trial, outcome: Outcome, found: Found, last: _Last) -> _Last
 
 
 def _judge(trial: Trial, outcome: Outcome, problem: Problem, found: Found, last: _Last) -> Verdict:
-    """Commit what holds: models that reach their goals keep what they share with each other."""
+    """Commit the sharing of a trial between the models that reach their goals, if that saves more bytes than before.
+
+    A further round of the same training with the same sharing is committed, too, if accuracies improve. A trial without
+    training is committed as a whole or not at all.
+    """
     if trial.recipe is None:
         if outcome.met < trial.learners:
             return Verdict(trial, outcome, False, found.sharing)
@@ -196,7 +239,7 @@ def _judge(trial: Trial, outcome: Outcome, problem: Problem, found: Found, last:
     if sharing is None:
         return Verdict(trial, outcome, False, found.sharing)
     touched = frozenset(sharing.models) & last.met
-    # The others go back to the weights that they had, and so to what they reached with them.
+    # Models that miss their goals go back to their earlier weights, and so to their earlier accuracies.
     queries = {query for name in touched for query in problem.queries.get(name, (name,))}
     accuracies = {query: value for query, value in last.accuracies.items() if query in queries}
     accepted = problem.saved(sharing) > problem.saved(found.sharing)
@@ -208,15 +251,23 @@ def _judge(trial: Trial, outcome: Outcome, problem: Problem, found: Found, last:
 
 
 def _better(accuracies: Mapping[str, float], than: Mapping[str, float]) -> bool:
-    """Whether another round of training has brought queries, all of which reach their goals, further on average."""
+    """Check whether accuracies, by query name, have improved by their mean ratio to earlier ones."""
     return sum(value / than[query] for query, value in accuracies.items()) > len(accuracies)
 
 
 def kept(wanted: SharingMap, committed: SharingMap, met: frozenset[str]) -> SharingMap | None:
-    """What is shared when of all models in ``wanted`` only ``met`` keep their new weights.
+    """Return the sharing that remains when only some models keep the weights of a trial.
 
-    The others go back to the weights they had. Where these are shared with a model that keeps its new ones, that
-    cannot be, and there is nothing to keep.
+    The other models go back to their committed weights. That is impossible if a model that goes back shares committed
+    weights, directly or through other models, with one that keeps its new weights.
+
+    Args:
+        wanted: sharing of the trial.
+        committed: sharing before the trial.
+        met: names of the models that reach their goals and keep their new weights.
+
+    Returns:
+        The sharing map, None where keeping the new weights is impossible.
     """
     back = frozenset(wanted.models) - met
     if committed.tied(back) & met:

@@ -1,82 +1,103 @@
-"""Strategies: which sharing to try next, given what came of the trials before.
+"""Search strategies: each decides which sharing to try next, given the results of earlier trials.
 
-A strategy is a generator. It yields a batch of trials, which do not depend on each other, and is sent a verdict on
-each; what it decides depends on nothing else, so that a search can be repeated, resumed and compared.
+A strategy is a generator. It yields a batch of independent trials and is sent a verdict on each. Its decisions depend
+on nothing else, so that a search can be repeated, resumed and compared.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from importlib import import_module
+from typing import Literal, cast
 
 from ...errors import InputError
 from ..layers.problem import Problem
 from ..layers.sharing import SharingMap
 from ..training.trial import Outcome, Trial
 
-__all__ = ["STRATEGIES", "Search", "SearchSettings", "Strategy", "Verdict", "strategy"]
+__all__ = ["STRATEGIES", "Search", "SearchSettings", "Strategy", "StrategyEntry", "Verdict", "strategy"]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a trial."""
+    """Decision of the search on a trial."""
 
     trial: Trial
     outcome: Outcome
-    """Without weights: what is decided next does not depend on them, and they would fill the memory."""
+    """Result of the trial without weights: no later decision needs them, and they would fill the memory."""
     accepted: bool
-    """Whether anything new is shared now."""
+    """Whether the trial made the committed sharing save more bytes."""
     sharing: SharingMap
-    """All that is shared now."""
+    """All committed sharing after the trial."""
 
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """What a user may choose of a search."""
+    """Settings of a search that a user may change."""
 
     inside: bool = True
-    """Whether layers of one model may share, too."""
+    """Whether layers inside one model may share with each other."""
     folds: int = 1
-    """How often the default strategy then tries to leave models with half as many different blocks."""
+    """Times that the default strategy tries to halve the different blocks inside models after everything is shared."""
     steps: int = 160
-    """Batches of each model in a first training of the default strategy."""
+    """Batches of each model in the first training round of the default strategy."""
     epochs: int = 10
-    """Times through the data in a trial of the published heuristic."""
+    """Epochs in a trial of the other strategies."""
     batch: int | None = None
-    """Images of each model in a step; None: as many as fit their size."""
+    """Images of each model in a step; None for 64 images of 64 x 64 pixels, fewer larger ones."""
     rate: float | None = None
-    """Learning rate; None: the strategy's own."""
+    """Learning rate; None for the strategy's own."""
     start: Literal["donor", "first", "average"] | None = None
-    """How shared weights start; None: the strategy's own way."""
+    """Starting weights of shared layers (:class:`.trial.Start`); None for the strategy's own."""
 
 
 Search = Generator[Sequence[Trial], Sequence[Verdict], None]
+"""A running strategy: yields batches of trials and receives their verdicts."""
 Strategy = Callable[[Problem, SearchSettings], Search]
+"""A function that starts a search."""
+
+
+@dataclass(frozen=True)
+class StrategyEntry:
+    """One strategy of the registry."""
+
+    description: str
+    """One line on what the strategy tries."""
+    function: str
+    """``module:function`` of the :data:`Strategy`; a module that starts with a dot lies in this folder."""
+
 
 STRATEGIES = {
-    "together": "everything at once from a donor, then each query gets back what it cannot do without (the default)",
-    "heaviest": "the paper's heuristic: one group after the other, heaviest first, half of it on failure",
-    "earliest": "one group after the other, from the front of the models",
-    "latest": "one group after the other, from the end of the models",
-    "random": "one group after the other, in random order",
-    "two-group": "two groups at a time, heaviest first",
-    "one-model": "one more model at a time, with all it can share",
+    "together": StrategyEntry(
+        "share all layers at once from donor weights, then make single layers private where a query needs them"
+        " (the default)",
+        ".together:together",
+    ),
+    "heaviest": StrategyEntry(
+        "the paper's heuristic: one group after the other, largest saving first, half of it on failure",
+        ".stepwise:heaviest",
+    ),
+    "earliest": StrategyEntry(
+        "one group after the other, from the input of the models to their output", ".stepwise:earliest"
+    ),
+    "latest": StrategyEntry(
+        "one group after the other, from the output of the models to their input", ".stepwise:latest"
+    ),
+    "random": StrategyEntry("one group after the other, in random order", ".stepwise:shuffled"),
+    "two-group": StrategyEntry("two groups at a time, largest saving first", ".stepwise:two_group"),
+    "one-model": StrategyEntry("one more model at a time, with all layers that it can share", ".stepwise:one_model"),
 }
+"""Strategy name -> its entry. A new strategy is one file in this folder and one line here."""
 
 
 def strategy(name: str) -> Strategy:
-    """A strategy by its name.
+    """Return the strategy of a name.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: no strategy has that name.
     """
     if name not in STRATEGIES:
         raise InputError(f"--strategy: {name!r} is not allowed: one of {', '.join(STRATEGIES)}")
-    if name == "together":
-        from .together import together
-
-        return together
-    from .stepwise import stepwise
-
-    return stepwise(name)
+    module, function = STRATEGIES[name].function.split(":")
+    return cast(Strategy, getattr(import_module(module, __package__), function))

@@ -1,7 +1,8 @@
-"""The paper's heuristic and its ablations: share one more group, retrain, keep it or half of it, go on.
+"""The paper's heuristic and its ablations: share one more group of layers, retrain, and keep all, half or none of it.
 
-Padmanabhan et al., "Gemel" (NSDI 2023), in the form of the published code, without its defects: a group is confirmed
-only for models whose accuracy holds, and the others go back to the weights they had.
+Padmanabhan et al., "Gemel: Model Merging for Memory-Efficient, Real-Time Video Analytics at the Edge" (NSDI 2023), as
+in the published code but without its defects: a group is committed only for models whose queries keep their targets,
+and the other models get back the weights that they had.
 """
 
 from __future__ import annotations
@@ -16,16 +17,21 @@ from ..training.training import Recipe
 from ..training.trial import Start, Trial
 from . import Search, SearchSettings, Strategy
 
-__all__ = ["stepwise"]
+__all__ = ["earliest", "heaviest", "latest", "one_model", "shuffled", "two_group"]
 
 _RATE = 1e-5
-"""The published code's learning rate."""
+"""Learning rate of the published code."""
 
 
-def stepwise(order: str) -> Strategy:
-    """A strategy that goes through the groups in an order: heaviest, earliest, latest, random, two-group, one-model."""
+def _stepwise(order: str) -> Strategy:
+    """Return a strategy that tries the groups of layers one after the other.
+
+    Args:
+        order: heaviest, earliest, latest, random, two-group or one-model; see ``STRATEGIES``.
+    """
 
     def search(problem: Problem, settings: SearchSettings) -> Search:
+        """Yield one trial at a time, each with one more group or with half of a group that failed."""
         waiting = _ordered(order, problem)
         shared = SharingMap()
         while waiting:
@@ -36,7 +42,7 @@ def stepwise(order: str) -> Strategy:
                 shared = verdict.sharing
                 if verdict.accepted:
                     break
-                # The published code gives a group up when half of it would save less than the next group does.
+                # As in the published code: give a group up when half of it saves less than the next group does.
                 taken = _halved(taken, problem)
                 if taken and waiting and sum(group.saving for group in taken) < waiting[0].saving:
                     break
@@ -44,7 +50,22 @@ def stepwise(order: str) -> Strategy:
     return search
 
 
+heaviest = _stepwise("heaviest")
+"""Tries the group with the largest saving first: the paper's heuristic."""
+earliest = _stepwise("earliest")
+"""Tries groups from the input of the models to their output."""
+latest = _stepwise("latest")
+"""Tries groups from the output of the models to their input."""
+shuffled = _stepwise("random")
+"""Tries groups in random order."""
+two_group = _stepwise("two-group")
+"""Tries two groups at a time, largest saving first."""
+one_model = _stepwise("one-model")
+"""Adds one more model at a time, with all layers that it can share."""
+
+
 def _ordered(order: str, problem: Problem) -> list[Candidates]:
+    """Return the groups of a problem in the order in which to try them."""
     groups = problem.groups()
     if order == "earliest":
         return sorted(groups, key=lambda group: group.position)
@@ -59,7 +80,10 @@ def _ordered(order: str, problem: Problem) -> list[Candidates]:
 
 
 def _by_model(groups: Sequence[Candidates], problem: Problem) -> list[Candidates]:
-    """For each model but the first, largest first: all that it shares with those before it."""
+    """Return a group for each model but the largest: all layers that it can share with larger models.
+
+    The groups are ordered by the models' sizes, largest first.
+    """
     models = sorted(problem.models, key=lambda name: -sum(layer.bytes for layer in problem.shareable(name)))
     found = []
     for count in range(2, len(models) + 1):
@@ -73,7 +97,16 @@ def _by_model(groups: Sequence[Candidates], problem: Problem) -> list[Candidates
 
 
 def _trial(taken: Sequence[Candidates], wanted: SharingMap, problem: Problem, settings: SearchSettings) -> Trial:
-    """All models of the groups, and those that are tied to them already, learn from labels for some epochs."""
+    """Return a trial of some groups: training on labels for some epochs, at a constant learning rate.
+
+    Models that share weights with the models of the groups already are retrained with them.
+
+    Args:
+        taken: the groups.
+        wanted: all sharing during the trial.
+        problem: the layers of all models.
+        settings: the user's settings.
+    """
     learners = wanted.tied({use.model for group in taken for slot in group.slots for use in slot})
     recipe = Recipe(
         steps=settings.epochs,
@@ -90,7 +123,11 @@ def _trial(taken: Sequence[Candidates], wanted: SharingMap, problem: Problem, se
 
 
 def _halved(taken: Sequence[Candidates], problem: Problem) -> list[Candidates]:
-    """The first half: of the groups, else of a group's layers, else of its models; nothing is left of a single pair."""
+    """Return the first half of some groups, to be tried after they failed.
+
+    Several groups are halved as a list. A single group is halved by its layers, or by its models if it has one layer. A
+    single pair has no half.
+    """
     if len(taken) > 1:
         return list(taken[: len(taken) // 2])
     (group,) = taken

@@ -1,4 +1,4 @@
-"""What retraining needs to know of a task: how far a model is from its teacher, and how good its answers are."""
+"""Tasks: the losses that a query's model is retrained with, and the accuracy that it is judged by."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ...bundles.manifest import ClassificationDecode, EmbeddingDecode, FasterRcnnDecode
+from ...bundles.decode_specs import ClassificationDecode, EmbeddingDecode, FasterRcnnDecode
 from ...errors import RetrainError
 from ...workload.data import Images
 from ...workload.document.schema import Query
@@ -15,40 +15,61 @@ from ..models.networks import Network
 __all__ = ["Outputs", "Task", "task_of"]
 
 Outputs = tuple[Tensor, ...]
-"""What the stage ``main`` gives for a batch, in the order of its output names; float32."""
+"""Outputs of the stage ``main`` for a batch, float32, in the order of the stage's output names."""
 
 
 class Task(Protocol):
-    """One query's way to be trained and judged."""
+    """Losses and accuracy for the model of one query."""
 
     def distance(self, outputs: Outputs, teacher: Outputs) -> Tensor:
-        """Distillation: a scalar to minimise, zero where outputs are the teacher's. Both are of one batch."""
+        """Return the distillation loss: a scalar to minimise, 0 where the outputs equal the teacher's.
+
+        Args:
+            outputs: the retrained model's outputs for a batch.
+            teacher: the original model's outputs for the same batch.
+        """
         ...
 
     def learns_from(self, images: Images) -> bool:
-        """Whether images have the labels that :meth:`loss` needs, and the model can be trained on them."""
+        """Check whether images have the labels that :meth:`loss` needs, and the model can be trained on these."""
         ...
 
     def loss(self, outputs: Outputs, images: Images, indices: Tensor, mirrored: bool) -> Tensor:
-        """Training on labels: a scalar to minimise, for the images ``indices`` of a data set that it learns from."""
+        """Return the loss against labels: a scalar to minimise.
+
+        Args:
+            outputs: the retrained model's outputs for the images ``indices``.
+            images: a data set for which :meth:`learns_from` is true.
+            indices: ``[B]`` int64.
+            mirrored: whether the images of this batch were mirrored left to right.
+        """
         ...
 
     def accuracy(self, outputs: Outputs, teacher: Outputs, images: Images) -> float:
-        """From 0 to 1, on a whole data set: against its labels where it has some, else agreement with the teacher.
+        """Return the accuracy on a whole data set, from 0 to 1.
+
+        Args:
+            outputs: the judged model's outputs for ``images``.
+            teacher: the original model's outputs for ``images``; the truth where the data set has no labels.
+            images: the data set.
 
         Raises:
-            DataError: images that tell nothing: there is no object in them, or they are all alike.
+            DataError: the images cannot tell good models from bad ones: no image has an object, or all are alike.
         """
         ...
 
 
 def task_of(network: Network, query: Query) -> Task:
-    """The task of a query.
+    """Return the task of a query.
+
+    Args:
+        network: the query's model.
+        query: the query.
 
     Raises:
-        RetrainError: a model whose outputs cannot be compared.
+        RetrainError: the model has outputs that no task can compare (Faster R-CNN).
     """
-    # Imported by need: they import this module's types, and the metrics take a while.
+    # Imported only when needed: these modules import this one's types, and loading the metrics takes a while.
     decode = network.cut.decode
     if isinstance(decode, FasterRcnnDecode):
         raise RetrainError(f"query {query.name}: Faster R-CNN cannot be retrained yet; one-stage detectors can")

@@ -1,7 +1,7 @@
-"""Training detectors with anchors on boxes.
+"""Loss for training anchor-based detectors on labelled boxes.
 
-Liu et al., "SSD: Single Shot MultiBox Detector" (2016), section 2.2; for heads with a sigmoid the focal loss of Lin
-et al., "Focal Loss for Dense Object Detection" (2017), section 4.1.
+From Liu et al., "SSD: Single Shot MultiBox Detector" (2016), section 2.2. Heads with a sigmoid use the focal loss of
+Lin et al., "Focal Loss for Dense Object Detection" (2017), section 4.1, instead of hard negative mining.
 """
 
 from __future__ import annotations
@@ -19,15 +19,25 @@ from .heads import Heads
 
 __all__ = ["anchor_loss", "to_input"]
 
-_MATCH = 0.5
-_DOUBT = 0.4
-"""Anchors that overlap by this much and less than a match are neither object nor background (sigmoid heads)."""
+_MATCH_OVERLAP = 0.5
+"""Intersection over union with a box from which an anchor stands for the box's object."""
+_IGNORE_OVERLAP = 0.4
+"""Intersection over union from which an unmatched anchor counts as neither object nor background (sigmoid heads)."""
 _NEGATIVES = 3
-"""Background anchors that count, for each one with an object (softmax heads): the most mistaken."""
+"""Background anchors that count for each anchor with an object: those of the largest loss (softmax heads)."""
 
 
 def to_input(objects: Boxes, place: Geometry, mirrored: bool) -> Tensor:
-    """Boxes ``[K, 4]`` in pixels of the model's input, mirrored as :meth:`Images.batch` mirrors."""
+    """Convert boxes from source pixels to pixels of the model's input, mirrored as :meth:`.Images.batch` mirrors.
+
+    Args:
+        objects: boxes in pixels of the source image.
+        place: where the source image lies in the input.
+        mirrored: whether the image is mirrored left to right.
+
+    Returns:
+        ``[K, 4]`` float32, x1 y1 x2 y2.
+    """
     y, x = (valid / source for valid, source in zip(place.valid, place.source, strict=True))
     boxes = objects.boxes * torch.tensor([x, y, x, y])
     if mirrored:
@@ -38,29 +48,33 @@ def to_input(objects: Boxes, place: Geometry, mirrored: bool) -> Tensor:
 def anchor_loss(
     heads: Heads, anchors: Tensor, weights: Sequence[float], truth: Sequence[tuple[Tensor, Tensor]]
 ) -> Tensor:
-    """Class and box loss of a batch, over the number of anchors that stand for an object.
+    """Return class loss plus box loss of a batch, divided by the number of anchors that stand for an object.
 
     Args:
-        heads: of the batch.
+        heads: the model's outputs for the batch.
         anchors: ``[A, 4]`` in input pixels.
-        weights: what encoded (dx, dy, dw, dh) are multiplied by.
-        truth: boxes ``[K, 4]`` in input pixels and classes ``[K]`` of each image.
+        weights: factors that the encoded (dx, dy, dw, dh) are multiplied by.
+        truth: for each image, its boxes ``[K, 4]`` in input pixels and their classes ``[K]``.
     """
     total = heads.scores.new_zeros(())
     count = 0
     for scores, deltas, (boxes, classes) in zip(heads.scores, heads.boxes, truth, strict=True):
         overlap, match = _match(boxes, anchors)
-        positive = overlap >= _MATCH
+        positive = overlap >= _MATCH_OVERLAP
         count += int(positive.sum())
-        wanted = _encode(boxes[match[positive]], anchors[positive], weights)
-        total = total + F.smooth_l1_loss(deltas[positive], wanted, reduction="sum")
-        numbers = classes[match[positive]]
-        total = total + (_softmax if heads.activation == "softmax" else _sigmoid)(scores, positive, overlap, numbers)
+        target = _encode(boxes[match[positive]], anchors[positive], weights)
+        total = total + F.smooth_l1_loss(deltas[positive], target, reduction="sum")
+        labels = classes[match[positive]]
+        total = total + (_softmax if heads.activation == "softmax" else _sigmoid)(scores, positive, overlap, labels)
     return total / max(count, 1)
 
 
 def _match(boxes: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
-    """Overlap with, and number of, the box that each anchor stands for; every box gets the anchor that fits it best."""
+    """Match every anchor with the box that it overlaps most. Each box also gets its best anchor, with an overlap of 1.
+
+    Returns:
+        For each anchor, its intersection over union with the matched box, ``[A]``, and the box's index, ``[A]``.
+    """
     if not len(boxes):
         return anchors.new_zeros(len(anchors)), anchors.new_zeros(len(anchors), dtype=torch.int64)
     overlaps = box_iou(boxes, anchors)
@@ -71,24 +85,46 @@ def _match(boxes: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _encode(boxes: Tensor, anchors: Tensor, weights: Sequence[float]) -> Tensor:
-    """The inverse of :func:`gemel.runtime.decode.boxes.decode_deltas`."""
-    size, own = boxes[:, 2:] - boxes[:, :2], anchors[:, 2:] - anchors[:, :2]
-    centre = ((boxes[:, :2] + boxes[:, 2:]) - (anchors[:, :2] + anchors[:, 2:])) / 2 / own
-    # A box without area has no logarithm.
-    return torch.cat([centre, (size.clamp(min=1e-3) / own).log()], 1) * boxes.new_tensor(weights)
+    """Encode boxes relative to anchors; the inverse of :func:`gemel.runtime.decode.boxes.decode_deltas`.
+
+    Args:
+        boxes: ``[K, 4]``, x1 y1 x2 y2.
+        anchors: ``[K, 4]``, x1 y1 x2 y2.
+        weights: factors that (dx, dy, dw, dh) are multiplied by.
+    """
+    size, anchor_size = boxes[:, 2:] - boxes[:, :2], anchors[:, 2:] - anchors[:, :2]
+    centre = ((boxes[:, :2] + boxes[:, 2:]) - (anchors[:, :2] + anchors[:, 2:])) / 2 / anchor_size
+    # A side of 0 has no logarithm.
+    return torch.cat([centre, (size.clamp(min=1e-3) / anchor_size).log()], 1) * boxes.new_tensor(weights)
 
 
-def _softmax(scores: Tensor, positive: Tensor, overlap: Tensor, numbers: Tensor) -> Tensor:
-    wanted = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
-    wanted[positive] = numbers + 1
-    losses = F.cross_entropy(scores, wanted, reduction="none")
-    most = min(_NEGATIVES * max(len(numbers), 1), int((~positive).sum()))
+def _softmax(scores: Tensor, positive: Tensor, overlap: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy of the anchors with an object and of the background anchors with the largest loss.
+
+    Args:
+        scores: ``[A, classes + 1]`` of one image, the background first.
+        positive: ``[A]`` bool, the anchors that stand for an object.
+        overlap: ``[A]``; unused, as both class losses take the same arguments.
+        labels: class of each positive anchor, the background not counted.
+    """
+    target = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
+    target[positive] = labels + 1
+    losses = F.cross_entropy(scores, target, reduction="none")
+    most = min(_NEGATIVES * max(len(labels), 1), int((~positive).sum()))
     return losses[positive].sum() + losses[~positive].topk(most).values.sum()
 
 
-def _sigmoid(scores: Tensor, positive: Tensor, overlap: Tensor, numbers: Tensor) -> Tensor:
-    wanted = torch.zeros_like(scores)
-    wanted[positive.nonzero()[:, 0], numbers] = 1.0
-    clear = positive | (overlap < _DOUBT)
-    loss: Tensor = sigmoid_focal_loss(scores[clear], wanted[clear], reduction="sum")
+def _sigmoid(scores: Tensor, positive: Tensor, overlap: Tensor, labels: Tensor) -> Tensor:
+    """Return the focal loss of all anchors that clearly are object or background.
+
+    Args:
+        scores: ``[A, classes]`` of one image.
+        positive: ``[A]`` bool, the anchors that stand for an object.
+        overlap: ``[A]``, largest intersection over union of each anchor with a box.
+        labels: class of each positive anchor.
+    """
+    target = torch.zeros_like(scores)
+    target[positive.nonzero()[:, 0], labels] = 1.0
+    clear = positive | (overlap < _IGNORE_OVERLAP)
+    loss: Tensor = sigmoid_focal_loss(scores[clear], target[clear], reduction="sum")
     return loss

@@ -1,4 +1,4 @@
-"""Classification: cross-entropy to labels or to the teacher; top-1."""
+"""Classification task: cross-entropy against labels or distillation from the teacher, judged by top-1 accuracy."""
 
 from __future__ import annotations
 
@@ -12,36 +12,40 @@ from . import Outputs
 __all__ = ["ClassificationTask"]
 
 _TEMPERATURE = 2.0
-_LEAST = 1e-7
+"""Temperature that scores are divided by in distillation."""
+_MIN_PROBABILITY = 1e-7
+"""Probability to which smaller ones are raised before their logarithm is taken."""
 
 
 class ClassificationTask:
-    """The first output holds the scores of the classes, ``[N, classes]``.
+    """Task of models whose first output is the class scores, ``[N, classes]``.
 
     Args:
-        probabilities: the model ends in a softmax.
+        probabilities: whether the model ends in a softmax.
     """
 
     def __init__(self, probabilities: bool = False) -> None:
         self._probabilities = probabilities
 
     def distance(self, outputs: Outputs, teacher: Outputs) -> Tensor:
-        """Kullback-Leibler divergence of softened scores (Hinton et al. 2015, section 2)."""
+        """Return the Kullback-Leibler divergence from the teacher's softened scores (Hinton et al. 2015, section 2)."""
         student, wanted = (F.log_softmax(self._scores(each) / _TEMPERATURE, 1) for each in (outputs, teacher))
         return F.kl_div(student, wanted, reduction="batchmean", log_target=True) * _TEMPERATURE**2
 
     def learns_from(self, images: Images) -> bool:
+        """Check whether the images have class labels."""
         return images.labels is not None
 
     def loss(self, outputs: Outputs, images: Images, indices: Tensor, mirrored: bool) -> Tensor:
+        """Return the cross-entropy against the labels of the images ``indices``."""
         assert images.labels is not None
         return F.cross_entropy(self._scores(outputs), images.labels[indices].to(outputs[0].device))
 
     def accuracy(self, outputs: Outputs, teacher: Outputs, images: Images) -> float:
-        """Top-1 against the labels, or against the teacher's first answer."""
+        """Return top-1 accuracy against the labels or, without labels, against the teacher's top class."""
         truth = teacher[0].argmax(1) if images.labels is None else images.labels
         return float(multiclass_accuracy(outputs[0], truth, outputs[0].shape[1], average="micro"))
 
     def _scores(self, outputs: Outputs) -> Tensor:
-        """Scores before a softmax; the logarithm of its result is as good, as a softmax leaves that as it is."""
-        return outputs[0].clamp(min=_LEAST).log() if self._probabilities else outputs[0]
+        """Return scores before the softmax. Log-probabilities serve as well: their softmax is the probabilities."""
+        return outputs[0].clamp(min=_MIN_PROBABILITY).log() if self._probabilities else outputs[0]

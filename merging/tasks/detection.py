@@ -1,4 +1,4 @@
-"""One-stage detectors: distillation on raw heads, mAP@50 of decoded boxes."""
+"""Task of one-stage detectors: distillation on raw outputs, judged by mAP@50 of the decoded boxes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...bundles.manifest import CenterFaceDecode, SsdDecode, YoloDecode
+from ...bundles.decode_specs import CenterFaceDecode, SsdDecode, YoloDecode
 from ...compiler.heads import Cut
 from ...errors import DataError
-from ...runtime.decode import build_decoder
+from ...runtime.decode import DecodeContext, build_decoder
 from ...runtime.decode.agreement import SURE
 from ...runtime.decode.average_precision import mean_average_precision
 from ...runtime.decode.results import Detection as Found
@@ -25,12 +25,12 @@ __all__ = ["DetectionTask"]
 
 
 class DetectionTask:
-    """SSD, SSDLite, RetinaNet, YOLO and CenterFace.
+    """Task of SSD, SSDLite, RetinaNet, YOLO and CenterFace.
 
     Args:
-        query: its threshold decides what counts, its name stands in errors.
-        cut: the model; anchors are taken from its tensors.
-        spec: how its outputs are decoded.
+        query: the query; its threshold decides which detections count, and errors name it.
+        cut: the model's stages and tensors; the anchors are among the tensors.
+        spec: how the model's outputs are decoded.
     """
 
     def __init__(self, query: Query, cut: Cut, spec: SsdDecode | YoloDecode | CenterFaceDecode) -> None:
@@ -40,23 +40,26 @@ class DetectionTask:
         self._threshold = spec.score_threshold if query.threshold is None else query.threshold
 
     def distance(self, outputs: Outputs, teacher: Outputs) -> Tensor:
-        """Divergence of the scores everywhere, and smooth L1 of the boxes where the teacher sees something."""
+        """Return the divergence of all scores, plus the smooth L1 loss of boxes where the teacher sees an object."""
         student, wanted = self._heads(outputs), self._heads(teacher)
         confidence = wanted.confidence
-        # Nearly all places are background, which both agree on: a mean over places has next to no gradient. What the
-        # teacher sees is the measure instead; a damaged SSDLite came back sooner so than with squared errors of the
-        # raw outputs.
+        # Nearly all places are background, on which both models agree, so a mean over all places has almost no
+        # gradient. Therefore divide by the teacher's total confidence. A damaged SSDLite recovered sooner with this
+        # loss than with squared errors of the raw outputs.
         total = confidence.sum().clamp(min=1.0)
         scores = _divergence(student, wanted).sum() / total
         boxes = F.smooth_l1_loss(student.boxes, wanted.boxes, reduction="none").sum(-1)
         return scores + (confidence * boxes).sum() / total
 
     def learns_from(self, images: Images) -> bool:
-        """Boxes, for detectors with anchors; others learn from the original model, and boxes only judge them."""
+        """Check whether the images have boxes and the detector is SSD, SSDLite or RetinaNet.
+
+        Other detectors learn from the original model only; boxes just judge them.
+        """
         return images.boxes is not None and isinstance(self._spec, SsdDecode)
 
     def loss(self, outputs: Outputs, images: Images, indices: Tensor, mirrored: bool) -> Tensor:
-        """The loss that such detectors are trained with."""
+        """Return the class and box loss against the boxes of the images ``indices``; see :func:`.anchor_loss`."""
         assert isinstance(self._spec, SsdDecode)
         assert images.boxes is not None
         device = outputs[0].device
@@ -71,14 +74,14 @@ class DetectionTask:
         return anchor_loss(self._heads(outputs), anchors, self._spec.box_weights, truth)
 
     def accuracy(self, outputs: Outputs, teacher: Outputs, images: Images) -> float:
-        """mAP@50 of what the query would report, that is, of detections that pass its threshold.
+        """Return mAP@50 of the detections that the query would report, i.e. those that pass its threshold.
 
-        The truth is the images' boxes; without them it is the teacher's detections above the threshold, and above
-        0.3 at least. A model whose scores have all sunk finds the same boxes in the same order, and reports nothing:
-        so the threshold holds here, too, unlike in the usual mAP.
+        The truth is the images' boxes. Without boxes it is the teacher's detections above the query's threshold, and
+        above 0.3 at least. Unlike in the usual mAP, the threshold applies to the judged model as well: a model whose
+        scores have all dropped finds the same boxes in the same order, but reports none of them.
 
         Raises:
-            DataError: there is no object in any of the images.
+            DataError: no image has an object.
         """
         found = self._decode(outputs, images, self._threshold)
         if images.boxes is not None:
@@ -90,13 +93,14 @@ class DetectionTask:
             where = f"its model finds none that scores above {sure:g}"
         if not any(truth):
             raise DataError(
-                f"query {self._query}: there is no object to judge by in {len(images)} images: {where}; give data.val"
-                " that has some"
+                f"query {self._query}: there is no object to judge by in {len(images)} images: {where}; give a data.val"
+                " with objects"
             )
         return mean_average_precision(found, truth, by_count=images.boxes is None and self._spec.classes > 1)
 
     def _decode(self, outputs: Outputs, images: Images, threshold: float) -> list[tuple[Found, ...]]:
-        decoder = build_decoder(self._spec, self._cut.tensors.__getitem__, None, threshold)
+        """Decode raw outputs for a data set into the detections of each image that pass ``threshold``."""
+        decoder = build_decoder(self._spec, DecodeContext(self._cut.tensors.__getitem__, None, threshold))
         arrays = {name: value.numpy() for name, value in zip(self._names, outputs, strict=True)}
         answers = []
         for row, place in enumerate(images.geometry):
@@ -107,25 +111,29 @@ class DetectionTask:
 
 
 def _objects(boxes: Boxes) -> tuple[Found, ...]:
-    """Boxes as detections. Labels are numbers of classes, as decoders give them without names."""
+    """Return boxes as detections. Their labels are class numbers, as decoders without class names give them."""
     pairs = zip(boxes.boxes.tolist(), boxes.classes.tolist(), strict=True)
     return tuple(Found((x1, y1, x2, y2), 1.0, str(number)) for (x1, y1, x2, y2), number in pairs)
 
 
 def _divergence(student: Heads, teacher: Heads) -> Tensor:
-    """Kullback-Leibler divergence of each place's scores from the teacher's, ``[N, P]``."""
+    """Return the Kullback-Leibler divergence of each place's scores from the teacher's, ``[N, P]``.
+
+    If the heads are gated, class scores count in proportion to the teacher's probability of an object.
+    """
     if student.activation == "softmax":
         ours, theirs = student.scores.log_softmax(-1), teacher.scores.log_softmax(-1)
         return (theirs.exp() * (theirs - ours)).sum(-1)
     wanted = teacher.scores.sigmoid()
-    found = F.binary_cross_entropy_with_logits(student.scores, wanted, reduction="none")
-    # Its least value is not zero, as the teacher is not sure either.
-    least = F.binary_cross_entropy_with_logits(teacher.scores, wanted, reduction="none")
-    each = found - least
+    cross_entropy = F.binary_cross_entropy_with_logits(student.scores, wanted, reduction="none")
+    # The cross-entropy of equal scores is not 0 but the entropy of the teacher's: subtract that.
+    entropy = F.binary_cross_entropy_with_logits(teacher.scores, wanted, reduction="none")
+    divergence = cross_entropy - entropy
     if teacher.gated:
-        each = torch.cat([each[..., :1], each[..., 1:] * wanted[..., :1]], -1)
-    return each.sum(-1)
+        divergence = torch.cat([divergence[..., :1], divergence[..., 1:] * wanted[..., :1]], -1)
+    return divergence.sum(-1)
 
 
 def _no_stage(name: str, inputs: object) -> NoReturn:
+    """Fail: the decoder of a one-stage detector must not run any further stage."""
     raise AssertionError(f"a one-stage detector asks for stage {name}")

@@ -1,4 +1,4 @@
-"""Embeddings: the teacher's vectors are the truth."""
+"""Embedding task: distillation from the teacher, whose vectors are also the truth that models are judged by."""
 
 from __future__ import annotations
 
@@ -13,50 +13,59 @@ from . import Outputs
 
 __all__ = ["EmbeddingTask"]
 
-_LEAST_SHARE = 0.01
-"""Of the teacher's vectors, squared, that their spread in a batch is taken to be at least."""
+_MIN_SPREAD = 0.01
+"""Least variance assumed of the teacher's vectors in a batch, as a part of their mean squared length."""
 _ERROR_WEIGHT = 0.1
+"""Weight of the squared error beside the cosine in the distillation loss."""
 
 
 class EmbeddingTask:
-    """The first output holds a vector an image, ``[N, D]`` or ``[N, C, H, W]``, which is averaged over H and W.
+    """Task of models whose first output is a vector for each image.
+
+    The output is ``[N, D]``, or ``[N, C, H, W]``, which is averaged over H and W.
 
     Args:
-        query: named in errors.
-        unit: the query reports vectors of unit length.
+        query: name of the query, for errors.
+        unit: whether the query reports vectors of unit length.
     """
 
     def __init__(self, query: str, unit: bool = True) -> None:
         self._query, self._unit = query, unit
 
     def distance(self, outputs: Outputs, teacher: Outputs) -> Tensor:
-        """Mean of 1 - cosine to the teacher's vectors, both relative to these' mean in the batch, and a little of the
-        squared distance, relative to the teacher's spread, as it is."""
+        """Return the mean of 1 - cosine to the teacher's vectors, plus 0.1 of the squared error.
+
+        For the cosine, the mean of the teacher's vectors in the batch is subtracted from all vectors. The squared error
+        is relative to the variance of the teacher's vectors.
+        """
         student, wanted = _vectors(outputs), _vectors(teacher)
         mean = wanted.mean(0)
-        # Frames of a standing camera at night hardly differ: what they differ by must not be blown up.
-        least = _LEAST_SHARE * wanted.square().sum(1).mean()
+        # Frames of a fixed camera at night hardly differ; their small differences must not be amplified.
+        least = _MIN_SPREAD * wanted.square().sum(1).mean()
         ours, theirs = (_direction(each - mean, least.sqrt()) for each in (student, wanted))
         spread = (wanted - mean).square().sum(1).mean()
         error = (student - wanted).square().sum(1).mean() / torch.maximum(spread, least)
-        # The angle is what accuracy sees. On street frames it also led there faster than the error, whose gradient is
-        # five times as large; the error keeps the length.
+        # Accuracy depends on the angle. On street frames, the angle also got there faster than the squared error, whose
+        # gradient is five times as large. The squared error keeps the vectors' length.
         return (ours - theirs).square().sum(1).mean() / 2 + _ERROR_WEIGHT * error
 
     def learns_from(self, images: Images) -> bool:
+        """Return False: no data set has labels for embeddings."""
         return False
 
     def loss(self, outputs: Outputs, images: Images, indices: Tensor, mirrored: bool) -> Tensor:
+        """Raise NotImplementedError: embeddings learn from the teacher only."""
         raise NotImplementedError("there are no labels for embeddings")
 
     def accuracy(self, outputs: Outputs, teacher: Outputs, images: Images) -> float:
-        """Mean cosine of student's and teacher's vectors, both relative to the mean of the teacher's; 0 if negative.
+        """Return the mean cosine between the model's and the teacher's vectors, 0 if negative.
 
-        Features after a ReLU all point the same way: of two different images they may have a cosine of 0.9. What
-        tells images apart is how they differ from their mean. A constant answer gets 0.
+        The mean of the teacher's vectors is subtracted from all vectors first. Features after a ReLU point in similar
+        directions: the vectors of two different images may have a cosine of 0.9, and only their differences from the
+        mean tell the images apart. A constant output gets 0.
 
         Raises:
-            DataError: to the teacher, all images are alike.
+            DataError: the teacher gives the same vector for all images.
         """
         student, wanted = _vectors(outputs), _vectors(teacher)
         if self._unit:
@@ -73,10 +82,11 @@ class EmbeddingTask:
 
 
 def _vectors(outputs: Outputs) -> Tensor:
+    """Return one vector for each image, ``[N, D]``; a feature map is averaged over height and width."""
     values = outputs[0]
     return values.mean((2, 3)) if values.ndim == 4 else values
 
 
 def _direction(vectors: Tensor, least: Tensor) -> Tensor:
-    """Vectors of unit length; shorter ones where they were shorter than ``least``."""
+    """Scale vectors to unit length. A vector shorter than ``least`` is divided by ``least`` and stays below 1."""
     return vectors / torch.maximum(vectors.norm(dim=1, keepdim=True), least)

@@ -1,4 +1,4 @@
-"""Raw outputs of detectors of every family in one form: scores and boxes, a row for each place an object may be."""
+"""Raw outputs of all detector families in one form: scores and boxes, a row for each place where an object may be."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...bundles.manifest import CenterFaceDecode, SsdDecode, YoloDecode
+from ...bundles.decode_specs import CenterFaceDecode, SsdDecode, YoloDecode
 from . import Outputs
 
 __all__ = ["Heads", "heads_of"]
@@ -17,60 +17,68 @@ __all__ = ["Heads", "heads_of"]
 
 @dataclass(frozen=True)
 class Heads:
-    """What a detector says of ``P`` places (anchors or cells) in each of ``N`` images."""
+    """Raw outputs of a detector for ``P`` places (anchors or cells) in each of ``N`` images."""
 
     scores: Tensor
     """``[N, P, S]``, before the activation."""
     boxes: Tensor
-    """``[N, P, 4]``: centre and size relative to the place, as smooth L1 is taken of them."""
+    """``[N, P, 4]``: centre and size relative to the place, in the form that the smooth L1 loss is taken of."""
     activation: Literal["softmax", "sigmoid"]
-    """softmax: the first score is the background's. sigmoid: each score stands alone."""
+    """``softmax``: the first score is the background's. ``sigmoid``: the scores are independent of each other."""
     gated: bool = False
-    """The first score says whether there is an object; the others mean nothing where there is none."""
+    """Whether the first score says if there is an object. The other scores then mean nothing where there is none."""
 
     @property
     def confidence(self) -> Tensor:
-        """How surely there is an object, ``[N, P]``."""
+        """Probability that there is an object at each place, ``[N, P]``."""
         if self.activation == "softmax":
             return 1 - self.scores.softmax(-1)[..., 0]
         return self.scores[..., 0].sigmoid() if self.gated else self.scores.sigmoid().amax(-1)
 
 
 def heads_of(spec: SsdDecode | YoloDecode | CenterFaceDecode, names: Sequence[str]) -> Callable[[Outputs], Heads]:
-    """What reads the outputs called ``names``."""
+    """Return the function that brings a detector's outputs into the form of :class:`Heads`.
+
+    Args:
+        spec: how the detector's outputs are decoded.
+        names: names of the outputs, in order.
+    """
     place = {name: index for index, name in enumerate(names)}
     if isinstance(spec, SsdDecode):
         return lambda outputs: _ssd(spec, outputs[place["logits"]], outputs[place["boxes"]])
     if isinstance(spec, YoloDecode):
         heads = [(place[head.output], len(head.anchors)) for head in spec.heads]
         return lambda outputs: _yolo([(outputs[index], anchors) for index, anchors in heads])
-    # The landmarks, a fourth output, are nothing that a query reports.
+    # The fourth output, the landmarks, is not reported by any query.
     heatmap, scale, offset = place[spec.heatmap], place[spec.scale], place[spec.offset]
     return lambda outputs: _centerface(outputs[heatmap], outputs[scale], outputs[offset])
 
 
 def _ssd(spec: SsdDecode, logits: Tensor, boxes: Tensor) -> Heads:
+    """Read the outputs of SSD, SSDLite or RetinaNet."""
     if spec.activation == "sigmoid" and spec.background:
-        # Decoding never looks at the background's own score.
+        # The decoder ignores the background's score.
         logits = logits[..., 1:]
     return Heads(logits, boxes, spec.activation)
 
 
 def _yolo(outputs: Sequence[tuple[Tensor, int]]) -> Heads:
+    """Read the outputs of YOLO heads, each given with its number of anchors."""
     rows = torch.cat([_rows(*each) for each in outputs], 1)
-    # The centre is a sigmoid, in cells; the size a logarithm.
+    # Decoded, the centre is a sigmoid in units of cells. The size is a logarithm already.
     boxes = torch.cat([rows[..., :2].sigmoid(), rows[..., 2:4]], -1)
     return Heads(rows[..., 4:], boxes, "sigmoid", gated=True)
 
 
 def _rows(raw: Tensor, anchors: int) -> Tensor:
-    """``[N, A * (5 + classes), H, W]`` to ``[N, A * H * W, 5 + classes]``."""
+    """Reshape a YOLO output ``[N, A * (5 + classes), H, W]`` to ``[N, A * H * W, 5 + classes]``."""
     batch, channels, height, width = raw.shape
     values = channels // anchors
     return raw.reshape(batch, anchors, values, height, width).permute(0, 1, 3, 4, 2).reshape(batch, -1, values)
 
 
 def _centerface(heatmap: Tensor, scale: Tensor, offset: Tensor) -> Heads:
-    # The heatmap has been through its sigmoid; rounding takes it to 0 and 1, where there is no way back.
+    """Read the outputs of CenterFace."""
+    # The heatmap is the result of a sigmoid. Values that were rounded to 0 or 1 have no finite logit.
     scores, boxes = (value.flatten(2).transpose(1, 2) for value in (heatmap, torch.cat([offset, scale], 1)))
     return Heads(scores.clamp(1e-6, 1 - 1e-6).logit(), boxes, "sigmoid")

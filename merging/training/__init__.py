@@ -1,1 +1,1 @@
-"""Joint retraining: where it starts, what models learn from, and how they are judged."""
+"""Joint retraining of models that share weights: starting weights, distillation, and evaluation."""

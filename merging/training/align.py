@@ -1,9 +1,10 @@
-"""Channels of one model in the order of another's, so that an average of their weights means something.
+"""Channel alignment by weight matching: permute the channels of one model so that its weights resemble another's.
 
-What a layer computes does not depend on the order of its channels if all that reads them follows. Weight matching of
-Ainsworth et al., "Git Re-Basin: Merging Models modulo Permutation Symmetries" (ICLR 2023): for one set of channels
-after the other, the order in which weights are most like the reference's. Which dimensions of which layers hold the
-same channels is found by Torch-Pruning's dependency graph (Fang et al., "DepGraph", CVPR 2023).
+A network computes the same after its channels are permuted, if every layer that reads them is permuted with them.
+Averaging weights is only useful between models whose channels are in a similar order. The algorithm is weight matching
+of Ainsworth et al., "Git Re-Basin: Merging Models modulo Permutation Symmetries" (ICLR 2023): coordinate descent over
+the permutations, each of which is the solution of a linear assignment problem. Torch-Pruning's dependency graph (Fang
+et al., "DepGraph", CVPR 2023) tells which dimensions of which tensors must be permuted together.
 """
 
 from __future__ import annotations
@@ -22,34 +23,36 @@ from .subjects import Subject, outputs_of
 __all__ = ["align"]
 
 _SWEEPS = 20
+"""Sweeps of coordinate descent over all permutations at most."""
 _SAME = 1e-3
-"""Largest change of an output, relative to the largest output, by summing in another order."""
+"""Largest change of an output that summing in another order explains, as a part of the largest output."""
 
 
 @dataclass(frozen=True)
 class _Side:
-    """A dimension of a tensor that holds channels."""
+    """A dimension of a tensor whose entries belong to the channels of one permutation."""
 
     tensor: Tensor
     dimension: int
     places: Tensor
-    """Indices of each channel in the dimension, ``[C, K]``: behind a flattened map a channel has several."""
+    """Indices of each channel in the dimension, ``[C, K]``. K is above 1 behind a flattened feature map."""
 
 
 _Channels = tuple[_Side, ...]
-"""All that holds the same channels."""
+"""Dimensions that one permutation must reorder together."""
 
 
 @torch.no_grad()
 def align(subject: Subject, image: Tensor, pairs: Collection[tuple[Tensor, nn.Parameter]]) -> None:
-    """Reorder a model's channels, in place, so that its weights are like others; what it computes stays the same.
+    """Permute a model's channels, in place, so that its weights resemble reference weights.
 
-    Channels whose order cannot be changed, as those of an input or an output, stay where they are.
+    The model computes the same afterwards. Channels whose order is fixed, such as those of an input or an output, keep
+    their order. A model that the dependency graph cannot handle stays as it was.
 
     Args:
         subject: the model.
-        image: an input of it, ``[1, C, H, W]``.
-        pairs: a weight, and the model's own that is to be like it, of the same shape.
+        image: an input of the model, ``[1, C, H, W]``.
+        pairs: pairs of a reference weight and the model's own weight to make similar to it, of the same shape.
     """
     wanted = {id(own): weight for weight, own in pairs}
     channels = [each for each in _channels(subject, image) if any(id(side.tensor) in wanted for side in each)]
@@ -66,14 +69,14 @@ def align(subject: Subject, image: Tensor, pairs: Collection[tuple[Tensor, nn.Pa
 
 
 def _likeness(side: _Side, weight: Tensor) -> Tensor:
-    """Of each channel of a weight (rows) to each of a model's own (columns), ``[C, C]``."""
+    """Return the inner products of a reference weight's channels (rows) and the model's own (columns), ``[C, C]``."""
     theirs, ours = (each.movedim(side.dimension, 0)[side.places].flatten(1) for each in (weight, side.tensor))
     return theirs @ ours.T
 
 
 @torch.no_grad()
 def _reorder(channels: _Channels, order: Tensor) -> bool:
-    """Put channel ``order[i]`` at place i, everywhere; whether that changes anything."""
+    """Move channel ``order[i]`` to place i in every dimension of a permutation; return whether ``order`` moves any."""
     if torch.equal(order, torch.arange(len(order))):
         return False
     for side in channels:
@@ -84,7 +87,7 @@ def _reorder(channels: _Channels, order: Tensor) -> bool:
 
 
 def _channels(subject: Subject, image: Tensor) -> list[_Channels]:
-    """All channels of a model that may come in another order."""
+    """Return every permutation that the model allows, as the dimensions that it reorders."""
     import torch_pruning
 
     heads = [subject.model.get_submodule(name) for name in subject.traced.heads]
@@ -95,18 +98,18 @@ def _channels(subject: Subject, image: Tensor) -> list[_Channels]:
                 parameter.requires_grad_(True)
             graph = torch_pruning.DependencyGraph().build_dependency(subject.student, image, verbose=False)
             groups = list(graph.get_all_groups(ignored_layers=heads))
-    except Exception:  # It follows what models do by rules of its own, and fails in many ways where one is unusual.
+    except Exception:  # Torch-Pruning traces models by rules of its own and fails in many ways on unusual ones.
         return []
     found = (_sides(graph, group) for group in groups)
-    return [each for each in found if each and _holds(subject, image, each)]
+    return [each for each in found if each and _is_symmetry(subject, image, each)]
 
 
 def _sides(graph: Any, group: Any) -> _Channels:
-    """What a group of the dependency graph stands for; nothing where it has a layer that is not known here."""
+    """Return the dimensions that a group of the dependency graph ties together; none if a layer is of unknown kind."""
     sides: dict[tuple[int, int], _Side] = {}
     for item in group:
         layer = item.dep.target.module
-        # A sum or a concatenation, say.
+        # Modules without parameters and buffers hold no channels: a sum or a concatenation, for example.
         if isinstance(layer, nn.Module) and not [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]:
             continue
         channels: dict[int, list[int]] = {}
@@ -117,7 +120,7 @@ def _sides(graph: Any, group: Any) -> _Channels:
             return ()
         places = torch.tensor([channels[channel] for channel in sorted(channels)])
         for tensor, dimension in held:
-            # Padding of channels is not understood: it moves them.
+            # An index beyond the dimension means that channels were padded, which shifts them in unknown ways.
             if int(places.max()) >= tensor.shape[dimension]:
                 return ()
             sides[id(tensor), dimension] = _Side(tensor, dimension, places)
@@ -125,7 +128,12 @@ def _sides(graph: Any, group: Any) -> _Channels:
 
 
 def _held(layer: Any, out: bool) -> list[tuple[Tensor, int]]:
-    """The tensors of a layer, and in which dimension, that hold the channels it writes, or those it reads."""
+    """Return the tensors of a layer that hold channels, each with the dimension.
+
+    Args:
+        layer: the layer; one of an unknown kind has none.
+        out: whether to return the tensors of output channels; else those of input channels.
+    """
     if isinstance(layer, NORMS):
         found = [(layer.weight, 0), (layer.bias, 0), (layer.running_mean, 0), (layer.running_var, 0)]
         return [(tensor, dimension) for tensor, dimension in found if tensor is not None]
@@ -134,7 +142,7 @@ def _held(layer: Any, out: bool) -> list[tuple[Tensor, int]]:
     written, read = 0, 1
     if not isinstance(layer, nn.Linear):
         if layer.groups == layer.in_channels == layer.out_channels:
-            # Each filter of a depthwise convolution reads the channel that it writes.
+            # A depthwise filter reads the channel that it writes, so input and output channels are one dimension.
             out = True
         elif layer.groups > 1:
             return []
@@ -146,8 +154,11 @@ def _held(layer: Any, out: bool) -> list[tuple[Tensor, int]]:
 
 
 @torch.no_grad()
-def _holds(subject: Subject, image: Tensor, channels: _Channels) -> bool:
-    """Whether the model computes the same in another order of channels: a graph may not see all that depends on it."""
+def _is_symmetry(subject: Subject, image: Tensor, channels: _Channels) -> bool:
+    """Check on one image that the model's outputs do not change when channels are permuted.
+
+    The dependency graph may miss something that depends on the order.
+    """
     before = outputs_of(subject.student, image)
     count = len(channels[0].places)
     _reorder(channels, torch.arange(count).roll(1))

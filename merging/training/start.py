@@ -1,10 +1,17 @@
-"""Where retraining starts from, without gradients: a donor's weights, statistics of their own data, heads refitted.
+"""Starting weights for joint retraining, found without gradients.
 
-A layer that is given another model's weight computes something else. Three cheap steps bring most of it back:
+A model that receives a layer's weight from another model, the donor, loses accuracy. Three cheap steps restore most of
+it:
 
-1. the donor's BatchNorm comes with its weight (it stays the user's own from then on);
-2. BatchNorm statistics are measured anew on the user's images;
-3. the heads, which stay private, are fitted by ridge regression to the teacher's outputs.
+1. Donor weights (:func:`donate`): the BatchNorm behind the donor's layer is copied together with the weight. Only the
+   weight is shared; each model keeps its copy of the BatchNorm and trains it privately.
+2. BatchNorm re-estimation (:func:`reset_statistics`): running means and variances are measured again on the receiving
+   model's own images, as ``torch.optim.swa_utils.update_bn`` does after weight averaging. REPAIR (Jordan et al., ICLR
+   2023) explains why merged weights need that.
+3. Head refitting (:func:`refit_heads`): the heads, which stay private, are fitted in closed form by ridge regression to
+   the outputs of the teacher, which is the original model.
+
+:func:`average` is the alternative to a donor: the mean of all models' weights, after :mod:`.align`.
 """
 
 from __future__ import annotations
@@ -22,32 +29,36 @@ from .subjects import Subject
 __all__ = ["average", "donate", "is_narrow", "refit_heads", "reset_statistics"]
 
 _WIDEST = 4608
-"""Inputs of a head that is still fitted: the normal equations are its square."""
+"""Inputs of the widest head that is refitted. The memory for its normal equations grows with the square."""
 _RIDGE = 1e-3
+"""Ridge penalty, as a part of the mean diagonal element of the Gram matrix."""
 _KEPT = 0.97
-"""Of the original accuracy, with statistics measured anew: what different images give, at least."""
+"""Part of the original accuracy that a model keeps after BatchNorm re-estimation if its images are varied enough."""
 
 
 def donate(
     subjects: Mapping[str, Subject], slots: Iterable[Slot], order: Sequence[str], *, norms: bool = True
 ) -> frozenset[str]:
-    """Give every use of a slot the weight of the first model in ``order`` that has one in it.
+    """Copy a donor's weight into every layer of each slot, in place.
+
+    The donor of a slot is the first model in ``order`` that has a layer in the slot. If the donor has several layers in
+    the slot, the one that runs first gives its weight.
 
     Args:
-        subjects: the models.
-        slots: what is to hold one tensor.
-        order: names of all models in the slots. A donor that uses a slot twice gives its first layer.
-        norms: whether the BatchNorm behind the donor's layer comes with the weight.
+        subjects: the models, by name.
+        slots: groups of weights, each of which will share one tensor.
+        order: names of all models in the slots, preferred donors first.
+        norms: whether to copy the BatchNorm behind the donor's layer together with the weight.
 
     Returns:
-        Names of models that were given something.
+        Names of the models that received a weight.
     """
     changed = set()
     for slot in slots:
         rank = {use: (order.index(use.model), _position(subjects, use)) for use in slot}
         donor = min(slot, key=rank.__getitem__)
         for use in slot:
-            # Who holds the donor's weight already has a BatchNorm of its own for it.
+            # A model that holds the donor's weight already has a BatchNorm trained for it, which must survive.
             if not torch.equal(_weight(subjects, use), _weight(subjects, donor)):
                 _copy(subjects, donor, use, norms)
                 changed.add(use.model)
@@ -55,7 +66,14 @@ def donate(
 
 
 def average(subjects: Mapping[str, Subject], slots: Iterable[Slot]) -> None:
-    """Give every use of a slot the mean of their weights."""
+    """Replace every weight of each slot by the slot's mean weight, in place.
+
+    Matching channels first (:func:`.align.align`) makes the mean keep more of the models' accuracy.
+
+    Args:
+        subjects: the models, by name.
+        slots: groups of weights, each of which will share one tensor.
+    """
     for slot in slots:
         weights = [_weight(subjects, use) for use in slot]
         mean = torch.stack([weight.detach() for weight in weights]).mean(0)
@@ -64,35 +82,48 @@ def average(subjects: Mapping[str, Subject], slots: Iterable[Slot]) -> None:
 
 
 @torch.no_grad()
-def _copy(subjects: Mapping[str, Subject], donor: Use, user: Use, norms: bool) -> None:
-    _weight(subjects, user).copy_(_weight(subjects, donor))
-    given, own = (_norm(subjects, use) if norms else None for use in (donor, user))
+def _copy(subjects: Mapping[str, Subject], donor: Use, receiver: Use, norms: bool) -> None:
+    """Copy the donor's weight into the receiver's layer, and with ``norms`` the BatchNorm behind the layer too."""
+    _weight(subjects, receiver).copy_(_weight(subjects, donor))
+    given, own = (_norm(subjects, use) if norms else None for use in (donor, receiver))
     if given is not None and own is not None:
-        # One may be without weights of its own, or without statistics.
+        # Either BatchNorm may lack scale and shift (affine=False) or running statistics: copy what both have.
         state = own.state_dict()
         own.load_state_dict({name: given.state_dict().get(name, value) for name, value in state.items()})
 
 
 def _layer(use: Use) -> str:
+    """Return the name of the layer that holds a weight."""
     return use.parameter.rpartition(".")[0]
 
 
 def _position(subjects: Mapping[str, Subject], use: Use) -> int:
+    """Return the place of a layer in the order in which the layers of its model run."""
     return subjects[use.model].traced.order.index(_layer(use))
 
 
 def _weight(subjects: Mapping[str, Subject], use: Use) -> nn.Parameter:
+    """Return the parameter that a model holds under a use's name."""
     return subjects[use.model].model.get_parameter(use.parameter)
 
 
 def _norm(subjects: Mapping[str, Subject], use: Use) -> nn.Module | None:
+    """Return the BatchNorm that directly follows a layer, None where there is none."""
     name = subjects[use.model].traced.norm_of.get(_layer(use))
     return subjects[use.model].model.get_submodule(name) if name else None
 
 
 @torch.no_grad()
 def reset_statistics(subject: Subject, batches: Iterable[Tensor]) -> None:
-    """Means and variances of every BatchNorm over ``batches`` of normalised images, each batch counting the same."""
+    """Re-estimate the running mean and variance of every BatchNorm of a model, in place.
+
+    All batches count equally (``momentum=None`` is PyTorch's cumulative average). Momenta stay as they were, and the
+    model ends in eval mode.
+
+    Args:
+        subject: the model.
+        batches: normalised images, ``[B, C, H, W]`` each.
+    """
     norms = _tracking(subject)
     if not norms:
         return
@@ -110,20 +141,24 @@ def reset_statistics(subject: Subject, batches: Iterable[Tensor]) -> None:
 
 
 def _tracking(subject: Subject) -> list[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]:
-    """The BatchNorms that hold means and variances."""
+    """Return the BatchNorms of a model that keep running means and variances."""
     return [layer for layer in subject.model.modules() if isinstance(layer, NORMS) and layer.track_running_stats]
 
 
 def is_narrow(subject: Subject, batches: Iterable[Tensor], limit: int) -> bool:
-    """Whether images are so much alike that BatchNorm statistics of theirs alone break the unmerged model.
+    """Check whether a model's images vary too little for BatchNorm re-estimation.
 
-    Frames of a fixed camera may be. Of such models merging keeps the statistics that came with the weights, in the
-    start and in training.
+    Frames of a fixed camera may be nearly alike. Statistics measured on such frames alone break even the unmerged
+    model. For a model with narrow images, merging keeps the running statistics that came with the weights, both in the
+    starting weights and in training.
 
     Args:
-        subject: with its original weights, which it has again afterwards.
-        batches: normalised images.
-        limit: images of each query to judge by.
+        subject: a model with its original weights; they are restored before the function returns.
+        batches: normalised images, ``[B, C, H, W]`` each.
+        limit: held-out images of each query to measure accuracy on.
+
+    Returns:
+        Whether re-estimation leaves some query with less than 97 % of its original accuracy.
     """
     if not _tracking(subject):
         return False
@@ -138,14 +173,16 @@ def is_narrow(subject: Subject, batches: Iterable[Tensor], limit: int) -> bool:
 
 @torch.no_grad()
 def refit_heads(subject: Subject, batches: Iterable[Tensor], rows: int = 1250) -> None:
-    """Fit each head by ridge regression: from what reaches it now to what the teacher's head makes of the same image.
+    """Fit each head by ridge regression (regularised least squares), in place.
 
-    Heads are linear layers and convolutions without groups; one with very many inputs is left as it is.
+    The regression maps the features that reach a head now to the outputs of the teacher's head for the same images, so
+    the head learns to compensate for changed weights below it. Linear layers and convolutions without groups are
+    fitted. Other heads, and heads with more than 4608 inputs, stay as they are.
 
     Args:
         subject: the model.
-        batches: normalised images.
-        rows: of a batch, at most so many inputs of a head are fitted: a convolution has one at every place.
+        batches: normalised images, ``[B, C, H, W]`` each.
+        rows: equations that one head takes from one batch at most. A convolution has one for every output pixel.
     """
     heads = [name for name in subject.traced.heads if _width(subject.model.get_submodule(name)) <= _WIDEST]
     if not heads:
@@ -154,7 +191,7 @@ def refit_heads(subject: Subject, batches: Iterable[Tensor], rows: int = 1250) -
     sums: dict[str, tuple[Tensor, Tensor]] = {}
     for batch in batches:
         inputs = _calls(subject.student, heads, batch, lambda x, _: x)
-        # An activation in place may follow.
+        # Copy: an in-place activation behind the head would overwrite its output.
         wanted = _calls(subject.teacher.module, heads, batch, lambda _, y: y.clone())
         for name in heads:
             x, y = _rows(subject.model.get_submodule(name), inputs[name], wanted[name], rows)
@@ -166,13 +203,21 @@ def refit_heads(subject: Subject, batches: Iterable[Tensor], rows: int = 1250) -
 
 
 def _solve(head: nn.Module, gram: Tensor, moment: Tensor) -> None:
+    """Write the solution of a head's normal equations into its weight and bias; leave the head where there is none.
+
+    Args:
+        head: a linear layer or a convolution with I inputs and O outputs; a bias counts as one more input.
+        gram: Gram matrix of the inputs, ``[I, I]`` float64.
+        moment: inputs times wanted outputs, ``[I, O]`` float64.
+    """
     assert isinstance(head, nn.Linear | nn.Conv2d)
     ridge = torch.eye(len(gram), dtype=gram.dtype, device=gram.device) * gram.diagonal().mean() * _RIDGE
     if head.bias is not None:
+        # The bias is not penalised.
         ridge[-1, -1] = 0
     solution, failed = torch.linalg.solve_ex(gram + ridge, moment)
     if failed or not solution.isfinite().all():
-        # Nothing reaches the head, or no numbers: no weight would be better than the one it has.
+        # Features that are all zero or not finite determine no weight; the present one is the best there is.
         return
     weight = solution.T.float()
     if head.bias is not None:
@@ -182,6 +227,7 @@ def _solve(head: nn.Module, gram: Tensor, moment: Tensor) -> None:
 
 
 def _width(head: nn.Module) -> float:
+    """Return the number of inputs of a head without its bias, infinity for a head that cannot be refitted."""
     if isinstance(head, nn.Linear):
         return head.in_features
     if not isinstance(head, nn.Conv2d) or isinstance(head.padding, str):
@@ -190,9 +236,13 @@ def _width(head: nn.Module) -> float:
 
 
 def _rows(head: nn.Module, inputs: Sequence[Tensor], outputs: Sequence[Tensor], limit: int) -> tuple[Tensor, Tensor]:
-    """Inputs ``[R, I]`` and outputs ``[R, O]`` of a head, at most ``limit`` of them; with a bias, an input is 1.
+    """Return the equations of one batch for a head: inputs ``[R, I]`` and outputs ``[R, O]``, both float64.
 
-    A detector may have one head for features of several sizes: all its calls count.
+    Args:
+        head: the layer. For one with a bias, the last input of every row is 1.
+        inputs: what each call of the head took. A detector may call one head on feature maps of several sizes.
+        outputs: what each call of the head should give.
+        limit: rows to return at most, evenly spread.
     """
     found = [_flat(head, x, y) for x, y in zip(inputs, outputs, strict=True)]
     x, y = torch.cat([x for x, _ in found]), torch.cat([y for _, y in found])
@@ -205,6 +255,10 @@ def _rows(head: nn.Module, inputs: Sequence[Tensor], outputs: Sequence[Tensor], 
 
 
 def _flat(head: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return one call of a head as a matrix product: inputs ``[R, I]`` and outputs ``[R, O]``.
+
+    The input of a convolution is unfolded (im2col), which makes one row of each output pixel.
+    """
     if isinstance(head, nn.Conv2d):
         assert not isinstance(head.padding, str)
         x = F.unfold(x, head.kernel_size, head.dilation, head.padding, head.stride).transpose(1, 2).flatten(0, 1)
@@ -215,15 +269,26 @@ def _flat(head: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 def _calls(
     stage: nn.Module, names: Iterable[str], image: Tensor, keep: Callable[[Tensor, Tensor], Tensor]
 ) -> dict[str, list[Tensor]]:
-    """Run a stage; of every call of the named layers of its model, ``keep`` of what it took and what it gave."""
+    """Run a stage on a batch and record the calls of some layers.
+
+    Args:
+        stage: a stage with the attribute ``model``.
+        names: names of layers of that model.
+        image: normalised images, ``[B, C, H, W]``.
+        keep: what to record of a call, given the layer's input and output.
+
+    Returns:
+        For each name, the records of the layer's calls in order.
+    """
     model = stage.model
     assert isinstance(model, nn.Module)
     kept: dict[str, list[Tensor]] = {name: [] for name in names}
     layers = {model.get_submodule(name): name for name in kept}
 
-    def see(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def record(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """Record one call of a layer."""
         kept[layers[layer]].append(keep(inputs[0], output))
 
-    with hooked(layers, see):
+    with hooked(layers, record):
         stage(image)
     return kept

@@ -1,4 +1,4 @@
-"""A model together with what its retraining needs: its images, its teacher, and how its queries are judged."""
+"""A model with everything that its retraining needs: training images, a teacher, and held-out images for each query."""
 
 from __future__ import annotations
 
@@ -33,50 +33,67 @@ __all__ = [
 ]
 
 State = dict[str, Tensor]
-"""A model's state dict, on the CPU, in plain memory order."""
+"""A model's state dict, on the CPU, with contiguous tensors."""
 
 _EVALUATION_BATCH = 250
+"""Images of 64 x 64 pixels in a batch when a model is evaluated; larger images come in smaller batches."""
 _MOST_KEPT = 2 << 30
-"""Bytes of a teacher's outputs: detectors with many anchors and classes have megabytes of them an image."""
+"""Bytes of outputs that a teacher may cache. Detectors with many anchors and classes give megabytes an image."""
 
 
 def fitting(count: int, images: Images) -> int:
-    """So many images of 64 x 64 pixels or less, and fewer of larger ones, which cost and tell more each; at least 8."""
+    """Return how many images to use instead of ``count`` images of 64 x 64 pixels.
+
+    The number falls in proportion to the longer side of larger images, which cost more and tell more each. It is 8 at
+    least, and ``count`` for smaller images.
+    """
     side = max(images.spec.size)
     return max(8, round(count * min(1.0, 64 / side)))
 
 
 def outputs_of(module: nn.Module, image: Tensor) -> Outputs:
-    """The raw outputs of a stage as a tuple of float32 tensors."""
+    """Run a stage on a batch ``[B, C, H, W]`` and return its raw outputs as a tuple of float32 tensors."""
     outputs = module(image.contiguous(memory_format=torch.channels_last))
     return tuple(value.float() for value in as_tuple(outputs))
 
 
 def in_batches(indices: Tensor, size: int) -> tuple[Tensor, ...]:
-    """At most ``size`` indices each, of nearly one number: a last batch of few images has poor BatchNorm statistics."""
+    """Split indices into batches of at most ``size``, all of nearly equal size.
+
+    A small last batch would have poor BatchNorm statistics.
+    """
     return indices.tensor_split(math.ceil(len(indices) / size))
 
 
 @dataclass(frozen=True)
 class JudgedQuery:
-    """What a query is judged by."""
+    """A query with its held-out images, and the original model's results on them for comparison."""
 
     query: Query
     task: Task
     images: Images
     teacher: Outputs
-    """The original model's outputs on ``images``."""
+    """Raw outputs of the original model on ``images``."""
     original: float
-    """The original model's accuracy."""
+    """Accuracy of the original model on ``images``, above 0."""
 
     @property
     def goal(self) -> float:
-        """The accuracy that the query must keep."""
+        """Accuracy that the query must reach: its target times the original accuracy."""
         return self.query.target * self.original
 
 
 class Teacher:
-    """The original model. Its outputs on a data set are kept, as training asks for them again and again."""
+    """The original model as the teacher for distillation.
+
+    Outputs on the training images are cached on the CPU, because training asks for them in every epoch. A cache that
+    would exceed 2 GiB is not begun.
+
+    Args:
+        module: the stage to copy; gradients of the copy are off.
+        images: the training images.
+        device: where to run.
+    """
 
     def __init__(self, module: nn.Module, images: Images, device: torch.device) -> None:
         self._module = copy.deepcopy(module).eval().requires_grad_(False)
@@ -87,7 +104,12 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, indices: Tensor, mirrored: bool) -> Outputs:
-        """Outputs for the images ``indices``, each mirrored or not."""
+        """Return the outputs for some training images.
+
+        Args:
+            indices: numbers of the images, ``[B]`` int64.
+            mirrored: whether the images are flipped left to right.
+        """
         if not self._keeps:
             return outputs_of(self._module, self._images.batch(indices, mirrored).to(self._device))
         side = int(mirrored)
@@ -107,48 +129,60 @@ class Teacher:
 
     @property
     def module(self) -> nn.Module:
+        """The stage of the original model, in eval mode."""
         return self._module
 
 
 @dataclass
 class Subject:
-    """A model in retraining."""
+    """A model in retraining, with its data and its teacher."""
 
     network: Network
     traced: LayerTrace
     layers: tuple[Layer, ...]
+    """Convolutions and linear layers in the order in which they run."""
     train: Images
+    """Training images of all queries of the model."""
     held: tuple[JudgedQuery, ...]
+    """Queries of the model, each with its held-out images."""
     student: nn.Module
-    """The stage ``main``; its attribute ``model`` is the whole model, whose weights are shared and trained."""
+    """The stage ``main``. Its attribute ``model`` is the whole model, whose weights are shared and trained."""
     teacher: Teacher
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     narrow: bool = False
-    """Whether the images are too much alike to measure BatchNorm statistics on; see :func:`.start.is_narrow`."""
+    """Whether the images vary too little to measure BatchNorm statistics on; see :func:`.start.is_narrow`."""
 
     @property
     def name(self) -> str:
+        """Name of the model."""
         return self.network.name
 
     @property
     def model(self) -> nn.Module:
-        """The module whose state dict the workload's weights are."""
+        """The whole model; its state dict is what the workload's weight file holds."""
         model = self.student.model
         assert isinstance(model, nn.Module)
         return model
 
     def state(self) -> State:
+        """Return a copy of the model's state dict, on the CPU."""
         return {name: value.detach().cpu().clone().contiguous() for name, value in self.model.state_dict().items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Load a state dict into the model, in place."""
         self.model.load_state_dict(dict(state))
 
     def accuracies(self, limit: int | None = None) -> dict[str, float]:
-        """Accuracy of each query, on the first ``limit`` of its held images or all."""
+        """Return the accuracy of each query of the model, by query name.
+
+        Args:
+            limit: held-out images of each query to measure on; all when None.
+        """
         self.student.eval()
         return {held.query.name: self._accuracy(held, limit) for held in self.held}
 
     def _accuracy(self, held: JudgedQuery, limit: int | None) -> float:
+        """Return the accuracy of one query on its first ``limit`` held-out images, or on all of them."""
         if limit is None or limit >= len(held.images):
             return held.task.accuracy(outputs_on(self.student, held.images, self.device), held.teacher, held.images)
         few = held.images.select(torch.arange(limit))
@@ -156,37 +190,49 @@ class Subject:
             outputs = outputs_on(self.student, few, self.device)
             return held.task.accuracy(outputs, tuple(value[:limit] for value in held.teacher), few)
         except DataError:
-            # There may be no object in these few; in all of them there is, as the original was judged by them.
+            # The few images may show no object. All of them do: the original's accuracy was measured on them.
             return self._accuracy(held, None)
 
 
 def accuracies_of(subjects: Iterable[Subject], limit: int | None = None) -> dict[str, float]:
-    """Of every query of the subjects, on the first ``limit`` of its held images or all."""
+    """Return the accuracy of every query of some models, by query name; 0 where a model computes NaN.
+
+    Args:
+        subjects: the models.
+        limit: held-out images of each query to measure on; all when None.
+    """
     found: dict[str, float] = {}
     for subject in subjects:
         found |= subject.accuracies(limit)
-    # Weights that are no numbers make accuracies that are none, and JSON has no place for these.
+    # NaN weights give NaN accuracies, which JSON cannot hold.
     return {query: 0.0 if math.isnan(value) else value for query, value in found.items()}
 
 
 @torch.inference_mode()
 def outputs_on(module: nn.Module, images: Images, device: torch.device) -> Outputs:
-    """Raw outputs on a whole data set, on the CPU."""
+    """Run a stage on a whole data set, in batches, and return its raw outputs ``[N, ...]`` on the CPU."""
     parts = [outputs_of(module, batch.to(device)) for batch in _batches(images)]
     return tuple(torch.cat([part[index].cpu() for part in parts]) for index in range(len(parts[0])))
 
 
 def _batches(images: Images) -> Iterator[Tensor]:
+    """Yield a data set in batches of normalised images, ``[B, C, H, W]``."""
     for indices in torch.arange(len(images)).split(fitting(_EVALUATION_BATCH, images)):
         yield images.batch(indices)
 
 
 def subject_of(network: Network, workload: Workload, definition: Definition, device: torch.device) -> Subject:
-    """Load a model's images and see how well its queries do before anything is merged.
+    """Load a model's images, make its teacher and measure the original accuracy of its queries.
+
+    Args:
+        network: the model.
+        workload: the workload with the model's queries, feeds and data.
+        definition: what must be equal for two layers to be able to share.
+        device: where the model is retrained.
 
     Raises:
-        ModelError: a model that cannot be retrained.
-        DataError: images or labels are missing or do not fit.
+        ModelError: the model cannot be retrained.
+        DataError: images or labels are missing or do not fit, or the original model's accuracy is 0.
     """
     traced = trace_layers(network.cut)
     stage = network.cut.stages["main"].module.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -195,9 +241,9 @@ def subject_of(network: Network, workload: Workload, definition: Definition, dev
     for query in network.queries:
         task = task_of(network, query)
         train, val = load_data(query, workload, network.cut.input, classes)
-        # Queries of one model that name the same data, or watch the same feed without any, train on it once.
+        # Queries of one model with the same data, or with the same feed and no data, train on the images once.
         data[query.data.model_dump_json() if query.data and query.data.train else query.feed] = train
-        # A look at some of the images is a look at any of them.
+        # Shuffle, so that the first images of an evaluation with a limit are a random sample.
         images = val.select(torch.randperm(len(val), generator=torch.Generator().manual_seed(0)))
         outputs = outputs_on(stage, images, device)
         held.append(JudgedQuery(query, task, images, outputs, task.accuracy(outputs, outputs, images)))

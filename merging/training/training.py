@@ -1,9 +1,12 @@
-"""Joint retraining: every shared weight is one parameter, and every model learns on its own images."""
+"""Joint retraining by SGD: a shared weight is one parameter, and each model trains on its own images.
+
+Models are trained to match their originals (knowledge distillation), so images need no labels.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from time import monotonic
@@ -14,69 +17,76 @@ from torch import Tensor, nn
 
 from ..layers.sharing import SharingMap, Use
 from ..models.trace import NORMS
+from .goals import is_hopeless, loss_weights, reached, resting
 from .subjects import Subject, accuracies_of, fitting, in_batches, outputs_of
 
-__all__ = ["GLANCE", "Fit", "Recipe", "TrainingProgress", "reached", "retrain", "strain"]
+__all__ = ["GLANCE", "Fit", "Recipe", "TrainingProgress", "retrain", "strain"]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to retrain."""
+    """Settings of a joint retraining."""
 
     steps: int
-    """Batches of each model, or times through the largest data set."""
+    """Length of the training in ``unit``: optimizer steps, or epochs of the data set with most batches."""
     unit: Literal["steps", "epochs"] = "steps"
     rate: float = 0.02
-    """Learning rate of SGD with momentum 0.9, for batches of 64 images; smaller ones are noisier, and their rate is
-    lower by the square root (Krizhevsky 2014)."""
+    """Learning rate of SGD with Nesterov momentum 0.9, for batches of 64 images. Smaller batches are noisier and get a
+    rate that is lower by the square root of the ratio (Krizhevsky 2014)."""
     batch: int | None = None
-    """Images of each model in a step; None: as many as fit their size, 64 small ones."""
+    """Images of each model in a step; None for 64 images of 64 x 64 pixels, fewer larger ones."""
     supervision: Literal["teacher", "labels"] = "teacher"
-    """What is learned; a model whose images have no labels learns from its teacher in any case."""
+    """Training target. A model whose images have no labels learns from its teacher in any case."""
     schedule: Literal["cosine", "constant"] = "cosine"
+    """Learning-rate schedule: cosine decay to 0 with a linear warm-up, or a constant rate."""
     decay: float = 5e-4
     """Weight decay."""
     checks: int = 4
-    """How often accuracy is looked at, the last time at the end."""
+    """Accuracy measurements during the training, evenly spread, the last one at its end."""
     spare: float = 0.0
-    """Of the accuracy that each query may lose, the part that it must still have left for training to end early."""
+    """Part of the accuracy loss allowed to each query that must be unused for training to stop early, from 0 to 1."""
     gives_up: bool = True
-    """Whether training ends where what models gain will not bring them to their goals."""
+    """Whether training stops early when some query will not reach its goal at its present pace."""
 
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """What is told after each step."""
+    """State of a training after a step."""
 
     step: int
+    """Number of the step, from 1."""
     steps: int
+    """Steps of the whole training."""
     losses: dict[str, float]
+    """Model name -> loss of the last batch."""
     accuracies: dict[str, float]
-    """Of the last look, a query each."""
+    """Query name -> accuracy at the last measurement; empty before the first."""
 
 
 @dataclass
 class Fit:
-    """What became of a training."""
+    """Result of a training."""
 
     samples: int = 0
     """Images that models were trained on, summed over models."""
     ended: Literal["done", "met", "hopeless", "time", "diverged"] = "done"
+    """Why training ended: all steps done, all goals met, goals out of reach, deadline passed, or loss not finite."""
     trouble: str = ""
-    """What went wrong, where it diverged."""
+    """Description of the failure if the training diverged."""
     accuracies: dict[str, float] | None = None
-    """Of every query on all its held images, where these said that training may end."""
+    """Query name -> accuracy on all held-out images, if training stopped early because all goals were met."""
 
 
 TrainingWatch = Callable[[TrainingProgress], None]
 
 _BATCH = 64
-_STEEPEST = 1.0
-"""Largest norm of a gradient where BatchNorm does not measure its batches: without that, a bad start diverges."""
+"""Images of 64 x 64 pixels in a batch; also the batch size that :attr:`Recipe.rate` is meant for."""
+_MAX_NORM = 1.0
+"""Largest gradient norm while models with frozen BatchNorm statistics train; unclipped, a bad start diverges."""
 _WARM_UP = 0.1
-"""The part of the steps in which the learning rate of the cosine schedule rises: a start may be far from good."""
+"""Part of the steps in which the learning rate of the cosine schedule rises, as starting weights may be poor."""
 GLANCE = 1000
-"""Images of each query that accuracy is glanced at with; all of them decide at the end."""
+"""Held-out images of each query that accuracy is estimated on during training; all images decide at the end."""
 
 
 def retrain(
@@ -88,19 +98,21 @@ def retrain(
     deadline: float = math.inf,
     watch: TrainingWatch = lambda progress: None,
 ) -> Fit:
-    """Retrain ``models`` together, in place. Weights that they share with others stay as they are.
+    """Retrain some models together, in place, until all queries reach their goals or all steps are done.
 
-    A model that reaches its goals when accuracy is looked at takes part in every other step until the next look.
+    Every step adds up the gradients of one batch of each model, weighted by the distance from the goals. Weights shared
+    with models that are not retrained are frozen. A model that reaches its goals at a measurement trains only in every
+    other step until the next measurement.
 
     Args:
-        subjects: all models, with shared weights bound.
-        models: which of them learn.
-        recipe: how.
-        seed: of the order of images.
-        deadline: of ``time.monotonic``; training ends there.
-        watch: told of each step.
+        subjects: all models, by name, with shared parameters bound.
+        models: names of the models to retrain.
+        recipe: settings of the training.
+        seed: seed for the order of images and for mirroring.
+        deadline: time of ``time.monotonic`` at which training stops.
+        watch: called after each step.
     """
-    # Gradients of narrow models are bounded before those of the others are added.
+    # Models with narrow images come first: their gradients are clipped before those of the others are added.
     taught = sorted((subjects[name] for name in models), key=lambda subject: (not subject.narrow, subject.name))
     rate = _rate(taught, recipe)
     groups = _parameters(subjects, models, rate)
@@ -110,20 +122,20 @@ def retrain(
     result, weights = Fit(), {subject.name: 1.0 for subject in taught}
     losses: dict[str, float] = {}
     accuracies: dict[str, float] = {}
-    resting: set[str] = set()
+    halved: set[str] = set()
     steps = recipe.steps
     if recipe.unit == "epochs":
         steps *= max(math.ceil(len(subject.train) / _batch(subject, recipe)) for subject in taught)
-    looks = {round(steps * (index + 1) / recipe.checks) for index in range(recipe.checks)}
+    measured = {round(steps * (index + 1) / recipe.checks) for index in range(recipe.checks)}
     history: list[dict[str, float]] = []
     for step in range(1, steps + 1):
         if monotonic() > deadline:
             result.ended = "time"
             break
         for group in optimizer.param_groups:
-            group["lr"] = group["rate"] * _share(recipe, (step - 1) / steps)
+            group["lr"] = group["rate"] * _schedule(recipe, (step - 1) / steps)
         optimizer.zero_grad()
-        learning = [subject for subject in taught if step % 2 == 0 or subject.name not in resting]
+        learning = [subject for subject in taught if step % 2 == 0 or subject.name not in halved]
         narrow = sum(subject.narrow for subject in learning)
         for count, subject in enumerate(learning, 1):
             _train_mode(subject)
@@ -136,19 +148,19 @@ def retrain(
                 return result
             (loss * weights[subject.name]).backward()
             if count == narrow:
-                nn.utils.clip_grad_norm_(learned, _STEEPEST)
+                nn.utils.clip_grad_norm_(learned, _MAX_NORM)
         optimizer.step()
-        if step in looks:
+        if step in measured:
             accuracies = accuracies_of(taught, GLANCE)
             history.append(accuracies)
-            weights = _weights(taught, accuracies)
-            resting = _resting(taught, accuracies, recipe.spare)
-            # What holds on some images may not on all.
+            weights = loss_weights(taught, accuracies)
+            halved = resting(taught, accuracies, recipe.spare)
+            # Goals met on some of the images may not be met on all of them.
             if reached(taught, accuracies, recipe.spare) and reached(
                 taught, whole := accuracies_of(taught), recipe.spare
             ):
                 result.ended, result.accuracies = "met", whole
-            elif recipe.gives_up and step < steps and _hopeless(taught, history, recipe.checks):
+            elif recipe.gives_up and step < steps and is_hopeless(taught, history, recipe.checks):
                 result.ended = "hopeless"
         watch(TrainingProgress(step, steps, dict(losses), accuracies))
         if result.ended != "done":
@@ -157,6 +169,7 @@ def retrain(
 
 
 def _train_mode(subject: Subject) -> None:
+    """Put a model in training mode; with narrow images, its BatchNorm statistics stay frozen."""
     subject.student.train()
     if subject.narrow:
         for layer in subject.model.modules():
@@ -165,9 +178,16 @@ def _train_mode(subject: Subject) -> None:
 
 
 def strain(subject: Subject, sharing: SharingMap, *, batches: int = 4, seed: int = 0) -> dict[Use, float]:
-    """How much a model pulls at each weight that it shares: the squared norm of its gradient, a byte of the weight.
+    """Return how strongly a model's loss pulls at each weight that it shares (gradient sensitivity).
 
-    What pulls hardest for its size is what the model gains most from having to itself.
+    The measure is the squared norm of the weight's gradient, divided by the weight's bytes. Private copies of the
+    weights with the highest values promise most accuracy for their bytes. Weights stay; gradients are cleared.
+
+    Args:
+        subject: the model.
+        sharing: the sharing map; other models' uses are ignored.
+        batches: training batches to add up gradients over.
+        seed: seed for the order of images and for mirroring.
     """
     uses = [use for use in sharing.uses if use.model == subject.name]
     weights = {use: subject.model.get_parameter(use.parameter) for use in uses}
@@ -188,6 +208,7 @@ def strain(subject: Subject, sharing: SharingMap, *, batches: int = 4, seed: int
 
 
 def _loss(subject: Subject, recipe: Recipe, indices: Tensor, mirrored: bool) -> Tensor:
+    """Return the loss of a model on some training images: distance from labels, or from the teacher's outputs."""
     image = subject.train.batch(indices, mirrored).to(subject.device)
     with _mixed(subject.device):
         outputs = outputs_of(subject.student, image)
@@ -198,7 +219,7 @@ def _loss(subject: Subject, recipe: Recipe, indices: Tensor, mirrored: bool) -> 
 
 
 def _mixed(device: torch.device) -> Any:
-    """bfloat16 where the device computes in it; it needs no scaling of losses."""
+    """Return a mixed-precision context: bfloat16, which needs no loss scaling, on devices that compute in it."""
     if device.type == "cuda":
         return torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.is_bf16_supported())
     if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
@@ -207,9 +228,15 @@ def _mixed(device: torch.device) -> Any:
 
 
 def _parameters(subjects: Mapping[str, Subject], models: Collection[str], rate: float) -> list[dict[str, Any]]:
-    """Parameters of ``models`` that no other model uses, each once, with a learning rate that suits its uses.
+    """Return optimizer groups with the parameters of some models, each parameter once, and freeze the rest.
 
-    The gradients of a weight that many layers hold add up, and its rate is divided by the square root of their number.
+    Parameters that other models use too are frozen. A weight that k layers share receives the sum of their gradients,
+    so its learning rate is divided by the square root of k.
+
+    Args:
+        subjects: all models, by name, with shared parameters bound.
+        models: names of the models to retrain.
+        rate: learning rate of a weight that one layer holds.
     """
     others = {
         id(parameter)
@@ -231,16 +258,21 @@ def _parameters(subjects: Mapping[str, Subject], models: Collection[str], rate: 
 
 
 def _rate(taught: list[Subject], recipe: Recipe) -> float:
+    """Return the learning rate of a recipe, scaled by the square root of the models' mean batch size."""
     images = sum(min(_batch(subject, recipe), len(subject.train)) for subject in taught) / len(taught)
     return recipe.rate * math.sqrt(min(1.0, images / _BATCH))
 
 
 def _batch(subject: Subject, recipe: Recipe) -> int:
+    """Return the images that a model trains on in a step."""
     return recipe.batch or fitting(_BATCH, subject.train)
 
 
 def _batches(subject: Subject, recipe: Recipe, seed: int) -> Iterator[tuple[Tensor, bool]]:
-    """Indices of a shuffled data set, over and over; every other time through, images are mirrored."""
+    """Yield endless batches of training image indices, shuffled anew in every epoch.
+
+    The flag beside the indices tells whether the batch is mirrored, which a coin toss decides for each batch.
+    """
     generator = torch.Generator().manual_seed(seed)
     while True:
         order = torch.randperm(len(subject.train), generator=generator)
@@ -248,52 +280,8 @@ def _batches(subject: Subject, recipe: Recipe, seed: int) -> Iterator[tuple[Tens
             yield part, bool(torch.randint(2, (), generator=generator))
 
 
-def _share(recipe: Recipe, done: float) -> float:
-    """The part of the learning rate that holds when ``done`` of all steps, from 0 to 1, are over."""
+def _schedule(recipe: Recipe, done: float) -> float:
+    """Return the factor of the learning rate when ``done`` of all steps, from 0 to 1, are over."""
     if recipe.schedule == "constant":
         return 1.0
     return min(1.0, 0.1 + done / _WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * done))
-
-
-def reached(subjects: Iterable[Subject], accuracies: Mapping[str, float], spare: float = 0.0) -> bool:
-    """Whether every query reaches its goal, with a part of what it may lose left over."""
-    return all(
-        accuracies[held.query.name] / held.original >= held.query.target + spare * (1 - held.query.target)
-        for subject in subjects
-        for held in subject.held
-    )
-
-
-def _resting(taught: list[Subject], accuracies: Mapping[str, float], spare: float) -> set[str]:
-    """Models that can do with fewer images than the others, as they reach their goals."""
-    good = {subject.name for subject in taught if reached([subject], accuracies, spare)}
-    return good if len(good) < len(taught) else set()
-
-
-def _gaps(taught: list[Subject], accuracies: Mapping[str, float]) -> dict[str, float]:
-    return {held.query.name: held.goal - accuracies[held.query.name] for subject in taught for held in subject.held}
-
-
-def _weights(taught: list[Subject], accuracies: Mapping[str, float]) -> dict[str, float]:
-    """Models that are further from their goals count more; one on average, or the learning rate would change."""
-    raw = {
-        subject.name: max(held.goal / max(accuracies[held.query.name], 0.01) for held in subject.held) ** 4
-        for subject in taught
-    }
-    mean = sum(raw.values()) / len(raw)
-    bounded = {name: min(max(value / mean, 0.25), 4.0) for name, value in raw.items()}
-    mean = sum(bounded.values()) / len(bounded)
-    return {name: value / mean for name, value in bounded.items()}
-
-
-def _hopeless(taught: list[Subject], history: list[dict[str, float]], checks: int) -> bool:
-    """Whether some query would still miss its goal if it gained as much in each look to come as in the last ones."""
-    if len(history) < 2:
-        return False
-    gaps = _gaps(taught, history[-1])
-    remaining = checks - len(history)
-    for query, gap in gaps.items():
-        lift = (history[-1][query] - history[0][query]) / (len(history) - 1)
-        if gap > max(lift, 0.0) * remaining + 0.02:
-            return True
-    return False

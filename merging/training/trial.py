@@ -1,4 +1,4 @@
-"""A trial: one sharing map tried out, from a start, through retraining, to the accuracies it reaches."""
+"""Trials: apply a sharing map, set starting weights, retrain, and measure the accuracies reached."""
 
 from __future__ import annotations
 
@@ -14,77 +14,89 @@ from torch import Tensor, nn
 
 from ..layers.sharing import SharingMap, Slot, Use, bind, own_parameters, release
 from .align import align
+from .goals import reached
 from .start import average, donate, refit_heads, reset_statistics
 from .subjects import State, Subject, accuracies_of, fitting, in_batches
-from .training import GLANCE, Recipe, TrainingProgress, reached, retrain, strain
+from .training import GLANCE, Recipe, TrainingProgress, retrain, strain
 
 __all__ = ["STATISTICS_IMAGES", "Outcome", "Start", "Trial", "TrialRunner", "some"]
 
 STATISTICS_IMAGES = 1280
-"""That BatchNorm statistics are measured on."""
+"""Images of 64 x 64 pixels that BatchNorm statistics are measured on; fewer larger ones."""
 _HEAD_IMAGES = 2000
+"""Images of 64 x 64 pixels that heads are refitted on; fewer larger ones."""
 _HEAD_ROWS = 20000
+"""Equations that a head is fitted to, over all batches."""
 _START_BATCH = 128
-_LOOK = 4
-"""By what a start that is only to be compared with others needs fewer images."""
+"""Images of 64 x 64 pixels in a batch that starting weights are computed on; fewer larger ones."""
+_COMPARISON_PART = 4
+"""Divisor of the numbers of images for a start that is only compared with other starts and not trained."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """The first weights of what is shared anew.
+    """Starting weights for the layers that a trial shares for the first time.
 
-    ``donor``: those of the first model in ``order``, with its BatchNorm, statistics measured anew and heads refitted;
-    ``first``: the weights alone of the first model in ``order``, as the paper's published code has it; ``average``:
-    their mean, with the channels of each model in the order that makes them most like those before it, statistics
-    measured anew and heads refitted; ``keep``: nothing is new.
+    - ``donor``: the weight and the BatchNorm of the first model in ``order``, followed by BatchNorm re-estimation and
+      head refitting (:mod:`.start`).
+    - ``first``: the weight of the first model in ``order`` and nothing else, as in the paper's published code.
+    - ``average``: the mean of all weights after channel alignment (:mod:`.align`), followed by BatchNorm re-estimation
+      and head refitting.
+    - ``keep``: the weights stay as they are; nothing is shared for the first time.
     """
 
     kind: Literal["donor", "first", "average", "keep"] = "donor"
     order: tuple[str, ...] = ()
+    """Names of models: preferred donors first; for ``average``, each model is aligned with those before it."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What to try. Models that do not learn keep their weights, also those that they share."""
+    """A request to share layers, set their starting weights, and retrain some models."""
 
     group: str
-    """What is shared anew, in words."""
+    """Title for reports: the layers that are shared for the first time."""
     sharing: SharingMap
-    """All that is shared if it succeeds."""
+    """All sharing during the trial, earlier sharing included."""
     learners: frozenset[str]
+    """Names of the models that are retrained. All others keep their weights, shared ones included."""
     start: Start = Start()
     recipe: Recipe | None = None
-    """None: the start alone is looked at."""
+    """Settings of the retraining; None evaluates the starting weights without training."""
     base: Literal["committed", "last"] = "committed"
-    """The weights that it goes on from: those of the last commit, or of the last trial that trained."""
+    """Weights that the trial goes on from: those of the last commit, or of the last trial that trained."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a trial led to."""
+    """Result of a trial."""
 
     accuracies: dict[str, float]
-    """Of every query of the learners: on all its held images after training, on some where a start is not enough."""
+    """Query name -> accuracy, for the learners: on all held-out images after training; on some of them for starting
+    weights that do not meet all goals."""
     relative: dict[str, float]
-    """The same, divided by those of the original models."""
+    """Query name -> accuracy divided by that of the original model, for the learners."""
     met: frozenset[str]
-    """Learners all of whose queries reach their goals."""
+    """Names of the learners whose queries all reach their goals."""
     samples: int
+    """Images that models were trained on, summed over models."""
     seconds: float
+    """Duration of the trial."""
     ended: str
-    """Why training ended: done, met, hopeless, time, start (there was none), or what went wrong."""
+    """Why training ended: done, met, hopeless, time, start (there was no training), or a description of the failure."""
     strain: dict[Use, float] = field(default_factory=dict)
-    """Where not all learners reach their goals: how much each shared weight is pulled away from where it is."""
+    """Shared weight -> gradient pull of its model (:func:`.training.strain`). Empty if all learners reach their goals
+    or nothing was trained."""
     states: dict[str, State] = field(default_factory=dict)
-    """Weights of the learners afterwards."""
+    """Model name -> weights after the trial, for the learners; empty after a failure."""
 
 
 class TrialRunner:
-    """Runs trials, one after the other, on the same modules.
+    """Runner of trials, one after the other, on the same modules. No trial affects a later one.
 
     Args:
-        subjects: the models of the workload by name.
-        seed: of everything random.
+        subjects: the models of the workload, by name.
+        seed: seed for all random numbers of every trial.
     """
 
     def __init__(self, subjects: Mapping[str, Subject], seed: int = 0) -> None:
@@ -104,11 +116,11 @@ class TrialRunner:
         """Run a trial.
 
         Args:
-            trial: what to try.
-            states: weights of all models to go on from.
-            shared: what they share already.
-            deadline: of ``time.monotonic``.
-            watch: told of each training step.
+            trial: the trial.
+            states: model name -> weights to go on from, for all models.
+            shared: sharing that holds in these weights already.
+            deadline: time of ``time.monotonic`` at which training stops.
+            watch: called after each training step.
         """
         try:
             with _seeded(self._seed, self.subjects.values()):
@@ -124,6 +136,7 @@ class TrialRunner:
         deadline: float,
         watch: Callable[[TrainingProgress], None],
     ) -> Outcome:
+        """Run a trial on modules whose shared parameters the caller separates again."""
         began = monotonic()
         learners = {name: self.subjects[name] for name in sorted(trial.learners)}
         for name, subject in self.subjects.items():
@@ -141,13 +154,13 @@ class TrialRunner:
             )
             samples, ended = result.samples, result.trouble or result.ended
             if result.trouble:
-                # Nothing can be done with these weights; accuracies are those of the start.
+                # The weights are unusable: report the accuracies of the start, and no weights.
                 relative = _relative(learners, accuracies)
                 return Outcome(accuracies, relative, frozenset(), samples, monotonic() - began, ended)
             accuracies = result.accuracies or accuracies_of(learners.values())
             met = _met(learners, accuracies)
             if ended == "done" and reached(learners.values(), accuracies, trial.recipe.spare):
-                # What some images did not show.
+                # Training judged by some of the images; all of them show that the goals are met.
                 ended = "met"
             if met < trial.learners:
                 for subject in learners.values():
@@ -157,10 +170,11 @@ class TrialRunner:
         return Outcome(accuracies, relative, met, samples, monotonic() - began, ended, strained, found)
 
     def _begin(self, trial: Trial, learners: Mapping[str, Subject], shared: SharingMap) -> None:
+        """Set the starting weights of a trial and bind its shared parameters."""
         known = set(shared.slots)
         new = [slot for slot in trial.sharing.slots if slot not in known]
         start = trial.start
-        # A model that does not learn keeps its weights: it comes first where some are chosen.
+        # A model that does not learn keeps its weights, so it must be the donor of every slot that it is in.
         fixed = tuple(name for name in self.subjects if name not in learners)
         changed: frozenset[str] = frozenset()
         if start.kind == "average":
@@ -173,8 +187,8 @@ class TrialRunner:
             changed |= donate(self.subjects, new, (*fixed, *start.order, *learners), norms=start.kind == "donor")
         bind(self._modules, trial.sharing)
         if start.kind in ("donor", "average"):
-            part = 1 if trial.recipe is not None else _LOOK
-            # A donor that is given nothing is as good as it can be.
+            part = 1 if trial.recipe is not None else _COMPARISON_PART
+            # A donor that received no weight computes what it did before: its statistics and head fit already.
             for subject in (learners[name] for name in learners if name in changed):
                 if not subject.narrow:
                     reset_statistics(subject, some(subject, STATISTICS_IMAGES // part, self._seed))
@@ -182,24 +196,37 @@ class TrialRunner:
                 rows = _HEAD_ROWS // math.ceil(images / fitting(_START_BATCH, subject.train))
                 refit_heads(subject, some(subject, _HEAD_IMAGES // part, self._seed), rows)
 
-    def _align(self, slots: Sequence[Slot], order: Sequence[str], still: frozenset[str]) -> None:
-        """Reorder channels of each model but those that are to stand still, to be like the models before it."""
+    def _align(self, slots: Sequence[Slot], order: Sequence[str], fixed: frozenset[str]) -> None:
+        """Align the channels of each model with the models before it, in place.
+
+        Args:
+            slots: weights that are averaged afterwards.
+            order: names of models.
+            fixed: models whose channels must not move, because they share weights already.
+        """
         for place, name in enumerate(order):
             pairs = []
             for slot in slots:
                 before = [use for use in slot if use.model in order[:place]]
                 first = min(before, key=lambda use: order.index(use.model), default=None)
-                if first is not None and name not in still:
+                if first is not None and name not in fixed:
                     pairs += [(self._weight(first), self._weight(use)) for use in slot if use.model == name]
             if pairs:
                 align(self.subjects[name], next(some(self.subjects[name], 1, self._seed)), pairs)
 
     def _weight(self, use: Use) -> nn.Parameter:
+        """Return the parameter of a use."""
         return self._modules[use.model].get_parameter(use.parameter)
 
 
 def some(subject: Subject, count: int, seed: int) -> Iterator[Tensor]:
-    """Random training images, ``count`` small ones or fewer large ones, in batches of nearly one size."""
+    """Yield a random sample of a model's training images, normalised, in batches of nearly equal size.
+
+    Args:
+        subject: the model.
+        count: images of 64 x 64 pixels; of larger images there are fewer (:func:`.subjects.fitting`).
+        seed: seed of the sample.
+    """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(subject.train), generator=generator)[: fitting(count, subject.train)]
     for part in in_batches(order, fitting(_START_BATCH, subject.train)):
@@ -208,7 +235,10 @@ def some(subject: Subject, count: int, seed: int) -> Iterator[Tensor]:
 
 @contextmanager
 def _seeded(seed: int, subjects: Iterable[Subject]) -> Iterator[None]:
-    """Dropout and its like draw the same numbers whatever ran before; the caller's generator stays as it is."""
+    """Seed PyTorch's random numbers inside the context and restore the caller's generators after it.
+
+    Dropout then draws the same numbers whatever ran before.
+    """
     devices = {subject.device for subject in subjects if subject.device.type == "cuda"}
     with torch.random.fork_rng(devices, device_type="cuda"):
         torch.manual_seed(seed)
@@ -216,9 +246,11 @@ def _seeded(seed: int, subjects: Iterable[Subject]) -> Iterator[None]:
 
 
 def _relative(learners: Mapping[str, Subject], accuracies: Mapping[str, float]) -> dict[str, float]:
+    """Return the accuracies of the learners' queries, divided by those of the original models."""
     held = [each for subject in learners.values() for each in subject.held]
     return {each.query.name: accuracies[each.query.name] / each.original for each in held}
 
 
 def _met(learners: Mapping[str, Subject], accuracies: Mapping[str, float]) -> frozenset[str]:
+    """Return the names of the learners whose queries all reach their goals."""
     return frozenset(name for name, subject in learners.items() if reached([subject], accuracies))

@@ -1,4 +1,4 @@
-"""What backends have in common that keep weights in an arena."""
+"""Common part of the backends that keep weights in an arena."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any, Generic, TypeVar
 from ...errors import BackendError
 from ..memory.arena import Arena, ArenaStats
 
-__all__ = ["SwappingBackend"]
+__all__ = ["ArenaBackend"]
 
-A = TypeVar("A", bound=Arena)
-B = TypeVar("B", bound="SwappingBackend[Any]")
+_A = TypeVar("_A", bound=Arena)
+_B = TypeVar("_B", bound="ArenaBackend[Any]")
 
 
-class SwappingBackend(ABC, Generic[A]):
-    """The part of :class:`gemel.runtime.backends.Backend` that only passes on to the arena.
+class ArenaBackend(ABC, Generic[_A]):
+    """Part of :class:`gemel.runtime.backends.Backend` that only passes calls on to the arena.
 
     Args:
-        arena: where weights are; closed with the backend.
+        arena: memory of the weights. The backend closes it.
     """
 
-    def __init__(self, arena: A) -> None:
+    def __init__(self, arena: _A) -> None:
         self.arena = arena
         self._active: set[str] = set()
 
@@ -64,7 +64,7 @@ class SwappingBackend(ABC, Generic[A]):
     def close(self) -> None:
         self.arena.close()
 
-    def __enter__(self: B) -> B:
+    def __enter__(self: _B) -> _B:
         return self
 
     def __exit__(
@@ -73,5 +73,10 @@ class SwappingBackend(ABC, Generic[A]):
         self.close()
 
     def _check_active(self, model: str, stage: str) -> None:
+        """Check that a model is active before one of its stages is run.
+
+        Raises:
+            BackendError: the model is not active.
+        """
         if model not in self._active:
             raise BackendError(f"model {model!r}, stage {stage!r}: not active; call activate() first")

@@ -1,13 +1,12 @@
-"""What backends on a device have in common: frames go up, weights are bound by address, answers come down."""
+"""Common part of the backends on a device: bind weights by address, and run programs."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,70 +16,58 @@ from ...bundles.manifest import Stage
 from ...bundles.reader import Bundle
 from ...errors import BackendError, GemelError, first_line
 from ..device import Device, DeviceArray, Stream
-from ..engines.executables import NoRoomError, allocate
+from ..engines.executables import NoRoomError
 from ..memory.arena import ArenaStats, Loading
 from ..memory.device_arena import DeviceArena
-from ..ort.session import open_session, quiet
-from .arena_backend import SwappingBackend
+from .arena_backend import ArenaBackend
+from .device_frames import DeviceFrames
+from .on_host import OnHost
 
-__all__ = ["Array", "DeviceArray", "Executable", "OnDevice", "OnHost", "allowed"]
+__all__ = ["Array", "Executable", "OnDevice", "allowed", "open_on_card"]
+
+_B = TypeVar("_B", bound="OnDevice")
 
 Array = NDArray[Any]
-
-_FRAMES = 8
-"""That stay on the device: those of as many feeds are there for all their queries."""
+"""Array in this machine's memory."""
 
 
 class Executable(Protocol):
-    """A program on a device. Everything is asked of one stream."""
+    """Program on a device. All its work is asked of one stream."""
 
     def bind(self, tensors: tuple[str, ...], weights: Sequence[DeviceArray]) -> None:
-        """Take these as the program's weights, in its order, from now on.
+        """Use these weights from now on.
 
         Args:
-            tensors: which they are.
-            weights: where they lie. For a model that was bound before it is the same object if they have not moved.
+            tensors: ids of the weights, in the program's order.
+            weights: places of the weights, in the same order.
 
         Raises:
-            BackendError: they are not what the program takes.
+            BackendError: the program does not take these weights.
         """
         ...
 
     def run(self, inputs: Mapping[str, DeviceArray]) -> dict[str, Array]:
-        """Run it, wait for it, and bring its outputs to the machine's memory."""
+        """Run the program, wait for it, and return its outputs by name, in this machine's memory."""
         ...
 
 
-class OnHost:
-    """A program without weights that the device's library refuses, on this machine's CPU.
+class OnDevice(ArenaBackend[DeviceArena]):
+    """Backend whose weights lie in a device's memory, see :class:`gemel.runtime.backends.Backend`.
 
-    Args:
-        path: the stage's ONNX file.
-        threads: of a run.
-    """
-
-    def __init__(self, path: Path, threads: int) -> None:
-        self._session = open_session(path, quiet(threads))
-        self._outputs = [port.name for port in self._session.get_outputs()]
-
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        return dict(zip(self._outputs, self._session.run(self._outputs, dict(inputs)), strict=True))
-
-
-class OnDevice(SwappingBackend[DeviceArena]):
-    """See :class:`gemel.runtime.backends.Backend`. No model is constant: that mode is for CPUs.
+    The mode ``constant`` of the manifest is for CPUs; a device runs every model with weights from the arena.
 
     Args:
         bundle: an open bundle.
-        device: closed with the backend.
+        device: device that runs the models. The backend closes it.
         memory: budget for weights.
-        threads: of what is left to the CPU; the device runs models.
-        loading: how weights come.
-        copies: of programs that have a copy of their weights, its bytes. Copies stay from the first use on; the budget
-            has room for all of them, and what is left of it is the arena's.
+        threads: CPU threads for work that the device cannot do.
+        loading: settings of how weights are loaded.
+        copies: bytes of each program that keeps a private copy of its weights. A copy stays from its first use on. The
+            budget has room for all copies; the arena gets the rest.
 
     Raises:
         InputError: the budget is too small.
+        BackendError: the device has too little free memory.
     """
 
     def __init__(
@@ -102,12 +89,12 @@ class OnDevice(SwappingBackend[DeviceArena]):
         blob = bundle.file(content.blob)
         super().__init__(DeviceArena(device, blob, content.tensors, content.segments, arena, loading))
         self.stream: Stream = device.stream()
-        self._uploads = _Uploads(device)
+        self._frames = DeviceFrames(device, self.stream)
         self._executables: dict[str, Executable | OnHost] = {}
         self._bound: dict[str, Sequence[DeviceArray]] = {}
-        """Of each program, the weights that it has."""
+        """Program -> the weights bound to it."""
         self._weights: dict[tuple[str, str], tuple[list[int], Sequence[DeviceArray]]] = {}
-        """Of each model and file, where its segments were, and where that left its weights."""
+        """(model, file) -> segment addresses when bound, and the weights there."""
 
     @property
     @abstractmethod
@@ -115,10 +102,10 @@ class OnDevice(SwappingBackend[DeviceArena]):
 
     @abstractmethod
     def _open(self, stage: Stage) -> Executable | OnHost:
-        """The executable of a stage's program, which is that of every model with this program.
+        """Open the program of a stage. All models with this program use what is returned.
 
         Raises:
-            BackendError: the device or its library refuses it.
+            BackendError: the device or its library refuses the program.
         """
 
     def segments_of(self, model: str) -> tuple[str, ...]:
@@ -126,12 +113,12 @@ class OnDevice(SwappingBackend[DeviceArena]):
 
     @property
     def private_bytes(self) -> int:
-        """Bytes of weights that programs hold by now, beside those in the arena."""
+        """Bytes of the private copies of weights that opened programs hold, beside the arena."""
         return sum(size for program, size in self._copies.items() if program in self._executables)
 
     @property
     def stats(self) -> ArenaStats:
-        # Copies are never dropped: they lie beside whatever the arena held.
+        # Private copies are never dropped, so they add to whatever the arena held.
         return replace(self.arena.stats, peak=self.arena.stats.peak + self.private_bytes)
 
     def activate(self, model: str) -> None:
@@ -143,7 +130,7 @@ class OnDevice(SwappingBackend[DeviceArena]):
         except BaseException as error:
             self.release(model)
             if isinstance(error, OSError):
-                # Files are read when they are first needed, and a cache may be deleted at any time.
+                # Files are read at their first use, and the user may delete a cache at any time.
                 raise BackendError(f"model {model} cannot be opened: {first_line(error)}") from error
             raise
 
@@ -154,15 +141,15 @@ class OnDevice(SwappingBackend[DeviceArena]):
         try:
             if isinstance(executable, OnHost):
                 return executable.run(inputs)
-            # While it runs, nothing that it reads may be moved.
+            # The arena may not move weights that a run reads.
             with self.arena.running():
                 self._bind(executable, model, spec)
                 try:
                     return self._answer(executable, spec.program, stage, inputs)
                 except NoRoomError:
-                    # Frames that stayed for other queries can be uploaded again; these may be on their way up.
+                    # The frames of other queries can be uploaded again. Their uploads may still be under way.
                     self.stream.synchronize()
-                    self._uploads.forget()
+                    self._frames.forget()
                     return self._answer(executable, spec.program, stage, inputs)
         except GemelError:
             raise
@@ -173,23 +160,23 @@ class OnDevice(SwappingBackend[DeviceArena]):
         self._executables.clear()
         self._bound.clear()
         try:
-            self._uploads.close()
+            self._frames.close()
             super().close()
         finally:
             self.device.close()
 
     def _bind(self, executable: Executable, model: str, stage: Stage) -> None:
-        """Bind a model's weights, unless they are the ones that the program has, where they were."""
+        """Bind a model's weights to a program, unless the program has them already, at the same addresses."""
         weights = self._where(model, stage)
         if self._bound.get(stage.program) is weights:
             return
-        # Half bound is not bound.
+        # If binding fails half way, the program has neither the old weights nor the new ones.
         self._bound.pop(stage.program, None)
         executable.bind(stage.weights, weights)
         self._bound[stage.program] = weights
 
     def _where(self, model: str, stage: Stage) -> Sequence[DeviceArray]:
-        """A stage's weights; the same object for as long as they have not moved."""
+        """Return the places of a stage's weights: the same object as before if no segment has moved."""
         places = [self.arena.place(segment) for segment in self.segments_of(model)]
         known = self._weights.get((model, stage.file))
         if known is None or known[0] != places:
@@ -203,9 +190,7 @@ class OnDevice(SwappingBackend[DeviceArena]):
 
     def _upload(self, program: str, stage: str, name: str, array: Array) -> DeviceArray:
         array = np.ascontiguousarray(array)
-        if stage == "main":
-            return self._uploads.frame(array, self.stream)
-        return self._uploads.pass_on(program, name, array, self.stream)
+        return self._frames.frame(array) if stage == "main" else self._frames.pass_on(program, name, array)
 
     def _weight(self, tensor: str) -> DeviceArray:
         spec = self._bundle.manifest.tensors[tensor]
@@ -213,15 +198,15 @@ class OnDevice(SwappingBackend[DeviceArena]):
 
 
 def allowed(bundle: Bundle, memory: str | int, private: int = 0) -> int:
-    """Bytes of weights that a setting allows on a device.
+    """Return the bytes of weights that a memory setting allows on a device.
 
     Args:
         bundle: an open bundle.
         memory: see :mod:`gemel.bundles.budget`.
-        private: bytes of copies.
+        private: bytes of the private copies of weights.
 
     Raises:
-        InputError: it is too small.
+        InputError: the setting is too small.
     """
     content = bundle.manifest
     sizes = {name: DeviceArena.footprint(spec.length) for name, spec in content.segments.items()}
@@ -229,52 +214,20 @@ def allowed(bundle: Bundle, memory: str | int, private: int = 0) -> int:
     return budget(memory, sum(sizes.values()), needs, private)
 
 
-class _Uploads:
-    """Arrays on the device: frames, of which the last ones stay, and room for what stages give each other."""
+def open_on_card(make: Callable[[Device], _B]) -> _B:
+    """Open a backend on the first NVIDIA card, and close the card if that fails.
 
-    def __init__(self, device: Device) -> None:
-        self._device = device
-        # By identity: the same prepared frame is given to every query that looks at it. The array keeps its id.
-        self._frames: OrderedDict[int, tuple[Array, int]] = OrderedDict()
-        self._rooms: dict[tuple[str, str], tuple[int, int]] = {}
+    Args:
+        make: opens the backend on the device that it is given.
 
-    def frame(self, array: Array, stream: Stream) -> DeviceArray:
-        """A frame, which must not change; given again, it is there already."""
-        if id(array) not in self._frames:
-            if len(self._frames) == _FRAMES:
-                _, (_, oldest) = self._frames.popitem(last=False)
-                self._device.free(oldest)
-            address = allocate(self._device, array.nbytes)
-            try:
-                self._device.upload(address, array, stream)
-            except BaseException:
-                self._device.free(address)
-                raise
-            self._frames[id(array)] = (array, address)
-        self._frames.move_to_end(id(array))
-        return DeviceArray(self._frames[id(array)][1], array.dtype, array.shape)
+    Raises:
+        BackendError: there is no card that can be used, or ``make`` raised the error.
+    """
+    from ..device.cuda import CudaDevice
 
-    def pass_on(self, program: str, name: str, array: Array, stream: Stream) -> DeviceArray:
-        """What another stage made, until the same input of the same program is given again."""
-        size, address = self._rooms.get((program, name), (0, 0))
-        if size < array.nbytes:
-            if size:
-                del self._rooms[program, name]
-                self._device.free(address)
-            address = allocate(self._device, array.nbytes)
-            self._rooms[program, name] = (array.nbytes, address)
-        if array.nbytes:
-            self._device.upload(address, array, stream)
-        return DeviceArray(address, array.dtype, array.shape)
-
-    def close(self) -> None:
-        self.forget()
-        for _, address in self._rooms.values():
-            self._device.free(address)
-        self._rooms.clear()
-
-    def forget(self) -> None:
-        """Give back the memory of all frames, which nothing may be using."""
-        for _, address in self._frames.values():
-            self._device.free(address)
-        self._frames.clear()
+    device = CudaDevice()
+    try:
+        return make(device)
+    except BaseException:
+        device.close()
+        raise

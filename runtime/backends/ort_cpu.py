@@ -1,4 +1,4 @@
-"""ONNX Runtime on a CPU: one session a program, weights bound where they are mapped."""
+"""Backend ``ort-cpu``: ONNX Runtime on the CPU, one session per program, weights bound where they are mapped."""
 
 from __future__ import annotations
 
@@ -16,36 +16,53 @@ from ...bundles.reader import Bundle
 from ...errors import BackendError, first_line
 from ..memory.arena import WARM, ArenaStats, Loading
 from ..memory.host_arena import HostArena
-from ..ort.bake import Baked, bake
+from ..ort.bake import bake
+from ..ort.baked import Baked
 from ..ort.private_copies import choose_private_copies
 from ..ort.session import Bound, open_baked, usual_threads
-from .arena_backend import SwappingBackend
+from .arena_backend import ArenaBackend
+from .protocol import BackendOptions
 
 __all__ = ["OrtCpu", "SessionMode"]
 
 SessionMode = Literal["bound", "constant", "packed"]
-"""Bound weights are shared and swapped. Constant and packed ones, which are int8, are a copy that a session has."""
+"""Mode in which a model runs.
+
+``bound``: weights are shared and swapped. ``constant``, and ``packed`` for int8 models: a session holds a private copy
+of the weights.
+"""
 
 
 @cache
 def _share_activations() -> None:
-    """One activation arena for all sessions of the process: they take turns, and need the largest, not the sum.
+    """Make one arena for the activations of all sessions of the process.
 
-    Three programs of the street example: 121 MB instead of 138 MB, at equal times. Once a process, or it is an error.
+    Sessions take turns, so the arena needs the largest of their activations, not the sum. Three programs of the street
+    example take 121 MB instead of 138 MB, in equal times. ONNX Runtime allows it once per process.
     """
     info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     ort.create_and_register_allocator(info, None)
 
 
-class OrtCpu(SwappingBackend[HostArena]):
-    """The default backend; see :class:`gemel.runtime.backends.Backend`.
+class OrtCpu(ArenaBackend[HostArena]):
+    """Default backend, see :class:`gemel.runtime.backends.Backend`.
 
-    Models in mode ``constant``, and INT8 models that are packed, take no part in swapping: their session holds a
-    private copy of their weights from the first use on. The budget has room for all these copies; what is left of it
-    is the arena's.
+    Models in mode ``constant`` or ``packed`` take no part in swapping: their sessions hold private copies of their
+    weights from the first use on. The budget has room for all private copies; the arena gets the rest.
+
+    Args:
+        bundle: an open bundle.
+        memory: budget for weights.
+        threads: threads that one run may use; one less than the cores when left out.
+        loading: settings of how weights are loaded.
+        progress: called with each model that is baked for this CPU.
 
     Attributes:
         modes: how each model runs: ``bound``, ``constant`` or ``packed``.
+
+    Raises:
+        InputError: the budget is too small.
+        BackendError: ONNX Runtime refuses a model, or the device cache cannot be written.
     """
 
     name = "ort-cpu"
@@ -63,7 +80,7 @@ class OrtCpu(SwappingBackend[HostArena]):
         self._bundle, self.loading = bundle, loading
         self.threads = threads or usual_threads()
         self.baked: Baked = bake(bundle, progress)
-        self.modes, self.budget = _decided(bundle, self.baked, memory)
+        self.modes, self.budget = _decide(bundle, self.baked, memory)
         self._copies = _private_copies(self.baked, self.modes)
         swapped = {segment for model in self.modes for segment in self.segments_of(model)}
         arena = {name: spec for name, spec in self.baked.segments.items() if name in swapped}
@@ -72,6 +89,17 @@ class OrtCpu(SwappingBackend[HostArena]):
         self._values: dict[str, ort.OrtValue] = {}
         self._sessions: dict[Path, ort.InferenceSession] = {}
         self._bound: dict[tuple[str, str], Bound] = {}
+
+    @classmethod
+    def open(cls, bundle: Bundle, name: str, options: BackendOptions) -> OrtCpu:
+        """Open the backend, see :class:`.protocol.BackendOpener`."""
+        return cls(
+            bundle,
+            memory=options.memory,
+            threads=options.threads,
+            loading=options.loading,
+            progress=options.progress,
+        )
 
     def segments_of(self, model: str) -> tuple[str, ...]:
         return self.baked.segments_of[model] if self.modes[model] == "bound" else ()
@@ -91,7 +119,7 @@ class OrtCpu(SwappingBackend[HostArena]):
             raise
 
     def unbind(self, model: str) -> None:
-        """Forget a model's bindings, so that the next :meth:`activate` is a whole swap-in (for measuring it)."""
+        """Release a model and forget its bindings, so that the next :meth:`activate` is a whole swap-in to measure."""
         self.release(model)
         for stage in self._bundle.manifest.models[model].stages:
             self._bound.pop((model, stage), None)
@@ -105,12 +133,12 @@ class OrtCpu(SwappingBackend[HostArena]):
 
     @property
     def private_bytes(self) -> int:
-        """Bytes of weights that sessions of models in mode ``constant`` or ``packed`` hold by now."""
+        """Bytes of the private copies that opened sessions of ``constant`` and ``packed`` models hold."""
         return sum(size for path, size in self._copies.items() if path in self._sessions)
 
     @property
     def stats(self) -> ArenaStats:
-        # Private copies are never dropped: they lie beside whatever the arena held.
+        # Private copies are never dropped, so they add to whatever the arena held.
         return replace(self.arena.stats, peak=self.arena.stats.peak + self.private_bytes)
 
     def close(self) -> None:
@@ -120,6 +148,7 @@ class OrtCpu(SwappingBackend[HostArena]):
         super().close()
 
     def _bind(self, model: str, stage: str) -> Bound:
+        """Bind a stage's weights to its session; a session with a private copy has none to bind."""
         if self.modes[model] != "bound":
             return Bound(self._session(_own_graph(self.baked, model, stage, self.modes[model]), prepack=True))
         baked = self.baked.models[model][stage]
@@ -127,26 +156,26 @@ class OrtCpu(SwappingBackend[HostArena]):
         return Bound(session, [self._value(tensor) for tensor in baked.weights])
 
     def _value(self, tensor: str) -> ort.OrtValue:
-        """A tensor as ONNX Runtime wants it: an address in the mapped blob, made once whoever uses it."""
+        """Return a tensor as ONNX Runtime's view of its bytes in the mapped blob; all models share one view."""
         if tensor not in self._values:
             self._values[tensor] = ort.OrtValue.ortvalue_from_numpy(self.arena.tensor(tensor))
         return self._values[tensor]
 
     def _session(self, path: Path, *, prepack: bool) -> ort.InferenceSession:
-        """The session of a graph; every model of a program uses the same one."""
+        """Return the session of a graph; all models of a program share one."""
         if path not in self._sessions:
             self._sessions[path] = open_baked(path, self.threads, prepack=prepack)
         return self._sessions[path]
 
 
-def _decided(bundle: Bundle, baked: Baked, memory: str | int) -> tuple[Mapping[str, SessionMode], int]:
-    """How each model runs, and the bytes that the memory setting allows.
+def _decide(bundle: Bundle, baked: Baked, memory: str | int) -> tuple[Mapping[str, SessionMode], int]:
+    """Decide how each model runs, and return that and the bytes that the memory setting allows.
 
     Raises:
-        InputError: too few.
+        InputError: the memory setting is too small.
     """
     modes: dict[str, SessionMode] = {
-        # Of an INT8 model the manifest cannot know: it depends on what this CPU is fast at.
+        # The manifest's mode does not count for int8 models: the faster mode depends on this CPU.
         name: "bound" if model.precision == "int8" else model.mode
         for name, model in bundle.manifest.models.items()
     }
@@ -162,7 +191,7 @@ def _decided(bundle: Bundle, baked: Baked, memory: str | int) -> tuple[Mapping[s
 
 
 def _private_copies(baked: Baked, modes: Mapping[str, SessionMode]) -> dict[Path, int]:
-    """The graphs of models that are not bound, and the bytes of weights that a session of each holds."""
+    """Return the graph files of models that are not bound, with the bytes of weights that a session of each holds."""
     copies = {}
     for name, mode in modes.items():
         for stage, made in baked.models[name].items() if mode != "bound" else ():
@@ -173,4 +202,5 @@ def _private_copies(baked: Baked, modes: Mapping[str, SessionMode]) -> dict[Path
 
 
 def _own_graph(baked: Baked, model: str, stage: str, mode: SessionMode) -> Path:
+    """Return the file of a stage's graph that holds its weights."""
     return baked.constant(model, stage) if mode == "constant" else baked.packed(model, stage)

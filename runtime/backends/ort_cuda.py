@@ -1,4 +1,4 @@
-"""ONNX Runtime on an NVIDIA card: the bundle's programs, with weights bound where the device arena has them."""
+"""Backend ``ort-cuda``: ONNX Runtime on an NVIDIA card, with weights bound where the device arena has them."""
 
 from __future__ import annotations
 
@@ -14,25 +14,28 @@ from ...bundles.manifest import Stage
 from ...bundles.program import read_model, split_model
 from ...bundles.reader import Bundle
 from ...errors import BackendError, first_line
-from ..device import Device, Stream
+from ..device import Device, DeviceArray, Stream
 from ..device_cache import folder_for
 from ..memory.arena import WARM, Loading
 from ..ort.session import CPU, open_session, quiet
-from .on_device import Array, DeviceArray, Executable, OnDevice
+from .on_device import Array, Executable, OnDevice, open_on_card
+from .protocol import BackendOptions
 
 __all__ = ["OrtCuda"]
 
 _log = logging.getLogger(__name__)
 
-_PROVIDER = "CUDAExecutionProvider"
-
 
 @cache
-def _share_activations() -> bool:
-    """One activation arena on the card for all sessions of the process, see :mod:`.ort_cpu`; whether there is one."""
+def _share_activations(provider: str) -> bool:
+    """Make one arena on the card for the activations of all sessions, and return whether that succeeded.
+
+    Sessions take turns, so the arena needs the largest of their activations, not the sum; :mod:`.ort_cpu` does the
+    same. ONNX Runtime allows it once per process.
+    """
     info = ort.OrtMemoryInfo("Cuda", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     try:
-        ort.create_and_register_allocator_v2(_PROVIDER, info, {}, None)
+        ort.create_and_register_allocator_v2(provider, info, {}, None)
     except RuntimeError as error:
         _log.warning("every program has activations of its own, which takes more memory: %s", first_line(error))
         return False
@@ -40,19 +43,29 @@ def _share_activations() -> bool:
 
 
 class _Session:
-    """See :class:`.on_device.Executable`."""
+    """Session of one program, see :class:`.on_device.Executable`.
 
-    def __init__(self, session: ort.InferenceSession, kind: str, stream: Stream) -> None:
-        self._session, self._kind, self._stream = session, kind, stream
-        self._bindings: dict[tuple[str, ...], tuple[Sequence[DeviceArray], Any]] = {}
-        """By tensors: where they were bound, and the binding; making one takes a call for each weight."""
+    Args:
+        session: ONNX Runtime's session of the program.
+        device: device that holds the weights and inputs.
+        stream: stream in which inputs are uploaded.
+    """
+
+    def __init__(self, session: ort.InferenceSession, device: Device, stream: Stream) -> None:
+        self._session, self._memory, self._stream = session, device.ort_memory, stream
+        # The CPU provider takes no stream: what was asked of ours has to be done before the session runs.
+        self._waits = device.ort_provider == CPU
+        self._bindings: dict[tuple[str, ...], tuple[list[int], Any]] = {}
+        """Tensor ids -> the addresses that they were bound at, and the binding."""
         self._outputs = [port.name for port in session.get_outputs()]
         self._inputs = [port.name for port in session.get_inputs()]
 
     def bind(self, tensors: tuple[str, ...], weights: Sequence[DeviceArray]) -> None:
+        # Making a binding takes a call per weight. Models with the same tensors share one while no tensor moves.
+        addresses = [weight.address for weight in weights]
         known = self._bindings.get(tensors)
-        if known is None or known[0] is not weights:
-            known = self._bindings[tensors] = (weights, self._session.io_binding())
+        if known is None or known[0] != addresses:
+            known = self._bindings[tensors] = (addresses, self._session.io_binding())
             # Weights are a program's last inputs; its first are the model's own.
             for name, weight in zip(self._inputs[len(self._inputs) - len(weights) :], weights, strict=True):
                 self._take(known[1], name, weight)
@@ -62,30 +75,30 @@ class _Session:
         for name, array in inputs.items():
             self._take(self._binding, name, array)
         for name in self._outputs:
-            # Bound anew each time: shapes follow the batch. ONNX Runtime copies them, and waits for that.
+            # Bound for each run, because shapes follow the batch. ONNX Runtime copies outputs and waits for the copy.
             self._binding.bind_output(name, "cpu")
-        if self._kind == "cpu":
-            # Only on a card does ONNX Runtime work in the stream that frames come by.
+        if self._waits:
             self._stream.synchronize()
         self._session.run_with_iobinding(self._binding)
         return dict(zip(self._outputs, self._binding.copy_outputs_to_cpu(), strict=True))
 
     def _take(self, binding: Any, name: str, array: DeviceArray) -> None:
-        binding.bind_input(name, self._kind, 0, array.dtype, array.shape, array.address)
+        binding.bind_input(name, self._memory, 0, array.dtype, array.shape, array.address)
 
 
 class OrtCuda(OnDevice):
-    """See :class:`gemel.runtime.backends.Backend`.
+    """Backend of ONNX Runtime on a device, see :class:`gemel.runtime.backends.Backend`.
 
     Args:
         bundle: an open bundle.
-        device: closed with the backend. On the host device, programs run on ONNX Runtime's CPU provider.
+        device: device that runs the models, by the execution provider that the device names. The backend closes it.
         memory: budget for weights.
-        threads: of ONNX Runtime, for what the card cannot do.
-        loading: how weights come.
+        threads: CPU threads for operators that the device cannot run.
+        loading: settings of how weights are loaded.
 
     Raises:
-        BackendError: this ONNX Runtime has no CUDA.
+        InputError: the budget is too small.
+        BackendError: this ONNX Runtime has no CUDA, or the device has too little free memory.
     """
 
     name = "ort-cuda"
@@ -99,16 +112,22 @@ class OrtCuda(OnDevice):
         threads: int = 1,
         loading: Loading = WARM,
     ) -> None:
-        self._on_card = device.name != "host"
-        if self._on_card and _PROVIDER not in ort.get_available_providers():
+        if device.ort_provider not in ort.get_available_providers():
             raise BackendError(
-                f"ort-cuda: this onnxruntime ({ort.__version__}) has no CUDA: pip uninstall onnxruntime; pip install"
-                " 'gemel[cuda]'; --backend ort-cpu runs without"
+                f"ort-cuda: this onnxruntime ({ort.__version__}) has no CUDA: pip uninstall -y onnxruntime"
+                " onnxruntime-gpu, then pip install onnxruntime-gpu; --backend ort-cpu runs without"
             )
         super().__init__(bundle, device, memory=memory, threads=threads, loading=loading)
-        # Made once, and not whenever it is asked for.
+        # Kept, because finding the folder also makes it.
         self._folder = folder_for(bundle, self.name)
-        self._shares_activations = self._on_card and _share_activations()
+        self._shares_activations = device.ort_shares_activations and _share_activations(device.ort_provider)
+
+    @classmethod
+    def open(cls, bundle: Bundle, name: str, options: BackendOptions) -> OrtCuda:
+        """Open the backend on the first card, see :class:`.protocol.BackendOpener`."""
+        return open_on_card(
+            lambda device: cls(bundle, device, memory=options.memory, threads=options.threads, loading=options.loading)
+        )
 
     @property
     def folder(self) -> Path:
@@ -120,8 +139,9 @@ class OrtCuda(OnDevice):
         options = quiet(self.threads)
         options.add_session_config_entry("session.use_env_allocators", "1" if self._shares_activations else "0")
         providers: list[Any] = [CPU]
-        if self._on_card:
-            # Weights come on a stream of their own, and a run reads what is there already: one stream is enough here.
-            providers.insert(0, (_PROVIDER, {"user_compute_stream": str(self.stream.handle)}))
+        if self.device.ort_provider != CPU:
+            # Weights are loaded in a stream of their own, but a run reads only weights whose load is over. So one
+            # stream orders everything else: uploads of frames, and runs.
+            providers.insert(0, (self.device.ort_provider, {"user_compute_stream": str(self.stream.handle)}))
         session = open_session(path, options, proto=program.proto, providers=providers)
-        return _Session(session, "cuda" if self._on_card else "cpu", self.stream)
+        return _Session(session, self.device, self.stream)

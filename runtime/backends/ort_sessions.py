@@ -1,11 +1,11 @@
-"""What gemel is compared with: an ordinary ONNX Runtime session a model, made to load it and deleted to unload it.
+"""Baseline to compare gemel with: one ordinary ONNX Runtime session per model, opened to load it, deleted to unload it.
 
-Nothing is shared, and a model comes and goes as a whole. The runner, the planner and the budget are the same.
+Nothing is shared, and a model is loaded and unloaded as a whole. The runner, the planner and the budget are the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +20,26 @@ from ..device_cache import folder_for
 from ..memory.arena import WARM, Arena, Loading
 from ..memory.host_arena import forget
 from ..ort.session import open_session, quiet
-from .arena_backend import SwappingBackend
+from .arena_backend import ArenaBackend
+from .protocol import BackendOptions
 
 __all__ = ["OrtSessions"]
 
-_Sessions = dict[str, ort.InferenceSession]
 
+class _LoadedSessions(Arena):
+    """Sessions of the models that are loaded. A segment is a model, with the bytes of its weights.
 
-class _SessionArena(Arena):
-    """Sessions of models, a segment each, with the bytes of their weights."""
+    Args:
+        bundle: an open bundle.
+        budget: bytes that may be resident at once.
+        threads: threads that one run may use.
+        loading: settings of how models are loaded.
+    """
 
-    def __init__(self, bundle: Bundle, allowed: int, threads: int, loading: Loading) -> None:
-        super().__init__(_sizes(bundle), allowed, loading)
-        self.sessions: dict[str, _Sessions] = {}
+    def __init__(self, bundle: Bundle, budget: int, threads: int, loading: Loading) -> None:
+        super().__init__(_sizes(bundle), budget, loading)
+        self.sessions: dict[str, dict[str, ort.InferenceSession]] = {}
+        """Model -> stage -> its session."""
         self._bundle = bundle
         self._options = quiet(threads)
 
@@ -51,8 +58,18 @@ class _SessionArena(Arena):
                 forget(self._bundle.file(content.blob), spec.offset, spec.length)
 
 
-class OrtSessions(SwappingBackend[_SessionArena]):
-    """See :class:`gemel.runtime.backends.Backend`; a model is its own and only segment."""
+class OrtSessions(ArenaBackend[_LoadedSessions]):
+    """Backend without sharing, see :class:`gemel.runtime.backends.Backend`. A model is its own and only segment.
+
+    Args:
+        bundle: an open bundle.
+        memory: budget for weights.
+        threads: threads that one run may use.
+        loading: settings of how models are loaded.
+
+    Raises:
+        InputError: the budget is too small.
+    """
 
     name = "ort-sessions"
 
@@ -63,13 +80,17 @@ class OrtSessions(SwappingBackend[_SessionArena]):
         memory: str | int = "all",
         threads: int = 1,
         loading: Loading = WARM,
-        progress: Callable[[str], None] = lambda model: None,
     ) -> None:
         self.threads, self.loading = threads, loading
         self.folder: Path = folder_for(bundle, self.name)
         sizes = _sizes(bundle)
         self.budget = budget(memory, sum(sizes.values()), sizes.values())
-        super().__init__(_SessionArena(bundle, self.budget, threads, loading))
+        super().__init__(_LoadedSessions(bundle, self.budget, threads, loading))
+
+    @classmethod
+    def open(cls, bundle: Bundle, name: str, options: BackendOptions) -> OrtSessions:
+        """Open the backend, see :class:`.protocol.BackendOpener`."""
+        return cls(bundle, memory=options.memory, threads=options.threads, loading=options.loading)
 
     def segments_of(self, model: str) -> tuple[str, ...]:
         return (model,)
@@ -90,7 +111,7 @@ class OrtSessions(SwappingBackend[_SessionArena]):
 
 
 def _sizes(bundle: Bundle) -> dict[str, int]:
-    """Model to the bytes of its weights; a session of each stage holds its own copy."""
+    """Return the bytes of each model's weights. A session of each stage holds its own copy."""
     tensors = bundle.manifest.tensors
     return {
         name: sum(tensors[each].length for stage in model.stages.values() for each in set(stage.weights))

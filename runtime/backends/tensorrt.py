@@ -1,7 +1,7 @@
-"""TensorRT, and TensorRT for RTX: one engine a program, whatever the number of models.
+"""Backends ``tensorrt`` and ``tensorrt-rtx``: one engine per program, however many models have the program.
 
-Its weights are bound where the device arena has them, or copied from there into the engine: what was measured to be
-faster.
+An engine either reads weights where the device arena has them (bound), or keeps a private copy that is filled from the
+arena (refitted). Measurements on the device decide which.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from ...bundles.reader import Bundle
 from ...errors import BackendError, InputError
 from ..device import Device
 from ..engines.executables import Engine, EngineOpener
-from ..engines.library import Library
+from ..engines.library import Library, find_library
 from ..engines.record import Engines
 from ..engines.store import BuildProgress, engines_for
 from ..memory.arena import WARM, Loading
-from .on_device import Executable, OnDevice, OnHost, allowed
+from .on_device import Executable, OnDevice, allowed, open_on_card
+from .on_host import OnHost
+from .protocol import BackendOptions
 
 __all__ = ["TensorRt"]
 
@@ -27,23 +29,24 @@ _log = logging.getLogger(__name__)
 
 
 class TensorRt(OnDevice):
-    """See :class:`gemel.runtime.backends.Backend`.
+    """Backend of TensorRT or TensorRT for RTX, see :class:`gemel.runtime.backends.Backend`.
 
-    Engines come from the device cache; where they are missing, or not for this device or version, they are built,
-    before the arena takes its memory. A program that is faster with its weights as constants, and for whose copy the
-    budget has room, is *refitted*: weights are copied from the arena where another model's were in the engine.
+    Engines are read from the device cache. Those that are missing, or not for this device or version, are built before
+    the arena takes its memory. A program that is faster with its weights as constants is *refitted* if the budget has
+    room for its private copy: when another model runs, its weights are copied from the arena into the engine.
 
     Args:
         bundle: an open bundle.
-        device: closed with the backend.
+        device: device that runs the models. The backend closes it.
         library: TensorRT or TensorRT for RTX.
         memory: budget for weights.
-        threads: of what is left to the CPU; the device runs models.
-        loading: how weights come.
-        progress: told of each program whose engine is built.
+        threads: CPU threads for programs that the library refuses.
+        loading: settings of how weights are loaded.
+        progress: called with each program before its engine is built.
 
     Raises:
-        BackendError: the library refuses a program.
+        InputError: the budget is too small.
+        BackendError: the library refuses a program, or the device has too little free memory.
     """
 
     def __init__(
@@ -72,6 +75,23 @@ class TensorRt(OnDevice):
         super().__init__(bundle, device, memory=memory, threads=threads, loading=loading, copies=copies)
         self._opener = EngineOpener(library, device, self.stream)
 
+    @classmethod
+    def open(cls, bundle: Bundle, name: str, options: BackendOptions) -> TensorRt:
+        """Open the backend on the first card, see :class:`.protocol.BackendOpener`."""
+        # A missing library is reported before a card is touched.
+        library = find_library(name)
+        return open_on_card(
+            lambda device: cls(
+                bundle,
+                device,
+                library,
+                memory=options.memory,
+                threads=options.threads,
+                loading=options.loading,
+                progress=lambda model, number, count: options.progress(model),
+            )
+        )
+
     @property
     def folder(self) -> Path:
         return self._engines.folder
@@ -94,21 +114,22 @@ class TensorRt(OnDevice):
         return engine
 
     def _opened(self, stage: Stage) -> Engine | None:
-        """The engine of a stage's program; None where the library cannot use it."""
+        """Open the engine of a stage's program and return it; None if the library cannot use the engine."""
         program = stage.program
-        # Those that were built anew may have got another mode.
+        # An engine that was built again may have got another mode.
         if program in self._copies and self._engines.engines[program].refit is not None:
             data = self._engines.path(program, "refit").read_bytes()
             return self._opener.refitted(
                 data, stage, split_model(read_model(self._bundle.file(stage.file).read_bytes())).proto
             )
-        # So it has no copy, whatever was planned. What the budget has for it stays free: the arena has its memory.
+        # The program has no private copy after all. The budget's share for the copy stays free, because the arena
+        # cannot grow.
         self._copies.pop(program, None)
         return self._opener.bound(self._engines.path(program).read_bytes(), stage)
 
 
 def _copies(bundle: Bundle, engines: Engines) -> dict[str, int]:
-    """Of each program that is to be refitted, the bytes of the weights in its engine."""
+    """Return the bytes of the weights that each refitted engine holds, by program."""
     content = bundle.manifest
     return {
         stage.program: sum(content.tensors[tensor].length for tensor in stage.weights)
@@ -119,7 +140,7 @@ def _copies(bundle: Bundle, engines: Engines) -> dict[str, int]:
 
 
 def _fit(bundle: Bundle, device: Device, memory: str | int, copies: int) -> bool:
-    """Whether there is room for copies beside the arena, both in the budget and on the device."""
+    """Return whether the budget and the device have room for ``copies`` bytes beside the arena."""
     try:
         needed = min(allowed(bundle, memory, copies), allowed(bundle, "all", copies))
     except InputError:

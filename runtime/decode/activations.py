@@ -1,4 +1,4 @@
-"""From raw scores to probabilities, and the names of classes."""
+"""Activations: raw scores to probabilities and back; and the names of classes."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from . import FloatArray
+from .decoder import FloatArray
 
 __all__ = ["label", "logit", "sigmoid", "softmax"]
 
 
 def softmax(logits: FloatArray) -> FloatArray:
-    """Probabilities over the last axis; shape and dtype stay."""
+    """Return the softmax over the last axis, with the shape and dtype of the input."""
     scores: FloatArray = np.exp(logits - logits.max(axis=-1, keepdims=True))
     scores /= scores.sum(axis=-1, keepdims=True)
     return scores
 
 
 def sigmoid(logits: FloatArray) -> FloatArray:
-    """Logistic function of each element; shape and dtype stay."""
+    """Return the logistic function of each element, with the shape and dtype of the input."""
     # exp(-x) overflows to infinity below about -88, which gives the right answer, 0.
     with np.errstate(over="ignore"):
         scores: FloatArray = np.exp(-logits)
@@ -29,10 +29,10 @@ def sigmoid(logits: FloatArray) -> FloatArray:
 
 
 def logit(probability: float) -> float:
-    """A bound below every logit whose sigmoid is greater than ``probability``.
+    """Return a bound below every logit whose sigmoid is greater than ``probability``.
 
-    It lies a little under the exact inverse, so that rounding cannot lose a candidate: those found with it are
-    compared again by their score.
+    The bound lies 0.001 under the exact inverse, so that rounding loses no candidate. Candidates above the bound must
+    be compared with the threshold again, by their score.
     """
     if probability <= 0:
         return -math.inf
@@ -42,5 +42,5 @@ def logit(probability: float) -> float:
 
 
 def label(labels: Sequence[str] | None, index: int) -> str:
-    """Name of class ``index``, the background not counted; its number where it has no name."""
+    """Return the name of class ``index``, the background not counted; its number if it has no name."""
     return labels[index] if labels is not None and index < len(labels) else str(index)

@@ -1,4 +1,4 @@
-"""How far answers agree with a reference: the measures that merging judges a model by, without PyTorch."""
+"""Agreement of answers with a reference, by the measures that merging judges models by; without PyTorch."""
 
 from __future__ import annotations
 
@@ -14,29 +14,32 @@ from .results import Detection, Embedding, Result
 __all__ = ["LEAST_SPREAD", "SURE", "agreement"]
 
 SURE = 0.3
-"""Of the reference's detections, those that score less are mostly mistakes: agreeing with them is no merit."""
+"""Score from which a reference's detection counts as true; detections that score less are mostly mistakes."""
 LEAST_SPREAD = 1e-3
-"""Of the reference's embeddings around their mean, relative to their length: below it, what tells frames apart is
-rounding."""
+"""Least mean distance of a reference's embeddings from their mean, relative to their mean length.
+
+Below this, frames differ by rounding only.
+"""
 
 TaskName = Literal["classification", "detection", "embedding"]
+"""Task of a query."""
 
 
 def agreement(task: TaskName, answers: Sequence[Result | None], reference: Sequence[Result]) -> float | None:
-    """Accuracy of answers, 0 to 1, frame by frame against a reference; no answer is wrong.
+    """Return the accuracy of answers against a reference, 0 to 1. A missing answer counts as wrong.
 
-    - classification: part of the frames with the same first class.
-    - embedding: mean cosine, both relative to the mean of the reference; 0 if negative.
-    - detection: mAP@50, the truth being the reference's detections that score 0.3 or more; classes count by their
-      number of objects.
+    - classification: share of the frames whose best class is the same.
+    - embedding: mean cosine between answer and reference, after subtracting the reference's mean; 0 if negative.
+    - detection: mAP@50. The truth are the reference's detections that score 0.3 or more; classes are weighted by
+      their number of objects.
 
     Args:
-        task: of the query.
-        answers: a result a frame, None where there was none in time.
-        reference: what is right, for the same frames.
+        task: task of the query.
+        answers: one result a frame; None for a frame without an answer in time.
+        reference: the right results, for the same frames.
 
     Returns:
-        None where the reference has nothing to judge by: no frame, no object, or the same embedding for all frames.
+        None if the reference has nothing to judge by: no frame, no object, or the same embedding for all frames.
     """
     if not reference:
         return None
@@ -49,6 +52,7 @@ def agreement(task: TaskName, answers: Sequence[Result | None], reference: Seque
 
 
 def _first(result: Result) -> str | None:
+    """Return the label of the first class or detection; None if there is none."""
     return result[0].label if isinstance(result, tuple) and result else None
 
 
@@ -57,11 +61,11 @@ def _cosine(answers: Sequence[Result | None], reference: Sequence[Result]) -> fl
     mean = wanted.mean(0)
     if _lengths(wanted - mean).mean() <= LEAST_SPREAD * _lengths(wanted).mean():
         return None
-    # Whoever says nothing is at right angles to what is right.
+    # The mean stands for a missing answer: relative to the mean it is zero, so its cosine is 0.
     given = np.array([mean if answer is None else _values(answer) for answer in answers])
     ours, theirs = given - mean, wanted - mean
     product = (ours * theirs).sum(1) / np.maximum(_lengths(ours) * _lengths(theirs), 1e-12)
-    # A diverged model answers NaN, which is wrong, too.
+    # A diverged model answers NaN, which counts as wrong.
     return float(np.clip(np.nan_to_num(product).mean(), 0, 1))
 
 

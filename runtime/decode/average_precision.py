@@ -1,4 +1,4 @@
-"""Mean average precision of detections, by pycocotools."""
+"""Mean average precision of detections, computed by pycocotools."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ from .results import Detection
 __all__ = ["mean_average_precision"]
 
 _OVERLAP = 0.5
+"""Intersection over union from which a detection matches an object."""
 
 
 def mean_average_precision(
     found: Sequence[Sequence[Detection]], truth: Sequence[Sequence[Detection]], *, by_count: bool
 ) -> float:
-    """mAP@50: average precision at an overlap (intersection over union) of 0.5, mean over the labels in ``truth``.
+    """Return mAP@50: average precision at an intersection over union of 0.5, averaged over the labels in ``truth``.
 
     Args:
         found: detections of each frame.
-        truth: objects of each frame, whose scores mean nothing; at least one object in all.
-        by_count: labels count by their number of objects, and not all the same. Where a detector says what is true,
-            its rare labels are often mistakes, and one of them must not weigh as much as all people.
+        truth: objects of each frame, at least one in all frames together; their scores are ignored.
+        by_count: weight labels by their number of objects instead of equally. If the truth comes from a detector, its
+            rare labels are often mistakes, and one mistake must not weigh as much as all people.
     """
     counts = Counter(each.label for frame in truth for each in frame)
-    # Sorted: so does COCOeval. What is found and never there belongs to no label of the truth.
+    # Sorted, as COCOeval sorts categories. Detections with other labels than the truth's are left out.
     labels = {label: number for number, label in enumerate(sorted(counts), 1)}
     results = _annotations(found, labels)
     if not results:
         return 0.0
-    # It prints what it does.
+    # pycocotools prints its progress.
     with redirect_stdout(StringIO()):
         wanted = COCO()
         wanted.dataset = {
@@ -51,14 +52,14 @@ def mean_average_precision(
         evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
         evaluation.evaluate()
         evaluation.accumulate()
-    # [overlaps, recalls, labels, areas, most], of which only recalls and labels are more than one.
-    # Rounded: an epsilon that keeps COCOeval from dividing by zero takes perfect answers to just below 1.
+    # Axes are [overlaps, recalls, labels, areas, limits]; only recalls and labels have more than one entry.
+    # Rounded, because an epsilon against division by zero in COCOeval takes perfect answers to just below 1.
     precision = evaluation.eval["precision"][0, :, :, 0, 0].mean(0).round(9)
     return float(np.average(precision, weights=[counts[label] for label in labels] if by_count else None))
 
 
 def _annotations(frames: Sequence[Sequence[Detection]], labels: Mapping[str, int]) -> list[dict[str, Any]]:
-    """As COCO has them. Numbers begin with one: zero means to pycocotools that there is no match."""
+    """Return detections as COCO annotations, numbered from 1: pycocotools takes 0 for "no match"."""
     known = [(image, each) for image, frame in enumerate(frames) for each in frame if each.label in labels]
     return [
         _annotation(each, labels[each.label]) | {"id": number, "image_id": image}

@@ -1,31 +1,35 @@
-"""CenterFace: faces as points (Xu et al., "CenterFace: Joint Face Detection and Alignment Using Face as Point")."""
+"""CenterFace: a face is the point where a heatmap is high.
+
+Xu et al., "CenterFace: Joint Face Detection and Alignment Using Face as Point".
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
-from ...bundles.manifest import CenterFaceDecode
+from ...bundles.decode_specs import CenterFaceDecode
 from ...frames.preprocess import Geometry
-from . import FloatArray, RunStage
 from .boxes import detections, highest
+from .decoder import DecodeContext, FloatArray, RunStage
 from .results import Detection
 
 __all__ = ["CenterFaceDecoder"]
 
 
 class CenterFaceDecoder:
-    """Box of centre (cell + offset + 0.5) * stride and size exp(scale) * stride where the heatmap passes.
+    """A decoder that returns a box for every cell of the heatmap above the threshold.
 
-    Scale and offset have the vertical value first. The heatmap is a probability already. The published code
-    moves a face that is cut by the left or upper edge into the frame; here it is clipped.
+    The box has its centre at (cell + offset + 0.5) * stride and the size exp(scale) * stride. Scale and offset have the
+    vertical value first. The heatmap holds probabilities. The published code moves a face that is cut by the left or
+    upper edge into the frame; this decoder clips the face.
     """
 
-    def __init__(self, spec: CenterFaceDecode, labels: Sequence[str] | None, threshold: float | None) -> None:
+    def __init__(self, spec: CenterFaceDecode, context: DecodeContext) -> None:
         self._spec = spec
-        self._labels = labels
-        self._threshold = spec.score_threshold if threshold is None else threshold
+        self._labels = context.labels
+        self._threshold = spec.score_threshold if context.threshold is None else context.threshold
 
     def __call__(self, outputs: Mapping[str, FloatArray], geometry: Geometry, run: RunStage) -> tuple[Detection, ...]:
         spec = self._spec

@@ -1,28 +1,28 @@
-"""Class scores to the best classes."""
+"""Classification: class scores to the best classes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
-from ...bundles.manifest import ClassificationDecode
+from ...bundles.decode_specs import ClassificationDecode
 from ...frames.preprocess import Geometry
-from . import FloatArray, RunStage
 from .activations import label, softmax
+from .decoder import DecodeContext, FloatArray, RunStage
 from .results import Class
 
 __all__ = ["ClassificationDecoder"]
 
 
 class ClassificationDecoder:
-    """Softmax where the model has none, then the ``top_k`` best classes, best first."""
+    """A decoder that returns the ``top_k`` best classes, best first; applies softmax if the model has none."""
 
-    def __init__(self, spec: ClassificationDecode, labels: Sequence[str] | None, threshold: float | None) -> None:
+    def __init__(self, spec: ClassificationDecode, context: DecodeContext) -> None:
         self._top_k = spec.top_k
         self._softmax = spec.activation == "softmax"
-        self._labels = labels
-        self._threshold = threshold
+        self._labels = context.labels
+        self._threshold = context.threshold
 
     def __call__(self, outputs: Mapping[str, FloatArray], geometry: Geometry, run: RunStage) -> tuple[Class, ...]:
         scores = next(iter(outputs.values()))[0]

@@ -1,4 +1,4 @@
-"""A feature vector, optionally of unit length."""
+"""Embedding: a feature vector, optionally of unit length."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ...bundles.manifest import EmbeddingDecode
+from ...bundles.decode_specs import EmbeddingDecode
 from ...frames.preprocess import Geometry
-from . import FloatArray, RunStage
+from .decoder import DecodeContext, FloatArray, RunStage
 from .results import Embedding
 
 __all__ = ["EmbeddingDecoder"]
 
 
 class EmbeddingDecoder:
-    """The first output, averaged over its pixels where it has any."""
+    """A decoder that returns the first output as a vector, averaged over its pixels if it is a feature map."""
 
-    def __init__(self, spec: EmbeddingDecode) -> None:
+    def __init__(self, spec: EmbeddingDecode, context: DecodeContext) -> None:
         self._normalize = spec.normalize
 
     def __call__(self, outputs: Mapping[str, FloatArray], geometry: Geometry, run: RunStage) -> Embedding:
@@ -25,6 +25,6 @@ class EmbeddingDecoder:
         if values.ndim == 3:
             values = values.mean(axis=(1, 2))
         if self._normalize:
-            # A zero vector stays zero: its direction is undefined and NaN would not survive JSON.
+            # A zero vector stays zero: it has no direction, and JSON has no NaN.
             values = values / max(float(np.linalg.norm(values)), 1e-12)
         return Embedding(tuple(values.tolist()))

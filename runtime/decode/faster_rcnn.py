@@ -1,40 +1,34 @@
-"""Two-stage detectors with a feature pyramid, as torchvision's Faster R-CNN.
+"""Faster R-CNN: two-stage detectors with a feature pyramid.
 
-The semantics are those of its RegionProposalNetwork.filter_proposals, MultiScaleRoIAlign and
-RoIHeads.postprocess_detections; the networks between these steps are stages of the model.
+Results are those of torchvision's RegionProposalNetwork.filter_proposals, MultiScaleRoIAlign and
+RoIHeads.postprocess_detections. The networks between these steps are stages of the model.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
-from ...bundles.manifest import FasterRcnnDecode
+from ...bundles.decode_specs import FasterRcnnDecode
 from ...frames.preprocess import Geometry
-from . import FloatArray, RunStage
 from .activations import sigmoid, softmax
 from .boxes import Indices, clip, decode_deltas, detections, highest, nms
+from .decoder import DecodeContext, FloatArray, RunStage
 from .results import Detection
 
 __all__ = ["FasterRcnnDecoder"]
 
 
 class FasterRcnnDecoder:
-    """Proposals, their features from the level that fits their size, then class and refined box of each."""
+    """A decoder of three steps: region proposals, their pooled features, then the class and refined box of each."""
 
-    def __init__(
-        self,
-        spec: FasterRcnnDecode,
-        tensor: Callable[[str], FloatArray],
-        labels: Sequence[str] | None,
-        threshold: float | None,
-    ) -> None:
+    def __init__(self, spec: FasterRcnnDecode, context: DecodeContext) -> None:
         self._spec = spec
-        self._anchors = [tensor(name) for name in spec.anchors]
-        self._labels = labels
-        self._threshold = spec.score_threshold if threshold is None else threshold
+        self._anchors = [context.tensor(name) for name in spec.anchors]
+        self._labels = context.labels
+        self._threshold = spec.score_threshold if context.threshold is None else context.threshold
 
     def __call__(self, outputs: Mapping[str, FloatArray], geometry: Geometry, run: RunStage) -> tuple[Detection, ...]:
         rois = self._proposals(outputs, geometry)
@@ -48,7 +42,7 @@ class FasterRcnnDecoder:
         return detections(boxes, scores[row, classes], classes, self._spec, geometry, self._labels)
 
     def _proposals(self, outputs: Mapping[str, FloatArray], geometry: Geometry) -> FloatArray:
-        """Regions that may hold an object, ``[K, 4]`` in input pixels."""
+        """Return the regions that may hold an object, ``[K, 4]`` in input pixels."""
         spec = self._spec
         parts = []
         for level, anchors in enumerate(self._anchors):
@@ -67,7 +61,7 @@ class FasterRcnnDecoder:
         return boxes[highest(scores, spec.post_nms_topk)]
 
     def _pool(self, outputs: Mapping[str, FloatArray], rois: FloatArray, run: RunStage) -> FloatArray:
-        """RoIAlign of each region on its level, ``[K, C, h, w]``."""
+        """Run RoIAlign for each region on its level of the pyramid, and return the features ``[K, C, h, w]``."""
         level = self._levels(rois)
         pooled: FloatArray | None = None
         for index, (name, scale) in enumerate(zip(self._spec.roi_levels, self._spec.roi_scales, strict=True)):
@@ -85,11 +79,11 @@ class FasterRcnnDecoder:
         return pooled
 
     def _levels(self, rois: FloatArray) -> Indices:
-        """The index into ``roi_levels`` of each region (Lin et al., "Feature Pyramid Networks", equation 1)."""
+        """Return the index into ``roi_levels`` of each region (Lin et al., "Feature Pyramid Networks", equation 1)."""
         spec = self._spec
         sizes = np.sqrt((rois[:, 2] - rois[:, 0]) * (rois[:, 3] - rois[:, 1]))
         level = np.floor(spec.canonical_level + np.log2(sizes / np.float32(spec.canonical_scale)) + np.float32(1e-6))
-        # Levels may share a scale (MobileNet's last two): then the deeper one is never chosen, as in torchvision.
+        # If two levels share a scale (MobileNet's last two), the deeper one is never chosen, as in torchvision.
         lowest, highest = (-round(math.log2(spec.roi_scales[end])) for end in (0, -1))
         return np.asarray(np.clip(level, lowest, highest) - lowest, np.intp)
 
@@ -97,12 +91,19 @@ class FasterRcnnDecoder:
 def _level(
     objectness: FloatArray, deltas: FloatArray, anchors: FloatArray, count: int
 ) -> tuple[FloatArray, FloatArray]:
-    """Boxes and logits of the ``count`` best anchors of ``objectness [A, H, W]`` and ``deltas [4A, H, W]``."""
+    """Return the boxes and logits of the ``count`` best anchors of one level.
+
+    Args:
+        objectness: ``[A, H, W]``, logits of A kinds of anchors.
+        deltas: ``[4A, H, W]``.
+        anchors: ``[H * W * A, 4]``.
+        count: the most anchors to return.
+    """
     kinds = len(objectness)
     flat = objectness.reshape(-1)
     chosen = highest(flat, count)
-    # Only the chosen deltas are gathered: the outputs stay in their layout, channels first, while the anchors
-    # have the channel last.
+    # Only the chosen deltas are gathered, so that outputs need not be transposed: they have channels first, while in
+    # the list of anchors the kind varies fastest.
     kind, cell = np.divmod(chosen, flat.size // kinds)
     picked = deltas.reshape(kinds, 4, -1)[kind, :, cell]
     return decode_deltas(picked, anchors[cell * kinds + kind], (1, 1, 1, 1)), flat[chosen]

@@ -1,41 +1,35 @@
 """One-stage detectors with fixed anchors: SSD, SSDLite, RetinaNet.
 
-The semantics are those of ``postprocess_detections`` of torchvision's SSD and RetinaNet.
+Results are those of ``postprocess_detections`` of torchvision's SSD and RetinaNet.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
-from ...bundles.manifest import SsdDecode
+from ...bundles.decode_specs import SsdDecode
 from ...frames.preprocess import Geometry
-from . import FloatArray, RunStage
 from .activations import logit, sigmoid, softmax
 from .boxes import Indices, best_of_each, decode_deltas, detections, highest
+from .decoder import DecodeContext, FloatArray, RunStage
 from .results import Detection
 
 __all__ = ["SsdDecoder"]
 
 _Candidates = tuple[Indices, Indices, FloatArray]
-"""Anchors, classes (the background not counted) and scores, each ``[K]``."""
+"""Indices of anchors, classes (the background not counted) and scores of K candidates, each ``[K]``."""
 
 
 class SsdDecoder:
-    """Threshold, the best candidates of each class or level, boxes from deltas, suppression within each class."""
+    """A decoder that keeps the best candidates of each class or level, and suppresses overlaps within each class."""
 
-    def __init__(
-        self,
-        spec: SsdDecode,
-        tensor: Callable[[str], FloatArray],
-        labels: Sequence[str] | None,
-        threshold: float | None,
-    ) -> None:
+    def __init__(self, spec: SsdDecode, context: DecodeContext) -> None:
         self._spec = spec
-        self._anchors = tensor(spec.anchors)
-        self._labels = labels
-        self._threshold = spec.score_threshold if threshold is None else threshold
+        self._anchors = context.tensor(spec.anchors)
+        self._labels = context.labels
+        self._threshold = spec.score_threshold if context.threshold is None else context.threshold
 
     def __call__(self, outputs: Mapping[str, FloatArray], geometry: Geometry, run: RunStage) -> tuple[Detection, ...]:
         spec, logits = self._spec, outputs["logits"][0]
@@ -50,7 +44,11 @@ class SsdDecoder:
         return detections(boxes, scores, classes, spec, geometry, self._labels)
 
     def _candidates(self, logits: FloatArray) -> _Candidates:
-        """Pairs of anchor and class of ``logits [A, classes (+ 1)]`` that score above the threshold."""
+        """Return the pairs of anchor and class that score above the threshold.
+
+        Args:
+            logits: ``[A, classes]`` of A anchors; ``[A, 1 + classes]`` if the model has a background class.
+        """
         first = int(self._spec.background)
         bound = logit(self._threshold)
         if self._spec.activation == "sigmoid":
@@ -60,8 +58,8 @@ class SsdDecoder:
             return anchors[above], classes[above], scores[above]
         rows = np.arange(len(logits))
         if self._spec.background:
-            # A class's probability is at most what it has against the background alone, sigmoid(logit - background):
-            # most anchors go without any exponential.
+            # Most anchors are dropped without computing an exponential: the softmax probability of a class is at most
+            # its probability against the background alone, sigmoid(logit - background).
             rows = np.flatnonzero(logits[:, 1:].max(axis=1) - logits[:, 0] > bound)
         probabilities = softmax(logits[rows])[:, first:]
         anchors, classes = np.nonzero(probabilities > self._threshold)

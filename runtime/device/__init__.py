@@ -1,7 +1,7 @@
-"""What a device arena needs of a device: memory, copies and their order. One file each, imported when it is used.
+"""Devices: memory, copies, streams and events. One file per kind of device, imported when it is used.
 
-``cuda.py`` is a card, through pycuda; ``host.py`` is this machine's memory with threads for streams, so that all that
-is built on a device runs, and is tested, without one.
+``cuda.py`` drives an NVIDIA card through pycuda. The tests have a double, made of this machine's memory with threads
+for streams, so that all code above a device runs without a card.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["Device", "DeviceArray", "Event", "Stream"]
 
 @dataclass(frozen=True)
 class DeviceArray:
-    """An array in a device's memory."""
+    """Contiguous array in a device's memory."""
 
     address: int
     dtype: np.dtype[Any]
@@ -25,114 +25,127 @@ class DeviceArray:
 
 
 class Stream(Protocol):
-    """Work that is done in the order in which it was asked for, while the caller goes on."""
+    """Queue of device work, done in the order in which it was asked for, while the caller goes on."""
 
     @property
     def handle(self) -> int:
-        """What libraries that put work into it are given: of CUDA, a ``cudaStream_t``."""
+        """Number by which libraries that add work to the stream know it; for CUDA, a ``cudaStream_t``."""
         ...
 
     def wait(self, event: Event) -> None:
-        """Begin nothing that is asked for later before ``event`` has come; the caller goes on."""
+        """Hold back work that is asked for later until ``event`` has happened; the caller goes on."""
         ...
 
     def synchronize(self) -> None:
-        """Block the caller until all is done; at the least delay, so a core may be busy meanwhile.
+        """Block the caller until all work is done. A core may be kept busy meanwhile, for the shortest delay.
 
         Raises:
-            BackendError: something that was asked for failed.
+            BackendError: some of the work failed.
         """
         ...
 
 
 class Event(Protocol):
-    """A place in a stream."""
+    """Mark in a stream."""
 
     def record(self, stream: Stream) -> None:
-        """It comes when all that was asked of the stream so far is done."""
+        """Have the event happen when all work that the stream was asked for so far is done."""
         ...
 
     @property
     def done(self) -> bool:
-        """Whether it has come, or was never recorded."""
+        """Whether the event has happened, or was never recorded."""
         ...
 
     def synchronize(self) -> None:
-        """Block the caller until it has come; asleep.
+        """Block the caller, asleep, until the event has happened.
 
         Raises:
-            BackendError: something that was asked for before it failed.
+            BackendError: work that was asked for before it failed.
         """
         ...
 
 
 class Device(Protocol):
-    """One device. Memory is bytes; addresses are what kernels take. May be used from any thread."""
+    """One device. Memory is counted in bytes; addresses are those that kernels take. Any thread may use it."""
 
     name: str
     target: str
-    """What engines are built for: the compute capability, as ``sm86``. Of the machine itself nothing."""
+    """Compute capability that engines are built for, such as ``sm86``; empty where there is none."""
     unified: bool
     """Whether the device reads the machine's own memory, as on a Jetson."""
+    ort_provider: str
+    """ONNX Runtime's execution provider for the device."""
+    ort_memory: str
+    """ONNX Runtime's name for the device's memory, as IO binding takes it: ``cuda`` or ``cpu``."""
+    ort_shares_activations: bool
+    """Whether ONNX Runtime keeps the activations of all sessions in one arena on the device."""
 
     def allocate(self, size: int) -> int:
-        """The address of ``size`` bytes, at least 1, on a multiple of 256.
+        """Return the address of ``size`` new bytes, at least 1; a multiple of 256.
 
         Raises:
-            BackendError: there is not enough; the message says how much there is.
+            BackendError: not enough memory is free; the message says how much is.
         """
         ...
 
     def free(self, address: int) -> None:
-        """Give back what :meth:`allocate` gave.
+        """Give back memory that :meth:`allocate` returned.
 
         Raises:
-            BackendError: it was given back already, or never allocated.
+            BackendError: the memory was given back already, or never allocated.
         """
         ...
 
     def pinned(self, size: int) -> NDArray[np.uint8]:
-        """``size`` bytes, at least 1, of the machine's memory that copies do not have to wait for.
+        """Return ``size`` bytes, at least 1, of page-locked host memory, which the device copies without the CPU.
 
-        Given back with the array.
+        The memory is given back when no array refers to it.
 
         Raises:
-            BackendError: there is not enough.
+            BackendError: not enough memory is free.
         """
         ...
 
-    def stream(self) -> Stream: ...
+    def stream(self) -> Stream:
+        """Make a stream."""
+        ...
 
-    def event(self) -> Event: ...
+    def event(self) -> Event:
+        """Make an event."""
+        ...
 
     def upload(self, target: int, source: NDArray[Any], stream: Stream) -> None:
-        """Copy a C-contiguous array, which must stay as it is until that is done, to an address.
+        """Copy a C-contiguous array to an address. The array must not change until the copy is done.
 
         Raises:
-            BackendError: it is not contiguous, or the address is known to be wrong.
+            BackendError: the array is not contiguous, or the address is known to be wrong.
         """
         ...
 
     def download(self, target: NDArray[Any], source: int, stream: Stream) -> None:
-        """Copy from an address into a C-contiguous array, which is not to be read before that is done.
+        """Copy from an address into a C-contiguous array. The array must not be read until the copy is done.
 
         Raises:
-            BackendError: as of :meth:`upload`.
+            BackendError: the array is not contiguous, or the address is known to be wrong.
         """
         ...
 
     def move(self, target: int, source: int, size: int, stream: Stream) -> None:
-        """Copy ``size`` bytes on the device.
+        """Copy ``size`` bytes from one address on the device to another.
 
         Raises:
-            BackendError: the two places overlap, or as of :meth:`upload`.
+            BackendError: the two places overlap, or an address is known to be wrong.
         """
         ...
 
     def memory(self) -> tuple[int, int]:
-        """Bytes that are free, and that there are."""
+        """Return the free and the total bytes of the device's memory."""
         ...
 
     def close(self) -> None:
-        """Give all allocations back, which nothing may use any more; the rest goes with its objects. Idempotent."""
+        """Give all allocations back; nothing may use them any more. Idempotent.
+
+        Streams, events and page-locked memory are given back with their objects.
+        """
         ...

@@ -1,10 +1,10 @@
-"""A card, through pycuda.
+"""NVIDIA card, through pycuda.
 
-All is done in the card's primary context, which ONNX Runtime and TensorRT use, too: addresses and streams are theirs as
-well. As they do, it is retained once, until the process ends.
+All work happens in the card's primary context. ONNX Runtime and TensorRT use the same one, so they can use our
+addresses and streams. The context is retained once, until the process ends, as these libraries do.
 
-It becomes the calling thread's for one call at a time, whatever thread that is: pycuda ends the process when a thread
-ends that still has it, and leaks what is let go of on a thread that has not.
+Each call makes the context current on the calling thread and takes it off again. pycuda ends the process when a thread
+ends on which the context is still current, and leaks objects that are deleted on a thread where it is not.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from . import Event, Stream
 
 __all__ = ["CudaDevice", "CudaEvent", "CudaStream"]
 
-_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING, which pycuda has no name for
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING; pycuda has no name for it
 _WITHOUT = "; --backend ort-cpu works without"
 
 
 def _driver() -> Any:
-    """pycuda.driver.
+    """Import ``pycuda.driver``.
 
     Raises:
         BackendError: pycuda or the driver is not installed.
@@ -38,7 +38,7 @@ def _driver() -> Any:
         return importlib.import_module("pycuda.driver")
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError) and (error.name or "").startswith("pycuda"):
-            what = "pycuda is not installed: pip install 'gemel[cuda]', which needs the CUDA toolkit (nvcc)"
+            what = "pycuda is not installed: pip install 'pycuda>=2025.1.2', which needs the CUDA toolkit (nvcc)"
         elif "libcuda.so" in str(error):
             what = f"no NVIDIA driver: nvidia-smi must work ({first_line(error)})"
         else:
@@ -48,10 +48,10 @@ def _driver() -> Any:
 
 @cache
 def _card() -> tuple[Any, Any]:
-    """The first card and its primary context.
+    """Return the first card and its primary context.
 
     Raises:
-        BackendError: there is none that can be used.
+        BackendError: no card can be used.
     """
     driver = _driver()
     try:
@@ -61,17 +61,17 @@ def _card() -> tuple[Any, Any]:
     except driver.Error as error:
         what = f"no NVIDIA card can be used: nvidia-smi must work ({first_line(error)})"
         raise BackendError(f"cuda: {what}{_WITHOUT}") from error
-    # Left to its destructor, pycuda would take it for a context of its own and complain.
+    # pycuda's destructor would take the context for one of its own and complain.
     atexit.register(context.detach)
     return card, context
 
 
 class _Resource:
-    """Something of pycuda's; given back with this object.
+    """Owner of an object of pycuda's, which is given back with this one.
 
     Args:
-        device: the device.
-        make: makes it, given pycuda.driver.
+        device: device that the object belongs to.
+        make: makes the object, given ``pycuda.driver``.
     """
 
     def __init__(self, device: CudaDevice, make: Callable[[Any], Any]) -> None:
@@ -80,13 +80,13 @@ class _Resource:
             self.raw = make(driver)
 
     def __del__(self) -> None:
-        # Where making it failed there is nothing, and when the process ends no card.
+        # Nothing to give back where making it failed; no card to give it back to while the process ends.
         with suppress(BackendError), self._device.current():
             del self.raw
 
 
 class CudaStream(_Resource):
-    """See :class:`gemel.runtime.device.Stream`. It does not wait for the default stream."""
+    """CUDA stream, see :class:`gemel.runtime.device.Stream`. It does not wait for the default stream."""
 
     def __init__(self, device: CudaDevice) -> None:
         super().__init__(device, lambda driver: driver.Stream(_NON_BLOCKING))
@@ -105,7 +105,7 @@ class CudaStream(_Resource):
 
 
 class CudaEvent(_Resource):
-    """See :class:`gemel.runtime.device.Event`."""
+    """CUDA event, see :class:`gemel.runtime.device.Event`."""
 
     def __init__(self, device: CudaDevice) -> None:
         def make(driver: Any) -> Any:
@@ -129,7 +129,7 @@ class CudaEvent(_Resource):
 
 
 class _Pinned(_Resource):
-    """What arrays of pinned memory are views of."""
+    """Owner of page-locked memory; arrays that view the memory keep it alive."""
 
     def __init__(self, device: CudaDevice, size: int) -> None:
         super().__init__(device, lambda driver: driver.pagelocked_empty(size, np.uint8))
@@ -137,11 +137,15 @@ class _Pinned(_Resource):
 
 
 class CudaDevice:
-    """The first card that CUDA shows; see :class:`gemel.runtime.device.Device`.
+    """First card that CUDA shows, see :class:`gemel.runtime.device.Device`.
 
     Raises:
         BackendError: pycuda, the driver or a card is missing.
     """
+
+    ort_provider = "CUDAExecutionProvider"
+    ort_memory = "cuda"
+    ort_shares_activations = True
 
     def __init__(self) -> None:
         self._driver = _driver()
@@ -153,10 +157,10 @@ class CudaDevice:
 
     @contextmanager
     def current(self) -> Iterator[Any]:
-        """Make the card the calling thread's for a while; gives pycuda.driver.
+        """Make the card's context current on the calling thread; yields ``pycuda.driver``.
 
         Raises:
-            BackendError: in place of whatever error pycuda raises meanwhile.
+            BackendError: pycuda raised an error inside the ``with`` block.
         """
         try:
             self._context.push()

@@ -1,1 +1,1 @@
-"""TensorRT engines: built from programs, without weights, timed on the device that is here, and kept in its cache."""
+"""TensorRT engines: built from programs without weights, timed on this machine's device, kept in the device cache."""

@@ -1,4 +1,4 @@
-"""Building an engine from a program."""
+"""Build a TensorRT engine from a program."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["Built", "build_engine"]
 
 @dataclass(frozen=True)
 class Built:
-    """A serialised engine."""
+    """Serialised engine."""
 
     data: bytes
     layers: int
-    """Of the network that it was built from."""
+    """Layers of the network that the engine was built from."""
 
 
 def build_engine(
@@ -33,22 +33,22 @@ def build_engine(
     flags: Sequence[str] = (),
     timings: Timings | None = None,
 ) -> Built:
-    """Build a program's engine.
+    """Build the engine of a program.
 
-    Types are those that the program states. Where a card can, it rounds the factors of float32 products to TF32, as
-    PyTorch's convolutions do.
+    The engine computes in the types that the program states. A card that can do so rounds the factors of float32
+    products to TF32, as PyTorch's convolutions do.
 
     Args:
-        library: that builds.
-        proto: a serialised program, see :mod:`gemel.bundles.program`.
-        rows: inputs whose first dimension is free, and how large it may be; the engine is tuned for that size.
-        targets: compute capabilities, as ``sm86``; left out, the device that is here.
-        blob: where weights lie that are constants of the program.
-        flags: of the builder, by name.
-        timings: what is known of kernels on the device that is here.
+        library: library that builds the engine.
+        proto: serialised program, see :mod:`gemel.bundles.program`.
+        rows: inputs whose first dimension is free, with its largest size. The engine is tuned for that size.
+        targets: compute capabilities to build for, such as ``sm86``; this machine's device when left out.
+        blob: file of the weights that are constants of the program.
+        flags: names of the builder flags to set.
+        timings: kernel times known on this machine's device. New ones are added.
 
     Raises:
-        BackendError: the library refuses the program, or there is no such device; in its own words.
+        BackendError: the library refuses the program, or there is no such device; the message quotes the library.
     """
     trt = library.module
     logger = library.logger()
@@ -78,7 +78,7 @@ def build_engine(
         if data is not None and timings is not None:
             timings.keep(config)
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-        # What the binding raises where there is no driver, or where the library has no such flag.
+        # TensorRT's Python binding raises these where there is no driver, or the library lacks a flag.
         raise BackendError(library.refusal([*logger.errors, str(error)])) from error
     if data is None:
         raise BackendError(library.refusal(logger.errors))
@@ -86,12 +86,12 @@ def build_engine(
 
 
 def _shape(network: Any, name: str) -> tuple[int, ...]:
-    """All dimensions of an input but the first."""
+    """Return all dimensions of an input but the first."""
     ports = (network.get_input(index) for index in range(network.num_inputs))
     return next(tuple(port.shape)[1:] for port in ports if port.name == name)
 
 
 def _reasons(parser: Any) -> list[str]:
-    """What a parser does not like; what it says itself may be as little as ``false``."""
+    """Return the parser's errors with their operators; a description alone may be as little as ``false``."""
     errors = map(parser.get_error, range(parser.num_errors))
     return [f"operator {error.node_operator()}, {error.code().name}: {error.desc()}" for error in errors]

@@ -1,7 +1,8 @@
-"""The mode of a program on the device that is here: both engines are built, run and timed.
+"""Choose the mode of a program on this machine's device: build both engines, run them, and compare their times.
 
-Refitting saves no memory: the engine's copy comes on top of what the arena holds. So it has to be faster by more than
-the measuring is wrong, and where models share the program, every run may follow one of another model's, and a refit.
+Refitting saves no memory: the engine's private copy adds to what the arena holds. So a refitted engine must be faster
+by more than the error of the measurement. Where models share the program, any run may follow one of another model, and
+then needs a refit first.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ __all__ = ["choose_mode", "pick"]
 _Array = NDArray[Any]
 
 _WORTH = 1.05
-"""How many times as long a run with bound weights must take, for a copy to be worth its memory."""
+"""Ratio of bound to refitted time above which a private copy is worth its memory."""
 _ALIKE = 0.02
-"""Of the largest answer, by how much answers may differ: kernels round differently."""
+"""Largest difference between outputs, relative to the largest output: kernels round differently."""
 _WARM_UP, _ROUNDS = 10, 30
-"""Runs of each engine."""
+"""Runs of each engine that are not timed, and that are."""
 
 
 def pick(
@@ -49,20 +50,20 @@ def pick(
     device: Device,
     timings: Timings | None,
 ) -> tuple[ModeChoice, Built | None]:
-    """Choose a program's mode.
+    """Choose the mode of a program with weights.
 
     Args:
         bundle: an open bundle.
-        stage: with weights, of a model with this program; the engine is built with them.
-        proto: the program.
-        rows: see :func:`.build.build`; it is timed with as many.
-        bound: its engine with weights as inputs.
-        library: that builds and runs.
-        device: that is here.
-        timings: see :func:`.build.build`.
+        stage: stage of a model with this program. The refitted engine is built with its weights.
+        proto: serialised program.
+        rows: see :func:`.build.build_engine`. The engines are timed with inputs of these sizes.
+        bound: engine of the program with weights as inputs.
+        library: library that builds and runs the engines.
+        device: this machine's device.
+        timings: see :func:`.build.build_engine`.
 
     Returns:
-        The mode, and the engine that is refitted where that was chosen.
+        The mode, and the refitted engine if that mode was chosen.
     """
     content = bundle.manifest
     users = [
@@ -72,15 +73,15 @@ def pick(
         if other.program == stage.program and other.weights != stage.weights
     ]
     constant = with_constants(proto, content.blob, [content.tensors[tensor] for tensor in stage.weights])
-    # One that only ever gets the values that it was built with may be optimised for them.
+    # With one set of weights only, the library may optimise the engine for their values.
     flags = ("STRIP_PLAN", "REFIT" if users else "REFIT_IDENTICAL")
     opener = EngineOpener(library, device, device.stream())
     try:
         refit = build_engine(library, constant, rows, blob=bundle.file(content.blob), flags=flags, timings=timings)
-        # With weights of another model where there is one: nothing of those that it was built with may be left in it.
+        # Measured with another model's weights where there is one: this shows if the engine keeps any of the first's.
         bound_ms, refit_ms, swap_ms = _measure(bundle, [stage, *users][-1], proto, rows, bound, refit, opener)
     except (BackendError, RuntimeError, TypeError, ValueError) as error:
-        # Whatever it is, with bound weights the program runs.
+        # The bound engine runs in any case.
         return ModeChoice(why=f"no refit engine: {first_line(error)}"), None
     finally:
         opener.close()
@@ -89,16 +90,16 @@ def pick(
 
 
 def choose_mode(bound_ms: float, refit_ms: float, swap_ms: float, *, shared: bool) -> ModeChoice:
-    """The mode, from what was measured.
+    """Choose the mode from measured times.
 
-    >>> choose(1.2, 1.0, 0.3, shared=False).mode, choose(1.2, 1.0, 0.3, shared=True).mode
+    >>> choose_mode(1.2, 1.0, 0.3, shared=False).mode, choose_mode(1.2, 1.0, 0.3, shared=True).mode
     ('refit', 'bound')
 
     Args:
-        bound_ms: of a run with weights as inputs.
-        refit_ms: of a run with weights as constants.
-        swap_ms: of a refit.
-        shared: whether other models have the program, with other weights.
+        bound_ms: time of a run with weights as inputs.
+        refit_ms: time of a run with weights as constants.
+        swap_ms: time of a refit.
+        shared: whether other models have the same program with other weights.
     """
     faster = bound_ms > _WORTH * (refit_ms + (swap_ms if shared else 0.0))
     times = {"bound_ms": bound_ms, "refit_ms": refit_ms, "swap_ms": swap_ms}
@@ -114,10 +115,10 @@ def _measure(
     refit: Built,
     opener: EngineOpener,
 ) -> tuple[float, float, float]:
-    """Milliseconds of a run bound, of one refitted, and of a refit, with weights of the stage.
+    """Return the milliseconds of a bound run, of a refitted run and of a refit, with the weights of a stage.
 
     Raises:
-        BackendError: they cannot be run, or answer differently.
+        BackendError: an engine cannot be run, or the outputs of the two differ.
     """
     one, other = opener.bound(bound.data, stage), opener.refitted(refit.data, stage, proto)
     if one is None or other is None:
@@ -140,22 +141,23 @@ def _measure(
 
 
 def _check_alike(bound: Mapping[str, _Array], refit: Mapping[str, _Array]) -> None:
-    """
+    """Check that both engines give the same outputs. TensorRT 11.3 drops biases from engines that can be refitted.
+
     Raises:
-        BackendError: answers differ by more than rounding. TensorRT 11.3 drops biases where engines can be refitted.
+        BackendError: outputs differ by more than rounding.
     """
     for name, expected in bound.items():
         found = refit[name].astype(np.float64)
         most = np.abs(expected, dtype=np.float64).max(initial=0.0)
         difference = np.abs(found - expected).max(initial=0.0)
-        # Written so that what is no number is not alike.
+        # Negated, so that a difference of NaN fails.
         if not difference <= _ALIKE * most:
             raise BackendError(f"its answers differ: {name} by {difference:.3g}, where bound ones reach {most:.3g}")
 
 
 @contextmanager
 def _uploaded(arrays: Sequence[_Array], device: Device, stream: Stream) -> Iterator[list[DeviceArray]]:
-    """Arrays on the device, for a while."""
+    """Upload arrays to the device, and free them at the end of the ``with`` block."""
     places: list[DeviceArray] = []
     try:
         for array in arrays:

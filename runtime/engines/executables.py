@@ -1,4 +1,4 @@
-"""Engines on a device, in two modes: *bound* to weights wherever they lie, or *refitted* with a copy of them."""
+"""Engines that run on a device, in two modes: *bound* to weights in the arena, or *refitted* with a private copy."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ E = TypeVar("E", bound="Engine")
 
 
 class NoRoomError(BackendError):
-    """The device has less memory left than is asked for."""
+    """Device with less free memory than is asked for."""
 
 
 def allocate(device: Device, size: int) -> int:
-    """See :meth:`gemel.runtime.device.Device.allocate`; of this failure callers can tell that it is one of memory.
+    """Allocate device memory, with an error of its own where there is too little.
 
     Raises:
-        NoRoomError: there is not enough; the message says how much there is.
+        NoRoomError: not enough memory is free; the message says how much is.
     """
     try:
         return device.allocate(size)
@@ -40,17 +40,17 @@ def allocate(device: Device, size: int) -> int:
 
 
 class _Block:
-    """Memory on the device that grows to what is asked for, and is used by one at a time."""
+    """Device memory that grows to the largest size asked for, and has one user at a time."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
         self._address, self._size = 0, 0
 
     def take(self, size: int) -> int:
-        """An address with ``size`` bytes; what was there before is lost, and may be elsewhere.
+        """Return the address of ``size`` bytes. Earlier contents are lost, and earlier addresses may be invalid.
 
         Raises:
-            NoRoomError: there is not enough.
+            NoRoomError: not enough memory is free.
         """
         if size > self._size:
             self.close()
@@ -58,20 +58,21 @@ class _Block:
         return self._address
 
     def close(self) -> None:
+        """Give the memory back."""
         if self._size:
             self._device.free(self._address)
         self._address, self._size = 0, 0
 
 
 class EngineOpener:
-    """Opens a library's engines on a device.
+    """Opener of one library's engines on one device.
 
-    They take turns: in one stream, and in one block of activations, as large as the hungriest of them needs.
+    The engines take turns in one stream. They share one block of activations, as large as any of them needs.
 
     Args:
-        library: that built them.
-        device: where they run.
-        stream: that they run in.
+        library: library that built the engines.
+        device: device that runs the engines.
+        stream: stream in which the engines run.
     """
 
     def __init__(self, library: Library, device: Device, stream: Stream) -> None:
@@ -81,41 +82,48 @@ class EngineOpener:
         self._opened: list[Engine] = []
 
     def bound(self, data: bytes, stage: Stage) -> BoundEngine | None:
-        """Open an engine whose weights are inputs; None where the library cannot use it, being another version's, say.
+        """Open an engine whose weights are inputs.
 
         Args:
-            data: what was built.
-            stage: of a model with this program.
+            data: serialised engine.
+            stage: stage of any model with this program.
+
+        Returns:
+            The engine; None where the library cannot use it, for example because another version built it.
 
         Raises:
-            BackendError: there is no room for it.
+            BackendError: the library cannot make an execution context of the engine.
         """
         engine = self._loaded(data)
         return None if engine is None else self._with(BoundEngine(self, engine, stage))
 
     def refitted(self, data: bytes, stage: Stage, proto: bytes) -> RefitEngine | None:
-        """Open one that has room for weights and no values yet.
+        """Open an engine that holds a private copy of weights. The copy has no values until the first refit.
 
         Args:
-            data: what was built.
-            stage: of a model with this program.
-            proto: the program.
+            data: serialised engine.
+            stage: stage of any model with this program.
+            proto: serialised program.
+
+        Returns:
+            The engine; None where the library cannot use it.
 
         Raises:
-            BackendError: the engine's weights are not the program's.
+            BackendError: the engine's weights are not those of the program.
         """
         engine = self._loaded(data)
         return None if engine is None else self._with(RefitEngine(self, engine, stage, proto))
 
     def close(self) -> None:
-        """Give back what engines have taken; none of them may be used any more."""
+        """Give back the device memory of all opened engines; none of them may be used any more."""
         for engine in self._opened:
             engine.close()
         self._opened.clear()
         self.block.close()
 
     def _loaded(self, data: bytes) -> Any:
-        # What the library says from now on is about this one.
+        """Deserialise an engine; None where the library cannot use it."""
+        # Errors from now on are about this engine.
         self.library.logger().errors.clear()
         return self._runtime.deserialize_cuda_engine(data)
 
@@ -125,7 +133,7 @@ class EngineOpener:
 
 
 class Engine(ABC):
-    """What both modes have in common; see :class:`gemel.runtime.backends.on_device.Executable`."""
+    """Common part of both modes, see :class:`gemel.runtime.backends.on_device.Executable`."""
 
     def __init__(self, opener: EngineOpener, engine: Any, stage: Stage) -> None:
         trt = opener.library.module
@@ -165,6 +173,7 @@ class Engine(ABC):
         return outputs
 
     def close(self) -> None:
+        """Give back the device memory of the outputs."""
         for block in self._outputs.values():
             block.close()
 
@@ -180,7 +189,11 @@ class Engine(ABC):
 
 
 class BoundEngine(Engine):
-    """Weights are inputs: it reads them where they are, and nothing is copied."""
+    """Engine that reads weights, as inputs, where they lie; nothing is copied.
+
+    Raises:
+        BackendError: the library cannot make an execution context of the engine.
+    """
 
     def __init__(self, opener: EngineOpener, engine: Any, stage: Stage) -> None:
         super().__init__(opener, engine, stage)
@@ -194,10 +207,10 @@ class BoundEngine(Engine):
 
 
 class RefitEngine(Engine):
-    """Weights are constants, in a copy of its own, into which those of another model are copied on the device.
+    """Engine with a private copy of weights; a swap copies another model's weights into it, on the device.
 
     Raises:
-        BackendError: the engine's weights are not those of the program, name by name.
+        BackendError: the names of the engine's weights are not those of the program.
     """
 
     def __init__(self, opener: EngineOpener, engine: Any, stage: Stage, proto: bytes) -> None:
@@ -217,24 +230,24 @@ class RefitEngine(Engine):
         for name in sorted(asked.difference(self._weights)):
             if name not in inline:
                 raise BackendError(f"{stage.file}: cannot be refitted: its engine asks for {name}, which it has not")
-        # A stripped engine lacks the program's own constants, too. The library reads them whenever it refits.
+        # A stripped engine lacks the program's own constants, too. Kept, because the library reads them at each refit.
         self._constants = {name: tensor_array(inline[name]).ravel().copy() for name in asked.difference(self._weights)}
         for name, values in self._constants.items():
             self._check(name, self._refitter.set_named_weights(name, library.module.Weights(values)))
 
     def bind(self, tensors: tuple[str, ...], weights: Sequence[DeviceArray]) -> None:
-        # Where they lie does not matter to the copy.
+        # The copy has the right values even if the arena has moved the weights since.
         if self._tensors != tensors:
-            # Half refitted is not refitted.
+            # A refit that fails half way leaves a mixture.
             self._tensors = None
             self.refit(weights)
             self._tensors = tensors
 
     def refit(self, weights: Sequence[DeviceArray]) -> None:
-        """Copy weights into the engine; done on return, so that they may be moved.
+        """Copy weights into the engine, and return when that is done: the arena may move them afterwards.
 
         Raises:
-            BackendError: the library refuses them.
+            BackendError: the library refuses the weights.
         """
         trt, stream = self._opener.library.module, self._opener.stream
         for name, weight in zip(self._weights, weights, strict=True):
@@ -252,9 +265,10 @@ class RefitEngine(Engine):
             raise BackendError(f"{self._file}: {self._opener.library.refusal(logger.errors)}")
         stream.synchronize()
         if self._context is None:
-            # An engine without values cannot have one.
+            # TensorRT makes no context of an engine whose weights have no values yet.
             self._make_context()
 
     def _check(self, name: str, taken: bool) -> None:
+        """Raise a BackendError unless the library took the weights of this name."""
         if not taken:
             raise BackendError(f"{self._file}: cannot be refitted: its engine does not take weights {name}")

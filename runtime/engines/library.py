@@ -1,4 +1,4 @@
-"""TensorRT, or TensorRT for RTX: the same API under two names."""
+"""TensorRT and TensorRT for RTX: two libraries with the same API."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
-from ...errors import BackendError, InputError
+from ...errors import BackendError, InputError, install_hint
 
 __all__ = ["LIBRARIES", "Library", "find_library"]
 
 LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-"""Backend, which is also the extra that installs it, to module."""
+"""Name of the backend, which is also the extra that installs it, to the library's Python module."""
 
 
 @dataclass(frozen=True)
 class Library:
-    """One of the two, imported.
+    """One of the two libraries, imported.
 
     Attributes:
-        backend: the name that users know it by.
-        module: its Python module; only what TensorRT 10.3 and 11 have in common is used of it.
+        backend: name that users know the library by.
+        module: Python module of the library. Gemel uses only what TensorRT 10.3 and 11 have in common.
     """
 
     backend: str
@@ -30,32 +30,34 @@ class Library:
 
     @property
     def version(self) -> str:
+        """Version of the library, such as ``10.3.0``."""
         return str(self.module.__version__)
 
     @cached_property
     def targets(self) -> tuple[str, ...]:
-        """Compute capabilities that engines can be built for without such a device, as ``sm86``; none of TensorRT's."""
+        """Compute capabilities, such as ``sm86``, to build for without such a device; empty for TensorRT itself."""
         known = getattr(self.module, "ComputeCapability", None)
         names = known.__members__ if known is not None else ()
         return tuple(sorted((name.lower() for name in names if name.startswith("SM")), key=lambda name: int(name[2:])))
 
     def logger(self) -> Any:
-        """The logger of all that is made with this library: it prints nothing and keeps errors, in ``errors``.
+        """Return the logger for all objects of this library. It prints nothing and keeps errors in ``errors``.
 
-        There is one for as long as the process lives. The library keeps to the first that it is given while anything
-        made with it exists, ignores the others, and crashes when that first one goes.
+        There is one logger until the process ends. The library uses the first logger that it is given while any object
+        made with it exists, ignores all others, and crashes when that first logger is deleted.
         """
         return _logger(self.module)
 
     def refusal(self, reasons: Sequence[str]) -> str:
-        """In words, that the library refused something; the first of ``reasons`` says why."""
+        """Return a message that the library refused something, with the first of ``reasons``."""
         reason = " ".join(reasons[0].split()) if reasons else "it does not say why"
         return f"{self.backend} {self.version} refuses it: {reason}"
 
     def check_targets(self, targets: Sequence[str]) -> None:
-        """
+        """Refuse compute capabilities that this library cannot build for on this machine.
+
         Raises:
-            InputError: an engine for one of them cannot be built here.
+            InputError: an engine for one of the targets cannot be built here.
         """
         where = f"{', '.join(self.targets)}; engines for other devices" if self.targets else "the device alone; engines"
         for target in targets:
@@ -70,7 +72,7 @@ def find_library(backend: str) -> Library:
     """Import the library of a backend.
 
     Raises:
-        BackendError: it is not installed, or cannot be loaded.
+        BackendError: the library is not installed, or cannot be loaded.
     """
     module = LIBRARIES[backend]
     try:
@@ -80,7 +82,7 @@ def find_library(backend: str) -> Library:
             raise BackendError(f"{backend}: cannot be loaded: {error}") from error
         jetson = " (on a Jetson it comes with JetPack)" if backend == "tensorrt" else ""
         raise BackendError(
-            f"{backend} is not installed: pip install 'gemel[{backend}]'{jetson}; --backend ort-cpu runs without"
+            f"{backend} is not installed: {install_hint(backend)}{jetson}; --backend ort-cpu runs without"
         ) from error
     except (ImportError, OSError) as error:
         raise BackendError(f"{backend}: cannot be loaded: {error}") from error

@@ -1,4 +1,4 @@
-"""What is known of the engines of a bundle that lie in one folder: ``engines.json`` beside them."""
+"""Record of the engines of a bundle in one folder: the file ``engines.json`` beside the engines."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 ENGINES_RECORD = "engines.json"
 
 EngineMode = Literal["bound", "refit"]
-"""Weights are inputs of the engine, or constants that are copied into it."""
+"""Mode of an engine: ``bound`` weights are inputs, ``refit`` weights are constants that a swap copies into it."""
 
 
 class _Value(BaseModel):
@@ -35,17 +35,17 @@ class _Value(BaseModel):
 
 
 class ModeChoice(_Value):
-    """The mode that a program runs in, and why; times are medians on the device, and there where both were timed."""
+    """Mode of a program and the reason for it. Times are medians on the device, None unless both engines were timed."""
 
     mode: EngineMode = "bound"
     bound_ms: float | None = None
-    """Of a run with weights as inputs."""
+    """Time of a run with weights as inputs."""
     refit_ms: float | None = None
-    """Of a run with weights as constants."""
+    """Time of a run with weights as constants."""
     swap_ms: float | None = None
-    """Of copying another model's weights into the engine."""
+    """Time of copying another model's weights into the engine."""
     why: str = "not measured"
-    """Why they are not there."""
+    """Reason why there are no times."""
 
     def __str__(self) -> str:
         if self.bound_ms is None or self.refit_ms is None or self.swap_ms is None:
@@ -54,24 +54,24 @@ class ModeChoice(_Value):
 
 
 class EngineFile(_Value):
-    """One engine."""
+    """File of one engine."""
 
     bytes: int
     sha256: str
     layers: int
-    """Of the network that it was built from."""
+    """Layers of the network that the engine was built from."""
     seconds: float
-    """That building it took."""
+    """Build time in seconds."""
 
 
 class EngineSpec(EngineFile):
-    """A program's engine with weights as inputs, and what there is beside it."""
+    """Bound engine of a program, and its refitted engine if there is one."""
 
     inputs: int
-    """Weights that are inputs."""
+    """Number of weights, which are inputs of the bound engine."""
     choice: ModeChoice = ModeChoice()
     refit: EngineFile | None = None
-    """The one that runs where mode ``refit`` was chosen, if there is room for its copy of the weights."""
+    """Engine that runs if the mode is ``refit`` and the budget has room for its private copy of the weights."""
 
     @model_validator(mode="after")
     def _whole(self) -> EngineSpec:
@@ -81,35 +81,39 @@ class EngineSpec(EngineFile):
 
 
 class Engines(_Value):
-    """What the folder holds; ``folder`` is where."""
+    """Engines of one bundle in one folder, with what built them."""
 
     folder: Path
+    """Folder of the engines; not part of the file."""
     library: str
+    """Backend whose library built the engines."""
     version: str
+    """Version of that library."""
     targets: tuple[str, ...]
     """Compute capabilities that the engines run on."""
     device: str | None = None
-    """The card that they were built on and tuned for, if they were."""
+    """Name of the card that the engines were built on and tuned for; None if they were built without it."""
     bundle: str
-    """Its id."""
+    """Id of the bundle."""
     engines: dict[Id, EngineSpec]
-    """By program."""
+    """Program id -> its engines."""
     refused: dict[Id, str] = {}
-    """Programs without weights that the library refuses, and why: what they do is left to the CPU."""
+    """Program id -> why the library refuses the program. Such programs have no weights, and run on the CPU."""
 
     @property
     def title(self) -> str:
-        """What built them, and for what."""
+        """Library, version and targets in one line, and the card that the engines were built on."""
         where = f", built on {self.device}" if self.device else ""
         return f"{self.library} {self.version} for {', '.join(self.targets)}{where}"
 
     @property
     def bytes(self) -> int:
+        """Bytes of all engine files."""
         return sum(file.bytes for file in self.files.values())
 
     @property
     def files(self) -> dict[Path, EngineFile]:
-        """Every engine's file."""
+        """Path of every engine file -> what the record says of the file."""
         found: dict[Path, EngineFile] = {}
         for program, spec in self.engines.items():
             found[self.path(program)] = spec
@@ -118,19 +122,20 @@ class Engines(_Value):
         return found
 
     def path(self, program: str, mode: EngineMode = "bound") -> Path:
+        """Return the path of a program's engine."""
         return engine_path(self.folder, program, mode)
 
 
 def engine_path(folder: Path, program: str, mode: EngineMode) -> Path:
-    """Where a program's engine lies."""
+    """Return the path of a program's engine in a folder."""
     return folder / (f"{program}.engine" if mode == "bound" else f"{program}.refit.engine")
 
 
 def read_engines(folder: Path, bundle: Bundle) -> Engines:
-    """Read a folder, with every byte of its engines.
+    """Read the record of a folder, and check every byte of its engines.
 
     Raises:
-        BundleError: a file is missing, not a plain file or damaged, or belongs to another bundle.
+        BundleError: a file is missing, damaged, or not a regular file; or the engines belong to another bundle.
     """
     cache.check_folder(folder)
     record = folder / ENGINES_RECORD

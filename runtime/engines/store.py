@@ -1,4 +1,4 @@
-"""The engines of a bundle in the device cache: one folder for a library, its version and the devices it is for."""
+"""Engines of a bundle in the device cache: one folder per library, version of the library, and set of devices."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from .timings import Timings
 __all__ = ["BuildProgress", "build_engines", "engines_for", "engines_in", "rows_of"]
 
 _LAYOUT = "2"
-"""Changed whenever this package would build the same bundle's engines differently."""
+"""Version of how engines are built and kept. Change it when the same bundle would get different engines."""
 _FOLDER = re.compile(rf"({'|'.join(LIBRARIES)})-[0-9a-f]{{16}}")
 
 BuildProgress = Callable[[str, int, int], None]
-"""Told of a program before it is built: a model that it belongs to, its number from 1, and how many there are."""
+"""Called before a program's engine is built: with a model that has the program, its number from 1, and the total."""
 
 
 def build_engines(
@@ -38,19 +38,19 @@ def build_engines(
     targets: Sequence[str],
     progress: BuildProgress = lambda model, number, count: None,
 ) -> Engines:
-    """The engines of all programs of a bundle; built where they are missing or damaged.
+    """Return the engines of all programs of a bundle for given targets; build those that are missing or damaged.
 
-    They lie in the bundle's folder, or in the user's cache folder where that cannot be written. The bundle's hashes are
-    verified before anything is built from it.
+    Engines are kept in the bundle's folder, or in the user's cache folder if the bundle cannot be written. The hashes
+    of the bundle are verified before anything is built from it.
 
     Args:
         bundle: an open bundle.
-        library: that builds.
-        targets: compute capabilities, as ``sm86``, in any order.
-        progress: called before each program is built.
+        library: library that builds the engines.
+        targets: compute capabilities to build for, such as ``sm86``, in any order.
+        progress: called before each engine is built.
 
     Raises:
-        InputError: an engine cannot be built here for one of the targets.
+        InputError: an engine for one of the targets cannot be built here.
         BundleError: a file of the bundle is damaged.
         BackendError: the library refuses a program, or nothing can be written.
     """
@@ -67,17 +67,17 @@ def engines_for(
     *,
     fresh: bool = False,
 ) -> Engines:
-    """The engines of a bundle for the device that is here: built on it, or those that came with the bundle.
+    """Return the engines of a bundle for this machine's device: those built on it, or those that came with the bundle.
 
-    Where there are none yet they are built, and each program's mode is chosen by measuring, see :mod:`.choice`. Those
-    that came with the bundle are bound.
+    Where there are none, engines are built, and the mode of each program is chosen by measuring, see :mod:`.choice`.
+    Engines that came with the bundle are bound.
 
     Args:
         bundle: an open bundle.
-        library: that runs them.
-        device: the device.
-        progress: called before each program is built.
-        fresh: build them in any case, as those that are there cannot be used.
+        library: library that runs the engines.
+        device: this machine's device.
+        progress: called before each engine is built.
+        fresh: build all engines again, because the library cannot use those that exist.
 
     Raises:
         BundleError: a file of the bundle is damaged.
@@ -97,7 +97,7 @@ def engines_for(
 
 
 def engines_in(bundle: Bundle) -> list[Engines]:
-    """All engines that lie in the bundle's folder, after a look at every byte of them.
+    """Return all engines in the bundle's folder, after checking every byte of them.
 
     Raises:
         BundleError: a file is missing or damaged, or belongs to another bundle.
@@ -109,9 +109,9 @@ def engines_in(bundle: Bundle) -> list[Engines]:
 
 
 def rows_of(bundle: Bundle) -> dict[str, dict[str, int]]:
-    """Of each program, the inputs whose first dimension is free, and how large it gets.
+    """Return, by program, the inputs whose first dimension is free, with its largest size.
 
-    Frames come one by one, regions of a two-stage detector as many as it may propose.
+    A program takes one frame at a time, or as many regions as a two-stage detector may propose.
     """
     rows: dict[str, dict[str, int]] = {}
     for model in bundle.manifest.models.values():
@@ -125,12 +125,13 @@ def rows_of(bundle: Bundle) -> dict[str, dict[str, int]]:
 
 
 def _most(model: ModelSpec, stage: str) -> int:
+    """Return the most rows that a stage of a model takes."""
     regions: int = getattr(model.decode, "post_nms_topk", 1)
     return 1 if stage == "main" else regions
 
 
 def _fits(engines: Engines, library: Library, device: Device) -> bool:
-    """Whether engines that were built elsewhere run here."""
+    """Return whether engines that were built without this device run on it."""
     return (
         (engines.library, engines.version) == (library.backend, library.version)
         and device.target in engines.targets
@@ -139,14 +140,14 @@ def _fits(engines: Engines, library: Library, device: Device) -> bool:
 
 
 def _folders(bundle: Bundle, library: Library, devices: Sequence[str]) -> tuple[Path, Path]:
-    """Where engines for some devices may lie, the preferred place first."""
+    """Return the folders that engines for these devices may lie in, the preferred one first."""
     parts = (bundle.id, library.version, *devices, _LAYOUT)
     name = f"{library.backend}-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:16]}"
     return cache.places(bundle, name)
 
 
 def _beside(bundle: Bundle) -> list[Path]:
-    """Folders of engines in the bundle's own."""
+    """Return the folders of engines inside the bundle's folder."""
     return sorted(path for path in (bundle.path / CACHE).glob("*") if _FOLDER.fullmatch(path.name))
 
 
@@ -158,6 +159,7 @@ def _make(
     device: Device | None,
     progress: BuildProgress,
 ) -> Engines:
+    """Return the engines in the first whole folder; if there is none, build them in the first writable one."""
     return cache.find_or_make(
         folders,
         bundle,
@@ -167,7 +169,7 @@ def _make(
 
 
 def _stages(bundle: Bundle) -> dict[str, tuple[str, Stage]]:
-    """Of each program, one model and its stage."""
+    """Return, by program, the first model that has the program, and its stage."""
     found: dict[str, tuple[str, Stage]] = {}
     for name, model in bundle.manifest.models.items():
         for stage in model.stages.values():
@@ -183,6 +185,11 @@ def _fill(
     device: Device | None,
     progress: BuildProgress,
 ) -> None:
+    """Build the engines of all programs into a folder, and write their record.
+
+    Raises:
+        BackendError: the library refuses a program with weights.
+    """
     stages, rows = _stages(bundle), rows_of(bundle)
     timings = None if device is None else _timings(bundle, library, device)
     made: dict[str, EngineSpec] = {}
@@ -224,6 +231,7 @@ def _fill(
 
 
 def _write(path: Path, built: Built, began: float) -> EngineFile:
+    """Write an engine, and return what the record says of the file."""
     path.write_bytes(built.data)
     return EngineFile(
         bytes=len(built.data),
@@ -234,7 +242,7 @@ def _write(path: Path, built: Built, began: float) -> EngineFile:
 
 
 def _timings(bundle: Bundle, library: Library, device: Device) -> Timings | None:
-    """Those of the card, whatever the bundle. TensorRT for RTX has none: it times nothing while it builds."""
+    """Return the timing cache of the card, which all bundles share; None for TensorRT for RTX, which times nothing."""
     if library.backend == "tensorrt-rtx":
         return None
     name = hashlib.sha256(f"{library.version}\n{device.target}\n{device.name}".encode()).hexdigest()[:16]

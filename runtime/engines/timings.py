@@ -1,4 +1,4 @@
-"""What a builder measured of kernels on this device, kept for the next engine that it builds here."""
+"""Timing cache: kernel times that TensorRT measured on this device, kept for the next engine that it builds here."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ _DIGEST = hashlib.sha256().digest_size
 
 
 class Timings:
-    """A timing cache on disk: a digest, and what the library wrote. One that is damaged or missing is an empty one.
+    """Timing cache on disk: a digest, then the library's data. A damaged or missing file counts as an empty cache.
 
     Args:
-        path: of the file; for one library, version and card.
+        path: file of the cache; one per library, version and card.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def lend(self, config: Any) -> None:
-        """Have a builder use what is known, before it builds; nothing where the library has no such caches."""
+        """Give a builder the known times before it builds. Does nothing if the library has no timing caches."""
         if not hasattr(config, "create_timing_cache"):
             return
-        # Another card's would be refused; what else the file may hold is not for the library to find out.
+        # The library refuses another card's cache; an empty one is taken then.
         for data in (self._read(), b""):
             cache = config.create_timing_cache(data)
             if cache is not None and config.set_timing_cache(cache, False):
                 return
 
     def keep(self, config: Any) -> None:
-        """Write down what is known once it has built; a folder that cannot be written is no error."""
+        """Write the builder's times to disk after it has built. A folder that cannot be written is no error."""
         cache = config.get_timing_cache() if hasattr(config, "get_timing_cache") else None
         if cache is None:
             return
@@ -45,6 +45,7 @@ class Timings:
             write_whole(self._path, hashlib.sha256(data).digest() + data)
 
     def _read(self) -> bytes:
+        """Read the library's data; empty if the file is missing or its digest is wrong."""
         try:
             content = self._path.read_bytes()
         except OSError:

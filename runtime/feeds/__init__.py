@@ -1,6 +1,7 @@
-"""Live feeds: a thread for each camera, stream or recording, which holds frames ready for the queries.
+"""Feeds of a run: each camera, stream or recording is read on a thread of its own, which holds frames ready.
 
-What may be read, and how, is :mod:`gemel.frames`; ``pacing`` says when, ``feed`` is the thread.
+:mod:`.feed` has the thread, and :mod:`.pacing` decides when frames are due. Sources are opened and decoded by
+:mod:`gemel.frames`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A feed: one thread that reads a source and holds frames ready."""
+"""The feed of a run: one thread that reads a source and holds frames ready."""
 
 from __future__ import annotations
 
@@ -19,24 +19,26 @@ __all__ = ["Feed"]
 _log = logging.getLogger(__name__)
 
 _OFFLINE_DEPTH = 2
+"""Frames that are held offline before the thread waits for the consumer."""
 _MAX_LAG_S = 1.0
+"""Seconds by which a paced recording may be late; after a longer stall it goes on with the present."""
 
 
 class Feed:
-    """Reads a source on its own thread, and opens it again when it fails.
+    """A source that is read on its own thread, and opened again when it fails.
 
-    Live, it holds only the newest frames, mostly one: what nobody took in time is dropped. Recordings are then paced to
-    real time, so that a file can stand for a camera. Offline, nothing is paced or dropped: the thread waits until
-    frames are taken.
+    Live, a feed holds only the newest frames, mostly one, and drops those that were not taken in time. Recordings are
+    paced to real time, so that a file can stand for a camera. Offline, nothing is paced or dropped: the thread waits
+    until frames are taken.
 
-    A camera or stream that ends or fails is opened again after a pause that doubles; each time is counted in
-    ``restarts`` and its reason kept in ``error``. A recording that ends has ended; one that fails in the middle has
-    ended with ``error``, or is restarted if it loops.
+    A camera or stream that ends or fails is opened again after a pause, which doubles from attempt to attempt. Each
+    restart is counted in ``restarts``, and its reason is kept in ``error``. A recording ends the feed with its last
+    frame. A recording that fails in the middle ends the feed with ``error``, or is restarted if it loops.
 
     Args:
-        name: of the feed.
-        source: what is read.
-        fps: frames a second that are delivered at most.
+        name: the feed's name.
+        source: camera, stream or recording to read.
+        fps: the most frames a second that are delivered; all if None.
         loop: whether a recording begins again at its end.
         backoff: pauses before a source is opened again.
         watch: told, on the feed's thread, when each frame was decoded.
@@ -54,12 +56,13 @@ class Feed:
     ) -> None:
         self.name = name
         self.delivered = 0
-        """Frames that became available; the index of the next one."""
+        """Frames delivered so far, which is the index of the next one."""
         self.dropped = 0
-        """Of these, frames that newer ones replaced before they were taken."""
+        """Delivered frames that newer ones replaced before they were taken."""
         self.restarts = 0
+        """Openings of the source after an end or a failure."""
         self.error: str | None = None
-        """The reason of the last restart, or of the end."""
+        """Reason of the last restart, or of the end; None if there was no failure."""
         self._source = source
         self._loop = loop
         self._backoff = backoff or Backoff()
@@ -67,6 +70,7 @@ class Feed:
         self._decimator = Decimator(fps)
         self._timeline = Timeline()
         self._box: deque[Frame] = deque()
+        """Frames that can be taken, oldest first."""
         self._wake = Condition()
         self._stop = Event()
         self._done = False
@@ -74,10 +78,14 @@ class Feed:
         self._depth = 1
         self._limit: int | None = None
         self._began = 0.0
+        """Second of the monotonic clock at which the first picture was read."""
         self._seen = 0
+        """Pictures read so far, over all openings of the source."""
         self._corrupt = 0
+        """Corrupt frames of readers that were closed."""
         self._reader: Reader | None = None
         self._due: float | None = None
+        """Second of the monotonic clock that stands for time 0 of a paced recording."""
         self._thread: Thread | None = None
 
     @property
@@ -88,7 +96,7 @@ class Feed:
 
     @property
     def waiting(self) -> bool:
-        """Whether a frame can be taken."""
+        """Whether a frame can be taken now."""
         return bool(self._box)
 
     @property
@@ -98,13 +106,16 @@ class Feed:
             return self._done and not self._box
 
     def start(self, wake: Condition, *, live: bool = True, limit: int | None = None, depth: int = 1) -> None:
-        """Start reading; once in a feed's life.
+        """Start reading. A feed can be started once.
 
         Args:
             wake: notified whenever a frame is ready or the feed ends; shared by all feeds of a run.
-            live: newest frame wins, in real time; otherwise every frame, at the consumer's pace.
+            live: hold the newest frames, in real time; otherwise deliver every frame, as fast as frames are taken.
             limit: end after this many delivered frames.
-            depth: how many of the newest frames are held, live.
+            depth: how many of the newest frames are held; live only.
+
+        Raises:
+            RuntimeError: the feed was started before.
         """
         if self._thread is not None:
             raise RuntimeError(f"feed {self.name!r} was started before")
@@ -113,7 +124,7 @@ class Feed:
         self._thread.start()
 
     def take(self) -> Frame | None:
-        """The oldest frame that is held, if there is one; it is then no longer held."""
+        """Take the oldest frame that is held; None if there is none."""
         with self._wake:
             if not self._box:
                 return None
@@ -121,21 +132,22 @@ class Feed:
             if self._live:
                 return frame
             self._wake.notify_all()
-            # Offline nothing arrives before it is asked for: waiting in the queue is not latency.
+            # Offline a frame arrives when it is taken: the time that it was held is not latency.
             return replace(frame, arrived=monotonic())
 
     def stop(self) -> None:
-        """Deliver nothing from now on. Returns at once; may be called at any time and more than once."""
+        """Deliver nothing from now on. Does not wait for the thread. Idempotent."""
         with self._wake:
             self._stop.set()
             self._wake.notify_all()
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait up to ``timeout`` seconds until the thread is gone. A read from a silent camera may take some."""
+        """Wait up to ``timeout`` seconds for the thread to end. A read from a silent camera blocks for seconds."""
         if self._thread is not None:
             self._thread.join(timeout)
 
     def _run(self) -> None:
+        """Read until the feed ends; runs on the feed's thread and raises nothing."""
         try:
             self._read_until_over()
         except Exception as error:
@@ -147,6 +159,7 @@ class Feed:
                 self._wake.notify_all()
 
     def _read_until_over(self) -> None:
+        """Read the source, and open it again after an end or a failure, until the feed ends."""
         attempt = -1
         while not self._over():
             before = self._seen
@@ -167,7 +180,11 @@ class Feed:
             self._restart(reason or "the stream ended", self._backoff.delay(attempt))
 
     def _pass(self) -> tuple[str | None, bool]:
-        """Read the source once, to its end or a failure; the reason of a failure, and whether it is a recording."""
+        """Read the source once, to its end or a failure.
+
+        Returns:
+            The reason of a failure, or None; and whether a recording came to its end.
+        """
         reader: Reader | None = None
         try:
             reader = self._reader = self._source.open()
@@ -189,6 +206,10 @@ class Feed:
                 reader.close()
 
     def _offer(self, picture: Picture, *, paced: bool) -> None:
+        """Decode a picture and hold it as a frame, unless the rate limit leaves it out.
+
+        Live, the oldest frame makes room. Offline, this waits for room.
+        """
         stamp, load = picture
         time = self._timeline(stamp)
         if not self._decimator.keep(time):
@@ -207,7 +228,7 @@ class Feed:
                     self._box.popleft()
             else:
                 self._wake.wait_for(lambda: len(self._box) < _OFFLINE_DEPTH or self._stop.is_set())
-            # Checked under the lock: after stop() returned, the counts stand.
+            # Checked under the lock, so that counts do not change after stop() has returned.
             if self._stop.is_set():
                 return
             self._box.append(frame)
@@ -215,21 +236,25 @@ class Feed:
             self._wake.notify_all()
 
     def _pace(self, time: float) -> None:
+        """Wait until the frame at ``time`` seconds of the recording is due."""
         now = monotonic()
-        # After a stall a camera goes on with the present; it does not hurry through what it missed.
+        # Like a camera, a recording goes on with the present after a stall, and does not hurry to catch up.
         if self._due is None or now - (self._due + time) > _MAX_LAG_S:
             self._due = now - time
         self._stop.wait(max(0.0, self._due + time - now))
 
     def _over(self) -> bool:
+        """Return whether the feed was stopped or has reached its limit."""
         return self._stop.is_set() or (self._limit is not None and self.delivered >= self._limit)
 
     def _end(self, reason: str | None) -> None:
+        """Note why the feed ends, if that is a failure."""
         if reason is not None:
             self.error = reason
             _log.warning("feed %s: ended: %s", self.name, reason)
 
     def _restart(self, reason: str, delay: float) -> None:
+        """Count a restart, and pause for ``delay`` seconds."""
         self.error = reason
         self.restarts += 1
         _log.warning("feed %s: %s; trying again in %.1f s", self.name, reason, delay)

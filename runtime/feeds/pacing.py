@@ -1,4 +1,4 @@
-"""When frames are due: decisions about time, without a clock."""
+"""Decisions about the time of frames, without a clock: pauses, rates and time stamps."""
 
 from __future__ import annotations
 
@@ -16,39 +16,43 @@ class Backoff:
     limit: float = 10.0
 
     def delay(self, attempt: int) -> float:
-        """The pause before attempt 0, 1, 2, ...
+        """Return the pause in seconds before attempt 0, 1, 2, ...
 
         >>> [Backoff().delay(attempt) for attempt in (0, 1, 2, 9)]
         [0.5, 1.0, 2.0, 10.0]
         """
-        # A camera may be away for days; the exponent must not grow with it.
+        # A camera may be away for days, and a large exponent would overflow.
         return min(self.limit, self.first * 2.0 ** min(attempt, 32))
 
 
 class Decimator:
-    """Keeps at most ``fps`` frames a second of media, evenly and without drift; all when ``fps`` is None."""
+    """A filter that keeps at most ``fps`` frames a second of media, evenly and without drift; all if None."""
 
     _EARLY = 0.25
-    """Of a period: a camera of just this rate loses no frame to stamps that are not quite even."""
+    """Share of a period by which a frame may be early: a camera of exactly this rate must lose no frame to jitter."""
 
     def __init__(self, fps: float | None) -> None:
         self._period = 0.0 if fps is None else 1 / fps
         self._next = -inf
 
     def keep(self, time: float) -> bool:
-        """Whether the frame at ``time`` (seconds, growing from call to call) is one of those wanted."""
+        """Return whether to keep the frame at ``time`` seconds; times must grow from call to call."""
         if time < self._next - self._EARLY * self._period:
             return False
-        # After a pause the frames that did not come are not made up for.
+        # After a pause, no frames are kept in place of those that did not come.
         late = time - self._next >= self._period
         self._next = (time if late else self._next) + self._period
         return True
 
 
 class Timeline:
-    """Maps the time stamps of a source, which start anew at each opening and may jump back, to one that grows."""
+    """A map from a source's time stamps to times that only grow.
+
+    A source's stamps start anew at each opening, and may jump back.
+    """
 
     _LEAST = 1e-3
+    """Least seconds between two frames."""
 
     def __init__(self) -> None:
         self._last: float | None = None
@@ -57,16 +61,19 @@ class Timeline:
         self._offset: float | None = None
 
     def begin(self, at: float | None = None, *, period: float = 0.0) -> None:
-        """The source was opened: its next frame is at ``at`` seconds, or follows the last one as frames did before.
+        """Note that the source was opened.
 
-        ``period`` is the source's own distance between frames, for one whose only frame has none.
+        Args:
+            at: time of its next frame in seconds. If left out, the frame follows the last one at the distance that
+                frames had before.
+            period: the source's own distance between frames in seconds, for a source of a single frame.
         """
         following = 0.0 if self._last is None else self._last + max(self._step or period, self._LEAST)
         self._start = following if at is None else max(at, following)
         self._offset = None
 
     def __call__(self, stamp: float) -> float:
-        """Seconds since the feed's first frame for a frame that its source stamps ``stamp`` seconds."""
+        """Return the seconds since the feed's first frame, for a frame that the source stamps ``stamp`` seconds."""
         if self._offset is None:
             self._offset = self._start - stamp
         time = stamp + self._offset

@@ -1,1 +1,1 @@
-"""The loop of a run: frames from feeds through models to sinks, and the figures of a run."""
+"""The loop of a run: frames from feeds through models to sinks, and the statistics of a run."""

@@ -1,4 +1,4 @@
-"""The consumer's side of a feed: the frames its queries look at, and what each of them did with them."""
+"""The consumer's side of a feed: the frames that its queries can take, and the results on them."""
 
 from __future__ import annotations
 
@@ -9,45 +9,39 @@ from dataclasses import dataclass, field
 from ...frames.frame import Frame
 from ..decode.results import Result
 from ..feeds import Feed
-from .summary import Latency, QueryStats
+from .counters import QueryCounters
+from .summary import QueryStats
 
 __all__ = ["Channel", "Left", "QueryState"]
 
-_LATENCIES = 100_000
-
 Left = tuple[Frame, Mapping[str, Result]]
-"""A frame that no query will look at again, with the latest result of each query on it or an earlier one."""
+"""A frame that no query will take any more, and by query the newest result on that frame or an earlier one."""
 
 
 @dataclass(slots=True, eq=False)
 class QueryState:
-    """A query during a run."""
+    """A query during a run: the frames it has taken, and its counters."""
 
     name: str
     channel: Channel
     handled: int = -1
-    """Index of the last frame it took."""
-    processed: int = 0
-    errors: int = 0
-    failures: int = 0
-    """In a row."""
-    last_error: str | None = None
+    """Index of the newest frame that the query took; -1 before the first."""
     alive: bool = True
-    latencies: deque[float] = field(default_factory=lambda: deque(maxlen=_LATENCIES))
-    """Milliseconds; the last ones of a long run."""
+    """Whether the query was not given up."""
+    counters: QueryCounters = field(default_factory=QueryCounters)
 
     @property
     def waiting(self) -> list[Frame]:
-        """Frames that it has not taken, oldest first."""
+        """Frames that the query has not taken, oldest first; none once it was given up."""
         return [frame for frame in self.channel.frames if self.alive and frame.index > self.handled]
 
     def fresh(self, most: int, oldest: float, *, live: bool) -> list[Frame]:
-        """What to take now, oldest first.
+        """Return the frames that the query should take now, oldest first.
 
         Args:
-            most: so many frames at most.
-            oldest: second of the monotonic clock; of what arrived before, only the very newest frame counts.
-            live: the newest frames, otherwise the next ones, however old.
+            most: the most frames that are returned.
+            oldest: second of the monotonic clock. Live, a frame that arrived earlier is left out, except the newest.
+            live: return the newest frames; otherwise the oldest ones, whenever they arrived.
         """
         waiting = self.waiting
         if not live:
@@ -56,60 +50,56 @@ class QueryState:
         return [frame for frame in newest if frame.arrived >= oldest or frame is newest[-1]]
 
     def take(self, count: int, *, live: bool) -> list[Frame]:
-        """The newest ``count`` frames (live) or the next ones; neither these nor any before will wait again."""
+        """Take the newest ``count`` waiting frames (live) or the oldest ones; no earlier frame waits afterwards."""
         waiting = self.waiting
         taken = waiting[-count:] if live else waiting[:count]
         self.handled = taken[-1].index
         return taken
 
     def succeeded(self, frame: Frame, result: Result, latency_ms: float) -> None:
-        self.failures = 0
-        self.processed += 1
-        self.latencies.append(latency_ms)
+        """Keep and count the result on a frame, ``latency_ms`` milliseconds after the frame's arrival."""
+        self.counters.count_answer(latency_ms)
         self.channel.results.setdefault(frame.index, {})[self.name] = result
 
     def failed(self, message: str, max_failures: int) -> None:
-        self.errors += 1
-        self.failures += 1
-        self.last_error = message
-        self.alive = self.failures < max_failures
+        """Count a failure, and give the query up after ``max_failures`` in a row."""
+        self.counters.count_failure(message)
+        self.alive = self.counters.failures_in_a_row < max_failures
 
     def stats(self) -> QueryStats:
-        # Everything that the feed delivered counts, so that what nobody took, for whatever reason, is skipped.
-        return QueryStats(
-            feed=self.channel.feed.name,
-            frames=self.channel.feed.delivered,
-            processed=self.processed,
-            errors=self.errors,
-            last_error=self.last_error,
-            gave_up=not self.alive,
-            latency=Latency.of(self.latencies),
-        )
+        """Return the query's part of the summary."""
+        return self.counters.stats(self.channel.feed, gave_up=not self.alive)
 
 
 @dataclass(slots=True, eq=False)
 class Channel:
-    """A feed, its queries, and the frames that they look at now.
+    """A feed, its queries, and the frames that they can take now.
 
-    Live, these are the newest ``depth`` frames. Offline, a frame stays until every query has taken it.
+    Live, a channel holds the newest ``depth`` frames. Offline, a frame stays until every query has taken it.
     """
 
     feed: Feed
     depth: int = 1
+    """The most frames that are held at once."""
     queries: list[QueryState] = field(default_factory=list)
     frames: deque[Frame] = field(default_factory=deque)
+    """Frames held now, oldest first."""
     results: dict[int, dict[str, Result]] = field(default_factory=dict)
-    """Of the frames here, by index."""
+    """Frame index -> query -> result, of the frames held now."""
     last: dict[str, Result] = field(default_factory=dict)
-    """Of each query, on the frames that left."""
+    """Query -> its newest result on a frame that has left the channel."""
 
     @property
     def wanted(self) -> bool:
-        """Whether a query is left."""
+        """Whether a query of the feed is still alive."""
         return any(query.alive for query in self.queries)
 
     def advance(self, *, live: bool) -> list[Left]:
-        """Take in what the feed has; returns the frames that leave for it, if a query processed them."""
+        """Take in the frames that the feed holds.
+
+        Returns:
+            Processed frames that left the channel.
+        """
         left: list[Left] = []
         if not live:
             while self.frames and all(
@@ -123,17 +113,18 @@ class Channel:
         return left
 
     def close(self) -> list[Left]:
-        """The frames that are still here, if a query processed them."""
+        """Let all frames leave, and return those that a query processed."""
         return [left for _ in range(len(self.frames)) for left in self._leave()]
 
     def _leave(self) -> list[Left]:
+        """Let the oldest frame leave; return it if a query processed it, otherwise nothing."""
         frame = self.frames.popleft()
         found = self.results.pop(frame.index, None)
         if found is None:
             return []
         self.last |= found
-        return [(frame, {query.name: self.last[query.name] for query in self.queries if self._has(query)})]
+        return [(frame, {query.name: self.last[query.name] for query in self.queries if self._has_result(query)})]
 
-    def _has(self, query: QueryState) -> bool:
-        # What a query answered before it was given up says nothing about the present.
+    def _has_result(self, query: QueryState) -> bool:
+        # The last result of a query that was given up says nothing about the present.
         return query.alive and query.name in self.last

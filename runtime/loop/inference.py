@@ -1,4 +1,4 @@
-"""From a frame to a query's result: preprocess, swap in, run, decode."""
+"""Running a query on a frame: preprocess, swap the model in, run, decode."""
 
 from __future__ import annotations
 
@@ -10,28 +10,32 @@ from ...bundles.reader import Bundle
 from ...frames.frame import Frame
 from ...frames.preprocess import Geometry, preprocess
 from ..backends import Backend
-from ..decode import Decoder, FloatArray, build_decoder
+from ..decode import DecodeContext, Decoder, FloatArray, build_decoder
 from ..decode.results import Result
 
 __all__ = ["Inference"]
 
 
 class Inference:
-    """Answers queries of a bundle on a backend. Not thread-safe: one thread runs models.
+    """Queries of a bundle, answered on a backend. Not thread-safe: one thread runs models.
 
     Args:
-        bundle: whose queries are answered.
-        backend: where its models run.
+        bundle: an open bundle.
+        backend: opened for the bundle; runs its models.
+        depths: by feed, how many prepared frames to keep, so that queries of one feed prepare a frame once. As many
+            as a turn has frames; 1 for a feed that is left out.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, depths: Mapping[str, int] | None = None) -> None:
         self._manifest = bundle.manifest
         self._backend = backend
         self._decoders: dict[str, Decoder] = {
-            name: build_decoder(self._manifest.models[query.model].decode, bundle.tensor, query.labels, query.threshold)
+            name: build_decoder(
+                self._manifest.models[query.model].decode, DecodeContext(bundle.tensor, query.labels, query.threshold)
+            )
             for name, query in self._manifest.queries.items()
         }
-        self._prepared: dict[tuple[str, InputSpec], tuple[int, FloatArray, Geometry]] = {}
+        self._prepared = _PreparedFrames(depths or {})
 
     def __call__(self, query: str, frame: Frame) -> Result:
         """Run a query on a frame.
@@ -41,7 +45,7 @@ class Inference:
         """
         name = self._manifest.queries[query].model
         model = self._manifest.models[name]
-        image, geometry = self._prepare(frame, model.input)
+        image, geometry = self._prepared.prepare(frame, model.input)
         self._backend.activate(name)
         try:
             outputs = self._run(name, "main", {model.stages["main"].inputs[0].name: image})
@@ -52,10 +56,25 @@ class Inference:
     def _run(self, model: str, stage: str, inputs: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
         return self._backend.run(model, stage, inputs)
 
-    def _prepare(self, frame: Frame, spec: InputSpec) -> tuple[FloatArray, Geometry]:
-        """Queries of one feed that want the same input share it; only the newest frame's is kept."""
-        key = (frame.feed, spec)
-        kept = self._prepared.get(key)
-        if kept is None or kept[0] != frame.index:
-            kept = self._prepared[key] = (frame.index, *preprocess(frame.image, spec))
-        return kept[1], kept[2]
+
+class _PreparedFrames:
+    """Model inputs made of the newest frames, shared by queries of one feed that want the same input.
+
+    Args:
+        depths: by feed, how many frames to keep for each input spec; 1 for a feed that is left out.
+    """
+
+    def __init__(self, depths: Mapping[str, int]) -> None:
+        self._depths = depths
+        self._kept: dict[tuple[str, InputSpec], dict[int, tuple[FloatArray, Geometry]]] = {}
+        """(feed, input spec) -> frame index -> prepared frame."""
+
+    def prepare(self, frame: Frame, spec: InputSpec) -> tuple[FloatArray, Geometry]:
+        """Return a frame as the input that ``spec`` describes; made at the first call, kept for later ones."""
+        kept = self._kept.setdefault((frame.feed, spec), {})
+        if frame.index not in kept:
+            if len(kept) == self._depths.get(frame.feed, 1):
+                # Frames leave the channel of their feed in order, the oldest first.
+                del kept[min(kept)]
+            kept[frame.index] = preprocess(frame.image, spec)
+        return kept[frame.index]

@@ -1,4 +1,4 @@
-"""What a run is planned with: times and bytes, a budget, and where weights come and go."""
+"""Input of a run's plans: times and bytes, a budget, a policy, and the memory that weights are loaded into."""
 
 from __future__ import annotations
 
@@ -9,17 +9,23 @@ from typing import Protocol
 from ..planning.planner import Policy
 from ..planning.profile import ModelProfile, Profile, QueryProfile
 
-__all__ = ["Memory", "Swapping", "in_turn"]
+__all__ = ["Memory", "Swapping", "deepest_turns", "in_turn"]
 
 
 class Memory(Protocol):
-    """Where weights come and go; a backend is one."""
+    """Memory that segments are loaded into and evicted from; every backend is one."""
 
-    def prefetch(self, load: Sequence[str], evict: Sequence[str] = (), done: Callable[[], None] = ...) -> None: ...
+    def prefetch(self, load: Sequence[str], evict: Sequence[str] = (), done: Callable[[], None] = ...) -> None:
+        """Evict and then load segments while the caller goes on; see :meth:`..backends.Backend.prefetch`."""
+        ...
 
-    def loaded(self, segments: Sequence[str]) -> bool: ...
+    def loaded(self, segments: Sequence[str]) -> bool:
+        """Return whether all of the segments are in memory."""
+        ...
 
-    def evict(self) -> None: ...
+    def evict(self) -> None:
+        """Evict all segments that no running model holds."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -28,13 +34,34 @@ class Swapping:
 
     profile: Profile
     budget: int
-    """Bytes."""
+    """Bytes of weights that may be in memory at once."""
     memory: Memory
     policy: Policy
 
+    def depths(self, queries: Mapping[str, str]) -> dict[str, int]:
+        """Return, by feed, the most frames that one turn of a query can take, whatever is planned.
+
+        Args:
+            queries: feed of each query.
+        """
+        return deepest_turns(queries, {query: self.profile.batches(query)[-1] for query in queries})
+
+
+def deepest_turns(queries: Mapping[str, str], turns: Mapping[str, int]) -> dict[str, int]:
+    """Return, by feed, the most frames that one turn of a query of the feed takes.
+
+    Args:
+        queries: feed of each query.
+        turns: by query, the most frames of a turn.
+    """
+    found: dict[str, int] = {}
+    for query, feed in queries.items():
+        found[feed] = max(found.get(feed, 1), turns[query])
+    return found
+
 
 def in_turn(queries: Mapping[str, str]) -> Swapping:
-    """All weights are in memory and nothing is known of runs: each query has a frame in its turn.
+    """Return the input for a run that plans nothing: all weights are in memory, and each turn takes one frame.
 
     Args:
         queries: feed of each query.
@@ -48,7 +75,7 @@ def in_turn(queries: Mapping[str, str]) -> Swapping:
 
 
 class _AllInMemory:
-    """No segments, nothing to do."""
+    """A memory of no segments, in which nothing is ever loaded or evicted."""
 
     def prefetch(self, load: Sequence[str], evict: Sequence[str] = (), done: Callable[[], None] = ...) -> None:
         pass

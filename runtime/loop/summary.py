@@ -1,4 +1,4 @@
-"""What a run did: values that the pipeline counts, and summary.json."""
+"""Statistics of a run, and summary.json."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["FeedStats", "Latency", "MemoryUse", "PlanStats", "QueryStats", "RunS
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Milliseconds from a frame's arrival to its result; None where no frame was processed."""
+    """Percentiles of the milliseconds from a frame's arrival to its result; None if no frame was processed."""
 
     p50: float | None = None
     p90: float | None = None
@@ -25,86 +25,103 @@ class Latency:
 
     @classmethod
     def of(cls, milliseconds: Sequence[float]) -> Latency:
+        """Return the percentiles of latencies in milliseconds, in any order."""
         if not milliseconds:
             return cls()
         p50, p90, p99 = np.percentile(np.asarray(milliseconds, np.float64), (50, 90, 99)).tolist()
         return cls(p50, p90, p99)
 
     def to_json(self) -> dict[str, float | None]:
+        """Return the ``latency_ms`` object of summary.json, rounded to a microsecond."""
         return {name: _rounded(getattr(self, name)) for name in ("p50", "p90", "p99")}
 
 
 @dataclass(frozen=True, slots=True)
 class QueryStats:
-    """One query's counts; ``frames`` are those that its feed delivered during the run."""
+    """Statistics of one query."""
 
     feed: str
     frames: int
+    """Frames that the query's feed delivered during the run."""
     processed: int
+    """Frames that were answered."""
     errors: int = 0
-    """Frames whose processing failed; they count as skipped."""
+    """Frames on which the query failed; they count as skipped."""
     last_error: str | None = None
+    """Message of the newest failure."""
     gave_up: bool = False
-    """It failed too often in a row and was left out from then on."""
+    """Whether the query failed too often in a row and was left out from then on."""
     latency: Latency = field(default_factory=Latency)
 
     @property
     def skipped(self) -> int:
+        """Delivered frames that were not answered."""
         return self.frames - self.processed
 
 
 @dataclass(frozen=True, slots=True)
 class FeedStats:
+    """Statistics of one feed."""
+
     frames: int
+    """Frames that the feed delivered."""
     restarts: int = 0
+    """Openings of the source after an end or a failure."""
     corrupt: int = 0
+    """Frames that could not be decoded."""
     error: str | None = None
-    """Why it was last restarted or ended, if that was a failure."""
+    """Reason of the last restart, or of the end; None if there was no failure."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlanStats:
-    """What the runner followed at the end."""
+    """The plan that the runner followed at the end."""
 
     order: Sequence[str] = ()
+    """Queries in the order of their turns."""
     batches: Mapping[str, int] = field(default_factory=dict)
-    """Frames of each query in its turn, at most."""
+    """Query -> the most frames of its turn."""
     replans: int = 0
-    """How often it was made anew."""
+    """New plans that were made during the run."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunStats:
-    """What the pipeline itself knows of a run."""
+    """Statistics that the runner collects: everything of a summary except backend and memory."""
 
     seconds: float
     queries: Mapping[str, QueryStats]
     feeds: Mapping[str, FeedStats]
     blocked_ms: float = 0.0
-    """Time in which nothing ran, as weights were awaited."""
+    """Milliseconds in which no model ran because weights were awaited."""
     plan: PlanStats = field(default_factory=PlanStats)
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryUse:
-    """Bytes of weights: what was allowed (None: no limit) and the most that was in memory at once."""
+    """Bytes of weights in memory."""
 
     budget: int | None = None
+    """Bytes that were allowed; None if there was no limit."""
     peak: int = 0
+    """The most bytes that were in memory at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class SwapStats:
-    """Segments that became resident during the run: how many, their bytes, and how long models waited for them."""
+    """Segments that were loaded during the run."""
 
     count: int = 0
+    """Loads; a segment counts each time."""
     bytes: int = 0
+    """Bytes of these loads."""
     blocked_ms: float = 0.0
+    """Milliseconds in which no model ran because weights were awaited."""
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A run and the device it was on, as summary.json has it."""
+    """A run, its backend and its memory: the content of summary.json."""
 
     run: RunStats
     backend: str
@@ -114,7 +131,7 @@ class Summary:
 
     @property
     def failures(self) -> dict[str, str]:
-        """Queries that the run did not answer, and why: given up, or a feed that never gave a frame.
+        """Query -> reason, of the queries that were given up or whose feed failed before the first frame.
 
         A camera that was restarted is no failure.
         """
@@ -128,7 +145,7 @@ class Summary:
         return failed
 
     def to_json(self) -> dict[str, Any]:
-        """The object of summary.json. For every query, frames = processed + skipped."""
+        """Return the object of summary.json. For every query, frames = processed + skipped."""
         run = self.run
         return {
             "seconds": _rounded(run.seconds),

@@ -1,1 +1,1 @@
-"""Weights in memory: segments under a budget of bytes, on this machine or on a device."""
+"""Weights in memory: segments under a byte budget, on this machine or on a device."""

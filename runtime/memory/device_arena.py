@@ -1,21 +1,22 @@
-"""The device arena: segments of a blob in one allocation on a device.
+"""Device arena: segments of one blob in one allocation on a device.
 
-The allocation is made once and never grows; a :class:`Slab` says where in it segments lie. They come from the mapped
-blob through two pinned buffers, of which one is filled while the other is on its way. Where the room for a segment is
-in pieces, what is there is moved together, between two runs.
+The allocation is made once and never grows; a :class:`Slab` decides where in it segments lie. Segments are copied from
+the mapped blob through two page-locked buffers: one is filled while the other is on its way. Where free memory is
+split into pieces too small for a segment, the arena is compacted between two runs.
 
-Everything is loaded, dropped and moved by the loader's thread, in the order in which it was asked for: the slab, the
-stream and the buffers are its own. What others see is where segments are.
+The loader's thread does all loads, evictions and moves, in the order in which they were asked for. The slab, the
+stream and the buffers belong to that thread. Other threads see the addresses of segments only.
 """
 
 from __future__ import annotations
 
 import mmap
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from threading import Lock
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,26 +32,30 @@ from .slab import Move, Slab
 __all__ = ["DeviceArena"]
 
 _ALIGNMENT = 256
+"""Bytes of which every segment's address is a multiple."""
 _BUFFER = 4 << 20
+"""Bytes of each of the two page-locked buffers."""
 _SHORT = 128 << 10
-"""Bytes that are moved on a device in about the time that asking for it takes."""
+"""Bytes that a device moves in about the time that asking for a move takes."""
 
 
 class DeviceArena(Arena):
-    """Segments of one blob.
+    """Segments of one blob in the memory of one device.
 
     Args:
-        device: where they go; it is the caller's to close, after this.
-        path: the blob, which is mapped read-only.
-        tensors: tensor id to place in the blob.
-        segments: segment id to place in the blob.
-        budget: bytes that may be resident at once. They are allocated here and now, or what all segments need if that
-            is less.
-        loading: how segments come.
+        device: device that holds the segments. The caller closes the device, after this arena.
+        path: file of the blob, which is mapped read-only.
+        tensors: tensor id to its place in the blob.
+        segments: segment id to its place in the blob.
+        budget: bytes that may be resident at once. The arena allocates them now, or fewer if all segments need less.
+        loading: how segments are loaded.
 
     Raises:
-        BackendError: the device does not have so much.
+        BackendError: the device has too little free memory.
     """
+
+    # A copy to the device takes longer than waking the loader's thread.
+    _inline: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -72,27 +77,28 @@ class DeviceArena(Arena):
         self._buffers = deque((device.pinned(_BUFFER), device.event()) for _ in range(2))
         self._still = Lock()
         self._places: dict[str, int] = {}
-        # Sizes are whole units of the slab, so what is within the budget is within the slab.
+        # Sizes are whole units of the slab: segments that fit the budget fit the slab.
         self._slab = Slab(min(self.budget, sum(self.sizes.values())), _ALIGNMENT)
         self._base = device.allocate(self._slab.size) if self._slab.size else 0
 
     @staticmethod
     def footprint(length: int) -> int:
-        """Bytes that a segment of so many bytes takes."""
+        """Return the bytes of device memory that a segment of ``length`` bytes takes."""
         return -(-length // _ALIGNMENT) * _ALIGNMENT
 
     def running(self) -> AbstractContextManager[object]:
-        """While this is entered, what is resident stays where it is: for a run, until the device is done with it.
+        """Return a context in which resident segments keep their addresses; a run enters it until the device is done.
 
-        One thread at a time may be in it, and must not wait for segments there: they may have to wait for it.
+        One thread at a time may enter the context. It must not wait for segments inside: the loader may be waiting for
+        it to leave.
         """
         return self._still
 
     def place(self, segment: str) -> int:
-        """The device address of a segment. As long as it is the same, and the segment resident, so are its tensors'.
+        """Return the device address of a segment. While the address stays the same, so do those of its tensors.
 
         Raises:
-            BackendError: it is not in the device's memory.
+            BackendError: the segment is not in the device's memory.
         """
         place = self._places.get(segment)
         if place is None:
@@ -100,12 +106,12 @@ class DeviceArena(Arena):
         return place
 
     def address(self, tensor: str) -> int:
-        """The device address of a tensor, contiguous, of the dtype and shape that its spec says.
+        """Return the device address of a tensor: contiguous, with the dtype and shape of its spec.
 
-        It is for good only within :meth:`running`, and while the segment is held.
+        The address is valid only inside :meth:`running`, and while the segment is held.
 
         Raises:
-            BackendError: it is not in the device's memory.
+            BackendError: the tensor is not in the device's memory.
         """
         segment = self._segment_of[tensor]
         return self.place(segment) + self._tensors[tensor].offset - self._segments[segment].offset
@@ -115,7 +121,7 @@ class DeviceArena(Arena):
         self._loader.submit(lambda: None).result()
 
     def close(self) -> None:
-        """Wait for loading to end, and give the memory back. Idempotent."""
+        """Wait for loading to end, and give the device memory back. Idempotent."""
         super().close()
         self._places.clear()
         self._buffers.clear()
@@ -123,9 +129,8 @@ class DeviceArena(Arena):
             self._device.free(self._base)
             self._base = 0
 
-    def _transfer(self, evict: Sequence[str], load: Sequence[str], *, at_once: bool) -> None:
-        # Never on the caller's thread: a copy takes longer than a thread to wake up.
-        super()._transfer(evict, load, at_once=False)
+    def _kept(self, segment: str) -> bool:
+        return segment in self._places
 
     def _load(self, segment: str) -> None:
         spec = self._segments[segment]
@@ -133,19 +138,15 @@ class DeviceArena(Arena):
         if place is None:
             self._compact()
             place = self._slab.allocate(segment, spec.length)
-        assert place is not None, "more is to come than the budget allows"
-        try:
-            self._upload(self._base + place, self._bytes[spec.offset : spec.offset + spec.length])
-        except BaseException:
-            self._slab.free(segment)
-            raise
+        assert place is not None, "the segments to be loaded are larger than the budget"
+        self._upload(self._base + place, self._bytes[spec.offset : spec.offset + spec.length])
         self._places[segment] = self._base + place
-        # From here on its pages, and those that came with them, are only the page cache's.
+        # The device has a copy now. Unmapped, the pages count as page cache, which the system may take back.
         self._map.madvise(mmap.MADV_DONTNEED)
 
     def _drop(self, segment: str) -> None:
         self._places.pop(segment, None)
-        # It has none if loading it failed.
+        # A segment whose load failed may have no place.
         with suppress(KeyError):
             self._slab.free(segment)
         if self._loading.cold:
@@ -153,7 +154,7 @@ class DeviceArena(Arena):
             forget(self._path, spec.offset, blob.footprint(spec.length))
 
     def _upload(self, target: int, source: NDArray[np.uint8]) -> None:
-        """Copy to an address; done on return."""
+        """Copy bytes to a device address, and return when they are there."""
         for begin in range(0, len(source), _BUFFER):
             piece = source[begin : begin + _BUFFER]
             buffer, sent = self._buffers[0]
@@ -168,26 +169,32 @@ class DeviceArena(Arena):
             sent.synchronize()
 
     def _compact(self) -> None:
-        """Make one piece of all the room. Nothing runs meanwhile."""
+        """Move segments together, so that all free memory is one piece. Nothing runs meanwhile.
+
+        If a move fails, the contents of every segment that was to be moved are unknown. These segments are lost: they
+        are no longer in memory, and are loaded again when a model acquires them.
+        """
         with self._still:
             moves = self._slab.compact()
-            for move in moves:
-                # Nobody finds what could not be moved.
-                del self._places[move.name]
-            for move in moves:
-                self._move(move)
-            self._moved.record(self._stream)
-            self._moved.synchronize()
+            try:
+                for move in moves:
+                    self._move(move)
+                self._moved.record(self._stream)
+                self._moved.synchronize()
+            except BaseException:
+                for move in moves:
+                    self._drop(move.name)
+                raise
             self._places.update((move.name, self._base + move.target) for move in moves)
 
     def _move(self, move: Move) -> None:
-        """Copy towards the front. A device cannot where the two places overlap."""
+        """Copy a segment towards the front. A device cannot copy between places that overlap: pieces go one by one."""
         source, target, distance = self._base + move.source, self._base + move.target, move.source - move.target
         if distance >= min(move.length, _SHORT):
             for begin, size in _pieces(move.length, distance):
                 self._device.move(target + begin, source + begin, size, self._stream)
         else:
-            # By way of the machine: less bandwidth, but not a copy for every few bytes.
+            # Through a page-locked buffer: less bandwidth, but fewer copies than one for every few bytes.
             buffer = self._buffers[0][0]
             for begin, size in _pieces(move.length, len(buffer)):
                 self._device.download(buffer[:size], source + begin, self._stream)
@@ -195,5 +202,5 @@ class DeviceArena(Arena):
 
 
 def _pieces(length: int, most: int) -> Iterable[tuple[int, int]]:
-    """Begin and size of each piece."""
+    """Return (begin, size) of the pieces of at most ``most`` bytes that make up ``length`` bytes."""
     return ((begin, min(most, length - begin)) for begin in range(0, length, most))

@@ -1,8 +1,8 @@
-"""The host arena: segments of a mapped blob.
+"""Host arena: segments of a mapped blob.
 
-On a CPU a weight never needs copying: the kernel reads it where it is mapped. So making a segment resident is
-populating its pages (``MADV_POPULATE_READ``), and evicting it is dropping them (``MADV_DONTNEED``). Addresses never
-change, so a binding stays valid for ever.
+A CPU reads weights where they are mapped, so nothing is copied. Making a segment resident populates its pages
+(``MADV_POPULATE_READ``); evicting it drops them (``MADV_DONTNEED``). Addresses never change, so a binding stays valid
+as long as the arena exists.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from .arena import WARM, Arena, Loading
 
 __all__ = ["HostArena", "forget"]
 
-_MADV_POPULATE_READ = 22  # Linux 5.14; Python's mmap has no name for it
-_MAP_FIXED = 0x10  # nor for this
-# mmap.madvise holds the interpreter's lock while pages are read from a disk: nothing else would run.
+_MADV_POPULATE_READ = 22  # Linux 5.14; Python's mmap module has no name for it
+_MAP_FIXED = 0x10  # Python's mmap module has no name for it
+# mmap.madvise holds the interpreter's lock while pages are read from a disk, so that no other thread would run.
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
@@ -36,14 +36,17 @@ _libc.mmap.restype = ctypes.c_void_p
 
 
 class HostArena(Arena):
-    """Segments of one blob.
+    """Segments of one blob, mapped into this process.
 
     Args:
-        path: the blob, which is mapped read-only.
-        tensors: tensor id to place.
-        segments: segment id to place.
-        budget: bytes that may be resident at once.
-        loading: how segments come.
+        path: file of the blob, which is mapped read-only.
+        tensors: tensor id to its place in the blob.
+        segments: segment id to its place in the blob.
+        budget: bytes that may be resident at once; enough for all segments when left out.
+        loading: how segments are loaded.
+
+    Raises:
+        BackendError: the kernel refuses to map the blob.
     """
 
     def __init__(
@@ -58,21 +61,21 @@ class HostArena(Arena):
         self._tensors, self._segments = tensors, segments
         self._path = path
         self._bytes = _mapped(path, segments.values())
-        # Read from disk through such a mapping, file pages are 2 MiB large: populating 104 MB that are in the page
-        # cache takes 0.02 ms instead of 0.49 (Linux 6.18, ext4). Where a kernel cannot, pages stay small. Small
-        # segments have no such page to themselves.
+        # Pages read from disk through such a mapping are 2 MiB large: populating 104 MB from the page cache takes
+        # 0.02 ms instead of 0.49 ms (Linux 6.18, ext4). Kernels that cannot do it keep small pages. Segments smaller
+        # than a large page would share one with others.
         for spec in segments.values():
             if spec.length >= HUGE_PAGE:
                 self._advise(spec, mmap.MADV_HUGEPAGE)
 
     def tensor(self, name: str) -> NDArray[Any]:
-        """A view of a tensor, valid for ever; reading it is fast only while its segment is resident."""
+        """Return a view of a tensor. The view stays valid; reading it is fast only while its segment is resident."""
         return view(self._bytes, self._tensors[name])
 
     def _load(self, segment: str) -> None:
         spec = self._segments[segment]
         if not self._advise(spec, _MADV_POPULATE_READ):
-            # An older kernel: touching one byte a page does the same, more slowly.
+            # Older kernels do not know the advice. Reading one byte per page populates pages too, more slowly.
             int(self._bytes[spec.offset : spec.offset + spec.length : mmap.PAGESIZE].sum())
 
     def _drop(self, segment: str) -> None:
@@ -82,17 +85,17 @@ class HostArena(Arena):
             forget(self._path, spec.offset, footprint(spec.length))
 
     def _advise(self, spec: SegmentSpec, advice: int) -> bool:
-        """Whether the kernel took the advice."""
+        """Give the kernel advice on a segment's pages, and return whether the kernel took it."""
         address = self._bytes.ctypes.data + spec.offset
         return spec.length == 0 or _libc.madvise(address, spec.length, advice) == 0
 
 
 def _mapped(path: Path, segments: Iterable[SegmentSpec]) -> NDArray[np.uint8]:
-    """A file's segments, mapped read-only, each by itself; what lies between them is not there.
+    """Map each segment of a file read-only by itself, at its offset in the array; leave the gaps unmapped.
 
-    Linux maps what lies around a page that is touched, too: 64 KiB, from 6.18 on the whole piece in which it was read.
-    It does not go beyond a mapping, so nothing of a segment is in memory that was not asked for. The first address is
-    a multiple of 2 MiB, as places in the file are: else pages could not be that large.
+    When a page is touched, Linux also maps the pages around it: 64 KiB, and from 6.18 on the whole piece that was
+    read. It stops at the end of a mapping. With one mapping per segment, no page of another segment comes into memory.
+    The array begins at a multiple of 2 MiB, as large segments do in the file; otherwise their pages could not be large.
 
     Raises:
         BackendError: the kernel refuses.
@@ -110,6 +113,6 @@ def _mapped(path: Path, segments: Iterable[SegmentSpec]) -> NDArray[np.uint8]:
 
 
 def forget(path: Path, offset: int, length: int) -> None:
-    """Have a part of a file leave the page cache, as far as nobody else has it mapped."""
+    """Drop a part of a file from the page cache, except for pages that some process has mapped."""
     with contextlib.suppress(OSError), path.open("rb") as file:
         os.posix_fadvise(file.fileno(), offset, length, os.POSIX_FADV_DONTNEED)

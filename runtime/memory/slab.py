@@ -1,7 +1,7 @@
-"""Room in one allocation: where segments lie in a device arena, whose memory is taken once and never grows.
+"""Allocator inside one block of memory: decides where in a device arena's allocation segments lie.
 
-Best fit, neighbours joined when they are given back (Knuth, "The Art of Computer Programming", 2.5). What is left
-may be in pieces too small for the next segment; then :meth:`Slab.compact` says what to move.
+Best fit, with neighbouring holes joined when a segment is freed (Knuth, "The Art of Computer Programming", 2.5). Free
+memory may end up in pieces too small for the next segment; :meth:`Slab.compact` says what to move then.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["Move", "Slab"]
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Copy ``length`` bytes towards the front. The two places may overlap: bytes are to be copied in rising order."""
+    """Copy of ``length`` bytes towards the front. The places may overlap: copy the bytes in rising order."""
 
     name: str
     source: int
@@ -23,11 +23,14 @@ class Move:
 
 
 class Slab:
-    """Bytes from 0 to ``size``, in units of ``alignment``.
+    """Bytes 0 to ``size``, handed out to segments in units of ``alignment`` bytes.
 
     Args:
-        size: bytes; what does not fill a unit is never used.
-        alignment: a power of two; every place begins on a multiple of it.
+        size: bytes to hand out; a last part smaller than a unit is never used.
+        alignment: bytes of a unit, a power of two. Every segment begins at a multiple of it.
+
+    Raises:
+        ValueError: the size is negative, or the alignment is not a power of two.
 
     >>> slab = Slab(1024)
     >>> slab.allocate("a", 300), slab.allocate("b", 100)
@@ -51,31 +54,33 @@ class Slab:
 
     @property
     def room(self) -> int:
-        """Bytes that are free, in however many pieces."""
+        """Free bytes, in all pieces together."""
         return sum(length for _, length in self._holes)
 
     @property
     def widest(self) -> int:
-        """Bytes of the largest piece."""
+        """Bytes of the largest free piece."""
         return max((length for _, length in self._holes), default=0)
 
     def needs(self, length: int) -> int:
-        """Bytes that ``length`` bytes take."""
+        """Return the bytes that a segment of ``length`` bytes takes, in whole units."""
         return -(-length // self._alignment) * self._alignment
 
     def offset(self, name: str) -> int:
-        """Where a segment lies.
+        """Return the offset of a segment, in bytes.
 
         Raises:
-            KeyError: it has no place.
+            KeyError: the segment has no place.
         """
         return self._used[name][0]
 
     def allocate(self, name: str, length: int) -> int | None:
-        """A place for a segment; None where no piece is large enough. Nothing takes no room.
+        """Give a segment a place and return its offset; None where no free piece is large enough.
+
+        A segment of 0 bytes gets offset 0 and takes no memory.
 
         Raises:
-            ValueError: it has a place, or its length is negative.
+            ValueError: the segment has a place already, or the length is negative.
         """
         if name in self._used or length < 0:
             raise ValueError(f"{name!r} has a place" if name in self._used else f"{length} bytes are not possible")
@@ -95,10 +100,10 @@ class Slab:
         return offset
 
     def free(self, name: str) -> None:
-        """Give a place back.
+        """Give a segment's place back.
 
         Raises:
-            KeyError: there is none.
+            KeyError: the segment has no place.
         """
         offset, length = self._used.pop(name)
         if not length:
@@ -112,7 +117,7 @@ class Slab:
         self._holes[first:last] = [(offset, length)]
 
     def compact(self) -> list[Move]:
-        """Move everything to the front, so that all room is in one piece; the moves are to be made in this order."""
+        """Place all segments at the front, so that free memory is one piece, and return the moves to make, in order."""
         moves, end = [], 0
         for name, (offset, length) in sorted(self._used.items(), key=lambda item: item[1]):
             if not length:

@@ -1,1 +1,1 @@
-"""ONNX Runtime: sessions, and graphs optimised once for this CPU."""
+"""ONNX Runtime: sessions, and graphs that are optimised once for this CPU."""

@@ -1,4 +1,4 @@
-"""ONNX Runtime's optimisation of a graph for this CPU, done once and kept."""
+"""Optimisation of graphs for this CPU by ONNX Runtime, whose result is kept."""
 
 from __future__ import annotations
 
@@ -18,34 +18,40 @@ __all__ = ["DISABLED_OPTIMIZERS", "optimise", "optimise_int8"]
 DISABLED_OPTIMIZERS = [
     # Fuses Pad(0) -> MaxPool into padding with -inf, which is another function (Tiny-YOLOv3: error 4e-3).
     "Pad_Fusion",
-    # These would scale a shared kernel by a private factor. What may be folded, the compiler has folded.
+    # These three scale a shared kernel by a private factor. The compiler has already folded what may be folded.
     "ConvBNFusion",
     "ConvMulFusion",
     "ConvAddFusion",
-    # Takes a layer that was left in float32 between int8 ones for int8, with one scale for all of its kernel.
+    # Quantizes a layer that was left in float32 between int8 layers, with one scale for the whole kernel.
     "WeightBiasQuantization",
 ]
+"""Optimisers of ONNX Runtime that are turned off, because they change results or undo sharing."""
 
 
 def optimise(path: Path, proto: bytes | None, folder: Path) -> tuple[Program, list[NDArray[Any]]]:
-    """Let ONNX Runtime optimise a graph for this CPU, and split the result.
+    """Let ONNX Runtime optimise a graph for this CPU, and split the result into program and weights.
 
     Args:
-        path: of an ONNX file.
-        proto: what was made of it and is optimised in its place; its weights may still lie beside the file.
-        folder: for files that are gone afterwards.
+        path: an ONNX file of the bundle.
+        proto: a graph that was converted from the file and is optimised instead; None to optimise the file itself. The
+            graph's weights may lie beside the file.
+        folder: folder for temporary files, which are deleted before returning.
 
     Returns:
-        The program, and copies of its weights in its order.
+        The program, and copies of its weights in the program's order.
 
     Raises:
-        BackendError: ONNX Runtime refuses it.
+        BackendError: ONNX Runtime refuses the graph.
     """
     model = read_model(_optimised(path, proto, folder, outside=1024))
-    program = split_model(model)
     external = folder / "optimised.bin"
     data = np.memmap(external, np.uint8, "r") if external.exists() and external.stat().st_size else None
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+    weights = split_model(model).weights
+    for name in initializers.keys() - set(weights):
+        # The program keeps these constants (index tables, masks, int32 biases), and the file beside it is deleted.
+        _put_inside(initializers[name], data)
+    program = split_model(model)
     arrays = [_values(initializers[name], data) for name in program.weights]
     del data
     external.unlink(missing_ok=True)
@@ -53,16 +59,18 @@ def optimise(path: Path, proto: bytes | None, folder: Path) -> tuple[Program, li
 
 
 def optimise_int8(path: Path, proto: bytes, folder: Path) -> bytes:
-    """Let ONNX Runtime make integer arithmetic of a graph with uint8 activations.
+    """Let ONNX Runtime turn a graph with uint8 activations into one that computes in integers.
 
     Args:
-        path, proto, folder: see :func:`optimise`.
+        path: an ONNX file of the bundle.
+        proto: the graph with uint8 activations that was converted from the file.
+        folder: folder for temporary files, which are deleted before returning.
 
     Returns:
-        A graph with its weights inside.
+        The optimised graph, with its weights inside.
 
     Raises:
-        BackendError: ONNX Runtime refuses it.
+        BackendError: ONNX Runtime refuses the graph.
     """
     data = _optimised(path, proto, folder, outside=1 << 40)
     (folder / "optimised.bin").unlink(missing_ok=True)
@@ -70,9 +78,9 @@ def optimise_int8(path: Path, proto: bytes, folder: Path) -> bytes:
 
 
 def _optimised(path: Path, proto: bytes | None, folder: Path, outside: int) -> bytes:
-    """A graph, whose initializers of so many bytes and more are in ``optimised.bin``.
+    """Return an optimised graph; initializers of at least ``outside`` bytes are written to ``optimised.bin``.
 
-    Without that file ONNX Runtime would leave in the bundle's blob what it did not change.
+    Without that file, ONNX Runtime would let the graph refer to the bundle's blob for weights that it did not change.
     """
     made = folder / "optimised.onnx"
     options = quiet(threads=1)
@@ -80,7 +88,7 @@ def _optimised(path: Path, proto: bytes | None, folder: Path, outside: int) -> b
     settings = {
         "optimized_model_external_initializers_file_name": "optimised.bin",
         "optimized_model_external_initializers_min_size_in_bytes": str(outside),
-        # A message has no folder in which its weights could be.
+        # A graph that is passed as bytes has no folder: ONNX Runtime must be told where its weights lie.
         "model_external_initializers_file_folder_path": str(path.parent),
     }
     for name, value in settings.items():
@@ -91,12 +99,41 @@ def _optimised(path: Path, proto: bytes | None, folder: Path, outside: int) -> b
     return data
 
 
+def _put_inside(tensor: Message, data: NDArray[np.uint8] | None) -> None:
+    """Move an initializer's values into the graph, if they lie in ``data``.
+
+    Raises:
+        BackendError: the values lie outside the file.
+    """
+    if tensor.data_location == 1:
+        tensor.raw_data = _external(tensor, data).tobytes()
+        tensor.ClearField("external_data")
+        tensor.ClearField("data_location")
+
+
 def _values(tensor: Message, data: NDArray[np.uint8] | None) -> NDArray[Any]:
-    """A copy of an initializer's values."""
+    """Return a copy of an initializer's values.
+
+    Args:
+        tensor: the initializer.
+        data: content of ``optimised.bin``; None if there is none.
+
+    Raises:
+        BackendError: the values lie outside the file.
+    """
     if tensor.data_location != 1:
         return np.array(tensor_array(tensor))
+    return np.array(_external(tensor, data).view(DTYPES[tensor.data_type]).reshape(tuple(tensor.dims)))
+
+
+def _external(tensor: Message, data: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+    """Return the bytes of an initializer that lies in ``data``.
+
+    Raises:
+        BackendError: the values lie outside the file.
+    """
     place = {entry.key: entry.value for entry in tensor.external_data}
     offset, length = int(place.get("offset", 0)), int(place.get("length", 0))
     if data is None or offset + length > data.size:
         raise BackendError(f"weight {tensor.name}: ONNX Runtime did not write its values")
-    return np.array(data[offset : offset + length].view(DTYPES[tensor.data_type]).reshape(tuple(tensor.dims)))
+    return data[offset : offset + length]

@@ -1,132 +1,127 @@
-"""How INT8 models run on a CPU: bound or packed.
+"""Choice of the INT8 models that get a private copy of their weights on a CPU: pure functions.
 
-Bound, a model is a float32 program whose weights are shared and swapped like all others. Packed, it computes in int8,
-often in half the time, and its session holds a copy of its kernels, a quarter of their size, that is neither shared nor
-swapped. Which of the two is faster is measured once; how many copies there is room for, the memory setting says.
+Bound, an INT8 model runs as a float32 program whose weights are shared and swapped like all others. Packed, it computes
+in int8, often in half the time, but its session holds a private copy of the kernels, a quarter of their float32 size,
+that is neither shared nor swapped. Which form is faster is measured once (:mod:`.copy_times`). How many copies there is
+room for depends on the memory setting.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from time import thread_time
 
 from ...bundles.budget import budget
-from ..device_cache import PrivateCopy
-from ..timing import medians
+from .baked import PrivateCopy
 
-__all__ = ["choose_private_copies", "cpu_times"]
-
-_WARM_UP, _ROUNDS = 3, 15
-"""Runs of each side."""
-_ENOUGH_S = 1.0
-"""Of a comparison; then it has gone on for long enough, with one round at least."""
+__all__ = ["choose_private_copies"]
 
 
 @dataclass(frozen=True)
 class _Option:
-    """Packing at least ``packed``, so that no bound model takes more than ``limit`` bytes."""
+    """The fewest private copies with which no bound model takes more than a limit."""
 
     limit: int
+    """Bytes that the segments of the largest bound model may take."""
     packed: frozenset[str]
+    """Models that get a private copy, because they are larger than the limit."""
     bytes: int
+    """Bytes that are needed at once: the limit, these copies, and what stays loaded in any case."""
 
 
 def choose_private_copies(
     setting: str | int,
     sizes: Mapping[str, int],
     segments_of: Mapping[str, Sequence[str]],
-    packings: Mapping[str, PrivateCopy],
+    copies: Mapping[str, PrivateCopy],
     private: int = 0,
 ) -> tuple[frozenset[str], int]:
-    """Which models to pack: those that are faster so, as far as there is room; others where they do not fit otherwise.
+    """Choose the models that get a private copy: those that run faster so, as far as there is room.
 
-    Copies stay in memory, and beside them the hungriest of the bound models must fit. Faster runs are not worth more
-    swapping: beyond what must be packed, a model is packed only where bound models, all of them together, do not lack
-    more memory than before. ``all`` has room for everything. ``min`` is the least with which all models run, whichever
-    of them are packed. Shares are of what models take when none is packed, and so do not depend on the choice.
+    Private copies stay in memory, and the largest bound model must fit beside them. A model that does not fit bound
+    gets a copy even if it runs slower so. A faster run is not worth more swapping: a model that fits bound gets a copy
+    only if the bound models together do not lack more memory than before.
+
+    The setting ``all`` has room for everything. ``min`` is the least memory with which all models run, whichever of
+    them have copies. A share is a part of what models take when all are bound, so it does not depend on the choice.
 
     Args:
-        setting: see :func:`gemel.bundles.budget.parse_memory`.
-        sizes: bytes of each segment of these models.
-        segments_of: of each model that can be bound.
-        packings: of those of them that can be packed.
+        setting: memory setting; see :func:`gemel.bundles.budget.parse_memory`.
+        sizes: segment -> bytes, for the segments of these models.
+        segments_of: model -> its segments, for models that can be bound.
+        copies: model -> its private copy, for models of ``segments_of`` that can have one.
         private: bytes that stay loaded in any case.
 
     Returns:
-        Names of the models to pack, and the bytes that the setting allows.
+        Names of the models that get a private copy, and the bytes that the setting allows.
 
     Raises:
-        InputError: no choice fits; with the least that one needs.
+        InputError: no choice fits; the message has the least memory that one needs.
     """
-    options = list(_options(sizes, segments_of, packings, private))
+    options = list(_options(sizes, segments_of, copies, private))
     least, whole = min(option.bytes for option in options), sum(sizes.values()) + private
     if setting == "min":
         allowed = least
     elif setting == "all":
-        allowed = whole + sum(packing.bytes for packing in packings.values())
+        allowed = whole + sum(copy.bytes for copy in copies.values())
     else:
         allowed = max(least, budget(setting, whole, ()))
 
     def missing(packed: Set[str]) -> int:
-        """Bytes that bound models, all of them together, need beyond what copies leave them: they swap."""
+        """Return the bytes that all bound models together need beyond what copies leave them; so much is swapped."""
         bound = _union(sizes, (segments for model, segments in segments_of.items() if model not in packed))
-        return max(0, bound + private + sum(packings[model].bytes for model in packed) - allowed)
+        return max(0, bound + private + sum(copies[model].bytes for model in packed) - allowed)
 
-    choices = [_filled(option, packings, allowed, missing) for option in options if option.bytes <= allowed]
-    # The first packs the fewest that must be.
+    choices = [_filled(option, copies, allowed, missing) for option in options if option.bytes <= allowed]
+    # Options come by falling limit, so the first one has the fewest copies that must be made.
     most = missing(choices[0])
     packed = max(
         (chosen for chosen in choices if missing(chosen) <= most),
-        key=lambda chosen: sum(packings[model].gain_ms for model in chosen),
+        key=lambda chosen: sum(copies[model].gain_ms for model in chosen),
     )
     bound = {model: segments for model, segments in segments_of.items() if model not in packed}
-    copies = private + sum(packings[model].bytes for model in packed)
-    total = _union(sizes, bound.values()) if setting == "all" else whole - copies
+    loaded = private + sum(copies[model].bytes for model in packed)
+    total = _union(sizes, bound.values()) if setting == "all" else whole - loaded
     needs = [sum(sizes[segment] for segment in segments) for segments in bound.values()]
-    return packed, budget(setting, total, needs, copies)
-
-
-def cpu_times(runs: Sequence[Callable[[], object]]) -> list[float]:
-    """Milliseconds of this thread's CPU time, medians of runs in turn."""
-    return medians(runs, thread_time, warm_up=_WARM_UP, rounds=_ROUNDS, enough_s=_ENOUGH_S)
+    return packed, budget(setting, total, needs, loaded)
 
 
 def _union(sizes: Mapping[str, int], models: Iterable[Sequence[str]]) -> int:
-    """Bytes of the segments of some models, each segment once."""
+    """Return the bytes of the segments of some models, each segment counted once."""
     return sum(sizes[segment] for segment in {segment for segments in models for segment in segments})
 
 
 def _options(
     sizes: Mapping[str, int],
     segments_of: Mapping[str, Sequence[str]],
-    packings: Mapping[str, PrivateCopy],
+    copies: Mapping[str, PrivateCopy],
     private: int,
 ) -> Iterator[_Option]:
+    """Yield an option for each limit that matters, from the largest to 0, until a model cannot have a copy."""
     needs = {model: sum(sizes[segment] for segment in segments) for model, segments in segments_of.items()}
     for limit in sorted({0, *needs.values()}, reverse=True):
         packed = frozenset(model for model, need in needs.items() if need > limit)
-        if not packed <= packings.keys():
+        if not packed <= copies.keys():
             return
-        yield _Option(limit, packed, limit + private + sum(packings[model].bytes for model in packed))
+        yield _Option(limit, packed, limit + private + sum(copies[model].bytes for model in packed))
 
 
 def _filled(
-    option: _Option, packings: Mapping[str, PrivateCopy], allowed: int, missing: Callable[[Set[str]], int]
+    option: _Option, copies: Mapping[str, PrivateCopy], allowed: int, missing: Callable[[Set[str]], int]
 ) -> frozenset[str]:
-    """An option, and of the models that are faster packed all that there is room for, best time for a byte first.
+    """Add the copies that make runs faster to an option as long as there is room, best time per byte first.
 
     Args:
-        option: what is packed in any case.
-        packings: of all models that can be packed.
-        allowed: bytes.
-        missing: what is swapped when some are packed; packing one more must not make it more.
+        option: the models that get a private copy in any case.
+        copies: model -> its private copy, for all models that can have one.
+        allowed: bytes that the memory setting allows.
+        missing: function that returns the bytes that are swapped with these copies; one more copy must not add to them.
     """
     chosen, left = option.packed, allowed - option.bytes
-    faster = {model: packing for model, packing in packings.items() if packing.is_faster}
+    faster = {model: copy for model, copy in copies.items() if copy.is_faster}
     order = sorted(faster, key=lambda model: -faster[model].gain_ms / max(faster[model].bytes, 1))
     before = None
-    # Again as long as some were packed: a segment goes with the last of the models that share it.
+    # Repeat while copies are added: a segment leaves the arena only when the last model that shares it has a copy.
     while chosen != before:
         before = chosen
         for model in order:

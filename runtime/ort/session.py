@@ -1,4 +1,4 @@
-"""Sessions of ONNX Runtime."""
+"""ONNX Runtime sessions: how they are opened, and programs that are bound to the weights of one model."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from ...errors import BackendError, first_line
 __all__ = ["CPU", "Bound", "open_baked", "open_session", "quiet", "usual_threads"]
 
 CPU = "CPUExecutionProvider"
+"""Name of ONNX Runtime's execution provider for CPUs."""
 
 
 def usual_threads() -> int:
-    """Threads of a run where nobody says how many: one less than the cores, because decoding needs one."""
+    """Return the default number of threads of a run: one less than the cores, because decoding needs one."""
     return max(1, (os.cpu_count() or 2) - 1)
 
 
 def quiet(threads: int) -> ort.SessionOptions:
-    """Options of a session that prints errors alone, and runs on so many threads."""
+    """Return options of a session that prints only errors, and runs on this number of threads."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
@@ -39,17 +40,17 @@ def open_session(
     providers: Sequence[Any] = (CPU,),
     **settings: Any,
 ) -> ort.InferenceSession:
-    """A session, on the CPU if nothing else is said.
+    """Open a session, on the CPU by default.
 
     Args:
-        path: of the model.
-        options: of the session.
-        proto: what was made of the model and is run in its place.
-        providers: as ONNX Runtime has them.
-        settings: passed on to ONNX Runtime.
+        path: file of the model, which error messages name.
+        options: session options.
+        proto: serialised model to open instead of the file.
+        providers: execution providers, as ONNX Runtime takes them.
+        settings: further arguments of ``onnxruntime.InferenceSession``.
 
     Raises:
-        BackendError: ONNX Runtime refuses the file.
+        BackendError: ONNX Runtime refuses the model.
     """
     try:
         return ort.InferenceSession(proto or str(path), options, providers=list(providers), **settings)
@@ -58,13 +59,13 @@ def open_session(
 
 
 def open_baked(path: Path, threads: int, *, prepack: bool) -> ort.InferenceSession:
-    """A session of a graph that is optimised already.
+    """Open a session of a graph that is optimised already.
 
     Args:
-        path: of the graph.
-        threads: of a run.
-        prepack: whether kernels may pack weights, which copies them. Of a program, whose weights arrive as inputs,
-            there is nothing to pack.
+        path: file of the graph.
+        threads: threads that one run may use.
+        prepack: whether ONNX Runtime may pack constant weights, which copies them. A program has none to pack: its
+            weights are inputs.
 
     Raises:
         BackendError: ONNX Runtime refuses the file.
@@ -77,7 +78,12 @@ def open_baked(path: Path, threads: int, *, prepack: bool) -> ort.InferenceSessi
 
 
 class Bound:
-    """A program with the addresses of one model; of a graph that holds its weights, none."""
+    """A session that is bound to the weight addresses of one model.
+
+    Args:
+        session: a session of a program, or of a graph that holds its weights.
+        weights: weights of the model in the program's order; none for a graph that holds its weights.
+    """
 
     def __init__(self, session: ort.InferenceSession, weights: Sequence[ort.OrtValue] = ()) -> None:
         self.session = session
@@ -89,10 +95,11 @@ class Bound:
             self.binding.bind_ortvalue_input(port.name, value)
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run the model; return output name -> array on the CPU."""
         for name, array in inputs.items():
             self.binding.bind_cpu_input(name, np.ascontiguousarray(array))
         for name in self.outputs:
-            # Bound anew each time: shapes follow the batch.
+            # Outputs are bound before every run, because their shapes depend on the batch.
             self.binding.bind_output(name, "cpu")
         self.session.run_with_iobinding(self.binding)
         return dict(zip(self.outputs, self.binding.copy_outputs_to_cpu(), strict=True))

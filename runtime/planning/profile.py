@@ -1,6 +1,6 @@
-"""What is known of a device and a workload before anything runs: bytes, times of loads and runs, frames a second.
+"""Profiles: a workload on a device, in numbers. Bytes of weights, times of loads and runs, frames a second.
 
-A profile is a file (``gemel simulate profile.yaml``), or is measured on the device.
+Plans are made by a profile. It is read from a file (``gemel simulate profile.yaml``) or measured on the device.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from ...errors import InputError
 __all__ = ["LinkProfile", "ModelProfile", "Profile", "QueryProfile", "SegmentProfile", "parse_profile", "unmerged"]
 
 Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+"""A finite number of milliseconds, not negative."""
 
 
 class _Value(BaseModel):
@@ -23,24 +24,29 @@ class _Value(BaseModel):
 
 
 class LinkProfile(_Value):
-    """How weights come into memory: one load after the other."""
+    """The way from storage to memory, on which segments are loaded one after the other."""
 
     bandwidth: Annotated[float, Field(gt=0)] = 1e9
     """Bytes a second."""
     latency_ms: Milliseconds = 0.0
-    """Of each segment, whatever its size."""
+    """Milliseconds that a load of any size takes in addition."""
 
 
 class SegmentProfile(_Value):
+    """Size and load time of one segment."""
+
     bytes: Annotated[int, Field(ge=0)]
     load_ms: Milliseconds | None = None
-    """Where it was measured; otherwise it follows from the link."""
+    """Measured milliseconds of a load; None if the load time follows from the link."""
 
 
 class ModelProfile(_Value):
+    """Segments and run times of one model."""
+
     segments: tuple[str, ...]
+    """Segments that must be in memory while the model runs."""
     run_ms: Mapping[Annotated[int, Field(gt=0)], Milliseconds]
-    """Batch size to the milliseconds of a run; one frame at least must be known."""
+    """Frames of a turn -> milliseconds that the turn runs. The time for one frame must be there."""
 
     @model_validator(mode="after")
     def _has_one(self) -> ModelProfile:
@@ -50,10 +56,13 @@ class ModelProfile(_Value):
 
 
 class QueryProfile(_Value):
+    """Model and rate of one query."""
+
     model: str
     fps: Annotated[float, Field(gt=0)]
+    """Frames a second of the query's feed."""
     feed: str | None = None
-    """Queries of one feed get their frames at the same moments; left out, a feed of its own."""
+    """Name of the feed; queries of one feed get frames at the same moments. If left out, the query has its own feed."""
 
 
 class Profile(_Value):
@@ -61,8 +70,9 @@ class Profile(_Value):
 
     schema_version: Literal["1"] = "1"
     memory: str | int = "all"
+    """Budget for weights: bytes, ``"64MiB"``, ``"50%"``, ``"min"`` or ``"all"``."""
     sla_ms: Annotated[float, Field(gt=0)] = 100.0
-    """From a frame's arrival to its result."""
+    """Milliseconds from a frame's arrival within which its result is due."""
     link: LinkProfile = LinkProfile()
     segments: Mapping[str, SegmentProfile]
     models: Mapping[str, ModelProfile]
@@ -84,35 +94,45 @@ class Profile(_Value):
         return self
 
     def segments_of(self, query: str) -> tuple[str, ...]:
-        """What must be in memory while a query runs."""
+        """Return the segments that must be in memory while a query runs."""
         return self.models[self.queries[query].model].segments
 
     def load_ms(self, segment: str) -> float:
-        """Milliseconds until a segment is in memory."""
+        """Return the milliseconds that loading a segment takes."""
         spec = self.segments[segment]
         if spec.load_ms is not None:
             return spec.load_ms
         return self.link.latency_ms + spec.bytes / self.link.bandwidth * 1e3
 
     def run_ms(self, query: str, frames: int) -> float:
-        """Milliseconds of a run on so many frames; the next larger batch that is known, if this one is not."""
+        """Return the milliseconds of a turn on ``frames`` frames.
+
+        If the profile does not have that number, the time of the next larger one counts, or of the largest of all.
+        """
         known = self.models[self.queries[query].model].run_ms
-        return known[min((batch for batch in known if batch >= frames), default=max(known))]
+        return known[min((size for size in known if size >= frames), default=max(known))]
 
     def batches(self, query: str) -> tuple[int, ...]:
-        """Batch sizes whose run alone keeps to the SLA, smallest first; one frame if none does."""
+        """Return the numbers of frames that a turn may take, smallest first: those that run no longer than the SLA.
+
+        If even one frame takes longer, a turn takes one frame.
+        """
         known = self.models[self.queries[query].model].run_ms
-        return tuple(sorted(batch for batch, time in known.items() if time <= self.sla_ms)) or (1,)
+        return tuple(sorted(size for size, time in known.items() if time <= self.sla_ms)) or (1,)
 
     def late(self) -> tuple[str, ...]:
-        """Queries whose model takes longer than the SLA for a single frame."""
+        """Return the queries whose model takes longer than the SLA for a single frame."""
         return tuple(name for name in self.queries if self.run_ms(name, 1) > self.sla_ms)
 
     def budget(self, setting: str | int | None = None) -> int:
-        """Bytes that a memory setting allows; the profile's own where it is left out.
+        """Return the bytes that a memory setting allows.
+
+        Args:
+            setting: bytes, ``"64MiB"``, ``"50%"``, ``"min"`` or ``"all"``; the profile's own setting if left out.
 
         Raises:
-            InputError: it is not a setting, or less than the hungriest model needs, with that minimum.
+            InputError: the setting is not allowed, or is less than the largest model needs; the message states the
+                minimum.
         """
         chosen = self.memory if setting is None else setting
         try:
@@ -126,10 +146,14 @@ class Profile(_Value):
 
 
 def parse_profile(document: Any, where: str = "profile") -> Profile:
-    """A profile from what a YAML or JSON file holds.
+    """Check the content of a YAML or JSON file, and return it as a profile.
+
+    Args:
+        document: what the file holds.
+        where: name of the file, for messages.
 
     Raises:
-        InputError: it is not one; names the field and what is wrong with it.
+        InputError: the content is no profile; the message names the field and what is wrong with it.
     """
     try:
         return Profile.model_validate(document)
@@ -141,7 +165,7 @@ def parse_profile(document: Any, where: str = "profile") -> Profile:
 
 
 def unmerged(profile: Profile) -> Profile:
-    """The same workload where no query shares a weight with another: each has a model, and a segment, of its own."""
+    """Return the same workload without sharing: every query has its own model, with one segment of its own."""
     segments: dict[str, SegmentProfile] = {}
     models: dict[str, ModelProfile] = {}
     for name in profile.queries:

@@ -1,4 +1,4 @@
-"""Profiles as YAML files."""
+"""Reading profiles from YAML files."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from .profile import Profile, parse_profile
 __all__ = ["read_profile"]
 
 
-def read_profile(path: Path) -> Profile:
-    """Read profile.yaml; JSON is YAML, too.
+def read_profile(path: str | Path) -> Profile:
+    """Read a profile from a YAML or JSON file.
 
     Raises:
-        InputError: it cannot be read, or is not a profile.
+        InputError: the file cannot be read, or is not a profile.
     """
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'it is not text'}") from error
     except yaml.YAMLError as error:

@@ -1,4 +1,4 @@
-"""What is loaded and dropped on the way round a cycle of queries, under a budget of bytes."""
+"""Residency: which segments each turn of a cyclic order loads and evicts, under a budget of bytes."""
 
 from __future__ import annotations
 
@@ -13,26 +13,29 @@ from .profile import Profile
 __all__ = ["Rule", "Step", "Transfer", "settled", "steps"]
 
 _MOST_CYCLES = 16
-"""After which the last half of them stands for all that follow: those of many queries may take long to repeat."""
+"""Cycles that are replayed while none repeats an earlier one; the last half of them then stands for all later ones."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How room is made, and what is loaded ahead."""
+    """Eviction and prefetch."""
 
     evict: Literal["farthest", "recent", "least-recent"] = "farthest"
-    """What goes first: what is next used last, what was used last, or what has not been used for longest."""
+    """Evicted first: the unit whose next use is farthest, the most recently used one, or the least recently used one.
+
+    The next use is known because the order is cyclic (Belady's rule).
+    """
     whole: bool = False
-    """Models come and go as a whole, but for what another one in memory shares with them; else segments do."""
+    """Load and evict whole models, except segments that another model in memory shares; otherwise single segments."""
     ahead: Literal["part", "all", "none"] = "part"
-    """What is loaded while the query before runs: as much as there is room for, all or nothing, nothing."""
+    """Prefetch while the turn before runs: as many segments as fit, all that are missing or none, or always none."""
     fill: bool = True
-    """Whether queries whose weights are in memory run while others wait for theirs."""
+    """Run queries whose weights are in memory while the query whose turn it is waits for its weights."""
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """Segments that go, and then segments that come, in this order."""
+    """Segments to evict, and segments to load after that."""
 
     evict: tuple[str, ...] = ()
     load: tuple[str, ...] = ()
@@ -40,23 +43,23 @@ class Transfer:
 
 @dataclass(frozen=True)
 class Step:
-    """A query's turn."""
+    """A query's turn, and the transfers that it needs."""
 
     query: str
     ahead: Transfer
-    """While the step before runs."""
+    """Transfer while the turn before runs, which keeps the segments of that turn."""
     then: Transfer
-    """After it: its segments may go now."""
+    """Transfer after the turn before, whose segments may be evicted now."""
 
 
 def steps(profile: Profile, budget: int, order: Sequence[str], rule: Rule) -> Iterator[Step]:
-    """Turns of a cyclic order, without end. Nothing is in memory at first.
+    """Yield the turns of a cyclic order, without end. No segment is in memory at first.
 
     Args:
-        profile: sizes, and who uses what.
-        budget: bytes; at least those of the hungriest model.
-        order: queries.
-        rule: how room is made.
+        profile: sizes of segments, and the segments that each query needs.
+        budget: bytes that may be in memory at once; no less than the largest model.
+        order: queries in the order of their turns.
+        rule: eviction and prefetch.
     """
     memory = _Memory(profile, budget, order, rule)
     for position in count():
@@ -64,7 +67,10 @@ def steps(profile: Profile, budget: int, order: Sequence[str], rule: Rule) -> It
 
 
 def settled(profile: Profile, budget: int, order: Sequence[str], rule: Rule) -> list[list[Step]]:
-    """The cycles that repeat for ever, once the first ones are over; mostly one, sometimes as many as queries."""
+    """Return the cycles that repeat once the first ones are over: mostly one, sometimes as many as queries.
+
+    The arguments are those of :func:`steps`.
+    """
     memory = _Memory(profile, budget, order, rule)
     cycles: list[list[Step]] = []
     known: dict[object, int] = {}
@@ -76,27 +82,33 @@ def settled(profile: Profile, budget: int, order: Sequence[str], rule: Rule) -> 
 
 
 class _Memory:
-    """What is resident: units, which are segments or whole models, the least recently used first."""
+    """Segments in memory, from turn to turn. What is evicted at once is a *unit*: a segment, or a whole model."""
 
     def __init__(self, profile: Profile, budget: int, order: Sequence[str], rule: Rule) -> None:
         self._profile, self._budget, self._rule, self._order = profile, budget, rule, order
         self._units: dict[str, tuple[str, ...]] = {}
+        """Unit -> its segments."""
         self._places: dict[str, list[int]] = {}
+        """Unit -> places in the order at which it is used."""
         for place, query in enumerate(order):
             for unit, segments in self._units_of(query).items():
                 self._units[unit] = segments
                 self._places.setdefault(unit, []).append(place)
         self._resident: dict[str, None] = {}
+        """Units in memory, the least recently used first."""
         self._segments: dict[str, None] = {}
+        """Segments in memory, in the order of their loads."""
         self._running: tuple[str, ...] | None = None
+        """Segments of the turn before; None before the first turn."""
         self._free = budget
 
     @property
     def state(self) -> object:
-        """All that later turns depend on, at the beginning of a cycle."""
+        """Everything that later turns depend on; two equal states at the beginning of a cycle lead to equal cycles."""
         return self._running, tuple(self._resident)
 
     def turn(self, position: int) -> Step:
+        """Take the turn at ``position``, counted over all cycles, and return it with its transfers."""
         query = self._order[position % len(self._order)]
         wanted = self._profile.segments_of(query)
         missing = [segment for segment in wanted if segment not in self._segments]
@@ -104,6 +116,7 @@ class _Memory:
         ahead = self._load(early, {*(self._running or ()), *wanted}, position)
         then = self._load([segment for segment in missing if segment not in early], set(wanted), position)
         for unit in self._units_of(query):
+            # Deleted and set again, so that it is the last, which is the most recently used.
             self._resident.pop(unit, None)
             self._resident[unit] = None
         self._running = wanted
@@ -119,7 +132,7 @@ class _Memory:
         return sum(self._profile.segments[segment].bytes for segment in segments)
 
     def _early(self, missing: Sequence[str], wanted: Collection[str]) -> list[str]:
-        """What of ``missing`` can be loaded beside what runs; the slowest loads first where not all of it can."""
+        """Choose the missing segments to load while the turn before runs; the slowest loads first if not all fit."""
         if self._running is None or self._rule.ahead == "none":
             return []
         kept = {*self._running, *(segment for segment in wanted if segment in self._segments)}
@@ -135,7 +148,7 @@ class _Memory:
         return found
 
     def _load(self, segments: Sequence[str], held: Collection[str], position: int) -> Transfer:
-        """Make room beside ``held``, and take ``segments`` in."""
+        """Evict what the rule says, except ``held``, until ``segments`` fit, and load them."""
         evicted = self._make_room(self._bytes(segments), held, position)
         self._take_in(segments)
         return Transfer(tuple(evicted), tuple(segments))
@@ -145,6 +158,7 @@ class _Memory:
         self._free -= self._bytes(segments)
 
     def _make_room(self, needed: int, held: Collection[str], position: int) -> list[str]:
+        """Evict units in the order of the rule until ``needed`` bytes are free; return the segments that are gone."""
         if needed <= self._free:
             return []
         units, segments = list(self._resident), list(self._segments)
@@ -158,16 +172,17 @@ class _Memory:
             self._drop(unit, held)
             gone.append(unit)
         for unit in reversed(gone):
-            # A large unit after small ones may be enough alone.
+            # The large unit evicted last may free enough alone: then small ones before it stay.
             back = [segment for segment in self._units[unit] if segment not in self._segments]
             if self._free - self._bytes(back) >= needed:
                 self._resident[unit] = None
                 self._take_in(back)
+        # In their former order: units that stayed are no more recently used than before.
         self._resident = {unit: None for unit in units if unit in self._resident}
         return [segment for segment in segments if segment not in self._segments]
 
     def _drop(self, unit: str, held: Collection[str]) -> None:
-        """Segments that leave memory with a unit: those that are not held, and in no other unit that stays."""
+        """Evict the segments of a unit, except held ones and those of another unit in memory."""
         others = {segment for each in self._resident for segment in self._units[each]} if self._rule.whole else ()
         for segment in self._units[unit]:
             if segment in self._segments and segment not in held and segment not in others:
@@ -175,6 +190,7 @@ class _Memory:
                 self._free += self._profile.segments[segment].bytes
 
     def _ranked(self, position: int) -> list[str]:
+        """Return the units in memory, the first one to evict first."""
         units = list(self._resident)
         if self._rule.evict == "least-recent":
             return units
@@ -183,7 +199,7 @@ class _Memory:
         return sorted(units, key=lambda unit: -self._distance(unit, position))
 
     def _distance(self, unit: str, position: int) -> int:
-        """Turns until a unit is used after ``position``."""
+        """Return the number of turns from ``position`` to the next use of a unit."""
         places, count = self._places[unit], len(self._order)
         now = position % count
         index = bisect_right(places, now)

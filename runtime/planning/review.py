@@ -1,4 +1,4 @@
-"""Whether a plan still fits what happens, and by which profile to plan anew if not."""
+"""Reviewing a plan during a run: whether it still fits, and if not, the profile to plan by."""
 
 from __future__ import annotations
 
@@ -13,49 +13,54 @@ from .profile import ModelProfile, Profile
 __all__ = ["Review"]
 
 _EVERY_MS = 1000.0
-"""How often the plan is looked at."""
+"""Milliseconds between two reviews."""
 _RUNS = 9
+"""Newest turns of a model whose median decides about its times."""
 _OFF = 1.5
-"""Runs that take so much longer or shorter than in the profile call for another plan."""
+"""Factor by which turns may be longer or shorter than in the profile before a new plan is made."""
 
 
 class Review:
-    """What was seen since the last plan.
+    """Observations since the last plan: times of turns, and whether memory failed.
 
     Args:
-        profile: that the first plan was made by.
+        profile: the profile that the first plan was made by.
     """
 
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
-        """What the plan in force was made by."""
+        """The profile that the plan in force was made by."""
         self.replans = 0
+        """New plans that were called for."""
         self._whole = profile
         self._last = 0.0
         self.lost = False
-        """Whether memory is not as the plan has it, so that another one is needed."""
+        """Whether memory does not hold what the plan says, so that a new plan is needed. Set by the runner."""
         self._ratios: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_RUNS))
-        """By model: milliseconds of the last runs, divided by those of the profile."""
+        """Model -> milliseconds of its newest turns, divided by those of the profile."""
 
     def ran(self, query: str, frames: int, milliseconds: float) -> None:
-        """A query has been run on so many frames."""
+        """Note that a turn of a query on ``frames`` frames took so many milliseconds."""
         model = self.profile.queries[query].model
-        batches, times = zip(*sorted(self.profile.models[model].run_ms.items()), strict=True)
-        # Not the time of the next larger batch: plans would be made anew only because batches are not full.
-        expected = float(np.interp(frames, batches, times))
+        sizes, times = zip(*sorted(self.profile.models[model].run_ms.items()), strict=True)
+        # Interpolated: a turn with fewer frames than planned must not count as faster than the profile says.
+        expected = float(np.interp(frames, sizes, times))
         if expected > 0:
             self._ratios[model].append(milliseconds / expected)
 
     def due(self, now: float) -> bool:
-        """Whether it is time for :meth:`revised`; ``now`` in milliseconds."""
+        """Return whether it is time for :meth:`revised`, at ``now`` milliseconds."""
         return now - self._last >= _EVERY_MS
 
     def revised(self, active: Collection[str], now: float) -> Profile | None:
-        """A profile of the queries that are active, with the times that were measured; None where the plan still fits.
+        """Return the profile to plan by from now on: the active queries, with measured times.
 
         Args:
-            active: queries that have frames. While there are none, the plan stays as it is.
-            now: in milliseconds.
+            active: queries that have frames. If there are none, the plan stays as it is.
+            now: milliseconds since the run began.
+
+        Returns:
+            None if the plan still fits.
         """
         self._last = now
         queries = {name: spec for name, spec in self._whole.queries.items() if name in active}
@@ -69,7 +74,10 @@ class Review:
         return self.profile
 
     def _measured(self) -> Mapping[str, ModelProfile]:
-        """Models with other times where runs are far from the profile; the profile's own where none are."""
+        """Return the profile's models, with measured times for those whose turns are far from the profile.
+
+        If there are none, the very object of the profile is returned.
+        """
         off = {
             model: ratio
             for model, ratios in self._ratios.items()

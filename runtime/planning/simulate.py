@@ -1,4 +1,4 @@
-"""A discrete-event simulation of a plan: cameras, one device that runs models, one link that loads weights."""
+"""Discrete-event simulation of a plan: cameras, one device that runs models, one link that loads weights."""
 
 from __future__ import annotations
 
@@ -17,85 +17,93 @@ __all__ = ["QueryOutcome", "Simulation", "simulate"]
 
 @dataclass
 class QueryOutcome:
-    """What became of a query's frames."""
+    """Outcome of one query's frames."""
 
     frames: int = 0
+    """Frames that arrived."""
     processed: int = 0
+    """Frames that were answered."""
     late: int = 0
-    """Of those processed: answered after the SLA."""
+    """Frames that were answered later than the SLA allows."""
     latencies: list[float] = field(default_factory=list)
-    """Milliseconds from a frame's arrival to its result."""
+    """Milliseconds from arrival to result, of each answered frame."""
     answers: list[tuple[float, int]] = field(default_factory=list)
-    """When a result came, in milliseconds, and the newest frame that it is of."""
+    """The end of each turn in milliseconds, and the index of the newest frame that it answered."""
 
     @property
     def skipped(self) -> int:
+        """Frames that were not answered."""
         return self.frames - self.processed
 
 
 @dataclass
 class Simulation:
-    """What a run would do."""
+    """Outcome of a simulated run."""
 
     seconds: float
     queries: dict[str, QueryOutcome]
     swaps: int = 0
-    """Segments that came into memory."""
+    """Loads of segments."""
     loaded: int = 0
-    """Their bytes."""
+    """Bytes of these loads."""
     blocked_ms: float = 0.0
-    """Time in which nothing ran, as weights were awaited."""
+    """Milliseconds in which no model ran because weights were awaited."""
     busy_ms: float = 0.0
-    """Time in which a model ran."""
+    """Milliseconds in which a model ran."""
     peak: int = 0
-    """The most bytes that were in memory, or on their way there, at once."""
+    """The most bytes that were in memory or being loaded at once."""
 
     @property
     def processed(self) -> float:
-        """The part of all frames."""
+        """Share of all frames that were answered, 0 to 1."""
         return sum(q.processed for q in self.queries.values()) / max(1, sum(q.frames for q in self.queries.values()))
 
 
 class _Camera:
-    """Frames of a query: the k-th arrives at ``offset + k * period`` milliseconds."""
+    """Frames of one query. Frame ``k`` arrives at ``offset + k * period`` milliseconds."""
 
     def __init__(self, fps: float, offset: float) -> None:
         self._period, self._offset = 1e3 / fps, offset
         self._next = 0
+        """Index of the first frame that may still be taken."""
 
     def arrived(self, now: float) -> int:
-        """How many have arrived by then."""
-        # A frame that arrives now, but for rounding, is there.
+        """Return how many frames have arrived by ``now``."""
+        # The small number keeps rounding from losing a frame that arrives exactly now.
         return max(0, math.floor((now - self._offset) / self._period + 1e-9) + 1)
 
     def arrival(self, index: int) -> float:
+        """Return when a frame arrives, in milliseconds."""
         return self._offset + index * self._period
 
     def next_arrival(self, now: float) -> float:
-        """When the first frame after ``now`` is there."""
+        """Return when the first frame after ``now`` arrives."""
         return self.arrival(self.arrived(now))
 
     def fresh(self, now: float, most: int, oldest: float) -> list[int]:
-        """The newest frames that nobody took, which did not arrive before ``oldest``; the newest at least."""
+        """Return the newest frames that were not taken, by index, at most ``most``.
+
+        Frames that arrived before ``oldest`` are left out, except the newest of all.
+        """
         end = self.arrived(now)
         young = range(max(self._next, end - most), end)
         return [index for index in young if index == end - 1 or self.arrival(index) >= oldest - 1e-9]
 
     def take(self, now: float, count: int) -> range:
-        """The last ``count`` frames that are there, and none of them again."""
+        """Take the newest ``count`` frames; no frame that has arrived by ``now`` can be taken afterwards."""
         self._next = self.arrived(now)
         return range(self._next - count, self._next)
 
 
 def simulate(profile: Profile, budget: int, plan: Plan, seconds: float = 60.0, seed: int = 0) -> Simulation:
-    """Run a plan on cameras whose clocks have nothing to do with each other.
+    """Simulate a plan, with cameras whose clocks are independent of each other.
 
     Args:
-        profile: the device and its workload.
-        budget: bytes of weights.
-        plan: what to do.
-        seconds: how long.
-        seed: of the cameras' clocks.
+        profile: the workload on its device.
+        budget: bytes of weights that may be in memory at once.
+        plan: the plan to follow.
+        seconds: length of the run.
+        seed: seed of the phases of the cameras' clocks.
     """
     world = _World(profile, seconds, seed)
     conductor = Conductor(profile, budget, world, made=plan)
@@ -104,7 +112,7 @@ def simulate(profile: Profile, budget: int, plan: Plan, seconds: float = 60.0, s
 
 
 class _World:
-    """Cameras, memory and a device, in virtual time; see :class:`.conductor.World`."""
+    """Cameras, memory and a device in virtual time; implements :class:`.conductor.World`."""
 
     def __init__(self, profile: Profile, seconds: float, seed: int) -> None:
         self._profile, self._end = profile, seconds * 1e3
@@ -123,6 +131,9 @@ class _World:
     @property
     def over(self) -> bool:
         return self.now >= self._end
+
+    def take_in(self) -> None:
+        """Do nothing: frames of simulated cameras are there as soon as they arrive."""
 
     def transfer(self, transfer: Transfer) -> None:
         self._link.transfer(self._profile, transfer, self.now)
@@ -161,7 +172,7 @@ class _World:
             outcome.late += latency > self._profile.sla_ms + 1e-6
 
     def wait(self, until: float) -> None:
-        # A query that has no weights can do nothing with a frame; unless nothing else is left to wait for.
+        # Wake only for frames of queries whose weights will be there; for all frames if the wait has no other end.
         cameras = (camera for query, camera in self._cameras.items() if until == math.inf or self.due(query) <= until)
         frame = min((camera.next_arrival(self.now) for camera in cameras), default=math.inf)
         self.now = min(until, frame, self._link.coming(self.now), self._end)
@@ -170,6 +181,7 @@ class _World:
         return None
 
     def finish(self, blocked_ms: float) -> Simulation:
+        """Count the frames that arrived, and return the outcome of the run."""
         self.result.blocked_ms = blocked_ms
         for query, outcome in self.result.queries.items():
             outcome.frames = self._cameras[query].arrived(self._end)

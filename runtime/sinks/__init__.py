@@ -1,4 +1,4 @@
-"""Sinks: where results go."""
+"""Sinks: results are written to a file, drawn on videos, or shown in a table."""
 
 from __future__ import annotations
 

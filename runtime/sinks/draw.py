@@ -1,4 +1,4 @@
-"""Drawing results on frames."""
+"""Drawing of results on frames: boxes, labels and a legend."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from .words import words
 __all__ = ["Color", "annotate", "palette"]
 
 Color = tuple[int, int, int]
-"""Blue, green, red."""
+"""(blue, green, red), each 0 to 255."""
 
-# Told apart on streets and in rooms, and by most colour-blind people; what exceeds them is spread over the hues.
 _COLORS: tuple[Color, ...] = (
     (255, 176, 0),
     (60, 105, 255),
@@ -29,6 +28,7 @@ _COLORS: tuple[Color, ...] = (
     (150, 150, 255),
     (40, 160, 120),
 )
+"""Colours of the first queries, chosen to be told apart on streets, in rooms, and by most colour-blind people."""
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _DARK: Color = (24, 24, 24)
 _LIGHT: Color = (255, 255, 255)
@@ -36,24 +36,24 @@ _PALE: Color = (205, 205, 205)
 _PANEL_OPACITY = 0.7
 
 _Rect = tuple[int, int, int, int]
-"""Left, top, right, bottom."""
+"""(left, top, right, bottom) in pixels."""
 
 
 def palette(names: Sequence[str]) -> dict[str, Color]:
-    """A colour for each name; the same names give the same colours."""
+    """Return a colour for each name. The colour depends on the place of the name only."""
     return {name: _COLORS[i] if i < len(_COLORS) else _spread(i) for i, name in enumerate(names)}
 
 
 def annotate(image: Image, results: Mapping[str, Result | None], colors: Mapping[str, Color]) -> Image:
-    """A copy of a frame with boxes, their labels and scores, and a line for every query.
+    """Draw boxes with labels and scores, and a legend with a line for each query, on a copy of a frame.
 
     Args:
         image: ``[H, W, 3]`` uint8, BGR.
-        results: latest result by query; None for one that has none yet.
-        colors: by query.
+        results: newest result by query; None for a query without a result yet.
+        colors: colour of each query.
 
     Returns:
-        ``[H, W, 3]`` uint8, BGR.
+        The copy, ``[H, W, 3]`` uint8, BGR.
     """
     canvas: Image = np.array(image)
     style = _Style(canvas)
@@ -64,8 +64,8 @@ def annotate(image: Image, results: Mapping[str, Result | None], colors: Mapping
         for item in result
         if isinstance(item, Detection)
     ]
-    # All outlines first, then all text: no label lies under a box. The surest box lies on top and chooses its label's
-    # place first.
+    # All outlines first and then all text, so that no box covers a label. The box with the highest score lies on top,
+    # and its label is placed first.
     boxes.sort(key=lambda box: box[0].score)
     for item, color in boxes:
         style.outline(item, color)
@@ -78,7 +78,7 @@ def annotate(image: Image, results: Mapping[str, Result | None], colors: Mapping
 
 
 class _Style:
-    """Sizes that fit the frame, and drawing with them on ``canvas``."""
+    """A pen for one frame: draws on ``canvas`` with line widths and text sizes that fit the frame."""
 
     def __init__(self, canvas: Image) -> None:
         self._canvas = canvas
@@ -92,16 +92,18 @@ class _Style:
 
     @property
     def _row(self) -> int:
+        """Height of a line of text in pixels."""
         return int(self._ascent + self._descent + self._pad)
 
     def outline(self, item: Detection, color: Color) -> None:
+        """Draw the box of a detection."""
         x1, y1, x2, y2 = self._corners(item)
-        # A dark rim keeps the colour visible on bright and on busy ground.
+        # A dark rim keeps the colour visible on a bright or busy background.
         cv2.rectangle(self._canvas, (x1, y1), (x2, y2), _DARK, self._line + 2)
         cv2.rectangle(self._canvas, (x1, y1), (x2, y2), color, self._line)
 
     def label(self, item: Detection, color: Color, taken: Sequence[_Rect]) -> _Rect:
-        """Draw at that place at the box which covers least of what is ``taken``; where it is."""
+        """Draw the label of a box where it covers least of the ``taken`` places, and return its place."""
         text = f"{item.label} {item.score:.2f}"
         width, height = self._text_width(text) + 2 * self._pad, self._row
         x1, y1, x2, y2 = self._corners(item)
@@ -116,7 +118,7 @@ class _Style:
         return rect
 
     def legend_place(self, lines: Sequence[tuple[str, str]]) -> _Rect:
-        """Where the legend goes: the top left."""
+        """Return the place of the legend, at the top left."""
         if not lines:
             return (0, 0, 0, 0)
         answers = max(self._text_width(answer) for _, answer in lines)
@@ -126,7 +128,7 @@ class _Style:
         return margin, margin, max(right, margin), max(bottom, margin)
 
     def legend(self, lines: Sequence[tuple[str, str]], colors: Mapping[str, Color]) -> None:
-        """A line for each query: its colour, its name, what it answers."""
+        """Draw a line for each query: its colour, its name, and its newest result in words."""
         left, top, right, bottom = self.legend_place(lines)
         area = self._canvas[top:bottom, left:right]
         area[:] = (area * (1 - _PANEL_OPACITY) + np.asarray(_DARK) * _PANEL_OPACITY).astype(np.uint8)
@@ -139,10 +141,11 @@ class _Style:
             self._text(answer, left + self._answers_at(lines), y, _PALE)
 
     def _answers_at(self, lines: Sequence[tuple[str, str]]) -> int:
-        """Where the second column starts, from the legend's left edge."""
+        """Return the pixels from the legend's left edge to its second column."""
         return self._ascent + max(self._text_width(name) for name, _ in lines) + 4 * self._pad
 
     def _text(self, text: str, x: int, top: int, color: Color) -> None:
+        """Draw a line of text with its left end at ``x`` and its upper edge at ``top``."""
         base = top + self._pad // 2 + self._ascent
         cv2.putText(self._canvas, text, (x, base), _FONT, self._scale, color, self._weight, cv2.LINE_AA)
 
@@ -150,29 +153,33 @@ class _Style:
         return int(cv2.getTextSize(text, _FONT, self._scale, self._weight)[0][0])
 
     def _corners(self, item: Detection) -> _Rect:
-        # A diverged model may answer anything; OpenCV refuses what is not a small integer.
+        """Return the corners of a box in whole pixels, clipped to the frame."""
+        # A diverged model may answer NaN or huge numbers, which OpenCV refuses.
         x1, y1, x2, y2 = np.nan_to_num(np.asarray(item.box, np.float64), posinf=1e9, neginf=-1e9)
         right, bottom = self._width - 1, self._height - 1
         xs, ys = np.clip((x1, x2), 0, right), np.clip((y1, y2), 0, bottom)
         return round(xs[0]), round(ys[0]), round(xs[1]), round(ys[1])
 
     def _inside(self, rect: _Rect) -> _Rect:
+        """Move a rectangle into the frame; a rectangle wider or higher than the frame begins at its edge."""
         dx = max(0, -rect[0]) - max(0, rect[2] - max(self._width, rect[2] - rect[0]))
         dy = max(0, -rect[1]) - max(0, rect[3] - max(self._height, rect[3] - rect[1]))
         return rect[0] + dx, rect[1] + dy, rect[2] + dx, rect[3] + dy
 
 
 def _overlap(a: _Rect, b: _Rect) -> int:
-    """Pixels that both cover."""
+    """Return the number of pixels that both rectangles cover."""
     return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
 def _bright(color: Color) -> bool:
+    """Return whether dark text is easier to read on a colour than light text."""
     blue, green, red = color
     return 0.114 * blue + 0.587 * green + 0.299 * red > 120
 
 
 def _spread(index: int) -> Color:
-    # The golden ratio: each next hue falls into the largest gap that is left.
+    """Return a colour for the query at a place that is beyond the chosen colours."""
+    # Steps of the golden ratio: each hue falls into the largest gap between the hues before.
     red, green, blue = colorsys.hsv_to_rgb((index * 0.618034) % 1.0, 0.65, 0.95)
     return round(blue * 255), round(green * 255), round(red * 255)

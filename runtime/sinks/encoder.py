@@ -1,4 +1,4 @@
-"""One video file that is being written."""
+"""The encoder of one video file."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ...frames.frame import Image
 
 __all__ = ["Encoder", "fit_image"]
 
-# A thousandth of a second: fine enough for any camera, and coarse enough for MPEG-4, whose denominators end at 65535.
 _TICKS = 1000
+"""Ticks a second of time stamps: fine enough for cameras; MPEG-4 allows no denominator above 65535."""
 
 
 class Encoder:
-    """An MP4 of frames with their own time stamps. The first frame sets the size, made even.
+    """An MP4 file of frames with their own time stamps. The first frame sets the size, which is made even.
 
     Raises:
-        OSError, av.FFmpegError: it cannot be written.
+        OSError, av.FFmpegError: the file cannot be written.
     """
 
     def __init__(self, path: Path, first: Image) -> None:
@@ -38,13 +38,13 @@ class Encoder:
     def write(self, image: Image, time: float) -> None:
         """Add a frame ``[H, W, 3]`` BGR at ``time`` seconds."""
         frame = av.VideoFrame.from_ndarray(fit_image(image, self._size), format="bgr24")
-        # Two frames within one tick would be refused by the container.
+        # The container refuses two frames with the same time stamp.
         self._last = max(self._last + 1, round(time * _TICKS))
         frame.pts, frame.time_base = self._last, Fraction(1, _TICKS)
         self._container.mux(self._stream.encode(frame))
 
     def close(self) -> None:
-        """Write what is still in the encoder, and the index without which the file cannot be played."""
+        """Write the frames still in the encoder, and the index without which the file cannot be played."""
         try:
             self._container.mux(self._stream.encode(None))
         finally:
@@ -52,9 +52,10 @@ class Encoder:
 
 
 def fit_image(image: Image, size: tuple[int, int]) -> Image:
-    """The image in ``size`` (width, height), aspect ratio kept.
+    """Fit an image into ``size`` (width, height), and keep its aspect ratio.
 
-    One missing column or row is repeated; other sizes, as after a camera's restart, are scaled and centred on black.
+    A missing last column or row is a copy of the one before. Images of other sizes, which a camera may send after a
+    restart, are scaled and centred on black.
     """
     width, height = size
     rows, columns = image.shape[:2]
@@ -70,6 +71,7 @@ def fit_image(image: Image, size: tuple[int, int]) -> Image:
 
 
 def _stream(container: Any) -> Any:
+    """Add a video stream to a container: H.264 if this FFmpeg can encode it, otherwise MPEG-4."""
     try:
         av.Codec("libx264", "w")
     except (av.FFmpegError, ValueError):

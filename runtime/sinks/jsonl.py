@@ -1,4 +1,4 @@
-"""results.jsonl: one line a processed frame."""
+"""The sink that writes results.jsonl: one line for each result of a query on a frame."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["ResultsSink"]
 
 
 class ResultsSink(Sink):
-    """Writes each result as it comes, a whole line at a time.
+    """A file of results in JSON lines. Each result is written as it comes, a whole line at a time.
 
     Raises:
         InputError: the file cannot be written.
@@ -54,14 +54,16 @@ class ResultsSink(Sink):
 
 
 def _line(row: dict[str, Any]) -> str:
+    """Return a row as a line of JSON; values that JSON does not have become null."""
     try:
         return json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n"
     except ValueError:
-        # A diverged model answers NaN, which JSON does not have; most readers refuse the whole line then.
+        # A diverged model answers NaN. JSON does not have that, and most readers would refuse the whole line.
         return json.dumps(_finite(row), allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def _finite(value: Any) -> Any:
+    """Return a JSON value with None in place of NaN and infinity."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""A table on the terminal that shows the run while it runs."""
+"""The sink that shows a run as a table on the terminal, while the run goes on."""
 
 from __future__ import annotations
 
@@ -22,27 +22,35 @@ from .words import words
 __all__ = ["LiveTable"]
 
 _WINDOW = 60
+"""Newest results of a query by which rate and latency are computed."""
 
 
 @dataclass(slots=True)
 class _Row:
+    """State of one query's row."""
+
     feed: str
     processed: int = 0
+    """Frames that were answered."""
     delivered: int = 0
+    """Frames of the feed up to the newest one that the query took."""
     said: str = "-"
+    """Text of the last column: the newest result in words, or the message of a failure."""
     failed: bool = False
+    """Whether the query failed on its newest frame."""
     moments: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW))
     latencies: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW))
 
 
 class LiveTable(Sink):
-    """One row a query: rate and latency of the last frames, counts, and the last result in words.
+    """A table with one row for each query: rate and latency of the newest frames, counts, and the newest result.
 
-    Does nothing where ``console`` is not a terminal.
+    Nothing is shown if ``console`` is not a terminal.
 
     Args:
         queries: feed of each query.
-        feeds: adds a line for each feed that was restarted or ended with an error.
+        feeds: feeds by name; each one that was restarted, or ended with an error, adds a line below the table.
+        console: where the table is shown; the standard output if left out.
     """
 
     def __init__(
@@ -53,7 +61,7 @@ class LiveTable(Sink):
         self._live: Live | None = None
         console = console or Console()
         if console.is_terminal:
-            # Transient: the summary that follows says the same, and a crash leaves no broken table.
+            # Transient, so that the table goes at the end: the summary that follows says the same.
             self._live = Live(
                 console=console, get_renderable=self.table, refresh_per_second=4, transient=True, redirect_stderr=True
             )
@@ -75,7 +83,7 @@ class LiveTable(Sink):
             self._live.stop()
 
     def table(self) -> Table:
-        """The table as it is now."""
+        """Return the table as it is now."""
         table = Table(box=None, pad_edge=False, header_style="bold", caption_justify="left")
         table.add_column("query", no_wrap=True)
         table.add_column("feed", style="dim", no_wrap=True)

@@ -1,4 +1,4 @@
-"""What a sink is told."""
+"""The sink: the interface through which a run tells of its results."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ __all__ = ["Sink"]
 
 
 class Sink:
-    """Told of what happens, on the thread that runs models.
+    """A receiver of results, called on the thread that runs models.
 
-    By itself it does nothing: a subclass overrides what it wants to hear.
+    The methods of this class do nothing. A subclass overrides those that it needs.
     """
 
     def on_result(self, query: str, frame: Frame, result: Result, latency_ms: float) -> None:
-        """A query processed a frame, ``latency_ms`` after its arrival."""
+        """Receive the result of a query on a frame, ``latency_ms`` milliseconds after the frame's arrival."""
 
     def on_error(self, query: str, frame: Frame, message: str) -> None:
-        """A query failed on a frame."""
+        """Receive the message of a query that failed on a frame."""
 
     def on_frame(self, frame: Frame, results: Mapping[str, Result]) -> None:
-        """A frame that at least one query processed will not be looked at again.
+        """Receive a frame that at least one query processed and no query will take any more.
 
         Args:
-            results: the latest result of every query of the frame's feed that has one, on this frame or an earlier one.
+            frame: the frame.
+            results: by query of the frame's feed, the newest result on this frame or an earlier one.
         """
 
     def close(self) -> None:
-        """The run is over. Called once.
+        """Finish the output, as the run is over. Called once.
 
         Raises:
-            GemelError: something could not be written.
+            GemelError: the output could not be written.
         """

@@ -1,4 +1,4 @@
-"""Annotated videos, one a feed."""
+"""The sink that writes annotated videos, one for each feed."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ _Item = tuple[Frame, dict[str, Result]]
 
 
 class VideoSink(Sink):
-    """Writes ``DIR/<feed>.mp4``: every frame that a query processed, with the latest result of all queries of the feed.
+    """Videos ``DIR/<feed>.mp4`` of all frames that a query processed, with the newest results of the feed's queries.
 
-    Drawing and encoding are done on a thread of its own. When that falls behind by ``depth`` frames, the run waits:
-    no frame is left out.
+    The sink draws and encodes on its own thread. If that falls behind by ``depth`` frames, the run waits, so that no
+    frame is left out.
 
     Args:
-        directory: made if it does not exist.
-        queries: feed of each query; their order gives the colours.
+        directory: folder of the videos; created if it does not exist.
+        queries: feed of each query; the order of queries decides their colours.
+        depth: frames that may wait to be drawn.
 
     Raises:
-        InputError: the directory cannot be made.
+        InputError: the directory cannot be created.
     """
 
     def __init__(self, directory: Path, queries: Mapping[str, str], *, depth: int = 8) -> None:
@@ -49,8 +50,8 @@ class VideoSink(Sink):
         self._thread.start()
 
     def path(self, feed: str) -> Path:
-        """The file of a feed."""
-        # Names come from a manifest, which may come from anywhere: they must not lead out of the directory.
+        """Return the video file of a feed."""
+        # A manifest may come from anywhere: the names in it must not lead out of the directory.
         return self._directory / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', feed).lstrip('.') or '_'}.mp4"
 
     def on_frame(self, frame: Frame, results: Mapping[str, Result]) -> None:
@@ -65,7 +66,7 @@ class VideoSink(Sink):
             raise self._failure
 
     def _run(self) -> None:
-        # After a failure the queue is still emptied, or the run would wait for room for ever.
+        # After a failure the queue is emptied all the same: otherwise the run would wait for room without end.
         while (item := self._queue.get()) is not None:
             if self._failure is None:
                 self._guard(item[0].feed, lambda item=item: self._write(*item))  # type: ignore[misc]
@@ -79,10 +80,11 @@ class VideoSink(Sink):
         self._encoders[frame.feed].write(annotate(frame.image, mine, self._colors), frame.time)
 
     def _guard(self, feed: str, action: Callable[[], None]) -> None:
+        """Do an action, and keep the first failure for the thread that runs models to raise."""
         try:
             action()
         except Exception as error:
-            # Whatever it is: a thread that ends here leaves the run waiting for room in the queue for ever.
+            # Any exception, because this thread must go on to empty the queue.
             failure = GemelError(f"{self.path(feed)}: cannot write the video: {first_line(error)}")
             failure.__cause__ = error
             self._failure = self._failure or failure

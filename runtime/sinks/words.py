@@ -1,4 +1,4 @@
-"""Results in words, for people."""
+"""Results in words, for people to read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["words"]
 
 
 def words(result: Result) -> str:
-    """One short line.
+    """Describe a result in one short line.
 
     >>> words((Detection((0, 0, 1, 1), 0.9, "car"), Detection((0, 0, 1, 1), 0.8, "car")))
     '2 car'

@@ -1,4 +1,4 @@
-"""The blob holds every tensor once, in segments that can be mapped on their own."""
+"""The blob: every tensor once, in segments that can be mapped on their own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MODELS = st.lists(st.lists(TENSORS, max_size=6), min_size=1, max_size=4)
 @settings(deadline=None, max_examples=60)
 @given(models=MODELS, again=st.booleans())
 def test_round_trip(models: list[list[NDArray[Any]]], again: bool) -> None:
-    """Whatever models share: every tensor comes back bit for bit, once, aligned, in the segment of its users."""
+    """Every tensor is stored once, aligned, in the segment of its users, and read back bit for bit."""
     if again:
         models = [*models, models[0]]
     held: dict[str, NDArray[Any]] = {}
@@ -54,7 +54,7 @@ def test_round_trip(models: list[list[NDArray[Any]]], again: bool) -> None:
     end = 0
     for segment in plan.segments.values():
         assert segment.offset % PAGE == 0
-        # Else Linux would map the next one with it.
+        # Without a page in between, Linux would map the next segment too.
         assert segment.offset >= end
         end = (segment.offset // PAGE + -(-segment.length // PAGE) + 1) * PAGE
         assert all(users[tensor] == set(segment.models) for tensor in segment.tensors)
@@ -65,7 +65,7 @@ def test_large_segments_start_on_huge_pages_and_padding_takes_no_disk(tmp_path: 
     held = {tensor_id(small): small, tensor_id(large): large}
     users = {tensor_id(small): {"a", "b"}, tensor_id(large): {"a"}}
     plan = layout({tensor: (array.dtype.name, array.shape) for tensor, array in held.items()}, users)
-    assert plan.segments["s0"].models == ("a", "b")  # the most shared first
+    assert plan.segments["s0"].models == ("a", "b")
     assert plan.segments["s1"].offset == 2 << 20
     write_blob(tmp_path / "w.bin", plan, held.__getitem__)
     assert (tmp_path / "w.bin").stat().st_size == 6 << 20

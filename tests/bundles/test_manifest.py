@@ -1,4 +1,4 @@
-"""The published schema of manifest.json is the one that the code has."""
+"""The published schema of manifest.json equals the schema of the code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values of inline tensors, in every form that the ONNX format has for them."""
+"""Values of inline tensors, in every encoding of the ONNX format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Programs: one form for one architecture, whatever names, orders and weights it came with."""
+"""Programs: one form per architecture, independent of names, node order and weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gemel.runtime.ort.session import Bound
 
 
 def network(seed: int, *, rename: bool = False, width: int = 5) -> onnx.ModelProto:
-    """Two convolutions whose results are added and clipped; with ``rename``, other names and another node order."""
+    """Return two convolutions whose sum is clipped; with ``rename``, other names and another node order."""
     rng = np.random.default_rng(seed)
     tag = f"x{seed}_" if rename else ""
     kernels = [

@@ -1,4 +1,4 @@
-"""Two models that share kernels, and images that they are sure of."""
+"""Fixtures of the calibration tests: two models that share kernels, and images that they are sure of."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from narrowing import write_pair
+from precision_cases import write_pair
 
 
 @pytest.fixture(autouse=True)
 def _one_thread(one_thread: None) -> None:
-    """In every test of this folder."""
+    """Run every test of this folder on one thread."""
 
 
 @pytest.fixture(scope="session")
@@ -21,5 +21,5 @@ def _pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def pair(_pair: Path, tmp_path: Path) -> Path:
-    """A folder with the weights of ``a`` and ``b``, labelled images of each, and frames."""
+    """Return a folder with the weights of ``a`` and ``b``, labelled images of each, frames, and a workload of both."""
     return Path(shutil.copytree(_pair, tmp_path / "pair"))

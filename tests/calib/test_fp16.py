@@ -1,16 +1,16 @@
-"""FP16: weights and arithmetic are float16, what goes in and out is float32, and equal weights stay equal."""
+"""FP16: weights and arithmetic are float16, inputs and outputs are float32, and equal weights stay equal."""
 
 from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
 import pytest
-from narrowing import drawn, frames, initializer, kinds, lowered, run, shapes
+from precision_cases import drawn, frames, initializer, kinds, lowered, run, shapes
 from tiny_models import tiny
 
 from gemel.bundles.blob import tensor_id
 from gemel.calib.fp16 import fp32_nodes, to_fp16
-from gemel.calib.quantize import quantizable_layers
+from gemel.calib.layers import quantizable_layers
 from gemel.calib.ranges import too_large
 
 RANDOM = np.random.default_rng(0)
@@ -18,7 +18,7 @@ RANDOM = np.random.default_rng(0)
 
 @pytest.fixture(scope="module")
 def pair() -> dict[str, ir.Model]:
-    """Two models with equal kernels and own BatchNorms, passes done."""
+    """Return two models with equal kernels and own BatchNorms, after all passes."""
     first = tiny(0)
     return {each.name: each.stages["main"] for each in lowered({"a": first, "b": tiny(1, kernels_of=first)})}
 
@@ -52,7 +52,7 @@ def test_equal_weights_of_two_models_stay_equal(pair: dict[str, ir.Model]) -> No
     for name in ("stem.weight", "pointwise.weight", "head.weight", "head.bias"):
         assert tensor_id(initializer(first, name)) == tensor_id(initializer(second, name))
         np.testing.assert_array_equal(initializer(first, name), initializer(pair["a"], name).astype(np.float16))
-    # Their BatchNorms are their own.
+    # Each model has its own BatchNorms.
     assert tensor_id(initializer(first, "norm1.weight")) != tensor_id(initializer(second, "norm1.weight"))
 
 
@@ -68,7 +68,7 @@ def test_kept_layers_stay_float32_with_their_batch_norms(pair: dict[str, ir.Mode
     for name in ("pointwise.weight", "norm3.weight", "norm3.bias"):
         np.testing.assert_array_equal(initializer(made, name), initializer(pair["a"], name))
         assert initializer(made, name).dtype == np.float32
-        # No cast lies between it and who reads it: who binds it from outside need not run one.
+        # No Cast lies between a kept weight and its reader: bound from outside, the weight would be cast in every run.
         (use,) = made.graph.initializers[name].uses()
         assert use.node.op_type == "Conv"
     assert initializer(made, "stem.weight").dtype == initializer(made, "head.weight").dtype == np.float16
@@ -84,7 +84,7 @@ def test_with_all_layers_kept_all_kernels_are_float32(pair: dict[str, ir.Model])
 
 
 def test_kept_layers_that_take_one_value() -> None:
-    """Two branches of a block: what both take is made float32 once."""
+    """The two branches of a block read the same value, which is cast to float32 once."""
     text = "x = Relu(image)\n a = Conv(x, k1)\n b = Conv(x, k2)\n c = Add(a, b)\n out = Conv(c, k3)"
     weights = {name: RANDOM.normal(0, 1, (4, 4, 1, 1)).astype(np.float32) for name in ("k1", "k2", "k3")}
     model = drawn(text, (4, 6, 6), ("out",), **weights)
@@ -127,13 +127,13 @@ def test_operators_are_the_same_but_for_casts(pair: dict[str, ir.Model]) -> None
 
 
 def test_what_float16_cannot_hold_stays_float32() -> None:
-    """ONNX Runtime's CPU computes float16 graphs in float32: it would not show that this is infinite on a card."""
+    """ONNX Runtime computes float16 graphs in float32 on a CPU: a run would not show values that overflow on a card."""
     k, q = np.full((2, 3, 1, 1), 400, np.float32), np.full((2, 2, 1, 1), 1e-3, np.float32)
     model = drawn("x = Conv(image, k)\nr = Relu(x)\nout = Conv(r, q)", (3, 4, 4), k=k, q=q)
     images = [np.full((1, 3, 4, 4), 100, np.float32)]
     large = too_large(model, images)
     assert large == {"x": pytest.approx(120_000), "r": pytest.approx(120_000)}
-    # Half of the largest number is the limit.
+    # The limit is half of the largest float16 number.
     assert too_large(model, [image / np.float32(4) for image in images]) == {}
     assert fp32_nodes(model, large) == {"k", "q"}
     made = to_fp16(model, large=large)

@@ -1,4 +1,4 @@
-"""What a narrower model loses is measured on images that it was not calibrated on."""
+"""Accuracy in lower precision is measured on images that a model was not calibrated on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from helpers import query
-from narrowing import asked, lower_once, passed, write_frames, write_workload
+from precision_cases import asked, lower_once, passed, write_frames, write_workload
 
 from gemel.calib.judge import Judge, judges_of
 from gemel.errors import DataError, RetrainError
@@ -18,7 +18,7 @@ from gemel.workload import load_workload
 
 
 def judged(path: Path) -> tuple[dict[str, Judge], dict[str, ir.Model], dict[str, str]]:
-    """Judges of all models, their graphs, and why there is none of some."""
+    """Return judges by model, graphs by model, and reasons by model that cannot be judged."""
     workload = load_workload(path)
     graphs = {
         model.name: model.stages["main"] for model in passed([lower_once(q, workload.root) for q in workload.queries])
@@ -28,6 +28,7 @@ def judged(path: Path) -> tuple[dict[str, Judge], dict[str, ir.Model], dict[str,
 
 
 def without_head(graph: ir.Model, factor: float = 0) -> ir.Model:
+    """Return a copy of a graph whose classifier weights are multiplied by a factor."""
     made = graph.clone()
     head = made.graph.initializers["head.weight"]
     assert head.const_value is not None
@@ -54,7 +55,8 @@ def test_a_worse_model_is_less_accurate_and_further_away(pair: Path) -> None:
     judge, graph = judges["a"], graphs["a"]
     broken = without_head(graph)
     assert judge.accuracies(broken)["a"] < 0.9
-    # It gives its bias alone: the error is the variance of the answers, and what the bias is off their mean.
+    # The broken model answers with its bias alone. The error is the variance of the right answers, plus how far the
+    # bias is from their mean.
     assert judge.error(broken) > 0.5
     assert 0 < judge.error(without_head(graph, 1.01)) < judge.error(without_head(graph, 1.1)) < judge.error(broken)
 

@@ -1,4 +1,4 @@
-"""Graphs of older ONNX files mean the same in a version that has scales a channel."""
+"""Graphs of older ONNX files compute the same in a version of the operators that has per-channel scales."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from narrowing import drawn, frames, initializer, run
+from precision_cases import drawn, frames, initializer, run
 
 from gemel.calib.opset import raised
 from gemel.calib.quantize import observed, quantize
@@ -32,7 +32,7 @@ def test_an_older_graph_is_raised_and_can_be_int8(version: int) -> None:
     made = raised(model)
     assert made.opset_imports[""] >= 13
     assert made.graph.name == "gate"
-    # Weights keep their names and bytes: by these it is proved that what was shared is shared.
+    # Weights keep their names and bytes: the proof that weights are still shared compares these.
     np.testing.assert_array_equal(initializer(made, "k"), initializer(model, "k"))
     assert [port.name for port in made.graph.inputs] == ["image"]
     wanted = run(made, images[0])[0]

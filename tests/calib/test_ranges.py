@@ -1,4 +1,4 @@
-"""Ranges are those of the frames, by each method, and frames that tell nothing are refused by name."""
+"""Ranges follow from the frames by each method, and frames that tell nothing about a value are refused by its name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import numpy as np
 import onnx_ir as ir
 import pytest
-from narrowing import Array, drawn, frames, run
+from precision_cases import Array, drawn, frames, run
 
 from gemel.calib import ranges
 from gemel.calib.ranges import METHODS, Method, peaks_of
@@ -39,7 +39,7 @@ def test_min_max_is_the_largest_absolute_value_of_any_frame(model: ir.Model) -> 
 
 
 def outlier() -> list[Array]:
-    """Frames of a normal distribution, with one pixel far outside."""
+    """Return normally distributed frames, with one pixel far outside."""
     images = frames(4, (3, 64, 64))
     images[2][0, 1, 30, 30] = 100
     return images
@@ -47,7 +47,7 @@ def outlier() -> list[Array]:
 
 @pytest.mark.parametrize(
     ("method", "least", "most"),
-    # With as many bins as steps, all that entropy can choose is the whole range.
+    # ONNX Runtime's entropy method has as many bins as steps, so it can choose only the whole range.
     [("min-max", 100, 100), ("entropy", 99, 101), ("percentile", 3, 100)],
 )
 def test_what_lies_far_outside(method: Method, least: float, most: float) -> None:
@@ -57,7 +57,7 @@ def test_what_lies_far_outside(method: Method, least: float, most: float) -> Non
 
 
 def test_percentile_leaves_out_one_value_in_a_hundred_thousand() -> None:
-    """One pixel of 400,000 does not count, ten do."""
+    """One pixel of 400,000 does not count, ten pixels do."""
     model = drawn("out = Neg(image)", (1, 200, 200))
     images = [np.random.default_rng(seed).uniform(-1, 1, (1, 1, 200, 200)).astype(np.float32) for seed in range(10)]
     images[3][0, 0, 5, 5] = 3
@@ -114,7 +114,7 @@ def test_frames_that_do_not_fit(model: ir.Model, method: Method, images: list[Ar
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_dead_layer_is_named(method: Method) -> None:
-    """Its activation is 0 on all frames: there is no scale for it."""
+    """The activation of a dead layer is 0 on all frames, so there is no scale for it."""
     model = drawn(
         "x = Conv(image, k, b)\n out = Relu(x)",
         SIZE,
@@ -138,7 +138,7 @@ def test_what_is_not_finite_is_named(model: ir.Model, method: Method, value: flo
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_layer_that_makes_what_is_not_finite_is_named(method: Method) -> None:
-    """Relu and Clip may hide it from what comes behind."""
+    """Relu and Clip may hide a value that is not finite from later layers."""
     kernel = np.full((1, 3, 1, 1), 3e38, np.float32)
     model = drawn("x = Conv(image, k)\n s = Sub(x, x)\n out = Relu(s)", SIZE, k=kernel)
     model.graph.name = "gate"

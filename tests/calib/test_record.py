@@ -1,4 +1,4 @@
-"""calibration.json is read as it was written, and what is none is refused by name."""
+"""A calibration file is read as it was written, and a file that is no calibration is refused by its name."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def path(tmp_path: Path, record: Calibration) -> Path:
 
 def test_what_is_written_is_read(path: Path, record: Calibration) -> None:
     assert read_calibration(path) == record
-    # Ranges to the last bit: they decide the bytes of a bundle.
+    # Ranges are read to the last bit, because they decide the bytes of a bundle.
     assert read_calibration(path).models["gate"].peaks["x"] == 1 / 3
 
 

@@ -1,4 +1,4 @@
-"""Layers that cannot bear to be narrow are found by measurement: scripted here, so that each step can be seen."""
+"""Layers that must stay float32 are found by measurement; models here are scripted, so that each step can be seen."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ from gemel.calib.search import Candidate, settle
 
 @dataclass
 class Scripted:
-    """A model of layers that lose accuracy where they are narrow. Its graph is the set of its float32 layers.
+    """Model whose layers lose accuracy in lower precision. Its "graph" is the set of its float32 layers.
 
     Args:
-        losses: layer to loss.
-        errors: layer to disturbance, if it is not the loss that the ranking sees.
+        losses: layer -> accuracy that it loses in lower precision.
+        errors: layer -> error of the outputs; by default the error is the loss.
+
+    Attributes:
+        judged: graphs whose accuracies were measured.
+        looked_at: graphs whose errors were measured.
     """
 
     losses: Mapping[str, float]
@@ -39,9 +43,9 @@ class Scripted:
 
 
 def candidate(judge: Any, name: str = "a", floor: float = 0.95, kernels: Mapping[str, str] | None = None) -> Candidate:
-    """Each layer holds a kernel of the same name, if nothing else is said."""
-    narrow = cast(Callable[[Set[str]], ir.Model], lambda keep: frozenset(keep))
-    return Candidate(name, kernels or {layer: layer for layer in judge.losses}, narrow, judge, {"query": floor})
+    """Return a candidate; by default each layer holds a kernel of the same name."""
+    convert = cast(Callable[[Set[str]], ir.Model], lambda keep: frozenset(keep))
+    return Candidate(name, kernels or {layer: layer for layer in judge.losses}, convert, judge, {"query": floor})
 
 
 def test_nothing_is_kept_where_all_floors_hold() -> None:
@@ -63,7 +67,7 @@ def test_the_layer_that_disturbs_most_is_kept_first() -> None:
     assert found == {"x": "a"}
     assert accuracies["a"]["query"] == pytest.approx(0.97)
     assert judge.judged == [frozenset(), {"x"}]
-    # Each was looked at alone, and once.
+    # The error of each layer was measured once, with only this layer in lower precision.
     assert sorted(map(sorted, judge.looked_at)) == [["w", "x"], ["w", "y"], ["x", "y"]]
 
 
@@ -104,7 +108,7 @@ def test_a_kernel_that_two_models_hold_is_kept_in_both_and_the_other_is_judged_a
     assert found == {"w": "weak"}
     assert strong.judged == [frozenset(), {"other"}]
     assert accuracies["strong"]["query"] == 1
-    # What changed nothing for a model is not measured again.
+    # A model without any of the kernels that were added to float32 is not measured again.
     assert apart.judged == [frozenset()]
     assert strong.looked_at == []
 
@@ -149,6 +153,6 @@ def test_every_query_of_a_model_counts_and_is_told() -> None:
 
     told: list[str] = []
     each = candidate(Two({"w": 0.5}))
-    each = Candidate(each.name, each.layers, each.narrow, each.judge, {"easy": 0.9, "hard": 0.9})
+    each = Candidate(each.name, each.layers, each.convert, each.judge, {"easy": 0.9, "hard": 0.9})
     assert settle([each], set(), told.append)[0] == {"w": "a"}
     assert told == ["hard: 50.00%, 90.00% wanted"]

@@ -1,4 +1,4 @@
-"""The commands as a user meets them: exit codes, one-line errors, and what they need installed."""
+"""Commands as processes: exit codes, one-line errors, and the packages that they need."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from helpers import call, save, without
 from gemel.bundles import reader as bundle_module
 from gemel.cli import run_main
 from gemel.console import Stop, check_writable, open_console, print_stage
-from gemel.errors import InputError
-from gemel.runtime.ort import bake
+from gemel.errors import InputError, install_hint
 from gemel.runtime.ort import optimise as optimising
+from gemel.runtime.ort import write_cache
 
 LIGHT = ("torch", "torchvision", "onnx", "onnx_ir", "onnxscript", "safetensors", "yaml", "timm")
 
@@ -36,9 +36,7 @@ def test_the_light_runtime_says_what_the_compiler_needs(bundle_folder: Path, tmp
     environment = without(*LIGHT, path=tmp_path)
     done = call("gemel-compile", bundle_folder / "workload.yaml", "-o", tmp_path / "b", **environment)
     assert done.returncode == 2
-    assert done.stderr == (
-        "error: gemel-compile needs packages that are not installed: pip install 'gemel[compiler]'\n"
-    )
+    assert done.stderr == (f"error: gemel-compile needs packages that are not installed: {install_hint('compiler')}\n")
 
 
 @pytest.mark.parametrize("module", ["gemel.runtime", "gemel.runtime.run", "gemel.cli"])
@@ -63,7 +61,7 @@ def test_compile_check_inspect(bundle_folder: Path, tmp_path: Path) -> None:
     figures = json.loads((tmp_path / "inspect.json").read_text())
     sizes = figures["bytes"]
     assert sizes["saved"] == sizes["models"] - sizes["unique"] > 0
-    assert sizes["queries"] > sizes["models"]  # c uses the model of a
+    assert sizes["queries"] > sizes["models"]  # query c uses the model of query a
     assert figures["models"]["a"]["shared_bytes"] == sizes["saved"]
     assert figures["models"]["a"]["mode"] == "bound"
 
@@ -175,7 +173,7 @@ def test_stopped_while_models_are_prepared(
         return optimise(*arguments)
 
     optimise = optimising.optimise
-    monkeypatch.setattr(bake, "optimise", interrupted)
+    monkeypatch.setattr(write_cache, "optimise", interrupted)
     monkeypatch.setattr(sys, "argv", ["gemel-run", str(bundle_folder / "bundle")])
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(SystemExit) as caught:

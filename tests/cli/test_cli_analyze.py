@@ -1,4 +1,4 @@
-"""``gemel analyze`` as a user meets it."""
+"""Command ``gemel analyze``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from helpers import call, query, save, without
 from tiny_models import tiny
 
+from gemel.errors import install_hint
 from gemel.workload import Workload
 
 Call = Callable[..., tuple[int, str, str]]
@@ -19,7 +20,7 @@ Call = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def path(workload_in: Callable[..., Workload]) -> Path:
-    """A workload of three queries and two models that share all but BatchNorm and the classifier."""
+    """Return a workload of three queries and two models that share all but BatchNorm and the classifier."""
     again = {**query("a"), "name": "again"}
     root = workload_in(query("a"), again, query("b")).root
     save(tiny(0), root / "a.safetensors")
@@ -109,7 +110,7 @@ def test_packages_that_are_not_installed(path: Path, tmp_path: Path, missing: st
     arguments = ["--html", str(tmp_path / page)] if page else []
     done = call("gemel", "analyze", path, *arguments, **without(missing, path=tmp_path))
     assert done.returncode == 2
-    assert done.stderr == "error: gemel analyze needs packages that are not installed: pip install 'gemel[merge]'\n"
+    assert done.stderr == f"error: gemel analyze needs packages that are not installed: {install_hint('merge')}\n"
     assert not (tmp_path / "page.html").exists()
 
 

@@ -1,4 +1,4 @@
-"""Engines and baselines as a user meets them: gemel-compile --target, gemel inspect and gemel check."""
+"""Engines and baselines in ``gemel-compile --target``, ``gemel inspect`` and ``gemel check``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tiny_models import tiny
 
 from gemel.bundles.reader import open_bundle
 from gemel.check.regression import baseline as baseline_module
+from gemel.errors import install_hint
 from gemel.runtime.engines.library import find_library
 from gemel.runtime.engines.store import build_engines
 
@@ -24,7 +25,7 @@ TARGETS = ("--backend", "tensorrt-rtx", "--target", "sm89, SM86")
 
 @pytest.fixture
 def rtx() -> str:
-    """The library's version."""
+    """Return the version of TensorRT for RTX, or skip the test where it is not installed."""
     module = pytest.importorskip(
         "tensorrt_rtx", reason="TensorRT for RTX is not installed; there is none for this machine's CPU"
     )
@@ -89,7 +90,7 @@ def test_compile_without_the_library(
     code, _, err = gemel("compile", workload, "-o", tmp_path / "new", *TARGETS)
     assert code == 1
     assert err == (
-        "error: tensorrt-rtx is not installed: pip install 'gemel[tensorrt-rtx]'; --backend ort-cpu runs without\n"
+        f"error: tensorrt-rtx is not installed: {install_hint('tensorrt-rtx')}; --backend ort-cpu runs without\n"
     )
     assert not (tmp_path / "new").exists()
 
@@ -168,7 +169,7 @@ def test_a_layer_that_is_no_longer_shared_fails_by_name(
         "what": "was shared with a head.weight (384 bytes), and no longer is",
         "kind": "worse",
     }
-    # The other way round it is better, and a baseline that says so can be written.
+    # Sharing the tensor again is better than this new baseline.
     assert gemel("check", with_engines, "--write-baseline", file)[0] == 0
     save(tiny(1, kernels_of=tiny(0)), workload.parent / "b.safetensors")
     assert gemel("compile", workload, "-o", with_engines, *TARGETS)[0] == 0
@@ -248,16 +249,16 @@ def test_no_baseline_of_a_bundle_that_fails(gemel: Call, bundle_folder: Path, tm
         (["--baseline", "bad.json"], "error: bad.json: unique_bytes: Field required\n"),
         (
             ["--baseline", "base.json", "--latency"],
-            "error: --latency: base.json has none: write it with --latency, too\n",
+            "error: --latency: base.json has no latencies; write it again with --latency\n",
         ),
         (
             ["--latency"],
-            "error: --latency: what to compare with is missing: --baseline FILE, or --write-baseline FILE\n",
+            "error: --latency: --baseline FILE or --write-baseline FILE is needed with it\n",
         ),
         (["--write-baseline", "."], "error: .: cannot be written: Is a directory\n"),
         (
             ["--write-baseline", "new.json", "--baseline", "base.json"],
-            "error: --write-baseline: --baseline compares with what was written before: one of the two\n",
+            "error: --write-baseline: cannot be given with --baseline, which reads an earlier file\n",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""``gemel eval`` as a user meets it."""
+"""Command ``gemel eval``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from helpers import call, without
 from gemel.bundles.reader import MANIFEST
 from gemel.check.evaluation import evaluate as module
 from gemel.check.evaluation.evaluate import EvaluationProgress
+from gemel.errors import install_hint
 from gemel.runtime.loop.summary import Summary
 
 Call = Callable[..., tuple[int, str, str]]
@@ -98,7 +99,7 @@ def test_ctrl_c(evaluate: Call, bundle: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_without_the_extra(bundle: Path, tmp_path: Path) -> None:
     done = call("gemel", "eval", bundle, **without("pycocotools", path=tmp_path))
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: gemel eval needs packages that are not installed: pip install 'gemel[eval]'\n"
+    assert done.stderr == f"error: gemel eval needs packages that are not installed: {install_hint('eval')}\n"
 
 
 def test_the_light_runtime_evaluates(bundle: Path, tmp_path: Path) -> None:

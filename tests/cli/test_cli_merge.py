@@ -1,4 +1,4 @@
-"""``gemel merge`` as a user meets it."""
+"""Command ``gemel merge``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tiny_models import tiny
 
 from gemel.bundles.merge_report import read_report
 from gemel.cli.merge import parse_budget
-from gemel.errors import InputError
+from gemel.errors import InputError, install_hint
 from gemel.merging.training.start import donate
 from gemel.workload import Workload, load_workload
 
@@ -29,7 +29,7 @@ Call = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def path(workload_in: Callable[..., Workload]) -> Path:
-    """A workload of two models that were never trained, on frames without labels: each agrees with itself."""
+    """Return a workload of two untrained models on unlabelled frames, where each model is its own teacher."""
     root = workload_in(query("a"), query("b"), feeds={"yard": {"source": "frames"}}).root
     for name, seed in (("a", 0), ("b", 1)):
         save(tiny(seed), root / f"{name}.safetensors")
@@ -61,7 +61,7 @@ def test_a_line_for_each_model_trial_and_query(path: Path, merge: Call, tmp_path
     rest = [text for _, text in lines]
     assert re.fullmatch(r"\d+\.\d s  a: 4 layers, \d+ images; a 100\.0%", rest[0])
     assert re.fullmatch(
-        r"\d+\.\d s  .+: (accepted|not accepted|looked at) \(.+\); worst query [ab] keeps \d+\.\d%; \d+\.\d% saved; \d+"
+        r"\d+\.\d s  .+: (accepted|not accepted|measured) \(.+\); worst query [ab] keeps \d+\.\d%; \d+\.\d% saved; \d+"
         r" images in \d+ s",
         rest[2],
     )
@@ -105,11 +105,11 @@ def test_no_time_is_said_and_leaves_what_there_was(path: Path, merge: Call, tmp_
 
 
 def interrupt(number: int) -> Callable[..., frozenset[str]]:
-    """What takes the place of donating weights: a signal arrives in the first trial."""
+    """Return a replacement of ``donate`` that raises a signal in the first trial."""
     once = iter([number])
 
     def interrupted(*arguments: Any, **options: Any) -> frozenset[str]:
-        for each in once:  # a second one would end the tests
+        for each in once:  # once: a second signal would end the tests
             signal.raise_signal(each)
         return donate(*arguments, **options)
 
@@ -123,7 +123,7 @@ def test_ctrl_c_leaves_a_workload_that_can_be_used(
     merged = tmp_path / "merged"
     with monkeypatch.context() as patched:
         patched.setattr("gemel.merging.training.trial.donate", interrupt(number))
-        # No start is good enough, so that something is left to be interrupted.
+        # No start is good enough, so that there is training to interrupt.
         patched.setattr("gemel.merging.training.trial._met", lambda *_: frozenset())
         before = signal.getsignal(signal.SIGINT)
         code, out, err = merge(path, "-o", merged, *SHORT)
@@ -155,7 +155,7 @@ def test_ctrl_c_while_models_are_loaded(
     code, out, _ = merge(path, "-o", merged, *SHORT)
     assert code == 130
     assert out.splitlines()[-1] == f"stopped; {merged} has nothing yet. Next: the same command with --resume"
-    # There is nothing in the way of another try, resumed or not.
+    # Another try works without --resume, because nothing was written.
     assert merge(path, "-o", merged, *SHORT)[0] == 0
 
 
@@ -233,13 +233,13 @@ def test_without_ray(path: Path, merge: Call, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "ray", None)
     code, _, err = merge(path, "-o", tmp_path / "merged", *SHORT, "--ray", "local")
     assert code == 2
-    assert err.endswith("gemel merge --ray needs packages that are not installed: pip install 'gemel[ray]'\n")
+    assert err.endswith(f"gemel merge --ray needs packages that are not installed: {install_hint('ray')}\n")
 
 
 def test_packages_that_are_not_installed(path: Path, tmp_path: Path) -> None:
     done = call("gemel", "merge", path, "-o", tmp_path / "merged", **without("torch", path=tmp_path))
     assert done.returncode == 2
-    assert done.stderr == "error: gemel merge needs packages that are not installed: pip install 'gemel[merge]'\n"
+    assert done.stderr == f"error: gemel merge needs packages that are not installed: {install_hint('merge')}\n"
     assert not (tmp_path / "merged").exists()
 
 

@@ -16,7 +16,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from helpers import query, save, write_video
-from narrowing import asked, frames, lower_once, write_frames, write_pair, write_workload
+from precision_cases import asked, frames, lower_once, write_frames, write_pair, write_workload
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny
 
@@ -24,6 +24,7 @@ from gemel.bundles.manifest import Manifest
 from gemel.bundles.reader import open_bundle, verify
 from gemel.calib.record import read_calibration
 from gemel.check.source.accuracy import QueryAccuracy, verify_accuracy
+from gemel.errors import install_hint
 from gemel.runtime.backends.ort_cpu import OrtCpu
 from gemel.runtime.engines.store import engines_in
 from gemel.workload import load_workload
@@ -35,7 +36,7 @@ SHARED = {(16, 3, 3, 3), (32, 16, 1, 1), (3, 32)}
 
 @pytest.fixture(autouse=True)
 def _cheap(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One thread, and each model is exported but once in all these tests."""
+    """Run on one thread, and export each model only once in all these tests."""
     monkeypatch.setattr("gemel.compiler.compile.lower", lower_once)
 
 
@@ -46,7 +47,7 @@ def _pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(_pair: Path, tmp_path: Path) -> Path:
-    """``workload.yaml``, weights and images."""
+    """Return a folder with ``workload.yaml``, weights and images."""
     return Path(shutil.copytree(_pair, tmp_path / "w"))
 
 
@@ -64,7 +65,7 @@ def manifest(folder: Path) -> Manifest:
 
 
 def forms(folder: Path, model: str) -> dict[tuple[int, ...], str]:
-    """Type of each kernel of a model, by its shape."""
+    """Return shape -> dtype of each kernel of a model."""
     content = manifest(folder)
     tensors = [content.tensors[name] for name in content.models[model].stages["main"].weights]
     return {tensor.shape: tensor.dtype for tensor in tensors if len(tensor.shape) > 1}
@@ -82,13 +83,13 @@ def test_an_int8_bundle_shares_what_a_float32_one_shares(folder: Path, compile_:
     assert "calibration.json" in after.files
     assert "calibration.json" not in before.files
     for model in "ab":
+        # All kernels are int8; what is float32 are biases and scales, which have one dimension.
         assert set(forms(folder, model).values()) == {"int8"}
-        # Nothing of it is float32 but biases and scales, which are small.
         onnx.checker.check_model(folder / "bundle" / f"{model}.onnx", full_check=True)
     first, second = (set(after.models[name].stages["main"].weights) for name in "ab")
     assert {after.tensors[tensor].shape for tensor in first & second} >= SHARED
     kernels = [tensor for tensor in after.tensors.values() if len(tensor.shape) > 1]
-    # Folded into one kernel, BatchNorms make other float32 values of it, but hardly other integers.
+    # Different BatchNorms that are folded into one kernel change its float32 values, but hardly its integers.
     once, depthwise = 16 * 27 + 32 * 16 + 3 * 32, 16 * 9
     assert once + depthwise <= sum(tensor.length for tensor in kernels) <= once + 2 * depthwise
 
@@ -97,8 +98,8 @@ def test_an_int8_bundle_shares_what_a_float32_one_shares(folder: Path, compile_:
     assert [line[3] for line in stages if line[:1] == ["ranges"]] == [
         f"{name}: percentile of 30 frames" for name in "ab"
     ]
-    narrow = [line[3] for line in stages if line[:1] == ["narrow"]]
-    assert narrow == [f"{name}: int8, 0 of 4 layers stay float32" for name in "ab"]
+    converted = [line[3] for line in stages if line[:1] == ["convert"]]
+    assert converted == [f"{name}: int8, 0 of 4 layers stay float32" for name in "ab"]
     assert re.search(
         r"^ *a +int8 +100\.00% +100\.00% +99\.00% +30 +0\.01 +0\.00 +\d+\.\d\d +\d+\.\d\d *$", out, re.M
     ), out
@@ -114,8 +115,8 @@ def test_onnx_files_give_what_float32_ones_give(folder: Path, compile_: Call) ->
         assert compile_("--precision", precision)[0] == 0
         session = ort.InferenceSession(folder / "bundle" / "a.onnx", options)
         found[precision] = np.concatenate([session.run(["logits"], {"image": image})[0] for image in images])
-    half, int8 = (np.abs(found[precision] - found["fp32"]).max() for precision in ("fp16", "int8"))
-    assert 0 < 2 * half < int8 < np.ptp(found["fp32"]) / 3
+    fp16, int8 = (np.abs(found[precision] - found["fp32"]).max() for precision in ("fp16", "int8"))
+    assert 0 < 2 * fp16 < int8 < np.ptp(found["fp32"]) / 3
 
 
 def test_an_fp16_bundle(folder: Path, compile_: Call) -> None:
@@ -152,7 +153,7 @@ def test_a_query_may_stay_float32_and_what_it_shares_stays_one_tensor(folder: Pa
 
 def test_a_query_may_be_int8_alone(folder: Path, compile_: Call) -> None:
     write_workload(folder, asked("a", precision="int8"), {**query("b"), "model": {**query("b")["model"]}})
-    # There are no images for the other, and none are needed.
+    # There are no images for the other query, and none are needed.
     assert compile_()[0] == 0
     assert {name: model.precision for name, model in manifest(folder).models.items()} == {"a": "int8", "b": "fp32"}
 
@@ -181,7 +182,7 @@ def test_frames_of_a_video_without_labels(folder: Path, compile_: Call) -> None:
     assert f"{found.queries['a'].images}, agreement" in out
 
 
-# Again.
+# Compiling again.
 
 
 def test_compiling_again_uses_the_ranges_and_gives_the_same_bytes(
@@ -189,7 +190,7 @@ def test_compiling_again_uses_the_ranges_and_gives_the_same_bytes(
 ) -> None:
     assert compile_("--precision", "int8")[0] == 0
     before = contents(folder / "bundle")
-    monkeypatch.setattr("gemel.calib.narrow.peaks_of", None)
+    monkeypatch.setattr("gemel.calib.measure.peaks_of", None)
     code, out, _ = compile_("--precision", "int8")
     assert code == 0
     assert all(f"{name}: those of calibration.json" in out for name in "ab")
@@ -247,7 +248,7 @@ def test_a_calibration_file_takes_the_place_of_frames(folder: Path, compile_: Ca
     assert re.search(r"^ *b +int8 +100\.00%", out, re.M)
 
 
-# What is refused: one line, exit code 2, and nothing is written.
+# A refusal is one line and exit code 2, and nothing is written.
 
 
 def refused(folder: Path, answer: tuple[int, str, str]) -> str:
@@ -283,7 +284,7 @@ def test_a_calibration_of_another_model(folder: Path, compile_: Call) -> None:
             ("--precision", "int8", "--ranges", "max"),
             "--ranges: 'max' is not allowed: min-max, entropy, percentile are",
         ),
-        (("--calibration", "x.json"), "--calibration: nothing is to be narrower: give --precision int8 with it"),
+        (("--calibration", "x.json"), "--calibration: no query asks for int8 or fp16: give --precision int8 with it"),
         (("--precision", "int8", "--calibration", "x.json"), "x.json: cannot be read: No such file or directory"),
         (("--precision", "int8", "--calibration", "a.safetensors"), "a.safetensors: is no calibration"),
     ],
@@ -323,12 +324,12 @@ def test_without_the_packages(folder: Path, monkeypatch: pytest.MonkeyPatch, com
     monkeypatch.delitem(sys.modules, "gemel.merging.tasks.classification", raising=False)
     monkeypatch.setitem(sys.modules, "torchmetrics", None)
     line = refused(folder, compile_("--precision", "int8"))
-    assert "--precision needs packages that are not installed: pip install 'gemel[merge]'" in line
-    # Who wants float32 needs none of them.
+    assert f"--precision needs packages that are not installed: {install_hint('merge')}" in line
+    # Compiling in float32 needs none of these packages.
     assert compile_()[0] == 0
 
 
-# Look at it.
+# gemel check and gemel inspect.
 
 
 def test_check_judges_by_accuracy(folder: Path, compile_: Call, gemel: Call) -> None:
@@ -346,7 +347,7 @@ def test_check_judges_by_accuracy(folder: Path, compile_: Call, gemel: Call) -> 
 def test_check_finds_what_is_less_accurate(folder: Path, compile_: Call) -> None:
     assert compile_("--precision", "int8")[0] == 0
     bundle, workload = open_bundle(folder / "bundle"), load_workload(folder / "workload.yaml")
-    # Nothing is right more often than always.
+    # No query can keep more than 100 %.
     judged = {each.query: each for each in verify_accuracy(bundle, workload, {"a": 1.1, "b": 0.9})}
     assert {name: isinstance(each, QueryAccuracy) and each.passed for name, each in judged.items()} == {
         "a": False,
@@ -358,7 +359,7 @@ def test_inspect_says_how_it_runs_here(folder: Path, compile_: Call, gemel: Call
     assert compile_("--precision", "int8")[0] == 0
     assert json_of(gemel, folder)["packings"] == {}
     with OrtCpu(open_bundle(folder / "bundle"), threads=1) as backend:
-        copies = {name: packing.bytes for name, packing in backend.baked.packings.items()}
+        copies = {name: copy.bytes for name, copy in backend.baked.packings.items()}
     found = json_of(gemel, folder)
     assert {name: each["precision"] for name, each in found["models"].items()} == {"a": "int8", "b": "int8"}
     assert {name: each["bytes"] for name, each in found["packings"].items()} == copies
@@ -376,7 +377,9 @@ def json_of(gemel: Call, folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("int8", "int8"), ("fp16", "float16")])
-def test_engines_take_narrow_weights_as_inputs(folder: Path, compile_: Call, precision: str, dtype: str) -> None:
+def test_engines_take_weights_in_lower_precision_as_inputs(
+    folder: Path, compile_: Call, precision: str, dtype: str
+) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed; there is none for this CPU")
     assert compile_("--precision", precision, "--backend", "tensorrt-rtx", "--target", "sm86,sm120")[0] == 0
     bundle = open_bundle(folder / "bundle")
@@ -392,7 +395,7 @@ def test_engines_take_narrow_weights_as_inputs(folder: Path, compile_: Call, pre
         assert not any(bundle.tensor(tensor).tobytes() in data for tensor in large)
 
 
-# Run.
+# gemel run.
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp16"])
@@ -403,12 +406,12 @@ def test_a_bundle_runs_on_the_cpu(folder: Path, compile_: Call, gemel: Call, pre
     found = answers(folder, gemel)
     assert len(found) == len(wanted) == 2 * 40
     same = sum(found[key] == wanted[key] for key in wanted)
-    # These frames are any, not those of which the models are sure.
+    # The models are not sure of these frames.
     assert same >= 0.7 * len(wanted)
 
 
 def answers(folder: Path, gemel: Call) -> dict[tuple[str, int], str]:
-    """Of each query and frame, the class."""
+    """Run the bundle, and return (query, frame) -> class."""
     results = folder / "results.jsonl"
     code, _, err = gemel("run", folder / "bundle", "--offline", "--results", results)
     assert (code, err) == (0, "")

@@ -1,4 +1,4 @@
-"""``gemel profile`` as a user meets it."""
+"""Command ``gemel profile``."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from profiles import profile as profile_on_paper
 from gemel.bundles.reader import Bundle, open_bundle
 from gemel.cli.profile import profile_to_yaml
 from gemel.runtime.backends.ort_cpu import OrtCpu
-from gemel.runtime.loop import profiling
-from gemel.runtime.loop.profiling import profile_of
-from gemel.runtime.loop.times import Times
+from gemel.runtime.loop import device_profile
+from gemel.runtime.loop.device_profile import profile_of
+from gemel.runtime.loop.measure_times import Times
 from gemel.runtime.planning.read import read_profile
 
 Call = Callable[..., tuple[int, str, str]]
@@ -43,8 +43,8 @@ def test_from_a_bundle_to_a_simulation(
     assert any(line.split()[:2] == ["all", "2"] for line in out.splitlines())
     code, out, err = gemel("simulate", written, "--seconds", "1")
     assert (code, err) == (0, "")
-    # What the runner finds in the device cache is the same.
-    monkeypatch.setattr(profiling, "measure_times", lambda *_: 1 / 0)
+    # The runner finds the same times in the device cache.
+    monkeypatch.setattr(device_profile, "measure_times", lambda *_: 1 / 0)
     with OrtCpu(open_bundle(bundle), memory="min", threads=1) as backend:
         assert profile_of(open_bundle(bundle), backend) == found
         assert found.memory == backend.room < sum(backend.segments.values())
@@ -56,7 +56,7 @@ def test_always_measured_afresh(profile: Call, bundle: Path, tmp_path: Path, mon
     def measure_times(_: Bundle, backend: OrtCpu, *rest: object) -> Times:
         return Times(load=dict.fromkeys(backend.segments, next(ticks)), run={"a": {1: 1}, "b": {1: 1}})
 
-    monkeypatch.setattr(profiling, "measure_times", measure_times)
+    monkeypatch.setattr(device_profile, "measure_times", measure_times)
     for flags in ((), (), ("--cold",)):
         code, out, _ = profile(bundle, "-o", written, "--threads", "1", *flags)
         assert code == 0
@@ -93,7 +93,7 @@ def test_bad_input(profile: Call, bundle: Path, tmp_path: Path, monkeypatch: pyt
 
 def test_the_light_runtime_writes_what_yaml_reads(bundle: Path, tmp_path: Path) -> None:
     written = tmp_path / "profile.yaml"
-    environment = without("torch", "onnx", "yaml", path=tmp_path)
+    environment = without("torch", "onnx", path=tmp_path)
     done = call("gemel", "profile", bundle, "-o", written, "--threads", "1", **environment)
     assert done.returncode == 0, done.stderr
     assert set(read_profile(written).models) == {"a", "b"}

@@ -1,4 +1,4 @@
-"""From a workload to a bundle: sharing survives, mistakes are named, nothing is half-written."""
+"""Compilation of a workload: sharing survives, mistakes are named, no bundle is half-written."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Make = Callable[..., Workload]
 
 
 def write_pair(folder: Path) -> None:
-    """Two models with equal kernels and own BatchNorm."""
+    """Write the weights of two models with equal kernels and their own BatchNorms."""
     first = tiny(0)
     save(first, folder / "a.safetensors")
     save(tiny(1, kernels_of=first), folder / "b.safetensors")
@@ -91,7 +91,7 @@ def test_onnx_files_open_as_they_are(bundle_folder: Path) -> None:
 
 def test_lost_sharing_names_the_layer(tmp_path: Path, workload_in: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     write_pair(tmp_path)
-    # A pass that folds what it should keep.
+    # A broken choice: a BatchNorm that must be kept is folded.
     broken = lambda models: BatchNormChoice(frozenset(), choose_batch_norm(models).waived)  # noqa: E731
     monkeypatch.setattr("gemel.compiler.compile.choose_batch_norm", broken)
     with pytest.raises(SharingLostError, match=r"stem\.weight of a and stem\.weight of b"):
@@ -151,12 +151,12 @@ def test_an_old_bundle_is_replaced_and_another_folder_is_not(tmp_path: Path, wor
         with pytest.raises(BundleError, match=re.escape(f"{precious}: holds cat.jpg, which is not of a bundle")):
             compile_workload(workload, precious)
         assert (precious / "cat.jpg").exists()
-        # Many things have a manifest.json.
+        # A manifest.json alone does not make a folder a bundle.
         (precious / "manifest.json").write_text("{}")
 
 
 def test_places_that_cannot_be_written(tmp_path: Path, workload_in: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Found before any work is done: there are no weights to compile."""
+    """Check that such a place is refused before any work: the workload has no weights, which would fail later."""
     workload = workload_in(query("a"))
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")

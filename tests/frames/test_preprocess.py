@@ -1,4 +1,4 @@
-"""From frames to inputs and back."""
+"""Preprocessing of frames, and boxes mapped back to the frame."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests that need an NVIDIA card: ``pytest -m gpu -rs`` runs them alone and says why any was skipped."""
+"""Fixtures of the tests that need an NVIDIA card. ``pytest -m gpu -rs`` runs only these and says why any is skipped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 
 def missing() -> str | None:
-    """What these tests need and is not here."""
+    """Return what these tests need and this machine lacks; None if it has everything."""
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError as error:
@@ -21,6 +21,6 @@ def missing() -> str | None:
 
 @pytest.fixture(autouse=True, scope="session")
 def card() -> None:
-    """Asked of the driver itself: were it asked of what is tested, a broken test would be a skipped one."""
+    """Skip the tests where the driver itself finds no card: a bug in gemel's own check must not skip its tests."""
     if reason := missing():
         pytest.skip(reason)

@@ -1,4 +1,4 @@
-"""Backends on a card: what models answer, what they take, and that it is given back."""
+"""Tests of the backends on a card: outputs of models, the memory that they take, and that it is given back."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from coverage import CASES, Case, bundle_of
-from engines_coverage import NARROW, frames_for
+from engines_coverage import CONVERTERS, frames_for
+from model_coverage import CASES, Case, bundle_of
 
 from gemel.bundles.manifest import Precision
 from gemel.bundles.reader import open_bundle
@@ -29,11 +29,11 @@ IMAGE = np.random.default_rng(0).random((1, 3, 32, 32), np.float32)
 
 @pytest.fixture(params=["ort-cuda", "tensorrt", "tensorrt-rtx"])
 def name(request: pytest.FixtureRequest, bundle: Path) -> str:
-    """A backend that can be opened here."""
+    """Name of a backend that can be opened on this machine."""
     try:
         open_backend(open_bundle(bundle), request.param).close()
     except BackendError as error:
-        # Only what is not there: a backend that is broken is not a backend that is missing.
+        # Skip a backend that is not installed, but not one that is broken.
         if "not installed" in str(error) or "has no CUDA" in str(error):
             pytest.skip(str(error))
         raise
@@ -49,7 +49,7 @@ def backend(name: str, bundle: Path) -> Iterator[OnDevice]:
 
 @pytest.fixture
 def refitting(name: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A backend whose engines are refitted wherever they can be, faster or not."""
+    """Name of a backend whose engines are refitted wherever they can be, faster or not."""
     if name not in LIBRARIES:
         pytest.skip(f"{name} has no engines")
     monkeypatch.setattr(choice, "_WORTH", 0.0)
@@ -57,6 +57,7 @@ def refitting(name: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def run(backend: OnDevice, model: str) -> np.ndarray:
+    """Swap a model in, run it on the image, release it, and return its logits."""
     backend.activate(model)
     try:
         return backend.run(model, "main", {"image": IMAGE})["logits"]
@@ -94,8 +95,8 @@ def test_refitted_answers_of_every_architecture(case: Case, refitting: str, tmp_
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_narrow_answers_of_every_architecture(case: Case, precision: Precision, name: str, tmp_path: Path) -> None:
-    """Beside the CPU, which computes with the same weights in float32, or in int8 that cuts off less."""
-    _, bundle, _ = bundle_of(case, tmp_path, NARROW[precision])
+    """Compare with the CPU, which computes with the same weights in float32, or in int8 that saturates less."""
+    _, bundle, _ = bundle_of(case, tmp_path, CONVERTERS[precision])
     spec = bundle.manifest.models["a"]
     inputs = {spec.stages["main"].inputs[0].name: frames_for(spec.input)[0]}
     with open_backend(bundle, name) as card, open_backend(bundle, "ort-cpu") as cpu:

@@ -1,4 +1,4 @@
-"""A card is a device, and segments are whole on it."""
+"""Tests of a card: it keeps the protocol of a device, and segments are whole in its memory."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_what_other_threads_let_go_of_is_given_back(device: CudaDevice) -> None:
     def hold() -> None:
         device.pinned(MIB), device.stream(), device.event()
 
-    # Threads that end, one after the other: pycuda would end the process if a card were still theirs.
+    # pycuda ends the process if a thread ends on which the card's context is still current.
     for _ in range(8):
         with ThreadPoolExecutor(1) as pool:
             pool.submit(hold).result()
@@ -59,7 +59,7 @@ def test_a_second_device_after_the_first_is_closed(device: CudaDevice) -> None:
 
 
 def test_segments_come_and_go(device: CudaDevice, tmp_path: Path) -> None:
-    """Segments that need several buffers, and holes before two that stay: of 64 KiB, and of 264 KiB."""
+    """Load segments that need several buffers, around two that stay behind holes of 64 KiB and 264 KiB."""
     sizes = [64 << 10, MIB, 200 << 10, 3 * MIB, 9 * MIB + 100, 5 * MIB, 6 * MIB + 1, 0, 300, 12 * MIB]
     stay = ["s1", "s3"]
     blob = write_segments(tmp_path, sizes)

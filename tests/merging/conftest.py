@@ -1,4 +1,4 @@
-"""Use one thread: models of the tests are so small that more threads only wait for each other."""
+"""Fixtures for the tests of merging: one thread, and small models with random images."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from gemel.workload.document.schema import Query
 
 @pytest.fixture(autouse=True)
 def _one_thread(one_thread: None) -> None:
-    """In every test of this folder."""
+    """Use one thread in every test of merging: the models are so small that more threads only wait for each other."""
 
 
 class Small(nn.Module):
-    """Two convolutions with BatchNorm and a head."""
+    """A classifier of two convolutions with BatchNorm and a linear head."""
 
     def __init__(self, classes: int = 3, width: int = 6, dropout: float = 0.0) -> None:
         super().__init__()
@@ -55,9 +55,16 @@ def make_subject(
     task: str = "classification",
     seed: int = 0,
 ) -> Subject:
-    """A model that was never trained, with random images; it agrees with itself. A query for each of ``targets``.
+    """Make a subject from a model that was never trained, with random images.
 
-    The random numbers of ``model``, too, are those of ``seed``.
+    Args:
+        name: name of the model and of its first query; further queries append 1, 2, ...
+        model: function that builds the model; :class:`Small` if None.
+        count: number of images.
+        labels: whether the images have labels; these are the model's own answers.
+        targets: accuracy target of each query.
+        task: task of all queries.
+        seed: seed of the images and of the model's weights.
     """
     torch.manual_seed(seed)
     made = cut((model or Small)(), task, InputSpec(size=(8, 8)))
@@ -67,7 +74,7 @@ def make_subject(
         for index, target in enumerate(targets)
     )
     network = Network(name, queries, made)
-    # Each image has a colour: noise alone is the same to a model that averages over places.
+    # Each image has a colour of its own: pure noise looks the same to a model that averages over places.
     pixels = (torch.rand(count, 3, 1, 1) * 200 + torch.rand(count, 3, 8, 8) * 55).to(torch.uint8)
     images = Images(pixels, (Geometry((8, 8), (8, 8), (8, 8)),) * count, made.input)
     stage = made.stages["main"].module.eval()
@@ -86,4 +93,5 @@ def make_subject(
 
 @pytest.fixture
 def subject() -> Callable[..., Subject]:
+    """Return :func:`make_subject`, so that a test can make as many subjects as it needs."""
     return make_subject

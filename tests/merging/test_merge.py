@@ -1,8 +1,9 @@
-"""From a workload to a merged one: targets kept, sharing real, crashes survived."""
+"""Tests of whole merges: queries keep their targets, weights are really shared, and a crash loses nothing."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from helpers import keep_images, single_thread
 from safetensors.torch import load_file
 
 from gemel.bundles.merge_report import MergeReport, read_report
@@ -26,11 +28,12 @@ SHORT = SearchSettings(steps=24, epochs=2, batch=50)
 
 
 def options(**changes: Any) -> MergeOptions:
+    """Return options for a short merge on the CPU."""
     return MergeOptions(**{"settings": SHORT, "device": "cpu", **changes})
 
 
 class Lines(Listener):
-    """Keeps what it is told; raises KeyboardInterrupt after ``stop`` trials."""
+    """Listener that keeps what it is told, and stops the merge after ``stop`` trials."""
 
     def __init__(self, stop: int | None = None) -> None:
         self.reports: list[MergeReport] = []
@@ -51,6 +54,7 @@ class Lines(Listener):
 
 
 def comparable(report: MergeReport) -> dict[str, Any]:
+    """Return a report's fields without durations."""
     content = report.model_dump()
     for trial in content["trials"]:
         del trial["seconds"]
@@ -59,7 +63,7 @@ def comparable(report: MergeReport) -> dict[str, Any]:
 
 def test_merged_models_share_and_keep_their_targets(trained: Path) -> None:
     lines = Lines()
-    # Without the donor's BatchNorm the start is bad enough that something is left to learn.
+    # Without the donor's BatchNorm, the starting weights are poor enough that training is needed.
     settings = SearchSettings(steps=24, batch=50, start="first")
     report = merge_workload(
         load_workload(trained / "workload.yaml"), trained / "merged", options(settings=settings), lines
@@ -116,12 +120,28 @@ def test_equal_seeds_repeat_a_merge(trained: Path) -> None:
     assert files[0] == files[1]
 
 
+# With so few steps hardly a trial succeeds at once, so later trials build on earlier ones.
+HARD = SearchSettings(steps=2, batch=10, rate=0.001, start="first")
+
+
+@pytest.fixture(scope="module")
+def whole(_trained: Path, tmp_path_factory: pytest.TempPathFactory) -> MergeReport:
+    """Return the report of a merge of a few images that was not stopped."""
+    folder = shutil.copytree(_trained, tmp_path_factory.mktemp("whole") / "trained")
+    keep_images(folder, 10)
+    with single_thread():
+        return merge_workload(load_workload(folder / "workload.yaml"), folder / "merged", options(settings=HARD))
+
+
 @pytest.mark.parametrize("after", [1, 2, 3])
-def test_a_merge_that_was_stopped_goes_on(after: int, trained: Path) -> None:
+def test_a_merge_that_was_stopped_goes_on(after: int, whole: MergeReport, trained: Path) -> None:
+    keep_images(trained, 10)
     workload = load_workload(trained / "workload.yaml")
-    # Too few steps to succeed at once, so that later trials build on earlier ones.
-    hard = options(settings=SearchSettings(steps=2, batch=50, rate=0.001, start="first"))
-    whole = merge_workload(workload, trained / "whole", hard)
+    hard = options(settings=HARD)
+    # The merge continues an uncommitted training, commits more than once, and stops before its end.
+    assert any("round" in trial.group for trial in whole.trials)
+    assert sum(trial.accepted for trial in whole.trials) > 1
+    assert len(whole.trials) > after
     with pytest.raises(KeyboardInterrupt):
         merge_workload(workload, trained / "parts", hard, Lines(stop=after))
     usable = read_report(trained / "parts" / "merge.json")

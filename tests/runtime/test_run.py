@@ -1,4 +1,4 @@
-"""A bundle on its feeds: every query answered, and trouble with one feed left to its own queries."""
+"""Runs of a bundle: every query is answered, and a broken feed concerns its own queries only."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 
 from gemel.bundles.budget import budget, parse_memory
+from gemel.bundles.manifest import InputSpec
 from gemel.bundles.reader import MANIFEST, Bundle, open_bundle
 from gemel.errors import BackendError, FeedError, InputError
+from gemel.frames.frame import Image
+from gemel.frames.preprocess import preprocess
 from gemel.runtime import run as run_module
 from gemel.runtime.backends import Backend
-from gemel.runtime.loop import profiling
-from gemel.runtime.loop.times import Times
+from gemel.runtime.loop import device_profile, inference
+from gemel.runtime.loop.measure_times import Times
 from gemel.runtime.planning.planner import POLICIES
 from gemel.runtime.planning.profile import Profile
 from gemel.runtime.run import RunOptions, run_bundle
@@ -134,7 +137,7 @@ def test_a_decoder_that_cannot_be_made_leaves_no_sink_open(
 def test_queries_that_failed(bundle: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"not a video")
-    # A stage that runs, but on an input that its graph refuses.
+    # The model can be activated, but its graph refuses the input.
     change_manifest(bundle, lambda d: d["models"]["a"]["input"].update(size=[8, 8], color="gray", mean=[0], std=[1]))
     summary = run_bundle(open_bundle(bundle), RunOptions(offline=True, sources={"yard": str(broken)}, frames=20))
     assert set(summary.failures) == {"a", "b", "c"}
@@ -144,13 +147,13 @@ def test_queries_that_failed(bundle: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Times on this device, for which no test waits."""
+    """Replace the measurement of times by fixed times."""
     times = {1: 2.0, 2: 4.0}
 
     def measure_times(bundle: Bundle, backend: Backend, *_: object) -> Times:
         return Times(load=dict.fromkeys(backend.segments, 0.5), run=dict.fromkeys(bundle.manifest.models, times))
 
-    monkeypatch.setattr(profiling, "measure_times", measure_times)
+    monkeypatch.setattr(device_profile, "measure_times", measure_times)
 
 
 @pytest.mark.usefixtures("measured")
@@ -164,7 +167,7 @@ def test_weights_are_swapped_as_planned_where_memory_is_short(bundle: Path, tmp_
         assert query["processed"] > 0 and query["errors"] == 0
     plan = summary["plan"]
     assert plan["policy"] == policy
-    # Near its end there may be a plan without a feed that has ended.
+    # When a feed has ended, a new plan may leave its queries out.
     assert set(plan["order"]) == set(plan["batches"]) <= {"a", "b", "c"}
     assert all(frames in (1, 2) for frames in plan["batches"].values())
     assert 0 < summary["memory"]["peak"] <= summary["memory"]["budget"]
@@ -192,7 +195,7 @@ def test_a_model_that_takes_longer_than_the_sla_is_named_and_served(
         times = {name: {1: 5000.0 if name == "a" else 1.0} for name in bundle.manifest.models}
         return Times(load=dict.fromkeys(backend.segments, 0.5), run=times)
 
-    monkeypatch.setattr(profiling, "measure_times", measure_times)
+    monkeypatch.setattr(device_profile, "measure_times", measure_times)
     summary = run_bundle(open_bundle(bundle), RunOptions(memory="min", frames=6, threads=1))
     assert "a run takes 5000 ms, longer than the SLA" in caplog.text
     assert all(query.processed > 0 for query in summary.run.queries.values())
@@ -209,10 +212,38 @@ def test_a_device_that_cannot_be_measured_still_runs(
     summary = run_bundle(open_bundle(bundle), RunOptions(memory=memory, offline=True, threads=1)).to_json()
     assert {name: query["processed"] for name, query in summary["queries"].items()} == {"a": 12, "b": 12, "c": 6}
     assert summary["memory"]["peak"] <= summary["memory"]["budget"]
-    # Where all fits, there is nothing to measure.
+    # If all weights fit, nothing is measured.
     assert ("nothing is planned, queries take turns: out of luck" in caplog.text) == (memory == "min")
 
 
-def test_a_trace_that_cannot_be_written(bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot write the trace"):
-        run_bundle(open_bundle(bundle), RunOptions(offline=True, trace=tmp_path))
+def test_a_trace_that_cannot_be_written_does_not_lose_the_summary(
+    bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    summary = run_bundle(open_bundle(bundle), RunOptions(offline=True, trace=tmp_path))
+    assert {name: query.processed for name, query in summary.run.queries.items()} == {"a": 12, "b": 12, "c": 6}
+    (warning,) = [each.getMessage() for each in caplog.records if "trace" in each.getMessage()]
+    assert warning == f"{tmp_path}: cannot write the trace: Is a directory"
+
+
+def test_turns_of_several_frames_prepare_each_frame_once(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure_times(bundle: Bundle, backend: Backend, *_: object) -> Times:
+        return Times(
+            load=dict.fromkeys(backend.segments, 100.0), run=dict.fromkeys(bundle.manifest.models, {1: 2.0, 4: 8.0})
+        )
+
+    monkeypatch.setattr(device_profile, "measure_times", measure_times)
+    # Loads are slow and answers may be late, so that turns of several frames pay.
+    change_manifest(bundle, lambda document: document.update(sla_ms=1000))
+    prepared = 0
+
+    def counted(image: Image, spec: InputSpec) -> object:
+        nonlocal prepared
+        prepared += 1
+        return preprocess(image, spec)
+
+    monkeypatch.setattr(inference, "preprocess", counted)
+    summary = run_bundle(open_bundle(bundle), RunOptions(memory="min", offline=True, threads=1))
+    assert summary.run.plan.batches["a"] == 4
+    # a and b want the same input of the 12 frames of yard; c has the 6 frames of gate.
+    assert [query.processed for query in summary.run.queries.values()] == [12, 12, 6]
+    assert prepared == 12 + 6

@@ -1,4 +1,4 @@
-"""Traces as a viewer reads them."""
+"""Traces have the form that viewers read."""
 
 from __future__ import annotations
 

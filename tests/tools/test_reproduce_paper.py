@@ -1,4 +1,4 @@
-"""What tools/reproduce_paper.py rests on: merged profiles, the published rules, and what an old answer is worth."""
+"""Tests of tools/reproduce_paper.py: merged profiles, the published rules, ages of answers, and the whole command."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ def fit(known: Mapping[str, Architecture]) -> Fit:
 
 
 def made_up(name: str, *layers: int) -> Architecture:
-    """Layers of so many bytes, equal ones of equal definition, and 10 bytes in 2 tensors beside them."""
+    """Make an architecture of layers of the given bytes, where equal bytes mean equal definition, and 10 more bytes.
+
+    The 10 more bytes are 2 tensors that belong to no layer.
+    """
     made = (Layer(name, f"l{place}", f"Linear {size}", (size,), size, False) for place, size in enumerate(layers))
     return Architecture(name, sum(layers) + 10, len(layers) + 2, tuple(made), 1.0)
 
@@ -55,12 +58,12 @@ def test_segments_are_the_tensors_of_the_same_models() -> None:
             users.setdefault(segment, []).append(query)
     a, b, c, d = found.queries
     sizes = {tuple(queries): found.segments[segment].bytes for segment, queries in users.items()}
-    # The second layer of 40 is in the two equal models only.
+    # Only the two equal models have a second layer of 40 bytes.
     assert sizes == {(a,): 10, (b,): 10, (c,): 10, (d,): 17, (a, b, c): 140, (a, b): 40}
 
 
 def test_heaviest_are_merged_first_until_enough_is_saved() -> None:
-    # All save 2 * 100 + 2 * 40 + 40 bytes.
+    # Sharing everything saves 2 * 100 + 2 * 40 + 40 bytes.
     whole = sum(TOYS[query.architecture].bytes for query in WORKLOAD)
     for part, saved in ((0.0, 0), (0.5, 200), (0.7, 280), (0.9, 320), (1.0, 320)):
         assert profile_of(WORKLOAD, TOYS, FIT, Setting(merged=part)).budget("all") == whole - saved, part
@@ -101,15 +104,15 @@ def test_workloads_are_of_known_architectures_and_no_query_is_listed_twice() -> 
 
 
 def test_published_rules_by_hand() -> None:
-    # Each needs all memory: 2 * (40 + 10) ms a cycle, in which three frames arrive for each.
+    # Each model needs all memory: a cycle takes 2 * (40 + 10) ms, in which three frames arrive per query.
     full = profile({"a": ["A"], "b": ["B"]}, {"A": 40, "B": 40}, fps=30)
     found = published(full, 40, 3000)
     assert found.processed == found.timely == pytest.approx(1 / 3, abs=0.01)
     assert found.blocked == pytest.approx(0.8, abs=0.01)
     assert found.peak == 40
-    # The third is loaded while the second runs, which has been dropped for it.
+    # The third model loads while the second runs, although the second was evicted to make room for it.
     assert published(profile({"a": ["A"], "b": ["B"], "c": ["C"]}, fps=30), 2, 100).peak == 3
-    # In 150 ms 4.5 frames arrive; a batch takes the newest 4, and all but one or two of them are older than 50 ms.
+    # In 150 ms 4.5 frames arrive. A batch takes the newest 4; all but one or two of them are older than 50 ms.
     late = profile({"a": ["A"], "b": ["B"]}, {"A": 25, "B": 25}, run={key: {1: 500, 4: 50} for key in "ab"}, fps=30)
     found = published(late, 25, 3000)
     assert found.processed == pytest.approx(4 / 4.5, abs=0.02)
@@ -123,10 +126,10 @@ def test_published_rules_give_what_the_published_code_gives() -> None:
 
 
 def test_the_age_of_an_answer() -> None:
-    # Frames arrive at 30, 130, ... 830; the second is answered at 190, the sixth and seventh together at 750.
+    # Frames arrive at 30, 130, ... 830 ms. The second is answered at 190, the sixth and seventh together at 750.
     outcome = QueryOutcome(frames=9, processed=3, latencies=[60, 220, 120], answers=[(190, 1), (750, 6)])
     assert list(ages(outcome, 10, 100)) == [None, 0, 100, 200, 300, 400, 500, 100, 200]
-    # With more time, the sixth is answered in time, and the first has the answer of the second.
+    # With a longer SLA, the sixth frame is answered in time, and the first gets the answer of the second.
     assert list(ages(outcome, 10, 230)) == [0, 0, 100, 200, 300, 0, 0, 100, 200]
     assert list(ages(QueryOutcome(frames=2), 10, 100)) == [None, None]
 
@@ -147,7 +150,7 @@ def test_the_whole_command(tmp_path: Path) -> None:
     assert "high-1" not in dict(blocks)["workloads"]
     for name in ("frames", "sweeps"):
         assert (tmp_path / f"docs/images/paper-{name}.svg").stat().st_size > 10_000
-    # The file in the repository is what the command makes.
+    # The command makes the same file as the one in the repository.
     made = tmp_path / "examples/profiles/paper-merged.yaml"
     assert made.read_text() == (ROOT / "examples/profiles/paper-merged.yaml").read_text()
     assert read_profile(made).budget("all") < read_profile(ROOT / "examples/profiles/paper.yaml").budget("all")

@@ -1,4 +1,4 @@
-"""Changes of public weights, as the street example keeps them."""
+"""Tests of stored changes of public weights, as the street example keeps them."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def test_what_changed_comes_back_and_what_is_shared_is_equal(tmp_path: Path) -> 
     pack(before, after, [(("b", "conv.weight"), ("a", "conv.weight"))], tmp_path / "changes.safetensors")
     found = apply(before, tmp_path / "changes.safetensors")
     assert torch.equal(found["a"]["conv.weight"], found["b"]["conv.weight"])
-    # Within half a step of the largest change of a channel.
+    # Rounding moves a value by half a step at most; a step is 1/127 of the channel's largest change.
     assert (found["a"]["conv.weight"] - after["a"]["conv.weight"]).abs().max() < 0.05 / 127
     assert torch.equal(found["a"]["conv.weight"][2], before["a"]["conv.weight"][2])
     for model, name in (("a", "fc.weight"), ("a", "norm.weight"), ("b", "norm.weight"), ("b", "fc.weight")):
         assert torch.equal(found[model][name], after[model][name])
     assert torch.equal(before["b"]["conv.weight"], state(2)["conv.weight"])
-    # A quarter of the one weight that changed, and a scale for each of its channels.
+    # One weight changed: a byte per value and a scale per channel are stored, beside one BatchNorm weight.
     assert (tmp_path / "changes.safetensors").stat().st_size < 4 * 27 + 4 * 4 + 4 * 4 + 600
 
 

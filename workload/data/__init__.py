@@ -1,16 +1,16 @@
-"""The images that a query is retrained and judged on, as its model sees them.
+"""Data sets: the images that a query is retrained and evaluated on, resized for its model.
 
 ======================================================  ===========================================================
-``data.train``, ``data.val``                            what it gives
+``data.train``, ``data.val``                            contents of the data set
 ======================================================  ===========================================================
 a folder with a folder for each class                   labelled images, for classification
 a COCO json, or a folder with one in it                 images with boxes, for detection
 a folder of images                                      images without labels
 a video, ``package:NAME/path/file.mp4``                 frames without labels
-left out                                                frames of the query's feed, unless that is a camera
+left out                                                frames of the query's feed, if that is a video or folder
 ======================================================  ===========================================================
 
-Images without labels have the original model as their teacher and judge.
+For images without labels, the original model is the teacher, and accuracy is agreement with it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Objects in images, in the JSON format of COCO (Lin et al. 2014; https://cocodataset.org/#format-data)."""
+"""Reader for object annotations in COCO's JSON format (Lin et al. 2014; https://cocodataset.org/#format-data)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ __all__ = ["list_coco"]
 
 
 class _Part(BaseModel):
+    """Base of the parts of a COCO file; fields that are not listed are ignored."""
+
     model_config = ConfigDict(allow_inf_nan=False)
 
 
 class _Image(_Part):
+    """Entry of ``images``."""
+
     id: int
     file_name: str
     width: int | None = None
@@ -27,38 +31,46 @@ class _Image(_Part):
 
 
 class _Annotation(_Part):
+    """Entry of ``annotations``: an object in an image."""
+
     image_id: int
     category_id: int
     bbox: tuple[float, float, float, float]
+    """x, y, width and height in pixels of the image."""
     iscrowd: int = 0
 
 
 class _Category(_Part):
+    """Entry of ``categories``."""
+
     id: int
     name: str
 
 
 class _Coco(_Part):
+    """A COCO file."""
+
     images: list[_Image]
     annotations: list[_Annotation]
     categories: list[_Category]
 
 
 def list_coco(path: Path, labels: Sequence[str] | None, classes: int | None, what: str) -> Listing:
-    """The images of a COCO file with their boxes.
+    """Read a COCO file and list its images with their boxes.
 
-    Files of images are relative to the JSON's folder, or to a folder ``images`` in it. A category's class is the
-    position of its name in ``labels``; objects of other categories are left out. Without labels, categories stand
-    for the classes in the order of their ids. Crowds and boxes without area are left out.
+    Image files are relative to the JSON's folder, or to a folder ``images`` in it. The class of a category is the
+    position of its name in ``labels``; objects of other categories are left out. Without labels, the categories in the
+    order of their ids are the classes. Crowds and boxes without area are left out.
 
     Args:
-        path: the JSON.
+        path: the JSON file.
         labels: names of the model's classes.
-        classes: classes of the model, the background not counted; not checked when None.
-        what: named in errors.
+        classes: number of the model's classes, the background not counted; not checked when None.
+        what: name of the query and field, for errors.
 
     Raises:
-        DataError: not such a file, an image that is missing or unknown, categories that do not fit, or no boxes.
+        DataError: the file is no COCO file, names a missing image or unknown ids, has categories that do not fit the
+            model, or has no boxes.
     """
     what_file = f"{what}: {path}"
     try:
@@ -86,7 +98,7 @@ def list_coco(path: Path, labels: Sequence[str] | None, classes: int | None, wha
         x, y, width, height = each.bbox
         if width < 0 or height < 0:
             raise DataError(f"{where}.bbox: {list(each.bbox)}: width and height (the last two) must not be negative")
-        # COCO's own files have a few boxes without area; they are nothing that could be found.
+        # COCO's own files have a few boxes without area, which no detector can find.
         if width and height and not each.iscrowd and each.category_id in numbers:
             found[each.image_id].append((numbers[each.category_id], [x, y, x + width, y + height]))
     if not any(found.values()):
@@ -105,7 +117,11 @@ def list_coco(path: Path, labels: Sequence[str] | None, classes: int | None, wha
 def _numbers(
     categories: Sequence[_Category], labels: Sequence[str] | None, classes: int | None, where: str
 ) -> dict[int, int]:
-    """Id of a category to the class that it is of."""
+    """Return category id -> class, for the categories that are classes of the model.
+
+    Raises:
+        DataError: the categories do not fit the labels or the number of classes.
+    """
     if labels is None:
         if classes is not None and len(categories) != classes:
             raise DataError(
@@ -127,6 +143,11 @@ def _numbers(
 
 
 def _file(path: Path, name: str, where: str) -> Path:
+    """Find an image of a COCO file.
+
+    Raises:
+        DataError: the image is missing.
+    """
     for folder in (path.parent, path.parent / "images"):
         if (folder / name).is_file():
             return folder / name
@@ -134,5 +155,6 @@ def _file(path: Path, name: str, where: str) -> Path:
 
 
 def _boxes(objects: Sequence[tuple[int, list[float]]]) -> Boxes:
+    """Return the boxes of an image from pairs of class and corners (x1 y1 x2 y2)."""
     boxes = torch.tensor([corners for _, corners in objects], dtype=torch.float32).reshape(-1, 4)
     return Boxes(boxes, torch.tensor([number for number, _ in objects], dtype=torch.int64))

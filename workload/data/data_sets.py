@@ -1,4 +1,4 @@
-"""Find the images that a query is retrained and judged on."""
+"""Find and load the images that a query is retrained and evaluated on."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from .video import count_frames
 __all__ = ["load_data", "read_images"]
 
 _LEAST = 4
+"""Images that a data set needs to be split into a part for training and one for evaluation."""
 _ALLOWED = "a folder of images, a folder with a folder for each class, a COCO json, a video, or package:NAME/path"
 
 
@@ -30,22 +31,22 @@ def load_data(
     frames: tuple[int, int] = (2000, 1000),
     labelled: int | None = None,
 ) -> tuple[Images, Images]:
-    """The images to train on and those to judge by.
+    """Load the training images and the held-out images of a query.
 
-    They are those of ``data.train`` and ``data.val``, or, where the query has no data, frames of its feed. Without
-    ``val``, a part of the others is kept for it (:meth:`Listing.split`).
+    The images are those of ``data.train`` and ``data.val``. A query without data gets frames of its feed. Without
+    ``data.val``, a part of the training images is held out (:meth:`Listing.split`).
 
     Args:
-        query: one of the workload's.
-        workload: its feeds and its folder.
-        spec: how the query's model takes an image.
-        classes: classes that the model tells apart, the background not counted; None for embeddings.
-        frames: images without labels (of a video, or a folder), to train on and to judge by; of more, so many are
-            taken, evenly spread.
-        labelled: the same for each data set with labels; all when None.
+        query: a query of the workload.
+        workload: the workload, for its feeds and its folder.
+        spec: input size and normalisation of the query's model.
+        classes: number of the model's classes, the background not counted; None for embeddings.
+        frames: images to load at most from a data set without labels, for training and held out; evenly spread.
+        labelled: images to load at most from each data set with labels; all when None.
 
     Raises:
-        DataError: no data and a feed that is a camera; data that is missing, cannot be read or does not fit the model.
+        DataError: the query has no data and its feed is a camera, or data is missing, cannot be read or does not fit
+            the model.
     """
     given = query.data
     name = f"query {query.name}"
@@ -72,10 +73,17 @@ def load_data(
 def read_images(
     folder: Path, spec: InputSpec, what: str, labels: list[str] | None = None, classes: int | None = None
 ) -> Images:
-    """All images of a folder, with labels where it has folders.
+    """Load all images of a folder, with a label for each image if the folder has a folder for each class.
+
+    Args:
+        folder: the folder.
+        spec: input size and normalisation of the model.
+        what: name of the query and field, for errors.
+        labels: names of the model's classes.
+        classes: number of the model's classes; not checked when None.
 
     Raises:
-        DataError: there are none, one cannot be read, or the folders do not fit (:func:`list_classes`).
+        DataError: there are no images, one cannot be read, or the folders do not fit (:func:`.list_classes`).
     """
     if not folder.is_dir():
         raise DataError(f"{what}: {folder}: no such folder")
@@ -84,6 +92,11 @@ def read_images(
 
 
 def _list(reference: str, root: Path, query: Query, classes: int | None, what: str) -> Listing:
+    """List the images of a reference in ``data.train`` or ``data.val``: a folder, a COCO file or a video.
+
+    Raises:
+        DataError: the reference is not allowed, or its target is missing or does not fit the model.
+    """
     if "://" in reference:
         raise DataError(f"{what}: {reference!r}: not allowed; allowed: {_ALLOWED}")
     if reference.startswith("package:"):
@@ -105,6 +118,7 @@ def _list(reference: str, root: Path, query: Query, classes: int | None, what: s
 
 
 def _list_folder(folder: Path, query: Query, classes: int | None, what: str) -> Listing:
+    """List the images of a folder: by class, by the COCO file in it, or without labels, as the query's task needs."""
     if query.task == "classification" and class_folders(folder):
         return list_classes(folder, query.labels, classes, what)
     files = sorted(folder.glob("*.json")) if query.task == "detection" else []
@@ -114,6 +128,7 @@ def _list_folder(folder: Path, query: Query, classes: int | None, what: str) -> 
 
 
 def _list_video(source: Source, what: str) -> Listing:
+    """List all frames of a video by number."""
     count = count_frames(source, what)
     if not count:
         raise DataError(f"{what}: {source}: there is no frame in it")
@@ -121,9 +136,13 @@ def _list_video(source: Source, what: str) -> Listing:
 
 
 def _of_feed(query: Query, workload: Workload) -> Listing:
-    """Frames of what the query watches, where that can be read again and again."""
+    """List the frames of a query's feed.
+
+    Raises:
+        DataError: the feed is a camera, whose frames cannot be read again, or the feed cannot be read.
+    """
     what = f"query {query.name}: feed {query.feed}"
-    # The address of a camera may hold a password: it is not repeated, and not resolved.
+    # The address of a camera may hold a password, so it is neither resolved nor part of a message.
     camera = f"{what}: frames of a camera are not kept; give data.train: {_ALLOWED}"
     text = workload.feeds[query.feed].source
     if "://" in text:

@@ -1,4 +1,4 @@
-"""Folders of images: one for each class, or one of images without labels."""
+"""List images in folders: a folder for each class, or one folder of images without labels."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["class_folders", "list_classes", "list_flat"]
 
 
 def class_folders(folder: Path) -> list[Path]:
-    """The folders in a folder by name, but for hidden ones."""
+    """Return the folders in a folder, sorted by name, without hidden ones."""
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def list_flat(folder: Path, what: str) -> Listing:
-    """Images by name, as they lie in a folder or in the folders in it.
+    """List the images in a folder by name, or those in its subfolders if the folder itself has none.
 
     Raises:
-        DataError: there are none.
+        DataError: there are no images.
     """
     files = _files(folder) or [file for each in class_folders(folder) for file in _files(each)]
     if not files:
@@ -30,19 +30,19 @@ def list_flat(folder: Path, what: str) -> Listing:
 
 
 def list_classes(folder: Path, labels: Sequence[str] | None, classes: int | None, what: str) -> Listing:
-    """Images with the class that their folder stands for.
+    """List the images in a folder with a folder for each class, with their classes.
 
-    A folder's class is the position of its name in ``labels``. Where no folder is called as a label is, or there are
-    no labels, folders stand for the classes in the order of their names, as in torchvision's ``ImageFolder``.
+    The class of a folder is the position of its name in ``labels``. If no folder has the name of a label, or there are
+    no labels, the folders in the order of their names are the classes, as in torchvision's ``ImageFolder``.
 
     Args:
-        folder: has a folder of images for each class.
+        folder: a folder with a folder of images for each class.
         labels: names of the model's classes.
-        classes: outputs of the model; not checked when None.
-        what: named in errors.
+        classes: number of the model's classes; not checked when None.
+        what: name of the query and field, for errors.
 
     Raises:
-        DataError: a folder without images, or folders that do not fit the model's classes.
+        DataError: a folder has no images, or the folders do not fit the model's classes.
     """
     folders = class_folders(folder)
     if stray := _files(folder):
@@ -53,13 +53,18 @@ def list_classes(folder: Path, labels: Sequence[str] | None, classes: int | None
         files = _files(each)
         if not files:
             raise DataError(f"{what}: {each}: a class without images; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
-        # Classes take turns, so that the first thousand images are a fair sample of all.
+        # Interleave the classes, so that the first images are a fair sample of all.
         found += [((rank + 0.5) / len(files), number, file) for rank, file in enumerate(files)]
     found.sort()
     return Listing(what, tuple(file for _, _, file in found), labels=tuple(number for _, number, _ in found))
 
 
 def _numbers(names: list[str], labels: Sequence[str] | None, classes: int | None, where: str) -> list[int]:
+    """Return the class of each folder name.
+
+    Raises:
+        DataError: the folders do not fit the labels or the number of classes.
+    """
     known = [name for name in names if name in (labels or ())]
     if labels and known:
         if len(known) < len(names):
@@ -73,11 +78,12 @@ def _numbers(names: list[str], labels: Sequence[str] | None, classes: int | None
             )
         return numbers
     if classes is not None and len(names) != classes:
-        # With a class missing, every later one would be taken for its neighbour.
+        # With a folder missing, every later folder would be taken for the class before it.
         hint = "call them as the query's labels are" if labels else "give the query labels, which folders are called by"
         raise DataError(f"{where}: {len(names)} folders of classes for a model with {classes} classes; {hint}")
     return list(range(len(names)))
 
 
 def _files(folder: Path) -> list[Path]:
+    """Return the image files in a folder, sorted by name."""
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())

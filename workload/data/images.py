@@ -1,4 +1,4 @@
-"""Images in memory, resized as a model sees them but not yet normalised."""
+"""Data sets in memory: images resized to a model's input, but not yet normalised."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ["Boxes", "Images", "joined"]
 
 @dataclass(frozen=True)
 class Boxes:
-    """The objects in one image."""
+    """Ground-truth objects in one image."""
 
     boxes: Tensor
     """``[K, 4]`` float32, x1 y1 x2 y2 in pixels of the source image."""
     classes: Tensor
-    """``[K]`` int64, the background not counted."""
+    """Class of each object, ``[K]`` int64, the background not counted."""
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -31,34 +31,35 @@ class Boxes:
 
 @dataclass(frozen=True)
 class Images:
-    """A data set: images, and what is known of them. Without labels or boxes, a model's own answers are the truth."""
+    """A data set of images. Without labels or boxes, the original model's answers are the ground truth."""
 
     pixels: Tensor
     """``[N, C, height, width]`` uint8 in the colour order of ``spec``."""
     geometry: tuple[Geometry, ...]
-    """Where each frame lies in the input."""
+    """Position of each image in the model's input."""
     spec: InputSpec
+    """Input size and normalisation of the model."""
     labels: Tensor | None = None
     """Class of each image, ``[N]`` int64."""
     boxes: tuple[Boxes, ...] | None = None
-    """Objects in each image."""
+    """Ground-truth objects in each image."""
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def select(self, indices: Tensor) -> Images:
-        """The images ``indices``, in that order."""
+        """Return a data set of the images ``indices`` (``[N]`` int64), in that order."""
         rows = indices.tolist()
         labels = None if self.labels is None else self.labels[indices]
         boxes = None if self.boxes is None else tuple(self.boxes[row] for row in rows)
         return Images(self.pixels[indices], tuple(self.geometry[row] for row in rows), self.spec, labels, boxes)
 
     def batch(self, indices: Tensor, mirrored: bool = False) -> Tensor:
-        """Images as a model takes them.
+        """Return a batch of normalised images as the model's input.
 
         Args:
-            indices: ``[B]`` int64.
-            mirrored: left and right change places, within the part of the input that the frame covers.
+            indices: numbers of the images, ``[B]`` int64.
+            mirrored: whether to flip left and right, within the part of the input that the frame covers.
 
         Returns:
             ``[B, C, height, width]`` float32, bit for bit what :func:`gemel.frames.preprocess.preprocess` makes.
@@ -77,21 +78,24 @@ class Images:
 
     @cached_property
     def _constants(self) -> tuple[Tensor, Tensor]:
-        """What a pixel is multiplied by and what is then taken away, ``[C, 1, 1]`` each."""
+        """Factor and offset of the normalisation, ``pixel * factor - offset``, ``[C, 1, 1]`` each."""
         channels = self.pixels.shape[1]
-        # One number stands for all channels; a gray image takes the first of three.
+        # A single number holds for all channels; a gray image takes the first of three numbers.
         mean, std = (np.resize(np.asarray(value, np.float32), channels) for value in (self.spec.mean, self.spec.std))
         factor, offset = (torch.from_numpy(value).view(-1, 1, 1) for value in (self.spec.scale / std, mean / std))
         return factor, offset
 
     @cached_property
     def _common(self) -> tuple[int, int] | None:
-        """The height and width that every frame covers, None where they differ."""
+        """Height and width that every frame covers in the input, None if frames differ."""
         found = {place.valid for place in self.geometry}
         return found.pop() if len(found) == 1 else None
 
     def _covered(self, indices: Tensor) -> Iterator[tuple[int | slice, int, int]]:
-        """Rows of a batch, and the height and width that their frames cover: frames of one video all at once."""
+        """Yield rows of a batch with the height and width that their frames cover in the input.
+
+        If all frames of the data set cover the same part, as those of one video do, all rows come at once.
+        """
         if self._common is not None:
             yield slice(None), *self._common
             return
@@ -100,7 +104,7 @@ class Images:
 
 
 def joined(parts: Sequence[Images]) -> Images:
-    """Several data sets for one model as one. What not all of them know, labels or boxes, is left out."""
+    """Concatenate data sets for one model. Labels and boxes are kept only if every data set has them."""
     if len(parts) == 1:
         return parts[0]
     labels = [part.labels for part in parts if part.labels is not None]

@@ -1,4 +1,4 @@
-"""What a data set consists of, before any pixel is read: so that it can be split and thinned cheaply."""
+"""Lists of the images of a data set, which can be split and thinned cheaply before any pixel is read."""
 
 from __future__ import annotations
 
@@ -27,32 +27,38 @@ from .video import pictures
 __all__ = ["Listing"]
 
 _MOST_BYTES = 8 << 30
-"""Of pixels, which stay in memory while models train."""
+"""Bytes of pixels that a data set may have; they stay in memory while models train."""
 _CHUNK = 256
-_VAL_SHARE = 5
+"""Image files that are decoded ahead at most."""
+_HELD_OUT = 5
+"""One image in this many is held out for evaluation."""
 
 Resized = tuple[NDArray[np.uint8], Geometry]
+"""An image resized for a model, and its position in the model's input."""
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Images by file, or by their number in a video."""
+    """The images of a data set: files, or frames of a video, with their labels or boxes."""
 
     what: str
-    """Query and field, for errors."""
+    """Name of the query and field, for errors."""
     items: tuple[Path | int, ...]
+    """File of each image, or its number in ``video``, from 0."""
     video: Source | None = None
     labels: tuple[int, ...] | None = None
+    """Class of each image."""
     boxes: tuple[Boxes, ...] | None = None
+    """Ground-truth objects in each image."""
     sizes: tuple[tuple[int, int] | None, ...] | None = None
-    """Height and width of each image that its boxes were drawn in, where that is known."""
+    """Height and width that each image had when its boxes were drawn, None if unknown."""
 
     def __len__(self) -> int:
         return len(self.items)
 
     def chosen(self, rows: Iterable[int]) -> Listing:
-        """The images ``rows``, in that order."""
+        """Return a listing of the images ``rows``, in that order."""
         rows = list(rows)
         return Listing(
             self.what,
@@ -64,39 +70,43 @@ class Listing:
         )
 
     def thinned(self, limit: int | None) -> Listing:
-        """At most ``limit`` images, evenly spread."""
+        """Return a listing of at most ``limit`` images, evenly spread; all images when None."""
         if limit is None or len(self) <= limit:
             return self
         if self.labels is not None:
-            # Classes take turns already; strides could fall in step with them.
+            # Classes are interleaved already, and an even stride could skip some of them.
             return self.chosen(range(limit))
         return self.chosen(np.linspace(0, len(self) - 1, limit).round().astype(int).tolist())
 
     def split(self) -> tuple[Listing, Listing]:
-        """A part to train on, and a fifth to judge by, always the same one.
+        """Split the images into four fifths for training and one fifth held out for evaluation, always the same.
 
-        Of images with classes it is every fifth of each class. Of all others it is the last fifth of each of five
-        stretches: neighbours in a video are near copies, and with one in each part a model would be judged on what it
-        has seen; and what a camera sees comes and goes.
+        With labels, every fifth image of each class is held out. Without, the last fifth of each of five stretches is
+        held out. Single frames of a video would not do: their neighbours, which are near copies, would be trained on.
+        Several stretches cover a scene that changes over time.
         """
         if self.labels is None:
-            last = {row for part in _stretches(len(self)) for row in part[-max(2, len(part) // _VAL_SHARE) :]}
+            last = {row for part in _stretches(len(self)) for row in part[-max(2, len(part) // _HELD_OUT) :]}
             return self._parted((row for row in range(len(self)) if row not in last), sorted(last))
         members: dict[int, list[int]] = defaultdict(list)
         for row, label in enumerate(self.labels):
             members[label].append(row)
-        val = {row for rows in members.values() if len(rows) > 1 for row in rows[::_VAL_SHARE]}
+        val = {row for rows in members.values() if len(rows) > 1 for row in rows[::_HELD_OUT]}
         return self._parted((row for row in range(len(self)) if row not in val), sorted(val))
 
     def _parted(self, train: Iterable[int], val: Iterable[int]) -> tuple[Listing, Listing]:
+        """Return listings of the rows for training and of the rows held out."""
         return self.chosen(train), replace(self.chosen(val), what=f"{self.what} (the part kept for val)")
 
     def read(self, spec: InputSpec) -> Images:
         """Read and resize every image.
 
+        Args:
+            spec: input size and colour order of the model.
+
         Raises:
-            DataError: fewer than two images, one that cannot be read, more than fit in memory, or a box that lies
-                outside its image.
+            DataError: there are fewer than two images or more than 8 GiB of pixels, an image cannot be read, or a box
+                lies outside its image.
         """
         if len(self) < 2:
             raise DataError(f"{self.what}: fewer than 2 images: {len(self)}")
@@ -119,7 +129,10 @@ class Listing:
         return Images(pixels[: len(geometry)], tuple(geometry), spec, labels, self.boxes)
 
     def _of_files(self, spec: InputSpec) -> Iterator[Resized]:
+        """Read image files in parallel threads and yield them resized, in order."""
+
         def load(path: Path) -> Resized:
+            """Read and resize one image file."""
             image = cv2.imread(str(path), cv2.IMREAD_COLOR)
             if image is None:
                 raise DataError(f"{self.what}: {path}: cannot be read as an image")
@@ -127,11 +140,12 @@ class Listing:
 
         paths = [item for item in self.items if isinstance(item, Path)]
         with ThreadPoolExecutor() as pool:
-            # In parts: a bad image is told soon, and few decoded ones wait.
+            # Read in chunks: a bad image is reported soon, and few decoded images wait in memory.
             for start in range(0, len(paths), _CHUNK):
                 yield from pool.map(load, paths[start : start + _CHUNK])
 
     def _of_video(self, spec: InputSpec) -> Iterator[Resized]:
+        """Decode the listed frames of the video and yield them resized, in order."""
         assert self.video is not None
         numbers: Sequence[int] = [item for item in self.items if isinstance(item, int)]
         with closing(pictures(self.video, numbers, self.what)) as found:
@@ -139,6 +153,11 @@ class Listing:
                 yield resize(frame, spec)
 
     def _check_boxes(self, geometry: Sequence[Geometry]) -> None:
+        """Check that boxes fit the images that were read.
+
+        Raises:
+            DataError: an image has another size than when its boxes were drawn, or a box lies outside its image.
+        """
         for path, objects, size, place in zip(
             self.items, self.boxes or (), self.sizes or (), geometry, strict=bool(self.boxes)
         ):
@@ -147,7 +166,7 @@ class Listing:
                 raise DataError(
                     f"{self.what}: {path} is {width} x {height} pixels; its boxes are for {size[1]} x {size[0]}"
                 )
-            # Tools round outwards, and some count from 1.
+            # Allow one pixel: labelling tools round outwards, and some count pixels from 1.
             low, high = torch.full((4,), -1.0), torch.tensor([width, height] * 2) + 1.0
             outside = ((objects.boxes < low) | (objects.boxes > high)).any(1)
             if outside.any():
@@ -158,11 +177,12 @@ class Listing:
 
 
 def _picked(values: Sequence[_T], rows: Iterable[int]) -> tuple[_T, ...]:
+    """Return the values at ``rows``, in that order."""
     return tuple(values[row] for row in rows)
 
 
 def _stretches(count: int) -> list[range]:
-    """At most five parts of nearly one length, none shorter than ten."""
+    """Split ``count`` rows into at most five stretches of nearly equal length, each of ten rows or more if possible."""
     parts = min(5, max(1, count // 10))
     edges = [count * part // parts for part in range(parts + 1)]
     return [range(first, end) for first, end in pairwise(edges)]

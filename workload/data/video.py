@@ -1,4 +1,4 @@
-"""Frames of a recording."""
+"""Count and decode the frames of a video file."""
 
 from __future__ import annotations
 
@@ -18,27 +18,38 @@ __all__ = ["count_frames", "pictures"]
 
 
 def count_frames(source: Source, what: str) -> int:
-    """Frames in a video, by its packets: nothing is decoded, and headers that lie or are missing do not matter.
+    """Return the number of frames in a video, by counting its packets.
+
+    Nothing is decoded, and frame counts in headers, which may be wrong or missing, are not used.
+
+    Args:
+        source: the video file.
+        what: name of the query and field, for errors.
 
     Raises:
-        DataError: it cannot be opened, or has no video.
+        DataError: the file cannot be opened, or has no video stream.
     """
     try:
         container: Any
         with av.open(source.location) as container:
             if not container.streams.video:
                 raise DataError(f"{what}: {source}: there is no video stream in it")
-            # The last packet of a stream is empty: it tells the decoder to give what it holds back.
+            # The last packet of a stream is empty: it flushes the decoder and is no frame.
             return sum(1 for packet in container.demux(video=0) if packet.size)
     except (av.FFmpegError, OSError, ValueError) as error:
         raise DataError(f"{what}: {source}: cannot be read as a video: {reason_of(error)}") from error
 
 
 def pictures(source: Source, numbers: Sequence[int], what: str) -> Generator[NDArray[np.uint8], None, None]:
-    """The frames ``numbers`` (growing) of a video, ``[H, W, 3]`` BGR. Frames that cannot be decoded do not count.
+    """Yield some frames of a video, ``[H, W, 3]`` uint8 BGR.
+
+    Args:
+        source: the video file.
+        numbers: numbers of the frames, from 0, in rising order. Frames that cannot be decoded have no number.
+        what: name of the query and field, for errors.
 
     Raises:
-        DataError: it cannot be read on.
+        DataError: the file cannot be opened or read further.
     """
     wanted = set(numbers)
     try:

@@ -1,1 +1,1 @@
-"""The workload file: its schema, how it is read, and the files that it names."""
+"""The workload file: its schema, its reader, and the lookup of files that it names."""

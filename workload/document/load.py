@@ -1,4 +1,4 @@
-"""Read workload.yaml; every error names file, line, field, value and what is allowed."""
+"""Reader of workload.yaml, with errors that name file, line, field, value and what is allowed."""
 
 from __future__ import annotations
 
@@ -17,16 +17,20 @@ from .schema import Workload
 __all__ = ["load_workload"]
 
 Field = tuple[str | int, ...]
+"""Path to a field of the document: keys of mappings and positions in lists."""
 
 
 def load_workload(path: str | Path) -> Workload:
     """Read and validate a workload.
 
-    ``${VAR}`` and ``${VAR:-default}`` in strings come from the environment. In the address of a camera they stay as
-    they are, to be filled in when the bundle runs.
+    ``${VAR}`` and ``${VAR:-default}`` in strings are replaced by environment variables. In the address of a camera they
+    stay as they are and are replaced when the bundle runs.
+
+    Args:
+        path: the workload file.
 
     Raises:
-        WorkloadError: a missing file, a YAML syntax error, an unknown key or a value that is not allowed.
+        WorkloadError: the file is missing, is not valid YAML, or has an unknown key or a value that is not allowed.
     """
     path = Path(path)
     try:
@@ -61,12 +65,23 @@ def load_workload(path: str | Path) -> Workload:
 
 
 class _UnsetError(Exception):
+    """An environment variable without default that a field names and that is not set."""
+
     def __init__(self, name: str, field: Field) -> None:
         super().__init__(name)
         self.name, self.field = name, field
 
 
 def _expand(value: Any, field: Field) -> Any:
+    """Return a value of the document with environment variables replaced, in nested values too.
+
+    Args:
+        value: the value.
+        field: path to the value.
+
+    Raises:
+        _UnsetError: a variable without default is not set.
+    """
     if isinstance(value, dict):
         return {key: _expand(item, (*field, key)) for key, item in value.items()}
     if isinstance(value, list):
@@ -76,14 +91,15 @@ def _expand(value: Any, field: Field) -> Any:
             expanded = expand(value)
         except KeyError as error:
             raise _UnsetError(error.args[0], field) from error
-        # A camera's address may hold a password, and what is loaded here is written into bundles.
+        # Keep variables in a camera's address: it may hold a password, and the workload is written into bundles.
         return value if field[:1] == ("feeds",) and "://" in expanded else expanded
     return value
 
 
 def _explain(path: Path, node: yaml.Node | None, error: ValidationError) -> str:
+    """Return a one-line message for the first of some validation errors."""
     first = error.errors(include_url=False)[0]
-    # Pydantic adds the names of union members and validators to a location; only real keys have a line.
+    # Drop the names of union members and validators, which Pydantic adds to the location: they have no line.
     loc = first.get("ctx", {}).get("at") or first["loc"]
     field = tuple(part for part in loc if not (isinstance(part, str) and re.search(r"[\[\](]", part)))
     message = first["msg"]
@@ -96,17 +112,21 @@ def _explain(path: Path, node: yaml.Node | None, error: ValidationError) -> str:
 
 
 def _at(path: Path, node: yaml.Node | None, field: Sequence[str | int], message: str) -> str:
+    """Return a message with file, line and field in front."""
     line, known = _line(node, field)
     name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in known).lstrip(".")
     return f"{path}:{line}: {name}: {message}" if name else f"{path}:{line}: {message}"
 
 
 def _repeated(node: yaml.Node | None) -> tuple[int, str] | None:
-    """Line and name of the first key that a mapping has twice; YAML would silently take the last."""
+    """Return line and name of a key that a mapping has twice, None if there is none.
+
+    YAML would silently take the last of them.
+    """
     stack, seen = [node], set()
     while stack:
         item = stack.pop()
-        # An alias may lead back to a node that is being looked at.
+        # An alias may lead back to a node that was visited before.
         if item is None or id(item) in seen:
             continue
         seen.add(id(item))
@@ -123,7 +143,12 @@ def _repeated(node: yaml.Node | None) -> tuple[int, str] | None:
 
 
 def _line(node: yaml.Node | None, field: Sequence[str | int]) -> tuple[int, list[str | int]]:
-    """The line of the deepest part of ``field`` that the file has, and the field as far as it makes sense."""
+    """Return the line of a field, or of its nearest ancestor in the file, and the part of the path that is real.
+
+    Args:
+        node: root of the YAML document.
+        field: path to the field; the last parts may be missing in the file.
+    """
     line = node.start_mark.line + 1 if node else 1
     known: list[str | int] = []
     for part in field:

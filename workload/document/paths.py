@@ -1,4 +1,4 @@
-"""Find the files that a workload refers to."""
+"""Lookup of the files that a workload names."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ __all__ = ["locate"]
 
 
 def locate(reference: str, root: Path, what: str) -> Path:
-    """The file that ``reference`` names: absolute, relative to ``root``, or ``package:module/path`` in a package.
+    """Return the path of the file that a reference in a workload names.
 
     Args:
-        reference: as written in the workload.
+        reference: an absolute path, a path relative to ``root``, or ``package:module/path`` for a file in an installed
+            package.
         root: folder of the workload file.
-        what: field named in errors, such as ``query door: weights``.
+        what: name of the query and field for errors, such as ``query door: weights``.
 
     Raises:
-        ModelError: there is no such file.
+        ModelError: the file does not exist.
     """
     if reference.startswith("package:"):
         try:

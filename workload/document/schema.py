@@ -1,6 +1,6 @@
-"""The schema of workload.yaml: what may be said, and the value that results.
+"""Schema of workload.yaml, as Pydantic models.
 
-References to files stay as they were written; :mod:`.paths` resolves them against ``Workload.root``.
+References to files keep the form in which they were written. :mod:`.paths` resolves them against ``Workload.root``.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ _UNITS_MS = {"ms": 1.0, "s": 1000.0}
 
 
 class _Strict(BaseModel):
+    """Base of all parts of a workload: frozen, without unknown keys, and with finite numbers only."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
     def _known_keys(cls, value: Any) -> Any:
-        """Refuse unknown keys with the nearest known one, which a typo usually means."""
+        """Refuse an unknown key, and suggest the most similar known one, as it is usually a typo."""
         if isinstance(value, dict):
             known = list(cls.model_fields)
             for key in value:
@@ -43,6 +45,7 @@ class _Strict(BaseModel):
 
 
 def _milliseconds(value: Any) -> Any:
+    """Parse a duration such as ``100ms`` or ``0.5s`` into milliseconds; other types than text stay as they are."""
     if isinstance(value, str):
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s)\s*", value)
         if not match:
@@ -52,6 +55,7 @@ def _milliseconds(value: Any) -> Any:
 
 
 def _memory(value: Any) -> Any:
+    """Parse a memory budget such as ``64MiB`` (:func:`.parse_memory`); other types than text stay as they are."""
     try:
         return parse_memory(value) if isinstance(value, str) else value
     except ValueError as error:
@@ -59,19 +63,26 @@ def _memory(value: Any) -> Any:
 
 
 class DeviceSettings(_Strict):
+    """Device that runs the workload."""
+
     backend: Literal["ort-cpu", "ort-cuda", "tensorrt", "tensorrt-rtx"] = "ort-cpu"
     memory: Annotated[Annotated[int, Field(gt=0, strict=True)] | str, BeforeValidator(_memory)] = "all"
-    """Budget for weights: bytes, ``all``, ``min`` (the hungriest model alone) or a share of all."""
+    """Memory budget for weights: bytes, ``all``, ``min`` (what the largest model needs), or a share such as ``50%``."""
 
 
 class FeedSettings(_Strict):
+    """A camera, video or folder that frames come from."""
+
     source: str
+    """File, folder or address of a camera."""
     fps: Annotated[float, Field(gt=0)] | None = None
+    """Most frames per second that are delivered; None for all frames."""
     loop: bool = False
+    """Whether a recording starts again at its end."""
 
 
 class Input(_Strict):
-    """What a model wants to see; fields left out come from the model itself."""
+    """Preprocessing that a model expects; fields that are left out come from the model itself."""
 
     size: Annotated[tuple[int, int], Field(description="height, width")] | None = None
     mean: tuple[float, ...] | None = None
@@ -84,6 +95,7 @@ class Input(_Strict):
     @field_validator("size")
     @classmethod
     def _positive(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
+        """Check that height and width are at least one pixel."""
         if value is not None and min(value) < 1:
             raise PydanticCustomError("size", "height and width in pixels must be at least 1")
         return value
@@ -91,6 +103,7 @@ class Input(_Strict):
     @field_validator("mean", "std")
     @classmethod
     def _channels(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        """Check that there is one number, or one for each of three channels."""
         if value is not None and len(value) not in (1, 3):
             raise PydanticCustomError("channels", "one number, or one for each of three channels, is expected")
         return value
@@ -98,21 +111,28 @@ class Input(_Strict):
     @field_validator("std", "scale")
     @classmethod
     def _nonzero(cls, value: Any) -> Any:
+        """Check that no number is 0."""
         if value is not None and 0 in (value if isinstance(value, tuple) else (value,)):
             raise PydanticCustomError("nonzero", "numbers other than 0 are expected")
         return value
 
 
 class Model(_Strict):
+    """A model: a PyTorch factory with arguments and weights, or an ONNX file."""
+
     factory: Annotated[str, Field(pattern=r"^\w+(\.\w+)*:\w+(\.\w+)*$")] | None = None
-    """``module:callable`` that returns an ``nn.Module``; installed, or beside the workload file."""
+    """``module:callable`` that returns an ``nn.Module``; the module is installed, or beside the workload file."""
     onnx: str | None = None
+    """Path of an ONNX file."""
     args: dict[str, Any] = {}
+    """Keyword arguments of the factory."""
     weights: str | None = None
+    """Path of a state dict for the factory's module."""
     input: Input = Input()
 
     @model_validator(mode="after")
     def _one_origin(self) -> Model:
+        """Check that the model comes from a factory or from an ONNX file, not both."""
         if (self.factory is None) == (self.onnx is None):
             raise PydanticCustomError("origin", "a model has either factory (module:callable) or onnx (a file)")
         if self.onnx is not None and (self.args or self.weights):
@@ -121,30 +141,38 @@ class Model(_Strict):
 
 
 class Data(_Strict):
+    """Data sets of a query; :mod:`gemel.workload.data` lists the allowed kinds."""
+
     train: str | None = None
+    """Images to retrain on."""
     val: str | None = None
+    """Images to evaluate on; None holds out a part of ``train``."""
 
 
 class Query(_Strict):
+    """A model and a task on the frames of a feed, with an accuracy target."""
+
     name: Name
     feed: str
     task: Literal["classification", "detection", "embedding"]
     model: Model
     labels: list[str] | None = None
     threshold: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Results with a lower score are not reported; left out, the detector's own."""
+    """Lowest score of a result that is reported, from 0 to 1; None for the detector's own."""
     target: Annotated[float, Field(gt=0, le=1)] = 0.95
-    """Accuracy that merging and lower precision must keep, relative to the unmerged model."""
+    """Accuracy that merging and lower precision must keep, relative to the unmerged model, from 0 to 1."""
     precision: Precision | None = None
-    """Left out, what gemel-compile is told."""
+    """Precision to compile the query's model in; None for what gemel-compile is told."""
     data: Data | None = None
 
 
 class Workload(_Strict):
+    """A workload: a device, feeds, and queries on these feeds."""
+
     schema_version: Literal["1"]
     device: DeviceSettings = DeviceSettings()
     sla: Annotated[float, BeforeValidator(_milliseconds), Field(gt=0)] = 100.0
-    """Milliseconds from a frame's arrival to its result."""
+    """Milliseconds that may pass from a frame's arrival to its result."""
     feeds: Annotated[dict[Name, FeedSettings], Field(min_length=1)]
     queries: Annotated[list[Query], Field(min_length=1)]
 
@@ -152,7 +180,7 @@ class Workload(_Strict):
 
     @property
     def path(self) -> Path:
-        """The file the workload was read from."""
+        """The file that the workload was read from."""
         return self._path
 
     @property
@@ -162,9 +190,10 @@ class Workload(_Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Workload:
+        """Check that query names are unique and that queries name existing feeds."""
         seen: set[str] = set()
         for index, query in enumerate(self.queries):
-            # ``at`` is where :mod:`gemel.workload.document.load` finds the line.
+            # :mod:`gemel.workload.document.load` reads ``at`` to find the line of the mistake.
             if query.name in seen:
                 context: dict[str, Any] = {"at": ("queries", index, "name"), "name": repr(query.name)}
                 raise PydanticCustomError("name", "two queries are called {name}; names must be unique", context)

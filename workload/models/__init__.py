@@ -1,1 +1,1 @@
-"""Models of a workload, built with their weights."""
+"""Construction of a workload's models with their weights."""

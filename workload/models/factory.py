@@ -1,4 +1,4 @@
-"""Build the models of a workload: a factory, its arguments and trained weights."""
+"""Construction of models from a factory, its arguments and a file of trained weights."""
 
 from __future__ import annotations
 
@@ -24,10 +24,19 @@ from ..document.schema import Model, Workload
 __all__ = ["build_model", "identity", "models_of", "read_state"]
 
 _FORMATS = (".safetensors", ".pt", ".pth", ".th", ".weights")
+"""Suffixes of weight files that can be read."""
 
 
 def identity(model: Model, task: str, root: Path) -> str:
-    """A key that is equal for queries that share one model: same origin, arguments, weights, input and task."""
+    """Return a key that is equal for two queries if they use one model.
+
+    Such queries have the same factory or ONNX file, arguments, weights, input and task.
+
+    Args:
+        model: the query's model.
+        task: the query's task.
+        root: folder that relative paths start from.
+    """
     fields = model.model_dump(mode="json")
     for name in ("weights", "onnx"):
         reference = fields[name]
@@ -37,7 +46,7 @@ def identity(model: Model, task: str, root: Path) -> str:
 
 
 def models_of(workload: Workload) -> dict[str, str]:
-    """Query name to model name. A model is called after the first query that uses it."""
+    """Return query name -> model name. A model has the name of the first query that uses it."""
     first: dict[str, str] = {}
     return {
         query.name: first.setdefault(identity(query.model, query.task, workload.root), query.name)
@@ -46,7 +55,7 @@ def models_of(workload: Workload) -> dict[str, str]:
 
 
 def build_model(model: Model, root: Path, query: str) -> nn.Module:
-    """Make the module, load its weights and put it in eval mode.
+    """Call a model's factory, load the weights, and return the module in eval mode.
 
     Args:
         model: a model with a factory.
@@ -78,12 +87,13 @@ def build_model(model: Model, root: Path, query: str) -> nn.Module:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a ``.safetensors`` file, or in a ``.pt``/``.pth``/``.th`` file that holds nothing but data.
+    """Load a state dict from a ``.safetensors`` file, or from a ``.pt``, ``.pth`` or ``.th`` file without code.
 
-    Checkpoints that wrap the state dict (``state_dict``, ``model``) or prefix it (``module.``) are unwrapped.
+    Checkpoints that hold the state dict under ``state_dict`` or ``model``, or with names that start with ``module.``,
+    are unwrapped.
 
     Raises:
-        ModelError: another format, a damaged file, or one that would run code when it is unpickled.
+        ModelError: the file has another format, is damaged, or would run code when it is unpickled.
     """
     try:
         if path.suffix == ".safetensors":
@@ -93,7 +103,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, EOFError, RuntimeError, ValueError) as error:
         raise ModelError(f"{path}: cannot be read as weights: {first_line(error)}") from error
-    except Exception as error:  # pickle.UnpicklingError and whatever a hostile file provokes
+    except Exception as error:  # pickle.UnpicklingError, and anything that a hostile file can provoke
         raise ModelError(f"{path}: holds more than tensors and is not loaded: {first_line(error)}") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
@@ -107,9 +117,14 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def _import(reference: str, root: Path, query: str) -> Callable[..., Any]:
+    """Import the callable that ``module:name`` refers to.
+
+    Raises:
+        ModelError: it cannot be imported or is not callable.
+    """
     name, _, attribute = reference.partition(":")
     if str(root) not in sys.path:
-        # A module beside the workload is found too, after everything that is installed.
+        # Find modules beside the workload file too, but prefer installed ones.
         sys.path.append(str(root))
     try:
         found: Any = importlib.import_module(name)
@@ -125,7 +140,16 @@ def _import(reference: str, root: Path, query: str) -> Callable[..., Any]:
 
 
 def _without_downloads(factory: Callable[..., Any], args: Mapping[str, Any], has_weights: bool) -> dict[str, Any]:
-    """torchvision's detectors fetch a pretrained backbone unless told not to: useless when weights follow."""
+    """Return a factory's arguments with torchvision's download of a pretrained backbone turned off.
+
+    The download is useless if weights are loaded afterwards. Factories without the option get their arguments as they
+    are.
+
+    Args:
+        factory: the factory.
+        args: the arguments in the workload, which take precedence.
+        has_weights: whether weights are loaded afterwards.
+    """
     try:
         parameters = inspect.signature(factory).parameters
     except (TypeError, ValueError):
@@ -136,8 +160,13 @@ def _without_downloads(factory: Callable[..., Any], args: Mapping[str, Any], has
 
 
 def _load(module: nn.Module, state: Mapping[str, Tensor], path: Path, query: str) -> None:
+    """Load a state dict into a module, in place.
+
+    Raises:
+        ModelError: names or shapes do not fit the module; the message names the first three of each kind.
+    """
     own = module.state_dict()
-    # Counters of training steps are not weights; older files lack them.
+    # BatchNorm's counters of training steps are no weights, and older files lack them.
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in state if name not in own]
     wrong = [
@@ -152,7 +181,8 @@ def _load(module: nn.Module, state: Mapping[str, Tensor], path: Path, query: str
     ]
     if problems:
         raise ModelError(f"query {query}: {path} does not fit {type(module).__name__}: {'; '.join(problems)}")
-    # Files of plain tensors carry no version; what fits the current names is of the current version (MNASNet asks).
+    # Files of plain tensors carry no version. State that fits the present names has the present version, which a
+    # module may ask for, as torchvision's MNASNet does.
     versioned = OrderedDict(state)
     versioned._metadata = getattr(state, "_metadata", own._metadata)  # type: ignore[attr-defined]
     module.load_state_dict(versioned, strict=False)

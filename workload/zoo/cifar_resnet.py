@@ -1,4 +1,4 @@
-"""The residual networks that were made for CIFAR's 32 x 32 pixels: ResNet-20, -32, -44 and so on.
+"""Residual networks for CIFAR's images of 32 x 32 pixels: ResNet-20, -32, -44 and so on.
 
 He et al., "Deep Residual Learning for Image Recognition" (2016), section 4.2, with shortcuts of option A. Parameter
 names are those of the public checkpoints of akamaster/pytorch_resnet_cifar10.
@@ -11,12 +11,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ...bundles.manifest import ClassificationDecode, DecodeSpec, InputSpec
+from ...bundles.decode_specs import ClassificationDecode, DecodeSpec
+from ...bundles.manifest import InputSpec
 
 __all__ = ["CifarResNet", "cifar_resnet"]
 
 
 class _Block(nn.Module):
+    """Basic residual block: two 3 x 3 convolutions with BatchNorm, and a shortcut without parameters (option A)."""
+
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 3, stride, 1, bias=False)
@@ -29,7 +32,7 @@ class _Block(nn.Module):
         y = F.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         if self.stride > 1:
-            # Option A: a smaller picture and zeros for the new channels, without parameters.
+            # Option A: subsample the image and pad the new channels with zeros.
             x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.extra, self.extra))
         return F.relu(x + y)
 
@@ -50,34 +53,36 @@ class CifarResNet(nn.Module):
 
     @staticmethod
     def _stage(channels: int, width: int, blocks: int, stride: int) -> nn.Sequential:
+        """Return ``blocks`` blocks, the first of which changes channels and stride."""
         first = _Block(channels, width, stride)
         return nn.Sequential(first, *(_Block(width, width, 1) for _ in range(blocks - 1)))
 
     def forward(self, image: Tensor) -> Tensor:
-        """``[N, 3, 32, 32]`` RGB, normalised as for ImageNet, to logits ``[N, classes]``."""
+        """Compute logits ``[N, classes]`` from images ``[N, 3, 32, 32]``, RGB, normalised as for ImageNet."""
         x = F.relu(self.bn1(self.conv1(image)))
         x = self.layer3(self.layer2(self.layer1(x)))
         logits: Tensor = self.linear(x.mean((2, 3)))
         return logits
 
     def decode(self, size: tuple[int, int]) -> tuple[DecodeSpec, dict[str, NDArray[np.float32]]]:
-        """Class scores, for any input of ``size`` (height, width in pixels)."""
+        """Return how to decode the logits, and no tensors; ``size`` (height, width in pixels) does not matter."""
         classes = self.linear.out_features
         return ClassificationDecode(classes=classes, top_k=min(5, classes)), {}
 
     def input_defaults(self) -> InputSpec:
+        """Return the preprocessing that public checkpoints were trained with: 32 x 32 pixels, ImageNet statistics."""
         return InputSpec(size=(32, 32), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 def cifar_resnet(depth: int = 20, num_classes: int = 10) -> CifarResNet:
-    """A CIFAR ResNet with random weights.
+    """Make a CIFAR ResNet with random weights.
 
     Args:
-        depth: 20, 32, 44, 56 and so on: six layers for a block of each stage, and two.
-        num_classes: outputs.
+        depth: number of layers: 20, 32, 44, 56 or another 6 n + 2, with n blocks in each stage.
+        num_classes: number of classes.
 
     Raises:
-        ValueError: a depth that is no such network's.
+        ValueError: no network of this family has that depth.
     """
     blocks, rest = divmod(depth - 2, 6)
     if rest or blocks < 1:

@@ -1,10 +1,10 @@
 """YOLOv3 and Tiny-YOLOv3 (Redmon and Farhadi, "YOLOv3: An Incremental Improvement", 2018).
 
-``layers.i`` is layer i of Darknet's yolov3.cfg and yolov3-tiny.cfg: shortcuts, routes, upsamplings and yolo layers
-count, so ``layers.81.conv`` is what Darknet prints as layer 81.
+``layers.i`` is layer i of Darknet's yolov3.cfg and yolov3-tiny.cfg. Shortcuts, routes, upsamplings and yolo layers are
+counted too, so ``layers.81.conv`` is the layer that Darknet prints as number 81.
 
 BatchNorm has eps 1e-5, as in the PyTorch ports and in Darknet's cuDNN path. Darknet's CPU code divides by
-``sqrt(variance) + 1e-6`` instead; the difference only shows in channels whose variance is near zero.
+``sqrt(variance) + 1e-6`` instead. The difference only shows in channels whose variance is near zero.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
-from ...bundles.manifest import DecodeSpec, InputSpec, YoloDecode, YoloHead
+from ...bundles.decode_specs import DecodeSpec, YoloDecode, YoloHead
+from ...bundles.manifest import InputSpec
 from ...errors import ModelError
 
 __all__ = ["Darknet", "YoloV3", "YoloV3Tiny", "load_darknet", "yolov3", "yolov3_tiny"]
 
 
 class _Convolution(nn.Module):
-    """Convolution, BatchNorm and leaky ReLU; the ones that feed a yolo layer have a bias and nothing else."""
+    """Convolution with BatchNorm and leaky ReLU; a ``plain`` one, before a yolo layer, has only a bias."""
 
     def __init__(self, inputs: int, outputs: int, size: int, stride: int, plain: bool) -> None:
         super().__init__()
@@ -40,7 +41,7 @@ class _Convolution(nn.Module):
 
 
 class _MaxPool(nn.Module):
-    """2 x 2 maximum. At stride 1 Darknet keeps the size by padding right and below with what never wins."""
+    """Max pooling over 2 x 2 pixels. At stride 1 the size is kept: Darknet pads right and below with minus infinity."""
 
     def __init__(self, stride: int) -> None:
         super().__init__()
@@ -49,17 +50,21 @@ class _MaxPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.stride > 1:
             return max_pool2d(x, 2, self.stride)
-        # The pooling's own padding is minus infinity, but symmetric: the first row and column are surplus. An
-        # explicit Pad would put a value into the graph, and runtimes fuse that wrongly with the pooling.
+        # PyTorch pads with minus infinity too, but on all sides, so the first row and column are cut off. An explicit
+        # Pad would put a constant into the graph, and runtimes fuse that wrongly with the pooling.
         return max_pool2d(x, 2, 1, padding=1)[:, :, 1:, 1:]
 
 
 class _Shortcut(nn.Module):
+    """Sum of two layers' outputs."""
+
     def forward(self, x: Tensor, other: Tensor) -> Tensor:
         return x + other
 
 
 class _Route(nn.Module):
+    """Concatenation of layers' outputs along the channels."""
+
     def forward(self, *inputs: Tensor) -> Tensor:
         return inputs[0] if len(inputs) == 1 else torch.cat(inputs, 1)
 
@@ -68,11 +73,11 @@ class Darknet(nn.Module):
     """A network of Darknet layers with yolo heads; use :func:`yolov3` or :func:`yolov3_tiny`.
 
     Args:
-        rows: the layers as the cfg has them: ``conv`` filters size stride, ``maxpool`` stride, ``shortcut`` from,
-            ``route`` layers, ``upsample``, ``yolo`` mask. Numbers of layers that are below zero count back from the
-            row. ``conv 0`` feeds a yolo layer: as many filters as that needs, and no BatchNorm.
-        anchors: width and height in input pixels, which the masks number.
-        num_classes: classes to detect; there is no background class.
+        rows: one row for each layer of the cfg: ``conv`` filters size stride, ``maxpool`` stride, ``shortcut`` from,
+            ``route`` layers, ``upsample``, ``yolo`` mask. Negative layer numbers count back from the row. ``conv 0``
+            stands before a yolo layer: it has as many filters as the yolo layer needs, and no BatchNorm.
+        anchors: width and height of each anchor in input pixels; the masks of yolo layers are indices of this list.
+        num_classes: number of classes to detect; there is no background class.
     """
 
     output_names: tuple[str, ...] = ()
@@ -83,7 +88,7 @@ class Darknet(nn.Module):
         self.layers = nn.ModuleList()
         self._anchors: list[tuple[tuple[float, float], ...]] = []
         self._sources: list[tuple[int, ...]] = []
-        """The layers that each layer reads; -1 is the image."""
+        """Numbers of the layers that each layer reads; -1 is the image."""
         channels = [3]
         for index, row in enumerate(rows):
             kind, values = row.split()[0], [int(value) for value in row.split()[1:]]
@@ -113,14 +118,14 @@ class Darknet(nn.Module):
         self._heads = [index for index, row in enumerate(rows) if row.startswith("yolo")]
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """The raw heads.
+        """Compute the raw outputs of all yolo heads.
 
         Args:
             image: ``[N, 3, H, W]`` RGB, 0 to 1, H and W multiples of 32.
 
         Returns:
-            For the strides 32, 16 (and 8) ``[N, 3 * (5 + num_classes), H / stride, W / stride]``: for each anchor
-            x, y, w, h, objectness and the classes, all before the sigmoid.
+            ``[N, 3 * (5 + num_classes), H / stride, W / stride]`` for each of the strides 32, 16 and, in YOLOv3, 8. The
+            channels are x, y, w, h, objectness and the classes of each anchor, all before the sigmoid.
         """
         values = {-1: image}
         heads: list[Tensor] = []
@@ -134,12 +139,12 @@ class Darknet(nn.Module):
         return tuple(heads)
 
     def decode(self, size: tuple[int, int]) -> tuple[DecodeSpec, dict[str, NDArray[np.float32]]]:
-        """How the outputs become boxes, for an input of ``size`` (height, width in pixels).
+        """Return how to decode the outputs into boxes, and no tensors, for ``size`` (height, width in pixels).
 
-        Thresholds are those of Darknet's demo: score 0.25, overlap 0.45.
+        Thresholds are those of Darknet's demo: score 0.25, overlap 0.45 for non-maximum suppression.
 
         Raises:
-            ModelError: a size that is no multiple of 32.
+            ModelError: height or width is not a multiple of 32.
         """
         if any(side % 32 for side in size):
             raise ModelError(f"input.size {list(size)}: {type(self).__name__} needs multiples of 32")
@@ -150,11 +155,12 @@ class Darknet(nn.Module):
         return YoloDecode(classes=self.num_classes, score_threshold=0.25, nms_threshold=0.45, heads=heads), {}
 
     def input_defaults(self) -> InputSpec:
+        """Return Darknet's preprocessing: 416 x 416 pixels, letterboxed with gray (0.5)."""
         return InputSpec(size=(416, 416), fit="letterbox", pad=0.5)
 
 
 class YoloV3(Darknet):
-    """107 layers, 61.9 M parameters for 80 classes."""
+    """YOLOv3: 107 layers, 61.9 M parameters for 80 classes."""
 
     output_names = ("stride32", "stride16", "stride8")
 
@@ -164,7 +170,7 @@ class YoloV3(Darknet):
 
 
 class YoloV3Tiny(Darknet):
-    """24 layers, 8.9 M parameters for 80 classes."""
+    """Tiny-YOLOv3: 24 layers, 8.9 M parameters for 80 classes."""
 
     output_names = ("stride32", "stride16")
 
@@ -174,31 +180,36 @@ class YoloV3Tiny(Darknet):
 
 
 def yolov3(num_classes: int = 80) -> YoloV3:
-    """YOLOv3 with random weights.
+    """Make a YOLOv3 with random weights.
 
     Args:
-        num_classes: classes to detect; there is no background class.
+        num_classes: number of classes to detect; there is no background class.
     """
     return YoloV3(num_classes)
 
 
 def yolov3_tiny(num_classes: int = 80) -> YoloV3Tiny:
-    """Tiny-YOLOv3 with random weights.
+    """Make a Tiny-YOLOv3 with random weights.
 
     Args:
-        num_classes: classes to detect; there is no background class.
+        num_classes: number of classes to detect; there is no background class.
     """
     return YoloV3Tiny(num_classes)
 
 
 def load_darknet(model: nn.Module, path: Path) -> None:
-    """Load Darknet's binary ``.weights`` into a model of this module, in place.
+    """Load Darknet's binary ``.weights`` file into a model of this module, in place.
 
-    The file is a header (three int32 of version, then the images seen, int64 since version 0.2) and float32:
-    for each convolution its biases, or BatchNorm's shift, scale, mean and variance, and then its kernel.
+    The file starts with a header: the version as three int32, then the number of images seen, an int64 since version
+    0.2 and an int32 before. Float32 values follow. Each convolution has its bias, or BatchNorm's shift, scale, mean and
+    variance, and then its kernel.
+
+    Args:
+        model: a :class:`Darknet`.
+        path: the file.
 
     Raises:
-        ModelError: a model of another kind, or a file of another length than the model needs.
+        ModelError: the model is of another kind, or the file cannot be read or has another length than the model needs.
     """
     if not isinstance(model, Darknet):
         raise ModelError(f"{path}: Darknet weights fit yolov3 and yolov3_tiny, not {type(model).__name__}")
@@ -224,7 +235,7 @@ def load_darknet(model: nn.Module, path: Path) -> None:
 
 
 def _tensors(model: Darknet) -> list[Tensor]:
-    """The tensors of a weights file, in its order."""
+    """Return the model's tensors in the order of a weights file."""
     found: list[Tensor | None] = []
     for layer in model.layers:
         if isinstance(layer, _Convolution):
@@ -237,10 +248,12 @@ def _tensors(model: Darknet) -> list[Tensor]:
 
 
 def _pairs(values: list[int]) -> list[tuple[float, float]]:
+    """Return consecutive values as pairs of width and height."""
     return [(float(width), float(height)) for width, height in zip(values[::2], values[1::2], strict=True)]
 
 
 def _yolov3_rows() -> list[str]:
+    """Return the layers of yolov3.cfg, for :class:`Darknet`."""
     rows = ["conv 32 3 1"]
     for filters, blocks in ((64, 1), (128, 2), (256, 8), (512, 8), (1024, 4)):
         rows += [f"conv {filters} 3 2"]
@@ -254,6 +267,7 @@ def _yolov3_rows() -> list[str]:
 
 
 def _yolov3_tiny_rows() -> list[str]:
+    """Return the layers of yolov3-tiny.cfg, for :class:`Darknet`."""
     rows: list[str] = []
     for filters, stride in ((16, 2), (32, 2), (64, 2), (128, 2), (256, 2), (512, 1)):
         rows += [f"conv {filters} 3 1", f"maxpool {stride}"]

@@ -1,4 +1,4 @@
-"""MobileNetV2 without its classifier: what an image looks like, as a vector."""
+"""MobileNetV2 without its classifier, which embeds the appearance of an image as a vector."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
 
-from ...bundles.manifest import DecodeSpec, EmbeddingDecode, InputSpec
+from ...bundles.decode_specs import DecodeSpec, EmbeddingDecode
+from ...bundles.manifest import InputSpec
 
 __all__ = ["MobileNetV2Features", "mobilenet_v2_features"]
 
@@ -22,18 +23,19 @@ class MobileNetV2Features(nn.Module):
         self.features: nn.Module = mobilenet_v2(weights=None).features
 
     def forward(self, image: Tensor) -> Tensor:
-        """``[N, 3, H, W]`` RGB, normalised as for ImageNet, to ``[N, 1280]``."""
+        """Compute embeddings ``[N, 1280]`` from images ``[N, 3, H, W]``, RGB, normalised as for ImageNet."""
         features: Tensor = self.features(image)
         return features.mean((2, 3))
 
     def decode(self, size: tuple[int, int]) -> tuple[DecodeSpec, dict[str, NDArray[np.float32]]]:
-        """The output is the embedding, for any input of ``size`` (height, width in pixels)."""
+        """Return how to decode the embedding, and no tensors; ``size`` (height, width in pixels) does not matter."""
         return EmbeddingDecode(), {}
 
     def input_defaults(self) -> InputSpec:
+        """Return torchvision's preprocessing for MobileNetV2: 224 x 224 pixels, ImageNet statistics."""
         return InputSpec(size=(224, 224), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 def mobilenet_v2_features() -> MobileNetV2Features:
-    """MobileNetV2 as an appearance model, with random weights; state-dict keys are torchvision's ``features.*``."""
+    """Make a MobileNetV2 embedder with random weights; its state-dict keys are torchvision's ``features.*``."""
     return MobileNetV2Features()

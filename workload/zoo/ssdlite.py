@@ -1,4 +1,4 @@
-"""SSDLite with MobileNetV2, as the TensorFlow object-detection API builds and trains it.
+"""SSDLite with a MobileNetV2 backbone, as the TensorFlow object-detection API builds and trains it.
 
 Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks" (2018), section 6.2, and the API's
 ``ssd_mobilenet_v2`` feature extractor, ``ssd_anchor_generator`` and convolutional box predictor. The backbone's
@@ -16,24 +16,34 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ...bundles.manifest import DecodeSpec, InputSpec, SsdDecode
+from ...bundles.decode_specs import DecodeSpec, SsdDecode
+from ...bundles.manifest import InputSpec
 
 __all__ = ["SsdLiteMobileNetV2", "same_padding", "ssdlite_mobilenet_v2"]
 
 # Expansion, output channels, blocks, first stride: table 2 of the paper.
 _BLOCKS = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 _TAP = 14
-"""The block whose expansion, at stride 16, is the first level the heads look at."""
+"""Number of the block whose expansion, at stride 16, is the first feature level of the heads."""
 _EXTRAS = (512, 256, 256, 128)
+"""Channels of the feature levels behind the backbone."""
 _LEVELS = (576, 1280, *_EXTRAS)
+"""Channels of all feature levels."""
 _SCALES = (0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.0)
+"""Anchor scales as parts of the input's shorter side: one for each level, and 1.0 to end the last level's range. The
+first level has smaller anchors of its own."""
 # 0.3333 and not 1/3: the API's default, with which the published models were trained.
 _RATIOS = (1.0, 2.0, 0.5, 3.0, 0.3333)
 _BN_EPS = 1e-3
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """TensorFlow's SAME padding along one axis: pixels before and after, the odd one after.
+    """Return TensorFlow's SAME padding along one axis, as pixels before and after. An odd pixel goes after.
+
+    Args:
+        size: size of the input in pixels.
+        kernel: size of the kernel in pixels.
+        stride: step between windows in pixels.
 
     >>> same_padding(300, kernel=3, stride=2), same_padding(75, kernel=3, stride=2)
     ((0, 1), (1, 1))
@@ -43,10 +53,10 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
 
 
 class _Conv(nn.Sequential):
-    """Convolution with SAME padding, BatchNorm, ReLU6; numbered as in torchvision's ``Conv2dNormActivation``."""
+    """Convolution with SAME padding, BatchNorm and ReLU6, numbered as in torchvision's ``Conv2dNormActivation``."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> None:
-        # With a stride of 1, SAME is the same on all sides, and the convolution can have it built in.
+        # At stride 1, SAME padding is equal on all sides, and the convolution pads by itself.
         padding = kernel // 2 if stride == 1 else 0
         super().__init__(
             nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False),
@@ -66,7 +76,10 @@ class _Conv(nn.Sequential):
 
 
 class _InvertedResidual(nn.Module):
-    """Expand, filter each channel, project; the input is added where the shapes allow."""
+    """Inverted residual block of MobileNetV2: expansion, depthwise convolution, projection.
+
+    The input is added to the output if stride is 1 and the channels are equal.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -81,10 +94,12 @@ class _InvertedResidual(nn.Module):
         )
 
     def expand(self, x: Tensor) -> Tensor:
+        """Expand the channels; a block with expansion 1 returns ``x``."""
         expanded: Tensor = self.conv[0](x) if self.expands else x
         return expanded
 
     def project(self, expanded: Tensor) -> Tensor:
+        """Apply the depthwise convolution and the projection to expanded channels."""
         for layer in list(self.conv)[self.expands :]:
             expanded = layer(expanded)
         return expanded
@@ -95,7 +110,7 @@ class _InvertedResidual(nn.Module):
 
 
 class _Head(nn.Sequential):
-    """``values`` numbers for every anchor of one level: ``[N, C, H, W]`` to ``[N, H * W * anchors, values]``."""
+    """Head with ``values`` outputs for each anchor of a level: ``[N, C, H, W]`` -> ``[N, H * W * anchors, values]``."""
 
     def __init__(self, channels: int, anchors: int, values: int) -> None:
         super().__init__(_Conv(channels, channels, 3, groups=channels), nn.Conv2d(channels, anchors * values, 1))
@@ -130,13 +145,13 @@ class SsdLiteMobileNetV2(nn.Module):
         self.box_heads = nn.ModuleList(map(_Head, _LEVELS, anchors, [4] * len(_LEVELS)))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """The raw heads.
+        """Compute the raw outputs of all heads.
 
         Args:
             image: ``[N, 3, H, W]`` RGB, -1 to 1.
 
         Returns:
-            ``logits [N, A, num_classes + 1]``, each to go through a sigmoid, class 0 the background; and
+            ``logits [N, A, num_classes + 1]`` before the sigmoid, with the background as class 0, and
             ``boxes [N, A, 4]``, (dx, dy, dw, dh) relative to the anchors of :meth:`decode`.
         """
         levels: list[Tensor] = []
@@ -155,7 +170,7 @@ class SsdLiteMobileNetV2(nn.Module):
         return torch.cat(logits, 1), torch.cat(boxes, 1)
 
     def decode(self, size: tuple[int, int]) -> tuple[DecodeSpec, dict[str, NDArray[np.float32]]]:
-        """How the outputs become boxes, for an input of ``size`` (height, width in pixels)."""
+        """Return how to decode the outputs into boxes, and the anchors, for ``size`` (height, width in pixels)."""
         spec = SsdDecode(
             classes=self.num_classes,
             score_threshold=0.3,
@@ -167,19 +182,21 @@ class SsdLiteMobileNetV2(nn.Module):
         return spec, {"anchors": _anchors(size)}
 
     def input_defaults(self) -> InputSpec:
+        """Return the preprocessing of the published models: 300 x 300 pixels, values from -1 to 1."""
         return InputSpec(size=(300, 300), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
 def ssdlite_mobilenet_v2(num_classes: int = 1) -> SsdLiteMobileNetV2:
-    """SSDLite-MobileNetV2 of the TensorFlow object-detection API, with random weights.
+    """Make an SSDLite-MobileNetV2 of the TensorFlow object-detection API with random weights.
 
     Args:
-        num_classes: classes to detect, the background not counted.
+        num_classes: number of classes to detect, the background not counted.
     """
     return SsdLiteMobileNetV2(num_classes)
 
 
 def _backbone(channels: int) -> Iterator[_InvertedResidual]:
+    """Yield the blocks of MobileNetV2 for a stem with ``channels`` output channels."""
     for expansion, outputs, blocks, stride in _BLOCKS:
         for block in range(blocks):
             yield _InvertedResidual(channels, outputs, stride if block == 0 else 1, expansion)
@@ -187,7 +204,7 @@ def _backbone(channels: int) -> Iterator[_InvertedResidual]:
 
 
 def _shapes(level: int) -> list[tuple[float, float]]:
-    """Scale (of the input's shorter side) and aspect ratio (width to height) of the anchors of a level."""
+    """Return the anchors of a level: scale, as a part of the input's shorter side, and ratio of width to height."""
     if level == 0:
         return [(0.1, 1.0), (0.2, 2.0), (0.2, 0.5)]
     scale, following = _SCALES[level], _SCALES[level + 1]
@@ -195,7 +212,10 @@ def _shapes(level: int) -> list[tuple[float, float]]:
 
 
 def _anchors(size: tuple[int, int]) -> NDArray[np.float32]:
-    """``[A, 4]``, x1 y1 x2 y2 in input pixels, in the order of the heads: level, row, column, shape."""
+    """Return the anchors ``[A, 4]`` for an input of ``size`` (height, width in pixels).
+
+    Boxes are x1 y1 x2 y2 in input pixels, in the order of the heads' outputs: level, row, column, shape.
+    """
     height, width = size
     rows, columns = math.ceil(height / 16), math.ceil(width / 16)
     levels = []

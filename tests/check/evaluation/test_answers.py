@@ -1,4 +1,4 @@
-"""Which answer stands for which frame."""
+"""The answer that stands for each frame."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gemel.runtime.decode.results import Class
 
 
 def answer(frame: int, done: float, arrived: float | None = None) -> Answer:
-    """Of a feed with ten frames a second that began at second 100."""
+    """Return an answer to a frame of a feed with 10 frames per second that began at second 100."""
     time = frame / 10
     return Answer(frame, time, 100 + time if arrived is None else arrived, done, (Class(str(frame), 1.0),))
 
@@ -30,13 +30,13 @@ def test_an_answer_stands_until_the_next_one() -> None:
 
 
 def test_an_answer_that_is_late_counts_from_then_on() -> None:
-    # Frame 0 is answered after its own deadline, frame 2 after that of frame 3.
+    # Frame 0 is answered after its own deadline, and frame 2 after the deadline of frame 3.
     given = [answer(0, 100.15), answer(2, 100.45)]
     assert labels(given, [0, 1, 2, 3, 4], [100.1, 100.2, 100.3, 100.4, 100.5]) == [None, 0, 0, 0, 2]
 
 
 def test_an_answer_to_a_later_frame_is_no_answer() -> None:
-    # A long SLA: the answer to frame 1 is there before frame 0 is due.
+    # With a long SLA, frame 1 is answered before the answer to frame 0 is due.
     assert labels([answer(1, 100.2)], [0, 1], [105, 105.1]) == [None, 1]
 
 

@@ -1,4 +1,4 @@
-"""Budgets, and what is tried under them."""
+"""Budgets of an evaluation, and the cases that run under them."""
 
 from __future__ import annotations
 

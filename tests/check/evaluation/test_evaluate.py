@@ -1,4 +1,4 @@
-"""A bundle under budgets and policies, and the scores of its answers."""
+"""Evaluation of a bundle under budgets and policies, and the scores of its answers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def bundle(bundle_folder: Path) -> Bundle:
 
 
 def recorded(answers: dict[str, dict[int, tuple[float, str]]]) -> Recorder:
-    """Query to frame to the milliseconds that its answer took, and the answer; ten frames a second from second 50."""
+    """Return answers, given as query -> frame -> (latency in ms, label), at 10 frames per second from second 50."""
     recorder = Recorder()
     for query, given in answers.items():
         recorder.answers[query] = [
@@ -41,11 +41,12 @@ def summary(frames: dict[str, tuple[int, int]]) -> Summary:
 
 
 def test_the_answers_of_a_run(bundle: Bundle) -> None:
-    # The SLA is 100 ms. More frames than were delivered have been answered offline.
+    # The SLA is 100 ms. The reference has answers to more frames than the live run delivered.
     reference = recorded({name: {frame: (0, "xxyyz"[frame]) for frame in range(5)} for name in "abc"})
     given = recorded({"a": {0: (90, "x"), 2: (90, "y")}, "b": {0: (150, "x"), 1: (90, "y")}})
     scores = judge(bundle, summary({"a": (4, 2), "b": (4, 2), "c": (0, 0)}), given, reference)
-    # a: x stands for frame 1, y for frame 3. b: nothing for frame 0, y for all others, of which frame 1 is x.
+    # Query a: x stands for frame 1 too, y for frame 3 too. Query b: no answer for frame 0, and y for all later frames,
+    # though x is right for frame 1.
     assert [(each.processed, each.accuracy, each.in_sla) for each in scores.values()] == [
         (0.5, 1.0, 1.0),
         (0.5, 0.5, 0.5),
@@ -71,7 +72,7 @@ def test_against_itself(bundle: Bundle) -> None:
         assert run.summary.memory.peak <= run.case.budget
         for name, score in run.scores.items():
             stats = run.summary.run.queries[name]
-            # A machine may be so busy that it has not opened a feed by then.
+            # On a busy machine, a short run may end before a feed is open.
             assert score.processed == stats.processed / max(1, stats.frames)
             assert score.accuracy is None if stats.frames == 0 else 0 <= (score.accuracy or 0.0) <= 1
     assert found.frames["gate"] == max(run.summary.run.feeds["gate"].frames for run in found.runs)

@@ -1,4 +1,4 @@
-"""Recordings that can be played again, and the answers to all of their frames."""
+"""Recordings that can be played again, and the answers to all their frames."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def frames_of(path: Path, count: int, *, live: bool) -> list[Frame]:
 
 
 def test_an_index_means_the_same_picture_live_and_offline_and_over_loops(tmp_path: Path) -> None:
-    # 12 pictures at 50 a second, of which 40 are kept: not the same ones each time round.
+    # Of 50 pictures per second 40 are kept, and of 12 pictures not the same ones in every loop.
     video = write_video(tmp_path / "yard.mp4", fps=50)
     live, offline = (frames_of(video, 32, live=live) for live in (True, False))
     assert [(frame.index, frame.time) for frame in live] == [(frame.index, frame.time) for frame in offline]
@@ -43,7 +43,7 @@ def test_every_query_answers_every_frame(bundle_folder: Path) -> None:
     bundle = open_bundle(bundle_folder / "bundle")
     found = answer_all(bundle, recordings(bundle, {}), {"yard": 20, "gate": 15}, threads=1)
     indices = {name: [answer.frame for answer in answers] for name, answers in found.answers.items()}
-    # The yard's recording has 12 frames; that of the gate, with half as many a second, loops.
+    # The recording of yard has 12 frames. The feed gate has half as many frames per second, and loops.
     assert indices == {"a": list(range(12)), "b": list(range(12)), "c": list(range(15))}
     first, again = (found.answers["c"][index].result for index in (0, 6))
     assert first == again

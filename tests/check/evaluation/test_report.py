@@ -1,4 +1,4 @@
-"""What is shown of an evaluation."""
+"""Tables and JSON of an evaluation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gemel.runtime.loop.summary import FeedStats, MemoryUse, QueryStats, RunStat
 
 
 def run(case: Case, processed: float, **accuracies: float | None) -> Run:
-    """A run of two seconds, of which weights were awaited for half a second, with 4 MB loaded."""
+    """Return a run of 2 s with 0.5 s blocked and 4 MB loaded."""
     queries = {name: QueryStats("yard", 20, round(20 * processed)) for name in accuracies}
     stats = RunStats(2.0, queries, {"yard": FeedStats(20)})
     summary = Summary(stats, "ort-cpu", MemoryUse(case.budget, 1), SwapStats(3, 4_000_000, 500.0))

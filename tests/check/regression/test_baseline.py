@@ -1,4 +1,4 @@
-"""Baselines: what survives retraining, and that what got worse is named."""
+"""Baselines: equal after retraining, and differences that name what got worse."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def engines(size: int | None = 1_000_000, layers: int = 50, inputs: int = 94, **
 
 
 def made(**changes: Any) -> Baseline:
-    """A baseline of models a, b, c and d, all of one program."""
+    """Return a baseline of models a, b, c and d, which run one program."""
     models = {name: {"mode": "bound", "stages": {"main": stage()}} for name in "abcd"}
     document = {"unique_bytes": 1000, "models": models, "shared": [], "engines": [], **changes}
     return Baseline.model_validate(document)
 
 
 def shared(*groups: str) -> list[dict[str, Any]]:
-    """Groups of models that hold one tensor: ``abc``."""
+    """Return shared tensors, one per group of models: ``abc`` for models a, b and c."""
     return [
         {"bytes": 1_600_000, "uses": [f"{name}/main: w{index}" for name in group]} for index, group in enumerate(groups)
     ]
@@ -69,7 +69,7 @@ def shared(*groups: str) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def compiled(tmp_path: Path, workload_in: Callable[..., Workload]) -> Callable[..., Bundle]:
-    """Bundles of models by name."""
+    """Return a function that compiles modules, given by model name, into a bundle."""
 
     def compile_(name: str, **models: TinyNet) -> Bundle:
         for model, net in models.items():
@@ -91,7 +91,7 @@ def test_of_a_bundle(bundle: Path) -> None:
     for model in found.models.values():
         spec = model.stages["main"]
         assert (spec.program, spec.inputs) == (program, 10)
-        # Three layers, and a BatchNorm kept apart for each of the two that are shared and not depthwise.
+        # Three convolutions, and two kept BatchNorms, behind the shared kernels that are not depthwise.
         assert spec.operators == {"Clip": 1, "Conv": 5, "Gemm": 1, "ReduceMean": 1, "Relu": 2}
     assert [each.uses for each in found.shared] == [(f"a/main: {name}", f"b/main: {name}") for name in SHARED]
     assert [each.bytes for each in found.shared] == [12, 384, 2048, 1728]
@@ -118,7 +118,7 @@ def test_training_changes_nothing(bundle: Path, compiled: Callable[..., Bundle])
 
 
 def test_trained_constants(compiled: Callable[..., Bundle]) -> None:
-    """A bias of one value stays in the program, so that training makes another one."""
+    """Check that retraining a one-element bias, which is a constant of the program, is only a change."""
     before, after = (baseline_of(compiled(f"{seed}", a=tiny(seed, num_classes=1))) for seed in (1, 2))
     assert before.models["a"].stages["main"].program != after.models["a"].stages["main"].program
     assert [(each.kind, str(each)) for each in compare_baselines(before, after)] == [
@@ -303,7 +303,7 @@ def test_engines(now: dict[str, int], kind: str, expected: str | None) -> None:
             "bytes and layers are not compared: version 1.7 for sm86 and sm89 on RTX 4090, baseline version 1.7 for"
             " sm86 and sm89",
         ),
-        # An older version may lie there, too.
+        # Engines of an older version may lie in the folder too.
         ([engines(size=9_000_000, version="1.6"), engines()], "", ""),
     ],
 )

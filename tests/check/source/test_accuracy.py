@@ -1,4 +1,4 @@
-"""A bundle is as good as the models that it was compiled from, and one that is not fails by name."""
+"""Accuracy of a bundle beside its source models; a query that is worse fails by name."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _compiled(_trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def compiled(_compiled: Path, tmp_path: Path) -> Path:
-    """A folder with images, ``merged/workload.yaml`` and ``bundle/``, that a test may change."""
+    """Return a folder with images, ``merged/workload.yaml`` and ``bundle/`` that a test may change."""
     return Path(shutil.copytree(_compiled, tmp_path / "w"))
 
 
@@ -85,7 +85,7 @@ def test_a_source_that_changed_fails_by_name(compiled: Path) -> None:
 def test_a_bundle_without_what_the_merge_reached_fails(compiled: Path) -> None:
     for path in (compiled / "merged" / "weights").glob("colour-*"):
         swap_classes(path)
-    # Heads are private: sharing is whole, and only the accuracy tells.
+    # Heads are private, so sharing is unchanged and only the accuracy differs.
     compile_workload(load_workload(compiled / "merged" / "workload.yaml"), compiled / "bundle")
     code, text, report = check(compiled)
     assert code == 1
@@ -153,7 +153,7 @@ def test_another_workload_is_refused(compiled: Path) -> None:
 def test_images_are_needed(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["check", str(tmp_path), "--accuracy"])
     assert isinstance(done.exception, InputError)
-    assert "--accuracy: the models and images to compare with are missing" in str(done.exception)
+    assert "--accuracy: --against WORKLOAD.YAML is needed with it" in str(done.exception)
 
 
 @pytest.mark.parametrize(

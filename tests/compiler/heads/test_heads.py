@@ -22,14 +22,8 @@ from torchvision.models.detection import (
 from torchvision.models.detection.backbone_utils import mobilenet_backbone, resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
-from gemel.bundles.manifest import (
-    ClassificationDecode,
-    DecodeSpec,
-    EmbeddingDecode,
-    FasterRcnnDecode,
-    InputSpec,
-    SsdDecode,
-)
+from gemel.bundles.decode_specs import ClassificationDecode, DecodeSpec, EmbeddingDecode, FasterRcnnDecode, SsdDecode
+from gemel.bundles.manifest import InputSpec
 from gemel.compiler.heads import StageModule, as_tuple, cut, input_defaults, thaw_batch_norm
 from gemel.errors import ModelError
 
@@ -41,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Tiny(nn.Module):
-    """Any architecture: pixels to ``channels`` numbers."""
+    """Convolution that stands for any architecture; ``answer`` chooses the form of its output."""
 
     def __init__(self, channels: int = 3, answer: str = "vector") -> None:
         super().__init__()
@@ -130,7 +124,7 @@ def test_input_is_the_models_unless_the_workload_says_otherwise() -> None:
     assert gray.stages["main"].inputs["image"].shape == (2, 1, 16, 16)
     with torch.device("meta"):
         retinanet = retinanet_resnet50_fpn(**UNTRAINED)
-    # A landscape frame keeps the size it has in torchvision.
+    # The size that torchvision gives a landscape frame.
     expected = InputSpec(size=(800, 1344), mean=IMAGENET[0], std=IMAGENET[1], fit="letterbox")
     assert input_defaults(retinanet) == expected
 
@@ -179,7 +173,7 @@ def test_faster_rcnn_refuses_sizes_and_poolings_it_does_not_know() -> None:
 
 
 def exported(stage: StageModule, path: Path, variants: list[tuple[Tensor, ...]]) -> None:
-    """Export with free dimensions and compare with eager on ``variants``, which use that freedom."""
+    """Export a stage and compare its outputs with eager mode, also on inputs of other sizes (``variants``)."""
     free = tuple(dict.fromkeys(stage.free.get(name, {}), Dim.DYNAMIC) for name in stage.inputs)
     with torch.no_grad():
         program = torch.onnx.export(
@@ -219,7 +213,7 @@ def test_faster_rcnn_stages_export(tmp_path: Path) -> None:
     assert list(parts.stages) == ["main", "roi", "head"]
     assert parts.stages["main"].outputs[:3] == ("features_0", "features_1", "objectness_0")
     assert [parts.tensors[name].shape for name in decode.anchors] == [(90, 4), (90, 4), (30, 4)]
-    # Another feature size and another number of regions than in the examples.
+    # Another feature size and another number of regions than in the example inputs.
     features, rois = torch.rand(1, 256, 7, 5), torch.tensor([[0.0, 0.0, 3.0, 2.0]])
     exported(parts.stages["roi"], tmp_path / "roi.onnx", [(features, rois)])
     exported(parts.stages["head"], tmp_path / "head.onnx", [(torch.rand(9, 256, 7, 7),)])

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from gemel.bundles.manifest import CenterFaceDecode, ClassificationDecode
+from gemel.bundles.decode_specs import CenterFaceDecode, ClassificationDecode
 from gemel.bundles.reader import open_bundle
 from gemel.check.source.numerics import compare_with_source
 from gemel.compiler import compile_workload
@@ -21,8 +21,10 @@ from gemel.workload.document.schema import Input
 
 
 def write(path: Path, *, constants: bool, outputs: tuple[int, ...] = (3,), size: int | None = 8) -> Path:
-    """A convolution with BatchNorm, then a head for each number of channels, as an old exporter writes it: a fixed
-    batch of 10, initializers listed among the inputs."""
+    """Write a convolution with BatchNorm and one head per number of channels, in the form of an old exporter.
+
+    The batch is fixed at 10, and initializers are listed among the inputs.
+    """
     rng = np.random.default_rng(0)
     arrays = {"k": rng.standard_normal((4, 3, 3, 3)), **{name: rng.random(4) + 0.5 for name in ("s", "b", "m", "v")}}
     nodes = [
@@ -72,7 +74,7 @@ def test_centerface_is_recognised_by_its_outputs(tmp_path: Path) -> None:
     assert isinstance(source.decode, CenterFaceDecode)
     assert (source.decode.heatmap, source.decode.scale, source.decode.offset) == ("out0", "out1", "out2")
     assert source.input.size == (8, 8)
-    assert source.input.scale == 1.0  # it wants pixels from 0 to 255
+    assert source.input.scale == 1.0  # pixels from 0 to 255
 
 
 def test_unknown_detectors_are_named(tmp_path: Path) -> None:
@@ -82,7 +84,7 @@ def test_unknown_detectors_are_named(tmp_path: Path) -> None:
 
 
 def classifier(path: Path, *, softmax: bool = True, kind: int = TensorProto.FLOAT, shape: tuple[int, ...]) -> Path:
-    """A global average and, perhaps, a softmax."""
+    """Write a global average with a softmax or a ReLU behind it."""
     nodes = [
         helper.make_node("ReduceMean", ["image"], ["scores"], axes=[2, 3], keepdims=0),
         helper.make_node("Softmax" if softmax else "Relu", ["scores"], ["out"]),
@@ -119,7 +121,7 @@ def test_inputs_that_frames_do_not_fit(tmp_path: Path, kind: int, shape: tuple[i
 
 
 def test_a_computed_bias_of_a_file_is_kept(tmp_path: Path, workload_in: Callable[..., Workload]) -> None:
-    """PyTorch's exporter invents zero biases in this form; in another's file they are real."""
+    """Check that an Expand of a constant, which in PyTorch's exports is an invented bias, is kept in other files."""
     kernel = numpy_helper.from_array(np.ones((4, 3, 1, 1), np.float32), "k")
     constants = [numpy_helper.from_array(np.array(value), name) for name, value in (("five", [5.0]), ("shape", [4]))]
     constants[0] = numpy_helper.from_array(np.array([5.0], np.float32), "five")
@@ -152,7 +154,7 @@ def test_not_onnx(tmp_path: Path) -> None:
 
 
 def test_computed_shapes_are_found_by_running(tmp_path: Path) -> None:
-    """An output behind a Reshape to a computed shape: inference gives up, as on files from PaddlePaddle."""
+    """Check an output behind a Reshape to a computed shape, where inference fails (as in files from PaddlePaddle)."""
     nodes = [
         helper.make_node("ReduceMean", ["image"], ["mean"], axes=[2, 3], keepdims=1),
         helper.make_node("Shape", ["image"], ["sizes"]),

@@ -1,4 +1,4 @@
-"""Each pass does its one thing, keeps the function of the graph, and leaves alone what it should."""
+"""Passes: each makes its one change, keeps the outputs of the graph, and leaves other nodes alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ IMAGE = RNG.random((2, 4, 9, 9), np.float32)
 
 
 class Graph:
-    """Builds a small graph: an image goes in, operators are chained, the last output comes out."""
+    """Builder of a small graph from an image to the output of its last operator."""
 
     def __init__(self) -> None:
         self.image = ir.Value(name="image", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["batch", 4, 9, 9]))
@@ -77,7 +77,7 @@ def kinds(model: ir.Model) -> list[str]:
 
 
 def unchanged(model: ir.Model, edit: Callable[[ir.Model], Any]) -> None:
-    """Apply ``edit`` and require the same outputs."""
+    """Apply ``edit`` to a model and check that its outputs stay the same."""
     before = run(model)
     edit(model)
     np.testing.assert_allclose(run(model), before, rtol=1e-4, atol=1e-5)
@@ -152,7 +152,7 @@ def test_one_kernel_in_two_places_is_folded_only_under_one_batch_norm() -> None:
 
 @pytest.mark.parametrize("fold", [FoldBatchNorm(), BatchNormToConv()])
 def test_parameters_that_several_batch_norms_read_keep_their_values(fold: ir.passes.InPlacePass) -> None:
-    """One nn.BatchNorm2d behind two convolutions, or an exporter that stores equal parameters once."""
+    """Check parameters that several BatchNorms read: one module behind two convolutions, or equal ones stored once."""
     graph = Graph()
     x = graph.norm(graph.conv(graph.image, "one"), "bn")
     parameters = graph.nodes[-1].inputs[1:]
@@ -184,7 +184,7 @@ def test_batch_norm_without_a_convolution_stays() -> None:
 
 
 def pair(out: int, height: int, group: int = 1) -> tuple[list[ir.Model], str]:
-    """Two models with one kernel and own BatchNorm, and the kernel's tensor id."""
+    """Return two models with one kernel and their own BatchNorms, and the tensor id of the kernel."""
     kernel = RNG.standard_normal((out, 4 // group, 3, 3)).astype(np.float32)
     models = []
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Workloads that a merge wrote: what its report says is proved, and goes into the bundle."""
+"""Workloads that a merge wrote: merge.json is compared with the weights, and goes into the bundle."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from tiny_models import tiny
 
 from gemel.bundles.blob import tensor_id
 from gemel.bundles.reader import open_bundle, verify
-from gemel.check.contents.inspect import bundle_tables, describe
+from gemel.check.contents.inspect import describe
+from gemel.check.contents.inspect_tables import bundle_tables
 from gemel.compiler import compile_workload
 from gemel.errors import BundleError, SharingLostError, WorkloadError
 from gemel.workload import Workload, load_workload
@@ -56,7 +57,7 @@ def shared(array: np.ndarray[Any, Any], *uses: tuple[str, str]) -> dict[str, Any
 
 @pytest.fixture
 def merged(tmp_path: Path, workload_in: Make) -> Workload:
-    """Two models with one set of kernels and own BatchNorm, and the report of their merge."""
+    """Return a workload of two models with the same kernels and their own BatchNorms, with its merge.json."""
     first = tiny(0)
     save(first, tmp_path / "a.safetensors")
     save(tiny(1, kernels_of=first), tmp_path / "b.safetensors")
@@ -120,7 +121,7 @@ def test_the_report_is_part_of_the_bundle(merged: Workload) -> None:
     with pytest.raises(BundleError, match=r"merge\.json: content is damaged"):
         list(verify(bundle))
     path.write_bytes(b"[" * path.stat().st_size)
-    # A bundle runs without it.
+    # A bundle with a damaged merge.json still opens.
     assert "merge" not in describe(open_bundle(path.parent))
     (merged.root / "merge.json").unlink()
     made, lines = compiled(merged)
@@ -192,7 +193,7 @@ def test_what_is_no_report_is_refused(merged: Workload) -> None:
 
 
 def linear(path: Path, kernel: np.ndarray[Any, Any], matrix: np.ndarray[Any, Any]) -> None:
-    """A classifier whose matrix is held as ``[inputs, outputs]``, under names that tell nothing."""
+    """Write a classifier whose matrix is ``[inputs, outputs]``, with names unlike those in merge.json."""
     nodes = [
         helper.make_node("Conv", ["image", "k"], ["1"]),
         helper.make_node("GlobalAveragePool", ["1"], ["2"]),

@@ -1,4 +1,4 @@
-"""The analysis of workloads: its figures and its page."""
+"""Test the analysis of workloads: its figures and its page."""
 
 from __future__ import annotations
 
@@ -13,18 +13,22 @@ import torch
 from helpers import query, save
 from tiny_models import tiny
 
-from gemel.merging.analysis.analysis import Analysis, ModelSizes, analyze_workload, heaviest
+from gemel.merging.analysis.analysis import Analysis, ModelSizes, analyze_workload, share_of_heaviest
 from gemel.merging.analysis.page import render
 from gemel.merging.layers.layers import Layer
 from gemel.workload import Workload
 
-# TinyNet's weights: stem, depthwise and pointwise of width 16 and 8, then its classifier of three classes.
+# Bytes of TinyNet's weights at width 16: stem, depthwise, pointwise, and the classifier of three classes.
 STEM, DEPTHWISE, POINTWISE, HEAD = 4 * 16 * 27, 4 * 16 * 9, 4 * 32 * 16, 4 * 3 * 32
 
 
 @pytest.fixture
 def workload(workload_in: Callable[..., Workload]) -> Workload:
-    """Queries a and again on one model, b on one of equal shape, narrow on one without a layer of theirs."""
+    """Make a workload of three models.
+
+    Queries ``a`` and ``again`` use one model, ``b`` uses a model of the same shape, and ``narrow`` a model of half the
+    width, which has no layer in common with the others.
+    """
     narrow = query("narrow")
     narrow["model"]["args"] = {"width": 8}
     loaded = workload_in(query("a"), {**query("a"), "name": "again"}, query("b"), narrow)
@@ -35,7 +39,7 @@ def workload(workload_in: Callable[..., Workload]) -> Workload:
 
 
 def made_up(*names: str, layers: int = 3, definition: str = "Conv2d") -> Analysis:
-    """Models of equal layers, without building any."""
+    """Make an analysis of models with equal layers, without building any model."""
     models = (
         ModelSizes(
             name,
@@ -95,7 +99,7 @@ def test_resnets_share_all_of_the_smaller(
     workload_in: Callable[..., Workload], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("kaiming_normal_", "kaiming_uniform_"):
-        monkeypatch.setattr(torch.nn.init, name, lambda tensor, *_, **__: tensor)  # most of the time, for nothing here
+        monkeypatch.setattr(torch.nn.init, name, lambda tensor, *_, **__: tensor)  # takes most of the time
     queries = []
     for name in ("resnet18", "resnet34"):
         queries.append(query(name, f"torchvision.models:{name}"))
@@ -109,15 +113,15 @@ def test_resnets_share_all_of_the_smaller(
 
 def test_the_heaviest_layers() -> None:
     layers = [Layer("a", str(size), "x", (size,), size, False) for size in (70, 10, 10, 10)]
-    assert heaviest(layers, 0) == 0
-    assert heaviest(layers, 0.25) == pytest.approx(0.7)
-    assert heaviest(layers, 0.125) == pytest.approx(0.35)  # half of the heaviest
-    assert heaviest(layers, 1) == 1
-    assert heaviest([], 0.15) == 0
+    assert share_of_heaviest(layers, 0) == 0
+    assert share_of_heaviest(layers, 0.25) == pytest.approx(0.7)
+    assert share_of_heaviest(layers, 0.125) == pytest.approx(0.35)  # half of the heaviest layer
+    assert share_of_heaviest(layers, 1) == 1
+    assert share_of_heaviest([], 0.15) == 0
 
 
 class Page(HTMLParser):
-    """Collects what a page refers to, its ids, and whether every element is closed."""
+    """Parser that collects the ids, the references and the tags of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -156,7 +160,7 @@ def test_the_page_holds_everything_it_needs(found: Analysis) -> None:
     assert all(target in page.ids for target in re.findall(r"url\(#([^)]+)\)", text))
     assert "url(" not in re.sub(r"url\(#", "", text)
     assert "@import" not in text
-    assert "#01020" not in text  # every colour is the page's
+    assert "#01020" not in text  # no placeholder colour is left
     pictures = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
     assert len(pictures) == 2 + (len(found.models) > 1) + bool(found.groups)
     for picture in pictures:

@@ -1,4 +1,4 @@
-"""Groups and what sharing them saves."""
+"""Test groups and the bytes that sharing them saves."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from gemel.merging.layers.layers import Layer
 
 
 def layer(model: str, definition: str, size: int = 10, head: bool = False, name: str = "") -> Layer:
+    """Make a layer, named after its definition unless ``name`` is given."""
     return Layer(model, name or definition, definition, (size,), size, head)
 
 
@@ -20,7 +21,7 @@ def test_between_models_the_kth_pairs_with_the_kth() -> None:
     (group,) = groups_of(layers)
     assert group.layers == tuple(layers)
     assert group.counts == {"a": 2, "b": 1, "c": 1}
-    # b and c take the first of a; its second stays.
+    # b and c share the first layer of a; its second layer stays.
     assert (group.bytes, group.saving, group.saving_inside) == (10, 20, 30)
 
 
@@ -60,7 +61,7 @@ def test_savings_are_what_binding_would_free(appearances: list[tuple[str, str]])
     sizes = {"x": 1, "y": 10, "z": 100}
     layers = [layer(model, name, sizes[name]) for model, name in sorted(appearances)]
     total = sum(each.bytes for each in layers)
-    # A tensor is named by its definition and by how many of it came before in its model.
+    # A tensor is identified by its definition and by the number of such layers before it in its model.
     seen: Counter[tuple[str, str]] = Counter()
     tensors = set()
     for each in layers:

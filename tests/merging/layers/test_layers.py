@@ -1,4 +1,4 @@
-"""Layers and their definitions."""
+"""Test layers and their definitions."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from gemel.merging.models.networks import Network
 
 
 def network(model: nn.Module, name: str = "model") -> Network:
+    """Cut a classifier of 32 x 32 pixels into a network without queries."""
     spec = InputSpec.model_construct(_fields_set={"size"}, size=(32, 32))
     return Network(name, (), cut(model, "classification", spec))
 
 
 def layers(model: nn.Module, definition: Definition = "shape") -> dict[str, Layer]:
+    """Return the layers of a model by name."""
     return {layer.name: layer for layer in layers_of(network(model), definition)}
 
 
 class Tied(nn.Module):
-    """Two layers with one weight, as language models have them."""
+    """A model in which two layers have one weight, as in language models."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,6 +62,7 @@ def test_a_weight_that_two_layers_use_is_one_layer() -> None:
 @pytest.mark.parametrize("changes", [{"stride": 2}, {"padding": 1}, {"dilation": 2}, {"bias": False}])
 def test_shape_looks_through_what_leaves_the_weight_alone(changes: dict[str, int]) -> None:
     def model(**changes: int) -> nn.Module:
+        """Make a model of one convolution with these arguments."""
         return nn.Sequential(nn.Conv2d(3, 8, 3, **changes), nn.AdaptiveAvgPool2d(1), nn.Flatten())  # type: ignore[arg-type]
 
     one, other = model(), model(**changes)
@@ -70,7 +73,7 @@ def test_shape_looks_through_what_leaves_the_weight_alone(changes: dict[str, int
 def test_what_can_share_is_of_one_kind_and_no_head() -> None:
     first = Layer("a", "x", "MyConv()", (4, 4), 64, False)
     assert first.kind == replace(first, model="b", name="y").kind
-    # What a class prints of itself may be the same for another shape, and the same shape may have another precision.
+    # A class may print itself without its shape, and the same shape may have another precision.
     assert len({first.kind, replace(first, shape=(2, 8)).kind, replace(first, bytes=32).kind}) == 3
     head = replace(first, head=True)
     assert shareable([first, head]) == (first,)
@@ -79,6 +82,7 @@ def test_what_can_share_is_of_one_kind_and_no_head() -> None:
 
 def test_kinds_and_groups_are_told_apart() -> None:
     def first(layer: nn.Module) -> str:
+        """Return the definition of a layer behind a convolution."""
         stem = nn.Conv2d(3, 8, 1)
         return layers(nn.Sequential(stem, layer, nn.AdaptiveAvgPool2d(1), nn.Flatten()))["1"].definition
 

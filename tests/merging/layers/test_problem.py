@@ -1,4 +1,4 @@
-"""What a search may share: pairing, groups, and the bytes that they free."""
+"""Test the problem that a search solves: pairing, groups, and the bytes that these free."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from gemel.merging.layers.sharing import SharingMap, Slot, Use
 
 
 def problem(**models: str) -> Problem:
-    """Models by name, each a string of layers, a letter for each definition; a capital is a head.
+    """Make a problem from strings: each model is a string with one letter, its definition, for each layer.
 
-    A layer of definition ``a`` holds 10 bytes, one of ``b`` 20, and so on; layers are called ``0``, ``1``, ...
+    A capital is a head. A layer of definition ``a`` holds 10 bytes, of ``b`` 20 bytes, and so on. The layers of a model
+    are named ``0``, ``1``, ...
     """
 
     def layer(model: str, index: int, letter: str) -> Layer:
+        """Make the layer of a letter."""
         kind = letter.lower()
         size = 10 * (ord(kind) - ord("a") + 1)
         return Layer(model, str(index), kind, (size,), size, letter.isupper())
@@ -28,7 +30,7 @@ def problem(**models: str) -> Problem:
 
 
 def slots(found: list[tuple[str, Slot]]) -> list[str]:
-    """``x0 y1`` for the first layer of x and the second of y."""
+    """Write slots as text: ``x0 y1`` for the first layer of x and the second layer of y."""
     return [" ".join(use.model + use.parameter.removesuffix(".weight") for use in slot) for _, slot in found]
 
 
@@ -41,7 +43,7 @@ def test_heads_and_layers_without_a_counterpart_stay_private() -> None:
 
 
 def test_equal_definitions_of_other_shapes_or_precisions_do_not_pair() -> None:
-    # A class may leave its shape out when it prints itself, and half the bytes are another precision.
+    # A class may print itself without its shape, and half the bytes mean another precision.
     layers = {
         name: (Layer(name, "0", "MyConv()", shape, size, False),)
         for name, shape, size in (("x", (4,), 16), ("y", (8,), 32), ("z", (4,), 8))
@@ -50,13 +52,14 @@ def test_equal_definitions_of_other_shapes_or_precisions_do_not_pair() -> None:
 
 
 def found_before(made: Problem, folds: int) -> list[Slot]:
+    """Return the slots with one fold less."""
     return [slot for _, slot in pair_layers(made, inside=True, folds=max(folds - 1, 0))]
 
 
 @pytest.mark.parametrize(
     ("folds", "left"),
     [
-        # Five blocks of two; three, two and one are left of them.
+        # Five blocks of two layers; each fold leaves three, two and then one block.
         (0, 10),
         (1, 6),
         (2, 4),
@@ -72,10 +75,10 @@ def test_folds_halve_the_blocks_inside_models(folds: int, left: int) -> None:
         {use.parameter for use in slot if use.model == "x"} == {use.parameter for use in slot if use.model == "y"}
         for slot in found
     )
-    # What was one tensor before stays one.
+    # Uses that were one tensor with fewer folds stay one tensor.
     for slot in found_before(made, folds):
         assert any(set(slot) <= set(wider) for wider in found)
-    # Between models there is nothing to fold.
+    # Folds have no effect between models.
     assert pair_layers(made, folds=folds) == pair_layers(made)
 
 
@@ -83,7 +86,7 @@ def test_folds_halve_the_blocks_inside_models(folds: int, left: int) -> None:
     ("deep", "expected"),
     [
         ("aaa", ["x0 y0", "x1 y1", "x2 y2"]),
-        # The fourth layer is the first of another block of two, of which one is left.
+        # The fourth layer begins a second block of two layers, but only one block is left.
         ("aaaa", ["x0 y0", "x1 y1 y3", "x2 y2"]),
         ("aaaaaaa", ["x0 y0", "x1 y1 y3 y5", "x2 y2 y4 y6"]),
     ],
@@ -94,7 +97,7 @@ def test_inside_a_model_blocks_repeat(deep: str, expected: list[str]) -> None:
 
 def test_blocks_of_a_deep_model_are_spread_evenly_over_those_of_a_shallow_one() -> None:
     found = slots(pair_layers(problem(x="a" * 5, y="a" * 13), inside=True))
-    # A part of a block, then two blocks for six.
+    # A part of a block, then two blocks instead of six.
     assert found == ["x0 y0", "x1 y1 y3 y5", "x2 y2 y4 y6", "x3 y11 y7 y9", "x4 y10 y12 y8"]
 
 

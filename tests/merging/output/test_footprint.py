@@ -1,4 +1,4 @@
-"""A merge and a bundle count the same bytes."""
+"""Test that a merge and a bundle count the same bytes."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ Make = Callable[..., Workload]
 
 
 class OddNet(nn.Module):
-    """What a compiler can meet: see the comments."""
+    """A model with every case that matters for counting; the comments name the cases."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.first = nn.Conv2d(3, 8, 3, padding=1)  # with a bias, under a BatchNorm
+        self.first = nn.Conv2d(3, 8, 3, padding=1)  # has a bias and a BatchNorm behind it
         self.norm = nn.BatchNorm2d(8)
-        self.forked = nn.Conv2d(8, 8, 3, padding=1, bias=False)  # two things read it: its BatchNorm stays
+        self.forked = nn.Conv2d(8, 8, 3, padding=1, bias=False)  # has two readers, so its BatchNorm is not folded
         self.behind = nn.BatchNorm2d(8)
-        self.again = nn.Conv2d(8, 8, 1, bias=False)  # runs twice, under two BatchNorms
+        self.again = nn.Conv2d(8, 8, 1, bias=False)  # runs twice, with two different BatchNorms behind it
         self.once, self.twice = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
         self.up = nn.ConvTranspose2d(8, 4, 2, stride=2, bias=False)
         self.upper = nn.BatchNorm2d(4)
-        self.apart = nn.BatchNorm2d(4)  # behind an activation
-        self.one = nn.Conv2d(4, 1, 1)  # its bias is a single number
+        self.apart = nn.BatchNorm2d(4)  # behind an activation, not a convolution
+        self.one = nn.Conv2d(4, 1, 1)  # has a bias of a single number
         self.auxiliary = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 3))  # never runs
         self.embedding = nn.Parameter(torch.rand(4))
         self.register_buffer("grid", torch.rand(4, 1, 1))
@@ -65,10 +65,12 @@ class OddNet(nn.Module):
 
 
 def unique(manifest: Manifest) -> int:
+    """Return the bytes of all distinct tensors of a bundle."""
     return sum(tensor.length for tensor in manifest.tensors.values())
 
 
 def held(workload: Workload) -> list[StoredModel]:
+    """Return the models of a workload with their original weights."""
     found = []
     for network in networks_of(workload).values():
         stage = network.cut.stages["main"]
@@ -84,7 +86,7 @@ def test_models_of_all_kinds(net: type[nn.Module], shared: bool, tmp_path: Path,
     state: Mapping[str, Tensor] = {}
     for seed, name in enumerate("ab"):
         model = trained_looking(net(), seed)
-        # BatchNorm stays each model's own, so TinyNet's depthwise kernels are folded and differ.
+        # Each model keeps its own BatchNorm, so TinyNet's depthwise kernels are folded and then differ.
         model.load_state_dict({key: value for key, value in state.items() if value.ndim > 1 and shared}, strict=False)
         state = model.state_dict()
         save(model, tmp_path / f"{name}.safetensors")
@@ -96,11 +98,13 @@ def test_models_of_all_kinds(net: type[nn.Module], shared: bool, tmp_path: Path,
 
 
 def merge(folder: Path, **settings: Any) -> MergeReport:
+    """Merge the workload in ``folder`` with a short search."""
     options = MergeOptions(settings=SearchSettings(steps=24, batch=50, **settings), device="cpu")
     return merge_workload(load_workload(folder / "workload.yaml"), folder / "merged", options)
 
 
 def merged(folder: Path, **settings: Any) -> tuple[MergeReport, Report]:
+    """Merge the workload in ``folder`` and compile the result; return both reports."""
     report = merge(folder, **settings)
     return report, compile_workload(load_workload(folder / "merged" / "workload.yaml"), folder / "bundle")
 
@@ -112,7 +116,7 @@ def test_a_merge_reports_what_its_bundle_holds(inside: bool, trained: Path) -> N
     assert report.merged_bytes == unique(made.manifest)
     assert made.merged is not None
     assert made.merged.unique == made.merged.reported == report.merged_bytes
-    # All kernels of the shallower model are the deeper one's, too.
+    # Every kernel of the shallower model has a partner in the deeper model.
     assert (report.saving == pytest.approx(report.potential)) == (not inside)
 
 

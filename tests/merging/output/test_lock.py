@@ -1,4 +1,4 @@
-"""A lock is held by one process, and by none that has died."""
+"""Test that one process at a time holds a lock, and that a killed process releases its lock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models that are made by modules beside the workload."""
+"""Test the copying of modules beside the workload that make its models."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Net(nn.Module):
 
 @pytest.fixture(autouse=True)
 def modules() -> Iterator[None]:
-    """What tests import is forgotten again."""
+    """Remove the modules that a test imported, and restore the import path."""
     path, known = list(sys.path), set(sys.modules)
     yield
     sys.path[:] = path
@@ -41,11 +41,13 @@ def modules() -> Iterator[None]:
 
 
 def build(workload: Workload) -> None:
+    """Build the workload's models, which imports their modules."""
     with pytest.warns(UserWarning, match="no weights given"):
         networks_of(workload)
 
 
 def at(root: Path, factory: str) -> Workload:
+    """Write and load a workload in ``root`` with one model from a factory."""
     document = {
         "schema_version": "1",
         "feeds": {"yard": {"source": "yard.mp4"}},
@@ -100,7 +102,7 @@ def test_installed_modules_stay_where_they_are(workload_in: Callable[..., Worklo
 
 
 def test_what_lies_below_but_was_imported_from_elsewhere_is_not_taken(tmp_path: Path) -> None:
-    """An environment in the workload's folder holds all that is installed."""
+    """Check that modules in a virtual environment inside the workload's folder count as installed."""
     installed = tmp_path / ".venv" / "lib"
     installed.mkdir(parents=True)
     (installed / "yard_installed.py").write_text(NET.format(sibling="yard_sizes"))

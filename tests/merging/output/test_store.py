@@ -1,4 +1,4 @@
-"""What is on disk after a crash, a full disk, or a clean end."""
+"""Test the content of the disk after a crash, a full disk, or a clean end."""
 
 from __future__ import annotations
 
@@ -27,12 +27,14 @@ SHARING = SharingMap().joined([(A, B)])
 
 
 class Opened(Protocol):
+    """Type of the fixture ``opened``."""
+
     def __call__(self, header: dict[str, Any], *, resume: bool = False) -> Store: ...
 
 
 @pytest.fixture
 def opened(tmp_path: Path) -> Iterator[Opened]:
-    """Open the store in ``merged``; what had it open before is at its end then."""
+    """Return a function that opens the store in ``merged`` and closes the store that it opened before."""
     last: list[Store] = []
 
     def open_(header: dict[str, Any], *, resume: bool = False) -> Store:
@@ -47,10 +49,12 @@ def opened(tmp_path: Path) -> Iterator[Opened]:
 
 
 def trial(group: str = "all", **fields: Any) -> Trial:
+    """Make a trial that shares one weight of models a and b."""
     return Trial(group, SHARING, frozenset("ab"), Start("donor", ("b", "a")), Recipe(10), **fields)
 
 
 def verdict(group: str = "all", ended: str = "done", value: float = 1.0) -> Verdict:
+    """Make an accepted verdict on a trial after which all weights are ``value``."""
     states = {name: {"0.weight": torch.full((2, 2), value)} for name in "ab"}
     scores = {"qa": 0.5, "qb": 0.75}
     outcome = Outcome(scores, scores, frozenset("a"), 20, 1.5, ended, {A: 0.25}, states)
@@ -58,14 +62,17 @@ def verdict(group: str = "all", ended: str = "done", value: float = 1.0) -> Verd
 
 
 def files(value: int = 1) -> dict[str, tuple[str, bytes | None]]:
+    """Make the weight files of models a and b, whose content is ``value``."""
     return {name: (f"{name}-0000000{value}.safetensors", str(value).encode()) for name in "ab"}
 
 
 def record(store: Store, *verdicts: Verdict, value: int = 1) -> None:
+    """Record a batch of verdicts with the weight files for ``value``."""
     store.record(verdicts, verdicts[-1].outcome.states, files(value))
 
 
 def report(**fields: Any) -> MergeReport:
+    """Make a report on a merge without queries or trials."""
     base: dict[str, Any] = {
         "strategy": "together",
         "seed": 0,
@@ -103,7 +110,8 @@ def test_a_line_cut_off_by_a_crash_is_forgotten_with_its_weights(tmp_path: Path,
         record(first, verdict(value=value), value=value)
     search = tmp_path / "merged" / "search"
     text = (search / "journal.jsonl").read_text()
-    # As if the second trial's weights were written, the first one's not yet deleted, and its line half.
+    # State after a crash: the second trial's weights are written, the first trial's are not yet deleted, and the second
+    # line is cut off.
     write_atomically(search / "last-1.safetensors", pack_states(verdict().outcome.states))
     (search / "journal.jsonl").write_text(text[:-40])
     again = opened(HEADER, resume=True)
@@ -111,7 +119,7 @@ def test_a_line_cut_off_by_a_crash_is_forgotten_with_its_weights(tmp_path: Path,
     assert again.recall([trial()]) is None
     assert torch.equal(again.last_states()["a"]["0.weight"], torch.ones(2, 2))
     assert again.weights["a"].read_bytes() == b"1"
-    # The trial runs again, and the file that the crash left is not taken for that of an older one.
+    # The trial runs again; the file that the crash left is not mistaken for the weights of an older trial.
     record(again, verdict(value=3), value=3)
     last = opened(HEADER, resume=True)
     assert torch.equal(last.last_states()["a"]["0.weight"], torch.full((2, 2), 3.0))
@@ -173,7 +181,7 @@ def test_a_folder_is_written_by_one_at_a_time(tmp_path: Path) -> None:
                 store.commit({}, report(), b"")
     with pytest.raises(InputError, match="was begun with seed 0"):
         Store(output, {**HEADER, "seed": 1}, resume=True)
-    # Nor does one that is refused keep it from others.
+    # A store that was refused does not keep the lock.
     Store(output, HEADER, resume=True).close()
 
 
@@ -245,7 +253,7 @@ def test_a_disk_that_fills_in_a_record_leaves_the_batch_before(
     def unsafe(_: int) -> None:
         nonlocal number
         number += 1
-        if number == 3:  # the weights of a, those to go on from, the line
+        if number == 3:  # first the weights of a, then last-2.safetensors, then the line in the journal
             raise OSError(28, "No space left on device")
 
     if name == "journal.jsonl":
@@ -257,7 +265,7 @@ def test_a_disk_that_fills_in_a_record_leaves_the_batch_before(
     monkeypatch.undo()
     again = opened(HEADER, resume=True)
     assert again.recall([trial()]) is not None
-    if name != "journal.jsonl":  # there, the line may have come to the disk or not
+    if name != "journal.jsonl":  # in that case the line may or may not be on the disk
         assert again.recall([trial()]) is None
         assert again.weights["a"].read_bytes() == b"1"
         assert torch.equal(again.last_states()["a"]["0.weight"], torch.ones(2, 2))

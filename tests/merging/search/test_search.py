@@ -1,4 +1,4 @@
-"""What a search keeps of what trials led to, with trials that only pretend to learn."""
+"""Tests of the search: what it commits after trials, which are faked here."""
 
 from __future__ import annotations
 
@@ -34,16 +34,21 @@ ORIGINALS: dict[str, State] = {
 
 
 def shared(*slots: str) -> SharingMap:
-    """``"ab0"`` is the first layer of a and b."""
+    """Return a sharing map; ``"ab0"`` shares layer 0 of the models a and b."""
     return SharingMap().joined([Use(model, f"{slot[-1]}.weight") for model in slot[:-1]] for slot in slots)
 
 
 def trial(sharing: SharingMap, learners: str, recipe: Recipe | None = Recipe(1), **fields: Any) -> Trial:  # noqa: B008
+    """Return a trial in which the models ``learners`` train."""
     return Trial("test", sharing, frozenset(learners), recipe=recipe, **fields)
 
 
 class Trainer:
-    """Runs jobs: models that learn get new weights, marked with the number of the trial; ``met`` says who meets."""
+    """Fake trainer: sets the weights of the models in training to the number of the trial.
+
+    Args:
+        met: for each trial in order, the names of the models that meet their goals.
+    """
 
     def __init__(self, *met: str) -> None:
         self._met = list(met)
@@ -54,6 +59,7 @@ class Trainer:
         return [self._run(job) for job in jobs]
 
     def _run(self, job: Job) -> Outcome:
+        """Run one job; weights shared with models that do not train are copied from these."""
         self.jobs.append(job)
         number, met = float(len(self.jobs)), frozenset(self._met.pop(0)) & job.trial.learners
         states = {
@@ -70,7 +76,12 @@ class Trainer:
 
 
 class Quiet:
-    """A journal that remembers nothing, or what it is given."""
+    """Journal that recalls the given outcomes of batches, and keeps what is recorded in memory.
+
+    Args:
+        known: outcomes of each batch to recall.
+        states: weights to restore once.
+    """
 
     def __init__(self, *known: Sequence[Outcome], states: Mapping[str, State] | None = None) -> None:
         self._known = list(known)
@@ -89,7 +100,7 @@ class Quiet:
 
 
 def ask(*batches: Iterable[Trial], told: list[Sequence[Verdict]] | None = None) -> Search:
-    """A strategy that asks for these batches, whatever comes of them."""
+    """Yield fixed batches of trials whatever their verdicts; the verdicts are appended to ``told``."""
     for batch in batches:
         verdicts = yield list(batch)
         if told is not None:
@@ -97,11 +108,12 @@ def ask(*batches: Iterable[Trial], told: list[Sequence[Verdict]] | None = None) 
 
 
 def marks(found: Found) -> dict[str, int]:
-    """Model to the number of the trial that its weights are of."""
+    """Return model name -> number of the trial that its committed weights come from."""
     return {name: int(state["mark"]) for name, state in found.states.items()}
 
 
 def run(trainer: Trainer, *batches: Iterable[Trial]) -> Found:
+    """Run a search over fixed batches of trials."""
     return search(PROBLEM, ask(*batches), ORIGINALS, trainer, Quiet())
 
 
@@ -137,7 +149,7 @@ def test_one_model_alone_may_share_with_itself() -> None:
 
 
 def test_who_misses_holds_those_back_that_it_shares_with() -> None:
-    # b goes back to the weights it had; a and c cannot keep theirs, as a shares with b since the first trial.
+    # b goes back to its earlier weights. As a shares with b since the first trial, a and c cannot keep their new ones.
     found = run(Trainer("ab", "ac"), [trial(shared("ab0"), "ab")], [trial(shared("abc0", "abc1"), "abc")])
     assert found.sharing == shared("ab0")
     assert marks(found) == {"a": 1, "b": 1, "c": 0, "d": 0}
@@ -149,7 +161,7 @@ def test_models_that_share_with_none_who_misses_are_kept() -> None:
     found = run(Trainer("ab", "cd"), *both)
     assert found.sharing == shared("ab0", "cd0")
     assert marks(found) == {"a": 1, "b": 1, "c": 2, "d": 2}
-    # What a and b reached in the trial that they missed is not what their weights reach.
+    # a and b have their accuracies of the first trial, as they went back to its weights.
     assert found.accuracies == {"a": 1.5, "b": 1.5, "c": 2.5, "d": 2.5}
 
 
@@ -172,12 +184,14 @@ def test_a_trial_that_saves_no_more_changes_nothing() -> None:
 def test_another_round_that_saves_no_more_is_kept_if_it_brings_queries_further() -> None:
     again = trial(shared("abc0"), "abc", base="last")
     found = run(Trainer("ab", "ab"), [trial(shared("abc0"), "abc")], [again])
-    # Nothing new is shared, but the later weights do better.
+    # Nothing new is shared, but the later weights are more accurate.
     assert [verdict.accepted for verdict in found.verdicts] == [True, False]
     assert marks(found) == {"a": 2, "b": 2, "c": 0, "d": 0}
     assert found.accuracies == {"a": 2.5, "b": 2.5}
 
     class Tiring(Trainer):
+        """Fake trainer with falling accuracies."""
+
         def _run(self, job: Job) -> Outcome:
             outcome = super()._run(job)
             scores = {name: 1 / len(self.jobs) for name in outcome.accuracies}
@@ -193,7 +207,7 @@ def test_on_the_last_weights() -> None:
     told: list[Sequence[Verdict]] = []
     steps = ask([trial(shared("ab0"), "ab")], [trial(shared("ab0"), "b", base="last")], told=told)
     found = search(PROBLEM, steps, ORIGINALS, trainer, Quiet())
-    # a met in the first trial, of which nothing was kept; b goes on from there, and meets.
+    # a meets its goal in the first trial, which is not committed. b goes on from there and meets its goal.
     assert not told[0][0].accepted
     assert int(trainer.jobs[1].states["b"]["mark"]) == 1
     assert found.sharing == shared("ab0")
@@ -210,7 +224,7 @@ def test_on_the_committed_weights_what_failed_is_forgotten() -> None:
     trainer = Trainer("a", "b")
     found = run(trainer, [trial(shared("ab0"), "ab")], [trial(shared("ab0"), "b")])
     assert int(trainer.jobs[1].states["a"]["mark"]) == 0
-    # b alone met, and the a of the second trial, the original, shares nothing yet.
+    # Only b meets its goal, and a has its original weights in the second trial, so nothing is shared.
     assert found.sharing == SharingMap()
 
 
@@ -232,7 +246,7 @@ def test_a_trial_that_went_wrong_leaves_the_last_weights() -> None:
 def test_a_start_that_is_good_enough_is_kept_without_a_step() -> None:
     starts = [trial(shared("ab0"), "ab", None), trial(shared("ab0", "ab1"), "ab", None)]
     found = run(Trainer("a", "ab"), starts)
-    # The first is not good enough for b, and a look alone keeps nothing in part.
+    # b misses its goal in the first trial. A trial without training is committed as a whole or not at all.
     assert [verdict.accepted for verdict in found.verdicts] == [False, True]
     assert found.sharing == shared("ab0", "ab1")
     assert marks(found) == {"a": 2, "b": 2, "c": 0, "d": 0}
@@ -258,7 +272,7 @@ def test_trials_side_by_side() -> None:
 
 
 def test_of_trials_side_by_side_that_touch_one_model_the_first_is_kept() -> None:
-    # Both go on from the original a: with the second's a, b would share weights that a has no more.
+    # Both trials begin with the original a. If both were committed, b would share weights that a no longer has.
     found = run(Trainer("ab", "ac"), [trial(shared("ab0"), "ab"), trial(shared("ac0", "ac1"), "ac")])
     assert found.sharing == shared("ab0")
     assert marks(found) == {"a": 1, "b": 1, "c": 0, "d": 0}
@@ -306,7 +320,7 @@ def test_weights_of_trials_that_are_over_are_let_go() -> None:
 
 
 def test_what_is_recalled_is_found_again_however_late_it_is() -> None:
-    """A search that goes on after its deadline, as it may while models are loaded, loses nothing."""
+    """Check that a resumed search finds everything again even if its deadline passes while models are loaded."""
     batches = [trial(shared("ab0"), "ab")], [trial(shared("ab0", "cd0"), "cd")], [trial(shared("abcd0"), "abcd")]
     trainer = Trainer("ab", "cd")
     whole = run(trainer, *batches[:2])
@@ -333,7 +347,7 @@ def test_kept() -> None:
     assert kept(shared("abc0"), nothing, frozenset()) == nothing
     assert kept(shared("abc0"), shared("ab0"), frozenset("ac")) is None
     assert kept(shared("abcd0"), shared("ab0"), frozenset("cd")) == shared("ab0", "cd0")
-    # Tied through a third model is tied, too.
+    # a and c are tied through the shared weights of b.
     assert kept(shared("abcd0"), shared("ab0", "bc1"), frozenset("ad")) is None
 
 
@@ -352,7 +366,7 @@ MET = st.builds("".join, st.sets(st.sampled_from(MODELS)))
 
 @given(st.lists(st.lists(st.tuples(SLOTS, MET, st.booleans()), min_size=1, max_size=2), max_size=5))
 def test_only_models_that_met_share_and_saving_never_falls(script: Script) -> None:
-    """Whatever is asked for in the way of the published heuristic, alone or side by side, and whatever comes of it."""
+    """Check invariants for random requests in the manner of the published heuristic, with random outcomes."""
     trainer = Trainer(*(met for batch in script for _, met, _ in batch))
     saved = [0]
 
@@ -378,11 +392,12 @@ def test_only_models_that_met_share_and_saving_never_falls(script: Script) -> No
             assert found.accuracies[name] == number + 0.5
         else:
             assert found.states[name] is ORIGINALS[name]
-    # And the same search recalled is the same again.
+    # Recalling the search gives the same result.
     known, states = iter(found.verdicts), found.states
     recalled = Quiet(*([next(known).outcome for _ in range(count)] for count, _, _ in journal.recorded), states=states)
     assert search(PROBLEM, strategy(), ORIGINALS, _never, recalled) == found
 
 
 def _never(jobs: Sequence[Job]) -> list[Outcome]:
+    """Fail if any job has to run."""
     raise AssertionError("everything is recalled")

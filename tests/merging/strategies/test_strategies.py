@@ -1,4 +1,4 @@
-"""What strategies ask for, given what came of the trials before."""
+"""Tests of search strategies: the trials that they ask for, given the verdicts on earlier trials."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ Met = Callable[[Trial], str]
 
 
 def problem(seed: int = 0, /, **models: str) -> Problem:
-    """Models by name, each a string of layers, a letter for each definition; ``a`` holds 10 bytes, ``b`` 20 ..."""
+    """Return a problem of models, each given as a string of layers, with a letter for each definition.
+
+    A layer ``a`` has 10 bytes, ``b`` 20, ``c`` 30 and so on.
+    """
     return Problem(
         {
             name: tuple(
@@ -34,6 +37,8 @@ def problem(seed: int = 0, /, **models: str) -> Problem:
 
 
 class Quiet:
+    """Journal that remembers nothing."""
+
     def recall(self, trials: Sequence[Trial]) -> None:
         return None
 
@@ -53,7 +58,20 @@ def drive(
     ended: Callable[[Trial], str] = lambda trial: "",
     **settings: Any,
 ) -> tuple[list[list[Trial]], Found]:
-    """Run a strategy with trials of which ``met`` tells who meets; returns the batches, and what was found."""
+    """Run a strategy with trials whose outcomes are made up.
+
+    Args:
+        made: the problem.
+        name: name of the strategy.
+        met: trial -> names of the models that meet their targets.
+        strain: strain of each weight, for models that miss their targets.
+        accuracies: trial -> accuracy of the models that miss their targets, one for all or by name.
+        ended: trial -> why its training ended; empty for ``met`` or ``done``, as ``met`` has it.
+        settings: settings of the search.
+
+    Returns:
+        The batches of trials, and the state of the search at its end.
+    """
     batches: list[list[Trial]] = []
     originals = {model: {layer.parameter: torch.zeros(1) for layer in made.layers[model]} for model in made.models}
 
@@ -77,12 +95,13 @@ def drive(
 
 
 def one_each(batches: list[list[Trial]]) -> list[Trial]:
+    """Return the trials of batches that must have one trial each."""
     assert all(len(batch) == 1 for batch in batches)
     return [batch[0] for batch in batches]
 
 
 def added(trials: Sequence[Trial], accepted: Sequence[bool]) -> list[str]:
-    """What each trial shares more than those that were accepted before: ``b(xy)``, twice if so many layers."""
+    """Return the slots that each trial adds to the last accepted one, as ``1(xy)``: layer number and models."""
     known, found = SharingMap(), []
     for trial, taken in zip(trials, accepted, strict=True):
         new = [slot for slot in trial.sharing.slots if slot not in known.slots]
@@ -92,14 +111,16 @@ def added(trials: Sequence[Trial], accepted: Sequence[bool]) -> list[str]:
 
 
 def everyone(trial: Trial) -> str:
+    """Say that all models in training meet their targets."""
     return "".join(trial.learners)
 
 
 def nobody(trial: Trial) -> str:
+    """Say that no model meets its target."""
     return ""
 
 
-# Layer 0 of each is a, 1 is b and so on, so that a slot's first parameter tells its definition.
+# Layer 0 of each model is an a, layer 1 a b and so on, so that the layer number of a slot tells its definition.
 FLAT = {"x": "abcd", "y": "abcd", "z": "abcd"}
 
 
@@ -141,7 +162,7 @@ def test_random_is_each_group_once_and_the_seed_repeats_it() -> None:
 
 def test_half_of_a_group_is_tried_when_it_fails() -> None:
     trials = one_each(drive(problem(x="dddd", y="dddd"), "heaviest", nobody)[0])
-    # The first half of the layers, and of these again; of a single pair nothing is left.
+    # Half of the layers is tried, then half of these. A single pair is not halved.
     assert added(trials, [False] * 3) == ["0(xy) 1(xy) 2(xy) 3(xy)", "0(xy) 1(xy)", "0(xy)"]
 
 
@@ -156,7 +177,7 @@ def test_a_group_is_given_up_when_half_of_it_saves_less_than_the_next() -> None:
     # Two layers of d save 80; one of them saves 40, less than the 60 of c, which is next.
     batches, _ = drive(problem(x="ddcc", y="ddcc"), "heaviest", nobody)
     assert added(one_each(batches), [False] * 3) == ["0(xy) 1(xy)", "2(xy) 3(xy)", "2(xy)"]
-    # Half of four layers of d saves as much as two of d would: it is tried.
+    # Half of four layers of d saves 80, more than the 20 of b: it is tried.
     batches, _ = drive(problem(x="ddddb", y="ddddb"), "heaviest", nobody)
     assert added(one_each(batches), [False] * 4) == ["0(xy) 1(xy) 2(xy) 3(xy)", "0(xy) 1(xy)", "0(xy)", "4(xy)"]
 
@@ -167,7 +188,7 @@ def test_of_two_groups_the_first_alone_is_tried_when_both_fail() -> None:
 
 
 def test_of_models_that_share_nothing_without_the_last_no_half_is_tried() -> None:
-    # x is largest and has nothing in common with the others, so that half of the models is x and y.
+    # x is the largest model and shares nothing with y and z. Half of the models is x and y, which has no slot.
     batches, _ = drive(problem(x="dd", y="a", z="a"), "one-model", nobody)
     assert added(one_each(batches), [False]) == ["0(yz)"]
 
@@ -179,7 +200,7 @@ def test_a_partial_success_goes_on_with_what_it_left() -> None:
 
 
 def test_models_that_are_tied_already_learn_with_the_others() -> None:
-    # b is in w and x, a in x and y: when a is tried, w is tied through b.
+    # w and x share b already when x and y try a, so w trains with them.
     batches, _ = drive(problem(w="b", x="ab", y="a"), "heaviest", everyone)
     assert [sorted(trial.learners) for trial in one_each(batches)] == [["w", "x"], ["w", "x", "y"]]
 
@@ -206,6 +227,7 @@ def test_nothing_to_share_is_no_trial(name: str) -> None:
 
 
 def _zeros(**models: str) -> dict[str, Any]:
+    """Return original weights for the models of a problem, all zero."""
     made = problem(**models)
     return {model: {layer.parameter: torch.zeros(1) for layer in made.layers[model]} for model in made.models}
 
@@ -233,6 +255,7 @@ DEEP = {"x": "abab", "y": "ababab", "z": "ab"}
 
 
 def looks(trial: Trial) -> bool:
+    """Check whether a trial only evaluates its starting weights."""
     return trial.recipe is None
 
 
@@ -251,7 +274,7 @@ def test_together_tries_every_donor_and_takes_the_best() -> None:
     assert (trial.start.kind, trial.start.order[0], trial.base) == ("donor", "z", "committed")
     assert trial.learners == frozenset("xyz")
     assert len(batches) == 2
-    # Inside models, too: two tensors are left.
+    # Layers inside models share too, so two tensors are left.
     assert len(found.sharing.slots) == 2
 
 
@@ -304,7 +327,7 @@ def test_together_goes_on_for_longer_while_some_miss() -> None:
 
 
 def test_together_does_not_go_on_where_another_round_promises_too_little() -> None:
-    # What was gained is less than what is missing.
+    # The second round gains 0.3, less than the 0.4 that are missing.
     batches, _ = drive(
         problem(**DEEP),
         "together",
@@ -312,7 +335,7 @@ def test_together_does_not_go_on_where_another_round_promises_too_little() -> No
         start="first",
         accuracies=lambda trial: 0.6 if trial.group.endswith("round 2") else 0.3,
     )
-    # What comes third begins anew, with less.
+    # The third trial begins anew, with fewer slots.
     assert [trial.base for trial in one_each(batches)][:3] == ["committed", "last", "committed"]
 
 
@@ -338,7 +361,7 @@ def test_a_model_without_hope_does_not_keep_the_others_from_another_round() -> N
     assert [set(trial.learners) for trial in trials[:3]] == [set("xyz"), set("xyz"), set("xy")]
     assert trials[2].sharing.models == set("xy")
     assert found.sharing.models == set("xy")
-    # It gets something back meanwhile, alone.
+    # Afterwards z alone is retrained with private layers.
     assert all(trial.learners == {"z"} for trial in trials[3:])
 
 
@@ -350,7 +373,7 @@ def test_models_that_share_already_are_left_out_together() -> None:
         return {"x": 0.9 if late else 0.5, "y": 0.5, "z": 0.9 if late else 0.5}
 
     def met(trial: Trial) -> str:
-        # All bear the heaviest layer; with the other on top, y does not.
+        # All models meet their targets with the heaviest layer shared; with both layers, y does not.
         return "xyz" if len(trial.sharing.slots) == 1 and trial.sharing.slots[0][0].parameter.startswith("1") else ""
 
     batches, found = drive(made, "together", met, accuracies=accuracies, start="first", inside=False)
@@ -383,6 +406,7 @@ def test_together_goes_on_until_queries_have_something_to_spare() -> None:
 
 
 def at_least(slots: int) -> Met:
+    """Say that all models meet their targets if a trial has at least so many slots, and none otherwise."""
     return lambda trial: "xyz" if len(trial.sharing.slots) >= slots else ""
 
 
@@ -390,16 +414,16 @@ def test_models_that_bear_everything_are_left_with_half_as_many_blocks() -> None
     made = problem(x="a" * 8, y="a" * 6)
     batches, found = drive(made, "together", everyone, start="first")
     trials = one_each(batches)
-    # First a half of what that saves, then the rest.
+    # The first fold saves half, the second the rest.
     assert [len(trial.sharing.slots) for trial in trials] == [6, 5, 4]
-    # The start is what all have agreed on.
+    # Folding starts from the committed weights.
     assert [trial.start.kind for trial in trials] == ["first", "donor", "donor"]
     assert all(trial.base == "committed" for trial in trials)
     assert len(found.sharing.slots) == 4
-    # As often as is asked for, while there are two blocks.
+    # Blocks are halved ``folds`` times, while there are two blocks.
     for folds, left in ((0, 6), (2, 2), (5, 2)):
         assert len(drive(made, "together", everyone, start="first", folds=folds)[1].sharing.slots) == left
-    # As far as all can bear it, and not where somebody cannot bear what there is.
+    # Folding ends at the first failure, and does not begin if some model misses its target before.
     for least, tried, left in ((4, 3, 4), (5, 3, 5), (6, 2, 6)):
         batches, found = drive(made, "together", at_least(least), start="first")
         assert (len(batches), len(found.sharing.slots)) == (tried, left)
@@ -408,7 +432,7 @@ def test_models_that_bear_everything_are_left_with_half_as_many_blocks() -> None
 
 
 def strained(made: Problem) -> dict[Use, float]:
-    """The deeper a layer, the more it is pulled at; of all uses of the workload."""
+    """Return a strain for every weight of a problem that grows with the layer's depth."""
     return {
         Use(model, layer.parameter): float(index + 1)
         for model in made.models
@@ -417,7 +441,7 @@ def strained(made: Problem) -> dict[Use, float]:
 
 
 def own_layers(trial: Trial, model: str, count: int) -> range:
-    """Indices of the layers that a trial leaves to a model alone, which are those at its end."""
+    """Return the indices of the layers that a trial leaves private to a model; they must be its last ones."""
     own = sorted(set(range(count)) - {int(use.parameter[:-7]) for use in trial.sharing.uses if use.model == model})
     assert own == list(range(count - len(own), count))
     return range(count - len(own), count)
@@ -431,9 +455,9 @@ def test_a_query_that_misses_gets_back_what_it_pulls_at_hardest() -> None:
 
     batches, found = drive(made, "together", met, strained(made), start="first", inside=False)
     alone = [trial for trial in one_each(batches) if trial.learners == frozenset("z")]
-    # Two, four and eight of sixteen: the last ones, which are pulled at hardest.
+    # Two, four and eight of sixteen layers become private: the last ones, which have the highest strain.
     assert [own_layers(trial, "z", 16) for trial in alone] == [range(14, 16), range(12, 16), range(8, 16)]
-    # It begins with what the others have agreed on, and goes on from there.
+    # The first attempt starts from the weights that the others share, the next ones from the attempt before.
     assert [trial.base for trial in alone] == ["committed", "last", "last"]
     assert [(trial.start.kind, trial.start.order) for trial in alone[:2]] == [("donor", ("x", "y", "z")), ("keep", ())]
     assert found.sharing.models == {"x", "y"}
@@ -488,12 +512,12 @@ def test_small_models_are_not_tried_twice_in_one_way() -> None:
         return "xy" if trial.learners == frozenset("xyz") else ""
 
     batches, _ = drive(made, "together", met, strained(made), start="first", inside=False)
-    # An eighth, a quarter and half of two layers is one layer each time.
+    # An eighth, a quarter and half of two layers are one layer each, which is tried once.
     assert len([trial for trial in one_each(batches) if trial.learners == frozenset("z")]) == 1
 
 
 def test_what_hardly_anybody_bears_is_halved_and_begun_anew() -> None:
-    # Heaviest first: c saves half of it all.
+    # Layers of 20, 20 and 30 bytes besides one of 10: the heaviest are tried first.
     made = problem(x="abbc", y="abbc")
 
     def met(trial: Trial) -> str:
@@ -502,8 +526,8 @@ def test_what_hardly_anybody_bears_is_halved_and_begun_anew() -> None:
     batches, found = drive(made, "together", met, strained(made), start="first", inside=False)
     trials = one_each(batches)
     assert all(trial.learners == frozenset("xy") for trial in trials)
-    # A weight of 30 bytes and one of 20, of 80; then the one of 30; what is left of these two; the other half, and each
-    # weight of it.
+    # Of 80 bytes: all; the layers of 30 and 20; that of 30, which is kept; both again; the other two with the kept one;
+    # and each of these two with the kept one.
     assert [len(trial.sharing.slots) for trial in trials if trial.base == "committed"] == [4, 2, 1, 2, 3, 2, 2]
     assert {trial.start.kind for trial in trials if trial.base == "committed"} == {"first"}
     assert found.sharing.slots == ((Use("x", "3.weight"), Use("y", "3.weight")),)
@@ -517,7 +541,7 @@ def test_what_is_left_of_a_half_is_tried_on_top_of_the_other() -> None:
 
     batches, found = drive(made, "together", met, strained(made), start="first", inside=False)
     slots = [len(trial.sharing.slots) for trial in one_each(batches) if trial.base == "committed"]
-    # All, the heavier half, all again, and of the lighter half each weight.
+    # All layers; the heavier half, which is kept; all again; and each layer of the lighter half with the kept ones.
     assert slots == [4, 2, 4, 3, 3]
     assert len(found.sharing.slots) == 2
 
@@ -531,7 +555,7 @@ def test_where_sharing_all_leaves_nobody_with_anything_that_is_not_trained() -> 
 
     batches, found = drive(made, "together", lambda trial: "" if looks(trial) else "xy", accuracies=accuracies)
     trained = [len(trial.sharing.slots) for batch in batches for trial in batch if not looks(trial)]
-    # Half of it is, whatever its start.
+    # Halves are trained whatever their starting weights keep.
     assert trained == [2, 4]
     assert len(found.sharing.slots) == 4
 
@@ -545,7 +569,7 @@ def test_a_model_that_shares_with_itself_alone_is_none_to_join() -> None:
     batches, found = drive(made, "together", met, strained(made), start="first")
     trials = one_each(batches)
     assert all(trial.learners == frozenset("xyz") for trial in trials)
-    # What x keeps of it stays in what is tried next.
+    # The layers that x shares with itself stay shared in the next trials.
     assert all(len({use.parameter for use in slot if use.model == "x"}) > 1 for slot in trials[-1].sharing.slots)
     assert found.sharing.models == set("xyz")
 

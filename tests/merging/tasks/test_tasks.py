@@ -1,4 +1,4 @@
-"""Tasks: a teacher agrees with itself, and what is not its answer costs what it should."""
+"""Test the tasks: a teacher agrees with itself, and other answers cost what they should."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 
-from gemel.bundles.manifest import (
+from gemel.bundles.decode_specs import (
     CenterFaceDecode,
     ClassificationDecode,
     DecodeSpec,
     EmbeddingDecode,
     FasterRcnnDecode,
-    InputSpec,
     SsdDecode,
     YoloDecode,
     YoloHead,
 )
+from gemel.bundles.manifest import InputSpec
 from gemel.compiler.heads import Cut, StageModule, cut
 from gemel.errors import DataError, ModelError
 from gemel.frames.preprocess import Geometry
@@ -41,16 +41,18 @@ ANCHORS = np.array([[x, y, x + 16, y + 16] for y in range(0, 64, 16) for x in ra
 
 
 def images(count: int, source: tuple[int, int] = SIZE, valid: tuple[int, int] = SIZE, **known: Any) -> Images:
+    """Make black images; ``known`` are their labels or boxes."""
     pixels = torch.zeros(count, 3, *SIZE, dtype=torch.uint8)
     return Images(pixels, (Geometry(source, SIZE, valid),) * count, InputSpec(size=SIZE), **known)
 
 
 def query(task: str, **changes: Any) -> Query:
+    """Make a query named ``door``."""
     return Query.model_validate({"name": "door", "feed": "yard", "task": task, "model": {"factory": "a:b"}, **changes})
 
 
 def task(spec: DecodeSpec, *outputs: str, **changes: Any) -> Task:
-    """The task of a query whose model has these outputs."""
+    """Make the task of a query whose model has outputs of these names, decoded by ``spec``."""
     kind = spec.kind if spec.kind in ("classification", "embedding") else "detection"
     made = query(kind, **changes)
     stage = StageModule(nn.Identity(), {}, outputs)
@@ -58,13 +60,21 @@ def task(spec: DecodeSpec, *outputs: str, **changes: Any) -> Task:
 
 
 def ssd(activation: str = "softmax", background: bool = True, classes: int = 2, **changes: Any) -> Task:
+    """Make the task of an SSD with the anchors :data:`ANCHORS`; ``changes`` are fields of the query."""
     spec = {"classes": classes, "score_threshold": 0.2, "anchors": "a", "box_weights": (10.0, 10.0, 5.0, 5.0)}
     made = SsdDecode.model_validate({**spec, "activation": activation, "background": background})
     return task(made, "logits", "boxes", **changes)
 
 
 def logits(*objects: tuple[int, int, int], count: int = 2, classes: int = 2, height: float = 4.0) -> Tensor:
-    """Scores with a background; ``objects`` are image, anchor and class."""
+    """Make scores ``[count, A, classes + 1]`` that say background everywhere but at ``objects``.
+
+    Args:
+        objects: image, anchor and class of each object.
+        count: number of images.
+        classes: number of classes, the background not counted.
+        height: logit of an object's class; the background's is 0 there.
+    """
     scores = torch.zeros(count, len(ANCHORS), classes + 1)
     scores[..., 0] = 4.0
     for image, anchor, number in objects:
@@ -74,10 +84,12 @@ def logits(*objects: tuple[int, int, int], count: int = 2, classes: int = 2, hei
 
 
 def box_deltas(count: int = 2) -> Tensor:
+    """Make box outputs that leave every anchor as it is."""
     return torch.zeros(count, len(ANCHORS), 4)
 
 
 def yolo() -> tuple[Task, Callable[[], Outputs]]:
+    """Make the task of a YOLO detector, and a function that makes random outputs."""
     heads = (
         YoloHead(output="b", stride=16, anchors=((16, 16), (30, 30))),
         YoloHead(output="a", stride=32, anchors=((40, 20),)),
@@ -87,6 +99,7 @@ def yolo() -> tuple[Task, Callable[[], Outputs]]:
 
 
 def centerface() -> tuple[Task, Callable[[], Outputs]]:
+    """Make the task of a CenterFace detector, and a function that makes random outputs."""
     made = task(CenterFaceDecode(classes=1, heatmap="h", scale="s", offset="o"), "h", "s", "o", "landmarks")
     return made, lambda: (
         torch.rand(2, 1, 16, 16),
@@ -97,6 +110,7 @@ def centerface() -> tuple[Task, Callable[[], Outputs]]:
 
 
 def detectors() -> dict[str, tuple[Task, Callable[[], Outputs]]]:
+    """Make a task of each kind of detector, each with a function that makes random outputs."""
     rows = len(ANCHORS)
     return {
         "softmax": (ssd(), lambda: (torch.randn(2, rows, 3), torch.randn(2, rows, 4))),
@@ -108,6 +122,7 @@ def detectors() -> dict[str, tuple[Task, Callable[[], Outputs]]]:
 
 
 def others() -> dict[str, tuple[Task, Callable[[], Outputs]]]:
+    """Make tasks that are no detection, each with a function that makes random outputs."""
     return {
         "classification": (task(ClassificationDecode(classes=5), "logits"), lambda: (torch.randn(4, 5),)),
         "probabilities": (
@@ -200,7 +215,7 @@ def test_a_wrong_class_is_no_agreement_and_classes_count_by_their_objects() -> N
 
 
 def test_boxes_in_source_pixels_are_the_truth_where_they_are_known() -> None:
-    # A frame of 128 x 128 in the upper half of the input's pixels: 4 source pixels an input pixel.
+    # A frame of 128 x 256 pixels covers the upper half of the input: 4 source pixels for each input pixel.
     objects = Boxes(torch.tensor([[0.0, 0.0, 64.0, 64.0]]), torch.tensor([1]))
     nothing = Boxes(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
     held = images(2, source=(128, 256), valid=(32, 64), boxes=(objects, nothing))
@@ -267,6 +282,7 @@ def test_the_loss_on_boxes_is_torchvisions() -> None:
 
 
 def _overlaps(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """Return the intersection over union of each box with each anchor."""
     from torchvision.ops import box_iou
 
     overlaps: Tensor = box_iou(boxes, anchors)
@@ -298,7 +314,7 @@ def test_what_labels_teach() -> None:
     boxed, labelled = images(2, boxes=(nothing, nothing)), images(2, labels=torch.zeros(2, dtype=torch.int64))
     assert ssd().learns_from(boxed)
     assert not ssd().learns_from(images(2))
-    # Without anchors there is nothing to match boxes with.
+    # Among detectors, only SSD, SSDLite and RetinaNet are trained on boxes.
     assert not yolo()[0].learns_from(boxed)
     assert ClassificationTask().learns_from(labelled)
     assert not ClassificationTask().learns_from(images(2))
@@ -323,11 +339,11 @@ def test_embeddings_are_judged_by_how_they_differ_from_their_mean() -> None:
     teacher = 5 + torch.rand(20, 8)
     made = EmbeddingTask("door")
     assert made.accuracy((teacher,), (teacher,), images(20)) == pytest.approx(1)
-    # All of these are nearly parallel to the teacher's.
+    # The vectors of all of these answers are nearly parallel to the teacher's.
     assert made.accuracy((teacher.flip(0),), (teacher,), images(20)) < 0.3
     assert made.accuracy((teacher.mean(0).expand(20, -1),), (teacher,), images(20)) < 0.1
     assert made.accuracy((2 * teacher.mean(0) - teacher,), (teacher,), images(20)) == 0
-    # Length does not count where only directions are reported.
+    # Lengths do not count if the query reports vectors of unit length.
     assert made.accuracy((3 * teacher,), (teacher,), images(20)) == pytest.approx(1)
     assert EmbeddingTask("door", unit=False).accuracy((3 * teacher,), (teacher,), images(20)) < 0.9
 

@@ -1,4 +1,4 @@
-"""Channels in another order: the same function, weights that are alike."""
+"""Tests of channel alignment: models compute the same afterwards, and their weights become similar."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ IMAGE = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 class Mixed(nn.Module):
-    """A sum, a concatenation, a depthwise and a transposed convolution, a flattened map, BatchNorm with and without."""
+    """A model with every operation that ties channels together.
+
+    A sum, a concatenation, a depthwise and a transposed convolution, a flattened map, and BatchNorm with and without
+    scale and shift.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +52,7 @@ class Mixed(nn.Module):
 
 
 def shuffled(subject: Subject) -> Subject:
-    """With its channels in some other order, wherever that can be."""
+    """Permute a model's channels at random, in place, wherever their order is free; return the model."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for channels in _channels(subject, IMAGE):
@@ -57,11 +61,13 @@ def shuffled(subject: Subject) -> Subject:
 
 
 def pairs(to: Subject, own: Subject) -> list[tuple[Tensor, nn.Parameter]]:
+    """Return pairs of a reference model's weight and the same weight of another model."""
     return [(weight.detach(), own.model.get_parameter(name)) for name, weight in to.model.named_parameters()
             if name.endswith("weight") and weight.ndim > 1]  # fmt: skip
 
 
 def outputs(subject: Subject) -> Tensor:
+    """Return the model's output on the test image."""
     with torch.no_grad():
         return outputs_of(subject.student.eval(), IMAGE)[0]
 
@@ -73,7 +79,7 @@ def test_every_order_that_can_be_changed_is_found_again(
     model: Callable[[], nn.Module] | None, count: int, subject: MakeSubject
 ) -> None:
     there, here = subject("a", model), shuffled(subject("a", model))
-    # A ResNet of this kind pads channels between its stages: the order inside its blocks is all that may change.
+    # A CIFAR ResNet pads channels between its stages, so only the order inside its blocks is free.
     assert len(_channels(here, IMAGE)) == count
     torch.testing.assert_close(outputs(here), outputs(there))
     state = there.state()
@@ -110,7 +116,7 @@ def test_models_that_differ_in_their_order_alone_are_averaged_without_loss(still
     slots = [[Use("a", f"{layer}.weight"), Use("b", f"{layer}.weight")] for layer in ("conv1", "conv2")]
     original = subjects["a"].state()
     states = {name: each.state() for name, each in subjects.items()}
-    # What is shared with others must not move.
+    # Channels of a weight that is shared with another model must not move.
     shared = SharingMap().joined([[Use("b", "conv1.weight"), Use("c", "conv1.weight")]]) if still else SharingMap()
     trial = Trial("", SharingMap().joined(slots), frozenset("ab"), Start("average", ("a", "b")))
     found = TrialRunner(subjects)(trial, states, shared).states["b"]

@@ -1,4 +1,4 @@
-"""Where retraining starts from: donors, averages, statistics and heads."""
+"""Tests of starting weights: donors, averages, BatchNorm re-estimation and refitted heads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MakeSubject = Callable[..., Subject]
 
 
 class Net(nn.Module):
-    """Three equal layers, the last without a BatchNorm of its own, and a head."""
+    """A model with three equal layers, the last without a BatchNorm behind it, and a head."""
 
     def __init__(self, head: nn.Module | None = None, affine: bool = True) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Net(nn.Module):
         x = torch.relu(self.norm2(self.late(x)))
         x = torch.relu(self.bare(x))
         if isinstance(self.head, nn.Conv2d):
-            # One head for features of two sizes, as detectors have it.
+            # Call one head on features of two sizes, as detectors do.
             places: Tensor = torch.cat([self.head(each).flatten(1) for each in (x, x[:, :, ::2, ::2])], 1)
             return places
         scores: Tensor = self.head(x.mean((2, 3)))
@@ -49,15 +49,18 @@ class Net(nn.Module):
 
 
 def pair_of(subject: MakeSubject, affine: bool = True) -> dict[str, Subject]:
+    """Return the models ``a`` and ``b`` with different weights; ``affine`` is of a BatchNorm of ``b``."""
     return {"a": subject("a", Net, seed=0), "b": subject("b", lambda: Net(affine=affine), seed=1)}
 
 
 def values(subject: Subject, name: str) -> Tensor:
+    """Return a copy of a tensor of the model's state dict."""
     value: Tensor = subject.model.state_dict()[name]
     return value.clone()
 
 
 def slot(*uses: tuple[str, str]) -> tuple[Use, ...]:
+    """Return the slot of the weights of some layers, each given as model and layer."""
     return tuple(sorted(Use(model, f"{layer}.weight") for model, layer in uses))
 
 
@@ -93,7 +96,7 @@ def test_the_first_gives_its_kernel_alone(subject: MakeSubject) -> None:
 
 def test_a_donor_that_uses_a_slot_twice_gives_the_layer_that_runs_first(subject: MakeSubject) -> None:
     subjects = pair_of(subject)
-    # ``late`` was made first and runs second.
+    # ``late`` was constructed first and runs second.
     donate(subjects, [slot(("a", "early"), ("a", "late"), ("b", "late"))], ("a", "b"))
     first = values(subjects["a"], "early.weight")
     assert torch.equal(values(subjects["a"], "late.weight"), first)
@@ -136,7 +139,7 @@ def test_statistics_are_those_of_the_images(subject: MakeSubject) -> None:
     for name, index in (("norm0.running_mean", 0), ("norm0.running_var", 1)):
         expected = torch.stack([each[index] for each in seen]).mean(0)
         assert torch.allclose(values(made, name), expected, rtol=1e-4, atol=1e-6)
-    # It trains as before from here.
+    # Momentum and mode are as before, so that training can follow.
     assert {made.model.get_submodule(f"norm{index}").momentum for index in range(3)} == {0.1}
     assert not any(layer.training for layer in made.student.modules())
 
@@ -171,12 +174,13 @@ def test_a_model_without_statistics_is_not_judged_by_them(
 ) -> None:
     norm = [] if statistics is None else [nn.BatchNorm2d(3, track_running_stats=statistics)]
     made = subject("a", lambda: nn.Sequential(*norm, nn.Flatten(), nn.Linear(192, 3)))
-    # Few of its images may be harder than all of them.
+    # An accuracy of 0.5 on few images must not count: the images may just be hard ones.
     monkeypatch.setattr(Subject, "accuracies", lambda *_: {"a": 0.5})
     assert not is_narrow(made, iter(()), 8)
 
 
 def embedding(made: Subject) -> Tensor:
+    """Return the model's output on all training images."""
     with torch.no_grad():
         output: Tensor = made.student(made.train.batch(torch.arange(64)))
     return output

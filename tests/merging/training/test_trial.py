@@ -1,4 +1,4 @@
-"""Trials: from a start through retraining to accuracies, and nothing left behind."""
+"""Tests of trials: starting weights, retraining, accuracies, and modules that are as before afterwards."""
 
 from __future__ import annotations
 
@@ -25,13 +25,15 @@ ALL = SharingMap().joined([Use(model, f"conv{index}.weight") for model in "abc"]
 
 @pytest.fixture
 def subjects(subject: MakeSubject) -> dict[str, Subject]:
-    """Three models with dropout; ``c`` can never be satisfied."""
+    """Return three models with dropout; no accuracy reaches the goal of ``c``."""
     made = {name: subject(name, Dropping, seed=index) for index, name in enumerate("abc")}
     made["c"] = replace(made["c"], held=tuple(replace(each, original=2.0) for each in made["c"].held))
     return made
 
 
 class Dropping(nn.Module):
+    """A model with two convolutions, BatchNorms, dropout and a head."""
+
     def __init__(self) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 6, 3, padding=1, bias=False)
@@ -49,18 +51,22 @@ class Dropping(nn.Module):
 
 
 def states(subjects: dict[str, Subject]) -> dict[str, dict[str, Tensor]]:
+    """Return model name -> copy of its weights."""
     return {name: each.state() for name, each in subjects.items()}
 
 
 def trial(learners: str = "abc", **fields: Any) -> Trial:
+    """Return a trial that shares both convolutions between all models and trains four steps."""
     return Trial("test", ALL, frozenset(learners), **{"recipe": Recipe(4, batch=32, checks=0), **fields})
 
 
 def comparable(outcome: Outcome) -> Outcome:
+    """Return an outcome without its duration and weights."""
     return replace(outcome, seconds=0.0, states={})
 
 
 def equal(first: Outcome, second: Outcome) -> bool:
+    """Check that two outcomes are equal, weights included and durations excluded."""
     return comparable(first) == comparable(second) and all(
         torch.equal(value, second.states[model][name])
         for model, state in first.states.items()
@@ -74,7 +80,7 @@ def test_trials_leave_nothing_behind(kind: Any, subjects: dict[str, Subject]) ->
     tried = trial(start=Start(kind, ("b", "a", "c")))
     first = TrialRunner(subjects)(tried, originals, SharingMap())
     runner = TrialRunner(subjects)
-    # Others in between: shared otherwise, frozen, gone wrong, stopped; and whatever random numbers were drawn.
+    # Run other trials in between: other sharing, frozen models, a failure and an interrupt. Draw random numbers, too.
     runner(trial("ab", start=Start("donor", ("a",)), recipe=None), originals, SharingMap())
     runner(trial("a"), originals, SharingMap())
     runner(trial(recipe=Recipe(4, rate=1e30, batch=32)), originals, SharingMap())
@@ -85,6 +91,7 @@ def test_trials_leave_nothing_behind(kind: Any, subjects: dict[str, Subject]) ->
 
 
 def stop(progress: TrainingProgress) -> None:
+    """Interrupt a training, as Ctrl-C does."""
     raise KeyboardInterrupt
 
 
@@ -104,7 +111,7 @@ def test_what_is_shared_is_equal_afterwards(subjects: dict[str, Subject]) -> Non
         assert all(torch.equal(first, other) for other in others)
     assert not torch.equal(outcome.states["a"]["norm1.weight"], outcome.states["b"]["norm1.weight"])
     assert "c" not in outcome.met
-    # Of those that met, too: what they would give up first may help the others.
+    # Strain is measured for models that met their goals too.
     assert {use.model for use in outcome.strain} == set("abc")
 
 
@@ -177,7 +184,7 @@ def test_every_query_of_a_model_must_meet(subject: MakeSubject) -> None:
 
 
 class Tied(nn.Module):
-    """Its two convolutions hold one weight."""
+    """A model whose two convolutions hold one weight."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -194,7 +201,7 @@ class Tied(nn.Module):
 
 def test_what_is_tied_inside_a_model_stays_tied(subject: MakeSubject) -> None:
     made = {"a": subject("a", Dropping), "b": subject("b", Tied, seed=1)}
-    # A weight that two layers hold is one layer of the problem.
+    # A weight that two layers hold counts as one layer.
     assert [layer.name for layer in made["b"].layers] == ["stem", "conv1", "head"]
     sharing = SharingMap().joined([[Use("a", "conv2.weight"), Use("b", "conv1.weight")]])
     runner, originals = TrialRunner(made), states(made)
@@ -211,7 +218,10 @@ def test_what_is_tied_inside_a_model_stays_tied(subject: MakeSubject) -> None:
 
 
 def test_few_images_make_batches_of_one_size(subject: MakeSubject) -> None:
-    """A last batch of one image would have no variance, and one of few a poor one that counts as much."""
+    """Check that images are split into batches of nearly equal size.
+
+    A last batch of one image would have no variance, and a batch of few images a poor estimate that counts as much.
+    """
     made = subject("a", count=129)
     assert [len(batch) for batch in some(made, 1280, 0)] == [65, 64]
     assert sum(len(batch) for batch in some(made, 100, 0)) == 100

@@ -1,4 +1,4 @@
-"""Backends whose weights lie on a device, on a device that is this machine's memory."""
+"""Tests of the backends whose weights lie on a device, on the host double."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gemel.bundles.reader import Bundle, open_bundle
 from gemel.check.contents.inspect import describe
 from gemel.check.regression.baseline import baseline_of
 from gemel.errors import BackendError, InputError
-from gemel.runtime.backends import on_device, open_backend
+from gemel.runtime.backends import device_frames
 from gemel.runtime.backends.on_device import OnDevice
 from gemel.runtime.backends.ort_cpu import OrtCpu
 from gemel.runtime.backends.ort_cuda import OrtCuda
@@ -30,7 +30,7 @@ Open = Callable[..., OnDevice]
 
 @pytest.fixture(params=["ort-cuda", "tensorrt"])
 def opened(request: pytest.FixtureRequest) -> Iterator[Open]:
-    """Opens the backend, and closes it in the end."""
+    """Return a function that opens the backend; the fixture closes all of them."""
     made: list[OnDevice] = []
 
     def make(bundle: Bundle, device: Device | None = None, *, memory: str | int = "all", **options: Any) -> OnDevice:
@@ -70,7 +70,7 @@ def test_the_device_holds_one_copy_of_what_is_shared(opened: Open, bundle: Path)
     backend = opened(open_bundle(bundle), device)
     free, _ = device.memory()
     segments = sum(backend.segments.values())
-    # What was taken so far is the arena: each segment once, in units of 256 bytes.
+    # Only the arena was allocated so far: each segment once, in units of 256 bytes.
     assert (1 << 24) - free == segments
     content = open_bundle(bundle).manifest
     assert segments < sum(model.bytes for model in content.models.values())
@@ -82,9 +82,7 @@ def test_programs_and_their_activations_are_there_once(opened: Open, bundle: Pat
     run(backend, "a")
     free, _ = device.memory()
     run(backend, "b", IMAGES[:1] + 1)
-    assert device.memory()[0] == free - IMAGES[:1].nbytes, (
-        "a second model of a program takes its frame and nothing else"
-    )
+    assert device.memory()[0] == free - IMAGES[:1].nbytes, "a second model of a program takes memory for its frame only"
 
 
 def test_a_frame_is_uploaded_once_for_all_its_queries(opened: Open, bundle: Path) -> None:
@@ -104,10 +102,10 @@ def test_frames_do_not_pile_up(opened: Open, bundle: Path) -> None:
     backend = opened(open_bundle(bundle), device)
     first = run(backend, "a", IMAGES[:1].copy())
     taken = []
-    for _ in range(3 * on_device._FRAMES):
+    for _ in range(3 * device_frames._FRAMES):
         np.testing.assert_array_equal(run(backend, "a", IMAGES[:1].copy()), first)
         taken.append(device.memory()[0])
-    assert len(set(taken[on_device._FRAMES :])) == 1
+    assert len(set(taken[device_frames._FRAMES :])) == 1
 
 
 def test_weights_are_bound_anew_where_they_have_moved(opened: Open, bundle: Path, expected: dict[str, Any]) -> None:
@@ -115,7 +113,7 @@ def test_weights_are_bound_anew_where_they_have_moved(opened: Open, bundle: Path
     run(backend, "a")
     before = [backend.arena.place(segment) for segment in backend.segments_of("a")]
     backend.evict()
-    # They come back in another order, and so elsewhere.
+    # Loaded in another order, they lie elsewhere.
     backend.prefetch(list(reversed(list(backend.segments))))
     backend.activate("a")
     assert [backend.arena.place(segment) for segment in backend.segments_of("a")] != before
@@ -248,7 +246,7 @@ class TestEngines:
         with self.open(bundle, device, FakeTensorRt(device.streams)) as backend:
             run(backend, "a", first)
             taken = (1 << 24) - device.memory()[0]
-        # There is room for both frames, and none for two more answers.
+        # There is memory for both frames, but not for the outputs of two more images.
         device = Device(capacity=taken + more.nbytes)
         with self.open(bundle, device, FakeTensorRt(device.streams)) as backend:
             run(backend, "a", first)
@@ -256,7 +254,7 @@ class TestEngines:
             for model in ("a", "b"):
                 answers = np.repeat(expected[model], 3, axis=0)
                 np.testing.assert_allclose(run(backend, model, more), answers, rtol=1e-4, atol=1e-6)
-            # Once in vain.
+            # The first upload was for a run that found too little memory.
             assert device.uploads.count(more.nbytes) == 2
 
     def test_without_room_for_activations_are_one_line(self, bundle: Path) -> None:
@@ -302,7 +300,7 @@ class TestEngines:
         device = Device()
         module = FakeTensorRt(device.streams)
         with self.open(bundle, device, module) as backend:
-            # The library knows better than what is written beside them.
+            # The library refuses the engines, although their record fits.
             module.__version__ = "10.3.0+1"
             np.testing.assert_allclose(run(backend, "a"), expected["a"], rtol=1e-4, atol=1e-6)
         assert module.built == 1
@@ -340,12 +338,3 @@ class TestEngines:
                 backend.activate("a")
             with pytest.raises(BackendError, match="not active"):
                 backend.run("a", "main", {})
-
-
-@pytest.mark.parametrize("name", ["ort-cuda", "tensorrt", "tensorrt-rtx"])
-def test_what_is_missing_is_said(name: str, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("pycuda", "pycuda.driver", "tensorrt", "tensorrt_rtx"):
-        monkeypatch.setitem(__import__("sys").modules, module, None)
-    with pytest.raises(BackendError, match=r"pip install 'gemel\[.*ort-cpu") as caught:
-        open_backend(open_bundle(bundle), name)
-    assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""The ort-cpu backend: right outputs, one session a program, one baked copy of every weight, a cache that heals."""
+"""Tests of the ort-cpu backend: outputs, one session per program, one copy of every weight, repair of the cache."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from gemel.bundles.reader import open_bundle
 from gemel.compiler import compile_workload
 from gemel.errors import BackendError, BundleError, InputError
 from gemel.runtime import device_cache as cache
-from gemel.runtime.backends import open_backend
 from gemel.runtime.backends.ort_cpu import OrtCpu
 from gemel.runtime.ort import optimise
 from gemel.runtime.ort.bake import verify_cache
@@ -106,7 +105,7 @@ def test_a_model_that_cannot_be_bound_holds_no_memory(bundle: Path, monkeypatch:
         monkeypatch.setattr(backend, "_bind", bind)
         with pytest.raises(BackendError, match="not active"):
             backend.run("a", "main", {"image": IMAGES})
-        backend.activate("b")  # there would be no room beside a
+        backend.activate("b")  # does not fit beside a
         backend.run("b", "main", {"image": IMAGES})
 
 
@@ -135,11 +134,6 @@ def test_a_wrong_input_names_the_model(bundle: Path) -> None:
         with pytest.raises(BackendError, match=r"model a, stage main: .*invalid dimensions"):
             backend.run("a", "main", {"image": IMAGES[:, :, :8]})
         assert backend.run("a", "main", {"image": IMAGES})["logits"].shape == (3, 3)
-
-
-def test_unknown_backend(bundle: Path) -> None:
-    with pytest.raises(InputError, match="backend 'abacus' is not available; this version has: ort-cpu"):
-        open_backend(open_bundle(bundle), "abacus")
 
 
 def test_the_cache_is_made_once_and_again_when_damaged(bundle: Path) -> None:
@@ -192,7 +186,7 @@ def test_the_slower_of_two_bakers_keeps_what_the_other_uses(bundle: Path) -> Non
     others: list[tuple[OrtCpu, int]] = []
 
     def meanwhile(model: str) -> None:
-        """Another baker works and ends while this one is at its first model."""
+        """Bake the whole bundle while the other baker is at its first model."""
         if not others:
             other = OrtCpu(opened)
             others.append((other, other.baked.folder.stat().st_ino))
@@ -238,7 +232,7 @@ def test_a_bundle_that_cannot_be_written_is_baked_in_the_users_cache(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache, "user_cache_path", lambda name: tmp_path / "cache" / name)
-    # A file in the way fails for root too, whom permissions do not stop.
+    # A file in place of the folder: permissions would not stop root.
     (bundle / "device-cache").touch()
     test_outputs(bundle, 1)
     assert len(list((tmp_path / "cache" / "gemel").iterdir())) == 1

@@ -1,4 +1,4 @@
-"""INT8 and FP16 models on the ort-cpu backend: both ways of running them are right, and the budget holds."""
+"""Tests of int8 and fp16 models on the ort-cpu backend: both modes give the right outputs within the budget."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from gemel.bundles.program import read_model
 from gemel.bundles.reader import Bundle
 from gemel.errors import BackendError, BundleError, InputError
 from gemel.runtime.backends.ort_cpu import OrtCpu
-from gemel.runtime.loop.profiling import kept_at, profile_of
+from gemel.runtime.loop.device_profile import kept_at, profile_of
 from gemel.runtime.memory.arena import WARM
-from gemel.runtime.ort import bake
+from gemel.runtime.ort import copy_times
 from gemel.runtime.ort.bake import verify_cache
-from gemel.runtime.ort.cpu_precision import to_fp32
+from gemel.runtime.ort.cpu_fp32 import to_fp32
 
 WIDE = CHANNELS * CHANNELS * 9
 
@@ -33,20 +33,20 @@ def bundle(tmp_path: Path) -> Bundle:
 
 @pytest.fixture(params=["bound", "packed"])
 def faster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What measuring will say is faster, whatever the machine does."""
+    """Mode that measurements find faster, whatever the machine does."""
     mode = str(request.param)
-    monkeypatch.setattr(bake, "cpu_times", lambda runs: [2.0, 1.0] if mode == "packed" else [1.0, 2.0])
+    monkeypatch.setattr(copy_times, "cpu_times", lambda runs: [2.0, 1.0] if mode == "packed" else [1.0, 2.0])
     return mode
 
 
 def prefer(monkeypatch: pytest.MonkeyPatch, *times: float) -> None:
-    """Bound and packed milliseconds of each model in turn."""
+    """Make measurements return these milliseconds: bound and packed, for one model after the other."""
     left = list(times)
-    monkeypatch.setattr(bake, "cpu_times", lambda runs: [left.pop(0) for _ in runs])
+    monkeypatch.setattr(copy_times, "cpu_times", lambda runs: [left.pop(0) for _ in runs])
 
 
 def answer(model: onnx.ModelProto, inputs: dict[str, Array]) -> Array:
-    """As the nodes say."""
+    """Run a model with ONNX Runtime's optimisations off."""
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     output: Array = ort.InferenceSession(model.SerializeToString(), options).run(None, inputs)[0]
@@ -54,7 +54,7 @@ def answer(model: onnx.ModelProto, inputs: dict[str, Array]) -> Array:
 
 
 def unrounded(model: onnx.ModelProto) -> onnx.ModelProto:
-    """With kernels times scales, and no rounding of what is computed."""
+    """Convert an int8 model to fp32: kernels times scales, and activations that are not rounded."""
     return onnx.load_from_string(to_fp32(read_model(model.SerializeToString()), tensor_array).SerializeToString())
 
 
@@ -119,7 +119,7 @@ def test_memory_when_packed_is_faster(bundle: Bundle, monkeypatch: pytest.Monkey
         run_all(backend)
     assert copies["a"] == copies["b"]
     needs = sum(segments.values()) - min(segments.values())
-    # Two copies are the least; for one copy and one bound model there is no reason.
+    # The smallest budget holds two private copies. One copy beside a bound model would take more.
     assert 2 * copies["a"] < needs
     with OrtCpu(bundle, memory="min") as backend:
         assert (backend.budget, {*backend.modes.values()}) == (2 * copies["a"], {"packed"})
@@ -153,7 +153,7 @@ def test_one_of_each(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
         backend.activate("b")
         assert backend.stats.peak == backend.budget == backend.private_bytes + sum(backend.segments.values())
         backend.release("b")
-        # A profile knows segments alone, and so the memory that copies leave them.
+        # A profile counts segments only, so its budget is what the private copies leave for them.
         assert profile_of(bundle, backend).budget() == backend.room == backend.budget - backend.private_bytes
     assert difference(found["a"], answer(network(0), images(2))) < 0.03
     assert difference(found["b"], answer(unrounded(network(1)), images(2))) < 1e-5

@@ -1,4 +1,4 @@
-"""Sessions to compare with: the same answers, a model at a time, under the same budget."""
+"""Tests of the baseline with one session per model: the same answers, under the same budget."""
 
 from __future__ import annotations
 

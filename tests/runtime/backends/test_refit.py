@@ -1,4 +1,4 @@
-"""Engines that keep a copy of their weights: what is copied when, when they are chosen, and what they take."""
+"""Tests of refitted engines: when weights are copied, when the mode is chosen, and the memory that copies take."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from tiny_models import tiny
 
 from gemel.bundles.program import read_model, split_model, with_constants
 from gemel.bundles.reader import open_bundle
-from gemel.check.contents.inspect import bundle_tables, describe
+from gemel.check.contents.inspect import describe
+from gemel.check.contents.inspect_tables import bundle_tables
 from gemel.check.regression.baseline import baseline_of
 from gemel.compiler import compile_workload
 from gemel.errors import BackendError, BundleError
@@ -36,13 +37,13 @@ from gemel.runtime.engines.store import engines_in
 from gemel.workload import Workload
 
 FASTER = {"bound": 2e-3, "refit": 1e-3, "swap": 1e-4}
-"""Constant weights are worth their copy, and a refit before every run."""
+"""Times at which constant weights are worth a private copy and a refit before every run."""
 Open = Callable[..., tuple[TensorRt, FakeTensorRt]]
 
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
-    """Opens the backend with a library in which time passes as it is told, and closes it in the end."""
+    """Return a function that opens the backend, with a library whose runs take set times; the fixture closes it."""
     made: list[TensorRt] = []
 
     def make(
@@ -61,7 +62,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
 
 @pytest.fixture
 def alone(tmp_path: Path, workload_in: Callable[..., Workload]) -> Path:
-    """A bundle of one model."""
+    """Bundle of one model."""
     save(tiny(0), tmp_path / "a.safetensors")
     return compile_workload(workload_in(query("a")), tmp_path / "bundle").path
 
@@ -81,7 +82,7 @@ def chosen(bundle: Path) -> ModeChoice:
 
 
 def copied(bundle: Path) -> int:
-    """Bytes of the weights of one model."""
+    """Return the bytes of one model's weights."""
     content = open_bundle(bundle).manifest
     return sum(content.tensors[tensor].length for tensor in content.models["a"].stages["main"].weights)
 
@@ -115,7 +116,7 @@ def test_weights_that_have_moved_are_not_copied_again(opened: Open, bundle: Path
     first, refits = run(backend, "a"), module.refits
     before = [backend.arena.place(segment) for segment in backend.segments_of("a")]
     backend.evict()
-    # They come back in another order, and so elsewhere.
+    # Loaded in another order, they lie elsewhere.
     backend.prefetch(list(reversed(list(backend.segments))))
     backend.activate("a")
     assert [backend.arena.place(segment) for segment in backend.segments_of("a")] != before
@@ -151,7 +152,7 @@ def test_the_choice_is_kept_and_shown(opened: Open, bundle: Path, seconds: dict[
     files = {path.name for path in engines(bundle).folder.glob("*.engine")}
     assert files == {f"{program}.engine", *([f"{program}.refit.engine"] if mode == "refit" else [])}
     assert engines(bundle).bytes == sum((engines(bundle).folder / name).stat().st_size for name in files)
-    # Kept: nothing is built or measured a second time.
+    # The engines are kept: nothing is built or measured a second time.
     backend, module = opened(bundle, {"bound": 1.0, "refit": 1.0, "swap": 1.0})
     assert (module.built, module.now()) == (0, 0.0)
     run(backend, "a")
@@ -216,7 +217,7 @@ def test_engines_are_built_while_the_device_is_empty(bundle: Path) -> None:
     library = Library("tensorrt", FakeTensorRt(device.streams, seconds=FASTER))
     with TensorRt(open_bundle(bundle), device, library, progress=lambda *_: free.append(device.memory()[0])) as backend:
         assert free == [1 << 24]
-        # What was measured with has been given back, too.
+        # The memory that measuring took has been given back, too.
         assert device.memory()[0] == (1 << 24) - backend.room
 
 
@@ -254,7 +255,7 @@ def test_a_program_without_weights_has_no_choice(opened: Open, bundle: Path) -> 
 
 
 class TestScaled:
-    """``y = x * w * 3``: three is a constant of the program, and a stripped engine has none."""
+    """Tests on ``y = x * w * 3``: the 3 is a constant of the program, and a stripped engine lacks constants, too."""
 
     STAGE: Any = SimpleNamespace(file="s.onnx", weights=("t",), program="s")
 
@@ -328,7 +329,7 @@ class TestRecords:
         assert opened(bundle)[1].built == 2
 
     def change(self, bundle: Path, **changes: Any) -> None:
-        """Change what is written of the engine; None takes it out."""
+        """Change fields of the engines' record; None removes a field."""
         (record,) = (bundle / "device-cache").glob(f"*/{ENGINES_RECORD}")
         content = json.loads(record.read_text())
         for program, spec in content["engines"].items():
@@ -350,7 +351,7 @@ class TestRecords:
         expected = answers(bundle)
         for seconds in (FASTER, {**FASTER, "refit": 1.0}):
             backend, module = opened(bundle, FASTER)
-            # The library knows better than what is written beside them.
+            # The library refuses the engines, although their record fits.
             module.__version__, module.seconds = f"{module.__version__}+1", seconds
             np.testing.assert_allclose(run(backend, "a"), expected["a"], rtol=1e-4, atol=1e-6)
             (spec,) = backend._engines.engines.values()

@@ -1,4 +1,4 @@
-"""Agreement with a reference, against values worked out by hand."""
+"""Agreement with a reference equals values computed by hand."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def test_classification() -> None:
     reference = classes("cat", "cat", "dog", "dog")
     assert agreement("classification", reference, reference) == 1
     assert agreement("classification", [*classes("cat", "dog", "dog"), None], reference) == 0.5
-    assert agreement("classification", [(), None], [(), ()]) == 0.5  # nothing above the threshold is an answer
+    assert agreement("classification", [(), None], [(), ()]) == 0.5  # no class above the threshold is an answer, too
 
 
 def test_embedding() -> None:
     reference: list[Result] = [Embedding((2.0, 0.0)), Embedding((0.0, 0.0))]
-    # Relative to their mean (1, 0): (1, 0) and (-1, 0). The answers': (1, 1) at 45 degrees, and none.
+    # Minus the mean (1, 0), the reference is (1, 0) and (-1, 0). The answer (1, 1) is at 45 degrees; one is missing.
     answers: list[Result | None] = [Embedding((2.0, 1.0)), None]
     assert agreement("embedding", answers, reference) == pytest.approx(math.sqrt(0.5) / 2)
     assert agreement("embedding", reference, reference) == pytest.approx(1)
@@ -41,11 +41,11 @@ def test_embedding() -> None:
 def test_detection(capsys: pytest.CaptureFixture[str]) -> None:
     reference: list[Result] = [(box(0),), (box(20),)]
     assert agreement("detection", reference, reference) == pytest.approx(1)
-    # The surer one is wrong: precision 0.5 up to a recall of 0.5, which are 51 of 101 points.
+    # The detection with the higher score is wrong: precision is 0.5 up to a recall of 0.5, at 51 of 101 points.
     assert agreement("detection", [(box(0),), (box(60, 0.95),)], reference) == pytest.approx(51 * 0.5 / 101)
     assert agreement("detection", [(box(0),), None], reference) == pytest.approx(51 / 101)
     assert agreement("detection", [None, ()], reference) == 0
-    # An overlap of 7 / 13 is one, of 6 / 14 is none.
+    # An intersection over union of 7 / 13 is a match, of 6 / 14 is none.
     assert agreement("detection", [(box(3),), (box(24),)], reference) == pytest.approx(51 / 101)
     assert agreement("detection", [(box(3),), (box(23),)], reference) == pytest.approx(1)
     assert agreement("detection", [(box(4),), (box(24),)], reference) == 0
@@ -55,7 +55,7 @@ def test_detection(capsys: pytest.CaptureFixture[str]) -> None:
 def test_false_detections_on_empty_frames() -> None:
     reference: list[Result] = [(box(0, 0.8),), ()]
     assert agreement("detection", [(box(0, 0.8),), (box(5, 0.9),)], reference) == pytest.approx(0.5)
-    # Less sure than all that is right: it costs nothing.
+    # A wrong detection that scores less than all right ones costs nothing.
     assert agreement("detection", [(box(0, 0.8),), (box(5, 0.1),)], reference) == pytest.approx(1)
 
 

@@ -1,3 +1,5 @@
+"""Operations on boxes equal those of torchvision."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -14,7 +16,7 @@ def random_boxes(rng: np.random.Generator, count: int, extent: float = 300) -> n
     return np.concatenate([centers - sizes / 2, centers + sizes / 2], 1).astype(np.float32)
 
 
-# Both sides of the size up to which all classes go into one call.
+# Counts on both sides of the number up to which one call handles all classes.
 @pytest.mark.parametrize("count", [1, 40, 500, 2000])
 @pytest.mark.parametrize("threshold", [0.3, 0.7])
 def test_nms_equals_torchvision(count: int, threshold: float) -> None:
@@ -35,7 +37,7 @@ def test_nms_of_nothing() -> None:
 def test_deltas_equal_torchvision(weights: tuple[float, float, float, float]) -> None:
     rng = np.random.default_rng(0)
     anchors = random_boxes(rng, 200)
-    # Wide enough that dw and dh reach their bound.
+    # The deltas vary enough that dw and dh reach their bound.
     deltas = rng.normal(0, 10, (200, 4)).astype(np.float32)
     expected = BoxCoder(weights).decode_single(torch.from_numpy(deltas), torch.from_numpy(anchors)).numpy()
     got = decode_deltas(deltas, anchors, weights)

@@ -1,13 +1,13 @@
-"""The decoder against the loop that is published with CenterFace."""
+"""The CenterFace decoder equals the loop that is published with the model."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from gemel.bundles.manifest import CenterFaceDecode
+from gemel.bundles.decode_specs import CenterFaceDecode
 from gemel.frames.preprocess import Geometry
-from gemel.runtime.decode import FloatArray, build_decoder
+from gemel.runtime.decode import DecodeContext, FloatArray, build_decoder
 from gemel.runtime.decode.results import Detection
 
 SPEC = CenterFaceDecode(classes=1, score_threshold=0.2, nms_threshold=0.3, heatmap="h", scale="s", offset="o")
@@ -18,7 +18,7 @@ def decode(outputs: dict[str, FloatArray], threshold: float | None = None) -> tu
     def no_stage(name: str, inputs: object) -> dict[str, FloatArray]:
         raise AssertionError(name)
 
-    decoder = build_decoder(SPEC, lambda name: np.zeros(0, np.float32), ["face"], threshold)
+    decoder = build_decoder(SPEC, DecodeContext(lambda name: np.zeros(0, np.float32), ["face"], threshold))
     result = decoder(outputs, Geometry(SIZE, SIZE, SIZE), no_stage)
     assert isinstance(result, tuple)
     return tuple(item for item in result if isinstance(item, Detection))
@@ -56,7 +56,7 @@ def overlap(a: list[float], b: list[float]) -> float:
 def test_equals_the_published_loop(threshold: float | None) -> None:
     rng = np.random.default_rng(0)
     outputs = heads()
-    # Away from the edges, where the published loop moves boxes instead of clipping them.
+    # Away from the edges: there the published loop moves boxes instead of clipping them.
     inner = (slice(8, -8), slice(8, -8))
     outputs["h"][0, 0][inner] = rng.random((16, 24)) ** 3
     outputs["s"][0] = rng.uniform(0.5, 2, outputs["s"].shape[1:])

@@ -1,13 +1,13 @@
-"""Classification, embedding, labels and thresholds."""
+"""Decoding of classifications and embeddings; labels and thresholds of detections."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from gemel.bundles.manifest import ClassificationDecode, EmbeddingDecode, SsdDecode
+from gemel.bundles.decode_specs import ClassificationDecode, EmbeddingDecode, SsdDecode
 from gemel.frames.preprocess import Geometry
-from gemel.runtime.decode import FloatArray, build_decoder
+from gemel.runtime.decode import DecodeContext, FloatArray, build_decoder
 from gemel.runtime.decode.activations import logit, sigmoid
 from gemel.runtime.decode.results import Class, Detection, Embedding
 
@@ -27,7 +27,9 @@ def test_classification() -> None:
     spec = ClassificationDecode(classes=3, top_k=2)
 
     def classes(labels: list[str] | None, threshold: float | None) -> list[Class]:
-        result = build_decoder(spec, no_tensor, labels, threshold)({"logits": logits}, GEOMETRY, no_stage)
+        result = build_decoder(spec, DecodeContext(no_tensor, labels, threshold))(
+            {"logits": logits}, GEOMETRY, no_stage
+        )
         assert isinstance(result, tuple)
         return [item for item in result if isinstance(item, Class)]
 
@@ -39,10 +41,10 @@ def test_classification() -> None:
 def test_embedding(shape: tuple[int, ...]) -> None:
     values = np.zeros(shape, np.float32)
     values[:, 0], values[:, 1] = 3, -4
-    decode = build_decoder(EmbeddingDecode(), no_tensor, None, None)
+    decode = build_decoder(EmbeddingDecode(), DecodeContext(no_tensor))
     result = decode({"embedding": values}, GEOMETRY, no_stage)
     assert isinstance(result, Embedding) and result.values == pytest.approx((0.6, -0.8))
-    raw = build_decoder(EmbeddingDecode(normalize=False), no_tensor, None, None)(
+    raw = build_decoder(EmbeddingDecode(normalize=False), DecodeContext(no_tensor))(
         {"embedding": values}, GEOMETRY, no_stage
     )
     assert isinstance(raw, Embedding) and raw.values == (3.0, -4.0)
@@ -60,7 +62,7 @@ def test_logit_is_a_lower_bound() -> None:
 
 
 def two_boxes(threshold: float | None, labels: list[str] | None, **spec: object) -> tuple[Detection, ...]:
-    """Two anchors on the same spot: class 0 scores 0.9 on the first, class 1 scores 0.6 on the second."""
+    """Decode two anchors at the same place: class 0 scores 0.9 on the first, class 1 scores 0.6 on the second."""
     decode = SsdDecode.model_validate(
         {
             "classes": 2,
@@ -74,7 +76,9 @@ def two_boxes(threshold: float | None, labels: list[str] | None, **spec: object)
     probabilities = np.array([[[0.9, 0.1], [0.2, 0.6]]], np.float32)
     outputs = {"logits": np.log(probabilities / (1 - probabilities)), "boxes": np.zeros((1, 2, 4), np.float32)}
     anchors = np.array([[10, 10, 20, 40]] * 2, np.float32)
-    result = build_decoder(decode, {"a": anchors}.__getitem__, labels, threshold)(outputs, GEOMETRY, no_stage)
+    result = build_decoder(decode, DecodeContext({"a": anchors}.__getitem__, labels, threshold))(
+        outputs, GEOMETRY, no_stage
+    )
     assert isinstance(result, tuple)
     return tuple(item for item in result if isinstance(item, Detection))
 
@@ -95,4 +99,4 @@ def test_frame_outside_the_boxes_gives_nothing() -> None:
     spec = SsdDecode(classes=1, anchors="a", activation="sigmoid", background=False, box_weights=(1, 1, 1, 1))
     outputs = {"logits": np.ones((1, 1, 1), np.float32), "boxes": np.zeros((1, 1, 4), np.float32)}
     padding_only = np.array([[10, 30, 20, 40]], np.float32)
-    assert build_decoder(spec, {"a": padding_only}.__getitem__, None, None)(outputs, GEOMETRY, no_stage) == ()
+    assert build_decoder(spec, DecodeContext({"a": padding_only}.__getitem__))(outputs, GEOMETRY, no_stage) == ()

@@ -1,5 +1,4 @@
-"""The whole way against torchvision: a frame through our preparation, the cut model and our decoder, and the same
-frame through torchvision's complete model."""
+"""Detections equal those of torchvision's complete model: preprocessing, the cut model and the decoder together."""
 
 from __future__ import annotations
 
@@ -18,12 +17,13 @@ from torchvision.ops import MultiScaleRoIAlign
 from gemel.bundles.manifest import InputSpec
 from gemel.compiler.heads import Cut, as_tuple, cut
 from gemel.frames.preprocess import preprocess
-from gemel.runtime.decode import FloatArray, build_decoder
+from gemel.runtime.decode import DecodeContext, FloatArray, build_decoder
 from gemel.runtime.decode.results import Detection
 
-# Normalisation that rounds nothing: random networks make a pixel of its last bit. SSDLite has the usual one.
+# No normalisation, so that nothing is rounded: a random network turns the last bit of an input into a pixel. SSDLite
+# has the usual normalisation.
 EXACT = {"min_size": 120, "max_size": 160, "image_mean": [0.0] * 3, "image_std": [1.0] * 3}
-# A random second stage turns the last bit of a proposal into a hundredth of a pixel.
+# Tolerance in pixels: a random second stage turns the last bit of a proposal into a hundredth of a pixel.
 REGION = 0.05
 FRAME = np.random.default_rng(0).integers(0, 256, (120, 160, 3)).astype(np.uint8)
 PADDED = InputSpec(size=(128, 160))
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def liven(model: nn.Module, *heads: nn.Module) -> None:
-    """Make random weights behave like trained ones: normalised features, heads whose outputs differ."""
+    """Make a model with random weights behave like a trained one: normalise features, spread outputs of heads."""
     image = torch.randn(4, 3, 128, 160, generator=torch.Generator().manual_seed(0))
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):
@@ -50,7 +50,7 @@ def liven(model: nn.Module, *heads: nn.Module) -> None:
 
 
 def _spread(layer: nn.Module, inputs: object, output: Tensor) -> Tensor:
-    """Give each output channel of a head mean 0 and deviation 1.5, judged by the first level it sees."""
+    """Scale each output channel of a head to mean 0 and deviation 1.5 on the first level that the head sees."""
     if not hasattr(layer, "seen"):
         layer.seen = True  # type: ignore[assignment]
         assert isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None
@@ -70,7 +70,7 @@ def ours(
     threshold: float | None = None,
     stages: tuple[str, ...] = ("main",),
 ) -> list[Detection]:
-    """Our detections; ``stages`` are those that must have run, as often as they must."""
+    """Return the detections of this project, and check that exactly ``stages`` were run."""
     parts = cut(model, "detection", spec)
     image, geometry = preprocess(frame, parts.input)
     ran: list[str] = []
@@ -79,7 +79,7 @@ def ours(
         ran.append(name)
         return run_stage(parts, name, inputs)
 
-    decoder = build_decoder(parts.decode, lambda name: np.asarray(parts.tensors[name]), None, threshold)
+    decoder = build_decoder(parts.decode, DecodeContext(lambda name: np.asarray(parts.tensors[name]), None, threshold))
     result = decoder(run("main", {"image": image}), geometry, run)
     assert isinstance(result, tuple) and sorted(ran) == sorted(stages)
     return [item for item in result if isinstance(item, Detection)]
@@ -96,8 +96,10 @@ def run_stage(parts: Cut, name: str, inputs: Mapping[str, FloatArray]) -> dict[s
 def assert_same(
     model: nn.Module, found: list[Detection], frame: np.ndarray, background: bool, tolerance: float = 1e-2
 ) -> None:
-    """Every box of torchvision's has one of ours of the same class, score (in percent) and place (in pixels), within
-    ``tolerance``; and no more."""
+    """Check that ``found`` and torchvision's detections are the same.
+
+    Classes are equal; scores (in percent) and boxes (in pixels) differ by less than ``tolerance``.
+    """
     rgb = torch.from_numpy(frame[:, :, ::-1].copy()).permute(2, 0, 1)
     with torch.no_grad():
         (theirs,) = model([(rgb.double() * (1 / 255)).float()])
@@ -118,7 +120,7 @@ def test_ssdlite() -> None:
     liven(model, model.head)
     frame = np.random.default_rng(1).integers(0, 256, (320, 320, 3)).astype(np.uint8)
     assert_same(model, ours(model, frame, None), frame, background=True)
-    # A query's threshold leaves out what torchvision would find below it, and nothing else.
+    # A query's threshold leaves out exactly the detections that score no more.
     model.score_thresh = 0.5
     assert_same(model, ours(model, frame, None, 0.5), frame, background=True)
 
@@ -128,7 +130,7 @@ def test_retinanet_letterboxed(topk: int) -> None:
     torch.manual_seed(0)
     backbone = mobilenet_backbone(backbone_name="mobilenet_v3_large", weights=None, fpn=True)
     anchors = AnchorGenerator(((16, 24), (32, 48), (64, 96)), ((0.5, 1.0, 2.0),) * 3)
-    # No limit: torchvision's counts the boxes without area, which we leave out.
+    # No limit, because torchvision's limit also counts boxes without area, which this project leaves out.
     limits = {"topk_candidates": topk, "detections_per_img": 9999}
     model = RetinaNet(backbone, num_classes=5, anchor_generator=anchors, **limits, **EXACT)
     liven(model, model.head)
@@ -145,7 +147,7 @@ def test_faster_rcnn_letterboxed() -> None:
         rpn_anchor_generator=AnchorGenerator(((8,), (16,), (32,), (64,), (128,)), ((0.5, 1.0, 2.0),) * 5),
         rpn_pre_nms_top_n_test=100,
         rpn_post_nms_top_n_test=150,
-        # Small enough that the regions of a small frame are spread over all four levels.
+        # A small scale spreads the regions of a small frame over all four levels.
         box_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2, canonical_scale=48),
     )
     liven(model, model.rpn, model.roi_heads)

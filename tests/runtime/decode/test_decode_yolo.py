@@ -1,4 +1,4 @@
-"""The decoder against the equations of the paper, one cell after the other."""
+"""The YOLO decoder equals the equations of the paper, computed cell by cell."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from gemel.bundles.manifest import YoloDecode, YoloHead
+from gemel.bundles.decode_specs import YoloDecode, YoloHead
 from gemel.frames.preprocess import Geometry
-from gemel.runtime.decode import FloatArray, build_decoder
+from gemel.runtime.decode import DecodeContext, FloatArray, build_decoder
 from gemel.runtime.decode.results import Detection
 
 SIZE = (96, 128)
@@ -19,7 +19,7 @@ HEADS = (
 )
 
 Found = tuple[list[float], float, int]
-"""Box, score and class."""
+"""(box, score, class)."""
 
 
 def no_stage(name: str, inputs: object) -> dict[str, FloatArray]:
@@ -29,7 +29,7 @@ def no_stage(name: str, inputs: object) -> dict[str, FloatArray]:
 def reference(
     outputs: dict[str, FloatArray], spec: YoloDecode, threshold: float, valid: tuple[int, int]
 ) -> list[Found]:
-    """What the paper's equations give, best first."""
+    """Return the detections of the paper's equations, best first."""
 
     def sigmoid(value: float) -> float:
         return 1 / (1 + math.exp(-value))
@@ -73,9 +73,11 @@ def test_equals_the_equations(classes: int, threshold: float | None, valid: tupl
         ).astype(np.float32)
         for head in HEADS
     }
-    # Source pixels are twice the input's.
+    # The frame is twice as large as the input.
     geometry = Geometry((valid[0] * 2, valid[1] * 2), SIZE, valid)
-    result = build_decoder(spec, lambda name: np.zeros(0, np.float32), None, threshold)(outputs, geometry, no_stage)
+    result = build_decoder(spec, DecodeContext(lambda name: np.zeros(0, np.float32), None, threshold))(
+        outputs, geometry, no_stage
+    )
     expected = reference(outputs, spec, 0.25 if threshold is None else threshold, valid)
     assert len(result) == len(expected) > 0  # type: ignore[arg-type]
     for got, (box, score, kind) in zip(result, expected, strict=True):  # type: ignore[arg-type]
@@ -87,12 +89,12 @@ def test_equals_the_equations(classes: int, threshold: float | None, valid: tupl
 def test_wild_values_stay_inside_the_frame() -> None:
     spec = YoloDecode(classes=1, heads=(YoloHead(output="out", stride=32, anchors=((30, 30),)),))
     outputs = {"out": np.full((1, 6, 3, 4), 1e4, np.float32)}
-    result = build_decoder(spec, lambda name: np.zeros(0, np.float32), ["thing"], None)(
+    result = build_decoder(spec, DecodeContext(lambda name: np.zeros(0, np.float32), ["thing"]))(
         outputs, Geometry(SIZE, SIZE, SIZE), no_stage
     )
     assert result == (Detection((0.0, 0.0, 128.0, 96.0), 1.0, "thing"),)
     outputs["out"][:] = np.nan
     assert (
-        build_decoder(spec, lambda name: outputs["out"], None, None)(outputs, Geometry(SIZE, SIZE, SIZE), no_stage)
+        build_decoder(spec, DecodeContext(lambda name: outputs["out"]))(outputs, Geometry(SIZE, SIZE, SIZE), no_stage)
         == ()
     )

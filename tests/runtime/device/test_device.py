@@ -1,4 +1,4 @@
-"""The host device is a device, and a strict one; a card that cannot be used is said to be so."""
+"""Tests of devices: the host double keeps the protocol strictly; a card that cannot be used gives one clear line."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import numpy as np
 import psutil
 import pytest
 from device_protocol import DeviceProtocol
+from host_device import HostDevice
 
 from gemel.errors import BackendError
 from gemel.runtime.device import Device
 from gemel.runtime.device.cuda import CudaDevice
-from gemel.runtime.device.host import HostDevice
 
 
 class TestHost(DeviceProtocol):
@@ -78,7 +78,7 @@ def test_the_caller_goes_on_and_failures_come_out_later(device: HostDevice) -> N
     event.record(stream)
     device.download(came, address, stream)
     assert not event.done and not came.any()
-    # Freed before its turn came: on a card this would be somebody else's memory.
+    # Freed before the copy ran: on a card the memory could belong to someone else by then.
     device.free(address)
     go.set()
     later: list[int] = []
@@ -121,7 +121,7 @@ def test_without_pycuda(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BackendError) as caught:
         CudaDevice()
     assert str(caught.value) == (
-        "cuda: pycuda is not installed: pip install 'gemel[cuda]', which needs the CUDA toolkit (nvcc);"
+        "cuda: pycuda is not installed: pip install 'pycuda>=2025.1.2', which needs the CUDA toolkit (nvcc);"
         " --backend ort-cpu works without"
     )
 

@@ -1,4 +1,4 @@
-"""Engines: built without a device, kept whole, and refused where they are not what was built."""
+"""Tests of engines: built without a device, kept whole, and refused if they are not what was built."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from types import ModuleType
 
 import pytest
 from helpers import query, save, swap_for_a_link, swap_for_a_pipe
+from host_device import HostDevice
 from tiny_models import TinyDeterminant, tiny
 
-from gemel.bundles.manifest import FasterRcnnDecode, Manifest, Port
+from gemel.bundles.decode_specs import FasterRcnnDecode
+from gemel.bundles.manifest import Manifest, Port
 from gemel.bundles.program import read_model, split_model, with_constants
 from gemel.bundles.reader import MANIFEST, Bundle, open_bundle
 from gemel.compiler import compile_workload
-from gemel.errors import BackendError, BundleError, InputError
+from gemel.errors import BackendError, BundleError, InputError, install_hint
 from gemel.runtime import device_cache as cache
-from gemel.runtime.device.host import HostDevice
 from gemel.runtime.engines import store
 from gemel.runtime.engines.build import build_engine
 from gemel.runtime.engines.library import Library, find_library
@@ -62,14 +63,14 @@ def test_one_engine_a_program(rtx: Library, opened: Bundle) -> None:
     assert engine.inputs == len(stage.weights) == 10
     assert engine.layers >= 4
     assert engine.seconds > 0
-    # The weights of two models are in none of them.
+    # The engine holds none of the models' weights.
     weights = [opened.tensor(tensor).tobytes() for tensor in stage.weights]
     data = built.path(stage.program).read_bytes()
     assert not any(each in data for each in weights)
 
 
 def test_engines_of_other_devices_are_bound(built: Engines, rtx: Library, opened: Bundle) -> None:
-    """What is faster on a device is measured there. A device that finds engines beside the bundle takes them."""
+    """Engines built without a device have no measured mode. A device that finds them beside the bundle uses them."""
     assert [(spec.choice, spec.refit) for spec in built.engines.values()] == [(ModeChoice(why="not measured"), None)]
     device = HostDevice()
     device.target = "sm89"
@@ -148,7 +149,7 @@ def test_a_bundle_that_cannot_be_written(
     rtx: Library, opened: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache, "user_cache_path", lambda name: tmp_path / "cache" / name)
-    # A file in the way fails for root too, whom permissions do not stop.
+    # A file in place of the folder: permissions would not stop root.
     (opened.path / "device-cache").touch()
     built = build_engines(opened, rtx, TARGETS)
     assert built.folder.parent == tmp_path / "cache" / "gemel"
@@ -194,12 +195,12 @@ def test_tensorrt_builds_on_the_device_alone(monkeypatch: pytest.MonkeyPatch) ->
         (
             "tensorrt-rtx",
             "tensorrt_rtx",
-            "tensorrt-rtx is not installed: pip install 'gemel[tensorrt-rtx]'; --backend ort-cpu runs without",
+            f"tensorrt-rtx is not installed: {install_hint('tensorrt-rtx')}; --backend ort-cpu runs without",
         ),
         (
             "tensorrt",
             "tensorrt",
-            "tensorrt is not installed: pip install 'gemel[tensorrt]' (on a Jetson it comes with JetPack); --backend"
+            f"tensorrt is not installed: {install_hint('tensorrt')} (on a Jetson it comes with JetPack); --backend"
             " ort-cpu runs without",
         ),
     ],
@@ -242,7 +243,7 @@ def test_a_program_that_is_refused(rtx: Library, tmp_path: Path, workload_in: Ca
 
 
 def test_the_library_keeps_to_its_first_logger(rtx: Library, opened: Bundle) -> None:
-    """What was made with it holds it, here through tracebacks; no other logger would be told anything meanwhile."""
+    """Objects of the library keep its first logger alive, here through tracebacks; other loggers are told nothing."""
     stage = opened.manifest.models["a"].stages["main"]
     proto = split_model(read_model(opened.file(stage.file).read_bytes())).proto
     held = []
@@ -254,7 +255,7 @@ def test_the_library_keeps_to_its_first_logger(rtx: Library, opened: Bundle) -> 
 
 
 def test_constants_are_found_beside_the_blob(rtx: Library, built: Engines, opened: Bundle) -> None:
-    """As engines that are refitted are built, but for what needs a device: leaving the weights out again."""
+    """Build as for a refitted engine, except for stripping the weights, which needs a device."""
     content = opened.manifest
     stage = content.models["a"].stages["main"]
     proto = split_model(read_model(opened.file(stage.file).read_bytes())).proto
@@ -268,7 +269,7 @@ def test_constants_are_found_beside_the_blob(rtx: Library, built: Engines, opene
 
 
 def test_rows(opened: Bundle) -> None:
-    """Frames come alone, regions as many as the detector proposes; a program of two models takes the most."""
+    """A frame is one row, regions are as many as the detector proposes; a program of two models takes the larger."""
     content = opened.manifest
     (program,) = content.programs
     assert rows_of(opened) == {program: {"image": 1}}

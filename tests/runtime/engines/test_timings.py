@@ -1,4 +1,4 @@
-"""Timing caches: taken up again on the same card, and no reason to fail."""
+"""Tests of timing caches: used again on the same card, and never a reason to fail."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Build = Callable[..., FakeTensorRt]
 
 @pytest.fixture
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's cache folder."""
+    """Cache folder of the user."""
     folder = tmp_path / "cache"
     monkeypatch.setattr(cache, "user_cache_path", lambda name: folder)
     return folder
@@ -69,7 +69,7 @@ def test_another_cards_are_refused_by_the_library(built: Build, kept: Path, monk
 
 
 def test_a_folder_that_cannot_be_written(built: Build, kept: Path) -> None:
-    # A file in the way fails for root too, whom permissions do not stop.
+    # A file in place of the folder: permissions would not stop root.
     kept.touch()
     assert [built().timed for _ in range(2)] == [1, 1]
 

@@ -1,3 +1,5 @@
+"""Feeds of files, folders, cameras and streams: frames, times, restarts and refusals."""
+
 from __future__ import annotations
 
 import http.server
@@ -30,7 +32,7 @@ LONG_S = 30.0
 
 
 def write_video(path: Path, frames: int = 30, *, fps: int = 30, codec: str = "mpeg4", size: int = 96) -> Path:
-    """A video whose frame i is grey of brightness 4 * i, with noise so that frames have some bytes."""
+    """Write a video whose frame i is grey of brightness 4 * i, with noise so that frames are not tiny."""
     noise = np.random.default_rng(0).integers(-2, 3, (size, size, 3))
     options = {"movflags": "faststart"} if path.suffix == ".mp4" else {}
     with av.open(str(path), "w", options=options) as container:
@@ -51,7 +53,7 @@ def truncate(path: Path, share: float) -> Path:
 
 
 def drain(feed: Feed, *, live: bool = False, limit: int | None = None) -> list[Frame]:
-    """Start a feed and take everything it gives."""
+    """Start a feed, and take all its frames."""
     wake = Condition()
     feed.start(wake, live=live, limit=limit)
     frames = []
@@ -86,7 +88,7 @@ class FakeReader:
 
 
 class FakeCamera:
-    """A camera whose every opening goes as its script says: pictures, then an end or a failure."""
+    """A camera that follows one script for each opening: pictures, then an end or a failure."""
 
     live = True
 
@@ -492,7 +494,7 @@ class TestTiming:
 
 
 def drain_until(feed: Feed, wake: Condition, enough: Callable[[], bool], *, start: bool = True) -> list[Frame]:
-    """Take frames until ``enough``, then stop the feed."""
+    """Take frames until ``enough`` returns true, then stop the feed."""
     if start:
         feed.start(wake)
     frames = []

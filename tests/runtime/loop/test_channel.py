@@ -1,4 +1,4 @@
-"""Frames between a feed and its queries: which are taken, and when they leave with what results."""
+"""Frames between a feed and its queries: which ones are taken, and when they leave with which results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gemel.runtime.loop.channel import Channel, Left, QueryState
 
 
 class Box(Feed):
-    """A feed whose frames a test delivers; frame k arrives at second k."""
+    """A feed whose frames a test delivers. Frame k arrives at second k."""
 
     def __init__(self) -> None:
         super().__init__("yard", Script(0))
@@ -45,7 +45,7 @@ def indices(frames: Sequence[Frame]) -> list[int]:
 
 
 def names(left: Sequence[Left]) -> list[tuple[int, dict[str, str]]]:
-    """Frames that left, and what every result on them says: its query and frame."""
+    """Return the frames that left, and by query the label of its result: query and frame index."""
     return [(frame.index, {query: label(result) for query, result in results.items()}) for frame, results in left]
 
 

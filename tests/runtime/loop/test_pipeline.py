@@ -1,3 +1,5 @@
+"""Runs of queries on feeds: every frame is processed or skipped, and trouble stays where it is."""
+
 from __future__ import annotations
 
 import random
@@ -119,7 +121,7 @@ class TestLive:
 
 @pytest.mark.parametrize("seed", range(25))
 def test_frames_are_processed_or_skipped(seed: int) -> None:
-    """Random feeds, speeds, failures and ends; the counts always add up."""
+    """Counts add up for random feeds, speeds, failures and ends."""
     generator = random.Random(seed)
     live = generator.random() < 0.7
     feeds = {}

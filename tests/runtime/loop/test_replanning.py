@@ -1,4 +1,4 @@
-"""Plans are made anew when the world changes: queries given up, feeds that end or are silent, memory that fails."""
+"""New plans are made during a run: queries are given up, feeds end or are silent, times differ, memory fails."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class TestPlansAnew:
 
         def infer(query: str, frame: Frame) -> Result:
             if out.is_set() and frame.feed == "yard":
-                # From now on the plan is not looked at otherwise, and soon all other feeds have ended.
+                # No more reviews at intervals from now on; soon all other feeds have ended.
                 monkeypatch.setattr(review, "_EVERY_MS", math.inf)
                 last.set()
             return answer(query, frame)
@@ -89,7 +89,7 @@ class TestPlansAnew:
             feeds = {name: feed(name, 20, until=told, pause=0.01) for name in ("yard", "gate")}
             stats = runs(feeds, slow, spec=spec)
         assert stats.plan.replans > 0
-        # Two of them take longer than the SLA, not only eight.
+        # By measured times, a turn of two frames already takes longer than the SLA.
         assert set(stats.plan.batches.values()) == {1}
 
     def test_failures_are_not_measured(self, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:

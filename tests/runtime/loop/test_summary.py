@@ -1,3 +1,5 @@
+"""The summary of a run, and summary.json."""
+
 from __future__ import annotations
 
 import json

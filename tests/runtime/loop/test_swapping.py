@@ -56,7 +56,7 @@ def test_live_a_query_takes_the_newest_frames_that_its_batch_holds(runs: Runs) -
     assert stats.plan.batches == {"a": 4, "b": 4}
     turns = [[index for _, index, _ in turn] for _, turn in groupby(runs.recorder.results, lambda each: each[0])]
     assert max(map(len, turns)) >= 4
-    # The newest at once, and nothing of what was passed over.
+    # Each full turn takes the newest frames, and none that were passed over.
     assert all(new == old + 1 for turn in turns if len(turn) == 4 for old, new in pairwise(turn))
     assert stats.queries["a"].skipped > 100
 
@@ -106,7 +106,7 @@ class TestTurnsTakeNoTimeForNothing:
         on = Event()
         feeds = {"yard": feed("yard", 2, held={1: on}), "gate": feed("gate", 2, held={1: on})}
         Timer(0.3, on.set).start()
-        # One is loaded while another runs, at every turn.
+        # Every turn loads one model while another runs.
         spec = profile({name: [name.upper()] for name in "abc"})
         stats = runs(feeds, spec=spec, size=2, load=partial(time.sleep, 0.001))
         assert stats.seconds > 0.25
@@ -130,7 +130,7 @@ def test_a_run_whose_weights_are_all_in_memory_is_not_planned_anew(soon: None) -
 
 @pytest.mark.parametrize("seed", range(20))
 def test_frames_are_processed_or_skipped(seed: int, runs: Runs, soon: None) -> None:
-    """Random feeds, speeds, failures and ends; memory is never asked for what it cannot do."""
+    """Counts add up, and memory is asked for possible transfers only, for random feeds, speeds, failures and ends."""
     generator = random.Random(seed)
     live = generator.random() < 0.7
     feeds = {

@@ -1,4 +1,4 @@
-"""The arena never holds more than its budget, and never drops what is in use."""
+"""Tests of the arena, on the host: the budget is never exceeded, and no segment in use is evicted."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ SIZES = [PAGE, 3 * PAGE, 100, 2 * PAGE, 5 * PAGE]
 
 
 def ident(index: int) -> str:
-    """The id of the only tensor of a segment."""
+    """Return the id of a segment's only tensor."""
     return f"{index:032x}"
 
 
 def make(path: Path, budget: int | None = None, *, cold: bool = False) -> HostArena:
-    """Segments ``s0`` ... of SIZES, filled with their index."""
+    """Write segments ``s0``, ``s1``, ... of SIZES bytes, filled with their index, and open an arena on them."""
     tensors, segments, data = {}, {}, bytearray()
     for index, size in enumerate(SIZES):
         offset = len(data)
@@ -95,13 +95,74 @@ def test_loading_ahead_holds_nobody_up_and_who_needs_it_waits(tmp_path: Path, mo
     arena.prefetch(["s1"], done=told.set)
     assert not arena.loaded(["s1"]) and not arena.loaded(["s0"]) and arena.loaded([])
     assert (arena.residents, done) == (("s1",), [])
-    # What is asked for later, by whomever, comes later: both would be in memory otherwise.
+    # A later request waits for an earlier one; otherwise the segments of both would be in memory.
     arena.prefetch(["s0"], evict=["s1"])
     Timer(0.05, go.set).start()
     arena.acquire(["s3"])
     assert done == [("load", "s1"), ("drop", "s1"), ("load", "s0"), ("load", "s3")]
     assert arena.stats.blocked_s > 0
     assert told.wait(10) and arena.loaded(["s0", "s3"]) and not arena.loaded(["s1"])
+    arena.close()
+
+
+def test_nobody_waits_for_the_rest_of_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arena, begun, go, told, load = make(tmp_path), Event(), Event(), Event(), HostArena._load
+
+    def halting(segment: str) -> None:
+        if segment == "s1":
+            begun.set()
+            assert go.wait(10)
+        load(arena, segment)
+
+    monkeypatch.setattr(arena, "_load", halting)
+    arena.prefetch(["s0", "s1", "s2"], done=told.set)
+    # The loader is at s1 now, and does not go on before it is told to.
+    assert begun.wait(10)
+    assert arena.loaded(["s0"])
+    arena.acquire(["s0"])
+    assert not go.is_set() and not told.is_set()
+    assert not arena.loaded(["s1"]) and not arena.loaded(["s2"])
+    go.set()
+    arena.acquire(["s1", "s2"])
+    assert told.wait(10)
+    assert arena.stats.loads == 3
+    arena.close()
+
+
+def test_a_load_that_fails_leaves_the_rest_of_its_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arena, told, load = make(tmp_path), Event(), HostArena._load
+
+    def fails(segment: str) -> None:
+        if segment == "s1":
+            raise BackendError("s1: no answer")
+        load(arena, segment)
+
+    monkeypatch.setattr(arena, "_load", fails)
+    arena.prefetch(["s0", "s1", "s2"], done=told.set)
+    assert told.wait(10) and arena.loaded(["s0", "s1", "s2"])
+    assert arena.residents == ("s0", "s2")
+    arena.acquire(["s0", "s2"])
+    assert arena.stats.loads == 3, "they are not loaded again"
+    with pytest.raises(BackendError, match="no answer"):
+        arena.acquire(["s1"])
+    arena.close()
+
+
+def test_an_interrupt_leaves_nothing_to_wait_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arena, load = make(tmp_path), HostArena._load
+
+    def interrupted(segment: str) -> None:
+        if segment == "s1":
+            raise KeyboardInterrupt
+        load(arena, segment)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(arena, "_load", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            arena.acquire(["s0", "s1", "s2"])
+    assert arena.residents == ("s0",)
+    arena.acquire(["s0", "s1", "s2"])
+    assert set(arena.residents) == {"s0", "s1", "s2"}
     arena.close()
 
 
@@ -114,7 +175,7 @@ def test_what_is_held_is_not_dropped_and_what_does_not_fit_is_not_begun(tmp_path
         arena.prefetch(["s3"])
     assert arena.residents == ("s1",)
     arena.release(["s1"])
-    # Not by itself: what goes is for the plan to say.
+    # A prefetch evicts nothing by itself: the plan says what to evict.
     with pytest.raises(BackendError, match="are free"):
         arena.prefetch(["s3"])
     arena.prefetch(["s3"], evict=["s1", "s2"])
@@ -164,7 +225,7 @@ def test_views_are_read_only_and_survive_eviction(tmp_path: Path) -> None:
 
 
 def seen_from_outside(path: Path) -> int:
-    """Bytes of a file that are in this process's memory, as the kernel counts them."""
+    """Return the bytes of a file that are in this process's memory, as the kernel counts them."""
     return sum(file.rss for file in psutil.Process().memory_maps() if file.path == str(path))
 
 
@@ -204,7 +265,7 @@ def test_what_is_dropped_while_it_comes_is_dropped_after_that(tmp_path: Path, mo
     monkeypatch.setattr(arena, "_drop", lambda segment: done.append(f"drop {segment}"))
     arena.prefetch(["s4"])
     Timer(0.05, go.set).start()
-    # No room beside it: it must go, and it has not even come.
+    # There is no room beside s4, so it is evicted, although its load is not over.
     arena.acquire(["s1"])
     assert done == ["load s4", "drop s4", "load s1"]
     arena.close()
@@ -214,30 +275,32 @@ def test_what_is_dropped_while_it_comes_is_dropped_after_that(tmp_path: Path, mo
 def test_what_cannot_be_loaded_is_said_and_tried_again(
     ahead: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arena, broken, load = make(tmp_path), Event(), HostArena._load
+    arena, broken, load, loaded = make(tmp_path), Event(), HostArena._load, list[str]()
 
     def fails(segment: str) -> None:
         if segment == "s1" and broken.is_set():
             raise BackendError("s1: no answer")
         load(arena, segment)
+        loaded.append(segment)
 
     monkeypatch.setattr(arena, "_load", fails)
     broken.set()
     for _ in range(2):
         if ahead:
             over = Event()
-            arena.prefetch(["s0", "s1"], done=over.set)
+            arena.prefetch(["s0", "s1", "s2"], done=over.set)
             assert over.wait(10)
-            # Nobody is to wait for it.
-            assert arena.loaded(["s0", "s1"])
+            # Nobody waits for a load that failed: acquiring the segment tries again.
+            assert arena.loaded(["s0", "s1", "s2"])
         with pytest.raises(BackendError, match="no answer"):
-            arena.acquire(["s0", "s1"])
-        assert arena.resident == 0, "what came with it counts as not loaded, too"
+            arena.acquire(["s0", "s1", "s2"])
+        assert set(arena.residents) == {"s0", "s2"}, "the other segments of the batch stay"
     broken.clear()
-    arena.acquire(["s0", "s1"])
-    assert set(arena.residents) == {"s0", "s1"}
-    # The failures hold nothing.
-    arena.release(["s0", "s1"])
+    arena.acquire(["s0", "s1", "s2"])
+    assert set(arena.residents) == {"s0", "s1", "s2"}
+    assert loaded == ["s0", "s2", "s1"]
+    # The failed calls hold nothing.
+    arena.release(["s0", "s1", "s2"])
     arena.evict()
     assert arena.resident == 0
     arena.close()

@@ -1,4 +1,4 @@
-"""Segments in a device's memory: whole, within the budget, and where the arena says."""
+"""Tests of the device arena on the host double: segments are whole, within the budget, and where the arena says."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from time import monotonic, sleep
 import numpy as np
 import psutil
 import pytest
+from host_device import HostDevice, HostStream
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from segments import PAGE, Segments, write_segments
 
 from gemel.errors import BackendError
-from gemel.runtime.device.host import HostDevice, HostStream
 from gemel.runtime.memory import device_arena
 from gemel.runtime.memory.arena import WARM, Loading
 from gemel.runtime.memory.device_arena import DeviceArena
 
 UNIT = 256
 BUFFER = 1024
-"""Bytes of a pinned buffer here."""
+"""Bytes of a page-locked buffer in these tests."""
 SHORT = 512
-"""What is moved by less than this goes by way of the machine here."""
+"""Distance in bytes below which these tests move segments through a page-locked buffer."""
 
 
 @pytest.fixture(autouse=True, scope="module")
 def small() -> Iterator[None]:
-    """Buffers so small that segments need several."""
+    """Make the buffers so small that segments need several."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(device_arena, "_BUFFER", BUFFER)
         patch.setattr(device_arena, "_SHORT", SHORT)
@@ -59,7 +59,7 @@ def test_contents_and_budget(
     tmp_path: Path, budget: int, unified: bool, steps: list[tuple[str, set[int], set[int]]]
 ) -> None:
     blob = write_segments(tmp_path, SIZES)
-    # A byte more than the budget would not be there.
+    # The device has not a byte more than the budget.
     device = HostDevice(budget, unified=unified)
     arena = make(device, blob, budget)
     held: list[list[str]] = []
@@ -83,7 +83,7 @@ def test_contents_and_budget(
         elif held:
             arena.release(held.pop(0))
         assert arena.resident <= budget
-        # What was asked for last is perhaps still being loaded, and what is held being moved.
+        # The last request may still be loading, and moving segments that are held.
         with arena.running():
             blob.check(device, arena, [name for group in held for name in group])
     arena.evict()
@@ -167,7 +167,7 @@ def test_nothing_moves_while_a_model_runs(tmp_path: Path) -> None:
 
 
 def test_runs_and_loading_ahead_take_turns(tmp_path: Path) -> None:
-    """A model of which nothing ever goes runs all the time, while others come and go around it."""
+    """One model is never evicted and runs all the time, while segments around it are loaded and evicted."""
     sizes = [2 * BUFFER, UNIT, 3 * UNIT, 5 * UNIT, 2 * UNIT, BUFFER]
     blob = write_segments(tmp_path, sizes)
     device = HostDevice(2 * BUFFER + 8 * UNIT)
@@ -205,7 +205,7 @@ def test_runs_and_loading_ahead_take_turns(tmp_path: Path) -> None:
 
 
 def blocked(arena: DeviceArena) -> Event:
-    """Copies come to a halt until the event is set."""
+    """Halt the arena's copies until the returned event is set."""
     go, stream = Event(), arena._stream
     assert isinstance(stream, HostStream)
     stream.submit(lambda: go.wait(10))
@@ -227,7 +227,7 @@ def test_loading_ahead_holds_nobody_up_and_who_needs_it_waits(unified: bool, tmp
     assert arena.stats.blocked_s > 0
     with arena.running():
         blob.check(device, arena, ["s0"])
-    # What is dropped while it is on its way is dropped after it came, and what comes then after that.
+    # A segment that is evicted while it loads is evicted after its load, and the next segment is loaded after that.
     arena.release(["s0"])
     arena.evict()
     go = blocked(arena)
@@ -237,6 +237,61 @@ def test_loading_ahead_holds_nobody_up_and_who_needs_it_waits(unified: bool, tmp
     assert arena.residents == ("s2",)
     with arena.running():
         blob.check(device, arena, ["s2"])
+    arena.close()
+    device.close()
+
+
+@pytest.mark.parametrize("unified", [False, True])
+def test_nobody_waits_for_the_rest_of_a_batch(unified: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blob = write_segments(tmp_path, [UNIT, 2 * UNIT, UNIT])
+    device = HostDevice(unified=unified)
+    arena, begun, go, told, upload = make(device, blob), Event(), Event(), Event(), device.upload
+
+    def halting(target: int, source: NDArray[np.uint8], stream: HostStream) -> None:
+        if len(source) == 2 * UNIT:
+            begun.set()
+            assert go.wait(10)
+        upload(target, source, stream)
+
+    monkeypatch.setattr(device, "upload", halting)
+    arena.prefetch(["s0", "s1", "s2"], done=told.set)
+    # The loader is at s1 now, and does not go on before it is told to.
+    assert begun.wait(10)
+    assert arena.loaded(["s0"])
+    arena.acquire(["s0"])
+    with arena.running():
+        blob.check(device, arena, ["s0"])
+    assert not go.is_set() and not told.is_set()
+    assert not arena.loaded(["s1"]) and not arena.loaded(["s2"])
+    go.set()
+    arena.acquire(["s1", "s2"])
+    assert told.wait(10)
+    with arena.running():
+        blob.check(device, arena, ["s0", "s1", "s2"])
+    arena.close()
+    device.close()
+
+
+def test_a_load_that_fails_leaves_the_rest_of_its_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blob = write_segments(tmp_path, [UNIT, 2 * UNIT, UNIT])
+    device = HostDevice()
+    arena, told, upload = make(device, blob), Event(), device.upload
+
+    def fails(target: int, source: NDArray[np.uint8], stream: HostStream) -> None:
+        if len(source) == 2 * UNIT:
+            refuse()
+        upload(target, source, stream)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(device, "upload", fails)
+        arena.prefetch(["s0", "s1", "s2"], done=told.set)
+        assert told.wait(10) and arena.loaded(["s0", "s1", "s2"])
+    assert arena.residents == ("s0", "s2")
+    arena.acquire(["s0", "s2"])
+    assert arena.stats.loads == 3, "they are not loaded again"
+    arena.acquire(["s1"])
+    with arena.running():
+        blob.check(device, arena, ["s0", "s1", "s2"])
     arena.close()
     device.close()
 
@@ -312,7 +367,7 @@ def test_what_could_not_be_loaded_is_not_there_and_takes_no_room(
         blob.check(device, arena, ["s1", "s3", "s5"])
     with pytest.raises(BackendError, match="s4 is not in the memory"):
         arena.place("s4")
-    # Gone and asked for again, it comes.
+    # Acquired again, it is loaded.
     arena.release(["s5"])
     arena.evict()
     arena.acquire(["s4"])
@@ -322,18 +377,57 @@ def test_what_could_not_be_loaded_is_not_there_and_takes_no_room(
     device.close()
 
 
-def test_what_could_not_be_moved_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_could_not_be_moved_is_loaded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blob = write_segments(tmp_path, [UNIT, UNIT, UNIT, 2 * UNIT])
     device = HostDevice()
     arena, told = make(device, blob, 3 * UNIT), Event()
     arena.acquire(["s0", "s1", "s2"])
     arena.release(["s0", "s2"])
-    monkeypatch.setattr(device, "move", refuse)
-    arena.prefetch(["s3"], evict=["s0", "s2"], done=told.set)
-    assert told.wait(10)
-    for name in ("s1", "s3"):
-        with pytest.raises(BackendError, match=f"{name} is not in the memory"):
-            arena.place(name)
+    with monkeypatch.context() as patch:
+        patch.setattr(device, "move", refuse)
+        arena.prefetch(["s3"], evict=["s0", "s2"], done=told.set)
+        assert told.wait(10)
+        for name in ("s1", "s3"):
+            with pytest.raises(BackendError, match=f"{name} is not in the memory"):
+                arena.place(name)
+    # Nobody waits for them, and they take no room of the budget.
+    assert arena.loaded(["s1", "s3"])
+    assert (arena.residents, arena.resident) == ((), 0)
+    # The model that held s1 lets go of it, and the next one gets both.
+    arena.release(["s1"])
+    arena.acquire(["s1", "s3"])
+    with arena.running():
+        blob.check(device, arena, ["s1", "s3"])
+    assert set(arena.residents) == {"s1", "s3"}
+    arena.release(["s1", "s3"])
+    arena.evict()
+    assert arena.residents == ()
+    arena.close()
+    device.close()
+
+
+def test_what_is_lost_while_it_is_held_is_loaded_for_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blob = write_segments(tmp_path, [UNIT, UNIT, UNIT, 2 * UNIT])
+    device = HostDevice()
+    arena = make(device, blob, 3 * UNIT)
+    arena.acquire(["s0", "s1", "s2"])
+    arena.release(["s0", "s2"])
+    with monkeypatch.context() as patch:
+        patch.setattr(device, "move", refuse)
+        with pytest.raises(BackendError, match="host: no"):
+            arena.acquire(["s3"])
+    # Held by one model still, and acquired by another one.
+    arena.acquire(["s1"])
+    with arena.running():
+        blob.check(device, arena, ["s1"])
+    arena.release(["s1"])
+    with pytest.raises(BackendError, match="segment s1 cannot be dropped while a model holds it"):
+        arena.prefetch([], evict=["s1"])
+    arena.release(["s1"])
+    arena.prefetch([], evict=["s1"])
+    assert arena.residents == ()
     arena.close()
     device.close()
 
@@ -347,7 +441,7 @@ def test_one_buffer_is_filled_while_the_other_is_on_its_way(
     arena, asked, upload = make(device, blob), [], device.upload
 
     def watched(target: int, source: NDArray[np.uint8], stream: HostStream) -> None:
-        # Only the mapped file is read-only.
+        # The mapped file is read-only; the page-locked buffers are not.
         assert source.flags.writeable is not unified
         asked.append(target)
         upload(target, source, stream)

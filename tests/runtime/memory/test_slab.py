@@ -1,4 +1,4 @@
-"""Places in one allocation: apart from each other, and none lost."""
+"""Tests of the slab: places never overlap, and no byte is lost."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIZE = 4096
 
 
 def spans(slab: Slab, lengths: dict[str, int]) -> list[tuple[int, int]]:
-    """Begin and end of every place that takes room, in order."""
+    """Return begin and end of every place that takes room, in order."""
     return sorted(
         (slab.offset(name), slab.offset(name) + slab.needs(length)) for name, length in lengths.items() if length
     )
@@ -23,7 +23,7 @@ def spans(slab: Slab, lengths: dict[str, int]) -> list[tuple[int, int]]:
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 1500))), st.sampled_from([1, 64, 256]))
 def test_whatever_comes_and_goes_places_stay_apart(actions: list[tuple[int, int]], alignment: int) -> None:
-    """Each action frees a segment that is there, or asks for one that is not. Contents survive compaction."""
+    """Each action frees a segment that has a place, or allocates one that has none. Contents survive compaction."""
     slab, memory = Slab(SIZE, alignment), np.zeros(SIZE, np.uint8)
     lengths: dict[str, int] = {}
     for key, length in actions:

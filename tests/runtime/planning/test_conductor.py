@@ -1,4 +1,4 @@
-"""A plan is followed: in a world of virtual time, in which a test says when frames come."""
+"""A plan is followed, in a world of virtual time in which a test says when frames come."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from gemel.runtime.planning.residency import Rule, Transfer
 
 
 class Stage:
-    """A world that notes what is asked of it, and asserts that nothing is asked that it cannot do.
+    """A world that notes what is asked of it, and asserts that only possible things are asked.
 
     Args:
-        known: its profile.
-        frames: when those of each query come.
-        end: when it is over.
-        late: segments that are not there when they are due, and when they are.
+        known: the profile.
+        frames: query -> times at which its frames come.
+        end: time at which the world is over.
+        late: segment -> time at which it is in memory, if that is later than expected.
     """
 
     def __init__(
@@ -32,19 +32,24 @@ class Stage:
     ) -> None:
         self.now = 0.0
         self.done: list[str] = []
-        """Such as ``+A`` (a load), ``-A``, ``a2`` (a run on two frames), ``clear``."""
+        """Events: ``+A`` (a load), ``-A`` (an eviction), ``a2`` (a turn of two frames), ``clear``."""
         self.answered: list[tuple[float, str, float]] = []
-        """When, of which query, and the frame."""
+        """(time of the answer, query, arrival of the frame)."""
         self.waits: list[tuple[float, float]] = []
-        """When, and until when."""
+        """(begin of the wait, time to wait for)."""
         self.next_profile: Callable[[float], Profile | None] = lambda now: None
         self._profile, self._end, self._late = known, end, late or {}
         self._link = Link()
         self._frames = {query: sorted(when) for query, when in frames.items()}
+        self._taken_in = -math.inf
+        """When frames were taken in last; later ones are not seen."""
 
     @property
     def over(self) -> bool:
         return self.now >= self._end
+
+    def take_in(self) -> None:
+        self._taken_in = self.now
 
     def transfer(self, transfer: Transfer) -> None:
         self.done += [f"-{segment}" for segment in transfer.evict] + [f"+{segment}" for segment in transfer.load]
@@ -59,12 +64,12 @@ class Stage:
         return max(self._link.due(segments), *(self._late.get(segment, 0.0) for segment in segments))
 
     def fresh(self, query: str, most: int, oldest: float) -> list[float]:
-        there = [when for when in self._frames.get(query, []) if when <= self.now]
+        there = self._there(query)
         return [when for when in there[-most:] if when >= oldest or when == there[-1]]
 
     def process(self, query: str, count: int) -> None:
         assert self.due(query) <= self.now
-        there = [when for when in self._frames[query] if when <= self.now]
+        there = self._there(query)
         assert 0 < count <= len(there)
         self._frames[query] = self._frames[query][len(there) :]
         self.now += self._profile.run_ms(query, count)
@@ -76,6 +81,9 @@ class Stage:
         self.waits.append((self.now, until))
         frames = min((when for each in self._frames.values() for when in each if when > self.now), default=math.inf)
         self.now = min(until, frames, self._link.coming(self.now), self._end)
+
+    def _there(self, query: str) -> list[float]:
+        return [when for when in self._frames.get(query, []) if when <= self._taken_in]
 
     def revised(self) -> Profile | None:
         found = self.next_profile(self.now)
@@ -98,7 +106,7 @@ def test_turns_follow_the_plan_and_the_next_one_loads_meanwhile() -> None:
     known = profile(ALL, run=10)
     stage = Stage(known, dict.fromkeys("abc", EVERY_MS), 41)
     lead(stage, known, "cab", Rule())
-    # In 2 bytes: the next one's weights are asked for before a run begins.
+    # With 2 bytes, the weights of the next turn are asked for before a run begins.
     assert stage.done[:9] == ["+C", "+A", "c1", "-C", "+B", "a1", "-A", "+C", "b1"]
     assert stage.waits == [(0, 1)]
 
@@ -115,7 +123,7 @@ def test_nothing_is_loaded_ahead_where_the_rule_says_so() -> None:
 def test_time_in_which_weights_are_awaited_counts() -> None:
     known = profile(ALL, {"A": 7, "B": 5}, run=10)
     conductor = lead(Stage(known, {"a": [0.0], "b": [0.0]}, 30), known, "ab", Rule(fill=False), 12)
-    # b's weights come while a runs.
+    # The weights of b are loaded while a runs.
     assert conductor.blocked_ms == 7
 
 
@@ -146,7 +154,7 @@ def test_while_nobody_has_frames_nothing_comes_or_goes(rule: Rule) -> None:
     stage = Stage(known, {"a": [0.0, 5000.0], "b": [9000.0]}, 20_000)
     lead(stage, known, "abc", rule)
     assert [(query, frame) for _, query, frame in stage.answered] == [("a", 0), ("a", 5000), ("b", 9000)]
-    # Once round for each frame at most, and once at the end.
+    # At most one cycle for each frame, and one load at the end.
     assert sum(each.startswith("+") for each in stage.done) <= 4 * 3 + 1
     assert len(stage.waits) <= 4 * (3 + 2)
     assert all(latency <= 3 * 11 for when, _, frame in stage.answered if (latency := when - frame) > 0)
@@ -156,13 +164,13 @@ def test_frames_that_would_be_answered_too_late_are_left_out() -> None:
     known = profile({"a": ["A"]}, run={"a": {1: 10, 4: 40}}, sla_ms=100)
     stage = Stage(known, {"a": [0.0, 30.0, 61.0, 120.0]}, 1000, late={"A": 120})
     lead(stage, known, "a", Rule(), batch=4)
-    # At 120 ms, with 40 ms to run, those of the last 60 ms are in time.
+    # At 120 ms, a turn of 40 ms can answer frames of the last 60 ms in time.
     assert [frame for _, _, frame in stage.answered] == [61, 120]
 
 
 class TestWhileOthersWait:
     def stage(self, frames: Mapping[str, Sequence[float]], rule: Rule, batch: int = 1) -> Stage:
-        """B takes 50 ms to come; C is small, and runs of c are short."""
+        """Lead a stage on which B takes 50 ms to load, C is small, and turns of c are short."""
         run = {"a": {1: 10.0}, "b": {1: 10.0}, "c": {1: 4.0, 2: 8.0, 4: 16.0}}
         known = profile(ALL, {"B": 50}, run, sla_ms=1000)
         stage = Stage(known, {"b": [0.0], **frames}, 70)
@@ -172,7 +180,7 @@ class TestWhileOthersWait:
     def test_those_run_whose_weights_are_there(self) -> None:
         stage = self.stage({"c": EVERY_MS}, Rule())
         assert stage.done[:4] == ["+C", "+B", "c1", "c1"]
-        # c is done 12 times from 1 ms on, as the 13th would end at 53 and B is there at 51.
+        # From 1 ms on c runs 12 times: the 13th would end at 53 ms, and B is there at 51 ms.
         assert [query for _, query, _ in stage.answered][:13] == ["c"] * 12 + ["b"]
         assert stage.answered[12][0] == 61
 
@@ -183,7 +191,7 @@ class TestWhileOthersWait:
     def test_on_fewer_frames_where_that_is_in_time(self) -> None:
         stage = self.stage({"c": [0.0, 43.0, 44.0, 45.0, 46.0]}, Rule(), batch=4)
         runs = [(when, frame) for when, query, frame in stage.answered if query == "c"]
-        # At 43 ms there is one, which is run; at 47 ms of three the newest can be done until 51.
+        # At 43 ms there is one frame, which runs. At 47 ms there are three; the newest can be answered by 51 ms.
         assert runs[1:] == [(47, 43), (51, 46)]
         assert stage.answered[3][:2] == (61, "b")
 
@@ -211,7 +219,7 @@ class TestAnotherProfile:
     def test_it_is_asked_for_while_nobody_has_frames(self) -> None:
         known = profile(ALL, run=10)
         only = {name: known.model_copy(update={"queries": {name: known.queries[name]}}) for name in "ab"}
-        # Only b has a frame, and the plan does not know of it.
+        # Only b has a frame, and b is not in the plan.
         stage = Stage(only["a"], {"b": [500.0]}, 2000)
         coming = [only["b"]]
         stage.next_profile = lambda now: coming.pop() if now >= 500 and coming else None

@@ -1,4 +1,4 @@
-"""Plans against every order and every choice of batch sizes, each computed in the plainest way."""
+"""Plans are compared with every order and every choice of turn sizes, computed in the plainest way."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gemel.runtime.planning.residency import Rule, Step, steps
 
 
 def repeated(known: Profile, budget: int, order: Sequence[str], rule: Rule) -> list[list[Step]]:
-    """The cycle that is like the one before it; many, if there is none, as they may take turns."""
+    """Return the first cycle that equals the one before it; many cycles, if they alternate."""
     found = steps(known, budget, order, rule)
     cycles = [list(islice(found, len(order)))]
     while len(cycles) < 80:
@@ -31,7 +31,7 @@ def repeated(known: Profile, budget: int, order: Sequence[str], rule: Rule) -> l
 def cost(
     known: Profile, cycles: Sequence[Sequence[Step]], sizes: Mapping[str, int]
 ) -> tuple[float, float, dict[str, float]]:
-    """Milliseconds of a cycle and of the waits in it, on average, and frames a second."""
+    """Return the milliseconds of an average cycle and of its waits, and the frames a second of each query."""
     runs = {query: known.run_ms(query, size) for query, size in sizes.items()}
     blocked = 0.0
     for cycle in cycles:
@@ -47,7 +47,7 @@ def cost(
 
 
 def choices(known: Profile) -> Iterator[dict[str, int]]:
-    """All batch sizes that queries may have."""
+    """Yield every combination of turn sizes that the queries may have."""
     options = []
     for query in known.queries.values():
         times = known.models[query.model].run_ms
@@ -65,7 +65,7 @@ def most_frames(known: Profile, budget: int, orders: Iterator[tuple[str, ...]], 
 
 
 def slowest(known: Profile, frames: Mapping[str, float]) -> float:
-    """The lowest part of its frames that a query gets."""
+    """Return the smallest share of its frames that a query gets answered in time."""
     return min(frames[query] / spec.fps for query, spec in known.queries.items())
 
 
@@ -76,7 +76,7 @@ def cases(draw: st.DrawFn, most: int = 5, widest: int = 3) -> tuple[Profile, int
 
 
 def scattered(seed: int, count: int, segments: int, run: Mapping[int, float], each: int = 3) -> Profile:
-    """Models of ``each`` segments of random sizes, taken at random."""
+    """Return a profile of models that each have ``each`` segments, drawn from segments of random sizes."""
     chance = random.Random(seed)
     names = [f"s{index}" for index in range(segments)]
     models = {f"q{index}": chance.sample(names, each) for index in range(count)}
@@ -102,7 +102,7 @@ def test_the_best_plan_of_six_or_seven_queries(seed: int, count: int, run: dict[
     known = scattered(seed, count, 9, run)
     budget = known.budget("70%")
     names = list(known.queries)
-    # A cycle has no beginning.
+    # A cycle has no beginning, so the first query stays first.
     orders = ((names[0], *rest) for rest in permutations(names[1:]))
     best = most_frames(known, budget, orders, Rule())
     found = make_plan(known, budget)
@@ -149,7 +149,7 @@ def test_batch_sizes_of_a_fair_plan_are_the_best_for_the_slowest_query(case: tup
     known, budget = case
     policy = POLICIES["nexus"]
     found = make_plan(known, budget, policy)
-    # Where there is no room for one more model, loading it ahead keeps others out.
+    # Without room for one more model, prefetching one evicts others: a lazy policy may be better.
     rules = (policy.rule, replace(policy.rule, ahead="none"))
     every = [repeated(known, budget, found.order, rule) for rule in rules]
     best = max(slowest(known, cost(known, cycles, sizes)[2]) for sizes in choices(known) for cycles in every)
@@ -157,7 +157,7 @@ def test_batch_sizes_of_a_fair_plan_are_the_best_for_the_slowest_query(case: tup
 
 
 def test_fair_batch_sizes_for_many_queries() -> None:
-    # One larger batch makes the others slower: they are faster only if all grow.
+    # A larger turn of one query makes the others slower; only if all turns grow, all queries gain.
     names = [f"q{index}" for index in range(16)]
     run = {key: {1: 10.0, 2: 11.0, 4: 12.0} for key in names}
     known = profile({name: ["s"] for name in names}, None, run, 30, sla_ms=400.5)
@@ -215,7 +215,7 @@ def test_a_budget_for_one_model_pins_nothing_but_what_all_share() -> None:
 
 
 def dropped(known: Profile, budget: int, found: Plan) -> set[str]:
-    """What goes in cycles after the first ones."""
+    """Return the segments that are evicted in the cycles that repeat."""
     cycles = repeated(known, budget, found.order, found.rule)
     return {segment for cycle in cycles for turn in cycle for part in (turn.ahead, turn.then) for segment in part.evict}
 
@@ -229,7 +229,7 @@ def test_what_is_pinned_is_never_dropped(case: tuple[Profile, int]) -> None:
 
 @pytest.mark.parametrize(("models", "budget"), [(5, 3), (5, 4), (6, 3), (6, 4), (6, 5)])
 def test_what_is_pinned_is_never_dropped_though_cycles_differ(models: int, budget: int) -> None:
-    # Of equal models of which not all fit, others are loaded in one cycle than in the next.
+    # If not all of several equal models fit, one cycle loads other models than the next.
     known = profile({f"q{index}": [f"s{index}"] for index in range(models)})
     found = make_plan(known, budget)
     assert not dropped(known, budget, found) & found.pinned
@@ -250,7 +250,7 @@ def test_queries_that_share_are_neighbours() -> None:
 
 
 def reordered(known: Profile) -> Iterator[dict[str, QueryProfile]]:
-    """The queries, listed in every way."""
+    """Yield the queries in every order."""
     for names in permutations(known.queries):
         yield {name: known.queries[name] for name in names}
 
@@ -280,7 +280,7 @@ def test_a_query_that_is_always_late_has_a_turn() -> None:
 
 
 def test_a_batch_that_leaves_no_time_to_wait_is_no_gain() -> None:
-    # Two frames take all of the SLA: only one that arrives as the run begins is answered in time.
+    # A turn of two frames takes all of the SLA: only frames that arrive as the turn begins are answered in time.
     known = profile({"a": ["A"]}, None, {"a": {1: 90, 2: 100}}, 100, sla_ms=100)
     found = make_plan(known, 1)
     assert found.batches == {"a": 1}

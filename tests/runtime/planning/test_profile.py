@@ -1,4 +1,4 @@
-"""A profile is checked where it enters; times, batches and budgets follow from it."""
+"""Profiles are checked when they are read; times, turn sizes and budgets follow from them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MISSING = object()
 
 
 def document() -> dict[str, Any]:
-    """Two models that share a segment, and three queries."""
+    """Return a valid profile of two models that share a segment, and three queries."""
     return {
         "memory": "50%",
         "sla_ms": 100,
@@ -36,7 +36,7 @@ def document() -> dict[str, Any]:
 
 
 def changed(path: Sequence[Any], value: object) -> dict[str, Any]:
-    """The document with another value, or none, at one place."""
+    """Return the document with another value, or none, at one place."""
     found = whole = document()
     for key in path[:-1]:
         found = found[key]
@@ -92,7 +92,7 @@ def test_a_version_that_is_not_known_is_refused() -> None:
 
 
 def test_a_model_that_lists_a_segment_twice_is_refused() -> None:
-    # Its bytes would be taken twice and given back once.
+    # Otherwise its bytes would be counted twice at a load and once at an eviction.
     with pytest.raises(InputError, match=r"models\.ma"):
         parse_profile(changed(("models", "ma", "segments"), ["shared", "a", "a"]))
 
@@ -187,7 +187,7 @@ def test_unmerged_queries_have_their_own_weights() -> None:
     }
     assert [found.segments[name].bytes for name in ("yard", "gate", "door")] == [4000, 5000, 4000]
     assert found.load_ms("yard") == pytest.approx(5 + 7.5)
-    # The link's latency is paid once for each segment that there was.
+    # The latency of the link counts once for each of the former segments.
     assert found.load_ms("gate") == pytest.approx(5 + 4)
     assert found.budget("all") == 13000
 

@@ -1,4 +1,4 @@
-"""What is loaded and dropped from turn to turn, replayed on a memory that only counts."""
+"""Transfers from turn to turn, replayed on a memory that only counts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def turns(known: Profile, budget: int, order: Sequence[str], rule: Rule, count: 
 
 
 def transfers(found: Sequence[Step]) -> Iterator[tuple[Transfer, set[str], set[str]]]:
-    """Each transfer with what is in memory once its segments have gone, and once others have come."""
+    """Yield each transfer with the segments in memory after its evictions, and after its loads."""
     memory: set[str] = set()
     for step in found:
         for part in (step.ahead, step.then):
@@ -34,12 +34,12 @@ def transfers(found: Sequence[Step]) -> Iterator[tuple[Transfer, set[str], set[s
 
 
 def loaded(found: Sequence[Step]) -> list[str]:
-    """What comes in each turn; letters."""
+    """Return the segments that each turn loads, as sorted letters."""
     return ["".join(sorted((*step.ahead.load, *step.then.load))) for step in found]
 
 
 def evicted(found: Sequence[Step]) -> list[str]:
-    """What goes in each turn; letters."""
+    """Return the segments that each turn evicts, as sorted letters."""
     return ["".join(sorted((*step.ahead.evict, *step.then.evict))) for step in found]
 
 
@@ -161,12 +161,12 @@ SINGLE = {name: [name.upper()] for name in "abcd"}
 def test_what_is_next_used_last_goes_first() -> None:
     found = turns(profile(SINGLE), 3, "abcd", Rule(ahead="none"), 10)
     assert loaded(found) == ["A", "B", "C", "D", "", "", "C", "", "", "B"]
-    # For d: A is used in 1 turn, B in 2, C in 3. For c, two turns on: D in 1, A in 2, B in 3.
+    # At the turn of d, A is used in 1 turn, B in 2, C in 3. At the next turn of c, D in 1, A in 2, B in 3.
     assert evicted(found) == ["", "", "", "C", "", "", "B", "", "", "A"]
 
 
 TWICE = {"a": ["A"], "b": ["B"], "e": ["A"], "d": ["D"]}
-"""A is used in the first turn and in the third."""
+"""Models of which two use A: those of the first and of the third turn."""
 
 
 def test_weights_that_were_used_last_may_be_used_soonest() -> None:
@@ -185,7 +185,7 @@ def test_what_was_not_used_for_longest_goes_first_by_the_rule_least_recent() -> 
 
 
 def test_what_runs_stays_while_the_next_weights_come() -> None:
-    # By the rule alone C, used last, would go.
+    # The rule alone would evict C, which was used last.
     found = turns(profile(SINGLE), 3, "abcd", Rule("recent"), 4)
     assert found[3] == Step("d", Transfer(("B",), ("D",)), Transfer())
 
@@ -204,7 +204,7 @@ def test_all_ahead_or_nothing() -> None:
 
 
 def test_weights_come_while_a_model_without_segments_runs() -> None:
-    # All the weights of such a model are constants of its program.
+    # A model without segments has all its weights inside its program.
     found = turns(profile({"a": [], "b": ["B"]}), 1, "ab", Rule(), 2)
     assert found[1] == Step("b", Transfer((), ("B",)), Transfer())
 
@@ -237,9 +237,9 @@ def test_small_weights_stay_if_large_ones_that_go_after_them_are_enough() -> Non
 
 def test_weights_that_stayed_are_as_recent_as_before() -> None:
     models = {**SINGLE, "e": ["E"]}
-    # For d, C would go first and B after it, which is enough alone.
+    # For d, the rule evicts C first and then B, which is enough alone.
     known = profile(models, {"B": 3, "D": 3, "E": 4})
     assert evicted(turns(known, 5, "abcde", Rule("recent", ahead="none"), 5))[3:] == ["B", "CD"]
-    # For d, A and B would go first and C after them.
+    # For d, the rule evicts A and B first and then C, which is enough alone.
     known = profile(models, {"C": 4, "D": 4, "E": 2})
     assert evicted(turns(known, 7, "abcde", Rule("least-recent", ahead="none"), 5))[3:] == ["C", "A"]

@@ -1,4 +1,4 @@
-"""When a plan is made anew, and by which profile."""
+"""Reviews say when a new plan is needed, and by which profile."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_runs_that_take_much_longer_give_a_model_other_times(review: Review) -> 
     found = times(review.revised("abc", 1000))
     assert found["a"] == {1: 20, 2: 36, 4: 68, 8: 132}
     assert (found["b"], found["c"]) == (TIMES["b"], TIMES["c"])
-    # By these times all is as expected.
+    # With these times in the profile, further turns are as expected.
     ran(review, "a", 20)
     assert review.revised("abc", 2000) is None
     assert review.replans == 1
@@ -101,7 +101,7 @@ def test_some_runs_among_many_may_take_long(review: Review) -> None:
     ran(review, "a", 500, count=4)
     ran(review, "a", 10, count=5)
     assert review.revised("abc", 1000) is None
-    # And those of long ago do not count.
+    # Turns of long ago do not count.
     ran(review, "a", 500, count=20)
     ran(review, "a", 10)
     assert review.revised("abc", 2000) is None
@@ -136,7 +136,7 @@ def test_a_model_that_takes_no_time_is_not_compared() -> None:
 
 def test_memory_that_was_lost_calls_for_the_same_plan_again(review: Review, known: Profile) -> None:
     review.lost = True
-    # Not at once: where loading keeps failing, every query must still have its turn.
+    # Not at once: if loading keeps failing, every query must still get its turn.
     assert not review.due(900)
     assert review.revised("abc", 1000) == known
     assert (review.replans, review.lost) == (1, False)

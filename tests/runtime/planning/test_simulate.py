@@ -1,4 +1,4 @@
-"""Simulated runs: every frame is accounted for, and what comes out is what the plan promised."""
+"""Simulated runs account for every frame, and have the outcome that the plan predicts."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def cases(draw: st.DrawFn) -> tuple[Profile, int, Plan]:
 
 
 def by_hand(order: str, rule: Rule, batch: int = 1) -> Plan:
-    """A plan that only says who runs when."""
+    """Return a plan with an order, a rule and one turn size, and no predictions."""
     return Plan(tuple(order), dict.fromkeys(order, batch), rule, frozenset(), 0.0, 0.0, {})
 
 
 def arrivals(found: Simulation, query: str) -> list[float]:
-    """When the frames came, if each was alone in its batch."""
+    """Return the arrival of each answered frame, if every turn took one frame."""
     outcome = found.queries[query]
     return [when - latency for (when, _), latency in zip(outcome.answers, outcome.latencies, strict=True)]
 
@@ -51,7 +51,7 @@ def test_every_frame_is_accounted_for(case: tuple[Profile, int, Plan], seed: int
         assert outcome.frames == outcome.processed + outcome.skipped
         assert len(outcome.latencies) == outcome.processed
         newest = [frame for _, frame in outcome.answers]
-        # No frame twice: each answer is of newer ones.
+        # No frame twice: each answer is of newer frames.
         assert all(old < new for old, new in pairwise(newest))
         assert all(0 <= frame < outcome.frames for frame in newest)
         assert outcome.processed <= len(newest) * made.batches[query]
@@ -73,7 +73,7 @@ def test_no_frame_but_the_newest_is_answered_late(case: tuple[Profile, int, Plan
         assert outcome.late <= len(outcome.answers)
         run = known.run_ms(query, made.batches[query])
         assert all(latency >= known.run_ms(query, 1) - 1e-6 for latency in outcome.latencies)
-        # The newest frame is never older than a period.
+        # The newest frame is never older than a period of its camera.
         if run + 1e3 / known.queries[query].fps <= known.sla_ms:
             assert outcome.late == 0
         if query in known.late():
@@ -88,7 +88,7 @@ def test_memory_and_time_are_not_exceeded(case: tuple[Profile, int, Plan]) -> No
     assert found.peak <= budget
     runs = max(known.run_ms(query, size) for query, size in made.batches.items())
     loads = max(sum(map(known.load_ms, known.segments_of(query))) for query in known.queries)
-    # What began before the end is counted whole.
+    # Runs and loads that began before the end count in full.
     assert found.busy_ms + found.blocked_ms <= 5000 + runs + loads + 1e-6
     assert found.loaded <= found.swaps * max(known.segments[segment].bytes for segment in known.segments)
 
@@ -139,7 +139,7 @@ def test_nothing_is_lost_or_awaited_where_all_fits_and_there_is_time() -> None:
     assert (found.swaps, found.loaded, found.peak) == (4, 4, 4)
     assert found.blocked_ms <= 4
     for outcome in found.queries.values():
-        # One may be on its way as the run ends.
+        # The last frame may still be running at the end.
         assert outcome.skipped <= 1
         assert outcome.late == 0
 
@@ -157,7 +157,7 @@ def test_as_many_frames_as_the_plan_says_where_there_are_always_enough(data: st.
 
 
 def test_as_many_frames_as_the_plan_says_where_some_come_too_early() -> None:
-    # In time are those of the last 70.5 ms of a cycle that takes 169 ms.
+    # Frames of the last 70.5 ms of each cycle of 169 ms are in time.
     known = profile({"a": ["A"], "b": ["B"]}, {"A": 40, "B": 69}, run=30, fps=9.7, sla_ms=100.5)
     made = make_plan(known, 69, QUIET)
     assert made.frames == pytest.approx(dict.fromkeys("ab", 9.7 * 70.5 / made.cycle_ms))
@@ -179,7 +179,7 @@ def test_as_many_frames_as_the_plan_says_where_cycles_differ(budget: int) -> Non
 
 
 def feed(*fps: float) -> Profile:
-    """Queries of one feed; all fits."""
+    """Return a profile of queries of one feed, whose weights all fit."""
     queries = {f"q{index}": {"model": "a", "fps": each, "feed": "yard"} for index, each in enumerate(fps)}
     return profile({"a": ["s"]}, queries=queries)
 
@@ -210,19 +210,19 @@ def test_who_can_run_runs_while_others_wait() -> None:
         assert filled.queries[query].processed >= outcome.processed
     assert filled.queries["c"].processed > 2 * plain.queries["c"].processed
     assert filled.blocked_ms < plain.blocked_ms
-    # It holds nobody up.
+    # c delays neither a nor b.
     assert filled.swaps == plain.swaps
 
 
 def test_frames_that_come_during_a_wait_need_not_wait_for_its_end() -> None:
-    # One arrives every 10 ms, and for 200 of 206 ms a and b wait for theirs.
+    # A frame of c arrives every 10 ms, and for 200 of 206 ms a and b wait for their weights.
     known = profile(BUSY, {"A": 100, "B": 100}, run=2, fps={"a": 5, "b": 5, "c": 100}, sla_ms=400)
     found = simulate(known, 101, by_hand("abc", Rule()), 20.0)
     assert found.queries["c"].processed > 0.9 * found.queries["c"].frames
 
 
 def late_weights(run: float | dict[str, dict[int, float]], fps: float) -> Profile:
-    """S comes while a runs and for 100 ms, B in 50 ms after it; c needs S alone. 3 bytes are enough."""
+    """Return a profile in which S loads for 100 ms beside a, then B for 50 ms; c needs S alone. 3 bytes are enough."""
     loads = {"A": (2, 1.0), "S": (1, 100.0), "B": (2, 50.0)}
     segments = {name: {"bytes": size, "load_ms": time} for name, (size, time) in loads.items()}
     return profile({"a": ["A"], "b": ["S", "B"], "c": ["S"]}, None, run, fps, sla_ms=1000, segments=segments)
@@ -235,7 +235,7 @@ def test_nobody_runs_on_weights_that_are_on_their_way() -> None:
 
 
 def test_who_runs_while_others_wait_holds_nobody_up() -> None:
-    # As c may run, more frames are there than when it was chosen, and take longer than b's weights.
+    # When c starts, more frames are there than when c was chosen; a turn on all of them would delay b.
     known = late_weights({"a": {1: 1}, "b": {1: 1}, "c": {1: 5, 8: 60}}, 30)
     made = by_hand("abc", Rule(), batch=8)
     filled = simulate(known, 3, made, 1.0)
@@ -257,7 +257,7 @@ def test_time_passes_where_weights_come_at_once(monkeypatch: pytest.MonkeyPatch)
 
 
 def shared_backbone(queries: Sequence[str]) -> Profile:
-    """Models that share nine tenths of their weights."""
+    """Return a profile of models that share nine tenths of their weights."""
     sizes = {"S": 90, **{name.upper(): 10 for name in queries}}
     return profile({name: ["S", name.upper()] for name in queries}, sizes, run=8, fps=15)
 

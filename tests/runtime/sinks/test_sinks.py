@@ -1,3 +1,5 @@
+"""Sinks: results files, annotated videos and the live table."""
+
 from __future__ import annotations
 
 import io
@@ -38,7 +40,7 @@ def decoded(path: Path) -> list[tuple[float, Image]]:
 
 
 def near(image: Image, color: tuple[int, int, int], tolerance: int = 60) -> int:
-    """Number of pixels of about this colour."""
+    """Return the number of pixels of about this colour."""
     return int((np.abs(image.astype(int) - color).max(axis=-1) < tolerance).sum())
 
 
@@ -47,7 +49,7 @@ class TestResults:
         path = tmp_path / "results.jsonl"
         sink = ResultsSink(path)
         sink.on_result("people", frame(3), PEOPLE, 12.34567)
-        # Whole lines as they come: a killed run leaves a readable file.
+        # Written at once and whole, so that a killed run leaves a readable file.
         assert json.loads(path.read_text()) == {
             "query": "people",
             "feed": "yard",
@@ -154,7 +156,7 @@ class TestVideo:
     def test_odd_and_changing_sizes(self, tmp_path: Path) -> None:
         sink = VideoSink(tmp_path, QUERIES)
         for i, size in enumerate([(91, 121), (91, 121), (60, 200), (180, 240)]):
-            # Time that stands still, as after a failure, must not stop the encoder.
+            # Equal time stamps, as after a failure, must not stop the encoder.
             sink.on_frame(frame(i, size=size, time=0.0), {})
         sink.close()
         frames = decoded(sink.path("yard"))
@@ -193,7 +195,7 @@ class TestVideo:
             except GemelError as error:
                 caught.append(error)
 
-        # A thread: what must not happen is that it waits for ever.
+        # On a thread, because a broken sink would block here without end.
         thread = Thread(target=feed_it, daemon=True)
         thread.start()
         thread.join(10)

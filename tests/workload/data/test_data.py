@@ -1,4 +1,4 @@
-"""Data sets: what is read, how it is split, and every way in which it does not fit."""
+"""Tests of data sets: reading, splitting, and errors for data that does not fit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LETTERBOX = SPEC.model_copy(update={"size": (32, 32), "fit": "letterbox", "pad":
 
 
 def write_image(path: Path, shade: int = 0, size: tuple[int, int] = (20, 30)) -> Path:
-    """Noise of ``size`` (height, width); the first pixel is ``shade``."""
+    """Write an image of noise of ``size`` (height, width) whose first pixel is ``shade``; return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = np.random.default_rng(shade).integers(0, 256, (*size, 3)).astype(np.uint8)
     image[0, 0] = shade
@@ -32,6 +32,7 @@ def write_image(path: Path, shade: int = 0, size: tuple[int, int] = (20, 30)) ->
 
 
 def write_classes(folder: Path, **counts: int) -> Path:
+    """Write a folder for each class with a number of images; return the folder."""
     for name, count in counts.items():
         for index in range(count):
             write_image(folder / name / f"{index:03}.png", index)
@@ -39,7 +40,14 @@ def write_classes(folder: Path, **counts: int) -> Path:
 
 
 def write_coco(folder: Path, count: int = 5, name: str = "boxes.json", **changes: Any) -> Path:
-    """Images of 30 x 20 with one person each, and a dog in the first."""
+    """Write a COCO file with images of 30 x 20 pixels, a person in each and a dog in the first; return its path.
+
+    Args:
+        folder: where to write.
+        count: number of images.
+        name: name of the JSON file.
+        changes: top-level fields that replace those of the JSON.
+    """
     for index in range(count):
         write_image(folder / "images" / f"{index}.png", index)
     document = {
@@ -57,6 +65,7 @@ def write_coco(folder: Path, count: int = 5, name: str = "boxes.json", **changes
 
 
 def workload(folder: Path, source: str = "yard.mp4", task: str = "classification", **changes: Any) -> Workload:
+    """Return a workload in ``folder`` with one query; ``changes`` are fields of the query."""
     query = {"name": "door", "feed": "yard", "task": task, "model": {"factory": "a:b"}, **changes}
     made = Workload.model_validate({"schema_version": "1", "feeds": {"yard": {"source": source}}, "queries": [query]})
     made._path = folder / "workload.yaml"
@@ -66,7 +75,15 @@ def workload(folder: Path, source: str = "yard.mp4", task: str = "classification
 def load(
     folder: Path, *data: str, classes: int | None = None, spec: InputSpec = SPEC, **changes: Any
 ) -> tuple[Images, Images]:
-    """Load with ``data.train`` and perhaps ``data.val`` relative to ``folder``."""
+    """Load the images of a query.
+
+    Args:
+        folder: folder of the workload.
+        data: ``data.train`` and perhaps ``data.val``, relative to ``folder``.
+        classes: number of the model's classes.
+        spec: input of the model.
+        changes: ``frames`` and ``labelled`` of :func:`load_data`, and fields of the query.
+    """
     options = {name: changes.pop(name) for name in ("frames", "labelled") if name in changes}
     if data:
         changes["data"] = dict(zip(("train", "val"), data, strict=False))
@@ -175,7 +192,7 @@ def test_frames_are_spread_evenly_over_a_video(tmp_path: Path) -> None:
     assert len(everything) == 40
     assert torch.equal(few.pixels, everything.pixels[[0, 13, 26, 39]])
     assert torch.equal(fewer.pixels, everything.pixels[[0, 39]])
-    # Four stretches of ten frames: the last two of each are kept.
+    # There are four stretches of ten frames; the last two of each are held out.
     train, val = load(tmp_path, "clip.mp4")
     kept = [row for start in (0, 10, 20, 30) for row in (start + 8, start + 9)]
     assert torch.equal(val.pixels, everything.pixels[kept])
@@ -209,12 +226,12 @@ def test_coco(tmp_path: Path) -> None:
     first = images.boxes[0]
     assert first.boxes.tolist() == [[2, 3, 12, 15], [0, 0, 30, 20]]
     assert first.classes.tolist() == [1, 0]
-    # By id, dog comes first; with labels, other categories are nobody's.
+    # Without labels, dog (id 3) is class 0. With labels, objects of other categories are left out.
     by_id, _ = load(tmp_path, "boxes.json", "boxes.json", task="detection", classes=2)
     assert by_id.boxes is not None and by_id.boxes[0].classes.tolist() == [1, 0]
     people, _ = load(tmp_path, "boxes.json", "boxes.json", task="detection", classes=1, labels=["person"])
     assert people.boxes is not None and [each.classes.tolist() for each in people.boxes] == [[0]] * 5
-    # A folder with one json in it is the same.
+    # A folder with one JSON file in it is read like the file.
     assert load(tmp_path, ".", task="detection", classes=1, labels=["person"])[0].boxes is not None
 
 

@@ -1,4 +1,4 @@
-"""Every mistake in a workload file is one line that names file, line, field, value and what is allowed."""
+"""Tests of the workload reader: mistakes give one line with file, line, field, value and what is allowed."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ queries:
 
 
 def write(path: Path, text: str) -> Path:
+    """Write workload.yaml into a folder and return its path."""
     file = path / "workload.yaml"
     file.write_text(text)
     return file
@@ -112,7 +113,7 @@ def test_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_addresses_of_cameras_keep_their_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They may hold passwords, and bundles are copied about."""
+    """Check that passwords do not get into the workload, which is written into bundles and copied with them."""
     monkeypatch.setenv("PASSWORD", "secret")
     source = "rtsp://me:${PASSWORD}@camera/live"
     assert load_workload(write(tmp_path, GOOD.replace("vtest.avi", f"'{source}'"))).feeds["junction"].source == source

@@ -1,4 +1,4 @@
-"""Building models: weights in every format, and every way in which they can be wrong."""
+"""Tests of building models: weights in every format, and errors for weights and factories that do not work."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ FACTORY = "tiny_models:TinyNet"
 
 
 def model(**fields: Any) -> Model:
+    """Return a TinyNet as a model of a workload."""
     return Model.model_validate({"factory": FACTORY, **fields})
 
 
@@ -55,6 +56,8 @@ def test_missing_weight_file(tmp_path: Path) -> None:
 
 
 class _Hostile:
+    """Object whose unpickling makes a file."""
+
     def __reduce__(self) -> Any:
         return (Path.touch, (Path("pwned"),))
 

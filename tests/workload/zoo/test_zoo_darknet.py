@@ -1,3 +1,5 @@
+"""Tests of YOLOv3 and Tiny-YOLOv3: layers, weights files and decoding are Darknet's."""
+
 from __future__ import annotations
 
 import struct
@@ -9,17 +11,17 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from gemel.bundles.manifest import YoloDecode
+from gemel.bundles.decode_specs import YoloDecode
 from gemel.compiler.heads import cut
 from gemel.errors import ModelError
 from gemel.frames.preprocess import preprocess
-from gemel.runtime.decode import build_decoder
+from gemel.runtime.decode import DecodeContext, build_decoder
 from gemel.workload.zoo.darknet import Darknet, load_darknet, yolov3, yolov3_tiny
 
 
-# Parameters are what an optimiser sees, as the PyTorch ports count: 61.95 M and 8.85 M. A weights file also has
-# BatchNorm's means and variances: yolov3.weights has 248 007 048 bytes and yolov3-tiny.weights 35 434 956, of which
-# 20 are the header; the 8.86 M that Tiny is known for count them.
+# Parameters are those that an optimizer sees, as the PyTorch ports count them: 61.95 M and 8.85 M. A weights file also
+# holds BatchNorm's means and variances: yolov3.weights has 248,007,048 bytes and yolov3-tiny.weights 35,434,956, with a
+# header of 20 bytes each. The published 8.86 M of Tiny-YOLOv3 include means and variances.
 @pytest.mark.parametrize(
     ("factory", "layers", "parameters", "file"),
     [(yolov3, 107, 61_949_149, 248_007_048), (yolov3_tiny, 24, 8_852_366, 35_434_956)],
@@ -36,7 +38,7 @@ def test_size_is_the_published_one(factory: type, layers: int, parameters: int, 
 def test_layers_have_darknets_numbers() -> None:
     with torch.device("meta"):
         state, tiny = yolov3(3).state_dict(), yolov3_tiny(3).state_dict()
-    # Heads, the first convolution after each route, and the ends of the backbone's stages: filters, channels.
+    # (filters, channels) of the heads, of the first convolution after each route, and of the last of backbone stages.
     wanted = {0: (32, 3), 37: (512, 256), 73: (1024, 512), 81: (24, 1024), 84: (256, 512), 87: (256, 768)}
     wanted |= {93: (24, 512), 96: (128, 256), 99: (128, 384), 105: (24, 256)}
     assert {index: tuple(state[f"layers.{index}.conv.weight"].shape[:2]) for index in wanted} == wanted
@@ -69,7 +71,7 @@ def test_forward_is_the_graph_of_the_cfg() -> None:
 
 
 def write(path: Path, model: Darknet, version: tuple[int, int, int] = (0, 2, 0)) -> None:
-    """A weights file as Darknet's save_weights writes it."""
+    """Write a model's weights as Darknet's save_weights does."""
     content = struct.pack("<3i", *version) + struct.pack("<q" if version[1] >= 2 else "<i", 32013312)
     state = model.state_dict()
     for index, layer in enumerate(model.layers):
@@ -123,7 +125,7 @@ def test_cut_and_decode() -> None:
     stage = parts.stages["main"]
     with torch.no_grad():
         outputs = [value.numpy() for value in stage.module(torch.from_numpy(image))]
-    decoder = build_decoder(parts.decode, lambda name: np.zeros(0, np.float32), None, 0.1)
+    decoder = build_decoder(parts.decode, DecodeContext(lambda name: np.zeros(0, np.float32), None, 0.1))
     result = decoder(dict(zip(stage.outputs, outputs, strict=True)), geometry, lambda name, inputs: {})
-    # Random weights say sigmoid(0) * sigmoid(0) everywhere.
+    # With random weights every score is about sigmoid(0) * sigmoid(0) = 0.25, above the threshold of 0.1.
     assert isinstance(result, tuple) and len(result) > 10

@@ -1,4 +1,4 @@
-"""The SSDLite of the zoo, and the conversion of its weights from a frozen TensorFlow graph."""
+"""Tests of the zoo's SSDLite, and of the conversion of its weights from a frozen TensorFlow graph."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torchvision.models import mobilenet_v2
 
-from gemel.bundles.manifest import SsdDecode
+from gemel.bundles.decode_specs import SsdDecode
 from gemel.errors import ModelError
 from gemel.workload.zoo.mobilenet import mobilenet_v2_features
 from gemel.workload.zoo.ssdlite import SsdLiteMobileNetV2, same_padding, ssdlite_mobilenet_v2
@@ -41,12 +41,12 @@ def test_anchors_are_those_of_the_object_detection_api(model: SsdLiteMobileNetV2
     anchors = model.decode((300, 300))[1]["anchors"]
     assert anchors.shape == (1917, 4)
     assert anchors.dtype == np.float32
-    # The first cell of the 19 x 19 level: read from a frozen graph, where they are y1 x1 y2 x2 in units of the input.
+    # Anchors of the first cell of the 19 x 19 level, read from a frozen graph: y1 x1 y2 x2, as parts of the input.
     graph = np.array(
         [[-0.02368421, -0.02368421, 0.07631579, 0.07631579], [-0.04439489, -0.11510557, 0.09702647, 0.16773716]]
     )
     np.testing.assert_allclose(anchors[:2], graph[:, [1, 0, 3, 2]] * 300, atol=1e-4)
-    # The last anchor: a square of sqrt(0.95 * 1) of the input, in its middle.
+    # The last anchor is a square with a side of sqrt(0.95 * 1) of the input, at its centre.
     half = 300 * 0.95**0.5 / 2
     np.testing.assert_allclose(anchors[-1], [150 - half, 150 - half, 150 + half, 150 + half], atol=1e-4)
 
@@ -57,7 +57,7 @@ def test_same_padding_centres_the_windows_and_leans_to_the_end(size: int, stride
     before, after = same_padding(size, 3, stride)
     windows = (size + before + after - 3) // stride + 1
     assert windows == -(-size // stride)
-    # No pixel is padded that no window needs.
+    # There are only as many pixels of padding as the windows need.
     assert before + after == max(0, (windows - 1) * stride + 3 - size)
     assert after - before in (0, 1)
 
@@ -66,7 +66,7 @@ def test_a_strided_convolution_looks_at_the_pixels_tensorflow_looks_at(model: Ss
     stem = model.features[0]
     assert isinstance(stem, nn.Sequential)
     image = torch.rand(1, 3, 8, 7)
-    # 8 rows: none before, one after. 7 columns: one on either side.
+    # 8 rows are padded by one row after them, 7 columns by one column on either side.
     padded = np.zeros((3, 9, 9), np.float32)
     padded[:, :8, 1:8] = image[0].numpy()
     kernel = stem.state_dict()["0.weight"].numpy()
@@ -75,7 +75,7 @@ def test_a_strided_convolution_looks_at_the_pixels_tensorflow_looks_at(model: Ss
         for x in range(4):
             expected[:, y, x] = np.tensordot(kernel, padded[:, 2 * y : 2 * y + 3, 2 * x : 2 * x + 3], 3)
     with torch.no_grad():
-        # Mean 0 and variance 1, as initialised: BatchNorm only divides by sqrt(1 + eps).
+        # BatchNorm is initialised with mean 0 and variance 1, so it only divides by sqrt(1 + eps).
         found = stem(image)[0].numpy()
     np.testing.assert_allclose(found, np.clip(expected / np.sqrt(1.001), 0, 6), atol=1e-5)
 
@@ -96,13 +96,13 @@ def test_exports_with_a_free_batch_and_no_shape_arithmetic(model: SsdLiteMobileN
     with torch.no_grad():
         for found, expected in zip(exported.module()(image), model(image), strict=True):
             torch.testing.assert_close(found, expected)
-    # Arithmetic on the batch size would end up as nodes of every program.
+    # Arithmetic on the batch size would become nodes of every exported program.
     calls = [node for node in exported.graph.nodes if node.op == "call_function"]
     assert not [node for node in calls if "sym_size" in str(node.target)]
 
 
 def _field(number: int, value: bytes | int) -> bytes:
-    """A protobuf field: a number, or bytes of fewer than 128."""
+    """Return an encoded protobuf field with a number, or with fewer than 128 bytes."""
     if isinstance(value, int):
         return bytes([number << 3, value])
     assert len(value) < 128
@@ -110,12 +110,14 @@ def _field(number: int, value: bytes | int) -> bytes:
 
 
 def _node(name: str, op: str, tensor: bytes) -> bytes:
+    """Return an encoded node of a TensorFlow graph with a tensor as its attribute ``value``."""
     entry = _field(1, b"value") + _field(2, _field(8, tensor))
-    # Field 4, the device, is unknown to the reader.
+    # The reader does not know field 4, the device.
     return _field(1, _field(1, name.encode()) + _field(2, op.encode()) + _field(4, b"/cpu:0") + _field(5, entry))
 
 
 def _shape(*sizes: int) -> bytes:
+    """Return an encoded tensor shape."""
     return _field(2, b"".join(_field(2, _field(1, size)) for size in sizes))
 
 
@@ -146,16 +148,17 @@ def test_refuses_what_is_no_graph() -> None:
 
 
 def _as_tensorflow(model: SsdLiteMobileNetV2) -> dict[str, NDArray[np.float32]]:
-    """The constants that the object-detection API's graph would have for a model, named module by module."""
+    """Return the constants that a graph of the object-detection API has for a model, by the graph's names."""
     constants: dict[str, NDArray[np.float32]] = {}
 
     def put(scope: str, conv: str, norm: str | None) -> None:
+        """Add the constants of a convolution, and of its BatchNorm, under a scope of the graph."""
         layer = model.get_submodule(conv)
         assert isinstance(layer, nn.Conv2d)
         kernel = layer.weight.detach().numpy()
         bias = layer.bias.detach().numpy() if layer.bias is not None else None
         if conv.startswith("box_heads") and norm is None:
-            # Channels are (anchor, coordinate); TensorFlow's coordinates are y x h w.
+            # Channels are ordered by anchor and coordinate; TensorFlow's coordinates are y x h w.
             order = [4 * anchor + coordinate for anchor in range(len(kernel) // 4) for coordinate in (1, 0, 3, 2)]
             kernel, bias = kernel[order], bias[order] if bias is not None else None
         if layer.groups > 1:

@@ -1,0 +1,54 @@
+"""Tensors of a bundle that several layers hold since ``gemel merge``, found in the bundle's graphs.
+
+merge.json (:mod:`.merge_report`) says which parameters share a tensor. Conversion to int8 or fp16 may change the tensor
+after that, so its hash in merge.json does not tell whether it is still one tensor in the bundle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .merge_report import read_merge
+from .program import read_model, tensors_of
+from .reader import Bundle
+
+__all__ = ["MergedTensor", "merged_tensors"]
+
+
+@dataclass(frozen=True)
+class MergedTensor:
+    """Tensor of merge.json, as the bundle holds it."""
+
+    name: str
+    """``model: parameter`` of the tensor's first use."""
+    dtypes: frozenset[str]
+    """Element types of all copies in the bundle; more than one if the copies differ in precision."""
+    copies: int
+    """Distinct tensors in the bundle; more than one for small kernels, which the compiler folds on purpose."""
+
+
+def merged_tensors(bundle: Bundle) -> Iterator[MergedTensor]:
+    """Yield every tensor of merge.json whose parameters are initializers of the same names in the bundle's graphs.
+
+    A bundle without merge.json, or with one that cannot be read, has none.
+
+    Raises:
+        BackendError: a graph has subgraphs, see :func:`.program.split_model`.
+        BundleError: the manifest names more or fewer tensors than a graph has weights.
+    """
+    merge = read_merge(bundle)
+    if merge is None:
+        return
+    content = bundle.manifest
+    tensor_of: dict[tuple[str, str], str] = {}
+    for name, model in content.models.items():
+        for stage in model.stages.values():
+            tensors = tensors_of(read_model(bundle.file(stage.file).read_bytes()), stage)
+            tensor_of |= {(name, parameter): tensor for parameter, tensor in tensors.items()}
+    for shared in merge.shared:
+        places = [(use.query, use.parameter) for use in shared.uses]
+        found = {tensor_of[place] for place in places if place in tensor_of}
+        if found:
+            dtypes = frozenset(content.tensors[tensor].dtype for tensor in found)
+            yield MergedTensor(": ".join(places[0]), dtypes, len(found))

@@ -1,0 +1,71 @@
+"""Conversion of graphs to the precision and ranges of a calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+
+import onnx_ir as ir
+
+from ..compiler.compile import CompileProgress
+from ..compiler.lowering.lower import Lowered
+from .fp16 import to_fp16
+from .latency import cpu_latencies
+from .quantize import quantize
+from .record import Calibration, ModelRecord
+from .weights import WeightUse
+
+__all__ = ["apply_calibration", "in_precision"]
+
+_NAMED = 4
+"""Float32 layers that the progress line of a model names; calibration.json has the others."""
+
+
+def in_precision(graph: ir.Model, record: ModelRecord, keep: Set[str]) -> ir.Model:
+    """Return a float32 graph converted to the precision of a record.
+
+    Args:
+        graph: a stage in float32, after all passes; not changed.
+        record: precision and ranges.
+        keep: names of weights that stay float32.
+    """
+    if record.precision == "fp16":
+        return to_fp16(graph, keep, record.peaks)
+    made = graph.clone()
+    quantize(made, record.peaks, keep)
+    return made
+
+
+def apply_calibration(
+    models: Sequence[Lowered], weights: WeightUse, calibration: Calibration, step: CompileProgress
+) -> dict[str, tuple[float, float]]:
+    """Convert the models of a calibration, in place.
+
+    Args:
+        models: all models of the workload.
+        weights: weights of all models, before conversion.
+        calibration: precision and ranges of each model, and kernels that stay float32.
+        step: called with the stage ``convert`` and a line of text for each model.
+
+    Returns:
+        Model that is int8 -> milliseconds of CPU time of a run in float32 and in int8; see :mod:`.latency`.
+    """
+    by_name = {model.name: model for model in models}
+    times = {}
+    for name, record in calibration.models.items():
+        model, original = by_name[name], weights.graphs[name]
+        keep = weights.in_model(name, calibration.kept)
+        model.stages["main"] = in_precision(original, record, keep)
+        model.precision = record.precision
+        if record.precision == "int8":
+            times[name] = cpu_latencies(original, model.stages["main"])
+        step("convert", f"{name}: {record.precision}, {_described(keep, weights.layers[name].keys())}")
+    for name, reason in calibration.refused.items():
+        step("convert", f"{name}: stays float32: {reason}")
+    return times
+
+
+def _described(keep: Set[str], layers: Set[str]) -> str:
+    """Return how many layers stay float32, and the names of the first ones, as text."""
+    left = sorted(keep & layers)
+    names = f": {', '.join(left[:_NAMED])}{', ...' if len(left) > _NAMED else ''}" if left else ""
+    return f"{len(left)} of {len(layers)} layers stay float32{names}"

@@ -1,0 +1,104 @@
+"""Layers of a graph that can be quantized: convolutions and matrix products with a constant kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+__all__ = ["QuantizableLayer", "quantizable_layers"]
+
+_ACTIVATIONS = frozenset({"Relu", "Clip"})
+"""Operators that runtimes fuse into the layer before them; the fused result is what is rounded."""
+_IDENTITY_SETTINGS = {"strides": 1, "pads": 0, "dilations": 1}
+"""Attribute values with which a 1x1 convolution leaves positions as they are."""
+
+
+@dataclass(frozen=True)
+class QuantizableLayer:
+    """A convolution or matrix product whose kernel is an initializer."""
+
+    node: ir.Node
+    axis: int
+    """Axis of the kernel that holds the output channels."""
+
+    @property
+    def kernel(self) -> ir.Value:
+        """The initializer that holds the kernel."""
+        kernel = self.node.inputs[1]
+        assert kernel is not None  # _channel_axis lets no other node pass
+        return kernel
+
+    @property
+    def name(self) -> str:
+        """The kernel's name; layers of one model that share a kernel have the same name."""
+        return str(self.kernel.name)
+
+    @property
+    def taken(self) -> ir.Value:
+        """The activation that the layer reads."""
+        value = self.node.inputs[0]
+        assert value is not None
+        return value
+
+    @property
+    def result(self) -> ir.Value:
+        """The layer's output, behind an activation that is fused into the layer."""
+        reader = _only_reader(self.node.outputs[0])
+        return reader.outputs[0] if reader is not None and reader.op_type in _ACTIVATIONS else self.node.outputs[0]
+
+    @property
+    def norm(self) -> QuantizableLayer | None:
+        """The BatchNorm that the layer keeps apart, if it has one and no bias of its own."""
+        reader = _only_reader(self.node.outputs[0])
+        if self.node.op_type != "Conv" or len(self.node.inputs) > 2 or reader is None or reader.op_type != "Conv":
+            return None
+        channels = self.kernel.shape[0] if self.kernel.shape else 0
+        weights = reader.inputs[1:]
+        apart = (
+            len(weights) == 2
+            and all(weight is not None and weight.is_initializer() for weight in weights)
+            and list(QuantizableLayer(reader, 0).kernel.shape or ()) == [channels, 1, 1, 1]
+            and reader.attributes.get_int("group", 1) == channels
+            and all({*reader.attributes.get_ints(name, ())} <= {value} for name, value in _IDENTITY_SETTINGS.items())
+        )
+        return QuantizableLayer(reader, 0) if apart else None
+
+
+def quantizable_layers(model: ir.Model) -> list[QuantizableLayer]:
+    """Return the layers that can be int8, in the order in which they run.
+
+    BatchNorms that layers keep apart are not layers of their own.
+    """
+    found = [QuantizableLayer(node, axis) for node in model.graph if (axis := _channel_axis(node)) is not None]
+    axis_of = {layer.node: layer.axis for layer in found}
+    norms = {layer.norm.node for layer in found if layer.norm is not None}
+    return [
+        layer
+        for layer in found
+        # A kernel that another kind of node reads, or that is read along another axis, would be stored twice.
+        if layer.node not in norms
+        and all(use.idx == 1 and axis_of.get(use.node) == layer.axis for use in layer.kernel.uses())
+    ]
+
+
+def _only_reader(value: ir.Value) -> ir.Node | None:
+    """Return the node that reads a value as its first input; None if there are other readers, or the graph's output."""
+    uses = tuple(value.uses())
+    return uses[0].node if len(uses) == 1 and uses[0].idx == 0 and not value.is_graph_output() else None
+
+
+def _channel_axis(node: ir.Node) -> int | None:
+    """Return the axis of a kernel's output channels; None if the node is no layer."""
+    kernel = node.inputs[1] if len(node.inputs) > 1 else None
+    if node.domain or kernel is None or not kernel.is_initializer() or kernel.dtype != ir.DataType.FLOAT:
+        return None
+    if node.op_type == "Conv":
+        return 0
+    if node.op_type == "ConvTranspose" and node.attributes.get_int("group", 1) == 1:
+        return 1
+    if node.op_type == "Gemm" and node.attributes.get_int("transA", 0) == 0:
+        return 0 if node.attributes.get_int("transB", 0) else 1
+    if node.op_type == "MatMul" and len(kernel.shape or ()) == 2:
+        return 1
+    return None

@@ -1,0 +1,93 @@
+"""Measurements on frames that conversion starts from: ranges of each model, and judges of its accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from ..compiler.compile import CompileProgress
+from ..workload.document.schema import Workload
+from .judge import Judge, judges_of
+from .quantize import observed
+from .ranges import Method, peaks_of, too_large
+from .record import CALIBRATION, LowerPrecision, ModelRecord
+from .request import PrecisionSettings, accuracy_floor
+from .reuse import can_reuse_ranges, graph_digest
+from .weights import WeightUse
+
+__all__ = ["Measured", "measure_models"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Ranges and judges of the models that can be converted."""
+
+    records: dict[str, ModelRecord]
+    """Model -> its requested precision and its ranges."""
+    judges: dict[str, Judge]
+    """Model -> images and float32 outputs by which the model is judged."""
+    floors: dict[str, float]
+    """Query -> accuracy that the query must keep."""
+    refused: dict[str, str]
+    """Model that stays float32 -> the reason."""
+
+
+def measure_models(
+    weights: WeightUse,
+    workload: Workload,
+    wanted: Mapping[str, LowerPrecision],
+    settings: PrecisionSettings,
+    step: CompileProgress,
+) -> Measured:
+    """Measure ranges on frames, and accuracies in float32, of the models that are asked for in lower precision.
+
+    Ranges of an earlier calibration are reused where model and frames are the same.
+
+    Args:
+        weights: weights of all models, before conversion.
+        workload: queries, and where their images are.
+        wanted: model -> lower precision that its queries ask for.
+        settings: how to choose ranges, and an earlier calibration.
+        step: called with the stage ``ranges`` and a line of text for each model.
+
+    Raises:
+        DataError: a query has no images to calibrate on and to judge by.
+        CalibrationError: frames do not fit a model, or tell nothing about a value's range.
+    """
+    refused = {name: "it is quantised already" for name in wanted if _is_quantized(weights.graphs[name])}
+    graphs = {name: weights.graphs[name] for name in wanted if name not in refused}
+    earlier = settings.reusable.models if settings.reusable is not None else {}
+    records, judges, floors = dict[str, ModelRecord](), dict[str, Judge](), dict[str, float]()
+    for name, judge in judges_of(workload, graphs, refused):
+        judges[name] = judge
+        for each in judge.queries:
+            floors[each.query.name] = accuracy_floor(each.query, each.accuracy, settings.merged)
+        old = earlier.get(name)
+        records[name] = _record(graphs[name], wanted[name], judge, settings.method, old)
+        if wanted[name] == "int8":
+            new = f"{settings.method} of {len(judge.frames)} frames"
+            step("ranges", f"{name}: {f'those of {CALIBRATION}' if records[name] is old else new}")
+        elif records[name].peaks:
+            step("ranges", f"{name}: {len(records[name].peaks)} values are too large for float16")
+    return Measured(records, judges, floors, refused)
+
+
+def _record(
+    graph: ir.Model, precision: LowerPrecision, judge: Judge, method: Method, old: ModelRecord | None
+) -> ModelRecord:
+    """Return the old record of a model if it still holds; otherwise measure ranges on the model's frames."""
+    model = graph_digest(graph)
+    if old is not None and can_reuse_ranges(old, precision, model, judge.digest, graph):
+        return old
+    if precision == "int8":
+        peaks = peaks_of(graph, observed(graph), judge.frames, method)
+    else:
+        peaks = too_large(graph, judge.frames)
+    return ModelRecord(precision=precision, model=model, data=judge.digest, frames=len(judge.frames), peaks=peaks)
+
+
+def _is_quantized(graph: ir.Model) -> bool:
+    """Return whether a graph has nodes that quantize or dequantize."""
+    return any("QuantizeLinear" in node.op_type or node.op_type == "DequantizeLinear" for node in graph.graph)

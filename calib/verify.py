@@ -1,0 +1,118 @@
+"""Verification that accuracies hold in lower precision, by leaving layers or whole models in float32 until they do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+import onnx_ir as ir
+
+from ..compiler.compile import CompileProgress
+from .apply import in_precision
+from .measure import Measured
+from .ranges import Method
+from .record import Calibration, ModelRecord, QueryRecord
+from .reuse import FOR_ACCURACY
+from .search import Candidate, settle
+from .weights import WeightUse
+
+__all__ = ["hold_floors"]
+
+
+def hold_floors(weights: WeightUse, measured: Measured, method: Method, step: CompileProgress) -> Calibration:
+    """Return a calibration with which every query keeps its accuracy floor.
+
+    Kernels stay float32 where models would hold them in several forms, or where accuracy needs that. A model that falls
+    short even with all its layers in float32 stays float32 as a whole.
+
+    Args:
+        weights: weights of all models, before conversion.
+        measured: ranges, judges and accuracy floors.
+        method: the method that chose the ranges.
+        step: called with the stage ``judge`` and a line of text for each query that falls short.
+    """
+    records, refused = dict(measured.records), dict(measured.refused)
+    while True:
+        kept, accuracies = _search(weights, records, measured, step)
+        short = next((name for name in records if _falls_short(accuracies[name], measured.floors)), None)
+        if short is None:
+            break
+        # An fp16 model has more than its layers in float16, so it can fall short with all of them in float32. Without
+        # this model others may need fewer layers in float32: the search starts again.
+        refused[short] = f"it cannot bear {records.pop(short).precision}, with all layers in float32"
+    queries = {
+        query: found
+        for name, record in records.items()
+        for query, found in _query_records(name, weights, record, measured, kept, accuracies[name]).items()
+    }
+    return Calibration(method=method, models=records, kept=kept, queries=queries, refused=refused)
+
+
+def _search(
+    weights: WeightUse, records: Mapping[str, ModelRecord], measured: Measured, step: CompileProgress
+) -> tuple[dict[str, str], dict[str, dict[str, float]]]:
+    """Search for the kernels that stay float32.
+
+    Returns:
+        Hash of a kernel that stays float32 -> the reason; and model -> query -> accuracy.
+    """
+    contested = weights.contested(records)
+    candidates = [_candidate(name, weights, record, measured, contested) for name, record in records.items()]
+    found, accuracies = settle(candidates, contested.keys(), partial(step, "judge"))
+    needed = {}
+    for kernel, model in found.items():
+        names = sorted(name for name, held in weights.layers[model].items() if held == kernel)
+        needed[kernel] = f"{', '.join(names)} of {model}{FOR_ACCURACY}"
+    return {**contested, **needed}, accuracies
+
+
+def _candidate(
+    name: str, weights: WeightUse, record: ModelRecord, measured: Measured, contested: Mapping[str, str]
+) -> Candidate:
+    """Return a model as the search wants it: contested tensors are float32 whatever layers are left out."""
+    graph, judge = weights.graphs[name], measured.judges[name]
+    fixed = weights.in_model(name, contested)
+    return Candidate(
+        name,
+        weights.layers[name],
+        lambda keep: in_precision(graph, record, fixed | keep),
+        judge,
+        {each.query.name: measured.floors[each.query.name] for each in judge.queries},
+    )
+
+
+def _falls_short(accuracies: Mapping[str, float], floors: Mapping[str, float]) -> bool:
+    """Return whether a query is less accurate than its floor."""
+    return any(accuracy < floors[query] for query, accuracy in accuracies.items())
+
+
+def _query_records(
+    name: str,
+    weights: WeightUse,
+    record: ModelRecord,
+    measured: Measured,
+    kept: Mapping[str, str],
+    accuracies: Mapping[str, float],
+) -> dict[str, QueryRecord]:
+    """Return the records of one model's queries."""
+    original = weights.graphs[name]
+    converted = in_precision(original, record, weights.in_model(name, kept))
+    return {
+        each.query.name: QueryRecord(
+            precision=record.precision,
+            images=len(each.images),
+            labelled=each.labelled,
+            fp32=each.accuracy,
+            accuracy=accuracies[each.query.name],
+            floor=measured.floors[each.query.name],
+            fp32_bytes=_weight_bytes(original),
+            bytes=_weight_bytes(converted),
+        )
+        for each in measured.judges[name].queries
+    }
+
+
+def _weight_bytes(graph: ir.Model) -> int:
+    """Return the bytes of all initializers of a graph."""
+    values = (value.const_value for value in graph.graph.initializers.values())
+    return sum(value.nbytes for value in values if value is not None)

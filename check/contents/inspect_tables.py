@@ -1,0 +1,105 @@
+"""Tables that ``gemel inspect`` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.markup import escape
+from rich.table import Table
+
+from ...bundles.reader import Bundle
+from ...runtime.engines.record import ModeChoice
+
+__all__ = ["bundle_tables"]
+
+
+def bundle_tables(bundle: Bundle, figures: Mapping[str, Any]) -> Iterator[Table | str]:
+    """Yield tables of a bundle's figures, and a last line with the totals.
+
+    Args:
+        bundle: open bundle, from which the segments are listed.
+        figures: result of :func:`.inspect.describe` for this bundle.
+    """
+    yield _models(bundle, figures["models"])
+    yield _segments(bundle)
+    if figures["packings"]:
+        yield _private_copies(figures["packings"])
+    for engines in figures["engines"]:
+        yield _engines(engines)
+    if "merge" in figures:
+        yield _merge(figures["merge"])
+    held = figures["bytes"]
+    yield (
+        f"{figures['programs']} programs, {figures['tensors']} tensors; weights: {_mb(held['queries'])} MB as one"
+        f" session per query, {_mb(held['models'])} MB as one per model, {_mb(held['unique'])} MB in this bundle"
+    )
+
+
+def _table(title: str, words: tuple[str, ...], numbers: tuple[str, ...]) -> Table:
+    """Return an empty table: columns of words, then right-aligned columns of numbers."""
+    table = Table(title=title, title_justify="left", box=SIMPLE)
+    for column in words:
+        table.add_column(column)
+    for column in numbers:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _models(bundle: Bundle, models: Mapping[str, Any]) -> Table:
+    table = _table(str(bundle.path), ("model", "queries", "program", "mode", "precision"), ("MB", "shared MB"))
+    for name, model in models.items():
+        table.add_row(
+            name,
+            ", ".join(model["queries"]),
+            model["program"][:12],
+            model["mode"],
+            model["precision"],
+            _mb(model["bytes"]),
+            _mb(model["shared_bytes"]),
+        )
+    return table
+
+
+def _segments(bundle: Bundle) -> Table:
+    table = _table("segments", ("segment", "used by"), ("tensors", "MB"))
+    for name, segment in bundle.manifest.segments.items():
+        table.add_row(name, ", ".join(segment.models), str(len(segment.tensors)), _mb(segment.length))
+    return table
+
+
+def _private_copies(measured: Mapping[str, Any]) -> Table:
+    title = "int8 on this CPU, if the memory budget holds all weights"
+    numbers = ("bound, ms", "private copy, ms", "private copy, MB")
+    table = _table(title, ("model", "mode"), numbers)
+    for name, copy in measured.items():
+        times = (f"{copy[key]:.2f}" for key in ("bound_ms", "packed_ms"))
+        table.add_row(name, "private copy" if copy["packed"] else "bound", *times, _mb(copy["bytes"]))
+    return table
+
+
+def _engines(engines: Mapping[str, Any]) -> Table:
+    title = f"engines: {escape(engines['title'])}"
+    table = _table(title, ("program", "models", "mode"), ("weights as inputs", "layers", "MB"))
+    table.add_column("measured")
+    for program, engine in engines["programs"].items():
+        numbers = str(engine["inputs"]), str(engine["layers"]), _mb(engine["bytes"])
+        measured = escape(str(ModeChoice.model_validate(engine)))
+        table.add_row(program[:12], ", ".join(engine["models"]), engine["mode"], *numbers, measured)
+    for program, refused in engines["refused"].items():
+        table.add_row(program[:12], ", ".join(refused["models"]), "on the CPU")
+    return table
+
+
+def _merge(merge: Mapping[str, Any]) -> Table:
+    sizes = f"{_mb(merge['original_bytes'])} MB to {_mb(merge['merged_bytes'])} MB, {merge['saving']:.1%} saved"
+    columns = ("original", "reached", "relative", "target")
+    table = _table(f"merged: {sizes}", ("query",), columns)
+    for query, accuracies in merge["queries"].items():
+        table.add_row(escape(query), *(f"{accuracies[name]:.1%}" for name in columns))
+    return table
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.2f}"

@@ -1,0 +1,194 @@
+"""Parts of ``gemel check``.
+
+Each part prints one line per finding and adds its findings to the report for ``--json``. Parts that judge return the
+names of what failed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from ..console import missing_extra, print_stage, progress_bar
+
+if TYPE_CHECKING:
+    from ..bundles.reader import Bundle
+    from ..check.regression.baseline import Baseline
+    from ..check.source.accuracy import QueryAccuracy
+    from ..workload import Workload
+
+__all__ = [
+    "CheckReport",
+    "check_accuracy",
+    "check_baseline",
+    "check_files",
+    "check_outputs",
+    "check_sharing",
+    "save_baseline",
+]
+
+CheckReport = dict[str, Any]
+"""Findings by part, as a value that JSON can hold."""
+
+
+def check_files(console: Console, bundle: Bundle, report: CheckReport) -> None:
+    """Compare every file of a bundle, of its device caches and of its engines with the recorded hash.
+
+    Raises:
+        BundleError: naming the first file that is damaged.
+    """
+    from ..bundles.reader import verify
+    from ..runtime.engines.store import engines_in
+    from ..runtime.ort.bake import verify_cache
+
+    passed = list(verify(bundle))
+    print_stage(console, "files", f"{len(passed)} files as the manifest says")
+    caches = verify_cache(bundle)
+    for folder in caches:
+        print_stage(console, "device", f"{folder} as it was baked")
+    engines = engines_in(bundle)
+    for built in engines:
+        print_stage(console, "engines", f"{built.folder} as it was built: {built.title}")
+    report["files"] = len(passed)
+    report["device"] = [str(folder) for folder in caches]
+    report["engines"] = [str(built.folder) for built in engines]
+
+
+def check_sharing(console: Console, bundle: Bundle, report: CheckReport) -> list[str]:
+    """Count the merged tensors that are still one tensor in the bundle.
+
+    Returns:
+        Tensors that the bundle holds in several precisions, which no compiler writes.
+    """
+    from ..bundles.merged_tensors import merged_tensors
+
+    found = list(merged_tensors(bundle))
+    if not found:
+        return []
+    whole = [each for each in found if each.copies == 1]
+    dtypes = Counter(dtype for each in whole for dtype in each.dtypes)
+    kinds = ", ".join(f"{count} {dtype}" for dtype, count in sorted(dtypes.items()))
+    mixed = [each for each in found if len(each.dtypes) > 1]
+    what = f"{len(whole)} of {len(found)} merged tensors are one each ({kinds})"
+    print_stage(console, "sharing", what, passed=not mixed)
+    report["sharing"] = {"merged": len(found), "whole": len(whole), "dtypes": dict(dtypes)}
+    return [f"sharing of {each.name}: it is there as {' and '.join(sorted(each.dtypes))}" for each in mixed]
+
+
+def check_outputs(
+    console: Console, bundle: Bundle, workload: Workload, rtol: float, atol: float, report: CheckReport
+) -> list[str]:
+    """Compare the outputs of every model with those of its source.
+
+    Returns:
+        Models whose outputs differ by more than is allowed.
+    """
+    try:
+        from ..check.source.numerics import compare_with_source
+    except ModuleNotFoundError as error:
+        raise missing_extra(error, "gemel check --against", "compiler") from error
+    failed = []
+    for result in compare_with_source(bundle, workload, rtol=rtol, atol=atol):
+        precision = bundle.manifest.models[result.model].precision
+        how = "" if result.passed is not None else f", not judged: {precision} is judged by --accuracy"
+        what = f"{result.model}: relative difference {result.relative:.1e}{how}"
+        print_stage(console, "outputs", what, passed=result.passed)
+        report["models"][result.model] = {"relative": result.relative, "passed": result.passed}
+        if result.passed is False:
+            failed.append(result.model)
+    return failed
+
+
+def check_accuracy(console: Console, bundle: Bundle, workload: Workload, report: CheckReport) -> list[str]:
+    """Compare the accuracy of every query with that of its source model.
+
+    Returns:
+        ``accuracy of QUERY`` for every query that is too far from its source.
+    """
+    accuracies: dict[str, dict[str, Any]] = {}
+    report["accuracy"] = accuracies
+    try:
+        from ..check.source.accuracy import UnjudgedQuery, verify_accuracy
+
+        with progress_bar(console, len(bundle.manifest.queries)) as bar:
+            for found in verify_accuracy(bundle, workload, _parts(bundle)):
+                if isinstance(found, UnjudgedQuery):
+                    accuracies[found.query] = {"passed": None, "reason": found.reason}
+                    print_stage(bar.console, "accuracy", f"{found.query}: not judged: {found.reason}")
+                else:
+                    accuracies[found.query] = {**asdict(found), "passed": found.passed}
+                    print_stage(bar.console, "accuracy", f"{found.query}: {_in_words(found)}", passed=found.passed)
+                bar.advance(bar.task_ids[0])
+    except ModuleNotFoundError as error:
+        raise missing_extra(error, "gemel check --accuracy", "merge") from error
+    return [f"accuracy of {name}" for name, found in accuracies.items() if found["passed"] is False]
+
+
+def check_baseline(console: Console, bundle: Bundle, before: Baseline, latency: bool, report: CheckReport) -> list[str]:
+    """Compare a bundle with a baseline.
+
+    Returns:
+        Names of what got worse.
+    """
+    from ..check.regression.baseline import baseline_of
+    from ..check.regression.regressions import compare_baselines
+
+    found = compare_baselines(before, baseline_of(bundle, _latency(console, bundle) if latency else None))
+    for each in found:
+        print_stage(console, "baseline", str(each), passed=False if each.kind == "worse" else None)
+    worse = list(dict.fromkeys(each.name for each in found if each.kind == "worse"))
+    if not worse:
+        hint = "; --write-baseline keeps what is better now" if any(each.kind == "better" for each in found) else ""
+        print_stage(console, "baseline", f"nothing is worse than it was{hint}", passed=True)
+    report["baseline"] = [asdict(each) for each in found]
+    return worse
+
+
+def save_baseline(console: Console, bundle: Bundle, path: Path, latency: bool) -> None:
+    """Write the baseline of a bundle to a file.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    from ..check.regression.baseline import baseline_of, write_baseline
+
+    made = baseline_of(bundle, _latency(console, bundle) if latency else None)
+    write_baseline(path, made)
+    what = f"models: {len(made.models)}, shared tensors: {len(made.shared)}, sets of engines: {len(made.engines)}"
+    print_stage(console, "baseline", f"{path}: {what}")
+
+
+def _latency(console: Console, bundle: Bundle) -> dict[str, float]:
+    """Measure the run time of every model, relative to a plain session's."""
+    from ..check.regression.baseline import measure_latency
+
+    with progress_bar(console, len(bundle.manifest.models)) as bar:
+        (task,) = bar.task_ids
+        found = measure_latency(bundle, lambda model: bar.update(task, description=escape(model), advance=1))
+    for model, ratio in found.items():
+        print_stage(console, "latency", f"{model}: {ratio:.3f} of a plain session's CPU time")
+    return found
+
+
+def _parts(bundle: Bundle) -> dict[str, float]:
+    """Return, per query of a model in lower precision, the part of the source's accuracy that the query must keep."""
+    from ..calib.record import CALIBRATION, read_calibration
+
+    if CALIBRATION not in bundle.manifest.files:
+        return {}
+    queries = read_calibration(bundle.file(CALIBRATION)).queries
+    return {name: found.floor / found.fp32 for name, found in queries.items() if found.fp32}
+
+
+def _in_words(found: QueryAccuracy) -> str:
+    least = "" if found.part is None else f", at least {found.source * found.part:.2%}"
+    if not found.labelled:
+        itself = f", which agrees with itself by {found.source:.2%}"
+        return f"agrees with the source by {found.bundle:.2%}{itself}{least} ({found.images} images)"
+    merged = "" if found.reached is None else f", merge.json {found.reached:.2%}"
+    return f"{found.bundle:.2%}, source {found.source:.2%}{merged}{least} ({found.images} images)"

@@ -1,0 +1,26 @@
+"""Command ``gemel inspect``."""
+
+from __future__ import annotations
+
+from ..console import open_console, write_json
+from .options import BundleArg, DebugOpt, JsonOpt
+
+__all__ = ["inspect_command"]
+
+
+def inspect_command(bundle: BundleArg, json_file: JsonOpt = None, debug: DebugOpt = False) -> None:
+    """Show what is in a bundle, and what is shared.
+
+    [dim]gemel inspect bundle/ --json bundle.json[/dim]
+    """
+    from ..bundles.reader import open_bundle
+    from ..check.contents.inspect import describe
+    from ..check.contents.inspect_tables import bundle_tables
+
+    opened = open_bundle(bundle)
+    console = open_console()
+    figures = describe(opened)
+    for table in bundle_tables(opened, figures):
+        console.print(table)
+    write_json(json_file, figures)
+    console.print(f"Next: gemel check {bundle}")

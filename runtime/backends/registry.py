@@ -1,0 +1,84 @@
+"""Registry of backends: finds the class of a backend by name, and imports it only when it is opened.
+
+A new backend is one file in this folder, with a class that opens as :class:`.protocol.BackendOpener` says, and one line
+in the table below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, cast
+
+from ...bundles.budget import parse_memory
+from ...errors import InputError
+from ..memory.arena import WARM, Loading
+from .protocol import Backend, BackendOpener, BackendOptions
+
+if TYPE_CHECKING:
+    from ...bundles.reader import Bundle
+
+__all__ = ["BACKENDS", "check_backend", "open_backend"]
+
+BACKENDS = {
+    "ort-cpu": ".ort_cpu:OrtCpu",
+    "ort-cuda": ".ort_cuda:OrtCuda",
+    "tensorrt": ".tensorrt:TensorRt",
+    "tensorrt-rtx": ".tensorrt:TensorRt",
+    "ort-sessions": ".ort_sessions:OrtSessions",
+}
+"""Name of each backend to ``module:class``; a module that starts with a dot lies in this folder.
+
+``ort-sessions`` exists to be compared with the others."""
+
+
+def check_backend(name: str) -> None:
+    """Refuse a backend that does not exist, before any work is done for it.
+
+    Raises:
+        InputError: the name is not one of :data:`BACKENDS`.
+    """
+    if name not in BACKENDS:
+        raise InputError(f"backend {name!r} is not available; this version has: {', '.join(BACKENDS)}")
+
+
+def open_backend(
+    bundle: Bundle,
+    name: str | None = None,
+    *,
+    memory: str | int | None = None,
+    threads: int | None = None,
+    loading: Loading = WARM,
+    progress: Callable[[str], None] = lambda model: None,
+) -> Backend:
+    """Open the backend of a bundle, and make the device cache where it is missing.
+
+    Args:
+        bundle: an open bundle.
+        name: name of the backend; the one that the workload names when left out.
+        memory: budget for weights, see :mod:`gemel.bundles.budget`; the bundle's own setting when left out.
+        threads: threads that one run may use. When left out, one less than the cores, because decoding needs one.
+        loading: settings of how weights are loaded.
+        progress: called with each model that is prepared for the device.
+
+    Raises:
+        InputError: an unknown backend, or a memory setting that is not allowed or too small.
+        BackendError: the device is missing or cannot run the bundle.
+    """
+    name = name or bundle.manifest.device.backend
+    check_backend(name)
+    setting = bundle.manifest.device.memory if memory is None else memory
+    try:
+        size = parse_memory(setting)
+    except ValueError as error:
+        raise InputError(f"memory: {setting!r} is not allowed: {error}") from error
+    # Imports ONNX Runtime, as every backend does.
+    from ..ort.session import usual_threads
+
+    return _find(name).open(bundle, name, BackendOptions(size, threads or usual_threads(), loading, progress))
+
+
+def _find(name: str) -> BackendOpener:
+    """Import the class of a backend."""
+    module, title = BACKENDS[name].split(":")
+    return cast(BackendOpener, getattr(import_module(module, __package__), title))

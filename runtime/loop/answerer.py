@@ -1,0 +1,75 @@
+"""Running queries on frames: results and failures are counted, and told to sinks and the trace."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from time import monotonic
+
+from ...frames.frame import Frame
+from ..decode.results import Result
+from ..sinks.sink import Sink
+from ..trace import Trace
+from .channel import Left, QueryState
+
+__all__ = ["Answerer", "Infer"]
+
+_log = logging.getLogger(__name__)
+
+Infer = Callable[[str, Frame], Result]
+"""A function that runs a query, given by name, on a frame: preprocessing, model and decoding."""
+
+
+class Answerer:
+    """Runs queries on frames, and tells sinks and the trace of every outcome.
+
+    Args:
+        infer: called on the runner's thread, never twice at once.
+        sinks: told of results, failures, and frames that no query will take any more.
+        trace: told of every frame that is answered.
+        max_failures: failures in a row after which a query is given up.
+    """
+
+    def __init__(
+        self, infer: Infer, sinks: Sequence[Sink] = (), trace: Trace | None = None, max_failures: int = 10
+    ) -> None:
+        self._infer, self._sinks, self._trace, self._max_failures = infer, sinks, trace, max_failures
+
+    def answer(self, query: QueryState, frame: Frame) -> None:
+        """Run a query on a frame. An exception of the query is logged and counted, not raised.
+
+        Raises:
+            GemelError: a sink failed.
+        """
+        began = monotonic()
+        try:
+            result = self._infer(query.name, frame)
+        except Exception as error:
+            self._fail(query, frame, f"{type(error).__name__}: {error}")
+            return
+        now = monotonic()
+        if self._trace is not None:
+            self._trace.span("run", query.name, began, now, frame=frame.index)
+        latency_ms = (now - frame.arrived) * 1000
+        query.succeeded(frame, result, latency_ms)
+        for sink in self._sinks:
+            sink.on_result(query.name, frame, result, latency_ms)
+
+    def tell_left(self, frames: Iterable[Left]) -> None:
+        """Tell the sinks of frames that no query will take any more.
+
+        Raises:
+            GemelError: a sink failed.
+        """
+        for frame, results in frames:
+            for sink in self._sinks:
+                sink.on_frame(frame, results)
+
+    def _fail(self, query: QueryState, frame: Frame, message: str) -> None:
+        query.failed(message, self._max_failures)
+        _log.warning("query %s: frame %d of feed %s: %s", query.name, frame.index, frame.feed, message)
+        if not query.alive:
+            count = query.counters.failures_in_a_row
+            _log.error("query %s: given up after %d failures in a row: %s", query.name, count, message)
+        for sink in self._sinks:
+            sink.on_error(query.name, frame, message)

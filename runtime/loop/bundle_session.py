@@ -1,0 +1,130 @@
+"""A bundle on a device, for frames that the caller brings: the Python API's counterpart of ``gemel-run``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import count
+from time import monotonic
+from types import TracebackType
+
+import numpy as np
+
+from ...bundles.reader import Bundle
+from ...errors import InputError
+from ...frames.frame import Frame, Image
+from ..backends import open_backend
+from ..decode.results import Result
+from .inference import Inference
+
+__all__ = ["BundleSession"]
+
+
+class BundleSession:
+    """Answers queries of a bundle on images of the caller, under a memory budget. For one thread.
+
+    Weights that the budget has no room for are loaded when a query needs them and evicted when another one does.
+
+    Args:
+        bundle: an open bundle.
+        backend: name of the backend, such as ``"ort-cpu"``; the bundle's own setting when left out.
+        memory: budget for weights: bytes, ``"64MiB"``, ``"50%"``, ``"min"`` or ``"all"``; the bundle's own setting when
+            left out.
+        threads: threads that one run may use; one less than the cores when left out.
+
+    Raises:
+        InputError: an unknown backend, or a memory setting that is not allowed or too small.
+        BackendError: a device that cannot run the bundle.
+
+    Example:
+        >>> import gemel
+        >>> with gemel.BundleSession(gemel.open_bundle("bundle"), memory="50%") as session:  # doctest: +SKIP
+        ...     people = session.answer("junction-people", image)
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        backend: str | None = None,
+        memory: str | int | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self._feed_of = {name: query.feed for name, query in bundle.manifest.queries.items()}
+        self._backend = open_backend(bundle, backend, memory=memory, threads=threads)
+        self._infer = Inference(bundle, self._backend)
+        self._index = count()
+
+    @property
+    def queries(self) -> Mapping[str, str]:
+        """Query to the feed it was written for, in the order of the workload."""
+        return dict(self._feed_of)
+
+    @property
+    def budget(self) -> int:
+        """Bytes that weights may take in memory."""
+        return self._backend.budget
+
+    @property
+    def peak(self) -> int:
+        """Bytes of the most weights that were in memory at once."""
+        return self._backend.stats.peak
+
+    def answer(self, query: str, image: Image) -> Result:
+        """Run one query on one image.
+
+        Args:
+            query: its name in the workload.
+            image: ``[H, W, 3]`` uint8, BGR, as OpenCV reads files.
+
+        Returns:
+            A tuple of :class:`Detection` (boxes in pixels of ``image``) or of :class:`Class`, or an :class:`Embedding`.
+
+        Raises:
+            InputError: an unknown query, or an array that is no image.
+            BackendError: the model could not be swapped in or run.
+        """
+        if query not in self._feed_of:
+            raise InputError(f"query {query!r} is not in the bundle; its queries are {', '.join(self._feed_of)}")
+        return self._infer(query, self._frame(self._feed_of[query], image))
+
+    def answer_feed(self, feed: str, image: Image) -> dict[str, Result]:
+        """Run all queries of a feed on one image, which is resized and normalised once for all that want it alike.
+
+        Args:
+            feed: name of a feed that has queries.
+            image: ``[H, W, 3]`` uint8, BGR.
+
+        Returns:
+            Query to its result; see :meth:`answer`.
+
+        Raises:
+            InputError: no query has this feed, or the array is no image.
+            BackendError: a model could not be swapped in or run.
+        """
+        queries = [query for query, of in self._feed_of.items() if of == feed]
+        if not queries:
+            raise InputError(
+                f"feed {feed!r} has no query; feeds are {', '.join(dict.fromkeys(self._feed_of.values()))}"
+            )
+        frame = self._frame(feed, image)
+        return {query: self._infer(query, frame) for query in queries}
+
+    def close(self) -> None:
+        """Give the device and the memory back. Idempotent."""
+        self._backend.close()
+
+    def __enter__(self) -> BundleSession:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _frame(self, feed: str, image: Image) -> Frame:
+        # An array of another kind would give plausible answers about a picture that nobody took.
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            shape = f"{image.dtype}{list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
+            raise InputError(f"image: {shape} is not an image; uint8 [height, width, 3] in BGR order is expected")
+        now = monotonic()
+        return Frame(feed, next(self._index), image, now, now)

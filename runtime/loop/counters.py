@@ -1,0 +1,59 @@
+"""Counters of one query during a run."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from ..feeds import Feed
+from .summary import Latency, QueryStats
+
+__all__ = ["QueryCounters"]
+
+_LATENCIES = 100_000
+"""Latencies that are kept; a run of days would fill the memory with them."""
+
+
+@dataclass(slots=True, eq=False)
+class QueryCounters:
+    """Answers, failures and latencies of one query during a run."""
+
+    processed: int = 0
+    """Frames that were answered."""
+    errors: int = 0
+    """Frames on which the query failed."""
+    failures_in_a_row: int = 0
+    """Failures since the last answer."""
+    last_error: str | None = None
+    """Message of the newest failure."""
+    latencies: deque[float] = field(default_factory=lambda: deque(maxlen=_LATENCIES))
+    """Milliseconds from arrival to result, of the newest answers."""
+
+    def count_answer(self, latency_ms: float) -> None:
+        """Count a frame that was answered ``latency_ms`` milliseconds after its arrival."""
+        self.failures_in_a_row = 0
+        self.processed += 1
+        self.latencies.append(latency_ms)
+
+    def count_failure(self, message: str) -> None:
+        """Count a frame on which the query failed."""
+        self.errors += 1
+        self.failures_in_a_row += 1
+        self.last_error = message
+
+    def stats(self, feed: Feed, *, gave_up: bool) -> QueryStats:
+        """Return the query's part of the summary.
+
+        Args:
+            feed: the query's feed. All its delivered frames count: a frame without an answer was skipped.
+            gave_up: whether the query was given up.
+        """
+        return QueryStats(
+            feed=feed.name,
+            frames=feed.delivered,
+            processed=self.processed,
+            errors=self.errors,
+            last_error=self.last_error,
+            gave_up=gave_up,
+            latency=Latency.of(self.latencies),
+        )

@@ -1,0 +1,155 @@
+"""The profile of a bundle on this device: measured once, then kept in the device cache.
+
+The cache holds the measured times. Everything else that a profile says follows from the bundle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import stat
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from ...bundles.reader import Bundle
+from ...errors import InputError
+from ..backends import Backend
+from ..device_cache import write_whole
+from ..planning.profile import Profile, parse_profile
+from .measure_times import MeasureProgress, Times, measure_times
+
+__all__ = ["DEFAULT_FPS", "kept_at", "measure_profile", "profile_of"]
+
+DEFAULT_FPS = 30.0
+"""Frames a second of a feed whose rate the bundle does not state: the rate of a usual camera."""
+
+_VERSION = "1"
+"""Version of :mod:`.measure_times`: raised when it would measure the same bundle differently."""
+
+
+class _KeptTimes(BaseModel):
+    """The file that keeps measured times in the device cache."""
+
+    times: Times
+    digest: str
+    """SHA-256 of the times and of everything that they depend on."""
+
+
+def measure_profile(bundle: Bundle, backend: Backend, *, progress: MeasureProgress = lambda what: None) -> Profile:
+    """Measure a bundle on this device, and return its profile.
+
+    :func:`.measure_times.measure_times` says how times are measured, and on which frames. A query whose feed has no
+    rate in the bundle gets :data:`DEFAULT_FPS`. The profile's memory is the part of the budget that segments may fill:
+    private copies of weights, which some models hold as well, belong to the backend's budget and not to a profile.
+
+    Args:
+        bundle: an open bundle.
+        backend: opened for the bundle, with no model active.
+        progress: told what is measured next.
+
+    Raises:
+        BackendError: a model cannot be run, or holds its segments.
+        InputError: the bundle has no queries, or an SLA that is not possible.
+    """
+    return _profile(bundle, backend, measure_times(bundle, backend, progress))
+
+
+def profile_of(
+    bundle: Bundle,
+    backend: Backend,
+    *,
+    fresh: bool = False,
+    progress: MeasureProgress = lambda what: None,
+) -> Profile:
+    """Read the profile of a bundle from the device cache; measure and keep it if it is missing or damaged.
+
+    A cache that cannot be written is no error: the profile is measured again next time.
+
+    Args:
+        bundle: an open bundle.
+        backend: opened for the bundle, with no model active; runs nothing if the profile is kept already.
+        fresh: measure in any case.
+        progress: told what is measured next.
+
+    Raises:
+        BackendError: a model cannot be run, or holds its segments.
+        InputError: the bundle has no queries, or an SLA that is not possible.
+    """
+    path = kept_at(backend)
+    if not fresh and (times := _read(path, bundle, backend)) is not None:
+        with contextlib.suppress(InputError, KeyError):
+            return _profile(bundle, backend, times)
+    times = measure_times(bundle, backend, progress)
+    profile = _profile(bundle, backend, times)
+    with contextlib.suppress(OSError):
+        _write(path, _KeptTimes(times=times, digest=_digest(path, bundle, backend, times)))
+    return profile
+
+
+def kept_at(backend: Backend) -> Path:
+    """Return the file in the device cache that :func:`profile_of` reads and writes; it may not exist."""
+    return backend.folder / f"profile-{backend.threads}-threads-{backend.loading}.json"
+
+
+def _profile(bundle: Bundle, backend: Backend, times: Times) -> Profile:
+    """Combine measured times with what the bundle says.
+
+    Raises:
+        InputError: the result is no profile.
+        KeyError: a time is missing.
+    """
+    content = bundle.manifest
+    fps = {name: DEFAULT_FPS if feed.fps is None else feed.fps for name, feed in content.feeds.items()}
+    segments = {name: {"bytes": size, "load_ms": times.load[name]} for name, size in backend.segments.items()}
+    size, load_ms = sum(backend.segments.values()), sum(times.load[name] for name in segments)
+    models = dict.fromkeys(query.model for query in content.queries.values())
+    document = {
+        "memory": backend.room,
+        "sla_ms": content.sla_ms,
+        "link": {"bandwidth": float(f"{size / load_ms * 1e3:.4g}")} if size and load_ms else {},
+        "segments": segments,
+        "models": {name: {"segments": backend.segments_of(name), "run_ms": times.run[name]} for name in models},
+        "queries": {
+            name: {"model": query.model, "fps": fps[query.feed], "feed": query.feed}
+            for name, query in content.queries.items()
+        },
+    }
+    return parse_profile(document, f"profile of {bundle.path}")
+
+
+def _read(path: Path, bundle: Bundle, backend: Backend) -> Times | None:
+    """Read kept times; None if the file is missing or damaged, or was written for another bundle or device."""
+    try:
+        # A cache may have come with a bundle from elsewhere. A link could lead out of the cache; reading a pipe blocks.
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return None
+        kept = _KeptTimes.model_validate_json(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return kept.times if kept.digest == _digest(path, bundle, backend, kept.times) else None
+
+
+def _write(path: Path, kept: _KeptTimes) -> None:
+    write_whole(path, kept.model_dump_json(indent=1).encode())
+
+
+def _digest(path: Path, bundle: Bundle, backend: Backend, times: Times) -> str:
+    """Return the SHA-256 of times and of everything that they depend on.
+
+    The file's name stands for the number of threads and the way segments are loaded.
+    """
+    # The memory setting decides which models need segments, and a model without segments may run in another way.
+    needs = [f"{name} {backend.segments_of(name)}" for name in bundle.manifest.models]
+    parts = (_VERSION, path.name, bundle.id, backend.name, *_device(), *needs, times.model_dump_json())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _device() -> list[str]:
+    """Return properties that differ between devices on which the same device cache would run."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    kinds = {line for line in lines if line.startswith(("model name", "CPU part", "Model"))}
+    return [platform.machine(), str(os.cpu_count()), *sorted(kinds)]

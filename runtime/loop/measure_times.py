@@ -1,0 +1,166 @@
+"""Measuring a bundle on this device: how long segments take to load, and turns of its models to run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
+from itertools import count
+from statistics import median
+from threading import Event
+from time import perf_counter
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from ...bundles.reader import Bundle
+from ...errors import BackendError, GemelError, first_line
+from ...frames.frame import Frame, Image
+from ..backends import Backend
+from .inference import Inference
+
+__all__ = ["BATCHES", "ROUNDS", "MeasureProgress", "Times", "measure_times"]
+
+BATCHES = (1, 2, 4, 8)
+"""Numbers of frames of the turns that are measured."""
+ROUNDS = 5
+"""Times that every model takes each of these turns."""
+
+_LOADS = 15
+"""Loads of a segment that are timed."""
+_LONG_S = 1.0
+"""Seconds, or the SLA if that is longer: after a turn that takes longer, no turn of more frames is measured."""
+_ENOUGH_S = 3.0
+"""Seconds of one model's turns, or of one segment's loads, after which they are not repeated."""
+
+MeasureProgress = Callable[[str], None]
+"""A function that is told what is measured next."""
+
+
+class Times(BaseModel):
+    """Measured times of a bundle on one device, in milliseconds."""
+
+    model_config = ConfigDict(frozen=True)
+    load: dict[str, float]
+    """Segment -> milliseconds of a load."""
+    run: dict[str, dict[int, float]]
+    """Model -> number of frames -> milliseconds of a turn."""
+
+
+def measure_times(bundle: Bundle, backend: Backend, progress: MeasureProgress = lambda what: None) -> Times:
+    """Measure every segment, and every model that has a query.
+
+    Loads: one segment at a time, with no other in memory, from the call of ``prefetch`` until the segment is there. The
+    first load does not count, because the segment may have been anywhere before. Later loads come from where an
+    eviction leaves a segment: the page cache, or the disk if the backend was opened ``cold``.
+
+    Runs: turns of 1, 2, 4 and 8 different frames, one after the other as the runner processes them, with all weights
+    of the model in memory. Preprocessing, run and decoding are timed. A model's longest measured turn is the first
+    that takes longer than both a second and the SLA. The frames are artificial and as large as the model's input:
+    frames of a camera take longer to resize, and may show more objects to decode. Models alternate, so that other work
+    on the machine does not slow down one model alone.
+
+    All times are medians: of 15 loads, and of :data:`ROUNDS` turns of each size. There are fewer where they take
+    three seconds together, but one at least.
+
+    Args:
+        bundle: an open bundle.
+        backend: opened for the bundle, with no model active. Its budget may be as small as one model. Its statistics
+            count these loads, too.
+        progress: told what is measured next: each segment once, each model :data:`ROUNDS` times.
+
+    Raises:
+        BackendError: a model cannot be run, or holds a segment.
+    """
+    loads: dict[str, float] = {}
+    for segment in backend.segments:
+        progress(f"segment {segment}")
+        loads[segment] = _load_ms(backend, segment)
+    turns: dict[str, _Turns] = {}
+    infer, indices, pictures = Inference(bundle, backend), count(), cache(_pictures)
+    for name, query in bundle.manifest.queries.items():
+        # A model's other queries differ in what they report, not in what is run.
+        if query.model not in turns:
+            size = bundle.manifest.models[query.model].input.size
+            turns[query.model] = _Turns(partial(infer, name), query.feed, pictures(size), indices)
+    for _ in range(ROUNDS):
+        for model, each in turns.items():
+            progress(f"model {model}")
+            try:
+                each.take(max(_LONG_S, bundle.manifest.sla_ms / 1e3))
+            except GemelError:
+                raise
+            except Exception as error:
+                raise BackendError(f"model {model}: cannot be measured: {first_line(error)}") from error
+    return Times(load=loads, run={model: each.run_ms for model, each in turns.items()})
+
+
+def _load_ms(backend: Backend, segment: str) -> float:
+    """Measure loads of one segment, and return their median in milliseconds."""
+    times: list[float] = []
+    # The first load does not count, hence one more of each.
+    while len(times) <= 1 or (len(times) <= _LOADS and sum(times[1:]) < _ENOUGH_S):
+        backend.evict()
+        if backend.loaded([segment]):
+            raise BackendError(f"segment {segment}: cannot be measured while a model holds it")
+        there = Event()
+        began = perf_counter()
+        backend.prefetch([segment], done=there.set)
+        there.wait()
+        times.append(perf_counter() - began)
+    return _median_ms(times[1:])
+
+
+class _Turns:
+    """Turns of one model, and the seconds that they took.
+
+    Args:
+        infer: runs the model on a frame.
+        feed: name of the feed that frames pretend to come from.
+        pictures: different images; a turn takes the first ones.
+        indices: gives every frame an index of its own.
+    """
+
+    def __init__(
+        self, infer: Callable[[Frame], object], feed: str, pictures: Sequence[Image], indices: Iterator[int]
+    ) -> None:
+        self._infer, self._feed, self._pictures, self._indices = infer, feed, pictures, indices
+        self._times: dict[int, list[float]] = {}
+        """Number of frames -> seconds of each turn."""
+
+    def take(self, long: float) -> None:
+        """Measure one turn of each size, unless enough were measured; stop after one longer than ``long`` seconds."""
+        if sum(map(sum, self._times.values())) >= _ENOUGH_S:
+            return
+        # Not timed: this turn loads the weights, and the very first also creates what the model keeps from then on.
+        self._turn(1)
+        for frames in BATCHES:
+            times = self._times.setdefault(frames, [])
+            times.append(self._turn(frames))
+            if times[-1] > long:
+                break
+
+    @property
+    def run_ms(self) -> dict[int, float]:
+        """Number of frames -> median milliseconds of a turn."""
+        return {frames: _median_ms(times) for frames, times in self._times.items()}
+
+    def _turn(self, count: int) -> float:
+        """Run the model on ``count`` frames, and return the seconds that took."""
+        # New indices: a frame with a known index would not be prepared again.
+        frames = [Frame(self._feed, next(self._indices), picture, 0.0, 0.0) for picture in self._pictures[:count]]
+        began = perf_counter()
+        for frame in frames:
+            self._infer(frame)
+        return perf_counter() - began
+
+
+def _median_ms(seconds: Sequence[float]) -> float:
+    # Four digits are more than a measurement is worth.
+    return float(f"{median(seconds) * 1e3:.4g}")
+
+
+def _pictures(size: tuple[int, int]) -> list[Image]:
+    """Return a different image ``[H, W, 3]`` for each frame of the longest turn: a moving texture with many edges."""
+    y, x = np.indices(size)
+    textures = ((x + 8 * shift) ^ y for shift in range(max(BATCHES)))
+    return [np.stack([texture, 2 * texture, 3 * texture], 2).astype(np.uint8) for texture in textures]

@@ -1,0 +1,207 @@
+"""The runner: real cameras, memory and models, which a conductor leads through the turns of a plan."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from threading import Condition, Event
+from time import monotonic
+
+from ..feeds import Feed
+from ..planning.conductor import Conductor
+from ..planning.profile import Profile
+from ..planning.residency import Transfer
+from ..planning.review import Review
+from .answerer import Answerer
+from .channel import Channel, QueryState
+from .plan_input import Swapping, deepest_turns, in_turn
+from .planned_weights import PlannedWeights
+from .summary import FeedStats, PlanStats, RunStats
+
+__all__ = ["Runner"]
+
+_log = logging.getLogger(__name__)
+
+_POLL_S = 0.1
+"""Seconds between two looks at the stop event, which cannot wake the runner when a signal handler sets it."""
+_JOIN_S = 6.0
+"""Seconds that a feed's thread may take to end; a read from a silent camera blocks for up to five."""
+_SILENT_MS = 2000.0
+"""Milliseconds without a frame after which a feed is left out of plans, but never less than three of its periods.
+
+No wait is longer either, so that a silent feed is noticed.
+"""
+
+
+class Runner:
+    """A run in real time, on one thread; implements :class:`..planning.conductor.World`.
+
+    Args:
+        queries: feed of each query, in the order of the workload.
+        feeds: feeds by name, not started yet; feeds without a query are left alone.
+        answerer: runs queries on frames.
+        swapping: input of plans; None if all weights are in memory and each turn takes one frame.
+        live: take the newest frames; otherwise every frame.
+        stop: set it to end the run early.
+    """
+
+    def __init__(
+        self,
+        queries: Mapping[str, str],
+        feeds: Mapping[str, Feed],
+        answerer: Answerer,
+        swapping: Swapping | None,
+        *,
+        live: bool,
+        stop: Event,
+    ) -> None:
+        self._answerer, self._live, self._stop = answerer, live, stop
+        self._wake = Condition()
+        self._weights_came = False
+        """Whether a transfer has ended since the last wait."""
+        self._planned = swapping is not None
+        swapping = swapping or in_turn(queries)
+        self._fps = {name: query.fps for name, query in swapping.profile.queries.items()}
+        self._review = Review(swapping.profile)
+        self._weights = PlannedWeights(swapping.memory, self._review, self._notify)
+        self._conductor = Conductor(swapping.profile, swapping.budget, self, swapping.policy)
+        depths = swapping.depths(queries) if live else deepest_turns(queries, self._conductor.plan.batches)
+        self._channels = {feed: Channel(feeds[feed], depth) for feed, depth in depths.items()}
+        self._queries = {name: QueryState(name, self._channels[feed]) for name, feed in queries.items()}
+        for state in self._queries.values():
+            state.channel.queries.append(state)
+        self._began = monotonic()
+        self._deadline = math.inf
+        self._halted = False
+
+    def run(self, frames: int | None, duration: float | None) -> RunStats:
+        """Run until the feeds end or a limit is reached, and return the statistics.
+
+        Args:
+            frames: end when each feed has delivered this many frames and they were handled.
+            duration: end after this many seconds.
+        """
+        self._began = monotonic()
+        if duration is not None:
+            self._deadline = self._began + duration
+        for channel in self._channels.values():
+            channel.feed.start(self._wake, live=self._live, limit=frames, depth=channel.depth)
+        self._conductor.run()
+        self.halt()
+        seconds = monotonic() - self._began
+        for channel in self._channels.values():
+            self._answerer.tell_left(channel.close())
+        return self._stats(seconds)
+
+    def halt(self) -> None:
+        """End all feeds; they deliver nothing afterwards. Idempotent."""
+        if self._halted:
+            return
+        self._halted = True
+        for channel in self._channels.values():
+            channel.feed.stop()
+        for channel in self._channels.values():
+            channel.feed.join(_JOIN_S)
+
+    # The members that a conductor calls; planning/conductor.py documents them.
+
+    @property
+    def now(self) -> float:
+        return (monotonic() - self._began) * 1e3
+
+    @property
+    def over(self) -> bool:
+        return self._stop.is_set() or monotonic() >= self._deadline or self._exhausted
+
+    def take_in(self) -> None:
+        for channel in self._channels.values():
+            self._answerer.tell_left(channel.advance(live=self._live))
+
+    def transfer(self, transfer: Transfer) -> None:
+        self._weights.transfer(transfer, self.now)
+
+    def clear(self) -> None:
+        self._weights.clear()
+
+    def due(self, query: str) -> float:
+        return self._weights.due(query, self.now)
+
+    def fresh(self, query: str, most: int, oldest: float) -> Sequence[float]:
+        found = self._queries[query].fresh(most, self._began + oldest / 1e3, live=self._live)
+        return [(frame.arrived - self._began) * 1e3 for frame in found]
+
+    def process(self, query: str, count: int) -> None:
+        state, began = self._queries[query], monotonic()
+        errors = state.counters.errors
+        for frame in state.take(count, live=self._live):
+            if self._stop.is_set() or not state.alive:
+                return
+            self._answerer.answer(state, frame)
+        # The time of a failure says nothing, nor does that of a run that had to load its own weights.
+        if state.counters.errors == errors and not self._review.lost:
+            self._review.ran(query, count, (monotonic() - began) * 1e3)
+
+    def wait(self, until: float) -> None:
+        end = min(self._deadline, self._began + min(until, self.now + _SILENT_MS) / 1e3)
+        with self._wake:
+            while (
+                not (self._weights_came or self._stop.is_set() or self._frame_came or self._exhausted)
+                and (left := end - monotonic()) > 0
+            ):
+                self._wake.wait(min(_POLL_S, left))
+            self._weights_came = False
+
+    def revised(self) -> Profile | None:
+        if not self._planned:
+            return None
+        now = self.now
+        left_out = (query for name, query in self._queries.items() if name not in self._review.profile.queries)
+        if not self._review.due(now) and not any(query.waiting for query in left_out):
+            return None
+        profile = self._review.revised([name for name in self._queries if self._is_active(name)], now)
+        if profile is not None:
+            _log.info("planned anew for %s", ", ".join(profile.queries))
+        return profile
+
+    def _notify(self) -> None:
+        """Wake the runner because a transfer has ended; called on any thread."""
+        with self._wake:
+            self._weights_came = True
+            self._wake.notify_all()
+
+    @property
+    def _exhausted(self) -> bool:
+        """Whether no query has a frame, and no feed has one that a query wants, now or later."""
+        ended = all(channel.feed.finished or not channel.wanted for channel in self._channels.values())
+        return ended and not any(query.waiting for query in self._queries.values())
+
+    @property
+    def _frame_came(self) -> bool:
+        """Whether a feed holds a frame that its channel has room for."""
+        return any(
+            channel.wanted and channel.feed.waiting and (self._live or len(channel.frames) < channel.depth)
+            for channel in self._channels.values()
+        )
+
+    def _is_active(self, name: str) -> bool:
+        """Return whether a query has frames, or may have some soon."""
+        query = self._queries[name]
+        channel = query.channel
+        if query.waiting or not query.alive or channel.feed.finished:
+            return bool(query.waiting)
+        heard = channel.frames[-1].arrived if channel.frames else self._began
+        return not self._live or (monotonic() - heard) * 1e3 < max(_SILENT_MS, 3e3 / self._fps[name])
+
+    def _stats(self, seconds: float) -> RunStats:
+        plan = self._conductor.plan
+        feeds = {name: channel.feed for name, channel in self._channels.items()}
+        return RunStats(
+            seconds=seconds,
+            queries={name: query.stats() for name, query in self._queries.items()},
+            feeds={
+                name: FeedStats(feed.delivered, feed.restarts, feed.corrupt, feed.error) for name, feed in feeds.items()
+            },
+            blocked_ms=self._conductor.blocked_ms,
+            plan=PlanStats(plan.order, plan.batches, self._review.replans),
+        )

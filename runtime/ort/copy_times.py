@@ -1,0 +1,55 @@
+"""CPU times of runs on one thread, and of an INT8 model with and without its private copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from time import thread_time
+
+import numpy as np
+import onnxruntime as ort
+
+from ...bundles.manifest import Stage
+from ...bundles.onnx_wire import tensor_array
+from ...bundles.program import read_model
+from ...bundles.reader import view
+from ..timing import medians
+from .baked import Baked, PrivateCopy
+from .session import Bound, open_baked
+from .trial_run import noise_inputs
+
+__all__ = ["cpu_times", "measure_private_copy"]
+
+_WARM_UP, _ROUNDS = 3, 15
+"""Runs of each side that do not count, and runs that count, at most."""
+_ENOUGH_S = 1.0
+"""Stop timing after this many seconds, but not before one round."""
+
+
+def cpu_times(runs: Sequence[Callable[[], object]]) -> list[float]:
+    """Run functions in turn; return the median milliseconds of this thread's CPU time for each."""
+    return medians(runs, thread_time, warm_up=_WARM_UP, rounds=_ROUNDS, enough_s=_ENOUGH_S)
+
+
+def measure_private_copy(baked: Baked, model: str, stages: Mapping[str, Stage]) -> PrivateCopy:
+    """Run an INT8 model bound and packed, on one image of noise; dimensions of any size are 1.
+
+    Args:
+        baked: the cache with both forms of the model.
+        model: name of the model.
+        stages: the model's stages, as the manifest has them.
+    """
+    blob = np.memmap(baked.blob, np.uint8, "r")
+    copies: dict[str, int] = {}
+    bound_ms = packed_ms = 0.0
+    for name, stage in stages.items():
+        made = baked.models[model][name]
+        weights = [ort.OrtValue.ortvalue_from_numpy(view(blob, baked.tensors[tensor])) for tensor in made.weights]
+        bound = Bound(open_baked(baked.program(made.program), 1, prepack=False), weights)
+        packed = Bound(open_baked(baked.packed(model, name), 1, prepack=True))
+        inputs = noise_inputs(stage)
+        times = cpu_times([partial(bound.run, inputs), partial(packed.run, inputs)])
+        bound_ms, packed_ms = bound_ms + times[0], packed_ms + times[1]
+        graph = read_model(baked.packed(model, name).read_bytes()).graph
+        copies[name] = sum(tensor_array(tensor).nbytes for tensor in graph.initializer)
+    return PrivateCopy(copies=copies, bound_ms=bound_ms, packed_ms=packed_ms)

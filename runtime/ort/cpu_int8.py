@@ -1,0 +1,130 @@
+"""INT8 graphs in the form in which ONNX Runtime computes in integers on a CPU.
+
+In a bundle, an INT8 graph has int8 kernels behind a DequantizeLinear with one scale for each output channel, and
+activations that go through QuantizeLinear and DequantizeLinear, all with zero point 0. ONNX Runtime's integer kernels
+want uint8 activations and int32 biases instead. They are fast if they may pack the int8 kernels, which makes a private
+copy of them in each session. The form that can be shared and swapped is the same graph in float32 (:mod:`.cpu_fp32`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...bundles.onnx_wire import Message, NodeProto, make_tensor, tensor_array
+from .graph_edits import copy_without_types, drop_unread, replace_nodes
+
+__all__ = ["for_ort_int8"]
+
+_Array = NDArray[Any]
+
+_INT = 2  # AttributeProto.AttributeType
+
+_NEVER_NEGATIVE = frozenset({"HardSigmoid", "Relu", "Sigmoid", "Softmax"})
+"""Operators whose results are never negative."""
+_LIKE_FIRST_INPUT = frozenset(
+    {"AveragePool", "DequantizeLinear", "Flatten", "GlobalAveragePool", "MaxPool", "QuantizeLinear", "ReduceMean"}
+    | {"Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+)
+"""Operators whose results are not negative where their first input is not."""
+_LIKE_ALL_INPUTS = frozenset({"Add", "Concat", "Mul"})
+"""Operators whose results are not negative where none of their inputs is."""
+
+
+def for_ort_int8(model: Message, values: Callable[[Message], _Array]) -> Message:
+    """Return an INT8 graph with uint8 activations and int32 biases, as ONNX Runtime's integer kernels want them.
+
+    An activation that cannot be negative gets zero point 0. It then has the integers 0 to 255 instead of 0 to 127, so
+    that less is cut off, and a Relu before it has nothing left to do. Other activations get zero point 128 with the
+    same scale, which represents the same values as int8.
+
+    Args:
+        model: a ModelProto; not changed.
+        values: function that returns the values of an initializer.
+    """
+    made = copy_without_types(model)
+    graph = made.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    never_negative = _never_negative(graph, constants)
+    zeros = {"zero.uint8": 0, "middle.uint8": 128}
+    zero_of: dict[str, str] = {}
+    for node in graph.node:
+        if node.op_type == "QuantizeLinear":
+            zero_of[node.output[0]] = "zero.uint8" if node.input[0] in never_negative else "middle.uint8"
+            _set_zero_point(node, zero_of[node.output[0]])
+        elif node.op_type == "DequantizeLinear" and node.input[0] not in constants:
+            _set_zero_point(node, zero_of[node.input[0]])
+        elif node.op_type == "DequantizeLinear":
+            # ONNX Runtime computes matrix products in integers only if zero points are given, even if all are 0.
+            scale = tensor_array(constants[node.input[1]])
+            graph.initializer.append(make_tensor(f"{node.output[0]}.zero", np.zeros(scale.shape, np.int8)))
+            _set_zero_point(node, f"{node.output[0]}.zero")
+    graph.initializer.extend(make_tensor(name, np.array(zero, np.uint8)) for name, zero in zeros.items())
+    _round_biases(graph, constants, values)
+    drop_unread(graph)
+    return made
+
+
+def _set_zero_point(node: Message, zero: str) -> None:
+    """Let a QuantizeLinear or DequantizeLinear use an initializer as zero point."""
+    del node.input[2:]
+    node.input.append(zero)
+
+
+def _round_biases(graph: Message, constants: Mapping[str, Message], values: Callable[[Message], _Array]) -> None:
+    """Round biases of integer layers to int32; the unit is the product of the input's and the kernel's scale.
+
+    ONNX Runtime could round biases itself, but would also round kernels that are float32 on purpose.
+    """
+    scale_of = {
+        node.output[0]: (node.input[0] in constants, tensor_array(constants[node.input[1]]))
+        for node in graph.node
+        if node.op_type == "DequantizeLinear"
+    }
+    nodes: list[Message] = []
+    for node in graph.node:
+        bias = node.input[2] if len(node.input) > 2 else ""
+        if (
+            node.op_type in ("Conv", "Gemm")
+            and bias in constants
+            and node.input[0] in scale_of
+            and scale_of.get(node.input[1], (False, None))[0]
+            and all(attribute.f == 1 for attribute in node.attribute if attribute.name in ("alpha", "beta"))
+        ):
+            scale = (scale_of[node.input[0]][1] * scale_of[node.input[1]][1]).astype(np.float32)
+            # A bias that is cut off here is larger than any sum it could be added to.
+            whole = np.rint(values(constants[bias]) / scale.astype(np.float64)).clip(-(2**31), 2**31 - 1)
+            names = [f"{node.output[0]}.bias{ending}" for ending in (".int32", ".scale", "")]
+            graph.initializer.append(make_tensor(names[0], whole.astype(np.int32)))
+            graph.initializer.append(make_tensor(names[1], scale))
+            rounded = NodeProto(op_type="DequantizeLinear", input=names[:2], output=names[2:])
+            rounded.attribute.add(name="axis", i=0, type=_INT)
+            nodes.append(rounded)
+            node.input[2] = names[2]
+        nodes.append(node)
+    replace_nodes(graph, nodes)
+
+
+def _never_negative(graph: Message, constants: Mapping[str, Message]) -> set[str]:
+    """Return the names of values that are certain not to be negative."""
+    found: set[str] = set()
+
+    def is_constant_from_0(node: Message, operand: int) -> bool:
+        """Return whether an operand is a constant without negative numbers."""
+        name = node.input[operand] if len(node.input) > operand else ""
+        return name in constants and bool((tensor_array(constants[name]) >= 0).all())
+
+    for node in graph.node:
+        kind = node.op_type
+        if (
+            kind in _NEVER_NEGATIVE
+            or (kind == "Clip" and is_constant_from_0(node, 1))
+            or (kind in _LIKE_FIRST_INPUT and node.input[0] in found)
+            or (kind in _LIKE_ALL_INPUTS and found.issuperset(node.input))
+            or (kind == "Pad" and node.input[0] in found and (not any(node.input[2:3]) or is_constant_from_0(node, 2)))
+        ):
+            found.update(node.output)
+    return found

@@ -1,0 +1,188 @@
+"""Writing the device cache of the ort-cpu backend: optimised programs, re-laid weights and private INT8 graphs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Set
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...bundles.blob import Layout, layout, tensor_id, write_blob
+from ...bundles.manifest import FileSpec, Precision, Stage
+from ...bundles.onnx_wire import Message, tensor_array
+from ...bundles.program import read_model, tensors_of, with_constants
+from ...bundles.reader import Bundle
+from .baked import BLOB, CACHE_RECORD, Baked, BakedStage
+from .copy_times import measure_private_copy
+from .cpu_fp32 import kernel_scales, to_fp32
+from .cpu_int8 import for_ort_int8
+from .optimise import optimise, optimise_int8
+from .trial_run import run_each_program
+
+__all__ = ["write_cache"]
+
+
+def write_cache(bundle: Bundle, folder: Path, progress: Callable[[str], None]) -> None:
+    """Bake every model of a bundle into a folder.
+
+    Args:
+        bundle: an open bundle.
+        folder: an empty folder for the files.
+        progress: called with each model's name before it is baked.
+
+    Raises:
+        BackendError: ONNX Runtime refuses a model.
+    """
+    files = _Files(folder)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tensors-") as temporary:
+        tensors = _Tensors(Path(temporary))
+        models = _optimised_models(bundle, files, tensors, progress)
+        placed, digest = tensors.write(folder / BLOB)
+    files.specs[BLOB] = FileSpec(bytes=placed.bytes, sha256=digest)
+    _put_constant_graphs(bundle, models, placed, files)
+    baked = Baked(
+        folder=folder,
+        models=models,
+        segments_of={
+            name: tuple(segment for segment, spec in placed.segments.items() if name in spec.models) for name in models
+        },
+        tensors=placed.tensors,
+        segments=placed.segments,
+        files=files.specs,
+    )
+    copies = {
+        name: measure_private_copy(baked, name, model.stages)
+        for name, model in bundle.manifest.models.items()
+        if model.precision == "int8"
+    }
+    run_each_program(bundle, baked)
+    _forget(folder / BLOB)
+    baked = baked.model_copy(update={"packings": copies})
+    (folder / CACHE_RECORD).write_text(baked.model_dump_json(exclude={"folder"}, indent=1))
+
+
+class _Files:
+    """Files of a cache that is being written, with their sizes and hashes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.specs: dict[str, FileSpec] = {}
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write a file."""
+        (self.folder / name).write_bytes(data)
+        self.specs[name] = FileSpec(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+class _Tensors:
+    """Distinct tensors of the baked programs. They lie on disk: a bundle may be larger than the memory of the box."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._users: dict[str, set[str]] = defaultdict(set)
+        self._shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
+
+    def add(self, array: NDArray[Any], model: str) -> str:
+        """Keep an array that a model uses, and return its tensor id."""
+        tensor = tensor_id(array)
+        self._users[tensor].add(model)
+        if tensor not in self._shapes:
+            self._shapes[tensor] = (array.dtype.name, array.shape)
+            np.save(self._file(tensor), array)
+        return tensor
+
+    def write(self, path: Path) -> tuple[Layout, str]:
+        """Write all tensors into a blob; return where each lies, and the SHA-256 of the file."""
+        placed = layout(self._shapes, self._users)
+        return placed, write_blob(path, placed, self._take)
+
+    def _take(self, tensor: str) -> NDArray[Any]:
+        """Return a tensor, and delete its file."""
+        path = self._file(tensor)
+        array: NDArray[Any] = np.load(path, allow_pickle=False)
+        path.unlink()
+        return array
+
+    def _file(self, tensor: str) -> Path:
+        """Return the file that holds a tensor for now."""
+        return self.folder / f"{tensor}.npy"
+
+
+def _optimised_models(
+    bundle: Bundle, files: _Files, tensors: _Tensors, progress: Callable[[str], None]
+) -> dict[str, dict[str, BakedStage]]:
+    """Optimise every stage, and write its program and, for an INT8 model, its graph in integers.
+
+    Returns:
+        Model -> stage -> the stage's program and tensors.
+    """
+    several_scales = _read_with_several_scales(bundle)
+    models: dict[str, dict[str, BakedStage]] = {}
+    for name, model in bundle.manifest.models.items():
+        progress(name)
+        models[name] = {}
+        for stage_name, stage in model.stages.items():
+            path = bundle.file(stage.file)
+            fp32, int8 = _converted(bundle, stage, model.precision, several_scales)
+            program, arrays = optimise(path, fp32, tensors.folder)
+            files.put(f"{program.id}.onnx", program.proto)
+            if int8 is not None:
+                files.put(f"{name}.{stage_name}.int8.onnx", optimise_int8(path, int8, tensors.folder))
+            weights = tuple(tensors.add(array, name) for array in arrays)
+            models[name][stage_name] = BakedStage(program=program.id, weights=weights)
+    return models
+
+
+def _read_with_several_scales(bundle: Bundle) -> frozenset[str]:
+    """Return the int8 tensors of a bundle that layers read with different scales."""
+    scales: dict[str, set[bytes]] = defaultdict(set)
+    for model in bundle.manifest.models.values():
+        for stage in model.stages.values() if model.precision == "int8" else ():
+            graph = read_model(bundle.file(stage.file).read_bytes())
+            tensors = tensors_of(graph, stage)
+            for kernel, scale in kernel_scales(graph):
+                if kernel in tensors:
+                    scales[tensors[kernel]].add(scale.tobytes())
+    return frozenset(tensor for tensor, different in scales.items() if len(different) > 1)
+
+
+def _converted(
+    bundle: Bundle, stage: Stage, precision: Precision, several_scales: Set[str]
+) -> tuple[bytes | None, bytes | None]:
+    """Return a stage in float32, None if the bundle's file is float32, and in integers, None if it is not INT8."""
+    if precision == "fp32":
+        return None, None
+    graph = read_model(bundle.file(stage.file).read_bytes())
+    tensors = tensors_of(graph, stage)
+
+    def values(tensor: Message) -> NDArray[Any]:
+        """Return the values of an initializer, in the blob or in the graph."""
+        return bundle.tensor(tensors[tensor.name]) if tensor.name in tensors else tensor_array(tensor)
+
+    fp32 = to_fp32(graph, values, {name for name, tensor in tensors.items() if tensor in several_scales})
+    int8 = for_ort_int8(graph, values).SerializeToString() if precision == "int8" else None
+    return fp32.SerializeToString(), int8
+
+
+def _put_constant_graphs(
+    bundle: Bundle, models: Mapping[str, Mapping[str, BakedStage]], placed: Layout, files: _Files
+) -> None:
+    """Write graphs with their weights inside for models in mode ``constant``."""
+    for name, model in bundle.manifest.models.items():
+        if model.mode == "constant" and model.precision != "int8":
+            for stage, made in models[name].items():
+                proto = (files.folder / f"{made.program}.onnx").read_bytes()
+                places = [placed.tensors[tensor] for tensor in made.weights]
+                files.put(f"{name}.{stage}.onnx", with_constants(proto, BLOB, places))
+
+
+def _forget(path: Path) -> None:
+    """Drop a file that was just written from the page cache; its pages are large when the arena reads it again."""
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -1,0 +1,144 @@
+"""The cost of turns, for one order of queries: how long a cycle takes, and how many frames are answered in time.
+
+A query takes several frames in one turn, so that its weights are loaded once for all of them. More frames a turn make
+the cycle longer and the frames older. :func:`best_choice` looks for the numbers of frames with the best outcome.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .profile import Profile
+from .residency import Step
+
+__all__ = ["Choices", "TurnCosts", "best_choice"]
+
+_MOST_COMBINATIONS = 50_000
+"""Combinations of turn sizes up to which all are tried for one order."""
+
+_Array = NDArray[np.float64]
+Choices = NDArray[np.intp]
+"""``[C, Q]``: in each of C plans, the index of the turn size that each of Q queries has; ``[Q]`` for one plan."""
+
+
+class TurnCosts:
+    """Costs of all turn sizes, for an order of queries whose loads are known.
+
+    A turn size is the number of frames that a query takes in one turn. The profile says which sizes a model may have
+    (:meth:`.profile.Profile.batches`), and how long such a turn runs.
+
+    Loads of a turn that are made *ahead* run beside the turn before, and only the part that takes longer than that turn
+    delays the cycle. All other loads delay it fully.
+
+    Args:
+        profile: the workload on its device.
+        order: queries in the order of their turns.
+        cycles: loads of each turn, in the cycles that repeat; see :func:`.residency.settled`.
+        fair: score the query that is worst off, instead of the total of frames.
+    """
+
+    def __init__(self, profile: Profile, order: Sequence[str], cycles: Sequence[Sequence[Step]], fair: bool) -> None:
+        loads = np.array(
+            [[[sum(map(profile.load_ms, part.load)) for part in (turn.ahead, turn.then)] for turn in c] for c in cycles]
+        )
+        self._ahead_ms: _Array = loads[:, :, 0]
+        """``[cycles, Q]``: milliseconds of the loads ahead of each turn."""
+        self._then_ms = float(loads[:, :, 1].sum(1).mean())
+        """Milliseconds a cycle of the loads that nothing runs beside, on average over the cycles."""
+        options = [profile.batches(query) for query in order]
+        self.counts = [len(sizes) for sizes in options]
+        """Number of turn sizes that each query may have."""
+        longest = max(self.counts)
+        # Shorter rows are filled with their last size; no choice points there.
+        self._sizes = np.array([sizes + sizes[-1:] * (longest - len(sizes)) for sizes in options])
+        """``[Q, sizes]``: frames of a turn."""
+        self._run_ms = np.array(
+            [
+                [profile.run_ms(query, int(size)) for size in sizes]
+                for query, sizes in zip(order, self._sizes, strict=True)
+            ]
+        )
+        """``[Q, sizes]``: milliseconds of a turn."""
+        self._fps = np.array([profile.queries[query].fps for query in order])
+        self._places = np.arange(len(order))
+        self._sla_ms, self._fair = profile.sla_ms, fair
+
+    def sizes(self, choice: Choices) -> list[int]:
+        """Return the frames of each query's turn under one choice ``[Q]``."""
+        found: list[int] = self._sizes[self._places, choice].tolist()
+        return found
+
+    def cycle(self, choices: Choices) -> tuple[_Array, _Array]:
+        """Return the milliseconds of an average cycle, and how many of them no model runs in, ``[C]`` each."""
+        runs = self._run_ms[self._places, choices]
+        before = np.roll(runs, 1, axis=1)[:, None]
+        blocked = np.maximum(self._ahead_ms - before, 0).sum(2).mean(1) + self._then_ms
+        return np.maximum(runs.sum(1) + blocked, 1e-9), blocked
+
+    def frames(self, choices: Choices) -> _Array:
+        """Return the frames a second of each query that keep to the SLA, ``[C, Q]``.
+
+        This is the average over all phases that a camera's clock may have against the cycle.
+        """
+        cycle = self.cycle(choices)[0][:, None]
+        # A frame is in time if it is at most this old when the turn begins.
+        young = self._sla_ms - self._run_ms[self._places, choices]
+        # A query whose turn takes longer than the SLA is always late. All its frames count, so that it gets a turn.
+        window = np.where(young >= 0, np.minimum(young, cycle), cycle)
+        found: _Array = np.minimum(self._sizes[self._places, choices], self._fps * window / 1e3) / cycle * 1e3
+        return found
+
+    def slowest(self, choice: Choices) -> int:
+        """Return the place of the query of which the smallest share of frames keeps to the SLA."""
+        return int(np.argmin(self.frames(choice[None])[0] / self._fps))
+
+    def score(self, choices: Choices) -> _Array:
+        """Return the objective to maximise, ``[C]``."""
+        frames = self.frames(choices)
+        # Of plans with the same frames, the one with the shortest cycle wins.
+        total: _Array = np.round(frames.sum(1), 6) - self.cycle(choices)[0] * 1e-9
+        lowest: _Array = (frames / self._fps).min(1) * 1e6 if self._fair else np.zeros(len(choices))
+        return lowest + total
+
+
+def best_choice(costs: TurnCosts) -> Choices:
+    """Return the turn sizes with the highest score, ``[Q]``.
+
+    All combinations are tried where there are few. Otherwise the result is a local optimum: changing the turn size of
+    any one query makes it no better.
+    """
+    if np.prod(costs.counts, dtype=float) <= _MOST_COMBINATIONS:
+        best, _ = _best(costs, np.indices(costs.counts).reshape(len(costs.counts), -1).T)
+        return best
+    return _climbed(costs)
+
+
+def _climbed(costs: TurnCosts) -> Choices:
+    """Start from the best of some good choices, and change one turn size at a time while that improves the score."""
+    counts = np.array(costs.counts)
+    # Starts: the same size for all queries; and from the smallest sizes, the slowest query's raised again and again.
+    tried = list(np.minimum(np.arange(counts.max())[:, None], counts - 1))
+    choice = np.zeros(len(counts), np.intp)
+    while choice[slowest := costs.slowest(choice)] < counts[slowest] - 1:
+        choice = choice.copy()
+        choice[slowest] += 1
+        tried.append(choice)
+    best, score = _best(costs, np.array(tried))
+    while True:
+        before = score
+        for place, count in enumerate(counts):
+            changed = np.repeat(best[None], count, 0)
+            changed[:, place] = np.arange(count)
+            best, score = _best(costs, changed)
+        if score <= before + 1e-9:
+            return best
+
+
+def _best(costs: TurnCosts, choices: Choices) -> tuple[Choices, float]:
+    """Return the choice with the highest score, and that score."""
+    scores = costs.score(choices)
+    place = int(np.argmax(scores))
+    return choices[place], float(scores[place])
