@@ -36,45 +36,45 @@ __all__ = ["Listener", "MergeOptions", "build_subjects", "merge_workload", "weig
 
 @dataclass(frozen=True)
 class MergeOptions:
-    """Options of a merge."""
+    """Options of a merge of a workload's models."""
 
     strategy: str = "together"
     """Name of the search strategy, one of :data:`.strategies.STRATEGIES`."""
     settings: SearchSettings = field(default_factory=SearchSettings)
     definition: Definition = "shape"
-    """Properties in which two layers must be equal to share: ``shape`` or ``strict``."""
+    """Rule that says when two layers may share a weight (:data:`.layers.Definition`): ``shape`` or ``strict``."""
     seed: int = 0
-    """Seed for all random numbers; equal seeds repeat a merge."""
+    """Seed for all random numbers of a merge; the same seed repeats the same merge."""
     device: str = "auto"
     """Device to retrain on: ``auto``, ``cpu`` or ``cuda``."""
     budget: float | None = None
-    """Time limit in seconds, after which the best sharing found so far is the result; None for no limit."""
+    """Time limit of a merge in seconds, after which the best sharing found so far is the result; None for no limit."""
     resume: bool = False
-    """Whether to go on with an earlier merge in the output folder."""
+    """Whether to continue the merge that the output folder holds."""
     ray: str | None = None
-    """Address of a Ray cluster to run independent trials on; ``local`` starts one on this machine, None uses no Ray."""
+    """Address of a Ray cluster for independent trials; ``local`` starts a cluster on this machine, None uses no Ray."""
 
 
 class Listener:
-    """Callbacks of a merge, all empty; a subclass overrides those that it needs."""
+    """Callbacks for the progress of a merge. All do nothing; a subclass overrides those that it needs."""
 
     def model(self, subject: Subject) -> None:
-        """Handle a model that was loaded with its images."""
+        """Handle a model that was just loaded together with its images."""
 
     def left_out(self, model: str, error: RetrainError) -> None:
-        """Handle a model that cannot be retrained and keeps its weights."""
+        """Handle a model that keeps its weights because it cannot be retrained; the error says why."""
 
     def trial(self, trial: Trial) -> None:
-        """Handle the start of a trial."""
+        """Handle the start of a trial, which applies one sharing map and measures the accuracies."""
 
     def progress(self, progress: TrainingProgress) -> None:
-        """Handle the end of a training step. May raise KeyboardInterrupt to stop the merge."""
+        """Handle the end of a training step. An override may raise KeyboardInterrupt to stop the merge."""
 
     def waiting(self) -> None:
-        """Handle about one second of waiting for trials on Ray. May raise KeyboardInterrupt to stop the merge."""
+        """Handle about a second of waiting for trials on Ray. May raise KeyboardInterrupt to stop the merge."""
 
     def verdict(self, verdict: Verdict, report: MergeReport) -> None:
-        """Handle the end of a trial, after its changes were written to disk."""
+        """Handle the search's decision on a trial, after the trial's changes were written to disk."""
 
 
 def merge_workload(
@@ -85,10 +85,10 @@ def merge_workload(
     The folder holds a usable workload as soon as all models are loaded, and after every batch of trials.
 
     Args:
-        workload: the workload.
-        output: folder to write.
-        options: options of the merge; the defaults when None.
-        listener: callbacks; none when None.
+        workload: the workload whose models are merged.
+        output: folder to write the merged workload to.
+        options: options of the merge; None for the defaults.
+        listener: callbacks for the progress of the merge; None for no callbacks.
 
     Raises:
         InputError: the workload, its data, the options or the folder cannot be used.
@@ -117,7 +117,7 @@ def _merge(
     device: torch.device,
     deadline: float,
 ) -> MergeReport:
-    """Load the models, run the search until ``deadline`` of ``time.monotonic``, and commit its result."""
+    """Load the models, search until ``time.monotonic()`` passes ``deadline``, and write the merged workload."""
     subjects = build_subjects(workload, options.definition, device, listener)
     problem = Problem(
         {name: subject.layers for name, subject in subjects.items()},
@@ -163,13 +163,13 @@ def _merge(
 def build_subjects(
     workload: Workload, definition: Definition, device: torch.device, listener: Listener | None = None
 ) -> dict[str, Subject]:
-    """Load every model of a workload that can be retrained, with its images and its teacher, by model name.
+    """Load the models of a workload that can be retrained, with images and teachers; return them by model name.
 
     Args:
-        workload: the workload.
-        definition: what must be equal for two layers to be able to share.
-        device: where to retrain.
-        listener: told of each model that is loaded or left out.
+        workload: the workload whose models are loaded.
+        definition: rule that says when two layers may share a weight.
+        device: device to retrain on.
+        listener: callbacks, called for each model that is loaded or left out; None for no callbacks.
 
     Raises:
         InputError: a model or data set cannot be used.
@@ -189,7 +189,7 @@ def build_subjects(
 
 
 def _device(name: str) -> torch.device:
-    """Return the device of an option value; raise InputError if it is unknown or missing on this machine."""
+    """Return the PyTorch device that a ``--device`` value names; raise InputError for an unknown or missing device."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name not in ("cpu", "cuda"):
@@ -200,7 +200,7 @@ def _device(name: str) -> torch.device:
 
 
 def _header(workload: Workload, options: MergeOptions) -> dict[str, object]:
-    """Return the journal's header: everything that must be equal for a search to be resumed."""
+    """Return the header of the search journal: everything that must be equal for a search to be resumed."""
     queries = workload.model_dump_json(include={"queries", "feeds"})
     return {
         "workload": hashlib.sha256(queries.encode()).hexdigest()[:32],
@@ -212,7 +212,7 @@ def _header(workload: Workload, options: MergeOptions) -> dict[str, object]:
 
 
 def weight_file(network: Network, state: State, root: Path) -> tuple[bytes, str]:
-    """Return the content and the suffix of a weight file: safetensors, or onnx for a model from an ONNX file.
+    """Return content and suffix of a model's weight file: safetensors, or onnx for a model from an ONNX file.
 
     Args:
         network: the model.
@@ -227,7 +227,7 @@ def weight_file(network: Network, state: State, root: Path) -> tuple[bytes, str]
 
 
 class _DiskJournal:
-    """Journal of a search (:class:`.Journal`) that also writes the report and a usable workload after every batch."""
+    """Search :class:`.Journal` on disk that also writes the report and a usable workload after each batch of trials."""
 
     def __init__(
         self,
@@ -243,11 +243,11 @@ class _DiskJournal:
         self._files: dict[str, tuple[State, str]] = {}
 
     def recall(self, trials: Sequence[Trial]) -> list[Outcome] | None:
-        """Return the recorded outcomes of a batch, None if it has not run yet."""
+        """Return the recorded outcomes of a batch of trials, or None if the batch has not run yet."""
         return self._store.recall(trials)
 
     def restore(self, found: Found) -> tuple[dict[str, State], dict[str, State]] | None:
-        """Return the recorded weights, committed and last ones, at the first call after a replay; later None."""
+        """Return the committed and the last trained weights, once after all recorded batches were recalled, or None."""
         if not self._replayed:
             return None
         self._replayed = False
@@ -255,7 +255,7 @@ class _DiskJournal:
         return {name: self._read(name, files[name]) for name in found.sharing.models}, self._store.last_states()
 
     def record(self, verdicts: Sequence[Verdict], found: Found, last: Mapping[str, State]) -> None:
-        """Write a batch, the report and the workload to disk, then tell the listener."""
+        """Write a batch of verdicts, the report and the workload to disk, then call the listener for each verdict."""
         self._store.record(verdicts, last, self._contents(found))
         report = self.commit(found, finished=False)
         for verdict in verdicts:
@@ -271,7 +271,7 @@ class _DiskJournal:
         return report
 
     def _contents(self, found: Found) -> dict[str, tuple[str, bytes | None]]:
-        """Return model name -> (file name, content); the content is None if the file has been made before."""
+        """Return merged model -> (weight file name, content); content is None if an earlier call returned it."""
         files: dict[str, tuple[str, bytes | None]] = {}
         for name in sorted(found.sharing.models):
             state, known = found.states[name], self._files.get(name)
@@ -283,13 +283,13 @@ class _DiskJournal:
         return files
 
     def _file(self, name: str, state: State) -> tuple[str, bytes]:
-        """Return name and content of a model's weight file; a hash of the content is part of the name."""
+        """Return the name and the content of a model's weight file; the name contains a hash of the content."""
         content, suffix = weight_file(self._subjects[name].network, state, self._workload.root)
         digest = hashlib.sha256(content).hexdigest()[:8]
         return f"{name}-{digest}.{suffix}", content
 
     def _read(self, name: str, path: Path) -> State:
-        """Read a model's weights from a file with the content of :meth:`_file`."""
+        """Read a model's weights from a weight file with the content that :meth:`_file` makes."""
         query = self._subjects[name].network.queries[0]
         if query.model.onnx is None:
             return read_state(path)

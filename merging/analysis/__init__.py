@@ -1,1 +1,1 @@
-"""gemel analyze: the memory of a workload's models and layers, and the memory that sharing would free."""
+"""``gemel analyze``: the memory of a workload's models and layers, and the memory that sharing would free."""

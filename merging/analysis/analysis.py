@@ -16,7 +16,7 @@ from ..models.networks import Network, each_network
 __all__ = ["Analysis", "ModelSizes", "analyze_workload", "share_of_heaviest", "sizes_of"]
 
 _STEPS = 100
-"""Steps of the curve ``heavy_hitters`` in the JSON output: one for each percent of the layers."""
+"""Number of steps of the curve ``heavy_hitters`` in the JSON output: one for each percent of the layers."""
 
 
 @dataclass(frozen=True)
@@ -27,23 +27,23 @@ class ModelSizes:
     queries: tuple[str, ...]
     """Names of the queries that use the model."""
     bytes: int
-    """Bytes of all parameters and buffers, including BatchNorm and parts that never run."""
+    """Size in bytes of all parameters and buffers of the model, including BatchNorm and modules that never run."""
     layers: tuple[Layer, ...]
-    """Convolutions and linear layers in the order in which they run."""
+    """Convolutions and linear layers of the model in the order in which they run."""
 
     @property
     def layer_bytes(self) -> int:
-        """Bytes of the weights of the model's layers."""
+        """Size in bytes of the weights of the model's convolutions and linear layers."""
         return sum(layer.bytes for layer in self.layers)
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """Sizes of a workload's models and layers, and what sharing could free, at most. All sizes are bytes."""
+    """Sizes of a workload's models and layers, and upper bounds of what sharing could free. All sizes are in bytes."""
 
     models: tuple[ModelSizes, ...]
     definition: Definition
-    """Rule by which layers could share."""
+    """Rule that says when two layers may share a weight."""
     heads: bool
     """Whether layers that give a model's outputs are counted as if they could be shared."""
 
@@ -54,55 +54,55 @@ class Analysis:
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """Layers of all models."""
+        """Convolutions and linear layers of all models, model after model."""
         return tuple(chain.from_iterable(model.layers for model in self.models))
 
     @property
     def bytes(self) -> int:
-        """Bytes of all models, each counted once."""
+        """Size in bytes of all models, each counted once."""
         return sum(model.bytes for model in self.models)
 
     @property
     def query_bytes(self) -> int:
-        """Bytes if every query loaded its own copy of its model."""
+        """Size in bytes of all models if every query loaded its own copy of its model."""
         return sum(model.bytes * len(model.queries) for model in self.models)
 
     @property
     def potential_bytes(self) -> int:
-        """Bytes freed if models shared all they could with each other, but no layers inside a model."""
+        """Bytes freed if models shared all layers that they could with each other, but none inside a model."""
         return sum(group.saving for group in self.groups)
 
     @property
     def potential_inside_bytes(self) -> int:
-        """Bytes freed if layers of one model were shared as well."""
+        """Bytes freed if all layers that could share did, both between models and inside a model."""
         return sum(group.saving_inside for group in self.groups)
 
     @property
     def potential(self) -> float:
-        """Part of all bytes that sharing between models could free, from 0 to 1."""
+        """Fraction (0 to 1) of all models' bytes that sharing between models could free."""
         return ratio(self.potential_bytes, self.bytes)
 
     @property
     def potential_inside(self) -> float:
-        """Part of all bytes that sharing between and inside models could free, from 0 to 1."""
+        """Fraction (0 to 1) of all models' bytes that sharing between and inside models could free."""
         return ratio(self.potential_inside_bytes, self.bytes)
 
     @cached_property
     def pairs(self) -> Mapping[tuple[str, str], int]:
-        """Pair of model names -> bytes that the two models could share."""
+        """Pair of model names -> bytes that the two models could share if there were no other models."""
         return pair_bytes([model.name for model in self.models], self.groups)
 
     @property
     def sharing_pairs(self) -> int:
-        """Number of pairs of models that have a layer in common."""
+        """Number of pairs of models that could share at least one layer."""
         return sum(size > 0 for size in self.pairs.values())
 
     def heaviest(self, part: float) -> float:
-        """Return the part of all layers' bytes that the heaviest ``part`` of the layers holds."""
+        """Return the fraction of all layers' bytes that is in the heaviest fraction ``part`` of the layers."""
         return share_of_heaviest(self.layers, part)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the content of the ``--json`` file.
+        """Return the analysis as the content of the ``--json`` file of ``gemel analyze``.
 
         ``heavy_hitters`` is the curve of :func:`share_of_heaviest` at every percent of the layers.
         """
@@ -157,9 +157,9 @@ def analyze_workload(
 
     Args:
         workload: the workload; each of its models is built and run once on noise.
-        definition: what must be equal for two layers to be able to share.
-        heads: whether to count layers that give a model's outputs as well.
-        step: called after each model.
+        definition: rule that says when two layers may share a weight.
+        heads: whether to count layers that give a model's outputs as if they could be shared.
+        step: function called after each model, with the model's sizes.
 
     Raises:
         ModelError: a model cannot be built as the workload describes it.
@@ -172,7 +172,7 @@ def analyze_workload(
 
 
 def sizes_of(network: Network, definition: Definition = "shape") -> ModelSizes:
-    """Measure one model: its bytes and its layers."""
+    """Return the size in bytes of one model, and its layers with their sizes."""
     module = network.module
     # Both iterators yield a tensor once, even if several modules use it.
     size = sum(tensor.nbytes for tensor in chain(module.parameters(), module.buffers()))
@@ -181,9 +181,10 @@ def sizes_of(network: Network, definition: Definition = "shape") -> ModelSizes:
 
 
 def share_of_heaviest(layers: Iterable[Layer], part: float) -> float:
-    """Return the part of the layers' bytes that the heaviest ``part`` of the layers holds; both are from 0 to 1.
+    """Return the fraction (0 to 1) of the layers' bytes that is in the heaviest fraction ``part`` of the layers.
 
-    A layer at the border counts in proportion, so that models with few layers compare with models with many.
+    If the fraction ends inside a layer, this layer counts in proportion. So models with few layers can be compared with
+    models with many layers.
     """
     sizes = sorted((layer.bytes for layer in layers), reverse=True)
     whole, rest = divmod(part * len(sizes), 1)

@@ -1,4 +1,4 @@
-"""Draw the charts of ``gemel analyze``, each as an ``<svg>`` element."""
+"""Draw the charts for the page of ``gemel analyze``, each as an ``<svg>`` element."""
 
 from __future__ import annotations
 
@@ -20,17 +20,20 @@ from .svg import BETWEEN, GRID, INK, INSIDE, MUTED, ON, OWN, SURFACE, style, wri
 __all__ = ["ROWS", "groups_chart", "layers_chart", "matrix_chart", "models_chart"]
 
 ROWS = 20
-"""Largest number of bars in a chart; the page's tables list the rest."""
+"""Maximum number of bars in a chart; the tables of the page list the rest."""
 
 _WIDTH = 9.6
 """Width of a figure in inches; the page shows 96 pixels an inch."""
 _ROW_HEIGHT = 0.24
-"""Height of a row of bars in inches."""
+"""Height in inches of one row of a chart, which holds one bar or one model."""
 _PERCENT = FuncFormatter(lambda value, _: f"{value * 100:g}%")
 
 
 def models_chart(analysis: Analysis) -> str:
-    """Draw a row for each model with a box for each layer, as wide as its bytes; the colour says who could share it."""
+    """Draw a row for each model with a box for each layer, as wide as the layer's bytes.
+
+    The colour of a box says whether the layer could be shared between models, only inside its model, or not at all.
+    """
     colors_of = _layer_colors(analysis)
     largest = max(model.bytes for model in analysis.models)
     least = largest / 500
@@ -40,7 +43,7 @@ def models_chart(analysis: Analysis) -> str:
         axes = figure.subplots()
         for row, model in enumerate(analysis.models):
             for start, size, color, tip in _boxes(model, colors_of, least):
-                # Boxes with a tip have a gap behind them, smaller for thin boxes, which it would otherwise hide.
+                # Boxes with a tooltip have a gap behind them. The gap of a thin box is smaller, so as not to hide it.
                 gap = min(least, size / 8) if tip else 0
                 box = Rectangle((start / 1e6, row - 0.36), (size - gap) / 1e6, 0.72, facecolor=color, linewidth=0)
                 if tip:
@@ -53,7 +56,7 @@ def models_chart(analysis: Analysis) -> str:
 
 
 def layers_chart(analysis: Analysis) -> str:
-    """Draw the heaviest layers as bars, and the curve of the memory that the heaviest part of all layers holds."""
+    """Draw the heaviest layers as bars, and as a curve the share of memory that the heaviest layers hold."""
     colors_of = _layer_colors(analysis)
     top = sorted(analysis.layers, key=lambda layer: -layer.bytes)[:ROWS]
     steps = [step / 200 for step in range(201)]
@@ -84,7 +87,7 @@ def layers_chart(analysis: Analysis) -> str:
 
 
 def matrix_chart(analysis: Analysis) -> str:
-    """Draw a matrix of models: each cell is the part of the row's model that it could share with the column's model."""
+    """Draw a matrix of models; a cell shows the fraction of its row's model that the column's model could share."""
     models = analysis.models
     shared = {**analysis.pairs, **{(second, first): size for (first, second), size in analysis.pairs.items()}}
     names = [_shorten_name(model.name, 30) for model in models]
@@ -122,9 +125,9 @@ def matrix_chart(analysis: Analysis) -> str:
 
 
 def groups_chart(analysis: Analysis) -> str:
-    """Draw the saving of each group as bars, and the total saving, group after group, as curves.
+    """Draw the saving of each group of layers as bars, and the total saving, group after group, as curves.
 
-    The bars show savings between models or, where models have nothing in common, inside models.
+    The bars show savings between models, or savings inside models if models could share nothing with each other.
     """
     between = [group.saving for group in analysis.groups]
     inside = [group.saving_inside for group in analysis.groups]
@@ -145,7 +148,7 @@ def groups_chart(analysis: Analysis) -> str:
 
 
 def _layer_colors(analysis: Analysis) -> dict[tuple[str, str], str]:
-    """Return the colour of every layer: (model, layer name) -> colour."""
+    """Return (model, layer name) -> colour that shows whether and how the layer could be shared."""
     colors_of = {(layer.model, layer.name): OWN for layer in analysis.layers}
     for group in analysis.groups:
         colors_of |= {(layer.model, layer.name): BETWEEN if group.saving else INSIDE for layer in group.layers}
@@ -155,12 +158,12 @@ def _layer_colors(analysis: Analysis) -> dict[tuple[str, str], str]:
 def _boxes(
     model: ModelSizes, colors_of: Mapping[tuple[str, str], str], least: float
 ) -> Iterator[tuple[int, int, str, str | None]]:
-    """Yield start, bytes, colour and tip of every box of a model's row.
+    """Yield start in bytes, size in bytes, colour and tooltip of every box in the chart row of a model.
 
     Args:
         model: the model.
         colors_of: (model, layer name) -> colour.
-        least: bytes below which neighbouring layers of one colour are joined into a box without a tip.
+        least: size in bytes below which neighbouring layers of one colour are joined into a box without a tooltip.
     """
 
     def key(layer: Layer) -> tuple[str, str | None]:
@@ -176,7 +179,7 @@ def _boxes(
 
 
 def _figure(width: float, height: float) -> Figure:
-    """Make a figure, in inches, with a margin for browsers whose font is wider than matplotlib's."""
+    """Make a figure of ``width`` by ``height`` inches, with a margin for a browser's font, which may be wider."""
     return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.05))
 
 
@@ -188,7 +191,7 @@ def _bars_and_curve(rows: int) -> tuple[Figure, Axes, Axes]:
 
 
 def _bars(axes: Axes, names: Sequence[str], sizes: Iterable[int], colors: Sequence[str]) -> None:
-    """Draw one bar for each row, with its megabytes written behind it in place of an axis."""
+    """Draw one horizontal bar for each size, with the megabytes written behind the bar instead of an axis."""
     for row, (size, color) in enumerate(zip(sizes, colors, strict=False)):
         axes.barh(row, size / 1e6, 0.72, color=color)
         axes.annotate(f"{_mb(size)} MB", (size / 1e6, row), (4, 0), textcoords="offset points", va="center")
@@ -199,7 +202,7 @@ def _bars(axes: Axes, names: Sequence[str], sizes: Iterable[int], colors: Sequen
 
 
 def _rows(axes: Axes, names: Sequence[str]) -> None:
-    """Write the names of the rows, the first on top."""
+    """Write the names of a chart's rows at the left, the first name on top."""
     axes.set_yticks(range(len(names)), [_shorten_name(name, 46) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
@@ -207,19 +210,19 @@ def _rows(axes: Axes, names: Sequence[str]) -> None:
 
 
 def _finish_curve(curve: Axes) -> None:
-    """Add the percent axis, the grid and the legend of a curve."""
+    """Add a percent axis, a grid and a legend to the axes of a curve."""
     curve.yaxis.set_major_formatter(_PERCENT)
     curve.grid()
     curve.legend(loc="lower right")
 
 
 def _mb(size: int) -> str:
-    """Return bytes as megabytes, with three digits or more."""
+    """Return a number of bytes as text in megabytes, with three significant digits, or more from 100 MB on."""
     return f"{size / 1e6:,.0f}" if size >= 1e8 else f"{size / 1e6:.3g}"
 
 
 def _shorten_definition(definition: str) -> str:
-    """Shorten what PyTorch prints of a layer to about half its length.
+    """Shorten the text that PyTorch prints for a layer to about half its length.
 
     >>> _shorten_definition("Conv2d(64, 128, kernel_size=(1, 1), stride=(2, 2), bias=False)")
     'Conv2d(64, 128, 1x1, s2x2, no bias)'
@@ -230,7 +233,7 @@ def _shorten_definition(definition: str) -> str:
 
 
 def _shorten_name(name: str, length: int) -> str:
-    """Shorten a long name by its middle, because models differ at the start of a name and layers at its end."""
+    """Shorten a long name by leaving out its middle: model names differ at the start, layer names at the end."""
     if len(name) <= length:
         return name
     end = (length - 1) * 3 // 5

@@ -20,7 +20,7 @@ def render(analysis: Analysis, title: str) -> str:
 
     Args:
         analysis: an analysis of at least one model.
-        title: name of what was analysed, such as the workload's path.
+        title: title of the page, such as the path of the analysed workload.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["mb"] = _mb
@@ -37,5 +37,5 @@ def render(analysis: Analysis, title: str) -> str:
 
 
 def _mb(size: int) -> str:
-    """Return bytes as megabytes with one decimal, or two significant digits below 1 MB."""
+    """Return a number of bytes as text in megabytes: with one decimal, or two significant digits below 1 MB."""
     return f"{size / 1e6:,.1f}" if size >= 1e6 else f"{size / 1e6:.2g}"

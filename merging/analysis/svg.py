@@ -1,4 +1,4 @@
-"""Write matplotlib figures as SVG for an HTML page: text stays text, and colours are the page's CSS variables."""
+"""Write matplotlib figures as SVG for an HTML page: text is SVG text, and colours are the page's CSS variables."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _STYLE: dict[Any, Any] = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Give figures the look of the page, if they are made and written within a ``with`` block of this."""
+    """Apply the style of the page to figures that are made and written inside a ``with`` block."""
     with matplotlib.rc_context(_STYLE):
         yield
 
@@ -61,8 +61,8 @@ def write_svg(figure: Figure, name: str, tips: Mapping[str, str] | None = None) 
 
     Args:
         figure: a figure that was made under :func:`style`.
-        name: name of the picture; every id begins with it, because a page has several pictures.
-        tips: gid of an artist -> text that the browser shows when the pointer is on the artist.
+        name: name of the picture; all ids of the element begin with this name, because a page has several pictures.
+        tips: gid of a drawn object -> text that the browser shows when the pointer is on the object.
     """
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

@@ -1,4 +1,4 @@
-"""Layers and their definitions: layers of one definition can hold the same weights."""
+"""Layers of models and their definitions: layers of one definition can hold the same weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Definition = Literal["shape", "strict"]
 may differ. ``strict``: everything that PyTorch prints of a layer must be equal, as in the paper's published code."""
 
 Kind = tuple[str, tuple[int, ...], int]
-"""Definition, weight shape and weight bytes; layers can share a weight if all three are equal."""
+"""Key of a layer: definition, weight shape and weight bytes. Layers can share a weight if all three are equal."""
 
 
 @dataclass(frozen=True)
@@ -33,35 +33,36 @@ class Layer:
     shape: tuple[int, ...]
     bytes: int
     head: bool
-    """Whether an output of the model comes straight from the layer: its weights belong to this model's classes."""
+    """Whether the layer gives an output of the model, with no other layer in between. The weights of such a layer
+    belong to the model's own classes."""
 
     @property
     def parameter(self) -> str:
-        """The weight's name in the model's state dict."""
+        """Name of the layer's weight in the model's state dict."""
         return f"{self.name}.weight"
 
     @property
     def kind(self) -> Kind:
-        """Key that is equal for layers that can share a weight.
+        """Key that is equal for layers that can share a weight: definition, weight shape and weight bytes.
 
-        The definition alone does not suffice: a class may print itself without its shape, and the same shape with half
-        the bytes has another precision.
+        The definition alone does not suffice. A layer's printed text, which ``strict`` compares, may lack the weight
+        shape. A weight of the same shape with half the bytes has another precision.
         """
         return self.definition, self.shape, self.bytes
 
 
 def shareable(layers: Iterable[Layer], heads: bool = False) -> tuple[Layer, ...]:
-    """Return the layers that may share. Layers that give a model's outputs are among them only with ``heads``."""
+    """Return the layers that may share. Layers that give a model's outputs are included only if ``heads`` is true."""
     return tuple(layer for layer in layers if heads or not layer.head)
 
 
 def layers_of(network: Network, definition: Definition = "shape", traced: LayerTrace | None = None) -> list[Layer]:
-    """List the layers of a model in the order in which they run, each weight once.
+    """Return the layers of a model in the order in which they run, one layer for each distinct weight.
 
     Args:
         network: the model.
-        definition: what must be equal for two layers to be able to share.
-        traced: trace of the same model; if None, the model is run here.
+        definition: rule that says when two layers may share a weight.
+        traced: trace of the same model; if None, the model is run to make the trace.
     """
     traced = traced or trace_layers(network.cut)
     modules = dict(network.module.named_modules())
@@ -80,7 +81,7 @@ def layers_of(network: Network, definition: Definition = "shape", traced: LayerT
 
 
 def _define(layer: nn.Module, definition: Definition) -> str:
-    """Return the definition of a layer as text."""
+    """Return the text that is a layer's definition under the rule ``definition``."""
     if definition == "strict":
         return str(layer)
     assert isinstance(layer, LAYERS)

@@ -1,4 +1,4 @@
-"""The problem that a search solves: the layers of all models, and which of them could hold one tensor."""
+"""Problem that a search solves: the layers of all models, and which of these layers could hold one tensor."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ __all__ = ["Candidates", "Problem", "pair_layers"]
 
 @dataclass(frozen=True)
 class Candidates:
-    """All slots of one definition between the same models; what the paper calls a layer group."""
+    """All slots of one definition between the same models; what the paper calls a layer group.
+
+    A slot is a set of layer weights that can hold one tensor.
+    """
 
     definition: str
     models: tuple[str, ...]
-    """Models of the uses of each slot, in the slot's order."""
+    """Names of the models whose weights the slots hold."""
     slots: tuple[Slot, ...]
     saving: int
-    """Bytes that sharing all slots frees."""
+    """Bytes that are freed when the weights of each slot are one tensor."""
     position: int
-    """Least index of a layer of the slots among the shareable layers of its model, from 0 at the front."""
+    """Smallest index of a layer in the slots; a layer's index counts the shareable layers of its model from 0."""
 
 
 @dataclass(frozen=True)
@@ -33,35 +36,36 @@ class Problem:
     """Layers, queries and targets of a workload's models. Layers that give a model's outputs stay private."""
 
     layers: Mapping[str, tuple[Layer, ...]]
-    """Model -> its layers in the order in which they run."""
+    """Model name -> the model's layers in the order in which they run."""
     seed: int = 0
     """Seed of the search's random numbers."""
     queries: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Model -> names of the queries that it answers. A model that is not listed answers the query of its own name."""
+    """Model name -> names of the queries that use the model. A model without an entry serves the query of its name."""
     targets: Mapping[str, float] = field(default_factory=dict)
-    """Query -> part of its original accuracy that it must keep, 0 to 1. A query that is not listed must keep all."""
+    """Query name -> fraction (0 to 1) of the original accuracy that the query must keep. The fraction is 1 for a query
+    without an entry."""
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Names of the models."""
+        """Names of all models whose layers may share."""
         return tuple(self.layers)
 
     def size(self, use: Use) -> int:
-        """Return the bytes of a weight."""
+        """Return the size of a weight in bytes."""
         return self._sizes[use]
 
     @cached_property
     def _sizes(self) -> dict[Use, int]:
-        """Bytes of every weight."""
+        """Weight -> size in bytes, for the weights of the layers of all models."""
         return {Use(layer.model, layer.parameter): layer.bytes for part in self.layers.values() for layer in part}
 
     @property
     def bytes(self) -> int:
-        """Bytes of the weights of all layers."""
+        """Size in bytes of the weights of the layers of all models."""
         return sum(self._sizes.values())
 
     def saved(self, sharing: SharingMap) -> int:
-        """Return the bytes that a sharing map frees."""
+        """Return the bytes that a sharing map frees, relative to models that share nothing."""
         return sharing.saved(self._sizes.__getitem__)
 
     def shareable(self, model: str) -> tuple[Layer, ...]:
@@ -69,7 +73,10 @@ class Problem:
         return shareable(self.layers[model])
 
     def groups(self) -> list[Candidates]:
-        """Group the slots between models (:func:`pair_layers`) by definition and models, largest saving first."""
+        """Return the slots between models (:func:`pair_layers`), grouped by definition and models.
+
+        A slot is a set of layer weights that can hold one tensor. The group with the largest saving comes first.
+        """
         sizes = self._sizes
         places = {
             Use(name, layer.parameter): index
@@ -93,20 +100,20 @@ class Problem:
 
 
 def pair_layers(problem: Problem, *, inside: bool = False, folds: int = 0, period: int = 2) -> list[tuple[str, Slot]]:
-    """Pair layers into slots that share as much as possible; return each slot with its definition.
+    """Pair layers into slots (sets of layer weights that can hold one tensor); return each slot with its definition.
 
-    Between models, the k-th layer of a definition pairs with the k-th layer of every other model, counted from the
-    front.
+    The slots share as much as possible. Between models, the k-th layer of a definition, counted from the front, pairs
+    with the k-th layer of the same definition in every other model.
 
-    With ``inside``, layers of one model share too. A definition then keeps as many tensors as the model with the fewest
-    layers of it has. The blocks of a deeper model are spread evenly over these tensors, from the first to the last,
-    because a layer is best replaced by one at about its depth. Each fold halves the number of blocks once more; of an
-    odd number it removes the smaller half.
+    With ``inside``, layers of one model share too. As many tensors of a definition then remain as the model with the
+    fewest layers of that definition has. The blocks of a deeper model are spread evenly over these tensors, from the
+    first to the last, because a layer is best replaced by a layer at about the same depth. Each fold halves the number
+    of different blocks once more; of an odd number, a fold removes the smaller half.
 
     Args:
         problem: layers of all models.
         inside: whether layers of one model may share.
-        folds: how many times the blocks are halved; has an effect only with ``inside``.
+        folds: number of times to halve the number of different blocks; has an effect only with ``inside``.
         period: number of layers of one definition in a block; 2 in a basic residual block.
     """
     counts: dict[Kind, dict[str, int]] = {}
@@ -134,8 +141,8 @@ def _spread(index: int, count: int, left: int, period: int) -> int:
     Args:
         index: index of the layer, from 0.
         count: number of layers of the definition before.
-        left: number of layers that remain.
-        period: number of layers in a block.
+        left: number of layers of the definition that remain.
+        period: number of layers of the definition in a block.
 
     >>> [_spread(index, 10, 6, 2) for index in range(10)]
     [0, 1, 0, 1, 2, 3, 4, 5, 4, 5]

@@ -1,4 +1,4 @@
-"""Models of a workload as PyTorch modules cut into stages, made by a factory or converted from an ONNX file."""
+"""Networks: the models of a workload as PyTorch modules cut into stages, made by a factory or from an ONNX file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Network:
     queries: tuple[Query, ...]
     """All queries that use the model."""
     cut: Cut
-    """Stages of the model, its decoder and its input."""
+    """Stages of the model, with its decoder and its input."""
 
     @property
     def module(self) -> nn.Module:
@@ -36,7 +36,7 @@ class Network:
 
 
 def networks_of(workload: Workload) -> dict[str, Network]:
-    """Build every distinct model of a workload with its trained weights, by model name.
+    """Build every distinct model of a workload with its trained weights, and return the models by name.
 
     Raises:
         ModelError: a model cannot be built as the workload describes it.
@@ -45,16 +45,16 @@ def networks_of(workload: Workload) -> dict[str, Network]:
 
 
 def each_network(workload: Workload, refused: Callable[[str, RetrainError], None] | None = None) -> Iterator[Network]:
-    """Build the distinct models of a workload one at a time, so that only one has to be in memory.
+    """Build and yield the distinct models of a workload one at a time, so that only one has to be in memory.
 
     Args:
         workload: the workload whose models are built.
-        refused: called with the name and the error of each model that runs but cannot be retrained; the model is then
-            skipped. Without ``refused`` the error is raised.
+        refused: function called with the name and the error of each model that runs but cannot be retrained; the model
+            is then skipped. If ``refused`` is None, the error is raised.
 
     Raises:
         ModelError: a model cannot be built as the workload describes it.
-        RetrainError: a model cannot be retrained, and ``refused`` is not given.
+        RetrainError: a model cannot be retrained, and ``refused`` is None.
     """
     model_of = models_of(workload)
     users: dict[str, list[Query]] = {}
@@ -72,7 +72,7 @@ def each_network(workload: Workload, refused: Callable[[str, RetrainError], None
 
 
 def _cut(query: Query, workload: Workload) -> Cut:
-    """Build a query's model and cut it into stages."""
+    """Build a query's model and return it cut into stages."""
     if query.model.onnx is not None:
         from .onnx_models import cut_onnx
 

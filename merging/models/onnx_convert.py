@@ -33,23 +33,24 @@ _FIELDS = ("weight", "bias", "running_mean", "running_var")
 
 
 class TransposedLinear(nn.Linear):
-    """A linear layer whose weight the ONNX file stores as ``[inputs, outputs]``.
+    """Linear layer whose weight the ONNX file stores as ``[inputs, outputs]``.
 
-    A class of its own keeps it from sharing with an ordinary ``nn.Linear``: weights that are equal in PyTorch would
+    The class keeps such a layer from sharing with an ordinary ``nn.Linear``: weights that are equal in PyTorch would
     still be different bytes in the files.
     """
 
 
 @dataclass(frozen=True)
 class Converted:
-    """A PyTorch module made from an ONNX graph, and the places of its weights in the file."""
+    """PyTorch module made from an ONNX graph, and the node inputs of the ONNX file that read its weights."""
 
     module: fx.GraphModule
-    """The module in eval mode; it returns the graph's outputs in the graph's order."""
+    """PyTorch module in eval mode; it returns the graph's outputs in the graph's order."""
     places: dict[str, tuple[Weight, ...]]
-    """Name in the state dict -> places in the file, for every parameter and running statistic."""
+    """Name in the state dict -> node inputs in the file that read the tensor; for all parameters and running
+    statistics."""
     notes: tuple[str, ...]
-    """Warnings of onnx2torch."""
+    """Warnings that onnx2torch gave during the conversion."""
 
 
 def convert(source: OnnxSource) -> Converted:
@@ -57,7 +58,7 @@ def convert(source: OnnxSource) -> Converted:
 
     A layer whose weight is called ``<layer>.weight`` in the file becomes the submodule ``<layer>``. The state dict
     holds the weights of convolutions, linear layers and normalisation layers, and running statistics. All other
-    constants stay as they are, outside the state dict.
+    constants are in the module, but not in the state dict.
 
     Args:
         source: the ONNX file as it was read; its graph is changed in place and must not be used afterwards.
@@ -86,10 +87,10 @@ def convert(source: OnnxSource) -> Converted:
 
 
 def _place_modules(module: fx.GraphModule, layers: list[LayerNode]) -> dict[str, tuple[Weight, ...]]:
-    """Move each layer's module to its path, and make one module of nodes that are one layer.
+    """Move each layer's module to its path in the PyTorch module; nodes that call the same layer get one module.
 
     Returns:
-        Name in the state dict -> places of the weight in the file.
+        Name in the state dict -> node inputs in the ONNX file that read the tensor.
     """
     path_of: dict[str, str] = {}
     known: dict[str, str] = {}
@@ -118,9 +119,9 @@ def _place_modules(module: fx.GraphModule, layers: list[LayerNode]) -> dict[str,
 
 
 def _move(module: fx.GraphModule, name: str, path: str) -> str:
-    """Register a submodule under another path, and return the path at which it is used from now on.
+    """Register a submodule under another path, and return the path at which the submodule is used from now on.
 
-    The present name stays in use where the path is taken or not a valid module name.
+    If the new path is taken or is no valid module path, the present name stays in use.
     """
     try:
         module.get_submodule(path)
@@ -132,7 +133,7 @@ def _move(module: fx.GraphModule, name: str, path: str) -> str:
 
 
 def _find_unsupported(model: onnx.ModelProto) -> str:
-    """Describe the first node that onnx2torch cannot convert, for an error message."""
+    """Return a description, for an error message, of the first ONNX node that onnx2torch cannot convert."""
     versions = {entry.domain: entry.version for entry in model.opset_import}
     graph = OnnxGraph(model.graph)
     for node in graph.nodes.values():

@@ -17,11 +17,11 @@ from .onnx_layers import DOMAIN, LayerNode, is_layer, layer_of
 __all__ = ["prepare_graph"]
 
 _OLDEST, _NEWEST = 9, 17
-"""Oldest and newest opset whose operators onnx2torch knows."""
+"""Oldest and newest opset (version of the ONNX operators) whose operators onnx2torch knows."""
 
 
 def prepare_graph(source: OnnxSource) -> tuple[onnx.ModelProto, list[LayerNode]]:
-    """Rewrite a graph for onnx2torch. The outputs keep their order but not their names.
+    """Rewrite an ONNX graph for conversion by onnx2torch. The outputs keep their order but not their names.
 
     Args:
         source: the ONNX file as it was read; its graph is changed in place and must not be used afterwards.
@@ -43,8 +43,8 @@ def prepare_graph(source: OnnxSource) -> tuple[onnx.ModelProto, list[LayerNode]]
     in_file = frozenset(graph.initializers)
     # Keep only the nodes that reach an output, and fold those whose result is the same for every image.
     ir.passes.Sequential(FoldConstants(source.weights), lift, RemoveUnusedNodesPass())(model)
-    # Only the version number changes: later versions of most operators just add types and options. An operator that
-    # means something else, despite the rewrites below, shows when `onnx_models` compares the outputs.
+    # Only the version number changes: later versions of most operators just add types and options. If an operator means
+    # something else, despite the rewrites below, `onnx_models` finds out when it compares the outputs.
     model.opset_imports.update({"": min(max(version, _OLDEST), _NEWEST), DOMAIN: 1})
     for node in list(graph):
         _rewrite_node(node, version)
@@ -62,7 +62,7 @@ def prepare_graph(source: OnnxSource) -> tuple[onnx.ModelProto, list[LayerNode]]
 
 
 def _upgrade_opset(model: ir.Model) -> ir.Model:
-    """Convert a model to the oldest opset that onnx2torch knows, and infer its shapes.
+    """Return an ONNX model converted to the oldest opset that onnx2torch knows, with inferred shapes.
 
     Raises:
         ModelError: onnx's version converter cannot convert the model.
@@ -76,11 +76,11 @@ def _upgrade_opset(model: ir.Model) -> ir.Model:
 
 
 def _rewrite_node(node: ir.Node, version: int) -> None:
-    """Rewrite one node in place in a form that onnx2torch supports.
+    """Rewrite one ONNX node, in place, in a form that onnx2torch supports.
 
     Args:
         node: a node of the graph.
-        version: opset of the file.
+        version: opset (version of the ONNX operators) of the file.
     """
     first, second = (*node.inputs[:2], None, None)[:2]
     if node.op_type == "Identity" and first is not None and first.is_initializer():
@@ -107,9 +107,9 @@ def _rewrite_node(node: ir.Node, version: int) -> None:
 
 
 def _free_batch(graph: ir.Graph) -> None:
-    """Let a graph that was exported for a batch of one take any batch.
+    """Change an ONNX graph that was exported for a batch of one so that it takes batches of any size, in place.
 
-    Reshapes of image data to ``[1, ...]`` are changed to keep the first size of their input.
+    Reshapes of image data to ``[1, ...]`` are changed so that they keep the first size of their input.
     """
     images = set(graph.inputs)
     for node in graph:
@@ -125,10 +125,11 @@ def _free_batch(graph: ir.Graph) -> None:
 
 
 def _separate_constants(graph: ir.Graph) -> None:
-    """Leave only the weights of layers as initializers; turn other constants into Constant nodes, in place.
+    """Leave only the weights of layers as initializers of an ONNX graph; turn other constants into Constant nodes.
 
-    onnx2torch would keep other initializers as buffers of the top module, and a copy of the module would have them in
-    its state dict. Each output gets an Identity node of its own, because onnx2torch returns nodes, not values.
+    The graph is changed in place. onnx2torch would keep other initializers as buffers of the top module, and a copy of
+    the module would have these buffers in its state dict. Each graph output gets an Identity node of its own, because
+    onnx2torch returns nodes, not values.
     """
     lifted: dict[ir.Value, ir.Value] = {}
     for node in list(graph):
@@ -152,7 +153,7 @@ def _separate_constants(graph: ir.Graph) -> None:
 
 
 def _add_initializer(graph: ir.Graph, name: str, array: NDArray[np.int64]) -> ir.Value:
-    """Add an initializer to a graph and return its value."""
+    """Add an initializer to an ONNX graph and return the graph value that stands for it."""
     value = ir.Value(name=name)
     replace_constant(value, array)
     graph.register_initializer(value)

@@ -1,4 +1,4 @@
-"""Find the nodes of an ONNX graph that become PyTorch layers, and the places of their weights in the file."""
+"""Find the nodes of an ONNX graph that become PyTorch layers, and the node inputs that read their weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...errors import ModelError
 __all__ = ["DOMAIN", "LayerNode", "Weight", "is_layer", "layer_of"]
 
 DOMAIN = "gemel"
-"""Domain of the operators that :mod:`gemel.merging.models.onnx_convert` adds to onnx2torch."""
+"""ONNX domain of the operators that :mod:`gemel.merging.models.onnx_convert` adds to onnx2torch."""
 
 _KERNELS = ("Conv", "ConvTranspose", "Linear")
 _NORMS = ("BatchNormalization", "InstanceNormalization", "LayerNormalization")
@@ -20,44 +20,45 @@ _NORMS = ("BatchNormalization", "InstanceNormalization", "LayerNormalization")
 
 @dataclass(frozen=True)
 class Weight:
-    """One place in an ONNX file where a layer reads an initializer or Constant."""
+    """Input of an ONNX node through which a layer reads a weight, which is an initializer or a Constant."""
 
     tensor: str
-    """Name of the initializer or Constant."""
+    """Name of the initializer or Constant in the ONNX file."""
     node: str
-    """First output of the node that reads the tensor; it identifies the node, as nodes need not have names."""
+    """Name of the first output of the node that reads the tensor; it identifies the node, which may have no name."""
     index: int
     """Index, from 0, of the node's input that is the tensor."""
     transposed: bool = False
-    """Whether the file stores ``[inputs, outputs]`` where the layer has ``[outputs, inputs]``."""
+    """Whether the file stores the weight as ``[inputs, outputs]``, while the layer has ``[outputs, inputs]``."""
 
 
 @dataclass(frozen=True)
 class LayerNode:
-    """A node that becomes a PyTorch layer."""
+    """ONNX node that becomes a PyTorch layer."""
 
     name: str
-    """Name that onnx2torch gives the module: the node's name, after its domain if it has one."""
+    """Name that onnx2torch gives the PyTorch module: the node's name, preceded by the node's domain if it has one."""
     path: str
-    """Path that the module gets, after the name of its weight, so that a person finds the layer in the file."""
+    """Path that the PyTorch module gets. It follows the name of the weight, so that a person finds the layer in the
+    file."""
     weights: tuple[Weight, ...]
-    """Kernel and bias; for a BatchNorm scale, shift, mean and variance."""
+    """Node inputs that read the layer's weights: kernel and bias, or a BatchNorm's scale, shift, mean and variance."""
     key: str | None
-    """Equal for nodes that are one layer called several times; None for normalisation layers, where equal tensors do
-    not prove that."""
+    """Key that is equal for nodes that call one layer. It is None for normalisation layers, because two different ones
+    may hold equal tensors."""
 
 
 def is_layer(node: ir.Node) -> bool:
-    """Check whether a node takes its weights from initializers; call it after :func:`layer_of` has seen the node."""
+    """Check whether an ONNX node is a layer with weights. :func:`layer_of` must have seen the node before."""
     return node.op_type in (*_KERNELS, *_NORMS)
 
 
 def layer_of(node: ir.Node, in_file: Set[str]) -> LayerNode | None:
-    """Return a node as a layer, or None if it is none. A matrix product with a constant is rewritten as ``Linear``.
+    """Return the layer that an ONNX node becomes, or None; rewrite a matrix product with a constant as ``Linear``.
 
     Args:
         node: a node of a graph whose constants are initializers.
-        in_file: names of the initializers that the file holds; constant folding may have added others.
+        in_file: names of the initializers that the file holds; constant folding may have added others to the graph.
 
     Raises:
         ModelError: the weights of the layer are computed in the graph, or not float32.
@@ -87,7 +88,7 @@ def layer_of(node: ir.Node, in_file: Set[str]) -> LayerNode | None:
 
 
 def _weight(node: ir.Node, index: int) -> Weight:
-    """Return the place of the weight that a node reads as input ``index``.
+    """Return input ``index`` of an ONNX node as a weight of the node's layer.
 
     Raises:
         ModelError: the weight is computed in the graph, or not float32.
@@ -108,10 +109,12 @@ def _computed_error(node: ir.Node) -> ModelError:
 
 
 def _to_linear(node: ir.Node) -> list[Weight]:
-    """Rewrite a node as ``Linear`` if it multiplies by a constant matrix and at most adds a constant vector.
+    """Rewrite a Gemm or MatMul node of an ONNX graph as ``Linear``, if possible.
+
+    The node must multiply by a constant matrix, and may add a constant vector.
 
     Returns:
-        Places of the matrix and of the vector, if any; empty where the node stays as it is.
+        Node inputs of the matrix and, if there is one, of the constant vector; empty if the node is not rewritten.
     """
     image, matrix = node.inputs[:2]
     options = {name: attribute.value for name, attribute in node.attributes.items()}
@@ -145,14 +148,14 @@ def _to_linear(node: ir.Node) -> list[Weight]:
 
 
 def _bias_add(node: ir.Node, outputs: object) -> tuple[ir.Node, int] | None:
-    """Find an Add of a constant vector that is the only reader of a matrix product.
+    """Find the Add node that adds a constant vector to a matrix product and is the product's only reader.
 
     Args:
-        node: the matrix product.
+        node: node of the matrix product.
         outputs: length that the vector must have.
 
     Returns:
-        The Add and the index of its input that is the vector, or None.
+        The Add node and the index of its input that is the vector; None if there is no such node.
     """
     uses = tuple(node.outputs[0].uses())
     if len(uses) != 1 or uses[0].node.op_type != "Add" or node.outputs[0].is_graph_output():
@@ -164,5 +167,5 @@ def _bias_add(node: ir.Node, outputs: object) -> tuple[ir.Node, int] | None:
 
 
 def _is_weight(value: ir.Value | None, rank: int) -> bool:
-    """Check whether a value is a constant of ``rank`` dimensions."""
+    """Check whether a value of an ONNX graph is a constant with ``rank`` dimensions."""
     return value is not None and value.const_value is not None and len(value.shape or ()) == rank

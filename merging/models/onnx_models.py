@@ -1,4 +1,4 @@
-"""Models from ONNX files: converted to PyTorch modules for retraining, and written back into the same graph."""
+"""Models from ONNX files: converted to PyTorch modules for retraining, and written back into the same ONNX graph."""
 
 from __future__ import annotations
 
@@ -25,25 +25,26 @@ from .onnx_weights import replace_weights
 __all__ = ["cut_onnx", "onnx_bytes"]
 
 _TOLERANCE = 1e-4
-"""Largest allowed difference between PyTorch's and ONNX Runtime's outputs, relative to an output's largest value."""
+"""Largest allowed difference between PyTorch's and ONNX Runtime's outputs, divided by the largest absolute output."""
 _TOLERANCE_WRITTEN = 1e-3
-"""Largest allowed relative difference after new weights were written.
+"""Largest allowed difference, as for ``_TOLERANCE``, between outputs after new weights were written to an ONNX file.
 
-A weight in a wrong place differs by more. A tighter bound could let rounding discard hours of training."""
+A weight that was written to a wrong node changes the outputs by more. A tighter bound could let rounding discard hours
+of training."""
 
 
 def cut_onnx(query: Query, root: Path) -> Cut:
     """Convert a query's ONNX model to a stage that can be trained, for batches of any number of images.
 
-    Convolutions, linear layers and BatchNorms become ordinary PyTorch layers; all other constants stay as they are. In
-    eval mode the stage computes what ONNX Runtime computes; this is checked here on random images.
+    Convolutions, linear layers and BatchNorms become ordinary PyTorch layers; all other constants are not trained. In
+    eval mode the stage computes what ONNX Runtime computes; the function checks this on random images.
 
     Args:
         query: a query whose model is an ONNX file.
         root: folder that relative paths start from.
 
     Raises:
-        ModelError: the file is no usable ONNX model.
+        ModelError: the file is not a usable ONNX model.
         RetrainError: the model cannot be retrained; the message names query, file and reason.
     """
     assert query.model.onnx is not None
@@ -66,7 +67,7 @@ def cut_onnx(query: Query, root: Path) -> Cut:
 
 
 def onnx_bytes(source: Path, state: Mapping[str, Tensor], wanted: Input | None = None) -> bytes:
-    """Return the content of an ONNX file with new weights: same graph, same names, each tensor bit for bit.
+    """Return the content of an ONNX file with new weights; graph and names stay, and weights are exact to the bit.
 
     The new file is run on random images and its outputs are compared with the PyTorch module's. A tensor that the file
     holds once, but the state dict several times and now with different values, is written as several initializers.
@@ -74,10 +75,10 @@ def onnx_bytes(source: Path, state: Mapping[str, Tensor], wanted: Input | None =
     Args:
         source: the file that :func:`cut_onnx` read; weights in external data files become part of the result.
         state: new values for the state dict of the module that :func:`cut_onnx` made.
-        wanted: the query's ``model.input``; needed where the file leaves the image size open.
+        wanted: the query's ``model.input``; needed if the file leaves the image size open.
 
     Raises:
-        ModelError: the state dict does not fit the model, or the new file computes something else than the module.
+        ModelError: the state dict does not fit the model, or the new file's outputs differ from the PyTorch module's.
     """
     found = read_onnx(source, "embedding", wanted or Input())
     images = _noise(found.input)
@@ -97,9 +98,9 @@ def onnx_bytes(source: Path, state: Mapping[str, Tensor], wanted: Input | None =
 
 
 def _noise(spec: InputSpec) -> Tensor:
-    """Make two images of random pixels, ``[2, C, height, width]``, normalised as the model expects.
+    """Return two images of random pixels, ``[2, C, height, width]``, normalised as a model's input expects.
 
-    On values of another range, some models' outputs are little more than rounding errors.
+    For input values of another range, some models' outputs are little more than rounding errors.
     """
     channels = 1 if spec.color == "gray" else 3
     pixels = torch.randint(0, 256, (2, channels, *spec.size), generator=torch.Generator().manual_seed(0))
@@ -108,18 +109,18 @@ def _noise(spec: InputSpec) -> Tensor:
 
 
 def _compare(converted: Converted, path: Path, images: Tensor, tolerance: float) -> None:
-    """Compare the module's outputs on a batch with those of the ONNX file, run on one image at a time.
+    """Check that a PyTorch module's outputs on a batch equal the outputs of its ONNX file, within a tolerance.
 
-    A file may have been exported for a batch of one.
+    The file is run on one image at a time, because it may have been exported for a batch of one.
 
     Args:
         converted: the module.
         path: the ONNX file.
-        images: ``[N, C, height, width]``.
-        tolerance: largest allowed difference, relative to an output's largest value.
+        images: normalised images, ``[N, C, height, width]``.
+        tolerance: largest allowed difference, divided by the largest absolute value of an output.
 
     Raises:
-        ModelError: the module does not run on the batch, or an output differs by more.
+        ModelError: the module does not run on the batch, or an output differs by more than ``tolerance``.
     """
     alone = [run_file(path, image.numpy()) for image in images[:, None]]
     try:
@@ -140,16 +141,16 @@ def _compare(converted: Converted, path: Path, images: Tensor, tolerance: float)
 
 
 def _difference(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
-    """Return the largest absolute difference, relative to the largest expected value."""
+    """Return the largest absolute difference between two arrays, divided by the largest absolute expected value."""
     largest = float(np.abs(expected).max(initial=0.0))
     return float(np.abs(found - expected).max(initial=0.0)) / max(largest, float(np.finfo(np.float32).tiny))
 
 
 def _load(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load a state dict into a module.
+    """Load a state dict into a module that was converted from an ONNX file.
 
     Raises:
-        ModelError: a name is missing or unknown, or a shape differs.
+        ModelError: a name of the state dict is missing or unknown, or a shape differs from the file's.
     """
     own = module.state_dict()
     for name in sorted(own.keys() | state.keys()):

@@ -1,4 +1,4 @@
-"""Write new weights into an ONNX model."""
+"""Write new weights into a loaded ONNX model."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def replace_weights(
 ) -> None:
     """Set the initializers and Constants of an ONNX model to the values of a state dict, bit for bit.
 
-    Where layers that read one tensor now have different values, an initializer is added for each further value. A
-    tensor that anything else reads too stays as it is, and its layers read new initializers.
+    If layers that read one tensor now have different values, an initializer is added for each further value. A tensor
+    that other nodes read too is not changed, and its layers read new initializers.
 
     Args:
-        file: the model, changed in place; its weights must be in it, not in external data files.
-        places: name in the state dict -> places in the file.
+        file: the ONNX model, changed in place; it must hold its weights itself, not in external data files.
+        places: name in the state dict -> node inputs in the file that read the tensor.
         state: float32 tensors in the shapes of the PyTorch layers.
     """
     uses: dict[str, list[tuple[Weight, _Array]]] = defaultdict(list)
@@ -54,7 +54,7 @@ def replace_weights(
 
 
 def _count_readers(graph: onnx.GraphProto) -> Counter[str]:
-    """Count the node inputs that read the elements of each value, directly or through an Identity.
+    """Return value name -> number of node inputs that read the value's elements, directly or through an Identity.
 
     A Shape node reads no elements and does not count.
     """
@@ -69,7 +69,7 @@ def _count_readers(graph: onnx.GraphProto) -> Counter[str]:
 
 
 def _replace(graph: onnx.GraphProto, name: str, array: _Array) -> None:
-    """Give an initializer or Constant another array."""
+    """Replace the array of an initializer or Constant of an ONNX graph, in place."""
     new = numpy_helper.from_array(array, name)
     for tensor in graph.initializer:
         if tensor.name == name:
@@ -81,7 +81,7 @@ def _replace(graph: onnx.GraphProto, name: str, array: _Array) -> None:
 
 
 def _add(file: onnx.ModelProto, name: str, array: _Array) -> None:
-    """Add an initializer to a model."""
+    """Add an initializer to an ONNX model, in place."""
     file.graph.initializer.append(numpy_helper.from_array(array, name))
     if file.ir_version < 4:  # before version 4, every initializer must be a graph input too
         port = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, array.shape)
@@ -89,7 +89,7 @@ def _add(file: onnx.ModelProto, name: str, array: _Array) -> None:
 
 
 def _free_name(name: str, taken: set[str]) -> str:
-    """Return the first free name of ``name.2``, ``name.3``, ..., and add it to ``taken``."""
+    """Return the first of ``name.2``, ``name.3``, ... that is not in ``taken``, and add this name to ``taken``."""
     number = 2
     while f"{name}.{number}" in taken:
         number += 1

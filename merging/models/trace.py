@@ -16,28 +16,28 @@ from ...compiler.heads import Cut, as_tuple
 __all__ = ["LAYERS", "NORMS", "LayerTrace", "hooked", "trace_layers"]
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
-"""Layers whose weights can be shared."""
+"""Layer classes whose weights can be shared."""
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-"""BatchNorms, which can be folded into the convolution before them."""
+"""BatchNorm classes, which can be folded into the convolution before them."""
 
 Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
-"""Function that is called with a layer, its inputs and its output."""
+"""Function that is called after each run of a layer, with the layer, its inputs and its output."""
 
 
 @dataclass(frozen=True)
 class LayerTrace:
-    """Order, BatchNorms and heads of a model's layers. Names are those of the model's ``named_modules``."""
+    """Order, BatchNorms and heads of a model's layers, by the names of the model's ``named_modules``."""
 
     order: tuple[str, ...]
-    """Convolutions and linear layers in the order in which they first ran, each once."""
+    """Names of the convolutions and linear layers in the order in which they first ran, each once."""
     norm_of: dict[str, str]
-    """Layer -> the BatchNorm whose input is the layer's output, with nothing in between."""
+    """Layer name -> name of the BatchNorm whose input is the layer's output, with nothing in between."""
     heads: frozenset[str]
-    """Layers that give an output of the model, with no other layer or BatchNorm in between."""
+    """Names of the layers that give an output of the model, with no other layer or BatchNorm in between."""
 
 
 def trace_layers(cut: Cut) -> LayerTrace:
-    """Run every stage of a model on its example inputs, and record its layers.
+    """Run every stage of a model on its example inputs, and return the order, the BatchNorms and the heads of layers.
 
     Layers that do not run (auxiliary classifiers) are not in the trace.
     """
@@ -79,11 +79,11 @@ def trace_layers(cut: Cut) -> LayerTrace:
 
 
 def _nearest(start: Any, sources: dict[Any, nn.Module]) -> Iterator[nn.Module]:
-    """Find the layers and BatchNorms that come first on every path back through the autograd graph.
+    """Yield the layers and BatchNorms that come first on every path back through the autograd graph from an output.
 
     Args:
-        start: the autograd node of an output.
-        sources: autograd node -> the layer or BatchNorm that made it.
+        start: autograd node of the output.
+        sources: autograd node -> the layer or BatchNorm whose run made the node.
     """
     stack, seen = [start], set()
     while stack:
@@ -99,7 +99,7 @@ def _nearest(start: Any, sources: dict[Any, nn.Module]) -> Iterator[nn.Module]:
 
 @contextmanager
 def hooked(layers: Iterable[nn.Module], hook: Hook) -> Iterator[None]:
-    """Call ``hook`` after every run of one of ``layers``, as long as the ``with`` block lasts."""
+    """Call ``hook`` after every run of one of ``layers`` inside a ``with`` block."""
     handles = [layer.register_forward_hook(hook) for layer in layers]
     try:
         yield

@@ -2,16 +2,17 @@
 
 A bundle holds fewer bytes than the state dicts:
 
-- A BatchNorm behind a convolution is four vectors in PyTorch. In a bundle it is one vector (a bias) where it is folded,
-  and two vectors (scale and shift) where it stays separate because the kernel is shared.
-- Small kernels are folded even if they are shared, and are then different tensors again.
+- A BatchNorm behind a convolution is four vectors in PyTorch. In a bundle it is one vector (a bias) if it is folded
+  into the convolution, and two vectors (scale and shift) if it stays separate because the kernel is shared.
+- Small kernels take in their BatchNorms even if the kernels are shared, and are then different tensors again.
 - Layers that never run are not compiled.
 - Equal tensors are held once, whether merging made them equal or not.
 
-The compiler's own passes decide what is folded, so that a merge and a bundle count alike. Here they run on graphs that
-contain only a model's convolutions and BatchNorms. The counts can still differ in what PyTorch's layers do not show:
-constants that only the exported graph has (a table of positions, the factors of an ONNX file), layers that are called
-as functions, and shapes that the compiler cannot infer, since shapes decide which kernels are small.
+The compiler's own passes decide what is folded, so that a merge and a bundle count alike. Here these passes run on
+graphs that contain only a model's convolutions and BatchNorms. The counts can still differ for things that PyTorch's
+layers do not show: constants that only the exported graph has (a table of positions, the factors of an ONNX file),
+layers that are called as functions, and shapes that the compiler cannot infer, since shapes decide which kernels are
+small.
 """
 
 from __future__ import annotations
@@ -37,25 +38,25 @@ __all__ = ["StoredModel", "bundle_bytes", "held_by"]
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A model with the weights that a bundle would hold."""
+    """A model's structure and weights, from which the bytes of a bundle are counted."""
 
     skeleton: Skeleton
     state: Mapping[str, Tensor]
-    """The model's state dict, on the CPU."""
+    """State dict of the model, on the CPU."""
     others: tuple[NDArray[Any], ...] = ()
     """Tensors of the model's decoder, such as anchors."""
 
 
 _SKELETONS: WeakKeyDictionary[nn.Module, Skeleton] = WeakKeyDictionary()
-"""Stage ``main`` of an original model -> its skeleton, so that each model is run once."""
+"""Stage ``main`` of an original model -> the model's structure, kept so that each model is run only once."""
 
 
 def held_by(subject: Subject, state: Mapping[str, Tensor] | None = None) -> StoredModel:
-    """Return a model for :func:`bundle_bytes`.
+    """Return a model with its weights in the form that :func:`bundle_bytes` counts.
 
     Args:
         subject: the model.
-        state: its state dict, on the CPU; if None, the weights that it had before anything was merged.
+        state: state dict of the model, on the CPU; None for the weights that the model had before anything was merged.
     """
     stage = subject.teacher.module
     if stage not in _SKELETONS:
@@ -85,11 +86,13 @@ def bundle_bytes(models: Iterable[StoredModel]) -> int:
 
 
 def _other_weights(model: StoredModel, seen: Collection[str]) -> Iterator[NDArray[Any]]:
-    """Yield the weights that are not in the graph of :func:`_graph`. Counters of training steps are no weights.
+    """Yield the floating-point weights of a model that its graph of convolutions and BatchNorms does not hold.
+
+    Integer tensors, such as BatchNorm's counters of training steps, are left out.
 
     Args:
         model: the model.
-        seen: names of the weights that are in the graph.
+        seen: names of the weights that are in the graph (:func:`_graph`).
     """
     for name in model.skeleton.used:
         if name not in seen and model.state[name].is_floating_point():
@@ -97,7 +100,7 @@ def _other_weights(model: StoredModel, seen: Collection[str]) -> Iterator[NDArra
 
 
 def _graph(model: StoredModel) -> ir.Model:
-    """Build a graph of a model's convolutions side by side, each with an input of its own and the BatchNorm behind."""
+    """Build a graph of a model's convolutions, each with its own input and output and followed by its BatchNorm."""
     values: dict[str, ir.Value] = {}
 
     def weight(name: str) -> ir.Value:

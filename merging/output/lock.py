@@ -1,4 +1,4 @@
-"""A lock for a folder that only one process at a time may write."""
+"""Lock for a folder that only one process at a time may write."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def locked(path: Path, refusal: str) -> Iterator[None]:
     """Hold a lock on a file for the duration of a ``with`` block.
 
     The operating system releases the lock when the process ends, even if it is killed. The file is not deleted, because
-    another process may just have opened it. Systems without ``fcntl`` and some network drives have no such locks; there
-    the block runs without one.
+    another process may just have opened it. Systems without ``fcntl`` and some network drives have no such locks. On
+    these, the block runs without a lock.
 
     Args:
         path: the lock file; it and its folder are created if missing.

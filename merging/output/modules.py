@@ -1,4 +1,4 @@
-"""Find the Python modules in a workload's folder that make its models. A merged workload needs a copy of them."""
+"""Find the Python modules in a workload's folder that make its models. A merged workload needs copies of them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["imported_beside", "modules_beside"]
 
 
 def modules_beside(workload: Workload) -> dict[str, bytes]:
-    """Return the content of imported modules in the workload's folder, by their paths relative to that folder.
+    """Return path -> content of the imported modules in a workload's folder; paths are relative to that folder.
 
-    Among them are the modules of factories and the modules that these import from the folder. A package comes with all
-    of its ``.py`` files. The result is empty if no factory's module is in the folder.
+    The modules of model factories are included, and so are the modules that these import from the folder. A package
+    comes with all of its ``.py`` files. The result is empty if no factory's module is in the folder.
     """
     root = workload.root.resolve()
     found = {path for name in _names(workload, root) for path in _files(name, root)}
@@ -24,13 +24,13 @@ def modules_beside(workload: Workload) -> dict[str, bytes]:
 
 
 def imported_beside(workload: Workload) -> list[ModuleType]:
-    """Return the imported modules that are in the workload's folder, including the submodules of packages."""
+    """Return the imported modules that are in a workload's folder, including the submodules of packages."""
     names = _names(workload, workload.root.resolve())
     return [module for name, module in list(sys.modules.items()) if name.partition(".")[0] in names]
 
 
 def _names(workload: Workload, root: Path) -> set[str]:
-    """Return the names of imported modules and packages in the folder ``root``; empty if no factory is among them."""
+    """Return the names of imported modules and packages in the folder ``root``; empty if no model factory is there."""
     factories = (query.model.factory for query in workload.queries)
     wanted = {factory.partition(":")[0].partition(".")[0] for factory in factories if factory}
     if not any(any(_files(name, root)) for name in wanted):
@@ -54,7 +54,7 @@ def _files(name: str, root: Path) -> Iterator[Path]:
 
 
 def _places(module: ModuleType) -> Iterator[Path]:
-    """Yield the folders of a package, or the file of a module."""
+    """Yield the resolved path of a module's file, or of each folder of a package."""
     folders = getattr(module, "__path__", None)
     if folders is not None:
         yield from (Path(folder).resolve() for folder in folders)

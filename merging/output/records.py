@@ -22,7 +22,7 @@ __all__ = ["entry_of", "key_of", "outcome_of", "pack_states", "unpack_states"]
 
 
 def entry_of(verdict: Verdict) -> dict[str, Any]:
-    """Return the journal entry for a trial's verdict, ready for JSON."""
+    """Return the journal entry for the verdict on a trial, as a dict that can be written as JSON."""
     outcome = verdict.outcome
     return {
         "key": key_of(verdict.trial),
@@ -39,20 +39,20 @@ def entry_of(verdict: Verdict) -> dict[str, Any]:
 
 
 def outcome_of(entry: Mapping[str, Any]) -> Outcome:
-    """Return the outcome of a trial from an entry of :func:`entry_of`. The trial's weights are not in it."""
+    """Return the outcome of a trial, without weights, from a journal entry that :func:`entry_of` made."""
     strain = {Use(*use): value for use, value in entry["strain"]}
     fields = {name: entry[name] for name in ("accuracies", "relative", "samples", "seconds", "ended")}
     return Outcome(met=frozenset(entry["met"]), strain=strain, **fields)
 
 
 def key_of(trial: Trial) -> str:
-    """Return a hash that is equal for equal trials, in any process."""
+    """Return a hash of a trial that is equal for equal trials, in any process."""
     fields = asdict(trial) | {"learners": sorted(trial.learners)}
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def pack_states(states: Mapping[str, State]) -> bytes:
-    """Return the weights of several models, by model name, as the content of one safetensors file."""
+    """Return the content of one safetensors file with the weights of several models (model name -> state dict)."""
     content: bytes = save(
         {f"{model}/{name}": value for model, state in states.items() for name, value in state.items()}
     )
@@ -60,7 +60,7 @@ def pack_states(states: Mapping[str, State]) -> bytes:
 
 
 def unpack_states(path: Path) -> dict[str, State]:
-    """Load the weights of several models from a file with the content of :func:`pack_states`, by model name.
+    """Load model name -> state dict from a file with the content that :func:`pack_states` makes.
 
     Raises:
         InputError: the file is damaged or cannot be read.

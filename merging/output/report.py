@@ -1,4 +1,4 @@
-"""Make merge.json and workload.yaml from what a search found."""
+"""Make merge.json and workload.yaml from the state of a search."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ __all__ = ["Reporter", "merged_workload"]
 
 
 class Reporter:
-    """Maker of reports on one search. The bytes of the original models are counted once, for all reports.
+    """Maker of reports (merge.json) on one search. The bytes of the original models are counted once, for all reports.
 
     Args:
         problem: the layers of all models.
-        subjects: the models by name.
-        strategy: name of the strategy that searches.
+        subjects: the models, by name.
+        strategy: name of the search strategy.
     """
 
     def __init__(self, problem: Problem, subjects: Mapping[str, Subject], strategy: str) -> None:
@@ -38,14 +38,15 @@ class Reporter:
         self._least = _least_bytes(problem, subjects)
 
     def report(self, found: Found, *, finished: bool) -> MergeReport:
-        """Return a report on the search, at its end or before.
+        """Return a report on a search, which may be still going on.
 
-        ``original_bytes`` and ``merged_bytes`` count what bundles hold (:mod:`.footprint`): a bundle for each original
-        model alone, and one bundle with all merged models. ``layer_bytes`` and ``layer_saving`` follow from the sharing
-        map alone: every shared kernel counts, even a small one that the compiler folds and so holds several times.
+        ``original_bytes`` and ``merged_bytes`` count what bundles hold (:mod:`.footprint`): the sum of one bundle per
+        original model, and one bundle with all merged models. ``layer_bytes`` and ``layer_saving`` follow from the
+        sharing map alone: every shared kernel counts as held once, even a small kernel that the compiler folds and so
+        holds several times.
 
         Args:
-            found: the state of the search.
+            found: state of the search.
             finished: whether the search has come to its end.
         """
         problem, subjects = self._problem, self._subjects
@@ -68,7 +69,7 @@ class Reporter:
 
 
 def _query_reports(subjects: Mapping[str, Subject], found: Found) -> Iterator[tuple[str, QueryReport]]:
-    """Yield the name and the report of each query. A query whose model shares nothing has its original accuracy."""
+    """Yield name and report of each query. A query whose model shares nothing is reported at its original accuracy."""
     for name, subject in subjects.items():
         for held in subject.held:
             merged = name in found.sharing.models
@@ -86,7 +87,7 @@ def _query_reports(subjects: Mapping[str, Subject], found: Found) -> Iterator[tu
 
 
 def _least_bytes(problem: Problem, subjects: Mapping[str, Subject]) -> int:
-    """Return the bytes of a bundle in which the original models share all that they could share with each other."""
+    """Return the bytes of a bundle in which the original models share all layers that they could share."""
     held = {name: held_by(subject) for name, subject in subjects.items()}
     states = {name: dict(each.state) for name, each in held.items()}
     for _, slot in pair_layers(problem):
@@ -96,7 +97,7 @@ def _least_bytes(problem: Problem, subjects: Mapping[str, Subject]) -> int:
 
 
 def _trial_reports(problem: Problem, found: Found) -> Iterator[TrialReport]:
-    """Yield the report on each trial, in the order of the search."""
+    """Yield a report on each trial, in the order of the search."""
     for verdict in found.verdicts:
         yield TrialReport(
             group=verdict.trial.group,
@@ -111,7 +112,7 @@ def _trial_reports(problem: Problem, found: Found) -> Iterator[TrialReport]:
 
 
 def _shared_tensors(problem: Problem, found: Found) -> Iterator[SharedTensor]:
-    """Yield the report on each tensor that several weights share."""
+    """Yield a report on each tensor that several layer weights share."""
     for slot in found.sharing.slots:
         value = found.states[slot[0].model][slot[0].parameter]
         uses = tuple(UseReport(query=use.model, parameter=use.parameter) for use in slot)
@@ -119,13 +120,13 @@ def _shared_tensors(problem: Problem, found: Found) -> Iterator[SharedTensor]:
 
 
 def merged_workload(workload: Workload, files: Mapping[str, str], model_of: Mapping[str, str], output: Path) -> bytes:
-    """Return the content of workload.yaml for the folder ``output``: the same queries with merged weights.
+    """Return the content of the merged workload.yaml: the queries of the original workload, with merged weights.
 
     Args:
         workload: the original workload.
-        files: model name -> its merged weight file, relative to ``output``; other models keep their files.
+        files: merged model's name -> its weight file, relative to ``output``; other models keep their files.
         model_of: query name -> model name.
-        output: folder that the new workload.yaml goes to; relative paths are rewritten for it.
+        output: folder of the merged workload.yaml; relative paths are rewritten so that they start from this folder.
     """
     content = workload.model_dump(mode="json", exclude_unset=True)
     for feed in content["feeds"].values():

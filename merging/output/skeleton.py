@@ -1,4 +1,4 @@
-"""The structure of a model that decides how it is compiled: its convolutions and the BatchNorms behind them."""
+"""Skeleton: the structure of a model that decides how it is compiled, i.e. its convolutions and their BatchNorms."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..models.trace import NORMS, hooked
 __all__ = ["NORM_FIELDS", "Site", "Skeleton", "skeleton_of"]
 
 NORM_FIELDS = ("weight", "bias", "running_mean", "running_var")
-"""Attributes of a BatchNorm that hold its vectors, in the order of the ONNX node's inputs."""
+"""Attributes of a PyTorch BatchNorm that hold its vectors, in the order of the ONNX node's inputs."""
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -36,42 +36,43 @@ class Site:
     shape: tuple[int, ...]
     """Shape of the convolution's output for one image, ``[1, C, ...]``."""
     norm: str | None
-    """Name of the BatchNorm, or None."""
+    """Name of the BatchNorm behind the convolution, or None if there is none that can be folded."""
     epsilon: float
-    """Epsilon of the BatchNorm; 0 without one."""
+    """Epsilon of the BatchNorm behind the convolution; 0 if ``norm`` is None."""
 
 
 @dataclass(frozen=True)
 class Skeleton:
-    """The structure of a model, without its weights."""
+    """Structure of a model that decides how it is compiled, without the model's weights."""
 
     sites: tuple[Site, ...]
-    """Runs of convolutions, in order."""
+    """All runs of convolutions, in the order in which they happen."""
     used: tuple[str, ...]
-    """Names in the state dict that are compiled. Layers that never run (auxiliary classifiers) are not among them."""
+    """Names in the state dict of the tensors that are compiled. Tensors of layers that never run (auxiliary
+    classifiers) are left out."""
 
 
 @dataclass(frozen=True)
 class _Run:
-    """One run of a convolution or BatchNorm."""
+    """One run of a convolution or BatchNorm, as a hook recorded it."""
 
     module: nn.Module
     input_node: Any
-    """Autograd node of the input."""
+    """Autograd node that made the layer's input."""
     output_node: Any
-    """Autograd node of the output, read right after the run: an in-place activation gives the tensor another node."""
+    """Autograd node of the layer's output, read right after the run: a later in-place activation changes the node."""
     shape: tuple[int, ...]
-    """Shape of the output for one image, ``[1, C, ...]``."""
+    """Shape of the layer's output for one image, ``[1, C, ...]``."""
 
 
 def skeleton_of(stage: nn.Module, image: Tensor) -> Skeleton:
-    """Run a model once and record its convolutions and BatchNorms.
+    """Run a model once and return its skeleton: its convolutions and BatchNorms.
 
-    Hooks record the layers. The autograd graph tells which layer reads the output of which.
+    Hooks record the layers. The autograd graph tells which layer reads the output of which other layer.
 
     Args:
         stage: the stage ``main`` in eval mode, whose attribute ``model`` is the whole model; it is not changed.
-        image: ``[1, C, height, width]``, on the device of the stage.
+        image: one image, ``[1, C, height, width]``, on the device of the stage.
     """
     model = stage.model
     assert isinstance(model, nn.Module)
@@ -97,7 +98,7 @@ def skeleton_of(stage: nn.Module, image: Tensor) -> Skeleton:
 
 
 def _sites(model: nn.Module, runs: Iterable[_Run], readers: Counter[Any]) -> Iterator[Site]:
-    """Yield the site of each run of a convolution.
+    """Yield a :class:`Site` for each run of a convolution.
 
     Args:
         model: the whole model.
@@ -123,7 +124,7 @@ def _sites(model: nn.Module, runs: Iterable[_Run], readers: Counter[Any]) -> Ite
 
 
 def _buffers(model: nn.Module, ran: Set[nn.Module]) -> Iterator[str]:
-    """Yield the names of buffers in the state dict, without those of BatchNorms that never ran."""
+    """Yield the state-dict names of a model's buffers, without the buffers of BatchNorms that never ran."""
     kept = model.state_dict().keys()
     for path, module in model.named_modules():
         if isinstance(module, NORMS) and module not in ran:
@@ -134,7 +135,7 @@ def _buffers(model: nn.Module, ran: Set[nn.Module]) -> Iterator[str]:
 
 
 def _walk(ends: Iterable[Any]) -> Iterator[Any]:
-    """Yield every node of an autograd graph once, starting from the nodes of the outputs."""
+    """Yield every node of an autograd graph once, starting from the output nodes ``ends``."""
     stack, seen = list(ends), set()
     while stack:
         node = stack.pop()

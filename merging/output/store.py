@@ -1,4 +1,4 @@
-"""The folder that a merge writes. It can be used as a workload at any time, and the merge can be resumed from it.
+"""Folder that a merge writes. The folder is a usable workload at any time, and the merge can be resumed from it.
 
 ::
 
@@ -6,14 +6,14 @@
       merge.json                the report on the merge
       workload.yaml             refers to weights/, and to the feeds and data of the original workload
       weights/NAME-DIGEST.*     a file for each merged model; the digest is a hash of the content
-      *.py                      modules beside the original workload that make its models
+      *.py                      modules in the original workload's folder that make its models
       search/journal.jsonl      a header that says what is searched for, then a line for each batch of trials
       search/last-N.safetensors weights after the last trial that trained, written with the N-th batch
       search/lock               locked by the process that writes the folder
 
-A batch is written in this order: the models that it changed; the weights that the next batch may start from; its line
-in the journal; merge.json; workload.yaml. Every file is written under another name and renamed when it is whole, and
-old weights are deleted last. So a crash or a full disk leaves the state before the batch or the state after it.
+A batch of trials is written in this order: the models that the batch changed; the weights that the next batch may start
+from; the batch's line in the journal; merge.json; workload.yaml. Every file is written under another name and renamed
+when it is whole, and old weights are deleted last. So a crash or a full disk leaves the state before or after a batch.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ __all__ = ["Store", "write_atomically"]
 
 _SEARCH, _JOURNAL, _LOCK, _WEIGHTS = "search", "journal.jsonl", "lock", "weights"
 _VERSION = 2
-"""Version of the journal's format."""
+"""Version of the format of the search journal; a journal of another version cannot be resumed."""
 _OWN_FILES = re.compile(r".+-[0-9a-f]{8}\.(safetensors|onnx)|\..+\.part")
-"""Names of the files that this module writes into ``weights/`` and may delete."""
+"""Pattern for the names of files in ``weights/`` that a merge writes and may delete."""
 
 
 class Store:
-    """A merge on disk, locked against other processes until it is closed.
+    """Folder of a merge on disk, locked against other processes until the store is closed.
 
     Args:
         output: folder of the merge.
-        header: what is searched for, and how; a resumed search must have the same header.
+        header: header of the journal: workload, strategy and settings. A resumed search must have the same header.
         resume: whether to continue the merge that the folder holds.
 
     Raises:
@@ -79,7 +79,7 @@ class Store:
             self._held = held.pop_all()
 
     def close(self) -> None:
-        """Release the lock, so that another process may write the folder."""
+        """Release the lock of the merge's folder, so that another process may write the folder."""
         self._held.close()
 
     def __enter__(self) -> Store:
@@ -89,7 +89,10 @@ class Store:
         self.close()
 
     def _holds_something(self) -> bool:
-        """Check whether the path is a file, or a folder with more than a merge leaves that died before its journal."""
+        """Check whether the output path is a file, or a folder that holds more than a lock and unfinished files.
+
+        A merge that was killed before it wrote its journal leaves only a lock and unfinished files.
+        """
         if not self.output.is_dir():
             return self.output.exists()
         for path in self.output.iterdir():
@@ -100,7 +103,7 @@ class Store:
         return False
 
     def _read(self) -> list[dict[str, Any]]:
-        """Return the journal's entries without the header, and rewrite the journal without a line cut off by a crash.
+        """Read the journal's entries without the header, and rewrite the journal without a line cut off by a crash.
 
         Raises:
             InputError: there is no journal, it is damaged, or its header differs from this search's.
@@ -133,11 +136,11 @@ class Store:
 
     @property
     def replaying(self) -> bool:
-        """Whether batches of an earlier run have not been recalled yet."""
+        """Whether some recorded batches of an earlier run have not been recalled yet."""
         return self._count < len(self._known)
 
     def recall(self, trials: Sequence[Trial]) -> list[Outcome] | None:
-        """Return the outcomes that the next batch had in an earlier run, without weights; None after the last one.
+        """Return the outcomes, without weights, of the next recorded batch; None after the last recorded batch.
 
         Args:
             trials: the batch that the strategy asks for now.
@@ -155,7 +158,7 @@ class Store:
 
     @property
     def weights(self) -> dict[str, Path]:
-        """Model -> weight file, for the models that were merged when the earlier run ended."""
+        """Model name -> path of its weight file, for the models that were merged when the earlier run ended."""
         names = self._known[-1]["weights"] if self._known else {}
         return {model: self.output / _WEIGHTS / name for model, name in names.items()}
 
@@ -164,27 +167,27 @@ class Store:
         return InputError(f"{self.output}: another version of gemel began this search; it cannot be resumed")
 
     def last_states(self) -> dict[str, State]:
-        """Load the weights after the last trial that trained in an earlier run, by model; empty if none trained.
+        """Load model name -> weights after the last trial that trained in an earlier run; empty if no trial trained.
 
         Raises:
             InputError: the file is damaged.
         """
-        # Ignore a file of a batch that has no line: a crash came in between.
+        # Ignore weights of a batch without a line in the journal: a crash came before the line was written.
         files = {number: path for path in self._last_files() if (number := _batch_number(path)) <= len(self._known)}
         return unpack_states(files[max(files)]) if files else {}
 
     def record(
         self, verdicts: Sequence[Verdict], last: Mapping[str, State], files: Mapping[str, tuple[str, bytes | None]]
     ) -> None:
-        """Append a batch to the journal, after the weights of the merged models and those that may be trained further.
+        """Write the weights that a batch of trials leaves, then append the batch to the journal.
 
         Args:
             verdicts: one verdict for each trial of the batch.
-            last: weights after the last trial that trained, which the next batch may start from.
-            files: merged model -> name and content of its weight file; content is None if it was written before.
+            last: model name -> weights after the last trial that trained, which the next batch may start from.
+            files: merged model -> name and content of its weight file; content is None if the file was written before.
 
         Raises:
-            InputError: the disk is full or cannot be written; what was recorded before stays.
+            InputError: the disk is full or cannot be written; earlier records are intact.
         """
         entry = {
             "trials": [entry_of(verdict) for verdict in verdicts],
@@ -207,15 +210,15 @@ class Store:
                 path.unlink()
 
     def commit(self, files: Mapping[str, bytes | None], report: MergeReport, workload: bytes) -> None:
-        """Write weight files, then the report and the workload that belong to them, then delete old weight files.
+        """Write weight files, then the report and the workload that belong to these files; delete old weight files.
 
         Args:
-            files: name of each weight file -> its content; a file that exists already is not written again.
+            files: name of each weight file -> content; a file that exists already is not written again.
             report: content of merge.json.
             workload: content of workload.yaml.
 
         Raises:
-            InputError: the disk is full or cannot be written; what was committed before stays.
+            InputError: the disk is full or cannot be written; the last commit is intact.
         """
         with _explain_disk_errors(self.output):
             self._begin_journal()
@@ -230,7 +233,7 @@ class Store:
         """Write files into the folder of the merge.
 
         Args:
-            files: path relative to the folder -> content.
+            files: path relative to the folder of the merge -> content.
 
         Raises:
             InputError: a file cannot be written.
@@ -249,7 +252,7 @@ class Store:
             write_atomically(self._journal, (json.dumps(self._header) + "\n").encode())
 
     def _write_weights(self, files: Mapping[str, bytes | None]) -> None:
-        """Write the weight files that do not exist yet; a content of None was written before."""
+        """Write the weight files that do not exist yet; a content of None says that the file was written before."""
         folder = self.output / _WEIGHTS
         folder.mkdir(exist_ok=True)
         for name, content in files.items():
@@ -257,7 +260,7 @@ class Store:
                 write_atomically(folder / name, content)
 
     def _last_files(self) -> list[Path]:
-        """List the files with weights after the last trial that trained; a crash may leave more than one."""
+        """Return the files with weights after the last trial that trained; a crash may leave more than one file."""
         return list(self._search.glob("last-*.safetensors"))
 
 
@@ -285,6 +288,6 @@ def _explain_disk_errors(output: Path) -> Iterator[None]:
 
 
 def _batch_number(path: Path) -> int:
-    """Return the number N in the name ``last-N.safetensors``; 0 if there is none."""
+    """Return the number N of a file that is named ``last-N.safetensors``; 0 if the name has no number."""
     digits = path.stem.partition("-")[2]
     return int(digits) if digits.isdigit() else 0

@@ -1,1 +1,1 @@
-"""The search for a sharing map with which every query keeps its target."""
+"""Search for a sharing map with which every query keeps its target."""

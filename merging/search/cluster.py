@@ -20,18 +20,19 @@ __all__ = ["Cluster"]
 
 
 class Cluster:
-    """Executor of jobs on a Ray cluster; a context manager that disconnects from Ray at its end.
+    """Executor of jobs (trials with their weights) on a Ray cluster.
 
-    Each job gets one GPU if the models are on a GPU, otherwise an equal part of the CPUs. Models and images are sent to
-    the workers' machines once. A job brings only the weights that it goes on from.
+    The executor is a context manager that disconnects from Ray at its end. Each job gets one GPU if the models are on a
+    GPU, and an equal number of the cluster's CPUs. Models and images are sent to the workers' machines once. A job
+    carries only the weights that its trial starts from.
 
     Args:
         address: address of a cluster, ``auto`` for the cluster that this machine belongs to, or ``local`` to start a
             cluster on this machine.
         subjects: the models of the workload, by name.
-        seed: seed for all random numbers.
+        seed: seed for all random numbers of every trial.
         deadline: time of ``time.monotonic`` at which trials stop.
-        waiting: called about once a second while trials run; an exception that it raises ends them.
+        waiting: function called about once a second while trials run; an exception that it raises ends the trials.
         modules: Python modules with model code that workers cannot import; their code is sent to the workers.
 
     Raises:
@@ -75,10 +76,10 @@ class Cluster:
         self._ray.shutdown()
 
     def execute(self, jobs: Sequence[Job]) -> list[Outcome] | None:
-        """Run jobs in parallel.
+        """Run jobs in parallel and return their outcomes.
 
-        Each training stops at the deadline by itself. Of several jobs, some may still wait for a worker then: all jobs
-        that are not done are cancelled.
+        Each training stops at the deadline by itself. If there are several jobs, all that are not done at the deadline
+        are cancelled, because some of them may still wait for a worker.
 
         Returns:
             Outcomes in the order of the jobs, with weights on the CPU; None if jobs were cancelled.
@@ -112,6 +113,6 @@ class Cluster:
 
 
 def _run(subjects: dict[str, Subject], job: Job, seed: int, left: float, threads: int) -> Outcome:
-    """Run a job in a worker process; ``left`` is the time to the deadline in seconds."""
+    """Run the trial of a job in a worker process; ``left`` is the time to the deadline in seconds."""
     torch.set_num_threads(threads)
     return TrialRunner(subjects, seed)(job.trial, job.states, job.shared, monotonic() + left)

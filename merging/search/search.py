@@ -1,4 +1,4 @@
-"""The search: run the trials that a strategy asks for, and commit sharing with which queries reach their goals."""
+"""Run the trials that a search strategy asks for, and commit the sharing with which queries reach their goals."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ class Job:
 
     trial: Trial
     states: Mapping[str, State]
-    """Model name -> weights to go on from, for all models."""
+    """Model name -> weights that the trial starts from, for all models."""
     shared: SharingMap
-    """Sharing that holds in these weights already."""
+    """Sharing map that the weights in ``states`` already follow."""
 
 
 Executor = Callable[[Sequence[Job]], Sequence[Outcome] | None]
-"""A function that runs independent jobs; it returns None if the deadline came before the last job began."""
+"""Function that runs independent jobs and returns their outcomes, or None if the deadline cut the batch off."""
 
 
 class Journal(Protocol):
-    """Journal of a search, with which it goes on after a crash. A batch of trials is kept as a whole or not at all."""
+    """Record of a search, from which it can continue after a crash. A batch of trials is kept whole or not at all."""
 
     def recall(self, trials: Sequence[Trial]) -> Sequence[Outcome] | None:
-        """Return the recorded outcomes of the next batch, None if the batch has not run yet.
+        """Return the recorded outcomes of the next batch of trials, or None if the batch has not run yet.
 
         Args:
             trials: the trials of the batch.
@@ -47,7 +47,7 @@ class Journal(Protocol):
         ...
 
     def restore(self, found: Found) -> tuple[Mapping[str, State], Mapping[str, State]] | None:
-        """Return the recorded weights, after the last batch was recalled; None at any other time.
+        """Return the recorded weights right after the last recorded batch was recalled; None at any other time.
 
         Args:
             found: state of the search after the recalled trials, still with the original weights.
@@ -58,7 +58,7 @@ class Journal(Protocol):
         ...
 
     def record(self, verdicts: Sequence[Verdict], found: Found, last: Mapping[str, State]) -> None:
-        """Record a batch durably.
+        """Record a batch of trials so that it survives a crash.
 
         Args:
             verdicts: verdicts on the trials of the batch.
@@ -70,18 +70,18 @@ class Journal(Protocol):
 
 @dataclass
 class Found:
-    """State of a search: all that is committed, and the verdicts so far."""
+    """State of a search: committed weights, sharing and accuracies, and the verdicts so far."""
 
     states: dict[str, State]
-    """Model name -> committed weights; the original ones for models that share nothing."""
+    """Model name -> committed weights; the original weights for models that share nothing."""
     sharing: SharingMap = field(default_factory=SharingMap)
-    """Committed sharing."""
+    """Sharing map that is committed."""
     accuracies: dict[str, float] = field(default_factory=dict)
     """Query name -> accuracy with the committed weights, for queries whose models share."""
     samples: int = 0
-    """Images that models were trained on, summed over models and trials."""
+    """Number of images that models were trained on, summed over models, steps and trials."""
     verdicts: list[Verdict] = field(default_factory=list)
-    """Verdicts on all trials, in order, without weights."""
+    """Verdicts on all trials, in the order of the search, without weights."""
 
 
 @dataclass
@@ -91,7 +91,7 @@ class _Last:
     states: dict[str, State]
     accuracies: dict[str, float]
     met: frozenset[str]
-    """Names of the models that reach their goals with these weights."""
+    """Names of the models that reach their goals with the weights in ``states``."""
 
 
 def search(
@@ -102,16 +102,16 @@ def search(
     journal: Journal,
     deadline: float = math.inf,
 ) -> Found:
-    """Run a strategy to its end, or to the deadline.
+    """Run a search strategy to its end, or to the deadline.
 
     Args:
         problem: the layers of all models.
-        strategy: the generator that asks for trials.
+        strategy: generator that asks for trials.
         originals: model name -> weights of the unmerged model.
-        execute: runs the jobs of a batch; it must stop at the deadline too.
-        journal: keeps every batch; batches that it recalls are not run again.
+        execute: function that runs the jobs of a batch; it must stop at the deadline too.
+        journal: record of every batch; batches that the journal recalls are not run again.
         deadline: time of ``time.monotonic`` after which no batch begins. A batch that the deadline cuts off is
-            discarded. Recalled batches do not count against it.
+            discarded. Recalled batches are settled even after the deadline.
 
     Returns:
         The state of the search at its end.
@@ -141,7 +141,7 @@ def search(
 
 
 def _ask(strategy: Search, verdicts: Sequence[Verdict] | None) -> Sequence[Trial] | None:
-    """Send verdicts to a strategy and return its next batch of trials, None after the last one."""
+    """Send verdicts to a search strategy and return its next batch of trials, or None after the last batch."""
     try:
         return next(strategy) if verdicts is None else strategy.send(verdicts)
     except StopIteration:
@@ -149,12 +149,12 @@ def _ask(strategy: Search, verdicts: Sequence[Verdict] | None) -> Sequence[Trial
 
 
 def _job(trial: Trial, found: Found, last: _Last) -> Job:
-    """Return the job for a trial: with the committed weights, or those of the last trial that trained."""
+    """Return the job for a trial, with the committed weights or the weights after the last trial that trained."""
     return Job(trial, found.states if trial.base == "committed" else last.states, found.sharing)
 
 
 def _restore(found: Found, last: _Last, journal: Journal) -> None:
-    """Load the journal's weights into the state of the search, if batches were recalled before."""
+    """Load the journal's weights into the state of the search, if the last recorded batch was just recalled."""
     if (restored := journal.restore(found)) is not None:
         found.states.update(restored[0])
         last.states.update(restored[1])
@@ -164,7 +164,7 @@ def _prove(found: Found) -> None:
     """Check that weights which count as shared are equal, so that a bug in a strategy is not reported as a saving.
 
     Raises:
-        GemelError: two of them differ.
+        GemelError: two weights that count as shared differ.
     """
     for slot in found.sharing.slots:
         first, *others = (found.states[use.model][use.parameter] for use in slot)
@@ -179,7 +179,7 @@ def _prove(found: Found) -> None:
 def _settle(
     trials: Sequence[Trial], outcomes: Sequence[Outcome], problem: Problem, found: Found, last: _Last
 ) -> tuple[list[Verdict], _Last]:
-    """Decide on the trials of a batch in order, and commit what they allow.
+    """Decide on the trials of a batch in order, and commit the sharing that their outcomes allow.
 
     The trials ran independently of each other. Of several trials that would change the same models, only the first one
     that is accepted is committed.
@@ -216,7 +216,7 @@ def _settle(
 
 
 def _advance(trial: Trial, outcome: Outcome, found: Found, last: _Last) -> _Last:
-    """Return the weights of all models after a trial: its learners' new ones on top of those that it began with."""
+    """Return the weights of all models after a trial: new for its learners, otherwise those that it started from."""
     base = last if trial.base == "last" else _Last(found.states, found.accuracies, frozenset(found.sharing.models))
     return _Last(
         {**base.states, **outcome.states},
@@ -226,7 +226,7 @@ def _advance(trial: Trial, outcome: Outcome, found: Found, last: _Last) -> _Last
 
 
 def _judge(trial: Trial, outcome: Outcome, problem: Problem, found: Found, last: _Last) -> Verdict:
-    """Commit the sharing of a trial between the models that reach their goals, if that saves more bytes than before.
+    """Commit a trial's sharing between the models that reach their goals, if it saves more bytes; return the verdict.
 
     A further round of the same training with the same sharing is committed, too, if accuracies improve. A trial without
     training is committed as a whole or not at all.
@@ -251,23 +251,23 @@ def _judge(trial: Trial, outcome: Outcome, problem: Problem, found: Found, last:
 
 
 def _better(accuracies: Mapping[str, float], than: Mapping[str, float]) -> bool:
-    """Check whether accuracies, by query name, have improved by their mean ratio to earlier ones."""
+    """Check whether the mean ratio of ``accuracies`` to the earlier accuracies ``than``, both by query, is above 1."""
     return sum(value / than[query] for query, value in accuracies.items()) > len(accuracies)
 
 
 def kept(wanted: SharingMap, committed: SharingMap, met: frozenset[str]) -> SharingMap | None:
-    """Return the sharing that remains when only some models keep the weights of a trial.
+    """Return the sharing map that remains when only some models keep the new weights of a trial.
 
-    The other models go back to their committed weights. That is impossible if a model that goes back shares committed
-    weights, directly or through other models, with one that keeps its new weights.
+    The other models go back to their committed weights. Going back is impossible if a model that goes back shares
+    committed weights, directly or through other models, with a model that keeps its new weights.
 
     Args:
-        wanted: sharing of the trial.
-        committed: sharing before the trial.
+        wanted: sharing map of the trial.
+        committed: sharing map before the trial.
         met: names of the models that reach their goals and keep their new weights.
 
     Returns:
-        The sharing map, None where keeping the new weights is impossible.
+        The sharing map, or None if going back is impossible.
     """
     back = frozenset(wanted.models) - met
     if committed.tied(back) & met:

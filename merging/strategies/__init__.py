@@ -1,7 +1,7 @@
 """Search strategies: each decides which sharing to try next, given the results of earlier trials.
 
-A strategy is a generator. It yields a batch of independent trials and is sent a verdict on each. Its decisions depend
-on nothing else, so that a search can be repeated, resumed and compared.
+A strategy is a generator. It yields a batch of independent trials and is sent a verdict on each trial. The strategy's
+decisions depend on nothing but the verdicts, so that a search can be repeated, resumed and compared.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ __all__ = ["STRATEGIES", "Search", "SearchSettings", "Strategy", "StrategyEntry"
 
 @dataclass(frozen=True)
 class Verdict:
-    """Decision of the search on a trial."""
+    """Decision of the search on a trial: whether to commit the trial's sharing."""
 
     trial: Trial
     outcome: Outcome
-    """Result of the trial without weights: no later decision needs them, and they would fill the memory."""
+    """Result of the trial without weights: no later decision needs the weights, and they would fill the memory."""
     accepted: bool
-    """Whether the trial made the committed sharing save more bytes."""
+    """Whether the committed sharing saves more bytes after the trial than before."""
     sharing: SharingMap
-    """All committed sharing after the trial."""
+    """Sharing map that is committed after the trial."""
 
 
 @dataclass(frozen=True)
@@ -39,33 +39,34 @@ class SearchSettings:
     inside: bool = True
     """Whether layers inside one model may share with each other."""
     folds: int = 1
-    """Times that the default strategy tries to halve the different blocks inside models after everything is shared."""
+    """Number of times that the default strategy tries to halve the number of different blocks inside models, after
+    everything is shared."""
     steps: int = 160
-    """Batches of each model in the first training round of the default strategy."""
+    """Number of batches of each model in the first training round of the default strategy."""
     epochs: int = 10
-    """Epochs in a trial of the other strategies."""
+    """Number of epochs in a trial of every strategy other than the default."""
     batch: int | None = None
-    """Images of each model in a step; None for 64 images of 64 x 64 pixels, fewer larger ones."""
+    """Number of images of each model in a step; None for 64 images of 64 x 64 pixels, or fewer larger images."""
     rate: float | None = None
-    """Learning rate; None for the strategy's own."""
+    """Learning rate; None for the strategy's default rate."""
     start: Literal["donor", "first", "average"] | None = None
-    """Starting weights of shared layers (:class:`.trial.Start`); None for the strategy's own."""
+    """Starting weights of shared layers (:class:`.trial.Start`); None for the strategy's default."""
 
 
 Search = Generator[Sequence[Trial], Sequence[Verdict], None]
-"""A running strategy: yields batches of trials and receives their verdicts."""
+"""Generator that is a running strategy: it yields batches of trials and receives their verdicts."""
 Strategy = Callable[[Problem, SearchSettings], Search]
-"""A function that starts a search."""
+"""Function that starts a search, called with the problem (layers, queries and targets) and the settings."""
 
 
 @dataclass(frozen=True)
 class StrategyEntry:
-    """One strategy of the registry."""
+    """Entry of one strategy in the registry :data:`STRATEGIES`."""
 
     description: str
-    """One line on what the strategy tries."""
+    """Line of text that says what the strategy tries."""
     function: str
-    """``module:function`` of the :data:`Strategy`; a module that starts with a dot lies in this folder."""
+    """Location of the :data:`Strategy` as ``module:function``; a module that starts with a dot is in this package."""
 
 
 STRATEGIES = {
@@ -88,11 +89,11 @@ STRATEGIES = {
     "two-group": StrategyEntry("two groups at a time, largest saving first", ".stepwise:two_group"),
     "one-model": StrategyEntry("one more model at a time, with all layers that it can share", ".stepwise:one_model"),
 }
-"""Strategy name -> its entry. A new strategy is one file in this folder and one line here."""
+"""Strategy name -> its entry. A new strategy needs one file in the package ``strategies`` and one entry here."""
 
 
 def strategy(name: str) -> Strategy:
-    """Return the strategy of a name.
+    """Return the search strategy with a name from :data:`STRATEGIES`.
 
     Raises:
         InputError: no strategy has that name.

@@ -1,4 +1,4 @@
-"""Choice of starting weights: evaluate several starts without training and compare them."""
+"""Choice of starting weights: evaluate several kinds of starting weights without training and compare them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,22 @@ from . import SearchSettings, Verdict
 __all__ = ["LEAST_MODELS", "by_size", "is_usable", "start_score", "try_starts"]
 
 LEAST_MODELS = 2
-"""Smallest group of models worth training or joining; a model that shares only with itself is no group."""
+"""Minimum number of models that must share with each other for training to be worth it, or for one more model to join.
+
+A model that shares only with itself is not enough."""
 _LEAST = 0.01
-"""Smallest relative accuracy that a start is scored with: one query at zero would make all scores equal."""
+"""Minimum relative accuracy (accuracy / original accuracy) of a query in the score of starting weights.
+
+Lower accuracies are raised to the minimum, because one query with an accuracy of 0 would make all scores 0."""
 _USABLE = 0.1
-"""Smallest relative accuracy of a start from which training is expected to bring a model back."""
+"""Minimum relative accuracy (accuracy / original accuracy) of a query for its model to count as usable.
+
+With less at the starting weights, training is not expected to restore the model."""
 
 
 def by_size(problem: Problem, models: frozenset[str]) -> tuple[str, ...]:
-    """Return model names by number of layers, largest first; models of one size come in the order of their names."""
-    # A set has another order in every process, and a search must repeat.
+    """Return model names by number of layers, largest first; models with equally many layers are ordered by name."""
+    # The order of a set differs from process to process, but a repeated search must make the same trials.
     return tuple(sorted(models, key=lambda name: (-len(problem.layers[name]), name)))
 
 
@@ -32,12 +38,12 @@ def try_starts(
 
     Args:
         problem: the layers of all models.
-        settings: the user's settings; with ``first`` or ``average`` as the start there is nothing to choose.
-        wanted: the sharing that the starting weights are for.
+        settings: the user's settings; if they fix the start as ``first`` or ``average``, there is nothing to choose.
+        wanted: the sharing map that the starting weights are for.
         models: names of the models in ``wanted``.
 
     Returns:
-        A verdict on each start, none if there is nothing to choose.
+        One verdict for each donor and one for the average; empty if there is nothing to choose.
     """
     if settings.start in ("first", "average"):
         return []
@@ -52,7 +58,7 @@ def try_starts(
 
 
 def is_usable(problem: Problem, models: frozenset[str], start: Outcome) -> bool:
-    """Check whether starting weights leave at least two models with accuracy to train back from.
+    """Check whether starting weights leave at least two models accurate enough for training to restore them.
 
     Args:
         problem: the layers and queries of all models.
@@ -68,15 +74,16 @@ def is_usable(problem: Problem, models: frozenset[str], start: Outcome) -> bool:
 
 
 def start_score(problem: Problem, wanted: SharingMap, start: Outcome) -> float:
-    """Return the weighted product of the queries' relative accuracies at a start, to compare starts.
+    """Return a score of starting weights: the weighted product of the queries' relative accuracies.
 
-    In a product, a query that keeps little counts most. A deep model recovers more in training, as it has more
-    BatchNorms to adapt, so it counts less: the exponent of a query is the square of the ratio of the shallowest model's
-    number of layers to its own model's.
+    The relative accuracy is the accuracy divided by the original model's accuracy. In a product, a query that keeps
+    little accuracy counts most. A deep model recovers more in training, because it has more BatchNorms to adapt, so its
+    queries count less: the exponent of a query is ``(a / b) ** 2``, where ``a`` is the number of layers of the
+    shallowest model and ``b`` the number of layers of the query's model.
 
     Args:
         problem: the layers and queries of all models.
-        wanted: the sharing that the starting weights are for.
+        wanted: the sharing map that the starting weights are for.
         start: outcome of the evaluation of the starting weights.
     """
     fewest = min(len(problem.layers[model]) for model in wanted.models)

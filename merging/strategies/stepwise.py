@@ -1,8 +1,8 @@
 """The paper's heuristic and its ablations: share one more group of layers, retrain, and keep all, half or none of it.
 
-Padmanabhan et al., "Gemel: Model Merging for Memory-Efficient, Real-Time Video Analytics at the Edge" (NSDI 2023), as
-in the published code but without its defects: a group is committed only for models whose queries keep their targets,
-and the other models get back the weights that they had.
+The paper is Padmanabhan et al., "Gemel: Model Merging for Memory-Efficient, Real-Time Video Analytics at the Edge"
+(NSDI 2023). The strategies follow its published code without the code's defects: a group is committed only for models
+whose queries keep their targets, and the other models get back the weights that they had.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from . import Search, SearchSettings, Strategy
 __all__ = ["earliest", "heaviest", "latest", "one_model", "shuffled", "two_group"]
 
 _RATE = 1e-5
-"""Learning rate of the published code."""
+"""Learning rate of the paper's published code."""
 
 
 def _stepwise(order: str) -> Strategy:
-    """Return a strategy that tries the groups of layers one after the other.
+    """Return a search strategy that tries the groups of layers one after the other.
 
     Args:
-        order: heaviest, earliest, latest, random, two-group or one-model; see ``STRATEGIES``.
+        order: heaviest, earliest, latest, random, two-group or one-model; see :data:`.strategies.STRATEGIES`.
     """
 
     def search(problem: Problem, settings: SearchSettings) -> Search:
@@ -51,21 +51,21 @@ def _stepwise(order: str) -> Strategy:
 
 
 heaviest = _stepwise("heaviest")
-"""Tries the group with the largest saving first: the paper's heuristic."""
+"""Strategy that tries the group of layers with the largest saving first: the paper's heuristic."""
 earliest = _stepwise("earliest")
-"""Tries groups from the input of the models to their output."""
+"""Strategy that tries groups of layers from the input of the models to their output."""
 latest = _stepwise("latest")
-"""Tries groups from the output of the models to their input."""
+"""Strategy that tries groups of layers from the output of the models to their input."""
 shuffled = _stepwise("random")
-"""Tries groups in random order."""
+"""Strategy that tries groups of layers in random order."""
 two_group = _stepwise("two-group")
-"""Tries two groups at a time, largest saving first."""
+"""Strategy that tries two groups of layers at a time, largest saving first."""
 one_model = _stepwise("one-model")
-"""Adds one more model at a time, with all layers that it can share."""
+"""Strategy that adds one more model at a time, with all layers that the model can share."""
 
 
 def _ordered(order: str, problem: Problem) -> list[Candidates]:
-    """Return the groups of a problem in the order in which to try them."""
+    """Return the groups of layers of a problem in the order in which to try them."""
     groups = problem.groups()
     if order == "earliest":
         return sorted(groups, key=lambda group: group.position)
@@ -80,7 +80,7 @@ def _ordered(order: str, problem: Problem) -> list[Candidates]:
 
 
 def _by_model(groups: Sequence[Candidates], problem: Problem) -> list[Candidates]:
-    """Return a group for each model but the largest: all layers that it can share with larger models.
+    """Return a group of layers for each model but the largest: all layers that the model can share with larger models.
 
     The groups are ordered by the models' sizes, largest first.
     """
@@ -97,13 +97,13 @@ def _by_model(groups: Sequence[Candidates], problem: Problem) -> list[Candidates
 
 
 def _trial(taken: Sequence[Candidates], wanted: SharingMap, problem: Problem, settings: SearchSettings) -> Trial:
-    """Return a trial of some groups: training on labels for some epochs, at a constant learning rate.
+    """Return a trial of some groups of layers: training on labels for some epochs, at a constant learning rate.
 
-    Models that share weights with the models of the groups already are retrained with them.
+    All models with layers in the groups are retrained, and so are models that already share weights with them.
 
     Args:
-        taken: the groups.
-        wanted: all sharing during the trial.
+        taken: groups of layers to share in addition to what is committed.
+        wanted: sharing map that holds during the trial.
         problem: the layers of all models.
         settings: the user's settings.
     """
@@ -123,10 +123,10 @@ def _trial(taken: Sequence[Candidates], wanted: SharingMap, problem: Problem, se
 
 
 def _halved(taken: Sequence[Candidates], problem: Problem) -> list[Candidates]:
-    """Return the first half of some groups, to be tried after they failed.
+    """Return the first half of some groups of layers, to be tried after all of the groups failed together.
 
-    Several groups are halved as a list. A single group is halved by its layers, or by its models if it has one layer. A
-    single pair has no half.
+    Several groups are halved as a list. A single group is halved by its layers, or by its models if it has one layer.
+    The result is empty for a group of one layer in two models, which has no half.
     """
     if len(taken) > 1:
         return list(taken[: len(taken) // 2])

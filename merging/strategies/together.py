@@ -1,20 +1,20 @@
 """The default strategy: share everything at once, retrain, then make private again only what a query needs.
 
-1. Starting weights. Each model in turn is tried as the donor of all shared weights, and so is the average of all models
-   with aligned channels (:mod:`gemel.merging.training.start`). Nothing is trained for that. The start that preserves
-   most accuracy is taken.
-2. Joint retraining. All models are retrained together from there by distillation, in up to three rounds, each twice as
-   long as the one before, until every query meets its target with a margin. A model that one more round promises too
-   little for is left out of that round.
+1. Starting weights. Each model is tried as the donor of all shared weights, and so is the average of all models with
+   aligned channels (:mod:`gemel.merging.training.start`). Nothing is trained in this step. The starting weights that
+   preserve most accuracy are taken.
+2. Joint retraining. All models are retrained together by distillation, in up to three rounds, each twice as long as the
+   one before, until every query meets its target with a margin. A model is left out of a round if that round is
+   unlikely to bring its queries to their targets.
 3. Giving back. If a query still misses its target, its model gets private copies of the weights with the highest
-   gradient sensitivity per byte: an eighth of the bytes that it shares, then a quarter, then half. Only this model is
-   retrained, beside frozen shared weights, so the other models lose nothing. If half is not enough, the model keeps its
-   original weights.
-4. Bisection, instead of step 3 where fewer than two models meet their targets, and instead of step 2 where no start
-   leaves two models usable. Steps 1 to 3 are repeated from the original weights for the heaviest slots that save half
-   as much, then for the rest on top of them.
+   gradient sensitivity per byte: an eighth of the bytes that the model shares, then a quarter, then half. Only this
+   model is retrained, and shared weights are frozen, so the other models lose nothing. If half is not enough, the model
+   keeps its original weights.
+4. Bisection. It replaces step 3 if fewer than two models meet their targets, and step 2 if no starting weights leave
+   two models usable. Steps 1 to 3 are repeated from the original weights for the heaviest slots (sets of layer weights
+   that hold one tensor) that make up half of the saving, then for the other slots in addition.
 5. Folding, if all queries meet their targets with everything shared. Cross-layer parameter sharing inside models halves
-   the number of their different blocks, heaviest first, and all models are retrained.
+   the number of different blocks in a model, heaviest first, and all models are retrained.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ from .starts import LEAST_MODELS, by_size, is_usable, start_score, try_starts
 __all__ = ["together"]
 
 _Phase = Generator[Sequence[Trial], Sequence[Verdict], SharingMap]
-"""A phase of the search; it returns all committed sharing at its end."""
+"""Generator that runs one phase of the search: it yields batches of trials and returns the committed sharing map."""
 _RATE = 0.02
-"""Learning rate for batches of 64 images."""
+"""Default learning rate of SGD, for batches of 64 images."""
 _ROUNDS = 3
-"""Rounds of joint retraining at most."""
+"""Maximum number of rounds of joint retraining."""
 _SPARE = 0.5
-"""Part of the allowed accuracy loss that must be unused before training stops, as tomorrow's images will differ."""
+"""Fraction of the allowed accuracy loss that must be unused before training stops, because later images will differ."""
 _ENDED = ("start", "met")
-"""Values of :attr:`.Outcome.ended` after which another round is useless."""
+"""Values of :attr:`.Outcome.ended` after which another training round is useless."""
 _WORTH = 0.05
-"""Smallest saving for which a part of the slots is tried alone, as a part of the bytes of all layers."""
+"""Minimum saving, as a fraction of the bytes of all layers, for which a subset of the slots is tried on its own."""
 _GIVEN_BACK = (1 / 8, 1 / 4, 1 / 2)
-"""Parts of a model's shared bytes that become private, one attempt after the other."""
+"""Fractions of the bytes of a model's shared weights that become private, tried one after the other."""
 
 
 def together(problem: Problem, settings: SearchSettings) -> Search:
-    """Search each set of models that can share weights with each other. The module's docstring has the algorithm."""
+    """Run the default search for each set of models that can share weights; the module's docstring has the steps."""
     everything = _full_map(problem, settings, 0)
     for models in _components(everything):
         wanted = everything.of(models)
@@ -65,13 +65,15 @@ def together(problem: Problem, settings: SearchSettings) -> Search:
 
 
 def _bisect(problem: Problem, settings: SearchSettings, wanted: SharingMap, shared: SharingMap) -> _Phase:
-    """Share the heaviest slots that save half of ``wanted``, then the rest; bisect a half again if nothing comes of it.
+    """Share the heaviest slots (sets of layer weights that hold one tensor) with half of the saving, then the rest.
+
+    A half that adds no committed sharing between models is bisected again.
 
     Args:
         problem: the layers of all models.
         settings: the user's settings.
-        wanted: sharing that too few models could keep.
-        shared: all committed sharing.
+        wanted: sharing map that too few models could keep.
+        shared: sharing map that is committed so far.
     """
     heaviest = _heaviest(wanted.slots, [problem.saved(SharingMap((slot,))) for slot in wanted.slots])
     if len(heaviest) == len(wanted.slots):
@@ -90,17 +92,17 @@ def _bisect(problem: Problem, settings: SearchSettings, wanted: SharingMap, shar
 
 
 def _across_models(sharing: SharingMap) -> SharingMap:
-    """Return the slots of a sharing map that hold weights of several models."""
+    """Return a sharing map with only those slots (sets of weights that hold one tensor) that join several models."""
     return SharingMap(tuple(slot for slot in sharing.slots if len({use.model for use in slot}) > 1))
 
 
 def _full_map(problem: Problem, settings: SearchSettings, folds: int) -> SharingMap:
-    """Return the map that shares every layer it can, with the blocks inside models halved ``folds`` times."""
+    """Return the map that shares all shareable layers, with the number of different blocks halved ``folds`` times."""
     return SharingMap().joined(slot for _, slot in pair_layers(problem, inside=settings.inside, folds=folds))
 
 
 def _components(sharing: SharingMap) -> list[frozenset[str]]:
-    """Return the connected components of the graph of models, in which shared weights are the edges."""
+    """Return the sets of models that shared weights connect, directly or through other models."""
     found: list[frozenset[str]] = []
     for slot in sharing.slots:
         if not any(slot[0].model in component for component in found):
@@ -117,15 +119,15 @@ def _merge(
     *,
     usable: bool = False,
 ) -> _Phase:
-    """Merge one connected component of models: starting weights, joint retraining, giving back.
+    """Merge one set of connected models: choose starting weights, retrain jointly, make weights private where needed.
 
     Args:
         problem: the layers of all models.
         settings: the user's settings.
-        wanted: sharing to reach.
+        wanted: sharing map to reach.
         models: names of the models in ``wanted``.
-        what: the layers in ``wanted``, for titles.
-        usable: whether to give up before training if the best start leaves fewer than two models usable.
+        what: name of the layers in ``wanted``, for the titles of trials.
+        usable: whether to give up before training if the best starting weights leave fewer than two models usable.
     """
     tried = yield from try_starts(problem, settings, wanted, models)
     best = max(tried, key=lambda verdict: start_score(problem, wanted, verdict.outcome), default=None)
@@ -150,16 +152,16 @@ def _merge(
 def _rounds(
     problem: Problem, settings: SearchSettings, first: Trial, start: Mapping[str, float]
 ) -> Generator[Sequence[Trial], Sequence[Verdict], tuple[SharingMap, Mapping[Use, float]]]:
-    """Retrain in rounds, each twice as long as the one before, for as long as that helps.
+    """Retrain in up to three rounds, each twice as long as the one before, while another round is promising.
 
     Args:
         problem: the layers, queries and targets of all models.
         settings: the user's settings.
         first: the trial of the first round, still without a recipe.
-        start: query name -> relative accuracy at the starting weights, as far as known.
+        start: query name -> accuracy at the starting weights / original accuracy, as far as known.
 
     Returns:
-        All committed sharing, and the gradient sensitivity of each shared weight in the last round of its model.
+        The committed sharing map, and the gradient sensitivity of each shared weight in the last round of its model.
     """
     before, trial, strain = dict(start), first, dict[Use, float]()
     for length in range(_ROUNDS):
@@ -172,11 +174,11 @@ def _rounds(
         if outcome.ended in _ENDED:
             break
         if not length:
-            # Do not judge queries that lost in the first round, as a donor's do: they may recover later.
+            # Do not judge queries whose accuracy fell in the first round, as a donor's does: they may recover later.
             before = {query: value for query, value in before.items() if value <= outcome.relative[query]}
         hopeless = {model for model in trial.learners if not _promising(problem, model, before, outcome.relative)}
         if hopeless:
-            # Models that share committed weights with a hopeless one cannot go on without it.
+            # Models that share committed weights with a hopeless model cannot be retrained without this model.
             rest = trial.learners - verdict.sharing.tied(hopeless)
             if len(rest) < LEAST_MODELS or rest <= outcome.met:
                 break
@@ -186,13 +188,13 @@ def _rounds(
 
 
 def _promising(problem: Problem, model: str, before: Mapping[str, float], after: Mapping[str, float]) -> bool:
-    """Check whether every query of a model would reach its target by gaining as much again as in the last round.
+    """Check whether every query of a model would reach its target with the same accuracy gain as in the last round.
 
     Args:
         problem: the queries and targets of all models.
         model: name of the model.
-        before: query name -> relative accuracy before the round; queries that are not in it are not judged.
-        after: query name -> relative accuracy after the round.
+        before: query name -> accuracy before the round / original accuracy; queries without an entry are not judged.
+        after: query name -> accuracy after the round / original accuracy.
     """
     return all(
         problem.targets.get(query, 1.0) - after[query] <= max(after[query] - before[query], 0.0)
@@ -204,13 +206,15 @@ def _promising(problem: Problem, model: str, before: Mapping[str, float], after:
 def _fold(
     problem: Problem, settings: SearchSettings, wanted: SharingMap, shared: SharingMap, models: frozenset[str]
 ) -> _Phase:
-    """Fold blocks inside models in two trials: the slots that make up half of the saving, then all; stop at a failure.
+    """Halve the number of different blocks inside models, first for half of the saving, then for all of it.
+
+    Each of the two steps is one trial. The second trial is left out if the first one fails.
 
     Args:
         problem: the layers of all models.
         settings: the user's settings.
-        wanted: sharing with the blocks halved.
-        shared: all committed sharing.
+        wanted: sharing map with the number of different blocks halved.
+        shared: sharing map that is committed so far.
         models: names of the models in ``wanted``.
     """
     new = [slot for slot in wanted.slots if slot not in shared.slots]
@@ -226,7 +230,7 @@ def _fold(
 
 
 def _heaviest(slots: Sequence[Slot], savings: Sequence[int]) -> list[Slot]:
-    """Return the fewest slots, those with the highest savings, that together make up half of all savings."""
+    """Return the fewest slots (sets of layer weights that hold one tensor) that make up half of all savings."""
     ranked = sorted(zip(savings, slots, strict=True), key=lambda each: (-each[0], each[1]))
     sums = list(accumulate(saving for saving, _ in ranked))
     count = next(count for count, saved in enumerate(sums, 1) if saved >= sums[-1] / 2)
@@ -234,8 +238,8 @@ def _heaviest(slots: Sequence[Slot], savings: Sequence[int]) -> list[Slot]:
 
 
 def _recipe(settings: SearchSettings, length: int) -> Recipe:
-    """Return the recipe of a training with ``2 ** length`` times the steps of the first round."""
-    # No early stopping by pace: under cosine decay most is gained at the end, and the pace on the way says little.
+    """Return the recipe of a training with ``2 ** length`` times as many steps as the first round."""
+    # No early stopping by pace: under cosine decay most accuracy is gained at the end, so the pace before says little.
     steps = settings.steps << length
     return Recipe(steps, rate=settings.rate or _RATE, batch=settings.batch, gives_up=False, spare=_SPARE)
 
@@ -253,9 +257,9 @@ def _give_back(
     Args:
         problem: the layers of all models.
         settings: the user's settings.
-        shared: all committed sharing; its models are the ones to join.
-        wanted: sharing between the model and the committed ones, before any weight becomes private.
-        model: name of the model.
+        shared: sharing map that is committed so far; the model joins its models.
+        wanted: sharing map between the model and the committed models, before any weight becomes private.
+        model: name of the model to retrain.
         strain: gradient sensitivity of each weight that the model would share.
     """
     total = sum(map(problem.size, strain))
@@ -276,7 +280,7 @@ def _give_back(
 
 
 def _most_strained(strain: Mapping[Use, float], problem: Problem, bytes_: float) -> set[Use]:
-    """Return the weights with the highest strain that together take at most ``bytes_``, but at least one weight."""
+    """Return weights of at most ``bytes_`` in total, highest gradient sensitivity first, but at least one weight."""
     ranked = sorted(strain, key=lambda use: (-strain[use], use))
     sizes = accumulate(map(problem.size, ranked))
     return {use for use, size in zip(ranked, sizes, strict=True) if size <= bytes_} or set(ranked[:1])

@@ -1,4 +1,4 @@
-"""Tasks: the losses that a query's model is retrained with, and the accuracy that it is judged by."""
+"""Tasks: the losses that a query's model is retrained with, and the accuracy that the model is judged by."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Task(Protocol):
     """Losses and accuracy for the model of one query."""
 
     def distance(self, outputs: Outputs, teacher: Outputs) -> Tensor:
-        """Return the distillation loss: a scalar to minimise, 0 where the outputs equal the teacher's.
+        """Return the distillation loss: a scalar to minimise, which is 0 if the outputs equal the teacher's.
 
         Args:
             outputs: the retrained model's outputs for a batch.
@@ -31,7 +31,7 @@ class Task(Protocol):
         ...
 
     def learns_from(self, images: Images) -> bool:
-        """Check whether images have the labels that :meth:`loss` needs, and the model can be trained on these."""
+        """Check whether a data set has the labels that :meth:`loss` needs and the model can be trained on labels."""
         ...
 
     def loss(self, outputs: Outputs, images: Images, indices: Tensor, mirrored: bool) -> Tensor:
@@ -40,7 +40,7 @@ class Task(Protocol):
         Args:
             outputs: the retrained model's outputs for the images ``indices``.
             images: a data set for which :meth:`learns_from` is true.
-            indices: ``[B]`` int64.
+            indices: numbers of the images of the batch in the data set, ``[B]`` int64.
             mirrored: whether the images of this batch were mirrored left to right.
         """
         ...
@@ -50,17 +50,18 @@ class Task(Protocol):
 
         Args:
             outputs: the judged model's outputs for ``images``.
-            teacher: the original model's outputs for ``images``; the truth where the data set has no labels.
+            teacher: the original model's outputs for ``images``, which are the truth if the data set has no labels.
             images: the data set.
 
         Raises:
-            DataError: the images cannot tell good models from bad ones: no image has an object, or all are alike.
+            DataError: the images cannot tell good models from bad ones: no image has an object, or all images are
+                alike.
         """
         ...
 
 
 def task_of(network: Network, query: Query) -> Task:
-    """Return the task of a query.
+    """Return the task (losses and accuracy) of a query.
 
     Args:
         network: the query's model.

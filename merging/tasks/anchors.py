@@ -20,11 +20,12 @@ from .heads import Heads
 __all__ = ["anchor_loss", "to_input"]
 
 _MATCH_OVERLAP = 0.5
-"""Intersection over union with a box from which an anchor stands for the box's object."""
+"""Minimum intersection over union of an anchor and an object's box for which the anchor is matched with the object."""
 _IGNORE_OVERLAP = 0.4
-"""Intersection over union from which an unmatched anchor counts as neither object nor background (sigmoid heads)."""
+"""Minimum intersection over union of an unmatched anchor and a box for which the anchor counts as neither object nor
+background (sigmoid heads)."""
 _NEGATIVES = 3
-"""Background anchors that count for each anchor with an object: those of the largest loss (softmax heads)."""
+"""Number of background anchors, those with the largest loss, that count per anchor with an object (softmax heads)."""
 
 
 def to_input(objects: Boxes, place: Geometry, mirrored: bool) -> Tensor:
@@ -32,7 +33,7 @@ def to_input(objects: Boxes, place: Geometry, mirrored: bool) -> Tensor:
 
     Args:
         objects: boxes in pixels of the source image.
-        place: where the source image lies in the input.
+        place: position of the source image in the model's input.
         mirrored: whether the image is mirrored left to right.
 
     Returns:
@@ -48,12 +49,12 @@ def to_input(objects: Boxes, place: Geometry, mirrored: bool) -> Tensor:
 def anchor_loss(
     heads: Heads, anchors: Tensor, weights: Sequence[float], truth: Sequence[tuple[Tensor, Tensor]]
 ) -> Tensor:
-    """Return class loss plus box loss of a batch, divided by the number of anchors that stand for an object.
+    """Return class loss plus box loss of a batch, divided by the number of anchors that are matched with an object.
 
     Args:
         heads: the model's outputs for the batch.
-        anchors: ``[A, 4]`` in input pixels.
-        weights: factors that the encoded (dx, dy, dw, dh) are multiplied by.
+        anchors: ``[A, 4]``, x1 y1 x2 y2 in input pixels.
+        weights: factors that encoded boxes (dx, dy, dw, dh) are multiplied by.
         truth: for each image, its boxes ``[K, 4]`` in input pixels and their classes ``[K]``.
     """
     total = heads.scores.new_zeros(())
@@ -70,7 +71,9 @@ def anchor_loss(
 
 
 def _match(boxes: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
-    """Match every anchor with the box that it overlaps most. Each box also gets its best anchor, with an overlap of 1.
+    """Match every anchor with the box that the anchor overlaps most, and every box with its best anchor.
+
+    The best anchor of a box counts as overlapping the box fully (1).
 
     Returns:
         For each anchor, its intersection over union with the matched box, ``[A]``, and the box's index, ``[A]``.
@@ -102,10 +105,10 @@ def _softmax(scores: Tensor, positive: Tensor, overlap: Tensor, labels: Tensor) 
     """Return the cross-entropy of the anchors with an object and of the background anchors with the largest loss.
 
     Args:
-        scores: ``[A, classes + 1]`` of one image, the background first.
-        positive: ``[A]`` bool, the anchors that stand for an object.
-        overlap: ``[A]``; unused, as both class losses take the same arguments.
-        labels: class of each positive anchor, the background not counted.
+        scores: class scores of one image, ``[A, classes + 1]``, the background first.
+        positive: ``[A]`` bool, true for anchors that are matched with an object.
+        overlap: ``[A]``; unused, but :func:`_sigmoid` takes the same arguments.
+        labels: class number of each matched anchor, with the background not counted as a class.
     """
     target = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
     target[positive] = labels + 1
@@ -118,10 +121,10 @@ def _sigmoid(scores: Tensor, positive: Tensor, overlap: Tensor, labels: Tensor) 
     """Return the focal loss of all anchors that clearly are object or background.
 
     Args:
-        scores: ``[A, classes]`` of one image.
-        positive: ``[A]`` bool, the anchors that stand for an object.
-        overlap: ``[A]``, largest intersection over union of each anchor with a box.
-        labels: class of each positive anchor.
+        scores: class scores of one image, ``[A, classes]``.
+        positive: ``[A]`` bool, true for anchors that are matched with an object.
+        overlap: largest intersection over union of each anchor with a box, ``[A]``.
+        labels: class number of each matched anchor.
     """
     target = torch.zeros_like(scores)
     target[positive.nonzero()[:, 0], labels] = 1.0

@@ -12,23 +12,26 @@ from . import Outputs
 __all__ = ["ClassificationTask"]
 
 _TEMPERATURE = 2.0
-"""Temperature that scores are divided by in distillation."""
+"""Temperature that class scores are divided by in distillation."""
 _MIN_PROBABILITY = 1e-7
-"""Probability to which smaller ones are raised before their logarithm is taken."""
+"""Minimum probability; smaller probabilities are raised to this value before their logarithm is taken."""
 
 
 class ClassificationTask:
     """Task of models whose first output is the class scores, ``[N, classes]``.
 
     Args:
-        probabilities: whether the model ends in a softmax.
+        probabilities: whether the model ends in a softmax, so that its scores are probabilities.
     """
 
     def __init__(self, probabilities: bool = False) -> None:
         self._probabilities = probabilities
 
     def distance(self, outputs: Outputs, teacher: Outputs) -> Tensor:
-        """Return the Kullback-Leibler divergence from the teacher's softened scores (Hinton et al. 2015, section 2)."""
+        """Return the Kullback-Leibler divergence of the scores from the teacher's, both divided by a temperature.
+
+        See Hinton et al. 2015, section 2.
+        """
         student, wanted = (F.log_softmax(self._scores(each) / _TEMPERATURE, 1) for each in (outputs, teacher))
         return F.kl_div(student, wanted, reduction="batchmean", log_target=True) * _TEMPERATURE**2
 
@@ -37,7 +40,7 @@ class ClassificationTask:
         return images.labels is not None
 
     def loss(self, outputs: Outputs, images: Images, indices: Tensor, mirrored: bool) -> Tensor:
-        """Return the cross-entropy against the labels of the images ``indices``."""
+        """Return the cross-entropy of the outputs against the labels of the images ``indices``."""
         assert images.labels is not None
         return F.cross_entropy(self._scores(outputs), images.labels[indices].to(outputs[0].device))
 
@@ -47,5 +50,8 @@ class ClassificationTask:
         return float(multiclass_accuracy(outputs[0], truth, outputs[0].shape[1], average="micro"))
 
     def _scores(self, outputs: Outputs) -> Tensor:
-        """Return scores before the softmax. Log-probabilities serve as well: their softmax is the probabilities."""
+        """Return class scores before the softmax.
+
+        If the model ends in a softmax, return the logarithms of its probabilities, whose softmax is the probabilities.
+        """
         return outputs[0].clamp(min=_MIN_PROBABILITY).log() if self._probabilities else outputs[0]

@@ -30,7 +30,7 @@ class DetectionTask:
     Args:
         query: the query; its threshold decides which detections count, and errors name it.
         cut: the model's stages and tensors; the anchors are among the tensors.
-        spec: how the model's outputs are decoded.
+        spec: settings for decoding the model's outputs into boxes.
     """
 
     def __init__(self, query: Query, cut: Cut, spec: SsdDecode | YoloDecode | CenterFaceDecode) -> None:
@@ -40,11 +40,14 @@ class DetectionTask:
         self._threshold = spec.score_threshold if query.threshold is None else query.threshold
 
     def distance(self, outputs: Outputs, teacher: Outputs) -> Tensor:
-        """Return the divergence of all scores, plus the smooth L1 loss of boxes where the teacher sees an object."""
+        """Return the distillation loss against the teacher: divergence of scores plus smooth L1 loss of boxes.
+
+        A box counts in proportion to the teacher's confidence that there is an object.
+        """
         student, wanted = self._heads(outputs), self._heads(teacher)
         confidence = wanted.confidence
-        # Nearly all places are background, on which both models agree, so a mean over all places has almost no
-        # gradient. Therefore divide by the teacher's total confidence. A damaged SSDLite recovered sooner with this
+        # Nearly all anchors or cells are background, on which both models agree, so a mean over all of them has almost
+        # no gradient. Therefore divide by the teacher's total confidence. A damaged SSDLite recovered sooner with this
         # loss than with squared errors of the raw outputs.
         total = confidence.sum().clamp(min=1.0)
         scores = _divergence(student, wanted).sum() / total
@@ -54,12 +57,12 @@ class DetectionTask:
     def learns_from(self, images: Images) -> bool:
         """Check whether the images have boxes and the detector is SSD, SSDLite or RetinaNet.
 
-        Other detectors learn from the original model only; boxes just judge them.
+        Other detectors learn from the original model only, and boxes are used only to measure their accuracy.
         """
         return images.boxes is not None and isinstance(self._spec, SsdDecode)
 
     def loss(self, outputs: Outputs, images: Images, indices: Tensor, mirrored: bool) -> Tensor:
-        """Return the class and box loss against the boxes of the images ``indices``; see :func:`.anchor_loss`."""
+        """Return class plus box loss of the outputs against the boxes of ``indices``; see :func:`.anchor_loss`."""
         assert isinstance(self._spec, SsdDecode)
         assert images.boxes is not None
         device = outputs[0].device
@@ -74,11 +77,11 @@ class DetectionTask:
         return anchor_loss(self._heads(outputs), anchors, self._spec.box_weights, truth)
 
     def accuracy(self, outputs: Outputs, teacher: Outputs, images: Images) -> float:
-        """Return mAP@50 of the detections that the query would report, i.e. those that pass its threshold.
+        """Return mAP@50 of the detections that the query would report, which are those that pass its threshold.
 
-        The truth is the images' boxes. Without boxes it is the teacher's detections above the query's threshold, and
-        above 0.3 at least. Unlike in the usual mAP, the threshold applies to the judged model as well: a model whose
-        scores have all dropped finds the same boxes in the same order, but reports none of them.
+        The truth is the images' boxes. Without boxes, the truth is the teacher's detections that score above 0.3 and
+        above the query's threshold. Unlike in the usual mAP, the threshold applies to the judged model as well: a model
+        whose scores have all dropped finds the same boxes in the same order, but reports none of them.
 
         Raises:
             DataError: no image has an object.
@@ -99,7 +102,7 @@ class DetectionTask:
         return mean_average_precision(found, truth, by_count=images.boxes is None and self._spec.classes > 1)
 
     def _decode(self, outputs: Outputs, images: Images, threshold: float) -> list[tuple[Found, ...]]:
-        """Decode raw outputs for a data set into the detections of each image that pass ``threshold``."""
+        """Return, for each image of a data set, the detections decoded from raw outputs that pass ``threshold``."""
         decoder = build_decoder(self._spec, DecodeContext(self._cut.tensors.__getitem__, None, threshold))
         arrays = {name: value.numpy() for name, value in zip(self._names, outputs, strict=True)}
         answers = []
@@ -111,22 +114,23 @@ class DetectionTask:
 
 
 def _objects(boxes: Boxes) -> tuple[Found, ...]:
-    """Return boxes as detections. Their labels are class numbers, as decoders without class names give them."""
+    """Return ground-truth boxes as detections. Labels are class numbers, as those of a decoder without class names."""
     pairs = zip(boxes.boxes.tolist(), boxes.classes.tolist(), strict=True)
     return tuple(Found((x1, y1, x2, y2), 1.0, str(number)) for (x1, y1, x2, y2), number in pairs)
 
 
 def _divergence(student: Heads, teacher: Heads) -> Tensor:
-    """Return the Kullback-Leibler divergence of each place's scores from the teacher's, ``[N, P]``.
+    """Return the Kullback-Leibler divergence of a student's scores from its teacher's, per anchor or cell, ``[N, P]``.
 
-    If the heads are gated, class scores count in proportion to the teacher's probability of an object.
+    If the first score says whether there is an object (:attr:`.Heads.gated`), the class scores count in proportion to
+    the teacher's probability of an object.
     """
     if student.activation == "softmax":
         ours, theirs = student.scores.log_softmax(-1), teacher.scores.log_softmax(-1)
         return (theirs.exp() * (theirs - ours)).sum(-1)
     wanted = teacher.scores.sigmoid()
     cross_entropy = F.binary_cross_entropy_with_logits(student.scores, wanted, reduction="none")
-    # The cross-entropy of equal scores is not 0 but the entropy of the teacher's: subtract that.
+    # For equal scores the cross-entropy is not 0 but the entropy of the teacher's scores: subtract this entropy.
     entropy = F.binary_cross_entropy_with_logits(teacher.scores, wanted, reduction="none")
     divergence = cross_entropy - entropy
     if teacher.gated:
@@ -135,5 +139,5 @@ def _divergence(student: Heads, teacher: Heads) -> Tensor:
 
 
 def _no_stage(name: str, inputs: object) -> NoReturn:
-    """Fail: the decoder of a one-stage detector must not run any further stage."""
+    """Raise AssertionError, because the decoder of a one-stage detector must not run any further stage."""
     raise AssertionError(f"a one-stage detector asks for stage {name}")

@@ -1,4 +1,4 @@
-"""Embedding task: distillation from the teacher, whose vectors are also the truth that models are judged by."""
+"""Embedding task: distillation from the teacher; accuracy is similarity to the teacher's vectors."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from . import Outputs
 __all__ = ["EmbeddingTask"]
 
 _MIN_SPREAD = 0.01
-"""Least variance assumed of the teacher's vectors in a batch, as a part of their mean squared length."""
+"""Minimum variance assumed of the teacher's vectors in a batch, as a fraction of the vectors' mean squared length."""
 _ERROR_WEIGHT = 0.1
-"""Weight of the squared error beside the cosine in the distillation loss."""
+"""Weight of the squared error in the distillation loss, in which the cosine term has weight 1."""
 
 
 class EmbeddingTask:
@@ -25,7 +25,7 @@ class EmbeddingTask:
     The output is ``[N, D]``, or ``[N, C, H, W]``, which is averaged over H and W.
 
     Args:
-        query: name of the query, for errors.
+        query: name of the query, for error messages.
         unit: whether the query reports vectors of unit length.
     """
 
@@ -33,10 +33,10 @@ class EmbeddingTask:
         self._query, self._unit = query, unit
 
     def distance(self, outputs: Outputs, teacher: Outputs) -> Tensor:
-        """Return the mean of 1 - cosine to the teacher's vectors, plus 0.1 of the squared error.
+        """Return the mean of 1 - cosine between a model's and the teacher's vectors, plus 0.1 times the squared error.
 
         For the cosine, the mean of the teacher's vectors in the batch is subtracted from all vectors. The squared error
-        is relative to the variance of the teacher's vectors.
+        is divided by the variance of the teacher's vectors.
         """
         student, wanted = _vectors(outputs), _vectors(teacher)
         mean = wanted.mean(0)
@@ -45,20 +45,20 @@ class EmbeddingTask:
         ours, theirs = (_direction(each - mean, least.sqrt()) for each in (student, wanted))
         spread = (wanted - mean).square().sum(1).mean()
         error = (student - wanted).square().sum(1).mean() / torch.maximum(spread, least)
-        # Accuracy depends on the angle. On street frames, the angle also got there faster than the squared error, whose
-        # gradient is five times as large. The squared error keeps the vectors' length.
+        # Accuracy depends on the angle. On street frames, training on the angle also raised accuracy faster than
+        # training on the squared error, whose gradient is five times as large. The squared error keeps vectors' length.
         return (ours - theirs).square().sum(1).mean() / 2 + _ERROR_WEIGHT * error
 
     def learns_from(self, images: Images) -> bool:
-        """Return False: no data set has labels for embeddings."""
+        """Return False, because no data set has labels for embeddings."""
         return False
 
     def loss(self, outputs: Outputs, images: Images, indices: Tensor, mirrored: bool) -> Tensor:
-        """Raise NotImplementedError: embeddings learn from the teacher only."""
+        """Raise NotImplementedError, because embeddings learn from the teacher only."""
         raise NotImplementedError("there are no labels for embeddings")
 
     def accuracy(self, outputs: Outputs, teacher: Outputs, images: Images) -> float:
-        """Return the mean cosine between the model's and the teacher's vectors, 0 if negative.
+        """Return the mean cosine between a model's and the teacher's vectors, or 0 if the mean is negative.
 
         The mean of the teacher's vectors is subtracted from all vectors first. Features after a ReLU point in similar
         directions: the vectors of two different images may have a cosine of 0.9, and only their differences from the
@@ -82,11 +82,11 @@ class EmbeddingTask:
 
 
 def _vectors(outputs: Outputs) -> Tensor:
-    """Return one vector for each image, ``[N, D]``; a feature map is averaged over height and width."""
+    """Return a model's first output as one vector for each image, ``[N, D]``; average a feature map over H and W."""
     values = outputs[0]
     return values.mean((2, 3)) if values.ndim == 4 else values
 
 
 def _direction(vectors: Tensor, least: Tensor) -> Tensor:
-    """Scale vectors to unit length. A vector shorter than ``least`` is divided by ``least`` and stays below 1."""
+    """Return vectors scaled to length 1, or shorter if a vector's length is below ``least``, which then divides it."""
     return vectors / torch.maximum(vectors.norm(dim=1, keepdim=True), least)

@@ -1,4 +1,4 @@
-"""Raw outputs of all detector families in one form: scores and boxes, a row for each place where an object may be."""
+"""Raw outputs of all detector families in one form: scores and boxes, a row for each anchor or cell of an image."""
 
 from __future__ import annotations
 
@@ -17,30 +17,31 @@ __all__ = ["Heads", "heads_of"]
 
 @dataclass(frozen=True)
 class Heads:
-    """Raw outputs of a detector for ``P`` places (anchors or cells) in each of ``N`` images."""
+    """Raw outputs of a detector for ``P`` anchors or cells in each of ``N`` images."""
 
     scores: Tensor
-    """``[N, P, S]``, before the activation."""
+    """Scores before the activation, ``[N, P, S]``."""
     boxes: Tensor
-    """``[N, P, 4]``: centre and size relative to the place, in the form that the smooth L1 loss is taken of."""
+    """Centre and size of a box relative to its anchor or cell, as the smooth L1 loss compares them, ``[N, P, 4]``."""
     activation: Literal["softmax", "sigmoid"]
-    """``softmax``: the first score is the background's. ``sigmoid``: the scores are independent of each other."""
+    """Activation of the scores. ``softmax``: the first score is the background's. ``sigmoid``: the scores are
+    independent of each other."""
     gated: bool = False
-    """Whether the first score says if there is an object. The other scores then mean nothing where there is none."""
+    """Whether the first score says if there is an object. Where there is no object, the other scores mean nothing."""
 
     @property
     def confidence(self) -> Tensor:
-        """Probability that there is an object at each place, ``[N, P]``."""
+        """Probability that there is an object at each anchor or cell, ``[N, P]``."""
         if self.activation == "softmax":
             return 1 - self.scores.softmax(-1)[..., 0]
         return self.scores[..., 0].sigmoid() if self.gated else self.scores.sigmoid().amax(-1)
 
 
 def heads_of(spec: SsdDecode | YoloDecode | CenterFaceDecode, names: Sequence[str]) -> Callable[[Outputs], Heads]:
-    """Return the function that brings a detector's outputs into the form of :class:`Heads`.
+    """Return a function that converts a detector's raw outputs to :class:`Heads`.
 
     Args:
-        spec: how the detector's outputs are decoded.
+        spec: settings for decoding the detector's outputs.
         names: names of the outputs, in order.
     """
     place = {name: index for index, name in enumerate(names)}
@@ -55,7 +56,7 @@ def heads_of(spec: SsdDecode | YoloDecode | CenterFaceDecode, names: Sequence[st
 
 
 def _ssd(spec: SsdDecode, logits: Tensor, boxes: Tensor) -> Heads:
-    """Read the outputs of SSD, SSDLite or RetinaNet."""
+    """Return the raw outputs of SSD, SSDLite or RetinaNet as :class:`Heads`."""
     if spec.activation == "sigmoid" and spec.background:
         # The decoder ignores the background's score.
         logits = logits[..., 1:]
@@ -63,7 +64,7 @@ def _ssd(spec: SsdDecode, logits: Tensor, boxes: Tensor) -> Heads:
 
 
 def _yolo(outputs: Sequence[tuple[Tensor, int]]) -> Heads:
-    """Read the outputs of YOLO heads, each given with its number of anchors."""
+    """Return the raw outputs of a YOLO detector, each given with its number of anchors, as :class:`Heads`."""
     rows = torch.cat([_rows(*each) for each in outputs], 1)
     # Decoded, the centre is a sigmoid in units of cells. The size is a logarithm already.
     boxes = torch.cat([rows[..., :2].sigmoid(), rows[..., 2:4]], -1)
@@ -71,14 +72,14 @@ def _yolo(outputs: Sequence[tuple[Tensor, int]]) -> Heads:
 
 
 def _rows(raw: Tensor, anchors: int) -> Tensor:
-    """Reshape a YOLO output ``[N, A * (5 + classes), H, W]`` to ``[N, A * H * W, 5 + classes]``."""
+    """Reshape a YOLO output with A anchors from ``[N, A * (5 + classes), H, W]`` to ``[N, A * H * W, 5 + classes]``."""
     batch, channels, height, width = raw.shape
     values = channels // anchors
     return raw.reshape(batch, anchors, values, height, width).permute(0, 1, 3, 4, 2).reshape(batch, -1, values)
 
 
 def _centerface(heatmap: Tensor, scale: Tensor, offset: Tensor) -> Heads:
-    """Read the outputs of CenterFace."""
+    """Return the raw outputs of CenterFace as :class:`Heads`."""
     # The heatmap is the result of a sigmoid. Values that were rounded to 0 or 1 have no finite logit.
     scores, boxes = (value.flatten(2).transpose(1, 2) for value in (heatmap, torch.cat([offset, scale], 1)))
     return Heads(scores.clamp(1e-6, 1 - 1e-6).logit(), boxes, "sigmoid")

@@ -1,10 +1,10 @@
-"""Channel alignment by weight matching: permute the channels of one model so that its weights resemble another's.
+"""Channel alignment by weight matching: permute one model's channels so that its weights resemble another model's.
 
-A network computes the same after its channels are permuted, if every layer that reads them is permuted with them.
-Averaging weights is only useful between models whose channels are in a similar order. The algorithm is weight matching
-of Ainsworth et al., "Git Re-Basin: Merging Models modulo Permutation Symmetries" (ICLR 2023): coordinate descent over
-the permutations, each of which is the solution of a linear assignment problem. Torch-Pruning's dependency graph (Fang
-et al., "DepGraph", CVPR 2023) tells which dimensions of which tensors must be permuted together.
+A network computes the same outputs after the channels of a layer are permuted, if every layer that reads the channels
+is permuted too. Averaging weights is only useful between models with similar channel orders. The algorithm is weight
+matching of Ainsworth et al., "Git Re-Basin: Merging Models modulo Permutation Symmetries" (ICLR 2023): coordinate
+descent over the permutations, each of which is the solution of a linear assignment problem. Torch-Pruning's dependency
+graph (Fang et al., "DepGraph", CVPR 2023) tells which dimensions of which tensors must be permuted together.
 """
 
 from __future__ import annotations
@@ -23,36 +23,40 @@ from .subjects import Subject, outputs_of
 __all__ = ["align"]
 
 _SWEEPS = 20
-"""Sweeps of coordinate descent over all permutations at most."""
+"""Maximum number of sweeps of coordinate descent, each over all permutations of a model."""
 _SAME = 1e-3
-"""Largest change of an output that summing in another order explains, as a part of the largest output."""
+"""Largest change of an output, as a fraction of the largest absolute output, that counts as rounding.
+
+Permuting channels changes the order in which numbers are summed, and so the rounding."""
 
 
 @dataclass(frozen=True)
 class _Side:
-    """A dimension of a tensor whose entries belong to the channels of one permutation."""
+    """Dimension of a tensor whose entries belong to the channels that one permutation reorders."""
 
     tensor: Tensor
     dimension: int
     places: Tensor
-    """Indices of each channel in the dimension, ``[C, K]``. K is above 1 behind a flattened feature map."""
+    """Indices in the dimension of the K entries of each of C channels, ``[C, K]``. K is above 1 only for a layer that
+    reads a flattened feature map."""
 
 
 _Channels = tuple[_Side, ...]
-"""Dimensions that one permutation must reorder together."""
+"""All tensor dimensions that one permutation of channels must reorder together."""
 
 
 @torch.no_grad()
 def align(subject: Subject, image: Tensor, pairs: Collection[tuple[Tensor, nn.Parameter]]) -> None:
     """Permute a model's channels, in place, so that its weights resemble reference weights.
 
-    The model computes the same afterwards. Channels whose order is fixed, such as those of an input or an output, keep
-    their order. A model that the dependency graph cannot handle stays as it was.
+    The model computes the same outputs afterwards. Channels whose order is fixed, such as those of an input or an
+    output, keep their order. A model that the dependency graph of Torch-Pruning cannot handle is not changed.
 
     Args:
         subject: the model.
         image: an input of the model, ``[1, C, H, W]``.
-        pairs: pairs of a reference weight and the model's own weight to make similar to it, of the same shape.
+        pairs: pairs of (reference weight, weight of the model); both have the same shape, and the model's weight is
+            made similar to the reference weight.
     """
     wanted = {id(own): weight for weight, own in pairs}
     channels = [each for each in _channels(subject, image) if any(id(side.tensor) in wanted for side in each)]
@@ -69,14 +73,14 @@ def align(subject: Subject, image: Tensor, pairs: Collection[tuple[Tensor, nn.Pa
 
 
 def _likeness(side: _Side, weight: Tensor) -> Tensor:
-    """Return the inner products of a reference weight's channels (rows) and the model's own (columns), ``[C, C]``."""
+    """Return the inner products of a reference weight's channels (rows) and a model's (columns), ``[C, C]``."""
     theirs, ours = (each.movedim(side.dimension, 0)[side.places].flatten(1) for each in (weight, side.tensor))
     return theirs @ ours.T
 
 
 @torch.no_grad()
 def _reorder(channels: _Channels, order: Tensor) -> bool:
-    """Move channel ``order[i]`` to place i in every dimension of a permutation; return whether ``order`` moves any."""
+    """Move channel ``order[i]`` to index i in all dimensions of ``channels``, in place; return whether any moved."""
     if torch.equal(order, torch.arange(len(order))):
         return False
     for side in channels:
@@ -87,7 +91,7 @@ def _reorder(channels: _Channels, order: Tensor) -> bool:
 
 
 def _channels(subject: Subject, image: Tensor) -> list[_Channels]:
-    """Return every permutation that the model allows, as the dimensions that it reorders."""
+    """Return, for each set of channels that the model allows to permute, all tensor dimensions to reorder together."""
     import torch_pruning
 
     heads = [subject.model.get_submodule(name) for name in subject.traced.heads]
@@ -105,7 +109,10 @@ def _channels(subject: Subject, image: Tensor) -> list[_Channels]:
 
 
 def _sides(graph: Any, group: Any) -> _Channels:
-    """Return the dimensions that a group of the dependency graph ties together; none if a layer is of unknown kind."""
+    """Return the tensor dimensions that a group of Torch-Pruning's dependency graph ties together.
+
+    The result is empty if a layer is of an unknown kind, or if the indices of the channels are ambiguous.
+    """
     sides: dict[tuple[int, int], _Side] = {}
     for item in group:
         layer = item.dep.target.module
@@ -128,11 +135,11 @@ def _sides(graph: Any, group: Any) -> _Channels:
 
 
 def _held(layer: Any, out: bool) -> list[tuple[Tensor, int]]:
-    """Return the tensors of a layer that hold channels, each with the dimension.
+    """Return the tensors of a layer that hold channels, each with the dimension in which the channels lie.
 
     Args:
-        layer: the layer; one of an unknown kind has none.
-        out: whether to return the tensors of output channels; else those of input channels.
+        layer: the layer; the result is empty for a layer of an unknown kind.
+        out: whether to return the tensors that hold output channels; otherwise those that hold input channels.
     """
     if isinstance(layer, NORMS):
         found = [(layer.weight, 0), (layer.bias, 0), (layer.running_mean, 0), (layer.running_var, 0)]
@@ -157,7 +164,7 @@ def _held(layer: Any, out: bool) -> list[tuple[Tensor, int]]:
 def _is_symmetry(subject: Subject, image: Tensor, channels: _Channels) -> bool:
     """Check on one image that the model's outputs do not change when channels are permuted.
 
-    The dependency graph may miss something that depends on the order.
+    The check is needed because the dependency graph may miss an operation that depends on the channels' order.
     """
     before = outputs_of(subject.student, image)
     count = len(channels[0].places)

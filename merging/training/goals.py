@@ -1,4 +1,4 @@
-"""Decisions during joint retraining from measured accuracies: goals reached, loss weights, early stopping."""
+"""Decisions that joint retraining bases on measured accuracies: goals reached, loss weights, early stopping."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def reached(subjects: Iterable[Subject], accuracies: Mapping[str, float], spare:
     Args:
         subjects: the models.
         accuracies: query name -> accuracy.
-        spare: part of the accuracy that a query may lose which it must not have lost yet, from 0 to 1. With a target of
-            0.9 and a spare of 0.5, a query must keep 0.95 of its original accuracy.
+        spare: fraction (0 to 1) of each query's allowed accuracy loss that must be unused. With a target of 0.9 and a
+            spare of 0.5, a query must keep 0.95 of its original accuracy.
     """
     return all(
         accuracies[held.query.name] / held.original >= held.query.target + spare * (1 - held.query.target)
@@ -28,22 +28,22 @@ def reached(subjects: Iterable[Subject], accuracies: Mapping[str, float], spare:
 def resting(taught: Sequence[Subject], accuracies: Mapping[str, float], spare: float) -> set[str]:
     """Return the names of models that reach their goals and may train on fewer images than the others.
 
-    There are none if all models reach their goals.
+    The result is empty if all models reach their goals.
 
     Args:
         taught: the models in training.
         accuracies: query name -> accuracy.
-        spare: the margin of :func:`reached`.
+        spare: fraction (0 to 1) of each query's allowed accuracy loss that must be unused, as in :func:`reached`.
     """
     good = {subject.name for subject in taught if reached([subject], accuracies, spare)}
     return good if len(good) < len(taught) else set()
 
 
 def loss_weights(taught: Sequence[Subject], accuracies: Mapping[str, float]) -> dict[str, float]:
-    """Return a loss weight for each model, by name: the further a model is from its goals, the larger.
+    """Return model name -> loss weight. A model that is further from its goals gets a larger weight.
 
-    The mean weight is 1, so that the effective learning rate stays the same. Weights are bounded to 0.25 to 4 before
-    they are normalised, so that one model far from its goals does not silence the others.
+    The mean weight is 1, so that the effective learning rate stays the same. Weights are limited to the range from
+    0.25 to 4 before they are normalised, so that one model far from its goals does not silence the others.
 
     Args:
         taught: the models in training.
@@ -60,14 +60,14 @@ def loss_weights(taught: Sequence[Subject], accuracies: Mapping[str, float]) -> 
 
 
 def is_hopeless(taught: Sequence[Subject], history: Sequence[Mapping[str, float]], checks: int) -> bool:
-    """Check whether some query would miss its goal even if it kept gaining at its mean pace so far.
+    """Check whether some query would miss its goal even if its accuracy kept rising at the mean pace so far.
 
-    A shortfall of up to 0.02 is not hopeless. There is no verdict before the second measurement.
+    A query that would miss its goal by up to 0.02 does not count. The result is False before the second measurement.
 
     Args:
         taught: the models in training.
-        history: query name -> accuracy, at each measurement so far.
-        checks: measurements of the whole training.
+        history: one mapping per measurement so far: query name -> accuracy.
+        checks: number of measurements in the whole training.
     """
     if len(history) < 2:
         return False

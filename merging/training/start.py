@@ -7,9 +7,9 @@ it:
    weight is shared; each model keeps its copy of the BatchNorm and trains it privately.
 2. BatchNorm re-estimation (:func:`reset_statistics`): running means and variances are measured again on the receiving
    model's own images, as ``torch.optim.swa_utils.update_bn`` does after weight averaging. REPAIR (Jordan et al., ICLR
-   2023) explains why merged weights need that.
-3. Head refitting (:func:`refit_heads`): the heads, which stay private, are fitted in closed form by ridge regression to
-   the outputs of the teacher, which is the original model.
+   2023) explains why merged weights need this step.
+3. Head refitting (:func:`refit_heads`): the heads (layers that give the model's outputs) stay private. They are fitted
+   in closed form by ridge regression to the outputs of the teacher, which is the original model.
 
 :func:`average` is the alternative to a donor: the mean of all models' weights, after :mod:`.align`.
 """
@@ -29,24 +29,26 @@ from .subjects import Subject
 __all__ = ["average", "donate", "is_narrow", "refit_heads", "reset_statistics"]
 
 _WIDEST = 4608
-"""Inputs of the widest head that is refitted. The memory for its normal equations grows with the square."""
+"""Maximum number of inputs of a head to refit. The memory for refitting grows with the square of this number."""
 _RIDGE = 1e-3
-"""Ridge penalty, as a part of the mean diagonal element of the Gram matrix."""
+"""Ridge penalty of head refitting, as a fraction of the mean diagonal element of the inputs' Gram matrix."""
 _KEPT = 0.97
-"""Part of the original accuracy that a model keeps after BatchNorm re-estimation if its images are varied enough."""
+"""Minimum fraction of the original accuracy that must remain after BatchNorm re-estimation.
+
+If less remains, the model's images vary too little for re-estimation."""
 
 
 def donate(
     subjects: Mapping[str, Subject], slots: Iterable[Slot], order: Sequence[str], *, norms: bool = True
 ) -> frozenset[str]:
-    """Copy a donor's weight into every layer of each slot, in place.
+    """Copy the donor's weight into all layers of each slot (set of layer weights that will be one tensor), in place.
 
     The donor of a slot is the first model in ``order`` that has a layer in the slot. If the donor has several layers in
     the slot, the one that runs first gives its weight.
 
     Args:
         subjects: the models, by name.
-        slots: groups of weights, each of which will share one tensor.
+        slots: sets of layer weights; the weights of one set will be one tensor.
         order: names of all models in the slots, preferred donors first.
         norms: whether to copy the BatchNorm behind the donor's layer together with the weight.
 
@@ -66,13 +68,13 @@ def donate(
 
 
 def average(subjects: Mapping[str, Subject], slots: Iterable[Slot]) -> None:
-    """Replace every weight of each slot by the slot's mean weight, in place.
+    """Replace the weights of each slot (set of layer weights that will be one tensor) by their mean, in place.
 
-    Matching channels first (:func:`.align.align`) makes the mean keep more of the models' accuracy.
+    The mean keeps more of the models' accuracy if the channels are aligned first (:func:`.align.align`).
 
     Args:
         subjects: the models, by name.
-        slots: groups of weights, each of which will share one tensor.
+        slots: sets of layer weights; the weights of one set will be one tensor.
     """
     for slot in slots:
         weights = [_weight(subjects, use) for use in slot]
@@ -83,7 +85,7 @@ def average(subjects: Mapping[str, Subject], slots: Iterable[Slot]) -> None:
 
 @torch.no_grad()
 def _copy(subjects: Mapping[str, Subject], donor: Use, receiver: Use, norms: bool) -> None:
-    """Copy the donor's weight into the receiver's layer, and with ``norms`` the BatchNorm behind the layer too."""
+    """Copy a donor layer's weight into a receiving layer; with ``norms``, also copy the BatchNorm behind the layer."""
     _weight(subjects, receiver).copy_(_weight(subjects, donor))
     given, own = (_norm(subjects, use) if norms else None for use in (donor, receiver))
     if given is not None and own is not None:
@@ -98,17 +100,17 @@ def _layer(use: Use) -> str:
 
 
 def _position(subjects: Mapping[str, Subject], use: Use) -> int:
-    """Return the place of a layer in the order in which the layers of its model run."""
+    """Return the index of a weight's layer in the order in which the layers of its model run."""
     return subjects[use.model].traced.order.index(_layer(use))
 
 
 def _weight(subjects: Mapping[str, Subject], use: Use) -> nn.Parameter:
-    """Return the parameter that a model holds under a use's name."""
+    """Return the PyTorch parameter that a use (model name and parameter name) refers to."""
     return subjects[use.model].model.get_parameter(use.parameter)
 
 
 def _norm(subjects: Mapping[str, Subject], use: Use) -> nn.Module | None:
-    """Return the BatchNorm that directly follows a layer, None where there is none."""
+    """Return the BatchNorm that directly follows a weight's layer, or None if there is none."""
     name = subjects[use.model].traced.norm_of.get(_layer(use))
     return subjects[use.model].model.get_submodule(name) if name else None
 
@@ -117,8 +119,8 @@ def _norm(subjects: Mapping[str, Subject], use: Use) -> nn.Module | None:
 def reset_statistics(subject: Subject, batches: Iterable[Tensor]) -> None:
     """Re-estimate the running mean and variance of every BatchNorm of a model, in place.
 
-    All batches count equally (``momentum=None`` is PyTorch's cumulative average). Momenta stay as they were, and the
-    model ends in eval mode.
+    All batches count equally (``momentum=None`` is PyTorch's cumulative average). Afterwards, the BatchNorms' momenta
+    are as before, and the model is in eval mode.
 
     Args:
         subject: the model.
@@ -149,13 +151,13 @@ def is_narrow(subject: Subject, batches: Iterable[Tensor], limit: int) -> bool:
     """Check whether a model's images vary too little for BatchNorm re-estimation.
 
     Frames of a fixed camera may be nearly alike. Statistics measured on such frames alone break even the unmerged
-    model. For a model with narrow images, merging keeps the running statistics that came with the weights, both in the
-    starting weights and in training.
+    model. For a model whose images vary too little, merging keeps the running statistics that came with the weights,
+    both in the starting weights and in training.
 
     Args:
         subject: a model with its original weights; they are restored before the function returns.
         batches: normalised images, ``[B, C, H, W]`` each.
-        limit: held-out images of each query to measure accuracy on.
+        limit: maximum number of held-out images per query to measure accuracy on.
 
     Returns:
         Whether re-estimation leaves some query with less than 97 % of its original accuracy.
@@ -173,16 +175,17 @@ def is_narrow(subject: Subject, batches: Iterable[Tensor], limit: int) -> bool:
 
 @torch.no_grad()
 def refit_heads(subject: Subject, batches: Iterable[Tensor], rows: int = 1250) -> None:
-    """Fit each head by ridge regression (regularised least squares), in place.
+    """Fit each head of a model (layer that gives an output) by ridge regression (regularised least squares), in place.
 
     The regression maps the features that reach a head now to the outputs of the teacher's head for the same images, so
-    the head learns to compensate for changed weights below it. Linear layers and convolutions without groups are
-    fitted. Other heads, and heads with more than 4608 inputs, stay as they are.
+    the head compensates for changed weights in the layers before it. Linear layers and convolutions without groups are
+    fitted. Other heads, and heads with more than 4608 inputs, are not changed.
 
     Args:
         subject: the model.
         batches: normalised images, ``[B, C, H, W]`` each.
-        rows: equations that one head takes from one batch at most. A convolution has one for every output pixel.
+        rows: maximum number of equations that one head takes from one batch. A convolution has one equation for every
+            output pixel.
     """
     heads = [name for name in subject.traced.heads if _width(subject.model.get_submodule(name)) <= _WIDEST]
     if not heads:
@@ -203,7 +206,7 @@ def refit_heads(subject: Subject, batches: Iterable[Tensor], rows: int = 1250) -
 
 
 def _solve(head: nn.Module, gram: Tensor, moment: Tensor) -> None:
-    """Write the solution of a head's normal equations into its weight and bias; leave the head where there is none.
+    """Solve a head's normal equations and write the solution, if it is finite, into the head's weight and bias.
 
     Args:
         head: a linear layer or a convolution with I inputs and O outputs; a bias counts as one more input.
@@ -217,7 +220,7 @@ def _solve(head: nn.Module, gram: Tensor, moment: Tensor) -> None:
         ridge[-1, -1] = 0
     solution, failed = torch.linalg.solve_ex(gram + ridge, moment)
     if failed or not solution.isfinite().all():
-        # Features that are all zero or not finite determine no weight; the present one is the best there is.
+        # Features that are all zero or not finite determine no weight: keep the present one.
         return
     weight = solution.T.float()
     if head.bias is not None:
@@ -227,7 +230,7 @@ def _solve(head: nn.Module, gram: Tensor, moment: Tensor) -> None:
 
 
 def _width(head: nn.Module) -> float:
-    """Return the number of inputs of a head without its bias, infinity for a head that cannot be refitted."""
+    """Return the number of inputs of a head, the bias not counted; infinity for a head that cannot be refitted."""
     if isinstance(head, nn.Linear):
         return head.in_features
     if not isinstance(head, nn.Conv2d) or isinstance(head.padding, str):
@@ -236,13 +239,13 @@ def _width(head: nn.Module) -> float:
 
 
 def _rows(head: nn.Module, inputs: Sequence[Tensor], outputs: Sequence[Tensor], limit: int) -> tuple[Tensor, Tensor]:
-    """Return the equations of one batch for a head: inputs ``[R, I]`` and outputs ``[R, O]``, both float64.
+    """Return the equations that one batch gives for a head: inputs ``[R, I]`` and outputs ``[R, O]``, both float64.
 
     Args:
-        head: the layer. For one with a bias, the last input of every row is 1.
-        inputs: what each call of the head took. A detector may call one head on feature maps of several sizes.
-        outputs: what each call of the head should give.
-        limit: rows to return at most, evenly spread.
+        head: the head. If it has a bias, the last input of every row is 1.
+        inputs: input of each call of the head. A detector may call one head on feature maps of several sizes.
+        outputs: wanted output of each call of the head.
+        limit: maximum number R of rows to return; they are spread evenly over all rows.
     """
     found = [_flat(head, x, y) for x, y in zip(inputs, outputs, strict=True)]
     x, y = torch.cat([x for x, _ in found]), torch.cat([y for _, y in found])
@@ -257,7 +260,7 @@ def _rows(head: nn.Module, inputs: Sequence[Tensor], outputs: Sequence[Tensor], 
 def _flat(head: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Return one call of a head as a matrix product: inputs ``[R, I]`` and outputs ``[R, O]``.
 
-    The input of a convolution is unfolded (im2col), which makes one row of each output pixel.
+    The input of a convolution is unfolded (im2col), so that each output pixel gives one row.
     """
     if isinstance(head, nn.Conv2d):
         assert not isinstance(head.padding, str)
@@ -275,7 +278,7 @@ def _calls(
         stage: a stage with the attribute ``model``.
         names: names of layers of that model.
         image: normalised images, ``[B, C, H, W]``.
-        keep: what to record of a call, given the layer's input and output.
+        keep: function that returns what to record of a call, called with the layer's input and output.
 
     Returns:
         For each name, the records of the layer's calls in order.
@@ -286,7 +289,7 @@ def _calls(
     layers = {model.get_submodule(name): name for name in kept}
 
     def record(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        """Record one call of a layer."""
+        """Record one call of a layer in ``kept``."""
         kept[layers[layer]].append(keep(inputs[0], output))
 
     with hooked(layers, record):

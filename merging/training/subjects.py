@@ -1,4 +1,4 @@
-"""A model with everything that its retraining needs: training images, a teacher, and held-out images for each query."""
+"""Subject: a model with all that its retraining needs: training images, a teacher, and held-out images per query."""
 
 from __future__ import annotations
 
@@ -36,23 +36,25 @@ State = dict[str, Tensor]
 """A model's state dict, on the CPU, with contiguous tensors."""
 
 _EVALUATION_BATCH = 250
-"""Images of 64 x 64 pixels in a batch when a model is evaluated; larger images come in smaller batches."""
+"""Number of images of 64 x 64 pixels in a batch when a model is evaluated; batches of larger images are smaller."""
 _MOST_KEPT = 2 << 30
-"""Bytes of outputs that a teacher may cache. Detectors with many anchors and classes give megabytes an image."""
+"""Maximum size in bytes of the outputs that a teacher caches.
+
+The outputs of a detector with many anchors and classes take megabytes an image."""
 
 
 def fitting(count: int, images: Images) -> int:
-    """Return how many images to use instead of ``count`` images of 64 x 64 pixels.
+    """Return how many images of a data set to use instead of ``count`` images of 64 x 64 pixels.
 
-    The number falls in proportion to the longer side of larger images, which cost more and tell more each. It is 8 at
-    least, and ``count`` for smaller images.
+    If the longer side is above 64 pixels, the number is ``count * 64 / longer side``, because a larger image costs more
+    and tells more. Otherwise the number is ``count``. It is never less than 8.
     """
     side = max(images.spec.size)
     return max(8, round(count * min(1.0, 64 / side)))
 
 
 def outputs_of(module: nn.Module, image: Tensor) -> Outputs:
-    """Run a stage on a batch ``[B, C, H, W]`` and return its raw outputs as a tuple of float32 tensors."""
+    """Run a model's stage on a batch ``[B, C, H, W]`` and return the raw outputs as a tuple of float32 tensors."""
     outputs = module(image.contiguous(memory_format=torch.channels_last))
     return tuple(value.float() for value in as_tuple(outputs))
 
@@ -60,14 +62,14 @@ def outputs_of(module: nn.Module, image: Tensor) -> Outputs:
 def in_batches(indices: Tensor, size: int) -> tuple[Tensor, ...]:
     """Split indices into batches of at most ``size``, all of nearly equal size.
 
-    A small last batch would have poor BatchNorm statistics.
+    A last batch much smaller than the others would have poor BatchNorm statistics.
     """
     return indices.tensor_split(math.ceil(len(indices) / size))
 
 
 @dataclass(frozen=True)
 class JudgedQuery:
-    """A query with its held-out images, and the original model's results on them for comparison."""
+    """A query with its held-out images, and the original model's results on these images for comparison."""
 
     query: Query
     task: Task
@@ -84,15 +86,15 @@ class JudgedQuery:
 
 
 class Teacher:
-    """The original model as the teacher for distillation.
+    """Copy of the original model that serves as the teacher for distillation.
 
-    Outputs on the training images are cached on the CPU, because training asks for them in every epoch. A cache that
-    would exceed 2 GiB is not begun.
+    Outputs on the training images are cached on the CPU, because training asks for them in every epoch. Nothing is
+    cached if the cache would exceed 2 GiB.
 
     Args:
-        module: the stage to copy; gradients of the copy are off.
+        module: stage of the original model; it is copied, and the copy computes no gradients.
         images: the training images.
-        device: where to run.
+        device: device to run on.
     """
 
     def __init__(self, module: nn.Module, images: Images, device: torch.device) -> None:
@@ -104,7 +106,7 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, indices: Tensor, mirrored: bool) -> Outputs:
-        """Return the outputs for some training images.
+        """Return the teacher's raw outputs for some training images, from the cache if possible.
 
         Args:
             indices: numbers of the images, ``[B]`` int64.
@@ -146,11 +148,11 @@ class Subject:
     held: tuple[JudgedQuery, ...]
     """Queries of the model, each with its held-out images."""
     student: nn.Module
-    """The stage ``main``. Its attribute ``model`` is the whole model, whose weights are shared and trained."""
+    """Module of the stage ``main``. Its attribute ``model`` is the whole model, which shares weights and is trained."""
     teacher: Teacher
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     narrow: bool = False
-    """Whether the images vary too little to measure BatchNorm statistics on; see :func:`.start.is_narrow`."""
+    """Whether the training images vary too little to measure BatchNorm statistics on; see :func:`.start.is_narrow`."""
 
     @property
     def name(self) -> str:
@@ -159,7 +161,7 @@ class Subject:
 
     @property
     def model(self) -> nn.Module:
-        """The whole model; its state dict is what the workload's weight file holds."""
+        """The whole PyTorch model; its state dict is what the workload's weight file holds."""
         model = self.student.model
         assert isinstance(model, nn.Module)
         return model
@@ -176,7 +178,7 @@ class Subject:
         """Return the accuracy of each query of the model, by query name.
 
         Args:
-            limit: held-out images of each query to measure on; all when None.
+            limit: maximum number of held-out images per query to measure on; None for all.
         """
         self.student.eval()
         return {held.query.name: self._accuracy(held, limit) for held in self.held}
@@ -190,7 +192,7 @@ class Subject:
             outputs = outputs_on(self.student, few, self.device)
             return held.task.accuracy(outputs, tuple(value[:limit] for value in held.teacher), few)
         except DataError:
-            # The few images may show no object. All of them do: the original's accuracy was measured on them.
+            # The first images may show no object. All images together do: the original accuracy was measured on them.
             return self._accuracy(held, None)
 
 
@@ -199,7 +201,7 @@ def accuracies_of(subjects: Iterable[Subject], limit: int | None = None) -> dict
 
     Args:
         subjects: the models.
-        limit: held-out images of each query to measure on; all when None.
+        limit: maximum number of held-out images per query to measure on; None for all.
     """
     found: dict[str, float] = {}
     for subject in subjects:
@@ -210,25 +212,25 @@ def accuracies_of(subjects: Iterable[Subject], limit: int | None = None) -> dict
 
 @torch.inference_mode()
 def outputs_on(module: nn.Module, images: Images, device: torch.device) -> Outputs:
-    """Run a stage on a whole data set, in batches, and return its raw outputs ``[N, ...]`` on the CPU."""
+    """Run a model's stage on a whole data set, in batches, and return the raw outputs ``[N, ...]`` on the CPU."""
     parts = [outputs_of(module, batch.to(device)) for batch in _batches(images)]
     return tuple(torch.cat([part[index].cpu() for part in parts]) for index in range(len(parts[0])))
 
 
 def _batches(images: Images) -> Iterator[Tensor]:
-    """Yield a data set in batches of normalised images, ``[B, C, H, W]``."""
+    """Yield the images of a data set, normalised, in batches ``[B, C, H, W]`` for evaluation."""
     for indices in torch.arange(len(images)).split(fitting(_EVALUATION_BATCH, images)):
         yield images.batch(indices)
 
 
 def subject_of(network: Network, workload: Workload, definition: Definition, device: torch.device) -> Subject:
-    """Load a model's images, make its teacher and measure the original accuracy of its queries.
+    """Load a model's images, make its teacher, measure the original accuracy of its queries, and return all together.
 
     Args:
         network: the model.
         workload: the workload with the model's queries, feeds and data.
-        definition: what must be equal for two layers to be able to share.
-        device: where the model is retrained.
+        definition: rule that says when two layers may share a weight.
+        device: device that the model is retrained on.
 
     Raises:
         ModelError: the model cannot be retrained.

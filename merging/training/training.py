@@ -25,68 +25,70 @@ __all__ = ["GLANCE", "Fit", "Recipe", "TrainingProgress", "retrain", "strain"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of a joint retraining."""
+    """Settings of one joint retraining of several models."""
 
     steps: int
-    """Length of the training in ``unit``: optimizer steps, or epochs of the data set with most batches."""
+    """Length of the training: number of optimizer steps, or of epochs of the data set with most batches (``unit``)."""
     unit: Literal["steps", "epochs"] = "steps"
     rate: float = 0.02
-    """Learning rate of SGD with Nesterov momentum 0.9, for batches of 64 images. Smaller batches are noisier and get a
-    rate that is lower by the square root of the ratio (Krizhevsky 2014)."""
+    """Learning rate of SGD with Nesterov momentum 0.9, for batches of 64 images. Smaller batches are noisier; their
+    rate is multiplied by the square root of batch size / 64 (Krizhevsky 2014)."""
     batch: int | None = None
-    """Images of each model in a step; None for 64 images of 64 x 64 pixels, fewer larger ones."""
+    """Number of images of each model in a step; None for 64 images of 64 x 64 pixels, or fewer larger images."""
     supervision: Literal["teacher", "labels"] = "teacher"
-    """Training target. A model whose images have no labels learns from its teacher in any case."""
+    """Training target: the teacher's outputs, or labels. A model without usable labels learns from its teacher."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Learning-rate schedule: cosine decay to 0 with a linear warm-up, or a constant rate."""
     decay: float = 5e-4
-    """Weight decay."""
+    """Weight decay of SGD (factor of the L2 penalty)."""
     checks: int = 4
-    """Accuracy measurements during the training, evenly spread, the last one at its end."""
+    """Number of accuracy measurements during the training; they are evenly spread, and the last one is at the end."""
     spare: float = 0.0
-    """Part of the accuracy loss allowed to each query that must be unused for training to stop early, from 0 to 1."""
+    """Fraction (0 to 1) of each query's allowed accuracy loss that must be unused for training to stop early."""
     gives_up: bool = True
-    """Whether training stops early when some query will not reach its goal at its present pace."""
+    """Whether training stops early when the pace so far says that some query will not reach its goal."""
 
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """State of a training after a step."""
+    """State of a joint retraining after one of its steps."""
 
     step: int
-    """Number of the step, from 1."""
+    """Number of the step that just ended, counted from 1."""
     steps: int
-    """Steps of the whole training."""
+    """Number of steps in the whole training."""
     losses: dict[str, float]
-    """Model name -> loss of the last batch."""
+    """Model name -> loss of the model's last batch."""
     accuracies: dict[str, float]
-    """Query name -> accuracy at the last measurement; empty before the first."""
+    """Query name -> accuracy at the last measurement; empty before the first measurement."""
 
 
 @dataclass
 class Fit:
-    """Result of a training."""
+    """Result of a joint retraining."""
 
     samples: int = 0
-    """Images that models were trained on, summed over models."""
+    """Number of images that models were trained on, summed over models and steps."""
     ended: Literal["done", "met", "hopeless", "time", "diverged"] = "done"
     """Why training ended: all steps done, all goals met, goals out of reach, deadline passed, or loss not finite."""
     trouble: str = ""
-    """Description of the failure if the training diverged."""
+    """Description of the failure if the training diverged; empty if it did not."""
     accuracies: dict[str, float] | None = None
-    """Query name -> accuracy on all held-out images, if training stopped early because all goals were met."""
+    """Query name -> accuracy on all held-out images if training stopped because all goals were met; otherwise None."""
 
 
 TrainingWatch = Callable[[TrainingProgress], None]
 
 _BATCH = 64
-"""Images of 64 x 64 pixels in a batch; also the batch size that :attr:`Recipe.rate` is meant for."""
+"""Number of images of 64 x 64 pixels in a training batch; also the batch size that :attr:`Recipe.rate` is meant for."""
 _MAX_NORM = 1.0
-"""Largest gradient norm while models with frozen BatchNorm statistics train; unclipped, a bad start diverges."""
+"""Maximum norm that gradients of models with frozen BatchNorm statistics are clipped to.
+
+Without clipping, training from poor starting weights diverges."""
 _WARM_UP = 0.1
-"""Part of the steps in which the learning rate of the cosine schedule rises, as starting weights may be poor."""
+"""Fraction of the steps in which the learning rate of the cosine schedule rises, as starting weights may be poor."""
 GLANCE = 1000
-"""Held-out images of each query that accuracy is estimated on during training; all images decide at the end."""
+"""Maximum number of held-out images per query to estimate accuracy on during training; at the end, all are used."""
 
 
 def retrain(
@@ -110,7 +112,7 @@ def retrain(
         recipe: settings of the training.
         seed: seed for the order of images and for mirroring.
         deadline: time of ``time.monotonic`` at which training stops.
-        watch: called after each step.
+        watch: function called after each step with the state of the training.
     """
     # Models with narrow images come first: their gradients are clipped before those of the others are added.
     taught = sorted((subjects[name] for name in models), key=lambda subject: (not subject.narrow, subject.name))
@@ -155,7 +157,7 @@ def retrain(
             history.append(accuracies)
             weights = loss_weights(taught, accuracies)
             halved = resting(taught, accuracies, recipe.spare)
-            # Goals met on some of the images may not be met on all of them.
+            # Goals that are met on a subset of the images may be missed on all images.
             if reached(taught, accuracies, recipe.spare) and reached(
                 taught, whole := accuracies_of(taught), recipe.spare
             ):
@@ -169,7 +171,7 @@ def retrain(
 
 
 def _train_mode(subject: Subject) -> None:
-    """Put a model in training mode; with narrow images, its BatchNorm statistics stay frozen."""
+    """Put a model in training mode, but keep its BatchNorm statistics frozen if its images vary too little."""
     subject.student.train()
     if subject.narrow:
         for layer in subject.model.modules():
@@ -178,15 +180,15 @@ def _train_mode(subject: Subject) -> None:
 
 
 def strain(subject: Subject, sharing: SharingMap, *, batches: int = 4, seed: int = 0) -> dict[Use, float]:
-    """Return how strongly a model's loss pulls at each weight that it shares (gradient sensitivity).
+    """Return the gradient sensitivity of each weight that a model shares: how strongly the loss pulls at the weight.
 
     The measure is the squared norm of the weight's gradient, divided by the weight's bytes. Private copies of the
-    weights with the highest values promise most accuracy for their bytes. Weights stay; gradients are cleared.
+    weights with the highest values promise most accuracy for their bytes. Weights do not change; gradients are cleared.
 
     Args:
         subject: the model.
-        sharing: the sharing map; other models' uses are ignored.
-        batches: training batches to add up gradients over.
+        sharing: the sharing map; weights of other models are ignored.
+        batches: number of training batches to add up gradients over.
         seed: seed for the order of images and for mirroring.
     """
     uses = [use for use in sharing.uses if use.model == subject.name]
@@ -208,7 +210,7 @@ def strain(subject: Subject, sharing: SharingMap, *, batches: int = 4, seed: int
 
 
 def _loss(subject: Subject, recipe: Recipe, indices: Tensor, mirrored: bool) -> Tensor:
-    """Return the loss of a model on some training images: distance from labels, or from the teacher's outputs."""
+    """Return the loss of a model on some training images, against their labels or against the teacher's outputs."""
     image = subject.train.batch(indices, mirrored).to(subject.device)
     with _mixed(subject.device):
         outputs = outputs_of(subject.student, image)
@@ -219,7 +221,10 @@ def _loss(subject: Subject, recipe: Recipe, indices: Tensor, mirrored: bool) -> 
 
 
 def _mixed(device: torch.device) -> Any:
-    """Return a mixed-precision context: bfloat16, which needs no loss scaling, on devices that compute in it."""
+    """Return a context that computes in bfloat16 if the device supports it, and otherwise has no effect.
+
+    Training in bfloat16 needs no loss scaling.
+    """
     if device.type == "cuda":
         return torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.is_bf16_supported())
     if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
@@ -228,10 +233,10 @@ def _mixed(device: torch.device) -> Any:
 
 
 def _parameters(subjects: Mapping[str, Subject], models: Collection[str], rate: float) -> list[dict[str, Any]]:
-    """Return optimizer groups with the parameters of some models, each parameter once, and freeze the rest.
+    """Return optimizer groups with the parameters of some models, each once; freeze those that other models use too.
 
-    Parameters that other models use too are frozen. A weight that k layers share receives the sum of their gradients,
-    so its learning rate is divided by the square root of k.
+    A parameter that models outside ``models`` use as well is frozen and in no group. A weight that k layers share
+    receives the sum of their gradients, so its learning rate is divided by the square root of k.
 
     Args:
         subjects: all models, by name, with shared parameters bound.
@@ -258,20 +263,20 @@ def _parameters(subjects: Mapping[str, Subject], models: Collection[str], rate: 
 
 
 def _rate(taught: list[Subject], recipe: Recipe) -> float:
-    """Return the learning rate of a recipe, scaled by the square root of the models' mean batch size."""
+    """Return a recipe's learning rate times the square root of (mean batch size of the models / 64, at most 1)."""
     images = sum(min(_batch(subject, recipe), len(subject.train)) for subject in taught) / len(taught)
     return recipe.rate * math.sqrt(min(1.0, images / _BATCH))
 
 
 def _batch(subject: Subject, recipe: Recipe) -> int:
-    """Return the images that a model trains on in a step."""
+    """Return the number of images that a model trains on in one step."""
     return recipe.batch or fitting(_BATCH, subject.train)
 
 
 def _batches(subject: Subject, recipe: Recipe, seed: int) -> Iterator[tuple[Tensor, bool]]:
-    """Yield endless batches of training image indices, shuffled anew in every epoch.
+    """Yield batches of training image indices without end, shuffled anew in every epoch, each with a flag.
 
-    The flag beside the indices tells whether the batch is mirrored, which a coin toss decides for each batch.
+    The flag tells whether to mirror the batch left to right; it is drawn at random for each batch.
     """
     generator = torch.Generator().manual_seed(seed)
     while True:
@@ -281,7 +286,7 @@ def _batches(subject: Subject, recipe: Recipe, seed: int) -> Iterator[tuple[Tens
 
 
 def _schedule(recipe: Recipe, done: float) -> float:
-    """Return the factor of the learning rate when ``done`` of all steps, from 0 to 1, are over."""
+    """Return the factor that the learning rate is multiplied by after the fraction ``done`` (0 to 1) of all steps."""
     if recipe.schedule == "constant":
         return 1.0
     return min(1.0, 0.1 + done / _WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * done))

@@ -1,4 +1,4 @@
-"""Trials: apply a sharing map, set starting weights, retrain, and measure the accuracies reached."""
+"""Trials, each of which applies a sharing map, sets starting weights, retrains, and measures the accuracies reached."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ from .training import GLANCE, Recipe, TrainingProgress, retrain, strain
 __all__ = ["STATISTICS_IMAGES", "Outcome", "Start", "Trial", "TrialRunner", "some"]
 
 STATISTICS_IMAGES = 1280
-"""Images of 64 x 64 pixels that BatchNorm statistics are measured on; fewer larger ones."""
+"""Number of images of 64 x 64 pixels to measure BatchNorm statistics on; of larger images, fewer are used."""
 _HEAD_IMAGES = 2000
-"""Images of 64 x 64 pixels that heads are refitted on; fewer larger ones."""
+"""Number of images of 64 x 64 pixels to refit heads on; of larger images, fewer are used."""
 _HEAD_ROWS = 20000
-"""Equations that a head is fitted to, over all batches."""
+"""Maximum number of equations to fit a head to, summed over all batches."""
 _START_BATCH = 128
-"""Images of 64 x 64 pixels in a batch that starting weights are computed on; fewer larger ones."""
+"""Number of images of 64 x 64 pixels in a batch when starting weights are computed; of larger images, fewer."""
 _COMPARISON_PART = 4
-"""Divisor of the numbers of images for a start that is only compared with other starts and not trained."""
+"""Divisor of the numbers of images used for starting weights that are only compared with others and not trained."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """Starting weights for the layers that a trial shares for the first time.
+    """Choice of starting weights for the layers that a trial shares for the first time.
 
     - ``donor``: the weight and the BatchNorm of the first model in ``order``, followed by BatchNorm re-estimation and
       head refitting (:mod:`.start`).
     - ``first``: the weight of the first model in ``order`` and nothing else, as in the paper's published code.
     - ``average``: the mean of all weights after channel alignment (:mod:`.align`), followed by BatchNorm re-estimation
       and head refitting.
-    - ``keep``: the weights stay as they are; nothing is shared for the first time.
+    - ``keep``: the weights do not change, because nothing is shared for the first time.
     """
 
     kind: Literal["donor", "first", "average", "keep"] = "donor"
     order: tuple[str, ...] = ()
-    """Names of models: preferred donors first; for ``average``, each model is aligned with those before it."""
+    """Names of models, preferred donors first. For ``average``, each model is aligned with the models before it."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,16 @@ class Trial:
     """A request to share layers, set their starting weights, and retrain some models."""
 
     group: str
-    """Title for reports: the layers that are shared for the first time."""
+    """Title of the trial in reports; it names the layers that are shared for the first time."""
     sharing: SharingMap
-    """All sharing during the trial, earlier sharing included."""
+    """Sharing map that holds during the trial, earlier sharing included."""
     learners: frozenset[str]
-    """Names of the models that are retrained. All others keep their weights, shared ones included."""
+    """Names of the models that are retrained. All other models keep their weights, shared ones included."""
     start: Start = Start()
     recipe: Recipe | None = None
     """Settings of the retraining; None evaluates the starting weights without training."""
     base: Literal["committed", "last"] = "committed"
-    """Weights that the trial goes on from: those of the last commit, or of the last trial that trained."""
+    """Weights that the trial starts from: those of the last commit, or those after the last trial that trained."""
 
 
 @dataclass(frozen=True)
@@ -72,27 +72,27 @@ class Outcome:
     """Result of a trial."""
 
     accuracies: dict[str, float]
-    """Query name -> accuracy, for the learners: on all held-out images after training; on some of them for starting
-    weights that do not meet all goals."""
+    """Query name -> accuracy, for the queries of the trial's learners. It is measured on all held-out images, but on a
+    subset for starting weights that do not meet all goals."""
     relative: dict[str, float]
-    """Query name -> accuracy divided by that of the original model, for the learners."""
+    """Query name -> accuracy divided by the original model's accuracy, for the queries of the trial's learners."""
     met: frozenset[str]
-    """Names of the learners whose queries all reach their goals."""
+    """Names of the trial's learners (:attr:`Trial.learners`) whose queries all reach their goals."""
     samples: int
-    """Images that models were trained on, summed over models."""
+    """Number of images that models were trained on, summed over models and steps."""
     seconds: float
-    """Duration of the trial."""
+    """Duration of the trial in seconds."""
     ended: str
     """Why training ended: done, met, hopeless, time, start (there was no training), or a description of the failure."""
     strain: dict[Use, float] = field(default_factory=dict)
-    """Shared weight -> gradient pull of its model (:func:`.training.strain`). Empty if all learners reach their goals
-    or nothing was trained."""
+    """Shared weight -> its gradient sensitivity (:func:`.training.strain`). Empty if all learners reach their goals or
+    nothing was trained."""
     states: dict[str, State] = field(default_factory=dict)
-    """Model name -> weights after the trial, for the learners; empty after a failure."""
+    """Model name -> weights after the trial, for the trial's learners; empty after a failure."""
 
 
 class TrialRunner:
-    """Runner of trials, one after the other, on the same modules. No trial affects a later one.
+    """Runner of trials, one after the other, on the same PyTorch modules. No trial affects a later one.
 
     Args:
         subjects: the models of the workload, by name.
@@ -113,14 +113,14 @@ class TrialRunner:
         deadline: float = math.inf,
         watch: Callable[[TrainingProgress], None] = lambda progress: None,
     ) -> Outcome:
-        """Run a trial.
+        """Run a trial and return its outcome.
 
         Args:
             trial: the trial.
-            states: model name -> weights to go on from, for all models.
-            shared: sharing that holds in these weights already.
+            states: model name -> weights to start from, for all models.
+            shared: sharing map that ``states`` already follows.
             deadline: time of ``time.monotonic`` at which training stops.
-            watch: called after each training step.
+            watch: function called after each training step with the state of the training.
         """
         try:
             with _seeded(self._seed, self.subjects.values()):
@@ -136,7 +136,7 @@ class TrialRunner:
         deadline: float,
         watch: Callable[[TrainingProgress], None],
     ) -> Outcome:
-        """Run a trial on modules whose shared parameters the caller separates again."""
+        """Run a trial and leave its shared parameters bound; the caller must separate them (:func:`.release`)."""
         began = monotonic()
         learners = {name: self.subjects[name] for name in sorted(trial.learners)}
         for name, subject in self.subjects.items():
@@ -154,13 +154,13 @@ class TrialRunner:
             )
             samples, ended = result.samples, result.trouble or result.ended
             if result.trouble:
-                # The weights are unusable: report the accuracies of the start, and no weights.
+                # The trained weights are unusable: report the accuracies of the starting weights, and no weights.
                 relative = _relative(learners, accuracies)
                 return Outcome(accuracies, relative, frozenset(), samples, monotonic() - began, ended)
             accuracies = result.accuracies or accuracies_of(learners.values())
             met = _met(learners, accuracies)
             if ended == "done" and reached(learners.values(), accuracies, trial.recipe.spare):
-                # Training judged by some of the images; all of them show that the goals are met.
+                # Measured on a subset of the images, some goal was missed; on all images, every goal is met.
                 ended = "met"
             if met < trial.learners:
                 for subject in learners.values():
@@ -170,11 +170,11 @@ class TrialRunner:
         return Outcome(accuracies, relative, met, samples, monotonic() - began, ended, strained, found)
 
     def _begin(self, trial: Trial, learners: Mapping[str, Subject], shared: SharingMap) -> None:
-        """Set the starting weights of a trial and bind its shared parameters."""
+        """Set the starting weights of a trial, and bind the layer weights that share a tensor to one parameter."""
         known = set(shared.slots)
         new = [slot for slot in trial.sharing.slots if slot not in known]
         start = trial.start
-        # A model that does not learn keeps its weights, so it must be the donor of every slot that it is in.
+        # A model that is not retrained keeps its weights, so it must be the donor of every slot that it is in.
         fixed = tuple(name for name in self.subjects if name not in learners)
         changed: frozenset[str] = frozenset()
         if start.kind == "average":
@@ -188,7 +188,7 @@ class TrialRunner:
         bind(self._modules, trial.sharing)
         if start.kind in ("donor", "average"):
             part = 1 if trial.recipe is not None else _COMPARISON_PART
-            # A donor that received no weight computes what it did before: its statistics and head fit already.
+            # A donor that received no weight computes the same as before, so its statistics and heads still fit.
             for subject in (learners[name] for name in learners if name in changed):
                 if not subject.narrow:
                     reset_statistics(subject, some(subject, STATISTICS_IMAGES // part, self._seed))
@@ -200,9 +200,9 @@ class TrialRunner:
         """Align the channels of each model with the models before it, in place.
 
         Args:
-            slots: weights that are averaged afterwards.
-            order: names of models.
-            fixed: models whose channels must not move, because they share weights already.
+            slots: sets of layer weights; the weights of one set are averaged afterwards.
+            order: names of models, in the order in which they are aligned.
+            fixed: names of models whose channels must not move, because they share weights already.
         """
         for place, name in enumerate(order):
             pairs = []
@@ -215,7 +215,7 @@ class TrialRunner:
                 align(self.subjects[name], next(some(self.subjects[name], 1, self._seed)), pairs)
 
     def _weight(self, use: Use) -> nn.Parameter:
-        """Return the parameter of a use."""
+        """Return the PyTorch parameter that a use (model name and parameter name) refers to."""
         return self._modules[use.model].get_parameter(use.parameter)
 
 
@@ -224,7 +224,7 @@ def some(subject: Subject, count: int, seed: int) -> Iterator[Tensor]:
 
     Args:
         subject: the model.
-        count: images of 64 x 64 pixels; of larger images there are fewer (:func:`.subjects.fitting`).
+        count: number of images of 64 x 64 pixels to draw; of larger images, fewer (:func:`.subjects.fitting`).
         seed: seed of the sample.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -235,9 +235,9 @@ def some(subject: Subject, count: int, seed: int) -> Iterator[Tensor]:
 
 @contextmanager
 def _seeded(seed: int, subjects: Iterable[Subject]) -> Iterator[None]:
-    """Seed PyTorch's random numbers inside the context and restore the caller's generators after it.
+    """Seed PyTorch's random numbers for a ``with`` block and restore the caller's generators after the block.
 
-    Dropout then draws the same numbers whatever ran before.
+    So dropout draws the same numbers in the block, whatever ran before.
     """
     devices = {subject.device for subject in subjects if subject.device.type == "cuda"}
     with torch.random.fork_rng(devices, device_type="cuda"):
@@ -246,11 +246,11 @@ def _seeded(seed: int, subjects: Iterable[Subject]) -> Iterator[None]:
 
 
 def _relative(learners: Mapping[str, Subject], accuracies: Mapping[str, float]) -> dict[str, float]:
-    """Return the accuracies of the learners' queries, divided by those of the original models."""
+    """Return query name -> accuracy divided by the original model's accuracy, for all queries of some models."""
     held = [each for subject in learners.values() for each in subject.held]
     return {each.query.name: accuracies[each.query.name] / each.original for each in held}
 
 
 def _met(learners: Mapping[str, Subject], accuracies: Mapping[str, float]) -> frozenset[str]:
-    """Return the names of the learners whose queries all reach their goals."""
+    """Return the names of those models in ``learners`` whose queries all reach their goals."""
     return frozenset(name for name, subject in learners.items() if reached([subject], accuracies))
