@@ -10,19 +10,19 @@ from numpy.typing import NDArray
 __all__ = ["Frame", "Image"]
 
 Image = NDArray[np.uint8]
-"""Pixels, ``[H, W, 3]`` uint8, BGR."""
+"""Array of the pixels of one picture: ``[H, W, 3]``, uint8, channels in BGR order."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
-    """A frame that a feed delivered. Pixels are read-only, because queries and sinks share them."""
+    """One picture that a feed delivered. Its pixels are read-only, because queries and sinks share them."""
 
     feed: str
-    """Name of the feed."""
+    """Name of the feed that delivered the frame."""
     index: int
-    """Number of the frame: 0 for the first that the feed delivered. Counts on over loops and restarts."""
+    """Index of the frame in its feed, counted from 0. The count goes on when the source loops or restarts."""
     image: Image
     time: float
-    """Seconds of media since the feed's first frame. Grows on over loops and restarts."""
+    """Seconds of media time since the feed's first frame. The time keeps growing when the source loops or restarts."""
     arrived: float
-    """Second of the monotonic clock from which the frame could be processed."""
+    """Time at which the frame became available for processing, in seconds of the monotonic clock."""

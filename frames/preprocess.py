@@ -15,17 +15,17 @@ __all__ = ["Geometry", "preprocess", "resize"]
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Position of a frame in a model's input; all sizes are (height, width) in pixels."""
+    """Position of a resized frame in a model's input. All sizes are (height, width) in pixels."""
 
     source: tuple[int, int]
-    """Size of the frame."""
+    """Size of the frame before resizing."""
     input: tuple[int, int]
-    """Size of the input."""
+    """Size of the model's input."""
     valid: tuple[int, int]
-    """Size of the part that the frame covers, at the top left of the input; all of it unless letterboxed."""
+    """Size of the area at the top left of the input that the resized frame covers: all of it unless letterboxed."""
 
     def to_source(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Map boxes ``[K, 4]`` (x1 y1 x2 y2) from input pixels to source pixels, and clip them to the frame."""
+        """Map boxes ``[K, 4]`` (x1 y1 x2 y2) from input pixels to pixels of the frame, and clip them to the frame."""
         x, y = self.source[1] / self.valid[1], self.source[0] / self.valid[0]
         scaled = boxes * np.array([x, y, x, y], np.float32)
         limit = np.array([self.source[1], self.source[0]] * 2, np.float32)
@@ -36,11 +36,11 @@ def preprocess(frame: NDArray[np.uint8], spec: InputSpec) -> tuple[NDArray[np.fl
     """Resize and normalise one frame into a model's input.
 
     Args:
-        frame: ``[H, W, 3]`` uint8, BGR.
-        spec: size, colour order and normalisation.
+        frame: pixels ``[H, W, 3]``, uint8, BGR.
+        spec: size, colour order and normalisation of the model's input.
 
     Returns:
-        ``[1, C, height, width]`` float32, contiguous, and the position of the frame in it.
+        Array ``[1, C, height, width]``, float32, contiguous, and the position of the frame in that array.
     """
     image, geometry = resize(frame, spec)
     channels = image.shape[2]
@@ -58,11 +58,12 @@ def resize(frame: NDArray[np.uint8], spec: InputSpec) -> tuple[NDArray[np.uint8]
     """Resize a frame and convert its colours: the first half of :func:`preprocess`, without normalisation.
 
     Args:
-        frame: ``[H, W, 3]`` uint8, BGR.
-        spec: size and colour order.
+        frame: pixels ``[H, W, 3]``, uint8, BGR.
+        spec: size and colour order of the model's input.
 
     Returns:
-        ``[height, width, C]`` uint8 of the part of the input that the frame covers, and the position of that part.
+        Pixels ``[height, width, C]``, uint8, of the area of the input that the frame covers, and the position of that
+        area.
     """
     height, width = spec.size
     source = (frame.shape[0], frame.shape[1])

@@ -1,4 +1,4 @@
-"""Readers: an opened source as a sequence of pictures. Corrupt frames are counted and left out."""
+"""Readers: yield the pictures of an opened source in order. Corrupt frames are counted and left out."""
 
 from __future__ import annotations
 
@@ -17,35 +17,38 @@ from .frame import Image
 __all__ = ["IMAGE_SUFFIXES", "FolderReader", "Picture", "Reader", "VideoReader", "reason_of"]
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-"""Endings of the files that a folder of images is made of."""
+"""File name suffixes, in lower case, of the files that are read from a folder of images."""
 
 Picture = tuple[float, Callable[[], Image]]
-"""The source's time stamp in seconds, and a function that returns the pixels, so that unwanted frames cost less."""
+"""Time stamp of a picture in seconds, as its source states it, and a function that returns the picture's pixels.
+
+The function is not called for frames that are left out, which saves their conversion.
+"""
 
 _MAX_CORRUPT_RUN = 300
-"""Packets in a row that cannot be decoded, after which a stream counts as broken: about ten seconds.
+"""Number of consecutive packets that cannot be decoded, after which a stream counts as broken: about ten seconds.
 
-A camera that is joined in the middle of a group of pictures gives errors until the next key frame, which may be some
+A camera that is opened in the middle of a group of pictures gives errors until the next key frame, which may be some
 seconds away.
 """
 
 
 class Reader(Protocol):
-    """An opened source. Iterating raises FeedError or av.FFmpegError if the source cannot be read further."""
+    """Opened source of pictures. Iterating raises FeedError or av.FFmpegError if the source cannot be read further."""
 
     @property
     def finite(self) -> bool:
-        """Whether the source is a recording: its end is no failure, and live it is paced to real time."""
+        """Whether the source is a recording. Its end is no failure, and a live run plays it in real time."""
         ...
 
     @property
     def period(self) -> float:
-        """Seconds from one frame to the next, as far as that is known before reading."""
+        """Expected seconds from one frame to the next, known before the first frame is read."""
         ...
 
     @property
     def corrupt(self) -> int:
-        """Corrupt frames that were left out so far."""
+        """Number of corrupt frames that were left out so far."""
         ...
 
     def __iter__(self) -> Iterator[Picture]:
@@ -58,7 +61,7 @@ class Reader(Protocol):
 
 
 class FolderReader:
-    """Image files in the given order, at ``fps`` images a second."""
+    """Reader of image files, which yields them in the given order at ``fps`` images per second of media time."""
 
     finite = True
 
@@ -81,7 +84,7 @@ class FolderReader:
 
 
 class VideoReader:
-    """The first video stream of a container. Closing the reader closes the container."""
+    """Reader of the first video stream of a container. Closing the reader closes the container."""
 
     def __init__(self, container: Any, *, finite: bool) -> None:
         self._container = container
@@ -109,7 +112,7 @@ class VideoReader:
             raise FeedError(f"ends after {read:.1f} s of {promised:.1f} s; the file is truncated or damaged")
 
     def _decode(self, stream: Any) -> Iterator[Any]:
-        """Yield decoded frames, and count corrupt ones; too many in a row raise FeedError."""
+        """Yield decoded frames and count corrupt ones. Raise FeedError after too many corrupt packets in a row."""
         run = 0
         for packet in self._container.demux(stream):
             try:
@@ -131,12 +134,12 @@ class VideoReader:
 
 
 def reason_of(error: Exception) -> str:
-    """Return an error in words, without the URL that FFmpeg adds: the URL of a camera may hold a password."""
+    """Return the message of an error without the URL that FFmpeg adds: the URL of a camera may hold a password."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _pixels(frame: Any) -> Image:
-    """Convert a decoded frame to BGR, upright."""
+    """Return the pixels of a decoded frame in BGR, rotated as the video's metadata says."""
     image: Image = frame.to_ndarray(format="bgr24")
     # Phones and ceiling cameras store pictures as the sensor sees them, with a rotation to show them by.
     turns = round(getattr(frame, "rotation", 0) / 90) % 4
@@ -144,7 +147,7 @@ def _pixels(frame: Any) -> Image:
 
 
 def _promised_seconds(container: Any, stream: Any) -> float | None:
-    """Return the seconds of video that the headers promise; None if they do not say."""
+    """Return the seconds of video that a container's headers promise; None if the headers do not say."""
     total = container.duration / av.time_base if container.duration else None
     own = float(stream.duration * stream.time_base) if stream.duration else None
     if "mp4" in container.format.name:

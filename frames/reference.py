@@ -11,12 +11,12 @@ __all__ = ["is_local_file", "package_file"]
 
 
 def is_local_file(source: str) -> bool:
-    """Return whether a source is the path of a file or folder, which may be relative: no URL, package or device."""
+    """Return whether a source is an absolute or relative path of a file or folder, not a URL, package or device."""
     return "://" not in source and not source.startswith(("package:", "/dev/"))
 
 
 def package_file(reference: str) -> Path:
-    """Return the file inside an installed package that ``package:NAME/path`` names, without importing the package.
+    """Return the path of the file in an installed package that ``package:NAME/path`` names; import no package.
 
     Raises:
         InputError: the package or the file does not exist, or the path leaves the package.

@@ -1,4 +1,4 @@
-"""Sources of frames: checking the text in a workload, and opening what that text names."""
+"""Sources of frames: check the text by which a workload names a source, and open the source."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _ALLOWED = (
 )
 _SCHEMES = ("rtsp", "rtsps", "http", "https")
 _FOLDER_FPS = 10.0
-"""Images a second of a folder, if the feed has no rate."""
+"""Images per second at which a folder of images is read, if its feed states no rate."""
 _TIMEOUT_S = 5.0
 """Seconds after which opening or reading a stream or device fails."""
 
 
 class FrameSource(Protocol):
-    """A source of frames that can be opened again and again."""
+    """Source of frames that can be opened any number of times."""
 
     @property
     def live(self) -> bool:
@@ -47,15 +47,15 @@ class FrameSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file, folder, stream or device that a workload names as the source of a feed."""
+    """File, folder, stream or device that a workload names as the source of a feed."""
 
     feed: str
-    """Name of the feed, for messages."""
+    """Name of the feed, which error messages state."""
     kind: Literal["file", "folder", "stream", "device"]
     location: str
-    """An absolute path or a URL."""
+    """Absolute path or URL of the source."""
     folder_fps: float = _FOLDER_FPS
-    """Images a second of a folder, which has no rate of its own."""
+    """Images per second at which a folder is read. Other kinds of source have a rate of their own."""
 
     @property
     def live(self) -> bool:
@@ -106,12 +106,12 @@ class Source:
 
 
 def resolve(feed: str, source: str, *, fps: float | None = None, base: Path | None = None) -> Source:
-    """Return the source that a text names, checked as far as possible without opening it.
+    """Return the source that a text names, after all checks that are possible without opening the source.
 
     Args:
-        feed: the feed's name, for messages.
+        feed: name of the feed, which error messages state.
         source: a path, URL, device or ``package:`` reference; ``${VAR}`` is taken from the environment.
-        fps: frames a second of the feed, which is also the rate of a folder of images (10 when left out).
+        fps: frames per second of the feed, at which a folder of images is read (10 when left out).
         base: folder that a relative path starts from; the working directory when left out.
 
     Raises:

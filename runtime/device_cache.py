@@ -1,4 +1,4 @@
-"""The device cache on disk: folders in which files made of a bundle for one device are kept, always whole."""
+"""Device cache on disk: folders of files that are made from a bundle for one device. A cache is complete or missing."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _T = TypeVar("_T")
 
 
 def check_folder(folder: Path) -> None:
-    """Check that a cache folder and its parent are folders and no links, which could lead elsewhere.
+    """Check that a cache folder and its parent are folders and not links, because a link could lead elsewhere.
 
     Raises:
-        BundleError: one of them is missing, a link or no folder.
+        BundleError: the folder or its parent is missing, a link or no folder.
     """
     for path in (folder.parent, folder):
         if not stat.S_ISDIR(_status(path).st_mode):
@@ -40,7 +40,7 @@ def check_folder(folder: Path) -> None:
 
 
 def plain_size(path: Path) -> int:
-    """Return the bytes of a plain file without opening it: a link may lead elsewhere, and opening a pipe may block.
+    """Return the size in bytes of a plain file, without opening it: a link may lead elsewhere, and a pipe may block.
 
     Raises:
         BundleError: the file is missing, or is no plain file.
@@ -52,20 +52,20 @@ def plain_size(path: Path) -> int:
 
 
 def places(bundle: Bundle, name: str) -> tuple[Path, Path]:
-    """Return the folders that a cache may lie in, the preferred one first: beside the bundle, or the user's cache."""
+    """Return the folders that may hold a cache: in the bundle's folder (preferred), and in the user's cache folder."""
     return bundle.path / CACHE / name, user_cache_path("gemel") / name
 
 
 def find_or_make(
     folders: Sequence[Path], bundle: Bundle, read: Callable[[Path], _T], fill: Callable[[Path], None]
 ) -> _T:
-    """Read the first folder that is whole; otherwise create the cache in the first folder that is writable.
+    """Return the cache in the first folder that has a complete one; otherwise create it in the first writable folder.
 
     Args:
-        folders: folders that the cache may lie in, the preferred one first.
-        bundle: the bundle that the cache is made of; its hashes are verified before that.
-        read: opens a folder; raises BundleError if the cache is missing or damaged.
-        fill: writes a new cache into an empty folder.
+        folders: folders that may hold the cache, the preferred folder first.
+        bundle: bundle that the cache is made from. Its hashes are verified before a cache is created.
+        read: function that reads a cache, called with the folder; raises BundleError if it is missing or damaged.
+        fill: function that writes a new cache, called with an empty folder.
 
     Raises:
         BundleError: a file of the bundle is damaged.
@@ -99,13 +99,13 @@ def find_or_make(
 
 
 def folder_for(bundle: Bundle, name: str) -> Path:
-    """Return a folder for small files that are made again when missing.
+    """Return a folder for a backend's small files, which are made again when they are missing.
 
-    Where no folder can be written, the returned one may not exist.
+    If no folder can be written, the returned folder may not exist.
 
     Args:
-        bundle: a folder inside the bundle is preferred, if the bundle can be written.
-        name: name of a backend.
+        bundle: an open bundle. A folder inside the bundle's folder is preferred, if that can be written.
+        name: name of the backend.
     """
     folders = (bundle.path / CACHE / name, user_cache_path("gemel") / f"{name}-{bundle.id[:16]}")
     for folder in folders:
@@ -120,7 +120,7 @@ def folder_for(bundle: Bundle, name: str) -> Path:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file in an existing folder at once: readers see the old content or the new, never a part.
+    """Write a file in an existing folder, atomically: readers see the old content or all of the new content.
 
     Raises:
         OSError: the file cannot be written.
@@ -132,9 +132,14 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def replace(folder: Path, fill: Callable[[Path], None], whole: Callable[[Path], bool]) -> None:
-    """Fill a temporary folder and rename it to ``folder``, so that a cache is whole or missing.
+    """Fill a temporary folder and rename it to ``folder``, so that a cache is complete or missing.
 
-    Another process may have created the same cache meanwhile, and may be using it: if it is whole, it stays.
+    If another process has created a complete cache in ``folder`` meanwhile, that cache stays, as it may be in use.
+
+    Args:
+        folder: folder that will hold the cache.
+        fill: function that writes a new cache, called with an empty folder.
+        whole: function that returns whether a folder holds a complete cache, called with the folder.
 
     Raises:
         OSError: the folder cannot be written, and no other process created the cache.

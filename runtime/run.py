@@ -1,4 +1,4 @@
-"""Running a bundle on its feeds, from opening the backend to the summary: what ``gemel-run`` does."""
+"""Run of a bundle on its feeds, from opening the backend to the summary: what ``gemel-run`` does."""
 
 from __future__ import annotations
 
@@ -36,31 +36,31 @@ class RunOptions:
     """Options of a run. The bundle's own settings apply where an option is left out."""
 
     backend: str | None = None
-    """Name of the backend."""
+    """Name of the backend that runs the bundle."""
     memory: str | int | None = None
-    """Budget for weights: bytes, ``"64MiB"``, ``"50%"``, ``"min"`` or ``"all"``."""
+    """Memory setting that gives the budget for weights: bytes, ``"64MiB"``, ``"50%"``, ``"min"`` or ``"all"``."""
     policy: str = "gemel"
-    """Name of the policy of plans when not all weights fit; one of :data:`.planning.planner.POLICIES`."""
+    """Name of the policy by which a run is planned if not all weights fit, in :data:`.planning.planner.POLICIES`."""
     loading: Loading = WARM
-    """Settings of loads: from the page cache or the disk, at full speed or slower."""
+    """Settings of how weights are loaded: from the page cache or the disk, at full speed or slower."""
     frames: int | None = None
-    """Frames of each feed after which the run ends."""
+    """Number of frames of each feed after which the run ends; no limit if None."""
     duration: float | None = None
-    """Seconds after which the run ends."""
+    """Seconds after which the run ends; no limit if None."""
     offline: bool = False
-    """Every query processes every frame, as fast as models run. Recordings loop only if the run has a limit."""
+    """Whether every query processes every frame, as fast as models run. Recordings then loop only if a limit is set."""
     threads: int | None = None
-    """Threads that one run of a model may use; one less than the cores when left out."""
+    """Maximum number of threads that one run of a model may use; one less than the number of cores if None."""
     sources: Mapping[str, str] = field(default_factory=dict)
-    """Feed -> source that replaces the bundle's."""
+    """Feed -> source to use instead of the source that the bundle states."""
     results: Path | None = None
-    """File that results are written to, as JSON lines."""
+    """File that results are written to, as JSON lines; not written if None."""
     video: Path | None = None
-    """Folder that annotated videos are written to."""
+    """Folder that annotated videos are written to; not written if None."""
     trace: Path | None = None
-    """File that a Chrome trace is written to."""
+    """File that a Chrome trace is written to; not written if None."""
     live_table: bool = False
-    """Show a table on the terminal while the run goes on."""
+    """Whether to show a table on the terminal that is updated during the run."""
 
 
 def run_bundle(
@@ -74,16 +74,17 @@ def run_bundle(
 ) -> Summary:
     """Run every query of a bundle until its feeds end, a limit is reached or ``stop`` is set.
 
-    Queries of a feed that cannot be opened get no frames, and the summary says why; the others run. If not all weights
-    fit into the budget, the run follows a plan. A plan needs times, which are measured if the device cache has none.
+    Queries of a feed that cannot be opened get no frames, and the summary says why; all other queries run. If not all
+    weights fit into the budget, the run follows a plan. A plan needs the times of loads and runs, which are measured if
+    the device cache has none.
 
     Args:
         bundle: an open bundle.
-        options: settings and limits of the run, and the files it writes.
-        sinks: told of results, in addition to the sinks of ``options``; closed when the run ends.
-        stop: set it to end early.
-        progress: called with each model that is prepared for the device.
-        profiling: told what is measured next, if times must be measured.
+        options: settings and limits of the run, and the files that the run writes.
+        sinks: receivers of results, in addition to the sinks of ``options``; closed when the run ends.
+        stop: event that ends the run early when it is set.
+        progress: function called with the name of each model that is prepared for the device.
+        profiling: function called with a description of what is measured next, if times must be measured.
 
     Raises:
         FeedError: no feed can be opened, or ``options.sources`` names a feed that does not exist.
@@ -108,7 +109,7 @@ def run_bundle(
         before = replace(backend.stats)
         _warm(bundle, backend, queries)
         infer = Inference(bundle, backend, None if swapping is None else swapping.depths(queries))
-        # Opened last: only the pipeline closes them, so nothing between here and there may fail.
+        # Sinks are opened last: only the pipeline closes them, so nothing may fail before the pipeline begins.
         sinks = [*_sinks(options, queries, feeds), *sinks]
         stats = pipeline.run_pipeline(
             queries,
@@ -137,7 +138,7 @@ def run_bundle(
 def _swapping(
     bundle: Bundle, backend: Backend, options: RunOptions, queries: Collection[str], profiling: Callable[[str], None]
 ) -> Swapping | None:
-    """Return the input of plans; None if all weights fit, or if the device cannot be measured."""
+    """Return the input of the run's plans; None if all weights fit into the budget, or times cannot be measured."""
     if sum(backend.segments.values()) <= backend.room:
         return None
     try:
@@ -155,7 +156,7 @@ def _swapping(
 
 
 def _warm(bundle: Bundle, backend: Backend, queries: Collection[str]) -> None:
-    """Activate every model once: the first activation opens its programs, and no camera should wait for that."""
+    """Activate every model once: the first activation opens a model's programs, for which no camera should wait."""
     for model in dict.fromkeys(bundle.manifest.queries[query].model for query in queries):
         # A model that cannot be used fails again when its queries run, and is reported then.
         with contextlib.suppress(BackendError):
@@ -166,12 +167,12 @@ def _warm(bundle: Bundle, backend: Backend, queries: Collection[str]) -> None:
 
 
 def _watch(trace: Trace | None, lane: str) -> Watch:
-    """Return a watch that draws spans on a lane of the trace; one that ignores them if there is no trace."""
+    """Return a watch that adds spans (timed intervals) to a lane of the trace, or ignores them if there is no trace."""
     return unwatched if trace is None else partial(trace.span, lane)
 
 
 def _write_trace(trace: Trace | None, path: Path | None) -> None:
-    """Write the trace. A failure is logged: the summary of the run must not be lost for it."""
+    """Write the trace. A failure is logged and not raised, so that the summary of the run is not lost."""
     if trace is not None and path is not None:
         try:
             trace.write(path)
@@ -185,7 +186,7 @@ def _open_feeds(
     """Open the feeds that queries use.
 
     Returns:
-        Feeds by name, and by name the reasons why other feeds could not be opened.
+        Name -> feed, for the feeds that were opened; and name -> reason, for the feeds that could not be opened.
 
     Raises:
         FeedError: no feed can be opened.
@@ -222,7 +223,7 @@ def _sinks(options: RunOptions, queries: Mapping[str, str], feeds: Mapping[str, 
 
 
 def _with_broken(stats: RunStats, broken: Mapping[str, str], feed_of: Mapping[str, str]) -> RunStats:
-    """Add feeds that could not be opened to the statistics, and their queries, each with the reason."""
+    """Return statistics that include the feeds that could not be opened, and their queries, each with the reason."""
     idle = {query: QueryStats(feed, 0, 0, last_error=broken[feed]) for query, feed in feed_of.items() if feed in broken}
     feeds = {name: FeedStats(0, error=reason) for name, reason in broken.items()}
     queries = {query: idle.get(query) or stats.queries[query] for query in feed_of}

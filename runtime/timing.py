@@ -1,4 +1,4 @@
-"""Timing several pieces of work in turns, so that they can be compared."""
+"""Timing of several functions that are run alternately, so that their times can be compared."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ def medians(
     rounds: int,
     enough_s: float = inf,
 ) -> list[float]:
-    """Measure each work, and return its median time in milliseconds.
+    """Time several functions, and return the median time of each in milliseconds.
 
-    Every round does all works once, one after the other: whatever slows the machine down for a while slows all of them
-    down.
+    Every round calls all functions once, one after the other, so that whatever slows the machine down for a while
+    affects all of them.
 
     Args:
         works: functions to time.
-        clock: returns seconds.
-        warm_up: rounds at the beginning that do not count.
-        rounds: rounds that count, at most.
-        enough_s: seconds, warm-up included, after which no further round begins; one round counts at least.
+        clock: function that returns the time in seconds.
+        warm_up: number of rounds at the beginning that are left out of the medians.
+        rounds: maximum number of rounds in the medians.
+        enough_s: seconds of all calls together, warm-up included, after which no further round begins. The medians have
+            at least one round.
     """
     times: list[list[float]] = [[] for _ in works]
     for turn in range(warm_up + rounds):

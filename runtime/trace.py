@@ -16,18 +16,18 @@ __all__ = ["Trace", "Watch", "unwatched"]
 _log = logging.getLogger(__name__)
 
 _MOST = 1_000_000
-"""Spans that are kept; those of a day of four cameras would fill the memory."""
+"""Maximum number of spans (timed intervals) to keep; those of four cameras over a day would fill the memory."""
 
 Watch = Callable[[str, float, float], None]
-"""A function that is told of a span: its name, its begin and its end, in seconds of the monotonic clock."""
+"""Function called with a span (timed interval): its name, its begin and its end in seconds of the monotonic clock."""
 
 
 def unwatched(name: str, begin: float, end: float) -> None:
-    """Ignore a span; the default watch."""
+    """Ignore a span (timed interval); the default :data:`Watch`."""
 
 
 class Trace:
-    """Spans of time in named lanes, one lane a line of the picture. Thread-safe."""
+    """Recorder of spans (timed intervals) in named lanes, each of which a viewer draws as a row. Thread-safe."""
 
     def __init__(self) -> None:
         self._began = monotonic()
@@ -35,13 +35,13 @@ class Trace:
         self._spans: list[tuple[int, str, float, float, dict[str, object]]] = []
         self._lock = Lock()
         self.dropped = 0
-        """Spans that were not kept because there were too many."""
+        """Number of spans (timed intervals) that were not kept because there were too many."""
 
     def span(self, lane: str, name: str, begin: float, end: float, **details: object) -> None:
-        """Add a span from ``begin`` to ``end``, in seconds of the monotonic clock.
+        """Add a span (timed interval) from ``begin`` to ``end``, in seconds of the monotonic clock.
 
         Args:
-            lane: line that the span is drawn on.
+            lane: name of the lane (row of the picture) that the span is drawn on.
             name: text that is drawn on the span.
             begin: second at which the span begins.
             end: second at which the span ends.
@@ -55,7 +55,7 @@ class Trace:
                 self.dropped += 1
 
     def write(self, path: Path) -> None:
-        """Write the trace as JSON.
+        """Write the trace to a file as JSON.
 
         Raises:
             InputError: the file cannot be written.
@@ -84,5 +84,5 @@ class Trace:
 
 
 def _named(what: str, number: int, name: str) -> dict[str, object]:
-    """Return the event that names the process or, by number, a lane; ``what`` is the kind of event."""
+    """Return the event of kind ``what`` that gives a name to the process or, by number, to a lane."""
     return {"name": what, "ph": "M", "pid": 0, "tid": number, "args": {"name": name}}

@@ -1,4 +1,4 @@
-"""Backends: each runs programs on one kind of device. Importing this package imports none of them."""
+"""Backends: each one runs programs on one kind of device. Importing this package imports no backend."""
 
 from .protocol import Backend
 from .registry import BACKENDS, check_backend, open_backend

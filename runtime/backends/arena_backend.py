@@ -1,4 +1,4 @@
-"""Common part of the backends that keep weights in an arena."""
+"""Base class of the backends that keep weights in an arena."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _B = TypeVar("_B", bound="ArenaBackend[Any]")
 
 
 class ArenaBackend(ABC, Generic[_A]):
-    """Part of :class:`gemel.runtime.backends.Backend` that only passes calls on to the arena.
+    """Base class with the methods of :class:`gemel.runtime.backends.Backend` that only pass calls on to an arena.
 
     Args:
-        arena: memory of the weights. The backend closes it.
+        arena: arena that holds the weights. The backend closes the arena.
     """
 
     def __init__(self, arena: _A) -> None:

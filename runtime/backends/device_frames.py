@@ -1,4 +1,4 @@
-"""Inputs of programs on a device: recent frames, and what the stages of a model pass to each other."""
+"""Inputs of programs on a device: recent frames, and arrays that one stage of a model passes to another."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ..engines.executables import allocate
 __all__ = ["DeviceFrames"]
 
 _FRAMES = 8
-"""Recent frames to keep on the device, so that the queries of a feed upload each frame once."""
+"""Maximum number of recent frames to keep on the device, so that the queries of a feed upload each frame once."""
 
 
 class DeviceFrames:
     """Device memory for the inputs of programs.
 
-    Uploading an input may free the memory of older ones. So the caller waits for each run before it uploads for the
-    next.
+    Uploading an input may free the memory of older inputs. The caller must therefore wait for each run to end before
+    the inputs of the next run are uploaded.
 
     Args:
         device: device that holds the inputs.
@@ -33,13 +33,13 @@ class DeviceFrames:
         # keeps its id from being used again. The value also holds the frame's device address.
         self._frames: OrderedDict[int, tuple[NDArray[Any], int]] = OrderedDict()
         self._blocks: dict[tuple[str, str], tuple[int, int]] = {}
-        """(program, input) -> bytes and device address of the memory for that input."""
+        """(program, input) -> size in bytes and device address of the memory that is kept for that input."""
 
     def frame(self, array: NDArray[Any]) -> DeviceArray:
-        """Upload a frame, unless it is one of the recent frames on the device.
+        """Return a frame's array on the device. The frame is uploaded unless it is one of the recent frames there.
 
         Args:
-            array: C-contiguous prepared frame. It must never change.
+            array: C-contiguous prepared frame, which must never change.
 
         Raises:
             NoRoomError: the device has too little free memory.
@@ -59,12 +59,14 @@ class DeviceFrames:
         return DeviceArray(self._frames[id(array)][1], array.dtype, array.shape)
 
     def pass_on(self, program: str, name: str, array: NDArray[Any]) -> DeviceArray:
-        """Upload what another stage made. It stays until the same input of the same program is passed on again.
+        """Upload an array that another stage of the model made, and return the array on the device.
+
+        The uploaded array is valid until the next call for the same input of the same program.
 
         Args:
-            program: program that takes the input.
+            program: program that takes the array as an input.
             name: name of the input.
-            array: C-contiguous values.
+            array: C-contiguous array to upload.
 
         Raises:
             NoRoomError: the device has too little free memory.
@@ -81,13 +83,13 @@ class DeviceFrames:
         return DeviceArray(address, array.dtype, array.shape)
 
     def forget(self) -> None:
-        """Give back the memory of all frames; no work on the device may be using them."""
+        """Free the memory of all frames; no work on the device may be using them."""
         for _, address in self._frames.values():
             self._device.free(address)
         self._frames.clear()
 
     def close(self) -> None:
-        """Give back the memory of all inputs. Idempotent."""
+        """Free the memory of all inputs. Idempotent."""
         self.forget()
         for _, address in self._blocks.values():
             self._device.free(address)

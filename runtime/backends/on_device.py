@@ -1,4 +1,4 @@
-"""Common part of the backends on a device: bind weights by address, and run programs."""
+"""Base class of the backends on a device: bind weights by their device addresses, and run programs."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ __all__ = ["Array", "Executable", "OnDevice", "allowed", "open_on_card"]
 _B = TypeVar("_B", bound="OnDevice")
 
 Array = NDArray[Any]
-"""Array in this machine's memory."""
+"""Array in this machine's memory, not in a device's."""
 
 
 class Executable(Protocol):
-    """Program on a device. All its work is asked of one stream."""
+    """Program that is ready to run on a device. All its work goes through one stream."""
 
     def bind(self, tensors: tuple[str, ...], weights: Sequence[DeviceArray]) -> None:
-        """Use these weights from now on.
+        """Bind weights to the program for all runs until the next call.
 
         Args:
             tensors: ids of the weights, in the program's order.
-            weights: places of the weights, in the same order.
+            weights: the weights as arrays on the device, in the same order.
 
         Raises:
             BackendError: the program does not take these weights.
@@ -58,12 +58,12 @@ class OnDevice(ArenaBackend[DeviceArena]):
 
     Args:
         bundle: an open bundle.
-        device: device that runs the models. The backend closes it.
-        memory: budget for weights.
-        threads: CPU threads for work that the device cannot do.
+        device: device that runs the models. The backend closes the device.
+        memory: memory setting that gives the budget for weights; see :mod:`gemel.bundles.budget`.
+        threads: maximum number of CPU threads for work that the device cannot do.
         loading: settings of how weights are loaded.
-        copies: bytes of each program that keeps a private copy of its weights. A copy stays from its first use on. The
-            budget has room for all copies; the arena gets the rest.
+        copies: program -> bytes of the program's private copy of weights, for programs that keep one. A copy stays in
+            memory from its first use on. The budget has room for all copies; the arena gets the rest.
 
     Raises:
         InputError: the budget is too small.
@@ -92,9 +92,9 @@ class OnDevice(ArenaBackend[DeviceArena]):
         self._frames = DeviceFrames(device, self.stream)
         self._executables: dict[str, Executable | OnHost] = {}
         self._bound: dict[str, Sequence[DeviceArray]] = {}
-        """Program -> the weights bound to it."""
+        """Program -> weights that are bound to the program."""
         self._weights: dict[tuple[str, str], tuple[list[int], Sequence[DeviceArray]]] = {}
-        """(model, file) -> segment addresses when bound, and the weights there."""
+        """(model, file of a stage) -> addresses of the model's segments, and the stage's weights at these addresses."""
 
     @property
     @abstractmethod
@@ -102,7 +102,7 @@ class OnDevice(ArenaBackend[DeviceArena]):
 
     @abstractmethod
     def _open(self, stage: Stage) -> Executable | OnHost:
-        """Open the program of a stage. All models with this program use what is returned.
+        """Open the program of a stage. All models with the same program share the returned object.
 
         Raises:
             BackendError: the device or its library refuses the program.
@@ -113,7 +113,7 @@ class OnDevice(ArenaBackend[DeviceArena]):
 
     @property
     def private_bytes(self) -> int:
-        """Bytes of the private copies of weights that opened programs hold, beside the arena."""
+        """Bytes of the private copies of weights that opened programs hold, in addition to the arena."""
         return sum(size for program, size in self._copies.items() if program in self._executables)
 
     @property
@@ -166,7 +166,7 @@ class OnDevice(ArenaBackend[DeviceArena]):
             self.device.close()
 
     def _bind(self, executable: Executable, model: str, stage: Stage) -> None:
-        """Bind a model's weights to a program, unless the program has them already, at the same addresses."""
+        """Bind a model's weights to a program, unless they are bound already, at the same addresses."""
         weights = self._where(model, stage)
         if self._bound.get(stage.program) is weights:
             return
@@ -176,7 +176,10 @@ class OnDevice(ArenaBackend[DeviceArena]):
         self._bound[stage.program] = weights
 
     def _where(self, model: str, stage: Stage) -> Sequence[DeviceArray]:
-        """Return the places of a stage's weights: the same object as before if no segment has moved."""
+        """Return a stage's weights as arrays on the device.
+
+        If no segment has moved since the last call, the same sequence object is returned.
+        """
         places = [self.arena.place(segment) for segment in self.segments_of(model)]
         known = self._weights.get((model, stage.file))
         if known is None or known[0] != places:
@@ -202,11 +205,11 @@ def allowed(bundle: Bundle, memory: str | int, private: int = 0) -> int:
 
     Args:
         bundle: an open bundle.
-        memory: see :mod:`gemel.bundles.budget`.
-        private: bytes of the private copies of weights.
+        memory: memory setting; see :mod:`gemel.bundles.budget`.
+        private: bytes of the private copies of weights, which the result includes.
 
     Raises:
-        InputError: the setting is too small.
+        InputError: the setting allows less than the largest model and the private copies need.
     """
     content = bundle.manifest
     sizes = {name: DeviceArena.footprint(spec.length) for name, spec in content.segments.items()}
@@ -215,10 +218,10 @@ def allowed(bundle: Bundle, memory: str | int, private: int = 0) -> int:
 
 
 def open_on_card(make: Callable[[Device], _B]) -> _B:
-    """Open a backend on the first NVIDIA card, and close the card if that fails.
+    """Open a backend on the first NVIDIA card, and close the card if opening fails.
 
     Args:
-        make: opens the backend on the device that it is given.
+        make: function that opens the backend, called with the card as a device.
 
     Raises:
         BackendError: there is no card that can be used, or ``make`` raised the error.

@@ -1,4 +1,4 @@
-"""Programs that stay on this machine's CPU while the others of their model run on a device."""
+"""Programs that run on this machine's CPU while the other programs of their model run on a device."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["OnHost"]
 
 
 class OnHost:
-    """Program without weights that the device's library refuses, run by ONNX Runtime on the CPU.
+    """Program without weights that the device's library refuses, and that ONNX Runtime runs on the CPU instead.
 
     Args:
         path: ONNX file of the stage.
-        threads: threads that one run may use.
+        threads: maximum number of threads that one run may use.
 
     Raises:
         BackendError: ONNX Runtime refuses the file.

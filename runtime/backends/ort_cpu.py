@@ -1,4 +1,4 @@
-"""Backend ``ort-cpu``: ONNX Runtime on the CPU, one session per program, weights bound where they are mapped."""
+"""Backend ``ort-cpu``: ONNX Runtime on the CPU, with one session per program, and weights bound in the mapped blob."""
 
 from __future__ import annotations
 
@@ -28,37 +28,37 @@ __all__ = ["OrtCpu", "SessionMode"]
 SessionMode = Literal["bound", "constant", "packed"]
 """Mode in which a model runs.
 
-``bound``: weights are shared and swapped. ``constant``, and ``packed`` for int8 models: a session holds a private copy
-of the weights.
+``bound``: the model's weights are shared with other models and swapped. ``constant``, or ``packed`` for int8 models:
+the model's sessions hold a private copy of its weights.
 """
 
 
 @cache
 def _share_activations() -> None:
-    """Make one arena for the activations of all sessions of the process.
+    """Make one memory arena for the activations of all ONNX Runtime sessions of the process.
 
     Sessions take turns, so the arena needs the largest of their activations, not the sum. Three programs of the street
-    example take 121 MB instead of 138 MB, in equal times. ONNX Runtime allows it once per process.
+    example take 121 MB instead of 138 MB, in equal times. ONNX Runtime allows this call once per process.
     """
     info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     ort.create_and_register_allocator(info, None)
 
 
 class OrtCpu(ArenaBackend[HostArena]):
-    """Default backend, see :class:`gemel.runtime.backends.Backend`.
+    """Default backend, ONNX Runtime on the CPU; see :class:`gemel.runtime.backends.Backend`.
 
     Models in mode ``constant`` or ``packed`` take no part in swapping: their sessions hold private copies of their
     weights from the first use on. The budget has room for all private copies; the arena gets the rest.
 
     Args:
         bundle: an open bundle.
-        memory: budget for weights.
-        threads: threads that one run may use; one less than the cores when left out.
+        memory: memory setting that gives the budget for weights; see :mod:`gemel.bundles.budget`.
+        threads: maximum number of threads that one run may use; one less than the number of cores when left out.
         loading: settings of how weights are loaded.
-        progress: called with each model that is baked for this CPU.
+        progress: function called with the name of each model before the model is baked for this CPU.
 
     Attributes:
-        modes: how each model runs: ``bound``, ``constant`` or ``packed``.
+        modes: model -> mode in which it runs: ``bound``, ``constant`` or ``packed``.
 
     Raises:
         InputError: the budget is too small.
@@ -119,7 +119,7 @@ class OrtCpu(ArenaBackend[HostArena]):
             raise
 
     def unbind(self, model: str) -> None:
-        """Release a model and forget its bindings, so that the next :meth:`activate` is a whole swap-in to measure."""
+        """Release a model and forget its bindings, so that the next :meth:`activate` is a full swap-in to be timed."""
         self.release(model)
         for stage in self._bundle.manifest.models[model].stages:
             self._bound.pop((model, stage), None)
@@ -148,7 +148,7 @@ class OrtCpu(ArenaBackend[HostArena]):
         super().close()
 
     def _bind(self, model: str, stage: str) -> Bound:
-        """Bind a stage's weights to its session; a session with a private copy has none to bind."""
+        """Return a stage's session with the stage's weights bound; a session with a private copy has none to bind."""
         if self.modes[model] != "bound":
             return Bound(self._session(_own_graph(self.baked, model, stage, self.modes[model]), prepack=True))
         baked = self.baked.models[model][stage]
@@ -156,20 +156,20 @@ class OrtCpu(ArenaBackend[HostArena]):
         return Bound(session, [self._value(tensor) for tensor in baked.weights])
 
     def _value(self, tensor: str) -> ort.OrtValue:
-        """Return a tensor as ONNX Runtime's view of its bytes in the mapped blob; all models share one view."""
+        """Return ONNX Runtime's view of a tensor's bytes in the mapped blob; all models share one view of a tensor."""
         if tensor not in self._values:
             self._values[tensor] = ort.OrtValue.ortvalue_from_numpy(self.arena.tensor(tensor))
         return self._values[tensor]
 
     def _session(self, path: Path, *, prepack: bool) -> ort.InferenceSession:
-        """Return the session of a graph; all models of a program share one."""
+        """Return the session of a graph file; all models with the same program share one session."""
         if path not in self._sessions:
             self._sessions[path] = open_baked(path, self.threads, prepack=prepack)
         return self._sessions[path]
 
 
 def _decide(bundle: Bundle, baked: Baked, memory: str | int) -> tuple[Mapping[str, SessionMode], int]:
-    """Decide how each model runs, and return that and the bytes that the memory setting allows.
+    """Return the mode in which each model runs, and the bytes that the memory setting allows for weights.
 
     Raises:
         InputError: the memory setting is too small.
@@ -191,7 +191,7 @@ def _decide(bundle: Bundle, baked: Baked, memory: str | int) -> tuple[Mapping[st
 
 
 def _private_copies(baked: Baked, modes: Mapping[str, SessionMode]) -> dict[Path, int]:
-    """Return the graph files of models that are not bound, with the bytes of weights that a session of each holds."""
+    """Return graph file -> bytes of weights that the graph's session holds, for all models that are not bound."""
     copies = {}
     for name, mode in modes.items():
         for stage, made in baked.models[name].items() if mode != "bound" else ():
@@ -202,5 +202,5 @@ def _private_copies(baked: Baked, modes: Mapping[str, SessionMode]) -> dict[Path
 
 
 def _own_graph(baked: Baked, model: str, stage: str, mode: SessionMode) -> Path:
-    """Return the file of a stage's graph that holds its weights."""
+    """Return the file of the stage's graph that has the weights inside."""
     return baked.constant(model, stage) if mode == "constant" else baked.packed(model, stage)

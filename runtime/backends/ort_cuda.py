@@ -1,4 +1,4 @@
-"""Backend ``ort-cuda``: ONNX Runtime on an NVIDIA card, with weights bound where the device arena has them."""
+"""Backend ``ort-cuda``: ONNX Runtime on an NVIDIA card, with weights bound at their addresses in the device arena."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _log = logging.getLogger(__name__)
 
 @cache
 def _share_activations(provider: str) -> bool:
-    """Make one arena on the card for the activations of all sessions, and return whether that succeeded.
+    """Make one memory arena on the card for the activations of all sessions, and return whether that succeeded.
 
     Sessions take turns, so the arena needs the largest of their activations, not the sum; :mod:`.ort_cpu` does the
-    same. ONNX Runtime allows it once per process.
+    same. ONNX Runtime allows this call once per process.
     """
     info = ort.OrtMemoryInfo("Cuda", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     try:
@@ -43,7 +43,7 @@ def _share_activations(provider: str) -> bool:
 
 
 class _Session:
-    """Session of one program, see :class:`.on_device.Executable`.
+    """ONNX Runtime session of one program on a device, see :class:`.on_device.Executable`.
 
     Args:
         session: ONNX Runtime's session of the program.
@@ -56,7 +56,7 @@ class _Session:
         # The CPU provider takes no stream: what was asked of ours has to be done before the session runs.
         self._waits = device.ort_provider == CPU
         self._bindings: dict[tuple[str, ...], tuple[list[int], Any]] = {}
-        """Tensor ids -> the addresses that they were bound at, and the binding."""
+        """Ids of tensors -> device addresses at which the tensors are bound, and ONNX Runtime's binding."""
         self._outputs = [port.name for port in session.get_outputs()]
         self._inputs = [port.name for port in session.get_inputs()]
 
@@ -91,9 +91,10 @@ class OrtCuda(OnDevice):
 
     Args:
         bundle: an open bundle.
-        device: device that runs the models, by the execution provider that the device names. The backend closes it.
-        memory: budget for weights.
-        threads: CPU threads for operators that the device cannot run.
+        device: device that runs the models, through the execution provider that the device names. The backend closes
+            the device.
+        memory: memory setting that gives the budget for weights; see :mod:`gemel.bundles.budget`.
+        threads: maximum number of CPU threads for operators that the device cannot run.
         loading: settings of how weights are loaded.
 
     Raises:

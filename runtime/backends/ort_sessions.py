@@ -1,6 +1,7 @@
-"""Baseline to compare gemel with: one ordinary ONNX Runtime session per model, opened to load it, deleted to unload it.
+"""Baseline to compare gemel with: ordinary ONNX Runtime sessions, opened to load a model and deleted to unload it.
 
-Nothing is shared, and a model is loaded and unloaded as a whole. The runner, the planner and the budget are the same.
+Models share no weights, and each model is loaded and unloaded as a whole. The runner, the planner and the budget are
+the same as for the other backends.
 """
 
 from __future__ import annotations
@@ -27,19 +28,19 @@ __all__ = ["OrtSessions"]
 
 
 class _LoadedSessions(Arena):
-    """Sessions of the models that are loaded. A segment is a model, with the bytes of its weights.
+    """Arena of the sessions of loaded models. Each model is one segment, with the bytes of its weights.
 
     Args:
         bundle: an open bundle.
-        budget: bytes that may be resident at once.
-        threads: threads that one run may use.
+        budget: maximum bytes of weights that may be resident at once.
+        threads: maximum number of threads that one run may use.
         loading: settings of how models are loaded.
     """
 
     def __init__(self, bundle: Bundle, budget: int, threads: int, loading: Loading) -> None:
         super().__init__(_sizes(bundle), budget, loading)
         self.sessions: dict[str, dict[str, ort.InferenceSession]] = {}
-        """Model -> stage -> its session."""
+        """Model -> stage -> session of the stage, for the models that are loaded."""
         self._bundle = bundle
         self._options = quiet(threads)
 
@@ -59,12 +60,12 @@ class _LoadedSessions(Arena):
 
 
 class OrtSessions(ArenaBackend[_LoadedSessions]):
-    """Backend without sharing, see :class:`gemel.runtime.backends.Backend`. A model is its own and only segment.
+    """Backend whose models share no weights, see :class:`gemel.runtime.backends.Backend`. Each model is one segment.
 
     Args:
         bundle: an open bundle.
-        memory: budget for weights.
-        threads: threads that one run may use.
+        memory: memory setting that gives the budget for weights; see :mod:`gemel.bundles.budget`.
+        threads: maximum number of threads that one run may use.
         loading: settings of how models are loaded.
 
     Raises:
@@ -111,7 +112,7 @@ class OrtSessions(ArenaBackend[_LoadedSessions]):
 
 
 def _sizes(bundle: Bundle) -> dict[str, int]:
-    """Return the bytes of each model's weights. A session of each stage holds its own copy."""
+    """Return model -> bytes of its weights. Stages do not share weights: every session holds its own copy."""
     tensors = bundle.manifest.tensors
     return {
         name: sum(tensors[each].length for stage in model.stages.values() for each in set(stage.weights))

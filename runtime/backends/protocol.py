@@ -1,4 +1,4 @@
-"""Interface of a backend, and of the class that opens it."""
+"""Interface of a backend, and of the class that opens a backend."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ __all__ = ["Backend", "BackendOpener", "BackendOptions"]
 
 
 class Backend(Protocol):
-    """Programs and an arena on one device: makes models resident and runs their stages."""
+    """Interface to programs and an arena on one device: makes models resident and runs their stages."""
 
     name: str
     threads: int
-    """Threads that one run may use."""
+    """Maximum number of CPU threads that one run may use."""
     loading: Loading
     """Settings of how weights are loaded."""
 
     @property
     def folder(self) -> Path:
-        """Device cache of the bundle: what was made from the bundle for this device."""
+        """Folder of the device cache: files that were made from the bundle for this device."""
         ...
 
     @property
     def segments(self) -> Mapping[str, int]:
-        """Segments that are swapped, with their bytes."""
+        """Segment -> bytes, for the segments that can be loaded and evicted."""
         ...
 
     @property
     def budget(self) -> int:
-        """Bytes of weights that may be in memory at once."""
+        """Maximum bytes of weights that may be in memory at once."""
         ...
 
     @property
     def room(self) -> int:
-        """Bytes of the budget that segments may fill. Private copies of weights take the rest."""
+        """Bytes of the budget that segments may fill. Private copies of weights take the rest of the budget."""
         ...
 
     @property
     def stats(self) -> ArenaStats:
-        """Counters of loads and evictions so far."""
+        """Counters of loads and evictions since the backend was opened."""
         ...
 
     def segments_of(self, model: str) -> tuple[str, ...]:
@@ -62,15 +62,17 @@ class Backend(Protocol):
         Args:
             load: segments to load.
             evict: segments to evict first; no active model may hold one of them.
-            done: called when all loads are over, on any thread.
+            done: function called without arguments when all loads have ended, on any thread. Not called if nothing has
+                to be loaded.
 
         Raises:
-            BackendError: the segments to be loaded do not fit; nothing was done.
+            BackendError: an active model holds a segment to be evicted, or the segments to be loaded do not fit. In
+                both cases nothing was evicted or loaded.
         """
         ...
 
     def loaded(self, segments: Sequence[str]) -> bool:
-        """Return whether no model must wait for any of the segments."""
+        """Return whether a model can use the segments without waiting for a load."""
         ...
 
     def evict(self) -> None:
@@ -86,14 +88,14 @@ class Backend(Protocol):
         ...
 
     def release(self, model: str) -> None:
-        """Allow the model's segments to be evicted."""
+        """Allow a model's segments to be evicted."""
         ...
 
     def run(self, model: str, stage: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run a stage of an active model.
 
         Args:
-            model: name in the manifest.
+            model: name of the model in the manifest.
             stage: ``main`` or the name of another stage of the model.
             inputs: arrays by input name, contiguous, with the dtypes that the manifest states.
 
@@ -101,12 +103,12 @@ class Backend(Protocol):
             Arrays by output name.
 
         Raises:
-            BackendError: the device refused or failed.
+            BackendError: the model is not active, or the device refused or failed to run the stage.
         """
         ...
 
     def close(self) -> None:
-        """Give everything back. The backend cannot be used any more."""
+        """Free all memory and the device. The backend cannot be used afterwards."""
         ...
 
     def __enter__(self) -> Backend: ...
@@ -121,17 +123,17 @@ class BackendOptions:
     """Options with which any backend is opened."""
 
     memory: str | int
-    """Budget for weights, as :func:`gemel.bundles.budget.parse_memory` returns it."""
+    """Memory setting that gives the budget for weights, as :func:`gemel.bundles.budget.parse_memory` returns it."""
     threads: int
-    """Threads that one run may use."""
+    """Maximum number of CPU threads that one run may use."""
     loading: Loading
     """Settings of how weights are loaded."""
     progress: Callable[[str], None]
-    """Called with each model that is prepared for the device."""
+    """Function called with the name of each model that is prepared for the device."""
 
 
 class BackendOpener(Protocol):
-    """Class of a backend, as the registry uses it."""
+    """Class that opens a backend, as the registry expects it."""
 
     def open(self, bundle: Bundle, name: str, options: BackendOptions) -> Backend:
         """Open the backend on the device that this machine has.
@@ -139,7 +141,7 @@ class BackendOpener(Protocol):
         Args:
             bundle: an open bundle.
             name: name under which the class is registered.
-            options: options of the user, checked.
+            options: options that the user chose, already checked.
 
         Raises:
             InputError: the budget is too small.

@@ -1,7 +1,7 @@
-"""Registry of backends: finds the class of a backend by name, and imports it only when it is opened.
+"""Registry of backends: finds the class of a backend by name, and imports the class only when the backend is opened.
 
 A new backend is one file in this folder, with a class that opens as :class:`.protocol.BackendOpener` says, and one line
-in the table below.
+in :data:`BACKENDS`.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ BACKENDS = {
     "tensorrt-rtx": ".tensorrt:TensorRt",
     "ort-sessions": ".ort_sessions:OrtSessions",
 }
-"""Name of each backend to ``module:class``; a module that starts with a dot lies in this folder.
+"""Name of a backend -> its class, as ``module:class``; a module whose name starts with a dot lies in this folder.
 
-``ort-sessions`` exists to be compared with the others."""
+``ort-sessions`` is a baseline that the other backends are compared with."""
 
 
 def check_backend(name: str) -> None:
-    """Refuse a backend that does not exist, before any work is done for it.
+    """Check that a backend exists, before any work is done for it.
 
     Raises:
         InputError: the name is not one of :data:`BACKENDS`.
@@ -51,18 +51,20 @@ def open_backend(
     loading: Loading = WARM,
     progress: Callable[[str], None] = lambda model: None,
 ) -> Backend:
-    """Open the backend of a bundle, and make the device cache where it is missing.
+    """Open a backend for a bundle, and make the device cache if it is missing.
 
     Args:
         bundle: an open bundle.
-        name: name of the backend; the one that the workload names when left out.
-        memory: budget for weights, see :mod:`gemel.bundles.budget`; the bundle's own setting when left out.
-        threads: threads that one run may use. When left out, one less than the cores, because decoding needs one.
+        name: name of the backend; the backend that the workload names when left out.
+        memory: memory setting that gives the budget for weights, see :mod:`gemel.bundles.budget`; the bundle's own
+            setting when left out.
+        threads: maximum number of threads that one run may use. When left out, one less than the number of cores,
+            because decoding needs a core.
         loading: settings of how weights are loaded.
-        progress: called with each model that is prepared for the device.
+        progress: function called with the name of each model that is prepared for the device.
 
     Raises:
-        InputError: an unknown backend, or a memory setting that is not allowed or too small.
+        InputError: the backend is unknown, or the memory setting is not allowed or too small.
         BackendError: the device is missing or cannot run the bundle.
     """
     name = name or bundle.manifest.device.backend
@@ -79,6 +81,6 @@ def open_backend(
 
 
 def _find(name: str) -> BackendOpener:
-    """Import the class of a backend."""
+    """Import and return the class of a backend."""
     module, title = BACKENDS[name].split(":")
     return cast(BackendOpener, getattr(import_module(module, __package__), title))

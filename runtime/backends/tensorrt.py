@@ -1,7 +1,7 @@
-"""Backends ``tensorrt`` and ``tensorrt-rtx``: one engine per program, however many models have the program.
+"""Backends ``tensorrt`` and ``tensorrt-rtx``: one engine per program, which all models with the program share.
 
-An engine either reads weights where the device arena has them (bound), or keeps a private copy that is filled from the
-arena (refitted). Measurements on the device decide which.
+An engine either reads weights at their addresses in the device arena (bound), or keeps a private copy of the weights
+that is filled from the arena (refitted). Measurements on the device decide between the two.
 """
 
 from __future__ import annotations
@@ -31,18 +31,20 @@ _log = logging.getLogger(__name__)
 class TensorRt(OnDevice):
     """Backend of TensorRT or TensorRT for RTX, see :class:`gemel.runtime.backends.Backend`.
 
-    Engines are read from the device cache. Those that are missing, or not for this device or version, are built before
-    the arena takes its memory. A program that is faster with its weights as constants is *refitted* if the budget has
-    room for its private copy: when another model runs, its weights are copied from the arena into the engine.
+    Engines are read from the device cache. Engines that are missing, or were built for another device or another
+    version of the library, are built before the arena takes its memory. A program that is faster with its weights as
+    constants is *refitted* if the budget has room for a private copy of the weights: when another model with the
+    program runs, that model's weights are copied from the arena into the engine.
 
     Args:
         bundle: an open bundle.
-        device: device that runs the models. The backend closes it.
+        device: device that runs the models. The backend closes the device.
         library: TensorRT or TensorRT for RTX.
-        memory: budget for weights.
-        threads: CPU threads for programs that the library refuses.
+        memory: memory setting that gives the budget for weights; see :mod:`gemel.bundles.budget`.
+        threads: maximum number of CPU threads for programs that the library refuses.
         loading: settings of how weights are loaded.
-        progress: called with each program before its engine is built.
+        progress: function called before the engine of each program is built; see
+            :data:`gemel.runtime.engines.store.BuildProgress`.
 
     Raises:
         InputError: the budget is too small.
@@ -78,7 +80,7 @@ class TensorRt(OnDevice):
     @classmethod
     def open(cls, bundle: Bundle, name: str, options: BackendOptions) -> TensorRt:
         """Open the backend on the first card, see :class:`.protocol.BackendOpener`."""
-        # A missing library is reported before a card is touched.
+        # A missing library is reported before a card is opened.
         library = find_library(name)
         return open_on_card(
             lambda device: cls(
@@ -114,7 +116,7 @@ class TensorRt(OnDevice):
         return engine
 
     def _opened(self, stage: Stage) -> Engine | None:
-        """Open the engine of a stage's program and return it; None if the library cannot use the engine."""
+        """Open and return the engine of a stage's program; return None if the library cannot use the engine."""
         program = stage.program
         # An engine that was built again may have got another mode.
         if program in self._copies and self._engines.engines[program].refit is not None:
@@ -122,14 +124,14 @@ class TensorRt(OnDevice):
             return self._opener.refitted(
                 data, stage, split_model(read_model(self._bundle.file(stage.file).read_bytes())).proto
             )
-        # The program has no private copy after all. The budget's share for the copy stays free, because the arena
+        # The program has no private copy after all. The bytes of the budget for the copy stay unused, because the arena
         # cannot grow.
         self._copies.pop(program, None)
         return self._opener.bound(self._engines.path(program).read_bytes(), stage)
 
 
 def _copies(bundle: Bundle, engines: Engines) -> dict[str, int]:
-    """Return the bytes of the weights that each refitted engine holds, by program."""
+    """Return program -> bytes of the weights that the program's refitted engine holds."""
     content = bundle.manifest
     return {
         stage.program: sum(content.tensors[tensor].length for tensor in stage.weights)
@@ -140,7 +142,7 @@ def _copies(bundle: Bundle, engines: Engines) -> dict[str, int]:
 
 
 def _fit(bundle: Bundle, device: Device, memory: str | int, copies: int) -> bool:
-    """Return whether the budget and the device have room for ``copies`` bytes beside the arena."""
+    """Return whether the budget and the device have room for ``copies`` bytes in addition to the arena."""
     try:
         needed = min(allowed(bundle, memory, copies), allowed(bundle, "all", copies))
     except InputError:

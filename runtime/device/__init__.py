@@ -1,7 +1,7 @@
-"""Devices: memory, copies, streams and events. One file per kind of device, imported when it is used.
+"""Devices: memory, copies, streams and events. Each kind of device is one file, imported when that kind is used.
 
-``cuda.py`` drives an NVIDIA card through pycuda. The tests have a double, made of this machine's memory with threads
-for streams, so that all code above a device runs without a card.
+``cuda.py`` drives an NVIDIA card through pycuda. The tests have a fake device, which uses this machine's memory, and
+threads as streams, so that all code that uses a device can run without a card.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["Device", "DeviceArray", "Event", "Stream"]
 
 @dataclass(frozen=True)
 class DeviceArray:
-    """Contiguous array in a device's memory."""
+    """Contiguous array in a device's memory: its address, dtype and shape."""
 
     address: int
     dtype: np.dtype[Any]
@@ -25,19 +25,19 @@ class DeviceArray:
 
 
 class Stream(Protocol):
-    """Queue of device work, done in the order in which it was asked for, while the caller goes on."""
+    """Queue of work for a device, which does the work in the order of the requests while the caller goes on."""
 
     @property
     def handle(self) -> int:
-        """Number by which libraries that add work to the stream know it; for CUDA, a ``cudaStream_t``."""
+        """Handle of the stream, for libraries that add work to the stream; for CUDA, a ``cudaStream_t``."""
         ...
 
     def wait(self, event: Event) -> None:
-        """Hold back work that is asked for later until ``event`` has happened; the caller goes on."""
+        """Delay all work that is added to the stream later until ``event`` has happened; the caller goes on."""
         ...
 
     def synchronize(self) -> None:
-        """Block the caller until all work is done. A core may be kept busy meanwhile, for the shortest delay.
+        """Block the caller until all work in the stream is done. Waiting may keep a core busy, for the shortest delay.
 
         Raises:
             BackendError: some of the work failed.
@@ -46,10 +46,10 @@ class Stream(Protocol):
 
 
 class Event(Protocol):
-    """Mark in a stream."""
+    """Marker in a stream, which happens when the work in front of the marker is done."""
 
     def record(self, stream: Stream) -> None:
-        """Have the event happen when all work that the stream was asked for so far is done."""
+        """Put the event into a stream: the event happens when all work that the stream has so far is done."""
         ...
 
     @property
@@ -58,49 +58,52 @@ class Event(Protocol):
         ...
 
     def synchronize(self) -> None:
-        """Block the caller, asleep, until the event has happened.
+        """Block the caller, without using a core, until the event has happened.
 
         Raises:
-            BackendError: work that was asked for before it failed.
+            BackendError: work that was added to the stream before the event failed.
         """
         ...
 
 
 class Device(Protocol):
-    """One device. Memory is counted in bytes; addresses are those that kernels take. Any thread may use it."""
+    """Interface to one device. Sizes are in bytes, and addresses are those that kernels on the device take.
+
+    Any thread may call the methods.
+    """
 
     name: str
     target: str
-    """Compute capability that engines are built for, such as ``sm86``; empty where there is none."""
+    """Compute capability of the device, for which engines are built, such as ``sm86``; empty if there is none."""
     unified: bool
-    """Whether the device reads the machine's own memory, as on a Jetson."""
+    """Whether the device and the CPU share one memory, as on a Jetson."""
     ort_provider: str
-    """ONNX Runtime's execution provider for the device."""
+    """Name of ONNX Runtime's execution provider for the device."""
     ort_memory: str
     """ONNX Runtime's name for the device's memory, as IO binding takes it: ``cuda`` or ``cpu``."""
     ort_shares_activations: bool
-    """Whether ONNX Runtime keeps the activations of all sessions in one arena on the device."""
+    """Whether ONNX Runtime can keep the activations of all sessions in one memory arena on the device."""
 
     def allocate(self, size: int) -> int:
-        """Return the address of ``size`` new bytes, at least 1; a multiple of 256.
+        """Allocate ``size`` bytes (at least 1), and return their address, which is a multiple of 256.
 
         Raises:
-            BackendError: not enough memory is free; the message says how much is.
+            BackendError: not enough memory is free; the message says how many bytes are.
         """
         ...
 
     def free(self, address: int) -> None:
-        """Give back memory that :meth:`allocate` returned.
+        """Release memory that :meth:`allocate` returned.
 
         Raises:
-            BackendError: the memory was given back already, or never allocated.
+            BackendError: the memory was released already, or never allocated.
         """
         ...
 
     def pinned(self, size: int) -> NDArray[np.uint8]:
-        """Return ``size`` bytes, at least 1, of page-locked host memory, which the device copies without the CPU.
+        """Allocate ``size`` bytes (at least 1) of page-locked host memory, which the device copies without the CPU.
 
-        The memory is given back when no array refers to it.
+        The memory is released when no array refers to it any more.
 
         Raises:
             BackendError: not enough memory is free.
@@ -108,15 +111,15 @@ class Device(Protocol):
         ...
 
     def stream(self) -> Stream:
-        """Make a stream."""
+        """Create and return a stream."""
         ...
 
     def event(self) -> Event:
-        """Make an event."""
+        """Create and return an event."""
         ...
 
     def upload(self, target: int, source: NDArray[Any], stream: Stream) -> None:
-        """Copy a C-contiguous array to an address. The array must not change until the copy is done.
+        """Copy a C-contiguous array to a device address, in a stream. The array must not change before the copy ends.
 
         Raises:
             BackendError: the array is not contiguous, or the address is known to be wrong.
@@ -124,7 +127,7 @@ class Device(Protocol):
         ...
 
     def download(self, target: NDArray[Any], source: int, stream: Stream) -> None:
-        """Copy from an address into a C-contiguous array. The array must not be read until the copy is done.
+        """Copy from a device address to a C-contiguous array, in a stream. The array must not be read before the end.
 
         Raises:
             BackendError: the array is not contiguous, or the address is known to be wrong.
@@ -132,20 +135,20 @@ class Device(Protocol):
         ...
 
     def move(self, target: int, source: int, size: int, stream: Stream) -> None:
-        """Copy ``size`` bytes from one address on the device to another.
+        """Copy ``size`` bytes from one address on the device to another, in a stream.
 
         Raises:
-            BackendError: the two places overlap, or an address is known to be wrong.
+            BackendError: the two ranges overlap, or an address is known to be wrong.
         """
         ...
 
     def memory(self) -> tuple[int, int]:
-        """Return the free and the total bytes of the device's memory."""
+        """Return the unused bytes and the total bytes of the device's memory."""
         ...
 
     def close(self) -> None:
-        """Give all allocations back; nothing may use them any more. Idempotent.
+        """Release all allocations; nothing may use them afterwards. Idempotent.
 
-        Streams, events and page-locked memory are given back with their objects.
+        Streams, events and page-locked memory are released when their Python objects are deleted.
         """
         ...

@@ -1,10 +1,11 @@
-"""NVIDIA card, through pycuda.
+"""NVIDIA card as a device, driven through pycuda.
 
-All work happens in the card's primary context. ONNX Runtime and TensorRT use the same one, so they can use our
+All work happens in the card's primary context. ONNX Runtime and TensorRT use the same context, so they can use our
 addresses and streams. The context is retained once, until the process ends, as these libraries do.
 
-Each call makes the context current on the calling thread and takes it off again. pycuda ends the process when a thread
-ends on which the context is still current, and leaks objects that are deleted on a thread where it is not.
+Each call makes the context current on the calling thread and removes it afterwards. If the context is still current on
+a thread that ends, pycuda ends the process. If an object is deleted on a thread where the context is not current,
+pycuda leaks the object.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ _WITHOUT = "; --backend ort-cpu works without"
 
 
 def _driver() -> Any:
-    """Import ``pycuda.driver``.
+    """Import and return ``pycuda.driver``.
 
     Raises:
-        BackendError: pycuda or the driver is not installed.
+        BackendError: pycuda or the NVIDIA driver is not installed, or pycuda cannot be loaded.
     """
     try:
         return importlib.import_module("pycuda.driver")
@@ -67,11 +68,11 @@ def _card() -> tuple[Any, Any]:
 
 
 class _Resource:
-    """Owner of an object of pycuda's, which is given back with this one.
+    """Owner of a pycuda object, which is released when the owner is deleted.
 
     Args:
-        device: device that the object belongs to.
-        make: makes the object, given ``pycuda.driver``.
+        device: device that the pycuda object belongs to.
+        make: function that creates the pycuda object, called with ``pycuda.driver``.
     """
 
     def __init__(self, device: CudaDevice, make: Callable[[Any], Any]) -> None:
@@ -80,13 +81,13 @@ class _Resource:
             self.raw = make(driver)
 
     def __del__(self) -> None:
-        # Nothing to give back where making it failed; no card to give it back to while the process ends.
+        # There is no object if creating it failed, and no card any more while the process ends.
         with suppress(BackendError), self._device.current():
             del self.raw
 
 
 class CudaStream(_Resource):
-    """CUDA stream, see :class:`gemel.runtime.device.Stream`. It does not wait for the default stream."""
+    """CUDA stream that does not wait for CUDA's default stream, see :class:`gemel.runtime.device.Stream`."""
 
     def __init__(self, device: CudaDevice) -> None:
         super().__init__(device, lambda driver: driver.Stream(_NON_BLOCKING))
@@ -137,7 +138,7 @@ class _Pinned(_Resource):
 
 
 class CudaDevice:
-    """First card that CUDA shows, see :class:`gemel.runtime.device.Device`.
+    """First NVIDIA card that CUDA lists, see :class:`gemel.runtime.device.Device`.
 
     Raises:
         BackendError: pycuda, the driver or a card is missing.
@@ -157,7 +158,7 @@ class CudaDevice:
 
     @contextmanager
     def current(self) -> Iterator[Any]:
-        """Make the card's context current on the calling thread; yields ``pycuda.driver``.
+        """Make the card's context current on the calling thread inside a ``with`` block, and yield ``pycuda.driver``.
 
         Raises:
             BackendError: pycuda raised an error inside the ``with`` block.

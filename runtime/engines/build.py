@@ -16,11 +16,11 @@ __all__ = ["Built", "build_engine"]
 
 @dataclass(frozen=True)
 class Built:
-    """Serialised engine."""
+    """Serialised TensorRT engine, as the builder returns it."""
 
     data: bytes
     layers: int
-    """Layers of the network that the engine was built from."""
+    """Number of layers of the network that the engine was built from."""
 
 
 def build_engine(
@@ -33,7 +33,7 @@ def build_engine(
     flags: Sequence[str] = (),
     timings: Timings | None = None,
 ) -> Built:
-    """Build the engine of a program.
+    """Build the TensorRT engine of a program.
 
     The engine computes in the types that the program states. A card that can do so rounds the factors of float32
     products to TF32, as PyTorch's convolutions do.
@@ -41,11 +41,12 @@ def build_engine(
     Args:
         library: library that builds the engine.
         proto: serialised program, see :mod:`gemel.bundles.program`.
-        rows: inputs whose first dimension is free, with its largest size. The engine is tuned for that size.
+        rows: input -> maximum size of its first dimension, for inputs whose first dimension is dynamic. The engine is
+            tuned for that size.
         targets: compute capabilities to build for, such as ``sm86``; this machine's device when left out.
         blob: file of the weights that are constants of the program.
         flags: names of the builder flags to set.
-        timings: kernel times known on this machine's device. New ones are added.
+        timings: timing cache of this machine's device: known kernel times, to which new ones are added.
 
     Raises:
         BackendError: the library refuses the program, or there is no such device; the message quotes the library.
@@ -86,12 +87,12 @@ def build_engine(
 
 
 def _shape(network: Any, name: str) -> tuple[int, ...]:
-    """Return all dimensions of an input but the first."""
+    """Return all dimensions of a network's input except the first."""
     ports = (network.get_input(index) for index in range(network.num_inputs))
     return next(tuple(port.shape)[1:] for port in ports if port.name == name)
 
 
 def _reasons(parser: Any) -> list[str]:
-    """Return the parser's errors with their operators; a description alone may be as little as ``false``."""
+    """Return the parser's errors, each with its operator; a description alone may be as short as ``false``."""
     errors = map(parser.get_error, range(parser.num_errors))
     return [f"operator {error.node_operator()}, {error.code().name}: {error.desc()}" for error in errors]

@@ -1,8 +1,8 @@
-"""Choose the mode of a program on this machine's device: build both engines, run them, and compare their times.
+"""Choose the mode of a program on this machine's device: build a bound and a refitted engine, and compare their times.
 
 Refitting saves no memory: the engine's private copy adds to what the arena holds. So a refitted engine must be faster
-by more than the error of the measurement. Where models share the program, any run may follow one of another model, and
-then needs a refit first.
+by more than the error of the measurement. If several models share the program, a run may follow a run of another model,
+and then needs a refit first, whose time counts too.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ __all__ = ["choose_mode", "pick"]
 _Array = NDArray[Any]
 
 _WORTH = 1.05
-"""Ratio of bound to refitted time above which a private copy is worth its memory."""
+"""Ratio of a bound run's time to a refitted run's time above which a private copy is worth its memory."""
 _ALIKE = 0.02
-"""Largest difference between outputs, relative to the largest output: kernels round differently."""
+"""Maximum difference of two engines' outputs that counts as rounding, as a fraction of the largest output."""
 _WARM_UP, _ROUNDS = 10, 30
-"""Runs of each engine that are not timed, and that are."""
+"""Number of warm-up runs of each engine, and number of timed runs."""
 
 
 def pick(
@@ -50,11 +50,11 @@ def pick(
     device: Device,
     timings: Timings | None,
 ) -> tuple[ModeChoice, Built | None]:
-    """Choose the mode of a program with weights.
+    """Choose whether a program with weights runs bound or refitted, by timing an engine of each mode.
 
     Args:
         bundle: an open bundle.
-        stage: stage of a model with this program. The refitted engine is built with its weights.
+        stage: stage of a model with this program. The refitted engine is built with the stage's weights.
         proto: serialised program.
         rows: see :func:`.build.build_engine`. The engines are timed with inputs of these sizes.
         bound: engine of the program with weights as inputs.
@@ -63,7 +63,7 @@ def pick(
         timings: see :func:`.build.build_engine`.
 
     Returns:
-        The mode, and the refitted engine if that mode was chosen.
+        The mode with its times, and the refitted engine if the mode is ``refit``, otherwise None.
     """
     content = bundle.manifest
     users = [
@@ -78,7 +78,8 @@ def pick(
     opener = EngineOpener(library, device, device.stream())
     try:
         refit = build_engine(library, constant, rows, blob=bundle.file(content.blob), flags=flags, timings=timings)
-        # Measured with another model's weights where there is one: this shows if the engine keeps any of the first's.
+        # Measured with the weights of another model with this program, if there is one: that shows whether the engine
+        # wrongly keeps weights of the first model.
         bound_ms, refit_ms, swap_ms = _measure(bundle, [stage, *users][-1], proto, rows, bound, refit, opener)
     except (BackendError, RuntimeError, TypeError, ValueError) as error:
         # The bound engine runs in any case.
@@ -90,15 +91,15 @@ def pick(
 
 
 def choose_mode(bound_ms: float, refit_ms: float, swap_ms: float, *, shared: bool) -> ModeChoice:
-    """Choose the mode from measured times.
+    """Choose the mode of a program from measured times.
 
     >>> choose_mode(1.2, 1.0, 0.3, shared=False).mode, choose_mode(1.2, 1.0, 0.3, shared=True).mode
     ('refit', 'bound')
 
     Args:
-        bound_ms: time of a run with weights as inputs.
-        refit_ms: time of a run with weights as constants.
-        swap_ms: time of a refit.
+        bound_ms: milliseconds of a run with weights as inputs.
+        refit_ms: milliseconds of a run with weights as constants.
+        swap_ms: milliseconds of copying another model's weights into the engine (a refit).
         shared: whether other models have the same program with other weights.
     """
     faster = bound_ms > _WORTH * (refit_ms + (swap_ms if shared else 0.0))
@@ -118,7 +119,7 @@ def _measure(
     """Return the milliseconds of a bound run, of a refitted run and of a refit, with the weights of a stage.
 
     Raises:
-        BackendError: an engine cannot be run, or the outputs of the two differ.
+        BackendError: an engine cannot be run, or the outputs of the bound and the refitted engine differ.
     """
     one, other = opener.bound(bound.data, stage), opener.refitted(refit.data, stage, proto)
     if one is None or other is None:
@@ -141,7 +142,9 @@ def _measure(
 
 
 def _check_alike(bound: Mapping[str, _Array], refit: Mapping[str, _Array]) -> None:
-    """Check that both engines give the same outputs. TensorRT 11.3 drops biases from engines that can be refitted.
+    """Check that the outputs of a bound and a refitted engine are the same, except for rounding.
+
+    The check exists because TensorRT 11.3 drops biases from engines that can be refitted.
 
     Raises:
         BackendError: outputs differ by more than rounding.
@@ -157,7 +160,7 @@ def _check_alike(bound: Mapping[str, _Array], refit: Mapping[str, _Array]) -> No
 
 @contextmanager
 def _uploaded(arrays: Sequence[_Array], device: Device, stream: Stream) -> Iterator[list[DeviceArray]]:
-    """Upload arrays to the device, and free them at the end of the ``with`` block."""
+    """Upload arrays to the device, yield them, and free their memory at the end of the ``with`` block."""
     places: list[DeviceArray] = []
     try:
         for array in arrays:

@@ -24,14 +24,14 @@ E = TypeVar("E", bound="Engine")
 
 
 class NoRoomError(BackendError):
-    """Device with less free memory than is asked for."""
+    """Error of a device that has less free memory than was requested."""
 
 
 def allocate(device: Device, size: int) -> int:
-    """Allocate device memory, with an error of its own where there is too little.
+    """Allocate device memory and return its address; raise a distinct error if there is too little.
 
     Raises:
-        NoRoomError: not enough memory is free; the message says how much is.
+        NoRoomError: not enough memory is free; the message says how many bytes are.
     """
     try:
         return device.allocate(size)
@@ -40,14 +40,14 @@ def allocate(device: Device, size: int) -> int:
 
 
 class _Block:
-    """Device memory that grows to the largest size asked for, and has one user at a time."""
+    """Device memory that grows to the largest size requested so far, and has one user at a time."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
         self._address, self._size = 0, 0
 
     def take(self, size: int) -> int:
-        """Return the address of ``size`` bytes. Earlier contents are lost, and earlier addresses may be invalid.
+        """Return the address of ``size`` bytes of the memory. Old contents are lost; old addresses may be invalid.
 
         Raises:
             NoRoomError: not enough memory is free.
@@ -58,7 +58,7 @@ class _Block:
         return self._address
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         if self._size:
             self._device.free(self._address)
         self._address, self._size = 0, 0
@@ -67,7 +67,8 @@ class _Block:
 class EngineOpener:
     """Opener of one library's engines on one device.
 
-    The engines take turns in one stream. They share one block of activations, as large as any of them needs.
+    The engines run one after the other in one stream. They share one block of memory for activations, which is as large
+    as the most demanding engine needs.
 
     Args:
         library: library that built the engines.
@@ -89,7 +90,7 @@ class EngineOpener:
             stage: stage of any model with this program.
 
         Returns:
-            The engine; None where the library cannot use it, for example because another version built it.
+            The engine; None if the library cannot use it, for example because another version built it.
 
         Raises:
             BackendError: the library cannot make an execution context of the engine.
@@ -98,7 +99,7 @@ class EngineOpener:
         return None if engine is None else self._with(BoundEngine(self, engine, stage))
 
     def refitted(self, data: bytes, stage: Stage, proto: bytes) -> RefitEngine | None:
-        """Open an engine that holds a private copy of weights. The copy has no values until the first refit.
+        """Open an engine that holds a private copy of its weights. The copy has no values until the first refit.
 
         Args:
             data: serialised engine.
@@ -106,23 +107,23 @@ class EngineOpener:
             proto: serialised program.
 
         Returns:
-            The engine; None where the library cannot use it.
+            The engine; None if the library cannot use it.
 
         Raises:
-            BackendError: the engine's weights are not those of the program.
+            BackendError: the names of the engine's weights are not those of the program's weights.
         """
         engine = self._loaded(data)
         return None if engine is None else self._with(RefitEngine(self, engine, stage, proto))
 
     def close(self) -> None:
-        """Give back the device memory of all opened engines; none of them may be used any more."""
+        """Free the device memory of all opened engines; none of them may be used afterwards."""
         for engine in self._opened:
             engine.close()
         self._opened.clear()
         self.block.close()
 
     def _loaded(self, data: bytes) -> Any:
-        """Deserialise an engine; None where the library cannot use it."""
+        """Return a deserialised engine; None if the library cannot use the engine."""
         # Errors from now on are about this engine.
         self.library.logger().errors.clear()
         return self._runtime.deserialize_cuda_engine(data)
@@ -133,7 +134,7 @@ class EngineOpener:
 
 
 class Engine(ABC):
-    """Common part of both modes, see :class:`gemel.runtime.backends.on_device.Executable`."""
+    """Base class of bound and refitted engines, see :class:`gemel.runtime.backends.on_device.Executable`."""
 
     def __init__(self, opener: EngineOpener, engine: Any, stage: Stage) -> None:
         trt = opener.library.module
@@ -173,7 +174,7 @@ class Engine(ABC):
         return outputs
 
     def close(self) -> None:
-        """Give back the device memory of the outputs."""
+        """Free the device memory of the engine's outputs."""
         for block in self._outputs.values():
             block.close()
 
@@ -189,7 +190,7 @@ class Engine(ABC):
 
 
 class BoundEngine(Engine):
-    """Engine that reads weights, as inputs, where they lie; nothing is copied.
+    """Engine that takes weights as inputs and reads them at their addresses in the arena, without a copy.
 
     Raises:
         BackendError: the library cannot make an execution context of the engine.
@@ -207,10 +208,10 @@ class BoundEngine(Engine):
 
 
 class RefitEngine(Engine):
-    """Engine with a private copy of weights; a swap copies another model's weights into it, on the device.
+    """Engine with a private copy of its weights; a swap copies another model's weights into the engine, on the device.
 
     Raises:
-        BackendError: the names of the engine's weights are not those of the program.
+        BackendError: the names of the engine's weights are not those of the program's weights.
     """
 
     def __init__(self, opener: EngineOpener, engine: Any, stage: Stage, proto: bytes) -> None:
@@ -238,13 +239,13 @@ class RefitEngine(Engine):
     def bind(self, tensors: tuple[str, ...], weights: Sequence[DeviceArray]) -> None:
         # The copy has the right values even if the arena has moved the weights since.
         if self._tensors != tensors:
-            # A refit that fails half way leaves a mixture.
+            # A refit that fails half way leaves a mixture of old and new weights in the engine.
             self._tensors = None
             self.refit(weights)
             self._tensors = tensors
 
     def refit(self, weights: Sequence[DeviceArray]) -> None:
-        """Copy weights into the engine, and return when that is done: the arena may move them afterwards.
+        """Copy weights into the engine, and wait for the copy: afterwards the arena may move the weights.
 
         Raises:
             BackendError: the library refuses the weights.
@@ -269,6 +270,6 @@ class RefitEngine(Engine):
             self._make_context()
 
     def _check(self, name: str, taken: bool) -> None:
-        """Raise a BackendError unless the library took the weights of this name."""
+        """Raise a BackendError if the library did not accept the weights called ``name``."""
         if not taken:
             raise BackendError(f"{self._file}: cannot be refitted: its engine does not take weights {name}")

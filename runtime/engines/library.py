@@ -13,15 +13,15 @@ from ...errors import BackendError, InputError, install_hint
 __all__ = ["LIBRARIES", "Library", "find_library"]
 
 LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-"""Name of the backend, which is also the extra that installs it, to the library's Python module."""
+"""Backend (also the name of the extra that installs the library) -> Python module of the library."""
 
 
 @dataclass(frozen=True)
 class Library:
-    """One of the two libraries, imported.
+    """TensorRT or TensorRT for RTX, imported.
 
     Attributes:
-        backend: name that users know the library by.
+        backend: name of the backend by which users choose the library.
         module: Python module of the library. Gemel uses only what TensorRT 10.3 and 11 have in common.
     """
 
@@ -35,7 +35,10 @@ class Library:
 
     @cached_property
     def targets(self) -> tuple[str, ...]:
-        """Compute capabilities, such as ``sm86``, to build for without such a device; empty for TensorRT itself."""
+        """Compute capabilities, such as ``sm86``, that engines can be built for on a machine without such a device.
+
+        Empty for TensorRT itself, which builds only for the device of the machine.
+        """
         known = getattr(self.module, "ComputeCapability", None)
         names = known.__members__ if known is not None else ()
         return tuple(sorted((name.lower() for name in names if name.startswith("SM")), key=lambda name: int(name[2:])))
@@ -49,12 +52,12 @@ class Library:
         return _logger(self.module)
 
     def refusal(self, reasons: Sequence[str]) -> str:
-        """Return a message that the library refused something, with the first of ``reasons``."""
+        """Return an error message that says that the library refused something, with the first of ``reasons``."""
         reason = " ".join(reasons[0].split()) if reasons else "it does not say why"
         return f"{self.backend} {self.version} refuses it: {reason}"
 
     def check_targets(self, targets: Sequence[str]) -> None:
-        """Refuse compute capabilities that this library cannot build for on this machine.
+        """Check that the library can build engines for all of some compute capabilities on this machine.
 
         Raises:
             InputError: an engine for one of the targets cannot be built here.
@@ -69,7 +72,7 @@ class Library:
 
 
 def find_library(backend: str) -> Library:
-    """Import the library of a backend.
+    """Import and return the library of a backend.
 
     Raises:
         BackendError: the library is not installed, or cannot be loaded.

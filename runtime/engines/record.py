@@ -1,4 +1,4 @@
-"""Record of the engines of a bundle in one folder: the file ``engines.json`` beside the engines."""
+"""Record of the engines of a bundle in one folder: the file ``engines.json`` in that folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ __all__ = [
 ENGINES_RECORD = "engines.json"
 
 EngineMode = Literal["bound", "refit"]
-"""Mode of an engine: ``bound`` weights are inputs, ``refit`` weights are constants that a swap copies into it."""
+"""Mode of an engine.
+
+``bound``: weights are inputs. ``refit``: weights are constants; a swap copies another model's weights into the engine.
+"""
 
 
 class _Value(BaseModel):
@@ -35,17 +38,20 @@ class _Value(BaseModel):
 
 
 class ModeChoice(_Value):
-    """Mode of a program and the reason for it. Times are medians on the device, None unless both engines were timed."""
+    """Mode of a program, and the times that decided it or the reason why there are none.
+
+    Times are medians on the device, and None unless both a bound and a refitted engine were timed.
+    """
 
     mode: EngineMode = "bound"
     bound_ms: float | None = None
-    """Time of a run with weights as inputs."""
+    """Milliseconds of a run with weights as inputs."""
     refit_ms: float | None = None
-    """Time of a run with weights as constants."""
+    """Milliseconds of a run with weights as constants."""
     swap_ms: float | None = None
-    """Time of copying another model's weights into the engine."""
+    """Milliseconds of copying another model's weights into the engine."""
     why: str = "not measured"
-    """Reason why there are no times."""
+    """Reason why no times were measured."""
 
     def __str__(self) -> str:
         if self.bound_ms is None or self.refit_ms is None or self.swap_ms is None:
@@ -54,24 +60,24 @@ class ModeChoice(_Value):
 
 
 class EngineFile(_Value):
-    """File of one engine."""
+    """Size, SHA-256 and build data of one engine file."""
 
     bytes: int
     sha256: str
     layers: int
-    """Layers of the network that the engine was built from."""
+    """Number of layers of the network that the engine was built from."""
     seconds: float
-    """Build time in seconds."""
+    """Seconds that building the engine took."""
 
 
 class EngineSpec(EngineFile):
     """Bound engine of a program, and its refitted engine if there is one."""
 
     inputs: int
-    """Number of weights, which are inputs of the bound engine."""
+    """Number of the program's weights, which are inputs of the bound engine."""
     choice: ModeChoice = ModeChoice()
     refit: EngineFile | None = None
-    """Engine that runs if the mode is ``refit`` and the budget has room for its private copy of the weights."""
+    """Refitted engine, which runs if the budget has room for its private copy of weights; None in mode ``bound``."""
 
     @model_validator(mode="after")
     def _whole(self) -> EngineSpec:
@@ -81,39 +87,39 @@ class EngineSpec(EngineFile):
 
 
 class Engines(_Value):
-    """Engines of one bundle in one folder, with what built them."""
+    """Engines of one bundle in one folder, with the library and the device that they were built with."""
 
     folder: Path
-    """Folder of the engines; not part of the file."""
+    """Folder of the engines; not stored in the record's file."""
     library: str
-    """Backend whose library built the engines."""
+    """Name of the backend whose library built the engines."""
     version: str
-    """Version of that library."""
+    """Version of the library that built the engines."""
     targets: tuple[str, ...]
-    """Compute capabilities that the engines run on."""
+    """Compute capabilities of the devices that the engines run on."""
     device: str | None = None
-    """Name of the card that the engines were built on and tuned for; None if they were built without it."""
+    """Name of the card that the engines were built on and tuned for; None if they were built without a card."""
     bundle: str
-    """Id of the bundle."""
+    """Id of the bundle that the engines were built from."""
     engines: dict[Id, EngineSpec]
-    """Program id -> its engines."""
+    """Program id -> engine files and mode of the program."""
     refused: dict[Id, str] = {}
-    """Program id -> why the library refuses the program. Such programs have no weights, and run on the CPU."""
+    """Program id -> reason why the library refuses the program. Refused programs have no weights and run on the CPU."""
 
     @property
     def title(self) -> str:
-        """Library, version and targets in one line, and the card that the engines were built on."""
+        """One line of text with library, version and targets, and the card that the engines were built on."""
         where = f", built on {self.device}" if self.device else ""
         return f"{self.library} {self.version} for {', '.join(self.targets)}{where}"
 
     @property
     def bytes(self) -> int:
-        """Bytes of all engine files."""
+        """Total bytes of all engine files."""
         return sum(file.bytes for file in self.files.values())
 
     @property
     def files(self) -> dict[Path, EngineFile]:
-        """Path of every engine file -> what the record says of the file."""
+        """Path of every engine file -> size, SHA-256 and build data of the file."""
         found: dict[Path, EngineFile] = {}
         for program, spec in self.engines.items():
             found[self.path(program)] = spec
@@ -122,17 +128,17 @@ class Engines(_Value):
         return found
 
     def path(self, program: str, mode: EngineMode = "bound") -> Path:
-        """Return the path of a program's engine."""
+        """Return the path of the file that holds the engine of a program in one mode."""
         return engine_path(self.folder, program, mode)
 
 
 def engine_path(folder: Path, program: str, mode: EngineMode) -> Path:
-    """Return the path of a program's engine in a folder."""
+    """Return the path of the file in a folder that holds the engine of a program in one mode."""
     return folder / (f"{program}.engine" if mode == "bound" else f"{program}.refit.engine")
 
 
 def read_engines(folder: Path, bundle: Bundle) -> Engines:
-    """Read the record of a folder, and check every byte of its engines.
+    """Read the record of the engines in a folder, and verify the size and SHA-256 of every engine file.
 
     Raises:
         BundleError: a file is missing, damaged, or not a regular file; or the engines belong to another bundle.

@@ -25,11 +25,14 @@ from .timings import Timings
 __all__ = ["BuildProgress", "build_engines", "engines_for", "engines_in", "rows_of"]
 
 _LAYOUT = "2"
-"""Version of how engines are built and kept. Change it when the same bundle would get different engines."""
+"""Version number of how engines are built and stored. Change it when the same bundle would get different engines."""
 _FOLDER = re.compile(rf"({'|'.join(LIBRARIES)})-[0-9a-f]{{16}}")
 
 BuildProgress = Callable[[str, int, int], None]
-"""Called before a program's engine is built: with a model that has the program, its number from 1, and the total."""
+"""Function called before the engine of a program is built.
+
+Arguments: name of a model that has the program, number of the program (from 1), and number of all programs.
+"""
 
 
 def build_engines(
@@ -38,7 +41,7 @@ def build_engines(
     targets: Sequence[str],
     progress: BuildProgress = lambda model, number, count: None,
 ) -> Engines:
-    """Return the engines of all programs of a bundle for given targets; build those that are missing or damaged.
+    """Return the engines of all programs of a bundle for given targets; build them if one is missing or damaged.
 
     Engines are kept in the bundle's folder, or in the user's cache folder if the bundle cannot be written. The hashes
     of the bundle are verified before anything is built from it.
@@ -47,12 +50,12 @@ def build_engines(
         bundle: an open bundle.
         library: library that builds the engines.
         targets: compute capabilities to build for, such as ``sm86``, in any order.
-        progress: called before each engine is built.
+        progress: function called before the engine of each program is built; see :data:`BuildProgress`.
 
     Raises:
         InputError: an engine for one of the targets cannot be built here.
         BundleError: a file of the bundle is damaged.
-        BackendError: the library refuses a program, or nothing can be written.
+        BackendError: the library refuses a program, or no folder can be written.
     """
     library.check_targets(targets)
     targets = [target for target in library.targets if target in targets]
@@ -69,19 +72,19 @@ def engines_for(
 ) -> Engines:
     """Return the engines of a bundle for this machine's device: those built on it, or those that came with the bundle.
 
-    Where there are none, engines are built, and the mode of each program is chosen by measuring, see :mod:`.choice`.
-    Engines that came with the bundle are bound.
+    If there are none, engines are built, and the mode of each program is chosen by measuring, see :mod:`.choice`.
+    Engines that came with the bundle are always bound.
 
     Args:
         bundle: an open bundle.
         library: library that runs the engines.
         device: this machine's device.
-        progress: called before each engine is built.
-        fresh: build all engines again, because the library cannot use those that exist.
+        progress: function called before the engine of each program is built; see :data:`BuildProgress`.
+        fresh: whether to build all engines again, because the library cannot use those that exist.
 
     Raises:
         BundleError: a file of the bundle is damaged.
-        BackendError: the library refuses a program, or nothing can be written.
+        BackendError: the library refuses a program, or no folder can be written.
     """
     folders = _folders(bundle, library, (device.target, device.name))
     if fresh:
@@ -97,7 +100,7 @@ def engines_for(
 
 
 def engines_in(bundle: Bundle) -> list[Engines]:
-    """Return all engines in the bundle's folder, after checking every byte of them.
+    """Return all engines in the bundle's folder, after verifying the size and SHA-256 of every engine file.
 
     Raises:
         BundleError: a file is missing or damaged, or belongs to another bundle.
@@ -109,7 +112,7 @@ def engines_in(bundle: Bundle) -> list[Engines]:
 
 
 def rows_of(bundle: Bundle) -> dict[str, dict[str, int]]:
-    """Return, by program, the inputs whose first dimension is free, with its largest size.
+    """Return program -> input -> maximum size of its first dimension, for inputs whose first dimension is dynamic.
 
     A program takes one frame at a time, or as many regions as a two-stage detector may propose.
     """
@@ -125,13 +128,13 @@ def rows_of(bundle: Bundle) -> dict[str, dict[str, int]]:
 
 
 def _most(model: ModelSpec, stage: str) -> int:
-    """Return the most rows that a stage of a model takes."""
+    """Return the maximum number of rows (frames or regions) that a stage of a model takes at once."""
     regions: int = getattr(model.decode, "post_nms_topk", 1)
     return 1 if stage == "main" else regions
 
 
 def _fits(engines: Engines, library: Library, device: Device) -> bool:
-    """Return whether engines that were built without this device run on it."""
+    """Return whether engines that were built without a device can run on this device with this library."""
     return (
         (engines.library, engines.version) == (library.backend, library.version)
         and device.target in engines.targets
@@ -140,7 +143,7 @@ def _fits(engines: Engines, library: Library, device: Device) -> bool:
 
 
 def _folders(bundle: Bundle, library: Library, devices: Sequence[str]) -> tuple[Path, Path]:
-    """Return the folders that engines for these devices may lie in, the preferred one first."""
+    """Return the folders that may hold the engines for these devices, the preferred folder first."""
     parts = (bundle.id, library.version, *devices, _LAYOUT)
     name = f"{library.backend}-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:16]}"
     return cache.places(bundle, name)
@@ -159,7 +162,7 @@ def _make(
     device: Device | None,
     progress: BuildProgress,
 ) -> Engines:
-    """Return the engines in the first whole folder; if there is none, build them in the first writable one."""
+    """Return the engines in the first complete folder; if there is none, build them in the first writable folder."""
     return cache.find_or_make(
         folders,
         bundle,
@@ -169,7 +172,7 @@ def _make(
 
 
 def _stages(bundle: Bundle) -> dict[str, tuple[str, Stage]]:
-    """Return, by program, the first model that has the program, and its stage."""
+    """Return program -> first model that has the program, and the model's stage with the program."""
     found: dict[str, tuple[str, Stage]] = {}
     for name, model in bundle.manifest.models.items():
         for stage in model.stages.values():
@@ -231,7 +234,7 @@ def _fill(
 
 
 def _write(path: Path, built: Built, began: float) -> EngineFile:
-    """Write an engine, and return what the record says of the file."""
+    """Write an engine file, and return the file's entry for the record."""
     path.write_bytes(built.data)
     return EngineFile(
         bytes=len(built.data),
@@ -242,7 +245,7 @@ def _write(path: Path, built: Built, began: float) -> EngineFile:
 
 
 def _timings(bundle: Bundle, library: Library, device: Device) -> Timings | None:
-    """Return the timing cache of the card, which all bundles share; None for TensorRT for RTX, which times nothing."""
+    """Return the card's timing cache, which all bundles share; None for TensorRT for RTX, which times no kernels."""
     if library.backend == "tensorrt-rtx":
         return None
     name = hashlib.sha256(f"{library.version}\n{device.target}\n{device.name}".encode()).hexdigest()[:16]

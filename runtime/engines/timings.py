@@ -15,27 +15,33 @@ _DIGEST = hashlib.sha256().digest_size
 
 
 class Timings:
-    """Timing cache on disk: a digest, then the library's data. A damaged or missing file counts as an empty cache.
+    """Timing cache in a file: a SHA-256 digest, then the library's data. A damaged or missing file counts as empty.
 
     Args:
-        path: file of the cache; one per library, version and card.
+        path: file of the cache, one for each library, library version and card.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def lend(self, config: Any) -> None:
-        """Give a builder the known times before it builds. Does nothing if the library has no timing caches."""
+        """Give the known kernel times to a builder, before the engine is built.
+
+        Do nothing if the library has no timing caches.
+        """
         if not hasattr(config, "create_timing_cache"):
             return
-        # The library refuses another card's cache; an empty one is taken then.
+        # The library refuses the cache of another card; then it gets an empty cache.
         for data in (self._read(), b""):
             cache = config.create_timing_cache(data)
             if cache is not None and config.set_timing_cache(cache, False):
                 return
 
     def keep(self, config: Any) -> None:
-        """Write the builder's times to disk after it has built. A folder that cannot be written is no error."""
+        """Write a builder's kernel times to the file, after the engine was built.
+
+        If the folder cannot be written, the times are lost, without an error.
+        """
         cache = config.get_timing_cache() if hasattr(config, "get_timing_cache") else None
         if cache is None:
             return
@@ -45,7 +51,7 @@ class Timings:
             write_whole(self._path, hashlib.sha256(data).digest() + data)
 
     def _read(self) -> bytes:
-        """Read the library's data; empty if the file is missing or its digest is wrong."""
+        """Return the library's data from the file; empty if the file is missing or its digest is wrong."""
         try:
             content = self._path.read_bytes()
         except OSError:

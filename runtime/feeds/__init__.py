@@ -1,7 +1,7 @@
-"""Feeds of a run: each camera, stream or recording is read on a thread of its own, which holds frames ready.
+"""Feeds of a run: each camera, stream or recording is read on its own thread, which keeps frames ready to be taken.
 
-:mod:`.feed` has the thread, and :mod:`.pacing` decides when frames are due. Sources are opened and decoded by
-:mod:`gemel.frames`.
+:mod:`.feed` has the thread, and :mod:`.pacing` decides when frames are due. :mod:`gemel.frames` opens and decodes
+sources.
 """
 
 from __future__ import annotations

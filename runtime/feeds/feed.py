@@ -1,4 +1,4 @@
-"""The feed of a run: one thread that reads a source and holds frames ready."""
+"""Feed of a run: one thread that reads a source and keeps frames ready to be taken."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ __all__ = ["Feed"]
 _log = logging.getLogger(__name__)
 
 _OFFLINE_DEPTH = 2
-"""Frames that are held offline before the thread waits for the consumer."""
+"""Maximum number of frames that a feed holds in an offline run; then its thread waits until a frame is taken."""
 _MAX_LAG_S = 1.0
-"""Seconds by which a paced recording may be late; after a longer stall it goes on with the present."""
+"""Maximum seconds by which a paced recording may be late. After a longer stall it does not catch up."""
 
 
 class Feed:
-    """A source that is read on its own thread, and opened again when it fails.
+    """Source of frames that is read on its own thread, and opened again when it fails.
 
-    Live, a feed holds only the newest frames, mostly one, and drops those that were not taken in time. Recordings are
-    paced to real time, so that a file can stand for a camera. Offline, nothing is paced or dropped: the thread waits
-    until frames are taken.
+    In a live run, a feed holds only the newest frames, mostly one, and drops frames that were not taken in time.
+    Recordings are paced to real time, so that a file can stand for a camera. In an offline run, nothing is paced or
+    dropped: the thread waits until frames are taken.
 
-    A camera or stream that ends or fails is opened again after a pause, which doubles from attempt to attempt. Each
-    restart is counted in ``restarts``, and its reason is kept in ``error``. A recording ends the feed with its last
-    frame. A recording that fails in the middle ends the feed with ``error``, or is restarted if it loops.
+    A camera or stream that ends or fails is opened again after a pause, which doubles with each attempt that gives no
+    frame. Each restart is counted in ``restarts``, and its reason is kept in ``error``. A recording ends the feed with
+    its last frame. A recording that fails in the middle ends the feed with ``error``, or is restarted if it loops.
 
     Args:
-        name: the feed's name.
+        name: name of the feed.
         source: camera, stream or recording to read.
-        fps: the most frames a second that are delivered; all if None.
+        fps: maximum frames per second to deliver; all frames if None.
         loop: whether a recording begins again at its end.
         backoff: pauses before a source is opened again.
-        watch: told, on the feed's thread, when each frame was decoded.
+        watch: function that is told, on the feed's thread, when decoding of each frame began and ended.
     """
 
     def __init__(
@@ -56,13 +56,13 @@ class Feed:
     ) -> None:
         self.name = name
         self.delivered = 0
-        """Frames delivered so far, which is the index of the next one."""
+        """Number of frames delivered so far, which is the index of the next frame."""
         self.dropped = 0
-        """Delivered frames that newer ones replaced before they were taken."""
+        """Number of delivered frames that newer frames replaced before they were taken."""
         self.restarts = 0
-        """Openings of the source after an end or a failure."""
+        """Number of times that the source was opened again, after an end or a failure."""
         self.error: str | None = None
-        """Reason of the last restart, or of the end; None if there was no failure."""
+        """Reason of the feed's last restart, or of its end; None if there was no failure."""
         self._source = source
         self._loop = loop
         self._backoff = backoff or Backoff()
@@ -70,7 +70,7 @@ class Feed:
         self._decimator = Decimator(fps)
         self._timeline = Timeline()
         self._box: deque[Frame] = deque()
-        """Frames that can be taken, oldest first."""
+        """Frames that are ready to be taken, oldest first."""
         self._wake = Condition()
         self._stop = Event()
         self._done = False
@@ -78,30 +78,30 @@ class Feed:
         self._depth = 1
         self._limit: int | None = None
         self._began = 0.0
-        """Second of the monotonic clock at which the first picture was read."""
+        """Time at which the first picture was read, in seconds of the monotonic clock."""
         self._seen = 0
-        """Pictures read so far, over all openings of the source."""
+        """Number of pictures read so far, over all openings of the source."""
         self._corrupt = 0
-        """Corrupt frames of readers that were closed."""
+        """Number of corrupt frames in readers that were closed."""
         self._reader: Reader | None = None
         self._due: float | None = None
-        """Second of the monotonic clock that stands for time 0 of a paced recording."""
+        """Time, in seconds of the monotonic clock, at which time 0 of a paced recording is due."""
         self._thread: Thread | None = None
 
     @property
     def corrupt(self) -> int:
-        """Frames that could not be decoded."""
+        """Number of frames that could not be decoded so far."""
         reader = self._reader
         return self._corrupt + (reader.corrupt if reader is not None else 0)
 
     @property
     def waiting(self) -> bool:
-        """Whether a frame can be taken now."""
+        """Whether a frame is ready to be taken."""
         return bool(self._box)
 
     @property
     def finished(self) -> bool:
-        """Whether no frame is left and none will come."""
+        """Whether no frame is ready to be taken, and none will come."""
         with self._wake:
             return self._done and not self._box
 
@@ -109,10 +109,11 @@ class Feed:
         """Start reading. A feed can be started once.
 
         Args:
-            wake: notified whenever a frame is ready or the feed ends; shared by all feeds of a run.
-            live: hold the newest frames, in real time; otherwise deliver every frame, as fast as frames are taken.
-            limit: end after this many delivered frames.
-            depth: how many of the newest frames are held; live only.
+            wake: condition that is notified whenever a frame is ready or the feed ends; all feeds of a run share it.
+            live: whether to hold the newest frames, in real time; otherwise every frame is delivered, as fast as
+                frames are taken.
+            limit: number of delivered frames after which the feed ends; no limit if None.
+            depth: maximum number of newest frames to hold; used in a live run only.
 
         Raises:
             RuntimeError: the feed was started before.
@@ -124,7 +125,7 @@ class Feed:
         self._thread.start()
 
     def take(self) -> Frame | None:
-        """Take the oldest frame that is held; None if there is none."""
+        """Take and return the oldest frame that is ready; return None if no frame is ready."""
         with self._wake:
             if not self._box:
                 return None
@@ -136,18 +137,21 @@ class Feed:
             return replace(frame, arrived=monotonic())
 
     def stop(self) -> None:
-        """Deliver nothing from now on. Does not wait for the thread. Idempotent."""
+        """Stop delivering frames. Do not wait for the feed's thread. Idempotent."""
         with self._wake:
             self._stop.set()
             self._wake.notify_all()
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait up to ``timeout`` seconds for the thread to end. A read from a silent camera blocks for seconds."""
+        """Wait up to ``timeout`` seconds for the feed's thread to end.
+
+        A read from a silent camera blocks for seconds.
+        """
         if self._thread is not None:
             self._thread.join(timeout)
 
     def _run(self) -> None:
-        """Read until the feed ends; runs on the feed's thread and raises nothing."""
+        """Read the source until the feed ends. Runs on the feed's thread and raises nothing."""
         try:
             self._read_until_over()
         except Exception as error:
@@ -172,7 +176,7 @@ class Feed:
                     reason = "there is no readable frame in it"
                 if reason is None and self._loop:
                     continue
-                # A recording that gave nothing will give nothing the next time either.
+                # A recording that gave no frame will give none the next time either.
                 if reason is None or empty or not self._loop:
                     self._end(reason)
                     return
@@ -183,7 +187,7 @@ class Feed:
         """Read the source once, to its end or a failure.
 
         Returns:
-            The reason of a failure, or None; and whether a recording came to its end.
+            The reason of a failure, or None; and whether the source is a recording that was read without a failure.
         """
         reader: Reader | None = None
         try:
@@ -208,7 +212,7 @@ class Feed:
     def _offer(self, picture: Picture, *, paced: bool) -> None:
         """Decode a picture and hold it as a frame, unless the rate limit leaves it out.
 
-        Live, the oldest frame makes room. Offline, this waits for room.
+        In a live run, the oldest frame is dropped if there is no room. In an offline run, the call waits for room.
         """
         stamp, load = picture
         time = self._timeline(stamp)
@@ -238,7 +242,7 @@ class Feed:
     def _pace(self, time: float) -> None:
         """Wait until the frame at ``time`` seconds of the recording is due."""
         now = monotonic()
-        # Like a camera, a recording goes on with the present after a stall, and does not hurry to catch up.
+        # Like a camera, a recording goes on at its normal rate after a stall, and does not hurry to catch up.
         if self._due is None or now - (self._due + time) > _MAX_LAG_S:
             self._due = now - time
         self._stop.wait(max(0.0, self._due + time - now))
@@ -248,13 +252,13 @@ class Feed:
         return self._stop.is_set() or (self._limit is not None and self.delivered >= self._limit)
 
     def _end(self, reason: str | None) -> None:
-        """Note why the feed ends, if that is a failure."""
+        """Note and log the reason why the feed ends, if it ends because of a failure."""
         if reason is not None:
             self.error = reason
             _log.warning("feed %s: ended: %s", self.name, reason)
 
     def _restart(self, reason: str, delay: float) -> None:
-        """Count a restart, and pause for ``delay`` seconds."""
+        """Count a restart, note its reason, and pause for ``delay`` seconds."""
         self.error = reason
         self.restarts += 1
         _log.warning("feed %s: %s; trying again in %.1f s", self.name, reason, delay)

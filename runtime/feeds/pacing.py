@@ -1,4 +1,4 @@
-"""Decisions about the time of frames, without a clock: pauses, rates and time stamps."""
+"""Timing of frames, calculated without a clock: pauses between attempts, frame rates and time stamps."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ __all__ = ["Backoff", "Decimator", "Timeline"]
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Pauses between attempts to reach a source again, in seconds: ``first``, then doubled up to ``limit``."""
+    """Pauses between attempts to open a source again, in seconds: ``first``, then doubled up to ``limit``."""
 
     first: float = 0.5
     limit: float = 10.0
 
     def delay(self, attempt: int) -> float:
-        """Return the pause in seconds before attempt 0, 1, 2, ...
+        """Return the pause in seconds before an attempt, counted from 0.
 
         >>> [Backoff().delay(attempt) for attempt in (0, 1, 2, 9)]
         [0.5, 1.0, 2.0, 10.0]
@@ -26,33 +26,33 @@ class Backoff:
 
 
 class Decimator:
-    """A filter that keeps at most ``fps`` frames a second of media, evenly and without drift; all if None."""
+    """Filter that keeps at most ``fps`` frames per second of media time, evenly and without drift; all if None."""
 
     _EARLY = 0.25
-    """Share of a period by which a frame may be early: a camera of exactly this rate must lose no frame to jitter."""
+    """Fraction of a period by which a frame may be early: a camera of exactly this rate loses no frame to jitter."""
 
     def __init__(self, fps: float | None) -> None:
         self._period = 0.0 if fps is None else 1 / fps
         self._next = -inf
 
     def keep(self, time: float) -> bool:
-        """Return whether to keep the frame at ``time`` seconds; times must grow from call to call."""
+        """Return whether to keep the frame at ``time`` seconds. Times must grow from call to call."""
         if time < self._next - self._EARLY * self._period:
             return False
-        # After a pause, no frames are kept in place of those that did not come.
+        # After a pause, no extra frames are kept in place of the frames that did not come.
         late = time - self._next >= self._period
         self._next = (time if late else self._next) + self._period
         return True
 
 
 class Timeline:
-    """A map from a source's time stamps to times that only grow.
+    """Map from a source's time stamps to times that only grow.
 
     A source's stamps start anew at each opening, and may jump back.
     """
 
     _LEAST = 1e-3
-    """Least seconds between two frames."""
+    """Minimum seconds between the times of two frames."""
 
     def __init__(self) -> None:
         self._last: float | None = None
@@ -64,16 +64,16 @@ class Timeline:
         """Note that the source was opened.
 
         Args:
-            at: time of its next frame in seconds. If left out, the frame follows the last one at the distance that
-                frames had before.
-            period: the source's own distance between frames in seconds, for a source of a single frame.
+            at: time of the source's next frame in seconds. If left out, that frame follows the last frame at the
+                distance that frames had before.
+            period: seconds between frames that the source states; used if the source had a single frame so far.
         """
         following = 0.0 if self._last is None else self._last + max(self._step or period, self._LEAST)
         self._start = following if at is None else max(at, following)
         self._offset = None
 
     def __call__(self, stamp: float) -> float:
-        """Return the seconds since the feed's first frame, for a frame that the source stamps ``stamp`` seconds."""
+        """Return the seconds since the feed's first frame, for a frame with the source's time stamp ``stamp``."""
         if self._offset is None:
             self._offset = self._start - stamp
         time = stamp + self._offset

@@ -1,1 +1,1 @@
-"""The loop of a run: frames from feeds through models to sinks, and the statistics of a run."""
+"""Loop of a run: brings frames from feeds through models to sinks, and collects the statistics of a run."""

@@ -1,4 +1,4 @@
-"""Running queries on frames: results and failures are counted, and told to sinks and the trace."""
+"""Running queries on frames: results and failures are counted, and reported to sinks and the trace."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ __all__ = ["Answerer", "Infer"]
 _log = logging.getLogger(__name__)
 
 Infer = Callable[[str, Frame], Result]
-"""A function that runs a query, given by name, on a frame: preprocessing, model and decoding."""
+"""Function that runs a query on a frame (preprocessing, model, decoding), called with the query's name and a frame."""
 
 
 class Answerer:
-    """Runs queries on frames, and tells sinks and the trace of every outcome.
+    """Runner of single queries on single frames, which reports every outcome to sinks and the trace.
 
     Args:
-        infer: called on the runner's thread, never twice at once.
-        sinks: told of results, failures, and frames that no query will take any more.
-        trace: told of every frame that is answered.
-        max_failures: failures in a row after which a query is given up.
+        infer: function that runs a query on a frame; called on the runner's thread, never twice at once.
+        sinks: receivers of results, failures, and frames that no query will take any more.
+        trace: trace that records every frame that is answered.
+        max_failures: number of failures in a row after which a query is given up.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Answerer:
             sink.on_result(query.name, frame, result, latency_ms)
 
     def tell_left(self, frames: Iterable[Left]) -> None:
-        """Tell the sinks of frames that no query will take any more.
+        """Report to the sinks the frames that no query will take any more.
 
         Raises:
             GemelError: a sink failed.

@@ -1,4 +1,4 @@
-"""A bundle on a device, for frames that the caller brings: the Python API's counterpart of ``gemel-run``."""
+"""Session of a bundle on a device, for images that the caller brings: the Python API's counterpart of ``gemel-run``."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ __all__ = ["BundleSession"]
 
 
 class BundleSession:
-    """Answers queries of a bundle on images of the caller, under a memory budget. For one thread.
+    """Session that answers queries of a bundle on images of the caller, under a memory budget. For one thread.
 
-    Weights that the budget has no room for are loaded when a query needs them and evicted when another one does.
+    If the budget has no room for all weights, the weights of a query are loaded when the query needs them, and others
+    are evicted.
 
     Args:
         bundle: an open bundle.
         backend: name of the backend, such as ``"ort-cpu"``; the bundle's own setting when left out.
-        memory: budget for weights: bytes, ``"64MiB"``, ``"50%"``, ``"min"`` or ``"all"``; the bundle's own setting when
-            left out.
-        threads: threads that one run may use; one less than the cores when left out.
+        memory: memory setting that gives the budget for weights: bytes, ``"64MiB"``, ``"50%"``, ``"min"`` or ``"all"``;
+            the bundle's own setting when left out.
+        threads: maximum number of threads that one run may use; one less than the number of cores when left out.
 
     Raises:
-        InputError: an unknown backend, or a memory setting that is not allowed or too small.
-        BackendError: a device that cannot run the bundle.
+        InputError: the backend is unknown, or the memory setting is not allowed or too small.
+        BackendError: the device is missing or cannot run the bundle.
 
     Example:
         >>> import gemel
@@ -56,31 +57,31 @@ class BundleSession:
 
     @property
     def queries(self) -> Mapping[str, str]:
-        """Query to the feed it was written for, in the order of the workload."""
+        """Query -> feed that the query was written for, in the order of the workload."""
         return dict(self._feed_of)
 
     @property
     def budget(self) -> int:
-        """Bytes that weights may take in memory."""
+        """Maximum bytes that weights may take in memory."""
         return self._backend.budget
 
     @property
     def peak(self) -> int:
-        """Bytes of the most weights that were in memory at once."""
+        """Maximum bytes of weights that were in memory at once so far."""
         return self._backend.stats.peak
 
     def answer(self, query: str, image: Image) -> Result:
         """Run one query on one image.
 
         Args:
-            query: its name in the workload.
-            image: ``[H, W, 3]`` uint8, BGR, as OpenCV reads files.
+            query: name of the query in the workload.
+            image: pixels ``[H, W, 3]``, uint8, BGR, as OpenCV reads files.
 
         Returns:
             A tuple of :class:`Detection` (boxes in pixels of ``image``) or of :class:`Class`, or an :class:`Embedding`.
 
         Raises:
-            InputError: an unknown query, or an array that is no image.
+            InputError: the query is unknown, or the array is not an image.
             BackendError: the model could not be swapped in or run.
         """
         if query not in self._feed_of:
@@ -88,17 +89,17 @@ class BundleSession:
         return self._infer(query, self._frame(self._feed_of[query], image))
 
     def answer_feed(self, feed: str, image: Image) -> dict[str, Result]:
-        """Run all queries of a feed on one image, which is resized and normalised once for all that want it alike.
+        """Run all queries of a feed on one image. Queries whose models take equal inputs share the resized image.
 
         Args:
             feed: name of a feed that has queries.
-            image: ``[H, W, 3]`` uint8, BGR.
+            image: pixels ``[H, W, 3]``, uint8, BGR.
 
         Returns:
-            Query to its result; see :meth:`answer`.
+            Query -> result of the query; see :meth:`answer`.
 
         Raises:
-            InputError: no query has this feed, or the array is no image.
+            InputError: no query has this feed, or the array is not an image.
             BackendError: a model could not be swapped in or run.
         """
         queries = [query for query, of in self._feed_of.items() if of == feed]
@@ -110,7 +111,7 @@ class BundleSession:
         return {query: self._infer(query, frame) for query in queries}
 
     def close(self) -> None:
-        """Give the device and the memory back. Idempotent."""
+        """Release the device and the memory. Idempotent."""
         self._backend.close()
 
     def __enter__(self) -> BundleSession:

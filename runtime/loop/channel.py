@@ -1,4 +1,4 @@
-"""The consumer's side of a feed: the frames that its queries can take, and the results on them."""
+"""Consumer's side of a feed: the frames that the feed's queries can take, and the results on these frames."""
 
 from __future__ import annotations
 
@@ -15,33 +15,34 @@ from .summary import QueryStats
 __all__ = ["Channel", "Left", "QueryState"]
 
 Left = tuple[Frame, Mapping[str, Result]]
-"""A frame that no query will take any more, and by query the newest result on that frame or an earlier one."""
+"""Frame that no query will take any more, and a mapping: query -> newest result on that frame or an earlier one."""
 
 
 @dataclass(slots=True, eq=False)
 class QueryState:
-    """A query during a run: the frames it has taken, and its counters."""
+    """State of a query during a run: which frames the query has taken, and its counters."""
 
     name: str
     channel: Channel
     handled: int = -1
-    """Index of the newest frame that the query took; -1 before the first."""
+    """Index of the newest frame that the query took; -1 before the first frame."""
     alive: bool = True
-    """Whether the query was not given up."""
+    """Whether the query still runs; False after it was given up because of its failures."""
     counters: QueryCounters = field(default_factory=QueryCounters)
 
     @property
     def waiting(self) -> list[Frame]:
-        """Frames that the query has not taken, oldest first; none once it was given up."""
+        """Frames that the query has not taken yet, oldest first; empty once the query was given up."""
         return [frame for frame in self.channel.frames if self.alive and frame.index > self.handled]
 
     def fresh(self, most: int, oldest: float, *, live: bool) -> list[Frame]:
         """Return the frames that the query should take now, oldest first.
 
         Args:
-            most: the most frames that are returned.
-            oldest: second of the monotonic clock. Live, a frame that arrived earlier is left out, except the newest.
-            live: return the newest frames; otherwise the oldest ones, whenever they arrived.
+            most: maximum number of frames to return.
+            oldest: earliest arrival in seconds of the monotonic clock. A live run leaves out frames that arrived
+                earlier, except the newest frame.
+            live: whether to return the newest frames; otherwise the oldest frames, whenever they arrived.
         """
         waiting = self.waiting
         if not live:
@@ -50,55 +51,59 @@ class QueryState:
         return [frame for frame in newest if frame.arrived >= oldest or frame is newest[-1]]
 
     def take(self, count: int, *, live: bool) -> list[Frame]:
-        """Take the newest ``count`` waiting frames (live) or the oldest ones; no earlier frame waits afterwards."""
+        """Take and return the newest ``count`` waiting frames (live) or the oldest ``count`` (otherwise).
+
+        Frames older than those taken do not wait for the query any more.
+        """
         waiting = self.waiting
         taken = waiting[-count:] if live else waiting[:count]
         self.handled = taken[-1].index
         return taken
 
     def succeeded(self, frame: Frame, result: Result, latency_ms: float) -> None:
-        """Keep and count the result on a frame, ``latency_ms`` milliseconds after the frame's arrival."""
+        """Store and count the result on a frame, which came ``latency_ms`` milliseconds after the frame's arrival."""
         self.counters.count_answer(latency_ms)
         self.channel.results.setdefault(frame.index, {})[self.name] = result
 
     def failed(self, message: str, max_failures: int) -> None:
-        """Count a failure, and give the query up after ``max_failures`` in a row."""
+        """Count a failure of the query, and give the query up after ``max_failures`` failures in a row."""
         self.counters.count_failure(message)
         self.alive = self.counters.failures_in_a_row < max_failures
 
     def stats(self) -> QueryStats:
-        """Return the query's part of the summary."""
+        """Return the statistics of the query for the run's summary."""
         return self.counters.stats(self.channel.feed, gave_up=not self.alive)
 
 
 @dataclass(slots=True, eq=False)
 class Channel:
-    """A feed, its queries, and the frames that they can take now.
+    """Feed with its queries, and the frames that the queries can take now.
 
-    Live, a channel holds the newest ``depth`` frames. Offline, a frame stays until every query has taken it.
+    In a live run, a channel holds the newest ``depth`` frames. In an offline run, a frame stays until every query has
+    taken it.
     """
 
     feed: Feed
     depth: int = 1
-    """The most frames that are held at once."""
+    """Maximum number of frames that the channel holds at once."""
     queries: list[QueryState] = field(default_factory=list)
     frames: deque[Frame] = field(default_factory=deque)
-    """Frames held now, oldest first."""
+    """Frames that the channel holds now, oldest first."""
     results: dict[int, dict[str, Result]] = field(default_factory=dict)
-    """Frame index -> query -> result, of the frames held now."""
+    """Frame index -> query -> result, for the frames that the channel holds now."""
     last: dict[str, Result] = field(default_factory=dict)
-    """Query -> its newest result on a frame that has left the channel."""
+    """Query -> newest result of the query on a frame that has left the channel."""
 
     @property
     def wanted(self) -> bool:
-        """Whether a query of the feed is still alive."""
+        """Whether at least one query of the feed still runs, and so wants frames."""
         return any(query.alive for query in self.queries)
 
     def advance(self, *, live: bool) -> list[Left]:
         """Take in the frames that the feed holds.
 
         Returns:
-            Processed frames that left the channel.
+            Frames that left the channel and that a query had processed, with their results.
         """
         left: list[Left] = []
         if not live:
@@ -113,11 +118,11 @@ class Channel:
         return left
 
     def close(self) -> list[Left]:
-        """Let all frames leave, and return those that a query processed."""
+        """Remove all frames, and return the frames that a query had processed, with their results."""
         return [left for _ in range(len(self.frames)) for left in self._leave()]
 
     def _leave(self) -> list[Left]:
-        """Let the oldest frame leave; return it if a query processed it, otherwise nothing."""
+        """Remove the oldest frame; return it with its results in a list, which is empty if no query processed it."""
         frame = self.frames.popleft()
         found = self.results.pop(frame.index, None)
         if found is None:

@@ -11,23 +11,23 @@ from .summary import Latency, QueryStats
 __all__ = ["QueryCounters"]
 
 _LATENCIES = 100_000
-"""Latencies that are kept; a run of days would fill the memory with them."""
+"""Maximum number of newest latencies to keep for a query; those of a run of days would fill the memory."""
 
 
 @dataclass(slots=True, eq=False)
 class QueryCounters:
-    """Answers, failures and latencies of one query during a run."""
+    """Counts of answers and failures, and latencies, of one query during a run."""
 
     processed: int = 0
-    """Frames that were answered."""
+    """Number of frames that were answered."""
     errors: int = 0
-    """Frames on which the query failed."""
+    """Number of frames on which the query failed."""
     failures_in_a_row: int = 0
-    """Failures since the last answer."""
+    """Number of failures since the last answer."""
     last_error: str | None = None
-    """Message of the newest failure."""
+    """Message of the newest failure; None if there was no failure."""
     latencies: deque[float] = field(default_factory=lambda: deque(maxlen=_LATENCIES))
-    """Milliseconds from arrival to result, of the newest answers."""
+    """Milliseconds from a frame's arrival to its result, for the newest answers."""
 
     def count_answer(self, latency_ms: float) -> None:
         """Count a frame that was answered ``latency_ms`` milliseconds after its arrival."""
@@ -42,10 +42,10 @@ class QueryCounters:
         self.last_error = message
 
     def stats(self, feed: Feed, *, gave_up: bool) -> QueryStats:
-        """Return the query's part of the summary.
+        """Return the statistics of the query for the run's summary.
 
         Args:
-            feed: the query's feed. All its delivered frames count: a frame without an answer was skipped.
+            feed: feed of the query. All frames that the feed delivered count: a frame without an answer was skipped.
             gave_up: whether the query was given up.
         """
         return QueryStats(

@@ -1,6 +1,6 @@
-"""The profile of a bundle on this device: measured once, then kept in the device cache.
+"""Profile of a bundle on this device: measured once, then kept in the device cache.
 
-The cache holds the measured times. Everything else that a profile says follows from the bundle.
+The cache holds the measured times. Everything else in a profile follows from the bundle.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ from .measure_times import MeasureProgress, Times, measure_times
 __all__ = ["DEFAULT_FPS", "kept_at", "measure_profile", "profile_of"]
 
 DEFAULT_FPS = 30.0
-"""Frames a second of a feed whose rate the bundle does not state: the rate of a usual camera."""
+"""Frames per second that are assumed for a feed whose rate the bundle does not state: those of a usual camera."""
 
 _VERSION = "1"
-"""Version of :mod:`.measure_times`: raised when it would measure the same bundle differently."""
+"""Version number of :mod:`.measure_times`. It must change when the same bundle would be measured differently."""
 
 
 class _KeptTimes(BaseModel):
-    """The file that keeps measured times in the device cache."""
+    """Content of the file that keeps measured times in the device cache."""
 
     times: Times
     digest: str
-    """SHA-256 of the times and of everything that they depend on."""
+    """SHA-256 of the times and of everything that the times depend on."""
 
 
 def measure_profile(bundle: Bundle, backend: Backend, *, progress: MeasureProgress = lambda what: None) -> Profile:
     """Measure a bundle on this device, and return its profile.
 
     :func:`.measure_times.measure_times` says how times are measured, and on which frames. A query whose feed has no
-    rate in the bundle gets :data:`DEFAULT_FPS`. The profile's memory is the part of the budget that segments may fill:
-    private copies of weights, which some models hold as well, belong to the backend's budget and not to a profile.
+    rate in the bundle gets :data:`DEFAULT_FPS`. The profile's memory is the bytes of the budget that segments may fill,
+    without private copies of weights, which belong to the backend's budget.
 
     Args:
         bundle: an open bundle.
-        backend: opened for the bundle, with no model active.
-        progress: told what is measured next.
+        backend: backend that was opened for the bundle, with no model active.
+        progress: function called with a description of what is measured next.
 
     Raises:
-        BackendError: a model cannot be run, or holds its segments.
+        BackendError: a model cannot be run, or a model that is active holds its segments.
         InputError: the bundle has no queries, or an SLA that is not possible.
     """
     return _profile(bundle, backend, measure_times(bundle, backend, progress))
@@ -64,18 +64,18 @@ def profile_of(
     fresh: bool = False,
     progress: MeasureProgress = lambda what: None,
 ) -> Profile:
-    """Read the profile of a bundle from the device cache; measure and keep it if it is missing or damaged.
+    """Return the profile of a bundle from times in the device cache; measure and store them if missing or damaged.
 
-    A cache that cannot be written is no error: the profile is measured again next time.
+    A cache that cannot be written is no error: the times are measured again next time.
 
     Args:
         bundle: an open bundle.
-        backend: opened for the bundle, with no model active; runs nothing if the profile is kept already.
-        fresh: measure in any case.
-        progress: told what is measured next.
+        backend: backend that was opened for the bundle, with no model active. It runs nothing if the times are cached.
+        fresh: whether to measure even if the times are cached.
+        progress: function called with a description of what is measured next.
 
     Raises:
-        BackendError: a model cannot be run, or holds its segments.
+        BackendError: a model cannot be run, or a model that is active holds its segments.
         InputError: the bundle has no queries, or an SLA that is not possible.
     """
     path = kept_at(backend)
@@ -90,16 +90,16 @@ def profile_of(
 
 
 def kept_at(backend: Backend) -> Path:
-    """Return the file in the device cache that :func:`profile_of` reads and writes; it may not exist."""
+    """Return the path of the file in the device cache that :func:`profile_of` reads and writes; it may not exist."""
     return backend.folder / f"profile-{backend.threads}-threads-{backend.loading}.json"
 
 
 def _profile(bundle: Bundle, backend: Backend, times: Times) -> Profile:
-    """Combine measured times with what the bundle says.
+    """Return the profile that consists of measured times and of what the bundle says.
 
     Raises:
-        InputError: the result is no profile.
-        KeyError: a time is missing.
+        InputError: the result is not a valid profile.
+        KeyError: the time of a segment or model is missing.
     """
     content = bundle.manifest
     fps = {name: DEFAULT_FPS if feed.fps is None else feed.fps for name, feed in content.feeds.items()}
@@ -121,7 +121,7 @@ def _profile(bundle: Bundle, backend: Backend, times: Times) -> Profile:
 
 
 def _read(path: Path, bundle: Bundle, backend: Backend) -> Times | None:
-    """Read kept times; None if the file is missing or damaged, or was written for another bundle or device."""
+    """Return the times that a file keeps; None if it is missing, damaged, or written for another bundle or device."""
     try:
         # A cache may have come with a bundle from elsewhere. A link could lead out of the cache; reading a pipe blocks.
         if not stat.S_ISREG(path.lstat().st_mode):
@@ -137,9 +137,9 @@ def _write(path: Path, kept: _KeptTimes) -> None:
 
 
 def _digest(path: Path, bundle: Bundle, backend: Backend, times: Times) -> str:
-    """Return the SHA-256 of times and of everything that they depend on.
+    """Return the SHA-256 of times and of everything that the times depend on.
 
-    The file's name stands for the number of threads and the way segments are loaded.
+    The file's name is included because it states the number of threads and how segments are loaded.
     """
     # The memory setting decides which models need segments, and a model without segments may run in another way.
     needs = [f"{name} {backend.segments_of(name)}" for name in bundle.manifest.models]
@@ -148,7 +148,7 @@ def _digest(path: Path, bundle: Bundle, backend: Backend, times: Times) -> str:
 
 
 def _device() -> list[str]:
-    """Return properties that differ between devices on which the same device cache would run."""
+    """Return properties of this machine that measured times depend on: architecture, number of cores, CPU model."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     kinds = {line for line in lines if line.startswith(("model name", "CPU part", "Model"))}

@@ -17,13 +17,13 @@ __all__ = ["Inference"]
 
 
 class Inference:
-    """Queries of a bundle, answered on a backend. Not thread-safe: one thread runs models.
+    """Callable that answers queries of a bundle on a backend. Not thread-safe: only one thread may run models.
 
     Args:
         bundle: an open bundle.
-        backend: opened for the bundle; runs its models.
-        depths: by feed, how many prepared frames to keep, so that queries of one feed prepare a frame once. As many
-            as a turn has frames; 1 for a feed that is left out.
+        backend: backend that was opened for the bundle and runs its models.
+        depths: feed -> maximum number of prepared frames to keep, so that queries of one feed prepare a frame once.
+            It should be the number of frames in a turn. For a feed that is left out, it is 1.
     """
 
     def __init__(self, bundle: Bundle, backend: Backend, depths: Mapping[str, int] | None = None) -> None:
@@ -38,7 +38,7 @@ class Inference:
         self._prepared = _PreparedFrames(depths or {})
 
     def __call__(self, query: str, frame: Frame) -> Result:
-        """Run a query on a frame.
+        """Run a query on a frame, and return the query's result.
 
         Raises:
             BackendError: the model could not be swapped in or run.
@@ -58,19 +58,22 @@ class Inference:
 
 
 class _PreparedFrames:
-    """Model inputs made of the newest frames, shared by queries of one feed that want the same input.
+    """Model inputs made from the newest frames, which queries of one feed share if their input specs are equal.
 
     Args:
-        depths: by feed, how many frames to keep for each input spec; 1 for a feed that is left out.
+        depths: feed -> maximum number of frames to keep for each input spec; 1 for a feed that is left out.
     """
 
     def __init__(self, depths: Mapping[str, int]) -> None:
         self._depths = depths
         self._kept: dict[tuple[str, InputSpec], dict[int, tuple[FloatArray, Geometry]]] = {}
-        """(feed, input spec) -> frame index -> prepared frame."""
+        """(feed, input spec) -> frame index -> prepared frame, and position of the frame in the model's input."""
 
     def prepare(self, frame: Frame, spec: InputSpec) -> tuple[FloatArray, Geometry]:
-        """Return a frame as the input that ``spec`` describes; made at the first call, kept for later ones."""
+        """Return a frame as the model input that ``spec`` describes, and the position of the frame in that input.
+
+        The input is made at the first call and kept for later calls.
+        """
         kept = self._kept.setdefault((frame.feed, spec), {})
         if frame.index not in kept:
             if len(kept) == self._depths.get(frame.feed, 1):

@@ -1,4 +1,4 @@
-"""Measuring a bundle on this device: how long segments take to load, and turns of its models to run."""
+"""Measuring a bundle on this device: times of loading its segments, and of running turns of its models."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from .inference import Inference
 __all__ = ["BATCHES", "ROUNDS", "MeasureProgress", "Times", "measure_times"]
 
 BATCHES = (1, 2, 4, 8)
-"""Numbers of frames of the turns that are measured."""
+"""Numbers of frames in the turns that are measured."""
 ROUNDS = 5
-"""Times that every model takes each of these turns."""
+"""Maximum number of measured turns of each model, for each number of frames."""
 
 _LOADS = 15
-"""Loads of a segment that are timed."""
+"""Maximum number of timed loads of each segment."""
 _LONG_S = 1.0
-"""Seconds, or the SLA if that is longer: after a turn that takes longer, no turn of more frames is measured."""
+"""Seconds after which a turn is long, so that no turn with more frames is measured. A longer SLA counts instead."""
 _ENOUGH_S = 3.0
-"""Seconds of one model's turns, or of one segment's loads, after which they are not repeated."""
+"""Total seconds of one model's turns, or of one segment's loads, after which the measurement is not repeated."""
 
 MeasureProgress = Callable[[str], None]
-"""A function that is told what is measured next."""
+"""Function called with a description of what is measured next."""
 
 
 class Times(BaseModel):
@@ -41,17 +41,17 @@ class Times(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     load: dict[str, float]
-    """Segment -> milliseconds of a load."""
+    """Segment -> median milliseconds of a load."""
     run: dict[str, dict[int, float]]
-    """Model -> number of frames -> milliseconds of a turn."""
+    """Model -> number of frames in a turn -> median milliseconds of the turn."""
 
 
 def measure_times(bundle: Bundle, backend: Backend, progress: MeasureProgress = lambda what: None) -> Times:
-    """Measure every segment, and every model that has a query.
+    """Measure the load times of all segments, and the run times of all models that have a query.
 
-    Loads: one segment at a time, with no other in memory, from the call of ``prefetch`` until the segment is there. The
-    first load does not count, because the segment may have been anywhere before. Later loads come from where an
-    eviction leaves a segment: the page cache, or the disk if the backend was opened ``cold``.
+    Loads: one segment at a time, with no other segment in memory, from the call of ``prefetch`` until the segment is in
+    memory. The first load does not count, because it is unknown where the segment was before. Later loads read from
+    where an eviction leaves a segment: the page cache, or the disk if the backend was opened ``cold``.
 
     Runs: turns of 1, 2, 4 and 8 different frames, one after the other as the runner processes them, with all weights
     of the model in memory. Preprocessing, run and decoding are timed. A model's longest measured turn is the first
@@ -59,17 +59,18 @@ def measure_times(bundle: Bundle, backend: Backend, progress: MeasureProgress = 
     frames of a camera take longer to resize, and may show more objects to decode. Models alternate, so that other work
     on the machine does not slow down one model alone.
 
-    All times are medians: of 15 loads, and of :data:`ROUNDS` turns of each size. There are fewer where they take
-    three seconds together, but one at least.
+    All times are medians: of 15 loads, and of :data:`ROUNDS` turns of each size. Fewer are measured if they take three
+    seconds together, but at least one.
 
     Args:
         bundle: an open bundle.
-        backend: opened for the bundle, with no model active. Its budget may be as small as one model. Its statistics
-            count these loads, too.
-        progress: told what is measured next: each segment once, each model :data:`ROUNDS` times.
+        backend: backend that was opened for the bundle, with no model active. Its budget may have room for one model
+            only. Its statistics count the measured loads, too.
+        progress: function called with a description of what is measured next: once for each segment, and :data:`ROUNDS`
+            times for each model.
 
     Raises:
-        BackendError: a model cannot be run, or holds a segment.
+        BackendError: a model cannot be run, or a model that is active holds a segment.
     """
     loads: dict[str, float] = {}
     for segment in backend.segments:
@@ -95,7 +96,7 @@ def measure_times(bundle: Bundle, backend: Backend, progress: MeasureProgress = 
 
 
 def _load_ms(backend: Backend, segment: str) -> float:
-    """Measure loads of one segment, and return their median in milliseconds."""
+    """Measure loads of one segment, and return their median time in milliseconds."""
     times: list[float] = []
     # The first load does not count, hence one more of each.
     while len(times) <= 1 or (len(times) <= _LOADS and sum(times[1:]) < _ENOUGH_S):
@@ -111,13 +112,13 @@ def _load_ms(backend: Backend, segment: str) -> float:
 
 
 class _Turns:
-    """Turns of one model, and the seconds that they took.
+    """Measured turns of one model, and the seconds that the turns took.
 
     Args:
-        infer: runs the model on a frame.
+        infer: function that runs the model, called with a frame.
         feed: name of the feed that frames pretend to come from.
-        pictures: different images; a turn takes the first ones.
-        indices: gives every frame an index of its own.
+        pictures: different images; a turn on n frames takes the first n images.
+        indices: iterator that gives every frame an index of its own.
     """
 
     def __init__(
@@ -125,10 +126,13 @@ class _Turns:
     ) -> None:
         self._infer, self._feed, self._pictures, self._indices = infer, feed, pictures, indices
         self._times: dict[int, list[float]] = {}
-        """Number of frames -> seconds of each turn."""
+        """Number of frames in a turn -> seconds of each turn that was measured."""
 
     def take(self, long: float) -> None:
-        """Measure one turn of each size, unless enough were measured; stop after one longer than ``long`` seconds."""
+        """Measure one turn of each number of frames, unless the turns so far took long enough together.
+
+        Stop after a turn that takes longer than ``long`` seconds.
+        """
         if sum(map(sum, self._times.values())) >= _ENOUGH_S:
             return
         # Not timed: this turn loads the weights, and the very first also creates what the model keeps from then on.
@@ -141,11 +145,11 @@ class _Turns:
 
     @property
     def run_ms(self) -> dict[int, float]:
-        """Number of frames -> median milliseconds of a turn."""
+        """Number of frames in a turn -> median milliseconds of the turn."""
         return {frames: _median_ms(times) for frames, times in self._times.items()}
 
     def _turn(self, count: int) -> float:
-        """Run the model on ``count`` frames, and return the seconds that took."""
+        """Run the model on ``count`` frames, and return the seconds that the runs took."""
         # New indices: a frame with a known index would not be prepared again.
         frames = [Frame(self._feed, next(self._indices), picture, 0.0, 0.0) for picture in self._pictures[:count]]
         began = perf_counter()
@@ -155,12 +159,12 @@ class _Turns:
 
 
 def _median_ms(seconds: Sequence[float]) -> float:
-    # Four digits are more than a measurement is worth.
+    # Measured times are less accurate than four digits.
     return float(f"{median(seconds) * 1e3:.4g}")
 
 
 def _pictures(size: tuple[int, int]) -> list[Image]:
-    """Return a different image ``[H, W, 3]`` for each frame of the longest turn: a moving texture with many edges."""
+    """Return an image ``[H, W, 3]`` for each frame of the longest turn: a texture with many edges, which moves."""
     y, x = np.indices(size)
     textures = ((x + 8 * shift) ^ y for shift in range(max(BATCHES)))
     return [np.stack([texture, 2 * texture, 3 * texture], 2).astype(np.uint8) for texture in textures]

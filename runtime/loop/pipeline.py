@@ -1,4 +1,4 @@
-"""Running queries on feeds from start to end: limits, sinks and feeds are checked, opened and closed here."""
+"""Running queries on feeds from start to end: limits are checked here, and feeds and sinks are closed."""
 
 from __future__ import annotations
 
@@ -34,25 +34,27 @@ def run_pipeline(
 ) -> RunStats:
     """Run every query on its feed until the feeds end, a limit is reached or ``stop`` is set.
 
-    Live, a query takes the newest frames of its feed in its turn: as many as the plan allows and as can be answered in
-    time. Other frames are skipped. Offline, every query processes every frame. The frames of a turn are run one after
-    the other. A query that fails skips that frame and goes on; after ``max_failures`` in a row it is given up. The run
-    ends when all queries are given up.
+    In a live run, a query takes the newest frames of its feed in its turn: as many as the plan allows and as can be
+    answered in time. Other frames are skipped. In an offline run, every query processes every frame. The frames of a
+    turn are run one after the other. A query that fails on a frame skips that frame and goes on; after ``max_failures``
+    failures in a row the query is given up. The run ends when all queries are given up.
 
     A new plan is made when a query is given up, when a feed has ended or gives no frames, and when runs take much
     longer or shorter than the profile says.
 
     Args:
-        queries: feed of each query, in the order of the workload.
-        feeds: feeds by name, not started yet; feeds without a query are left alone.
-        infer: called on this thread, never twice at once.
-        sinks: told of results; closed at the end, also after an error.
-        frames: end when each feed has delivered this many frames and they were handled.
-        duration: end after this many seconds.
-        stop: set it, from a signal handler or another thread, to end early. Frames still waiting are skipped.
-        swapping: input of plans; left out, all weights are in memory and each turn takes one frame.
-        trace: told of every frame that is processed.
-        max_failures: failures in a row after which a query is given up.
+        queries: query -> name of its feed, in the order of the workload.
+        feeds: name -> feed that was not started yet; feeds without a query are left alone.
+        infer: function that runs a query on a frame; called on this thread, never twice at once.
+        sinks: receivers of results; closed at the end, also after an error.
+        live: whether to run live; otherwise offline.
+        frames: number of frames of each feed after which the run ends, once these frames are handled.
+        duration: seconds after which the run ends.
+        stop: event that ends the run early when it is set, from a signal handler or another thread. Frames still
+            waiting are skipped.
+        swapping: input of plans; when left out, all weights are in memory and each turn takes one frame.
+        trace: trace that records every frame that is answered.
+        max_failures: number of failures in a row after which a query is given up.
 
     Raises:
         InputError: there are no queries, or a limit is not positive.

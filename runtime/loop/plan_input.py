@@ -1,4 +1,4 @@
-"""Input of a run's plans: times and bytes, a budget, a policy, and the memory that weights are loaded into."""
+"""Input of a run's plans: a profile, a budget, a policy, and the memory that weights are loaded into."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["Memory", "Swapping", "deepest_turns", "in_turn"]
 
 
 class Memory(Protocol):
-    """Memory that segments are loaded into and evicted from; every backend is one."""
+    """Interface to memory that segments are loaded into and evicted from; every backend implements the interface."""
 
     def prefetch(self, load: Sequence[str], evict: Sequence[str] = (), done: Callable[[], None] = ...) -> None:
         """Evict and then load segments while the caller goes on; see :meth:`..backends.Backend.prefetch`."""
         ...
 
     def loaded(self, segments: Sequence[str]) -> bool:
-        """Return whether all of the segments are in memory."""
+        """Return whether a model can use the segments without waiting for a load."""
         ...
 
     def evict(self) -> None:
@@ -30,29 +30,29 @@ class Memory(Protocol):
 
 @dataclass(frozen=True)
 class Swapping:
-    """A workload whose weights are not all in memory at once."""
+    """Input of the plans of a run whose weights are not all in memory at once."""
 
     profile: Profile
     budget: int
-    """Bytes of weights that may be in memory at once."""
+    """Maximum bytes of weights that may be in memory at once."""
     memory: Memory
     policy: Policy
 
     def depths(self, queries: Mapping[str, str]) -> dict[str, int]:
-        """Return, by feed, the most frames that one turn of a query can take, whatever is planned.
+        """Return feed -> maximum number of frames that one turn of a query of the feed can take under any plan.
 
         Args:
-            queries: feed of each query.
+            queries: query -> name of its feed.
         """
         return deepest_turns(queries, {query: self.profile.batches(query)[-1] for query in queries})
 
 
 def deepest_turns(queries: Mapping[str, str], turns: Mapping[str, int]) -> dict[str, int]:
-    """Return, by feed, the most frames that one turn of a query of the feed takes.
+    """Return feed -> maximum number of frames that one turn of a query of the feed takes.
 
     Args:
-        queries: feed of each query.
-        turns: by query, the most frames of a turn.
+        queries: query -> name of its feed.
+        turns: query -> maximum number of frames in its turn.
     """
     found: dict[str, int] = {}
     for query, feed in queries.items():
@@ -61,10 +61,10 @@ def deepest_turns(queries: Mapping[str, str], turns: Mapping[str, int]) -> dict[
 
 
 def in_turn(queries: Mapping[str, str]) -> Swapping:
-    """Return the input for a run that plans nothing: all weights are in memory, and each turn takes one frame.
+    """Return the input for a run without planning: all weights are in memory, and each turn takes one frame.
 
     Args:
-        queries: feed of each query.
+        queries: query -> name of its feed.
     """
     profile = Profile(
         segments={},
@@ -75,7 +75,7 @@ def in_turn(queries: Mapping[str, str]) -> Swapping:
 
 
 class _AllInMemory:
-    """A memory of no segments, in which nothing is ever loaded or evicted."""
+    """Memory without segments, in which nothing is ever loaded or evicted."""
 
     def prefetch(self, load: Sequence[str], evict: Sequence[str] = (), done: Callable[[], None] = ...) -> None:
         pass

@@ -1,4 +1,4 @@
-"""Weights during a run: transfers of the plan, as they are asked of memory."""
+"""Weights during a run: requests the transfers of a plan from memory, and knows when weights are expected."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ __all__ = ["PlannedWeights"]
 _log = logging.getLogger(__name__)
 
 _RETRY_MS = 1.0
-"""Milliseconds until memory is asked again for weights that are later than their profile says."""
+"""Milliseconds after which memory is asked again for the state of weights that are later than the profile says."""
 
 
 class PlannedWeights:
-    """Weights that are loaded and evicted as a plan says, and the times at which they are expected.
+    """Weights that are loaded and evicted as a plan says, and the times at which the weights are expected in memory.
 
     When memory refuses a transfer, the plan no longer knows what is in memory. From then on, until the next plan,
     transfers are left out and every model loads its own weights when it runs.
 
     Args:
         memory: memory that segments are loaded into.
-        review: the profile in force; told when memory refuses a transfer.
-        loaded: called when a transfer has ended, on whatever thread.
+        review: review of the current plan, in which a refused transfer is noted.
+        loaded: function called without arguments when a transfer has ended, on any thread.
     """
 
     def __init__(self, memory: Memory, review: Review, loaded: Callable[[], None]) -> None:
@@ -36,7 +36,7 @@ class PlannedWeights:
         self._link = Link()
 
     def transfer(self, transfer: Transfer, now: float) -> None:
-        """Ask memory for a transfer at ``now`` milliseconds, and note when its segments are expected."""
+        """Request a transfer from memory at ``now`` milliseconds, and note when its segments are expected."""
         if self._review.lost or not (transfer.load or transfer.evict):
             return
         try:
@@ -53,7 +53,7 @@ class PlannedWeights:
         self._link.clear()
 
     def due(self, query: str, now: float) -> float:
-        """Return when a query's weights are expected, in milliseconds; at most ``now`` if they are in memory."""
+        """Return the time in milliseconds at which a query's weights are expected; at most ``now`` if in memory."""
         if self._review.lost:
             # The model loads its own weights when it runs.
             return 0.0

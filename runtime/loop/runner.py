@@ -1,4 +1,4 @@
-"""The runner: real cameras, memory and models, which a conductor leads through the turns of a plan."""
+"""Runner of a bundle in real time: cameras, memory and models, which a conductor leads through the turns of a plan."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ __all__ = ["Runner"]
 _log = logging.getLogger(__name__)
 
 _POLL_S = 0.1
-"""Seconds between two looks at the stop event, which cannot wake the runner when a signal handler sets it."""
+"""Seconds between two checks of the stop event, which cannot wake the runner when a signal handler sets the event."""
 _JOIN_S = 6.0
-"""Seconds that a feed's thread may take to end; a read from a silent camera blocks for up to five."""
+"""Maximum seconds to wait for a feed's thread to end; a read from a silent camera blocks for up to five seconds."""
 _SILENT_MS = 2000.0
-"""Milliseconds without a frame after which a feed is left out of plans, but never less than three of its periods.
+"""Milliseconds without a frame after which a feed is left out of plans, but at least three periods of the feed.
 
-No wait is longer either, so that a silent feed is noticed.
+The runner never waits longer at once, so that it notices a silent feed.
 """
 
 
 class Runner:
-    """A run in real time, on one thread; implements :class:`..planning.conductor.World`.
+    """Runner of queries in real time, on one thread; implements :class:`..planning.conductor.World`.
 
     Args:
-        queries: feed of each query, in the order of the workload.
-        feeds: feeds by name, not started yet; feeds without a query are left alone.
-        answerer: runs queries on frames.
+        queries: query -> name of its feed, in the order of the workload.
+        feeds: name -> feed that was not started yet; feeds without a query are left alone.
+        answerer: object that runs queries on frames and reports the outcomes.
         swapping: input of plans; None if all weights are in memory and each turn takes one frame.
-        live: take the newest frames; otherwise every frame.
-        stop: set it to end the run early.
+        live: whether queries take the newest frames; otherwise they take every frame.
+        stop: event that ends the run early when it is set.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Runner:
         self._answerer, self._live, self._stop = answerer, live, stop
         self._wake = Condition()
         self._weights_came = False
-        """Whether a transfer has ended since the last wait."""
+        """Whether a transfer of weights has ended since the last wait."""
         self._planned = swapping is not None
         swapping = swapping or in_turn(queries)
         self._fps = {name: query.fps for name, query in swapping.profile.queries.items()}
@@ -79,8 +79,8 @@ class Runner:
         """Run until the feeds end or a limit is reached, and return the statistics.
 
         Args:
-            frames: end when each feed has delivered this many frames and they were handled.
-            duration: end after this many seconds.
+            frames: number of frames of each feed after which the run ends, once these frames are handled.
+            duration: seconds after which the run ends.
         """
         self._began = monotonic()
         if duration is not None:
@@ -95,7 +95,7 @@ class Runner:
         return self._stats(seconds)
 
     def halt(self) -> None:
-        """End all feeds; they deliver nothing afterwards. Idempotent."""
+        """Stop all feeds, which deliver no frames afterwards, and wait for their threads. Idempotent."""
         if self._halted:
             return
         self._halted = True
@@ -138,7 +138,7 @@ class Runner:
             if self._stop.is_set() or not state.alive:
                 return
             self._answerer.answer(state, frame)
-        # The time of a failure says nothing, nor does that of a run that had to load its own weights.
+        # The time of a turn with a failure, or of one that had to load its own weights, says nothing about the model.
         if state.counters.errors == errors and not self._review.lost:
             self._review.ran(query, count, (monotonic() - began) * 1e3)
 
@@ -165,14 +165,14 @@ class Runner:
         return profile
 
     def _notify(self) -> None:
-        """Wake the runner because a transfer has ended; called on any thread."""
+        """Wake the runner because a transfer of weights has ended; called on any thread."""
         with self._wake:
             self._weights_came = True
             self._wake.notify_all()
 
     @property
     def _exhausted(self) -> bool:
-        """Whether no query has a frame, and no feed has one that a query wants, now or later."""
+        """Whether no query has a waiting frame, and no feed will deliver another frame that a query wants."""
         ended = all(channel.feed.finished or not channel.wanted for channel in self._channels.values())
         return ended and not any(query.waiting for query in self._queries.values())
 
@@ -185,7 +185,7 @@ class Runner:
         )
 
     def _is_active(self, name: str) -> bool:
-        """Return whether a query has frames, or may have some soon."""
+        """Return whether a query has waiting frames, or may have some soon."""
         query = self._queries[name]
         channel = query.channel
         if query.waiting or not query.alive or channel.feed.finished:

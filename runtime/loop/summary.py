@@ -1,4 +1,4 @@
-"""Statistics of a run, and summary.json."""
+"""Statistics of a run, and the file summary.json that states them."""
 
 from __future__ import annotations
 
@@ -25,103 +25,103 @@ class Latency:
 
     @classmethod
     def of(cls, milliseconds: Sequence[float]) -> Latency:
-        """Return the percentiles of latencies in milliseconds, in any order."""
+        """Return the percentiles of latencies, which are given in milliseconds and in any order."""
         if not milliseconds:
             return cls()
         p50, p90, p99 = np.percentile(np.asarray(milliseconds, np.float64), (50, 90, 99)).tolist()
         return cls(p50, p90, p99)
 
     def to_json(self) -> dict[str, float | None]:
-        """Return the ``latency_ms`` object of summary.json, rounded to a microsecond."""
+        """Return the ``latency_ms`` object of summary.json: percentiles in milliseconds, rounded to a microsecond."""
         return {name: _rounded(getattr(self, name)) for name in ("p50", "p90", "p99")}
 
 
 @dataclass(frozen=True, slots=True)
 class QueryStats:
-    """Statistics of one query."""
+    """Statistics of one query in a run."""
 
     feed: str
     frames: int
-    """Frames that the query's feed delivered during the run."""
+    """Number of frames that the query's feed delivered during the run."""
     processed: int
-    """Frames that were answered."""
+    """Number of frames that were answered."""
     errors: int = 0
-    """Frames on which the query failed; they count as skipped."""
+    """Number of frames on which the query failed; these frames count as skipped."""
     last_error: str | None = None
-    """Message of the newest failure."""
+    """Message of the newest failure; None if there was no failure."""
     gave_up: bool = False
     """Whether the query failed too often in a row and was left out from then on."""
     latency: Latency = field(default_factory=Latency)
 
     @property
     def skipped(self) -> int:
-        """Delivered frames that were not answered."""
+        """Number of delivered frames that were not answered."""
         return self.frames - self.processed
 
 
 @dataclass(frozen=True, slots=True)
 class FeedStats:
-    """Statistics of one feed."""
+    """Statistics of one feed in a run."""
 
     frames: int
-    """Frames that the feed delivered."""
+    """Number of frames that the feed delivered."""
     restarts: int = 0
-    """Openings of the source after an end or a failure."""
+    """Number of times that the source was opened again, after an end or a failure."""
     corrupt: int = 0
-    """Frames that could not be decoded."""
+    """Number of frames that could not be decoded."""
     error: str | None = None
-    """Reason of the last restart, or of the end; None if there was no failure."""
+    """Reason of the feed's last restart, or of its end; None if there was no failure."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlanStats:
-    """The plan that the runner followed at the end."""
+    """Plan that the runner followed at the end of the run, and the number of new plans."""
 
     order: Sequence[str] = ()
     """Queries in the order of their turns."""
     batches: Mapping[str, int] = field(default_factory=dict)
-    """Query -> the most frames of its turn."""
+    """Query -> maximum number of frames in its turn."""
     replans: int = 0
-    """New plans that were made during the run."""
+    """Number of new plans that were made during the run."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunStats:
-    """Statistics that the runner collects: everything of a summary except backend and memory."""
+    """Statistics that the runner collects: everything in a summary except backend and memory."""
 
     seconds: float
     queries: Mapping[str, QueryStats]
     feeds: Mapping[str, FeedStats]
     blocked_ms: float = 0.0
-    """Milliseconds in which no model ran because weights were awaited."""
+    """Milliseconds in which no model ran, because the next query's weights were still being loaded."""
     plan: PlanStats = field(default_factory=PlanStats)
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryUse:
-    """Bytes of weights in memory."""
+    """Budget and peak of the bytes of weights in memory."""
 
     budget: int | None = None
-    """Bytes that were allowed; None if there was no limit."""
+    """Maximum bytes of weights that were allowed in memory; None if there was no limit."""
     peak: int = 0
-    """The most bytes that were in memory at once."""
+    """Maximum bytes of weights that were in memory at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class SwapStats:
-    """Segments that were loaded during the run."""
+    """Loads of segments during a run."""
 
     count: int = 0
-    """Loads; a segment counts each time."""
+    """Number of segment loads; a segment counts each time that it is loaded."""
     bytes: int = 0
-    """Bytes of these loads."""
+    """Total bytes of all segment loads."""
     blocked_ms: float = 0.0
-    """Milliseconds in which no model ran because weights were awaited."""
+    """Milliseconds in which no model ran, because the next query's weights were still being loaded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A run, its backend and its memory: the content of summary.json."""
+    """Statistics of a run, its backend and its memory: the content of summary.json."""
 
     run: RunStats
     backend: str
@@ -131,9 +131,9 @@ class Summary:
 
     @property
     def failures(self) -> dict[str, str]:
-        """Query -> reason, of the queries that were given up or whose feed failed before the first frame.
+        """Query -> reason of its failure, for queries that were given up or whose feed failed before its first frame.
 
-        A camera that was restarted is no failure.
+        A camera that was opened again and then delivered frames is no failure.
         """
         failed: dict[str, str] = {}
         for name, query in self.run.queries.items():
@@ -145,7 +145,7 @@ class Summary:
         return failed
 
     def to_json(self) -> dict[str, Any]:
-        """Return the object of summary.json. For every query, frames = processed + skipped."""
+        """Return the content of summary.json as a dictionary. For every query, frames = processed + skipped."""
         run = self.run
         return {
             "seconds": _rounded(run.seconds),

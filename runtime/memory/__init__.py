@@ -1,1 +1,1 @@
-"""Weights in memory: segments under a byte budget, on this machine or on a device."""
+"""Weights in memory: segments, loaded and evicted under a budget of bytes, in this machine's memory or a device's."""

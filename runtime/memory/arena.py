@@ -1,4 +1,4 @@
-"""Arena: segments in memory under a byte budget, loaded ahead by a thread of its own."""
+"""Arena: segments in memory under a budget of bytes. A loader thread loads segments before models need them."""
 
 from __future__ import annotations
 
@@ -22,14 +22,18 @@ class Loading:
     """Settings of how segments are loaded and evicted."""
 
     cold: bool = False
-    """Whether an evicted segment also leaves the page cache, as where memory is short. Then a load reads the disk."""
+    """Whether an evicted segment also leaves the page cache, as on a machine that is short of memory.
+
+    The next load of the segment then reads the disk.
+    """
     bandwidth: float | None = None
-    """Bytes per second that a load may not exceed, to imitate a slower device; unlimited when None."""
+    """Maximum bytes per second of a load, to imitate a slower device; unlimited when None."""
     watch: Watch = unwatched
-    """Called with every segment that was loaded, on the thread that loaded it."""
+    """Function called after every load, on the thread that loaded the segment, with the segment's name and the begin
+    and end of the load in seconds of the monotonic clock."""
 
     def __str__(self) -> str:
-        """Key under which measured load times are kept.
+        """Return the key under which load times that were measured with these settings are kept.
 
         >>> str(Loading()), str(Loading(cold=True, bandwidth=2e8))
         ('warm', 'cold-200000000')
@@ -39,43 +43,44 @@ class Loading:
 
 
 WARM = Loading()
-"""Loads from the page cache, at full speed."""
+"""Settings of loads from the page cache, at full speed."""
 
 
 @dataclass
 class ArenaStats:
-    """Counters since the arena was made."""
+    """Counters of loads and evictions since an arena was made."""
 
     loads: int = 0
-    """Segments that were asked to be loaded."""
+    """Number of segment loads that were requested."""
     loaded: int = 0
-    """Bytes of the segments counted in ``loads``."""
+    """Bytes of all segment loads that were requested."""
     evicted: int = 0
-    """Bytes of segments that were evicted."""
+    """Bytes of all segments that were evicted."""
     peak: int = 0
-    """Bytes of the most segments that were resident or loading at once."""
+    """Maximum bytes of segments that were resident or loading at once."""
     blocked_s: float = 0.0
-    """Seconds that models waited for segments."""
+    """Seconds that models waited for segments to be loaded."""
 
 
 class Arena(ABC):
-    """Account of which segments are in memory; their bytes never exceed the budget.
+    """Base class that records which segments are in memory. Their total bytes never exceed the budget.
 
-    One thread calls the methods. Loads and evictions run on another thread, the loader, in the order in which they
-    were asked for. Each segment has a ticket of its own, so that nobody waits for the segments behind it.
+    One thread calls the methods. Loads and evictions usually run on another thread, the loader, in the order of the
+    requests. Every load has a ticket (future that says when the segment is loaded), so that a model waits only for the
+    segments that it needs.
 
     Args:
-        sizes: segment to its bytes.
-        budget: bytes that may be resident at once; enough for all segments when left out.
-        loading: how segments are loaded.
+        sizes: segment -> size in bytes.
+        budget: maximum bytes that may be resident at once; enough for all segments when left out.
+        loading: settings of how segments are loaded and evicted.
     """
 
     _inline: ClassVar[bool] = True
-    """Whether the caller's thread loads what it waits for, while the loader has nothing to do."""
+    """Whether the calling thread itself does the loads that it waits for, if the loader thread has nothing to do."""
 
     def __init__(self, sizes: Mapping[str, int], budget: int | None = None, loading: Loading = WARM) -> None:
         self.sizes = dict(sizes)
-        """Bytes of every segment."""
+        """Segment -> size in bytes."""
         self.budget = sum(self.sizes.values()) if budget is None else budget
         self.stats = ArenaStats()
         self._loading = loading
@@ -84,15 +89,15 @@ class Arena(ABC):
         self._last_job: Future[None] = Future()
         self._last_job.set_result(None)
         self._settled = True
-        """Whether all requests are done and their outcomes noted. The caller's thread keeps it."""
+        """Whether all requested loads have ended and their outcomes are recorded. Only the calling thread sets it."""
 
     @abstractmethod
     def _load(self, segment: str) -> None:
-        """Bring a segment into memory. Called on the loader's thread or on the caller's."""
+        """Load a segment into memory. Called on the loader thread or on the calling thread."""
 
     @abstractmethod
     def _drop(self, segment: str) -> None:
-        """Give a segment's memory back; called for a segment whose load failed, too."""
+        """Free the memory of a segment. Also called for a segment whose load failed."""
 
     def _kept(self, segment: str) -> bool:
         """Return whether a segment that was loaded and not evicted is still in memory."""
@@ -100,20 +105,20 @@ class Arena(ABC):
 
     @property
     def resident(self) -> int:
-        """Bytes resident now, including those still loading."""
+        """Bytes of the segments that are resident now, including those that are still loading."""
         return self._bytes_of(self.residents)
 
     @property
     def residents(self) -> tuple[str, ...]:
-        """Segments resident now, including those still loading; least recently used first."""
+        """Segments that are resident now, including those that are still loading; the least recently used first."""
         return tuple(name for name, segment in self._residences.items() if segment.occupies)
 
     def acquire(self, segments: Iterable[str]) -> None:
-        """Make segments resident and hold them in memory until :meth:`release`.
+        """Make segments resident and hold them (keep them from being evicted) until :meth:`release`.
 
         Raises:
-            BackendError: the segments do not fit beside the held ones, or one of them cannot be loaded. None of them
-                is held then; those that were loaded stay.
+            BackendError: the segments do not fit together with the segments held so far, or one of them cannot be
+                loaded. In that case none of them is held; those that were loaded stay resident.
         """
         names = list(segments)
         wanted = [self._residences[name] for name in names]
@@ -137,15 +142,17 @@ class Arena(ABC):
         self.stats.blocked_s += perf_counter() - began if blocks else 0.0
 
     def prefetch(self, load: Iterable[str], evict: Iterable[str] = (), done: Callable[[], None] = lambda: None) -> None:
-        """Evict and then load segments while the caller goes on; :meth:`acquire` waits for those that it needs.
+        """Evict and then load segments while the caller goes on; :meth:`acquire` waits for loads that it needs.
 
         Args:
-            load: segments to load; those resident already are left alone.
-            evict: segments to evict first; those not resident are left alone.
-            done: called when all loads are over, usually on the loader's thread.
+            load: segments to load; resident ones are left alone.
+            evict: segments to evict first; those that are not resident are left alone.
+            done: function called without arguments when all loads have ended, usually on the loader thread. Not called
+                if nothing has to be loaded.
 
         Raises:
-            BackendError: a segment to be evicted is held, or the segments to be loaded do not fit. Nothing was done.
+            BackendError: a model holds a segment to be evicted, or the segments to be loaded do not fit. In both cases
+                nothing was evicted or loaded.
         """
         self._settle()
         going = [name for name in dict.fromkeys(evict) if self._residences[name].occupies]
@@ -161,9 +168,10 @@ class Arena(ABC):
             self._last_job.add_done_callback(lambda _: done())
 
     def loaded(self, segments: Iterable[str]) -> bool:
-        """Return whether no model must wait for any of the segments.
+        """Return whether a model can use the segments without waiting for a load.
 
-        A segment whose load failed is not waited for: :meth:`acquire` tries again, and says why it fails.
+        A segment whose load failed counts as loaded here: :meth:`acquire` loads it again, and raises the error if that
+        fails too.
         """
         self._settle()
         return not any(self._residences[name].awaited for name in segments)
@@ -174,12 +182,12 @@ class Arena(ABC):
             self._residences[name].users -= 1
 
     def evict(self) -> None:
-        """Evict every segment that nobody holds."""
+        """Evict every segment that no model holds."""
         self._settle()
         self._transfer(self._idle(), [], waits=True)
 
     def close(self) -> None:
-        """Wait for loading to end."""
+        """Wait for all requested loads to end, and stop the loader thread."""
         self._loader.shutdown()
 
     def _idle(self) -> list[str]:
@@ -189,10 +197,10 @@ class Arena(ABC):
         return sum(self.sizes[name] for name in names)
 
     def _room(self, missing: Sequence[str]) -> list[str]:
-        """Return the segments to evict so that ``missing`` fits: the least recently used that nobody holds.
+        """Return the segments to evict so that the segments ``missing`` fit: the least recently used that are not held.
 
         Raises:
-            BackendError: evicting all of them would not be enough.
+            BackendError: evicting all segments that are not held would not free enough bytes.
         """
         needed, free = self._bytes_of(missing), self.budget - self.resident
         gone: list[str] = []
@@ -210,13 +218,13 @@ class Arena(ABC):
     def _transfer(self, evict: Sequence[str], load: Sequence[str], *, waits: bool) -> None:
         """Evict segments, then load others.
 
-        Requests are done in their order. One that overtook an earlier one would have its segments in memory together
-        with those that the earlier one has yet to evict.
+        Requests are carried out in the order in which they are made. If a request overtook an earlier one, its segments
+        would be in memory together with segments that the earlier request has yet to evict.
 
         Args:
             evict: segments to evict.
             load: segments to load.
-            waits: whether the caller waits for the loads. The caller's thread may do them then.
+            waits: whether the caller waits for the loads. In that case the calling thread may do them itself.
         """
         if not evict and not load:
             return
@@ -237,17 +245,17 @@ class Arena(ABC):
             self._last_job = self._loader.submit(self._work, evict, tickets)
 
     def _settle(self) -> None:
-        """Take note of the segments that were loaded, failed or lost since the last look."""
+        """Record which segments were loaded, could not be loaded, or were lost since the last call."""
         if self._settled:
             return
-        # Asked before looking: what the loader does in between is noted at the next look.
+        # Read before the segments are checked: what the loader does in between is recorded by the next call.
         done = self._last_job.done()
         for name, segment in self._residences.items():
             segment.settle(kept=self._kept(name))
         self._settled = done
 
     def _work(self, evict: Sequence[str], tickets: Mapping[str, Future[None]]) -> None:
-        """Evict, then load each segment and settle its ticket, without waiting for the next one."""
+        """Evict segments, then load others. Each one's ticket (future) is done as soon as that segment is loaded."""
         try:
             for name in evict:
                 self._drop(name)
@@ -261,7 +269,10 @@ class Arena(ABC):
             raise
 
     def _fetch(self, segment: str, ticket: Future[None]) -> None:
-        """Load one segment, no faster than the bandwidth allows, and settle its ticket. Only an interrupt is raised."""
+        """Load one segment, no faster than the bandwidth limit, and mark its ticket (future) as done or failed.
+
+        A load error is stored in the ticket; only an interrupt propagates.
+        """
         began = monotonic()
         try:
             self._load(segment)

@@ -1,11 +1,12 @@
 """Device arena: segments of one blob in one allocation on a device.
 
-The allocation is made once and never grows; a :class:`Slab` decides where in it segments lie. Segments are copied from
-the mapped blob through two page-locked buffers: one is filled while the other is on its way. Where free memory is
-split into pieces too small for a segment, the arena is compacted between two runs.
+The allocation is made once and never grows. A :class:`Slab` chooses the offset of each segment in the allocation.
+Segments are copied from the mapped blob through two page-locked buffers: one is filled while the other is copied to the
+device. If free memory is split into pieces that are too small for a segment, the arena moves its segments together
+between two runs.
 
-The loader's thread does all loads, evictions and moves, in the order in which they were asked for. The slab, the
-stream and the buffers belong to that thread. Other threads see the addresses of segments only.
+The loader thread does all loads, evictions and moves, in the order of the requests. Only that thread uses the slab, the
+stream and the buffers. Other threads read only the addresses of segments.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ from .slab import Move, Slab
 __all__ = ["DeviceArena"]
 
 _ALIGNMENT = 256
-"""Bytes of which every segment's address is a multiple."""
+"""Alignment of every segment's device address, in bytes."""
 _BUFFER = 4 << 20
-"""Bytes of each of the two page-locked buffers."""
+"""Size of each of the two page-locked buffers, in bytes."""
 _SHORT = 128 << 10
-"""Bytes that a device moves in about the time that asking for a move takes."""
+"""Size, in bytes, of a copy inside a device's memory that takes about as long as the call that requests it."""
 
 
 class DeviceArena(Arena):
@@ -45,16 +46,17 @@ class DeviceArena(Arena):
     Args:
         device: device that holds the segments. The caller closes the device, after this arena.
         path: file of the blob, which is mapped read-only.
-        tensors: tensor id to its place in the blob.
-        segments: segment id to its place in the blob.
-        budget: bytes that may be resident at once. The arena allocates them now, or fewer if all segments need less.
-        loading: how segments are loaded.
+        tensors: tensor id -> offset, length, dtype and shape of the tensor in the blob.
+        segments: segment -> offset, length and tensors of the segment in the blob.
+        budget: maximum bytes that may be resident at once; enough for all segments when left out. The arena allocates
+            this much at its creation, or less if all segments need less.
+        loading: settings of how segments are loaded and evicted.
 
     Raises:
         BackendError: the device has too little free memory.
     """
 
-    # A copy to the device takes longer than waking the loader's thread.
+    # A copy to the device takes longer than waking the loader thread.
     _inline: ClassVar[bool] = False
 
     def __init__(
@@ -83,19 +85,19 @@ class DeviceArena(Arena):
 
     @staticmethod
     def footprint(length: int) -> int:
-        """Return the bytes of device memory that a segment of ``length`` bytes takes."""
+        """Return the bytes of device memory that a segment of ``length`` bytes takes, alignment included."""
         return -(-length // _ALIGNMENT) * _ALIGNMENT
 
     def running(self) -> AbstractContextManager[object]:
-        """Return a context in which resident segments keep their addresses; a run enters it until the device is done.
+        """Return a context manager inside which no resident segment changes its address.
 
-        One thread at a time may enter the context. It must not wait for segments inside: the loader may be waiting for
-        it to leave.
+        A run stays inside until the device has finished. Only one thread at a time may be inside. That thread must not
+        wait for segments there, because the loader may be waiting for the thread to leave.
         """
         return self._still
 
     def place(self, segment: str) -> int:
-        """Return the device address of a segment. While the address stays the same, so do those of its tensors.
+        """Return the device address of a segment. The addresses of its tensors change only when this address does.
 
         Raises:
             BackendError: the segment is not in the device's memory.
@@ -106,9 +108,9 @@ class DeviceArena(Arena):
         return place
 
     def address(self, tensor: str) -> int:
-        """Return the device address of a tensor: contiguous, with the dtype and shape of its spec.
+        """Return the device address of a tensor, which is contiguous there and has the dtype and shape of its spec.
 
-        The address is valid only inside :meth:`running`, and while the segment is held.
+        The address is valid only inside :meth:`running`, and while a model holds the tensor's segment.
 
         Raises:
             BackendError: the tensor is not in the device's memory.
@@ -121,7 +123,7 @@ class DeviceArena(Arena):
         self._loader.submit(lambda: None).result()
 
     def close(self) -> None:
-        """Wait for loading to end, and give the device memory back. Idempotent."""
+        """Wait for all requested loads to end, and free the device memory. Idempotent."""
         super().close()
         self._places.clear()
         self._buffers.clear()
@@ -146,7 +148,7 @@ class DeviceArena(Arena):
 
     def _drop(self, segment: str) -> None:
         self._places.pop(segment, None)
-        # A segment whose load failed may have no place.
+        # A segment whose load failed may have no memory in the slab.
         with suppress(KeyError):
             self._slab.free(segment)
         if self._loading.cold:
@@ -154,7 +156,7 @@ class DeviceArena(Arena):
             forget(self._path, spec.offset, blob.footprint(spec.length))
 
     def _upload(self, target: int, source: NDArray[np.uint8]) -> None:
-        """Copy bytes to a device address, and return when they are there."""
+        """Copy bytes to a device address, and wait until the copy is done."""
         for begin in range(0, len(source), _BUFFER):
             piece = source[begin : begin + _BUFFER]
             buffer, sent = self._buffers[0]
@@ -169,10 +171,10 @@ class DeviceArena(Arena):
             sent.synchronize()
 
     def _compact(self) -> None:
-        """Move segments together, so that all free memory is one piece. Nothing runs meanwhile.
+        """Move all segments to the front, so that the free memory is one piece. No model runs meanwhile.
 
-        If a move fails, the contents of every segment that was to be moved are unknown. These segments are lost: they
-        are no longer in memory, and are loaded again when a model acquires them.
+        If a move fails, the contents of every segment that was to be moved are unknown. Those segments then count as
+        not in memory, and are loaded again when a model acquires them.
         """
         with self._still:
             moves = self._slab.compact()
@@ -188,7 +190,7 @@ class DeviceArena(Arena):
             self._places.update((move.name, self._base + move.target) for move in moves)
 
     def _move(self, move: Move) -> None:
-        """Copy a segment towards the front. A device cannot copy between places that overlap: pieces go one by one."""
+        """Copy a segment to a lower address, in pieces: a device cannot copy between ranges that overlap."""
         source, target, distance = self._base + move.source, self._base + move.target, move.source - move.target
         if distance >= min(move.length, _SHORT):
             for begin, size in _pieces(move.length, distance):
@@ -202,5 +204,5 @@ class DeviceArena(Arena):
 
 
 def _pieces(length: int, most: int) -> Iterable[tuple[int, int]]:
-    """Return (begin, size) of the pieces of at most ``most`` bytes that make up ``length`` bytes."""
+    """Return the (begin, size) pairs that split ``length`` bytes into pieces of at most ``most`` bytes."""
     return ((begin, min(most, length - begin)) for begin in range(0, length, most))

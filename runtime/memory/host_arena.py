@@ -1,8 +1,8 @@
-"""Host arena: segments of a mapped blob.
+"""Host arena: segments of a blob that is mapped into this process.
 
 A CPU reads weights where they are mapped, so nothing is copied. Making a segment resident populates its pages
-(``MADV_POPULATE_READ``); evicting it drops them (``MADV_DONTNEED``). Addresses never change, so a binding stays valid
-as long as the arena exists.
+(``MADV_POPULATE_READ``); evicting the segment drops its pages (``MADV_DONTNEED``). Addresses never change, so weights
+that are bound to a program stay bound as long as the arena exists.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class HostArena(Arena):
 
     Args:
         path: file of the blob, which is mapped read-only.
-        tensors: tensor id to its place in the blob.
-        segments: segment id to its place in the blob.
-        budget: bytes that may be resident at once; enough for all segments when left out.
-        loading: how segments are loaded.
+        tensors: tensor id -> offset, length, dtype and shape of the tensor in the blob.
+        segments: segment -> offset, length and tensors of the segment in the blob.
+        budget: maximum bytes that may be resident at once; enough for all segments when left out.
+        loading: settings of how segments are loaded and evicted.
 
     Raises:
         BackendError: the kernel refuses to map the blob.
@@ -69,7 +69,10 @@ class HostArena(Arena):
                 self._advise(spec, mmap.MADV_HUGEPAGE)
 
     def tensor(self, name: str) -> NDArray[Any]:
-        """Return a view of a tensor. The view stays valid; reading it is fast only while its segment is resident."""
+        """Return a view of a tensor in the mapped blob.
+
+        The view stays valid when the tensor's segment is evicted, but reading the view is then slow.
+        """
         return view(self._bytes, self._tensors[name])
 
     def _load(self, segment: str) -> None:
@@ -85,20 +88,21 @@ class HostArena(Arena):
             forget(self._path, spec.offset, footprint(spec.length))
 
     def _advise(self, spec: SegmentSpec, advice: int) -> bool:
-        """Give the kernel advice on a segment's pages, and return whether the kernel took it."""
+        """Give the kernel advice on a segment's pages (``madvise``), and return whether the kernel accepted it."""
         address = self._bytes.ctypes.data + spec.offset
         return spec.length == 0 or _libc.madvise(address, spec.length, advice) == 0
 
 
 def _mapped(path: Path, segments: Iterable[SegmentSpec]) -> NDArray[np.uint8]:
-    """Map each segment of a file read-only by itself, at its offset in the array; leave the gaps unmapped.
+    """Map each segment of a file by itself, read-only; return an array in which each segment lies at its file offset.
 
-    When a page is touched, Linux also maps the pages around it: 64 KiB, and from 6.18 on the whole piece that was
-    read. It stops at the end of a mapping. With one mapping per segment, no page of another segment comes into memory.
-    The array begins at a multiple of 2 MiB, as large segments do in the file; otherwise their pages could not be large.
+    The gaps between segments are not mapped to the file. When a page is read, Linux also maps the pages around it:
+    64 KiB, and from Linux 6.18 on the whole piece that was read, but never beyond the end of a mapping. With one
+    mapping per segment, no page of another segment comes into memory. The array begins at a multiple of 2 MiB, as
+    large segments do in the file; otherwise the segments could not have large pages.
 
     Raises:
-        BackendError: the kernel refuses.
+        BackendError: the kernel refuses to map a segment.
     """
     size = path.stat().st_size
     place = np.frombuffer(mmap.mmap(-1, size + HUGE_PAGE, prot=mmap.PROT_READ), np.uint8)
@@ -113,6 +117,6 @@ def _mapped(path: Path, segments: Iterable[SegmentSpec]) -> NDArray[np.uint8]:
 
 
 def forget(path: Path, offset: int, length: int) -> None:
-    """Drop a part of a file from the page cache, except for pages that some process has mapped."""
+    """Drop ``length`` bytes of a file from the page cache, except for pages that a process has mapped."""
     with contextlib.suppress(OSError), path.open("rb") as file:
         os.posix_fadvise(file.fileno(), offset, length, os.POSIX_FADV_DONTNEED)

@@ -1,4 +1,4 @@
-"""The account that an arena keeps of one segment: its state, its users and the ticket of its load."""
+"""Record that an arena keeps of one segment: its state, its users and the ticket (future) of its load."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ __all__ = ["Residence", "ResidenceState"]
 
 
 class ResidenceState(Enum):
-    """State of a segment, as the thread that uses the arena knows it."""
+    """State of a segment, as known to the thread that calls the arena."""
 
     MISSING = auto()
-    """Not in memory and not asked for."""
+    """The segment is not in memory and was not requested."""
     LOADING = auto()
-    """Asked for; its ticket is not settled, or nobody has looked at the ticket yet."""
+    """The segment was requested. Its load has not ended yet, or the end was not recorded yet."""
     RESIDENT = auto()
-    """Loaded and in memory."""
+    """The segment is loaded and in memory."""
     FAILED = auto()
-    """Not in memory, because its load failed or its memory was lost. It may be asked for again."""
+    """The segment is not in memory, because its load failed or its memory was lost. It may be requested again."""
 
 
 @dataclass(slots=True)
 class Residence:
-    """State, users and ticket of one segment. Only the thread that uses the arena changes it.
+    """State of one segment, number of its users, and ticket (future that says when the segment is loaded).
 
-    The loader's thread settles the ticket and touches nothing else.
+    Only the thread that calls the arena changes the record. The loader thread only marks the ticket as done or failed.
 
     >>> segment = Residence()
     >>> ticket = segment.load()
@@ -41,34 +41,38 @@ class Residence:
     users: int = 0
     """Number of times that the segment was acquired and not yet released."""
     ticket: Future[None] | None = None
-    """Settled by the loader's thread when the segment is in memory or has failed; None unless the state is LOADING."""
+    """Future that the loader thread marks as done when the segment is loaded, or as failed; None if not loading."""
 
     @property
     def occupies(self) -> bool:
-        """Whether the segment takes its bytes of the budget: resident or loading."""
+        """Whether the segment counts towards the budget: it is resident or loading."""
         return self.state in (ResidenceState.LOADING, ResidenceState.RESIDENT)
 
     @property
     def idle(self) -> bool:
-        """Whether the segment may be evicted: resident or loading, and without users."""
+        """Whether the segment may be evicted: it is resident or loading, and has no users."""
         return self.occupies and not self.users
 
     @property
     def awaited(self) -> bool:
-        """Whether a model must wait for the segment. Nobody waits for a failed one: acquiring it says why it fails."""
+        """Whether a model must wait for the segment, which is missing or loading.
+
+        A model does not wait for a failed segment: acquiring the segment loads it again, and raises the error if that
+        fails too.
+        """
         return self.state in (ResidenceState.MISSING, ResidenceState.LOADING)
 
     def load(self) -> Future[None]:
-        """Note that the segment was asked for, and return the ticket that the loader must settle."""
+        """Note that the segment was requested, and return the ticket (future) that the loader must mark as done."""
         self.state, self.ticket = ResidenceState.LOADING, Future()
         return self.ticket
 
     def drop(self) -> None:
-        """Note that the segment was evicted. A load under way is forgotten, and its ticket with it."""
+        """Note that the segment was evicted. If it was still loading, the ticket (future) of that load is forgotten."""
         self.state, self.ticket = ResidenceState.MISSING, None
 
     def settle(self, *, kept: bool = True) -> None:
-        """Take note of what the loader did.
+        """Update the state, if the segment's load has ended or its memory was lost.
 
         Args:
             kept: whether the segment, if it was loaded, is still in memory.
@@ -80,10 +84,10 @@ class Residence:
             self.state = ResidenceState.FAILED
 
     def wait(self) -> None:
-        """Block until the segment is in memory; return at once if nothing is loading.
+        """Block until the segment is in memory; return at once if the segment is not loading.
 
         Raises:
-            Exception: the error that its load ended with.
+            Exception: the error with which the load of the segment failed.
         """
         if self.ticket is not None:
             self.ticket.result()

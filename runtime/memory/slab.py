@@ -1,7 +1,8 @@
-"""Allocator inside one block of memory: decides where in a device arena's allocation segments lie.
+"""Allocator inside one block of memory: chooses the offset of each segment in a device arena's allocation.
 
-Best fit, with neighbouring holes joined when a segment is freed (Knuth, "The Art of Computer Programming", 2.5). Free
-memory may end up in pieces too small for the next segment; :meth:`Slab.compact` says what to move then.
+A segment goes into the smallest hole that is large enough (best fit), and neighbouring holes are joined when a segment
+is freed (Knuth, "The Art of Computer Programming", 2.5). Free memory may end up in pieces that are too small for the
+next segment; :meth:`Slab.compact` then returns the moves that join the pieces.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ __all__ = ["Move", "Slab"]
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Copy of ``length`` bytes towards the front. The places may overlap: copy the bytes in rising order."""
+    """Copy of a segment's ``length`` bytes from offset ``source`` to the lower offset ``target``.
+
+    The two ranges may overlap, so the bytes must be copied in rising order.
+    """
 
     name: str
     source: int
@@ -23,11 +27,11 @@ class Move:
 
 
 class Slab:
-    """Bytes 0 to ``size``, handed out to segments in units of ``alignment`` bytes.
+    """Allocator of the bytes 0 to ``size``, which segments take in units of ``alignment`` bytes.
 
     Args:
-        size: bytes to hand out; a last part smaller than a unit is never used.
-        alignment: bytes of a unit, a power of two. Every segment begins at a multiple of it.
+        size: bytes that segments may take; a remainder smaller than a unit is never used.
+        alignment: size of a unit in bytes, a power of two. Every segment begins at a multiple of it.
 
     Raises:
         ValueError: the size is negative, or the alignment is not a power of two.
@@ -54,33 +58,33 @@ class Slab:
 
     @property
     def room(self) -> int:
-        """Free bytes, in all pieces together."""
+        """Total bytes of all free pieces of memory."""
         return sum(length for _, length in self._holes)
 
     @property
     def widest(self) -> int:
-        """Bytes of the largest free piece."""
+        """Bytes of the largest free piece of memory."""
         return max((length for _, length in self._holes), default=0)
 
     def needs(self, length: int) -> int:
-        """Return the bytes that a segment of ``length`` bytes takes, in whole units."""
+        """Return the bytes that a segment of ``length`` bytes takes, rounded up to whole units."""
         return -(-length // self._alignment) * self._alignment
 
     def offset(self, name: str) -> int:
         """Return the offset of a segment, in bytes.
 
         Raises:
-            KeyError: the segment has no place.
+            KeyError: no memory is allocated for the segment.
         """
         return self._used[name][0]
 
     def allocate(self, name: str, length: int) -> int | None:
-        """Give a segment a place and return its offset; None where no free piece is large enough.
+        """Allocate memory for a segment and return its offset in bytes; None if no free piece is large enough.
 
         A segment of 0 bytes gets offset 0 and takes no memory.
 
         Raises:
-            ValueError: the segment has a place already, or the length is negative.
+            ValueError: memory for the segment is allocated already, or the length is negative.
         """
         if name in self._used or length < 0:
             raise ValueError(f"{name!r} has a place" if name in self._used else f"{length} bytes are not possible")
@@ -100,10 +104,10 @@ class Slab:
         return offset
 
     def free(self, name: str) -> None:
-        """Give a segment's place back.
+        """Free the memory of a segment.
 
         Raises:
-            KeyError: the segment has no place.
+            KeyError: no memory is allocated for the segment.
         """
         offset, length = self._used.pop(name)
         if not length:
@@ -117,7 +121,7 @@ class Slab:
         self._holes[first:last] = [(offset, length)]
 
     def compact(self) -> list[Move]:
-        """Place all segments at the front, so that free memory is one piece, and return the moves to make, in order."""
+        """Assign all segments to the front, so that free memory is one piece; return the moves to make, in order."""
         moves, end = [], 0
         for name, (offset, length) in sorted(self._used.items(), key=lambda item: item[1]):
             if not length:

@@ -1,14 +1,14 @@
-"""The device cache of the ort-cpu backend: a bundle that is baked for this CPU.
+"""Device cache of the ort-cpu backend: a bundle that is baked (optimised once and stored) for this CPU.
 
 ONNX Runtime's fast convolutions want weights in a blocked layout (NCHWc) whose block depends on the CPU, and every
 session makes a private copy of every weight in that layout. Baking does this once. Each model is optimised on the
-device, the optimised graph is split into program and weights again, and the re-laid tensors are hashed again, so that
-equal kernels are stored once. Sessions are then made from programs with optimisation off, and weights are bound where
-they are mapped.
+device, the optimised graph is split into program and weights again, and the tensors in the new layout are hashed again,
+so that equal kernels are stored once. Sessions are then made from programs with optimisation off, and weights are bound
+at the addresses where the blob is mapped.
 
-FP16 and INT8 models are baked in float32 (:mod:`.cpu_fp32`), so that a kernel that several of them share stays one
+FP16 and INT8 models are baked in float32 (:mod:`.cpu_fp32`), so that a kernel that several models share stays one
 tensor. The cache also has each INT8 model as a graph that computes in integers (:mod:`.cpu_int8`), optimised and with
-its weights inside, and the times that both forms take (:mod:`.copy_times`).
+its weights inside, and the run times of the float32 and the integer form (:mod:`.copy_times`).
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from .write_cache import write_cache
 __all__ = ["bake", "private_copies_of", "verify_cache"]
 
 _LAYOUT = "5"
-"""Version of what baking writes; it changes whenever the same bundle would be baked differently."""
+"""Version number of what baking writes. It must change when the same bundle would be baked differently."""
 
 
 def bake(bundle: Bundle, progress: Callable[[str], None] = lambda model: None) -> Baked:
     """Return the device cache of a bundle for ONNX Runtime on this CPU; bake the bundle if there is none.
 
-    The cache lies in the bundle's folder, or in the user's cache folder if the bundle's cannot be written.
+    The cache lies in the bundle's folder, or in the user's cache folder if the bundle's folder cannot be written.
 
     Args:
         bundle: an open bundle. Its hashes are verified before anything is baked from it.
-        progress: called with each model's name before it is baked.
+        progress: function called with the name of each model before the model is baked.
 
     Raises:
         BundleError: a file of the bundle is damaged.
@@ -57,7 +57,7 @@ def bake(bundle: Bundle, progress: Callable[[str], None] = lambda model: None) -
 
 
 def private_copies_of(bundle: Bundle) -> dict[str, PrivateCopy]:
-    """Return model -> private copy as measured on this CPU, for INT8 models; empty if the bundle was not baked yet."""
+    """Return INT8 model -> size and times of its private copy on this CPU; empty if the bundle was not baked yet."""
     for folder in _folders(bundle):
         with suppress(BundleError):
             return dict(load_cache(folder, bundle).packings)
@@ -68,7 +68,7 @@ def verify_cache(bundle: Bundle) -> list[Path]:
     """Check every byte of the caches that :func:`bake` would use on this device.
 
     Returns:
-        Folders of the caches; none if the bundle was not baked yet.
+        Folders of the caches; empty if the bundle was not baked yet.
 
     Raises:
         BundleError: a file is missing or damaged.
@@ -83,12 +83,12 @@ def verify_cache(bundle: Bundle) -> list[Path]:
 
 
 def _folders(bundle: Bundle) -> tuple[Path, Path]:
-    """Return the folders where the cache may lie, the preferred one first."""
+    """Return the folders that may hold the cache, the preferred folder first."""
     return places(bundle, f"ort-cpu-{_device_key(bundle)}")
 
 
 def _device_key(bundle: Bundle) -> str:
-    """Return a hash of all that baked graphs depend on, such as the bundle, ONNX Runtime's version and the CPU."""
+    """Return a hash of everything that baked graphs depend on, such as bundle, ONNX Runtime's version and CPU."""
     flags = ""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

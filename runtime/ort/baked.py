@@ -1,4 +1,4 @@
-"""The record of a baked bundle: which programs, tensors and segments the device cache of ort-cpu holds."""
+"""Record of a baked bundle: the programs, tensors and segments that the device cache of ort-cpu holds."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ..device_cache import check_folder, plain_size
 __all__ = ["BLOB", "CACHE_RECORD", "Baked", "BakedStage", "PrivateCopy", "check_hashes", "load_cache"]
 
 BLOB = "weights.bin"
-"""Name of the file with all baked weights."""
+"""Name of the file that holds all baked weights."""
 CACHE_RECORD = "cache.json"
-"""Name of the file that a :class:`Baked` is written to."""
+"""Name of the file that holds the record of a cache, which is a :class:`Baked` as JSON."""
 
 _WORTH = 0.95
-"""Share of a bound run's time that a run on a private copy must stay below: measured times are 5 % uncertain."""
+"""Fraction of a bound run's time below which a run on a private copy is faster: measured times are 5 % uncertain."""
 
 
 class PrivateCopy(BaseModel):
@@ -29,7 +29,7 @@ class PrivateCopy(BaseModel):
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
     copies: dict[Name, Size]
-    """Stage -> bytes of weights that the stage's session holds."""
+    """Stage -> bytes of weights that the session of the stage holds."""
     bound_ms: float = Field(ge=0)
     """Milliseconds of CPU time of a float32 run on shared weights, for one image on one thread."""
     packed_ms: float = Field(ge=0)
@@ -37,66 +37,66 @@ class PrivateCopy(BaseModel):
 
     @property
     def bytes(self) -> int:
-        """Bytes of the model's private copies."""
+        """Total bytes of the model's private copies of its weights."""
         return sum(self.copies.values())
 
     @property
     def gain_ms(self) -> float:
-        """Milliseconds of CPU time that the private copy saves in a run."""
+        """Milliseconds of CPU time that a run on the private copy saves, compared with a bound run."""
         return self.bound_ms - self.packed_ms
 
     @property
     def is_faster(self) -> bool:
-        """Whether the private copy is faster by more than times are uncertain."""
+        """Whether a run on the private copy is faster by more than the uncertainty of the measured times."""
         return self.packed_ms < _WORTH * self.bound_ms
 
 
 class BakedStage(BaseModel):
-    """One stage of a baked model."""
+    """Program and weights of one stage of a baked model."""
 
     model_config = ConfigDict(frozen=True)
     program: Id
     weights: tuple[Id, ...]
-    """Tensors that are bound to the program's weight inputs, in their order."""
+    """Ids of the tensors that are bound to the program's weight inputs, in the order of these inputs."""
 
 
 class Baked(BaseModel):
-    """Content of the device cache of one bundle."""
+    """Record of what the device cache of one bundle holds."""
 
     model_config = ConfigDict(frozen=True)
     folder: Path
-    """Folder of the cache; not part of the record."""
+    """Folder of the cache; not stored in the record's file."""
     models: dict[Name, dict[Name, BakedStage]]
-    """Model -> stage -> program and tensors."""
+    """Model -> stage -> program and weights of the stage."""
     segments_of: dict[Name, tuple[Name, ...]]
-    """Model -> segments that its weights lie in."""
+    """Model -> segments that hold the model's weights."""
     tensors: dict[Id, TensorSpec]
     segments: dict[Name, SegmentSpec]
     files: dict[str, FileSpec]
-    """Name -> size and hash, of every file of the cache except the record."""
+    """File name -> size and SHA-256, for every file of the cache except the record."""
     packings: dict[Name, PrivateCopy] = {}
-    """INT8 model -> cost and gain of its private copy."""
+    """INT8 model -> size and run times of its private copy."""
 
     @property
     def blob(self) -> Path:
-        """File with all baked weights."""
+        """Path of the file that holds all baked weights."""
         return self.folder / BLOB
 
     def program(self, name: str) -> Path:
-        """Return the file of a program."""
+        """Return the path of a program's ONNX file."""
         return self.folder / f"{name}.onnx"
 
     def constant(self, model: str, stage: str) -> Path:
-        """Return the graph of a stage with its weights inside, for models in mode ``constant``."""
+        """Return the path of a stage's graph with the weights inside, for models in mode ``constant``."""
         return self.folder / f"{model}.{stage}.onnx"
 
     def packed(self, model: str, stage: str) -> Path:
-        """Return the INT8 graph of a stage with its weights inside."""
+        """Return the path of a stage's INT8 graph with the weights inside."""
         return self.folder / f"{model}.{stage}.int8.onnx"
 
 
 def load_cache(folder: Path, bundle: Bundle) -> Baked:
-    """Open the cache of a bundle, and check everything but the content of its files.
+    """Read the record of a bundle's cache, and check everything except the content of the cache's files.
 
     A cache may have come with a bundle from elsewhere, so only plain files in its folder are opened.
 
@@ -126,7 +126,7 @@ def check_hashes(baked: Baked, bundle: Bundle) -> None:
     """Read every file of a cache and compare its SHA-256 with the record.
 
     Raises:
-        BundleError: a file's content is not what was written.
+        BundleError: the content of a file differs from the record.
     """
     for path in _needed(baked, bundle):
         if sha256_of(path) != baked.files[path.name].sha256:
@@ -134,7 +134,7 @@ def check_hashes(baked: Baked, bundle: Bundle) -> None:
 
 
 def _needed(baked: Baked, bundle: Bundle) -> list[Path]:
-    """Return the files that running the bundle opens.
+    """Return the files of the cache that are opened when the bundle is run.
 
     Raises:
         BundleError: the record does not have every model of the bundle.

@@ -1,4 +1,4 @@
-"""CPU times of runs on one thread, and of an INT8 model with and without its private copy."""
+"""CPU times of runs on one thread: of any functions, and of an INT8 model with and without its private copy."""
 
 from __future__ import annotations
 
@@ -21,21 +21,23 @@ from .trial_run import noise_inputs
 __all__ = ["cpu_times", "measure_private_copy"]
 
 _WARM_UP, _ROUNDS = 3, 15
-"""Runs of each side that do not count, and runs that count, at most."""
+"""Number of warm-up runs of each function, and maximum number of timed runs."""
 _ENOUGH_S = 1.0
-"""Stop timing after this many seconds, but not before one round."""
+"""Seconds after which timing stops, but not before every function was timed once."""
 
 
 def cpu_times(runs: Sequence[Callable[[], object]]) -> list[float]:
-    """Run functions in turn; return the median milliseconds of this thread's CPU time for each."""
+    """Run functions alternately, and return for each the median of this thread's CPU time in milliseconds."""
     return medians(runs, thread_time, warm_up=_WARM_UP, rounds=_ROUNDS, enough_s=_ENOUGH_S)
 
 
 def measure_private_copy(baked: Baked, model: str, stages: Mapping[str, Stage]) -> PrivateCopy:
-    """Run an INT8 model bound and packed, on one image of noise; dimensions of any size are 1.
+    """Measure an INT8 model bound (float32 on shared weights) and packed (int8 on a private copy).
+
+    Both forms run on one image of noise. Dynamic dimensions of the input are 1.
 
     Args:
-        baked: the cache with both forms of the model.
+        baked: record of a cache that has both forms of the model.
         model: name of the model.
         stages: the model's stages, as the manifest has them.
     """

@@ -1,4 +1,4 @@
-"""INT8 and FP16 graphs in float32: the form in which ONNX Runtime runs them on a CPU, with shared weights."""
+"""Conversion of INT8 and FP16 graphs to float32, in which ONNX Runtime runs them on a CPU with shared weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _Array = NDArray[Any]
 _FLOAT, _FLOAT16 = 1, 10  # TensorProto.DataType
 _INT, _INTS = 2, 7  # AttributeProto.AttributeType
 _TYPES = frozenset({"dtype", "output_dtype", "to"})
-"""Names of attributes that hold an element type."""
+"""Names of node attributes that hold an element type."""
 
 
 def kernel_scales(model: Message) -> Iterator[tuple[str, _Array]]:
@@ -31,17 +31,17 @@ def kernel_scales(model: Message) -> Iterator[tuple[str, _Array]]:
 
 
 def to_fp32(model: Message, values: Callable[[Message], _Array], integers: Set[str] = frozenset()) -> Message:
-    """Return an INT8 or FP16 graph in float32: weights keep their rounded values, activations are not rounded.
+    """Return an INT8 or FP16 graph converted to float32: weights keep rounded values, activations are not rounded.
 
-    Int8 kernels are multiplied by their scales, except those in ``integers``. These stay integers, which are the same
-    for all models that share the kernel, and the layer's output is scaled instead. A convolution's output is scaled by
-    a depthwise 1x1 convolution (weight = scale, and the layer's bias), as the compiler writes a BatchNorm that is kept
-    apart; a matrix product's by a Mul. Depthwise kernels are multiplied in any case: they are so small that sharing
-    them is not worth another layer.
+    Int8 kernels are multiplied by their scales, except the kernels in ``integers``. Those keep their integer values,
+    which are the same for all models that share the kernel, and the layer's output is multiplied by the scale instead.
+    For a convolution, a depthwise 1x1 convolution does this (weight = scale, bias = the layer's bias), as the compiler
+    writes a BatchNorm that it does not fold; for a matrix product, a Mul does. Depthwise kernels are always multiplied
+    by their scales: they are so small that sharing them does not justify an extra layer.
 
     Args:
-        model: a ModelProto; not changed.
-        values: function that returns the values of an initializer.
+        model: a ModelProto, which is not changed.
+        values: function that returns the values of an initializer, called with the initializer.
         integers: names of int8 kernels that are read with several scales, in this graph or in others.
     """
     made = copy_without_types(model)
@@ -77,7 +77,10 @@ def to_fp32(model: Message, values: Callable[[Message], _Array], integers: Set[s
 
 
 def _can_scale(layer: Message, kernel: str, values: _Array, axis: int) -> bool:
-    """Return whether scaling a layer's output can replace scaling its kernel along an axis, and is worth a layer."""
+    """Return whether a layer's output can be scaled instead of its kernel, and whether that justifies an extra layer.
+
+    ``axis`` is the axis of the kernel along which the scale varies.
+    """
     if [index for index, name in enumerate(layer.input) if name == kernel] != [1]:
         return False
     if layer.op_type == "Conv":
@@ -113,7 +116,10 @@ def _scaled(graph: Message, layer: Message, scale: _Array) -> list[Message]:
 
 
 def _float16_to_float32(graph: Message, values: Callable[[Message], _Array]) -> None:
-    """Put float32 in place of float16 everywhere; a Cast between the two becomes one that ONNX Runtime removes."""
+    """Convert every float16 in a graph to float32.
+
+    A Cast between the two types becomes a Cast from float32 to float32, which ONNX Runtime removes.
+    """
     for port in (*graph.input, *graph.output):
         if port.type.tensor_type.elem_type == _FLOAT16:
             port.type.tensor_type.elem_type = _FLOAT

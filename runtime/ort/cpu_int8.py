@@ -1,9 +1,10 @@
-"""INT8 graphs in the form in which ONNX Runtime computes in integers on a CPU.
+"""Conversion of INT8 graphs to the form in which ONNX Runtime computes in integers on a CPU.
 
 In a bundle, an INT8 graph has int8 kernels behind a DequantizeLinear with one scale for each output channel, and
-activations that go through QuantizeLinear and DequantizeLinear, all with zero point 0. ONNX Runtime's integer kernels
-want uint8 activations and int32 biases instead. They are fast if they may pack the int8 kernels, which makes a private
-copy of them in each session. The form that can be shared and swapped is the same graph in float32 (:mod:`.cpu_fp32`).
+activations that go through QuantizeLinear and DequantizeLinear, all with zero point 0. ONNX Runtime's integer routines
+want uint8 activations and int32 biases instead. The routines are fast if they may re-arrange the int8 kernels, which
+makes a private copy of the kernels in each session. The form that can be shared and swapped is the same graph in
+float32 (:mod:`.cpu_fp32`).
 """
 
 from __future__ import annotations
@@ -29,21 +30,21 @@ _LIKE_FIRST_INPUT = frozenset(
     {"AveragePool", "DequantizeLinear", "Flatten", "GlobalAveragePool", "MaxPool", "QuantizeLinear", "ReduceMean"}
     | {"Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
 )
-"""Operators whose results are not negative where their first input is not."""
+"""Operators whose results are never negative if their first input is never negative."""
 _LIKE_ALL_INPUTS = frozenset({"Add", "Concat", "Mul"})
-"""Operators whose results are not negative where none of their inputs is."""
+"""Operators whose results are never negative if none of their inputs is ever negative."""
 
 
 def for_ort_int8(model: Message, values: Callable[[Message], _Array]) -> Message:
-    """Return an INT8 graph with uint8 activations and int32 biases, as ONNX Runtime's integer kernels want them.
+    """Return a copy of an INT8 graph with uint8 activations and int32 biases, as ONNX Runtime's integer routines want.
 
-    An activation that cannot be negative gets zero point 0. It then has the integers 0 to 255 instead of 0 to 127, so
-    that less is cut off, and a Relu before it has nothing left to do. Other activations get zero point 128 with the
-    same scale, which represents the same values as int8.
+    An activation that cannot be negative gets zero point 0. The activation then has the integers 0 to 255 instead of 0
+    to 127, so that fewer large values are cut off, and a Relu in front of it has no effect. Other activations get zero
+    point 128 with the same scale, which represents the same values as int8.
 
     Args:
-        model: a ModelProto; not changed.
-        values: function that returns the values of an initializer.
+        model: a ModelProto, which is not changed.
+        values: function that returns the values of an initializer, called with the initializer.
     """
     made = copy_without_types(model)
     graph = made.graph
@@ -69,13 +70,13 @@ def for_ort_int8(model: Message, values: Callable[[Message], _Array]) -> Message
 
 
 def _set_zero_point(node: Message, zero: str) -> None:
-    """Let a QuantizeLinear or DequantizeLinear use an initializer as zero point."""
+    """Make an initializer the zero point of a QuantizeLinear or DequantizeLinear node."""
     del node.input[2:]
     node.input.append(zero)
 
 
 def _round_biases(graph: Message, constants: Mapping[str, Message], values: Callable[[Message], _Array]) -> None:
-    """Round biases of integer layers to int32; the unit is the product of the input's and the kernel's scale.
+    """Round the biases of integer layers to int32. The unit of a bias is the input's scale times the kernel's scale.
 
     ONNX Runtime could round biases itself, but would also round kernels that are float32 on purpose.
     """
@@ -109,11 +110,11 @@ def _round_biases(graph: Message, constants: Mapping[str, Message], values: Call
 
 
 def _never_negative(graph: Message, constants: Mapping[str, Message]) -> set[str]:
-    """Return the names of values that are certain not to be negative."""
+    """Return the names of the values in a graph that are certain never to be negative."""
     found: set[str] = set()
 
     def is_constant_from_0(node: Message, operand: int) -> bool:
-        """Return whether an operand is a constant without negative numbers."""
+        """Return whether an operand of a node is a constant without negative numbers."""
         name = node.input[operand] if len(node.input) > operand else ""
         return name in constants and bool((tensor_array(constants[name]) >= 0).all())
 

@@ -19,7 +19,7 @@ def copy_without_types(model: Message) -> Message:
 
 
 def drop_unread(graph: Message) -> None:
-    """Remove initializers that neither a node reads nor the graph gives as an output."""
+    """Remove the initializers of a graph that no node reads and that are not outputs of the graph."""
     read = {name for node in graph.node for name in node.input} | {port.name for port in graph.output}
     kept = [tensor for tensor in graph.initializer if tensor.name in read]
     del graph.initializer[:]
@@ -27,7 +27,7 @@ def drop_unread(graph: Message) -> None:
 
 
 def replace_nodes(graph: Message, nodes: list[Message]) -> None:
-    """Replace all nodes of a graph; some of the new nodes may be nodes of the graph itself."""
+    """Replace all nodes of a graph by ``nodes``, which may include nodes of the graph itself."""
     copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(copies)

@@ -1,4 +1,4 @@
-"""Optimisation of graphs for this CPU by ONNX Runtime, whose result is kept."""
+"""Optimisation of graphs for this CPU by ONNX Runtime, which returns optimised graphs so that they can be stored."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DISABLED_OPTIMIZERS = [
     # Quantizes a layer that was left in float32 between int8 layers, with one scale for the whole kernel.
     "WeightBiasQuantization",
 ]
-"""Optimisers of ONNX Runtime that are turned off, because they change results or undo sharing."""
+"""Names of ONNX Runtime's optimisers that are turned off, because they change results or undo sharing."""
 
 
 def optimise(path: Path, proto: bytes | None, folder: Path) -> tuple[Program, list[NDArray[Any]]]:
@@ -34,7 +34,7 @@ def optimise(path: Path, proto: bytes | None, folder: Path) -> tuple[Program, li
     Args:
         path: an ONNX file of the bundle.
         proto: a graph that was converted from the file and is optimised instead; None to optimise the file itself. The
-            graph's weights may lie beside the file.
+            graph's weights may lie in the file's folder.
         folder: folder for temporary files, which are deleted before returning.
 
     Returns:
@@ -49,7 +49,7 @@ def optimise(path: Path, proto: bytes | None, folder: Path) -> tuple[Program, li
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
     weights = split_model(model).weights
     for name in initializers.keys() - set(weights):
-        # The program keeps these constants (index tables, masks, int32 biases), and the file beside it is deleted.
+        # The program keeps these constants (index tables, masks, int32 biases), and optimised.bin is deleted.
         _put_inside(initializers[name], data)
     program = split_model(model)
     arrays = [_values(initializers[name], data) for name in program.weights]
@@ -78,9 +78,9 @@ def optimise_int8(path: Path, proto: bytes, folder: Path) -> bytes:
 
 
 def _optimised(path: Path, proto: bytes | None, folder: Path, outside: int) -> bytes:
-    """Return an optimised graph; initializers of at least ``outside`` bytes are written to ``optimised.bin``.
+    """Return a graph as ONNX Runtime optimises it; initializers of at least ``outside`` bytes go to ``optimised.bin``.
 
-    Without that file, ONNX Runtime would let the graph refer to the bundle's blob for weights that it did not change.
+    Without that file, the graph would refer to the bundle's blob for weights that ONNX Runtime did not change.
     """
     made = folder / "optimised.onnx"
     options = quiet(threads=1)
@@ -100,10 +100,10 @@ def _optimised(path: Path, proto: bytes | None, folder: Path, outside: int) -> b
 
 
 def _put_inside(tensor: Message, data: NDArray[np.uint8] | None) -> None:
-    """Move an initializer's values into the graph, if they lie in ``data``.
+    """Move an initializer's values from ``data``, the content of ``optimised.bin``, into the graph, if they lie there.
 
     Raises:
-        BackendError: the values lie outside the file.
+        BackendError: the values lie outside ``data``.
     """
     if tensor.data_location == 1:
         tensor.raw_data = _external(tensor, data).tobytes()
@@ -116,10 +116,10 @@ def _values(tensor: Message, data: NDArray[np.uint8] | None) -> NDArray[Any]:
 
     Args:
         tensor: the initializer.
-        data: content of ``optimised.bin``; None if there is none.
+        data: content of ``optimised.bin``; None if there is no such file.
 
     Raises:
-        BackendError: the values lie outside the file.
+        BackendError: the values lie outside ``data``.
     """
     if tensor.data_location != 1:
         return np.array(tensor_array(tensor))
@@ -127,10 +127,10 @@ def _values(tensor: Message, data: NDArray[np.uint8] | None) -> NDArray[Any]:
 
 
 def _external(tensor: Message, data: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
-    """Return the bytes of an initializer that lies in ``data``.
+    """Return the bytes of an initializer that lies in ``data``, the content of ``optimised.bin``.
 
     Raises:
-        BackendError: the values lie outside the file.
+        BackendError: the values lie outside ``data``.
     """
     place = {entry.key: entry.value for entry in tensor.external_data}
     offset, length = int(place.get("offset", 0)), int(place.get("length", 0))

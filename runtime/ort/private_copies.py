@@ -1,9 +1,9 @@
 """Choice of the INT8 models that get a private copy of their weights on a CPU: pure functions.
 
-Bound, an INT8 model runs as a float32 program whose weights are shared and swapped like all others. Packed, it computes
-in int8, often in half the time, but its session holds a private copy of the kernels, a quarter of their float32 size,
-that is neither shared nor swapped. Which form is faster is measured once (:mod:`.copy_times`). How many copies there is
-room for depends on the memory setting.
+A bound INT8 model runs as a float32 program whose weights are shared and swapped like all others. A packed INT8 model
+computes in int8, often in half the time, but its session holds a private copy of the kernels, which is a quarter of
+their float32 size and is neither shared nor swapped. The times of the two forms are measured once (:mod:`.copy_times`).
+The memory setting limits how many private copies there is room for.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ __all__ = ["choose_private_copies"]
 
 @dataclass(frozen=True)
 class _Option:
-    """The fewest private copies with which no bound model takes more than a limit."""
+    """Smallest set of private copies with which no bound model needs more bytes than a limit."""
 
     limit: int
-    """Bytes that the segments of the largest bound model may take."""
+    """Maximum bytes that the segments of one bound model may take."""
     packed: frozenset[str]
-    """Models that get a private copy, because they are larger than the limit."""
+    """Models that get a private copy, because they would need more bytes than the limit if bound."""
     bytes: int
-    """Bytes that are needed at once: the limit, these copies, and what stays loaded in any case."""
+    """Bytes that are needed at once: the limit, the private copies, and the bytes that stay loaded in any case."""
 
 
 def choose_private_copies(
@@ -36,27 +36,28 @@ def choose_private_copies(
     copies: Mapping[str, PrivateCopy],
     private: int = 0,
 ) -> tuple[frozenset[str], int]:
-    """Choose the models that get a private copy: those that run faster so, as far as there is room.
+    """Choose the models that get a private copy: those that run faster with one, as far as the setting has room.
 
-    Private copies stay in memory, and the largest bound model must fit beside them. A model that does not fit bound
-    gets a copy even if it runs slower so. A faster run is not worth more swapping: a model that fits bound gets a copy
-    only if the bound models together do not lack more memory than before.
+    Private copies stay in memory, and the largest bound model must fit into the rest. A model that does not fit bound
+    gets a private copy even if that makes it slower. A model that fits bound gets a private copy only if the bound
+    models together do not lack more memory than before, because a faster run is not worth more swapping.
 
     The setting ``all`` has room for everything. ``min`` is the least memory with which all models run, whichever of
-    them have copies. A share is a part of what models take when all are bound, so it does not depend on the choice.
+    them have private copies. A percentage is relative to the bytes that the models need when all are bound, so it does
+    not depend on the choice.
 
     Args:
         setting: memory setting; see :func:`gemel.bundles.budget.parse_memory`.
-        sizes: segment -> bytes, for the segments of these models.
+        sizes: segment -> bytes, for the segments of the models in ``segments_of``.
         segments_of: model -> its segments, for models that can be bound.
-        copies: model -> its private copy, for models of ``segments_of`` that can have one.
-        private: bytes that stay loaded in any case.
+        copies: model -> size and times of its private copy, for models of ``segments_of`` that can have one.
+        private: bytes that stay loaded in any case, in addition to bound models and the private copies in ``copies``.
 
     Returns:
         Names of the models that get a private copy, and the bytes that the setting allows.
 
     Raises:
-        InputError: no choice fits; the message has the least memory that one needs.
+        InputError: no choice fits; the message states the least memory that a choice needs.
     """
     options = list(_options(sizes, segments_of, copies, private))
     least, whole = min(option.bytes for option in options), sum(sizes.values()) + private
@@ -68,7 +69,10 @@ def choose_private_copies(
         allowed = max(least, budget(setting, whole, ()))
 
     def missing(packed: Set[str]) -> int:
-        """Return the bytes that all bound models together need beyond what copies leave them; so much is swapped."""
+        """Return the bytes by which all bound models together exceed the memory that private copies leave.
+
+        So many bytes must be swapped.
+        """
         bound = _union(sizes, (segments for model, segments in segments_of.items() if model not in packed))
         return max(0, bound + private + sum(copies[model].bytes for model in packed) - allowed)
 
@@ -87,7 +91,7 @@ def choose_private_copies(
 
 
 def _union(sizes: Mapping[str, int], models: Iterable[Sequence[str]]) -> int:
-    """Return the bytes of the segments of some models, each segment counted once."""
+    """Return the total bytes of the segments of some models, each segment counted once."""
     return sum(sizes[segment] for segment in {segment for segments in models for segment in segments})
 
 
@@ -97,7 +101,10 @@ def _options(
     copies: Mapping[str, PrivateCopy],
     private: int,
 ) -> Iterator[_Option]:
-    """Yield an option for each limit that matters, from the largest to 0, until a model cannot have a copy."""
+    """Yield an option for each limit that changes the set of private copies, from the largest limit to 0.
+
+    Stop at the first limit for which a model would need a private copy but cannot have one.
+    """
     needs = {model: sum(sizes[segment] for segment in segments) for model, segments in segments_of.items()}
     for limit in sorted({0, *needs.values()}, reverse=True):
         packed = frozenset(model for model, need in needs.items() if need > limit)
@@ -109,13 +116,16 @@ def _options(
 def _filled(
     option: _Option, copies: Mapping[str, PrivateCopy], allowed: int, missing: Callable[[Set[str]], int]
 ) -> frozenset[str]:
-    """Add the copies that make runs faster to an option as long as there is room, best time per byte first.
+    """Return the private copies of an option, plus those that make runs faster while there is room.
+
+    The copy that saves the most time per byte is added first.
 
     Args:
         option: the models that get a private copy in any case.
-        copies: model -> its private copy, for all models that can have one.
+        copies: model -> size and times of its private copy, for all models that can have one.
         allowed: bytes that the memory setting allows.
-        missing: function that returns the bytes that are swapped with these copies; one more copy must not add to them.
+        missing: function that returns the bytes that must be swapped, called with the models that have private copies.
+            One more private copy must not increase these bytes.
     """
     chosen, left = option.packed, allowed - option.bytes
     faster = {model: copy for model, copy in copies.items() if copy.is_faster}

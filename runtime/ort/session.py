@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions: how they are opened, and programs that are bound to the weights of one model."""
+"""ONNX Runtime sessions: how they are opened, and how a session is bound to the weights of one model."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ CPU = "CPUExecutionProvider"
 
 
 def usual_threads() -> int:
-    """Return the default number of threads of a run: one less than the cores, because decoding needs one."""
+    """Return the default number of threads of a run: the number of cores less one, because decoding needs a core."""
     return max(1, (os.cpu_count() or 2) - 1)
 
 
 def quiet(threads: int) -> ort.SessionOptions:
-    """Return options of a session that prints only errors, and runs on this number of threads."""
+    """Return options for a session that prints only errors, and that runs on ``threads`` threads."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
@@ -63,9 +63,9 @@ def open_baked(path: Path, threads: int, *, prepack: bool) -> ort.InferenceSessi
 
     Args:
         path: file of the graph.
-        threads: threads that one run may use.
-        prepack: whether ONNX Runtime may pack constant weights, which copies them. A program has none to pack: its
-            weights are inputs.
+        threads: maximum number of threads that one run may use.
+        prepack: whether ONNX Runtime may re-arrange (prepack) constant weights, which makes a private copy of them. A
+            program has no constant weights, because its weights are inputs.
 
     Raises:
         BackendError: ONNX Runtime refuses the file.
@@ -78,7 +78,7 @@ def open_baked(path: Path, threads: int, *, prepack: bool) -> ort.InferenceSessi
 
 
 class Bound:
-    """A session that is bound to the weight addresses of one model.
+    """Session that is bound to the weight addresses of one model.
 
     Args:
         session: a session of a program, or of a graph that holds its weights.
@@ -95,7 +95,7 @@ class Bound:
             self.binding.bind_ortvalue_input(port.name, value)
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run the model; return output name -> array on the CPU."""
+        """Run the session on inputs (name -> array), and return output name -> array in this machine's memory."""
         for name, array in inputs.items():
             self.binding.bind_cpu_input(name, np.ascontiguousarray(array))
         for name in self.outputs:

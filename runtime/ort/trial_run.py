@@ -1,4 +1,4 @@
-"""One run of every baked program, before the device cache is accepted."""
+"""Trial run of every baked program, before the device cache is accepted."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ __all__ = ["noise_inputs", "run_each_program"]
 def run_each_program(bundle: Bundle, baked: Baked) -> None:
     """Open and run every program once, with the weights of one model that uses it.
 
-    Optimised graphs are edited after ONNX Runtime wrote them. A mistake there must not wait for a camera's first
-    frame.
+    Optimised graphs are edited after ONNX Runtime wrote them. A mistake in these edits must be found here, and not at
+    a camera's first frame.
 
     Raises:
         BackendError: a program cannot be opened or run; the message names its model and file.
@@ -45,7 +45,7 @@ def run_each_program(bundle: Bundle, baked: Baked) -> None:
 
 
 def noise_inputs(stage: Stage) -> Mapping[str, NDArray[Any]]:
-    """Return noise between 0 and 1 for every input of a stage; dimensions of any size are 1."""
+    """Return an array of noise between 0 and 1 for every input of a stage, by name; dynamic dimensions are 1."""
     random = np.random.default_rng(0)
     return {
         port.name: random.random([1 if isinstance(size, str) else size for size in port.shape]).astype(port.dtype)

@@ -1,4 +1,4 @@
-"""Writing the device cache of the ort-cpu backend: optimised programs, re-laid weights and private INT8 graphs."""
+"""Writing the device cache of the ort-cpu backend: optimised programs and their weights, and INT8 graphs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def write_cache(bundle: Bundle, folder: Path, progress: Callable[[str], None]) -
     Args:
         bundle: an open bundle.
         folder: an empty folder for the files.
-        progress: called with each model's name before it is baked.
+        progress: function called with the name of each model before the model is baked.
 
     Raises:
         BackendError: ONNX Runtime refuses a model.
@@ -75,13 +75,13 @@ class _Files:
         self.specs: dict[str, FileSpec] = {}
 
     def put(self, name: str, data: bytes) -> None:
-        """Write a file."""
+        """Write a file of the cache, and record its size and SHA-256."""
         (self.folder / name).write_bytes(data)
         self.specs[name] = FileSpec(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
 class _Tensors:
-    """Distinct tensors of the baked programs. They lie on disk: a bundle may be larger than the memory of the box."""
+    """Distinct tensors of the baked programs, kept on disk because they may need more memory than this machine has."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -89,7 +89,7 @@ class _Tensors:
         self._shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
 
     def add(self, array: NDArray[Any], model: str) -> str:
-        """Keep an array that a model uses, and return its tensor id."""
+        """Store an array that a model uses, and return its tensor id."""
         tensor = tensor_id(array)
         self._users[tensor].add(model)
         if tensor not in self._shapes:
@@ -98,29 +98,29 @@ class _Tensors:
         return tensor
 
     def write(self, path: Path) -> tuple[Layout, str]:
-        """Write all tensors into a blob; return where each lies, and the SHA-256 of the file."""
+        """Write all tensors into a blob; return the offsets of tensors and segments, and the SHA-256 of the file."""
         placed = layout(self._shapes, self._users)
         return placed, write_blob(path, placed, self._take)
 
     def _take(self, tensor: str) -> NDArray[Any]:
-        """Return a tensor, and delete its file."""
+        """Return a tensor, and delete the temporary file that holds it."""
         path = self._file(tensor)
         array: NDArray[Any] = np.load(path, allow_pickle=False)
         path.unlink()
         return array
 
     def _file(self, tensor: str) -> Path:
-        """Return the file that holds a tensor for now."""
+        """Return the path of the temporary file that holds a tensor."""
         return self.folder / f"{tensor}.npy"
 
 
 def _optimised_models(
     bundle: Bundle, files: _Files, tensors: _Tensors, progress: Callable[[str], None]
 ) -> dict[str, dict[str, BakedStage]]:
-    """Optimise every stage, and write its program and, for an INT8 model, its graph in integers.
+    """Optimise every stage, write its program, and for an INT8 model also write its graph that computes in integers.
 
     Returns:
-        Model -> stage -> the stage's program and tensors.
+        Model -> stage -> program and weights of the stage.
     """
     several_scales = _read_with_several_scales(bundle)
     models: dict[str, dict[str, BakedStage]] = {}
@@ -140,7 +140,7 @@ def _optimised_models(
 
 
 def _read_with_several_scales(bundle: Bundle) -> frozenset[str]:
-    """Return the int8 tensors of a bundle that layers read with different scales."""
+    """Return the ids of the int8 tensors of a bundle that several layers read, with different scales."""
     scales: dict[str, set[bytes]] = defaultdict(set)
     for model in bundle.manifest.models.values():
         for stage in model.stages.values() if model.precision == "int8" else ():
@@ -155,14 +155,17 @@ def _read_with_several_scales(bundle: Bundle) -> frozenset[str]:
 def _converted(
     bundle: Bundle, stage: Stage, precision: Precision, several_scales: Set[str]
 ) -> tuple[bytes | None, bytes | None]:
-    """Return a stage in float32, None if the bundle's file is float32, and in integers, None if it is not INT8."""
+    """Return two conversions of a stage's graph: to float32, and to a graph that computes in integers.
+
+    The first is None if the stage is float32 already; the second is None if the model is not INT8.
+    """
     if precision == "fp32":
         return None, None
     graph = read_model(bundle.file(stage.file).read_bytes())
     tensors = tensors_of(graph, stage)
 
     def values(tensor: Message) -> NDArray[Any]:
-        """Return the values of an initializer, in the blob or in the graph."""
+        """Return the values of an initializer, which lie in the blob or in the graph."""
         return bundle.tensor(tensors[tensor.name]) if tensor.name in tensors else tensor_array(tensor)
 
     fp32 = to_fp32(graph, values, {name for name, tensor in tensors.items() if tensor in several_scales})
@@ -173,7 +176,7 @@ def _converted(
 def _put_constant_graphs(
     bundle: Bundle, models: Mapping[str, Mapping[str, BakedStage]], placed: Layout, files: _Files
 ) -> None:
-    """Write graphs with their weights inside for models in mode ``constant``."""
+    """Write the graphs of models in mode ``constant``, with the weights inside."""
     for name, model in bundle.manifest.models.items():
         if model.mode == "constant" and model.precision != "int8":
             for stage, made in models[name].items():
@@ -183,6 +186,6 @@ def _put_constant_graphs(
 
 
 def _forget(path: Path) -> None:
-    """Drop a file that was just written from the page cache; its pages are large when the arena reads it again."""
+    """Drop a file that was just written from the page cache, so that the arena reads it into large pages later."""
     with path.open("rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

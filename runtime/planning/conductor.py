@@ -1,7 +1,7 @@
 """Following a plan: which query runs next, on which frames, and which weights are loaded meanwhile.
 
-One conductor leads the runner on a device and the simulation alike: both are a :class:`World`. All times are in
-milliseconds since the world began.
+The same conductor drives the runner on a device and the simulation, each of which is a :class:`World`. All times are in
+milliseconds since the run began.
 """
 
 from __future__ import annotations
@@ -17,28 +17,31 @@ from .residency import Step, Transfer, steps
 __all__ = ["Conductor", "Link", "World"]
 
 _EXACT = 5
-"""Queries up to which a new plan during a run tries all orders: cameras wait, and six queries take 0.1 s."""
+"""Maximum number of queries for which a new plan during a run tries all orders.
+
+Cameras wait for the new plan, and trying all orders of six queries takes 0.1 s.
+"""
 
 
 class World(Protocol):
-    """Cameras, memory, and a device that runs models. Properties have no effects."""
+    """Interface to cameras, memory, and a device that runs models. Reading a property has no side effects."""
 
     @property
     def now(self) -> float:
-        """Milliseconds since the world began."""
+        """Time in milliseconds since the run began."""
         ...
 
     @property
     def over(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether the run is over, because nothing is left to do or a limit is reached."""
         ...
 
     def take_in(self) -> None:
-        """Take in the frames that cameras have ready. Queries see no other frames."""
+        """Take in the frames that cameras have ready. Queries see only frames that were taken in."""
         ...
 
     def transfer(self, transfer: Transfer) -> None:
-        """Evict segments, then load others while models run."""
+        """Evict segments, then load others, while models go on running."""
         ...
 
     def clear(self) -> None:
@@ -46,44 +49,47 @@ class World(Protocol):
         ...
 
     def due(self, query: str) -> float:
-        """Return when a query's weights will be in memory; infinity if a segment is neither there nor being loaded."""
+        """Return the time at which a query's weights are expected in memory, in milliseconds since the run began.
+
+        The time is infinite if a segment is neither in memory nor being loaded.
+        """
         ...
 
     def fresh(self, query: str, most: int, oldest: float) -> Sequence[float]:
-        """Return the arrival times of the frames that a query should take now, oldest first.
+        """Return the arrival times, in milliseconds, of the frames that a query should take now, oldest first.
 
         Args:
-            query: the query's name.
-            most: the most frames that are returned; live, the newest ones are.
-            oldest: arrival time from which frames can be answered in time. An earlier frame is left out, unless it is
-                the newest of all.
+            query: name of the query.
+            most: maximum number of frames to return; a live run returns the newest frames.
+            oldest: earliest arrival time of a frame that can still be answered in time. A live run leaves out earlier
+                frames, except the newest frame of all.
         """
         ...
 
     def process(self, query: str, count: int) -> None:
-        """Run a query, whose weights are in memory, on the newest ``count`` of its fresh frames."""
+        """Run a query, whose weights are in memory, on ``count`` of its frames: in a live run, on the newest ones."""
         ...
 
     def wait(self, until: float) -> None:
-        """Wait until a frame or weights have come, but not beyond ``until``."""
+        """Wait until a frame or weights arrive, but not beyond the time ``until``."""
         ...
 
     def revised(self) -> Profile | None:
-        """Return a new profile to plan by from now on; None while the profile in force still fits."""
+        """Return a new profile to plan by from now on; None while the current profile still fits."""
         ...
 
 
 class Link:
-    """The way from storage to memory, on which segments are loaded one after the other."""
+    """Path from storage to memory, on which segments are loaded one after the other, with the times of the loads."""
 
     def __init__(self) -> None:
         self._due: dict[str, float] = {}
-        """Segment -> when it is expected in memory."""
+        """Segment -> time in milliseconds at which the segment is expected in memory."""
         self._free = 0.0
-        """When the last load is expected to end."""
+        """Time in milliseconds at which the last load is expected to end."""
 
     def transfer(self, profile: Profile, transfer: Transfer, now: float) -> None:
-        """Note that a transfer begins at ``now``."""
+        """Note that a transfer begins at ``now`` milliseconds, and when each of its loads is expected to end."""
         for segment in transfer.evict:
             self._due.pop(segment, None)
         self._free = max(now, self._free)
@@ -96,22 +102,25 @@ class Link:
         self._due.clear()
 
     def due(self, segments: Collection[str]) -> float:
-        """Return when the last of the segments is expected; infinity if one is neither there nor being loaded."""
+        """Return the time in milliseconds at which all of the segments are expected in memory.
+
+        The time is infinite if a segment is neither in memory nor being loaded.
+        """
         return max((self._due.get(segment, math.inf) for segment in segments), default=0.0)
 
     def coming(self, now: float) -> float:
-        """Return when the next load ends after ``now``; infinity if nothing is being loaded."""
+        """Return the time in milliseconds at which the next load after ``now`` ends; infinity if nothing is loading."""
         return min((due for due in self._due.values() if due > now), default=math.inf)
 
 
 class Conductor:
-    """Leads a world through the turns of a plan.
+    """Driver that leads a world (a runner or a simulation) through the turns of a plan.
 
     Args:
-        profile: the workload on its device.
-        budget: bytes of weights that may be in memory at once.
-        world: cameras, memory and device.
-        policy: how to plan.
+        profile: sizes, times and rates of the workload on its device.
+        budget: maximum bytes of weights that may be in memory at once.
+        world: interface to cameras, memory and device.
+        policy: objective and constraints of plans; the default policy if left out.
         made: plan to begin with; made by the policy if left out.
     """
 
@@ -122,10 +131,10 @@ class Conductor:
         self._policy = policy or Policy()
         self._begin(profile, made or make_plan(profile, budget, self._policy))
         self.blocked_ms = 0.0
-        """Milliseconds in which no model ran because weights were awaited."""
+        """Milliseconds in which no model ran, because the next query's weights were still being loaded."""
 
     def run(self) -> None:
-        """Lead the world until it is over."""
+        """Lead the world from turn to turn until the run is over."""
         world, idle = self._world, False
         turn = self._first()
         while True:
@@ -146,27 +155,27 @@ class Conductor:
                 return
             following = next(self._turns)
             frames = self._fresh(turn.query)
-            # Asked for before this turn runs, so that the next turn's weights are loaded meanwhile.
+            # Requested before this turn runs, so that the next turn's weights are loaded meanwhile.
             world.transfer(following.ahead)
             if frames:
                 world.process(turn.query, len(frames))
             turn, idle = following, not frames
 
     def _begin(self, profile: Profile, made: Plan) -> None:
-        """Follow another plan from its first turn on."""
+        """Switch to another plan, from its first turn on."""
         self._profile, self.plan = profile, made
         self._turns: Iterator[Step] = steps(profile, self._budget, made.order, made.rule)
         self._turn_ms: Mapping[str, float] = {query: profile.run_ms(query, made.batches[query]) for query in made.order}
-        """Query -> milliseconds of a turn that takes as many frames as the plan allows."""
+        """Query -> milliseconds of a turn with the maximum number of frames that the plan allows."""
 
     def _first(self) -> Step:
-        """Return the plan's first turn, with the loads ahead of it begun."""
+        """Return the plan's first turn, after requesting the loads that come ahead of that turn."""
         turn = next(self._turns)
         self._world.transfer(turn.ahead)
         return turn
 
     def _await(self, query: str) -> None:
-        """Wait until a query's weights are in memory or the world is over; run others meanwhile if the rule allows."""
+        """Wait until a query's weights are in memory or the run is over; run other queries meanwhile if allowed."""
         world = self._world
         while True:
             world.take_in()
@@ -180,7 +189,7 @@ class Conductor:
                 self.blocked_ms += world.now - now
 
     def _other(self, due: float) -> tuple[str, int] | None:
-        """Choose a query to run until ``due``: of those that end in time, the one whose frame arrived first.
+        """Choose a query to run before ``due``: of the queries that end in time, the one whose frame arrived first.
 
         Returns:
             The query and the number of frames to run it on; None if no query can end in time.
@@ -198,7 +207,7 @@ class Conductor:
         return min(found)[1:] if found else None
 
     def _fresh(self, query: str) -> Sequence[float]:
-        """Return the arrival times of the frames that a query would take if its turn began now."""
-        # A frame that is older could not be answered within the SLA by a full turn.
+        """Return the arrival times, in milliseconds, of the frames that a query would take if its turn began now."""
+        # A full turn could not answer an older frame within the SLA.
         oldest = self._world.now + self._turn_ms[query] - self._profile.sla_ms
         return self._world.fresh(query, self.plan.batches[query], oldest)

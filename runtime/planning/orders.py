@@ -1,4 +1,4 @@
-"""Orders of many queries: a short tour, in which neighbours have few weights to load after each other.
+"""Orders of many queries: a short tour, in which each query has few weights to load after the query before it.
 
 The tour begins with nearest neighbours and is improved by 2-opt moves (Croes 1958) and Or-opt moves (Or 1976).
 """
@@ -17,10 +17,10 @@ __all__ = ["short_tour"]
 
 
 def short_tour(profile: Profile, queries: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the queries in an order with little to load from each query to the next, the first query first.
+    """Return the queries in an order with little to load from each query to the next. The first query stays first.
 
-    The length of a tour is the milliseconds of loading what a query needs and the query before does not. Memory that
-    keeps more than one model is not considered.
+    The length of a tour is the milliseconds of loading, for each query, the segments that the query before does not
+    need. Memory is assumed to keep one model only.
     """
     segments = [frozenset(profile.segments_of(query)) for query in queries]
     load_ms = np.array([[sum(map(profile.load_ms, new - old)) for new in segments] for old in segments])
@@ -33,7 +33,7 @@ def short_tour(profile: Profile, queries: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _shortened(order: list[int], length: NDArray[np.float64]) -> list[int]:
-    """Make moves for as long as they shorten the tour; ``length[i, j]`` is the way from ``i`` to ``j``."""
+    """Return a tour after moves that shorten it; ``length[i, j]`` is the milliseconds of loading query j after i."""
 
     def total(tour: list[int]) -> float:
         return float(length[tour, tour[1:] + tour[:1]].sum())
@@ -50,9 +50,9 @@ def _shortened(order: list[int], length: NDArray[np.float64]) -> list[int]:
 
 
 def _moves(order: list[Any]) -> Iterator[list[Any]]:
-    """Yield every order that one move leads to; the first item stays first.
+    """Yield every order that one 2-opt or Or-opt move leads to; the first item stays first.
 
-    2-opt reverses a stretch. Or-opt moves a stretch of one to three items elsewhere.
+    2-opt reverses some consecutive items. Or-opt moves one to three consecutive items to another position.
     """
     count = len(order)
     for start in range(1, count - 1):

@@ -1,16 +1,16 @@
 """Making a plan: the order in which queries take turns, and the frames of each turn, so that few frames are lost.
 
 A device has memory for some of the models only, so queries take turns in a cycle, and weights are swapped between
-turns. Two things are to be decided.
+turns. A plan decides two things.
 
-- The *order*. Queries that share weights should be neighbours, because then there is less to load. Which segments are
-  loaded and evicted at each turn follows from the order (:mod:`.residency`).
+- The *order*. Queries that share weights should follow each other, because then there is less to load. The order
+  determines which segments are loaded and evicted at each turn (:mod:`.residency`).
 - The *turn size* of each query: how many frames its turn takes. A long turn loads weights once for many frames, but
-  frames get old while a query waits for its turn; a frame that cannot be answered within the SLA is lost. How long a
-  cycle takes, and how many frames keep to the SLA, follows from order and turn sizes (:mod:`.turn_costs`).
+  frames get old while a query waits for its turn. A frame that cannot be answered within the SLA is lost. Order and
+  turn sizes determine how long a cycle takes, and how many frames are answered within the SLA (:mod:`.turn_costs`).
 
-For up to :data:`EXACT` queries every order is tried. For more queries, the order begins with a short tour
-(:mod:`.orders`), and neighbours are exchanged while that answers more frames.
+For up to :data:`EXACT` queries every order is tried. For more queries, the search starts from a short tour
+(:mod:`.orders`), and exchanges neighbouring queries if that answers more frames.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from .turn_costs import TurnCosts, best_choice
 __all__ = ["EXACT", "POLICIES", "Plan", "Policy", "check_policy", "make_plan"]
 
 EXACT = 7
-"""Queries up to which all orders are tried."""
+"""Maximum number of queries for which all orders are tried."""
 _EXCHANGES = 150
-"""Pairs of neighbours that are exchanged, at most, to improve the order of many queries."""
+"""Maximum number of pairs of neighbouring queries to exchange, in search of a better order of many queries."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class Policy:
     """Objective and constraints of plans."""
 
     rule: Rule = field(default_factory=Rule)
-    """Eviction and prefetch."""
+    """Rule of eviction and prefetch."""
     listed: bool = False
-    """Keep the order in which the profile lists queries."""
+    """Whether to keep the order in which the profile lists queries."""
     fair: bool = False
-    """Maximise the share of frames of the query that is worst off, instead of the total of frames."""
+    """Whether to maximise the smallest fraction of frames that any query answers in time, instead of all frames."""
     lazy: bool = False
-    """Plan with no prefetch as well, which leaves room for one more model, and take the better plan."""
+    """Whether to also plan without prefetch, which leaves room for one more model, and to take the better plan."""
 
 
 _NEXUS = Rule("recent", whole=True, ahead="all", fill=False)
@@ -53,12 +53,12 @@ POLICIES = {
     "nexus+shared": Policy(_NEXUS, listed=True, fair=True, lazy=True),
     "lru": Policy(Rule("least-recent", ahead="none", fill=False), listed=True),
 }
-"""Name -> policy.
+"""Name of a policy -> policy.
 
-``gemel`` is the default; the others are baselines in the listed order. ``nexus`` is the paper's: whole models come and
-go, the most recently used one first. It does not know of shared weights: give it an unmerged profile
-(:func:`.profile.unmerged`). ``nexus+shared`` is the same with shared weights. ``lru`` evicts the least recently used
-segments and prefetches nothing.
+``gemel`` is the default. The others are baselines, which keep the order in which the profile lists queries. ``nexus``
+is the baseline of the GEMEL paper: it loads and evicts whole models, and evicts the most recently used model first. It
+does not know of shared weights, so it needs an unmerged profile (:func:`.profile.unmerged`). ``nexus+shared`` is the
+same policy for a profile with shared weights. ``lru`` evicts the least recently used segments and prefetches nothing.
 """
 
 
@@ -74,32 +74,32 @@ def check_policy(name: str) -> None:
 
 @dataclass(frozen=True)
 class Plan:
-    """Order, turn sizes and rule that a conductor follows, and the outcome that is expected of them."""
+    """Order, turn sizes and rule that a conductor follows, and the outcome that is expected of the plan."""
 
     order: tuple[str, ...]
-    """Queries in the order of their turns; after the last turn the first one follows."""
+    """Queries in the order of their turns. After the last query, the cycle begins again with the first."""
     batches: dict[str, int]
-    """Query -> turn size: the most frames that its turn takes."""
+    """Query -> turn size: maximum number of frames that the query's turn takes."""
     rule: Rule
-    """Eviction and prefetch."""
+    """Rule of eviction and prefetch."""
     pinned: frozenset[str]
     """Segments that are never evicted once the cycles repeat."""
     cycle_ms: float
-    """Milliseconds of a cycle in which every turn takes as many frames as it may."""
+    """Milliseconds of a cycle in which every turn takes its maximum number of frames."""
     blocked_ms: float
-    """Milliseconds of a cycle in which no model runs because weights are awaited."""
+    """Milliseconds of a cycle in which no model runs, because the next query's weights are still being loaded."""
     frames: dict[str, float]
-    """Query -> frames a second that keep to the SLA."""
+    """Query -> expected frames per second that are answered within the SLA."""
 
 
 def make_plan(profile: Profile, budget: int, policy: Policy | None = None, exact: int = EXACT) -> Plan:
-    """Return the best plan that is found. The same arguments give the same plan.
+    """Return the best plan that the search finds. The same arguments give the same plan.
 
     Args:
-        profile: the workload on its device.
-        budget: bytes of weights that may be in memory at once; see :meth:`.profile.Profile.budget`.
-        policy: objective and constraints; the default one if left out.
-        exact: queries up to which all orders are tried.
+        profile: sizes, times and rates of the workload on its device.
+        budget: maximum bytes of weights that may be in memory at once; see :meth:`.profile.Profile.budget`.
+        policy: objective and constraints of the plan; the default policy if left out.
+        exact: maximum number of queries for which all orders are tried.
     """
     policy = policy or Policy()
     queries = tuple(profile.queries)
@@ -111,7 +111,7 @@ def make_plan(profile: Profile, budget: int, policy: Policy | None = None, exact
     if policy.listed:
         return _plan_of(profile, budget, queries, policy)
     if len(queries) <= exact:
-        # A cycle has no beginning: orders that differ only in where they begin are one.
+        # A cycle has no beginning: orders that differ only in the query they begin with are the same cycle.
         orders = ((queries[0], *rest) for rest in permutations(queries[1:]))
         plans = (_plan_of(profile, budget, order, policy) for order in orders)
         return max(plans, key=_worth)
@@ -120,7 +120,7 @@ def make_plan(profile: Profile, budget: int, policy: Policy | None = None, exact
 
 
 def _plan_of(profile: Profile, budget: int, order: tuple[str, ...], policy: Policy) -> Plan:
-    """Return the plan of an order, with the best turn sizes that are found."""
+    """Return the plan for an order of queries, with the best turn sizes that the search finds."""
     cycles = settled(profile, budget, order, policy.rule)
     costs = TurnCosts(profile, order, cycles, policy.fair)
     choice = best_choice(costs)
@@ -140,7 +140,7 @@ def _plan_of(profile: Profile, budget: int, order: tuple[str, ...], policy: Poli
 
 
 def _exchanged(profile: Profile, budget: int, policy: Policy, order: tuple[str, ...]) -> Plan:
-    """Exchange neighbours in an order, keep what improves the plan, and return the best plan."""
+    """Exchange neighbouring queries in an order, keep exchanges that improve the plan, and return the best plan."""
     best = _plan_of(profile, budget, order, policy)
     for place in islice(range(1, len(order) - 1), _EXCHANGES):
         swapped = list(best.order)
@@ -150,11 +150,11 @@ def _exchanged(profile: Profile, budget: int, policy: Policy, order: tuple[str, 
 
 
 def _worth(plan: Plan) -> tuple[float, float]:
-    """Return what plans are compared by: first the frames a second in time, then the shorter cycle."""
+    """Return the key by which plans are compared: first more frames per second in time, then a shorter cycle."""
     # Rounded: the last bits of a sum must not decide between equal plans.
     return round(sum(plan.frames.values()), 6), -round(plan.cycle_ms, 6)
 
 
 def _lowest_share(profile: Profile, plan: Plan) -> float:
-    """Return the share of frames that keeps to the SLA, of the query for which it is smallest."""
+    """Return the smallest fraction of its frames that any query of a plan answers within the SLA."""
     return round(min(frames / profile.queries[query].fps for query, frames in plan.frames.items()), 6)

@@ -1,6 +1,7 @@
-"""Profiles: a workload on a device, in numbers. Bytes of weights, times of loads and runs, frames a second.
+"""Profiles: a workload on a device in numbers, which are bytes of weights, times of loads and runs, and frame rates.
 
-Plans are made by a profile. It is read from a file (``gemel simulate profile.yaml``) or measured on the device.
+A plan is computed from a profile. The profile is read from a file (``gemel simulate profile.yaml``) or measured on the
+device.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ...errors import InputError
 __all__ = ["LinkProfile", "ModelProfile", "Profile", "QueryProfile", "SegmentProfile", "parse_profile", "unmerged"]
 
 Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-"""A finite number of milliseconds, not negative."""
+"""Finite number of milliseconds, not negative."""
 
 
 class _Value(BaseModel):
@@ -24,12 +25,12 @@ class _Value(BaseModel):
 
 
 class LinkProfile(_Value):
-    """The way from storage to memory, on which segments are loaded one after the other."""
+    """Speed of the path from storage to memory, on which segments are loaded one after the other."""
 
     bandwidth: Annotated[float, Field(gt=0)] = 1e9
-    """Bytes a second."""
+    """Bytes of weights that are loaded per second."""
     latency_ms: Milliseconds = 0.0
-    """Milliseconds that a load of any size takes in addition."""
+    """Milliseconds that every load takes in addition to its bytes divided by the bandwidth."""
 
 
 class SegmentProfile(_Value):
@@ -37,7 +38,7 @@ class SegmentProfile(_Value):
 
     bytes: Annotated[int, Field(ge=0)]
     load_ms: Milliseconds | None = None
-    """Measured milliseconds of a load; None if the load time follows from the link."""
+    """Measured milliseconds of a load; None if they are calculated from the bandwidth and latency of the link."""
 
 
 class ModelProfile(_Value):
@@ -46,7 +47,7 @@ class ModelProfile(_Value):
     segments: tuple[str, ...]
     """Segments that must be in memory while the model runs."""
     run_ms: Mapping[Annotated[int, Field(gt=0)], Milliseconds]
-    """Frames of a turn -> milliseconds that the turn runs. The time for one frame must be there."""
+    """Number of frames in a turn -> milliseconds that the turn runs. The time for one frame must be present."""
 
     @model_validator(mode="after")
     def _has_one(self) -> ModelProfile:
@@ -56,23 +57,23 @@ class ModelProfile(_Value):
 
 
 class QueryProfile(_Value):
-    """Model and rate of one query."""
+    """Model and frame rate of one query."""
 
     model: str
     fps: Annotated[float, Field(gt=0)]
-    """Frames a second of the query's feed."""
+    """Frames per second of the query's feed."""
     feed: str | None = None
     """Name of the feed; queries of one feed get frames at the same moments. If left out, the query has its own feed."""
 
 
 class Profile(_Value):
-    """A workload on a device."""
+    """Sizes, times and rates of a workload on a device."""
 
     schema_version: Literal["1"] = "1"
     memory: str | int = "all"
-    """Budget for weights: bytes, ``"64MiB"``, ``"50%"``, ``"min"`` or ``"all"``."""
+    """Memory setting that gives the budget for weights: bytes, ``"64MiB"``, ``"50%"``, ``"min"`` or ``"all"``."""
     sla_ms: Annotated[float, Field(gt=0)] = 100.0
-    """Milliseconds from a frame's arrival within which its result is due."""
+    """Milliseconds after a frame's arrival by which its result is due."""
     link: LinkProfile = LinkProfile()
     segments: Mapping[str, SegmentProfile]
     models: Mapping[str, ModelProfile]
@@ -105,27 +106,29 @@ class Profile(_Value):
         return self.link.latency_ms + spec.bytes / self.link.bandwidth * 1e3
 
     def run_ms(self, query: str, frames: int) -> float:
-        """Return the milliseconds of a turn on ``frames`` frames.
+        """Return the milliseconds that a query's turn on ``frames`` frames runs.
 
-        If the profile does not have that number, the time of the next larger one counts, or of the largest of all.
+        If the profile has no time for that number of frames, the time for the next larger number is returned, or for
+        the largest number of all.
         """
         known = self.models[self.queries[query].model].run_ms
         return known[min((size for size in known if size >= frames), default=max(known))]
 
     def batches(self, query: str) -> tuple[int, ...]:
-        """Return the numbers of frames that a turn may take, smallest first: those that run no longer than the SLA.
+        """Return the numbers of frames that a query's turn may take, smallest first.
 
-        If even one frame takes longer, a turn takes one frame.
+        A turn may take a number of frames if it runs no longer than the SLA. If even one frame takes longer, a turn
+        takes one frame.
         """
         known = self.models[self.queries[query].model].run_ms
         return tuple(sorted(size for size, time in known.items() if time <= self.sla_ms)) or (1,)
 
     def late(self) -> tuple[str, ...]:
-        """Return the queries whose model takes longer than the SLA for a single frame."""
+        """Return the queries whose model runs longer than the SLA on a single frame."""
         return tuple(name for name in self.queries if self.run_ms(name, 1) > self.sla_ms)
 
     def budget(self, setting: str | int | None = None) -> int:
-        """Return the bytes that a memory setting allows.
+        """Return the bytes of weights that a memory setting allows.
 
         Args:
             setting: bytes, ``"64MiB"``, ``"50%"``, ``"min"`` or ``"all"``; the profile's own setting if left out.
@@ -149,11 +152,11 @@ def parse_profile(document: Any, where: str = "profile") -> Profile:
     """Check the content of a YAML or JSON file, and return it as a profile.
 
     Args:
-        document: what the file holds.
-        where: name of the file, for messages.
+        document: parsed content of the file.
+        where: name of the file, which error messages state.
 
     Raises:
-        InputError: the content is no profile; the message names the field and what is wrong with it.
+        InputError: the content is not a profile; the message names the field that is wrong, and why.
     """
     try:
         return Profile.model_validate(document)
@@ -165,7 +168,7 @@ def parse_profile(document: Any, where: str = "profile") -> Profile:
 
 
 def unmerged(profile: Profile) -> Profile:
-    """Return the same workload without sharing: every query has its own model, with one segment of its own."""
+    """Return the profile of the same workload without sharing: every query has its own model, with one segment."""
     segments: dict[str, SegmentProfile] = {}
     models: dict[str, ModelProfile] = {}
     for name in profile.queries:

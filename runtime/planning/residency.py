@@ -13,29 +13,40 @@ from .profile import Profile
 __all__ = ["Rule", "Step", "Transfer", "settled", "steps"]
 
 _MOST_CYCLES = 16
-"""Cycles that are replayed while none repeats an earlier one; the last half of them then stands for all later ones."""
+"""Maximum number of cycles to replay in search of one that repeats an earlier one.
+
+If no cycle repeats, the last half of the replayed cycles stands for all later cycles.
+"""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Eviction and prefetch."""
+    """Rule of eviction and prefetch."""
 
     evict: Literal["farthest", "recent", "least-recent"] = "farthest"
-    """Evicted first: the unit whose next use is farthest, the most recently used one, or the least recently used one.
+    """Unit (segment or whole model) to evict first.
 
-    The next use is known because the order is cyclic (Belady's rule).
+    ``farthest``: the unit whose next use is farthest away, which is known because the order of queries is cyclic
+    (Belady's rule). ``recent``: the most recently used unit. ``least-recent``: the least recently used unit.
     """
     whole: bool = False
-    """Load and evict whole models, except segments that another model in memory shares; otherwise single segments."""
+    """Whether to load and evict whole models instead of single segments.
+
+    Segments of an evicted model stay if another model in memory shares them.
+    """
     ahead: Literal["part", "all", "none"] = "part"
-    """Prefetch while the turn before runs: as many segments as fit, all that are missing or none, or always none."""
+    """Segments to prefetch while the turn before runs.
+
+    ``part``: as many of the missing segments as fit. ``all``: all missing segments, or none if not all fit. ``none``:
+    none.
+    """
     fill: bool = True
-    """Run queries whose weights are in memory while the query whose turn it is waits for its weights."""
+    """Whether to run other queries, whose weights are in memory, while the query whose turn it is waits for weights."""
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """Segments to evict, and segments to load after that."""
+    """Segments to evict, and segments to load after the eviction."""
 
     evict: tuple[str, ...] = ()
     load: tuple[str, ...] = ()
@@ -43,23 +54,23 @@ class Transfer:
 
 @dataclass(frozen=True)
 class Step:
-    """A query's turn, and the transfers that it needs."""
+    """Turn of a query, and the transfers that the turn needs."""
 
     query: str
     ahead: Transfer
-    """Transfer while the turn before runs, which keeps the segments of that turn."""
+    """Transfer to make while the turn before runs; it evicts no segment of the turn before."""
     then: Transfer
-    """Transfer after the turn before, whose segments may be evicted now."""
+    """Transfer to make after the turn before has ended; it may evict segments of the turn before."""
 
 
 def steps(profile: Profile, budget: int, order: Sequence[str], rule: Rule) -> Iterator[Step]:
-    """Yield the turns of a cyclic order, without end. No segment is in memory at first.
+    """Yield the turns of a cyclic order of queries, with their transfers, endlessly. At first memory is empty.
 
     Args:
         profile: sizes of segments, and the segments that each query needs.
-        budget: bytes that may be in memory at once; no less than the largest model.
+        budget: maximum bytes that may be in memory at once; no less than the largest model.
         order: queries in the order of their turns.
-        rule: eviction and prefetch.
+        rule: rule of eviction and prefetch.
     """
     memory = _Memory(profile, budget, order, rule)
     for position in count():
@@ -67,7 +78,7 @@ def steps(profile: Profile, budget: int, order: Sequence[str], rule: Rule) -> It
 
 
 def settled(profile: Profile, budget: int, order: Sequence[str], rule: Rule) -> list[list[Step]]:
-    """Return the cycles that repeat once the first ones are over: mostly one, sometimes as many as queries.
+    """Return the cycles of turns that repeat after a start phase: mostly one cycle, sometimes as many as queries.
 
     The arguments are those of :func:`steps`.
     """
@@ -82,20 +93,23 @@ def settled(profile: Profile, budget: int, order: Sequence[str], rule: Rule) -> 
 
 
 class _Memory:
-    """Segments in memory, from turn to turn. What is evicted at once is a *unit*: a segment, or a whole model."""
+    """Simulated memory: the segments in memory, from turn to turn.
+
+    A *unit* is what is evicted at once: a segment or a whole model, depending on the rule.
+    """
 
     def __init__(self, profile: Profile, budget: int, order: Sequence[str], rule: Rule) -> None:
         self._profile, self._budget, self._rule, self._order = profile, budget, rule, order
         self._units: dict[str, tuple[str, ...]] = {}
-        """Unit -> its segments."""
+        """Unit (segment or whole model) -> segments of the unit."""
         self._places: dict[str, list[int]] = {}
-        """Unit -> places in the order at which it is used."""
+        """Unit (segment or whole model) -> positions, in the order of queries, of the queries that use the unit."""
         for place, query in enumerate(order):
             for unit, segments in self._units_of(query).items():
                 self._units[unit] = segments
                 self._places.setdefault(unit, []).append(place)
         self._resident: dict[str, None] = {}
-        """Units in memory, the least recently used first."""
+        """Units (segments or whole models) in memory, the least recently used first."""
         self._segments: dict[str, None] = {}
         """Segments in memory, in the order of their loads."""
         self._running: tuple[str, ...] | None = None
@@ -104,11 +118,11 @@ class _Memory:
 
     @property
     def state(self) -> object:
-        """Everything that later turns depend on; two equal states at the beginning of a cycle lead to equal cycles."""
+        """State that all later turns depend on: cycles that begin with equal states are equal."""
         return self._running, tuple(self._resident)
 
     def turn(self, position: int) -> Step:
-        """Take the turn at ``position``, counted over all cycles, and return it with its transfers."""
+        """Simulate the turn at ``position`` (counted over all cycles), and return the turn with its transfers."""
         query = self._order[position % len(self._order)]
         wanted = self._profile.segments_of(query)
         missing = [segment for segment in wanted if segment not in self._segments]
@@ -132,7 +146,7 @@ class _Memory:
         return sum(self._profile.segments[segment].bytes for segment in segments)
 
     def _early(self, missing: Sequence[str], wanted: Collection[str]) -> list[str]:
-        """Choose the missing segments to load while the turn before runs; the slowest loads first if not all fit."""
+        """Choose the missing segments to load while the turn before runs; if not all fit, prefer the slowest loads."""
         if self._running is None or self._rule.ahead == "none":
             return []
         kept = {*self._running, *(segment for segment in wanted if segment in self._segments)}
@@ -148,7 +162,7 @@ class _Memory:
         return found
 
     def _load(self, segments: Sequence[str], held: Collection[str], position: int) -> Transfer:
-        """Evict what the rule says, except ``held``, until ``segments`` fit, and load them."""
+        """Evict units by the rule, except the segments ``held``, until ``segments`` fit; load them."""
         evicted = self._make_room(self._bytes(segments), held, position)
         self._take_in(segments)
         return Transfer(tuple(evicted), tuple(segments))
@@ -158,7 +172,10 @@ class _Memory:
         self._free -= self._bytes(segments)
 
     def _make_room(self, needed: int, held: Collection[str], position: int) -> list[str]:
-        """Evict units in the order of the rule until ``needed`` bytes are free; return the segments that are gone."""
+        """Evict units by the rule until ``needed`` bytes are free; return the segments that were evicted.
+
+        Segments in ``held`` are not evicted.
+        """
         if needed <= self._free:
             return []
         units, segments = list(self._resident), list(self._segments)
@@ -172,7 +189,7 @@ class _Memory:
             self._drop(unit, held)
             gone.append(unit)
         for unit in reversed(gone):
-            # The large unit evicted last may free enough alone: then small ones before it stay.
+            # A large unit that was evicted last may free enough bytes alone: then smaller units before it stay.
             back = [segment for segment in self._units[unit] if segment not in self._segments]
             if self._free - self._bytes(back) >= needed:
                 self._resident[unit] = None
@@ -182,7 +199,7 @@ class _Memory:
         return [segment for segment in segments if segment not in self._segments]
 
     def _drop(self, unit: str, held: Collection[str]) -> None:
-        """Evict the segments of a unit, except held ones and those of another unit in memory."""
+        """Evict the segments of a unit, except segments in ``held`` and segments of another unit in memory."""
         others = {segment for each in self._resident for segment in self._units[each]} if self._rule.whole else ()
         for segment in self._units[unit]:
             if segment in self._segments and segment not in held and segment not in others:
@@ -190,7 +207,7 @@ class _Memory:
                 self._free += self._profile.segments[segment].bytes
 
     def _ranked(self, position: int) -> list[str]:
-        """Return the units in memory, the first one to evict first."""
+        """Return the units (segments or whole models) in memory, in the order in which the rule evicts them."""
         units = list(self._resident)
         if self._rule.evict == "least-recent":
             return units
@@ -199,7 +216,7 @@ class _Memory:
         return sorted(units, key=lambda unit: -self._distance(unit, position))
 
     def _distance(self, unit: str, position: int) -> int:
-        """Return the number of turns from ``position`` to the next use of a unit."""
+        """Return the number of turns from ``position`` to the next use of a unit (segment or whole model)."""
         places, count = self._places[unit], len(self._order)
         now = position % count
         index = bisect_right(places, now)

@@ -1,4 +1,4 @@
-"""Reviewing a plan during a run: whether it still fits, and if not, the profile to plan by."""
+"""Review of a plan during a run: whether the plan still fits, and if not, the profile for a new plan."""
 
 from __future__ import annotations
 
@@ -13,34 +13,37 @@ from .profile import ModelProfile, Profile
 __all__ = ["Review"]
 
 _EVERY_MS = 1000.0
-"""Milliseconds between two reviews."""
+"""Milliseconds between two regular reviews of a plan."""
 _RUNS = 9
-"""Newest turns of a model whose median decides about its times."""
+"""Number of a model's newest turns whose median time is compared with the profile."""
 _OFF = 1.5
-"""Factor by which turns may be longer or shorter than in the profile before a new plan is made."""
+"""Factor by which a model's turns may be longer or shorter than in the profile before a new plan is made."""
 
 
 class Review:
-    """Observations since the last plan: times of turns, and whether memory failed.
+    """Observations of a run since its last plan: times of turns, and whether memory refused a transfer.
 
     Args:
-        profile: the profile that the first plan was made by.
+        profile: profile that the first plan was made from.
     """
 
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
-        """The profile that the plan in force was made by."""
+        """Profile that the current plan was made from."""
         self.replans = 0
-        """New plans that were called for."""
+        """Number of new plans that were requested so far."""
         self._whole = profile
         self._last = 0.0
         self.lost = False
-        """Whether memory does not hold what the plan says, so that a new plan is needed. Set by the runner."""
+        """Whether memory does not hold the segments that the plan expects, so that a new plan is needed.
+
+        Set by the caller when memory refuses a transfer of the plan.
+        """
         self._ratios: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_RUNS))
-        """Model -> milliseconds of its newest turns, divided by those of the profile."""
+        """Model -> measured milliseconds of its newest turns, divided by the milliseconds that the profile expects."""
 
     def ran(self, query: str, frames: int, milliseconds: float) -> None:
-        """Note that a turn of a query on ``frames`` frames took so many milliseconds."""
+        """Note how many milliseconds a turn of a query on ``frames`` frames took."""
         model = self.profile.queries[query].model
         sizes, times = zip(*sorted(self.profile.models[model].run_ms.items()), strict=True)
         # Interpolated: a turn with fewer frames than planned must not count as faster than the profile says.
@@ -49,18 +52,18 @@ class Review:
             self._ratios[model].append(milliseconds / expected)
 
     def due(self, now: float) -> bool:
-        """Return whether it is time for :meth:`revised`, at ``now`` milliseconds."""
+        """Return whether the next regular review, by :meth:`revised`, is due at ``now`` milliseconds."""
         return now - self._last >= _EVERY_MS
 
     def revised(self, active: Collection[str], now: float) -> Profile | None:
-        """Return the profile to plan by from now on: the active queries, with measured times.
+        """Return the profile for a new plan: the active queries, with measured times.
 
         Args:
-            active: queries that have frames. If there are none, the plan stays as it is.
+            active: queries that have frames, or may have some soon. If there are none, the plan stays as it is.
             now: milliseconds since the run began.
 
         Returns:
-            None if the plan still fits.
+            The profile; None if the current plan still fits.
         """
         self._last = now
         queries = {name: spec for name, spec in self._whole.queries.items() if name in active}
@@ -74,9 +77,9 @@ class Review:
         return self.profile
 
     def _measured(self) -> Mapping[str, ModelProfile]:
-        """Return the profile's models, with measured times for those whose turns are far from the profile.
+        """Return the profile's models, with measured times for models whose turns differ much from the profile.
 
-        If there are none, the very object of the profile is returned.
+        If no model's turns differ much, the profile's own mapping is returned, as the same object.
         """
         off = {
             model: ratio

@@ -17,22 +17,22 @@ __all__ = ["QueryOutcome", "Simulation", "simulate"]
 
 @dataclass
 class QueryOutcome:
-    """Outcome of one query's frames."""
+    """Counts and latencies of one query's frames in a simulated run."""
 
     frames: int = 0
-    """Frames that arrived."""
+    """Number of frames that arrived."""
     processed: int = 0
-    """Frames that were answered."""
+    """Number of frames that were answered."""
     late: int = 0
-    """Frames that were answered later than the SLA allows."""
+    """Number of frames that were answered later than the SLA allows."""
     latencies: list[float] = field(default_factory=list)
-    """Milliseconds from arrival to result, of each answered frame."""
+    """Milliseconds from arrival to result, for each answered frame."""
     answers: list[tuple[float, int]] = field(default_factory=list)
-    """The end of each turn in milliseconds, and the index of the newest frame that it answered."""
+    """End of each turn in milliseconds, and index of the newest frame that the turn answered."""
 
     @property
     def skipped(self) -> int:
-        """Frames that were not answered."""
+        """Number of frames that were not answered."""
         return self.frames - self.processed
 
 
@@ -43,67 +43,70 @@ class Simulation:
     seconds: float
     queries: dict[str, QueryOutcome]
     swaps: int = 0
-    """Loads of segments."""
+    """Number of segment loads."""
     loaded: int = 0
-    """Bytes of these loads."""
+    """Total bytes of all segment loads."""
     blocked_ms: float = 0.0
-    """Milliseconds in which no model ran because weights were awaited."""
+    """Milliseconds in which no model ran, because the next query's weights were still being loaded."""
     busy_ms: float = 0.0
     """Milliseconds in which a model ran."""
     peak: int = 0
-    """The most bytes that were in memory or being loaded at once."""
+    """Maximum bytes of weights that were in memory or being loaded at once."""
 
     @property
     def processed(self) -> float:
-        """Share of all frames that were answered, 0 to 1."""
+        """Fraction of all frames that were answered, 0 to 1."""
         return sum(q.processed for q in self.queries.values()) / max(1, sum(q.frames for q in self.queries.values()))
 
 
 class _Camera:
-    """Frames of one query. Frame ``k`` arrives at ``offset + k * period`` milliseconds."""
+    """Simulated camera of one query. Frame ``k`` arrives at ``offset + k * period`` milliseconds."""
 
     def __init__(self, fps: float, offset: float) -> None:
         self._period, self._offset = 1e3 / fps, offset
         self._next = 0
-        """Index of the first frame that may still be taken."""
+        """Index of the oldest frame that may still be taken."""
 
     def arrived(self, now: float) -> int:
-        """Return how many frames have arrived by ``now``."""
+        """Return the number of frames that have arrived by ``now`` milliseconds."""
         # The small number keeps rounding from losing a frame that arrives exactly now.
         return max(0, math.floor((now - self._offset) / self._period + 1e-9) + 1)
 
     def arrival(self, index: int) -> float:
-        """Return when a frame arrives, in milliseconds."""
+        """Return the time in milliseconds at which a frame arrives."""
         return self._offset + index * self._period
 
     def next_arrival(self, now: float) -> float:
-        """Return when the first frame after ``now`` arrives."""
+        """Return the time in milliseconds at which the first frame after ``now`` arrives."""
         return self.arrival(self.arrived(now))
 
     def fresh(self, now: float, most: int, oldest: float) -> list[int]:
-        """Return the newest frames that were not taken, by index, at most ``most``.
+        """Return the indices of the newest frames that were not taken yet, at most ``most`` of them.
 
-        Frames that arrived before ``oldest`` are left out, except the newest of all.
+        Frames that arrived before ``oldest`` milliseconds are left out, except the newest frame of all.
         """
         end = self.arrived(now)
         young = range(max(self._next, end - most), end)
         return [index for index in young if index == end - 1 or self.arrival(index) >= oldest - 1e-9]
 
     def take(self, now: float, count: int) -> range:
-        """Take the newest ``count`` frames; no frame that has arrived by ``now`` can be taken afterwards."""
+        """Take the newest ``count`` frames, and return their indices.
+
+        No frame that has arrived by ``now`` milliseconds can be taken afterwards.
+        """
         self._next = self.arrived(now)
         return range(self._next - count, self._next)
 
 
 def simulate(profile: Profile, budget: int, plan: Plan, seconds: float = 60.0, seed: int = 0) -> Simulation:
-    """Simulate a plan, with cameras whose clocks are independent of each other.
+    """Simulate a run that follows a plan, with cameras whose clocks are independent of each other.
 
     Args:
-        profile: the workload on its device.
-        budget: bytes of weights that may be in memory at once.
-        plan: the plan to follow.
-        seconds: length of the run.
-        seed: seed of the phases of the cameras' clocks.
+        profile: sizes, times and rates of the workload on its device.
+        budget: maximum bytes of weights that may be in memory at once.
+        plan: plan to follow.
+        seconds: length of the simulated run in seconds.
+        seed: seed of the random phases of the cameras' clocks.
     """
     world = _World(profile, seconds, seed)
     conductor = Conductor(profile, budget, world, made=plan)
@@ -133,7 +136,7 @@ class _World:
         return self.now >= self._end
 
     def take_in(self) -> None:
-        """Do nothing: frames of simulated cameras are there as soon as they arrive."""
+        """Do nothing: frames of simulated cameras can be taken as soon as they arrive."""
 
     def transfer(self, transfer: Transfer) -> None:
         self._link.transfer(self._profile, transfer, self.now)
@@ -172,7 +175,7 @@ class _World:
             outcome.late += latency > self._profile.sla_ms + 1e-6
 
     def wait(self, until: float) -> None:
-        # Wake only for frames of queries whose weights will be there; for all frames if the wait has no other end.
+        # Wake only for frames of queries whose weights will be in memory; for all frames if the wait has no other end.
         cameras = (camera for query, camera in self._cameras.items() if until == math.inf or self.due(query) <= until)
         frame = min((camera.next_arrival(self.now) for camera in cameras), default=math.inf)
         self.now = min(until, frame, self._link.coming(self.now), self._end)

@@ -1,7 +1,8 @@
-"""The cost of turns, for one order of queries: how long a cycle takes, and how many frames are answered in time.
+"""Cost of turns, for one order of queries: how long a cycle takes, and how many frames are answered in time.
 
-A query takes several frames in one turn, so that its weights are loaded once for all of them. More frames a turn make
-the cycle longer and the frames older. :func:`best_choice` looks for the numbers of frames with the best outcome.
+A query takes several frames in one turn, so that its weights are loaded once for all of the frames. More frames per
+turn make the cycle longer and the frames older. :func:`best_choice` looks for the numbers of frames with the best
+outcome.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from .residency import Step
 __all__ = ["Choices", "TurnCosts", "best_choice"]
 
 _MOST_COMBINATIONS = 50_000
-"""Combinations of turn sizes up to which all are tried for one order."""
+"""Maximum number of combinations of turn sizes for which all combinations are tried, for one order of queries."""
 
 _Array = NDArray[np.float64]
 Choices = NDArray[np.intp]
-"""``[C, Q]``: in each of C plans, the index of the turn size that each of Q queries has; ``[Q]`` for one plan."""
+"""Indices of the turn sizes that Q queries have in each of C plans, ``[C, Q]``; ``[Q]`` for one plan."""
 
 
 class TurnCosts:
@@ -30,14 +31,14 @@ class TurnCosts:
     A turn size is the number of frames that a query takes in one turn. The profile says which sizes a model may have
     (:meth:`.profile.Profile.batches`), and how long such a turn runs.
 
-    Loads of a turn that are made *ahead* run beside the turn before, and only the part that takes longer than that turn
-    delays the cycle. All other loads delay it fully.
+    Loads that are made *ahead* of a turn run at the same time as the turn before. They delay the cycle only by as much
+    as they take longer than the turn before. All other loads delay the cycle by their full time.
 
     Args:
-        profile: the workload on its device.
+        profile: sizes, times and rates of the workload on its device.
         order: queries in the order of their turns.
-        cycles: loads of each turn, in the cycles that repeat; see :func:`.residency.settled`.
-        fair: score the query that is worst off, instead of the total of frames.
+        cycles: turns with their loads, in the cycles that repeat; see :func:`.residency.settled`.
+        fair: whether to score the smallest fraction of frames that a query answers in time, instead of the total.
     """
 
     def __init__(self, profile: Profile, order: Sequence[str], cycles: Sequence[Sequence[Step]], fair: bool) -> None:
@@ -45,43 +46,43 @@ class TurnCosts:
             [[[sum(map(profile.load_ms, part.load)) for part in (turn.ahead, turn.then)] for turn in c] for c in cycles]
         )
         self._ahead_ms: _Array = loads[:, :, 0]
-        """``[cycles, Q]``: milliseconds of the loads ahead of each turn."""
+        """Milliseconds of the loads that are made ahead of each turn, ``[cycles, Q]``."""
         self._then_ms = float(loads[:, :, 1].sum(1).mean())
-        """Milliseconds a cycle of the loads that nothing runs beside, on average over the cycles."""
+        """Milliseconds per cycle of the loads during which no model runs, on average over the cycles."""
         options = [profile.batches(query) for query in order]
         self.counts = [len(sizes) for sizes in options]
         """Number of turn sizes that each query may have."""
         longest = max(self.counts)
-        # Shorter rows are filled with their last size; no choice points there.
+        # Shorter rows of the array are filled with their last size; no choice has such an index.
         self._sizes = np.array([sizes + sizes[-1:] * (longest - len(sizes)) for sizes in options])
-        """``[Q, sizes]``: frames of a turn."""
+        """Number of frames in a turn, ``[Q, sizes]``."""
         self._run_ms = np.array(
             [
                 [profile.run_ms(query, int(size)) for size in sizes]
                 for query, sizes in zip(order, self._sizes, strict=True)
             ]
         )
-        """``[Q, sizes]``: milliseconds of a turn."""
+        """Milliseconds that a turn runs, ``[Q, sizes]``."""
         self._fps = np.array([profile.queries[query].fps for query in order])
         self._places = np.arange(len(order))
         self._sla_ms, self._fair = profile.sla_ms, fair
 
     def sizes(self, choice: Choices) -> list[int]:
-        """Return the frames of each query's turn under one choice ``[Q]``."""
+        """Return the number of frames of each query's turn, for one choice ``[Q]`` of turn sizes."""
         found: list[int] = self._sizes[self._places, choice].tolist()
         return found
 
     def cycle(self, choices: Choices) -> tuple[_Array, _Array]:
-        """Return the milliseconds of an average cycle, and how many of them no model runs in, ``[C]`` each."""
+        """Return the milliseconds of an average cycle, and those in which no model runs, ``[C]`` each."""
         runs = self._run_ms[self._places, choices]
         before = np.roll(runs, 1, axis=1)[:, None]
         blocked = np.maximum(self._ahead_ms - before, 0).sum(2).mean(1) + self._then_ms
         return np.maximum(runs.sum(1) + blocked, 1e-9), blocked
 
     def frames(self, choices: Choices) -> _Array:
-        """Return the frames a second of each query that keep to the SLA, ``[C, Q]``.
+        """Return the frames per second of each query that are answered within the SLA, ``[C, Q]``.
 
-        This is the average over all phases that a camera's clock may have against the cycle.
+        The value is the average over all phases that a camera's clock may have relative to the cycle.
         """
         cycle = self.cycle(choices)[0][:, None]
         # A frame is in time if it is at most this old when the turn begins.
@@ -92,11 +93,11 @@ class TurnCosts:
         return found
 
     def slowest(self, choice: Choices) -> int:
-        """Return the place of the query of which the smallest share of frames keeps to the SLA."""
+        """Return the index of the query that answers the smallest fraction of its frames within the SLA."""
         return int(np.argmin(self.frames(choice[None])[0] / self._fps))
 
     def score(self, choices: Choices) -> _Array:
-        """Return the objective to maximise, ``[C]``."""
+        """Return the objective to maximise, for each of C choices of turn sizes, ``[C]``."""
         frames = self.frames(choices)
         # Of plans with the same frames, the one with the shortest cycle wins.
         total: _Array = np.round(frames.sum(1), 6) - self.cycle(choices)[0] * 1e-9
@@ -105,10 +106,10 @@ class TurnCosts:
 
 
 def best_choice(costs: TurnCosts) -> Choices:
-    """Return the turn sizes with the highest score, ``[Q]``.
+    """Return the turn sizes with the highest score, as indices ``[Q]``.
 
-    All combinations are tried where there are few. Otherwise the result is a local optimum: changing the turn size of
-    any one query makes it no better.
+    All combinations are tried if there are few. Otherwise the result is a local optimum: changing the turn size of any
+    single query does not improve the score.
     """
     if np.prod(costs.counts, dtype=float) <= _MOST_COMBINATIONS:
         best, _ = _best(costs, np.indices(costs.counts).reshape(len(costs.counts), -1).T)
@@ -117,9 +118,12 @@ def best_choice(costs: TurnCosts) -> Choices:
 
 
 def _climbed(costs: TurnCosts) -> Choices:
-    """Start from the best of some good choices, and change one turn size at a time while that improves the score."""
+    """Return turn sizes found by hill climbing, as indices ``[Q]``.
+
+    The search starts from the best of several choices, and changes one turn size at a time while the score improves.
+    """
     counts = np.array(costs.counts)
-    # Starts: the same size for all queries; and from the smallest sizes, the slowest query's raised again and again.
+    # Starts: the same size for all queries; and the smallest sizes, with the slowest query's size raised repeatedly.
     tried = list(np.minimum(np.arange(counts.max())[:, None], counts - 1))
     choice = np.zeros(len(counts), np.intp)
     while choice[slowest := costs.slowest(choice)] < counts[slowest] - 1:
@@ -138,7 +142,7 @@ def _climbed(costs: TurnCosts) -> Choices:
 
 
 def _best(costs: TurnCosts, choices: Choices) -> tuple[Choices, float]:
-    """Return the choice with the highest score, and that score."""
+    """Return the choice of turn sizes with the highest score, and that score."""
     scores = costs.score(choices)
     place = int(np.argmax(scores))
     return choices[place], float(scores[place])
