@@ -30,7 +30,7 @@ demo: setup
 	.venv/bin/gemel-run $(BUNDLE) --frames 100 --offline --video $(OUT) --results $(OUT)/results.jsonl --json $(OUT)/summary.json
 
 test: setup lint
-	$(PYTEST) .venv/bin/pytest -n auto --dist loadfile
+	$(PYTEST) .venv/bin/pytest -n auto --dist worksteal
 
 # The base install's tests on the lowest versions that pyproject.toml allows and that have wheels for $(PYTHON). The
 # tests make their bundles with the compiler extra, which is at its lowest versions too, except that torch and
@@ -45,7 +45,7 @@ NOT_BASE := --ignore=tests/check/source --deselect tests/bundles/test_manifest.p
 OLDEST_AS_OF := 2026-11-27
 
 test-oldest: .venv-oldest/.ready
-	$(PYTEST) .venv-oldest/bin/python -m pytest -n auto --dist loadfile $(NOT_BASE) $(BASE_TESTS)
+	$(PYTEST) .venv-oldest/bin/python -m pytest -n auto --dist worksteal $(NOT_BASE) $(BASE_TESTS)
 
 .venv-oldest/.ready: pyproject.toml uv.lock | $(UV)
 	$(UV) venv --quiet --clear --python $(PYTHON) .venv-oldest
@@ -65,7 +65,7 @@ test-oldest: .venv-oldest/.ready
 PYTHONS ?=
 TESTS ?=
 test-pythons: | $(UV)
-	$(PYTHON) tools/run_on_pythons.py --uv $(UV) $(PYTHONS:%=--python %) $(EXTRAS) -- -n auto --dist loadfile $(TESTS)
+	$(PYTHON) tools/run_on_pythons.py --uv $(UV) $(PYTHONS:%=--python %) $(EXTRAS) -- -n auto --dist worksteal $(TESTS)
 
 # Tests that need an NVIDIA card; where there is none, each is skipped with the reason. TensorRT and the CUDA build of
 # ONNX Runtime are not in the locked environment: set GPU_PYTHON to a Python that has them.

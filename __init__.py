@@ -1,7 +1,8 @@
-"""Vision models that share weights: merged, compiled into a bundle, run on a box under a memory budget.
+"""Vision models that share weights: merged, compiled into a bundle, and run on a device under a memory budget.
 
 The names below are the Python API; docs/api.md shows each in use. Importing this package is cheap: every name is
-imported from its room when it is first used, so that a box without PyTorch can use what needs none.
+imported from the module that defines it when it is first used. A device without PyTorch can use all names that do not
+need PyTorch.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ _HOMES = {
     "run_bundle": "runtime.run",
     "simulate": "runtime.planning.simulate",
 }
-"""Public name to the module that defines it, inside this package."""
+"""Public name -> module that defines the name, relative to this package."""
 
 __version__ = find_version()
 

@@ -1,4 +1,4 @@
-"""Helpers of the commands: console output, progress bars, signals, and checks of flags and output files."""
+"""Helpers of the command line tools: console output, progress bars, signals, checks of flags and output files."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def open_console() -> Console:
 
 
 def missing_extra(error: ModuleNotFoundError, what: str, extra: str) -> Exception:
-    """Return the error to raise for a failed import: that an extra is missing, or ``error`` itself.
+    """Return the error to raise for a failed import: a MissingExtraError, or ``error`` itself for gemel's own modules.
 
-    A missing module of gemel's own is a bug and is not hidden behind advice to install an extra.
+    A missing module of gemel itself is a bug, which installing an extra would not fix.
 
     Args:
-        error: the failed import.
+        error: error that the failed import raised.
         what: the command or feature that needs the module.
         extra: name of the extra that installs the module.
     """
@@ -56,7 +56,7 @@ def print_stage(
     """Print one line about a finished stage of a command.
 
     Args:
-        console: where to print.
+        console: console to print to.
         name: name of the stage.
         what: what the stage did; printed literally, without markup.
         began: start of the stage in seconds of ``time.perf_counter``; if given, the duration is printed.
@@ -83,11 +83,11 @@ def progress_bar(console: Console, total: int) -> Progress:
 
 
 class Stop:
-    """Context manager for a graceful stop: SIGINT (Ctrl-C) and SIGTERM set ``event``, a second signal kills."""
+    """Context manager for a graceful stop: a first SIGINT (Ctrl-C) or SIGTERM sets ``event``, a second one kills."""
 
     def __init__(self) -> None:
         self.event = Event()
-        """Set at the first signal."""
+        """Event that is set when the first signal arrives."""
         self.exit_code = 0
         """Exit status of a command that a signal stopped: 128 plus the signal's number, as in shells."""
         self._previous: dict[int, Any] = {}
@@ -110,7 +110,7 @@ class Stop:
             raise KeyboardInterrupt
 
     def _on(self, number: int, _: object) -> None:
-        """Handle a signal: note it, and restore the default handlers for the next one."""
+        """Handle the first signal: set the event and the exit status, and restore the default handlers for the next."""
         self.exit_code = 128 + number
         self.event.set()
         for each in self._previous:
@@ -118,13 +118,13 @@ class Stop:
 
 
 def parse_pair(item: str) -> tuple[str, str]:
-    """Split ``NAME=SOURCE`` at the first ``=`` into name and source.
+    """Split the argument ``NAME=SOURCE`` of ``--feed`` at the first ``=`` into name and source.
 
     >>> parse_pair("gate=rtsp://host/1?a=b")
     ('gate', 'rtsp://host/1?a=b')
 
     Raises:
-        InputError: name or source is missing.
+        InputError: the name or the source is missing.
     """
     name, separator, source = item.partition("=")
     if not separator or not name or not source:
@@ -141,21 +141,21 @@ def print_error(error: Exception) -> None:
 
 
 def print_failures(console: Console, reasons: Mapping[str, str]) -> None:
-    """Print what failed and why, on one line, as the last output of a command.
+    """Print one line that names everything that failed and why, as the last output of a command.
 
     Args:
-        console: where to print.
-        reasons: name of each part that failed -> reason.
+        console: console to print to.
+        reasons: name of each item that failed -> reason.
     """
     what = "; ".join(f"{name}: {' '.join(reason.split())}" for name, reason in reasons.items())
     console.print(f"[red]failed:[/] {escape(what)}", soft_wrap=True)
 
 
 def check_writable(path: Path | None) -> None:
-    """Check that a file can be written, before the work whose result goes there. Its folder is made.
+    """Check that a result file can be written, before the work is done. Create the file's folder if it is missing.
 
     Args:
-        path: the file; nothing is checked when None.
+        path: path of the file; None to check nothing.
 
     Raises:
         InputError: the file cannot be written.
@@ -178,8 +178,8 @@ def write_json(path: Path | None, value: Any) -> None:
     """Write a value to a file as indented JSON.
 
     Args:
-        path: the file; nothing is written when None.
-        value: what ``json.dumps`` takes.
+        path: path of the file; None to write nothing.
+        value: value that ``json.dumps`` accepts.
 
     Raises:
         InputError: the file cannot be written.

@@ -14,11 +14,11 @@ def expand(text: str) -> str:
     """Replace ``${VAR}`` and ``${VAR:-default}`` by the values of environment variables.
 
     Raises:
-        KeyError: a variable without a default is not set. The argument is the variable's name.
+        KeyError: a variable without a default is not set. The error's argument is the variable's name.
     """
 
     def value(match: re.Match[str]) -> str:
-        """Return the value of one variable, or its default."""
+        """Return the value of one matched variable, or the variable's default."""
         found = os.environ.get(match[1], match[2])
         if found is None:
             raise KeyError(match[1])

@@ -1,4 +1,4 @@
-"""The errors of gemel, as one tree of exceptions.
+"""Exceptions of gemel, as one tree.
 
 Every error that a user can cause is a :class:`GemelError`. Its message names the file or field, the value found and
 what is allowed. The commands print the message as one line and exit with ``exit_code``.
@@ -44,14 +44,17 @@ __all__ = [
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its type, for use in a one-line message.
 
-    Libraries raise errors with messages of a page.
+    Some libraries raise errors whose message is a page long.
     """
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 def install_hint(extra: str) -> str:
-    """Return the command that installs an extra of gemel, for a message; gemel itself is on no package index."""
+    """Return the command that installs an extra of gemel, for an error message.
+
+    The command needs a checkout, because gemel is on no package index.
+    """
     return f"in a checkout of gemel, pip install '.[{extra}]'"
 
 
@@ -59,48 +62,48 @@ class GemelError(Exception):
     """Root of all errors that gemel raises on purpose."""
 
     exit_code = 1
-    """Exit status of a command that ends with the error."""
+    """Exit status of a command that ends with this error."""
 
 
 class InputError(GemelError):
-    """Input of the user that is missing, malformed or not allowed."""
+    """Error about input of the user that is missing, malformed or not allowed."""
 
     exit_code = 2
 
 
 class WorkloadError(InputError):
-    """A workload file that cannot be used; the message names file, line and field."""
+    """Error about a workload file that cannot be used; the message names file, line and field."""
 
 
 class DataError(InputError):
-    """Images or labels that are missing or do not fit the model they are for."""
+    """Error about a query's images or labels that are missing or do not fit the query's model."""
 
 
 class CalibrationError(InputError):
-    """Calibration frames or ranges that do not fit the model to convert to int8 or fp16."""
+    """Error about calibration frames or ranges that do not fit the model to convert to int8 or fp16."""
 
 
 class ModelError(InputError):
-    """A model that cannot be built from its description in the workload."""
+    """Error about a model that cannot be built from its description in the workload."""
 
 
 class RetrainError(ModelError):
-    """A model that can be compiled and run, but not retrained; merging leaves it as it is."""
+    """Error about a model that can be compiled and run but not retrained; merging leaves the model unchanged."""
 
 
 class FeedError(InputError):
-    """A feed that cannot be opened or read."""
+    """Error about a feed that cannot be opened or read."""
 
 
 class BundleError(InputError):
-    """A bundle that is missing, damaged, unsafe or of a newer major version."""
+    """Error about a bundle that is missing, damaged, unsafe or of a newer major version."""
 
 
 class MissingExtraError(InputError):
-    """A part of gemel that needs packages that are not installed.
+    """Error about a feature of gemel that needs packages that are not installed.
 
     Args:
-        what: the part that needs the packages.
+        what: name of the feature that needs the packages.
         extra: name of the extra of the package ``gemel`` that installs them.
     """
 
@@ -109,12 +112,12 @@ class MissingExtraError(InputError):
 
 
 class CompileError(GemelError):
-    """A model that cannot be compiled."""
+    """Error about a model that cannot be compiled."""
 
 
 class SharingLostError(CompileError):
-    """Tensors that were equal in the source models and would differ in the bundle."""
+    """Error about tensors that are equal in the source models but would differ in the bundle."""
 
 
 class BackendError(GemelError):
-    """A program that a device or its runtime refuses or fails to run."""
+    """Error about a program that a device or its runtime refuses or fails to run."""

@@ -1,4 +1,4 @@
-"""Version of this gemel."""
+"""Lookup of the version of the gemel package that is running."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Format of a bundle, which the compiler writes and the runtime reads."""
+"""File format of bundles, which the compiler writes and the runtime reads."""

@@ -1,7 +1,7 @@
-"""The blob: every distinct tensor once, grouped into segments by the models that use it.
+"""Layout and writing of the blob: the file that holds every distinct tensor of a bundle once, grouped into segments.
 
-A *segment* holds the tensors used by exactly the same set of models. It is the unit of residency, because a model that
-needs one of its tensors needs all of them.
+A *segment* holds the tensors that are used by exactly the same set of models. Segments are loaded and evicted whole,
+because a model that needs one tensor of a segment needs all of them.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from .manifest import SegmentSpec, TensorSpec
 __all__ = ["HUGE_PAGE", "PAGE", "TENSOR_ALIGNMENT", "Layout", "footprint", "layout", "tensor_id", "write_blob"]
 
 HUGE_PAGE = 2 << 20
-"""Bytes of a large page, on which a segment of this size or more starts."""
+"""Size of a large memory page in bytes; a segment of at least this size starts at a multiple of it."""
 PAGE = 4 << 10
-"""Bytes of a page, on which every segment starts."""
+"""Size of a memory page in bytes; every segment starts at a multiple of it."""
 TENSOR_ALIGNMENT = 64
-"""Bytes of a cache line, on which every tensor starts: vector loads and device copies are fastest there."""
+"""Size of a cache line in bytes. Every tensor starts at a multiple of it, where loads and copies are fastest."""
 
 
 def tensor_id(array: NDArray[Any]) -> str:
-    """Return the name of a tensor: a hash of dtype, shape and bytes (SHA-256, the first 128 bits in hex)."""
+    """Return the id of a tensor: the first 128 bits, in hex, of the SHA-256 of dtype, shape and bytes."""
     digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
     digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:32]
@@ -38,26 +38,29 @@ def tensor_id(array: NDArray[Any]) -> str:
 
 @dataclass(frozen=True)
 class Layout:
-    """Places of all tensors and segments of a blob."""
+    """Offsets and lengths of all tensors and segments of a blob."""
 
     tensors: dict[str, TensorSpec]
+    """Tensor id -> offset, length, dtype and shape of the tensor."""
     segments: dict[str, SegmentSpec]
+    """Segment name -> offset, length, tensors and models of the segment."""
     bytes: int
-    """Size of the blob, padding included."""
+    """Size of the blob in bytes, padding included."""
 
 
 def layout(shapes: Mapping[str, tuple[str, tuple[int, ...]]], users: Mapping[str, Iterable[str]]) -> Layout:
-    """Place tensors in segments; pure and deterministic.
+    """Assign tensors to segments, and both to offsets in a blob. The function is pure and deterministic.
 
-    Segments start on a page (:data:`PAGE`, large ones :data:`HUGE_PAGE`) with a page or more between them, so that each
-    can be mapped, dropped and copied on its own. Tensors start on a cache line (:data:`TENSOR_ALIGNMENT`).
+    Segments start at a multiple of :data:`PAGE` (large ones, of :data:`HUGE_PAGE`) with at least one page between
+    them, so that each can be mapped, evicted and copied on its own. Tensors start at a multiple of
+    :data:`TENSOR_ALIGNMENT`.
 
     Args:
-        shapes: tensor id to (dtype, shape).
-        users: tensor id to the models that use the tensor.
+        shapes: tensor id -> (dtype, shape).
+        users: tensor id -> names of the models that use the tensor.
 
     Returns:
-        Tensors, and segments named ``s0``, ``s1``, ..., the most shared segment first.
+        Layout whose segments are named ``s0``, ``s1``, ..., the one that most models use first.
     """
     groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for tensor in shapes:
@@ -85,17 +88,17 @@ def layout(shapes: Mapping[str, tuple[str, tuple[int, ...]]], users: Mapping[str
 
 
 def footprint(length: int) -> int:
-    """Return the bytes of memory that a segment of ``length`` bytes takes when it is mapped: whole pages."""
+    """Return the bytes of memory that a mapped segment of ``length`` bytes takes: ``length`` in whole pages."""
     return _up(length, PAGE)
 
 
 def write_blob(path: Path, placed: Layout, read: Callable[[str], NDArray[Any]]) -> str:
-    """Write the blob. Padding becomes holes in the file, which take no space on disk.
+    """Write a blob to a file. Padding becomes holes in the file, which take no space on disk.
 
     Args:
         path: file to create; it must not exist.
-        placed: places from :func:`layout`.
-        read: returns the array of a tensor id; called once per tensor, in order of offset.
+        placed: layout of the blob, from :func:`layout`.
+        read: function that returns the array of a tensor id, called once per tensor in the order of offsets.
 
     Returns:
         SHA-256 of the file's content, in hex.
@@ -118,8 +121,10 @@ def write_blob(path: Path, placed: Layout, read: Callable[[str], NDArray[Any]]) 
 
 
 def _up(value: int, alignment: int) -> int:
+    """Return a value, rounded up to a multiple of ``alignment``."""
     return -(-value // alignment) * alignment
 
 
 def _nbytes(dtype: str, shape: tuple[int, ...]) -> int:
+    """Return the bytes of an array of this dtype and shape."""
     return int(np.dtype(dtype).itemsize * int(np.prod(shape, dtype=np.int64)))

@@ -1,4 +1,4 @@
-"""Memory settings: parsing what a user writes, and the bytes that a setting allows for a bundle."""
+"""Parser of memory settings that users write, and the bytes for weights that a setting allows for a bundle."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2*
 
 
 def parse_memory(text: str | int) -> str | int:
-    """Parse a memory setting. ``64MiB`` and plain digits become bytes; ``all``, ``min`` and ``50%`` stay text.
+    """Parse a memory setting: convert ``64MiB`` and plain digits to bytes; keep ``all``, ``min`` and ``50%`` as text.
 
     >>> parse_memory("64MiB"), parse_memory("50 %"), parse_memory("all")
     (67108864, '50%', 'all')
 
     Raises:
-        ValueError: ``text`` is none of these.
+        ValueError: ``text`` is no valid memory setting.
     """
     if isinstance(text, int):
         if text < 0:
@@ -37,13 +37,13 @@ def parse_memory(text: str | int) -> str | int:
 
 
 def budget(setting: str | int, total: int, models: Collection[int], private: int = 0) -> int:
-    """Return the bytes that a setting allows for weights.
+    """Return the bytes that a memory setting allows for weights.
 
     Args:
         setting: memory setting from :func:`parse_memory`.
-        total: bytes of all segments.
-        models: bytes of each model's segments; ``min`` is the largest of them.
-        private: bytes that stay loaded beside the segments (private copies); ``all``, ``min`` and shares include them.
+        total: bytes of all segments of the bundle.
+        models: bytes of the segments of each model; the largest number is what ``min`` allows.
+        private: bytes of private copies, which always stay loaded; ``all``, ``min`` and percentages include them.
 
     Raises:
         InputError: the setting allows less than the largest model needs; the message names this minimum.

@@ -1,4 +1,4 @@
-"""Checks of a manifest beyond its schema: references that lead somewhere, and figures that make sense."""
+"""Checks of a manifest beyond its schema: every reference names a listed item, and numbers are in range."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from .manifest import Manifest, ModelSpec, SegmentSpec, TensorSpec
 __all__ = ["check_manifest", "check_spans", "check_weights"]
 
 _MOST_DIMENSIONS = 32
-"""Axes that a NumPy 1 array can have."""
+"""Maximum number of dimensions of a tensor, which is the limit of NumPy 1."""
 
 
 def check_manifest(where: str, content: Manifest) -> None:
-    """Check a manifest whose files exist.
+    """Check the references and numbers of a manifest whose files exist.
 
     Args:
-        where: path of the manifest, which errors name.
-        content: manifest that was read from there.
+        where: path of the manifest, for error messages.
+        content: content of the manifest.
 
     Raises:
-        BundleError: naming the first field that is wrong.
+        BundleError: a field is wrong; the message names the first one.
     """
     check_spans(where, content.files[content.blob].bytes, content.tensors, content.segments)
     for name, model in content.models.items():
@@ -48,21 +48,21 @@ def check_manifest(where: str, content: Manifest) -> None:
 
 
 def check_spans(where: str, size: int, tensors: Mapping[str, TensorSpec], segments: Mapping[str, SegmentSpec]) -> None:
-    """Check that tensors lie inside their segments, and segments apart from each other inside the blob.
+    """Check that tensors lie inside their segments, and that segments lie inside the blob and do not overlap.
 
     Args:
-        where: path of the file that lists the places, which errors name.
-        size: bytes of the blob.
-        tensors: tensor id to place.
-        segments: segment name to place and tensors.
+        where: path of the file that lists the offsets, for error messages.
+        size: size of the blob in bytes.
+        tensors: tensor id -> offset, length, dtype and shape.
+        segments: segment name -> offset, length and tensors.
 
     Raises:
-        BundleError: naming the first tensor or segment that lies elsewhere, is not aligned, or has another length than
-            its shape.
+        BundleError: a tensor or segment lies outside, overlaps or is not aligned, or a tensor's length does not match
+            its shape. The message names the first one.
     """
     for name, tensor in tensors.items():
         _check_place(f"{where}: tensors.{name}", tensor, TENSOR_ALIGNMENT, size)
-        # Python's integers: a product of 64 bits could wrap around to the right length.
+        # Computed in Python's integers: a 64-bit product could overflow to the right length.
         count = prod(tensor.shape)
         if np.dtype(tensor.dtype).itemsize * count != tensor.length or len(tensor.shape) > _MOST_DIMENSIONS:
             shape = f"{tensor.dtype}{list(tensor.shape)}"
@@ -92,13 +92,13 @@ def check_weights(
     """Check that every weight of a model is a tensor of one of the model's segments.
 
     Args:
-        where: file and model, which errors name.
+        where: file and model, for error messages.
         weights: tensor ids of the model's weights.
         names: names of the model's segments.
-        segments: segment name to place and tensors.
+        segments: segment name -> offset, length and tensors.
 
     Raises:
-        BundleError: naming the first weight that would not be resident when the model runs.
+        BundleError: a weight would not be resident when the model runs; the message names the first one.
     """
     resident = {tensor for name in names for tensor in segments[name].tensors}
     for weight in weights:

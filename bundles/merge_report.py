@@ -1,8 +1,8 @@
-"""merge.json: what ``gemel merge`` merged, what that saved, and the accuracies that were kept.
+"""Schema and reader of merge.json: tensors that ``gemel merge`` merged, bytes saved, and accuracies afterwards.
 
-This is the only schema of the file and the only code that reads it. The file lies beside the merged workload, and
-``gemel-compile`` copies it into the bundle. :func:`read_report` refuses a damaged file. :func:`read_merge` does not,
-because a bundle runs without the file.
+This is the only schema of the file and the only code that reads it. The file lies in the folder of the merged
+workload, and ``gemel-compile`` copies it into the bundle. :func:`read_report` refuses a damaged file.
+:func:`read_merge` returns None for it, because a bundle runs without the file.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ __all__ = [
 ]
 
 MERGE_REPORT = "merge.json"
-"""Name of the file beside the merged workload, and in a bundle."""
+"""Name of the merge report, in the folder of the merged workload and in a bundle."""
 
 ByteCount = Annotated[int, Field(ge=0)]
 
 
 class QueryReport(Value):
-    """Accuracies of one query on the images that the search judged by, from 0 to 1."""
+    """Accuracies of one query, from 0 to 1, on the images that the search measured accuracy on."""
 
     model: str
     original: float
-    """Accuracy before the merge."""
+    """Accuracy of the query before the merge."""
     reached: float
-    """Accuracy after the merge."""
+    """Accuracy of the query after the merge."""
     relative: float
-    """``reached / original``."""
+    """Accuracy after the merge, divided by the accuracy before the merge."""
     target: float
-    """Least value allowed for ``relative``."""
+    """Minimum that the query allows for ``relative``, the accuracy after the merge divided by that before."""
 
 
 class TrialReport(Value):
@@ -56,28 +56,28 @@ class TrialReport(Value):
     accepted: bool
     seconds: float
     samples: int
-    """Images that models were trained on, summed over models."""
+    """Number of images that models were trained on, summed over models."""
     accuracies: dict[str, float]
-    """Accuracy of each query after the trial, from 0 to 1."""
+    """Query -> accuracy after the trial, from 0 to 1."""
     ended: str
     """Reason why training ended."""
     saved_bytes: ByteCount
-    """Bytes that the whole workload saves after the trial."""
+    """Bytes that merging saves in the whole workload after the trial."""
 
 
 class UseReport(Value):
     """One parameter of one model that holds a shared tensor."""
 
     query: str
-    """Name of the model, which is the name of the first query that uses the model."""
+    """Name of the model that has the parameter: the name of the first query that uses the model."""
     parameter: str
 
 
 class SharedTensor(Value):
-    """One tensor that several parameters hold."""
+    """One tensor that several parameters of merged models hold."""
 
     tensor: Id
-    """Hash of dtype, shape and bytes, as in a bundle."""
+    """Id of the tensor, as in a bundle: a hash of dtype, shape and bytes."""
     bytes: ByteCount
     uses: Annotated[tuple[UseReport, ...], Field(min_length=2)]
 
@@ -89,29 +89,29 @@ class MergeReport(Value):
     strategy: str
     seed: int
     original_bytes: ByteCount
-    """Bytes that one bundle per original model holds, summed: heads, biases and BatchNorm as compiled."""
+    """Bytes of weights if each original model is compiled into a bundle of its own, summed over these bundles."""
     merged_bytes: ByteCount
-    """Bytes that one bundle of all merged models holds: what ``gemel-compile`` writes."""
+    """Bytes of weights in one bundle of all merged models, as ``gemel-compile`` writes it."""
     layer_bytes: ByteCount
-    """Bytes of the weights of convolutions and linear layers alone, before merging."""
+    """Bytes of the weights of convolutions and linear layers only, before merging."""
     saving: float
-    """Part of ``original_bytes`` that is saved, from 0 to 1."""
+    """Fraction of ``original_bytes`` that merging saves, from 0 to 1."""
     layer_saving: float
-    """Part of ``layer_bytes`` that is saved, from 0 to 1."""
+    """Fraction of ``layer_bytes`` that merging saves, from 0 to 1."""
     potential: float
-    """Part of ``original_bytes`` that would be saved if models shared all that they could share with each other."""
+    """Fraction of ``original_bytes``, from 0 to 1, that would be saved if models shared all layers that they can."""
     finished: bool
-    """Whether the search came to its end; ``--resume`` continues one that did not."""
+    """Whether the search was completed; ``--resume`` continues a search that was not."""
     queries: dict[str, QueryReport]
     trials: tuple[TrialReport, ...]
     shared: tuple[SharedTensor, ...]
 
 
 def read_report(path: Path) -> MergeReport:
-    """Read merge.json.
+    """Read a merge.json file.
 
     Raises:
-        WorkloadError: the file is missing, is not JSON, or has another form.
+        WorkloadError: the file is missing, is not JSON, or does not match the schema.
     """
     try:
         return MergeReport.model_validate_json(path.read_bytes())
@@ -122,7 +122,7 @@ def read_report(path: Path) -> MergeReport:
 
 
 def read_merge(bundle: Bundle) -> MergeReport | None:
-    """Return the merge.json of a bundle, or None if there is none that can be read: a bundle runs without the file."""
+    """Return the merge report of a bundle; None if merge.json is missing or damaged, because bundles run without it."""
     if MERGE_REPORT not in bundle.manifest.files:
         return None
     try:

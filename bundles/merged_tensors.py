@@ -1,7 +1,7 @@
-"""Tensors of a bundle that several layers hold since ``gemel merge``, found in the bundle's graphs.
+"""Search of a bundle's graphs for the tensors that ``gemel merge`` made several layers share.
 
-merge.json (:mod:`.merge_report`) says which parameters share a tensor. Conversion to int8 or fp16 may change the tensor
-after that, so its hash in merge.json does not tell whether it is still one tensor in the bundle.
+merge.json (:mod:`.merge_report`) lists which parameters share a tensor. Conversion to int8 or fp16 may change the
+tensor later, so its hash in merge.json does not tell whether the parameters still share one tensor in the bundle.
 """
 
 from __future__ import annotations
@@ -18,20 +18,23 @@ __all__ = ["MergedTensor", "merged_tensors"]
 
 @dataclass(frozen=True)
 class MergedTensor:
-    """Tensor of merge.json, as the bundle holds it."""
+    """Tensor that merge.json lists, with its copies in the bundle."""
 
     name: str
     """``model: parameter`` of the tensor's first use."""
     dtypes: frozenset[str]
-    """Element types of all copies in the bundle; more than one if the copies differ in precision."""
+    """Element types of the tensor's copies in the bundle; more than one if the copies differ in precision."""
     copies: int
-    """Distinct tensors in the bundle; more than one for small kernels, which the compiler folds on purpose."""
+    """Number of distinct tensors that the one tensor of merge.json became in the bundle.
+
+    The number is above 1 for small kernels, which the compiler folds on purpose.
+    """
 
 
 def merged_tensors(bundle: Bundle) -> Iterator[MergedTensor]:
     """Yield every tensor of merge.json whose parameters are initializers of the same names in the bundle's graphs.
 
-    A bundle without merge.json, or with one that cannot be read, has none.
+    Nothing is yielded if merge.json is missing or cannot be read.
 
     Raises:
         BackendError: a graph has subgraphs, see :func:`.program.split_model`.

@@ -1,8 +1,8 @@
-"""The part of the ONNX file format that the runtime edits, without the onnx package.
+"""Reader and writer of the part of the ONNX file format that the runtime edits; needs no onnx package.
 
 ONNX Runtime depends on protobuf, and protobuf keeps unknown fields when it writes a message back. A descriptor of the
-few fields that programs consist of (onnx.proto3, numbers as published) is therefore enough to read an optimised graph,
-turn its weights into inputs and write it again. The light runtime needs no onnx package.
+few fields that programs consist of (onnx.proto3, field numbers as published) is therefore enough to read an optimised
+graph, turn its weights into inputs and write the graph again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Message = Any
 """Message of a class that protobuf generates at run time, which has no static type."""
 
 _SCALARS = {"int32": 5, "int64": 3, "string": 9, "bytes": 12, "float": 2, "double": 1, "uint64": 4}
-"""Scalar type -> its number in protobuf's FieldDescriptorProto.Type."""
+"""Name of each scalar type -> the type's number in protobuf's FieldDescriptorProto.Type."""
 
 _FIELDS: dict[str, dict[str, tuple[int, str, bool]]] = {
     "ModelProto": {"graph": (7, "GraphProto", False), "metadata_props": (14, "StringStringEntryProto", True)},
@@ -91,7 +91,7 @@ _FIELDS: dict[str, dict[str, tuple[int, str, bool]]] = {
     "TensorShapeProto": {"dim": (1, "DimensionProto", True)},
     "DimensionProto": {"dim_value": (1, "int64", False), "dim_param": (2, "string", False)},
 }
-"""Message -> field -> (number, type, repeated)."""
+"""Name of each protobuf message -> name of a field -> (field number, type, whether the field is repeated)."""
 
 
 def _messages() -> dict[str, Message]:
@@ -137,7 +137,7 @@ DTYPES: dict[int, np.dtype[Any]] = {
 
 
 def dtype_name(data_type: int) -> str:
-    """Return NumPy's name of a TensorProto.DataType number: ``float32`` for 1."""
+    """Return NumPy's name of a TensorProto.DataType number, such as ``float32`` for 1."""
     return str(DTYPES[data_type].name)
 
 
@@ -148,7 +148,7 @@ def make_tensor(name: str, array: NDArray[Any]) -> Message:
 
 
 def tensor_array(tensor: Message) -> NDArray[Any]:
-    """Return the values of an inline TensorProto: a view if the tensor holds raw bytes, otherwise a copy.
+    """Return the values of an inline TensorProto as an array: a view of its raw bytes if it has any, otherwise a copy.
 
     Raises:
         BackendError: the number of values differs from the tensor's shape.

@@ -1,10 +1,10 @@
-"""Programs: graphs without weights, in one canonical form.
+"""Splitting of ONNX models into programs, which are graphs without weights in a canonical form, and weights.
 
-A model is a program plus addresses. :func:`split_model` splits an ONNX model into the two: every weight becomes a graph
-input, and the rest is written in a form that depends on the architecture alone. Nodes are in depth-first order from the
-outputs, values are named by first appearance, attributes are sorted, and notes for people are left out. Two models of
-one architecture therefore give one program, byte for byte, although exporters and optimisers choose names and orders
-freely.
+A compiled model is a program and the addresses of its weights. :func:`split_model` makes every weight of an ONNX model
+a graph input, and writes the rest in a form that depends on the architecture alone. Nodes are in depth-first order from
+the outputs, values are named by first appearance, attributes are sorted, and node names, doc strings and metadata are
+left out. Two models of one architecture therefore give one program, byte for byte, although exporters and optimisers
+choose names and orders freely.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ _CONSTANT_OPERANDS = frozenset(
 )
 """Operators whose inputs after the first must stay constants.
 
-Kernels read these inputs while they prepare, or fold them into an activation. TensorRT builds no engine whose scales
-are inputs."""
+Runtimes read these inputs when they prepare an operator, or fold them into an activation. TensorRT builds no engine
+whose scales are inputs."""
 _FLOATS = frozenset({1, 10, 11})
-"""TensorProto's float, float16 and double."""
+"""TensorProto.DataType numbers of float, float16 and double."""
 _INT8 = frozenset({2, 3})
-"""TensorProto's uint8 and int8."""
+"""TensorProto.DataType numbers of uint8 and int8."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """Graph whose weights are inputs."""
+    """Graph in canonical form whose weights are graph inputs."""
 
     id: str
-    """First 128 bits of the SHA-256 of ``proto``, in hex."""
+    """Id of the program: the first 128 bits of the SHA-256 of ``proto``, in hex."""
     proto: bytes
-    """Serialised ONNX model. Its inputs are the model's own, then one per weight, called ``w0``, ``w1``, ... except for
-    names that the model's own inputs and outputs have."""
+    """Serialised ONNX model. Its inputs are the inputs of the model that was split, then one per weight, called ``w0``,
+    ``w1``, ... without names that an input or output of that model has."""
     weights: tuple[str, ...]
     """Names of the weights' initializers in the model that was split, in the order of the program's inputs."""
 
@@ -124,12 +124,12 @@ def tensors_of(model: Message, stage: Stage) -> dict[str, str]:
 
 
 def with_constants(proto: bytes, location: str, places: Sequence[TensorSpec]) -> bytes:
-    """Return a program with its weights as external initializers again: the inverse of :func:`split_model`.
+    """Return a serialised program with its weights as external initializers: the inverse of :func:`split_model`.
 
     Args:
         proto: serialised program from :func:`split_model`.
-        location: name of the file that holds the weights; it must lie beside the file with the result.
-        places: place of each weight in that file, in the program's order.
+        location: name of the file that holds the weights, in the folder where the result will be saved.
+        places: offset, length and shape of each weight in the file, in the order of the program's inputs.
     """
     model = read_model(proto)
     ports = list(model.graph.input)
@@ -146,7 +146,7 @@ def with_constants(proto: bytes, location: str, places: Sequence[TensorSpec]) ->
 
 
 def port_shape(port: Message) -> tuple[int | str, ...]:
-    """Return the shape of a graph input or output; a free dimension is its name, or ``?`` if it has none."""
+    """Return the shape of a graph input or output; a dynamic dimension is its name, or ``?`` if it has none."""
     return tuple(
         dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or "?")
         for dim in port.type.tensor_type.shape.dim
@@ -154,12 +154,12 @@ def port_shape(port: Message) -> tuple[int | str, ...]:
 
 
 def port_dtype(port: Message) -> str:
-    """Return the element type of a graph input or output, as NumPy calls it."""
+    """Return NumPy's name of the element type of a graph input or output."""
     return dtype_name(port.type.tensor_type.elem_type)
 
 
 def _depth_first(graph: Message, producers: dict[str, Message]) -> Iterator[Any]:
-    """Yield values (as names) and nodes in depth-first order from the outputs; a node comes after all its inputs."""
+    """Yield names of inputs and initializers, and nodes, depth-first from the outputs; a node follows its inputs."""
     # An explicit stack: a deep network can have a longer chain of nodes than Python has stack frames.
     seen: set[int] = set()
     stack: list[Any] = [port.name for port in reversed(graph.output)]

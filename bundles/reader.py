@@ -1,4 +1,4 @@
-"""Opening of bundles: manifest, files and mapped blob. No file outside the bundle's folder is ever opened."""
+"""Reader of bundles: manifest, files and mapped blob. No file outside the bundle's folder is ever opened."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ from .manifest import Manifest, TensorSpec
 __all__ = ["CACHE", "MANIFEST", "Bundle", "open_bundle", "sha256_of", "verify", "view"]
 
 MANIFEST = "manifest.json"
-"""Name of the manifest in a bundle."""
+"""Name of the manifest file in a bundle."""
 CACHE = "device-cache"
-"""Folder in a bundle for files that were made from the bundle for one device. It is not part of the bundle."""
+"""Name of the folder in a bundle for files that were made from the bundle for one device (its device cache).
+
+The manifest does not list these files.
+"""
 
 
 class Bundle:
@@ -29,7 +32,7 @@ class Bundle:
     Attributes:
         path: folder of the bundle.
         manifest: content of manifest.json.
-        id: hash of the manifest, and so of the whole bundle, because the manifest holds the hash of every file.
+        id: SHA-256 of manifest.json, which identifies the whole bundle, because it holds the hash of every file.
     """
 
     def __init__(self, path: Path, content: Manifest, digest: str) -> None:
@@ -49,20 +52,20 @@ class Bundle:
         return self.path / name
 
     def tensor(self, name: str) -> NDArray[Any]:
-        """Return a read-only view of a tensor in the mapped blob; no byte is read before it is used."""
+        """Return a read-only view of a tensor in the mapped blob; its bytes are read from disk when they are used."""
         if self._blob is None:
             self._blob = np.memmap(self.file(self.manifest.blob), np.uint8, "r")
         return view(self._blob, self.manifest.tensors[name])
 
 
 def view(blob: NDArray[np.uint8], spec: TensorSpec) -> NDArray[Any]:
-    """Return a tensor as a view of the mapped blob."""
+    """Return a tensor as a view of a mapped blob, without a copy."""
     data = blob[spec.offset : spec.offset + spec.length]
     return data.view(np.dtype(spec.dtype)).reshape(spec.shape)
 
 
 def open_bundle(path: str | Path) -> Bundle:
-    """Open a bundle and check what can be checked without reading weights.
+    """Open a bundle, and make all checks that do not need to read weights.
 
     Raises:
         BundleError: there is no bundle, its manifest is damaged or too new, or a file is missing, truncated or a link.
@@ -95,7 +98,7 @@ def verify(bundle: Bundle) -> Iterator[str]:
     """Read every file, compare its SHA-256 with the manifest's, and yield the name of each file that passes.
 
     Raises:
-        BundleError: a file's content differs from what the manifest says.
+        BundleError: the SHA-256 of a file differs from the manifest's.
     """
     for name, spec in bundle.manifest.files.items():
         digest = sha256_of(bundle.file(name))

@@ -1,4 +1,4 @@
-"""Base class of values that are read from JSON files, and the one-line message about a value that is not valid."""
+"""Base class of values that are read from JSON files, and one-line messages about values that are not valid."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ __all__ = ["Value", "problem"]
 
 
 class Value(BaseModel):
-    """Immutable value of a JSON file. Unknown fields are ignored, because a newer minor version may add some."""
+    """Immutable object read from a JSON file. Unknown fields are ignored: a newer minor version may add fields."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
 def problem(error: ValidationError) -> str:
-    """Return the first problem of a validation as one line: the field, if there is one, and what is expected of it.
+    """Return the first problem of a validation error as one line: the field, if there is one, and what is expected.
 
     >>> class Size(Value):
     ...     width: int

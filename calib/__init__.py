@@ -1,1 +1,1 @@
-"""Lower precision (INT8 and FP16) that keeps sharing: calibration on real frames, conversion, and accuracy targets."""
+"""Conversion of models to int8 and fp16 that keeps tensors shared: calibration on real frames, accuracy targets."""

@@ -1,4 +1,4 @@
-"""Conversion of graphs to the precision and ranges of a calibration."""
+"""Conversion of model graphs to int8 or fp16, with the precision and value ranges that a calibration holds."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from .weights import WeightUse
 __all__ = ["apply_calibration", "in_precision"]
 
 _NAMED = 4
-"""Float32 layers that the progress line of a model names; calibration.json has the others."""
+"""Maximum number of float32 layers to name in a model's progress line; calibration.json names all of them."""
 
 
 def in_precision(graph: ir.Model, record: ModelRecord, keep: Set[str]) -> ir.Model:
-    """Return a float32 graph converted to the precision of a record.
+    """Return a copy of a float32 graph, converted to int8 or fp16 as a model's calibration record says.
 
     Args:
         graph: a stage in float32, after all passes; not changed.
-        record: precision and ranges.
+        record: precision to convert to, and largest absolute values of activations.
         keep: names of weights that stay float32.
     """
     if record.precision == "fp16":
@@ -38,7 +38,7 @@ def in_precision(graph: ir.Model, record: ModelRecord, keep: Set[str]) -> ir.Mod
 def apply_calibration(
     models: Sequence[Lowered], weights: WeightUse, calibration: Calibration, step: CompileProgress
 ) -> dict[str, tuple[float, float]]:
-    """Convert the models of a calibration, in place.
+    """Convert the models that a calibration lists to its precisions, in place.
 
     Args:
         models: all models of the workload.
@@ -47,7 +47,8 @@ def apply_calibration(
         step: called with the stage ``convert`` and a line of text for each model.
 
     Returns:
-        Model that is int8 -> milliseconds of CPU time of a run in float32 and in int8; see :mod:`.latency`.
+        Name of each int8 model -> CPU time in milliseconds of one run in float32 and of one run in int8; see
+        :mod:`.latency`.
     """
     by_name = {model.name: model for model in models}
     times = {}
@@ -65,7 +66,7 @@ def apply_calibration(
 
 
 def _described(keep: Set[str], layers: Set[str]) -> str:
-    """Return how many layers stay float32, and the names of the first ones, as text."""
+    """Return text that says how many of a model's layers stay float32, and names the first of them."""
     left = sorted(keep & layers)
     names = f": {', '.join(left[:_NAMED])}{', ...' if len(left) > _NAMED else ''}" if left else ""
     return f"{len(left)} of {len(layers)} layers stay float32{names}"

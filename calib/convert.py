@@ -1,4 +1,4 @@
-"""Conversion of a workload's models to lower precision: plan, calibrate, verify, apply."""
+"""Conversion of a workload's models to int8 or fp16: plan, calibrate, verify, apply."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class PrecisionReport:
     """Result of converting the models of a workload to lower precision."""
 
     calibration: Calibration
-    """Ranges, layers that stay float32, and accuracies; the content of calibration.json."""
+    """Value ranges, layers that stay float32, and accuracies: the content of calibration.json."""
     times: Mapping[str, tuple[float, float]]
-    """Model that is int8 -> milliseconds of CPU time of a run in float32 and in int8; see :mod:`.latency`."""
+    """Name of each int8 model -> CPU time in milliseconds of one run in float32 and of one run in int8."""
 
 
 def convert_precision(
@@ -38,23 +38,23 @@ def convert_precision(
 ) -> PrecisionReport | None:
     """Convert models, in place, to the precision that their queries ask for.
 
-    Kernels that several models share stay one tensor: if one of the models wants the kernel in another form, or loses
-    too much accuracy with it in lower precision, the kernel stays float32 in all of them.
+    A kernel that several models share stays one tensor. The kernel stays float32 in all these models if conversion
+    would give them different forms of the kernel, or if one model loses too much accuracy by its conversion.
 
     Args:
         models: all distinct models of the workload, after all passes.
-        workload: queries with their precisions, targets and images.
-        settings: precision of the other queries, and how to calibrate.
+        workload: queries with their precisions, accuracy targets and images.
+        settings: precision of queries that name none, and how to calibrate.
         step: called with the name of each finished stage and a line of text on what it did.
 
     Returns:
         The calibration that was applied; None if no query asks for lower precision.
 
     Raises:
-        DataError: a query has no images to calibrate on and to judge by.
-        CompileError: a graph from an ONNX file has operators that are too old and cannot be converted.
-        CalibrationError: frames do not fit a model; or the given calibration is of other models, or does not keep the
-            targets of the workload.
+        DataError: a query has no images to calibrate on and to measure accuracy on.
+        CompileError: a graph from an ONNX file has operators older than version 13 that cannot be converted to it.
+        CalibrationError: frames do not fit a model; or the given calibration was made for other models, or does not
+            keep the accuracy targets of the workload.
     """
     wanted = {
         name: precision
@@ -82,7 +82,10 @@ def _calibrate(
     settings: PrecisionSettings,
     step: CompileProgress,
 ) -> Calibration:
-    """Calibrate on frames; the search for float32 layers is skipped if an earlier one had the same input."""
+    """Measure ranges on frames, and search for the layers that must stay float32.
+
+    Return the earlier calibration instead of searching, if its search had the same input.
+    """
     measured = measure_models(weights, workload, wanted, settings, step)
     contested = weights.contested(measured.records)
     earlier = settings.reusable

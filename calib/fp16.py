@@ -1,4 +1,4 @@
-"""FP16: weights and arithmetic in float16, by onnxruntime.transformers.float16."""
+"""Conversion of graphs to fp16 (weights and arithmetic in float16) with onnxruntime.transformers.float16."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ __all__ = ["fp32_nodes", "to_fp16"]
 
 
 def to_fp16(model: ir.Model, keep: Set[str] = frozenset(), large: Collection[str] = ()) -> ir.Model:
-    """Return a graph in float16 whose inputs and outputs stay float32.
+    """Return a copy of a graph that computes in float16, with inputs and outputs that stay float32.
 
-    A weight's float16 value follows from its float32 value alone, so models go on sharing what they share.
+    A weight's float16 value depends only on its float32 value, so a weight that models share stays shared.
 
     Args:
         model: a stage in float32, after all passes; not changed.
-        keep: names of weights that stay float32: layers with the BatchNorms that they keep apart, and other weights
-            with the nodes that read them.
-        large: names of values that float16 cannot hold; nodes that make or read these values stay float32.
+        keep: names of weights that stay float32, with all nodes that read them. If a layer's kernel is named, the
+            BatchNorm that follows the layer as a convolution of its own stays float32 too.
+        large: names of values that float16 cannot hold; nodes that produce or read these values stay float32.
     """
     source = model.clone()
     for index, node in enumerate(source.graph):
@@ -52,7 +52,7 @@ def fp32_nodes(model: ir.Model, large: Collection[str]) -> set[str]:
 
 
 def _touching(model: ir.Model, values: Collection[str]) -> list[ir.Node]:
-    """Return the nodes that make or read one of these values."""
+    """Return the nodes of a graph that produce or read at least one of the named values."""
     wanted = {*values}
     return [
         node
@@ -62,7 +62,7 @@ def _touching(model: ir.Model, values: Collection[str]) -> list[ir.Node]:
 
 
 def _remove_round_trips(graph: ir.Graph) -> None:
-    """Connect float32 nodes directly: the converter casts values between them to float16 and back."""
+    """Remove pairs of Cast nodes that convert a value between two float32 nodes to float16 and back."""
     for node in list(graph):
         to_float16 = node.inputs[0].producer() if node.op_type == "Cast" and node.inputs[0] is not None else None
         if to_float16 is None or to_float16.op_type != "Cast" or node.attributes["to"].as_int() != ir.DataType.FLOAT:
@@ -81,7 +81,7 @@ def _remove_round_trips(graph: ir.Graph) -> None:
 
 
 def _keep_only(messages: Any, kept: Iterable[Any]) -> None:
-    """Replace the content of a list of protobuf messages by some of them."""
+    """Replace the content of a protobuf list field by copies of the messages in ``kept``."""
     copies = [type(message).FromString(message.SerializeToString()) for message in kept]
     del messages[:]
     messages.extend(copies)

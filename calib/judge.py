@@ -1,4 +1,4 @@
-"""Judges of lower precision: accuracies of a model's queries on images that the model was not calibrated on."""
+"""Measurement of a converted model's accuracy, per query, on images that the model was not calibrated on."""
 
 from __future__ import annotations
 
@@ -24,31 +24,34 @@ from .ranges import CalibrationFrame
 __all__ = ["CalibratedQuery", "Judge", "judges_of"]
 
 _FRAMES = (128, 256)
-"""Frames of a query without labels: how many to calibrate on, and how many to judge by."""
+"""Number of frames of a query without labels to calibrate on, and number to measure accuracy on."""
 _LABELLED = 2000
-"""Labelled images of a query to load, at most."""
+"""Maximum number of labelled images to load for one query."""
 _CALIBRATION = 128
-"""Frames of a query to calibrate on, at most."""
+"""Maximum number of frames of one query to calibrate on."""
 _SENSITIVITY = 16
-"""Images on which the error of outputs is measured."""
+"""Maximum number of images on which the error of a converted graph's outputs is measured."""
 _MOST_KEPT = 1 << 30
-"""Bytes of one query's float32 outputs to keep; detectors with many anchors and classes have megabytes an image."""
+"""Maximum bytes of one query's float32 outputs to keep in memory.
+
+The outputs of detectors with many anchors and classes take megabytes per image.
+"""
 
 
 @dataclass(frozen=True)
 class CalibratedQuery:
-    """A query, and the images and float32 outputs by which it is judged."""
+    """A query, with the images and float32 outputs that its accuracy in lower precision is measured against."""
 
     query: Query
-    """The query, with its accuracy target."""
+    """Query of the workload, with its accuracy target."""
     task: Task
-    """The task, which measures accuracy."""
+    """Task of the query, which computes accuracy from outputs."""
     images: Images
-    """Images to judge by."""
+    """Images that accuracy is measured on."""
     fp32: Outputs
-    """Outputs of the float32 graph on the images."""
+    """Outputs of the float32 graph on all images that accuracy is measured on."""
     accuracy: float
-    """Accuracy of the float32 graph."""
+    """Accuracy of the float32 graph, from 0 to 1."""
 
     @property
     def labelled(self) -> bool:
@@ -58,28 +61,29 @@ class CalibratedQuery:
 
 @dataclass(frozen=True)
 class Judge:
-    """Frames to calibrate a model on, and its queries with what they are judged by."""
+    """Frames to calibrate one model on, and images and float32 outputs to measure its accuracy against."""
 
     outputs: tuple[str, ...]
-    """Names of the graph's outputs, in the order in which tasks want them."""
+    """Names of the graph's outputs, in the order that tasks expect."""
     frames: tuple[CalibrationFrame, ...]
-    """Frames to calibrate on."""
+    """Frames to calibrate the model on."""
     digest: str
-    """SHA-256 of the frames and of the images that queries are judged by."""
+    """SHA-256 of the calibration frames and of the images that accuracy is measured on."""
     queries: tuple[CalibratedQuery, ...] = field(repr=False)
-    """Queries of the model; the first one is the one for :meth:`error`."""
+    """Queries of the model; :meth:`error` uses the images of the first one."""
 
     def accuracies(self, graph: ir.Model) -> dict[str, float]:
-        """Return query -> accuracy of a graph that is another form of the model, from 0 to 1."""
+        """Return query -> accuracy, from 0 to 1, of a graph that is the model in some precision."""
         run = _Runner(graph, self.outputs)
         return {
             each.query.name: each.task.accuracy(run.all(each.images), each.fp32, each.images) for each in self.queries
         }
 
     def error(self, graph: ir.Model) -> float:
-        """Return how far a graph's outputs are from the float32 graph's, on up to 16 images of the first query.
+        """Return the error of a graph's outputs against the float32 graph's, on up to 16 images of the first query.
 
-        The error of an output is its mean squared difference, relative to its variance. The worst output counts.
+        The error of one output is its mean squared difference from the float32 output, divided by the variance of the
+        float32 output. The largest error of all outputs is returned.
         """
         run, each = _Runner(graph, self.outputs), self.queries[0]
         few = each.images.select(torch.arange(min(_SENSITIVITY, len(each.images))))
@@ -88,12 +92,12 @@ class Judge:
 
 
 def judges_of(workload: Workload, graphs: dict[str, ir.Model], refused: dict[str, str]) -> Iterator[tuple[str, Judge]]:
-    """Yield (model, judge) for each model that can be judged, one after the other.
+    """Yield (model, judge) for each model whose accuracy can be measured, one model at a time.
 
     Args:
         workload: queries, and where their images are.
-        graphs: model -> its float32 graph of stage ``main``, for the models to judge.
-        refused: receives model -> reason, for models that cannot be judged.
+        graphs: model -> its float32 graph of stage ``main``, for the models to yield.
+        refused: dict that receives model -> reason, for models whose accuracy cannot be measured.
 
     Raises:
         DataError: a query has no images.
@@ -112,7 +116,7 @@ def judges_of(workload: Workload, graphs: dict[str, ir.Model], refused: dict[str
 
 
 def _judge(network: Network, workload: Workload, graph: ir.Model) -> Judge:
-    """Load the images of a model's queries, and run the float32 graph on the images to judge by."""
+    """Load the images of a model's queries, and run the float32 graph on the images that accuracy is measured on."""
     names = tuple(network.cut.stages["main"].outputs)
     run = _Runner(graph, names)
     frames: dict[str, tuple[CalibrationFrame, ...]] = {}
@@ -135,12 +139,12 @@ def _judge(network: Network, workload: Workload, graph: ir.Model) -> Judge:
 
 
 def _spread(count: int, most: int) -> Tensor:
-    """Return at most ``most`` of ``count`` indices, evenly spread."""
+    """Return at most ``most`` indices from 0 to ``count - 1``, evenly spread."""
     return torch.linspace(0, count - 1, min(most, count)).long()
 
 
 def _fitting(outputs: Outputs) -> int:
-    """Return how many images' outputs fit in the memory for outputs, given the outputs of one image."""
+    """Return for how many images the outputs fit in 1 GiB, given the outputs of one image; at least 16."""
     return max(_SENSITIVITY, _MOST_KEPT // sum(value.nbytes for value in outputs))
 
 
@@ -164,23 +168,23 @@ class _Runner:
 
 
 def _frames(images: Images) -> Iterator[CalibrationFrame]:
-    """Yield each image as the model takes it."""
+    """Yield each image preprocessed as the model's input, ``[1, C, height, width]`` float32."""
     for index in range(len(images)):
         yield np.ascontiguousarray(images.batch(torch.tensor([index])).numpy())
 
 
 def _digest(images: Images) -> str:
-    """Return the SHA-256 of images and of how they are preprocessed."""
+    """Return the SHA-256 of images and of their preprocessing settings."""
     return hashlib.sha256(images.spec.model_dump_json().encode() + images.pixels.numpy().tobytes()).hexdigest()
 
 
 def _tensor(array: CalibrationFrame) -> Tensor:
-    """Return an output as a float32 tensor without infinities and not-a-numbers."""
+    """Return an output as a float32 tensor, with not-a-number replaced by 0 and infinities by the largest numbers."""
     # A value that overflows in float16 is wrong. Accuracy must still be a number.
     return torch.from_numpy(np.nan_to_num(array.astype(np.float32)))
 
 
 def _relative(found: Tensor, wanted: Tensor) -> float:
-    """Return the mean squared difference, relative to the variance of the wanted values."""
+    """Return the mean squared difference of two tensors, divided by the variance of ``wanted``."""
     error, variance = (found - wanted).square().mean(), wanted.var(correction=0)
     return float(error / variance.clamp(min=1e-12))

@@ -1,4 +1,7 @@
-"""CPU time of a run in float32 and in int8, as the backend ort-cpu runs an int8 model that has its private copy."""
+"""Measurement of a model's CPU time in float32 and in int8, as the backend ort-cpu runs both.
+
+The int8 model is measured with its private copy of the weights.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ __all__ = ["cpu_latencies"]
 
 
 def cpu_latencies(fp32: ir.Model, int8: ir.Model) -> tuple[float, float]:
-    """Return milliseconds of CPU time that one run of each graph takes, on one image of noise and one thread."""
+    """Return the CPU time in milliseconds of one run of each graph, on one image of noise and one thread."""
     port = fp32.graph.inputs[0]
     shape = [size if isinstance(size, int) else 1 for size in port.shape or ()]
     image = np.random.default_rng(0).random(shape, np.float32)

@@ -1,4 +1,4 @@
-"""Layers of a graph that can be quantized: convolutions and matrix products with a constant kernel."""
+"""Search of a graph for layers that can be quantized: convolutions and matrix products with a constant kernel."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import onnx_ir as ir
 __all__ = ["QuantizableLayer", "quantizable_layers"]
 
 _ACTIVATIONS = frozenset({"Relu", "Clip"})
-"""Operators that runtimes fuse into the layer before them; the fused result is what is rounded."""
+"""Operators that runtimes fuse into the layer before them, so that the operator's output is quantized."""
 _IDENTITY_SETTINGS = {"strides": 1, "pads": 0, "dilations": 1}
-"""Attribute values with which a 1x1 convolution leaves positions as they are."""
+"""Attribute -> the value with which a 1x1 convolution moves no pixel."""
 
 
 @dataclass(frozen=True)
@@ -20,36 +20,39 @@ class QuantizableLayer:
 
     node: ir.Node
     axis: int
-    """Axis of the kernel that holds the output channels."""
+    """Index of the kernel's axis that counts the output channels."""
 
     @property
     def kernel(self) -> ir.Value:
-        """The initializer that holds the kernel."""
+        """Initializer of the graph that holds the layer's kernel."""
         kernel = self.node.inputs[1]
         assert kernel is not None  # _channel_axis lets no other node pass
         return kernel
 
     @property
     def name(self) -> str:
-        """The kernel's name; layers of one model that share a kernel have the same name."""
+        """Name of the layer's kernel; layers of one model with the same kernel have the same name."""
         return str(self.kernel.name)
 
     @property
     def taken(self) -> ir.Value:
-        """The activation that the layer reads."""
+        """Activation that the layer reads as its input."""
         value = self.node.inputs[0]
         assert value is not None
         return value
 
     @property
     def result(self) -> ir.Value:
-        """The layer's output, behind an activation that is fused into the layer."""
+        """Output of the layer, or of the Relu or Clip behind the layer if it is the only reader (then fused)."""
         reader = _only_reader(self.node.outputs[0])
         return reader.outputs[0] if reader is not None and reader.op_type in _ACTIVATIONS else self.node.outputs[0]
 
     @property
     def norm(self) -> QuantizableLayer | None:
-        """The BatchNorm that the layer keeps apart, if it has one and no bias of its own."""
+        """Depthwise 1x1 convolution behind this layer that holds a BatchNorm which was not folded into the kernel.
+
+        None if there is no such convolution, or if this layer has a bias.
+        """
         reader = _only_reader(self.node.outputs[0])
         if self.node.op_type != "Conv" or len(self.node.inputs) > 2 or reader is None or reader.op_type != "Conv":
             return None
@@ -66,9 +69,9 @@ class QuantizableLayer:
 
 
 def quantizable_layers(model: ir.Model) -> list[QuantizableLayer]:
-    """Return the layers that can be int8, in the order in which they run.
+    """Return the layers of a graph that can be quantized to int8, in the order in which they run.
 
-    BatchNorms that layers keep apart are not layers of their own.
+    A depthwise convolution that holds a layer's BatchNorm is not listed; see :attr:`QuantizableLayer.norm`.
     """
     found = [QuantizableLayer(node, axis) for node in model.graph if (axis := _channel_axis(node)) is not None]
     axis_of = {layer.node: layer.axis for layer in found}
@@ -83,13 +86,16 @@ def quantizable_layers(model: ir.Model) -> list[QuantizableLayer]:
 
 
 def _only_reader(value: ir.Value) -> ir.Node | None:
-    """Return the node that reads a value as its first input; None if there are other readers, or the graph's output."""
+    """Return the only reader of a value, if that node reads the value as its first input.
+
+    None if the value has no reader or several, or is an output of the graph.
+    """
     uses = tuple(value.uses())
     return uses[0].node if len(uses) == 1 and uses[0].idx == 0 and not value.is_graph_output() else None
 
 
 def _channel_axis(node: ir.Node) -> int | None:
-    """Return the axis of a kernel's output channels; None if the node is no layer."""
+    """Return the output channel axis of a node's kernel; None if the node cannot be quantized."""
     kernel = node.inputs[1] if len(node.inputs) > 1 else None
     if node.domain or kernel is None or not kernel.is_initializer() or kernel.dtype != ir.DataType.FLOAT:
         return None

@@ -1,4 +1,4 @@
-"""Measurements on frames that conversion starts from: ranges of each model, and judges of its accuracy."""
+"""Measurements on frames, before conversion: value ranges of each model, and its float32 accuracy."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ __all__ = ["Measured", "measure_models"]
 
 @dataclass(frozen=True)
 class Measured:
-    """Ranges and judges of the models that can be converted."""
+    """Value ranges, judges and accuracy floors of the models that can be converted."""
 
     records: dict[str, ModelRecord]
-    """Model -> its requested precision and its ranges."""
+    """Model -> its requested precision and its value ranges."""
     judges: dict[str, Judge]
-    """Model -> images and float32 outputs by which the model is judged."""
+    """Model -> images and float32 outputs that the model's accuracy is measured against."""
     floors: dict[str, float]
-    """Query -> accuracy that the query must keep."""
+    """Query -> accuracy that the query must keep in lower precision, from 0 to 1."""
     refused: dict[str, str]
-    """Model that stays float32 -> the reason."""
+    """Name of each model that stays float32 -> the reason."""
 
 
 def measure_models(
@@ -41,7 +41,7 @@ def measure_models(
     settings: PrecisionSettings,
     step: CompileProgress,
 ) -> Measured:
-    """Measure ranges on frames, and accuracies in float32, of the models that are asked for in lower precision.
+    """Measure value ranges on frames, and accuracies in float32, of the models to convert to lower precision.
 
     Ranges of an earlier calibration are reused where model and frames are the same.
 
@@ -53,8 +53,8 @@ def measure_models(
         step: called with the stage ``ranges`` and a line of text for each model.
 
     Raises:
-        DataError: a query has no images to calibrate on and to judge by.
-        CalibrationError: frames do not fit a model, or tell nothing about a value's range.
+        DataError: a query has no images to calibrate on and to measure accuracy on.
+        CalibrationError: frames do not fit a model, or a value is the same on all frames or not finite.
     """
     refused = {name: "it is quantised already" for name in wanted if _is_quantized(weights.graphs[name])}
     graphs = {name: weights.graphs[name] for name in wanted if name not in refused}
@@ -77,7 +77,7 @@ def measure_models(
 def _record(
     graph: ir.Model, precision: LowerPrecision, judge: Judge, method: Method, old: ModelRecord | None
 ) -> ModelRecord:
-    """Return the old record of a model if it still holds; otherwise measure ranges on the model's frames."""
+    """Return a model's old record if its model, frames and precision are the same; otherwise measure a new one."""
     model = graph_digest(graph)
     if old is not None and can_reuse_ranges(old, precision, model, judge.digest, graph):
         return old
@@ -89,5 +89,5 @@ def _record(
 
 
 def _is_quantized(graph: ir.Model) -> bool:
-    """Return whether a graph has nodes that quantize or dequantize."""
+    """Return whether a graph has nodes that quantize or dequantize values."""
     return any("QuantizeLinear" in node.op_type or node.op_type == "DequantizeLinear" for node in graph.graph)

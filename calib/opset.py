@@ -1,4 +1,4 @@
-"""Conversion of graphs from older ONNX files to a version of the operators that has per-channel scales."""
+"""Conversion of graphs with old ONNX operators to operator version 13, which has per-channel scales."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LEAST = 13
 
 
 def raised(model: ir.Model) -> ir.Model:
-    """Return the same graph with operators of version 13 or newer.
+    """Return a graph with its operators converted to version 13; unchanged if they have this version or a newer one.
 
     Raises:
         CompileError: an operator cannot be converted.

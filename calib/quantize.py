@@ -1,13 +1,14 @@
-"""INT8: symmetric Q/DQ around the layers of a graph, kernels as int8 tensors.
+"""Conversion of a graph to int8: QuantizeLinear/DequantizeLinear pairs around its layers, and int8 kernels.
 
-TensorRT 10 and 11 and ONNX Runtime both accept this form: int8 with zero point 0, one scale for each output channel of
-a kernel, one scale for each activation tensor, biases in float32.
+TensorRT 10 and 11 and ONNX Runtime accept the converted graph: int8 with zero point 0, one scale for each output
+channel of a kernel, one scale for each activation tensor, biases in float32.
 
-**A merged kernel stays one tensor.** Its int8 values and their scale follow from its float32 values alone, so every
-model that shares the kernel gets the same values. A merged float32 kernel keeps its BatchNorm apart, as the depthwise
-1x1 convolution that :mod:`gemel.compiler.passes.batch_norm` writes. In int8 that convolution vanishes in each model's
-scale, because ``(s * q) * gamma`` is ``(s * gamma) * q``: the values stay shared, and the layer costs what a folded one
-does. TensorRT requires scales above 0, so a BatchNorm that has a factor of 0 or less keeps its convolution.
+**A merged kernel stays one tensor.** The int8 values and scales of a kernel depend only on its float32 values, so every
+model that shares the kernel gets the same values. The BatchNorm behind a merged float32 kernel is not folded into the
+kernel: :mod:`gemel.compiler.passes.batch_norm` writes it as a depthwise 1x1 convolution. In int8, each model multiplies
+the BatchNorm factors into its own scales, because ``(s * q) * gamma`` is ``(s * gamma) * q``, and the convolution is
+removed. The int8 values stay shared, and the layer costs no more than one with a folded BatchNorm. TensorRT requires
+scales above 0, so the convolution stays if one of the BatchNorm's factors is 0 or less.
 """
 
 from __future__ import annotations
@@ -24,20 +25,23 @@ from .layers import QuantizableLayer, quantizable_layers
 __all__ = ["int8_kernel", "observed", "quantize"]
 
 _STEPS = 127
-"""Largest int8 value; the range is symmetric, from -127 to 127."""
+"""Largest int8 value to use; the range is symmetric, from -127 to 127."""
 _DEAD = 1e-30
-"""Largest absolute value up to which a channel counts as zeros.
+"""Largest absolute value up to which a kernel's output channel is treated as all zeros.
 
 A 127th of a smaller value, or its product with a BatchNorm factor, may not be a normal float32 number.
 """
 _MOVES = frozenset({"Flatten", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
-"""Operators whose results hold values of their first input; rounding again by the input's scale changes nothing."""
+"""Operators that only move or select numbers of their first input.
+
+Quantizing the output with the scale of the input changes nothing.
+"""
 _ZERO_POINT = "zero.int8"
-"""Name of the initializer that all activations use as zero point."""
+"""Name of the initializer that all quantized activations use as zero point."""
 
 
 def observed(model: ir.Model) -> list[str]:
-    """Return the names of the values whose ranges :func:`quantize` needs, whichever layers stay float32."""
+    """Return the names of all values whose ranges :func:`quantize` may need, for any choice of float32 layers."""
     names: dict[str, None] = {}
     for layer in quantizable_layers(model):
         for part in (layer, layer.norm) if layer.norm is not None else (layer,):
@@ -46,11 +50,11 @@ def observed(model: ir.Model) -> list[str]:
 
 
 def quantize(model: ir.Model, peaks: Mapping[str, float], keep: Set[str] = frozenset()) -> None:
-    """Quantize the layers of a graph to int8, in place.
+    """Quantize the convolutions and matrix products of a graph to int8, in place.
 
     Args:
         model: a stage in float32, after all passes.
-        peaks: largest absolute value of every value in :func:`observed`, above 0.
+        peaks: name of each value in :func:`observed` -> its largest absolute value, above 0.
         keep: names of layers that stay float32.
     """
     graph = model.graph
@@ -79,11 +83,13 @@ def quantize(model: ir.Model, peaks: Mapping[str, float], keep: Set[str] = froze
 
 
 def int8_kernel(kernel: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Round a kernel to integers from -127 to 127, with a scale for each output channel by its largest absolute value.
+    """Quantize a kernel to integers from -127 to 127, with one scale for each output channel.
+
+    The scale of a channel is the channel's largest absolute value divided by 127.
 
     Args:
-        kernel: values, of any shape.
-        axis: the axis of the C output channels.
+        kernel: float32 values, of any shape.
+        axis: index of the kernel's axis that counts the C output channels.
 
     Returns:
         The integers, in the kernel's shape, and the scales, ``[C]`` float32.
@@ -98,7 +104,7 @@ def int8_kernel(kernel: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8
 
 
 def _origin(value: ir.Value) -> ir.Value:
-    """Return the value whose numbers a value holds, behind all operators that only move numbers."""
+    """Return the value that a value's numbers come from, before all operators that only move or select numbers."""
     node = value.producer()
     while node is not None and node.op_type in _MOVES and node.inputs[0] is not None:
         value = node.inputs[0]
@@ -107,7 +113,10 @@ def _origin(value: ir.Value) -> ir.Value:
 
 
 def _absorb(graph: ir.Graph, layer: QuantizableLayer, norm: QuantizableLayer) -> None:
-    """Remove the BatchNorm behind a layer: the layer takes its bias, and the caller puts its factors in the scale."""
+    """Remove the depthwise convolution that holds the BatchNorm of a layer, and give its bias to the layer.
+
+    The caller must multiply the BatchNorm's factors into the scales of the layer's kernel.
+    """
     output, target = layer.node.outputs[0], norm.node.outputs[0]
     name = target.name
     layer.node.resize_inputs(3)
@@ -121,7 +130,7 @@ def _absorb(graph: ir.Graph, layer: QuantizableLayer, norm: QuantizableLayer) ->
 
 
 def _rounded(layers: Sequence[QuantizableLayer]) -> Iterator[ir.Value]:
-    """Return the values to round: inputs of layers, and results of layers that are read inside the graph."""
+    """Return the values to quantize: inputs of layers, and results of layers that are read inside the graph."""
     values: dict[ir.Value, None] = {}
     for layer in layers:
         values[layer.taken] = None
@@ -131,7 +140,7 @@ def _rounded(layers: Sequence[QuantizableLayer]) -> Iterator[ir.Value]:
 
 
 def _round(graph: ir.Graph, value: ir.Value, peak: float) -> None:
-    """Put QuantizeLinear and DequantizeLinear between a value and all its readers."""
+    """Insert QuantizeLinear and DequantizeLinear between a value and all nodes that read it."""
     readers = tuple(value.uses())
     scale = _initializer(graph, f"{value.name}.scale", np.array(peak / _STEPS, np.float32))
     zero = graph.initializers.get(_ZERO_POINT) or _initializer(graph, _ZERO_POINT, np.array(0, np.int8))
@@ -150,7 +159,7 @@ def _round(graph: ir.Graph, value: ir.Value, peak: float) -> None:
 
 
 def _dequantize_kernel(graph: ir.Graph, layer: QuantizableLayer, scale: NDArray[np.float32]) -> None:
-    """Put DequantizeLinear between a kernel, whose values are still float32, and a layer."""
+    """Insert DequantizeLinear between a kernel, whose values are still float32, and the layer that reads it."""
     kernel = layer.kernel
     name = f"{kernel.name}.{layer.node.outputs[0].name}"
     up = ir.node(
@@ -164,7 +173,7 @@ def _dequantize_kernel(graph: ir.Graph, layer: QuantizableLayer, scale: NDArray[
 
 
 def _initializer(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
-    """Add an initializer with these values to a graph."""
+    """Add an initializer with the values of an array to a graph, and return it."""
     value = ir.Value(name=name)
     replace_constant(value, array)
     graph.register_initializer(value)

@@ -1,4 +1,4 @@
-"""Ranges of activations on real frames, measured with onnxruntime.quantization."""
+"""Measurement of the value ranges of activations on real frames, with onnxruntime.quantization."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from ..runtime.ort.session import open_session, quiet, usual_threads
 __all__ = ["METHODS", "CalibrationFrame", "Method", "peaks_of", "too_large"]
 
 CalibrationFrame = NDArray[np.float32]
-"""One image as a model takes it, ``[1, C, height, width]`` float32."""
+"""One image, preprocessed as the input of a model, ``[1, C, height, width]`` float32."""
 Method = Literal["min-max", "entropy", "percentile"]
-"""Way to choose a range; :func:`peaks_of` describes each."""
+"""Method that chooses the range of a value from its measured numbers; :func:`peaks_of` describes each method."""
 METHODS: tuple[Method, ...] = get_args(Method)
 
 _METHODS = {
@@ -32,13 +32,16 @@ _METHODS = {
     "percentile": CalibrationMethod.Percentile,
 }
 _MOST_FLOAT16 = float(np.finfo(np.float16).max) / 2
-"""Largest absolute value that is safe in float16: half of what the type holds, as other frames may have larger ones."""
+"""Largest measured absolute value for which a value may be converted to float16.
+
+This is half of the largest float16 number, because other frames may have larger values.
+"""
 _AT_ONCE = 4
-"""Frames whose activations are in memory together; the activations of a ResNet-50 take 100 MB a frame."""
+"""Maximum number of frames whose activations are in memory at once; a ResNet-50 has 100 MB of them per frame."""
 
 
 class _Frames(CalibrationDataReader):  # type: ignore[misc]
-    """Frames in the form in which ONNX Runtime's calibrators read them."""
+    """Adapter that passes frames to a calibrator of ONNX Runtime, one at a time."""
 
     def __init__(self, name: str, frames: Iterable[CalibrationFrame]) -> None:
         self._inputs = ({name: frame} for frame in frames)
@@ -50,25 +53,26 @@ class _Frames(CalibrationDataReader):  # type: ignore[misc]
 def peaks_of(
     model: ir.Model, names: Sequence[str], frames: Sequence[CalibrationFrame], method: Method
 ) -> dict[str, float]:
-    """Measure how large values of a graph get on frames.
+    """Measure the largest absolute values of a graph's activations on frames.
 
     Methods: ``min-max`` takes the largest absolute value that occurred. ``percentile`` takes the absolute value that
-    99.999 % do not exceed. ``entropy`` takes the range that loses least information in the sense of Kullback and
-    Leibler, with ONNX Runtime's number of bins, which seldom leaves anything to cut off. (With 2,048 bins it takes
-    0.5 s a value and cuts off too much: ResNets of CIFAR-10 fell from 87 % to 26 %.)
+    99.999 % of the numbers do not exceed. ``entropy`` takes the range with the smallest Kullback-Leibler divergence
+    between the numbers before and after quantization, with ONNX Runtime's default number of bins. With so few bins,
+    ``entropy`` seldom cuts off any number. (With 2,048 bins, the method takes 0.5 s per value and cuts off too much:
+    the accuracy of ResNets on CIFAR-10 fell from 87 % to 26 %.)
 
     Args:
         model: a float32 graph with one input.
         names: names of the values to measure.
         frames: real frames to run the graph on.
-        method: how each range is chosen.
+        method: method that chooses each range.
 
     Returns:
         Value name -> the largest absolute value that int8 must represent.
 
     Raises:
-        CalibrationError: there are no frames, a frame does not have the size of the input, or a value is the same on
-            all frames, or not finite.
+        CalibrationError: there are no frames, a frame does not have the size of the graph's input, or a value is not
+            finite, or is one constant on all frames.
     """
     what = f"model {model.graph.name}"
     port = model.graph.inputs[0]
@@ -102,7 +106,7 @@ def peaks_of(
 
 
 def too_large(model: ir.Model, frames: Sequence[CalibrationFrame]) -> dict[str, float]:
-    """Find values of a float32 graph that float16 might not hold.
+    """Find values of a float32 graph that may be too large for float16.
 
     The limit is 32,752, half of the largest float16 number, because other frames may have larger values.
 
@@ -110,7 +114,7 @@ def too_large(model: ir.Model, frames: Sequence[CalibrationFrame]) -> dict[str, 
         Value name -> largest absolute value, for the values above the limit.
 
     Raises:
-        CalibrationError: there are no frames, a frame does not have the size of the input, or a value is not finite.
+        CalibrationError: there are no frames, a frame does not fit the graph's input, or a value is not finite.
     """
     what = f"model {model.graph.name}"
     _check_frames(what, model.graph.inputs[0], frames)
@@ -120,10 +124,10 @@ def too_large(model: ir.Model, frames: Sequence[CalibrationFrame]) -> dict[str, 
 
 
 def _check_frames(what: str, port: ir.Value, frames: Sequence[CalibrationFrame]) -> None:
-    """Check that there are frames and that they fit the input.
+    """Check that there are frames, and that each has the shape of a graph's input.
 
     Raises:
-        CalibrationError: there are no frames, or one does not have the size of the input.
+        CalibrationError: there are no frames, or a frame does not have the shape of the input.
     """
     if not frames:
         raise CalibrationError(f"{what}: there are no frames to calibrate on")
@@ -136,10 +140,10 @@ def _check_frames(what: str, port: ir.Value, frames: Sequence[CalibrationFrame])
 def _extents(
     what: str, model: ir.Model, names: Sequence[str], frames: Sequence[CalibrationFrame]
 ) -> dict[str, tuple[float, float]]:
-    """Return the least and the largest number of each float value on all frames.
+    """Return value name -> smallest and largest number on all frames, for float values.
 
-    Not-a-number is looked for here, because ONNX Runtime's reductions skip it, its histograms fail on it, and neither
-    names the value.
+    Values are checked for not-a-number here, because ONNX Runtime's reductions skip not-a-number, its histograms fail
+    on it, and neither reports the name of the value.
 
     Raises:
         CalibrationError: a value is not finite.
@@ -164,9 +168,14 @@ def _extents(
 
 
 def _peak(extent: tuple[float, float], chosen: Any) -> float:
-    """Return the largest absolute value of a range that a method chose.
+    """Return the largest absolute value of the range that a calibration method chose for a value.
 
-    A method may cut off every number of a value that is nearly always 0; the whole extent is used then.
+    If a value is nearly always 0, the method may cut off every other number and choose a range of 0 to 0. The largest
+    absolute number that occurred is returned then.
+
+    Args:
+        extent: smallest and largest number that occurred.
+        chosen: lower and upper end of the range that the method chose.
     """
     peak = max(abs(float(np.asarray(value).item())) for value in chosen)
     return peak or max(map(abs, extent))

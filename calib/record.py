@@ -1,7 +1,8 @@
-"""The file calibration.json: value ranges, layers that stay float32, and what lower precision costs each query.
+"""Schema and reader of calibration.json: value ranges, layers that stay float32, and accuracy of each query.
 
-The file is part of a bundle. Compiling a workload into the same bundle again reuses ranges and layers of models whose
-weights and frames have not changed. With ``--calibration FILE``, another bundle's file is used without any frames.
+The file is part of a bundle. When a workload is compiled into the same bundle again, ranges and the choice of float32
+layers are reused for models whose weights and frames have not changed. With ``--calibration FILE``, the file of another
+bundle is used and no frames are read.
 """
 
 from __future__ import annotations
@@ -28,46 +29,49 @@ __all__ = [
 ]
 
 CALIBRATION = "calibration.json"
-"""Name of the file in a bundle."""
+"""Name of the calibration file in a bundle."""
 CALIBRATION_VERSION = "1.0"
-"""Version of the file format; a file of another major version is refused."""
+"""Version of the format of calibration.json; a file of another major version is refused."""
 
 Part = Annotated[float, Field(ge=0, le=1)]
-"""A number from 0 to 1."""
+"""Type of a fraction: a number from 0 to 1."""
 LowerPrecision = Literal["fp16", "int8"]
-"""A precision that models are converted to."""
+"""Name of a precision that models can be converted to from float32."""
 
 
 class ModelRecord(Value):
-    """Ranges of one model, and the model and frames for which they were measured."""
+    """Value ranges of one model, and digests of the model and frames for which they were measured."""
 
     precision: LowerPrecision
-    """Precision that the workload requested."""
+    """Precision that the workload requested for the model."""
     model: str
-    """SHA-256 of the float32 graph with its weights."""
+    """SHA-256 of the model's float32 graph with its weights."""
     data: str
-    """SHA-256 of the frames to calibrate on and the images to judge by, as the model sees them."""
+    """SHA-256 of the calibration frames, the images that accuracy is measured on, and their preprocessing."""
     frames: int
     """Number of frames that the model was calibrated on."""
     peaks: dict[str, Annotated[float, Field(gt=0)]]
-    """Value -> its largest absolute value: int8 has every value that is rounded, fp16 those too large for float16."""
+    """Value name -> its largest absolute value.
+
+    An int8 model lists every value that may be quantized, an fp16 model only values that are too large for float16.
+    """
 
 
 class QueryRecord(Value):
-    """Accuracy of one query and bytes of its model, in float32 and in lower precision."""
+    """Accuracy of one query and size of its model's weights, in float32 and in lower precision."""
 
     precision: Precision
-    """Precision of the query's model."""
+    """Precision that the query's model was converted to."""
     images: int
     """Number of images that the accuracies were measured on."""
     labelled: bool
     """Whether the images have labels; without labels, accuracy is agreement with the float32 model."""
     fp32: Part
-    """Accuracy in float32."""
+    """Accuracy of the query in float32, from 0 to 1."""
     accuracy: Part
-    """Accuracy in lower precision."""
+    """Accuracy of the query in lower precision, from 0 to 1."""
     floor: Part
-    """Least accuracy that is allowed in lower precision."""
+    """Minimum accuracy that the query must keep in lower precision, from 0 to 1."""
     fp32_bytes: int
     """Bytes of the model's weights in float32."""
     bytes: int
@@ -75,24 +79,26 @@ class QueryRecord(Value):
 
 
 class Calibration(Value):
-    """Content of the file."""
+    """Content of calibration.json."""
 
     schema_version: str = CALIBRATION_VERSION
     method: Method
-    """Method that chose the int8 ranges."""
+    """Name of the method that chose the int8 ranges."""
     models: dict[Name, ModelRecord]
+    """Model -> its precision and value ranges."""
     kept: dict[Id, str]
-    """Hash of a kernel that stays float32 -> the reason."""
+    """Hash of each kernel that stays float32 -> the reason."""
     queries: dict[Name, QueryRecord]
+    """Query -> its accuracies and bytes of weights."""
     refused: dict[Name, str] = Field(default_factory=dict)
-    """Model that stays float32 -> the reason."""
+    """Name of each model that stays float32 as a whole -> the reason."""
 
 
 def read_calibration(path: Path) -> Calibration:
     """Read a calibration file.
 
     Raises:
-        CalibrationError: the file cannot be read, is no calibration, or has another major version.
+        CalibrationError: the file cannot be read, is not a calibration, or has another major version.
     """
     try:
         document = json.loads(path.read_bytes())

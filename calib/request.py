@@ -1,4 +1,4 @@
-"""Precision that a workload asks for each model, and accuracy that each query must keep: pure functions."""
+"""Pure functions that find the precision a workload asks for each model, and the accuracy each query must keep."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .record import Calibration
 __all__ = ["PrecisionSettings", "accuracy_floor", "precisions_of"]
 
 _LEAST_PART = 0.99
-"""Part of its float32 accuracy that a query keeps even if its target allows less."""
+"""Minimum fraction of its float32 accuracy that a query must keep, even if the query's target allows less."""
 _LEAST_REACHED = 0.01
-"""Relative accuracy that a merged query is taken to have reached at least, so that nothing is divided by 0."""
+"""Minimum relative accuracy that is assumed for a merged query, to avoid a division by 0."""
 
 
 @dataclass(frozen=True)
@@ -24,28 +24,28 @@ class PrecisionSettings:
     """Settings of :func:`gemel.calib.convert.convert_precision`."""
 
     precision: Precision = "fp32"
-    """Precision of queries that name none."""
+    """Precision of queries that name no precision."""
     method: Method = "percentile"
     """Method that chooses int8 ranges; see :func:`gemel.calib.ranges.peaks_of`."""
     earlier: Calibration | None = None
-    """Calibration of an earlier compilation; ranges and layers are reused where models and frames are the same."""
+    """Calibration of an earlier compilation, which is reused for models and frames that are the same; None if none."""
     given: Calibration | None = None
-    """Calibration to use without frames to calibrate on or to judge by; None to calibrate on frames."""
+    """Calibration to use as it is, without reading any frames; None to calibrate on frames."""
     merged: Mapping[str, float] = field(default_factory=dict)
-    """Merged query -> its accuracy relative to the original model's."""
+    """Name of each merged query -> its accuracy divided by the accuracy of the original model."""
 
     @property
     def reusable(self) -> Calibration | None:
-        """The earlier calibration, if its ranges were chosen by the same method."""
+        """Earlier calibration, if its ranges were chosen by the method of these settings; otherwise None."""
         return self.earlier if self.earlier is not None and self.earlier.method == self.method else None
 
 
 def precisions_of(workload: Workload, default: Precision) -> dict[str, Precision]:
-    """Return the precision of each model: the highest that one of its queries asks for.
+    """Return model -> precision: the highest precision that one of the model's queries asks for.
 
     Args:
         workload: queries and their models.
-        default: precision of queries that name none.
+        default: precision of queries that name no precision.
     """
     order: tuple[Precision, ...] = ("int8", "fp16", "fp32")
     found: dict[str, Precision] = {}
@@ -59,13 +59,14 @@ def precisions_of(workload: Workload, default: Precision) -> dict[str, Precision
 def accuracy_floor(query: Query, fp32: float, merged: Mapping[str, float]) -> float:
     """Return the accuracy that a query must keep in lower precision.
 
-    A target is relative to the original model. Accuracy that merging has already given up counts against the target, so
-    the floor is the target divided by what the merged model reached, and at least 99 % of the float32 accuracy.
+    A query's target is relative to the accuracy of the original model, and merging may already have lost some of it.
+    The result is therefore ``fp32`` times the target divided by the relative accuracy that merging reached. The result
+    is at least 99 % of ``fp32``, and at most ``fp32``.
 
     Args:
         query: a query and its accuracy target.
-        fp32: accuracy of the query's model in float32, as it is compiled.
-        merged: merged query -> its accuracy relative to the original model's.
+        fp32: accuracy of the query's compiled model in float32, after any merge.
+        merged: name of each merged query -> its accuracy divided by the accuracy of the original model.
     """
     reached = max(merged.get(query.name, 1.0), _LEAST_REACHED)
     return fp32 * max(_LEAST_PART, min(1.0, query.target / reached))

@@ -1,4 +1,4 @@
-"""Decisions on an earlier calibration: whether ranges or all of it can be used again. Pure functions."""
+"""Pure functions that decide whether an earlier calibration, or only its ranges, can be used again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .weights import WeightUse
 __all__ = ["FOR_ACCURACY", "adopt_calibration", "can_reuse_ranges", "graph_digest", "is_unchanged"]
 
 FOR_ACCURACY = " cannot bear it"
-"""Last words of the reason, in calibration.json, of a kernel that is float32 for accuracy; no other reason has them."""
+"""Text that ends the reason in calibration.json for a kernel that stays float32 for accuracy, and no other reason."""
 
 
 def adopt_calibration(
@@ -28,14 +28,14 @@ def adopt_calibration(
     wanted: Mapping[str, LowerPrecision],
     merged: Mapping[str, float],
 ) -> Calibration:
-    """Return the part of a given calibration that is about the models of a workload, without looking at any frames.
+    """Return a given calibration, reduced to the models of a workload, without reading any frames.
 
     Args:
-        given: a calibration, which may have more models than the workload.
+        given: calibration that may have more models than the workload.
         weights: weights of all models, before conversion.
         workload: queries and their accuracy targets.
         wanted: model -> lower precision that its queries ask for.
-        merged: merged query -> its accuracy relative to the original model's.
+        merged: name of each merged query -> its accuracy divided by the accuracy of the original model.
 
     Raises:
         CalibrationError: the calibration was not made for one of the models, or does not keep a query's target.
@@ -71,14 +71,14 @@ def adopt_calibration(
 
 
 def can_reuse_ranges(earlier: ModelRecord, precision: LowerPrecision, model: str, data: str, graph: ir.Model) -> bool:
-    """Return whether an earlier record has the ranges of a model.
+    """Return whether the ranges in an earlier record are valid for a model and its frames as they are now.
 
     Args:
-        earlier: the record of a model of the same name.
-        precision: the precision that is asked for now.
+        earlier: earlier record of a model of the same name.
+        precision: precision that is requested for the model now.
         model: digest of the model's float32 graph; see :func:`graph_digest`.
-        data: digest of its frames and images; see :class:`gemel.calib.judge.Judge`.
-        graph: the float32 graph.
+        data: digest of the model's frames and images; see :class:`gemel.calib.judge.Judge`.
+        graph: float32 graph of the model.
     """
     return (earlier.precision, earlier.model, earlier.data) == (precision, model, data) and _has_all_ranges(
         earlier, graph
@@ -96,10 +96,10 @@ def is_unchanged(
 
     Args:
         earlier: calibration of an earlier compilation.
-        records: model -> its ranges now.
-        refused: model that stays float32 -> the reason now.
+        records: model -> its precision and ranges now.
+        refused: name of each model that stays float32 now -> the reason.
         floors: query -> accuracy that the query must keep now.
-        contested: kernel that models would hold in several forms -> these forms now.
+        contested: hash of each kernel that models would hold in several forms now -> text that lists the forms.
     """
     contested_before = {kernel: why for kernel, why in earlier.kept.items() if not why.endswith(FOR_ACCURACY)}
     floors_before = {name: query.floor for name, query in earlier.queries.items()}
@@ -107,15 +107,16 @@ def is_unchanged(
 
 
 def graph_digest(graph: ir.Model) -> str:
-    """Return the SHA-256 of a graph with its weights."""
+    """Return the SHA-256 of a graph with its weights, in hex."""
     return hashlib.sha256(ir.to_proto(graph).SerializeToString(deterministic=True)).hexdigest()
 
 
 def _record_for(given: Calibration, name: str, precision: LowerPrecision, graph: ir.Model) -> ModelRecord:
-    """Return the record of a model.
+    """Return the record of a model in a given calibration.
 
     Raises:
-        CalibrationError: there is none, or it is of another model of this name.
+        CalibrationError: the calibration has no record of the model in this precision, or the record was made for
+            another model of the same name.
     """
     found = given.models.get(name)
     if found is None or found.precision != precision:
@@ -126,5 +127,5 @@ def _record_for(given: Calibration, name: str, precision: LowerPrecision, graph:
 
 
 def _has_all_ranges(record: ModelRecord, graph: ir.Model) -> bool:
-    """Return whether a record has all ranges that converting a graph needs."""
+    """Return whether a record has all value ranges that the conversion of a graph needs."""
     return record.precision != "int8" or record.peaks.keys() >= set(observed(graph))

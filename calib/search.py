@@ -1,4 +1,4 @@
-"""Search for the layers that must stay float32: measure accuracy, and leave out the most sensitive kernels first."""
+"""Search for the layers that must stay float32 so that queries keep their accuracy, most sensitive kernels first."""
 
 from __future__ import annotations
 
@@ -12,40 +12,44 @@ __all__ = ["Candidate", "Measure", "settle"]
 
 
 _MOST = 8
-"""Kernels that a model leaves out between two measurements of accuracy; larger steps leave out kernels needlessly."""
+"""Maximum number of a model's kernels to exclude from conversion between two measurements of accuracy.
+
+Larger steps exclude kernels needlessly.
+"""
 
 
 class Measure(Protocol):
-    """Measures of a converted graph; :class:`gemel.calib.judge.Judge` implements this protocol."""
+    """Protocol of an object that measures converted graphs of one model, such as :class:`gemel.calib.judge.Judge`."""
 
     def accuracies(self, graph: ir.Model) -> dict[str, float]:
-        """Return query -> accuracy from 0 to 1."""
+        """Return query -> accuracy of a converted graph, from 0 to 1."""
 
     def error(self, graph: ir.Model) -> float:
-        """Return how far outputs are from the float32 graph's."""
+        """Return the error of a converted graph's outputs against the float32 graph's; 0 if they are equal."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model that is asked for in lower precision."""
+    """A model to convert to lower precision, with functions that convert and measure it."""
 
     name: str
     layers: Mapping[str, str]
-    """Layer that can be converted -> hash of the tensor that is its kernel."""
+    """Name of each layer that can be converted -> hash of its kernel's tensor."""
     convert: Callable[[Set[str]], ir.Model]
-    """Function that returns the converted graph, with the given layers in float32."""
+    """Function that returns the model's converted graph, called with the names of the layers that stay float32."""
     judge: Measure
+    """Object that measures converted graphs of the model."""
     floors: Mapping[str, float]
-    """Query -> accuracy that the query must keep."""
+    """Query -> accuracy that the query must keep, from 0 to 1."""
 
     def without(self, kept: Set[str]) -> ir.Model:
-        """Return the converted graph, with the layers of these kernels in float32."""
+        """Return the model's converted graph, in which the layers of the kernels in ``kept`` stay float32."""
         return self.convert({layer for layer, tensor in self.layers.items() if tensor in kept})
 
     def ranked(self) -> list[str]:
-        """Return the model's kernels, the most sensitive first.
+        """Return the hashes of the model's kernels, the most sensitive to conversion first.
 
-        The sensitivity of a kernel is the error of the outputs when the layers of this kernel alone are converted.
+        The sensitivity of a kernel is the error of the model's outputs if only the layers of this kernel are converted.
         """
         kernels = set(self.layers.values())
         errors = {kernel: self.judge.error(self.without(kernels - {kernel})) for kernel in kernels}
@@ -57,19 +61,21 @@ def settle(
     kept: Set[str],
     progress: Callable[[str], None] = lambda what: None,
 ) -> tuple[dict[str, str], dict[str, dict[str, float]]]:
-    """Leave kernels in float32 until every query keeps its floor.
+    """Exclude kernels from conversion until every query keeps its accuracy floor.
 
-    A model that falls short leaves out one kernel, then two, four, and eight at a time. A kernel that several models
-    share stays float32 in all of them, so that it stays one tensor.
+    For a model that misses a floor, one more kernel stays float32 after the first measurement, then two more, four
+    more, and eight more after each later one. A kernel that several models share stays float32 in all of them, so that
+    the kernel stays one tensor.
 
     Args:
         candidates: the models to convert.
-        kept: kernels that are float32 in any case.
-        progress: called with a line of text for each query that falls short.
+        kept: hashes of kernels that stay float32 in any case.
+        progress: called with a line of text for each model that misses a floor.
 
     Returns:
-        Kernel that is left in float32 in addition to ``kept`` -> the model that fell short; and model -> query ->
-        accuracy. An accuracy is below its floor only if all kernels of its model are float32.
+        Two dicts. The first: hash of each kernel that stays float32 in addition to ``kept`` -> the model that missed a
+        floor. The second: model -> query -> accuracy. An accuracy is below its floor only if all kernels of its model
+        are float32.
     """
     found: dict[str, str] = {}
     ranks: dict[str, list[str]] = {}

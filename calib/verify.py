@@ -1,4 +1,4 @@
-"""Verification that accuracies hold in lower precision, by leaving layers or whole models in float32 until they do."""
+"""Verification that queries keep their accuracy in lower precision; layers or models stay float32 where needed."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ __all__ = ["hold_floors"]
 def hold_floors(weights: WeightUse, measured: Measured, method: Method, step: CompileProgress) -> Calibration:
     """Return a calibration with which every query keeps its accuracy floor.
 
-    Kernels stay float32 where models would hold them in several forms, or where accuracy needs that. A model that falls
-    short even with all its layers in float32 stays float32 as a whole.
+    A kernel stays float32 if models would hold it in several forms, or if a query would miss its floor otherwise. A
+    model that misses a floor even with all its layers in float32 stays float32 as a whole.
 
     Args:
         weights: weights of all models, before conversion.
-        measured: ranges, judges and accuracy floors.
-        method: the method that chose the ranges.
-        step: called with the stage ``judge`` and a line of text for each query that falls short.
+        measured: value ranges, judges and accuracy floors of the models.
+        method: name of the method that chose the ranges.
+        step: called with the stage ``judge`` and a line of text for each model that misses a floor.
     """
     records, refused = dict(measured.records), dict(measured.refused)
     while True:
@@ -37,8 +37,8 @@ def hold_floors(weights: WeightUse, measured: Measured, method: Method, step: Co
         short = next((name for name in records if _falls_short(accuracies[name], measured.floors)), None)
         if short is None:
             break
-        # An fp16 model has more than its layers in float16, so it can fall short with all of them in float32. Without
-        # this model others may need fewer layers in float32: the search starts again.
+        # An fp16 model has more than its layers in float16, so it can miss a floor with all layers in float32. Other
+        # models may need fewer float32 layers once this model is not converted: the search starts again.
         refused[short] = f"it cannot bear {records.pop(short).precision}, with all layers in float32"
     queries = {
         query: found
@@ -54,7 +54,7 @@ def _search(
     """Search for the kernels that stay float32.
 
     Returns:
-        Hash of a kernel that stays float32 -> the reason; and model -> query -> accuracy.
+        Two dicts: hash of each kernel that stays float32 -> the reason, and model -> query -> accuracy.
     """
     contested = weights.contested(records)
     candidates = [_candidate(name, weights, record, measured, contested) for name, record in records.items()]
@@ -69,7 +69,7 @@ def _search(
 def _candidate(
     name: str, weights: WeightUse, record: ModelRecord, measured: Measured, contested: Mapping[str, str]
 ) -> Candidate:
-    """Return a model as the search wants it: contested tensors are float32 whatever layers are left out."""
+    """Return a model as the input of the search for float32 layers; its ``contested`` tensors are always float32."""
     graph, judge = weights.graphs[name], measured.judges[name]
     fixed = weights.in_model(name, contested)
     return Candidate(
@@ -82,7 +82,7 @@ def _candidate(
 
 
 def _falls_short(accuracies: Mapping[str, float], floors: Mapping[str, float]) -> bool:
-    """Return whether a query is less accurate than its floor."""
+    """Return whether the accuracy of at least one query is below its floor."""
     return any(accuracy < floors[query] for query, accuracy in accuracies.items())
 
 
@@ -94,7 +94,7 @@ def _query_records(
     kept: Mapping[str, str],
     accuracies: Mapping[str, float],
 ) -> dict[str, QueryRecord]:
-    """Return the records of one model's queries."""
+    """Return query -> its calibration record, for the queries of one model."""
     original = weights.graphs[name]
     converted = in_precision(original, record, weights.in_model(name, kept))
     return {
@@ -113,6 +113,6 @@ def _query_records(
 
 
 def _weight_bytes(graph: ir.Model) -> int:
-    """Return the bytes of all initializers of a graph."""
+    """Return the total bytes of all initializers of a graph."""
     values = (value.const_value for value in graph.graph.initializers.values())
     return sum(value.nbytes for value in values if value is not None)

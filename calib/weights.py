@@ -1,4 +1,4 @@
-"""Weights of all models before conversion, and the tensors that conversion would store in several forms."""
+"""Index of all models' weights before conversion, which finds tensors that would get several forms by conversion."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["WeightUse"]
 
 
 class WeightUse:
-    """Graphs of all models before conversion, and which model holds which tensor."""
+    """Float32 graphs of all models before conversion, and the tensors that each model holds."""
 
     def __init__(self, models: Sequence[Lowered]) -> None:
         self.graphs = {model.name: model.stages["main"] for model in models}
         """Model -> its float32 graph, stage ``main``."""
         self.uses: dict[str, list[StageParameter]] = kernels(models)
-        """Hash of a tensor of two or more dimensions -> the parameters that hold the tensor."""
+        """Hash of each tensor of two or more dimensions -> the parameters that hold the tensor."""
         self.held: dict[str, dict[str, str]] = {model.name: {} for model in models}
         """Model -> parameter of stage ``main`` -> hash of its tensor, for tensors of two or more dimensions."""
         for tensor, uses in self.uses.items():
@@ -32,21 +32,21 @@ class WeightUse:
         self.layers = {
             model: {layer.name: self.held[model][layer.name] for layer in layers} for model, layers in found.items()
         }
-        """Model -> layer -> hash of the layer's kernel."""
+        """Model -> layer that can be quantized -> hash of the layer's kernel."""
         self._axes = {(model, "main", layer.name): layer.axis for model, layers in found.items() for layer in layers}
 
     def in_model(self, model: str, tensors: Collection[str]) -> set[str]:
-        """Return the names under which a model holds these tensors."""
+        """Return the parameter names under which a model holds the tensors with the given hashes."""
         return {name for name, tensor in self.held[model].items() if tensor in tensors}
 
     def contested(self, records: Mapping[str, ModelRecord]) -> dict[str, str]:
-        """Find shared tensors that conversion would store in several forms.
+        """Find shared tensors that models would hold in several forms (precision and scaled axis) after conversion.
 
         Args:
             records: model -> its precision and ranges; other models stay float32.
 
         Returns:
-            Hash of a tensor -> the forms and the models that would hold them, as text.
+            Hash of each such tensor -> text that lists the forms and the models that would hold them.
         """
         too_large = {
             name: fp32_nodes(self.graphs[name], record.peaks)

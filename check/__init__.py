@@ -1,1 +1,1 @@
-"""Judgement of a bundle: its contents, its speed, and its answers beside those of the models it came from."""
+"""Checks of a bundle: its contents, its speed, and its answers compared with those of the source models."""

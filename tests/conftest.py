@@ -26,6 +26,14 @@ pytest_plugins = ["trained_models"]
 settings.register_profile("same", derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
+_LONGEST = ("test_readme.py", "test_ci_example.py", "test_merge.py")
+"""Test files of which single tests take longest."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the longest files first: last, they would run on one worker while the others have nothing left to do."""
+    items.sort(key=lambda item: item.path.name not in _LONGEST)
+
 
 @pytest.fixture
 def workload_in(tmp_path: Path) -> Callable[..., Workload]:

@@ -1,1 +1,1 @@
-"""Benchmark of a bundle beside plain ONNX Runtime sessions of the same models."""
+"""Benchmark that compares a bundle with plain ONNX Runtime sessions of the same models."""

@@ -1,7 +1,7 @@
-"""Benchmark for ``gemel bench``: swap-in, latency and memory beside plain ONNX Runtime sessions of the same models.
+"""Benchmark for ``gemel bench``: swap-in time, latency and memory, compared with plain ONNX Runtime sessions.
 
-Both sides take turns in one run, because a machine's speed drifts. Each part runs in a fresh interpreter, so that one
-side's memory, caches and imports do not count for the other.
+gemel and the plain sessions are timed alternately in one run, because a machine's speed drifts. Each measurement runs
+in a fresh interpreter, so that memory, caches and imports of one do not affect the next.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ...runtime.backends.ort_cpu import OrtCpu
 __all__ = ["Figures", "latency_ratio", "measure_bundle", "table"]
 
 Figures = dict[str, Any]
-"""Figures of a benchmark by name, as a value that JSON can hold."""
+"""Type of a benchmark's result: name of each figure -> its value, which can be written as JSON."""
 
 
 def measure_bundle(
@@ -35,13 +35,13 @@ def measure_bundle(
     plain: Mapping[str, Path] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Figures:
-    """Measure a bundle.
+    """Measure swap-in time, latency and memory of a bundle and of plain ONNX Runtime sessions of its models.
 
     Args:
-        bundle: open bundle; its device cache is made if it is missing.
-        rounds: runs of each model on each side.
-        plain: model name to the ONNX file of the plain side; the bundle's own files if None.
-        say: called with the name of each part before the part starts.
+        bundle: open bundle; its device cache is created if it is missing.
+        rounds: number of timed runs of each model, in gemel and in the plain session.
+        plain: model name -> ONNX file for the plain session; None for the bundle's own ONNX files.
+        say: called with the name of each measurement before it starts.
 
     Returns:
         ``swap_ms``, ``bind_ms`` (a first swap-in) and ``plain_load_ms``, each with p50 and p99; ``swap_ratio``;
@@ -51,7 +51,7 @@ def measure_bundle(
 
     Raises:
         BundleError: ``plain`` lacks a model of the bundle.
-        BackendError: a part of the benchmark failed.
+        BackendError: a measurement failed.
     """
     files = {name: str(path.absolute()) for name, path in _files(bundle, plain).items()}
     path = str(bundle.path.absolute())
@@ -79,7 +79,7 @@ def measure_bundle(
 
 
 def _files(bundle: Bundle, plain: Mapping[str, Path] | None) -> Mapping[str, Path]:
-    """Return model name -> ONNX file of the plain side."""
+    """Return model name -> ONNX file for the plain session."""
     models = bundle.manifest.models
     if plain is None:
         return {name: bundle.file(model.stages["main"].file) for name, model in models.items()}
@@ -90,16 +90,16 @@ def _files(bundle: Bundle, plain: Mapping[str, Path] | None) -> Mapping[str, Pat
 
 
 def latency_ratio(path: Path | str, model: str, file: Path | str, rounds: int) -> tuple[float, float, float]:
-    """Measure the CPU time of a run of a model's main stage on one thread, beside a default session of an ONNX file.
+    """Compare the CPU time of a model's stage ``main`` on one thread with a plain session of an ONNX file.
 
     Args:
         path: folder of the bundle.
         model: name of the model.
         file: ONNX file of the same model.
-        rounds: runs on each side.
+        rounds: number of timed runs, in gemel and in the plain session.
 
     Returns:
-        The ratio gemel / file, and both medians in milliseconds.
+        Median of the ratio gemel / plain session, and the median CPU time of a run of each, in milliseconds.
     """
     arguments = {"path": str(Path(path).absolute()), "file": str(Path(file).absolute())}
     ratio, ours, theirs = _apart("latency", model=model, rounds=rounds, **arguments)
@@ -107,7 +107,7 @@ def latency_ratio(path: Path | str, model: str, file: Path | str, rounds: int) -
 
 
 def table(figures: Figures) -> Table:
-    """Return the figures of :func:`measure_bundle` as a table."""
+    """Return the figures of :func:`measure_bundle` as a table for the console."""
     rows = Table(title=f"{figures['models']} models", title_justify="left", box=SIMPLE)
     for column, side in (("figure", "left"), ("gemel", "right"), ("plain sessions", "right"), ("ratio", "right")):
         rows.add_column(column, justify=side)  # type: ignore[arg-type]
@@ -137,12 +137,12 @@ def _first_result(path: str) -> float:
 
 
 def _apart(part: str, **arguments: Any) -> Any:
-    """Run a part of :mod:`gemel.check.bench.worker` in a fresh interpreter, and return its result."""
+    """Run a function of :mod:`gemel.check.bench.worker` in a fresh interpreter, and return the function's result."""
     return json.loads(_python(part, "-m", "gemel.check.bench.worker", part, json.dumps(arguments)))
 
 
 def _python(part: str, *arguments: str) -> str:
-    # In an empty folder: -c and -m search the working folder first, which may hold modules of an untrusted bundle.
+    # Run in an empty folder: -c and -m search the working folder first, which may hold modules of an untrusted bundle.
     with tempfile.TemporaryDirectory(prefix="gemel-bench-") as folder:
         command = [sys.executable, *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)

@@ -1,6 +1,7 @@
-"""Parts of a benchmark, each run as ``python -m gemel.check.bench.worker PART ARGUMENTS`` in a fresh interpreter.
+"""Measurements of a benchmark, each run as ``python -m gemel.check.bench.worker PART ARGUMENTS``.
 
-Arguments and result are JSON. Times are in milliseconds, memory is in MB (10^6 bytes).
+PART is the name of a function, ARGUMENTS and the result are JSON. Times are in milliseconds, memory is in MB
+(10^6 bytes).
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ __all__: list[str] = []
 
 
 def swaps(path: str, files: Mapping[str, str], repeats: int = 20) -> dict[str, dict[str, float]]:
-    """Measure a swap-in of segments that are in the page cache but not mapped, and a session load from the page cache.
+    """Measure the time to swap a model in and the time to load a plain session, with all files in the page cache.
 
-    Addresses do not change on the host, so bindings stay valid for the life of a process. ``bind_ms`` therefore
-    measures a first swap-in, when nothing is bound yet, apart from ``swap_ms``.
+    Segments are in the page cache but not mapped before each swap-in. Weight addresses do not change on the host, so
+    bindings stay valid for the life of a process. ``bind_ms`` is the time of a first swap-in, when no weight is bound
+    yet; ``swap_ms`` is the time of a later swap-in.
     """
     bundle = open_bundle(path)
     swap: list[float] = []
@@ -53,15 +55,19 @@ def swaps(path: str, files: Mapping[str, str], repeats: int = 20) -> dict[str, d
 
 
 def latency(path: str, model: str, file: str, rounds: int) -> tuple[float, float, float]:
-    """Measure the CPU time of one run on both sides: the median ratio, and both medians.
+    """Measure the CPU time of one run of a model in gemel and in a plain session of an ONNX file.
 
-    A side that runs twice in a row finds its weights in the CPU's cache the second time. So the order is reversed every
-    turn, and a ratio is taken over a pair of turns, in which each side follows itself once.
+    A session that runs twice in a row finds its weights in the CPU's cache the second time. The order of gemel and
+    the plain session is therefore reversed in every round. A ratio is computed from the summed times of two successive
+    rounds, so that the faster second runs count equally for gemel and the plain session.
+
+    Returns:
+        Median of the ratio gemel / plain session, and the median CPU time of a run of each, in milliseconds.
     """
     bundle = open_bundle(path)
     inputs = _inputs(bundle, model)
     session = _plain(file)
-    # The plain side's file may give its inputs other names.
+    # The ONNX file of the plain session may give its inputs other names.
     other = dict(zip([port.name for port in session.get_inputs()], inputs.values(), strict=True))
     ours: list[float] = []
     theirs: list[float] = []
@@ -82,12 +88,15 @@ def latency(path: str, model: str, file: str, rounds: int) -> tuple[float, float
 
 
 def _pairs(times: list[float]) -> list[float]:
-    """Return the sums of the first and second time, of the third and fourth, and so on."""
+    """Return the sums of pairs of times: the first and second, the third and fourth, and so on."""
     return [a + b for a, b in zip(times[::2], times[1::2], strict=True)]
 
 
 def memory(path: str, files: Mapping[str, str] | None) -> float:
-    """Measure the PSS of this process after a run of every model: by sessions of ``files``, or by gemel if None."""
+    """Measure the memory (PSS) of this process in MB after one run of every model.
+
+    The models run in plain sessions of ``files``, or in gemel if ``files`` is None.
+    """
     bundle = open_bundle(path)
     if files is not None:
         sessions = {name: _plain(file) for name, file in files.items()}
@@ -104,7 +113,7 @@ def memory(path: str, files: Mapping[str, str] | None) -> float:
 
 
 def first_result(path: str) -> None:
-    """Open a bundle and run its first model once."""
+    """Open a bundle and run its first model once; fail if that imports torch or onnx."""
     bundle = open_bundle(path)
     name = next(iter(bundle.manifest.models))
     with OrtCpu(bundle) as backend:

@@ -1,4 +1,4 @@
-"""Answers that count for each frame, whether or not the frame was processed."""
+"""Recording of a run's answers, and choice of the answer that counts for each frame, processed or skipped."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["Answer", "Recorder", "arrivals", "standing"]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Answer of a query to one frame."""
+    """Answer of a query to one frame, with its times."""
 
     frame: int
-    """Index of the frame in its feed."""
+    """Index of the answered frame in its feed."""
     time: float
     """Time of the frame in the recording, in seconds."""
     arrived: float
@@ -32,7 +32,7 @@ class Answer:
 
 
 class Recorder(Sink):
-    """Sink that keeps all answers of a run, and none of its pictures."""
+    """Sink that keeps all answers of a run in memory, without their pictures."""
 
     def __init__(self) -> None:
         self.answers: dict[str, list[Answer]] = defaultdict(list)
@@ -46,12 +46,13 @@ class Recorder(Sink):
 def arrivals(times: Sequence[float], known: Iterable[Answer]) -> NDArray[np.float64]:
     """Return the arrival times of a feed's frames, ``[F]``, in seconds of the monotonic clock.
 
-    A run does not record the arrival of a skipped frame. But a recording that stands for a camera is played at its own
-    pace, so a skipped frame arrives as late as the frames before and after it.
+    A run does not record when a skipped frame arrived. A recording is played in real time, as a camera would deliver
+    it. The delay of a skipped frame, from its time in the recording to its arrival, is therefore interpolated between
+    the delays of the answered frames before and after it.
 
     Args:
         times: times of F frames in the recording, in seconds.
-        known: answers of any queries to the same feed; without any, the recording is taken to have begun at 0.
+        known: answers of any queries to frames of the feed. If empty, the recording is assumed to have begun at 0.
     """
     seen = {answer.time: answer.arrived - answer.time for answer in known}
     moments = sorted(seen)
@@ -63,15 +64,15 @@ def arrivals(times: Sequence[float], known: Iterable[Answer]) -> NDArray[np.floa
 
 
 def standing(given: Sequence[Answer], frames: Sequence[int], deadlines: NDArray[np.float64]) -> list[Result | None]:
-    """Return the answer that stands for each frame at its deadline: the newest result of this frame or an earlier one.
+    """Return the result that counts for each frame: the newest one at the frame's deadline, of the frame or before.
 
     Args:
-        given: answers of one query; ``frame`` and ``done`` both increase.
+        given: answers of one query, in the order of increasing ``frame`` and ``done``.
         frames: indices of F frames.
-        deadlines: deadlines of these frames, ``[F]``, by the clock of ``done``.
+        deadlines: deadlines of the F frames, ``[F]``, in seconds of the monotonic clock.
 
     Returns:
-        One result per frame; None if there was none in time.
+        One result per frame; None if no answer was ready by the deadline.
     """
     old_enough = np.searchsorted([answer.frame for answer in given], frames, side="right")
     there = np.searchsorted([answer.done for answer in given], deadlines, side="right")

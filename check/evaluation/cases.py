@@ -1,4 +1,4 @@
-"""Cases of an evaluation: bundles, budgets and policies. Decisions only; no function here runs a bundle."""
+"""Choice of the cases of an evaluation: bundles, budgets and policies. No function here runs a bundle."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from ...errors import InputError
 __all__ = ["DEFAULT_MEMORY", "Case", "WeightBytes", "budgets", "cases", "check_same"]
 
 DEFAULT_MEMORY: tuple[str, ...] = ("min", "50%", "75%", "all")
-"""Memory settings that are tried if the user names none."""
+"""Memory settings that are evaluated if the user names none."""
 
 
 @dataclass(frozen=True)
 class WeightBytes:
-    """Memory that the weights of a bundle need on a backend."""
+    """Bytes of memory that the weights of a bundle need on a backend."""
 
     total: int
-    """Bytes of all weights."""
+    """Bytes of memory for all weights of the bundle."""
     least: int
-    """Bytes of the weights of the largest model."""
+    """Minimum bytes of memory with which the bundle runs: those for the weights of its largest model."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One live run: a bundle under a budget and a policy."""
+    """One live run of an evaluation: a bundle under a memory budget and a policy."""
 
     bundle: str
-    """Name of the bundle: ``bundle``, ``unmerged`` or ``merged``."""
+    """Name of the bundle in the evaluation: ``bundle``, ``unmerged`` or ``merged``."""
     memory: str | int
     """Memory setting from :func:`gemel.bundles.budget.parse_memory`."""
     budget: int
-    """Bytes that the setting allows for weights."""
+    """Bytes that the memory setting allows for weights."""
     policy: str | None
     """Name of the policy; None if all weights fit, because all policies do the same then."""
 
 
 def budgets(memory: Sequence[str | int] | None, weights: Mapping[str, WeightBytes]) -> dict[str | int, int]:
-    """Return memory setting -> bytes, the same for all bundles, so that bundles can be compared.
+    """Return memory setting -> bytes for weights, the same for all bundles, so that bundles can be compared.
 
     Args:
         memory: memory settings; None for the settings of :data:`DEFAULT_MEMORY` that are enough for every model.
-        weights: bundle name -> bytes of its weights. Shares and ``all`` refer to the first bundle; ``min`` is enough
-            for the largest model of all bundles.
+        weights: bundle name -> bytes of its weights. Percentages and ``all`` refer to the first bundle; ``min`` is
+            enough for the largest model of all bundles.
 
     Raises:
         InputError: a setting that the caller named is too small for a model.
@@ -65,11 +65,11 @@ def budgets(memory: Sequence[str | int] | None, weights: Mapping[str, WeightByte
 def cases(
     allowed: Mapping[str | int, int], policies: Sequence[str], weights: Mapping[str, WeightBytes]
 ) -> tuple[Case, ...]:
-    """Return the cases to run. Cases to compare follow each other, so that a busy minute of the machine affects both.
+    """Return the cases to run, with cases to compare in succession, so that a busy machine affects them alike.
 
     Args:
-        allowed: memory setting -> bytes, from :func:`budgets`.
-        policies: names of policies.
+        allowed: memory setting -> bytes for weights, from :func:`budgets`.
+        policies: names of the policies to compare.
         weights: bundle name -> bytes of its weights.
     """
     return tuple(
@@ -83,10 +83,10 @@ def cases(
 
 
 def check_same(bundle: Bundle, against: Bundle) -> None:
-    """Refuse two bundles whose answers cannot be compared.
+    """Check that the answers of two bundles can be compared.
 
     Raises:
-        InputError: a query, a feed or the SLA differs.
+        InputError: a query, a feed or the SLA differs between the bundles.
     """
     ours, theirs = _meaning(bundle.manifest), _meaning(against.manifest)
     for name in ours | theirs:
@@ -95,7 +95,10 @@ def check_same(bundle: Bundle, against: Bundle) -> None:
 
 
 def _meaning(content: Manifest) -> dict[str, object]:
-    """Return the settings that two bundles must agree in. Sources of feeds may differ: one source is used for both."""
+    """Return name -> setting, for the settings that must be equal in two bundles to compare.
+
+    Sources of feeds may differ, because both bundles run on the same source.
+    """
     return {
         "the SLA": content.sla_ms,
         **{f"feed {name!r}": (feed.fps, feed.loop) for name, feed in content.feeds.items()},

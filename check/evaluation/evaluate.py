@@ -1,4 +1,4 @@
-"""Run a bundle under budgets and policies, beside the bundle it was merged from, and score every answer."""
+"""Evaluation of a bundle under budgets and policies, compared with the unmerged bundle, with a score per query."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from .reference import answer_all, recordings
 __all__ = ["Evaluation", "EvaluationProgress", "EvaluationSettings", "Run", "Score", "evaluate_bundles", "judge"]
 
 EvaluationProgress = Callable[[str, str, float | None], None]
-"""Function that is told of progress: the name of a stage, what the stage does or did, and, if the stage is over, the
-part of all work that is done, from 0 to 1. The same text may be told several times while a stage runs."""
+"""Function that receives progress, called with (stage, text, fraction): the name of a stage, and what it does or did.
+
+The fraction of all work that is done, from 0 to 1, is given when a stage has ended; otherwise None. The same text may
+be passed several times while a stage runs."""
 
 
 @dataclass(frozen=True)
@@ -28,55 +30,55 @@ class EvaluationSettings:
     """Settings of an evaluation."""
 
     memory: Sequence[str | int] | None = None
-    """Memory settings; None for the default ones, see :func:`.cases.budgets`."""
+    """Memory settings to evaluate; None for the default settings, see :func:`.cases.budgets`."""
     policies: Sequence[str] = ("gemel", "nexus")
-    """Names of the policies that queries take turns by."""
+    """Names of the planning policies to evaluate (turns of queries, eviction and prefetch of weights)."""
     seconds: float = 20.0
-    """Length of each run in seconds."""
+    """Length of each live run in seconds."""
     backend: str | None = None
-    """Name of the backend; None for the bundle's."""
+    """Name of the backend to run on; None for the backend that the bundle names."""
     threads: int | None = None
-    """Threads that one run may use; None for the backend's default."""
+    """Maximum number of threads that one run may use; None for the backend's default."""
     loading: Loading = WARM
-    """Way in which evicted weights are loaded again."""
+    """Setting of how evicted weights are loaded again."""
     sources: Mapping[str, str] = field(default_factory=dict)
-    """Feed name to the source that replaces the bundle's."""
+    """Feed name -> source that replaces the source in the bundle."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """Score of a query in a run. All values are from 0 to 1."""
+    """Score of one query in one live run. All values are from 0 to 1."""
 
     processed: float
-    """Part of the feed's frames that were processed."""
+    """Fraction of the feed's frames that the query processed, from 0 to 1."""
     accuracy: float | None
-    """Accuracy over all frames of the feed; None if there are no right answers to judge by."""
+    """Accuracy over all frames of the feed, from 0 to 1; None if there are no reference answers to compare with."""
     in_sla: float | None
-    """Part of the processed frames that were answered within the SLA; None if no frame was processed."""
+    """Fraction of the processed frames that were answered within the SLA; None if no frame was processed."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """Result of a case."""
+    """Summary and scores of one case of an evaluation."""
 
     case: Case
     summary: Summary
     scores: Mapping[str, Score]
-    """Query name -> score."""
+    """Query name -> score of the query."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Results of all cases."""
+    """Settings, bundles and results of all cases of an evaluation."""
 
     settings: EvaluationSettings
     bundles: Mapping[str, Bundle]
-    """Bundles named ``unmerged`` and ``merged``, or only ``bundle``. Models of the first bundle are the reference."""
+    """Bundle name -> bundle: ``unmerged`` and ``merged``, or only ``bundle``. The first one gives reference answers."""
     weights: Mapping[str, WeightBytes]
     """Bundle name -> bytes of its weights."""
     runs: Sequence[Run]
     frames: Mapping[str, int]
-    """Feed name -> frames that the reference answered."""
+    """Feed name -> number of frames that reference answers were requested for."""
 
 
 def evaluate_bundles(
@@ -87,17 +89,17 @@ def evaluate_bundles(
     stop: Event | None = None,
     told: EvaluationProgress = lambda stage, what, part: None,
 ) -> Evaluation:
-    """Run a bundle live under every budget and policy, in turns with the unmerged bundle if there is one.
+    """Run a bundle live under every budget and policy, alternating with the unmerged bundle if one is given.
 
-    A memory setting allows both bundles the same bytes: those that it means for the unmerged bundle. All runs and the
-    reference read the same recordings.
+    A memory setting is converted to bytes for the unmerged bundle, and allows both bundles these bytes. All runs, and
+    the run for reference answers, read the same recordings.
 
     Args:
         bundle: open bundle.
-        against: open bundle of the unmerged models, which are the reference; None to take the bundle's own models.
+        against: open bundle of the unmerged models, which give the reference answers; None to use those of ``bundle``.
         settings: settings of the evaluation; None for the defaults.
-        stop: event that ends the current run. To end the whole evaluation, ``told`` must raise.
-        told: called on progress.
+        stop: event that ends the current run. To end the whole evaluation, ``told`` must raise an exception.
+        told: function that receives progress.
 
     Raises:
         InputError: the bundles have different queries or feeds, or a memory setting is too small.
@@ -122,7 +124,7 @@ def evaluate_bundles(
         summary, recorder = _run_live(bundles[case.bundle], case, settings, stop, told)
         lives.append((case, summary, recorder))
         told("live", _in_words(case, summary), part)
-    # The number of frames to make right answers for is known only after the live runs.
+    # The number of frames that need reference answers is known only after the live runs.
     frames = {name: max(summary.run.feeds[name].frames for _, summary, _ in lives) for name in sources}
     first = next(iter(bundles))
     reference = answer_all(
@@ -134,13 +136,13 @@ def evaluate_bundles(
 
 
 def judge(bundle: Bundle, summary: Summary, given: Recorder, reference: Recorder) -> dict[str, Score]:
-    """Return query name -> score in a live run.
+    """Return query name -> score of the query in a live run.
 
     Args:
         bundle: open bundle, for its queries and SLA.
         summary: summary of the run.
         given: answers of the run.
-        reference: right answers to all frames that the feeds delivered. Frames without one are not judged.
+        reference: reference answers to all frames that the feeds delivered. Frames without one are not scored.
     """
     queries, sla_s = bundle.manifest.queries, bundle.manifest.sla_ms / 1e3
     heard = {query.feed: list[Answer]() for query in queries.values()}
@@ -161,9 +163,9 @@ def judge(bundle: Bundle, summary: Summary, given: Recorder, reference: Recorder
 
 
 def _weights(name: str, bundle: Bundle, settings: EvaluationSettings, told: EvaluationProgress) -> WeightBytes:
-    """Ask the backend for the bytes of a bundle's weights, which each backend counts in its own way.
+    """Return the bytes of a bundle's weights as the backend counts them.
 
-    Opening the backend also makes its device cache, so that no live run has to.
+    Opening the backend also creates the device cache, so that no live run has to create it.
     """
 
     def prepare(model: str) -> None:
@@ -181,7 +183,7 @@ def _weights(name: str, bundle: Bundle, settings: EvaluationSettings, told: Eval
 def _run_live(
     bundle: Bundle, case: Case, settings: EvaluationSettings, stop: Event | None, told: EvaluationProgress
 ) -> tuple[Summary, Recorder]:
-    """Run one case, and return its summary and its answers."""
+    """Run one case live, and return its summary and its answers."""
 
     def measure(_: str) -> None:
         told("times", f"{case.bundle}: measuring load and run times, once for this device", None)

@@ -15,11 +15,11 @@ from .evaluate import Evaluation, Run, Score
 __all__ = ["best_run", "evaluation_tables", "evaluation_to_json", "mean"]
 
 _NEAR = 0.01
-"""Accuracy gain below which the smaller budget is preferred."""
+"""Accuracy gain, on a scale from 0 to 1, up to which a run with a smaller memory budget is preferred."""
 
 
 def mean(run: Run) -> Score:
-    """Return the mean score over all queries of a run, each with the same weight; missing scores are left out."""
+    """Return the mean score of a run over its queries, each with equal weight; scores that are None are left out."""
     scores = run.scores.values()
     return Score(
         fmean(score.processed for score in scores),
@@ -29,7 +29,10 @@ def mean(run: Run) -> Score:
 
 
 def best_run(found: Evaluation) -> Run:
-    """Return the evaluated bundle's run with the smallest budget whose accuracy is within 0.01 of its best run's."""
+    """Return the run with the smallest memory budget whose mean accuracy is at most 0.01 below the highest.
+
+    Only runs of the last bundle are compared: the merged one, if there are two.
+    """
     name = list(found.bundles)[-1]
     known = [(mean(run).accuracy or 0.0, run) for run in found.runs if run.case.bundle == name]
     most = max(accuracy for accuracy, _ in known)
@@ -38,7 +41,7 @@ def best_run(found: Evaluation) -> Run:
 
 
 def evaluation_tables(found: Evaluation) -> list[Table]:
-    """Return one table per memory setting: one row per query, one column per bundle and policy."""
+    """Return one table per memory setting, with one row per query and one column per bundle and policy."""
     settings = dict.fromkeys(run.case.memory for run in found.runs)
     return [_table(found, [run for run in found.runs if run.case.memory == each]) for each in settings]
 
@@ -68,7 +71,7 @@ def _title(found: Evaluation, run: Run) -> str:
 
 
 def _pair(score: Score) -> str:
-    """Return the cell of a score: frames processed in % / accuracy in %."""
+    """Return the text of a table cell: frames processed in % / accuracy in %."""
     accuracy = "-" if score.accuracy is None else f"{score.accuracy * 100:.1f}"
     return f"{score.processed * 100:.1f}/{accuracy}"
 
@@ -76,7 +79,7 @@ def _pair(score: Score) -> str:
 def evaluation_to_json(found: Evaluation) -> dict[str, Any]:
     """Return the evaluation as a value that JSON can hold.
 
-    Every run also has the fields of summary.json. Accuracies and parts are from 0 to 1.
+    Every run also has the fields of summary.json. Accuracies and fractions are from 0 to 1.
     """
     content = next(iter(found.bundles.values())).manifest
     return {
@@ -122,7 +125,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _blocked(run: Run) -> float:
-    """Return the percentage of time in which nothing ran because weights were awaited."""
+    """Return the percentage of a run's time in which no model ran because weights were being loaded."""
     return run.summary.swaps.blocked_ms / _seconds(run) / 10
 
 

@@ -1,4 +1,4 @@
-"""Right answers: those of models that have as much memory and time as they need."""
+"""Reference answers: the answers of models that have enough memory and time for every frame."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = ["answer_all", "recordings"]
 
 
 def recordings(bundle: Bundle, sources: Mapping[str, str]) -> dict[str, Source]:
-    """Return feed name -> source for all feeds that have a query, and check that every source can be played again.
+    """Return feed name -> source for all feeds that have a query, and check that each source can be played twice.
 
     Args:
         bundle: open bundle.
-        sources: feed name to the source that replaces the bundle's.
+        sources: feed name -> source that replaces the source in the bundle.
 
     Raises:
         FeedError: a source is a camera or a stream, or cannot be read, or ``sources`` names a feed that does not exist.
@@ -53,13 +53,13 @@ def answer_all(
 ) -> Recorder:
     """Run every query on every frame of its feed, with all weights in memory.
 
-    A feed chooses by the recording's own time which pictures become frames. A frame's index therefore means the same
-    picture here as in a live run, even after the recording has started again.
+    A feed chooses by the time in the recording which pictures become frames. A frame index therefore stands for the
+    same picture here as in a live run, even after the recording has started again.
 
     Args:
         bundle: open bundle.
         sources: feed name -> source, from :func:`recordings`.
-        frames: feed name -> frames to answer. A feed that does not loop ends earlier if its recording does.
+        frames: feed name -> number of frames to answer. A feed that does not loop may end earlier.
         backend, threads: as in :func:`gemel.runtime.backends.open_backend`.
         stop: event that ends the run early.
 

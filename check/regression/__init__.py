@@ -1,1 +1,1 @@
-"""Comparison of a bundle with the baseline of an earlier one."""
+"""Comparison of a bundle with a baseline: properties of an earlier bundle, kept in a file."""

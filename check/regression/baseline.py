@@ -1,4 +1,4 @@
-"""Baselines: properties of a bundle and its engines, written to a file, to tell later whether they got worse.
+"""Baseline files: properties of a bundle and its engines, to find out later whether a newer bundle is worse.
 
 A baseline survives retraining: it holds names, counts and sizes, and no tensor ids, which change with every weight. It
 is valid on other machines: run times are kept as ratios to a plain session of the same model.
@@ -35,64 +35,64 @@ __all__ = [
 ]
 
 BASELINE_VERSION = "1.0"
-"""Version of the file format; another major version is refused."""
+"""Version of the format of baseline files; a file of another major version is refused."""
 
 _ROUNDS = 30
-"""Timed runs per model and side."""
+"""Number of timed runs per model, in gemel and in the plain session."""
 _FLOATS = frozenset({1, 10, 11, 16})
-"""TensorProto's float, float16, double and bfloat16."""
+"""TensorProto.DataType numbers of float, float16, double and bfloat16."""
 
 InitializerUse = Annotated[str, Field(pattern=r"^[^/:]+/[^/:]+: .+$")]
-"""Initializer in a stage's ONNX file, as ``model/stage: name``."""
+"""Type of text that names an initializer in a stage's ONNX file: ``model/stage: name``."""
 _Size = Annotated[int, Field(ge=0)]
 
 
 class StageBaseline(Value):
-    """Program of one stage."""
+    """Properties of the program of one stage, for a baseline."""
 
     program: Id
     graph: Id
     """Digest of the program without the values of its constant floats, which training may change."""
     operators: dict[str, _Size]
-    """Operator -> number of nodes."""
+    """Operator -> number of the program's nodes that have this operator."""
     inputs: _Size
-    """Number of weights that are inputs."""
+    """Number of weights that are inputs of the program."""
 
 
 class ModelBaseline(Value):
-    """Mode and stages of one model."""
+    """Mode and stages of one model, for a baseline."""
 
     mode: Literal["bound", "constant"]
     stages: dict[Name, StageBaseline]
 
 
 class SharedBaseline(Value):
-    """One tensor that is used in more than one place."""
+    """One tensor that more than one initializer holds, for a baseline."""
 
     bytes: _Size
     uses: tuple[InitializerUse, ...]
 
 
 class EngineBaseline(Value):
-    """Size of one engine."""
+    """Size of one engine, for a baseline."""
 
     bytes: _Size
     layers: _Size
     inputs: _Size
-    """Number of weights that are inputs."""
+    """Number of weights that are inputs of the engine."""
 
 
 class EnginesBaseline(Value):
-    """Engines that one library built for one set of devices."""
+    """Engines that one version of one library built for one set of devices, for a baseline."""
 
     library: str
     version: str
     targets: tuple[str, ...]
     """Compute capabilities that the engines run on."""
     device: str | None = None
-    """Card that the engines were built on, if there was one."""
+    """Name of the graphics card that the engines were built on; None if there was none."""
     engines: dict[Name, dict[Name, EngineBaseline]]
-    """Model -> stage -> engine."""
+    """Model -> stage -> size of its engine."""
 
 
 class Baseline(Value):
@@ -100,16 +100,16 @@ class Baseline(Value):
 
     schema_version: str = BASELINE_VERSION
     unique_bytes: _Size
-    """Bytes of all weights, each distinct tensor counted once."""
+    """Bytes of all weights of the bundle, each distinct tensor counted once."""
     models: dict[Name, ModelBaseline]
     shared: tuple[SharedBaseline, ...]
     engines: tuple[EnginesBaseline, ...]
     latency: dict[Name, Annotated[float, Field(gt=0)]] = Field(default={})
-    """Model -> run time on ort-cpu, as a multiple of a plain ONNX Runtime session's; empty if it was not measured."""
+    """Model -> CPU time of a run on ort-cpu, divided by that of a plain session; empty if it was not measured."""
 
 
 def baseline_of(bundle: Bundle, latency: Mapping[str, float] | None = None) -> Baseline:
-    """Return the baseline of a bundle and of the engines in its folder.
+    """Return the baseline of a bundle and of the engines in the bundle's folder.
 
     Args:
         bundle: open bundle.
@@ -161,14 +161,14 @@ def baseline_of(bundle: Bundle, latency: Mapping[str, float] | None = None) -> B
 
 
 def measure_latency(bundle: Bundle, progress: Callable[[str], None] = lambda model: None) -> dict[str, float]:
-    """Measure the CPU time of every model on one thread, as a multiple of a plain ONNX Runtime session's.
+    """Measure each model's CPU time on one thread, divided by the CPU time of a plain ONNX Runtime session.
 
     Args:
-        bundle: open bundle; its device cache is made if it is missing.
+        bundle: open bundle; its device cache is created if it is missing.
         progress: called with the name of each model before the model is measured.
 
     Returns:
-        Model name -> ratio. Both sides are measured in turns.
+        Model name -> ratio. gemel and the plain session are timed alternately.
 
     Raises:
         BackendError: a model cannot be run.
@@ -210,7 +210,7 @@ def read_baseline(path: Path) -> Baseline:
 
 
 def write_baseline(path: Path, baseline: Baseline) -> None:
-    """Write a baseline as JSON. An old file stays whole until the new one is complete.
+    """Write a baseline to a JSON file. An existing file is replaced only when the new one is complete.
 
     Raises:
         InputError: the file cannot be written.

@@ -12,33 +12,35 @@ from .baseline import Baseline, EnginesBaseline, StageBaseline
 __all__ = ["GROWTH", "SLOWDOWN", "Difference", "compare_baselines"]
 
 GROWTH = 0.01
-"""Part of its size by which an engine may grow. Engines of one program have the same size to the byte every time, so
-this is no margin for chance: it ignores growth that is not worth a look."""
+"""Maximum growth of an engine that is not reported as worse, as a fraction of its size in the earlier baseline.
+
+Engines of one program have the same size every time, to the byte. The margin is not for random variation: it ignores
+growth that is too small to matter."""
 SLOWDOWN = 0.25
-"""Part of itself by which a model's run time ratio may grow."""
+"""Maximum growth of a model's run time ratio that is not reported as worse, as a fraction of the earlier ratio."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Difference between an earlier baseline and the current one."""
+    """One difference between an earlier baseline of a bundle and the current one."""
 
     name: str
     """Name of the model, stage, tensor or engine that differs."""
     what: str
-    """Description of the difference."""
+    """Description of the difference, for a message."""
     kind: Literal["worse", "changed", "better"]
-    """``changed`` is neither worse nor better, but worth knowing."""
+    """Kind of the difference; ``changed`` is neither worse nor better, but is reported."""
 
     def __str__(self) -> str:
         return f"{self.name}: {self.what}"
 
 
 def compare_baselines(before: Baseline, now: Baseline) -> list[Difference]:
-    """Return all differences, in the order models, weights, sharing, engines, latency.
+    """Return all differences between two baselines, in the order models, weights, sharing, engines, latency.
 
     A difference is worse if a model, stage or engine is missing, a model has another mode or another program, fewer
-    weights are inputs, there are more unique bytes, a tensor or a program is no longer shared, an engine has more
-    layers or grew by more than :data:`GROWTH`, or a run is slower by more than :data:`SLOWDOWN`.
+    weights are inputs, the weights have more unique bytes, a tensor or a program is no longer shared, an engine has
+    more layers or grew by more than :data:`GROWTH`, or a run is slower by more than :data:`SLOWDOWN`.
 
     Args:
         before: earlier baseline.
@@ -170,7 +172,7 @@ def _title(engines: EnginesBaseline) -> str:
 
 
 def _programs(baseline: Baseline) -> dict[str, str]:
-    """Return model, or model/stage, -> program id."""
+    """Return name of each stage (``model`` or ``model/stage``) -> id of its program."""
     return {
         _place(name, stage): spec.program
         for name, model in baseline.models.items()
@@ -179,12 +181,12 @@ def _programs(baseline: Baseline) -> dict[str, str]:
 
 
 def _tensors(baseline: Baseline) -> dict[str, int]:
-    """Return use -> number of the shared tensor that it holds."""
+    """Return name of each initializer that holds a shared tensor -> index of the tensor in the baseline."""
     return {use: number for number, shared in enumerate(baseline.shared) for use in shared.uses}
 
 
 def _groups(values: Mapping[str, Hashable], kept: Container[str]) -> Iterable[list[str]]:
-    """Group names by equal value.
+    """Return lists of names that have the same value.
 
     Args:
         values: name -> value.
@@ -198,13 +200,13 @@ def _groups(values: Mapping[str, Hashable], kept: Container[str]) -> Iterable[li
 
 
 def _parted(groups: Iterable[Sequence[str]], now: Mapping[str, Hashable]) -> Iterator[tuple[str, list[str]]]:
-    """Yield every member that has left its group, with the members that stayed together.
+    """Yield (name, rest) for each name that no longer has the same value as the rest of its group.
 
-    The largest part of a group with one value counts as staying together.
+    The rest of a group is the largest set of its names that still have one value.
 
     Args:
-        groups: groups of names that had one value.
-        now: name -> current value; a name that is missing has a value of its own.
+        groups: groups of names that had one value earlier.
+        now: name -> current value; a name that is missing counts as having a value of its own.
     """
     for parts in (list(_groups({name: now.get(name, name) for name in group}, group)) for group in groups):
         most = max(parts, key=len, default=[])
@@ -216,7 +218,7 @@ def _place(model: str, stage: str) -> str:
 
 
 def _words(use: str) -> str:
-    """Return an initializer use in words: ``model/stage name``, without the stage if it is ``main``."""
+    """Return the name of an initializer for a message: ``model/stage name``, without the stage if it is ``main``."""
     place, _, name = use.partition(": ")
     return f"{_place(*place.split('/'))} {name}"
 
