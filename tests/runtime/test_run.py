@@ -228,7 +228,7 @@ def test_a_trace_that_cannot_be_written_does_not_lose_the_summary(
 def test_turns_of_several_frames_prepare_each_frame_once(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def measure_times(bundle: Bundle, backend: Backend, *_: object) -> Times:
         return Times(
-            load=dict.fromkeys(backend.segments, 100.0), run=dict.fromkeys(bundle.manifest.models, {1: 2.0, 4: 8.0})
+            load=dict.fromkeys(backend.segments, 100.0), run={name: {1: 2.0, 4: 8.0} for name in bundle.manifest.models}
         )
 
     monkeypatch.setattr(device_profile, "measure_times", measure_times)

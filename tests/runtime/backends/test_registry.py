@@ -30,7 +30,8 @@ HEAVY = ("av", "cv2", "numpy", "onnx", "onnxruntime", "pycuda", "pydantic", "ten
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
     script = (
-        "import sys, gemel.runtime.backends as face; face.Backend, face.BACKENDS, face.check_backend, face.open_backend\n"
+        "import sys, gemel.runtime.backends as face\n"
+        "face.Backend, face.BACKENDS, face.check_backend, face.open_backend\n"
         "own = sorted(name for name in sys.modules if name.startswith('gemel.runtime.backends.'))\n"
         f"print([name for name in {HEAVY} if name in sys.modules], own)"
     )
