@@ -27,7 +27,9 @@ def model() -> ir.Model:
 def test_min_max_is_the_largest_absolute_value_of_any_frame(model: ir.Model) -> None:
     images = frames(5, SIZE)
     found = peaks_of(model, ["image", "x", "r", "out"], images, "min-max")
-    negative = drawn(NODES, SIZE, ("x", "r"), k=model.graph.initializers["k"].const_value.numpy())
+    kernel = model.graph.initializers["k"].const_value
+    assert kernel is not None
+    negative = drawn(NODES, SIZE, ("x", "r"), k=kernel.numpy())
     x, r = zip(*(run(negative, image) for image in images), strict=True)
     assert min(map(np.min, x)) < -max(map(np.max, x)) or max(map(np.max, x)) > 0
     assert found == {
