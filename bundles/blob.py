@@ -49,7 +49,7 @@ class Layout:
 
 
 def layout(shapes: Mapping[str, tuple[str, tuple[int, ...]]], users: Mapping[str, Iterable[str]]) -> Layout:
-    """Assign tensors to segments, and both to offsets in a blob. The function is pure and deterministic.
+    """Assign tensors to segments, and tensors and segments to offsets in a blob. The function is deterministic.
 
     Segments start at a multiple of :data:`PAGE` (large ones, of :data:`HUGE_PAGE`) with at least one page between
     them, so that each can be mapped, evicted and copied on its own. Tensors start at a multiple of
@@ -60,7 +60,7 @@ def layout(shapes: Mapping[str, tuple[str, tuple[int, ...]]], users: Mapping[str
         users: tensor id -> names of the models that use the tensor.
 
     Returns:
-        Layout whose segments are named ``s0``, ``s1``, ..., the one that most models use first.
+        Layout whose segments are named ``s0``, ``s1``, ...; segments that more models use come first.
     """
     groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for tensor in shapes:
@@ -121,7 +121,7 @@ def write_blob(path: Path, placed: Layout, read: Callable[[str], NDArray[Any]]) 
 
 
 def _up(value: int, alignment: int) -> int:
-    """Return a value, rounded up to a multiple of ``alignment``."""
+    """Return an offset or size, rounded up to a multiple of ``alignment``."""
     return -(-value // alignment) * alignment
 
 

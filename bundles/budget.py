@@ -1,4 +1,4 @@
-"""Parser of memory settings that users write, and the bytes for weights that a setting allows for a bundle."""
+"""Memory settings that users write: parser, and calculation of the bytes that a setting allows for weights."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def budget(setting: str | int, total: int, models: Collection[int], private: int
         setting: memory setting from :func:`parse_memory`.
         total: bytes of all segments of the bundle.
         models: bytes of the segments of each model; the largest number is what ``min`` allows.
-        private: bytes of private copies, which always stay loaded; ``all``, ``min`` and percentages include them.
+        private: bytes of private copies of weights, which always stay loaded; ``all``, ``min`` and percentages include
+            these bytes.
 
     Raises:
         InputError: the setting allows less than the largest model needs; the message names this minimum.

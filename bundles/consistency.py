@@ -20,14 +20,14 @@ _MOST_DIMENSIONS = 32
 
 
 def check_manifest(where: str, content: Manifest) -> None:
-    """Check the references and numbers of a manifest whose files exist.
+    """Check the references and numbers in a manifest, whose listed files must exist.
 
     Args:
         where: path of the manifest, for error messages.
         content: content of the manifest.
 
     Raises:
-        BundleError: a field is wrong; the message names the first one.
+        BundleError: a field is wrong; the message names the first wrong field.
     """
     check_spans(where, content.files[content.blob].bytes, content.tensors, content.segments)
     for name, model in content.models.items():
@@ -57,8 +57,8 @@ def check_spans(where: str, size: int, tensors: Mapping[str, TensorSpec], segmen
         segments: segment name -> offset, length and tensors.
 
     Raises:
-        BundleError: a tensor or segment lies outside, overlaps or is not aligned, or a tensor's length does not match
-            its shape. The message names the first one.
+        BundleError: a tensor lies outside its segment, a tensor or segment lies outside the blob or is not aligned,
+            segments overlap, or a tensor's length does not match its shape. The message names the first error.
     """
     for name, tensor in tensors.items():
         _check_place(f"{where}: tensors.{name}", tensor, TENSOR_ALIGNMENT, size)
@@ -92,7 +92,7 @@ def check_weights(
     """Check that every weight of a model is a tensor of one of the model's segments.
 
     Args:
-        where: file and model, for error messages.
+        where: name of the file and of the model, for error messages.
         weights: tensor ids of the model's weights.
         names: names of the model's segments.
         segments: segment name -> offset, length and tensors.

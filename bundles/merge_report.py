@@ -35,7 +35,7 @@ ByteCount = Annotated[int, Field(ge=0)]
 
 
 class QueryReport(Value):
-    """Accuracies of one query, from 0 to 1, on the images that the search measured accuracy on."""
+    """Accuracies of one query before and after merging, from 0 to 1, on the images that the merge search used."""
 
     model: str
     original: float
@@ -49,7 +49,7 @@ class QueryReport(Value):
 
 
 class TrialReport(Value):
-    """One trial of the search: a group that was merged, and whether the result was kept."""
+    """One trial of the search of ``gemel merge``: a group that was merged, and whether the result was kept."""
 
     group: str
     models: tuple[str, ...]
@@ -83,7 +83,7 @@ class SharedTensor(Value):
 
 
 class MergeReport(Value):
-    """Content of merge.json. A field that a later version adds needs a default, so that older files stay readable."""
+    """Content of merge.json. A field added in a later version needs a default, so that older files stay readable."""
 
     schema_version: str = "1.0"
     strategy: str
@@ -101,14 +101,14 @@ class MergeReport(Value):
     potential: float
     """Fraction of ``original_bytes``, from 0 to 1, that would be saved if models shared all layers that they can."""
     finished: bool
-    """Whether the search was completed; ``--resume`` continues a search that was not."""
+    """Whether the search for groups to merge was completed; ``--resume`` continues a search that was not."""
     queries: dict[str, QueryReport]
     trials: tuple[TrialReport, ...]
     shared: tuple[SharedTensor, ...]
 
 
 def read_report(path: Path) -> MergeReport:
-    """Read a merge.json file.
+    """Read a merge report, which ``gemel merge`` writes to merge.json.
 
     Raises:
         WorkloadError: the file is missing, is not JSON, or does not match the schema.

@@ -18,16 +18,16 @@ __all__ = ["MergedTensor", "merged_tensors"]
 
 @dataclass(frozen=True)
 class MergedTensor:
-    """Tensor that merge.json lists, with its copies in the bundle."""
+    """Tensor that merge.json lists as shared, with the number and element types of its copies in the bundle."""
 
     name: str
-    """``model: parameter`` of the tensor's first use."""
+    """Model and parameter of the first use that merge.json lists for the tensor, as ``model: parameter``."""
     dtypes: frozenset[str]
     """Element types of the tensor's copies in the bundle; more than one if the copies differ in precision."""
     copies: int
     """Number of distinct tensors that the one tensor of merge.json became in the bundle.
 
-    The number is above 1 for small kernels, which the compiler folds on purpose.
+    The number is above 1 for small kernels into which the compiler folds the BatchNorm of each layer on purpose.
     """
 
 

@@ -57,7 +57,7 @@ _FIELDS: dict[str, dict[str, tuple[int, str, bool]]] = {
         "metadata_props": (9, "StringStringEntryProto", True),
     },
     # Because ``type`` is listed, every field with a lower number must be listed too: protobuf writes unknown fields
-    # last, and another order of bytes would give programs other names.
+    # last, and another order of bytes would give programs other ids.
     "AttributeProto": {
         "name": (1, "string", False),
         "f": (2, "float", False),

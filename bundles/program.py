@@ -39,7 +39,7 @@ _INT8 = frozenset({2, 3})
 
 @dataclass(frozen=True)
 class Program:
-    """Graph in canonical form whose weights are graph inputs."""
+    """Graph of an ONNX model in canonical form, whose weights are graph inputs."""
 
     id: str
     """Id of the program: the first 128 bits of the SHA-256 of ``proto``, in hex."""
@@ -51,14 +51,14 @@ class Program:
 
 
 def read_model(data: bytes) -> Message:
-    """Parse a serialised ONNX model."""
+    """Return the ModelProto of a serialised ONNX model."""
     model = ModelProto()
     model.ParseFromString(data)
     return model
 
 
 def split_model(model: Message) -> Program:
-    """Split a model into its program and its weights.
+    """Split an ONNX model into its program (the graph with weights as inputs) and the names of its weights.
 
     Args:
         model: a ModelProto, which is not changed. Weights may be inline or external: their values are not read.

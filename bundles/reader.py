@@ -59,13 +59,13 @@ class Bundle:
 
 
 def view(blob: NDArray[np.uint8], spec: TensorSpec) -> NDArray[Any]:
-    """Return a tensor as a view of a mapped blob, without a copy."""
+    """Return one tensor as an array that is a view of the mapped blob, without a copy."""
     data = blob[spec.offset : spec.offset + spec.length]
     return data.view(np.dtype(spec.dtype)).reshape(spec.shape)
 
 
 def open_bundle(path: str | Path) -> Bundle:
-    """Open a bundle, and make all checks that do not need to read weights.
+    """Open a bundle, and check everything that can be checked without reading weights: schema, references, file sizes.
 
     Raises:
         BundleError: there is no bundle, its manifest is damaged or too new, or a file is missing, truncated or a link.

@@ -24,7 +24,7 @@ def in_precision(graph: ir.Model, record: ModelRecord, keep: Set[str]) -> ir.Mod
     """Return a copy of a float32 graph, converted to int8 or fp16 as a model's calibration record says.
 
     Args:
-        graph: a stage in float32, after all passes; not changed.
+        graph: float32 graph of one stage of a model, after all graph passes of the compiler; not changed.
         record: precision to convert to, and largest absolute values of activations.
         keep: names of weights that stay float32.
     """
@@ -42,8 +42,8 @@ def apply_calibration(
 
     Args:
         models: all models of the workload.
-        weights: weights of all models, before conversion.
-        calibration: precision and ranges of each model, and kernels that stay float32.
+        weights: index of all models' weights, before conversion to lower precision.
+        calibration: precision and value ranges of each model, and kernels that stay float32.
         step: called with the stage ``convert`` and a line of text for each model.
 
     Returns:
@@ -66,7 +66,7 @@ def apply_calibration(
 
 
 def _described(keep: Set[str], layers: Set[str]) -> str:
-    """Return text that says how many of a model's layers stay float32, and names the first of them."""
+    """Return text that says how many of a model's layers stay float32, and names the first four of these layers."""
     left = sorted(keep & layers)
     names = f": {', '.join(left[:_NAMED])}{', ...' if len(left) > _NAMED else ''}" if left else ""
     return f"{len(left)} of {len(layers)} layers stay float32{names}"

@@ -1,4 +1,4 @@
-"""Conversion of a workload's models to int8 or fp16: plan, calibrate, verify, apply."""
+"""Conversion of a workload's models to int8 or fp16: choose precisions, calibrate, verify accuracy, convert graphs."""
 
 from __future__ import annotations
 
@@ -36,13 +36,14 @@ def convert_precision(
     settings: PrecisionSettings,
     step: CompileProgress = lambda name, what: None,
 ) -> PrecisionReport | None:
-    """Convert models, in place, to the precision that their queries ask for.
+    """Convert the models whose queries ask for int8 or fp16 to that precision, in place.
 
-    A kernel that several models share stays one tensor. The kernel stays float32 in all these models if conversion
-    would give them different forms of the kernel, or if one model loses too much accuracy by its conversion.
+    A kernel that several models share is still one tensor after the conversion. The kernel therefore stays float32 in
+    all these models in two cases: the models would need different converted values of the kernel (another precision,
+    or int8 scales along another axis), or a query of one model would lose too much accuracy by the conversion.
 
     Args:
-        models: all distinct models of the workload, after all passes.
+        models: all distinct models of the workload, after all graph passes of the compiler.
         workload: queries with their precisions, accuracy targets and images.
         settings: precision of queries that name none, and how to calibrate.
         step: called with the name of each finished stage and a line of text on what it did.
@@ -82,9 +83,9 @@ def _calibrate(
     settings: PrecisionSettings,
     step: CompileProgress,
 ) -> Calibration:
-    """Measure ranges on frames, and search for the layers that must stay float32.
+    """Return a calibration: value ranges measured on frames, and the layers that must stay float32.
 
-    Return the earlier calibration instead of searching, if its search had the same input.
+    If an earlier compilation searched with the same input, its calibration is returned without a new search.
     """
     measured = measure_models(weights, workload, wanted, settings, step)
     contested = weights.contested(measured.records)

@@ -19,7 +19,7 @@ def to_fp16(model: ir.Model, keep: Set[str] = frozenset(), large: Collection[str
     A weight's float16 value depends only on its float32 value, so a weight that models share stays shared.
 
     Args:
-        model: a stage in float32, after all passes; not changed.
+        model: float32 graph of one stage of a model, after all graph passes of the compiler; not changed.
         keep: names of weights that stay float32, with all nodes that read them. If a layer's kernel is named, the
             BatchNorm that follows the layer as a convolution of its own stays float32 too.
         large: names of values that float16 cannot hold; nodes that produce or read these values stay float32.
@@ -32,7 +32,8 @@ def to_fp16(model: ir.Model, keep: Set[str] = frozenset(), large: Collection[str
     nodes += [use.node for name in keep for use in source.graph.initializers[name].uses()]
     nodes += _touching(source, large)
     proto = ir.to_proto(source)
-    # The converter takes a weight that has a value_info entry for float16, and casts it even for readers in float32.
+    # ONNX Runtime's converter takes a weight that has a value_info entry for float16, and casts the weight even for
+    # readers in float32.
     weights = {tensor.name for tensor in proto.graph.initializer}
     _keep_only(proto.graph.value_info, [value for value in proto.graph.value_info if value.name not in weights])
     proto = convert_float_to_float16(proto, keep_io_types=True, node_block_list=[node.name for node in nodes])
@@ -46,7 +47,13 @@ def to_fp16(model: ir.Model, keep: Set[str] = frozenset(), large: Collection[str
 
 
 def fp32_nodes(model: ir.Model, large: Collection[str]) -> set[str]:
-    """Return the names of the weights that :func:`to_fp16` leaves in float32 because of values in ``large``."""
+    """Return the names of the weights that :func:`to_fp16` leaves in float32 because float16 cannot hold some values.
+
+    Args:
+        model: float32 graph of one stage of a model.
+        large: names of the values that float16 cannot hold. A node that produces or reads one of these values stays
+            float32, with its weights.
+    """
     inputs = [value for node in _touching(model, large) for value in node.inputs if value is not None]
     return {str(value.name) for value in inputs if value.is_initializer()}
 

@@ -24,13 +24,13 @@ from .ranges import CalibrationFrame
 __all__ = ["CalibratedQuery", "Judge", "judges_of"]
 
 _FRAMES = (128, 256)
-"""Number of frames of a query without labels to calibrate on, and number to measure accuracy on."""
+"""Number of frames to calibrate on, and number of frames to measure accuracy on, for a query without labels."""
 _LABELLED = 2000
 """Maximum number of labelled images to load for one query."""
 _CALIBRATION = 128
 """Maximum number of frames of one query to calibrate on."""
 _SENSITIVITY = 16
-"""Maximum number of images on which the error of a converted graph's outputs is measured."""
+"""Maximum number of images on which a converted graph's outputs are compared with the float32 graph's outputs."""
 _MOST_KEPT = 1 << 30
 """Maximum bytes of one query's float32 outputs to keep in memory.
 
@@ -61,7 +61,7 @@ class CalibratedQuery:
 
 @dataclass(frozen=True)
 class Judge:
-    """Frames to calibrate one model on, and images and float32 outputs to measure its accuracy against."""
+    """Frames to calibrate one model on, and images and float32 outputs to measure the converted model with."""
 
     outputs: tuple[str, ...]
     """Names of the graph's outputs, in the order that tasks expect."""
@@ -73,7 +73,7 @@ class Judge:
     """Queries of the model; :meth:`error` uses the images of the first one."""
 
     def accuracies(self, graph: ir.Model) -> dict[str, float]:
-        """Return query -> accuracy, from 0 to 1, of a graph that is the model in some precision."""
+        """Return query -> accuracy, from 0 to 1, of a graph of the model in float32 or in lower precision."""
         run = _Runner(graph, self.outputs)
         return {
             each.query.name: each.task.accuracy(run.all(each.images), each.fp32, each.images) for each in self.queries
@@ -92,7 +92,7 @@ class Judge:
 
 
 def judges_of(workload: Workload, graphs: dict[str, ir.Model], refused: dict[str, str]) -> Iterator[tuple[str, Judge]]:
-    """Yield (model, judge) for each model whose accuracy can be measured, one model at a time.
+    """Yield (model name, its :class:`Judge`) for each model whose accuracy can be measured, one model at a time.
 
     Args:
         workload: queries, and where their images are.
@@ -116,7 +116,7 @@ def judges_of(workload: Workload, graphs: dict[str, ir.Model], refused: dict[str
 
 
 def _judge(network: Network, workload: Workload, graph: ir.Model) -> Judge:
-    """Load the images of a model's queries, and run the float32 graph on the images that accuracy is measured on."""
+    """Return the judge of one model: load its queries' images, and run the float32 graph on them."""
     names = tuple(network.cut.stages["main"].outputs)
     run = _Runner(graph, names)
     frames: dict[str, tuple[CalibrationFrame, ...]] = {}
@@ -162,7 +162,7 @@ class _Runner:
         self._port, self._names = str(graph.graph.inputs[0].name), list(names)
 
     def all(self, images: Images) -> Outputs:
-        """Run the graph on images one by one; return each output for all images, ``[N, ...]``."""
+        """Run the graph on N images one by one; return for each output one tensor of all images, ``[N, ...]``."""
         rows = [self._session.run(self._names, {self._port: frame}) for frame in _frames(images)]
         return tuple(torch.cat([_tensor(row[index]) for row in rows]) for index in range(len(self._names)))
 
@@ -179,8 +179,8 @@ def _digest(images: Images) -> str:
 
 
 def _tensor(array: CalibrationFrame) -> Tensor:
-    """Return an output as a float32 tensor, with not-a-number replaced by 0 and infinities by the largest numbers."""
-    # A value that overflows in float16 is wrong. Accuracy must still be a number.
+    """Return an output as a float32 tensor; replace not-a-number by 0 and infinities by the largest finite numbers."""
+    # Outputs that overflow in float16 are wrong, but the accuracy computed from them must still be a number.
     return torch.from_numpy(np.nan_to_num(array.astype(np.float32)))
 
 

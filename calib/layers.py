@@ -9,9 +9,9 @@ import onnx_ir as ir
 __all__ = ["QuantizableLayer", "quantizable_layers"]
 
 _ACTIVATIONS = frozenset({"Relu", "Clip"})
-"""Operators that runtimes fuse into the layer before them, so that the operator's output is quantized."""
+"""Operators that runtimes fuse into the layer before them, so that only the operator's output is quantized."""
 _IDENTITY_SETTINGS = {"strides": 1, "pads": 0, "dilations": 1}
-"""Attribute -> the value with which a 1x1 convolution moves no pixel."""
+"""Attribute of a 1x1 convolution -> value with which each output pixel depends only on the same input pixel."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,16 @@ class QuantizableLayer:
 
     @property
     def result(self) -> ir.Value:
-        """Output of the layer, or of the Relu or Clip behind the layer if it is the only reader (then fused)."""
+        """Output of the layer together with the Relu or Clip that runtimes fuse into the layer.
+
+        A Relu or Clip is fused if it is the only reader of the layer's own output.
+        """
         reader = _only_reader(self.node.outputs[0])
         return reader.outputs[0] if reader is not None and reader.op_type in _ACTIVATIONS else self.node.outputs[0]
 
     @property
     def norm(self) -> QuantizableLayer | None:
-        """Depthwise 1x1 convolution behind this layer that holds a BatchNorm which was not folded into the kernel.
+        """Depthwise 1x1 convolution behind this layer that holds a BatchNorm not folded into the layer's kernel.
 
         None if there is no such convolution, or if this layer has a bias.
         """

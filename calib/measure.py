@@ -1,4 +1,4 @@
-"""Measurements on frames, before conversion: value ranges of each model, and its float32 accuracy."""
+"""Measurements on frames before conversion to int8 or fp16: value ranges and float32 accuracy of each model."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def measure_models(
 ) -> Measured:
     """Measure value ranges on frames, and accuracies in float32, of the models to convert to lower precision.
 
-    Ranges of an earlier calibration are reused where model and frames are the same.
+    Value ranges of an earlier calibration are reused for models whose weights and frames have not changed.
 
     Args:
-        weights: weights of all models, before conversion.
+        weights: index of all models' weights, before conversion to lower precision.
         workload: queries, and where their images are.
         wanted: model -> lower precision that its queries ask for.
-        settings: how to choose ranges, and an earlier calibration.
+        settings: method that chooses value ranges, and the calibration of an earlier compilation.
         step: called with the stage ``ranges`` and a line of text for each model.
 
     Raises:
@@ -77,7 +77,7 @@ def measure_models(
 def _record(
     graph: ir.Model, precision: LowerPrecision, judge: Judge, method: Method, old: ModelRecord | None
 ) -> ModelRecord:
-    """Return a model's old record if its model, frames and precision are the same; otherwise measure a new one."""
+    """Return a model's old calibration record if it is still valid; otherwise measure value ranges for a new one."""
     model = graph_digest(graph)
     if old is not None and can_reuse_ranges(old, precision, model, judge.digest, graph):
         return old

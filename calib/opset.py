@@ -10,11 +10,11 @@ from ..errors import CompileError, first_line
 __all__ = ["raised"]
 
 _LEAST = 13
-"""First version of the ONNX operators whose DequantizeLinear has a scale for each channel."""
+"""Minimum version of the ONNX operators (opset): the first whose DequantizeLinear has a scale for each channel."""
 
 
 def raised(model: ir.Model) -> ir.Model:
-    """Return a graph with its operators converted to version 13; unchanged if they have this version or a newer one.
+    """Return a graph with its ONNX operators converted to version 13; unchanged if they have version 13 or newer.
 
     Raises:
         CompileError: an operator cannot be converted.

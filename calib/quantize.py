@@ -6,9 +6,10 @@ channel of a kernel, one scale for each activation tensor, biases in float32.
 **A merged kernel stays one tensor.** The int8 values and scales of a kernel depend only on its float32 values, so every
 model that shares the kernel gets the same values. The BatchNorm behind a merged float32 kernel is not folded into the
 kernel: :mod:`gemel.compiler.passes.batch_norm` writes it as a depthwise 1x1 convolution. In int8, each model multiplies
-the BatchNorm factors into its own scales, because ``(s * q) * gamma`` is ``(s * gamma) * q``, and the convolution is
-removed. The int8 values stay shared, and the layer costs no more than one with a folded BatchNorm. TensorRT requires
-scales above 0, so the convolution stays if one of the BatchNorm's factors is 0 or less.
+the BatchNorm factors into its own scales, and the convolution is removed. With int8 values ``q``, scale ``s`` and
+BatchNorm factor ``gamma``, ``(s * q) * gamma`` is ``(s * gamma) * q``. The int8 values stay shared, and the layer costs
+no more than one with a folded BatchNorm. TensorRT requires scales above 0, so the convolution stays if one of the
+BatchNorm's factors is 0 or less.
 """
 
 from __future__ import annotations
@@ -34,14 +35,15 @@ A 127th of a smaller value, or its product with a BatchNorm factor, may not be a
 _MOVES = frozenset({"Flatten", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
 """Operators that only move or select numbers of their first input.
 
-Quantizing the output with the scale of the input changes nothing.
+The output of such an operator is quantized with the scale of its input, so numbers that are quantized already do not
+change.
 """
 _ZERO_POINT = "zero.int8"
 """Name of the initializer that all quantized activations use as zero point."""
 
 
 def observed(model: ir.Model) -> list[str]:
-    """Return the names of all values whose ranges :func:`quantize` may need, for any choice of float32 layers."""
+    """Return the names of all activations whose ranges :func:`quantize` may need, whichever layers stay float32."""
     names: dict[str, None] = {}
     for layer in quantizable_layers(model):
         for part in (layer, layer.norm) if layer.norm is not None else (layer,):
@@ -53,7 +55,7 @@ def quantize(model: ir.Model, peaks: Mapping[str, float], keep: Set[str] = froze
     """Quantize the convolutions and matrix products of a graph to int8, in place.
 
     Args:
-        model: a stage in float32, after all passes.
+        model: float32 graph of one stage of a model, after all graph passes of the compiler.
         peaks: name of each value in :func:`observed` -> its largest absolute value, above 0.
         keep: names of layers that stay float32.
     """
@@ -70,7 +72,7 @@ def quantize(model: ir.Model, peaks: Mapping[str, float], keep: Set[str] = froze
             _absorb(graph, layer, norm)
         elif norm is not None:
             layers.append(norm)
-    # Look up the origin of every value before Q/DQ nodes are inserted: they hide where values come from.
+    # Look up the origin of every value now: QuantizeLinear and DequantizeLinear nodes hide where values come from.
     for value, peak in [(value, peaks[str(_origin(value).name)]) for value in _rounded(layers)]:
         _round(graph, value, peak)
     kernels: dict[str, NDArray[np.int8]] = {}
@@ -96,7 +98,7 @@ def int8_kernel(kernel: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8
     """
     others = tuple(index for index in range(kernel.ndim) if index != axis)
     largest = np.abs(kernel).max(others).astype(np.float64)
-    # A channel of zeros may have any scale; so may a channel of which weight decay has left next to nothing.
+    # A channel of zeros may have any scale. So may a channel whose weights weight decay has brought close to 0.
     scale = (np.where(largest > _DEAD, largest, 1.0) / _STEPS).astype(np.float32)
     shape = [-1 if index == axis else 1 for index in range(kernel.ndim)]
     values = np.rint(kernel.astype(np.float64) / scale.astype(np.float64).reshape(shape))
@@ -104,7 +106,7 @@ def int8_kernel(kernel: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8
 
 
 def _origin(value: ir.Value) -> ir.Value:
-    """Return the value that a value's numbers come from, before all operators that only move or select numbers."""
+    """Return the value that holds the numbers of ``value`` before any operator that only moves or selects them."""
     node = value.producer()
     while node is not None and node.op_type in _MOVES and node.inputs[0] is not None:
         value = node.inputs[0]
@@ -113,7 +115,7 @@ def _origin(value: ir.Value) -> ir.Value:
 
 
 def _absorb(graph: ir.Graph, layer: QuantizableLayer, norm: QuantizableLayer) -> None:
-    """Remove the depthwise convolution that holds the BatchNorm of a layer, and give its bias to the layer.
+    """Remove the depthwise convolution that holds a layer's BatchNorm, and give the convolution's bias to the layer.
 
     The caller must multiply the BatchNorm's factors into the scales of the layer's kernel.
     """
@@ -130,7 +132,7 @@ def _absorb(graph: ir.Graph, layer: QuantizableLayer, norm: QuantizableLayer) ->
 
 
 def _rounded(layers: Sequence[QuantizableLayer]) -> Iterator[ir.Value]:
-    """Return the values to quantize: inputs of layers, and results of layers that are read inside the graph."""
+    """Return the activations to quantize: inputs of layers, and results of layers that the graph itself reads."""
     values: dict[ir.Value, None] = {}
     for layer in layers:
         values[layer.taken] = None
@@ -173,7 +175,7 @@ def _dequantize_kernel(graph: ir.Graph, layer: QuantizableLayer, scale: NDArray[
 
 
 def _initializer(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
-    """Add an initializer with the values of an array to a graph, and return it."""
+    """Add an initializer with the values of an array to a graph, and return the initializer."""
     value = ir.Value(name=name)
     replace_constant(value, array)
     graph.register_initializer(value)

@@ -168,13 +168,13 @@ def _extents(
 
 
 def _peak(extent: tuple[float, float], chosen: Any) -> float:
-    """Return the largest absolute value of the range that a calibration method chose for a value.
+    """Return the largest absolute number of the range that a calibration method chose for an activation.
 
-    If a value is nearly always 0, the method may cut off every other number and choose a range of 0 to 0. The largest
-    absolute number that occurred is returned then.
+    If the activation is nearly always 0, the method may cut off every other number and choose a range of 0 to 0. The
+    largest absolute number that occurred is returned then.
 
     Args:
-        extent: smallest and largest number that occurred.
+        extent: smallest and largest number of the activation that occurred.
         chosen: lower and upper end of the range that the method chose.
     """
     peak = max(abs(float(np.asarray(value).item())) for value in chosen)

@@ -79,11 +79,11 @@ class QueryRecord(Value):
 
 
 class Calibration(Value):
-    """Content of calibration.json."""
+    """Content of calibration.json: value ranges of models, kernels that stay float32, and accuracies of queries."""
 
     schema_version: str = CALIBRATION_VERSION
     method: Method
-    """Name of the method that chose the int8 ranges."""
+    """Name of the method that chose the value ranges of int8 models."""
     models: dict[Name, ModelRecord]
     """Model -> its precision and value ranges."""
     kept: dict[Id, str]

@@ -16,17 +16,17 @@ __all__ = ["PrecisionSettings", "accuracy_floor", "precisions_of"]
 _LEAST_PART = 0.99
 """Minimum fraction of its float32 accuracy that a query must keep, even if the query's target allows less."""
 _LEAST_REACHED = 0.01
-"""Minimum relative accuracy that is assumed for a merged query, to avoid a division by 0."""
+"""Minimum assumed for a merged query's accuracy, as a fraction of the original's, to avoid a division by 0."""
 
 
 @dataclass(frozen=True)
 class PrecisionSettings:
-    """Settings of :func:`gemel.calib.convert.convert_precision`."""
+    """Settings for converting models to lower precision with :func:`gemel.calib.convert.convert_precision`."""
 
     precision: Precision = "fp32"
     """Precision of queries that name no precision."""
     method: Method = "percentile"
-    """Method that chooses int8 ranges; see :func:`gemel.calib.ranges.peaks_of`."""
+    """Method that chooses the value ranges of int8 models; see :func:`gemel.calib.ranges.peaks_of`."""
     earlier: Calibration | None = None
     """Calibration of an earlier compilation, which is reused for models and frames that are the same; None if none."""
     given: Calibration | None = None
@@ -59,7 +59,7 @@ def precisions_of(workload: Workload, default: Precision) -> dict[str, Precision
 def accuracy_floor(query: Query, fp32: float, merged: Mapping[str, float]) -> float:
     """Return the accuracy that a query must keep in lower precision.
 
-    A query's target is relative to the accuracy of the original model, and merging may already have lost some of it.
+    A query's target is relative to the accuracy of the original model, and merging may already have lost accuracy.
     The result is therefore ``fp32`` times the target divided by the relative accuracy that merging reached. The result
     is at least 99 % of ``fp32``, and at most ``fp32``.
 

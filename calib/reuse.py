@@ -1,4 +1,4 @@
-"""Pure functions that decide whether an earlier calibration, or only its ranges, can be used again."""
+"""Pure functions that decide whether an earlier calibration, or only its value ranges, can be used again."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def adopt_calibration(
 
     Args:
         given: calibration that may have more models than the workload.
-        weights: weights of all models, before conversion.
+        weights: index of all models' weights, before conversion to lower precision.
         workload: queries and their accuracy targets.
         wanted: model -> lower precision that its queries ask for.
         merged: name of each merged query -> its accuracy divided by the accuracy of the original model.
@@ -71,7 +71,7 @@ def adopt_calibration(
 
 
 def can_reuse_ranges(earlier: ModelRecord, precision: LowerPrecision, model: str, data: str, graph: ir.Model) -> bool:
-    """Return whether the ranges in an earlier record are valid for a model and its frames as they are now.
+    """Return whether the value ranges in an earlier record are valid for a model and its frames as they are now.
 
     Args:
         earlier: earlier record of a model of the same name.
@@ -92,14 +92,14 @@ def is_unchanged(
     floors: Mapping[str, float],
     contested: Mapping[str, str],
 ) -> bool:
-    """Return whether an earlier search for float32 layers had the same input, and so the same result.
+    """Return whether the search for layers that must stay float32 had the same input earlier, and so the same result.
 
     Args:
         earlier: calibration of an earlier compilation.
         records: model -> its precision and ranges now.
         refused: name of each model that stays float32 now -> the reason.
         floors: query -> accuracy that the query must keep now.
-        contested: hash of each kernel that models would hold in several forms now -> text that lists the forms.
+        contested: hash of each shared kernel that models would now convert in different ways -> text that lists these.
     """
     contested_before = {kernel: why for kernel, why in earlier.kept.items() if not why.endswith(FOR_ACCURACY)}
     floors_before = {name: query.floor for name, query in earlier.queries.items()}

@@ -22,13 +22,14 @@ __all__ = ["hold_floors"]
 def hold_floors(weights: WeightUse, measured: Measured, method: Method, step: CompileProgress) -> Calibration:
     """Return a calibration with which every query keeps its accuracy floor.
 
-    A kernel stays float32 if models would hold it in several forms, or if a query would miss its floor otherwise. A
-    model that misses a floor even with all its layers in float32 stays float32 as a whole.
+    A kernel stays float32 if the models that share the kernel would convert it in different ways (precision, or axis
+    of the int8 scales), or if a query would otherwise miss its floor. A model that misses a floor even with all its
+    layers in float32 stays float32 as a whole.
 
     Args:
-        weights: weights of all models, before conversion.
+        weights: index of all models' weights, before conversion to lower precision.
         measured: value ranges, judges and accuracy floors of the models.
-        method: name of the method that chose the ranges.
+        method: name of the method that chose the value ranges.
         step: called with the stage ``judge`` and a line of text for each model that misses a floor.
     """
     records, refused = dict(measured.records), dict(measured.refused)
@@ -69,7 +70,10 @@ def _search(
 def _candidate(
     name: str, weights: WeightUse, record: ModelRecord, measured: Measured, contested: Mapping[str, str]
 ) -> Candidate:
-    """Return a model as the input of the search for float32 layers; its ``contested`` tensors are always float32."""
+    """Return a model as a candidate for the search for layers that must stay float32.
+
+    Layers whose kernels are in ``contested`` always stay float32.
+    """
     graph, judge = weights.graphs[name], measured.judges[name]
     fixed = weights.in_model(name, contested)
     return Candidate(

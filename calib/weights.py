@@ -1,4 +1,8 @@
-"""Index of all models' weights before conversion, which finds tensors that would get several forms by conversion."""
+"""Index of the weights of all models before their conversion to int8 or fp16.
+
+The index finds shared tensors that would not stay one tensor, because models would convert them in different ways:
+to another precision, or to int8 with scales along another axis.
+"""
 
 from __future__ import annotations
 
@@ -40,13 +44,13 @@ class WeightUse:
         return {name for name, tensor in self.held[model].items() if tensor in tensors}
 
     def contested(self, records: Mapping[str, ModelRecord]) -> dict[str, str]:
-        """Find shared tensors that models would hold in several forms (precision and scaled axis) after conversion.
+        """Find shared tensors that models would convert in different ways: another precision, or another scaled axis.
 
         Args:
-            records: model -> its precision and ranges; other models stay float32.
+            records: model -> its precision and value ranges; other models stay float32.
 
         Returns:
-            Hash of each such tensor -> text that lists the forms and the models that would hold them.
+            Hash of each such tensor -> text that lists the precisions and the models that would convert to them.
         """
         too_large = {
             name: fp32_nodes(self.graphs[name], record.peaks)

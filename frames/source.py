@@ -37,10 +37,10 @@ class FrameSource(Protocol):
         ...
 
     def open(self) -> Reader:
-        """Open the source for reading.
+        """Open the source, and return a reader of its frames.
 
         Raises:
-            FeedError: the source cannot be opened now.
+            FeedError: the source cannot be opened at the moment.
         """
         ...
 
@@ -67,10 +67,10 @@ class Source:
         return re.sub(r"(?<=://)[^/@]*@", "***@", self.location)
 
     def open(self) -> Reader:
-        """Open the source for reading.
+        """Open the source (a file, folder, stream or device), and return a reader of its frames.
 
         Raises:
-            FeedError: the source cannot be opened now.
+            FeedError: the source cannot be opened at the moment.
         """
         if self.kind == "folder":
             return FolderReader(_images(Path(self.location)), self.folder_fps)

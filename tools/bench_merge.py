@@ -88,7 +88,7 @@ def _full_arms() -> Iterator[Arm]:
 
 @dataclass
 class Run:
-    """Result of an arm with one seed."""
+    """Result of one merge: an arm with one seed."""
 
     arm: Arm
     seed: int

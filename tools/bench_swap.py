@@ -94,7 +94,7 @@ _SLOW = Loading(bandwidth=300e6)
 
 @dataclass(frozen=True)
 class Round:
-    """Result of an arm in one round."""
+    """Result of one ``gemel-run`` process: an arm in one round."""
 
     processed: int
     frames: int

@@ -38,12 +38,12 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of a cell; parts are from 0 to 1."""
+    """Figures of one simulated run; parts are from 0 to 1."""
 
     processed: float
     """Part of all frames that is processed."""
     lowest: float
-    """Part of its frames that the query with the fewest processed frames processes."""
+    """Smallest part of its frames that any query processes."""
     blocked: float
     """Part of the time in which nothing runs because weights are still loading."""
     age_ms: float

@@ -1,7 +1,8 @@
 """Benchmark for ``gemel bench``: swap-in time, latency and memory, compared with plain ONNX Runtime sessions.
 
-gemel and the plain sessions are timed alternately in one run, because a machine's speed drifts. Each measurement runs
-in a fresh interpreter, so that memory, caches and imports of one do not affect the next.
+A plain session opens a model's ONNX file with ONNX Runtime alone, without gemel. gemel and the plain
+sessions are timed alternately in one run, because a machine's speed drifts. Each measurement runs in a fresh
+interpreter, so that memory, caches and imports of one measurement do not affect the next.
 """
 
 from __future__ import annotations
@@ -44,10 +45,13 @@ def measure_bundle(
         say: called with the name of each measurement before it starts.
 
     Returns:
-        ``swap_ms``, ``bind_ms`` (a first swap-in) and ``plain_load_ms``, each with p50 and p99; ``swap_ratio``;
-        ``latency_ratio`` (CPU time of one thread, gemel / plain, median over models) and ``latency_ratios`` by model;
-        ``memory_mb`` and ``plain_memory_mb`` (PSS of a process that has run every model once); ``blob_mb``;
-        ``first_result_s`` from importing gemel.runtime to the first output.
+        ``swap_ms``, ``bind_ms`` (first swap-in of a model, before any weight is bound to an input of its graph) and
+        ``plain_load_ms`` (opening of a plain session), each with the percentiles p50 and p99 over repeats;
+        ``swap_ratio`` (p50 of ``plain_load_ms`` / p50 of ``swap_ms``); ``latency_ratio`` (CPU time of one run on one
+        thread, gemel / plain session, median over models), with ``latency_ratios`` and ``latency_ms`` by model;
+        ``memory_mb`` and ``plain_memory_mb`` (proportional set size, PSS, of a process that has run every model once);
+        ``blob_mb`` (memory of gemel's weights); ``first_result_s`` (seconds from importing gemel.runtime to the first
+        output).
 
     Raises:
         BundleError: ``plain`` lacks a model of the bundle.
@@ -99,7 +103,8 @@ def latency_ratio(path: Path | str, model: str, file: Path | str, rounds: int) -
         rounds: number of timed runs, in gemel and in the plain session.
 
     Returns:
-        Median of the ratio gemel / plain session, and the median CPU time of a run of each, in milliseconds.
+        Median of the ratio gemel / plain session, median CPU time in milliseconds of a run in gemel, and median CPU
+        time in milliseconds of a run in the plain session.
     """
     arguments = {"path": str(Path(path).absolute()), "file": str(Path(file).absolute())}
     ratio, ours, theirs = _apart("latency", model=model, rounds=rounds, **arguments)
@@ -127,7 +132,7 @@ def table(figures: Figures) -> Table:
 
 
 def _first_result(path: str) -> float:
-    """Measure the seconds from importing gemel.runtime to the first output, in a fresh interpreter."""
+    """Measure the seconds from importing gemel.runtime to the first output of a model, in a fresh interpreter."""
     script = (
         "import sys, time; began = time.perf_counter(); import gemel.runtime\n"
         "from gemel.check.bench.worker import first_result; first_result(sys.argv[1])\n"
@@ -142,6 +147,11 @@ def _apart(part: str, **arguments: Any) -> Any:
 
 
 def _python(part: str, *arguments: str) -> str:
+    """Run Python with the given arguments in a fresh process, and return its standard output.
+
+    Raises:
+        BackendError: the process failed; the message names ``part`` and holds the last line of its error output.
+    """
     # Run in an empty folder: -c and -m search the working folder first, which may hold modules of an untrusted bundle.
     with tempfile.TemporaryDirectory(prefix="gemel-bench-") as folder:
         command = [sys.executable, *arguments]

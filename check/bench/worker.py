@@ -1,7 +1,8 @@
-"""Measurements of a benchmark, each run as ``python -m gemel.check.bench.worker PART ARGUMENTS``.
+"""Measurements of ``gemel bench``, each run in its own process: ``python -m gemel.check.bench.worker PART ARGUMENTS``.
 
-PART is the name of a function, ARGUMENTS and the result are JSON. Times are in milliseconds, memory is in MB
-(10^6 bytes).
+PART is the name of a function of this module, ARGUMENTS is a JSON object with the function's arguments, and the result
+is printed as JSON. A plain session opens a model's ONNX file with ONNX Runtime alone, without gemel. Times
+are in milliseconds, memory is in MB (10^6 bytes).
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ __all__: list[str] = []
 
 
 def swaps(path: str, files: Mapping[str, str], repeats: int = 20) -> dict[str, dict[str, float]]:
-    """Measure the time to swap a model in and the time to load a plain session, with all files in the page cache.
+    """Measure the time to swap a model in and the time to open a plain ONNX Runtime session of the model.
 
-    Segments are in the page cache but not mapped before each swap-in. Weight addresses do not change on the host, so
-    bindings stay valid for the life of a process. ``bind_ms`` is the time of a first swap-in, when no weight is bound
-    yet; ``swap_ms`` is the time of a later swap-in.
+    Before each swap-in, the segments of the blob are in the operating system's page cache but not mapped. Weight
+    addresses do not change on the host, so weights stay bound to the inputs of a model's graph for the life of a
+    process. ``bind_ms`` is the time of a first swap-in, when no weight is bound yet. ``swap_ms`` is the time of a later
+    swap-in.
     """
     bundle = open_bundle(path)
     swap: list[float] = []
@@ -55,19 +57,20 @@ def swaps(path: str, files: Mapping[str, str], repeats: int = 20) -> dict[str, d
 
 
 def latency(path: str, model: str, file: str, rounds: int) -> tuple[float, float, float]:
-    """Measure the CPU time of one run of a model in gemel and in a plain session of an ONNX file.
+    """Measure the CPU time of one run of a model in gemel and in a plain ONNX Runtime session of an ONNX file.
 
     A session that runs twice in a row finds its weights in the CPU's cache the second time. The order of gemel and
     the plain session is therefore reversed in every round. A ratio is computed from the summed times of two successive
     rounds, so that the faster second runs count equally for gemel and the plain session.
 
     Returns:
-        Median of the ratio gemel / plain session, and the median CPU time of a run of each, in milliseconds.
+        Median of the ratio gemel / plain session, median CPU time in milliseconds of a run in gemel, and median CPU
+        time in milliseconds of a run in the plain session.
     """
     bundle = open_bundle(path)
     inputs = _inputs(bundle, model)
     session = _plain(file)
-    # The ONNX file of the plain session may give its inputs other names.
+    # The ONNX file of the plain session may name its inputs differently from the bundle.
     other = dict(zip([port.name for port in session.get_inputs()], inputs.values(), strict=True))
     ours: list[float] = []
     theirs: list[float] = []
@@ -93,9 +96,14 @@ def _pairs(times: list[float]) -> list[float]:
 
 
 def memory(path: str, files: Mapping[str, str] | None) -> float:
-    """Measure the memory (PSS) of this process in MB after one run of every model.
+    """Return the memory of this process in MB (10^6 bytes) after every model of a bundle has run once.
 
-    The models run in plain sessions of ``files``, or in gemel if ``files`` is None.
+    Memory is the proportional set size (PSS) that the operating system reports.
+
+    Args:
+        path: folder of the bundle.
+        files: model name -> ONNX file to run with ONNX Runtime alone, with all sessions open together; None to run the
+            models in gemel, one after the other.
     """
     bundle = open_bundle(path)
     if files is not None:
@@ -113,7 +121,11 @@ def memory(path: str, files: Mapping[str, str] | None) -> float:
 
 
 def first_result(path: str) -> None:
-    """Open a bundle and run its first model once; fail if that imports torch or onnx."""
+    """Open a bundle and run its first model once.
+
+    Raises:
+        RuntimeError: torch or onnx was imported, which the runtime must not need.
+    """
     bundle = open_bundle(path)
     name = next(iter(bundle.manifest.models))
     with OrtCpu(bundle) as backend:
@@ -125,6 +137,7 @@ def first_result(path: str) -> None:
 
 
 def _plain(file: str) -> ort.InferenceSession:
+    """Open a plain ONNX Runtime session of an ONNX file, on one thread of the CPU."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
@@ -132,6 +145,7 @@ def _plain(file: str) -> ort.InferenceSession:
 
 
 def _inputs(bundle: Bundle, model: str) -> dict[str, NDArray[np.float32]]:
+    """Return input name -> one image of noise, for the stage ``main`` of a model."""
     port = bundle.manifest.models[model].stages["main"].inputs[0]
     shape = [size if isinstance(size, int) else 1 for size in port.shape]
     return {port.name: np.random.default_rng(0).random(shape, np.float32)}
@@ -142,6 +156,7 @@ def _percentiles(values: list[float]) -> dict[str, float]:
 
 
 def _pss() -> float:
+    """Return the proportional set size (PSS) of this process in MB (10^6 bytes)."""
     return float(psutil.Process().memory_full_info().pss) / 1e6
 
 

@@ -29,9 +29,10 @@ def mean(run: Run) -> Score:
 
 
 def best_run(found: Evaluation) -> Run:
-    """Return the run with the smallest memory budget whose mean accuracy is at most 0.01 below the highest.
+    """Return the recommended run of an evaluation: the smallest memory budget that loses almost no accuracy.
 
-    Only runs of the last bundle are compared: the merged one, if there are two.
+    Of the runs whose mean accuracy over queries is at most 0.01 below the highest mean accuracy, the result has the
+    smallest memory budget. If a merged and an unmerged bundle were evaluated, only runs of the merged one are compared.
     """
     name = list(found.bundles)[-1]
     known = [(mean(run).accuracy or 0.0, run) for run in found.runs if run.case.bundle == name]

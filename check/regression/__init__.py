@@ -1,1 +1,1 @@
-"""Comparison of a bundle with a baseline: properties of an earlier bundle, kept in a file."""
+"""Comparison of a bundle with a baseline: a file that holds properties of an earlier bundle."""

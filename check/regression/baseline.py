@@ -1,7 +1,7 @@
 """Baseline files: properties of a bundle and its engines, to find out later whether a newer bundle is worse.
 
 A baseline survives retraining: it holds names, counts and sizes, and no tensor ids, which change with every weight. It
-is valid on other machines: run times are kept as ratios to a plain session of the same model.
+is valid on other machines: run times are kept as ratios to a plain ONNX Runtime session of the same model.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ BASELINE_VERSION = "1.0"
 """Version of the format of baseline files; a file of another major version is refused."""
 
 _ROUNDS = 30
-"""Number of timed runs per model, in gemel and in the plain session."""
+"""Number of timed runs per model in gemel, and as many in a plain ONNX Runtime session."""
 _FLOATS = frozenset({1, 10, 11, 16})
 """TensorProto.DataType numbers of float, float16, double and bfloat16."""
 
@@ -48,7 +48,7 @@ _Size = Annotated[int, Field(ge=0)]
 
 
 class StageBaseline(Value):
-    """Properties of the program of one stage, for a baseline."""
+    """Baseline entry of one stage of a model: properties of its program, a graph whose weights are inputs."""
 
     program: Id
     graph: Id
@@ -60,21 +60,25 @@ class StageBaseline(Value):
 
 
 class ModelBaseline(Value):
-    """Mode and stages of one model, for a baseline."""
+    """Baseline entry of one model: its mode, and its stages.
+
+    In mode ``bound``, weights are graph inputs that are bound to addresses in the arena. In mode ``constant``, the
+    session holds a private copy of the weights.
+    """
 
     mode: Literal["bound", "constant"]
     stages: dict[Name, StageBaseline]
 
 
 class SharedBaseline(Value):
-    """One tensor that more than one initializer holds, for a baseline."""
+    """Baseline entry of one tensor that more than one initializer of the bundle's ONNX files holds."""
 
     bytes: _Size
     uses: tuple[InitializerUse, ...]
 
 
 class EngineBaseline(Value):
-    """Size of one engine, for a baseline."""
+    """Baseline entry of one TensorRT engine: its size in bytes, and numbers of its layers and weight inputs."""
 
     bytes: _Size
     layers: _Size
@@ -83,7 +87,10 @@ class EngineBaseline(Value):
 
 
 class EnginesBaseline(Value):
-    """Engines that one version of one library built for one set of devices, for a baseline."""
+    """Baseline entry of the engines that one version of one library built for one set of devices.
+
+    The library is TensorRT or TensorRT for RTX.
+    """
 
     library: str
     version: str
@@ -96,7 +103,7 @@ class EnginesBaseline(Value):
 
 
 class Baseline(Value):
-    """Content of a baseline file."""
+    """Content of a baseline file: properties of a bundle that later bundles are compared with."""
 
     schema_version: str = BASELINE_VERSION
     unique_bytes: _Size
@@ -105,11 +112,11 @@ class Baseline(Value):
     shared: tuple[SharedBaseline, ...]
     engines: tuple[EnginesBaseline, ...]
     latency: dict[Name, Annotated[float, Field(gt=0)]] = Field(default={})
-    """Model -> CPU time of a run on ort-cpu, divided by that of a plain session; empty if it was not measured."""
+    """Model -> CPU time of a run on ort-cpu, divided by that of a plain ONNX Runtime session; empty if not measured."""
 
 
 def baseline_of(bundle: Bundle, latency: Mapping[str, float] | None = None) -> Baseline:
-    """Return the baseline of a bundle and of the engines in the bundle's folder.
+    """Return the baseline of a bundle: properties of its models, weights and engines for later comparison.
 
     Args:
         bundle: open bundle.
@@ -161,7 +168,7 @@ def baseline_of(bundle: Bundle, latency: Mapping[str, float] | None = None) -> B
 
 
 def measure_latency(bundle: Bundle, progress: Callable[[str], None] = lambda model: None) -> dict[str, float]:
-    """Measure each model's CPU time on one thread, divided by the CPU time of a plain ONNX Runtime session.
+    """Measure each model's CPU time on one thread, divided by that of a plain ONNX Runtime session of the same model.
 
     Args:
         bundle: open bundle; its device cache is created if it is missing.
@@ -184,7 +191,7 @@ def measure_latency(bundle: Bundle, progress: Callable[[str], None] = lambda mod
 
 
 def read_baseline(path: Path) -> Baseline:
-    """Read a baseline file.
+    """Read a baseline file, which holds properties of an earlier bundle.
 
     Raises:
         InputError: the file cannot be read, is not a baseline, or has another major version.
@@ -210,7 +217,7 @@ def read_baseline(path: Path) -> Baseline:
 
 
 def write_baseline(path: Path, baseline: Baseline) -> None:
-    """Write a baseline to a JSON file. An existing file is replaced only when the new one is complete.
+    """Write the baseline of a bundle to a JSON file. Replace an existing file only when the new one is complete.
 
     Raises:
         InputError: the file cannot be written.
@@ -226,7 +233,7 @@ def write_baseline(path: Path, baseline: Baseline) -> None:
 
 
 def _stage(program: Program) -> StageBaseline:
-    """Return the baseline of one stage."""
+    """Return the baseline entry of one stage: id, digest, operator counts and weight inputs of its program."""
     model = read_model(program.proto)
     operators = Counter(node.op_type for node in model.graph.node)
     for tensor in model.graph.initializer:

@@ -1,4 +1,4 @@
-"""Comparison of a bundle's baseline with an earlier one: what got worse, better, or merely changed."""
+"""Comparison of a bundle's current baseline with an earlier one: differences that are worse, better, or neither."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from .baseline import Baseline, EnginesBaseline, StageBaseline
 __all__ = ["GROWTH", "SLOWDOWN", "Difference", "compare_baselines"]
 
 GROWTH = 0.01
-"""Maximum growth of an engine that is not reported as worse, as a fraction of its size in the earlier baseline.
+"""Maximum growth of a TensorRT engine that is not reported as worse, as a fraction of its size in the old baseline.
 
 Engines of one program have the same size every time, to the byte. The margin is not for random variation: it ignores
 growth that is too small to matter."""
 SLOWDOWN = 0.25
-"""Maximum growth of a model's run time ratio that is not reported as worse, as a fraction of the earlier ratio."""
+"""Maximum growth of a model's run time that is not reported as worse, as a fraction of the earlier run time.
+
+Run times are relative to the run time in a plain ONNX Runtime session."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +38,15 @@ class Difference:
 
 
 def compare_baselines(before: Baseline, now: Baseline) -> list[Difference]:
-    """Return all differences between two baselines, in the order models, weights, sharing, engines, latency.
+    """Return all differences between two baselines of a bundle: in models, weights, sharing, engines, latency.
 
     A difference is worse if a model, stage or engine is missing, a model has another mode or another program, fewer
     weights are inputs, the weights have more unique bytes, a tensor or a program is no longer shared, an engine has
     more layers or grew by more than :data:`GROWTH`, or a run is slower by more than :data:`SLOWDOWN`.
 
     Args:
-        before: earlier baseline.
-        now: current baseline.
+        before: baseline of an earlier version of the bundle.
+        now: baseline of the current bundle.
     """
     return [*_models(before, now), *_weights(before, now), *_engines(before, now), *_latency(before, now)]
 
@@ -181,7 +183,7 @@ def _programs(baseline: Baseline) -> dict[str, str]:
 
 
 def _tensors(baseline: Baseline) -> dict[str, int]:
-    """Return name of each initializer that holds a shared tensor -> index of the tensor in the baseline."""
+    """Return name of each initializer that holds a shared tensor -> index of the tensor in ``baseline.shared``."""
     return {use: number for number, shared in enumerate(baseline.shared) for use in shared.uses}
 
 

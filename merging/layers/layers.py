@@ -14,10 +14,11 @@ from ..models.trace import LAYERS, LayerTrace, trace_layers
 __all__ = ["Definition", "Kind", "Layer", "layers_of", "shareable"]
 
 Definition = Literal["shape", "strict"]
-"""Rule that says when two layers can share a weight.
+"""Name of the rule that says when two layers can share a weight.
 
 ``shape``: layer type, weight shape and number of convolution groups must be equal; stride, padding, dilation and bias
-may differ. ``strict``: everything that PyTorch prints of a layer must be equal, as in the paper's published code."""
+may differ. ``strict``: the texts that PyTorch prints of the two layers must be equal, as in the published code of
+the GEMEL paper."""
 
 Kind = tuple[str, tuple[int, ...], int]
 """Key of a layer: definition, weight shape and weight bytes. Layers can share a weight if all three are equal."""

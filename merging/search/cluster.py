@@ -76,10 +76,10 @@ class Cluster:
         self._ray.shutdown()
 
     def execute(self, jobs: Sequence[Job]) -> list[Outcome] | None:
-        """Run jobs in parallel and return their outcomes.
+        """Run jobs (trials of a merge) in parallel on the Ray cluster, and return the outcomes of the trials.
 
-        Each training stops at the deadline by itself. If there are several jobs, all that are not done at the deadline
-        are cancelled, because some of them may still wait for a worker.
+        The training of each trial stops at the deadline of the search by itself. If there are several jobs, all that
+        are not done at the deadline are cancelled, because some of them may still wait for a worker.
 
         Returns:
             Outcomes in the order of the jobs, with weights on the CPU; None if jobs were cancelled.

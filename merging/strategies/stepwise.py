@@ -51,7 +51,7 @@ def _stepwise(order: str) -> Strategy:
 
 
 heaviest = _stepwise("heaviest")
-"""Strategy that tries the group of layers with the largest saving first: the paper's heuristic."""
+"""Strategy that tries groups of layers in order of falling saving, as the heuristic of the GEMEL paper does."""
 earliest = _stepwise("earliest")
 """Strategy that tries groups of layers from the input of the models to their output."""
 latest = _stepwise("latest")

@@ -83,13 +83,13 @@ class DeviceFrames:
         return DeviceArray(address, array.dtype, array.shape)
 
     def forget(self) -> None:
-        """Free the memory of all frames; no work on the device may be using them."""
+        """Free the device memory of all frames; no work on the device may be using them."""
         for _, address in self._frames.values():
             self._device.free(address)
         self._frames.clear()
 
     def close(self) -> None:
-        """Free the memory of all inputs. Idempotent."""
+        """Free the device memory of all inputs. Idempotent."""
         self.forget()
         for _, address in self._blocks.values():
             self._device.free(address)

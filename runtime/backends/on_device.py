@@ -47,7 +47,7 @@ class Executable(Protocol):
         ...
 
     def run(self, inputs: Mapping[str, DeviceArray]) -> dict[str, Array]:
-        """Run the program, wait for it, and return its outputs by name, in this machine's memory."""
+        """Run the program, wait until the run has ended, and return outputs by name, in this machine's memory."""
         ...
 
 
@@ -118,7 +118,7 @@ class OnDevice(ArenaBackend[DeviceArena]):
 
     @property
     def stats(self) -> ArenaStats:
-        # Private copies are never dropped, so they add to whatever the arena held.
+        # Private copies of weights are never dropped, so their bytes add to the peak of the arena.
         return replace(self.arena.stats, peak=self.arena.stats.peak + self.private_bytes)
 
     def activate(self, model: str) -> None:
@@ -166,7 +166,7 @@ class OnDevice(ArenaBackend[DeviceArena]):
             self.device.close()
 
     def _bind(self, executable: Executable, model: str, stage: Stage) -> None:
-        """Bind a model's weights to a program, unless they are bound already, at the same addresses."""
+        """Bind a model's weights to a program, unless the weights are bound already, at the same addresses."""
         weights = self._where(model, stage)
         if self._bound.get(stage.program) is weights:
             return

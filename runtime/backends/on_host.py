@@ -29,5 +29,5 @@ class OnHost:
         self._outputs = [port.name for port in self._session.get_outputs()]
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run the program and return its outputs by name."""
+        """Run the program on the CPU, and return the outputs by name."""
         return dict(zip(self._outputs, self._session.run(self._outputs, dict(inputs)), strict=True))

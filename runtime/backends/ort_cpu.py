@@ -28,8 +28,8 @@ __all__ = ["OrtCpu", "SessionMode"]
 SessionMode = Literal["bound", "constant", "packed"]
 """Mode in which a model runs.
 
-``bound``: the model's weights are shared with other models and swapped. ``constant``, or ``packed`` for int8 models:
-the model's sessions hold a private copy of its weights.
+``bound``: the model's weights lie in the arena, are shared with other models, and are swapped. ``constant``, or
+``packed`` for int8 models: the model's sessions hold a private copy of its weights.
 """
 
 
@@ -119,7 +119,7 @@ class OrtCpu(ArenaBackend[HostArena]):
             raise
 
     def unbind(self, model: str) -> None:
-        """Release a model and forget its bindings, so that the next :meth:`activate` is a full swap-in to be timed."""
+        """Release a model and forget its bindings, so that the next :meth:`activate` makes a full swap-in."""
         self.release(model)
         for stage in self._bundle.manifest.models[model].stages:
             self._bound.pop((model, stage), None)
@@ -133,12 +133,16 @@ class OrtCpu(ArenaBackend[HostArena]):
 
     @property
     def private_bytes(self) -> int:
-        """Bytes of the private copies that opened sessions of ``constant`` and ``packed`` models hold."""
+        """Bytes of the private copies of weights that all open sessions hold.
+
+        Sessions of models in mode ``constant`` (weights are constants of the graph) and ``packed`` (int8 weights, which
+        ONNX Runtime re-arranges) hold private copies.
+        """
         return sum(size for path, size in self._copies.items() if path in self._sessions)
 
     @property
     def stats(self) -> ArenaStats:
-        # Private copies are never dropped, so they add to whatever the arena held.
+        # Private copies of weights are never dropped, so their bytes add to the peak of the arena.
         return replace(self.arena.stats, peak=self.arena.stats.peak + self.private_bytes)
 
     def close(self) -> None:
@@ -191,7 +195,7 @@ def _decide(bundle: Bundle, baked: Baked, memory: str | int) -> tuple[Mapping[st
 
 
 def _private_copies(baked: Baked, modes: Mapping[str, SessionMode]) -> dict[Path, int]:
-    """Return graph file -> bytes of weights that the graph's session holds, for all models that are not bound."""
+    """Return graph file -> bytes of the private copy of weights in its session, for models that are not bound."""
     copies = {}
     for name, mode in modes.items():
         for stage, made in baked.models[name].items() if mode != "bound" else ():

@@ -76,7 +76,7 @@ class Backend(Protocol):
         ...
 
     def evict(self) -> None:
-        """Evict all segments that no active model holds."""
+        """Evict from memory all segments that no active model holds."""
         ...
 
     def activate(self, model: str) -> None:
@@ -108,7 +108,7 @@ class Backend(Protocol):
         ...
 
     def close(self) -> None:
-        """Free all memory and the device. The backend cannot be used afterwards."""
+        """Close the backend: free its memory and its device. The backend cannot be used afterwards."""
         ...
 
     def __enter__(self) -> Backend: ...

@@ -33,7 +33,7 @@ BACKENDS = {
 
 
 def check_backend(name: str) -> None:
-    """Check that a backend exists, before any work is done for it.
+    """Check that a backend with this name exists, before any work is done for the backend.
 
     Raises:
         InputError: the name is not one of :data:`BACKENDS`.
@@ -81,6 +81,6 @@ def open_backend(
 
 
 def _find(name: str) -> BackendOpener:
-    """Import and return the class of a backend."""
+    """Import and return the class of the backend with a given name."""
     module, title = BACKENDS[name].split(":")
     return cast(BackendOpener, getattr(import_module(module, __package__), title))

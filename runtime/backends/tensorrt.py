@@ -1,7 +1,7 @@
 """Backends ``tensorrt`` and ``tensorrt-rtx``: one engine per program, which all models with the program share.
 
 An engine either reads weights at their addresses in the device arena (bound), or keeps a private copy of the weights
-that is filled from the arena (refitted). Measurements on the device decide between the two.
+that is filled from the arena (refitted). Measurements on the device decide which of the two is used.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def _copies(bundle: Bundle, engines: Engines) -> dict[str, int]:
 
 
 def _fit(bundle: Bundle, device: Device, memory: str | int, copies: int) -> bool:
-    """Return whether the budget and the device have room for ``copies`` bytes in addition to the arena."""
+    """Return whether the budget and the device have room for the arena and ``copies`` bytes of private copies."""
     try:
         needed = min(allowed(bundle, memory, copies), allowed(bundle, "all", copies))
     except InputError:

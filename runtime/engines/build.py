@@ -39,7 +39,7 @@ def build_engine(
     products to TF32, as PyTorch's convolutions do.
 
     Args:
-        library: library that builds the engine.
+        library: TensorRT or TensorRT for RTX, which builds the engine.
         proto: serialised program, see :mod:`gemel.bundles.program`.
         rows: input -> maximum size of its first dimension, for inputs whose first dimension is dynamic. The engine is
             tuned for that size.

@@ -58,7 +58,7 @@ def pick(
         proto: serialised program.
         rows: see :func:`.build.build_engine`. The engines are timed with inputs of these sizes.
         bound: engine of the program with weights as inputs.
-        library: library that builds and runs the engines.
+        library: TensorRT or TensorRT for RTX, which builds and runs the engines.
         device: this machine's device.
         timings: see :func:`.build.build_engine`.
 

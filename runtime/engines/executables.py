@@ -28,7 +28,7 @@ class NoRoomError(BackendError):
 
 
 def allocate(device: Device, size: int) -> int:
-    """Allocate device memory and return its address; raise a distinct error if there is too little.
+    """Allocate device memory and return its address; raise a :class:`NoRoomError` if too little is free.
 
     Raises:
         NoRoomError: not enough memory is free; the message says how many bytes are.
@@ -47,7 +47,7 @@ class _Block:
         self._address, self._size = 0, 0
 
     def take(self, size: int) -> int:
-        """Return the address of ``size`` bytes of the memory. Old contents are lost; old addresses may be invalid.
+        """Return the device address of ``size`` bytes. Old contents are lost; old addresses may be invalid.
 
         Raises:
             NoRoomError: not enough memory is free.
@@ -58,20 +58,20 @@ class _Block:
         return self._address
 
     def close(self) -> None:
-        """Free the memory."""
+        """Free the device memory."""
         if self._size:
             self._device.free(self._address)
         self._address, self._size = 0, 0
 
 
 class EngineOpener:
-    """Opener of one library's engines on one device.
+    """Opener of engines of TensorRT, or of TensorRT for RTX, on one device.
 
     The engines run one after the other in one stream. They share one block of memory for activations, which is as large
     as the most demanding engine needs.
 
     Args:
-        library: library that built the engines.
+        library: TensorRT or TensorRT for RTX, which built the engines.
         device: device that runs the engines.
         stream: stream in which the engines run.
     """
@@ -83,7 +83,7 @@ class EngineOpener:
         self._opened: list[Engine] = []
 
     def bound(self, data: bytes, stage: Stage) -> BoundEngine | None:
-        """Open an engine whose weights are inputs.
+        """Open an engine that takes its program's weights as inputs.
 
         Args:
             data: serialised engine.
@@ -99,7 +99,9 @@ class EngineOpener:
         return None if engine is None else self._with(BoundEngine(self, engine, stage))
 
     def refitted(self, data: bytes, stage: Stage, proto: bytes) -> RefitEngine | None:
-        """Open an engine that holds a private copy of its weights. The copy has no values until the first refit.
+        """Open an engine that holds a private copy of a model's weights.
+
+        The copy has no values until the first refit, which copies the weights of a model into the engine.
 
         Args:
             data: serialised engine.
@@ -123,7 +125,7 @@ class EngineOpener:
         self.block.close()
 
     def _loaded(self, data: bytes) -> Any:
-        """Return a deserialised engine; None if the library cannot use the engine."""
+        """Deserialise and return an engine; return None if TensorRT, or TensorRT for RTX, cannot use the engine."""
         # Errors from now on are about this engine.
         self.library.logger().errors.clear()
         return self._runtime.deserialize_cuda_engine(data)

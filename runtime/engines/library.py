@@ -30,7 +30,7 @@ class Library:
 
     @property
     def version(self) -> str:
-        """Version of the library, such as ``10.3.0``."""
+        """Version of TensorRT, or of TensorRT for RTX, such as ``10.3.0``."""
         return str(self.module.__version__)
 
     @cached_property

@@ -27,7 +27,7 @@ __all__ = [
 ENGINES_RECORD = "engines.json"
 
 EngineMode = Literal["bound", "refit"]
-"""Mode of an engine.
+"""Mode of an engine, which says how the engine gets its weights.
 
 ``bound``: weights are inputs. ``refit``: weights are constants; a swap copies another model's weights into the engine.
 """
@@ -38,7 +38,7 @@ class _Value(BaseModel):
 
 
 class ModeChoice(_Value):
-    """Mode of a program, and the times that decided it or the reason why there are none.
+    """Mode of a program's engine, and the times that decided the mode or the reason why no times were measured.
 
     Times are medians on the device, and None unless both a bound and a refitted engine were timed.
     """
@@ -49,9 +49,9 @@ class ModeChoice(_Value):
     refit_ms: float | None = None
     """Milliseconds of a run with weights as constants."""
     swap_ms: float | None = None
-    """Milliseconds of copying another model's weights into the engine."""
+    """Milliseconds of copying another model's weights into the refitted engine."""
     why: str = "not measured"
-    """Reason why no times were measured."""
+    """Reason why no run times of the engines were measured."""
 
     def __str__(self) -> str:
         if self.bound_ms is None or self.refit_ms is None or self.swap_ms is None:
@@ -94,7 +94,7 @@ class Engines(_Value):
     library: str
     """Name of the backend whose library built the engines."""
     version: str
-    """Version of the library that built the engines."""
+    """Version of the library (TensorRT or TensorRT for RTX) that built the engines."""
     targets: tuple[str, ...]
     """Compute capabilities of the devices that the engines run on."""
     device: str | None = None
@@ -104,7 +104,10 @@ class Engines(_Value):
     engines: dict[Id, EngineSpec]
     """Program id -> engine files and mode of the program."""
     refused: dict[Id, str] = {}
-    """Program id -> reason why the library refuses the program. Refused programs have no weights and run on the CPU."""
+    """Program id -> reason why the library (TensorRT or TensorRT for RTX) refuses the program.
+
+    Only programs without weights may be refused. ONNX Runtime runs them on the CPU.
+    """
 
     @property
     def title(self) -> str:

@@ -48,7 +48,7 @@ def build_engines(
 
     Args:
         bundle: an open bundle.
-        library: library that builds the engines.
+        library: TensorRT or TensorRT for RTX, which builds the engines.
         targets: compute capabilities to build for, such as ``sm86``, in any order.
         progress: function called before the engine of each program is built; see :data:`BuildProgress`.
 
@@ -77,7 +77,7 @@ def engines_for(
 
     Args:
         bundle: an open bundle.
-        library: library that runs the engines.
+        library: TensorRT or TensorRT for RTX, which runs the engines.
         device: this machine's device.
         progress: function called before the engine of each program is built; see :data:`BuildProgress`.
         fresh: whether to build all engines again, because the library cannot use those that exist.
@@ -134,7 +134,7 @@ def _most(model: ModelSpec, stage: str) -> int:
 
 
 def _fits(engines: Engines, library: Library, device: Device) -> bool:
-    """Return whether engines that were built without a device can run on this device with this library."""
+    """Return whether engines, built without a device, can run on ``device`` with this version of ``library``."""
     return (
         (engines.library, engines.version) == (library.backend, library.version)
         and device.target in engines.targets
@@ -143,7 +143,7 @@ def _fits(engines: Engines, library: Library, device: Device) -> bool:
 
 
 def _folders(bundle: Bundle, library: Library, devices: Sequence[str]) -> tuple[Path, Path]:
-    """Return the folders that may hold the engines for these devices, the preferred folder first."""
+    """Return the folders that may hold a bundle's engines for some devices, the preferred folder first."""
     parts = (bundle.id, library.version, *devices, _LAYOUT)
     name = f"{library.backend}-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:16]}"
     return cache.places(bundle, name)
@@ -162,7 +162,7 @@ def _make(
     device: Device | None,
     progress: BuildProgress,
 ) -> Engines:
-    """Return the engines in the first complete folder; if there is none, build them in the first writable folder."""
+    """Return the engines in the first complete folder; if no folder is complete, build in the first writable one."""
     return cache.find_or_make(
         folders,
         bundle,

@@ -15,7 +15,7 @@ _DIGEST = hashlib.sha256().digest_size
 
 
 class Timings:
-    """Timing cache in a file: a SHA-256 digest, then the library's data. A damaged or missing file counts as empty.
+    """Timing cache in a file: a SHA-256 digest, then TensorRT's data. A damaged or missing file counts as empty.
 
     Args:
         path: file of the cache, one for each library, library version and card.
@@ -31,7 +31,7 @@ class Timings:
         """
         if not hasattr(config, "create_timing_cache"):
             return
-        # The library refuses the cache of another card; then it gets an empty cache.
+        # The library refuses the cache of another card; then the builder gets an empty cache.
         for data in (self._read(), b""):
             cache = config.create_timing_cache(data)
             if cache is not None and config.set_timing_cache(cache, False):
@@ -51,7 +51,10 @@ class Timings:
             write_whole(self._path, hashlib.sha256(data).digest() + data)
 
     def _read(self) -> bytes:
-        """Return the library's data from the file; empty if the file is missing or its digest is wrong."""
+        """Return the kernel times that the file holds, as the library wrote them.
+
+        The result is empty if the file is missing or its digest is wrong.
+        """
         try:
             content = self._path.read_bytes()
         except OSError:

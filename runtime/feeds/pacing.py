@@ -1,4 +1,8 @@
-"""Timing of frames, calculated without a clock: pauses between attempts, frame rates and time stamps."""
+"""Timing of a feed's frames, calculated without reading a clock.
+
+The module has the pauses before a source is opened again, the filter that limits the frame rate, and the time stamps of
+frames, which only grow.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ class Backoff:
     limit: float = 10.0
 
     def delay(self, attempt: int) -> float:
-        """Return the pause in seconds before an attempt, counted from 0.
+        """Return the pause in seconds before an attempt to open the source again; the first attempt has number 0.
 
         >>> [Backoff().delay(attempt) for attempt in (0, 1, 2, 9)]
         [0.5, 1.0, 2.0, 10.0]
@@ -61,12 +65,12 @@ class Timeline:
         self._offset: float | None = None
 
     def begin(self, at: float | None = None, *, period: float = 0.0) -> None:
-        """Note that the source was opened.
+        """Note that the source was opened, and choose the time that its next frame gets.
 
         Args:
-            at: time of the source's next frame in seconds. If left out, that frame follows the last frame at the
-                distance that frames had before.
-            period: seconds between frames that the source states; used if the source had a single frame so far.
+            at: time of the next frame, in seconds since the feed's first frame. If left out or too early, the next
+                frame follows the newest frame after as many seconds as lay between the two newest frames.
+            period: seconds between two frames, as the source states; used until the feed has had two frames.
         """
         following = 0.0 if self._last is None else self._last + max(self._step or period, self._LEAST)
         self._start = following if at is None else max(at, following)

@@ -20,7 +20,7 @@ __all__ = ["BundleSession"]
 
 
 class BundleSession:
-    """Session that answers queries of a bundle on images of the caller, under a memory budget. For one thread.
+    """Session that answers queries of a bundle on images of the caller, under a memory budget. Not thread-safe.
 
     If the budget has no room for all weights, the weights of a query are loaded when the query needs them, and others
     are evicted.
@@ -111,7 +111,7 @@ class BundleSession:
         return {query: self._infer(query, frame) for query in queries}
 
     def close(self) -> None:
-        """Release the device and the memory. Idempotent."""
+        """Close the backend, which frees the weights and the device. Idempotent."""
         self._backend.close()
 
     def __enter__(self) -> BundleSession:

@@ -1,4 +1,4 @@
-"""Consumer's side of a feed: the frames that the feed's queries can take, and the results on these frames."""
+"""Channel of a feed: the frames that wait for the feed's queries, and the results on these frames."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Channel:
 
     @property
     def wanted(self) -> bool:
-        """Whether at least one query of the feed still runs, and so wants frames."""
+        """Whether the feed still needs to deliver frames, because at least one of its queries was not given up."""
         return any(query.alive for query in self.queries)
 
     def advance(self, *, live: bool) -> list[Left]:
@@ -118,11 +118,15 @@ class Channel:
         return left
 
     def close(self) -> list[Left]:
-        """Remove all frames, and return the frames that a query had processed, with their results."""
+        """Remove all frames from the channel, and return the frames that a query had processed, with their results."""
         return [left for _ in range(len(self.frames)) for left in self._leave()]
 
     def _leave(self) -> list[Left]:
-        """Remove the oldest frame; return it with its results in a list, which is empty if no query processed it."""
+        """Remove the oldest frame from the channel, and return the frame with the newest results of the feed's queries.
+
+        Returns:
+            A list with the frame and the results as its only item; empty if no query processed the frame.
+        """
         frame = self.frames.popleft()
         found = self.results.pop(frame.index, None)
         if found is None:

@@ -11,7 +11,7 @@ from .summary import Latency, QueryStats
 __all__ = ["QueryCounters"]
 
 _LATENCIES = 100_000
-"""Maximum number of newest latencies to keep for a query; those of a run of days would fill the memory."""
+"""Maximum number of newest latencies to keep for a query: a run of days would fill the memory."""
 
 
 @dataclass(slots=True, eq=False)

@@ -1,4 +1,4 @@
-"""Profile of a bundle on this device: measured once, then kept in the device cache.
+"""Profile (sizes, times and rates) of a bundle on this device: measured once, then kept in the device cache.
 
 The cache holds the measured times. Everything else in a profile follows from the bundle.
 """
@@ -24,7 +24,7 @@ from .measure_times import MeasureProgress, Times, measure_times
 __all__ = ["DEFAULT_FPS", "kept_at", "measure_profile", "profile_of"]
 
 DEFAULT_FPS = 30.0
-"""Frames per second that are assumed for a feed whose rate the bundle does not state: those of a usual camera."""
+"""Frames per second that are assumed for a feed whose rate the bundle does not state: a usual camera's rate."""
 
 _VERSION = "1"
 """Version number of :mod:`.measure_times`. It must change when the same bundle would be measured differently."""
@@ -90,7 +90,10 @@ def profile_of(
 
 
 def kept_at(backend: Backend) -> Path:
-    """Return the path of the file in the device cache that :func:`profile_of` reads and writes; it may not exist."""
+    """Return the path of the file that keeps a bundle's measured load and run times in the device cache.
+
+    The file may not exist yet. :func:`profile_of` reads and writes the file.
+    """
     return backend.folder / f"profile-{backend.threads}-threads-{backend.loading}.json"
 
 
@@ -121,7 +124,7 @@ def _profile(bundle: Bundle, backend: Backend, times: Times) -> Profile:
 
 
 def _read(path: Path, bundle: Bundle, backend: Backend) -> Times | None:
-    """Return the times that a file keeps; None if it is missing, damaged, or written for another bundle or device."""
+    """Return the measured times in a file; None if it is missing, damaged, or written for another bundle or device."""
     try:
         # A cache may have come with a bundle from elsewhere. A link could lead out of the cache; reading a pipe blocks.
         if not stat.S_ISREG(path.lstat().st_mode):
@@ -137,7 +140,7 @@ def _write(path: Path, kept: _KeptTimes) -> None:
 
 
 def _digest(path: Path, bundle: Bundle, backend: Backend, times: Times) -> str:
-    """Return the SHA-256 of times and of everything that the times depend on.
+    """Return the SHA-256 of measured times and of everything that the times depend on.
 
     The file's name is included because it states the number of threads and how segments are loaded.
     """

@@ -23,7 +23,7 @@ class Inference:
         bundle: an open bundle.
         backend: backend that was opened for the bundle and runs its models.
         depths: feed -> maximum number of prepared frames to keep, so that queries of one feed prepare a frame once.
-            It should be the number of frames in a turn. For a feed that is left out, it is 1.
+            It should be the number of frames in a turn. A feed that is left out keeps 1 frame.
     """
 
     def __init__(self, bundle: Bundle, backend: Backend, depths: Mapping[str, int] | None = None) -> None:

@@ -28,7 +28,7 @@ ROUNDS = 5
 _LOADS = 15
 """Maximum number of timed loads of each segment."""
 _LONG_S = 1.0
-"""Seconds after which a turn is long, so that no turn with more frames is measured. A longer SLA counts instead."""
+"""Seconds that a turn may take before turns with more frames are no longer measured. A longer SLA counts instead."""
 _ENOUGH_S = 3.0
 """Total seconds of one model's turns, or of one segment's loads, after which the measurement is not repeated."""
 
@@ -98,7 +98,7 @@ def measure_times(bundle: Bundle, backend: Backend, progress: MeasureProgress = 
 def _load_ms(backend: Backend, segment: str) -> float:
     """Measure loads of one segment, and return their median time in milliseconds."""
     times: list[float] = []
-    # The first load does not count, hence one more of each.
+    # The first load does not count, hence one more load of each segment.
     while len(times) <= 1 or (len(times) <= _LOADS and sum(times[1:]) < _ENOUGH_S):
         backend.evict()
         if backend.loaded([segment]):
@@ -129,7 +129,7 @@ class _Turns:
         """Number of frames in a turn -> seconds of each turn that was measured."""
 
     def take(self, long: float) -> None:
-        """Measure one turn of each number of frames, unless the turns so far took long enough together.
+        """Measure a turn for each number of frames, unless the model's turns took long enough so far.
 
         Stop after a turn that takes longer than ``long`` seconds.
         """

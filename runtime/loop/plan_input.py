@@ -24,7 +24,7 @@ class Memory(Protocol):
         ...
 
     def evict(self) -> None:
-        """Evict all segments that no running model holds."""
+        """Evict from memory all segments that no running model holds."""
         ...
 
 

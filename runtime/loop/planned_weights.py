@@ -27,7 +27,7 @@ class PlannedWeights:
 
     Args:
         memory: memory that segments are loaded into.
-        review: review of the current plan, in which a refused transfer is noted.
+        review: observations of the run, in which a refused transfer is noted.
         loaded: function called without arguments when a transfer has ended, on any thread.
     """
 
@@ -48,12 +48,12 @@ class PlannedWeights:
         self._link.transfer(self._review.profile, transfer, now)
 
     def clear(self) -> None:
-        """Evict all weights."""
+        """Evict all weights from memory."""
         self._memory.evict()
         self._link.clear()
 
     def due(self, query: str, now: float) -> float:
-        """Return the time in milliseconds at which a query's weights are expected; at most ``now`` if in memory."""
+        """Return the time in milliseconds at which a query's weights are expected; at most ``now`` if loaded."""
         if self._review.lost:
             # The model loads its own weights when it runs.
             return 0.0

@@ -178,7 +178,11 @@ class Runner:
 
     @property
     def _frame_came(self) -> bool:
-        """Whether a feed holds a frame that its channel has room for."""
+        """Whether a feed has delivered a frame that the runner can take in now.
+
+        At least one query of the feed must still run. In an offline run, the feed's channel (the frames that wait for
+        the feed's queries) must not be full.
+        """
         return any(
             channel.wanted and channel.feed.waiting and (self._live or len(channel.frames) < channel.depth)
             for channel in self._channels.values()

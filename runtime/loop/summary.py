@@ -175,7 +175,7 @@ class Summary:
         }
 
     def write(self, path: Path) -> None:
-        """Write summary.json.
+        """Write the statistics of the run to the file summary.json.
 
         Raises:
             InputError: the file cannot be written.

@@ -53,9 +53,9 @@ class ArenaStats:
     loads: int = 0
     """Number of segment loads that were requested."""
     loaded: int = 0
-    """Bytes of all segment loads that were requested."""
+    """Total bytes of all segment loads that were requested."""
     evicted: int = 0
-    """Bytes of all segments that were evicted."""
+    """Total bytes of all segments that were evicted."""
     peak: int = 0
     """Maximum bytes of segments that were resident or loading at once."""
     blocked_s: float = 0.0
@@ -67,7 +67,7 @@ class Arena(ABC):
 
     One thread calls the methods. Loads and evictions usually run on another thread, the loader, in the order of the
     requests. Every load has a ticket (future that says when the segment is loaded), so that a model waits only for the
-    segments that it needs.
+    segments that the model needs.
 
     Args:
         sizes: segment -> size in bytes.
@@ -177,12 +177,12 @@ class Arena(ABC):
         return not any(self._residences[name].awaited for name in segments)
 
     def release(self, segments: Iterable[str]) -> None:
-        """Allow segments to be evicted again; they stay resident until their memory is needed."""
+        """Allow segments to be evicted again. The segments stay resident until their memory is needed."""
         for name in segments:
             self._residences[name].users -= 1
 
     def evict(self) -> None:
-        """Evict every segment that no model holds."""
+        """Evict from memory every segment that no model holds."""
         self._settle()
         self._transfer(self._idle(), [], waits=True)
 
@@ -216,7 +216,7 @@ class Arena(ABC):
         return gone
 
     def _transfer(self, evict: Sequence[str], load: Sequence[str], *, waits: bool) -> None:
-        """Evict segments, then load others.
+        """Evict segments from memory, then load other segments.
 
         Requests are carried out in the order in which they are made. If a request overtook an earlier one, its segments
         would be in memory together with segments that the earlier request has yet to evict.

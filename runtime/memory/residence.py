@@ -68,7 +68,7 @@ class Residence:
         return self.ticket
 
     def drop(self) -> None:
-        """Note that the segment was evicted. If it was still loading, the ticket (future) of that load is forgotten."""
+        """Note that the segment was evicted. If the segment was still loading, forget the load's ticket (future)."""
         self.state, self.ticket = ResidenceState.MISSING, None
 
     def settle(self, *, kept: bool = True) -> None:

@@ -58,12 +58,12 @@ class Slab:
 
     @property
     def room(self) -> int:
-        """Total bytes of all free pieces of memory."""
+        """Total size in bytes of all free pieces of memory."""
         return sum(length for _, length in self._holes)
 
     @property
     def widest(self) -> int:
-        """Bytes of the largest free piece of memory."""
+        """Size in bytes of the largest free piece of memory."""
         return max((length for _, length in self._holes), default=0)
 
     def needs(self, length: int) -> int:
@@ -104,7 +104,7 @@ class Slab:
         return offset
 
     def free(self, name: str) -> None:
-        """Free the memory of a segment.
+        """Free the memory of a segment, so that other segments can take the memory.
 
         Raises:
             KeyError: no memory is allocated for the segment.

@@ -83,7 +83,7 @@ def verify_cache(bundle: Bundle) -> list[Path]:
 
 
 def _folders(bundle: Bundle) -> tuple[Path, Path]:
-    """Return the folders that may hold the cache, the preferred folder first."""
+    """Return the folders that may hold a bundle's device cache, the preferred folder first."""
     return places(bundle, f"ort-cpu-{_device_key(bundle)}")
 
 

@@ -1,4 +1,4 @@
-"""Record of a baked bundle: the programs, tensors and segments that the device cache of ort-cpu holds."""
+"""Record of a baked bundle (optimised once for this CPU): programs, tensors and segments in its device cache."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from ..device_cache import check_folder, plain_size
 __all__ = ["BLOB", "CACHE_RECORD", "Baked", "BakedStage", "PrivateCopy", "check_hashes", "load_cache"]
 
 BLOB = "weights.bin"
-"""Name of the file that holds all baked weights."""
+"""Name of the file in the device cache that holds all baked weights (optimised once for this CPU)."""
 CACHE_RECORD = "cache.json"
-"""Name of the file that holds the record of a cache, which is a :class:`Baked` as JSON."""
+"""Name of the file that holds the record of a device cache, which is a :class:`Baked` as JSON."""
 
 _WORTH = 0.95
-"""Fraction of a bound run's time below which a run on a private copy is faster: measured times are 5 % uncertain."""
+"""Maximum time of an int8 run on a private copy that counts as faster, as a fraction of the time of a bound run.
+
+A bound run computes in float32 on shared weights. Measured times are 5 % uncertain.
+"""
 
 
 class PrivateCopy(BaseModel):
@@ -29,7 +32,7 @@ class PrivateCopy(BaseModel):
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
     copies: dict[Name, Size]
-    """Stage -> bytes of weights that the session of the stage holds."""
+    """Stage -> bytes of the weights of which the stage's session holds a private copy."""
     bound_ms: float = Field(ge=0)
     """Milliseconds of CPU time of a float32 run on shared weights, for one image on one thread."""
     packed_ms: float = Field(ge=0)
@@ -52,7 +55,7 @@ class PrivateCopy(BaseModel):
 
 
 class BakedStage(BaseModel):
-    """Program and weights of one stage of a baked model."""
+    """Program and weights of one stage of a model that was baked (optimised once for this CPU)."""
 
     model_config = ConfigDict(frozen=True)
     program: Id
@@ -87,16 +90,16 @@ class Baked(BaseModel):
         return self.folder / f"{name}.onnx"
 
     def constant(self, model: str, stage: str) -> Path:
-        """Return the path of a stage's graph with the weights inside, for models in mode ``constant``."""
+        """Return the path of a stage's graph whose weights are constants, for models in mode ``constant``."""
         return self.folder / f"{model}.{stage}.onnx"
 
     def packed(self, model: str, stage: str) -> Path:
-        """Return the path of a stage's INT8 graph with the weights inside."""
+        """Return the path of a stage's INT8 graph with the weights inside, for models in mode ``packed``."""
         return self.folder / f"{model}.{stage}.int8.onnx"
 
 
 def load_cache(folder: Path, bundle: Bundle) -> Baked:
-    """Read the record of a bundle's cache, and check everything except the content of the cache's files.
+    """Read the record of a bundle's device cache, and check all but the content of the cache's other files.
 
     A cache may have come with a bundle from elsewhere, so only plain files in its folder are opened.
 
@@ -123,7 +126,7 @@ def load_cache(folder: Path, bundle: Bundle) -> Baked:
 
 
 def check_hashes(baked: Baked, bundle: Bundle) -> None:
-    """Read every file of a cache and compare its SHA-256 with the record.
+    """Read every file of a device cache and compare its SHA-256 with the SHA-256 in the cache's record.
 
     Raises:
         BundleError: the content of a file differs from the record.
@@ -134,7 +137,7 @@ def check_hashes(baked: Baked, bundle: Bundle) -> None:
 
 
 def _needed(baked: Baked, bundle: Bundle) -> list[Path]:
-    """Return the files of the cache that are opened when the bundle is run.
+    """Return the files of a device cache that are opened when the bundle is run.
 
     Raises:
         BundleError: the record does not have every model of the bundle.

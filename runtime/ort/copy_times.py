@@ -34,10 +34,10 @@ def cpu_times(runs: Sequence[Callable[[], object]]) -> list[float]:
 def measure_private_copy(baked: Baked, model: str, stages: Mapping[str, Stage]) -> PrivateCopy:
     """Measure an INT8 model bound (float32 on shared weights) and packed (int8 on a private copy).
 
-    Both forms run on one image of noise. Dynamic dimensions of the input are 1.
+    The two forms run on one image of noise. Dynamic dimensions of the input are 1.
 
     Args:
-        baked: record of a cache that has both forms of the model.
+        baked: record of a device cache that has the float32 and the int8 form of the model.
         model: name of the model.
         stages: the model's stages, as the manifest has them.
     """

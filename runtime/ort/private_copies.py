@@ -19,7 +19,7 @@ __all__ = ["choose_private_copies"]
 
 @dataclass(frozen=True)
 class _Option:
-    """Smallest set of private copies with which no bound model needs more bytes than a limit."""
+    """Candidate choice: the smallest set of private copies with which no bound model needs more bytes than a limit."""
 
     limit: int
     """Maximum bytes that the segments of one bound model may take."""
@@ -71,17 +71,19 @@ def choose_private_copies(
     def missing(packed: Set[str]) -> int:
         """Return the bytes by which all bound models together exceed the memory that private copies leave.
 
-        So many bytes must be swapped.
+        The result is the number of bytes that must be swapped.
         """
         bound = _union(sizes, (segments for model, segments in segments_of.items() if model not in packed))
         return max(0, bound + private + sum(copies[model].bytes for model in packed) - allowed)
 
     choices = [_filled(option, copies, allowed, missing) for option in options if option.bytes <= allowed]
-    # Options come by falling limit, so the first one has the fewest copies that must be made.
+    # Options are in the order of falling limits, so the first one has the fewest copies that must be made.
     most = missing(choices[0])
+    # A gain that is too small to justify a private copy must not favour an option with that copy.
+    gains = {model: copy.gain_ms if copy.is_faster else min(copy.gain_ms, 0.0) for model, copy in copies.items()}
     packed = max(
         (chosen for chosen in choices if missing(chosen) <= most),
-        key=lambda chosen: sum(copies[model].gain_ms for model in chosen),
+        key=lambda chosen: sum(gains[model] for model in chosen),
     )
     bound = {model: segments for model, segments in segments_of.items() if model not in packed}
     loaded = private + sum(copies[model].bytes for model in packed)
@@ -116,12 +118,13 @@ def _options(
 def _filled(
     option: _Option, copies: Mapping[str, PrivateCopy], allowed: int, missing: Callable[[Set[str]], int]
 ) -> frozenset[str]:
-    """Return the private copies of an option, plus those that make runs faster while there is room.
+    """Return the models that get a private copy: those of an option, and others that run faster while there is room.
 
-    The copy that saves the most time per byte is added first.
+    An option is the smallest set of private copies with which no bound model needs more bytes than a limit. Of the
+    other models, the one whose copy saves the most time per byte is added first.
 
     Args:
-        option: the models that get a private copy in any case.
+        option: option whose models get a private copy in any case.
         copies: model -> size and times of its private copy, for all models that can have one.
         allowed: bytes that the memory setting allows.
         missing: function that returns the bytes that must be swapped, called with the models that have private copies.

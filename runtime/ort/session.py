@@ -25,7 +25,7 @@ def usual_threads() -> int:
 
 
 def quiet(threads: int) -> ort.SessionOptions:
-    """Return options for a session that prints only errors, and that runs on ``threads`` threads."""
+    """Return options for an ONNX Runtime session that prints only errors, and that runs on ``threads`` threads."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
@@ -40,7 +40,7 @@ def open_session(
     providers: Sequence[Any] = (CPU,),
     **settings: Any,
 ) -> ort.InferenceSession:
-    """Open a session, on the CPU by default.
+    """Open an ONNX Runtime session of a model, on the CPU by default.
 
     Args:
         path: file of the model, which error messages name.
@@ -59,7 +59,7 @@ def open_session(
 
 
 def open_baked(path: Path, threads: int, *, prepack: bool) -> ort.InferenceSession:
-    """Open a session of a graph that is optimised already.
+    """Open an ONNX Runtime session of a graph that was baked (optimised for this CPU) before.
 
     Args:
         path: file of the graph.

@@ -1,4 +1,4 @@
-"""Trial run of every baked program, before the device cache is accepted."""
+"""Trial run of every baked program (optimised for this CPU), before a new device cache is accepted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["noise_inputs", "run_each_program"]
 def run_each_program(bundle: Bundle, baked: Baked) -> None:
     """Open and run every program once, with the weights of one model that uses it.
 
-    Optimised graphs are edited after ONNX Runtime wrote them. A mistake in these edits must be found here, and not at
+    Optimised graphs are edited after ONNX Runtime wrote them. A mistake in the edits must be found here, and not at
     a camera's first frame.
 
     Raises:

@@ -29,7 +29,7 @@ __all__ = ["write_cache"]
 
 
 def write_cache(bundle: Bundle, folder: Path, progress: Callable[[str], None]) -> None:
-    """Bake every model of a bundle into a folder.
+    """Bake every model of a bundle: optimise the model for this CPU, and write the results into a folder.
 
     Args:
         bundle: an open bundle.
@@ -68,14 +68,14 @@ def write_cache(bundle: Bundle, folder: Path, progress: Callable[[str], None]) -
 
 
 class _Files:
-    """Files of a cache that is being written, with their sizes and hashes."""
+    """Files of a device cache that is being written, with their sizes and hashes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.specs: dict[str, FileSpec] = {}
 
     def put(self, name: str, data: bytes) -> None:
-        """Write a file of the cache, and record its size and SHA-256."""
+        """Write a file of the device cache, and record its size and SHA-256."""
         (self.folder / name).write_bytes(data)
         self.specs[name] = FileSpec(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
@@ -155,7 +155,7 @@ def _read_with_several_scales(bundle: Bundle) -> frozenset[str]:
 def _converted(
     bundle: Bundle, stage: Stage, precision: Precision, several_scales: Set[str]
 ) -> tuple[bytes | None, bytes | None]:
-    """Return two conversions of a stage's graph: to float32, and to a graph that computes in integers.
+    """Return two conversions of a stage's graph: one that computes in float32, and one that computes in integers.
 
     The first is None if the stage is float32 already; the second is None if the model is not INT8.
     """
@@ -176,7 +176,7 @@ def _converted(
 def _put_constant_graphs(
     bundle: Bundle, models: Mapping[str, Mapping[str, BakedStage]], placed: Layout, files: _Files
 ) -> None:
-    """Write the graphs of models in mode ``constant``, with the weights inside."""
+    """Write the graphs, with the weights inside, of models whose weights are constants (mode ``constant``)."""
     for name, model in bundle.manifest.models.items():
         if model.mode == "constant" and model.precision != "int8":
             for stage, made in models[name].items():

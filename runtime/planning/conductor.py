@@ -17,7 +17,7 @@ from .residency import Step, Transfer, steps
 __all__ = ["Conductor", "Link", "World"]
 
 _EXACT = 5
-"""Maximum number of queries for which a new plan during a run tries all orders.
+"""Maximum number of queries for which a new plan during a run tries all orders of their turns.
 
 Cameras wait for the new plan, and trying all orders of six queries takes 0.1 s.
 """
@@ -41,11 +41,11 @@ class World(Protocol):
         ...
 
     def transfer(self, transfer: Transfer) -> None:
-        """Evict segments, then load others, while models go on running."""
+        """Evict segments from memory, then load other segments, while models go on running."""
         ...
 
     def clear(self) -> None:
-        """Evict all segments."""
+        """Evict all segments from memory."""
         ...
 
     def due(self, query: str) -> float:
@@ -67,20 +67,20 @@ class World(Protocol):
         ...
 
     def process(self, query: str, count: int) -> None:
-        """Run a query, whose weights are in memory, on ``count`` of its frames: in a live run, on the newest ones."""
+        """Run a query on ``count`` of its frames: in a live run, the newest frames. Its weights must be in memory."""
         ...
 
     def wait(self, until: float) -> None:
-        """Wait until a frame or weights arrive, but not beyond the time ``until``."""
+        """Wait until a frame arrives, weights are loaded, or the time ``until`` (in milliseconds) is reached."""
         ...
 
     def revised(self) -> Profile | None:
-        """Return a new profile to plan by from now on; None while the current profile still fits."""
+        """Return the profile from which to make a new plan; None while the current plan still fits."""
         ...
 
 
 class Link:
-    """Path from storage to memory, on which segments are loaded one after the other, with the times of the loads."""
+    """Path from storage to memory, on which segments are loaded one by one; records when each load ends."""
 
     def __init__(self) -> None:
         self._due: dict[str, float] = {}
@@ -98,7 +98,7 @@ class Link:
             self._due[segment] = self._free
 
     def clear(self) -> None:
-        """Note that all segments were evicted."""
+        """Note that all segments were evicted from memory."""
         self._due.clear()
 
     def due(self, segments: Collection[str]) -> float:
@@ -175,7 +175,10 @@ class Conductor:
         return turn
 
     def _await(self, query: str) -> None:
-        """Wait until a query's weights are in memory or the run is over; run other queries meanwhile if allowed."""
+        """Wait until a query's weights are in memory or the run is over; meanwhile run other queries if allowed.
+
+        The rule of the plan says whether other queries may run.
+        """
         world = self._world
         while True:
             world.take_in()
@@ -189,10 +192,10 @@ class Conductor:
                 self.blocked_ms += world.now - now
 
     def _other(self, due: float) -> tuple[str, int] | None:
-        """Choose a query to run before ``due``: of the queries that end in time, the one whose frame arrived first.
+        """Choose a query whose run ends by ``due`` milliseconds; of several, the query with the oldest frame to answer.
 
         Returns:
-            The query and the number of frames to run it on; None if no query can end in time.
+            The query and the number of frames to run it on; None if no run can end by ``due``.
         """
         now = self._world.now
         found: list[tuple[float, str, int]] = []

@@ -1,4 +1,4 @@
-"""Orders of many queries: a short tour, in which each query has few weights to load after the query before it.
+"""Orders in which many queries take turns: a short tour, which loads few weights from query to query.
 
 The tour begins with nearest neighbours and is improved by 2-opt moves (Croes 1958) and Or-opt moves (Or 1976).
 """
@@ -17,7 +17,7 @@ __all__ = ["short_tour"]
 
 
 def short_tour(profile: Profile, queries: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the queries in an order with little to load from each query to the next. The first query stays first.
+    """Return the queries in an order in which little is loaded between two queries. The first query stays first.
 
     The length of a tour is the milliseconds of loading, for each query, the segments that the query before does not
     need. Memory is assumed to keep one model only.
@@ -33,7 +33,10 @@ def short_tour(profile: Profile, queries: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _shortened(order: list[int], length: NDArray[np.float64]) -> list[int]:
-    """Return a tour after moves that shorten it; ``length[i, j]`` is the milliseconds of loading query j after i."""
+    """Return a tour of queries after moves that shorten the tour.
+
+    ``length[i, j]`` is the milliseconds of loading for query j after query i.
+    """
 
     def total(tour: list[int]) -> float:
         return float(length[tour, tour[1:] + tour[:1]].sum())
@@ -50,7 +53,7 @@ def _shortened(order: list[int], length: NDArray[np.float64]) -> list[int]:
 
 
 def _moves(order: list[Any]) -> Iterator[list[Any]]:
-    """Yield every order that one 2-opt or Or-opt move leads to; the first item stays first.
+    """Yield every order that one 2-opt or Or-opt move of a given order leads to; the first item stays first.
 
     2-opt reverses some consecutive items. Or-opt moves one to three consecutive items to another position.
     """

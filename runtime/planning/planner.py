@@ -27,7 +27,7 @@ from .turn_costs import TurnCosts, best_choice
 __all__ = ["EXACT", "POLICIES", "Plan", "Policy", "check_policy", "make_plan"]
 
 EXACT = 7
-"""Maximum number of queries for which all orders are tried."""
+"""Maximum number of queries for which the planner tries all orders of their turns."""
 _EXCHANGES = 150
 """Maximum number of pairs of neighbouring queries to exchange, in search of a better order of many queries."""
 
@@ -37,7 +37,7 @@ class Policy:
     """Objective and constraints of plans."""
 
     rule: Rule = field(default_factory=Rule)
-    """Rule of eviction and prefetch."""
+    """Rule that chooses the segments to evict and to prefetch."""
     listed: bool = False
     """Whether to keep the order in which the profile lists queries."""
     fair: bool = False
@@ -53,7 +53,7 @@ POLICIES = {
     "nexus+shared": Policy(_NEXUS, listed=True, fair=True, lazy=True),
     "lru": Policy(Rule("least-recent", ahead="none", fill=False), listed=True),
 }
-"""Name of a policy -> policy.
+"""Name of a planning policy -> objective and constraints of its plans.
 
 ``gemel`` is the default. The others are baselines, which keep the order in which the profile lists queries. ``nexus``
 is the baseline of the GEMEL paper: it loads and evicts whole models, and evicts the most recently used model first. It
@@ -63,7 +63,7 @@ same policy for a profile with shared weights. ``lru`` evicts the least recently
 
 
 def check_policy(name: str) -> None:
-    """Check that a policy exists.
+    """Check that a planning policy with this name exists.
 
     Raises:
         InputError: the name is not one of :data:`POLICIES`.
@@ -81,7 +81,7 @@ class Plan:
     batches: dict[str, int]
     """Query -> turn size: maximum number of frames that the query's turn takes."""
     rule: Rule
-    """Rule of eviction and prefetch."""
+    """Rule that chooses the segments to evict and to prefetch."""
     pinned: frozenset[str]
     """Segments that are never evicted once the cycles repeat."""
     cycle_ms: float
@@ -93,7 +93,7 @@ class Plan:
 
 
 def make_plan(profile: Profile, budget: int, policy: Policy | None = None, exact: int = EXACT) -> Plan:
-    """Return the best plan that the search finds. The same arguments give the same plan.
+    """Return the best plan of a workload that the search finds. The same arguments give the same plan.
 
     Args:
         profile: sizes, times and rates of the workload on its device.

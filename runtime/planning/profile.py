@@ -57,7 +57,7 @@ class ModelProfile(_Value):
 
 
 class QueryProfile(_Value):
-    """Model and frame rate of one query."""
+    """Model of one query, and the frame rate of its feed."""
 
     model: str
     fps: Annotated[float, Field(gt=0)]

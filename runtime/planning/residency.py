@@ -21,7 +21,7 @@ If no cycle repeats, the last half of the replayed cycles stands for all later c
 
 @dataclass(frozen=True)
 class Rule:
-    """Rule of eviction and prefetch."""
+    """Rule that chooses the segments to evict and to prefetch."""
 
     evict: Literal["farthest", "recent", "least-recent"] = "farthest"
     """Unit (segment or whole model) to evict first.
@@ -35,7 +35,7 @@ class Rule:
     Segments of an evicted model stay if another model in memory shares them.
     """
     ahead: Literal["part", "all", "none"] = "part"
-    """Segments to prefetch while the turn before runs.
+    """Segments to prefetch while the previous turn runs.
 
     ``part``: as many of the missing segments as fit. ``all``: all missing segments, or none if not all fit. ``none``:
     none.
@@ -54,13 +54,13 @@ class Transfer:
 
 @dataclass(frozen=True)
 class Step:
-    """Turn of a query, and the transfers that the turn needs."""
+    """Turn of a query, and the transfers (evictions and loads of segments) that the turn needs."""
 
     query: str
     ahead: Transfer
-    """Transfer to make while the turn before runs; it evicts no segment of the turn before."""
+    """Transfer to make while the previous turn runs; it evicts no segment of the previous turn."""
     then: Transfer
-    """Transfer to make after the turn before has ended; it may evict segments of the turn before."""
+    """Transfer to make after the previous turn has ended; it may evict segments of the previous turn."""
 
 
 def steps(profile: Profile, budget: int, order: Sequence[str], rule: Rule) -> Iterator[Step]:
@@ -78,7 +78,7 @@ def steps(profile: Profile, budget: int, order: Sequence[str], rule: Rule) -> It
 
 
 def settled(profile: Profile, budget: int, order: Sequence[str], rule: Rule) -> list[list[Step]]:
-    """Return the cycles of turns that repeat after a start phase: mostly one cycle, sometimes as many as queries.
+    """Return the cycles of turns that repeat after a start phase: usually one, or as many as there are queries.
 
     The arguments are those of :func:`steps`.
     """
@@ -113,12 +113,12 @@ class _Memory:
         self._segments: dict[str, None] = {}
         """Segments in memory, in the order of their loads."""
         self._running: tuple[str, ...] | None = None
-        """Segments of the turn before; None before the first turn."""
+        """Segments of the previous turn; None before the first turn."""
         self._free = budget
 
     @property
     def state(self) -> object:
-        """State that all later turns depend on: cycles that begin with equal states are equal."""
+        """State of simulated memory, which decides all later turns: cycles that begin with equal states are equal."""
         return self._running, tuple(self._resident)
 
     def turn(self, position: int) -> Step:
@@ -146,7 +146,7 @@ class _Memory:
         return sum(self._profile.segments[segment].bytes for segment in segments)
 
     def _early(self, missing: Sequence[str], wanted: Collection[str]) -> list[str]:
-        """Choose the missing segments to load while the turn before runs; if not all fit, prefer the slowest loads."""
+        """Choose missing segments to load while the previous turn runs; if not all fit, prefer the slowest loads."""
         if self._running is None or self._rule.ahead == "none":
             return []
         kept = {*self._running, *(segment for segment in wanted if segment in self._segments)}
@@ -162,7 +162,7 @@ class _Memory:
         return found
 
     def _load(self, segments: Sequence[str], held: Collection[str], position: int) -> Transfer:
-        """Evict units by the rule, except the segments ``held``, until ``segments`` fit; load them."""
+        """Evict units by the rule, except the segments ``held``, until ``segments`` fit; then load ``segments``."""
         evicted = self._make_room(self._bytes(segments), held, position)
         self._take_in(segments)
         return Transfer(tuple(evicted), tuple(segments))
@@ -172,7 +172,7 @@ class _Memory:
         self._free -= self._bytes(segments)
 
     def _make_room(self, needed: int, held: Collection[str], position: int) -> list[str]:
-        """Evict units by the rule until ``needed`` bytes are free; return the segments that were evicted.
+        """Evict units by the rule until ``needed`` bytes of the budget are free; return the evicted segments.
 
         Segments in ``held`` are not evicted.
         """

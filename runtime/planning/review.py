@@ -1,4 +1,4 @@
-"""Review of a plan during a run: whether the plan still fits, and if not, the profile for a new plan."""
+"""Review of the plan of a run: whether the plan still fits the run, and if not, the profile for a new plan."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["Review"]
 _EVERY_MS = 1000.0
 """Milliseconds between two regular reviews of a plan."""
 _RUNS = 9
-"""Number of a model's newest turns whose median time is compared with the profile."""
+"""Number of a model's newest turns whose median time is compared with the time that the profile says."""
 _OFF = 1.5
-"""Factor by which a model's turns may be longer or shorter than in the profile before a new plan is made."""
+"""Factor by which a model's turns may be longer or shorter than the profile says before a new plan is made."""
 
 
 class Review:
@@ -52,11 +52,14 @@ class Review:
             self._ratios[model].append(milliseconds / expected)
 
     def due(self, now: float) -> bool:
-        """Return whether the next regular review, by :meth:`revised`, is due at ``now`` milliseconds."""
+        """Return whether the next regular review of the current plan is due, ``now`` milliseconds after the run began.
+
+        The caller reviews the plan by calling :meth:`revised`.
+        """
         return now - self._last >= _EVERY_MS
 
     def revised(self, active: Collection[str], now: float) -> Profile | None:
-        """Return the profile for a new plan: the active queries, with measured times.
+        """Review the current plan; return the profile for a new plan, with active queries and measured times.
 
         Args:
             active: queries that have frames, or may have some soon. If there are none, the plan stays as it is.
@@ -79,7 +82,7 @@ class Review:
     def _measured(self) -> Mapping[str, ModelProfile]:
         """Return the profile's models, with measured times for models whose turns differ much from the profile.
 
-        If no model's turns differ much, the profile's own mapping is returned, as the same object.
+        If no model's turns differ much from the profile, the profile's own mapping is returned, as the same object.
         """
         off = {
             model: ratio

@@ -1,8 +1,8 @@
 """Cost of turns, for one order of queries: how long a cycle takes, and how many frames are answered in time.
 
 A query takes several frames in one turn, so that its weights are loaded once for all of the frames. More frames per
-turn make the cycle longer and the frames older. :func:`best_choice` looks for the numbers of frames with the best
-outcome.
+turn make the cycle longer and the frames older. :func:`best_choice` looks for the numbers of frames per turn with
+the best score.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class TurnCosts:
     A turn size is the number of frames that a query takes in one turn. The profile says which sizes a model may have
     (:meth:`.profile.Profile.batches`), and how long such a turn runs.
 
-    Loads that are made *ahead* of a turn run at the same time as the turn before. They delay the cycle only by as much
-    as they take longer than the turn before. All other loads delay the cycle by their full time.
+    Loads that are made *ahead* of a turn run at the same time as the previous turn. These loads delay the cycle only by
+    the time that they take longer than the previous turn. All other loads delay the cycle by their full time.
 
     Args:
         profile: sizes, times and rates of the workload on its device.
@@ -73,7 +73,7 @@ class TurnCosts:
         return found
 
     def cycle(self, choices: Choices) -> tuple[_Array, _Array]:
-        """Return the milliseconds of an average cycle, and those in which no model runs, ``[C]`` each."""
+        """Return the milliseconds of an average cycle, and its milliseconds in which no model runs, ``[C]`` each."""
         runs = self._run_ms[self._places, choices]
         before = np.roll(runs, 1, axis=1)[:, None]
         blocked = np.maximum(self._ahead_ms - before, 0).sum(2).mean(1) + self._then_ms
@@ -106,7 +106,7 @@ class TurnCosts:
 
 
 def best_choice(costs: TurnCosts) -> Choices:
-    """Return the turn sizes with the highest score, as indices ``[Q]``.
+    """Return the turn sizes of Q queries that together have the highest score, as indices ``[Q]``.
 
     All combinations are tried if there are few. Otherwise the result is a local optimum: changing the turn size of any
     single query does not improve the score.
@@ -118,7 +118,7 @@ def best_choice(costs: TurnCosts) -> Choices:
 
 
 def _climbed(costs: TurnCosts) -> Choices:
-    """Return turn sizes found by hill climbing, as indices ``[Q]``.
+    """Return the turn sizes of Q queries that hill climbing finds, as indices ``[Q]``.
 
     The search starts from the best of several choices, and changes one turn size at a time while the score improves.
     """

@@ -16,7 +16,7 @@ from .words import words
 __all__ = ["Color", "annotate", "palette"]
 
 Color = tuple[int, int, int]
-"""(blue, green, red), each 0 to 255."""
+"""Color for drawing on a frame: (blue, green, red), each 0 to 255."""
 
 _COLORS: tuple[Color, ...] = (
     (255, 176, 0),

@@ -93,6 +93,8 @@ def test_nor_does_one_that_would_fit_instead_of_the_hungriest() -> None:
 
 def test_hardly_faster_is_not_worth_a_copy() -> None:
     assert choose_private_copies("all", SIZES, SEGMENTS, {"a": private_copy(30, 10, 9.7)}) == (frozenset(), 460)
+    # Not even where the copy would let the bound models need less memory.
+    assert choose_private_copies("all", {"s": 9}, {"a": ("s",)}, {"a": private_copy(0, 20, 19)}) == (frozenset(), 9)
 
 
 def test_no_models_that_can_be_bound() -> None:
