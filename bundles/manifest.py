@@ -161,8 +161,11 @@ class QuerySpec(Value):
 
     feed: str
     model: str
-    task: Literal["classification", "detection", "embedding"]
+    task: Literal["classification", "detection", "embedding", "segmentation", "pose", "ocr", "raw"]
     labels: tuple[str, ...] | None = None
+    """Names of classes in the order of the model's outputs, the background not counted."""
+    classes: tuple[str, ...] | None = None
+    """Labels or class numbers that are reported; all classes if None."""
     threshold: float | None = None
     """Score below which results are not reported; the decoder's own threshold if None."""
     target: float = 0.95

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...frames.frame import Frame
-from ...runtime.decode.results import Result
+from ...runtime.decode.results import Raw, Result
 from ...runtime.sinks import Sink
 
 __all__ = ["Answer", "Recorder", "arrivals", "standing"]
+
+
+_MOST_VALUES = 4096
+"""Values of one raw output that are kept of each answer: enough for a cosine, and few enough for a long run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +37,10 @@ class Answer:
 
 
 class Recorder(Sink):
-    """Sink that keeps all answers of a run in memory, without their pictures."""
+    """Sink that keeps all answers of a run, and none of its pictures.
+
+    Of a large raw output it keeps 4096 values at equal steps.
+    """
 
     def __init__(self) -> None:
         self.answers: dict[str, list[Answer]] = defaultdict(list)
@@ -40,7 +48,19 @@ class Recorder(Sink):
 
     def on_result(self, query: str, frame: Frame, result: Result, latency_ms: float) -> None:
         done = frame.arrived + latency_ms / 1e3
-        self.answers[query].append(Answer(frame.index, frame.time, frame.arrived, done, result))
+        self.answers[query].append(Answer(frame.index, frame.time, frame.arrived, done, _thinned(result)))
+
+
+def _thinned(result: Result) -> Result:
+    if not isinstance(result, Raw):
+        return result
+    return Raw({name: _some(values.reshape(-1)) for name, values in result.outputs.items()})
+
+
+def _some(values: NDArray[Any]) -> NDArray[Any]:
+    if len(values) <= _MOST_VALUES:
+        return values
+    return values[np.linspace(0, len(values) - 1, _MOST_VALUES).astype(np.intp)]
 
 
 def arrivals(times: Sequence[float], known: Iterable[Answer]) -> NDArray[np.float64]:

@@ -103,7 +103,7 @@ def _meaning(content: Manifest) -> dict[str, object]:
         "the SLA": content.sla_ms,
         **{f"feed {name!r}": (feed.fps, feed.loop) for name, feed in content.feeds.items()},
         **{
-            f"query {name!r}": (query.feed, query.task, query.labels, query.threshold)
+            f"query {name!r}": (query.feed, query.task, query.labels, query.classes, query.threshold)
             for name, query in content.queries.items()
         },
     }

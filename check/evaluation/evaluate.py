@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from threading import Event
 
+from ...bundles.decode_specs import ClassificationDecode
 from ...bundles.reader import Bundle
 from ...runtime.backends import open_backend
 from ...runtime.decode.agreement import agreement
@@ -154,9 +155,11 @@ def judge(bundle: Bundle, summary: Summary, given: Recorder, reference: Recorder
         right = [answer for answer in reference.answers[name] if answer.frame < stats.frames]
         due = arrivals([answer.time for answer in right], heard[query.feed]) + sla_s
         found = standing(own, [answer.frame for answer in right], due)
+        decode = bundle.manifest.models[query.model].decode
+        multi_label = isinstance(decode, ClassificationDecode) and decode.multi_label
         scores[name] = Score(
             stats.processed / stats.frames if stats.frames else 0.0,
-            agreement(query.task, found, [answer.result for answer in right]),
+            agreement(query.task, found, [answer.result for answer in right], multi_label=multi_label),
             sum(answer.done - answer.arrived <= sla_s for answer in own) / len(own) if own else None,
         )
     return scores

@@ -10,6 +10,7 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
+from ...runtime.decode.agreement import MEASURES
 from .evaluate import Evaluation, Run, Score
 
 __all__ = ["best_run", "evaluation_tables", "evaluation_to_json", "mean"]
@@ -42,9 +43,15 @@ def best_run(found: Evaluation) -> Run:
 
 
 def evaluation_tables(found: Evaluation) -> list[Table]:
-    """Return one table per memory setting, with one row per query and one column per bundle and policy."""
+    """Return one table per memory setting: one row per query, one column per bundle and policy.
+
+    Below the last table stands how accuracy is measured.
+    """
     settings = dict.fromkeys(run.case.memory for run in found.runs)
-    return [_table(found, [run for run in found.runs if run.case.memory == each]) for each in settings]
+    tables = [_table(found, [run for run in found.runs if run.case.memory == each]) for each in settings]
+    for table in tables[-1:]:
+        table.caption, table.caption_justify = _measures(found), "left"
+    return tables
 
 
 def _table(found: Evaluation, runs: Sequence[Run]) -> Table:
@@ -59,6 +66,13 @@ def _table(found: Evaluation, runs: Sequence[Run]) -> Table:
     table.add_row("blocked, % of time", *(f"{_blocked(run):.1f}" for run in runs))
     table.add_row("loaded, MB/s", *(f"{run.summary.swaps.bytes / _seconds(run) / 1e6:.1f}" for run in runs))
     return table
+
+
+def _measures(found: Evaluation) -> str:
+    """Return how the accuracy of each task is measured, one task a line."""
+    queries = next(iter(found.bundles.values())).manifest.queries.values()
+    tasks = dict.fromkeys(query.task for query in queries)
+    return "\n".join(f"accuracy of {task}: {MEASURES[task]}" for task in tasks)
 
 
 def _title(found: Evaluation, run: Run) -> str:
@@ -96,6 +110,7 @@ def evaluation_to_json(found: Evaluation) -> dict[str, Any]:
             }
             for name, bundle in found.bundles.items()
         },
+        "measures": {name: MEASURES[query.task] for name, query in content.queries.items()},
         "reference": {"bundle": next(iter(found.bundles)), "frames": dict(found.frames)},
         "feeds": dict(found.settings.sources),
         "runs": [_run(run) for run in found.runs],

@@ -6,7 +6,14 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ...bundles.decode_specs import ClassificationDecode, EmbeddingDecode, FasterRcnnDecode
+from ...bundles.decode_specs import (
+    CenterFaceDecode,
+    ClassificationDecode,
+    EmbeddingDecode,
+    FasterRcnnDecode,
+    SsdDecode,
+    YoloDecode,
+)
 from ...errors import RetrainError
 from ...workload.data import Images
 from ...workload.document.schema import Query
@@ -82,6 +89,8 @@ def task_of(network: Network, query: Query) -> Task:
         from .embedding import EmbeddingTask
 
         return EmbeddingTask(query.name, decode.normalize)
+    if not isinstance(decode, SsdDecode | YoloDecode | CenterFaceDecode):
+        raise RetrainError(f"query {query.name}: models with {decode.kind} outputs cannot be retrained yet")
     from .detection import DetectionTask
 
     return DetectionTask(query, network.cut, decode)

@@ -13,7 +13,7 @@ __all__ = ["label", "logit", "sigmoid", "softmax"]
 
 
 def softmax(logits: FloatArray) -> FloatArray:
-    """Return the softmax over the last axis, with the shape and dtype of the input."""
+    """Return the softmax over the last axis, with the shape and dtype of the input; NaN where a logit is NaN."""
     scores: FloatArray = np.exp(logits - logits.max(axis=-1, keepdims=True))
     scores /= scores.sum(axis=-1, keepdims=True)
     return scores

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .average_precision import mean_average_precision
-from .results import Detection, Embedding, Result
+from .average_precision import Overlap, mean_average_precision
+from .masks import common_pixels
+from .results import Class, Detection, Embedding, Raw, Result, Segmentation, Text
 
-__all__ = ["LEAST_SPREAD", "SURE", "agreement"]
+__all__ = ["LEAST_SPREAD", "MEASURES", "SURE", "TaskName", "agreement"]
 
 SURE = 0.3
 """Score from which a reference's detection counts as true; detections that score less are mostly mistakes."""
@@ -21,34 +24,63 @@ LEAST_SPREAD = 1e-3
 Below this, frames differ by rounding only.
 """
 
-TaskName = Literal["classification", "detection", "embedding"]
+TaskName = Literal["classification", "detection", "embedding", "segmentation", "pose", "ocr", "raw"]
 """Task of a query."""
 
+MEASURES: Mapping[TaskName, str] = {
+    "classification": "top-1 accuracy; with several labels, F1",
+    "detection": "mAP@50 of boxes",
+    "embedding": "mean cosine",
+    "segmentation": "mean IoU of classes; mAP@50 of masks for objects",
+    "pose": "AP at a keypoint similarity (OKS) of 0.5",
+    "ocr": "1 - normalised edit distance",
+    "raw": "mean cosine of outputs",
+}
+"""Task -> what its agreement is, in words."""
 
-def agreement(task: TaskName, answers: Sequence[Result | None], reference: Sequence[Result]) -> float | None:
+_Answers = Sequence[Result | None]
+
+
+def agreement(
+    task: TaskName, answers: _Answers, reference: Sequence[Result], *, multi_label: bool = False
+) -> float | None:
     """Return the accuracy of answers against a reference, 0 to 1. A missing answer counts as wrong.
 
-    - classification: share of the frames whose best class is the same.
+    - classification: share of the frames whose best class is the same. With ``multi_label``, F1 of all classes of all
+      frames.
     - embedding: mean cosine between answer and reference, after subtracting the reference's mean; 0 if negative.
     - detection: mAP@50. The truth are the reference's detections that score 0.3 or more; classes are weighted by
       their number of objects.
+    - segmentation: intersection over union of each class of the reference, over all frames together; the mean of the
+      classes. For objects with masks, mAP@50 of the masks, as for detection.
+    - pose: as for detection, by object keypoint similarity.
+    - ocr: 1 - edit distance divided by the length of the longer text, mean over frames.
+    - raw: cosine between outputs, mean over outputs and frames; 0 if negative.
 
     Args:
         task: task of the query.
         answers: one result a frame; None for a frame without an answer in time.
         reference: the right results, for the same frames.
+        multi_label: whether all classes of a result count, not only the best one.
 
     Returns:
-        None if the reference has nothing to judge by: no frame, no object, or the same embedding for all frames.
+        None if the reference has nothing to judge by: no frame, no object, class or text at all, or the same embedding
+        for all frames.
     """
     if not reference:
         return None
     if task == "classification":
-        pairs = zip(answers, reference, strict=True)
-        return sum(answer is not None and _first(answer) == _first(right) for answer, right in pairs) / len(reference)
-    if task == "embedding":
-        return _cosine(answers, reference)
-    return _precision(answers, reference)
+        return _f1(answers, reference) if multi_label else _top1(answers, reference)
+    if task == "segmentation" and any(isinstance(right, Segmentation) for right in reference):
+        return _mean_iou(answers, reference)
+    others: Mapping[str, Callable[[_Answers, Sequence[Result]], float | None]]
+    others = {"embedding": _cosine, "ocr": _text, "raw": _outputs}
+    return others[task](answers, reference) if task in others else _precision(task, answers, reference)
+
+
+def _top1(answers: _Answers, reference: Sequence[Result]) -> float:
+    pairs = zip(answers, reference, strict=True)
+    return sum(answer is not None and _first(answer) == _first(right) for answer, right in pairs) / len(reference)
 
 
 def _first(result: Result) -> str | None:
@@ -56,7 +88,18 @@ def _first(result: Result) -> str | None:
     return result[0].label if isinstance(result, tuple) and result else None
 
 
-def _cosine(answers: Sequence[Result | None], reference: Sequence[Result]) -> float | None:
+def _f1(answers: _Answers, reference: Sequence[Result]) -> float | None:
+    given, wanted = ([_labels(result) for result in results] for results in (answers, reference))
+    count = sum(map(len, wanted))
+    right = sum(len(labels & others) for labels, others in zip(given, wanted, strict=True))
+    return 2 * right / (sum(map(len, given)) + count) if count else None
+
+
+def _labels(result: Result | None) -> set[str]:
+    return {each.label for each in result if isinstance(each, Class)} if isinstance(result, tuple) else set()
+
+
+def _cosine(answers: _Answers, reference: Sequence[Result]) -> float | None:
     wanted = np.array([_values(right) for right in reference])
     mean = wanted.mean(0)
     if _lengths(wanted - mean).mean() <= LEAST_SPREAD * _lengths(wanted).mean():
@@ -79,12 +122,86 @@ def _lengths(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
     return lengths
 
 
-def _precision(answers: Sequence[Result | None], reference: Sequence[Result]) -> float | None:
+def _precision(task: TaskName, answers: _Answers, reference: Sequence[Result]) -> float | None:
     truth = [[each for each in _detections(right) if each.score >= SURE] for right in reference]
+    overlap: Overlap = "boxes"
+    # An object without the part that is compared is none to judge by.
+    if task == "segmentation":
+        overlap, truth = "masks", [[each for each in frame if each.mask is not None] for frame in truth]
+    elif task == "pose":
+        overlap, truth = "keypoints", [[each for each in frame if each.keypoints] for frame in truth]
     if not any(truth):
         return None
-    return mean_average_precision([_detections(answer) for answer in answers], truth, by_count=True)
+    return mean_average_precision([_detections(answer) for answer in answers], truth, by_count=True, overlap=overlap)
 
 
 def _detections(result: Result | None) -> list[Detection]:
     return [each for each in result if isinstance(each, Detection)] if isinstance(result, tuple) else []
+
+
+def _mean_iou(answers: _Answers, reference: Sequence[Result]) -> float | None:
+    common, union = Counter[str](), Counter[str]()
+    for answer, right in zip(answers, reference, strict=True):
+        wanted, given = _masks(right), _masks(answer)
+        # A wrong mask counts also in a frame that does not show its class.
+        for label in wanted.keys() | given.keys():
+            areas = [masks[label].area() for masks in (wanted, given) if label in masks]
+            both = 0
+            if len(areas) == 2 and wanted[label].size == given[label].size:
+                both = common_pixels(wanted[label].counts, given[label].counts, wanted[label].size)
+            common[label] += both
+            union[label] += sum(areas) - both
+    labels = set(chain.from_iterable(map(_masks, reference)))
+    return sum(common[label] / union[label] for label in labels) / len(labels) if labels else None
+
+
+def _masks(result: Result | None) -> dict[str, Any]:
+    return {each.label: each.mask for each in result.classes} if isinstance(result, Segmentation) else {}
+
+
+def _text(answers: _Answers, reference: Sequence[Result]) -> float | None:
+    wanted = [right.text for right in reference if isinstance(right, Text)]
+    if not any(wanted):
+        return None
+    given = [answer.text if isinstance(answer, Text) else None for answer in answers]
+    return float(np.mean([_likeness(text, right) for text, right in zip(given, wanted, strict=True)]))
+
+
+def _likeness(text: str | None, right: str) -> float:
+    """Return 1 - edit distance divided by the length of the longer text; 0 without a text, 1 if both are empty."""
+    if text is None:
+        return 0.0
+    return 1 - _edits(text, right) / max(len(text), len(right), 1)
+
+
+def _edits(text: str, right: str) -> int:
+    """Return the fewest insertions, deletions and replacements of one character that turn one text into the other."""
+    row = list(range(len(right) + 1))
+    for number, character in enumerate(text, 1):
+        corner, row[0] = row[0], number
+        for place, wanted in enumerate(right, 1):
+            corner, row[place] = row[place], min(row[place] + 1, row[place - 1] + 1, corner + (character != wanted))
+    return row[-1]
+
+
+def _outputs(answers: _Answers, reference: Sequence[Result]) -> float | None:
+    found = []
+    for answer, right in zip(answers, reference, strict=True):
+        given = answer.outputs if isinstance(answer, Raw) else {}
+        wanted = right.outputs if isinstance(right, Raw) else {}
+        found += [_output_likeness(given.get(name), values) for name, values in wanted.items()]
+    return float(np.clip(np.mean(found), 0, 1)) if found else None
+
+
+def _output_likeness(given: NDArray[Any] | None, wanted: NDArray[Any]) -> float:
+    """Return the cosine between two outputs; 1 if they are equal, 0 if the output is missing or has another shape."""
+    if given is None or given.shape != wanted.shape:
+        return 0.0
+    if np.array_equal(given, wanted):
+        return 1.0
+    if wanted.dtype.kind not in "biuf":
+        return float(np.mean(given == wanted))
+    ours, theirs = (values.astype(np.float64).reshape(-1) for values in (given, wanted))
+    length = float(np.linalg.norm(ours) * np.linalg.norm(theirs))
+    # A diverged model answers NaN, which counts as wrong.
+    return float(np.nan_to_num(ours @ theirs / length)) if length > 0 else 0.0

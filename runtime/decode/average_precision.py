@@ -1,56 +1,77 @@
-"""Mean average precision of detections, computed by pycocotools."""
+"""Mean average precision of detections, by boxes, masks or keypoints, computed by pycocotools."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
+from functools import partial
 from io import StringIO
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from .results import Detection
+from .results import Detection, Mask
 
-__all__ = ["mean_average_precision"]
+__all__ = ["Overlap", "mean_average_precision"]
 
-_OVERLAP = 0.5
-"""Intersection over union from which a detection matches an object."""
+Overlap = Literal["boxes", "masks", "keypoints"]
+"""Part of a detection that is compared with that of an object."""
+
+_MATCH = 0.5
+"""Overlap from which a detection matches an object: intersection over union, or object keypoint similarity."""
+_BODY = 0.53
+"""Area of an object in parts of the area of its box, by which distances of keypoints are judged; from Ultralytics."""
+_VISIBLE = 0.3
+"""Score from which a keypoint of the truth counts. If no keypoint of an object scores more, all of them count."""
+_FAR = 1e6
+"""Coordinate of a keypoint that a detection does not have, in pixels: near no object."""
+_COCO_POINTS = 17
+_KINDS: Mapping[Overlap, str] = {"boxes": "bbox", "masks": "segm", "keypoints": "keypoints"}
 
 
 def mean_average_precision(
-    found: Sequence[Sequence[Detection]], truth: Sequence[Sequence[Detection]], *, by_count: bool
+    found: Sequence[Sequence[Detection]],
+    truth: Sequence[Sequence[Detection]],
+    *,
+    by_count: bool,
+    overlap: Overlap = "boxes",
 ) -> float:
-    """Return mAP@50: average precision at an intersection over union of 0.5, averaged over the labels in ``truth``.
+    """Return mAP@50: average precision at an overlap of 0.5, averaged over the labels in ``truth``.
 
     Args:
         found: detections of each frame.
         truth: objects of each frame, at least one in all frames together; their scores are ignored.
         by_count: weight labels by their number of objects instead of equally. If the truth comes from a detector, its
             rare labels are often mistakes, and one mistake must not weigh as much as all people.
+        overlap: boxes or masks, compared by intersection over union; or keypoints, compared by COCO's object keypoint
+            similarity. Detections without a mask or keypoints match no object.
     """
     counts = Counter(each.label for frame in truth for each in frame)
     # Sorted, as COCOeval sorts categories. Detections with other labels than the truth's are left out.
     labels = {label: number for number, label in enumerate(sorted(counts), 1)}
-    results = _annotations(found, labels)
+    points = max(len(each.keypoints) for frames in (found, truth) for frame in frames for each in frame)
+    results = _annotations(found, labels, overlap, points)
     if not results:
         return 0.0
     # pycocotools prints its progress.
     with redirect_stdout(StringIO()):
         wanted = COCO()
         wanted.dataset = {
-            "info": {},  # pycocotools 2.0.9 and 2.0.10 need the key
-            "images": [{"id": image} for image in range(len(truth))],
+            "images": [{"id": image} | _size(frame) for image, frame in enumerate(truth)],
             "categories": [{"id": number} for number in labels.values()],
-            "annotations": _annotations(truth, labels),
+            "annotations": _annotations(truth, labels, overlap, points),
         }
         wanted.createIndex()
-        evaluation = COCOeval(wanted, wanted.loadRes(results), "bbox")
-        evaluation.params.iouThrs = np.array([_OVERLAP])
+        evaluation = COCOeval(wanted, wanted.loadRes(results), _KINDS[overlap])
+        evaluation.params.iouThrs = np.array([_MATCH])
         evaluation.params.maxDets = [max(map(len, found))]
         evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
+        if overlap == "keypoints" and points != _COCO_POINTS:
+            # COCO has spreads for its own 17 points only. Ultralytics judges other points by the same spread as here.
+            evaluation.params.kpt_oks_sigmas = np.full(points, 1 / points)
         evaluation.evaluate()
         evaluation.accumulate()
     # Axes are [overlaps, recalls, labels, areas, limits]; only recalls and labels have more than one entry.
@@ -59,17 +80,49 @@ def mean_average_precision(
     return float(np.average(precision, weights=[counts[label] for label in labels] if by_count else None))
 
 
-def _annotations(frames: Sequence[Sequence[Detection]], labels: Mapping[str, int]) -> list[dict[str, Any]]:
+def _annotations(
+    frames: Sequence[Sequence[Detection]], labels: Mapping[str, int], overlap: Overlap, points: int
+) -> list[dict[str, Any]]:
     """Return detections as COCO annotations, numbered from 1: pycocotools takes 0 for "no match"."""
     known = [(image, each) for image, frame in enumerate(frames) for each in frame if each.label in labels]
+    fields: Mapping[Overlap, Callable[[Detection], dict[str, Any]]]
+    fields = {"boxes": _box, "masks": _mask, "keypoints": partial(_points, count=points)}
     return [
-        _annotation(each, labels[each.label]) | {"id": number, "image_id": image}
+        {"category_id": labels[each.label], "iscrowd": 0, "score": each.score, "id": number, "image_id": image}
+        | fields[overlap](each)
         for number, (image, each) in enumerate(known, 1)
     ]
 
 
-def _annotation(each: Detection, label: int) -> dict[str, Any]:
+def _size(frame: Sequence[Detection]) -> dict[str, int]:
+    """Return the fields of a frame's size, which pycocotools reads for masks only."""
+    height, width = next((each.mask.size for each in frame if each.mask is not None), (0, 0))
+    return {"height": height, "width": width}
+
+
+def _box(each: Detection) -> dict[str, Any]:
     left, top, right, bottom = each.box
     size = (right - left, bottom - top)
-    box = [left, top, *size]
-    return {"category_id": label, "bbox": box, "area": size[0] * size[1], "iscrowd": 0, "score": each.score}
+    return {"bbox": [left, top, *size], "area": size[0] * size[1]}
+
+
+def _mask(each: Detection) -> dict[str, Any]:
+    # One pixel without a mask: pycocotools compares masks of different sizes as not overlapping.
+    mask = each.mask or Mask.of(np.zeros((1, 1)))
+    return {"segmentation": {"size": list(mask.size), "counts": mask.counts}, "area": mask.area()}
+
+
+def _points(each: Detection, count: int) -> dict[str, Any]:
+    """Return the fields of an object with ``count`` keypoints."""
+    sure = any(score >= _VISIBLE for _, _, score in each.keypoints)
+    values: list[float] = []
+    for x, y, score in each.keypoints:
+        values += [x, y, 2 if score >= _VISIBLE or not sure else 0]
+    missing = count - len(each.keypoints)
+    box = _box(each)
+    return {
+        "keypoints": values + [_FAR, _FAR, 0] * missing,
+        "num_keypoints": sum(value > 0 for value in values[2::3]),
+        "bbox": box["bbox"],
+        "area": box["area"] * _BODY,
+    }

@@ -11,8 +11,9 @@ import numpy as np
 
 from ...bundles.decode_specs import CenterFaceDecode
 from ...frames.preprocess import Geometry
-from .boxes import detections, highest
+from .boxes import highest
 from .decoder import DecodeContext, FloatArray, RunStage
+from .reporting import DetectionReport
 from .results import Detection
 
 __all__ = ["CenterFaceDecoder"]
@@ -28,13 +29,12 @@ class CenterFaceDecoder:
 
     def __init__(self, spec: CenterFaceDecode, context: DecodeContext) -> None:
         self._spec = spec
-        self._labels = context.labels
-        self._threshold = spec.score_threshold if context.threshold is None else context.threshold
+        self._report = DetectionReport(spec, context)
 
     def __call__(self, outputs: Mapping[str, FloatArray], geometry: Geometry, run: RunStage) -> tuple[Detection, ...]:
         spec = self._spec
         heatmap = outputs[spec.heatmap][0, 0]
-        y, x = np.nonzero(heatmap > self._threshold)
+        y, x = np.nonzero(heatmap > self._report.threshold)
         scores = heatmap[y, x]
         few = highest(scores, spec.topk)
         y, x, scores = y[few], x[few], scores[few]
@@ -44,4 +44,4 @@ class CenterFaceDecoder:
         with np.errstate(over="ignore"):
             half = np.exp(outputs[spec.scale][0, :, y, x][:, ::-1]) * (stride / 2)
         boxes: FloatArray = np.concatenate([centers - half, centers + half], axis=1)
-        return detections(boxes, scores, np.zeros(len(boxes), np.intp), spec, geometry, self._labels)
+        return self._report.clipped(boxes, scores, np.zeros(len(boxes), np.intp), geometry)

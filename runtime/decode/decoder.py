@@ -27,9 +27,11 @@ class DecodeContext:
     tensor: Callable[[str], FloatArray]
     """Returns a tensor that the spec names, such as anchors. Called when a decoder is made, not while decoding."""
     labels: Sequence[str] | None = None
-    """``labels[i]`` names class i, the background not counted; a class without a label is called ``str(i)``."""
+    """``labels[i]`` names class i, the background not counted; a class without a label is called by its number."""
     threshold: float | None = None
     """Score that a result must exceed; the spec's own threshold when None."""
+    classes: Sequence[str] | None = None
+    """Labels or class numbers that are reported; all classes when None."""
 
 
 class Decoder(Protocol):

@@ -6,21 +6,37 @@ the spec and a :class:`.decoder.DecodeContext`, and one line in the table below.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from typing import cast
 
+import numpy as np
+
 from ...bundles.decode_specs import DecodeSpec
-from .decoder import DecodeContext, Decoder
+from ...frames.preprocess import Geometry
+from .decoder import DecodeContext, Decoder, FloatArray, RunStage
+from .results import Result
 
 __all__ = ["DECODERS", "build_decoder"]
 
 DECODERS = {
     "centerface": ".centerface:CenterFaceDecoder",
     "classification": ".classification:ClassificationDecoder",
+    "detr": ".detr:DetrDecoder",
     "embedding": ".embedding:EmbeddingDecoder",
+    "end-to-end": ".end_to_end:EndToEndDecoder",
+    "face-grid": ".faces:FaceGridDecoder",
     "faster-rcnn": ".faster_rcnn:FasterRcnnDecoder",
+    "fcos": ".fcos:FcosDecoder",
+    "gfl": ".gfl:GflDecoder",
+    "grid": ".grid:GridDecoder",
+    "ocr": ".ocr:OcrDecoder",
+    "raw": ".raw:RawDecoder",
+    "segmentation": ".segmentation:SegmentationDecoder",
     "ssd": ".ssd:SsdDecoder",
+    "triplet": ".triplet:TripletDecoder",
     "yolo": ".yolo:YoloDecoder",
+    "yolox": ".yolox:YoloxDecoder",
 }
 """Kind of a decode spec to ``module:class``; a module that starts with a dot lies in this folder."""
 
@@ -33,4 +49,11 @@ def build_decoder(spec: DecodeSpec, context: DecodeContext) -> Decoder:
         context: settings of the query, and tensors of the bundle.
     """
     module, name = DECODERS[spec.kind].split(":")
-    return cast(Decoder, getattr(import_module(module, __package__), name)(spec, context))
+    decoder = cast(Decoder, getattr(import_module(module, __package__), name)(spec, context))
+
+    def decode(outputs: Mapping[str, FloatArray], geometry: Geometry, run: RunStage) -> Result:
+        # A diverged model gives infinities and NaN, of which decoders make no results; NumPy need not warn of them.
+        with np.errstate(all="ignore"):
+            return decoder(outputs, geometry, run)
+
+    return decode

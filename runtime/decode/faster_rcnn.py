@@ -14,9 +14,11 @@ import numpy as np
 from ...bundles.decode_specs import FasterRcnnDecode
 from ...frames.preprocess import Geometry
 from .activations import sigmoid, softmax
-from .boxes import Indices, clip, decode_deltas, detections, highest, nms
+from .boxes import Indices, clip, decode_deltas, highest, nms
 from .decoder import DecodeContext, FloatArray, RunStage
+from .reporting import DetectionReport
 from .results import Detection
+from .roi_parts import heatmap_keypoints, pasted_masks
 
 __all__ = ["FasterRcnnDecoder"]
 
@@ -27,19 +29,42 @@ class FasterRcnnDecoder:
     def __init__(self, spec: FasterRcnnDecode, context: DecodeContext) -> None:
         self._spec = spec
         self._anchors = [context.tensor(name) for name in spec.anchors]
-        self._labels = context.labels
-        self._threshold = spec.score_threshold if context.threshold is None else context.threshold
+        self._report = DetectionReport(spec, context)
 
     def __call__(self, outputs: Mapping[str, FloatArray], geometry: Geometry, run: RunStage) -> tuple[Detection, ...]:
         rois = self._proposals(outputs, geometry)
         if len(rois) == 0:
             return ()
-        head = run("head", {"pooled": self._pool(outputs, rois, run)})
-        scores = softmax(head["logits"])[:, 1:]
-        row, classes = np.nonzero(scores > self._threshold)
+        head = run("head", {"pooled": self._pool(outputs, rois, run, "roi")})
+        probabilities = softmax(head["logits"])[:, 1:]
+        row, classes = np.nonzero(probabilities > self._report.threshold)
+        scores = probabilities[row, classes]
         deltas = head["boxes"].reshape(len(rois), -1, 4)[row, classes + 1]
         boxes = decode_deltas(deltas, rois[row], self._spec.box_weights)
-        return detections(boxes, scores[row, classes], classes, self._spec, geometry, self._labels)
+        if not self._spec.masks and not self._spec.keypoints:
+            return self._report.clipped(boxes, scores, classes, geometry)
+        clip(boxes, geometry.valid)
+        kept = self._report.choose(boxes, scores, classes)
+        return self._with_parts(boxes[kept], scores[kept], classes[kept], outputs, geometry, run)
+
+    def _with_parts(
+        self,
+        boxes: FloatArray,
+        scores: FloatArray,
+        classes: Indices,
+        outputs: Mapping[str, FloatArray],
+        geometry: Geometry,
+        run: RunStage,
+    ) -> tuple[Detection, ...]:
+        """Return detections with masks and keypoints, for which further stages run on the final boxes ``[K, 4]``."""
+        masks, keypoints = None, None
+        if len(boxes) and self._spec.masks:
+            logits = run("mask", {"pooled": self._pool(outputs, boxes, run, "mask_roi")})["masks"]
+            masks = pasted_masks(logits[np.arange(len(boxes)), classes + 1], boxes, geometry)
+        if len(boxes) and self._spec.keypoints:
+            pooled = self._pool(outputs, boxes, run, "keypoint_roi")
+            keypoints = heatmap_keypoints(run("keypoint", {"pooled": pooled})["heatmaps"], boxes)
+        return self._report.report(boxes, scores, classes, geometry, keypoints=keypoints, masks=masks)
 
     def _proposals(self, outputs: Mapping[str, FloatArray], geometry: Geometry) -> FloatArray:
         """Return the regions that may hold an object, ``[K, 4]`` in input pixels."""
@@ -60,8 +85,15 @@ class FasterRcnnDecoder:
         boxes, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
         return boxes[highest(scores, spec.post_nms_topk)]
 
-    def _pool(self, outputs: Mapping[str, FloatArray], rois: FloatArray, run: RunStage) -> FloatArray:
-        """Run RoIAlign for each region on its level of the pyramid, and return the features ``[K, C, h, w]``."""
+    def _pool(self, outputs: Mapping[str, FloatArray], rois: FloatArray, run: RunStage, stage: str) -> FloatArray:
+        """Run RoIAlign for each region on its level of the pyramid, and return the features ``[K, C, h, w]``.
+
+        Args:
+            outputs: outputs of stage ``main``.
+            rois: ``[K, 4]`` in input pixels.
+            run: runs a stage.
+            stage: name of the stage with RoIAlign.
+        """
         level = self._levels(rois)
         pooled: FloatArray | None = None
         for index, (name, scale) in enumerate(zip(self._spec.roi_levels, self._spec.roi_scales, strict=True)):
@@ -69,7 +101,7 @@ class FasterRcnnDecoder:
             if len(members) == 0:
                 continue
             scaled = rois[members] * np.float32(scale)
-            part = run("roi", {"features": outputs[f"features_{name}"], "rois": scaled})["pooled"]
+            part = run(stage, {"features": outputs[f"features_{name}"], "rois": scaled})["pooled"]
             if len(members) == len(rois):
                 return part
             if pooled is None:

@@ -2,10 +2,85 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Class", "Detection", "Embedding", "Result", "result_to_json"]
+import numpy as np
+from numpy.typing import NDArray
+
+from .masks import encode_mask, mask_columns, mask_counts
+
+__all__ = [
+    "Class",
+    "Detection",
+    "Embedding",
+    "Mask",
+    "Raw",
+    "Result",
+    "Segmentation",
+    "SegmentedClass",
+    "Text",
+    "result_to_json",
+]
+
+RAW_VALUES = 4096
+"""Values of one output that a line of results.jsonl holds at most; larger outputs go to a file."""
+
+SaveArray = Callable[[str, NDArray[Any]], str]
+"""A function that saves an output, given its name and values, and returns the path to write in its place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """Pixels of a source frame that belong to an object or a class."""
+
+    size: tuple[int, int]
+    """(height, width) of the source frame in pixels."""
+    counts: str
+    """Compressed run-length encoding, as COCO writes it."""
+
+    @classmethod
+    def of(cls, inside: NDArray[np.generic], size: tuple[int, int] | None = None, at: tuple[int, int] = (0, 0)) -> Mask:
+        """Return the mask of an array.
+
+        Args:
+            inside: ``[h, w]``, not 0 inside the mask.
+            size: (height, width) of the source frame; None if ``inside`` covers all of it.
+            at: row and column of the source frame where ``inside`` begins.
+
+        Raises:
+            ValueError: ``inside`` has not two axes, or reaches beyond the frame.
+        """
+        rows, columns = size or inside.shape
+        return cls((int(rows), int(columns)), encode_mask(inside, size, at))
+
+    def array(self) -> NDArray[np.bool_]:
+        """Return the mask as ``[height, width]``, true inside.
+
+        Raises:
+            ValueError: the counts are damaged.
+        """
+        whole = np.zeros(self.size, np.bool_)
+        left, part = self.columns()
+        whole[:, left : left + part.shape[1]] = part
+        return whole
+
+    def columns(self) -> tuple[int, NDArray[np.bool_]]:
+        """Return the number of the first column that the mask touches, and its columns ``[height, columns]``.
+
+        Raises:
+            ValueError: the counts are damaged.
+        """
+        return mask_columns(self.counts, self.size)
+
+    def area(self) -> int:
+        """Return the number of pixels inside.
+
+        Raises:
+            ValueError: the counts are damaged.
+        """
+        return int(mask_counts(self.counts, self.size)[1::2].sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +93,14 @@ class Detection:
     """Confidence, 0 to 1."""
     label: str
     """Name of the class."""
+    class_id: int = -1
+    """Number of the class as the model counts; -1 if unknown."""
+    landmarks: tuple[tuple[float, float], ...] = ()
+    """Points of a face: (x, y) in pixels of the source frame."""
+    keypoints: tuple[tuple[float, float, float], ...] = ()
+    """Joints of a body: (x, y) in pixels of the source frame, and the score of the point."""
+    mask: Mask | None = None
+    """Pixels of the object; None if the model gives no mask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +111,8 @@ class Class:
     """Name of the class."""
     score: float
     """Probability, 0 to 1."""
+    class_id: int = -1
+    """Number of the class as the model counts; -1 if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,23 +122,115 @@ class Embedding:
     values: tuple[float, ...]
 
 
-Result = tuple[Detection, ...] | tuple[Class, ...] | Embedding
+@dataclass(frozen=True, slots=True)
+class SegmentedClass:
+    """One class of a segmented frame."""
+
+    label: str
+    """Name of the class."""
+    class_id: int
+    """Number of the class as the model counts; -1 if unknown."""
+    mask: Mask
+    """Pixels of the class; at least one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segmentation:
+    """Class of every pixel of a frame. Pixels in no mask belong to no class that is reported."""
+
+    size: tuple[int, int]
+    """(height, width) of the source frame in pixels."""
+    classes: tuple[SegmentedClass, ...]
+    """Classes that occur in the frame, the lowest number first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Text that a model read in a frame."""
+
+    text: str
+    """Characters in reading order; empty if there are none."""
+    score: float
+    """Mean probability of the characters, 0 to 1; 0 for an empty text."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Raw:
+    """Outputs of a model as they are. Two raw results are equal only if they are the same object."""
+
+    outputs: Mapping[str, NDArray[Any]]
+    """Output name -> values, with the batch axis if the output has one."""
+
+
+Result = tuple[Detection, ...] | tuple[Class, ...] | Embedding | Segmentation | Text | Raw
 """Result of a query on one frame; detections and classes are sorted by score, best first."""
 
 
-def result_to_json(result: Result) -> list[Any]:
+def result_to_json(result: Result, save: SaveArray | None = None) -> Any:
     """Return the ``result`` field of a line of results.jsonl.
+
+    Args:
+        result: result of a query.
+        save: saves an output of a raw result that has more than 4096 values. Without ``save``, only the dtype and
+            shape of these outputs are returned.
 
     >>> result_to_json((Detection((1.0, 2.0, 3.0, 4.0), 0.5, "person"),))
     [{'box': [1.0, 2.0, 3.0, 4.0], 'score': 0.5, 'label': 'person'}]
+    >>> result_to_json(Text("GO 4711", 0.98))
+    {'text': 'GO 4711', 'score': 0.98}
     """
     if isinstance(result, Embedding):
         return [round(value, 6) for value in result.values]
-    return [_item(item) for item in result]
+    if isinstance(result, Text):
+        return {"text": result.text, "score": round(result.score, 4)}
+    if isinstance(result, Segmentation):
+        classes = [_numbered(each.label, each.class_id) | {"mask": _mask(each.mask)} for each in result.classes]
+        return {"size": list(result.size), "classes": classes}
+    if isinstance(result, Raw):
+        return {name: _output(name, values, save) for name, values in result.outputs.items()}
+    return [_detection(item) if isinstance(item, Detection) else _class(item) for item in result]
 
 
-def _item(item: Detection | Class) -> dict[str, Any]:
-    score = round(item.score, 4)
-    if isinstance(item, Detection):
-        return {"box": [round(edge, 1) for edge in item.box], "score": score, "label": item.label}
-    return {"label": item.label, "score": score}
+def _detection(item: Detection) -> dict[str, Any]:
+    box = [round(edge, 1) for edge in item.box]
+    found: dict[str, Any] = {"box": box, "score": round(item.score, 4)} | _numbered(item.label, item.class_id)
+    if item.landmarks:
+        found["landmarks"] = [[round(x, 1), round(y, 1)] for x, y in item.landmarks]
+    if item.keypoints:
+        found["keypoints"] = [[round(x, 1), round(y, 1), round(score, 4)] for x, y, score in item.keypoints]
+    if item.mask is not None:
+        found["mask"] = _mask(item.mask)
+    return found
+
+
+def _class(item: Class) -> dict[str, Any]:
+    found = _numbered(item.label, item.class_id)
+    return {"label": found.pop("label"), "score": round(item.score, 4)} | found
+
+
+def _numbered(label: str, class_id: int) -> dict[str, Any]:
+    """Return the fields of a class; a class without a number has no field for it."""
+    return {"label": label, "class_id": class_id} if class_id >= 0 else {"label": label}
+
+
+def _mask(mask: Mask) -> dict[str, Any]:
+    return {"size": list(mask.size), "counts": mask.counts}
+
+
+def _output(name: str, values: NDArray[Any], save: SaveArray | None) -> dict[str, Any]:
+    """Return the fields of one raw output. Values are one flat list, in the order of the last axis first."""
+    found: dict[str, Any] = {"dtype": str(values.dtype), "shape": list(values.shape)}
+    if values.size <= RAW_VALUES:
+        found["values"] = _flat(values)
+    elif save is not None:
+        found["file"] = save(name, values)
+    return found
+
+
+def _flat(values: NDArray[Any]) -> list[Any]:
+    """Return values as Python numbers. Floats of 16 and 32 bits get no more digits than tell them apart."""
+    flat = values.reshape(-1)
+    if values.dtype in (np.float16, np.float32):
+        return [float(str(value)) for value in flat]
+    items: list[Any] = flat.tolist()
+    return items

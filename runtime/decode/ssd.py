@@ -12,8 +12,9 @@ import numpy as np
 from ...bundles.decode_specs import SsdDecode
 from ...frames.preprocess import Geometry
 from .activations import logit, sigmoid, softmax
-from .boxes import Indices, best_of_each, decode_deltas, detections, highest
+from .boxes import Indices, best_of_each, decode_deltas, highest
 from .decoder import DecodeContext, FloatArray, RunStage
+from .reporting import DetectionReport
 from .results import Detection
 
 __all__ = ["SsdDecoder"]
@@ -28,8 +29,7 @@ class SsdDecoder:
     def __init__(self, spec: SsdDecode, context: DecodeContext) -> None:
         self._spec = spec
         self._anchors = context.tensor(spec.anchors)
-        self._labels = context.labels
-        self._threshold = spec.score_threshold if context.threshold is None else context.threshold
+        self._report = DetectionReport(spec, context)
 
     def __call__(self, outputs: Mapping[str, FloatArray], geometry: Geometry, run: RunStage) -> tuple[Detection, ...]:
         spec, logits = self._spec, outputs["logits"][0]
@@ -41,7 +41,7 @@ class SsdDecoder:
             start += count
         anchors, classes, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
         boxes = decode_deltas(outputs["boxes"][0][anchors], self._anchors[anchors], spec.box_weights)
-        return detections(boxes, scores, classes, spec, geometry, self._labels)
+        return self._report.clipped(boxes, scores, classes, geometry)
 
     def _candidates(self, logits: FloatArray) -> _Candidates:
         """Return the pairs of anchor and class that score above the threshold.
@@ -50,11 +50,11 @@ class SsdDecoder:
             logits: ``[A, classes]`` of A anchors; ``[A, 1 + classes]`` if the model has a background class.
         """
         first = int(self._spec.background)
-        bound = logit(self._threshold)
+        bound = logit(self._report.threshold)
         if self._spec.activation == "sigmoid":
             anchors, classes = np.nonzero(logits[:, first:] > bound)
             scores = sigmoid(logits[anchors, classes + first])
-            above = scores > self._threshold
+            above = scores > self._report.threshold
             return anchors[above], classes[above], scores[above]
         rows = np.arange(len(logits))
         if self._spec.background:
@@ -62,5 +62,5 @@ class SsdDecoder:
             # its probability against the background alone, sigmoid(logit - background).
             rows = np.flatnonzero(logits[:, 1:].max(axis=1) - logits[:, 0] > bound)
         probabilities = softmax(logits[rows])[:, first:]
-        anchors, classes = np.nonzero(probabilities > self._threshold)
+        anchors, classes = np.nonzero(probabilities > self._report.threshold)
         return rows[anchors], classes, probabilities[anchors, classes]

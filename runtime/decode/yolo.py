@@ -9,8 +9,9 @@ import numpy as np
 from ...bundles.decode_specs import YoloDecode, YoloHead
 from ...frames.preprocess import Geometry
 from .activations import logit, sigmoid
-from .boxes import Indices, best_of_each, detections
+from .boxes import Indices, best_of_each
 from .decoder import DecodeContext, FloatArray, RunStage
+from .reporting import DetectionReport
 from .results import Detection
 
 __all__ = ["YoloDecoder"]
@@ -26,8 +27,7 @@ class YoloDecoder:
 
     def __init__(self, spec: YoloDecode, context: DecodeContext) -> None:
         self._spec = spec
-        self._labels = context.labels
-        self._threshold = spec.score_threshold if context.threshold is None else context.threshold
+        self._report = DetectionReport(spec, context)
         self._anchors = [np.array(head.anchors, np.float32) for head in spec.heads]
 
     def __call__(self, outputs: Mapping[str, FloatArray], geometry: Geometry, run: RunStage) -> tuple[Detection, ...]:
@@ -37,17 +37,17 @@ class YoloDecoder:
         ]
         boxes, scores, classes = (np.concatenate(part) for part in zip(*parts, strict=True))
         few = best_of_each(scores, classes, self._spec.topk)
-        return detections(boxes[few], scores[few], classes[few], self._spec, geometry, self._labels)
+        return self._report.clipped(boxes[few], scores[few], classes[few], geometry)
 
     def _head(self, raw: FloatArray, head: YoloHead, anchors: FloatArray) -> tuple[FloatArray, FloatArray, Indices]:
         """Return boxes, scores and classes of one output ``[A * (5 + classes), H, W]``."""
         raw = raw.reshape(len(anchors), -1, *raw.shape[1:])
         # A score is at most the objectness, so the other values are read only where the objectness is high enough.
-        anchor, y, x = np.nonzero(raw[:, 4] > logit(self._threshold))
+        anchor, y, x = np.nonzero(raw[:, 4] > logit(self._report.threshold))
         values = raw[anchor, :, y, x]
         scores = sigmoid(values[:, 4:])
         scores = scores[:, 1:] * scores[:, :1]
-        row, classes = np.nonzero(scores > self._threshold)
+        row, classes = np.nonzero(scores > self._report.threshold)
         centers = (sigmoid(values[:, :2]) + np.stack([x, y], axis=1).astype(np.float32)) * np.float32(head.stride)
         # A huge exponent becomes infinity, and its box is clipped to the frame.
         with np.errstate(over="ignore"):

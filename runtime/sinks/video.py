@@ -77,7 +77,7 @@ class VideoSink(Sink):
         if frame.feed not in self._encoders:
             self._encoders[frame.feed] = Encoder(self.path(frame.feed), frame.image)
         mine = {query: results.get(query) for query, feed in self._queries.items() if feed == frame.feed}
-        self._encoders[frame.feed].write(annotate(frame.image, mine, self._colors), frame.time)
+        self._encoders[frame.feed].write(annotate(frame.image, mine, self._colors, frame.time), frame.time)
 
     def _guard(self, feed: str, action: Callable[[], None]) -> None:
         """Do an action, and keep the first failure for the thread that runs models to raise."""

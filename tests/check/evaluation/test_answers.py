@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gemel.check.evaluation.answers import Answer, Recorder, arrivals, standing
 from gemel.frames.frame import Frame
-from gemel.runtime.decode.results import Class
+from gemel.runtime.decode.results import Class, Raw
 
 
 def answer(frame: int, done: float, arrived: float | None = None) -> Answer:
@@ -77,3 +77,17 @@ def test_the_recorder_keeps_no_picture() -> None:
     frame = Frame("yard", 7, np.zeros((2, 3, 3), np.uint8), 0.7, 100.0)
     recorder.on_result("q", frame, (), 250.0)
     assert dict(recorder.answers) == {"q": [Answer(7, 0.7, 100.0, 100.25, ())]}
+
+
+def test_the_recorder_keeps_part_of_large_outputs() -> None:
+    recorder = Recorder()
+    frame = Frame("yard", 7, np.zeros((2, 3, 3), np.uint8), 0.7, 100.0)
+    large = np.arange(100_000, dtype=np.float32).reshape(1, 100, 1000)
+    recorder.on_result("q", frame, Raw({"large": large, "small": large[0, :2, :2]}), 250.0)
+    kept = recorder.answers["q"][0].result
+    assert isinstance(kept, Raw)
+    assert kept.outputs["small"].tolist() == [0, 1, 1000, 1001]
+    values = kept.outputs["large"]
+    assert len(values) == 4096
+    assert (values[0], values[-1]) == (0, 99_999)
+    assert set(np.diff(values).tolist()) == {24, 25}

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from gemel.bundles.decode_specs import ClassificationDecode
 from gemel.bundles.reader import Bundle, open_bundle
 from gemel.check.evaluation import evaluate as module
 from gemel.check.evaluation.answers import Answer, Recorder
@@ -52,6 +53,26 @@ def test_the_answers_of_a_run(bundle: Bundle) -> None:
         (0.5, 0.5, 0.5),
         (0.0, None, None),
     ]
+
+
+def test_several_labels_are_judged_together(bundle: Bundle) -> None:
+    def labelled(*labels: str) -> Recorder:
+        recorder = Recorder()
+        result = tuple(Class(label, 0.9) for label in labels)
+        for name in "abc":
+            recorder.answers[name] = [Answer(0, 0.0, 50.0, 50.0, result)]
+        return recorder
+
+    given, reference = labelled("rain", "night"), labelled("rain", "snow")
+    counts = summary(dict.fromkeys("abc", (1, 1)))
+    assert {each.accuracy for each in judge(bundle, counts, given, reference).values()} == {1.0}
+    content = bundle.manifest
+    models = {
+        name: model.model_copy(update={"decode": ClassificationDecode(classes=4, multi_label=True)})
+        for name, model in content.models.items()
+    }
+    several = Bundle(bundle.path, content.model_copy(update={"models": models}), bundle.id)
+    assert {each.accuracy for each in judge(several, counts, given, reference).values()} == {0.5}
 
 
 def test_a_run_without_answers_is_wrong_throughout(bundle: Bundle) -> None:

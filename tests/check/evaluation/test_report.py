@@ -63,6 +63,8 @@ def test_tables(found: Evaluation) -> None:
         ["loaded,", "MB/s", "2.0", "2.0", "2.0"],
     ]
     assert [second.title, third.title] == ["4.0 MB for weights", "all: 10.0 MB for weights"]
+    assert [first.caption, second.caption] == [None, None]
+    assert third.caption == "accuracy of classification: top-1 accuracy; with several labels, F1"
 
 
 def test_json(found: Evaluation) -> None:
@@ -73,3 +75,4 @@ def test_json(found: Evaluation) -> None:
         == (document["runs"][0]["queries"]["a"])
     )
     assert document["bundles"]["merged"]["least_bytes"] == 3_500_000
+    assert set(document["measures"]) == {"a", "b", "c"}

@@ -86,7 +86,7 @@ def two_boxes(threshold: float | None, labels: list[str] | None, **spec: object)
 def test_boxes_are_clipped_to_the_frame_and_mapped_to_its_pixels() -> None:
     # The frame covers 25 of 50 rows of the input, at a quarter of its size.
     (cat,) = two_boxes(0.8, ["cat"])
-    assert cat == Detection((40.0, 40.0, 80.0, 100.0), cat.score, "cat") and cat.score == pytest.approx(0.9)
+    assert cat == Detection((40.0, 40.0, 80.0, 100.0), cat.score, "cat", 0) and cat.score == pytest.approx(0.9)
 
 
 def test_threshold_of_the_query_goes_before_that_of_the_model() -> None:

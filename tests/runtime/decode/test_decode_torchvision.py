@@ -79,7 +79,9 @@ def ours(
         ran.append(name)
         return run_stage(parts, name, inputs)
 
-    decoder = build_decoder(parts.decode, DecodeContext(lambda name: np.asarray(parts.tensors[name]), None, threshold))
+    # Labels are the indices of classes, whatever the numbers of torchvision's classes.
+    decode = parts.decode.model_copy(update={"first_class": 0})
+    decoder = build_decoder(decode, DecodeContext(lambda name: np.asarray(parts.tensors[name]), None, threshold))
     result = decoder(run("main", {"image": image}), geometry, run)
     assert isinstance(result, tuple) and sorted(ran) == sorted(stages)
     return [item for item in result if isinstance(item, Detection)]

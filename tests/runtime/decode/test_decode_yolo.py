@@ -92,7 +92,7 @@ def test_wild_values_stay_inside_the_frame() -> None:
     result = build_decoder(spec, DecodeContext(lambda name: np.zeros(0, np.float32), ["thing"]))(
         outputs, Geometry(SIZE, SIZE, SIZE), no_stage
     )
-    assert result == (Detection((0.0, 0.0, 128.0, 96.0), 1.0, "thing"),)
+    assert result == (Detection((0.0, 0.0, 128.0, 96.0), 1.0, "thing", 0),)
     outputs["out"][:] = np.nan
     assert (
         build_decoder(spec, DecodeContext(lambda name: outputs["out"]))(outputs, Geometry(SIZE, SIZE, SIZE), no_stage)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 from threading import Thread, current_thread, main_thread
 
@@ -16,16 +17,61 @@ from rich.console import Console
 from gemel.errors import GemelError, InputError
 from gemel.frames.frame import Frame, Image
 from gemel.frames.source import resolve
-from gemel.runtime.decode.results import Class, Detection, Embedding, Result
+from gemel.runtime.decode.results import (
+    Class,
+    Detection,
+    Embedding,
+    Mask,
+    Raw,
+    Result,
+    Segmentation,
+    SegmentedClass,
+    Text,
+)
 from gemel.runtime.feeds import Feed
 from gemel.runtime.sinks import LiveTable, ResultsSink, VideoSink, video
-from gemel.runtime.sinks.draw import annotate, palette
+from gemel.runtime.sinks import pen as pen_module
+from gemel.runtime.sinks.draw import annotate, clock, palette
 from gemel.runtime.sinks.encoder import Encoder, fit_image
+from gemel.runtime.sinks.overlays import class_color, spread_color
+from gemel.runtime.sinks.pen import Pen
 from gemel.runtime.sinks.words import words
 
 QUERIES = {"people": "yard", "scene": "yard", "faces": "gate"}
 BOX = (40.0, 60.0, 120.0, 140.0)
 PEOPLE = (Detection(BOX, 0.87, "person"),)
+
+
+def part_mask(rows: slice, columns: slice, size: tuple[int, int] = (180, 240)) -> Mask:
+    """Return a mask of a rectangle in a frame."""
+    inside = np.zeros(size, np.bool_)
+    inside[rows, columns] = True
+    return Mask.of(inside)
+
+
+def scene(size: tuple[int, int] = (180, 240)) -> Segmentation:
+    """Return a frame whose right half is road, but for a car."""
+    half = size[1] // 2
+    road = part_mask(slice(None), slice(half, None), size).array()
+    road[-2:, -2:] = False
+    car = part_mask(slice(-2, None), slice(-2, None), size)
+    return Segmentation(size, (SegmentedClass("road", 1, Mask.of(road)), SegmentedClass("car", -1, car)))
+
+
+BODY = Detection(
+    (20.0, 90.0, 90.0, 170.0), 0.8, "person", keypoints=tuple((30.0 + 3 * i, 100.0 + 4 * i, 0.9) for i in range(17))
+)
+FACE = Detection((150.0, 90.0, 200.0, 140.0), 0.8, "face", landmarks=((160.0, 100.0), (math.nan, 1e30), (190.0, 100.0)))
+MASKED = Detection((100.0, 90.0, 140.0, 130.0), 0.8, "cup", mask=part_mask(slice(95, 125), slice(105, 135)))
+EVERYTHING: dict[str, Result | None] = {
+    "boxes": (BODY, FACE, MASKED, *PEOPLE),
+    "scene": scene(),
+    "text": Text("北京 \n4711", 0.9),
+    "weather": (Class("rain", 0.9), Class("night", 0.8)),
+    "vector": Embedding((0.5, 0.5)),
+    "raw": Raw({"out": np.zeros((1, 84, 8400), np.float32), "one": np.float32(1).reshape(())}),
+    "silent": None,
+}
 
 
 def frame(index: int, *, feed: str = "yard", size: tuple[int, int] = (180, 240), time: float | None = None) -> Frame:
@@ -71,6 +117,30 @@ class TestResults:
         sink.close()
         assert json.loads(path.read_text())["result"] == [None, 1.0, None]
 
+    def test_large_outputs_are_files_beside_the_results(self, tmp_path: Path) -> None:
+        path = tmp_path / "results.jsonl"
+        sink = ResultsSink(path)
+        large = np.arange(5000, dtype=np.float32).reshape(1, 5000)
+        words = np.array(["x"] * 5000, object)
+        raw = Raw({"small": np.array([1.5]), "../large/a": large, "../large/b": large * 2, "words": words})
+        sink.on_result("../q", frame(3), raw, 1.0)
+        sink.close()
+        result = json.loads(path.read_text())["result"]
+        assert result["small"] == {"dtype": "float64", "shape": [1], "values": [1.5]}
+        files = {name: tmp_path / each["file"] for name, each in result.items() if "file" in each}
+        assert {file.parent for file in files.values()} == {tmp_path / "results-raw"}
+        assert sorted((tmp_path / "results-raw").iterdir()) == sorted(files.values())
+        assert (np.load(files["../large/a"]) == large).all()
+        assert (np.load(files["../large/b"]) == large * 2).all()
+        assert np.load(files["words"]).tolist() == words.tolist()
+
+    def test_outputs_that_cannot_be_written(self, tmp_path: Path) -> None:
+        (tmp_path / "results-raw").write_text("in the way")
+        sink = ResultsSink(tmp_path / "results.jsonl")
+        with pytest.raises(InputError, match="cannot write results: File exists"):
+            sink.on_result("q", frame(0), Raw({"large": np.zeros(5000)}), 1.0)
+        sink.close()
+
     def test_unwritable(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"missing/results.jsonl: cannot write results: No such file"):
             ResultsSink(tmp_path / "missing" / "results.jsonl")
@@ -83,7 +153,15 @@ class TestWords:
             ((), "nothing"),
             ((*PEOPLE, *PEOPLE, Detection(BOX, 0.5, "car")), "2 person, 1 car"),
             ((Class("cat", 0.931), Class("dog", 0.05)), "cat 0.93"),
-            (Embedding((0.6, 0.8)), "2 values, norm 1.00"),
+            ((Class("rain", 0.9), Class("night", 0.6), Class("snow", 0.4)), "rain 0.90, night 0.60"),
+            ((Class("a", 0.4), Class("b", 0.3)), "a 0.40"),
+            (Embedding((0.6, 0.8)), "2 values"),
+            (Text("GO 4711", 0.987), '"GO 4711" 0.99'),
+            (Text("", 0.0), "no text"),
+            (scene(), "road 50 %, car < 1 %"),
+            (Segmentation((180, 240), ()), "nothing"),
+            (EVERYTHING["raw"], "out 1x84x8400, one scalar"),
+            (Raw({f"o{i}": np.zeros(i) for i in range(5)}), "o0 0, o1 1, o2 2, + 2"),
         ],
     )
     def test_words(self, result: Result, expected: str) -> None:
@@ -122,10 +200,103 @@ class TestDraw:
         assert all(near(corner, color, 2) > 20 for color in colors.values())
         assert (drawn[100:] == 100).all()
 
-    @pytest.mark.parametrize("size", [(1, 1), (7, 9), (144, 176), (1081, 1921)])
+    def test_masks_have_the_colour_of_their_query(self) -> None:
+        colors = palette(("cups",))
+        drawn = annotate(frame(0).image, {"cups": (MASKED,)}, colors)
+        tint = 0.6 * 100 + 0.4 * np.array(colors["cups"])
+        assert np.abs(drawn[110, 120] - tint).max() <= 1
+        assert tuple(drawn[110, 102]) == (100, 100, 100)  # in the box, not in the mask
+
+    def test_classes_of_pixels_have_colours_of_their_own(self) -> None:
+        drawn = annotate(frame(0).image, {"scene": scene()}, palette(("scene",)))
+        road, car = (class_color(each) for each in scene().classes)
+        assert np.abs(drawn[100, 200] - (50 + 0.5 * np.array(road))).max() <= 1
+        assert np.abs(drawn[179, 239] - (50 + 0.5 * np.array(car))).max() <= 1
+        assert tuple(drawn[100, 60]) == (100, 100, 100)
+        # The legend has a square of each.
+        assert all(near(drawn[:90, :120], color, 2) > 20 for color in (road, car))
+
+    def test_colours_of_classes_differ(self) -> None:
+        colors = [spread_color(number) for number in range(40)]
+        assert len(set(colors)) == 40
+        for first, second in pairwise(colors):
+            assert np.abs(np.subtract(first, second)).max() > 60
+
+    def test_results_of_a_frame_of_another_size_do_not_fail(self) -> None:
+        image = frame(0, size=(90, 120)).image
+        drawn = annotate(image, {"scene": scene(), "cups": (MASKED,)}, palette(("scene", "cups")))
+        assert drawn.shape == image.shape
+
+    def test_skeletons_and_landmarks(self) -> None:
+        colors = palette(("bodies", "faces"))
+        drawn = annotate(frame(0).image, {"bodies": (BODY,), "faces": (FACE,)}, colors)
+        for x, y, _ in BODY.keypoints:
+            assert near(drawn[int(y) - 2 : int(y) + 3, int(x) - 2 : int(x) + 3], (255, 255, 255)) > 0
+        # A bone joins the left knee and the left ankle.
+        assert near(drawn[156:160, 71:74], colors["bodies"]) > 0
+        for x, y in (FACE.landmarks[0], FACE.landmarks[2]):
+            assert near(drawn[int(y) - 2 : int(y) + 3, int(x) - 2 : int(x) + 3], colors["faces"]) > 0
+
+    def test_keypoints_that_are_unsure_are_not_drawn(self) -> None:
+        hidden = Detection(BODY.box, 0.8, "person", keypoints=tuple((x, y, 0.1) for x, y, _ in BODY.keypoints))
+        without = Detection(BODY.box, 0.8, "person")
+        colors = palette(("bodies",))
+        drawn, expected = (annotate(frame(0).image, {"bodies": (each,)}, colors) for each in (hidden, without))
+        assert (drawn == expected).all()
+
+    def test_other_points_than_cocos_are_not_joined(self) -> None:
+        points = ((30.0, 100.0, 0.9), (80.0, 100.0, 0.9))
+        drawn = annotate(frame(0).image, {"a": (Detection(BODY.box, 0.8, "x", keypoints=points),)}, palette(("a",)))
+        assert near(drawn[98:103, 28:33], palette(("a",))["a"]) > 0
+        assert (drawn[100, 40:70] == 100).all()
+
+    def test_time(self) -> None:
+        image = frame(0).image
+        drawn = annotate(image, {}, {}, 83.4)
+        assert (annotate(image, {}, {}) == image).all()
+        changed = np.argwhere((drawn != image).any(axis=-1))
+        assert changed[:, 0].min() > 150
+        assert changed[:, 1].max() < 80
+        assert [clock(seconds) for seconds in (0, 0.3, 59.99, 3599.9, 36_000.05)] == [
+            "0:00.0",
+            "0:00.3",
+            "0:59.9",
+            "59:59.9",
+            "10:00:00.0",
+        ]
+
+    def test_crowded_labels_do_not_cover_each_other(self) -> None:
+        crowd = tuple(Detection((40.0 + i, 90.0, 100.0 + i, 150.0), 0.9 - i / 100, "person") for i in range(30))
+        drawn = annotate(frame(0).image, {"people": crowd}, palette(("people",)))
+        first = annotate(frame(0).image, {"people": crowd[:1]}, palette(("people",)))
+        # The label of the highest score is whole.
+        assert (drawn[70:86, 40:100] == first[70:86, 40:100]).all()
+
+    def test_texts_that_do_not_fit_are_cut(self) -> None:
+        pen = Pen(np.array(frame(0).image))
+        text = "a query with a very long name"
+        assert pen.fit(text, 1000) == text
+        cut = pen.fit(text, 80)
+        assert cut.endswith("...")
+        assert text.startswith(cut[:-3])
+        assert pen.text_width(cut) <= 80
+        assert pen.fit(text, 1) == ""
+
+    def test_other_letters_where_opencv_draws_ascii_only(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(pen_module, "_ONLY_ASCII", True)
+        pen = Pen(np.array(frame(0).image))
+        for text, plain in (("žluť", "zlut"), ("北京 4711", "?? 4711"), ("a\nb", "a b")):
+            assert pen.text_width(text) == pen.text_width(plain)
+
+    @pytest.mark.parametrize("size", [(1, 1), (7, 9), (30, 400), (144, 176), (180, 240), (1081, 1921)])
     def test_any_size(self, size: tuple[int, int]) -> None:
         colors = palette(tuple(QUERIES))
         image = frame(0, size=size).image
+        assert annotate(image, EVERYTHING, palette(tuple(EVERYTHING)), 1.0).shape == image.shape
+        own = {"scene": scene(size)} if min(size) > 4 else {}
+        assert annotate(image, own, palette(tuple(own)), 1e9).shape == image.shape
+        many: dict[str, Result | None] = {f"query {i}": PEOPLE for i in range(50)}
+        assert annotate(image, many, palette(tuple(many))).shape == image.shape
         assert annotate(image, {"people": PEOPLE * 30, "scene": (Class("a", 1.0),)}, colors).shape == image.shape
         assert (annotate(image, {}, {}) == image).all()
 

@@ -1,0 +1,242 @@
+"""Meaning of a detector's outputs: one value per layout of outputs.
+
+N is the batch, C the number of classes, A the number of places that a detector scores, K a number of candidates.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from .value import Value
+
+__all__ = [
+    "CenterFaceDecode",
+    "DetectionDecode",
+    "DetrDecode",
+    "EndToEndDecode",
+    "FaceGridDecode",
+    "GflDecode",
+    "GridDecode",
+    "TripletDecode",
+    "YoloDecode",
+    "YoloHead",
+    "YoloxDecode",
+]
+
+
+class DetectionDecode(Value):
+    """Fields that all detectors share."""
+
+    classes: int
+    """Number of classes, the background not counted."""
+    first_class: int = 0
+    """Number that the model's own library gives to the first class: 1 where number 0 is the background."""
+    score_threshold: float = 0.05
+    """Score below which a candidate is dropped before non-maximum suppression."""
+    nms_threshold: float = 0.5
+    """Overlap (IoU) above which non-maximum suppression drops the lower score."""
+    max_detections: int = 100
+    """Most detections that one image may have."""
+    topk: int = 1000
+    """Most candidates per class, best first, that non-maximum suppression sees: bounds the time of a bad model."""
+
+
+class _Parts(DetectionDecode):
+    """Fields of a detector whose rows may end with the coefficients of a mask, or with keypoints."""
+
+    masks: int = 0
+    """Coefficients of a mask at the end of each row; 0 for a detector without masks."""
+    prototypes: str | None = None
+    """Output ``[N, masks, h, w]`` that the coefficients combine: a mask is sigmoid(coefficients @ prototypes)."""
+    keypoints: int = 0
+    """Keypoints at the end of each row, in input pixels; 0 for a detector without keypoints."""
+    keypoint_values: Literal[2, 3] = 3
+    """Values per keypoint: x, y and, if 3, a score from 0 to 1."""
+
+
+class GridDecode(_Parts):
+    """Decoded boxes and class scores, one row per place: YOLOv5, YOLOv7, YOLOv8, YOLO11; Ultralytics' RT-DETR.
+
+    ``output [N, A, 4 (+ 1) + C (+ masks) (+ keypoints * keypoint_values)]``: the box, the objectness if there is one,
+    one score per class, then the mask or the keypoints. A place is reported under its best class only, as Ultralytics
+    does. Boxes are clipped to the frame after non-maximum suppression.
+    """
+
+    kind: Literal["grid"] = "grid"
+    output: str
+    transposed: bool
+    """Whether the output is ``[N, values, A]``, as of YOLOv8 and YOLO11."""
+    objectness: bool
+    """Whether rows have an objectness after the box, by which class scores are multiplied."""
+    box: Literal["cxcywh", "xyxy"] = "cxcywh"
+    """Centre, width and height; or the corners."""
+    normalized: bool = False
+    """Whether boxes are fractions of the input's size, not pixels."""
+    nms: bool = True
+    """Whether non-maximum suppression is needed; Ultralytics' RT-DETR needs none."""
+    activation: Literal["none", "sigmoid"] = "none"
+    """Function that turns the objectness and the class values into scores."""
+    score_threshold: float = 0.25
+    nms_threshold: float = 0.7
+    max_detections: int = 300
+    topk: int = 30000
+    """Most candidates of all classes together, best first, that non-maximum suppression sees."""
+
+
+class EndToEndDecode(_Parts):
+    """Final detections of a model that suppresses overlaps itself: YOLOv10, YOLO26, exports with ``nms=True``.
+
+    ``xyxy-score-class``: ``output [N, K, 6 (+ masks) (+ keypoints * keypoint_values)]``: x1 y1 x2 y2, score, class.
+    ``cxcywh-score-class``: the same with centre, width and height (RT-DETR of Ultralytics 8.4, normalized).
+    ``batch-xyxy-class-score``: ``output [K, 7]``: image of the batch, x1 y1 x2 y2, class, score (YOLOv7's end2end).
+    Rows of zeros are padding.
+    """
+
+    kind: Literal["end-to-end"] = "end-to-end"
+    output: str
+    columns: Literal["xyxy-score-class", "cxcywh-score-class", "batch-xyxy-class-score"] = "xyxy-score-class"
+    normalized: bool = False
+    """Whether boxes are fractions of the input's size, not pixels."""
+    score_threshold: float = 0.25
+    max_detections: int = 300
+
+
+class YoloxDecode(DetectionDecode):
+    """Outputs of YOLOX: ``output [N, A, 5 + C]``, the levels of ``strides`` one behind the other.
+
+    A row has the centre relative to its cell, the logarithms of width and height, all in cells; the objectness and one
+    score per class, both after the sigmoid. A place is reported under its best class only.
+    """
+
+    kind: Literal["yolox"] = "yolox"
+    output: str
+    strides: tuple[int, ...] = (8, 16, 32)
+    """Input pixels per cell, one number per level."""
+    score_threshold: float = 0.25
+    nms_threshold: float = 0.45
+    topk: int = 30000
+    """Most candidates of all classes together, best first, that non-maximum suppression sees."""
+
+
+class DetrDecode(DetectionDecode):
+    """Outputs of DETR and its descendants in Hugging Face's layout; overlaps need no suppression.
+
+    ``logits [N, Q, C (+ 1)]`` of Q object queries, with the background last if the activation is a softmax;
+    ``boxes [N, Q, 4]``: centre, width and height as fractions of the input's size. With a softmax an object query is
+    reported under its best class; with a sigmoid the Q best pairs of object query and class are reported.
+    """
+
+    kind: Literal["detr"] = "detr"
+    logits: str
+    boxes: str
+    activation: Literal["softmax", "sigmoid"]
+    """Function that turns logits into scores."""
+    score_threshold: float = 0.5
+    max_detections: int = 300
+
+
+class TripletDecode(DetectionDecode):
+    """Final detections in three outputs: the official exports of RT-DETR and D-FINE, torchvision's own export.
+
+    ``labels [N, K]`` with class numbers from ``first_class``, ``boxes [N, K, 4]`` x1 y1 x2 y2, ``scores [N, K]``. The
+    batch axis may be missing.
+    """
+
+    kind: Literal["triplet"] = "triplet"
+    labels: str
+    boxes: str
+    scores: str
+    normalized: bool = False
+    """Whether boxes are fractions of the input's size, not pixels."""
+    score_threshold: float = 0.25
+    max_detections: int = 300
+
+
+class GflDecode(DetectionDecode):
+    """Outputs of NanoDet and PicoDet: each distance from a point to a side of the box is a distribution over bins.
+
+    ``scores``: one output per level, ``[N, h * w, C]`` or ``[N, C, h, w]``. ``distances``: the same with
+    ``4 * (reg_max + 1)`` values: left, top, right, bottom. A distance is the mean of the bin numbers under their
+    softmax, in cells. Without ``distances``, ``scores`` is one joint output ``[N, A, C + 4 * (reg_max + 1)]`` with the
+    levels one behind the other. A place is reported under every class above the threshold.
+    """
+
+    kind: Literal["gfl"] = "gfl"
+    scores: tuple[str, ...]
+    distances: tuple[str, ...] = ()
+    strides: tuple[int, ...] = (8, 16, 32, 64)
+    """Input pixels per cell, one number per level."""
+    reg_max: int = 7
+    """Number of the last bin."""
+    activation: Literal["none", "sigmoid"] = "none"
+    """Function that turns class values into scores."""
+    cell_offset: float = 0.5
+    """Place of the point in its cell, in cells: 0.5 in NanoDet and PicoDet, 0 in NanoDet-Plus."""
+    nms_threshold: float = 0.6
+
+
+class FaceGridDecode(DetectionDecode):
+    """Outputs of face detectors with landmarks: SCRFD, RetinaFace, YuNet.
+
+    Every tuple of outputs has one name per level of ``strides``, or one name if the levels lie one behind the other.
+    A batch axis may be missing. P is ``landmarks``.
+
+    - ``scrfd``: ``scores [N, A, 1]``, ``boxes [N, A, 4]`` distances to left, top, right, bottom in cells from the
+      cell's upper left corner, ``points [N, A, 2P]`` relative to the corner in cells; ``kinds`` rows per cell.
+    - ``retinaface``: ``scores [N, A, 2]`` (background, face), ``boxes [N, A, 4]`` (dx, dy, dw, dh) and
+      ``points [N, A, 2P]`` relative to priors: squares around the cell's centre with the sides of ``min_sizes``.
+    - ``yunet``: ``scores`` and ``objectness [N, A, 1]``, whose geometric mean is the score, ``boxes [N, A, 4]``: centre
+      relative to the cell's upper left corner and logarithms of width and height, and ``points [N, A, 2P]``, in cells.
+    """
+
+    kind: Literal["face-grid"] = "face-grid"
+    style: Literal["scrfd", "retinaface", "yunet"]
+    scores: tuple[str, ...]
+    boxes: tuple[str, ...]
+    points: tuple[str, ...] = ()
+    """Outputs with landmarks; empty for a detector without landmarks."""
+    objectness: tuple[str, ...] = ()
+    strides: tuple[int, ...] = (8, 16, 32)
+    """Input pixels per cell, one number per level."""
+    activation: Literal["none", "sigmoid", "softmax"] = "none"
+    """Function that turns ``scores`` (and ``objectness``) into probabilities."""
+    kinds: int = 2
+    """Rows per cell of ``scrfd``."""
+    min_sizes: tuple[tuple[float, ...], ...] = ((16, 32), (64, 128), (256, 512))
+    """Sides in input pixels of the priors of ``retinaface``, one tuple per level."""
+    variances: tuple[float, float] = (0.1, 0.2)
+    """Factors of (dx, dy) and of (dw, dh) of ``retinaface``."""
+    landmarks: int = 5
+    """Landmarks per face."""
+    classes: int = 1
+    score_threshold: float = 0.5
+    nms_threshold: float = 0.4
+    topk: int = 5000
+
+
+class YoloHead(Value):
+    """One output of a YOLOv3-style detector."""
+
+    output: str
+    stride: int
+    """Input pixels per cell of the output."""
+    anchors: tuple[tuple[float, float], ...]
+    """Width and height in input pixels."""
+
+
+class YoloDecode(DetectionDecode):
+    """Outputs of YOLOv3-style heads: each ``[N, A * (5 + classes), H, W]``, all values before the sigmoid."""
+
+    kind: Literal["yolo"] = "yolo"
+    heads: tuple[YoloHead, ...]
+
+
+class CenterFaceDecode(DetectionDecode):
+    """Outputs of CenterFace: heatmap ``[N, 1, H, W]``; scale and offset ``[N, 2, H, W]``, the vertical value first."""
+
+    kind: Literal["centerface"] = "centerface"
+    heatmap: str
+    scale: str
+    offset: str
+    stride: int = 4
+    """Input pixels per cell of the outputs."""

@@ -1,0 +1,51 @@
+"""Names and numbers of a query's classes, and the choice of classes that the query reports."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .activations import label
+from .decoder import DecodeContext
+
+__all__ = ["MOST_CLASSES", "ClassNames"]
+
+MOST_CLASSES = 2**31
+"""Class number from which a model's output is damaged."""
+
+
+class ClassNames:
+    """Names and numbers of classes. A class has an index, from 0 and without the background; a number counts as in the
+    model's own library.
+
+    Args:
+        context: labels of the query, and the labels or numbers of the classes that it reports.
+        first: number of the class with index 0.
+    """
+
+    def __init__(self, context: DecodeContext, first: int = 0) -> None:
+        self._labels, self._first = context.labels, first
+        self._wanted: NDArray[np.intp] | None = None
+        if context.classes is not None:
+            chosen = {index for name in context.classes for index in self._indices(name)}
+            self._wanted = np.array(sorted(chosen), np.intp)
+
+    def name(self, index: int) -> str:
+        """Return the label of a class, or its number if it has no label."""
+        known = self._labels is not None and 0 <= index < len(self._labels)
+        return label(self._labels, index) if known else str(self.number(index))
+
+    def number(self, index: int) -> int:
+        """Return the number of a class."""
+        return index + self._first
+
+    def wanted(self, classes: NDArray[np.intp]) -> NDArray[np.bool_]:
+        """Return which of the class indices ``[K]`` the query reports: an array ``[K]``."""
+        if self._wanted is None:
+            return np.ones(len(classes), np.bool_)
+        return np.isin(classes, self._wanted)
+
+    def _indices(self, name: str) -> list[int]:
+        """Return the indices of the classes with a label, or that of a number if no class has this label."""
+        found = [index for index, each in enumerate(self._labels or ()) if each == name]
+        return found or ([int(name) - self._first] if name.isascii() and name.isdigit() else [])

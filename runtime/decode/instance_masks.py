@@ -1,0 +1,74 @@
+"""Masks of objects from prototypes (Bolya et al., "YOLACT: Real-time Instance Segmentation", section 3.2)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ...frames.preprocess import Geometry
+from .boxes import Indices
+from .decoder import FloatArray
+from .results import Mask
+
+__all__ = ["prototype_masks"]
+
+
+def prototype_masks(
+    coefficients: FloatArray, prototypes: FloatArray, boxes: FloatArray, geometry: Geometry
+) -> tuple[Mask | None, ...]:
+    """Return the mask of each object at the frame's size: sigmoid(coefficients @ prototypes) above 0.5, inside the box.
+
+    Logits are enlarged bilinearly, as Ultralytics does, and only where the box is. The mask of an object without any
+    pixel is None.
+
+    Args:
+        coefficients: ``[K, M]``.
+        prototypes: ``[M, h, w]``, which cover the whole input.
+        boxes: ``[K, 4]`` in input pixels.
+        geometry: position of the frame in the input.
+    """
+    height, width = prototypes.shape[1:]
+    edges = geometry.to_source(boxes)
+    masks: list[Mask | None] = []
+    for weights, (left, top, right, bottom) in zip(coefficients, edges.tolist(), strict=True):
+        # A pixel belongs to the box if its corner does, as in Ultralytics' crop_mask.
+        columns, rows = (math.ceil(left), math.ceil(right)), (math.ceil(top), math.ceil(bottom))
+        if columns[0] == columns[1] or rows[0] == rows[1]:
+            masks.append(None)
+            continue
+        x, next_x, part_x = _positions(
+            columns, geometry.valid[1] / geometry.source[1] * width / geometry.input[1], width
+        )
+        y, next_y, part_y = _positions(
+            rows, geometry.valid[0] / geometry.source[0] * height / geometry.input[0], height
+        )
+        region = prototypes[:, y[0] : next_y[-1] + 1, x[0] : next_x[-1] + 1]
+        logits = np.tensordot(weights, region, 1)
+        tall = _between(logits, y - y[0], next_y - y[0], part_y[:, None])
+        inside = _between(tall.T, x - x[0], next_x - x[0], part_x[:, None]) > 0
+        found = Mask.of(inside.T, geometry.source, (rows[0], columns[0])) if inside.any() else None
+        masks.append(found)
+    return tuple(masks)
+
+
+def _positions(pixels: tuple[int, int], scale: float, count: int) -> tuple[Indices, Indices, FloatArray]:
+    """Return where pixels of the frame lie among the cells of a prototype, along one axis.
+
+    Args:
+        pixels: first pixel, and the one behind the last.
+        scale: cells per pixel.
+        count: number of cells.
+
+    Returns:
+        For each pixel: the cell before its centre, the cell behind it, and the share of the latter.
+    """
+    places = np.clip((np.arange(*pixels) + 0.5) * scale - 0.5, 0, count - 1)
+    before = places.astype(np.intp)
+    return before, np.minimum(before + 1, count - 1), (places - before).astype(np.float32)
+
+
+def _between(values: FloatArray, before: Indices, behind: Indices, share: FloatArray) -> FloatArray:
+    """Interpolate linearly between rows of ``values``."""
+    first = values[before]
+    return first + (values[behind] - first) * share

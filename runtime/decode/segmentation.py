@@ -1,0 +1,150 @@
+"""Semantic segmentation: a class for every pixel of the source frame."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ...bundles.decode_specs import SegmentationDecode
+from ...frames.preprocess import Geometry
+from .activations import sigmoid, softmax
+from .class_names import ClassNames
+from .decoder import DecodeContext, FloatArray, RunStage
+from .masks import encode_classes
+from .results import Mask, Segmentation, SegmentedClass
+
+__all__ = ["SegmentationDecoder"]
+
+_HALF = 0.5
+"""Score that a pixel must exceed if the query has no threshold."""
+_NONE = -1
+"""Class number of pixels that belong to no class."""
+_NEIGHBOURS = np.ones((3, 3), np.uint8)
+_Numbers = NDArray[np.int16]
+"""Class numbers of pixels, ``[H, W]``; -1 where a pixel belongs to no class."""
+
+
+class SegmentationDecoder:
+    """A decoder that gives every pixel the class with the highest score, and returns a mask for each class.
+
+    Scores are resized bilinearly to the model's input, cut to the part that the frame covers, and resized bilinearly to
+    the frame. Class numbers are taken from the nearest pixel. A pixel must exceed the query's threshold. Without one,
+    the threshold is 0.5 for one class and for scores that are sigmoids; otherwise every pixel has a class.
+
+    With one label less than classes, class 0 is the background. The background is never reported, nor is a class that
+    is called background.
+    """
+
+    def __init__(self, spec: SegmentationDecode, context: DecodeContext) -> None:
+        self._spec = spec
+        background = spec.classes > 1 and context.labels is not None and len(context.labels) == spec.classes - 1
+        self._first = int(background)
+        self._names = ClassNames(context, self._first)
+        certain = spec.classes == 1 or spec.activation == "sigmoid"
+        self._threshold = _HALF if context.threshold is None and certain else context.threshold
+
+    def __call__(self, outputs: Mapping[str, FloatArray], geometry: Geometry, run: RunStage) -> Segmentation:
+        output = outputs[self._spec.output][0]
+        scores = output.reshape(-1, *output.shape[-2:])
+        if self._spec.class_numbers:
+            numbers = _nearest(scores[0], geometry)
+        elif len(scores) != self._spec.classes:
+            raise ValueError(f"output {self._spec.output} has {len(scores)} classes, not {self._spec.classes}")
+        elif len(scores) == 1:
+            numbers = self._binary(scores[0], geometry)
+        else:
+            numbers = self._best(scores, geometry)
+        return Segmentation(geometry.source, tuple(self._classes(numbers)))
+
+    def _binary(self, scores: FloatArray, geometry: Geometry) -> _Numbers:
+        """Return 0 for pixels of the only class."""
+        bound = self._threshold
+        assert bound is not None
+        if self._spec.activation == "sigmoid":
+            # Scores before the sigmoid are compared with the threshold before the sigmoid: no pixel needs an exp.
+            bound = math.log(bound / (1 - bound)) if 0 < bound < 1 else math.copysign(math.inf, bound - _HALF)
+        return np.where(_linear(scores, geometry) > bound, 0, _NONE).astype(np.int16)
+
+    def _best(self, scores: FloatArray, geometry: Geometry) -> _Numbers:
+        """Return the class with the highest score of ``scores [C, h, w]``; the lowest number if several are equal."""
+        if self._threshold is not None and self._spec.activation == "softmax":
+            scores = np.moveaxis(softmax(np.moveaxis(scores, 0, -1)), -1, 0)
+        first, *others = _possible(scores, geometry.input)
+        best = np.array(_linear(scores[first], geometry))
+        numbers = np.full(geometry.source, first, np.int16)
+        painted = np.empty_like(numbers)
+        for number in others:
+            plane = _linear(scores[number], geometry)
+            painted.fill(number)
+            # OpenCV sets the pixels of a ragged mask a hundred times as fast as NumPy.
+            cv2.copyTo(painted, cv2.compare(plane, best, cv2.CMP_GT), numbers)
+            np.maximum(best, plane, out=best)
+        if self._threshold is not None:
+            best = sigmoid(best) if self._spec.activation == "sigmoid" else best
+            numbers[~(best > self._threshold)] = _NONE
+        return numbers
+
+    def _classes(self, numbers: _Numbers) -> list[SegmentedClass]:
+        """Return the classes that occur and that the query reports."""
+        size = (numbers.shape[0], numbers.shape[1])
+        found = []
+        for number, counts in encode_classes(numbers).items():
+            index = number - self._first
+            if index < 0 or not self._names.wanted(np.array([index]))[0]:
+                continue
+            name = self._names.name(index)
+            if name.strip("_").lower() != "background":
+                found.append(SegmentedClass(name, number, Mask(size, counts)))
+        return found
+
+
+def _linear(plane: FloatArray, geometry: Geometry) -> FloatArray:
+    """Resize scores ``[h, w]`` that cover the input to ``[H, W]`` that covers the frame; not a copy if sizes agree."""
+    plane = _resized(np.ascontiguousarray(plane, np.float32), geometry.input)
+    return _resized(plane[: geometry.valid[0], : geometry.valid[1]], geometry.source)
+
+
+def _resized(plane: FloatArray, size: Sequence[int]) -> FloatArray:
+    if plane.shape == tuple(size):
+        return plane
+    resized: Any = cv2.resize(plane, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(resized, np.float32)
+
+
+def _nearest(plane: NDArray[Any], geometry: Geometry) -> _Numbers:
+    """Return the class number at the centre of every pixel of the frame, from numbers that cover the input."""
+    rows, columns = (
+        ((np.arange(source) + 0.5) * (valid / source) * (have / whole)).astype(np.intp).clip(0, have - 1)
+        for source, valid, whole, have in zip(geometry.source, geometry.valid, geometry.input, plane.shape, strict=True)
+    )
+    # Only the used numbers are converted: a number beyond int16 stands for no class.
+    numbers = np.where((plane >= 0) & (plane <= np.iinfo(np.int16).max), plane, _NONE).astype(np.int16)
+    found: _Numbers = numbers[rows].take(columns, axis=1)
+    return found
+
+
+def _possible(scores: FloatArray, size: tuple[int, int]) -> list[int]:
+    """Return the numbers of the classes that may be the best somewhere after resizing; never empty.
+
+    A resized score is a weighted mean of neighbours: at most their maximum, at least their minimum. A class whose
+    maximum is everywhere below another class's minimum is nowhere the best. Most classes of a model with many fall out
+    here, before their scores are resized.
+
+    Args:
+        scores: ``[C, h, w]``.
+        size: (height, width) of the model's input.
+    """
+    everyone = list(range(len(scores)))
+    if scores.shape[1] > size[0] or scores.shape[2] > size[1]:
+        return everyone
+    # Neighbouring pixels of the input are at most one score apart, so the pixels that one pixel of the frame is made of
+    # lie in a square of 3 by 3 scores.
+    planes = [np.ascontiguousarray(plane, np.float32) for plane in scores]
+    least = np.max([cv2.erode(plane, _NEIGHBOURS) for plane in planes], axis=0)
+    possible = [number for number in everyone if (cv2.dilate(planes[number], _NEIGHBOURS) >= least).any()]
+    return possible or everyone

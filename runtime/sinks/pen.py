@@ -1,0 +1,146 @@
+"""The pen: text and shapes in sizes that fit a frame."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from math import isfinite, sqrt
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ...frames.frame import Image
+
+__all__ = ["DARK", "LIGHT", "PALE", "Color", "Pen", "Rect", "ink_on", "overlapping"]
+
+Color = tuple[int, int, int]
+"""(blue, green, red), each 0 to 255."""
+Rect = tuple[int, int, int, int]
+"""(left, top, right, bottom) in pixels."""
+
+DARK: Color = (24, 24, 24)
+LIGHT: Color = (255, 255, 255)
+PALE: Color = (205, 205, 205)
+
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+_ONLY_ASCII = int(cv2.__version__.split(".")[0]) < 5
+"""Whether OpenCV draws ASCII only, as it did before version 5."""
+_PANEL_OPACITY = 0.7
+_MORE = "..."
+"""End of a text that was cut."""
+_FAR = 20_000
+"""Pixels from the frame's edge beyond which no point is drawn: OpenCV's coordinates have few bits."""
+
+
+class Pen:
+    """A pen for one frame: draws on ``canvas`` with line widths and text sizes that fit the frame."""
+
+    def __init__(self, canvas: Image) -> None:
+        self.canvas = canvas
+        self.height, self.width = canvas.shape[:2]
+        side = sqrt(self.height * self.width)
+        self._scale = min(max(side / 1150, 0.36), 1.8)
+        self._weight = 1 if self._scale < 1 else 2
+        # On a frame of few pixels, rims would be wider than what they surround.
+        self._rims = side > 250
+        self.line = max(2 if self._rims else 1, round(side / 360))
+        """Width of lines in pixels."""
+        self.pad = max(2, round(7 * self._scale))
+        """Space around text in pixels."""
+        (_, self.ascent), self._descent = cv2.getTextSize("Ag", _FONT, self._scale, self._weight)
+
+    @property
+    def row(self) -> int:
+        """Height of a line of text in pixels."""
+        return int(self.ascent + self._descent + self.pad)
+
+    def text_width(self, text: str) -> int:
+        """Return the width of a text in pixels."""
+        return int(cv2.getTextSize(_drawable(text), _FONT, self._scale, self._weight)[0][0])
+
+    def fit(self, text: str, width: int) -> str:
+        """Return a text, or as much of its beginning as fits into ``width`` pixels with three dots behind."""
+        if self.text_width(text) <= width:
+            return text
+        short, long = 0, len(text)
+        while short < long:
+            middle = (short + long + 1) // 2
+            short, long = (middle, long) if self.text_width(text[:middle] + _MORE) <= width else (short, middle - 1)
+        return text[:short].rstrip() + _MORE if short else ""
+
+    def text(self, text: str, x: int, top: int, color: Color) -> None:
+        """Draw a line of text with its left end at ``x`` and its upper edge at ``top``."""
+        base = top + self.pad // 2 + self.ascent
+        cv2.putText(self.canvas, _drawable(text), (x, base), _FONT, self._scale, color, self._weight, cv2.LINE_AA)
+
+    def fill(self, rect: Rect, color: Color) -> None:
+        """Fill a rectangle."""
+        cv2.rectangle(self.canvas, rect[:2], (rect[2] - 1, rect[3] - 1), color, cv2.FILLED)
+
+    def shade(self, rect: Rect) -> None:
+        """Darken a rectangle, so that light text on it can be read."""
+        left, top, right, bottom = rect
+        area = self.canvas[top:bottom, left:right]
+        area[:] = (area * (1 - _PANEL_OPACITY) + np.asarray(DARK) * _PANEL_OPACITY).astype(np.uint8)
+
+    def outline(self, rect: Rect, color: Color) -> None:
+        """Draw a rectangle. A dark rim keeps its colour visible on a bright or busy background, if there is room."""
+        for rim, ink in ((2, DARK), (0, color)):
+            if self._rims or not rim:
+                cv2.rectangle(self.canvas, rect[:2], rect[2:], ink, self.line + rim)
+
+    def dot(self, place: tuple[int, int], radius: int, color: Color) -> None:
+        """Draw a disc, with a dark rim if there is room."""
+        for rim, ink in ((1, DARK), (0, color)):
+            if self._rims or not rim:
+                cv2.circle(self.canvas, place, radius + rim, ink, cv2.FILLED, cv2.LINE_AA)
+
+    def stroke(self, start: tuple[int, int], end: tuple[int, int], width: int, color: Color) -> None:
+        """Draw a line."""
+        cv2.line(self.canvas, start, end, color, width, cv2.LINE_AA)
+
+    def corners(self, box: tuple[float, float, float, float]) -> Rect:
+        """Return the corners of a box in whole pixels, clipped to the frame."""
+        # A diverged model may answer NaN or huge numbers, which OpenCV refuses.
+        x1, y1, x2, y2 = np.nan_to_num(np.asarray(box, np.float64), posinf=1e9, neginf=-1e9)
+        right, bottom = self.width - 1, self.height - 1
+        xs, ys = np.clip((x1, x2), 0, right), np.clip((y1, y2), 0, bottom)
+        return round(xs[0]), round(ys[0]), round(xs[1]), round(ys[1])
+
+    def place(self, x: float, y: float) -> tuple[int, int] | None:
+        """Return a point in whole pixels; None if it lies far outside the frame or is not a number."""
+        if not (isfinite(x) and isfinite(y)) or not -_FAR < min(x, y) <= max(x, y) < _FAR + max(
+            self.width, self.height
+        ):
+            return None
+        return round(x), round(y)
+
+    def inside(self, rect: Rect) -> Rect:
+        """Move a rectangle into the frame; a rectangle wider or higher than the frame begins at its edge."""
+        dx = max(0, -rect[0]) - max(0, rect[2] - max(self.width, rect[2] - rect[0]))
+        dy = max(0, -rect[1]) - max(0, rect[3] - max(self.height, rect[3] - rect[1]))
+        return rect[0] + dx, rect[1] + dy, rect[2] + dx, rect[3] + dy
+
+
+def overlapping(rects: Sequence[Rect], others: Sequence[Rect]) -> NDArray[np.bool_]:
+    """Return which of ``rects`` have a pixel in common with any of ``others``, ``[len(rects)]``."""
+    ours, theirs = np.array(rects).reshape(-1, 1, 4), np.array(others).reshape(1, -1, 4)
+    common = np.minimum(ours[..., 2:], theirs[..., 2:]) > np.maximum(ours[..., :2], theirs[..., :2])
+    found: NDArray[np.bool_] = common.all(axis=-1).any(axis=-1)
+    return found
+
+
+def ink_on(color: Color) -> Color:
+    """Return the colour of text that is easiest to read on a colour: dark or light."""
+    blue, green, red = color
+    return DARK if 0.114 * blue + 0.587 * green + 0.299 * red > 120 else LIGHT
+
+
+def _drawable(text: str) -> str:
+    """Return a text in characters that OpenCV draws: others lose their accents, or become question marks."""
+    text = "".join(character if character.isprintable() else " " for character in text)
+    if not _ONLY_ASCII or text.isascii():
+        return text
+    plain = (each for each in unicodedata.normalize("NFKD", text) if not unicodedata.combining(each))
+    return "".join(each if each.isascii() else "?" for each in plain)
