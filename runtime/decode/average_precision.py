@@ -60,6 +60,7 @@ def mean_average_precision(
     with redirect_stdout(StringIO()):
         wanted = COCO()
         wanted.dataset = {
+            "info": {},  # pycocotools 2.0.9 and 2.0.10 need the key
             "images": [{"id": image} | _size(frame) for image, frame in enumerate(truth)],
             "categories": [{"id": number} for number in labels.values()],
             "annotations": _annotations(truth, labels, overlap, points),
