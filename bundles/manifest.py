@@ -56,7 +56,8 @@ class InputSpec(Value):
     """Preprocessing from a frame to a model's input: resize, colour order, ``(pixel * scale - mean) / std``.
 
     ``fit="stretch"`` resizes to ``size`` and ignores the aspect ratio. ``fit="letterbox"`` keeps the aspect ratio: the
-    frame lies at the top left and the rest is ``pad`` (in units of the normalised input).
+    frame lies at the top left and the rest is ``pad`` (in units of the normalised input). ``fit="letterbox-center"``
+    has the frame in the middle, as Ultralytics does; a row or column that is left over is at the bottom or right.
     """
 
     size: tuple[int, int]
@@ -65,7 +66,7 @@ class InputSpec(Value):
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     scale: float = 1 / 255
     color: Literal["rgb", "bgr", "gray"] = "rgb"
-    fit: Literal["stretch", "letterbox"] = "stretch"
+    fit: Literal["stretch", "letterbox", "letterbox-center"] = "stretch"
     pad: float = 0.0
 
 

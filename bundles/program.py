@@ -10,7 +10,7 @@ choose names and orders freely.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from math import prod
@@ -31,6 +31,8 @@ _CONSTANT_OPERANDS = frozenset(
 
 Runtimes read these inputs when they prepare an operator, or fold them into an activation. TensorRT builds no engine
 whose scales are inputs."""
+_QUANTIZED = ("QLinear", "QGemm", "QAttention", "MatMulInteger", "ConvInteger")
+"""Prefixes of the names of operators that compute in integers. Their scales and zero points must stay constants."""
 _FLOATS = frozenset({1, 10, 11})
 """TensorProto.DataType numbers of float, float16 and double."""
 _INT8 = frozenset({2, 3})
@@ -69,12 +71,13 @@ def split_model(model: Message) -> Program:
     graph = model.graph
     producers = {name: node for node in graph.node for name in node.output if name}
     initializers = {tensor.name: tensor for tensor in graph.initializer}
-    held = _constant_operands(graph.node)
+    held = _constant_operands(graph.node, initializers)
     weights: list[str] = []
     constants: list[str] = []
     names = {port.name: port.name for port in (*graph.input, *graph.output) if port.name not in initializers}
     names[""] = ""
-    fresh = {letter: _fresh(letter, frozenset(names)) for letter in "wcv"}
+    taken = frozenset((*names, *(port.name for port in graph.output)))
+    fresh = {letter: _fresh(letter, taken) for letter in "wcv"}
     order: list[Message] = []
     for item in _depth_first(graph, producers):
         if isinstance(item, str):
@@ -87,6 +90,8 @@ def split_model(model: Message) -> Program:
             if output not in names:
                 names[output] = next(fresh["v"])
         order.append(item)
+    # An output that is an initializer: the program copies the weight, as one value cannot have both names.
+    copied = [port.name for port in graph.output if port.name in initializers]
 
     program = ModelProto()
     program.CopyFrom(model)
@@ -102,6 +107,8 @@ def split_model(model: Message) -> Program:
         program.graph.initializer[-1].name = names[name]
     for node in order:
         program.graph.node.add().CopyFrom(_canonical(node, names))
+    for name in copied:
+        program.graph.node.add(op_type="Identity", input=[names[name]], output=[name])
     data: bytes = program.SerializeToString(deterministic=True)
     return Program(hashlib.sha256(data).hexdigest()[:32], data, tuple(weights))
 
@@ -181,13 +188,20 @@ def _fresh(letter: str, taken: frozenset[str]) -> Iterator[str]:
     return (name for name in (f"{letter}{index}" for index in count()) if name not in taken)
 
 
-def _constant_operands(nodes: Any) -> set[str]:
+def _constant_operands(nodes: Any, initializers: Mapping[str, Message]) -> set[str]:
+    """Return the names of values that must stay constants of the program.
+
+    Raises:
+        BackendError: a node has a subgraph.
+    """
     held: set[str] = set()
     for node in nodes:
         if any(attribute.HasField("g") or len(attribute.graphs) for attribute in node.attribute):
             raise BackendError(f"node {node.name or node.op_type}: {node.op_type} with a subgraph cannot be compiled")
         if node.op_type in _CONSTANT_OPERANDS:
             held.update(node.input[1:])
+        elif node.op_type.startswith(_QUANTIZED):
+            held.update(name for name in node.input if name in initializers and len(initializers[name].dims) < 2)
     return held
 
 

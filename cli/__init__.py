@@ -19,6 +19,7 @@ from .bench import bench_command
 from .check import check_command
 from .compile import compile_command
 from .eval import eval_command
+from .init import init_command
 from .inspect import inspect_command
 from .merge import merge_command
 from .options import VersionOpt
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 
 _COMMANDS: dict[str, Callable[..., None]] = {
+    "init": init_command,
     "analyze": analyze_command,
     "merge": merge_command,
     "compile": compile_command,

@@ -69,10 +69,14 @@ def analyze_command(
 
         def step(model: ModelSizes) -> None:
             what = f"{model.name}: {len(model.layers)} layers, {_mb(model.bytes)} MB"
+            if model.kept_as_is is not None:
+                what += f"; from the ONNX graph, as merging leaves it as it is: {model.kept_as_is}"
             print_stage(console, "layers", what, began=began)
             bar.advance(bar.task_ids[0])
 
         found = analyze_workload(loaded, cast("Definition", definition), heads, step)
+    for name, reason in found.left_out.items():
+        print_stage(console, "left out", f"{name}: {reason}", began=began)
     if found.groups:
         console.print(_groups(found))
     for line in _totals(found):

@@ -31,7 +31,10 @@ def check_command(
     bundle: BundleArg,
     against: Annotated[
         Path | None,
-        typer.Option(help="Also compare outputs with the models of this workload.", metavar="WORKLOAD.YAML"),
+        typer.Option(
+            help="Also compare outputs and answers with the models of this workload, on frames of the feeds.",
+            metavar="WORKLOAD.YAML",
+        ),
     ] = None,
     rtol: Annotated[
         float, typer.Option(help="Difference allowed per output, relative to the output's largest value.", min=0)
@@ -59,7 +62,7 @@ def check_command(
     json_file: JsonOpt = None,
     debug: DebugOpt = False,
 ) -> None:
-    """Check the hash of every file of a bundle and of its device caches, and with --against every output.
+    """Check the hash of every file of a bundle and of its device caches, and with --against every output and answer.
 
     [dim]gemel check bundle/ --against merged/workload.yaml --accuracy[/dim]
 

@@ -83,10 +83,10 @@ def check_sharing(console: Console, bundle: Bundle, report: CheckReport) -> list
 def check_outputs(
     console: Console, bundle: Bundle, workload: Workload, rtol: float, atol: float, report: CheckReport
 ) -> list[str]:
-    """Compare the outputs of every model with those of its source.
+    """Compare the outputs and answers of every model with those of its source.
 
     Returns:
-        Models whose outputs differ by more than is allowed.
+        Models whose outputs differ by more than is allowed, and ``answers of MODEL`` where only answers do.
     """
     try:
         from ..check.source.numerics import compare_with_source
@@ -94,13 +94,26 @@ def check_outputs(
         raise missing_extra(error, "gemel check --against", "compiler") from error
     failed = []
     for result in compare_with_source(bundle, workload, rtol=rtol, atol=atol):
-        precision = bundle.manifest.models[result.model].precision
-        how = "" if result.passed is not None else f", not judged: {precision} is judged by --accuracy"
-        what = f"{result.model}: relative difference {result.relative:.1e}{how}"
-        print_stage(console, "outputs", what, passed=result.passed)
-        report["models"][result.model] = {"relative": result.relative, "passed": result.passed}
+        how = "" if result.reason is None else f", not judged: {result.reason}"
+        answers = result.answers
+        what = f"{result.model}: relative difference {result.relative:.1e} {result.inputs}{how}"
+        print_stage(console, "outputs", what, passed=None if result.passed is None else result.equal)
+        for name in result.constant:
+            what = f"{result.model}: {name} hardly changes from frame to frame, so its agreement says little"
+            print_stage(console, "constant", what)
+        if answers is not None:
+            passed = None if result.reason is not None or not answers.parts else answers.different is None
+            print_stage(console, "answers", f"{result.model}: {answers}", passed=passed)
+        report["models"][result.model] = {
+            "relative": result.relative,
+            "passed": result.passed,
+            "inputs": result.inputs,
+            "constant": list(result.constant),
+            "answers": None if answers is None else asdict(answers),
+            "reason": result.reason,
+        }
         if result.passed is False:
-            failed.append(result.model)
+            failed.append(f"answers of {result.model}" if result.equal else result.model)
     return failed
 
 

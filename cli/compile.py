@@ -84,10 +84,13 @@ def compile_command(
     from ..bundles.reader import open_bundle
     from ..check.contents.inspect import sizes
     from ..runtime.backends import open_backend
+    from .compile_parts import describe_inputs, note_labels, warn_of_feeds, warn_of_memory
     from .precision import PrecisionConverter
 
     console, began = open_console(), perf_counter()
     loaded = load_workload(workload)
+    for line in warn_of_feeds(loaded):
+        print_stage(console, "feed", line)
     converter = PrecisionConverter(loaded, output, precision, ranges, calibration)
     with progress_bar(console, len(set(models_of(loaded).values()))) as bar:
         task = bar.task_ids[0]
@@ -98,6 +101,10 @@ def compile_command(
 
         report = compile_workload(loaded, output, step, converter)
     bundle = open_bundle(report.path)
+    for line in describe_inputs(bundle):
+        print_stage(console, "input", line)
+    if (note := note_labels(bundle)) is not None:
+        print_stage(console, "labels", note)
     if library is not None:
         print_stage(console, "engines", _build(console, bundle, library, targets), began=began)
     elif backend is not None:
@@ -111,6 +118,8 @@ def compile_command(
         "weights",
         f"{held['queries'] / 1e6:.1f} MB as one session per query, {held['unique'] / 1e6:.1f} MB in the bundle",
     )
+    if (warning := warn_of_memory(bundle)) is not None:
+        print_stage(console, "memory", warning)
     console.print(f"Next: gemel-run {output}")
 
 

@@ -21,6 +21,6 @@ def inspect_command(bundle: BundleArg, json_file: JsonOpt = None, debug: DebugOp
     console = open_console()
     figures = describe(opened)
     for table in bundle_tables(opened, figures):
-        console.print(table)
+        console.print(table, soft_wrap=isinstance(table, str))
     write_json(json_file, figures)
     console.print(f"Next: gemel check {bundle}")

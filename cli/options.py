@@ -9,6 +9,7 @@ import typer
 
 from ..errors import InputError
 from ..version import find_version
+from .file_kinds import require_bundle
 
 if TYPE_CHECKING:
     from ..runtime.memory.arena import Loading
@@ -35,7 +36,9 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-BundleArg = Annotated[Path, typer.Argument(help="Folder that gemel-compile wrote.", metavar="BUNDLE")]
+BundleArg = Annotated[
+    Path, typer.Argument(help="Folder that gemel-compile wrote.", metavar="BUNDLE", callback=require_bundle)
+]
 WorkloadArg = Annotated[Path, typer.Argument(help="Workload file.", metavar="WORKLOAD.YAML")]
 JsonOpt = Annotated[Path | None, typer.Option("--json", help="Write the result as JSON to this file.", metavar="FILE")]
 BackendOpt = Annotated[

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..console import check_writable, open_console, print_stage, write_json
+from .file_kinds import require_profile
 from .options import DebugOpt, JsonOpt
 
 if TYPE_CHECKING:
@@ -22,7 +23,12 @@ __all__ = ["simulate_command"]
 
 
 def simulate_command(
-    profile: Annotated[Path, typer.Argument(help="Profile: times and bytes of a workload.", metavar="PROFILE.YAML")],
+    profile: Annotated[
+        Path,
+        typer.Argument(
+            help="Profile: times and bytes of a workload.", metavar="PROFILE.YAML", callback=require_profile
+        ),
+    ],
     policy: Annotated[
         list[str] | None,
         typer.Option(help="Simulate only this policy; may be given more than once. Default: all.", metavar="NAME"),

@@ -10,11 +10,13 @@ from ..bundles.decode_specs import DecodeSpec
 from ..bundles.manifest import Manifest
 from ..bundles.merge_report import MERGE_REPORT
 from ..errors import WorkloadError
+from ..workload.document.fit import check_fit
 from ..workload.document.schema import Query, Workload
 from ..workload.models.factory import models_of
 from .lowering.lower import Lowered, lower
 from .passes import choose_batch_norm, fold
 from .writing.merged import Account, account, find_merged, locate_shared
+from .writing.nearly_equal import NearlyEqual, find_nearly_equal
 from .writing.output import replacing
 from .writing.sharing import SharedBytes, kernels, prove
 from .writing.writer import write_bundle
@@ -38,6 +40,8 @@ class Report:
     """Bytes that sharing frees, as proved after all passes."""
     merged: Account | None = None
     """Bytes that the merge frees in the bundle; None if no merge wrote the workload."""
+    nearly_equal: NearlyEqual | None = None
+    """Tensors of different models that are not shared because they were rounded differently; None if there are none."""
 
 
 def compile_workload(
@@ -77,18 +81,25 @@ def compile_workload(
         apart = f"{len(choice.keep)} keep BatchNorm apart"
         step("passes", f"{_mb(shared.bytes)} shared in {shared.groups} tensors, {apart}")
         if shared.waived:
-            step("passes", f"{_mb(shared.waived)} not shared: {len(choice.waived)} small kernels run faster folded")
+            named = f"such as {shared.first_waived[2]} of {shared.first_waived[0]}" if shared.first_waived else ""
+            step(
+                "passes",
+                f"{_mb(shared.waived)} not shared: {len(choice.waived)} small kernels run faster folded, {named}",
+            )
+        nearly = find_nearly_equal(models)
+        if nearly is not None:
+            step("passes", _describe_nearly(nearly))
         beside = dict(convert(models, step))
         if any(model.precision != "fp32" for model in models):
             prove(models, before, choice.waived)
         if merged is not None:
             beside[MERGE_REPORT] = merged.content
-        content = write_bundle(work, workload, models, model_of, beside)
+        content = write_bundle(work, _with_labels(workload, models, model_of), models, model_of, beside)
         kept = account(merged, places, models, content) if merged is not None else None
         if kept is not None:
             step("merge", _describe(kept))
     step("bundle", f"{output}: {_mb(content.files[content.blob].bytes)} in {len(content.tensors)} tensors")
-    return Report(output, content, shared, kept)
+    return Report(output, content, shared, kept, nearly)
 
 
 def _describe(kept: Account) -> str:
@@ -99,26 +110,65 @@ def _describe(kept: Account) -> str:
     return f"{shared}; weights of {kept.unique} bytes, it says {kept.reported}"
 
 
+def _describe_nearly(nearly: NearlyEqual) -> str:
+    """Return a line about tensors that are not shared because of rounding."""
+    (model, _, name), (other, _, twin) = nearly.first, nearly.twin
+    return (
+        f"{_mb(nearly.bytes)} in {nearly.tensors} tensors would be shared but for rounding, first {name} of {model} and"
+        f" {twin} of {other}: export these models in one way, or give them the weights of one of them"
+    )
+
+
 def _lower_all(workload: Workload, model_of: Mapping[str, str], step: CompileProgress) -> list[Lowered]:
-    """Lower every distinct model once, and check the labels of every query against its model."""
+    """Lower every distinct model once, and check the labels of every query against its model.
+
+    ONNX files come first: what is wrong with them shows in seconds, while the export of a PyTorch model takes minutes.
+    """
     models: dict[str, Lowered] = {}
-    for query in workload.queries:
+    for query in sorted(workload.queries, key=lambda query: query.model.onnx is None):
         name = model_of[query.name]
-        if name not in models:
+        if name == query.name:
             models[name] = lower(query, workload.root)
             nodes = sum(len(graph.graph) for graph in models[name].stages.values())
             step("export", f"{name}: {query.model.factory or query.model.onnx}, {nodes} nodes")
-        _check_labels(query, models[name].decode)
-    return list(models.values())
+            if unused := models[name].unused:
+                named = f"{', '.join(unused[:3])}{', ...' if len(unused) > 3 else ''}"
+                step("export", f"{name}: {len(unused)} parameters reach no used output and are left out: {named}")
+    for query in workload.queries:
+        model = models[model_of[query.name]]
+        _check_labels(query, model.decode)
+        check_fit(query, model.input, model.labels)
+    return [models[name] for name in dict.fromkeys(model_of.values())]
 
 
 def _check_labels(query: Query, decode: DecodeSpec) -> None:
+    """Check that a query has as many labels as its model has classes.
+
+    Raises:
+        WorkloadError: there are more or fewer.
+    """
     classes = getattr(decode, "classes", None)
-    if query.labels is not None and classes is not None and len(query.labels) != classes:
+    if query.labels is None or classes is None:
+        return
+    # A binary classifier has one score; its labels are that of "yes", or those of "no" and "yes".
+    allowed = (1, 2) if decode.kind == "classification" and classes == 1 else (classes,)
+    if len(query.labels) not in allowed:
         raise WorkloadError(
             f"query {query.name}: labels: {len(query.labels)} given ({', '.join(query.labels[:3])}"
             f"{', ...' if len(query.labels) > 3 else ''}); the model has {classes} classes"
         )
+
+
+def _with_labels(workload: Workload, models: Sequence[Lowered], model_of: Mapping[str, str]) -> Workload:
+    """Return a workload in which queries without labels have those that their models give."""
+    own = {model.name: model.labels for model in models}
+
+    def labelled(query: Query) -> Query:
+        labels = own[model_of[query.name]]
+        fits = labels is not None and query.labels is None and query.task not in ("embedding", "raw", "ocr")
+        return query.model_copy(update={"labels": list(labels or ())}) if fits else query
+
+    return workload.model_copy(update={"queries": [labelled(query) for query in workload.queries]})
 
 
 def _mb(size: int) -> str:

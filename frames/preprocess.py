@@ -22,12 +22,27 @@ class Geometry:
     input: tuple[int, int]
     """Size of the model's input."""
     valid: tuple[int, int]
-    """Size of the area at the top left of the input that the resized frame covers: all of it unless letterboxed."""
+    """Size of the area of the input that the resized frame covers: all of it unless letterboxed."""
+    offset: tuple[int, int] = (0, 0)
+    """Place of that area's corner: (rows from the top, columns from the left)."""
+
+    @property
+    def area(self) -> tuple[int, int, int, int]:
+        """Edges of the covered area in input pixels: x1 y1 x2 y2."""
+        top, left = self.offset
+        return left, top, left + self.valid[1], top + self.valid[0]
+
+    @property
+    def covered(self) -> tuple[slice, slice]:
+        """Rows and columns of the input that the frame covers, as an index of the last two axes."""
+        left, top, right, bottom = self.area
+        return slice(top, bottom), slice(left, right)
 
     def to_source(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
         """Map boxes ``[K, 4]`` (x1 y1 x2 y2) from input pixels to pixels of the frame, and clip them to the frame."""
         x, y = self.source[1] / self.valid[1], self.source[0] / self.valid[0]
-        scaled = boxes * np.array([x, y, x, y], np.float32)
+        top, left = self.offset
+        scaled = (boxes - np.array([left, top] * 2, np.float32)) * np.array([x, y, x, y], np.float32)
         limit = np.array([self.source[1], self.source[0]] * 2, np.float32)
         return np.clip(scaled, 0, limit).astype(np.float32)
 
@@ -48,7 +63,8 @@ def preprocess(frame: NDArray[np.uint8], spec: InputSpec) -> tuple[NDArray[np.fl
     mean, std = (np.resize(np.asarray(values, np.float32), channels) for values in (spec.mean, spec.std))
     planes = np.full((1, channels, *spec.size), spec.pad, np.float32)
     # One multiply and one subtract straight into the planes: (pixel * scale - mean) / std.
-    area = planes[0, :, : geometry.valid[0], : geometry.valid[1]]
+    rows, columns = geometry.covered
+    area = planes[0, :, rows, columns]
     np.multiply(image.transpose(2, 0, 1), (spec.scale / std)[:, None, None], out=area, casting="unsafe")
     area -= (mean / std)[:, None, None]
     return planes, geometry
@@ -67,10 +83,12 @@ def resize(frame: NDArray[np.uint8], spec: InputSpec) -> tuple[NDArray[np.uint8]
     """
     height, width = spec.size
     source = (frame.shape[0], frame.shape[1])
-    valid = (height, width)
-    if spec.fit == "letterbox":
+    valid, offset = (height, width), (0, 0)
+    if spec.fit != "stretch":
         ratio = min(height / source[0], width / source[1])
         valid = (max(1, round(source[0] * ratio)), max(1, round(source[1] * ratio)))
+    if spec.fit == "letterbox-center":
+        offset = ((height - valid[0]) // 2, (width - valid[1]) // 2)
     # Detectors are trained and published with bilinear resizing without antialiasing: on 30 frames of a street, area
     # averaging lost 8 % of an SSDLite's detections above 0.3.
     image = cv2.resize(frame, (valid[1], valid[0]), interpolation=cv2.INTER_LINEAR)
@@ -78,4 +96,4 @@ def resize(frame: NDArray[np.uint8], spec: InputSpec) -> tuple[NDArray[np.uint8]
         image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
     elif spec.color == "gray":
         image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)[:, :, None]
-    return np.asarray(image, np.uint8), Geometry(source, (height, width), valid)
+    return np.asarray(image, np.uint8), Geometry(source, (height, width), valid, offset)

@@ -24,6 +24,8 @@ WHOLE = Geometry(SIZE, SIZE, SIZE)
 """A frame of the input's size."""
 LETTERBOXED = Geometry((108, 256), SIZE, (54, 128))
 """A frame that is twice as large as the part of the input that it covers."""
+CENTRED = Geometry((108, 256), SIZE, (54, 128), (21, 0))
+"""The same frame in the middle of the input."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,13 @@ def overlap(a: Sequence[float], b: Sequence[float]) -> float:
     return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
 
 
-def clipped(candidates: Iterable[Candidate], size: tuple[int, int]) -> list[Candidate]:
-    """Return candidates with boxes clipped to (height, width); those outside are left out."""
-    boxes = [([min(max(edge, 0), size[1 - i % 2]) for i, edge in enumerate(each.box)], each) for each in candidates]
+def clipped(candidates: Iterable[Candidate], area: tuple[int, int, int, int]) -> list[Candidate]:
+    """Return candidates with boxes clipped to an area (x1 y1 x2 y2); those outside are left out."""
+    limits = list(zip(area[:2] * 2, area[2:] * 2, strict=True))
+    boxes = [
+        ([min(max(edge, low), high) for edge, (low, high) in zip(each.box, limits, strict=True)], each)
+        for each in candidates
+    ]
     return [
         Candidate(box, each.score, each.kind, each.row)
         for box, each in boxes
@@ -128,7 +134,10 @@ def assert_same(
     x, y = geometry.source[1] / geometry.valid[1], geometry.source[0] / geometry.valid[0]
     limits = [geometry.source[1], geometry.source[0]] * 2
     boxes = [
-        [min(max(edge * scale, 0), limit) for edge, scale, limit in zip(each.box, (x, y, x, y), limits, strict=True)]
+        [
+            min(max((edge - start) * scale, 0), limit)
+            for edge, start, scale, limit in zip(each.box, geometry.offset[::-1] * 2, (x, y, x, y), limits, strict=True)
+        ]
         for each in expected
     ]
     inside = [(box, each) for box, each in zip(boxes, expected, strict=True) if box[2] > box[0] and box[3] > box[1]]

@@ -1,4 +1,4 @@
-"""Write docs/manifest.schema.json, the published schema of a bundle's manifest.
+"""Write the published schemas: docs/manifest.schema.json of bundles, and docs/workload.schema.json of workloads.
 
     .venv/bin/python tools/write_schema.py
 
@@ -11,9 +11,14 @@ import json
 from pathlib import Path
 
 from gemel.bundles.manifest import Manifest
+from gemel.workload.document.json_schema import SCHEMA_FILE, workload_schema
 
-DOC = Path(__file__).resolve().parent.parent / "docs" / "manifest.schema.json"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 if __name__ == "__main__":
-    DOC.write_text(json.dumps(Manifest.model_json_schema(), indent=1) + "\n")
-    print(DOC)
+    for name, text in (
+        ("manifest.schema.json", json.dumps(Manifest.model_json_schema(), indent=1) + "\n"),
+        (SCHEMA_FILE, workload_schema()),
+    ):
+        (DOCS / name).write_text(text)
+        print(DOCS / name)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...bundles.blob import footprint
 from ...bundles.manifest import ModelSpec
 from ...bundles.merge_report import read_merge
 from ...bundles.reader import Bundle
 from ...runtime.engines.record import Engines
 from ...runtime.engines.store import engines_in
 from ...runtime.ort.bake import private_copies_of
+from .input_words import input_figures
 
-__all__ = ["describe", "sizes"]
+__all__ = ["describe", "least_memory", "sizes"]
 
 
 def describe(bundle: Bundle) -> dict[str, Any]:
@@ -19,13 +21,17 @@ def describe(bundle: Bundle) -> dict[str, Any]:
 
     ``bytes`` is the result of :func:`sizes`. ``packings`` holds what was measured of INT8 models on this CPU, if they
     ran on it. ``engines`` lists the engines in the bundle's device cache, one entry per library and set of devices.
-    ``merge`` is present if the workload was merged.
+    ``device`` has the workload's settings, and the bytes that the largest model needs. ``merge`` is present if the
+    workload was merged.
 
     Raises:
         BundleError: an engine is damaged.
     """
     content = bundle.manifest
     figures = {
+        "device": {**content.device.model_dump(), "sla_ms": content.sla_ms, "least_bytes": least_memory(bundle)},
+        "feeds": {name: feed.model_dump() for name, feed in content.feeds.items()},
+        "queries": {name: query.model_dump(mode="json") for name, query in content.queries.items()},
         "models": {name: _model(bundle, name, model) for name, model in content.models.items()},
         "programs": len(content.programs),
         "tensors": len(content.tensors),
@@ -45,6 +51,22 @@ def describe(bundle: Bundle) -> dict[str, Any]:
             "queries": accuracies,
         }
     return figures
+
+
+def least_memory(bundle: Bundle) -> int:
+    """Return the bytes of weights that must be in memory at once, so that every model can run.
+
+    That is the largest model of those that are swapped, beside the private copies of those that are not. A backend may
+    need more: it may align weights, or keep private copies of further models.
+    """
+    content = bundle.manifest
+    swapped = {
+        name: sum(footprint(content.segments[segment].length) for segment in model.segments)
+        for name, model in content.models.items()
+    }
+    private = [name for name, model in content.models.items() if model.mode == "constant" and model.precision != "int8"]
+    largest = max((size for name, size in swapped.items() if name not in private), default=0)
+    return largest + sum(content.models[name].bytes for name in private)
 
 
 def sizes(bundle: Bundle) -> dict[str, int]:
@@ -74,6 +96,8 @@ def _model(bundle: Bundle, name: str, model: ModelSpec) -> dict[str, Any]:
         "shared_bytes": sum(segment.length for segment in segments if len(segment.models) > 1),
         "mode": model.mode,
         "precision": model.precision,
+        "decode": model.decode.kind,
+        "input": input_figures(model),
         "queries": [query for query, spec in bundle.manifest.queries.items() if spec.model == name],
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,8 +12,9 @@ from rich.table import Table
 
 from ...bundles.reader import Bundle
 from ...runtime.engines.record import ModeChoice
+from .input_words import describe_input
 
-__all__ = ["bundle_tables"]
+__all__ = ["bundle_tables", "shown_source"]
 
 
 def bundle_tables(bundle: Bundle, figures: Mapping[str, Any]) -> Iterator[Table | str]:
@@ -22,6 +24,9 @@ def bundle_tables(bundle: Bundle, figures: Mapping[str, Any]) -> Iterator[Table 
         bundle: open bundle, from which the segments are listed.
         figures: result of :func:`.inspect.describe` for this bundle.
     """
+    yield _queries(figures["queries"], figures["feeds"])
+    for name, model in figures["models"].items():
+        yield f"input of {escape(name)}: {escape(describe_input(model['input']))}"
     yield _models(bundle, figures["models"])
     yield _segments(bundle)
     if figures["packings"]:
@@ -30,7 +35,12 @@ def bundle_tables(bundle: Bundle, figures: Mapping[str, Any]) -> Iterator[Table 
         yield _engines(engines)
     if "merge" in figures:
         yield _merge(figures["merge"])
-    held = figures["bytes"]
+    held, device = figures["bytes"], figures["device"]
+    memory = device["memory"] if isinstance(device["memory"], str) else f"{device['memory'] / 1e6:.2f} MB"
+    yield (
+        f"device: {device['backend']}, memory {memory} (at least {_mb(device['least_bytes'])} MB), SLA"
+        f" {device['sla_ms']:g} ms"
+    )
     yield (
         f"{figures['programs']} programs, {figures['tensors']} tensors; weights: {_mb(held['queries'])} MB as one"
         f" session per query, {_mb(held['models'])} MB as one per model, {_mb(held['unique'])} MB in this bundle"
@@ -45,6 +55,34 @@ def _table(title: str, words: tuple[str, ...], numbers: tuple[str, ...]) -> Tabl
     for column in numbers:
         table.add_column(column, justify="right")
     return table
+
+
+def _queries(queries: Mapping[str, Any], feeds: Mapping[str, Any]) -> Table:
+    table = _table("queries", ("query", "feed", "source", "task", "model", "labels", "threshold"), ())
+    for name, query in queries.items():
+        feed = feeds[query["feed"]]
+        fps = "" if feed["fps"] is None else f", {feed['fps']:g} fps"
+        threshold = "" if query["threshold"] is None else f"{query['threshold']:g}"
+        source = f"{shown_source(feed['source'])}{fps}"
+        table.add_row(
+            name, query["feed"], escape(source), query["task"], query["model"], escape(_labels(query)), threshold
+        )
+    return table
+
+
+def _labels(query: Mapping[str, Any]) -> str:
+    """Return the first three labels of a query and their number, and the classes that are reported if not all are."""
+    if query["task"] in ("embedding", "raw"):
+        return ""
+    labels = query["labels"] or ()
+    more = f", ... ({len(labels)})" if len(labels) > 3 else ""
+    words = ", ".join(labels[:3]) + more if labels else "numbers"
+    return words if query.get("classes") is None else f"{words}; only {', '.join(query['classes'])}"
+
+
+def shown_source(source: str) -> str:
+    """Return a source without the name and password that the address of a camera may hold."""
+    return re.sub(r"(?<=://)[^/@]*@", "***@", source)
 
 
 def _models(bundle: Bundle, models: Mapping[str, Any]) -> Table:

@@ -1,30 +1,33 @@
-"""Comparison of a bundle's outputs on this device with those of the models that it was compiled from."""
+"""Comparison of a bundle's outputs and answers on this device with those of the models that it was compiled from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from ...bundles.manifest import ModelSpec
+from ...bundles.manifest import ModelSpec, QuerySpec
 from ...bundles.reader import Bundle
-from ...compiler.heads import as_tuple
-from ...compiler.lowering.lower import cut_query
-from ...compiler.lowering.onnx_source import run_file
 from ...errors import BundleError
+from ...frames.preprocess import Geometry, preprocess
 from ...runtime.backends import Backend, open_backend
-from ...workload.document.paths import locate
+from ...runtime.decode import DecodeContext, Decoder, build_decoder
+from ...runtime.decode.agreement import SURE
 from ...workload.document.schema import Query, Workload
+from .feed_frames import FeedFrames, read_feed_frames
+from .result_match import MOST_SCORE, AnswerMatch, match_answers
+from .source_model import Arrays, SourceModel, file_difference, open_source_model, relative_difference
 
 __all__ = ["Comparison", "compare_with_source"]
 
-Arrays = dict[str, NDArray[Any]]
-"""Inputs or outputs of a stage, by name."""
+_FRAMES = 8
+"""Frames of a feed that a model is compared on."""
+_STEADY = 1e-3
+"""Change over the frames, relative to an output's largest value, below which an output counts as constant."""
+_EXCUSE = 10.0
+"""Difference that ONNX Runtime's own optimisations excuse, relative to what they change in the same graph."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +38,27 @@ class Comparison:
     relative: float
     """Largest difference over all outputs of all stages, relative to the largest absolute value of its output."""
     passed: bool | None
-    """Whether all differences are allowed. None for a model in lower precision with finite outputs, which its accuracy
-    judges."""
+    """Whether outputs and answers are as they must be. None if that is not judged; ``reason`` says why."""
+    equal: bool = False
+    """Whether all differences of outputs are allowed."""
+    inputs: str = ""
+    """Frames that were compared on, in words."""
+    constant: tuple[str, ...] = ()
+    """Outputs of the source that hardly change over the frames, so that their agreement says little."""
+    answers: AnswerMatch | None = None
+    """Likeness of decoded answers; None on noise, and for the task ``raw``, whose answers are the outputs."""
+    reason: str | None = None
+    """Reason why outputs are not judged."""
 
 
 def compare_with_source(
     bundle: Bundle, workload: Workload, *, rtol: float, atol: float, backend: str | None = None
 ) -> Iterator[Comparison]:
-    """Run every model of a bundle and its source on the same seeded inputs, and compare the outputs.
+    """Run every model of a bundle and its source on the same frames, and compare outputs and answers.
 
-    The reference is the PyTorch module in eager mode, or the source ONNX file without any of ONNX Runtime's
-    optimisations.
+    Frames are those of the feed of the first query that uses the model; seeded noise if that is a camera or cannot be
+    read. The reference is the PyTorch module in eager mode, or the source ONNX file without any of ONNX Runtime's
+    optimisations. Stages other than ``main`` are also compared on seeded inputs.
 
     Args:
         bundle: bundle that was compiled from ``workload``.
@@ -61,64 +74,94 @@ def compare_with_source(
     missing = [name for name in bundle.manifest.models if name not in queries]
     if missing:
         raise BundleError(f"{workload.path}: has no query {missing[0]!r}, from which the bundle has a model")
+    frames: dict[str, FeedFrames] = {}
     with open_backend(bundle, backend) as opened:
-        for name, model in bundle.manifest.models.items():
-            yield _compare(opened, name, model, queries[name], workload.root, rtol, atol)
+        for name in bundle.manifest.models:
+            feed = queries[name].feed
+            if feed not in frames:
+                frames[feed] = read_feed_frames(workload, feed, _FRAMES)
+            yield _ModelCheck(bundle, opened, name, queries[name], workload).run(frames[feed], rtol, atol)
 
 
-def _compare(
-    backend: Backend, name: str, model: ModelSpec, query: Query, root: Path, rtol: float, atol: float
-) -> Comparison:
-    relative, passed = 0.0, True
-    backend.activate(name)
-    try:
-        for stage, inputs, expected in _reference(query, model, root):
-            found = backend.run(name, stage, inputs)
-            if set(found) != set(expected):
-                names = f"{', '.join(found)}, not {', '.join(expected)}"
-                raise BundleError(f"model {name}: the bundle's outputs are {names}")
-            for output, reference in expected.items():
-                scale = float(np.abs(reference).max(initial=0.0))
-                difference = float(np.abs(found[output] - reference).max(initial=0.0))
-                # Not max(): max(0.0, nan) is 0.0, but a NaN must fail and be reported.
-                ratio = difference / scale if scale else difference
-                relative = relative if ratio <= relative else ratio
-                passed = passed and bool(difference <= atol + rtol * scale)
-    finally:
-        backend.release(name)
-    # Noise says nothing about a model in lower precision: its ranges were found on images.
-    judged = model.precision == "fp32" or not np.isfinite(relative)
-    return Comparison(name, relative, passed if judged else None)
+class _ModelCheck:
+    """Comparison of one model."""
 
+    def __init__(self, bundle: Bundle, backend: Backend, name: str, query: Query, workload: Workload) -> None:
+        self.bundle, self.backend, self.name = bundle, backend, name
+        self.spec: ModelSpec = bundle.manifest.models[name]
+        self.source: SourceModel = open_source_model(query, self.spec, workload.root)
+        self.port = self.spec.stages["main"].inputs[0].name
+        self.relative, self.passed, self.worst = 0.0, True, ("main", Arrays())
+        """Largest difference so far, whether all are allowed, and the stage and inputs that made it."""
 
-def _reference(query: Query, model: ModelSpec, root: Path) -> Iterator[tuple[str, Arrays, Arrays]]:
-    """Yield each stage of the source model: name, inputs and outputs."""
-    image = _image(model)
-    if query.model.onnx is not None:
-        path = locate(query.model.onnx, root, f"query {query.name}: onnx")
-        port = model.stages["main"].inputs[0].name
-        yield "main", {port: image}, run_file(path, image)
-        return
-    parts = cut_query(query, root)
-    if parts.input != model.input:
-        raise BundleError(f"query {query.name}: the bundle was compiled for another input: {model.input}")
-    for stage, part in parts.stages.items():
-        examples: Mapping[str, torch.Tensor] = (
-            {next(iter(part.inputs)): torch.from_numpy(image)} if stage == "main" else part.inputs
-        )
-        with torch.no_grad():
-            outputs = as_tuple(part.module(*examples.values()))
-        yield (
-            stage,
-            {port: value.numpy() for port, value in examples.items()},
-            {port: value.numpy() for port, value in zip(part.outputs, outputs, strict=True)},
-        )
+    def run(self, frames: FeedFrames, rtol: float, atol: float) -> Comparison:
+        answers, first, steady = None, Arrays(), set[str]()
+        self.backend.activate(self.name)
+        try:
+            decoder = self._decoder(frames)
+            for image in frames.images:
+                pixels, geometry = preprocess(image, self.spec.input)
+                found, expected = self._compare("main", {self.port: pixels}, rtol, atol)
+                if not first:
+                    first, steady = expected, set(expected)
+                elif steady:
+                    steady -= {name for name in steady if relative_difference(expected[name], first[name]) >= _STEADY}
+                if decoder is not None:
+                    one = self._match(decoder, found, expected, geometry)
+                    answers = one if answers is None else answers.joined(one)
+            for stage, inputs in self.source.examples().items():
+                self._compare(stage, inputs, rtol, atol)
+        finally:
+            self.backend.release(self.name)
+        passed, reason = self._verdict(rtol, answers)
+        constant = tuple(sorted(steady)) if len(frames.images) > 1 else ()
+        return Comparison(self.name, self.relative, passed, self.passed, frames.words, constant, answers, reason)
 
+    def _compare(self, stage: str, inputs: Arrays, rtol: float, atol: float) -> tuple[Arrays, Arrays]:
+        """Run a stage on both sides, note how much they differ, and return the outputs of the bundle and the source."""
+        expected = self.source.run(stage, inputs)
+        found = self.backend.run(self.name, stage, inputs)
+        if set(found) != set(expected):
+            names = f"{', '.join(found)}, not {', '.join(expected)}"
+            raise BundleError(f"model {self.name}: the bundle's outputs are {names}")
+        for output, reference in expected.items():
+            ratio = relative_difference(found[output], reference)
+            scale = float(np.abs(reference[np.isfinite(reference)]).max(initial=0.0)) if reference.size else 0.0
+            if not ratio <= self.relative:
+                self.relative, self.worst = ratio, (stage, dict(inputs))
+            self.passed = self.passed and bool(ratio <= rtol or ratio * (scale or 1.0) <= atol)
+        return found, expected
 
-def _image(model: ModelSpec) -> NDArray[np.float32]:
-    """Return seeded noise in the range that the model's input has."""
-    spec = model.input
-    channels = 1 if spec.color == "gray" else 3
-    pixels = np.random.default_rng(0).integers(0, 256, (1, channels, *spec.size)).astype(np.float32)
-    mean, std = (np.resize(np.asarray(values, np.float32), channels)[:, None, None] for values in (spec.mean, spec.std))
-    return np.ascontiguousarray((pixels * np.float32(spec.scale) - mean) / std)
+    def _verdict(self, rtol: float, answers: AnswerMatch | None) -> tuple[bool | None, str | None]:
+        """Return whether the model passed, and why that is not judged if it is not."""
+        if self.spec.precision != "fp32" and np.isfinite(self.relative):
+            return None, f"{self.spec.precision} is judged by --accuracy"
+        if self.passed:
+            return answers is None or answers.different is None, None
+        stage, inputs = self.worst
+        own = self.source.runtime_difference(stage, inputs)
+        if own is None:
+            own = file_difference(self.bundle.file(self.spec.stages[stage].file), inputs)
+        if own > rtol and self.relative <= _EXCUSE * own:
+            return None, f"ONNX Runtime's own optimised and plain runs of the source differ by {own:.1e}"
+        return False, None
+
+    def _decoder(self, frames: FeedFrames) -> Decoder | None:
+        """Return the decoder of both sides; None on noise, and for outputs that are the answer."""
+        if frames.is_noise or self.spec.decode.kind == "raw":
+            return None
+        query: QuerySpec = self.bundle.manifest.queries[self.name]
+        context = DecodeContext(self.bundle.tensor, query.labels, query.threshold, query.classes)
+        return build_decoder(self.spec.decode, context)
+
+    def _match(self, decoder: Decoder, found: Arrays, expected: Arrays, geometry: Geometry) -> AnswerMatch:
+        """Decode the outputs of both sides, each with its own further stages, and compare the answers."""
+        threshold = self.bundle.manifest.queries[self.name].threshold
+        if threshold is None:
+            threshold = max(SURE, getattr(self.spec.decode, "score_threshold", 0.0))
+        try:
+            ours = decoder(found, geometry, partial(self.backend.run, self.name))
+            theirs = decoder(expected, geometry, self.source.run)
+        except Exception as error:
+            return AnswerMatch(1, different=f"cannot be decoded: {type(error).__name__}: {error}")
+        return match_answers(ours, theirs, threshold + MOST_SCORE)

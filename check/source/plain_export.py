@@ -6,18 +6,21 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from ...compiler.lowering import onnx_source
 from ...compiler.lowering.export import run_exporter
-from ...compiler.lowering.lower import cut_query
+from ...compiler.lowering.lower import cut_query, words_of
+from ...compiler.lowering.onnx_source import read_onnx
 from ...workload.document.paths import locate
 from ...workload.document.schema import Workload
 from ...workload.models.factory import models_of
 
 __all__ = ["export_plain"]
 
+_MOST_INSIDE = 1 << 30
+"""Bytes of weights that are written into the file itself; a file holds at most 2 GB."""
+
 
 def export_plain(workload: Workload, folder: Path) -> dict[str, Path]:
-    """Export the main stage of every distinct model with PyTorch's defaults, with the weights inside the file.
+    """Export the main stage of every distinct model with PyTorch's defaults.
 
     Args:
         workload: workload with the models.
@@ -34,7 +37,12 @@ def export_plain(workload: Workload, folder: Path) -> dict[str, Path]:
         files[query.name] = folder / f"{query.name}.onnx"
         if query.model.onnx is not None:
             source = locate(query.model.onnx, workload.root, f"query {query.name}: onnx")
-            ir.save(onnx_source.read_onnx(source, query.task, query.model.input).model, files[query.name])
+            model = read_onnx(source, query.task, query.model.input, words_of(query)).model
+            size = sum(
+                each.const_value.nbytes for each in model.graph.initializers.values() if each.const_value is not None
+            )
+            beside = f"{query.name}.data" if size > _MOST_INSIDE else None
+            ir.save(model, files[query.name], external_data=beside)
         else:
             stage = cut_query(query, workload.root).stages["main"]
             run_exporter(stage, f"query {query.name}", optimize=True).save(files[query.name], external_data=False)

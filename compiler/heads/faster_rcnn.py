@@ -1,8 +1,9 @@
-"""torchvision's Faster R-CNN: three stages, between which the decoder chooses regions."""
+"""torchvision's Faster R-CNN in stages, between which the decoder chooses regions; Mask and Keypoint R-CNN likewise."""
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from .one_stage import features_of, require_multiple
 from .stages import BATCH, Cut, StageModule, attempt, example
 
 __all__ = ["cut_faster_rcnn"]
+
+InstancePart = Literal["mask", "keypoint"]
+"""What a model gives for each box beside the class."""
 
 
 class _Proposals(nn.Module):
@@ -38,10 +42,9 @@ class _Proposals(nn.Module):
 class _RoiAlign(nn.Module):
     """Stage ``roi``: RoIAlign of one level. Regions are in pixels of that level, so that all levels run one program."""
 
-    def __init__(self, model: FasterRCNN) -> None:
+    def __init__(self, model: FasterRCNN, pool: MultiScaleRoIAlign) -> None:
         super().__init__()
         self.model = model
-        pool = model.roi_heads.box_roi_pool
         self.output_size = tuple(pool.output_size)
         self.sampling_ratio = pool.sampling_ratio
 
@@ -64,21 +67,35 @@ class _BoxHead(nn.Module):
         return logits, boxes
 
 
-def cut_faster_rcnn(model: FasterRCNN, spec: InputSpec) -> Cut:
+class _InstanceHead(nn.Module):
+    """Stage ``mask`` or ``keypoint``: pooled features of final boxes to a mask per class, or a heatmap per keypoint."""
+
+    def __init__(self, model: FasterRCNN, part: InstancePart) -> None:
+        super().__init__()
+        self.model = model
+        self.part = part
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        heads = self.model.roi_heads
+        head, predictor = getattr(heads, f"{self.part}_head"), getattr(heads, f"{self.part}_predictor")
+        values: Tensor = predictor(head(pooled))
+        return values
+
+
+def cut_faster_rcnn(model: FasterRCNN, spec: InputSpec, part: InstancePart | None = None) -> Cut:
     """Cut a Faster R-CNN into the stages that :class:`FasterRcnnDecode` describes, with anchors for the input's size.
 
     Args:
         model: module with its weights.
         spec: input of the model.
+        part: ``mask`` of a Mask R-CNN, or ``keypoint`` of a Keypoint R-CNN; None for boxes alone.
 
     Raises:
         ModelError: the model pools by another way than MultiScaleRoIAlign, or does not run on this size.
     """
     require_multiple(model, spec)
     heads, rpn = model.roi_heads, model.rpn
-    pool = heads.box_roi_pool
-    if not isinstance(pool, MultiScaleRoIAlign):
-        raise ModelError(f"{type(model).__name__}: box_roi_pool is {type(pool).__name__}, not MultiScaleRoIAlign")
+    pool = _pool(model, "box_roi_pool")
     image = example(spec)
     names, levels = _levels(model, image)
     roi_levels = tuple(index for index, name in enumerate(names) if name in pool.featmap_names)
@@ -88,8 +105,10 @@ def cut_faster_rcnn(model: FasterRCNN, spec: InputSpec) -> Cut:
     pooled = torch.rand(5, features.shape[1], *pool.output_size, generator=torch.Generator().manual_seed(0))
     logits, _ = attempt(model, _BoxHead(model), pooled)
     count = range(len(names))
+    instances, values = _instance_stages(model, features, part)
     decode = FasterRcnnDecode(
         classes=logits.shape[1] - 1,
+        first_class=1,
         score_threshold=heads.score_thresh,
         nms_threshold=heads.nms_thresh,
         max_detections=heads.detections_per_img,
@@ -105,24 +124,61 @@ def cut_faster_rcnn(model: FasterRCNN, spec: InputSpec) -> Cut:
         rpn_nms_threshold=rpn.nms_thresh,
         min_size=rpn.min_size,
         box_weights=tuple(heads.box_coder.weights),
+        masks=part == "mask",
+        keypoints=values if part == "keypoint" else 0,
     )
     proposals = (
         *(f"features_{index}" for index in roi_levels),
         *(f"objectness_{index}" for index in count),
         *(f"deltas_{index}" for index in count),
     )
-    rois = torch.tensor([[0.0, 0.0, 2.0, 3.0], [1.0, 0.5, 4.0, 4.5], [0.2, 1.0, 5.0, 3.0]])
     stages = {
         "main": StageModule(main, {"image": image}, proposals, BATCH),
-        "roi": StageModule(
-            _RoiAlign(model),
-            {"features": features, "rois": rois},
-            ("pooled",),
-            {"features": {2: "height", 3: "width"}, "rois": {0: "rois"}},
-        ),
+        "roi": _roi_stage(model, pool, features),
         "head": StageModule(_BoxHead(model), {"pooled": pooled}, ("logits", "boxes"), {"pooled": {0: "rois"}}),
+        **instances,
     }
     return Cut(stages, decode, spec, _anchors(model, image, levels))
+
+
+def _pool(model: FasterRCNN, name: str) -> MultiScaleRoIAlign:
+    """Return a pooling of regions; refuse one that is not MultiScaleRoIAlign."""
+    pool = getattr(model.roi_heads, name)
+    if not isinstance(pool, MultiScaleRoIAlign):
+        raise ModelError(f"{type(model).__name__}: {name} is {type(pool).__name__}, not MultiScaleRoIAlign")
+    return pool
+
+
+def _roi_stage(model: FasterRCNN, pool: MultiScaleRoIAlign, features: Tensor) -> StageModule:
+    """Return the stage that pools the features of regions of one level."""
+    rois = torch.tensor([[0.0, 0.0, 2.0, 3.0], [1.0, 0.5, 4.0, 4.5], [0.2, 1.0, 5.0, 3.0]])
+    free = {"features": {2: "height", 3: "width"}, "rois": {0: "rois"}}
+    return StageModule(_RoiAlign(model, pool), {"features": features, "rois": rois}, ("pooled",), free)
+
+
+def _instance_stages(
+    model: FasterRCNN, features: Tensor, part: InstancePart | None
+) -> tuple[dict[str, StageModule], int]:
+    """Return the two stages for masks or keypoints, and the number of masks or keypoints per box; nothing for None.
+
+    Raises:
+        ModelError: the model pools from other levels than for boxes, which the decoder does not know.
+    """
+    if part is None:
+        return {}, 0
+    pool, boxes = _pool(model, f"{part}_roi_pool"), _pool(model, "box_roi_pool")
+    for field in ("featmap_names", "canonical_scale", "canonical_level"):
+        if getattr(pool, field) != getattr(boxes, field):
+            raise ModelError(f"{type(model).__name__}: {part}_roi_pool has another {field} than box_roi_pool")
+    head = _InstanceHead(model, part)
+    pooled = torch.rand(5, features.shape[1], *pool.output_size, generator=torch.Generator().manual_seed(0))
+    values = attempt(model, head, pooled)
+    output = "masks" if part == "mask" else "heatmaps"
+    stages = {
+        f"{part}_roi": _roi_stage(model, pool, features),
+        part: StageModule(head, {"pooled": pooled}, (output,), {"pooled": {0: "rois"}}),
+    }
+    return stages, values.shape[1]
 
 
 def _levels(model: FasterRCNN, image: Tensor) -> tuple[list[str], list[Tensor]]:

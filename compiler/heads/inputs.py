@@ -11,9 +11,10 @@ from torchvision.models import Inception3
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from ...bundles.manifest import InputSpec
+from .libraries import library_input
 from .stages import ZooModel
 
-__all__ = ["input_defaults"]
+__all__ = ["input_defaults", "known_input"]
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """ImageNet's mean and standard deviation of pixels from 0 to 1."""
@@ -23,9 +24,19 @@ def input_defaults(model: nn.Module) -> InputSpec:
     """Return the input that a model was made for.
 
     The first of these that applies: a zoo model's own ``input_defaults``, the transform of a torchvision detector,
-    timm's ``pretrained_cfg``, 299 x 299 for torchvision's Inception v3, ImageNet's 224 x 224. Mean and standard
-    deviation are ImageNet's unless the model names its own.
+    timm's ``pretrained_cfg``, the defaults of Ultralytics and Hugging Face (:func:`.libraries.library_input`),
+    299 x 299 for torchvision's Inception v3, ImageNet's 224 x 224. Mean and standard deviation are ImageNet's unless
+    the model names its own.
     """
+    known = known_input(model)
+    if known is not None:
+        return known
+    size = (299, 299) if isinstance(model, Inception3) else (224, 224)
+    return InputSpec(size=size, mean=_MEAN, std=_STD)
+
+
+def known_input(model: nn.Module) -> InputSpec | None:
+    """Return the input that a model names itself; None if the model says nothing, and ImageNet's is a guess."""
     if isinstance(model, ZooModel):
         return model.input_defaults()
     transform = getattr(model, "transform", None)
@@ -35,8 +46,7 @@ def input_defaults(model: nn.Module) -> InputSpec:
         config = getattr(model, name, None)
         if isinstance(config, Mapping) and config.get("input_size"):
             return _timm(config)
-    size = (299, 299) if isinstance(model, Inception3) else (224, 224)
-    return InputSpec(size=size, mean=_MEAN, std=_STD)
+    return library_input(model)
 
 
 def _detector(transform: GeneralizedRCNNTransform) -> InputSpec:

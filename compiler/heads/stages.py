@@ -46,6 +46,8 @@ class Cut:
     tensors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     """Tensors that the decoder refers to (anchors), by the names that ``decode`` uses. The compiler stores them in the
     blob and replaces the names by hashes."""
+    labels: tuple[str, ...] | None = None
+    """Names of the classes that the model itself has; None if it has none."""
 
 
 @runtime_checkable

@@ -1,47 +1,118 @@
-"""Models that are exported whole: classification, embedding, and the architectures of the zoo."""
+"""Models that are exported whole: any module whose outputs a decoder reads, and the architectures of the zoo."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torchvision.models import GoogLeNet, Inception3
 
-from ...bundles.decode_specs import ClassificationDecode, DecodeSpec, EmbeddingDecode
 from ...bundles.manifest import InputSpec
 from ...errors import ModelError
+from ..recognition import Evidence, MeasuredOutput, OutputWords, Recognised, read_metadata, recognise_outputs
+from .inputs import known_input
+from .libraries import describe_module, keep_anchors, library_activation, library_outputs, prepare_module
+from .module_outputs import ONLY_OUTPUT, PickedOutputs, pick_outputs
+from .observe import Observed, observe
+from .refuse import explain_clips
 from .stages import BATCH, Cut, StageModule, Whole, ZooModel, as_tuple, attempt, example
 
-__all__ = ["cut_plain", "cut_zoo"]
+__all__ = ["cut_module", "cut_zoo"]
+
+_NAMES = {"classification": "logits", "embedding": "embedding"}
+"""Task -> name of the output of a module that returns one tensor, which has no name of its own."""
 
 
-def cut_plain(model: nn.Module, task: str, spec: InputSpec) -> Cut:
-    """Cut a model whose only output is class scores ``[N, classes]`` or an embedding ``[N, D]`` or ``[N, C, H, W]``.
+def cut_module(model: nn.Module, task: str, spec: InputSpec, wanted: InputSpec | None, words: OutputWords) -> Cut:
+    """Cut a module by what it returns: a tensor, or tensors in tuples, lists, dicts, dataclasses and ModelOutputs.
+
+    Outputs that the decoder does not read are dropped, so that layers which reach no other output are not exported.
 
     Args:
         model: module with its weights.
-        task: classification or embedding.
+        task: task of the query.
         spec: input of the model.
+        wanted: input that the workload asks for; its set fields take precedence over those of the recognised family.
+        words: what the workload says about the outputs.
 
     Raises:
-        ModelError: the model has other outputs, or does not run on this input.
+        ModelError: no decoder of the task reads the outputs, or the model does not run on this input.
     """
     if isinstance(model, Inception3 | GoogLeNet) and model.transform_input:
         model, spec = _fold_transform(model, spec)
+    prepare_module(model)
     image = example(spec)
-    module = Whole(model)
-    output = attempt(model, module, image)
-    allowed = {"classification": (2,), "embedding": (2, 4)}[task]
-    if not isinstance(output, Tensor) or output.ndim not in allowed or len(output) != len(image):
-        found = f"shape {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-        shape = "[N, classes]" if task == "classification" else "[N, D] or [N, C, H, W]"
-        raise ModelError(f"{type(model).__name__}: {task} needs one tensor {shape} as output, got {found}")
-    decode: DecodeSpec = EmbeddingDecode()
-    if task == "classification":
-        classes = output.shape[1]
-        decode = ClassificationDecode(classes=classes, top_k=min(5, classes))
-    name = "logits" if task == "classification" else "embedding"
-    return Cut({"main": StageModule(module, {"image": image}, (name,), BATCH)}, decode, spec)
+    try:
+        seen = observe(model, Whole(model), image)
+    except ModelError as error:
+        explain_clips(model, error)
+        raise
+    keep_anchors(model)
+    where = type(model).__name__
+    entries = describe_module(model)
+    asked = pick_outputs(tuple(seen.outputs), words.outputs, where)
+    if words.outputs is None:
+        asked = library_outputs(model, task, asked)
+    metadata = read_metadata(entries)
+    meaning = recognise_outputs(
+        Evidence(
+            where=where,
+            task=task,
+            outputs=tuple(_measured(seen, name) for name in asked),
+            size=spec.size,
+            metadata=metadata,
+            decode=words.decode,
+            activation=words.activation or library_activation(model, task),
+            labels=words.labels,
+        )
+    )
+    names = _read_by(meaning, asked)
+    if task != "raw":
+        _check_batch(seen, names, len(image), where)
+    if known_input(model) is None and meaning.input:
+        given = wanted.model_dump(include=wanted.model_fields_set) if wanted is not None else {}
+        spec = InputSpec.model_validate({"size": spec.size, "color": spec.color, **meaning.input, **given})
+    stage: nn.Module = PickedOutputs(model, names)
+    if names == (ONLY_OUTPUT,) and isinstance(seen.outputs[ONLY_OUTPUT], Tensor) and task in _NAMES:
+        stage, names = Whole(model), (_NAMES[task],)
+    labels = meaning.labels or metadata.names
+    return Cut({"main": StageModule(stage, {"image": image}, names, BATCH)}, meaning.decode, spec, labels=labels)
+
+
+def _measured(seen: Observed, name: str) -> MeasuredOutput:
+    """Return an output for one image, with what was seen of its end."""
+    value = seen.outputs[name].detach()
+    if value.is_meta:  # a module without weights, which is cut for its layers alone
+        value = torch.zeros_like(value, device="cpu")
+    value = value[:1] if value.ndim else value
+    value = value.float() if value.is_floating_point() else value
+    return MeasuredOutput(name, value.numpy(), seen.activations.get(name), seen.classes.get(name))
+
+
+def _read_by(meaning: Recognised, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the outputs that a decoder reads, in the module's order; the one that must come first is in front."""
+    if meaning.decode.kind == "raw":
+        return tuple(names)
+    mentioned = {meaning.first}
+    for _, value in meaning.decode:
+        mentioned.update(value if isinstance(value, tuple) else (value,))
+    return tuple(sorted((name for name in names if name in mentioned), key=lambda name: name != meaning.first))
+
+
+def _check_batch(seen: Observed, names: Sequence[str], count: int, where: str) -> None:
+    """Refuse an output that does not have one row for each image.
+
+    Raises:
+        ModelError: naming the output.
+    """
+    for name in names:
+        shape = list(seen.outputs[name].shape)
+        if shape[:1] != [count]:
+            raise ModelError(
+                f"{where}: output {name} has shape {shape} for {count} images; one row per image is needed"
+            )
 
 
 def cut_zoo(model: ZooModel, task: str, spec: InputSpec) -> Cut:
@@ -49,7 +120,7 @@ def cut_zoo(model: ZooModel, task: str, spec: InputSpec) -> Cut:
 
     Args:
         model: module with its weights.
-        task: classification, detection or embedding.
+        task: task of the query.
         spec: input of the model.
 
     Raises:

@@ -11,17 +11,18 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import onnx_ir as ir
 import torch
+from torch import nn
 from torch.export import Dim
 
 from ...errors import CompileError, first_line
 from ..heads import StageModule
 from ..passes import DropInventedBiases
 
-__all__ = ["export_stages", "run_exporter"]
+__all__ = ["export_stages", "run_exporter", "unused_parameters"]
 
 _OPSET = 20
 """The newest opset that TensorRT 10.3 (JetPack 6) parses."""
@@ -48,6 +49,21 @@ def export_stages(stage: StageModule, name: str) -> ir.Model:
     _name_free_dimensions(model, stage)
     DropInventedBiases()(model)
     return model
+
+
+def unused_parameters(module: nn.Module, graphs: Iterable[ir.Model]) -> tuple[str, ...]:
+    """Return the parameters of a model that no exported graph has, because they reach no output that is used.
+
+    Args:
+        module: a stage; its attribute ``model`` is the whole model.
+        graphs: the graphs of all stages, cleaned, before BatchNorms are folded.
+    """
+    exported = {name for graph in graphs for name in graph.graph.initializers}
+    model = module.model
+    assert isinstance(model, nn.Module)
+    # A parameter that the model holds under two names has only one of them in a graph.
+    used = {id(value) for name, value in model.named_parameters(remove_duplicate=False) if name in exported}
+    return tuple(name for name, value in model.named_parameters() if id(value) not in used)
 
 
 def run_exporter(stage: StageModule, name: str, *, optimize: bool) -> torch.onnx.ONNXProgram:

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx_ir.passes.common import RemoveInitializersFromInputsPass, ShapeInferencePass
+from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
-from ...bundles.decode_specs import CenterFaceDecode, ClassificationDecode, DecodeSpec, EmbeddingDecode
+from ...bundles.decode_specs import DecodeSpec
 from ...bundles.manifest import InputSpec
-from ...errors import ModelError, first_line
+from ...errors import ModelError
 from ...workload.document.schema import Input
-from ..passes import LiftConstants
+from ..passes import FoldConstants
+from ..recognition import Evidence, FileMetadata, MeasuredOutput, OutputWords, read_metadata, recognise_outputs
+from .graph_ends import class_count, last_activation
+from .onnx_file import open_onnx, refuse_operators, weight_names
+from .onnx_limits import check_value_sizes
+from .onnx_ports import ImagePort, adapt_input, base_input, find_image_port, noise_for, widen_outputs
+from .onnx_run import run_file, run_on_port
 
 __all__ = ["OnnxSource", "read_onnx", "run_file"]
 
-_CENTERFACE_CHANNELS = (1, 2, 2, 10)
-"""Channels of CenterFace's outputs: heatmap, scale, offset, landmarks."""
+_TEXT_SIZE = (48, 320)
+"""Height and width of a line of text where the file leaves them open: PaddleOCR's."""
+_OPEN_ENDED = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique"})
+"""Operators with as many results as the image has objects."""
 
 
 @dataclass(frozen=True)
@@ -34,131 +40,133 @@ class OnnxSource:
     input: InputSpec
     weights: frozenset[str]
     """Names of the initializers that are weights."""
+    labels: tuple[str, ...] | None = None
+    """Names of the classes in the file's metadata; None if there are none."""
+    metadata: FileMetadata = field(default_factory=FileMetadata)
 
 
-def read_onnx(path: Path, task: str, wanted: Input) -> OnnxSource:
+def read_onnx(path: Path, task: str, wanted: Input, words: OutputWords = OutputWords()) -> OnnxSource:  # noqa: B008
     """Read an ONNX file.
 
     Args:
-        path: file to read; external data, if any, lies beside it.
-        task: classification, detection or embedding.
+        path: file to read; files with its weights, if any, lie beside it.
+        task: task of the query.
         wanted: input that the workload asks for; ``size`` is needed if the file leaves the size open.
+        words: what the workload says about the outputs.
 
     Raises:
-        ModelError: the file is not ONNX, its input is not one image, or no decoder knows the outputs of a detector.
+        ModelError: the file is not ONNX, its input is not one image, an operator cannot be compiled, a value would be
+            too large, or no decoder of the task reads the outputs.
     """
-    try:
-        model = ir.load(path)
-        onnx.checker.check_model(str(path))
-    except Exception as error:
-        raise ModelError(f"{path}: not a valid ONNX file: {first_line(error)}") from error
-    ir.passes.Sequential(RemoveInitializersFromInputsPass(), LiftConstants())(model)
-    channels, height, width = _set_input(model, path, wanted)
-    outputs = run_file(path, np.zeros((1, channels, height, width), np.float32))
-    for port in model.graph.outputs:
-        # Measured, because shape inference fails if a shape is computed.
-        port.shape = ir.Shape([ir.SymbolicDim("batch"), *outputs[port.name or ""].shape[1:]])
-    decode, defaults = _recognise(model, path, task)
-    color = "gray" if channels == 1 else "rgb"
-    spec = {
-        **defaults,
-        "size": (height, width),
-        "color": color,
-        **wanted.model_dump(exclude_none=True, exclude={"size"}),
-    }
-    weights = frozenset(
-        name
-        for name, value in model.graph.initializers.items()
-        if value.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16) and value.shape is not None and _count(value) > 1
+    model = open_onnx(path)
+    metadata = read_metadata(model.metadata_props)
+    port = find_image_port(model, path, wanted, metadata.size or (_TEXT_SIZE if task == "ocr" else None))
+    weights = weight_names(model)
+    _choose_outputs(model, path, words.outputs)
+    adapt_input(model, port)
+    _infer_shapes(model)
+    check_value_sizes(model, str(path))
+    if any(each.type == ir.AttributeType.GRAPH for node in model.graph for each in node.attributes.values()):
+        _decide_branches(model, port, weights)
+    refuse_operators(model, str(path))
+    wanted_outputs = [output.name or "" for output in model.graph.outputs]
+    outputs = run_on_port(path, port, noise_for(port), wanted_outputs)
+    meaning = recognise_outputs(
+        Evidence(
+            where=str(path),
+            task=task,
+            outputs=tuple(
+                MeasuredOutput(each.name or "", outputs[each.name or ""], last_activation(each), class_count(each))
+                for each in model.graph.outputs
+            ),
+            size=port.size,
+            metadata=metadata,
+            decode=words.decode,
+            activation=words.activation,
+            labels=words.labels,
+        )
     )
-    return OnnxSource(model, decode, InputSpec.model_validate(spec), weights)
+    _set_output_shapes(model, port, outputs)
+    if meaning.first is not None:
+        _put_first(model, meaning.first)
+    if task != "raw":
+        widen_outputs(model)
+    known = {**base_input(port).model_dump(), **_fitting(metadata.input, port), **_fitting(meaning.input, port)}
+    given = wanted.model_dump(exclude_none=True, exclude={"size"})
+    spec = InputSpec.model_validate({**known, "size": port.size, **given})
+    names = meaning.labels or metadata.class_names(task)
+    is_named = names is not None and getattr(meaning.decode, "classes", None) == len(names)
+    return OnnxSource(model, meaning.decode, spec, weights, names if is_named else None, metadata)
 
 
-def _count(value: ir.Value) -> int:
-    """Return the number of elements of an initializer, or 0 for any other value."""
-    return int(value.const_value.size) if value.const_value is not None else 0
+def _choose_outputs(model: ir.Model, path: Path, wanted: Sequence[str] | None) -> None:
+    """Keep only some of a graph's outputs, in this order.
 
-
-def _set_input(model: ir.Model, path: Path, wanted: Input) -> tuple[int, int, int]:
-    """Free the batch axis, fix height and width, and infer all shapes again.
-
-    Returns:
-        Channels, height and width.
+    Raises:
+        ModelError: an output does not exist.
     """
+    if wanted is None:
+        return
     graph = model.graph
-    port = graph.inputs[0] if len(graph.inputs) == 1 else None
-    declared = list(port.shape or ()) if port is not None else []
-    if port is None or len(declared) != 4 or declared[1] not in (1, 3) or port.dtype != ir.DataType.FLOAT:
-        found = ", ".join(f"{port.name} {port.dtype} {port.shape}" for port in graph.inputs)
-        raise ModelError(f"{path}: one float32 input [N, 3 or 1, H, W] is expected, the file has: {found}")
-    if (declared[1] == 1) != ((wanted.color or ("gray" if declared[1] == 1 else "rgb")) == "gray"):
-        raise ModelError(f"{path}: input has {declared[1]} channels, model.input.color is {wanted.color}")
-    size = wanted.size or (declared[2], declared[3])
-    height, width = size
-    if not isinstance(height, int) or not isinstance(width, int) or min(height, width) < 1:
-        raise ModelError(f"{path}: the file leaves the input size open; set model.input.size: [height, width]")
-    port.shape = ir.Shape([ir.SymbolicDim("batch"), declared[1], height, width])
-    for node in graph:
+    by_name = {output.name or "": output for output in graph.outputs}
+    positions = {str(index): output for index, output in enumerate(graph.outputs)}
+    if unknown := [name for name in wanted if name not in by_name and name not in positions]:
+        raise ModelError(f"{path}: outputs: {unknown[0]} is no output of the file; it has {', '.join(by_name)}")
+    kept = list(dict.fromkeys(by_name.get(name) or positions[name] for name in wanted))
+    graph.outputs[:] = kept
+    RemoveUnusedNodesPass()(model)
+
+
+def _infer_shapes(model: ir.Model) -> None:
+    """Infer all shapes again, now that the input's size is known."""
+    for node in model.graph:
         for value in node.outputs:
             value.shape = None
     ShapeInferencePass()(model)
-    return 1 if declared[1] == 1 else 3, height, width
 
 
-def _recognise(model: ir.Model, path: Path, task: str) -> tuple[DecodeSpec, dict[str, float]]:
-    """Return the decoder for a file's outputs, and the input settings that this kind of model needs."""
-    outputs = list(model.graph.outputs)
-    shapes = [list(port.shape or ()) for port in outputs]
-    names = [port.name or "" for port in outputs]
-    if task == "embedding":
-        return EmbeddingDecode(), {}
-    if task == "classification":
-        if len(shapes[0]) != 2 or not isinstance(shapes[0][1], int):
-            raise ModelError(f"{path}: output {names[0]} {shapes[0]} is not [N, classes]")
-        last = outputs[0].producer()
-        done = last is not None and last.op_type == "Softmax"
-        return ClassificationDecode(classes=shapes[0][1], activation="none" if done else "softmax"), {}
-    channels = tuple(shape[1] if len(shape) == 4 else None for shape in shapes)
-    if channels == _CENTERFACE_CHANNELS:
-        heads = dict(zip(("heatmap", "scale", "offset"), names, strict=False))
-        return CenterFaceDecode(classes=1, score_threshold=0.2, nms_threshold=0.3, **heads), {"scale": 1.0}
-    found = ", ".join(f"{name} {shape}" for name, shape in zip(names, shapes, strict=True))
-    raise ModelError(
-        f"{path}: no decoder for a detector with outputs {found}; supported from ONNX: CenterFace"
-        " (heatmap, scale, offset, landmarks). Give other detectors as a PyTorch factory"
-    )
+def _decide_branches(model: ir.Model, port: ImagePort, weights: frozenset[str]) -> None:
+    """Put the chosen side of a branch in its place, where the condition depends on shapes alone.
 
-
-def run_file(path: Path, image: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-    """Run a file without any of ONNX Runtime's optimisations on one batch of images of any size.
-
-    Args:
-        path: ONNX file.
-        image: batch of images, ``[N, C, height, width]``.
-
-    Returns:
-        Output name -> values.
-
-    Raises:
-        ModelError: the file does not run on such images.
+    The batch is set to 1, because conditions are often computed from whole shapes.
     """
-    model = onnx.load(path)
-    weights = {tensor.name for tensor in model.graph.initializer}
-    # A file that was exported with a fixed size declares this size at every port.
-    for port in (*model.graph.input, *model.graph.output):
-        if port.name not in weights and port.type.tensor_type.HasField("shape"):
-            for dim in port.type.tensor_type.shape.dim:
-                dim.Clear()
-    del model.graph.value_info[:]
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
-    try:
-        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        names = [output.name for output in session.get_outputs()]
-        outputs = session.run(names, {session.get_inputs()[0].name: image})
-    except Exception as error:
-        raise ModelError(
-            f"{path}: does not run on an image of shape {list(image.shape)}: {first_line(error)}"
-        ) from error
-    return dict(zip(names, outputs, strict=True))
+    model.graph.inputs[0].shape = ir.Shape([1, port.channels, *port.size])
+    _infer_shapes(model)
+    FoldConstants(weights)(model)
+    RemoveUnusedNodesPass()(model)
+
+
+def _set_output_shapes(model: ir.Model, port: ImagePort, outputs: dict[str, NDArray[Any]]) -> None:
+    """Write the shapes that outputs were measured to have, because inference fails if a shape is computed.
+
+    A size that depends on what is in the image stays free.
+    """
+    open_ended = any(node.op_type in _OPEN_ENDED for node in model.graph)
+    for output in model.graph.outputs:
+        inferred = list(output.shape) if output.shape is not None else []
+        measured = outputs[output.name or ""].shape
+        sizes: list[int | ir.SymbolicDim] = list(measured)
+        for axis, size in enumerate(measured):
+            is_known = len(inferred) == len(measured) and isinstance(inferred[axis], int)
+            if (open_ended and not is_known) or size == 0:
+                sizes[axis] = ir.SymbolicDim(f"{output.name}.{axis}")
+        if "N" in port.layout and measured[:1] == (1,):
+            sizes[0] = ir.SymbolicDim("batch")
+        output.shape = ir.Shape(sizes)
+
+
+def _put_first(model: ir.Model, name: str) -> None:
+    """Move an output to the front, because its decoder reads the first output."""
+    outputs = model.graph.outputs
+    outputs[:] = sorted(outputs, key=lambda output: output.name != name)
+
+
+def _fitting(known: Any, port: ImagePort) -> dict[str, Any]:
+    """Return input settings of a family without those that a file's input contradicts.
+
+    A file that takes uint8 normalises by itself, and gray images have no colour order and one mean.
+    """
+    left_out = {"scale", "mean", "std", "pad"} if port.dtype == ir.DataType.UINT8 else set()
+    if port.channels == 1:
+        left_out |= {"color"}
+    return {name: value for name, value in known.items() if name not in left_out}

@@ -2,6 +2,7 @@
 
 The order, for one stage of one model::
 
+    WidenFloats          ONNX sources only: float16 becomes float32
     DropInventedBiases   exported graphs only; before folding, while invented biases can be told from trained ones
     FoldConstants        nodes that touch no weight
     LiftConstants        Constant nodes become initializers (ONNX sources hold weights there)
@@ -23,6 +24,7 @@ from ...errors import CompileError
 from .batch_norm import BatchNormChoice, BatchNormToConv, FoldBatchNorm, choose_batch_norm
 from .clean import CleanUp, DropInventedBiases, FoldConstants, LiftConstants
 from .pad import FusePad
+from .widen import WidenFloats
 
 __all__ = [
     "BatchNormChoice",
@@ -33,6 +35,7 @@ __all__ = [
     "FoldConstants",
     "FusePad",
     "LiftConstants",
+    "WidenFloats",
     "choose_batch_norm",
     "clean",
     "fold",

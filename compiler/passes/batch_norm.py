@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
@@ -87,23 +87,56 @@ class BatchNormChoice:
 def choose_batch_norm(models: Iterable[ir.Model]) -> BatchNormChoice:
     """Decide for every shared kernel of a workload whether to keep its BatchNorms.
 
+    A kernel that another model reads in another way (through a Mul with a gain, say) is not folded there, so it counts
+    like a kernel without a BatchNorm.
+
     Args:
         models: every stage of every distinct model, cleaned, with no BatchNorm folded yet.
     """
     held: dict[str, list[_Site]] = defaultdict(list)
+    unfolded: Counter[str] = Counter()
     for model in models:
-        for site in _sites(model.graph):
-            held[tensor_id(constant(site.kernel))].append(site)
-    contested = {kernel: sites for kernel, sites in held.items() if len({site.norm_key() for site in sites}) > 1}
-    waived = frozenset(kernel for kernel, sites in contested.items() if not _worth_keeping(sites))
+        by_kernel = _sites_by_kernel(model.graph)
+        for value in model.graph.initializers.values():
+            if not _is_weight(value) or len(value.shape or ()) < 2:
+                continue
+            tensor, sites = tensor_id(constant(value)), by_kernel.get(value, [])
+            held[tensor].extend(sites)
+            unfolded[tensor] += not _only_sites_read(value, sites)
+    contested = {
+        kernel: sites
+        for kernel, sites in held.items()
+        if len({site.norm_key() for site in sites} | ({""} if unfolded[kernel] else set())) > 1
+    }
+    waived = frozenset(
+        kernel for kernel, sites in contested.items() if not _worth_keeping(sites, len(sites) + unfolded[kernel])
+    )
     return BatchNormChoice(frozenset(contested) - waived, waived)
 
 
-def _worth_keeping(sites: Sequence[_Site]) -> bool:
-    """Return whether sharing the kernel of these sites saves enough for the cost of their kept BatchNorms."""
-    saved = constant(sites[0].kernel).nbytes * (len(sites) - 1)
+def _worth_keeping(sites: Sequence[_Site], uses: int) -> bool:
+    """Return whether sharing the kernel of these sites saves enough for the cost of their kept BatchNorms.
+
+    Args:
+        sites: convolutions with the kernel.
+        uses: number of uses of the kernel, by these sites and in other ways.
+    """
+    saved = constant(sites[0].kernel).nbytes * (uses - 1)
     activations = sum(site.activation for site in sites) / len(sites)
     return not all(site.depthwise for site in sites) and saved >= _WORTH * activations
+
+
+def _sites_by_kernel(graph: ir.Graph) -> dict[ir.Value, list[_Site]]:
+    """Return kernel -> the convolutions of a graph that read it."""
+    by_kernel: dict[ir.Value, list[_Site]] = defaultdict(list)
+    for site in _sites(graph):
+        by_kernel[site.kernel].append(site)
+    return by_kernel
+
+
+def _only_sites_read(kernel: ir.Value, sites: Sequence[_Site]) -> bool:
+    """Return whether a kernel is read by these sites and nothing else, so that it may be scaled."""
+    return len(kernel.uses()) == len(sites) and not kernel.is_graph_output()
 
 
 class FoldBatchNorm(ir.passes.InPlacePass):
@@ -122,13 +155,10 @@ class FoldBatchNorm(ir.passes.InPlacePass):
         self._keep = keep
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        by_kernel: dict[ir.Value, list[_Site]] = defaultdict(list)
-        for site in _sites(model.graph):
-            by_kernel[site.kernel].append(site)
         changed = False
-        for kernel, sites in by_kernel.items():
+        for kernel, sites in _sites_by_kernel(model.graph).items():
             keys = {site.norm_key() for site in sites}
-            if len(keys) > 1 or "" in keys or len(kernel.uses()) != len(sites):
+            if len(keys) > 1 or "" in keys or not _only_sites_read(kernel, sites):
                 continue
             if tensor_id(constant(kernel)) not in self._keep:
                 self._fold(model.graph, kernel, sites)

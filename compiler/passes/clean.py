@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Set
 
 import onnx_ir as ir
@@ -13,7 +14,10 @@ from onnx_ir.passes.common import (
 )
 from onnxscript.optimizer import fold_constants
 
-__all__ = ["CleanUp", "DropInventedBiases", "FoldConstants", "LiftConstants"]
+__all__ = ["CleanUp", "DropInventedBiases", "FoldConstants", "LiftConstants", "may_fold"]
+
+_GROWING = frozenset({"EyeLike", "Expand", "OneHot", "Pad", "Range", "Resize", "Tile", "Upsample"})
+"""Operators whose output may be far larger than their inputs."""
 
 
 class DropInventedBiases(ir.passes.InPlacePass):
@@ -55,7 +59,8 @@ class FoldConstants(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         def keeps_weights(node: ir.Node) -> bool | None:
-            return False if any(value is not None and value.name in self._weights for value in node.inputs) else None
+            reads_weight = any(value is not None and value.name in self._weights for value in node.inputs)
+            return False if reads_weight or not may_fold(node, self._LIMIT) else None
 
         result = fold_constants(
             model,
@@ -65,6 +70,24 @@ class FoldConstants(ir.passes.InPlacePass):
             should_fold=keeps_weights,
         )
         return ir.passes.PassResult(model, bool(result.modified))
+
+
+def may_fold(node: ir.Node, limit: int) -> bool:
+    """Return whether a node with constant inputs can be evaluated without taking much memory.
+
+    Folding compares the size of a result with its limit only after the result was computed.
+
+    Args:
+        node: node whose output shapes were inferred as far as possible.
+        limit: elements that an output may have.
+    """
+    for output in node.outputs:
+        sizes = [size for size in output.shape or () if isinstance(size, int)]
+        if output.shape is None or len(sizes) < len(output.shape):
+            return node.op_type not in _GROWING
+        if math.prod(sizes) > limit:
+            return False
+    return True
 
 
 class LiftConstants(ir.passes.InPlacePass):

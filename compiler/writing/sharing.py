@@ -29,6 +29,8 @@ class SharedBytes:
     """Number of tensors that several initializers share."""
     waived: int
     """Bytes that are not shared on purpose."""
+    first_waived: StageParameter | None = None
+    """First initializer that is not shared on purpose; None if there is none."""
 
 
 def kernels(models: Iterable[Lowered]) -> dict[str, list[StageParameter]]:
@@ -59,6 +61,7 @@ def prove(models: Iterable[Lowered], before: Mapping[str, list[StageParameter]],
     """
     by_name = {model.name: model for model in models}
     saved = groups = given_up = 0
+    first_waived: StageParameter | None = None
     for tensor, uses in before.items():
         if len(uses) < 2:
             continue
@@ -72,13 +75,14 @@ def prove(models: Iterable[Lowered], before: Mapping[str, list[StageParameter]],
             groups += 1
         elif tensor in waived:
             given_up += size * (len(now) - 1)
+            first_waived = first_waived or uses[0]
         else:
             first, second = list(now.values())[:2]
             raise SharingLostError(
                 f"sharing lost in compilation: {first[2]} of {first[0]} and {second[2]} of {second[0]}"
                 f" held one tensor of {size} bytes and now differ"
             )
-    return SharedBytes(saved, groups, given_up)
+    return SharedBytes(saved, groups, given_up, first_waived)
 
 
 def _find(models: dict[str, Lowered], use: StageParameter) -> ir.Value:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from ...version import find_version
 from ...workload.document.schema import FeedSettings, Query, Workload
 from ..lowering.lower import Lowered
 from ..passes.edit import constant
+from .session_mode import session_mode
 
 __all__ = ["write_bundle"]
 
@@ -102,7 +103,7 @@ def write_bundle(
             stages=stages,
             input=model.input,
             decode=decodes[model.name],
-            mode=_mode(model.stages.values()),
+            mode=session_mode(model),
             precision=model.precision,
             bytes=sum(spec.length for tensor, spec in placed.tensors.items() if model.name in store.users[tensor]),
             segments=tuple(name for name, spec in placed.segments.items() if model.name in spec.models),
@@ -142,6 +143,7 @@ def _query(query: Query, model: str) -> manifest.QuerySpec:
         model=model,
         task=query.task,
         labels=tuple(query.labels) if query.labels is not None else None,
+        classes=tuple(query.classes) if query.classes is not None else None,
         threshold=query.threshold,
         target=query.target,
     )
@@ -220,21 +222,6 @@ def _stage(file: str, data: bytes, tensors: dict[str, str]) -> manifest.Stage:
         outputs=ports[1],
         weights=tuple(tensors[name] for name in parts.weights),
     )
-
-
-def _mode(stages: Iterable[ir.Model]) -> Literal["bound", "constant"]:
-    """Return ``constant`` if most of the weights are matrices of matrix products (transformers), otherwise ``bound``.
-
-    Kernels of matrix products pack constant matrices, but not matrices that are inputs. A ViT takes 1.08 to 1.10 of a
-    plain session's time with weights as inputs, and 1.01 with weights as constants.
-    """
-    products = total = 0
-    for value in (value for stage in stages for value in stage.graph.initializers.values()):
-        size = value.const_value.nbytes if value.const_value is not None else 0
-        total += size
-        if any(use.node.op_type in ("MatMul", "Transpose") for use in value.uses()):
-            products += size
-    return "constant" if products * 2 > total else "bound"
 
 
 def _with_tensors(decode: DecodeSpec, tensors: dict[str, str]) -> DecodeSpec:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, chain
 from typing import Any
 
-from ...workload.document.schema import Workload
+from ...errors import CompileError, GemelError, ModelError
+from ...workload.document.schema import Query, Workload
 from ..layers.groups import Group, groups_of, pair_bytes, ratio
 from ..layers.layers import Definition, Layer, layers_of, shareable
-from ..models.networks import Network, each_network
+from ..models.networks import Network, network_of, users_of
+from .onnx_layer_list import layers_in_file
 
 __all__ = ["Analysis", "ModelSizes", "analyze_workload", "share_of_heaviest", "sizes_of"]
 
@@ -29,7 +31,9 @@ class ModelSizes:
     bytes: int
     """Size in bytes of all parameters and buffers of the model, including BatchNorm and modules that never run."""
     layers: tuple[Layer, ...]
-    """Convolutions and linear layers of the model in the order in which they run."""
+    """Convolutions and linear layers in the order in which they run."""
+    kept_as_is: str | None = None
+    """Why merging leaves the model as it is; its layers are then those of the ONNX graph. None for a PyTorch module."""
 
     @property
     def layer_bytes(self) -> int:
@@ -46,6 +50,8 @@ class Analysis:
     """Rule that says when two layers may share a weight."""
     heads: bool
     """Whether layers that give a model's outputs are counted as if they could be shared."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Model name -> why nothing is known of the model, which counts nowhere."""
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
@@ -120,9 +126,11 @@ class Analysis:
                     "layer_bytes": model.layer_bytes,
                     "shareable_layer_bytes": sum(layer.bytes for layer in shareable(model.layers, self.heads)),
                     "top_15_percent": share_of_heaviest(model.layers, 0.15),
+                    **({"kept_as_is": model.kept_as_is} if model.kept_as_is is not None else {}),
                 }
                 for model in self.models
             },
+            "left_out": dict(self.left_out),
             "bytes": self.bytes,
             "query_bytes": self.query_bytes,
             "potential_bytes": self.potential_bytes,
@@ -155,20 +163,48 @@ def analyze_workload(
 ) -> Analysis:
     """Measure every model of a workload, with one model in memory at a time. No data or trained weights are needed.
 
+    A model from an ONNX file that cannot be converted to PyTorch is measured in the file's own graph. A model that
+    cannot be measured at all is left out.
+
     Args:
         workload: the workload; each of its models is built and run once on noise.
-        definition: rule that says when two layers may share a weight.
-        heads: whether to count layers that give a model's outputs as if they could be shared.
-        step: function called after each model, with the model's sizes.
+        definition: what must be equal for two layers to be able to share.
+        heads: whether to count layers that give a model's outputs as well.
+        step: called after each model that was measured.
 
     Raises:
-        ModelError: a model cannot be built as the workload describes it.
+        ModelError: no model of the workload can be measured.
     """
-    models = []
-    for network in each_network(workload):
-        models.append(sizes_of(network, definition))
-        step(models[-1])
-    return Analysis(tuple(models), definition, heads)
+    models: list[ModelSizes] = []
+    left_out: dict[str, GemelError] = {}
+    for name, queries in users_of(workload).items():
+        try:
+            models.append(_measure(name, queries, workload, definition))
+        except (CompileError, ModelError) as error:  # noqa: PERF203 - one model must not stop the others
+            left_out[name] = error
+        else:
+            step(models[-1])
+    if not models:
+        raise next(iter(left_out.values()))
+    return Analysis(tuple(models), definition, heads, {name: str(error) for name, error in left_out.items()})
+
+
+def _measure(name: str, queries: tuple[Query, ...], workload: Workload, definition: Definition) -> ModelSizes:
+    """Measure one model as a PyTorch module, or else in the graph of its ONNX file.
+
+    Raises:
+        ModelError: the model cannot be built or opened.
+    """
+    try:
+        return sizes_of(network_of(name, queries, workload), definition)
+    except ModelError as error:
+        if queries[0].model.onnx is None:
+            raise
+        try:
+            size, layers = layers_in_file(name, queries[0], workload.root, definition)
+        except ModelError:
+            raise error from None
+        return ModelSizes(name, tuple(query.name for query in queries), size, layers, str(error))
 
 
 def sizes_of(network: Network, definition: Definition = "shape") -> ModelSizes:

@@ -13,7 +13,7 @@ from ...errors import RetrainError
 from ...workload.document.schema import Query, Workload
 from ...workload.models.factory import models_of
 
-__all__ = ["Network", "each_network", "networks_of"]
+__all__ = ["Network", "each_network", "network_of", "networks_of", "users_of"]
 
 
 @dataclass(frozen=True)
@@ -56,19 +56,39 @@ def each_network(workload: Workload, refused: Callable[[str, RetrainError], None
         ModelError: a model cannot be built as the workload describes it.
         RetrainError: a model cannot be retrained, and ``refused`` is None.
     """
-    model_of = models_of(workload)
-    users: dict[str, list[Query]] = {}
-    for query in workload.queries:
-        users.setdefault(model_of[query.name], []).append(query)
-    for name, queries in users.items():
+    for name, queries in users_of(workload).items():
         try:
-            cut = _cut(queries[0], workload)
+            network = network_of(name, queries, workload)
         except RetrainError as error:  # noqa: PERF203 - a model is far slower than the handler
             if refused is None:
                 raise
             refused(name, error)
         else:
-            yield Network(name, tuple(queries), cut)
+            yield network
+
+
+def users_of(workload: Workload) -> dict[str, tuple[Query, ...]]:
+    """Return model name -> all queries that use the model; a model has the name of the first."""
+    model_of = models_of(workload)
+    users: dict[str, tuple[Query, ...]] = {}
+    for query in workload.queries:
+        users[model_of[query.name]] = (*users.get(model_of[query.name], ()), query)
+    return users
+
+
+def network_of(name: str, queries: tuple[Query, ...], workload: Workload) -> Network:
+    """Build one model of a workload.
+
+    Args:
+        name: name of the model.
+        queries: all queries that use the model.
+        workload: the workload of the queries.
+
+    Raises:
+        ModelError: the model cannot be built as the workload describes it.
+        RetrainError: the model cannot be retrained.
+    """
+    return Network(name, queries, _cut(queries[0], workload))
 
 
 def _cut(query: Query, workload: Workload) -> Cut:

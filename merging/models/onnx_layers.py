@@ -80,6 +80,8 @@ def layer_of(node: ir.Node, in_file: Set[str]) -> LayerNode | None:
     tensor = weights[0].tensor
     stem = tensor.removesuffix(".weight")
     path = stem if stem != tensor else f"{operator}_{tensor}".replace(".", "_")
+    # PyTorch writes the path into Python code, where a line break or a quote in a name would be a syntax error.
+    path = "".join(letter if letter.isprintable() and letter not in "\"'\\" else "_" for letter in path)
     attributes = sorted(map(str, node.attributes.values()))
     tensors = [weight.tensor for weight in weights]
     # BatchNorms always count as different layers: those of an untrained model are equal by accident.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ...bundles.manifest import InputSpec
 from ...compiler.heads import Cut, as_tuple
 from ...compiler.heads.stages import BATCH, StageModule, Whole
+from ...compiler.lowering.lower import words_of
 from ...compiler.lowering.onnx_source import read_onnx, run_file
 from ...errors import ModelError, RetrainError, first_line
 from ...workload.document.paths import locate
@@ -50,14 +51,14 @@ def cut_onnx(query: Query, root: Path) -> Cut:
     assert query.model.onnx is not None
     path = locate(query.model.onnx, root, f"query {query.name}: onnx")
     try:
-        source = read_onnx(path, query.task, query.model.input)
+        source = read_onnx(path, query.task, query.model.input, words_of(query))
         images = _noise(source.input)
     except ModelError as error:
         raise ModelError(f"query {query.name}: {error}") from error
     names = tuple(port.name or "" for port in source.model.graph.outputs)
     try:
         converted = convert(source)
-        _compare(converted, path, images, _TOLERANCE)
+        _compare(converted, path, images, names, _TOLERANCE)
     except ModelError as error:
         raise RetrainError(
             f"query {query.name}: {path}: cannot be retrained: {error}; its model may be given as a PyTorch factory"
@@ -80,8 +81,9 @@ def onnx_bytes(source: Path, state: Mapping[str, Tensor], wanted: Input | None =
     Raises:
         ModelError: the state dict does not fit the model, or the new file's outputs differ from the PyTorch module's.
     """
-    found = read_onnx(source, "embedding", wanted or Input())
+    found = read_onnx(source, "raw", wanted or Input())
     images = _noise(found.input)
+    names = tuple(port.name or "" for port in found.model.graph.outputs)
     try:
         converted = convert(found)
         _load(converted.module, state)
@@ -91,7 +93,7 @@ def onnx_bytes(source: Path, state: Mapping[str, Tensor], wanted: Input | None =
         with tempfile.TemporaryDirectory() as folder:
             written = Path(folder) / source.name
             written.write_bytes(content)
-            _compare(converted, written, images, _TOLERANCE_WRITTEN)
+            _compare(converted, written, images, names, _TOLERANCE_WRITTEN)
     except ModelError as error:
         raise ModelError(f"{source}: cannot be written with other weights: {error}") from error
     return content
@@ -108,21 +110,22 @@ def _noise(spec: InputSpec) -> Tensor:
     return (pixels * spec.scale - mean) / std
 
 
-def _compare(converted: Converted, path: Path, images: Tensor, tolerance: float) -> None:
-    """Check that a PyTorch module's outputs on a batch equal the outputs of its ONNX file, within a tolerance.
+def _compare(converted: Converted, path: Path, images: Tensor, names: Sequence[str], tolerance: float) -> None:
+    """Compare the module's outputs on a batch with those of the ONNX file, run on one image at a time.
 
     The file is run on one image at a time, because it may have been exported for a batch of one.
 
     Args:
         converted: the module.
         path: the ONNX file.
-        images: normalised images, ``[N, C, height, width]``.
-        tolerance: largest allowed difference, divided by the largest absolute value of an output.
+        images: ``[N, C, height, width]``.
+        names: the module's outputs as they are called in the file, in the module's order.
+        tolerance: largest allowed difference, relative to an output's largest value.
 
     Raises:
         ModelError: the module does not run on the batch, or an output differs by more than ``tolerance``.
     """
-    alone = [run_file(path, image.numpy()) for image in images[:, None]]
+    alone = [run_file(path, image.numpy(), names) for image in images[:, None]]
     try:
         with torch.inference_mode():
             outputs = as_tuple(converted.module.eval()(images))

@@ -11,7 +11,6 @@ import yaml
 
 from ...bundles.blob import tensor_id
 from ...bundles.merge_report import MergeReport, QueryReport, SharedTensor, TrialReport, UseReport
-from ...environment import expand
 from ...frames.reference import is_local_file
 from ...workload.document.schema import Workload
 from ..layers.groups import ratio
@@ -130,8 +129,8 @@ def merged_workload(workload: Workload, files: Mapping[str, str], model_of: Mapp
     """
     content = workload.model_dump(mode="json", exclude_unset=True)
     for feed in content["feeds"].values():
-        # Expand first: the source may be a variable that holds the address of a camera.
-        if is_local_file(expand(feed["source"])):
+        # A source that still begins with a variable is the address of a camera, which the box fills in.
+        if is_local_file(feed["source"]) and not feed["source"].startswith("${"):
             feed["source"] = _rebase(feed["source"], workload.root, output)
     for query, entry in zip(workload.queries, content["queries"], strict=True):
         model = entry["model"]

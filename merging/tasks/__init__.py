@@ -19,7 +19,7 @@ from ...workload.data import Images
 from ...workload.document.schema import Query
 from ..models.networks import Network
 
-__all__ = ["Outputs", "Task", "task_of"]
+__all__ = ["Outputs", "Task", "check_trainable", "task_of"]
 
 Outputs = tuple[Tensor, ...]
 """Outputs of the stage ``main`` for a batch, float32, in the order of the stage's output names."""
@@ -68,20 +68,20 @@ class Task(Protocol):
 
 
 def task_of(network: Network, query: Query) -> Task:
-    """Return the task (losses and accuracy) of a query.
+    """Return the task of a query, by which its model is judged; most models can be trained by it too.
 
     Args:
         network: the query's model.
         query: the query.
 
     Raises:
-        RetrainError: the model has outputs that no task can compare (Faster R-CNN).
+        RetrainError: answers of the model take more than its stage ``main`` (Faster R-CNN).
     """
     # Imported only when needed: these modules import this one's types, and loading the metrics takes a while.
     decode = network.cut.decode
     if isinstance(decode, FasterRcnnDecode):
         raise RetrainError(f"query {query.name}: Faster R-CNN cannot be retrained yet; one-stage detectors can")
-    if isinstance(decode, ClassificationDecode):
+    if isinstance(decode, ClassificationDecode) and _one_of_many(decode):
         from .classification import ClassificationTask
 
         return ClassificationTask(probabilities=decode.activation == "none")
@@ -89,8 +89,26 @@ def task_of(network: Network, query: Query) -> Task:
         from .embedding import EmbeddingTask
 
         return EmbeddingTask(query.name, decode.normalize)
-    if not isinstance(decode, SsdDecode | YoloDecode | CenterFaceDecode):
-        raise RetrainError(f"query {query.name}: models with {decode.kind} outputs cannot be retrained yet")
-    from .detection import DetectionTask
+    if isinstance(decode, SsdDecode | YoloDecode | CenterFaceDecode):
+        from .detection import DetectionTask
 
-    return DetectionTask(query, network.cut, decode)
+        return DetectionTask(query, network.cut, decode)
+    from .decoded import DecodedTask
+
+    return DecodedTask(query, network.cut)
+
+
+def check_trainable(network: Network, query: Query) -> None:
+    """Check that a model can be trained by the task of a query.
+
+    Raises:
+        RetrainError: the outputs have no gradient, or no fixed order.
+    """
+    from .decoded import refuse_training
+
+    refuse_training(query.name, network.cut)
+
+
+def _one_of_many(decode: ClassificationDecode) -> bool:
+    """Return whether a classifier gives scores of two or more classes that exclude each other."""
+    return decode.classes > 1 and not decode.multi_label and not decode.class_numbers and decode.activation != "sigmoid"

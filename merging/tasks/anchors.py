@@ -40,9 +40,10 @@ def to_input(objects: Boxes, place: Geometry, mirrored: bool) -> Tensor:
         ``[K, 4]`` float32, x1 y1 x2 y2.
     """
     y, x = (valid / source for valid, source in zip(place.valid, place.source, strict=True))
-    boxes = objects.boxes * torch.tensor([x, y, x, y])
+    left, top, right, _ = place.area
+    boxes = objects.boxes * torch.tensor([x, y, x, y]) + torch.tensor([left, top] * 2)
     if mirrored:
-        boxes[:, [0, 2]] = place.valid[1] - boxes[:, [2, 0]]
+        boxes[:, [0, 2]] = left + right - boxes[:, [2, 0]]
     return boxes
 
 

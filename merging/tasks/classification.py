@@ -18,7 +18,7 @@ _MIN_PROBABILITY = 1e-7
 
 
 class ClassificationTask:
-    """Task of models whose first output is the class scores, ``[N, classes]``.
+    """Task of models whose first output is the scores of classes that exclude each other, ``[N, classes]``.
 
     Args:
         probabilities: whether the model ends in a softmax, so that its scores are probabilities.
@@ -46,12 +46,11 @@ class ClassificationTask:
 
     def accuracy(self, outputs: Outputs, teacher: Outputs, images: Images) -> float:
         """Return top-1 accuracy against the labels or, without labels, against the teacher's top class."""
-        truth = teacher[0].argmax(1) if images.labels is None else images.labels
-        return float(multiclass_accuracy(outputs[0], truth, outputs[0].shape[1], average="micro"))
+        truth = teacher[0].flatten(1).argmax(1) if images.labels is None else images.labels
+        scores = outputs[0].flatten(1)
+        return float(multiclass_accuracy(scores, truth, scores.shape[1], average="micro"))
 
     def _scores(self, outputs: Outputs) -> Tensor:
-        """Return class scores before the softmax.
-
-        If the model ends in a softmax, return the logarithms of its probabilities, whose softmax is the probabilities.
-        """
-        return outputs[0].clamp(min=_MIN_PROBABILITY).log() if self._probabilities else outputs[0]
+        """Return scores before the softmax. Log-probabilities serve as well: their softmax is the probabilities."""
+        scores = outputs[0].flatten(1)  # some models keep axes of size 1 behind the classes
+        return scores.clamp(min=_MIN_PROBABILITY).log() if self._probabilities else scores

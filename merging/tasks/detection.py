@@ -21,7 +21,7 @@ from . import Outputs
 from .anchors import anchor_loss, to_input
 from .heads import Heads, heads_of
 
-__all__ = ["DetectionTask"]
+__all__ = ["DetectionTask", "objects_of"]
 
 
 class DetectionTask:
@@ -88,7 +88,7 @@ class DetectionTask:
         """
         found = self._decode(outputs, images, self._threshold)
         if images.boxes is not None:
-            truth = [_objects(each) for each in images.boxes]
+            truth = [objects_of(each) for each in images.boxes]
             where = "the labels have none"
         else:
             sure = max(self._threshold, SURE)
@@ -102,8 +102,9 @@ class DetectionTask:
         return mean_average_precision(found, truth, by_count=images.boxes is None and self._spec.classes > 1)
 
     def _decode(self, outputs: Outputs, images: Images, threshold: float) -> list[tuple[Found, ...]]:
-        """Return, for each image of a data set, the detections decoded from raw outputs that pass ``threshold``."""
-        decoder = build_decoder(self._spec, DecodeContext(self._cut.tensors.__getitem__, None, threshold))
+        """Decode raw outputs for a data set into the detections of each image that pass ``threshold``."""
+        labels = [str(index) for index in range(self._spec.classes)]
+        decoder = build_decoder(self._spec, DecodeContext(self._cut.tensors.__getitem__, labels, threshold))
         arrays = {name: value.numpy() for name, value in zip(self._names, outputs, strict=True)}
         answers = []
         for row, place in enumerate(images.geometry):
@@ -113,8 +114,8 @@ class DetectionTask:
         return answers
 
 
-def _objects(boxes: Boxes) -> tuple[Found, ...]:
-    """Return ground-truth boxes as detections. Labels are class numbers, as those of a decoder without class names."""
+def objects_of(boxes: Boxes) -> tuple[Found, ...]:
+    """Return boxes as detections. Their labels are class indices, the background not counted."""
     pairs = zip(boxes.boxes.tolist(), boxes.classes.tolist(), strict=True)
     return tuple(Found((x1, y1, x2, y2), 1.0, str(number)) for (x1, y1, x2, y2), number in pairs)
 

@@ -144,7 +144,7 @@ def reset_statistics(subject: Subject, batches: Iterable[Tensor]) -> None:
 
 def _tracking(subject: Subject) -> list[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]:
     """Return the BatchNorms of a model that keep running means and variances."""
-    return [layer for layer in subject.model.modules() if isinstance(layer, NORMS) and layer.track_running_stats]
+    return [layer for layer in subject.model.modules() if isinstance(layer, NORMS)]
 
 
 def is_narrow(subject: Subject, batches: Iterable[Tensor], limit: int) -> bool:

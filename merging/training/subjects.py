@@ -17,7 +17,7 @@ from ...workload.document.schema import Query, Workload
 from ..layers.layers import Definition, Layer, layers_of
 from ..models.networks import Network
 from ..models.trace import LayerTrace, trace_layers
-from ..tasks import Outputs, Task, task_of
+from ..tasks import Outputs, Task, check_trainable, task_of
 
 __all__ = [
     "JudgedQuery",
@@ -242,6 +242,7 @@ def subject_of(network: Network, workload: Workload, definition: Definition, dev
     data, held = {}, []
     for query in network.queries:
         task = task_of(network, query)
+        check_trainable(network, query)
         train, val = load_data(query, workload, network.cut.input, classes)
         # Queries of one model with the same data, or with the same feed and no data, train on the images once.
         data[query.data.model_dump_json() if query.data and query.data.train else query.feed] = train

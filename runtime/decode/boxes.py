@@ -56,9 +56,16 @@ def corners(boxes: FloatArray) -> FloatArray:
     return turned
 
 
-def clip(boxes: FloatArray, size: tuple[int, int], min_side: float = _MIN_SIDE) -> Indices:
-    """Clip ``boxes`` in place to ``size`` (height, width); return the indices of boxes with sides >= ``min_side``."""
-    np.clip(boxes, 0, np.array([size[1], size[0]] * 2, np.float32), out=boxes)
+def clip(boxes: FloatArray, area: tuple[int, int, int, int], min_side: float = _MIN_SIDE) -> Indices:
+    """Clip boxes in place, and return the indices of those with sides of at least ``min_side``.
+
+    Args:
+        boxes: ``[K, 4]``, x1 y1 x2 y2 in pixels.
+        area: area to clip to, x1 y1 x2 y2.
+        min_side: least width and height in pixels.
+    """
+    edges = np.array(area, np.float32)
+    np.clip(boxes, np.tile(edges[:2], 2), np.tile(edges[2:], 2), out=boxes)
     return with_area(boxes, min_side)
 
 

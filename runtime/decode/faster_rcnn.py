@@ -43,7 +43,7 @@ class FasterRcnnDecoder:
         boxes = decode_deltas(deltas, rois[row], self._spec.box_weights)
         if not self._spec.masks and not self._spec.keypoints:
             return self._report.clipped(boxes, scores, classes, geometry)
-        clip(boxes, geometry.valid)
+        clip(boxes, geometry.area)
         kept = self._report.choose(boxes, scores, classes)
         return self._with_parts(boxes[kept], scores[kept], classes[kept], outputs, geometry, run)
 
@@ -74,7 +74,7 @@ class FasterRcnnDecoder:
             boxes, logits = _level(
                 outputs[f"objectness_{level}"][0], outputs[f"deltas_{level}"][0], anchors, spec.pre_nms_topk
             )
-            keep = clip(boxes, geometry.valid, spec.min_size)
+            keep = clip(boxes, geometry.area, spec.min_size)
             boxes, scores = boxes[keep], sigmoid(logits[keep])
             if spec.rpn_score_threshold > 0:
                 keep = np.flatnonzero(scores >= spec.rpn_score_threshold)

@@ -37,12 +37,8 @@ def prototype_masks(
         if columns[0] == columns[1] or rows[0] == rows[1]:
             masks.append(None)
             continue
-        x, next_x, part_x = _positions(
-            columns, geometry.valid[1] / geometry.source[1] * width / geometry.input[1], width
-        )
-        y, next_y, part_y = _positions(
-            rows, geometry.valid[0] / geometry.source[0] * height / geometry.input[0], height
-        )
+        y, next_y, part_y = _positions(rows, geometry, 0, height)
+        x, next_x, part_x = _positions(columns, geometry, 1, width)
         region = prototypes[:, y[0] : next_y[-1] + 1, x[0] : next_x[-1] + 1]
         logits = np.tensordot(weights, region, 1)
         tall = _between(logits, y - y[0], next_y - y[0], part_y[:, None])
@@ -52,18 +48,22 @@ def prototype_masks(
     return tuple(masks)
 
 
-def _positions(pixels: tuple[int, int], scale: float, count: int) -> tuple[Indices, Indices, FloatArray]:
+def _positions(
+    pixels: tuple[int, int], geometry: Geometry, axis: int, count: int
+) -> tuple[Indices, Indices, FloatArray]:
     """Return where pixels of the frame lie among the cells of a prototype, along one axis.
 
     Args:
         pixels: first pixel, and the one behind the last.
-        scale: cells per pixel.
-        count: number of cells.
+        geometry: position of the frame in the input.
+        axis: 0 for rows, 1 for columns.
+        count: number of cells, which cover the input.
 
     Returns:
         For each pixel: the cell before its centre, the cell behind it, and the share of the latter.
     """
-    places = np.clip((np.arange(*pixels) + 0.5) * scale - 0.5, 0, count - 1)
+    centres = (np.arange(*pixels) + 0.5) * (geometry.valid[axis] / geometry.source[axis]) + geometry.offset[axis]
+    places = np.clip(centres * (count / geometry.input[axis]) - 0.5, 0, count - 1)
     before = places.astype(np.intp)
     return before, np.minimum(before + 1, count - 1), (places - before).astype(np.float32)
 

@@ -110,7 +110,7 @@ class DetectionReport:
             classes: ``[K]``, the background not counted.
             geometry: position of the frame in the input.
         """
-        clip(boxes, geometry.valid)
+        clip(boxes, geometry.area)
         kept = self.choose(boxes, scores, classes)
         return self.report(boxes[kept], scores[kept], classes[kept], geometry)
 

@@ -106,7 +106,7 @@ class SegmentationDecoder:
 def _linear(plane: FloatArray, geometry: Geometry) -> FloatArray:
     """Resize scores ``[h, w]`` that cover the input to ``[H, W]`` that covers the frame; not a copy if sizes agree."""
     plane = _resized(np.ascontiguousarray(plane, np.float32), geometry.input)
-    return _resized(plane[: geometry.valid[0], : geometry.valid[1]], geometry.source)
+    return _resized(plane[geometry.covered], geometry.source)
 
 
 def _resized(plane: FloatArray, size: Sequence[int]) -> FloatArray:
@@ -119,8 +119,10 @@ def _resized(plane: FloatArray, size: Sequence[int]) -> FloatArray:
 def _nearest(plane: NDArray[Any], geometry: Geometry) -> _Numbers:
     """Return the class number at the centre of every pixel of the frame, from numbers that cover the input."""
     rows, columns = (
-        ((np.arange(source) + 0.5) * (valid / source) * (have / whole)).astype(np.intp).clip(0, have - 1)
-        for source, valid, whole, have in zip(geometry.source, geometry.valid, geometry.input, plane.shape, strict=True)
+        (((np.arange(source) + 0.5) * (valid / source) + before) * (have / whole)).astype(np.intp).clip(0, have - 1)
+        for source, valid, before, whole, have in zip(
+            geometry.source, geometry.valid, geometry.offset, geometry.input, plane.shape, strict=True
+        )
     )
     # Only the used numbers are converted: a number beyond int16 stands for no class.
     numbers = np.where((plane >= 0) & (plane <= np.iinfo(np.int16).max), plane, _NONE).astype(np.int16)

@@ -31,7 +31,8 @@ class Inference:
         self._backend = backend
         self._decoders: dict[str, Decoder] = {
             name: build_decoder(
-                self._manifest.models[query.model].decode, DecodeContext(bundle.tensor, query.labels, query.threshold)
+                self._manifest.models[query.model].decode,
+                DecodeContext(bundle.tensor, query.labels, query.threshold, query.classes),
             )
             for name, query in self._manifest.queries.items()
         }

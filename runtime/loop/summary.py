@@ -131,14 +131,14 @@ class Summary:
 
     @property
     def failures(self) -> dict[str, str]:
-        """Query -> reason of its failure, for queries that were given up or whose feed failed before its first frame.
+        """Query -> reason, of the queries that were given up, failed on every frame, or whose feed gave no frame.
 
         A camera that was opened again and then delivered frames is no failure.
         """
         failed: dict[str, str] = {}
         for name, query in self.run.queries.items():
             feed = self.run.feeds[query.feed]
-            if query.gave_up:
+            if query.gave_up or (query.errors and not query.processed):
                 failed[name] = query.last_error or "given up"
             elif feed.error is not None and feed.frames == 0:
                 failed[name] = feed.error

@@ -143,3 +143,30 @@ def test_subgraphs_are_refused_by_name() -> None:
     model = helper.make_model(helper.make_graph([node], "g", ports[:2], ports[2:]))
     with pytest.raises(BackendError, match="node branch: If with a subgraph"):
         parts(model)
+
+
+def test_a_weight_that_is_an_output_is_copied_to_it() -> None:
+    model = network(0)
+    model.graph.output.add().CopyFrom(helper.make_tensor_value_info("left", TensorProto.FLOAT, [5, 3, 1, 1]))
+    model.graph.output.add().CopyFrom(helper.make_tensor_value_info("w1", TensorProto.FLOAT, [5, 3, 1, 1]))
+    model.graph.node.add().CopyFrom(helper.make_node("Identity", ["right"], ["w1"]))
+    program = parts(model)
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    weights = [ort.OrtValue.ortvalue_from_numpy(values[name]) for name in program.weights]
+    found = Bound(ort.InferenceSession(program.proto), weights).run({"image": np.zeros((1, 3, 4, 4), np.float32)})
+    np.testing.assert_array_equal(found["left"], values["left"])
+    np.testing.assert_array_equal(found["w1"], values["right"])
+
+
+def test_scales_of_integer_operators_stay_constants() -> None:
+    vector, kernel = np.full(5, 0.5, np.float32), np.ones((5, 3, 1, 1), np.int8)
+    constants = {"xs": np.float32(1), "xz": np.uint8(0), "w": kernel, "ws": vector, "wz": np.zeros(5, np.int8)}
+    constants |= {"ys": np.float32(1), "yz": np.uint8(0), "b": np.zeros(5, np.int32)}
+    node = helper.make_node("QLinearConv", ["image", *constants], ["out"])
+    ports = [
+        helper.make_tensor_value_info("image", TensorProto.UINT8, [1, 3, 4, 4]),
+        helper.make_tensor_value_info("out", TensorProto.UINT8, [1, 5, 4, 4]),
+    ]
+    tensors = [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()]
+    model = helper.make_model(helper.make_graph([node], "g", ports[:1], ports[1:], tensors))
+    assert parts(model).weights == ("w",)

@@ -99,10 +99,18 @@ def test_mistakes_are_one_line(
 
 
 def test_missing_weights_are_one_line(path: Path, analyze: Call) -> None:
-    (path.parent / "b.safetensors").unlink()
+    for file in path.parent.glob("*.safetensors"):
+        file.unlink()
     code, _, err = analyze(path)
     assert code == 2
-    assert err == f"error: query b: weights: {path.parent}/b.safetensors: no such file\n"
+    assert err == f"error: query a: weights: {path.parent}/a.safetensors: no such file\n"
+
+
+def test_a_model_that_cannot_be_built_is_left_out_by_name(path: Path, analyze: Call) -> None:
+    (path.parent / "b.safetensors").unlink()
+    code, out, _ = analyze(path)
+    assert code == 0
+    assert f"b: query b: weights: {path.parent}/b.safetensors: no such file" in out
 
 
 @pytest.mark.parametrize(("missing", "page"), [("torch", None), ("matplotlib", "page.html")])

@@ -63,7 +63,7 @@ def test_install_completion(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("gemel in", ["inspect"]),
+        ("gemel in", ["init", "inspect"]),
         ("gemel comp", ["compile"]),
         ("gemel run --me", ["--memory"]),
         ("gemel --ver", ["--version"]),

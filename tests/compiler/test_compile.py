@@ -103,7 +103,7 @@ def test_lost_sharing_names_the_layer(tmp_path: Path, workload_in: Make, monkeyp
     ("changes", "message"),
     [
         ({"labels": ["cat", "dog"]}, r"query a: labels: 2 given \(cat, dog\); the model has 3 classes"),
-        ({"task": "detection"}, "TinyNet: no way to read its detections"),
+        ({"task": "detection"}, "query a: TinyNet: no decoder for task detection with outputs"),
     ],
 )
 def test_queries_that_do_not_fit_the_model(

@@ -38,3 +38,15 @@ def test_letterbox_keeps_the_aspect_ratio_and_boxes_find_back() -> None:
     assert (batch[0, :, 60:] == 0.25).all()
     box = np.array([[15.0, 30.0, 90.0, 96.0]], np.float32)
     np.testing.assert_allclose(geometry.to_source(box), [[10, 20, 60, 40]])
+
+
+def test_centred_letterbox_is_the_letterbox_moved() -> None:
+    spec = InputSpec(size=(97, 90), fit="letterbox", pad=0.25)
+    corner, at_corner = preprocess(FRAME, spec)
+    centre, in_middle = preprocess(FRAME, spec.model_copy(update={"fit": "letterbox-center"}))
+    assert in_middle.offset == (18, 0) and in_middle.area == (0, 18, 90, 78)
+    np.testing.assert_array_equal(centre[..., 18:78, :], corner[..., :60, :])
+    assert (centre[..., :18, :] == 0.25).all() and (centre[..., 78:, :] == 0.25).all()
+    box = np.array([[15.0, 30.0, 90.0, 96.0]], np.float32)
+    moved = box + np.array([0, 18, 0, 18], np.float32)
+    np.testing.assert_allclose(in_middle.to_source(moved), at_corner.to_source(box))

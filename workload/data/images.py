@@ -66,14 +66,15 @@ class Images:
         """
         pixels = self.pixels[indices]
         if mirrored:
-            for rows, height, width in self._covered(indices):
-                pixels[rows, :, :height, :width] = pixels[rows, :, :height, :width].flip(-1)
+            for rows, (left, top, right, bottom) in self._covered(indices):
+                pixels[rows, :, top:bottom, left:right] = pixels[rows, :, top:bottom, left:right].flip(-1)
         factor, offset = self._constants
         batch = pixels.to(torch.float32).mul_(factor).sub_(offset)
-        if self.spec.fit == "letterbox":
-            for rows, height, width in self._covered(indices):
-                batch[rows, :, height:] = self.spec.pad
-                batch[rows, :, :, width:] = self.spec.pad
+        if self.spec.fit != "stretch":
+            for rows, (left, top, right, bottom) in self._covered(indices):
+                image = batch[rows]  # a view: rows is a slice or a number
+                image[..., :top, :] = image[..., bottom:, :] = self.spec.pad
+                image[..., :left] = image[..., right:] = self.spec.pad
         return batch
 
     @cached_property
@@ -86,21 +87,21 @@ class Images:
         return factor, offset
 
     @cached_property
-    def _common(self) -> tuple[int, int] | None:
-        """Height and width that every frame covers in the input, None if frames differ."""
-        found = {place.valid for place in self.geometry}
+    def _common(self) -> tuple[int, int, int, int] | None:
+        """Area that every frame covers in the input (x1 y1 x2 y2), None if frames differ."""
+        found = {place.area for place in self.geometry}
         return found.pop() if len(found) == 1 else None
 
-    def _covered(self, indices: Tensor) -> Iterator[tuple[int | slice, int, int]]:
-        """Yield rows of a batch with the height and width that their frames cover in the input.
+    def _covered(self, indices: Tensor) -> Iterator[tuple[int | slice, tuple[int, int, int, int]]]:
+        """Yield rows of a batch with the area (x1 y1 x2 y2) that their frames cover in the input.
 
         If all frames of the data set cover the same part, as those of one video do, all rows come at once.
         """
         if self._common is not None:
-            yield slice(None), *self._common
+            yield slice(None), self._common
             return
         for row, index in enumerate(indices.tolist()):
-            yield row, *self.geometry[index].valid
+            yield row, self.geometry[index].area
 
 
 def joined(parts: Sequence[Images]) -> Images:

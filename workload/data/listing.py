@@ -120,7 +120,8 @@ class Listing:
         pixels = torch.zeros(len(self), channels, *spec.size, dtype=torch.uint8)
         geometry: list[Geometry] = []
         for image, place in self._of_video(spec) if self.video else self._of_files(spec):
-            pixels[len(geometry), :, : place.valid[0], : place.valid[1]] = torch.from_numpy(image).permute(2, 0, 1)
+            rows, columns = place.covered
+            pixels[len(geometry), :, rows, columns] = torch.from_numpy(image).permute(2, 0, 1)
             geometry.append(place)
         if len(geometry) < 2:
             raise DataError(f"{self.what}: {self.video} gives {len(geometry)} readable frames; at least 2 are needed")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import re
 import sys
 import warnings
 from collections import OrderedDict
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from ...errors import ModelError, first_line
 from ..document.paths import locate
-from ..document.schema import Model, Workload
+from ..document.schema import Model, Query, Workload
 
 __all__ = ["build_model", "identity", "models_of", "read_state"]
 
@@ -27,31 +28,27 @@ _FORMATS = (".safetensors", ".pt", ".pth", ".th", ".weights")
 """Suffixes of weight files that can be read."""
 
 
-def identity(model: Model, task: str, root: Path) -> str:
+def identity(query: Query, root: Path) -> str:
     """Return a key that is equal for two queries if they use one model.
 
-    Such queries have the same factory or ONNX file, arguments, weights, input and task.
+    Such queries have the same factory or ONNX file, arguments, weights, input, outputs, task, decoder and activation.
 
     Args:
-        model: the query's model.
-        task: the query's task.
+        query: query of a workload.
         root: folder that relative paths start from.
     """
-    fields = model.model_dump(mode="json")
+    fields = query.model.model_dump(mode="json")
     for name in ("weights", "onnx"):
         reference = fields[name]
         if reference and not reference.startswith("package:"):
             fields[name] = str((root / Path(reference).expanduser()).resolve())
-    return json.dumps([task, fields], sort_keys=True)
+    return json.dumps([query.task, query.decode, query.activation, fields], sort_keys=True)
 
 
 def models_of(workload: Workload) -> dict[str, str]:
     """Return query name -> model name. A model has the name of the first query that uses it."""
     first: dict[str, str] = {}
-    return {
-        query.name: first.setdefault(identity(query.model, query.task, workload.root), query.name)
-        for query in workload.queries
-    }
+    return {query.name: first.setdefault(identity(query, workload.root), query.name) for query in workload.queries}
 
 
 def build_model(model: Model, root: Path, query: str) -> nn.Module:
@@ -95,16 +92,16 @@ def read_state(path: Path) -> dict[str, Tensor]:
     Raises:
         ModelError: the file has another format, is damaged, or would run code when it is unpickled.
     """
+    if path.suffix not in _FORMATS:
+        raise ModelError(f"{path}: weights must be one of {', '.join(_FORMATS)}")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        if path.suffix not in _FORMATS:
-            raise ModelError(f"{path}: weights must be one of {', '.join(_FORMATS)}")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, EOFError, RuntimeError, ValueError) as error:
         raise ModelError(f"{path}: cannot be read as weights: {first_line(error)}") from error
     except Exception as error:  # pickle.UnpicklingError, and anything that a hostile file can provoke
-        raise ModelError(f"{path}: holds more than tensors and is not loaded: {first_line(error)}") from error
+        raise ModelError(f"{path}: {_refusal(error, path.name)}") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -114,6 +111,26 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if state and all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     return state
+
+
+def _refusal(error: Exception, name: str) -> str:
+    """Return why PyTorch refuses a file of weights, on one line.
+
+    PyTorch's own message is a page with escape codes, and advises to let the file run code.
+
+    Args:
+        error: PyTorch's error.
+        name: name of the file.
+    """
+    text = str(error)
+    if not any(word in text for word in ("GLOBAL", "Unsupported global", "Unsupported class")):
+        return "cannot be read as weights: damaged, or not written by torch.save"
+    found = re.search(r"(?:GLOBAL|class) ([\w.]+\.\w+)", text)
+    what = f" ({found[1]})" if found else ""
+    return (
+        f"holds more than tensors{what}, and loading that would run code; save the tensors alone, where the file was"
+        f" made: torch.save(model.state_dict(), {name!r})"
+    )
 
 
 def _import(reference: str, root: Path, query: str) -> Callable[..., Any]:

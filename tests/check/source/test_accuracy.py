@@ -77,7 +77,7 @@ def test_a_source_that_changed_fails_by_name(compiled: Path) -> None:
     swap_classes(next((compiled / "merged" / "weights").glob("colour-*")))
     code, text, report = check(compiled, "--rtol", "1000")
     assert code == 1
-    assert text.splitlines()[-1] == "failed: accuracy of colour"
+    assert text.splitlines()[-1] == "failed: answers of colour, accuracy of colour"
     assert report["accuracy"]["direction"]["passed"]
     assert report["accuracy"]["colour"]["source"] < 0.5 < report["accuracy"]["colour"]["bundle"]
 

@@ -19,6 +19,7 @@ from gemel.compiler.passes import (
     FoldConstants,
     FusePad,
     LiftConstants,
+    WidenFloats,
     choose_batch_norm,
 )
 
@@ -271,3 +272,47 @@ def test_other_padding_stays(case: str) -> None:
     model = graph.model(output)
     unchanged(model, lambda model: FusePad()(model))
     assert kinds(model)[0] == "Pad"
+
+
+@pytest.mark.parametrize("reader", ["Mul", "Relu", "output"])
+def test_choose_counts_what_reads_a_kernel_in_another_way(reader: str) -> None:
+    (model, _), kernel = pair(out=64, height=4)
+    graph = Graph()
+    value = graph.weight("k", model.graph.initializers["k"].const_value.numpy())  # type: ignore[union-attr]
+    if reader == "output":
+        other = graph.model(graph.op("Conv", graph.image, value))
+        other.graph.outputs.append(value)
+    elif reader == "Mul":
+        other = graph.model(graph.op("Conv", graph.image, graph.op("Mul", value, value)))
+    else:
+        other = graph.model(graph.op("Relu", graph.op("Conv", graph.image, value)))
+    choice = choose_batch_norm([model, other])
+    assert (choice.keep, choice.waived) == (frozenset({kernel}), frozenset())
+    before = tensor_id(other.graph.initializers["k"].const_value.numpy())  # type: ignore[union-attr]
+    for each in (model, other):
+        FoldBatchNorm(choice.keep)(each)
+        assert tensor_id(each.graph.initializers["k"].const_value.numpy()) == before == kernel  # type: ignore[union-attr]
+
+
+def test_a_kernel_that_is_an_output_is_not_folded() -> None:
+    graph = Graph()
+    convolved = graph.conv(graph.image, "conv")
+    model = graph.model(graph.norm(convolved, "bn"))
+    model.graph.outputs.append(model.graph.initializers["conv.weight"])
+    FoldBatchNorm()(model)
+    assert kinds(model) == ["Conv", "BatchNormalization"]
+
+
+def test_float16_is_widened_everywhere() -> None:
+    half = np.float16
+    graph = Graph()
+    x = graph.op("Cast", graph.image, to=int(ir.DataType.FLOAT16))
+    x = graph.op("Conv", x, graph.weight("k", RNG.standard_normal((6, 4, 1, 1)).astype(half)))
+    x = graph.op("Add", x, graph.op("Constant", value=ir.tensor(np.array([2], half))))
+    model = graph.model(graph.op("Cast", x, to=int(ir.DataType.FLOAT)))
+    before = run(model)
+    WidenFloats()(model)
+    np.testing.assert_allclose(run(model), before, rtol=1e-2, atol=1e-2)
+    assert [node.attributes["to"].as_int() for node in model.graph if node.op_type == "Cast"] == [ir.DataType.FLOAT] * 2
+    assert model.graph.initializers["k"].dtype == ir.DataType.FLOAT
+    assert not WidenFloats()(model).modified

@@ -18,6 +18,7 @@ from helpers import query as torch_query
 from helpers import save as save_state
 from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import convert_model_to_external_data
+from onnx_graphs import N, weight, write_graph
 from tiny_models import TinyTransformer, tiny
 from torch import Tensor, nn
 
@@ -498,3 +499,35 @@ def test_centerface(tmp_path: Path) -> None:
     assert_equal_outputs(tmp_path / "new.onnx", module, (96, 64))
     names = [tensor.name for tensor in onnx.load(path).graph.initializer]
     assert list(arrays_of(tmp_path / "new.onnx")) == names
+
+
+def test_names_that_are_no_python(tmp_path: Path) -> None:
+    """Check names with line breaks and quotes, which PyTorch would write into code."""
+    names = ["a\n/'k\".weight", "model.22/Const\n\\"]
+    nodes = [
+        N("Conv", ["image", names[0]], ["c"], pads=[1] * 4),
+        N("GlobalAveragePool", ["c"], ["g"]),
+        N("Flatten", ["g"], ["f"]),
+        N("MatMul", ["f", names[1]], ["y"]),
+    ]
+    constants = [weight(names[0], 4, 3, 3, 3), weight(names[1], 4, 5)]
+    path = write_graph(tmp_path / "odd.onnx", nodes, constants, outputs={"y": ["batch", 5]})
+    module = module_of(cut(path))
+    (tmp_path / "new.onnx").write_bytes(onnx_bytes(path, perturbed(module)))
+    assert set(arrays_of(tmp_path / "new.onnx")) == set(names)
+
+
+def test_outputs_of_a_detector_keep_their_names(tmp_path: Path) -> None:
+    """Check a file whose first output is no embedding, and whose first used output is not the file's first."""
+    nodes = [
+        N("Conv", ["image", "w"], ["c"], pads=[1] * 4),
+        N("Reshape", ["c", "rows"], ["tokens"]),
+        N("ReduceMean", ["c"], ["pooled"], axes=[2, 3], keepdims=0),
+    ]
+    constants = [weight("w", 4, 3, 3, 3), numpy_helper.from_array(np.array([0, 4, -1]), "rows")]
+    path = write_graph(
+        tmp_path / "m.onnx", nodes, constants, outputs={"tokens": ["batch", 4, 256], "pooled": ["batch", 4]}
+    )
+    found = cut(path)
+    assert found.stages["main"].outputs == ("pooled", "tokens")
+    onnx_bytes(path, perturbed(module_of(found)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -248,6 +249,9 @@ def test_mirrored_boxes_stay_in_the_part_that_the_frame_covers() -> None:
     place = Geometry((100, 80), SIZE, (50, 40))
     assert to_input(objects, place, False).tolist() == [[0, 0, 10, 50]]
     assert to_input(objects, place, True).tolist() == [[30, 0, 40, 50]]
+    centred = replace(place, offset=(7, 12))
+    assert to_input(objects, centred, False).tolist() == [[12, 7, 22, 57]]
+    assert to_input(objects, centred, True).tolist() == [[42, 7, 52, 57]]
 
 
 def test_the_loss_on_boxes_is_torchvisions() -> None:

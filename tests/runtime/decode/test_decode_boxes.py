@@ -48,7 +48,7 @@ def test_deltas_equal_torchvision(weights: tuple[float, float, float, float]) ->
 def test_clip_equals_torchvision() -> None:
     boxes = random_boxes(np.random.default_rng(0), 300, extent=150)
     expected = clip_boxes_to_image(torch.from_numpy(boxes.copy()), (60, 90))
-    kept = clip(boxes, (60, 90), 1e-2)
+    kept = clip(boxes, (0, 0, 90, 60), 1e-2)
     np.testing.assert_array_equal(boxes, expected.numpy())
     np.testing.assert_array_equal(kept, remove_small_boxes(expected, 1e-2).numpy())
     assert len(kept) < 300

@@ -8,6 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 from decoding import (
+    CENTRED,
     LETTERBOXED,
     SIZE,
     WHOLE,
@@ -51,21 +52,21 @@ def check(
     assert len(expected) > 5
     assert_same(found, expected, geometry)
     scale = geometry.source[0] / geometry.valid[0]
-    width, height = geometry.valid[1], geometry.valid[0]
+    left, top, right, bottom = geometry.area
     inside = [
         each
         for each in expected
-        if min(each.box[2], width) > max(each.box[0], 0) and min(each.box[3], height) > max(each.box[1], 0)
+        if min(each.box[2], right) > max(each.box[0], left) and min(each.box[3], bottom) > max(each.box[1], top)
     ]
     for got, each in zip(found, inside, strict=True):
         wanted = [
-            (min(max(x * scale, 0), geometry.source[1]), min(max(y * scale, 0), geometry.source[0]))
+            (min(max((x - left) * scale, 0), geometry.source[1]), min(max((y - top) * scale, 0), geometry.source[0]))
             for x, y in points[each.row]
         ]
         assert np.allclose(got.landmarks, wanted, atol=2e-2) and len(got.landmarks) == 5
 
 
-@pytest.mark.parametrize("geometry", [WHOLE, LETTERBOXED])
+@pytest.mark.parametrize("geometry", [WHOLE, LETTERBOXED, CENTRED])
 @pytest.mark.parametrize("batch_axis", [True, False])
 def test_scrfd(geometry: Geometry, batch_axis: bool) -> None:
     where = places(((0, 0),) * 3)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 from decoding import (
+    CENTRED,
     LETTERBOXED,
     SIZE,
     WHOLE,
@@ -57,12 +58,12 @@ def candidates_of(scores: list[Array], distances: list[Array], offset: float, th
     return found
 
 
-@pytest.mark.parametrize("geometry", [WHOLE, LETTERBOXED])
+@pytest.mark.parametrize("geometry", [WHOLE, LETTERBOXED, CENTRED])
 @pytest.mark.parametrize("form", ["rows", "maps", "joint", "logits"])
 def test_equals_the_equations(geometry: Geometry, form: str) -> None:
     scores, distances = outputs_of(4)
     offset = 0.0 if form == "joint" else 0.5
-    expected = suppressed(clipped(candidates_of(scores, distances, offset, 0.6), geometry.valid), 0.6, 100)
+    expected = suppressed(clipped(candidates_of(scores, distances, offset, 0.6), geometry.area), 0.6, 100)
     assert len(expected) > 10
     if form == "logits":
         scores = [np.log(each / (1 - each)) for each in scores]

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 from decoding import (
+    CENTRED,
     LETTERBOXED,
     SIZE,
     WHOLE,
@@ -34,7 +35,7 @@ def rows_of(count: int, classes: int, extra: int, seed: int = 0) -> Array:
     return np.concatenate([centers, sizes, scores, rng.normal(size=(count, extra))], axis=1).astype(np.float32)
 
 
-@pytest.mark.parametrize("geometry", [WHOLE, LETTERBOXED])
+@pytest.mark.parametrize("geometry", [WHOLE, LETTERBOXED, CENTRED])
 @pytest.mark.parametrize("threshold", [None, 0.6])
 @pytest.mark.parametrize(("objectness", "transposed"), [(True, False), (False, True)])
 @pytest.mark.parametrize("turn", [False, True])
@@ -161,7 +162,7 @@ def test_end_to_end(columns: str, normalized: bool) -> None:
     assert_same(found, expected, LETTERBOXED)
 
 
-@pytest.mark.parametrize("geometry", [WHOLE, LETTERBOXED])
+@pytest.mark.parametrize("geometry", [WHOLE, LETTERBOXED, CENTRED])
 def test_yolox(geometry: Geometry) -> None:
     strides, classes = (8, 16, 32), 3
     places = [(x, y, stride) for stride in strides for y in range(SIZE[0] // stride) for x in range(SIZE[1] // stride)]

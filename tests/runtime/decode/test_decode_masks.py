@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from decoding import LETTERBOXED, SIZE, WHOLE, Array, detections_of
+from decoding import CENTRED, LETTERBOXED, SIZE, WHOLE, Array, detections_of
 from torch.nn import functional as F
 from torchvision.models.detection.roi_heads import heatmaps_to_keypoints, paste_masks_in_image
 
@@ -36,8 +36,9 @@ def reference_masks(coefficients: Array, prototypes: Array, boxes: Array, geomet
     """Return masks ``[K, H, W]``: logits interpolated at the centre of each pixel of the frame, inside the box."""
     logits = torch.einsum("km,mhw->khw", torch.from_numpy(coefficients), torch.from_numpy(prototypes))
     (height, width), (in_height, in_width) = geometry.source, geometry.input
-    x = (np.arange(width) + 0.5) * geometry.valid[1] / width / in_width * 2 - 1
-    y = (np.arange(height) + 0.5) * geometry.valid[0] / height / in_height * 2 - 1
+    top, left = geometry.offset
+    x = ((np.arange(width) + 0.5) * geometry.valid[1] / width + left) / in_width * 2 - 1
+    y = ((np.arange(height) + 0.5) * geometry.valid[0] / height + top) / in_height * 2 - 1
     grid = torch.from_numpy(np.stack(np.meshgrid(x, y), axis=-1).astype(np.float32))[None]
     large = F.grid_sample(logits[None], grid, padding_mode="border", align_corners=False)[0].numpy()
     inside = large > 0
@@ -47,7 +48,7 @@ def reference_masks(coefficients: Array, prototypes: Array, boxes: Array, geomet
     return inside
 
 
-@pytest.mark.parametrize("geometry", [WHOLE, LETTERBOXED, Geometry((300, 100), SIZE, (96, 32))])
+@pytest.mark.parametrize("geometry", [WHOLE, LETTERBOXED, CENTRED, Geometry((300, 100), SIZE, (96, 32), (0, 48))])
 def test_masks_of_prototypes(geometry: Geometry) -> None:
     rng = np.random.default_rng(0)
     coefficients = rng.normal(size=(30, PROTOTYPES)).astype(np.float32)
@@ -101,12 +102,13 @@ def test_detectors_with_masks(kind: str) -> None:
         assert (got.mask.array() != mask).sum() <= 1
 
 
-@pytest.mark.parametrize("geometry", [WHOLE, LETTERBOXED])
+@pytest.mark.parametrize("geometry", [WHOLE, LETTERBOXED, CENTRED])
 def test_pasted_masks(geometry: Geometry) -> None:
     logits = np.random.default_rng(7).normal(size=(20, 28, 28)).astype(np.float32)
     boxes = boxes_of(20, 8)
-    boxes[:, 0::2] = boxes[:, 0::2].clip(0, geometry.valid[1])
-    boxes[:, 1::2] = boxes[:, 1::2].clip(0, geometry.valid[0])
+    left, top, right, bottom = geometry.area
+    boxes[:, 0::2] = boxes[:, 0::2].clip(left, right)
+    boxes[:, 1::2] = boxes[:, 1::2].clip(top, bottom)
     source = torch.from_numpy(geometry.to_source(boxes))
     theirs = paste_masks_in_image(torch.from_numpy(logits).sigmoid()[:, None], source, geometry.source)[:, 0].numpy()
     for got, want in zip(pasted_masks(logits, boxes, geometry), theirs, strict=True):

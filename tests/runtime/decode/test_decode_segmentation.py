@@ -18,6 +18,7 @@ from gemel.runtime.decode.results import Segmentation
 
 PLAIN = Geometry((90, 120), (64, 64), (64, 64))
 LETTERBOXED = Geometry((90, 120), (64, 64), (48, 64))
+CENTRED = Geometry((90, 120), (64, 64), (48, 64), (8, 0))
 SMALLER = Geometry((20, 30), (64, 64), (43, 64))
 SAME = Geometry((2, 3), (2, 3), (2, 3))
 
@@ -74,10 +75,11 @@ def enlarged(scores: FloatArray, geometry: Geometry) -> FloatArray:
         return F.interpolate(planes, size=size, mode="bilinear", align_corners=False)
 
     planes = resized(torch.from_numpy(scores), geometry.input)
-    return resized(planes[:, :, : geometry.valid[0], : geometry.valid[1]], geometry.source)[0].numpy()
+    rows, columns = geometry.covered
+    return resized(planes[..., rows, columns], geometry.source)[0].numpy()
 
 
-@pytest.mark.parametrize("geometry", [PLAIN, LETTERBOXED, SMALLER])
+@pytest.mark.parametrize("geometry", [PLAIN, LETTERBOXED, CENTRED, SMALLER])
 @pytest.mark.parametrize("size", [(16, 16), (64, 64), (128, 128), (8, 32)])
 @pytest.mark.parametrize("count", [3, 40])
 def test_best_class_of_enlarged_scores(geometry: Geometry, size: tuple[int, int], count: int) -> None:
@@ -136,14 +138,15 @@ def test_class_numbers(shape: tuple[int, ...], dtype: type) -> None:
     assert [(each.label, each.mask.area()) for each in named.classes] == [("road", 1), ("sky", 3)]
 
 
-@pytest.mark.parametrize("geometry", [PLAIN, LETTERBOXED, SMALLER])
+@pytest.mark.parametrize("geometry", [PLAIN, LETTERBOXED, CENTRED, SMALLER])
 @pytest.mark.parametrize("size", [(16, 16), (64, 64), (128, 128)])
 def test_class_numbers_are_those_of_the_nearest_pixel(geometry: Geometry, size: tuple[int, int]) -> None:
     output = smooth((1, 5, *size)).argmax(1)
     found = numbers(decode(output, geometry, count=5, class_numbers=True))
     rows, columns = np.mgrid[: geometry.source[0], : geometry.source[1]] + 0.5
-    y = rows / geometry.source[0] * geometry.valid[0] / geometry.input[0] * size[0]
-    x = columns / geometry.source[1] * geometry.valid[1] / geometry.input[1] * size[1]
+    top, left = geometry.offset
+    y = (rows / geometry.source[0] * geometry.valid[0] + top) / geometry.input[0] * size[0]
+    x = (columns / geometry.source[1] * geometry.valid[1] + left) / geometry.input[1] * size[1]
     assert (found == output[0][y.astype(int), x.astype(int)]).mean() > 0.999
 
 

@@ -98,8 +98,9 @@ def load(
         LETTERBOX,
         LETTERBOX.model_copy(update={"mean": (0.5,), "std": (0.25,)}),
         SPEC.model_copy(update={"color": "gray", "fit": "letterbox", "pad": -1.0}),
+        LETTERBOX.model_copy(update={"fit": "letterbox-center"}),
     ],
-    ids=["stretch", "letterbox", "one-number", "gray"],
+    ids=["stretch", "letterbox", "one-number", "gray", "centre"],
 )
 @pytest.mark.parametrize("sizes", [((20, 30), (20, 30)), ((20, 30), (33, 17))], ids=["equal", "different"])
 def test_a_batch_is_what_the_runtime_makes_of_frames(
@@ -115,8 +116,8 @@ def test_a_batch_is_what_the_runtime_makes_of_frames(
     np.testing.assert_array_equal(images.batch(torch.tensor(order)).numpy(), expected)
     mirrored = images.batch(torch.tensor(order), mirrored=True).numpy()
     for row, index in enumerate(order):
-        height, width = images.geometry[index].valid
-        expected[row, :, :height, :width] = expected[row, :, :height, :width][:, :, ::-1].copy()
+        rows, columns = images.geometry[index].covered
+        expected[row, :, rows, columns] = expected[row, :, rows, columns][:, :, ::-1].copy()
     np.testing.assert_array_equal(mirrored, expected)
 
 

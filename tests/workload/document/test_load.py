@@ -50,7 +50,7 @@ def test_values(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "line", "words"),
     [
-        ("target: 0.9", "targt: 0.9", 7, ["queries[0]", "'targt'", "did you mean 'target'"]),
+        ("target: 0.9", "targt: 0.9", 11, ["queries[0].targt", "'targt'", "did you mean 'target'"]),
         ("target: 0.9", "target: 1.7", 11, ["queries[0].target", "1.7", "less than or equal to 1"]),
         ("task: detection\n    labels", "task: detect\n    labels", 9, ["'detect'", "'classification', 'detection'"]),
         ("64MiB", "64 lemons", 2, ["device.memory", "64 lemons", "64MiB", "50%", "all"]),
@@ -70,7 +70,7 @@ def test_values(tmp_path: Path) -> None:
         ("name: faces", "name: ../faces", 15, ["queries[1].name", "'../faces'"]),
         ("{onnx: faces.onnx}", "{onnx: faces.onnx, weights: w.pt}", 18, ["weights go with factory"]),
         ('schema_version: "1"', 'schema_version: "2"', 1, ["schema_version", "'2'", "'1'"]),
-        ("vtest.avi", "'${GEMEL_NOT_SET}'", 5, ["feeds.junction.source", "GEMEL_NOT_SET is not set"]),
+        ("some.module:factory", "'${GEMEL_NOT_SET}'", 13, ["model.factory", "GEMEL_NOT_SET is not set"]),
     ],
 )  # fmt: skip
 def test_mistakes(tmp_path: Path, old: str, new: str, line: int, words: list[str]) -> None:

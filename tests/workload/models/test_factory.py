@@ -12,7 +12,7 @@ from helpers import save
 from tiny_models import tiny
 
 from gemel.errors import ModelError
-from gemel.workload.document.schema import Model
+from gemel.workload.document.schema import Model, Query
 from gemel.workload.models.factory import build_model, identity, read_state
 
 FACTORY = "tiny_models:TinyNet"
@@ -21,6 +21,12 @@ FACTORY = "tiny_models:TinyNet"
 def model(**fields: Any) -> Model:
     """Return a TinyNet as a model of a workload."""
     return Model.model_validate({"factory": FACTORY, **fields})
+
+
+def asked(weights: str, **changes: Any) -> Query:
+    """Return a query for a TinyNet with a file of weights."""
+    fields = {"name": "door", "feed": "yard", "task": "detection", **changes}
+    return Query.model_validate({**fields, "model": {"factory": FACTORY, "weights": weights}})
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".th", ".safetensors"])
@@ -70,11 +76,22 @@ def test_pickles_that_run_code_are_refused(tmp_path: Path, monkeypatch: pytest.M
     assert not (tmp_path / "pwned").exists()
 
 
+def test_a_whole_module_as_weights_says_how_to_save_the_tensors(tmp_path: Path) -> None:
+    torch.save(tiny(0), tmp_path / "w.pt")
+    with pytest.raises(ModelError) as caught:
+        read_state(tmp_path / "w.pt")
+    assert str(caught.value) == (
+        f"{tmp_path}/w.pt: holds more than tensors (tiny_models.TinyNet), and loading that would run code; save the"
+        " tensors alone, where the file was made: torch.save(model.state_dict(), 'w.pt')"
+    )
+
+
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
 def test_damaged_weights(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"\x00" * 100)
-    with pytest.raises(ModelError, match=name.replace(".", r"\.")):
+    with pytest.raises(ModelError, match=rf"{name}: cannot be read as weights: ") as caught:
         read_state(tmp_path / name)
+    assert str(caught.value).isprintable()
 
 
 def test_unknown_format(tmp_path: Path) -> None:
@@ -110,7 +127,9 @@ def test_no_weights_is_said(tmp_path: Path) -> None:
 
 
 def test_identity_ignores_how_a_path_is_written(tmp_path: Path) -> None:
-    one = identity(model(weights="a/../w.pt"), "detection", tmp_path)
-    assert one == identity(model(weights=str(tmp_path / "w.pt")), "detection", tmp_path)
-    assert one != identity(model(weights="v.pt"), "detection", tmp_path)
-    assert one != identity(model(weights="w.pt"), "embedding", tmp_path)
+    one = identity(asked("a/../w.pt"), tmp_path)
+    assert one == identity(asked(str(tmp_path / "w.pt"), labels=["cat"], threshold=0.5), tmp_path)
+    assert one != identity(asked("v.pt"), tmp_path)
+    assert one != identity(asked("w.pt", task="embedding"), tmp_path)
+    assert one != identity(asked("w.pt", decode="yolov8"), tmp_path)
+    assert one != identity(asked("w.pt", activation="none"), tmp_path)

@@ -1,0 +1,47 @@
+"""Modules that cannot be compiled, told apart before PyTorch's exporter fails on them with a page of text."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ...errors import ModelError
+
+__all__ = ["explain_clips", "refuse_quantized"]
+
+_QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
+"""Packages with layers that hold quantized weights."""
+_FLOAT = "FloatFunctional"
+"""Class in these packages that computes with floats, in models that can be quantized but are not."""
+
+
+def refuse_quantized(model: nn.Module) -> None:
+    """Refuse a module with layers of PyTorch's eager quantization, whose weights no exporter reads.
+
+    Raises:
+        ModelError: naming the first such layer.
+    """
+    for name, layer in model.named_modules():
+        if type(layer).__module__.startswith(_QUANTIZED) and type(layer).__name__ != _FLOAT:
+            kind = f"{type(layer).__module__}.{type(layer).__name__}"
+            raise ModelError(
+                f"{type(model).__name__}: layer {name} is quantized ({kind}), which cannot be exported; give the float"
+                " model (quantize=False in torchvision) and compile with --precision int8"
+            )
+
+
+def explain_clips(model: nn.Module, error: ModelError) -> None:
+    """Say that a module which did not run on images is for clips, if it has three-dimensional convolutions.
+
+    Args:
+        model: module that failed on a batch of images.
+        error: what it failed with.
+
+    Raises:
+        ModelError: the module is for clips.
+    """
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Conv3d):
+            raise ModelError(
+                f"{type(model).__name__} takes clips of several frames, [N, C, T, H, W], as its layer {name} (Conv3d)"
+                " shows; a query gets one frame at a time, [N, C, H, W]. Give a model for single images"
+            ) from error

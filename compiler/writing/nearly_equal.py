@@ -1,0 +1,117 @@
+"""Search for tensors of different models that would be one tensor but for rounding."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ...bundles.blob import tensor_id
+from ..lowering.lower import Lowered
+from ..passes.edit import constant
+from .sharing import StageParameter
+
+__all__ = ["NearlyEqual", "find_nearly_equal"]
+
+_RELATIVE = 1e-5
+"""Largest difference of two elements, relative to the largest element of their tensors, that counts as rounding."""
+
+
+@dataclass(frozen=True)
+class NearlyEqual:
+    """Tensors of different models that differ by no more than rounding."""
+
+    tensors: int
+    """Number of tensors that could be left out if they were equal."""
+    bytes: int
+    """Bytes of these tensors."""
+    first: StageParameter
+    """Largest of these tensors."""
+    twin: StageParameter
+    """Tensor of another model that ``first`` nearly equals."""
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """One distinct tensor: an initializer that holds it, its largest absolute value and its mean."""
+
+    use: StageParameter
+    value: ir.Value
+    models: frozenset[str]
+    peak: float
+    mean: float
+
+    def array(self) -> NDArray[Any]:
+        """Return the values in float64."""
+        return constant(self.value).astype(np.float64)
+
+
+def find_nearly_equal(models: Iterable[Lowered]) -> NearlyEqual | None:
+    """Count the float32 tensors that different models would share if they were rounded alike; None if there are none.
+
+    Exporters and converters fold BatchNorms in different ways, so that one backbone becomes files that differ in the
+    last bits. Two tensors are compared element by element only if their largest values and means agree, as those of
+    tensors that differ by rounding do.
+
+    Args:
+        models: models after the passes, before conversion to lower precision.
+    """
+    pairs = [pair for group in _by_shape(models) for pair in _pairs(group)]
+    if not pairs:
+        return None
+    pairs.sort(key=lambda pair: -_size(pair[0]))
+    first, twin = pairs[0]
+    return NearlyEqual(len(pairs), sum(_size(each) for each, _ in pairs), first.use, twin.use)
+
+
+def _by_shape(models: Iterable[Lowered]) -> Iterator[list[_Tensor]]:
+    """Yield groups of distinct tensors with equal shapes."""
+    uses: dict[str, list[StageParameter]] = defaultdict(list)
+    values: dict[str, ir.Value] = {}
+    for model in models:
+        for stage, graph in model.stages.items():
+            for name, value in graph.graph.initializers.items():
+                if value.dtype == ir.DataType.FLOAT and value.const_value is not None and value.const_value.size > 1:
+                    tensor = tensor_id(constant(value))
+                    uses[tensor].append((model.name, stage, name))
+                    values.setdefault(tensor, value)
+    groups: dict[tuple[int, ...], list[str]] = defaultdict(list)
+    for tensor, value in values.items():
+        groups[constant(value).shape].append(tensor)
+    for members in groups.values():
+        if len({use[0] for tensor in members for use in uses[tensor]}) > 1:
+            yield [_described(uses[tensor], values[tensor]) for tensor in members]
+
+
+def _described(uses: Sequence[StageParameter], value: ir.Value) -> _Tensor:
+    array = constant(value)
+    peak = float(np.abs(array).max())
+    return _Tensor(uses[0], value, frozenset(use[0] for use in uses), peak, float(array.mean(dtype=np.float64)))
+
+
+def _pairs(group: list[_Tensor]) -> Iterator[tuple[_Tensor, _Tensor]]:
+    """Yield each tensor that nearly equals an earlier one of another model, with that one."""
+    group = sorted(group, key=lambda each: each.peak)
+    for index, tensor in enumerate(group):
+        for earlier in reversed(group[:index]):
+            if tensor.peak - earlier.peak > _RELATIVE * tensor.peak:
+                break
+            if tensor.models.isdisjoint(earlier.models) and _nearly_equal(tensor, earlier):
+                yield tensor, earlier
+                break
+
+
+def _nearly_equal(one: _Tensor, other: _Tensor) -> bool:
+    allowed = _RELATIVE * max(one.peak, other.peak)
+    if abs(one.mean - other.mean) > allowed:
+        return False
+    return bool(np.abs(one.array() - other.array()).max() <= allowed)
+
+
+def _size(tensor: _Tensor) -> int:
+    return int(constant(tensor.value).nbytes)

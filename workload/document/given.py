@@ -1,0 +1,118 @@
+"""Recognition of the files, factories and cameras that ``gemel init`` is given."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ...errors import InputError
+from ...frames.reader import IMAGE_SUFFIXES
+from ...frames.reference import package_file
+from .onnx_facts import OnnxFacts, read_facts
+
+__all__ = ["GivenFeed", "GivenModel", "sort_given", "unique_name"]
+
+_WEIGHTS = (".safetensors", ".pt", ".pth", ".th", ".weights")
+_MOST_NAME = 58
+"""Characters of a name; a workload allows 64, and a number may follow."""
+_ALLOWED = (
+    "an ONNX file, a factory (module:name), weights after their factory, a video, a folder of images, rtsp://..., or"
+    " /dev/video0"
+)
+_FACTORY_TASKS = (
+    (r"torchvision\.models\.detection:keypoint", "pose"),
+    (r"torchvision\.models\.detection|.*\.zoo\.(darknet|ssdlite)", "detection"),
+    (r"torchvision\.models\.segmentation|segmentation_models_pytorch", "segmentation"),
+    (r".*\.zoo\.mobilenet", "embedding"),
+    (r"torchvision\.models|timm|.*\.zoo\.cifar_resnet", "classification"),
+)
+"""Pattern of a factory -> task of its models; the first that matches."""
+
+
+@dataclass(frozen=True)
+class GivenModel:
+    """A model that a query is drafted for."""
+
+    name: str
+    reference: str
+    """Path of an ONNX file as it was given, or a factory."""
+    task: str
+    reason: str
+    """Reason for the task."""
+    facts: OnnxFacts | None = None
+    """Facts about an ONNX file; None for a factory."""
+    weights: str | None = None
+
+
+@dataclass(frozen=True)
+class GivenFeed:
+    """A source of frames."""
+
+    name: str
+    source: str
+    recorded: bool
+    """Whether the source is a file or a folder, which ends."""
+
+
+def sort_given(arguments: Sequence[str]) -> tuple[list[GivenModel], list[GivenFeed]]:
+    """Return the models and feeds among some arguments, in their order, with unique names.
+
+    Raises:
+        InputError: an argument is nothing that a workload can name, or does not exist.
+        ModelError: an ONNX file cannot be read.
+    """
+    models: list[GivenModel] = []
+    feeds: list[GivenFeed] = []
+    for argument in arguments:
+        if argument.startswith("/dev/") or re.match(r"(?i)(rtsps?|https?)://|\$\{", argument):
+            name = Path(argument).name if argument.startswith("/dev/") else "camera"
+            feeds.append(GivenFeed(unique_name(name, [feed.name for feed in feeds]), argument, recorded=False))
+        elif re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", argument) and not Path(argument).exists():
+            models.append(_factory(argument, [model.name for model in models]))
+        else:
+            _sort_file(argument, models, feeds)
+    return models, feeds
+
+
+def _sort_file(argument: str, models: list[GivenModel], feeds: list[GivenFeed]) -> None:
+    """Add a file or folder to the models or feeds; weights become those of the last model."""
+    if argument.startswith("package:"):
+        path = package_file(argument)
+    else:
+        path = Path(argument).expanduser()
+        if not path.exists():
+            raise InputError(f"{argument}: no such file; allowed: {_ALLOWED}")
+    suffix = path.suffix.lower()
+    if suffix == ".onnx":
+        facts = read_facts(path)
+        name = unique_name(path.stem[:28], [model.name for model in models])
+        models.append(GivenModel(name, argument, facts.task, facts.reason, facts))
+    elif suffix in _WEIGHTS:
+        if not models or models[-1].facts is not None or models[-1].weights is not None:
+            raise InputError(f"{argument}: weights do not say what the model is; give its factory before: module:name")
+        models[-1] = replace(models[-1], weights=argument)
+    elif path.is_dir() and not any(item.suffix.lower() in IMAGE_SUFFIXES for item in path.iterdir()):
+        raise InputError(f"{argument}: a folder without images; allowed: {_ALLOWED}")
+    elif suffix in (".yaml", ".yml", ".json", ".py", ".txt"):
+        raise InputError(f"{argument}: neither a model nor a source of frames; allowed: {_ALLOWED}")
+    else:
+        feeds.append(GivenFeed(unique_name(path.stem[:28], [feed.name for feed in feeds]), argument, recorded=True))
+
+
+def _factory(reference: str, taken: Iterable[str]) -> GivenModel:
+    name = unique_name(reference.partition(":")[2].rpartition(".")[2], taken)
+    for pattern, task in _FACTORY_TASKS:
+        if re.match(pattern, reference):
+            return GivenModel(name, reference, task, "as models of this module are")
+    return GivenModel(name, reference, "classification", "a guess; or detection, embedding, segmentation, pose, raw")
+
+
+def unique_name(text: str, taken: Iterable[str]) -> str:
+    """Return a text as a name that a workload allows and that is not taken."""
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-_")[:_MOST_NAME] or "model"
+    used, name, number = set(taken), plain, 2
+    while name in used:
+        name, number = f"{plain}-{number}", number + 1
+    return name

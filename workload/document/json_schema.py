@@ -1,0 +1,35 @@
+"""JSON schema of workload.yaml, by which editors complete keys and mark mistakes."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from .schema import Workload
+
+__all__ = ["SCHEMA_FILE", "workload_schema"]
+
+SCHEMA_FILE = "workload.schema.json"
+"""Name of the file that holds the schema, in docs and beside a workload that ``gemel init`` wrote."""
+_TITLE = "workload.yaml of gemel"
+
+
+def workload_schema() -> str:
+    """Return the JSON schema as the content of a file."""
+    schema: dict[str, Any] = _readable(Workload.model_json_schema())
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": _TITLE}
+    return json.dumps({**head, **{key: value for key, value in schema.items() if key not in head}}, indent=1) + "\n"
+
+
+def _readable(value: Any) -> Any:
+    """Return a schema whose descriptions are Markdown on one line, as editors show them, instead of a docstring."""
+    if isinstance(value, list):
+        return [_readable(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    text = value.get("description")
+    known = {key: _readable(item) for key, item in value.items()}
+    if isinstance(text, str):
+        known["description"] = re.sub(r":\w+:`", "`", " ".join(text.split())).replace("``", "`")
+    return known

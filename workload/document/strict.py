@@ -1,0 +1,57 @@
+"""Base of all parts of a workload."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic_core import PydanticCustomError
+
+from . import meant
+
+__all__ = ["Strict"]
+
+_HOMES = {
+    **dict.fromkeys(("backend", "memory"), "device"),
+    **dict.fromkeys(("source", "fps", "loop"), "a feed"),
+    **dict.fromkeys(("factory", "onnx", "args", "weights", "outputs", "input"), "model"),
+    **dict.fromkeys(("size", "mean", "std", "scale", "color", "fit", "pad"), "model.input"),
+    **dict.fromkeys(("train", "val"), "data"),
+    **dict.fromkeys(
+        ("task", "decode", "activation", "labels", "classes", "threshold", "target", "precision"), "a query"
+    ),
+    **dict.fromkeys(("sla", "device", "feeds", "queries"), "the top level of the file"),
+}
+"""Part of the file that a key belongs in, for keys that stand in another part."""
+
+
+class Strict(BaseModel):
+    """Base of all parts of a workload: frozen, without unknown keys, and with finite numbers only."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, value: Any) -> Any:
+        """Refuse a value that is no mapping, and an unknown key; suggest what was probably meant."""
+        known = list(cls.model_fields)
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, dict):
+            guess = cls._meant(value)
+            keys = f"keys: {', '.join(known)}"
+            raise meant.mistake(f"a mapping is expected; {f'did you mean {{{guess}}}?' if guess else keys}")
+        for key in value:
+            if key not in known:
+                near = meant.nearest(str(key), known)
+                hint = f"did you mean {near!r}? " if near else ""
+                if key in _HOMES:
+                    hint = f"it belongs in {_HOMES[key]}; "
+                message = f"unknown key {key!r}; {hint}allowed: {', '.join(known)}"
+                raise PydanticCustomError("unknown_key", "{message}", {"message": message, "name": key})
+        return value
+
+    @classmethod
+    def _meant(cls, value: Any) -> str:
+        """Return the mapping that a value that is none probably stands for, without braces; empty if unknown."""
+        return ""
