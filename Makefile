@@ -4,7 +4,7 @@ OUT ?= out/street
 BUNDLE ?= $(OUT)/bundle
 STREET := examples/street
 
-.PHONY: setup demo test test-oldest test-pythons test-gpu lint check-engines bench model-coverage clean
+.PHONY: setup demo test test-oldest test-pythons test-gpu lint check-engines bench model-coverage model-answers clean
 
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 EXTRAS := --extra merge --extra examples --extra tensorrt-rtx
@@ -92,5 +92,17 @@ bench: setup
 model-coverage: setup
 	.venv/bin/python tools/model_coverage.py
 
+# Libraries whose models and answers are compared; packages.txt is installed without what it depends on.
+.venv-coverage/.ready: pyproject.toml uv.lock tools/coverage_cases/libraries.txt tools/coverage_cases/packages.txt | $(UV)
+	UV_PROJECT_ENVIRONMENT=.venv-coverage $(UV) sync --quiet --locked --python $(PYTHON) $(EXTRAS)
+	$(UV) export --quiet --locked $(EXTRAS) --no-emit-project --no-hashes --no-annotate --output-file .venv-coverage/locked.txt
+	$(UV) pip install --quiet --python .venv-coverage/bin/python --constraint .venv-coverage/locked.txt \
+		--requirements tools/coverage_cases/libraries.txt
+	$(UV) pip install --quiet --python .venv-coverage/bin/python --no-deps --requirements tools/coverage_cases/packages.txt
+	@touch $@
+
+model-answers: .venv-coverage/.ready
+	.venv-coverage/bin/python tools/model_answers.py
+
 clean:
-	rm -rf .venv .venv-oldest .venv-pythons .uv out build *.egg-info
+	rm -rf .venv .venv-oldest .venv-pythons .venv-coverage .uv out build *.egg-info

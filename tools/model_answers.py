@@ -94,10 +94,12 @@ def measure_answers(case: Case, folder: Path) -> Figures:
 
 def _library(answer: Answer, bundle: Bundle, workload: Workload, query: Query) -> AnswerMatch:
     """Compare the bundle's answers with those of the model's own library on frames of the feed."""
-    images = read_feed_frames(workload, "feed", FRAMES).images
+    frames = read_feed_frames(workload, "feed", FRAMES)
+    if frames.is_noise:
+        raise ValueError(f"no frames: {frames.words}")
     floor = float(query.get("threshold", SURE)) + MARGIN
     with BundleSession(bundle) as session:
-        matches = [match_answers(session.answer("a", image), answer(image), floor) for image in images]
+        matches = [match_answers(session.answer("a", image), answer(image), floor) for image in frames.images]
     joined = matches[0]
     for match in matches[1:]:
         joined = joined.joined(match)

