@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     from .errors import GemelError
     from .merging.analysis.analysis import Analysis, analyze_workload
     from .merging.merge import MergeOptions, merge_workload
-    from .runtime.decode.results import Class, Detection, Embedding
+    from .runtime.decode.results import (
+        Class,
+        Detection,
+        Embedding,
+        Mask,
+        Raw,
+        Segmentation,
+        SegmentedClass,
+        Text,
+    )
     from .runtime.loop.bundle_session import BundleSession
     from .runtime.loop.summary import Summary
     from .runtime.planning.planner import Plan, make_plan
@@ -36,12 +45,17 @@ __all__ = [
     "Detection",
     "Embedding",
     "GemelError",
+    "Mask",
     "MergeOptions",
     "Plan",
     "Profile",
+    "Raw",
     "RunOptions",
+    "Segmentation",
+    "SegmentedClass",
     "Simulation",
     "Summary",
+    "Text",
     "Workload",
     "__version__",
     "analyze_workload",
@@ -63,12 +77,17 @@ _HOMES = {
     "Detection": "runtime.decode.results",
     "Embedding": "runtime.decode.results",
     "GemelError": "errors",
+    "Mask": "runtime.decode.results",
     "MergeOptions": "merging.merge",
     "Plan": "runtime.planning.planner",
     "Profile": "runtime.planning.profile",
+    "Raw": "runtime.decode.results",
     "RunOptions": "runtime.run",
+    "Segmentation": "runtime.decode.results",
+    "SegmentedClass": "runtime.decode.results",
     "Simulation": "runtime.planning.simulate",
     "Summary": "runtime.loop.summary",
+    "Text": "runtime.decode.results",
     "Workload": "workload",
     "analyze_workload": "merging.analysis.analysis",
     "compile_workload": "compiler",

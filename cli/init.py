@@ -1,4 +1,4 @@
-"""Command ``gemel init``."""
+"""Command ``gemel init``: write a commented workload file for given models and cameras."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def init_command(
     force: Annotated[bool, typer.Option("--force", help="Overwrite the workload file if there is one.")] = False,
     debug: DebugOpt = False,
 ) -> None:
-    """Write a commented workload file, with what the models say about themselves filled in.
+    """Write a commented workload file, with task, labels and input filled in as far as the models' files tell them.
 
     [dim]gemel init yolo11n.onnx cars.mp4 -o workload.yaml[/dim]
     """
     try:
-        from ..workload.document.draft import draft_workload
-        from ..workload.document.given import sort_given
+        from ..compiler.drafting.draft import draft_workload
+        from ..compiler.drafting.given import sort_given
         from ..workload.document.json_schema import SCHEMA_FILE, workload_schema
         from ..workload.document.load import load_workload
     except ModuleNotFoundError as error:
@@ -58,6 +58,9 @@ def init_command(
     if wrote_schema:
         schema.write_text(workload_schema(), encoding="utf-8")
     console = open_console()
+    for model in models:
+        if model.facts is not None and model.facts.refusal is not None:
+            print_stage(console, "refused", f"gemel-compile will not take {model.reference}: {model.facts.refusal}")
     for query in loaded.queries:
         what = f"{query.name}: {query.task}, {query.model.onnx or query.model.factory} on {query.feed}"
         print_stage(console, "query", what)

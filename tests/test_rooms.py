@@ -21,7 +21,7 @@ ORDERS = {
         "backends", "sinks", "loop", "run",
     ),
     "merging": ("models", "layers", "analysis", "tasks", "training", "strategies", "search", "output", "merge"),
-    "compiler": ("recognition", "heads", "passes", "lowering", "writing", "compile"),
+    "compiler": ("recognition", "heads", "passes", "lowering", "writing", "compile", "drafting"),
     "workload": ("document", "zoo", "models", "data"),
     "check": ("contents", "bench", "source", "regression", "evaluation"),
 }  # fmt: skip

@@ -78,7 +78,8 @@ class BundleSession:
             image: pixels ``[H, W, 3]``, uint8, BGR, as OpenCV reads files.
 
         Returns:
-            A tuple of :class:`Detection` (boxes in pixels of ``image``) or of :class:`Class`, or an :class:`Embedding`.
+            The result of the query's task: a tuple of :class:`.Detection` (boxes in pixels of ``image``) or of
+            :class:`.Class`, or an :class:`.Embedding`, :class:`.Segmentation`, :class:`.Text` or :class:`.Raw`.
 
         Raises:
             InputError: the query is unknown, or the array is not an image.

@@ -70,7 +70,7 @@ def test_metadata_of_ultralytics(init: Call, tmp_path: Path) -> None:
     names = {0: "person", 1: "on", 2: "traffic light"}
     write_onnx(
         tmp_path / "yolo11n.onnx",
-        ("output0", [1, 7, "anchors"]),
+        ("output0", [1, 7, 4200]),
         size=("height", "width"),
         metadata={"task": "detect", "names": str(names), "imgsz": "[320, 640]", "stride": "32"},
     )
@@ -91,24 +91,32 @@ def test_metadata_of_ultralytics(init: Call, tmp_path: Path) -> None:
     [
         ([("scores", [1, 3])], {}, "classification"),
         ([("embedding", [1, 128])], {}, "embedding"),
-        ([("boxes", [1, 5, 4]), ("scores", [1, 5])], {}, "detection"),
+        ([("labels", [1, 5]), ("boxes", [1, 5, 4]), ("scores", [1, 5])], {}, "detection"),
         ([("output0", [1, 84, 21])], {}, "detection"),
         ([("masks", [1, 21, 8, 8])], {}, "segmentation"),
         ([("features", [1, 512, 2, 2])], {}, "embedding"),
-        ([("text", [1, 40, 97])], {"character": "a\nb"}, "ocr"),
+        ([("text", [1, 40, 3])], {"character": "a\nb"}, "ocr"),
         ([("output0", [1, 56, 21])], {"task": "pose"}, "pose"),
         ([("output0", [1, 20, 21])], {"task": "obb"}, "raw"),
-        ([("other", [1])], {}, "raw"),
+        ([("other", [1, 2, 3, 4, 5])], {}, "raw"),
         ([("output0", [1, 84, 21])], {"task": "detect", "names": "{" * 5000, "imgsz": "(1,"}, "detection"),
     ],
 )
 def test_tasks(
     init: Call, tmp_path: Path, outputs: list[tuple[str, list[int | str]]], metadata: dict[str, str], task: str
 ) -> None:
-    write_onnx(tmp_path / "m.onnx", *outputs, metadata=metadata)
-    code, _, err = init("m.onnx")
-    assert (code, err) == (0, "")
+    write_onnx(tmp_path / "m.onnx", *outputs, size=(32, 32), metadata=metadata)
+    code, out, err = init("m.onnx")
+    assert (code, err) == (0, "") and "refused" not in out
     assert load_workload("workload.yaml").queries[0].task == task
+
+
+def test_a_file_that_the_compiler_refuses(init: Call, tmp_path: Path) -> None:
+    write_onnx(tmp_path / "m.onnx", ("output0", [1, 84, 20]), size=(32, 32), metadata={"task": "detect"})
+    code, out, err = init("m.onnx")
+    assert (code, err) == (0, "")
+    assert "gemel-compile will not take m.onnx" in out and "output0 float32" in out
+    assert load_workload("workload.yaml").queries[0].task == "detection"
 
 
 def test_names_that_are_no_yaml(init: Call, tmp_path: Path) -> None:

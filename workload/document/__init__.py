@@ -1,1 +1,1 @@
-"""The workload file: its schema, its reader, and the lookup of files that it names."""
+"""Schema and reader of workload.yaml, and lookup of the files that a workload names."""

@@ -1,4 +1,4 @@
-"""One-line messages about a workload that is not valid: file, line, field, value, what is allowed, what was meant."""
+"""One-line messages about errors in workload.yaml: file, line, field, value, what is allowed, what was meant."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .yaml_text import FieldPath, line_of, scalar_of
 __all__ = ["explain", "place"]
 
 _READ_AS = {"bool": "true or false", "int": "a number", "float": "a number", "null": "nothing", "timestamp": "a date"}
-"""Kind of a YAML scalar -> what YAML reads it as."""
+"""Kind of a YAML scalar that is not text -> words for what YAML reads it as."""
 _EXPECTED = {
     "list_type": "a list is expected",
     "tuple_type": "a list is expected",
@@ -32,16 +32,16 @@ _EXPECTED = {
     "finite_number": "a finite number is expected",
     "too_short": "at least one is expected",
 }
-"""Pydantic's type of error -> what is expected."""
+"""Pydantic's type of error -> words for what is expected instead of the value."""
 
 
 def explain(path: Path, node: yaml.Node | None, error: ValidationError) -> str:
-    """Return a one-line message for the first of some validation errors.
+    """Return a one-line message about the first of the validation errors in a workload file.
 
     Args:
-        path: the workload file.
-        node: root of its YAML document.
-        error: errors of the document.
+        path: workload file.
+        node: root of the file's YAML document.
+        error: validation errors of the document.
     """
     first = error.errors(include_url=False)[0]
     context = first.get("ctx") or {}
@@ -63,7 +63,7 @@ def explain(path: Path, node: yaml.Node | None, error: ValidationError) -> str:
 
 
 def _message(error: ErrorDetails, node: yaml.Node | None, field: FieldPath, *, is_key: bool) -> str:
-    """Return what is expected instead of a value, and what was probably meant."""
+    """Return what is expected instead of a workload's wrong value, and what was probably meant."""
     kind, value, context = error["type"], error["input"], error.get("ctx") or {}
     if kind == "missing":
         return "is missing"
@@ -90,7 +90,10 @@ def _message(error: ErrorDetails, node: yaml.Node | None, field: FieldPath, *, i
 
 
 def _quoted(value: Any, node: yaml.Node | None, field: FieldPath, *, is_key: bool) -> str:
-    """Return the message about a value that must be text: YAML reads ``on``, ``no`` and ``1`` as something else."""
+    """Return the message about a workload's value that must be text and is not.
+
+    YAML reads words such as ``on``, ``no`` and ``1`` as something else unless they are quoted.
+    """
     shown = scalar_of(node, field)
     empty = shown is not None and shown.value == ""
     if isinstance(value, dict | list) or empty or (shown is None and not is_key):
@@ -105,7 +108,7 @@ def _quoted(value: Any, node: yaml.Node | None, field: FieldPath, *, is_key: boo
 
 
 def _share(value: Any, context: Mapping[str, Any]) -> str:
-    """Return the share that a percentage probably stands for, in words; empty for other values."""
+    """Return a hint such as "did you mean 0.95?" for a percentage where a fraction is expected; empty otherwise."""
     number = re.fullmatch(r"(\d{1,3}(?:\.\d{1,6})?)\s*%?", str(value)[:20])
     if context.get("le") != 1 or number is None or not 1 < float(number[1]) <= 100:
         return ""
@@ -113,7 +116,14 @@ def _share(value: Any, context: Mapping[str, Any]) -> str:
 
 
 def place(path: Path, node: yaml.Node | None, field: FieldPath, message: str) -> str:
-    """Return a message with file, line and field in front."""
+    """Return a message about a field of a workload, with file, line and field in front.
+
+    Args:
+        path: workload file.
+        node: root of the file's YAML document.
+        field: path to the field.
+        message: what is wrong with the field.
+    """
     line, known = line_of(node, field)
     name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in known).lstrip(".")
     return f"{path}:{line}: {name}: {message}" if name else f"{path}:{line}: {message}"

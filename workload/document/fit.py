@@ -1,4 +1,4 @@
-"""Checks of a query against its model, when the model's input and labels are known."""
+"""Check of a query's settings against its model, once the model's input and labels are known."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["check_fit"]
 
 
 def check_fit(query: Query, spec: InputSpec, labels: Sequence[str] | None) -> None:
-    """Check that mean and std fit the model's scale, and that the classes to report are among the model's labels.
+    """Check that a query's mean and std fit its model's scale, and that its classes are among the model's labels.
 
     Args:
         query: query of the workload.
-        spec: input that the model has.
-        labels: labels that the model itself gives; None if it gives none.
+        spec: input of the query's model.
+        labels: class names that the model itself carries; None if it carries none.
 
     Raises:
-        WorkloadError: they do not fit.
+        WorkloadError: a setting does not fit the model.
     """
     given = query.model.input
     try:

@@ -11,19 +11,19 @@ from .schema import Workload
 __all__ = ["SCHEMA_FILE", "workload_schema"]
 
 SCHEMA_FILE = "workload.schema.json"
-"""Name of the file that holds the schema, in docs and beside a workload that ``gemel init`` wrote."""
+"""Name of the file with the JSON schema of workload.yaml, in docs and beside a workload that ``gemel init`` wrote."""
 _TITLE = "workload.yaml of gemel"
 
 
 def workload_schema() -> str:
-    """Return the JSON schema as the content of a file."""
+    """Return the JSON schema of workload.yaml as the text of a file."""
     schema: dict[str, Any] = _readable(Workload.model_json_schema())
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": _TITLE}
     return json.dumps({**head, **{key: value for key, value in schema.items() if key not in head}}, indent=1) + "\n"
 
 
 def _readable(value: Any) -> Any:
-    """Return a schema whose descriptions are Markdown on one line, as editors show them, instead of a docstring."""
+    """Return a JSON schema with its descriptions turned from docstrings into one line of Markdown, for editors."""
     if isinstance(value, list):
         return [_readable(item) for item in value]
     if not isinstance(value, dict):

@@ -17,13 +17,13 @@ __all__ = ["load_workload"]
 
 
 def load_workload(path: str | Path) -> Workload:
-    """Read and validate a workload.
+    """Read a workload.yaml and check that it is valid.
 
     ``${VAR}`` and ``${VAR:-default}`` in strings are replaced by environment variables. In the address of a camera they
     stay as they are and are replaced when the bundle runs; such a variable need not be set here.
 
     Args:
-        path: the workload file.
+        path: workload file.
 
     Raises:
         WorkloadError: the file is missing, is not valid YAML, or has an unknown key or a value that is not allowed.
@@ -56,7 +56,7 @@ def load_workload(path: str | Path) -> Workload:
 
 
 def _other_kind(document: dict[Any, Any]) -> str | None:
-    """Return what a document is that is written by a command of gemel and is no workload; None for others."""
+    """Return what kind of gemel's other files a YAML document is (manifest, profile, merge report); None if none."""
     if {"blob", "programs", "segments"} <= document.keys():
         return "the manifest of a bundle"
     if {"segments", "models", "queries"} <= document.keys():
@@ -67,7 +67,7 @@ def _other_kind(document: dict[Any, Any]) -> str | None:
 
 
 class _UnsetError(Exception):
-    """An environment variable without default that a field names and that is not set."""
+    """Error about an environment variable that a field of a workload names without a default, and that is not set."""
 
     def __init__(self, name: str, field: FieldPath) -> None:
         super().__init__(name)
@@ -75,11 +75,11 @@ class _UnsetError(Exception):
 
 
 def _expand(value: Any, field: tuple[str | int, ...]) -> Any:
-    """Return a value of the document with environment variables replaced, in nested values too.
+    """Return a value of a workload's document with environment variables replaced, in nested values, too.
 
     Args:
-        value: the value.
-        field: path to the value.
+        value: value of the document.
+        field: path to the value in the document.
 
     Raises:
         _UnsetError: a variable without default is not set.
@@ -90,7 +90,7 @@ def _expand(value: Any, field: tuple[str | int, ...]) -> Any:
         return [_expand(item, (*field, index)) for index, item in enumerate(value)]
     if isinstance(value, str):
         # Keep variables in a camera's address: it may hold a password, and the workload is written into bundles. The
-        # address may be one variable, or begin with one that only the box knows.
+        # address may be one variable, or begin with one that is only set on the machine that runs the bundle.
         is_source = field[:1] == ("feeds",)
         if is_source and "://" in value:
             return value

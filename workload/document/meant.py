@@ -1,4 +1,4 @@
-"""Guesses at what a user meant by a value of workload.yaml that is not allowed, for messages that name the way out."""
+"""Parsers and checks of values in workload.yaml, whose error messages suggest what the user probably meant."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ _UNITS_MS = {"ms": 1.0, "s": 1000.0}
 _LEAST_MEMORY = 1 << 20
 """Bytes below which a memory budget without a unit is taken for a number of MiB whose unit was forgotten."""
 _MOST_LABEL_BYTES = 1 << 20
-"""Bytes that a file of labels may have."""
+"""Maximum size in bytes of a file of labels."""
 
 
 def mistake(message: str, key: str | None = None) -> PydanticCustomError:
-    """Return a validation error with a message that is not a template.
+    """Return a Pydantic validation error with a message that is taken literally and not as a template.
 
     Args:
         message: what is expected, and what was probably meant.
@@ -49,7 +49,7 @@ def mistake(message: str, key: str | None = None) -> PydanticCustomError:
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """Return the known word that was probably meant: equal but for case, a part, or spelled nearly alike.
+    """Return the known word that was probably meant by a word: equal but for case, a part of it, or nearly alike.
 
     >>> nearest("cuda", ["ort-cpu", "ort-cuda"]), nearest("BGR", ["rgb", "bgr"]), nearest("lemon", ["rgb"])
     ('ort-cuda', 'bgr', None)
@@ -65,7 +65,7 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 
 def parse_duration(value: Any) -> Any:
-    """Parse a duration such as ``100ms`` or ``0.5s`` into milliseconds; a bare number is milliseconds."""
+    """Parse a duration of a workload, such as ``100ms`` or ``0.5s``, and return milliseconds; so is a bare number."""
     if isinstance(value, str):
         match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*(ms|s)\s*", value)
         if not match:
@@ -97,12 +97,12 @@ def parse_memory_key(value: Any) -> Any:
 
 
 def parse_numbers(value: Any) -> Any:
-    """Return a bare number as a list of one; other values stay as they are."""
+    """Return a bare number in a workload as a list of one number; any other value stays as it is."""
     return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def parse_fraction(value: Any) -> Any:
-    """Return a fraction such as ``1/255`` as a number; other values stay as they are."""
+    """Return a fraction in a workload, such as ``1/255``, as a number; any other value stays as it is."""
     match = (
         re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*/\s*(\d{1,9}(?:\.\d{1,9})?)\s*", value)
         if isinstance(value, str)
@@ -112,12 +112,12 @@ def parse_fraction(value: Any) -> Any:
 
 
 def parse_size(value: Any) -> Any:
-    """Refuse sizes that are not ``[height, width]``, and suggest the list that was probably meant."""
+    """Refuse an input size in a workload that is not ``[height, width]``, and suggest what was probably meant."""
     numbers: list[int] | None = None
     if isinstance(value, int) and not isinstance(value, bool):
         numbers = [value, value]
     elif isinstance(value, str) and (match := re.fullmatch(r"\s*(\d{1,5})\s*[xX×*,]\s*(\d{1,5})\s*", value)):  # noqa: RUF001
-        # Everywhere else, 640x480 is 640 wide.
+        # In other programs, 640x480 is 640 pixels wide; a workload has the height first.
         numbers = [int(match[2]), int(match[1])]
     elif isinstance(value, Sequence) and not isinstance(value, str) and len(value) != 2:
         # An array's shape: channels, and possibly the batch, are not part of the size.
@@ -130,7 +130,7 @@ def parse_size(value: Any) -> Any:
 
 
 def parse_source(value: Any) -> Any:
-    """Refuse a camera's number as the source of a feed, and a list of sources."""
+    """Refuse a bare camera number, or a list, as the source of a feed, and suggest what was probably meant."""
     if (isinstance(value, int) and not isinstance(value, bool)) or (
         isinstance(value, str) and re.fullmatch(r"\s*\d{1,2}\s*", value)
     ):
@@ -141,7 +141,7 @@ def parse_source(value: Any) -> Any:
 
 
 def parse_names(value: Any) -> Any:
-    """Return a list of names or numbers as a list of text; a name alone is refused."""
+    """Return a workload's list of names or numbers as a list of texts; refuse a name without a list around it."""
     if isinstance(value, str | int) and not isinstance(value, bool):
         raise mistake(f"a list is expected: [{value}]")
     if not isinstance(value, list | tuple):
@@ -150,10 +150,10 @@ def parse_names(value: Any) -> Any:
 
 
 def parse_labels(value: Any, root: Path) -> Any:
-    """Return labels as a list: as given, or from a text file with one label per line.
+    """Return a query's labels as a list: as given, or from a text file with one label per line.
 
     Args:
-        value: a list, or the path of a file.
+        value: list of labels, or path of a file of labels.
         root: folder that a relative path starts from.
     """
     if isinstance(value, dict):
@@ -180,7 +180,7 @@ def parse_labels(value: Any, root: Path) -> Any:
 
 
 def check_factory(value: str) -> str:
-    """Check that a factory is written ``module:callable``."""
+    """Check that a model's factory is written ``module:callable``, and suggest this form for others."""
     if re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", value):
         return value
     expected = "module:callable is expected, such as torchvision.models:resnet18"
@@ -197,7 +197,7 @@ def check_factory(value: str) -> str:
 
 
 def check_onnx(value: str) -> str:
-    """Check that ``onnx`` names no factory and no file of PyTorch weights."""
+    """Check that a model's key ``onnx`` names neither a factory nor a file of PyTorch weights."""
     if value.endswith((".pt", ".pth", ".th", ".safetensors")):
         raise mistake(
             f"an ONNX file is expected; weights go with a factory: {{factory: module:name, weights: {value}}}"
@@ -208,11 +208,11 @@ def check_onnx(value: str) -> str:
 
 
 def check_normalisation(mean: Sequence[float] | None, std: Sequence[float] | None, scale: float | None) -> None:
-    """Refuse a mean and a standard deviation that cannot be meant for pixels multiplied by ``scale``.
+    """Refuse a mean and standard deviation of a model's input that cannot be meant for pixels multiplied by ``scale``.
 
     Args:
-        mean: mean of each channel, or one for all; None if not given.
-        std: standard deviation of each channel, or one for all; None if not given.
+        mean: mean of each channel, or one for all channels; None if not given.
+        std: standard deviation of each channel, or one for all channels; None if not given.
         scale: factor for pixels from 0 to 255; None if not given, which is 1/255 for most models.
     """
     if mean is None and std is None:
@@ -243,10 +243,10 @@ def check_normalisation(mean: Sequence[float] | None, std: Sequence[float] | Non
 
 
 def check_classes(classes: Sequence[str], labels: Sequence[str]) -> None:
-    """Check that every class that is to be reported is a label or a number.
+    """Check that every class that a query reports is one of the labels or a class number.
 
     Raises:
-        PydanticCustomError: a class is neither; its message suggests a label. It is a ValueError.
+        PydanticCustomError: a class is neither; the message suggests a label. The error is a ValueError.
     """
     for name in classes:
         if not labels and not name.isdecimal():

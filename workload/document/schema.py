@@ -34,7 +34,7 @@ _LABELS = {"anyOf": [{"type": "array", "items": {"type": "string"}, "minItems": 
 
 
 class DeviceSettings(Strict):
-    """Device that runs the workload."""
+    """Device that runs the workload: its backend, and its memory for weights."""
 
     backend: Literal["ort-cpu", "ort-cuda", "tensorrt", "tensorrt-rtx"] = "ort-cpu"
     """Backend that runs models; ``gemel-run --backend`` replaces it."""
@@ -48,13 +48,13 @@ class DeviceSettings(Strict):
 
 
 class FeedSettings(Strict):
-    """A camera, video or folder that frames come from."""
+    """Camera, video or folder that frames come from."""
 
     source: Annotated[str, BeforeValidator(meant.parse_source)]
     """Video file, folder of images, address of a camera (``rtsp://``, ``http://``), device such as ``/dev/video0``, or
     ``package:NAME/path``."""
     fps: Annotated[float, Field(gt=0)] | None = None
-    """Most frames per second that are used; all frames if left out."""
+    """Maximum number of frames per second to use; all frames if left out."""
     loop: bool = False
     """Whether a recording starts again at its end."""
 
@@ -67,9 +67,9 @@ class Data(Strict):
     """Data sets of a query; :mod:`gemel.workload.data` lists the allowed kinds."""
 
     train: str | None = None
-    """Images to retrain on."""
+    """Images to retrain the query's model on."""
     val: str | None = None
-    """Images to evaluate on; a part of ``train`` is held out if left out."""
+    """Images to evaluate the query's model on; some images of ``train`` are held out if left out."""
 
     @classmethod
     def _meant(cls, value: Any) -> str:
@@ -77,16 +77,16 @@ class Data(Strict):
 
 
 class Query(Strict):
-    """A model and a task on the frames of a feed, with an accuracy target."""
+    """Model and task on the frames of a feed, with an accuracy target."""
 
     name: Name
     """Name of the query: letters, digits, ``-`` and ``_``."""
     feed: str
     """Name of the feed whose frames the query sees."""
     task: Literal["classification", "detection", "embedding", "segmentation", "pose", "ocr", "raw"]
-    """Kind of answer; ``raw`` reports the model's outputs as they are."""
+    """Kind of answer that the query gives; ``raw`` reports the model's outputs as they are."""
     model: Model
-    """The model that answers."""
+    """Model that answers the query."""
     decode: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)] | None = None
     """Name of the layout of the model's outputs, such as ``yolov8``; found from the outputs if left out."""
     activation: Literal["softmax", "sigmoid", "none"] | None = None
@@ -97,25 +97,25 @@ class Query(Strict):
         Annotated[list[str], BeforeValidator(meant.parse_names), Field(min_length=1), WithJsonSchema(NAMES_SCHEMA)]
         | None
     ) = None
-    """Labels or class numbers that are reported; all if left out."""
+    """Labels or class numbers that the query reports; all if left out."""
     threshold: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Lowest score of a result that is reported, from 0 to 1; the detector's own if left out."""
+    """Minimum score of a result that is reported, from 0 to 1; the detector's own if left out."""
     target: Annotated[float, Field(gt=0, le=1)] = 0.95
     """Accuracy that merging and lower precision must keep, relative to the unmerged model, from 0 to 1."""
     precision: Precision | None = None
-    """Precision to compile the query's model in; what gemel-compile is told if left out."""
+    """Precision to compile the query's model in; that of ``gemel-compile --precision`` if left out."""
     data: Data | None = None
     """Images to retrain, calibrate and evaluate on; frames of the feed if left out."""
 
     @field_validator("labels", mode="before")
     @classmethod
     def _read_labels(cls, value: Any, info: ValidationInfo) -> Any:
-        """Read labels from a file, if ``labels`` is a path; ``info.context`` has the folder that it starts from."""
+        """Read a query's labels from a file, if ``labels`` is a path, relative to the folder in ``info.context``."""
         return meant.parse_labels(value, (info.context or {}).get("root", Path()))
 
     @model_validator(mode="after")
     def _known_classes(self) -> Query:
-        """Check that ``classes`` names labels, and that the task has classes at all."""
+        """Check that a query's ``classes`` are among its labels, and that its task has classes."""
         for key in ("classes", "activation"):
             if getattr(self, key) is not None and self.task in ("embedding", "raw"):
                 raise meant.mistake(f"the task {self.task} has no classes; leave it out", key)
@@ -125,36 +125,36 @@ class Query(Strict):
 
 
 class Workload(Strict):
-    """A workload: a device, feeds, and queries on these feeds."""
+    """Workload: a device, feeds, and queries on these feeds."""
 
     schema_version: Literal["1"]
-    """Version of this format, in quotes."""
+    """Version of the format of workload.yaml, in quotes."""
     device: DeviceSettings = DeviceSettings()
     """Device that runs the workload."""
     sla: Annotated[
         float, BeforeValidator(meant.parse_duration), Field(gt=0, allow_inf_nan=False), WithJsonSchema(_DURATION)
     ] = 100.0
-    """Time that may pass from a frame's arrival to its result: ``100ms``, ``0.5s``, or a number of milliseconds."""
+    """Maximum time from a frame's arrival to its result: ``100ms``, ``0.5s``, or a number of milliseconds."""
     feeds: Annotated[dict[Name, FeedSettings], Field(min_length=1)]
     """Cameras, videos and folders, by name."""
     queries: Annotated[list[Query], Field(min_length=1)]
-    """Models on feeds."""
+    """Queries: each runs a model on the frames of a feed."""
 
     _path: Path = PrivateAttr(default=Path("workload.yaml"))
 
     @property
     def path(self) -> Path:
-        """The file that the workload was read from."""
+        """File that the workload was read from."""
         return self._path
 
     @property
     def root(self) -> Path:
-        """The folder that relative references start from."""
+        """Folder of the workload file, from which the file's relative paths start."""
         return self._path.parent
 
     @model_validator(mode="after")
     def _consistent(self) -> Workload:
-        """Check that query names are unique and that queries name existing feeds."""
+        """Check that the queries of a workload have unique names and name existing feeds."""
         seen: set[str] = set()
         for index, query in enumerate(self.queries):
             # :mod:`.explain` reads ``at`` to find the line of the mistake.

@@ -1,4 +1,4 @@
-"""Base of all parts of a workload."""
+"""Base class for the schema of workload.yaml."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _HOMES = {
     ),
     **dict.fromkeys(("sla", "device", "feeds", "queries"), "the top level of the file"),
 }
-"""Part of the file that a key belongs in, for keys that stand in another part."""
+"""Key of workload.yaml -> section that the key belongs in, for messages about a key in the wrong section."""
 
 
 class Strict(BaseModel):
-    """Base of all parts of a workload: frozen, without unknown keys, and with finite numbers only."""
+    """Base of all sections of a workload: frozen, without unknown keys, and with finite numbers only."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod
     def _known_keys(cls, value: Any) -> Any:
-        """Refuse a value that is no mapping, and an unknown key; suggest what was probably meant."""
+        """Refuse a section of a workload that is not a mapping or has an unknown key; suggest what was meant."""
         known = list(cls.model_fields)
         if isinstance(value, cls):
             return value
@@ -53,5 +53,5 @@ class Strict(BaseModel):
 
     @classmethod
     def _meant(cls, value: Any) -> str:
-        """Return the mapping that a value that is none probably stands for, without braces; empty if unknown."""
+        """Return the mapping, without braces, that was probably meant by a value that is not one; empty if unknown."""
         return ""

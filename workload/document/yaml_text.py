@@ -1,4 +1,4 @@
-"""Reading of YAML text: bounded, with the line of every field, and refusing keys that are there twice."""
+"""Reading of YAML text with limits on its size, the line of every field, and an error for a repeated key."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from ...errors import WorkloadError
 __all__ = ["FieldPath", "line_of", "parse_yaml", "scalar_of"]
 
 FieldPath = Sequence[str | int]
-"""Path to a field of the document: keys of mappings and positions in lists."""
+"""Path to a field of a YAML document: keys of mappings and positions in lists."""
 
 _MOST_BYTES = 1 << 20
-"""Bytes of text that are read; the largest real workloads have some kilobytes."""
+"""Maximum length of a YAML text in characters; the largest real workloads have some kilobytes."""
 _MOST_VALUES = 100_000
-"""Values of a document after its aliases are replaced; nested aliases would multiply them without limit."""
+"""Maximum number of values in a document after aliases are replaced; nested aliases multiply values without limit."""
 _MOST_DIGITS = 100
-"""Characters of a number; Python takes quadratic time to read one, and refuses to print a long one."""
+"""Maximum number of characters of a number; Python takes quadratic time to read one and refuses to print a long one."""
 _MOST_DEPTH = 100
-"""Mappings and lists inside each other."""
+"""Maximum depth of mappings and lists inside each other in a document."""
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 def parse_yaml(text: str, where: str) -> tuple[yaml.Node | None, Any]:
-    """Read one YAML document.
+    """Read a text as one YAML document.
 
     Args:
-        text: content of the file.
+        text: content of the YAML file.
         where: name of the file, for errors.
 
     Returns:
-        The root of the document, which knows lines, and the document as Python values.
+        The root node of the document, whose nodes know their lines, and the document as Python values.
 
     Raises:
         WorkloadError: the text is not YAML, has a key twice, or has more values than a workload could need.
@@ -64,10 +64,10 @@ def parse_yaml(text: str, where: str) -> tuple[yaml.Node | None, Any]:
 
 
 def _check_size(root: yaml.Node | None, where: str) -> None:
-    """Refuse a document that is too large once its aliases are replaced, or that contains itself.
+    """Refuse a YAML document that is too large once its aliases are replaced, or that contains itself.
 
     Raises:
-        WorkloadError: with the line.
+        WorkloadError: a limit is exceeded, or an alias leads back to itself; the message names the line.
     """
     sizes: dict[int, int] = {}
     stack: list[tuple[yaml.Node, bool]] = [] if root is None else [(root, False)]
@@ -94,7 +94,7 @@ def _check_size(root: yaml.Node | None, where: str) -> None:
 
 
 def _children(node: yaml.Node) -> Iterator[yaml.Node]:
-    """Yield the nodes inside a node: keys and values, or items."""
+    """Yield the nodes directly inside a YAML node: keys and values of a mapping, or items of a list."""
     if isinstance(node, yaml.MappingNode):
         for pair in node.value:
             yield from pair
@@ -103,7 +103,7 @@ def _children(node: yaml.Node) -> Iterator[yaml.Node]:
 
 
 def _walk(root: yaml.Node | None) -> Iterator[yaml.Node]:
-    """Yield every node once; an alias leads to a node that was yielded before."""
+    """Yield every node of a YAML document once, although aliases lead to some of them repeatedly."""
     stack, seen = [] if root is None else [root], set()
     while stack:
         node = stack.pop()
@@ -114,7 +114,7 @@ def _walk(root: yaml.Node | None) -> Iterator[yaml.Node]:
 
 
 def _unreadable(root: yaml.Node | None) -> Iterator[int]:
-    """Yield the lines of scalars whose value cannot be read as what it looks like."""
+    """Yield the lines of YAML scalars that look like a date or a number and cannot be read as one."""
     for node in _walk(root):
         if isinstance(node, yaml.ScalarNode):
             try:
@@ -124,9 +124,9 @@ def _unreadable(root: yaml.Node | None) -> Iterator[int]:
 
 
 def _repeated(root: yaml.Node | None) -> tuple[int, str] | None:
-    """Return line and name of a key that a mapping has twice, None if there is none.
+    """Return line and name of a key that a mapping in a YAML document has twice; None if there is none.
 
-    YAML would silently take the last of them.
+    PyYAML would silently take the last one.
     """
     for node in _walk(root):
         keys: set[str] = set()
@@ -139,7 +139,10 @@ def _repeated(root: yaml.Node | None) -> tuple[int, str] | None:
 
 
 def _find(node: yaml.Node | None, part: str | int) -> tuple[yaml.Node | None, yaml.Node | None]:
-    """Return key and value of a mapping's key, or twice the item of a list; None where there is none."""
+    """Return the key node and the value node of a mapping's key; for a list, twice its item's node.
+
+    None for both if the key or item does not exist.
+    """
     if isinstance(node, yaml.MappingNode):
         # The last one counts: keys that a merge brings in stand before a mapping's own.
         for key, value in reversed(node.value):
@@ -151,7 +154,9 @@ def _find(node: yaml.Node | None, part: str | int) -> tuple[yaml.Node | None, ya
 
 
 def line_of(node: yaml.Node | None, field: FieldPath) -> tuple[int, list[str | int]]:
-    """Return the line of a field, or of its nearest ancestor in the file, and the part of the path that is real.
+    """Return the line of a field in a YAML document, and the beginning of the field's path that exists in the file.
+
+    If the file does not have the field, the line is that of its nearest ancestor.
 
     Args:
         node: root of the YAML document.
@@ -171,7 +176,7 @@ def line_of(node: yaml.Node | None, field: FieldPath) -> tuple[int, list[str | i
 
 
 def scalar_of(node: yaml.Node | None, field: FieldPath) -> yaml.ScalarNode | None:
-    """Return the scalar of a field as it is written in the file; None if the field is no scalar there."""
+    """Return the node of a field's scalar in a YAML document, with its text as written; None if it is no scalar."""
     for part in field:
         _, node = _find(node, part)
     return node if isinstance(node, yaml.ScalarNode) else None

@@ -11,15 +11,18 @@ from pathlib import Path
 
 import yaml
 
+from ...bundles.manifest import InputSpec
+from ...workload.document.json_schema import SCHEMA_FILE
 from .given import GivenFeed, GivenModel, unique_name
-from .json_schema import SCHEMA_FILE
 
 __all__ = ["draft_workload"]
 
 _COMMENT_AT = 34
-"""Column at which comments begin, where the text before leaves room."""
+"""Column of the draft's lines at which comments begin, where the text before leaves room."""
 _MOST_LABELS = 100
-"""Labels of a file's metadata that are written out."""
+"""Maximum number of labels of a model's file to write into the draft."""
+_ROUNDING = 1e-6
+"""Largest relative difference from 1/255 up to which a model's pixel scale is written into the draft as 1/255."""
 _NO_FEED = GivenFeed("camera", "rtsp://${CAMERA}/live", recorded=False)
 _NO_MODEL = GivenModel("model", "model.onnx", "detection", "what the model answers")
 
@@ -35,12 +38,12 @@ sla: 100ms                        # time from a frame's arrival to its result
 
 
 def draft_workload(models: Sequence[GivenModel], feeds: Sequence[GivenFeed], folder: Path) -> str:
-    """Return a workload with a query for every model on every feed.
+    """Return the text of a commented workload.yaml with a query for every model on every feed.
 
     Args:
-        models: models; a placeholder stands in the draft where there are none.
-        feeds: sources of frames; the address of a camera stands in the draft where there are none.
-        folder: folder that the workload goes to, which paths are made relative to.
+        models: models to write queries for; a placeholder is written if there are none.
+        feeds: sources of frames; the address of a camera is written as a placeholder if there are none.
+        folder: folder that the workload will be written to; paths are made relative to this folder.
     """
     lines = ["", "feeds:"]
     for feed in feeds or [_NO_FEED]:
@@ -109,16 +112,26 @@ def _model(model: GivenModel, folder: Path) -> Iterator[str]:
             yield _line("      # weights: weights.safetensors", "torch.save(model.state_dict(), ...) or safetensors")
         yield _line("      # input: {size: [224, 224]}", "the model's own if left out")
         return
-    yield f"      # input {_plain(facts.inputs[0])}; output {'; '.join(_plain(port) for port in facts.outputs[:4])}"
+    yield f"      # {_plain(facts.ports, 140)}"
     yield f"      onnx: {_scalar(_relative(model.reference, folder))}"
-    yield (
-        _line("      input:", "(pixel * scale - mean) / std")
-        if facts.size
-        else _line("      # input:", "(pixel * scale - mean) / std")
-    )
     if facts.size is not None:
+        yield _line("      input:", "(pixel * scale - mean) / std")
         yield _line(f"        size: {list(facts.size)}", f"height, width: {facts.size_reason}")
-    yield _line("      #   mean: [0, 0, 0]" if not facts.size else "        # mean: [0, 0, 0]", "with std: [1, 1, 1]")
+    else:
+        yield _line("      # input:", "(pixel * scale - mean) / std, in numbers that gemel-compile would take:")
+    for line in _input(facts.input) if facts.input is not None else ():
+        yield f"        # {line}" if facts.size is not None else f"      #   {line}"
+
+
+def _input(spec: InputSpec) -> Iterator[str]:
+    """Yield the preprocessing of a model's input as lines of YAML, without its size."""
+    scale = "1/255" if abs(spec.scale * 255 - 1) < _ROUNDING else f"{spec.scale:g}"
+    mean, std = ([round(value, 4) for value in values] for values in (spec.mean, spec.std))
+    yield f"color: {spec.color}"
+    yield f"scale: {scale}"
+    yield f"mean: {mean}"
+    yield f"std: {std}"
+    yield f"fit: {spec.fit}"
 
 
 def _line(text: str, comment: str) -> str:
@@ -126,19 +139,19 @@ def _line(text: str, comment: str) -> str:
 
 
 def _plain(value: object, most: int = 60) -> str:
-    """Return a text for a comment: one line without control characters, as names in files may have any."""
+    """Return a value as text for a YAML comment: one line without control characters, cut after ``most`` characters."""
     text = "".join(character if character.isprintable() else "?" for character in str(value))
     return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _scalar(text: str) -> str:
-    """Return a text as YAML, quoted where YAML would read something else."""
+    """Return a text as a YAML scalar, quoted if YAML would read the bare text as something else."""
     simple = re.fullmatch(r"[A-Za-z0-9_./$][\w./$ +-]*", text) and text == text.strip()
     return text if simple and yaml.safe_load(text) == text else json.dumps(text)
 
 
 def _relative(reference: str, folder: Path) -> str:
-    """Return the path of a file relative to a folder; other references and absolute paths stay as they are."""
+    """Return a file's path relative to a folder; absolute paths and references that are no paths stay as they are."""
     path = Path(reference).expanduser()
     if "://" in reference or reference.startswith(("package:", "${")) or path.is_absolute():
         return reference

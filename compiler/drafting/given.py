@@ -1,4 +1,4 @@
-"""Recognition of the files, factories and cameras that ``gemel init`` is given."""
+"""Recognition of the arguments of ``gemel init``: model files, factories, videos, folders and cameras."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["GivenFeed", "GivenModel", "sort_given", "unique_name"]
 
 _WEIGHTS = (".safetensors", ".pt", ".pth", ".th", ".weights")
 _MOST_NAME = 58
-"""Characters of a name; a workload allows 64, and a number may follow."""
+"""Maximum number of characters of a name before a number is appended; a workload allows 64 in all."""
 _ALLOWED = (
     "an ONNX file, a factory (module:name), weights after their factory, a video, a folder of images, rtsp://..., or"
     " /dev/video0"
@@ -28,27 +28,27 @@ _FACTORY_TASKS = (
     (r".*\.zoo\.mobilenet", "embedding"),
     (r"torchvision\.models|timm|.*\.zoo\.cifar_resnet", "classification"),
 )
-"""Pattern of a factory -> task of its models; the first that matches."""
+"""Pairs of a pattern for a factory and the task of the models that it makes; the first match holds."""
 
 
 @dataclass(frozen=True)
 class GivenModel:
-    """A model that a query is drafted for."""
+    """Model in the arguments of ``gemel init``, for which queries are drafted."""
 
     name: str
     reference: str
-    """Path of an ONNX file as it was given, or a factory."""
+    """Path of the model's ONNX file as it was given, or the model's factory."""
     task: str
     reason: str
-    """Reason for the task."""
+    """Reason for choosing the task, for a comment in the draft."""
     facts: OnnxFacts | None = None
-    """Facts about an ONNX file; None for a factory."""
+    """Facts about the model's ONNX file; None for a factory."""
     weights: str | None = None
 
 
 @dataclass(frozen=True)
 class GivenFeed:
-    """A source of frames."""
+    """Source of frames in the arguments of ``gemel init``: a video, a folder of images, or a camera."""
 
     name: str
     source: str
@@ -57,10 +57,10 @@ class GivenFeed:
 
 
 def sort_given(arguments: Sequence[str]) -> tuple[list[GivenModel], list[GivenFeed]]:
-    """Return the models and feeds among some arguments, in their order, with unique names.
+    """Sort the arguments of ``gemel init`` into models and feeds, in their order, and give them unique names.
 
     Raises:
-        InputError: an argument is nothing that a workload can name, or does not exist.
+        InputError: an argument is neither a model nor a source of frames, or does not exist.
         ModelError: an ONNX file cannot be read.
     """
     models: list[GivenModel] = []
@@ -77,7 +77,7 @@ def sort_given(arguments: Sequence[str]) -> tuple[list[GivenModel], list[GivenFe
 
 
 def _sort_file(argument: str, models: list[GivenModel], feeds: list[GivenFeed]) -> None:
-    """Add a file or folder to the models or feeds; weights become those of the last model."""
+    """Append a file or folder to the models or feeds of ``gemel init``; a weight file is added to the last model."""
     if argument.startswith("package:"):
         path = package_file(argument)
     else:
@@ -110,7 +110,7 @@ def _factory(reference: str, taken: Iterable[str]) -> GivenModel:
 
 
 def unique_name(text: str, taken: Iterable[str]) -> str:
-    """Return a text as a name that a workload allows and that is not taken."""
+    """Return a name for a query or feed, made from a text: allowed in a workload, and not among the taken names."""
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-_")[:_MOST_NAME] or "model"
     used, name, number = set(taken), plain, 2
     while name in used:

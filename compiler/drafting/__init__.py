@@ -1,0 +1,1 @@
+"""Drafts of workload files for ``gemel init``, from models and sources of frames."""
