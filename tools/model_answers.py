@@ -110,7 +110,8 @@ def _shared(case: Case, folder: Path, workload: Workload, query: Query) -> Figur
     """Compile the model with its sibling, and return how much of the sibling's weights are stored already."""
     assert case.sibling is not None
     both = _workload(folder, workload.feeds["feed"].source, {"a": query, "b": case.sibling(folder)})
-    compile_workload(both, folder / "both")
+    report = compile_workload(both, folder / "both")
+    nearly = report.nearly_equal.bytes / 1e6 if report.nearly_equal is not None else 0.0
     bundle = open_bundle(folder / "both")
     tensors = {
         name: {tensor for stage in model.stages.values() for tensor in stage.weights}
@@ -120,7 +121,7 @@ def _shared(case: Case, folder: Path, workload: Workload, query: Query) -> Figur
         return {"shared": 1.0, "sibling_mb": bundle.manifest.models["a"].bytes / 1e6}
     common = sum(bundle.manifest.tensors[name].length for name in tensors["a"] & tensors["b"])
     whole = bundle.manifest.models["b"].bytes
-    return {"shared": common / whole, "sibling_mb": whole / 1e6}
+    return {"shared": common / whole, "sibling_mb": whole / 1e6, "nearly_mb": nearly}
 
 
 def measure_int8(case: Case, folder: Path) -> Figures:
@@ -217,7 +218,8 @@ def _answers_words(case: Case, figures: Figures) -> str:
 def _shared_words(case: Case, figures: Figures) -> str:
     if "shared" not in figures:
         return "-"
-    return f"{case.sibling_words}: {figures['shared']:.0%} of {figures['sibling_mb']:.1f} MB"
+    nearly = f"; {figures['nearly_mb']:.1f} MB but for rounding" if figures.get("nearly_mb") else ""
+    return f"{case.sibling_words}: {figures['shared']:.0%} of {figures['sibling_mb']:.1f} MB{nearly}"
 
 
 def _int8_words(figures: Figures) -> str:

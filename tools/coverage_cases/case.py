@@ -5,15 +5,25 @@ from __future__ import annotations
 import subprocess
 import tarfile
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import distribution
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
+from gemel.bundles.manifest import InputSpec
+from gemel.compiler.heads.inputs import input_defaults
 from gemel.frames.frame import Image
+from gemel.frames.preprocess import preprocess
+from gemel.frames.source import resolve
 from gemel.runtime.decode.results import Result
 
-__all__ = ["STREET", "Answer", "Case", "Prepare", "Query", "npm_file", "package_file"]
+__all__ = ["STREET", "Answer", "Case", "Prepare", "Query", "lively", "npm_file", "package_file", "street_frames"]
 
 Query = Mapping[str, Any]
 """Keys of a query in workload.yaml: ``task``, ``model``, and where needed ``decode``, ``labels``, ``threshold``."""
@@ -81,3 +91,113 @@ def npm_file(package: str, path: str) -> Path:
         with tarfile.open(archive) as tar:
             tar.extractall(folder, filter="data")
     return folder / "package" / path
+
+
+@cache
+def street_frames(count: int = 8) -> tuple[Image, ...]:
+    """Return frames of the street clip, BGR, at equal steps in its first eight seconds."""
+    with closing(resolve("street", STREET).open()) as reader:
+        return tuple(load() for _, load in islice(reader, 0, 240, 240 // count))[:count]
+
+
+def lively(
+    build: Callable[[], nn.Module],
+    heads: Mapping[str, tuple[float, float]] | None = None,
+    *,
+    spec: InputSpec | None = None,
+    run: Callable[[nn.Module, Tensor], object] | None = None,
+) -> nn.Module:
+    """Build a model with random weights whose answers differ from frame to frame, always the same weights.
+
+    As a library makes them, random weights answer the same everywhere: activations grow or vanish from layer to layer,
+    residual branches begin at zero, and class scores at 0.01. Here BatchNorms get the statistics of 8 frames of the
+    street, branches that are scaled by almost zero are scaled by one, and heads get the mean and spread that are asked
+    for. Usual logits: ``(0, 3)`` for a softmax over classes, for classes of pixels and for embeddings; ``(-4, 1.5)``
+    for a detector with sigmoids, of which one place and class in fifty then scores 0.3. The case's query has a
+    ``threshold`` to suit.
+
+        model = lively(lambda: timm.create_model("resnet18"), {"fc": (0, 3)})
+        torch.save(model.state_dict(), folder / "a.pt")
+
+    Args:
+        build: returns the model; random numbers have a fixed seed meanwhile.
+        heads: name of a convolution or linear layer -> mean and standard deviation of each channel of its output over
+            all frames and places. A layer without a bias keeps its mean.
+        spec: input of the model; its library's own if None.
+        run: runs the model on a batch of preprocessed frames; calls it with the batch if None.
+
+    Returns:
+        The model in eval mode.
+
+    Raises:
+        KeyError: the model has no layer of such a name.
+    """
+    torch.manual_seed(0)
+    model = build().eval()
+    layers = dict(model.named_modules())
+    heads = heads or {}
+    seen: dict[str, list[Tensor]] = {name: [] for name in heads}
+    for name, weight in model.named_parameters():
+        is_vector = weight.numel() == max(weight.shape, default=1)
+        if is_vector and name.rpartition(".")[2] != "bias" and bool((weight.abs() < 0.01).all()):
+            nn.init.ones_(weight)
+    for name in heads:
+        if not bool(layers[name].weight.any()):
+            nn.init.normal_(layers[name].weight)
+    hooks = [layer.register_forward_pre_hook(_measure_norm()) for layer in layers.values() if _is_norm(layer)]
+    hooks += [layers[name].register_forward_hook(_keep_output(seen[name])) for name in heads]
+    images = [torch.from_numpy(preprocess(image, spec or input_defaults(model))[0]) for image in street_frames()]
+    with torch.inference_mode():
+        (run or nn.Module.__call__)(model, torch.cat(images))
+    for hook in hooks:
+        hook.remove()
+    for name, (mean, spread) in heads.items():
+        _scale_head(layers[name], torch.cat(seen[name], 1), mean, spread)
+    return model
+
+
+def _is_norm(layer: nn.Module) -> bool:
+    """Return whether a layer is a BatchNorm with statistics of its own, frozen ones included."""
+    return isinstance(getattr(layer, "running_mean", None), Tensor)
+
+
+def _measure_norm() -> Callable[[nn.Module, Any], None]:
+    """Return a hook that gives a BatchNorm the statistics of its inputs: of all, if it is called several times."""
+    sums: list[Tensor] = []
+
+    def measure(layer: Any, inputs: Any) -> None:
+        values = _channels_first(inputs[0], 1).double()
+        here = torch.stack([torch.full(values.shape[:1], values.shape[1]), values.sum(1), values.square().sum(1)])
+        sums.append(here)
+        count, total, squares = torch.stack(sums).sum(0)
+        mean = total / count
+        layer.running_mean.copy_(mean)
+        layer.running_var.copy_((squares / count - mean**2).clamp(min=1e-6))
+
+    return measure
+
+
+def _keep_output(seen: list[Tensor]) -> Callable[[nn.Module, Any, Tensor], None]:
+    """Return a hook that keeps what a layer gives, ``[channels, values]``."""
+
+    def keep(layer: nn.Module, inputs: Any, output: Tensor) -> None:
+        seen.append(_channels_first(output, -1 if isinstance(layer, nn.Linear) else 1))
+
+    return keep
+
+
+def _channels_first(values: Tensor, axis: int) -> Tensor:
+    return values.movedim(axis, 0).flatten(1)
+
+
+def _scale_head(layer: Any, outputs: Tensor, mean: float, spread: float) -> None:
+    """Change the weights of a layer so that each channel of these outputs has a mean and a standard deviation."""
+    factor = spread / outputs.std(1).clamp(min=1e-6)
+    bias = layer.bias
+    transposed = isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d)
+    with torch.no_grad():
+        shape = [1] * layer.weight.dim()
+        shape[int(transposed)] = -1
+        layer.weight.mul_(factor.view(shape))
+        if bias is not None:
+            bias.copy_((bias - outputs.mean(1)) * factor + mean)
