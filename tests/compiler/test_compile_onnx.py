@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
 from helpers import query, save
 from onnx import TensorProto, helper
 from onnx_graphs import N, tensor, weight, write_graph, write_values
@@ -201,6 +202,17 @@ def test_labels_of_a_binary_classifier(tmp_path: Path, workload_in: Make, labels
         return
     with pytest.raises(WorkloadError, match=r"query a: labels: 3 given .* the model has 1 classes"):
         compile_workload(workload, tmp_path / "bundle")
+
+
+def test_two_sizes_of_one_model_share_all_weights(tmp_path: Path, workload_in: Make) -> None:
+    module = tiny(0).eval()
+    for name, side in (("a", 64), ("b", 96)):
+        torch.onnx.export(module, (torch.zeros(1, 3, side, side),), str(tmp_path / f"{name}.onnx"), verbose=False)
+    # The same file at another size, and another file of the same model.
+    again = onnx_query("c", model={"onnx": "a.onnx", "input": {"size": [64, 64], "scale": 1.0}})
+    report = compiled(workload_in(onnx_query("a"), onnx_query("b"), again), tmp_path)
+    first, *others = (set(model.stages["main"].weights) for model in report.manifest.models.values())
+    assert len(first) >= 4 and all(other == first for other in others)
 
 
 def test_tensors_that_rounding_keeps_apart_are_counted(tmp_path: Path, workload_in: Make) -> None:
