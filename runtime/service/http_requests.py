@@ -1,0 +1,234 @@
+"""Answers to HTTP requests about a running bundle: metrics, health, status, the live page, pictures, and control."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import json
+import logging
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler
+from importlib.resources import files
+from threading import BoundedSemaphore
+from typing import Any, ClassVar, Protocol
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from ...errors import GemelError, InputError
+from .latest_frames import LatestFrames
+from .metrics import RunMetrics
+from .status import RunStatus
+
+__all__ = ["Control", "RequestHandler", "is_loopback"]
+
+_log = logging.getLogger(__name__)
+
+_MOST_BODY = 64 << 10
+"""Bytes of a request's body above which it is refused."""
+_MOST_STREAMS = 16
+"""Live pictures that may be open at once."""
+_TIMEOUT_S = 10.0
+"""Seconds that a client may take to send a request or to accept an answer."""
+_PICTURE_WAIT_S = 5.0
+"""Seconds after which a live picture is sent again although nothing has changed, to notice clients that have left."""
+_BOUNDARY = "gemelframe"
+_POLICY = "default-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+"""Content-Security-Policy of all answers: the page loads nothing from elsewhere."""
+
+
+class Control(Protocol):
+    """Changes to a running bundle that requests may ask for. Every method may be called on any thread."""
+
+    def reload(self, bundle: str | None) -> Mapping[str, Any]:
+        """Take over a bundle: the one that runs, read again, if ``bundle`` is None; return what was changed."""
+        ...
+
+    def pause(self, kind: str, name: str, paused: bool) -> Mapping[str, Any]:
+        """Pause or resume a query or a feed (``kind`` is ``queries`` or ``feeds``)."""
+        ...
+
+
+class RequestHandler(BaseHTTPRequestHandler):
+    """Handler of one connection; :class:`.server.StatusServer` sets the class variables."""
+
+    status: ClassVar[RunStatus]
+    metrics: ClassVar[RunMetrics]
+    frames: ClassVar[LatestFrames]
+    control: ClassVar[Control | None]
+    token: ClassVar[str | None]
+    host: ClassVar[str]
+    streams: ClassVar[BoundedSemaphore] = BoundedSemaphore(_MOST_STREAMS)
+    timeout = _TIMEOUT_S
+    protocol_version = "HTTP/1.1"
+    server_version = "gemel"
+    sys_version = ""
+
+    def do_GET(self) -> None:
+        """Answer a request for a page, figures or a picture."""
+        if not self._is_allowed(from_page=True):
+            return
+        path = urlsplit(self.path).path
+        pages: dict[str, Callable[[], None]] = {
+            "/": self._page,
+            "/metrics": lambda: self._send(HTTPStatus.OK, self.metrics.text(), "text/plain; version=0.0.4"),
+            "/status": lambda: self._json(HTTPStatus.OK, self.status.to_json()),
+            "/healthz": lambda: self._verdict(self.status.healthy, "the runner gives no sign of life"),
+            "/readyz": lambda: self._verdict(self.status.ready, "models are being prepared"),
+        }
+        if path in pages:
+            pages[path]()
+        elif path.startswith("/feeds/") and path.endswith((".jpg", ".mjpeg")):
+            name, _, kind = unquote(path.removeprefix("/feeds/")).rpartition(".")
+            (self._picture if kind == "jpg" else self._stream)(name)
+        else:
+            self._json(HTTPStatus.NOT_FOUND, {"error": f"{path} does not exist; {', '.join(pages)} do"})
+
+    def do_POST(self) -> None:
+        """Take a change of the running bundle."""
+        if not self._is_allowed(from_page=False):
+            return
+        length = self.headers.get("Content-Length", "0")
+        if not length.isdigit() or int(length) > _MOST_BODY:
+            self.close_connection = True
+            self._json(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, {"error": f"a body has at most {_MOST_BODY} bytes"})
+            return
+        body = self.rfile.read(int(length))
+        if self.control is None:
+            self._json(HTTPStatus.NOT_IMPLEMENTED, {"error": "this run cannot be changed"})
+            return
+        try:
+            self._json(HTTPStatus.OK, self._change(self.control, urlsplit(self.path).path, body))
+        except LookupError as error:
+            self._json(HTTPStatus.NOT_FOUND, {"error": str(error.args[0])})
+        except GemelError as error:
+            self._json(HTTPStatus.BAD_REQUEST, {"error": str(error)})
+
+    def _change(self, control: Control, path: str, body: bytes) -> Mapping[str, Any]:
+        """Make the change that a request asks for, and return what was done.
+
+        Raises:
+            LookupError: there is no such change.
+            GemelError: the request is wrong, or the change is not possible.
+        """
+        if path == "/reload":
+            return control.reload(_wanted_bundle(body))
+        match path.strip("/").split("/"):
+            case [("queries" | "feeds") as kind, name, ("pause" | "resume") as verb]:
+                return control.pause(kind, unquote(name), verb == "pause")
+        raise LookupError(f"{path} does not exist; /reload, /queries/NAME/pause and /feeds/NAME/pause do")
+
+    def _is_allowed(self, *, from_page: bool) -> bool:
+        """Return whether a request has the token and comes from where it says; otherwise answer it."""
+        host = urlsplit(f"//{self.headers.get('Host', '')}").hostname or ""
+        # A page elsewhere may point a name of its own at this machine: such a request names a host that is not here.
+        if is_loopback(self.host) and not is_loopback(host):
+            self._refuse(HTTPStatus.FORBIDDEN, "the Host header must name this machine, such as localhost")
+            return False
+        origin = self.headers.get("Origin")
+        if not from_page and origin is not None and urlsplit(origin).netloc != self.headers.get("Host"):
+            self._refuse(HTTPStatus.FORBIDDEN, "changes from another page are refused")
+            return False
+        if self.token is None:
+            return True
+        given = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if from_page and not given:
+            given = parse_qs(urlsplit(self.path).query).get("token", [""])[0]
+        if hmac.compare_digest(given.encode(), self.token.encode()):
+            return True
+        self._refuse(HTTPStatus.UNAUTHORIZED, "a token is needed: Authorization: Bearer TOKEN")
+        return False
+
+    def _refuse(self, status: HTTPStatus, reason: str) -> None:
+        # The body was not read, so the connection cannot take another request.
+        self.close_connection = True
+        self._json(status, {"error": reason})
+
+    def _verdict(self, good: bool, reason: str) -> None:
+        if good:
+            self._json(HTTPStatus.OK, {"status": "ok"})
+        else:
+            self._json(HTTPStatus.SERVICE_UNAVAILABLE, {"status": "failing", "reason": reason})
+
+    def _page(self) -> None:
+        page = files(__package__).joinpath("page.html").read_bytes()
+        self._send(HTTPStatus.OK, page, "text/html; charset=utf-8")
+
+    def _picture(self, feed: str) -> None:
+        found = self.frames.picture(feed)
+        if found is None:
+            self._json(HTTPStatus.NOT_FOUND, {"error": f"feed {feed!r} has no frame yet"})
+        else:
+            self._send(HTTPStatus.OK, found[1], "image/jpeg")
+
+    def _stream(self, feed: str) -> None:
+        """Send each new picture of a feed as a part of one endless answer (MJPEG)."""
+        if not self.streams.acquire(blocking=False):
+            self._json(HTTPStatus.SERVICE_UNAVAILABLE, {"error": f"{_MOST_STREAMS} live pictures are open already"})
+            return
+        try:
+            self.close_connection = True
+            self.send_response(HTTPStatus.OK)
+            self.send_header("Content-Type", f"multipart/x-mixed-replace; boundary={_BOUNDARY}")
+            self.send_header("Cache-Control", "no-store")
+            self.end_headers()
+            number = -1
+            while (found := self.frames.picture(feed, number, _PICTURE_WAIT_S)) or not self.frames.closed:
+                found = found or self.frames.picture(feed)
+                if found is None:
+                    continue
+                number, picture = found
+                head = f"--{_BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
+                self.wfile.write(head.encode() + picture + b"\r\n")
+        except OSError:  # the client has left
+            pass
+        finally:
+            self.streams.release()
+
+    def _json(self, status: HTTPStatus, content: Mapping[str, Any]) -> None:
+        self._send(status, (json.dumps(content) + "\n").encode(), "application/json")
+
+    def _send(self, status: HTTPStatus, body: bytes, kind: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("Content-Security-Policy", _POLICY)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        _log.debug(format, *args)
+
+
+def _wanted_bundle(body: bytes) -> str | None:
+    """Return the bundle that a reload names; None for the bundle that runs.
+
+    Raises:
+        InputError: the body is no JSON object with ``bundle``.
+    """
+    if not body.strip():
+        return None
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise InputError("the body is not JSON") from error
+    if not isinstance(content, dict) or not set(content) <= {"bundle"}:
+        raise InputError('the body may have "bundle": the folder of a bundle, and nothing else')
+    bundle = content.get("bundle")
+    if bundle is not None and (not isinstance(bundle, str) or not bundle or "\0" in bundle):
+        raise InputError("bundle: the folder of a bundle is expected")
+    return bundle
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can connect to an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,64 @@
+"""Log lines of a running box: with time and level, as text or as JSON, on standard error."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import datetime, timezone
+
+__all__ = ["LEVELS", "set_up_logging"]
+
+LEVELS = ("debug", "info", "warning", "error")
+"""Names of the levels, of which lines of the chosen one and of those behind it are written."""
+
+
+def set_up_logging(level: str = "info", *, as_json: bool = False) -> None:
+    """Write gemel's log lines to standard error from now on. Calling it again replaces the settings.
+
+    Args:
+        level: one of :data:`LEVELS`.
+        as_json: whether a line is a JSON object with ``at`` (Unix seconds), ``level``, ``logger`` and ``message``.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonLines() if as_json else _TextLines())
+    logger = logging.getLogger("gemel")
+    for old in list(logger.handlers):
+        logger.removeHandler(old)
+    logger.addHandler(handler)
+    logger.setLevel(level.upper())
+    logger.propagate = False
+
+
+class _TextLines(logging.Formatter):
+    """Formatter of lines such as ``2026-11-27T22:27:04.120Z warning feed gate: refused the password``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{_iso(record.created)} {record.levelname.lower()} {_message(self, record)}"
+
+
+class _JsonLines(logging.Formatter):
+    """Formatter of one JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        content = {
+            "at": round(record.created, 3),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": _message(self, record),
+        }
+        return json.dumps(content)
+
+
+def _iso(seconds: float) -> str:
+    """Return a Unix time as text in UTC, with milliseconds."""
+    moment = datetime.fromtimestamp(seconds, timezone.utc)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _message(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    """Return the message in one line, with the traceback if the record has one."""
+    text = record.getMessage()
+    if record.exc_info:
+        text = f"{text}: {formatter.formatException(record.exc_info)}"
+    return " ".join(text.split("\n"))

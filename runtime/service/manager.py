@@ -1,0 +1,91 @@
+"""Messages to the service manager (systemd): readiness, a line of status, and the watchdog.
+
+The protocol is that of sd_notify(3): datagrams of ``NAME=value`` lines to the socket that ``NOTIFY_SOCKET`` names.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable, Mapping
+from threading import Event, Thread
+
+__all__ = ["ServiceManager"]
+
+_log = logging.getLogger(__name__)
+
+_STATUS_S = 30.0
+"""Seconds between two lines of status for ``systemctl status``."""
+
+
+class ServiceManager:
+    """Connection to the service manager that started this process. Every call does nothing if there is none.
+
+    A thread sends the watchdog's sign of life at half of the interval that the manager asks for, as long as the run is
+    healthy. When the signs of life end, the manager restarts the process.
+
+    Args:
+        healthy: function that returns whether the run gives signs of life.
+        words: function that returns a line of status.
+        environment: variables of the process.
+    """
+
+    def __init__(
+        self,
+        healthy: Callable[[], bool],
+        words: Callable[[], str],
+        environment: Mapping[str, str] = os.environ,
+    ) -> None:
+        self._healthy, self._words = healthy, words
+        self._address = _address(environment.get("NOTIFY_SOCKET", ""))
+        self._stop = Event()
+        self._thread: Thread | None = None
+        if self._address is not None:
+            self._thread = Thread(
+                target=self._live, args=(_watchdog_s(environment),), name="gemel-watchdog", daemon=True
+            )
+
+    def ready(self) -> None:
+        """Say that the run takes frames, and begin to give signs of life."""
+        self._send("READY=1")
+        if self._thread is not None and not self._thread.is_alive():
+            self._thread.start()
+
+    def stopping(self) -> None:
+        """Say that the process is about to end."""
+        self._stop.set()
+        self._send("STOPPING=1")
+
+    def _live(self, watchdog_s: float | None) -> None:
+        """Send signs of life and lines of status until the process ends."""
+        pause = _STATUS_S if watchdog_s is None else min(_STATUS_S, watchdog_s / 2)
+        while True:
+            alive = ["WATCHDOG=1"] if watchdog_s is not None and self._healthy() else []
+            self._send("\n".join([*alive, f"STATUS={self._words()}"]))
+            if self._stop.wait(pause):
+                return
+
+    def _send(self, message: str) -> None:
+        if self._address is None:
+            return
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as link:
+                link.sendto(message.encode(), self._address)
+        except OSError as error:
+            _log.debug("the service manager does not listen: %s", error)
+
+
+def _address(path: str) -> str | None:
+    """Return the address of a socket; a name that begins with ``@`` is in the abstract namespace. None for no name."""
+    if not path.startswith(("/", "@")):
+        return None
+    return f"\0{path[1:]}" if path.startswith("@") else path
+
+
+def _watchdog_s(environment: Mapping[str, str]) -> float | None:
+    """Return the seconds in which the manager wants a sign of life from this process; None if it wants none."""
+    if environment.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return None
+    microseconds = environment.get("WATCHDOG_USEC", "")
+    return int(microseconds) / 1e6 if microseconds.isdigit() and int(microseconds) > 0 else None

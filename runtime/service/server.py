@@ -1,0 +1,91 @@
+"""HTTP server of a running bundle."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any
+
+from ...errors import InputError
+from .http_requests import Control, RequestHandler, is_loopback
+from .latest_frames import LatestFrames
+from .metrics import RunMetrics
+from .status import RunStatus
+
+__all__ = ["StatusServer"]
+
+_log = logging.getLogger(__name__)
+
+
+class StatusServer:
+    """HTTP server on threads of its own. A request never waits for a model, nor the runner for a request.
+
+    Args:
+        status: source of the run's figures.
+        metrics: metrics of the run.
+        frames: newest frames of the run.
+        control: takes changes; requests for changes are refused if None.
+        host: address to listen on.
+        port: TCP port; 0 for any free one.
+        token: secret that a request must have as ``Authorization: Bearer TOKEN``, or as ``?token=`` for pages and
+            pictures; not needed if None.
+
+    Raises:
+        InputError: the address is in use or not allowed, or other machines could connect and there is no token.
+    """
+
+    def __init__(
+        self,
+        status: RunStatus,
+        metrics: RunMetrics,
+        frames: LatestFrames,
+        control: Control | None = None,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        token: str | None = None,
+    ) -> None:
+        if not is_loopback(host) and not token:
+            raise InputError(f"--metrics-host {host}: other machines can connect there, so a token is needed")
+        handler = type(
+            "BoundHandler",
+            (RequestHandler,),
+            {"status": status, "metrics": metrics, "frames": frames, "control": control, "token": token, "host": host},
+        )
+        try:
+            self._server = _Server((host, port), handler)
+        except OSError as error:
+            raise InputError(f"--metrics-port {port}: cannot listen on {host}: {error.strerror}") from error
+        self._thread = Thread(target=self._server.serve_forever, name="gemel-http", daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        """Address of the server, with the port that was taken."""
+        host, port = self._server.server_address[:2]
+        name = host.decode() if isinstance(host, bytes) else str(host)
+        return f"http://{f'[{name}]' if ':' in name else name}:{port}"
+
+    def close(self) -> None:
+        """Stop listening. Requests that are being answered end by themselves. Idempotent."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    """HTTP server with a thread per connection."""
+
+    daemon_threads = True
+    block_on_close = False
+    allow_reuse_address = True
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        if ":" in address[0]:
+            self.address_family = socket.AF_INET6
+        super().__init__(address, handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log a request that failed in one line; a client that left is no failure."""
+        _log.debug("request failed", exc_info=True)

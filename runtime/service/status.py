@@ -1,0 +1,103 @@
+"""Status of a run while it goes on: what ``/status``, ``/metrics`` and the live page show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from threading import Lock
+from time import monotonic, time
+from typing import Any
+
+from ...frames.frame import Frame
+from ..decode.results import Result
+from ..loop.summary import Summary
+from ..sinks.sink import Sink
+
+__all__ = ["STALLED_S", "AnswerTimes", "RunStatus", "SegmentStatus"]
+
+STALLED_S = 60.0
+"""Seconds without a sign of life from the runner after which a run counts as unhealthy."""
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentStatus:
+    """One segment of the blob: which models use it, and whether it is in memory."""
+
+    name: str
+    bytes: int
+    models: Sequence[str]
+    """Models that use the tensors of the segment; more than one if the segment is shared."""
+    resident: bool
+
+
+class AnswerTimes(Sink):
+    """Sink that notes when each query was last answered."""
+
+    def __init__(self) -> None:
+        self.last: dict[str, float] = {}
+        """Query -> time of its newest answer, in seconds of the monotonic clock."""
+
+    def on_result(self, query: str, frame: Frame, result: Result, latency_ms: float) -> None:
+        self.last[query] = monotonic()
+
+
+@dataclass
+class RunStatus:
+    """Source of a run's status. The runner calls :meth:`beat`; any thread may call :meth:`to_json`."""
+
+    run: str
+    """Identifier of the run."""
+    version: str
+    bundle: str
+    """Folder of the bundle."""
+    summarise: Callable[[], Summary]
+    """Function that returns the statistics so far."""
+    segments: Callable[[], Sequence[SegmentStatus]] = tuple
+    """Function that returns the segments of the blob."""
+    answers: AnswerTimes = field(default_factory=AnswerTimes)
+    details: Callable[[], Mapping[str, Any]] = dict
+    """Function that returns further fields, such as the outcome of the last reload."""
+    started: float = field(default_factory=time)
+    """Unix time of the start, in seconds."""
+    ready: bool = False
+    """Whether models are loaded and the runner takes frames."""
+    _beaten: float = field(default_factory=monotonic)
+    _lock: Lock = field(default_factory=Lock)
+
+    def beat(self) -> None:
+        """Note a sign of life of the runner."""
+        self._beaten = monotonic()
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the runner's last sign of life."""
+        return monotonic() - self._beaten
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the runner has given a sign of life in the last :data:`STALLED_S` seconds."""
+        return self.silent_s < STALLED_S
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the status: the fields of summary.json so far, and what only a running box knows."""
+        with self._lock:
+            found = self.summarise().to_json()
+            now = monotonic()
+            for name, query in found["queries"].items():
+                last = self.answers.last.get(name)
+                query["age_s"] = None if last is None else round(now - last, 3)
+            return {
+                "run": self.run,
+                "version": self.version,
+                "bundle": self.bundle,
+                "started": round(self.started, 3),
+                "uptime_s": round(time() - self.started, 3),
+                "ready": self.ready,
+                "healthy": self.healthy,
+                **found,
+                "segments": [
+                    {"name": each.name, "bytes": each.bytes, "models": list(each.models), "resident": each.resident}
+                    for each in self.segments()
+                ],
+                **self.details(),
+            }
