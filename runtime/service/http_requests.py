@@ -24,32 +24,34 @@ __all__ = ["Control", "RequestHandler", "is_loopback"]
 _log = logging.getLogger(__name__)
 
 _MOST_BODY = 64 << 10
-"""Bytes of a request's body above which it is refused."""
+"""Maximum size in bytes of the body of an HTTP request; a larger one is refused."""
 _MOST_STREAMS = 16
-"""Live pictures that may be open at once."""
+"""Maximum number of live video streams that clients may have open at once."""
 _TIMEOUT_S = 10.0
-"""Seconds that a client may take to send a request or to accept an answer."""
+"""Maximum seconds that a client may take to send an HTTP request or to accept an answer."""
 _PICTURE_WAIT_S = 5.0
-"""Seconds after which a live picture is sent again although nothing has changed, to notice clients that have left."""
+"""Seconds after which an unchanged picture is sent again in a live stream, to notice that a client has left."""
+_OPEN = frozenset({"/healthz", "/readyz"})
+"""Paths that need no token: whoever watches the container asks there, and learns one word."""
 _BOUNDARY = "gemelframe"
 _POLICY = "default-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-"""Content-Security-Policy of all answers: the page loads nothing from elsewhere."""
+"""Content-Security-Policy of all HTTP answers: the live page loads nothing from other servers."""
 
 
 class Control(Protocol):
     """Changes to a running bundle that requests may ask for. Every method may be called on any thread."""
 
     def reload(self, bundle: str | None) -> Mapping[str, Any]:
-        """Take over a bundle: the one that runs, read again, if ``bundle`` is None; return what was changed."""
+        """Replace the running bundle by another one (None: read it again from disk), and return what was changed."""
         ...
 
     def pause(self, kind: str, name: str, paused: bool) -> Mapping[str, Any]:
-        """Pause or resume a query or a feed (``kind`` is ``queries`` or ``feeds``)."""
+        """Pause or resume a query or feed (``kind`` is ``queries`` or ``feeds``); return what was changed."""
         ...
 
 
 class RequestHandler(BaseHTTPRequestHandler):
-    """Handler of one connection; :class:`.server.StatusServer` sets the class variables."""
+    """Handler of the HTTP requests of one connection; :class:`.server.StatusServer` sets the class variables."""
 
     status: ClassVar[RunStatus]
     metrics: ClassVar[RunMetrics]
@@ -64,7 +66,7 @@ class RequestHandler(BaseHTTPRequestHandler):
     sys_version = ""
 
     def do_GET(self) -> None:
-        """Answer a request for a page, figures or a picture."""
+        """Answer an HTTP request for the live page, metrics, status or a picture of a feed."""
         if not self._is_allowed(from_page=True):
             return
         path = urlsplit(self.path).path
@@ -84,7 +86,7 @@ class RequestHandler(BaseHTTPRequestHandler):
             self._json(HTTPStatus.NOT_FOUND, {"error": f"{path} does not exist; {', '.join(pages)} do"})
 
     def do_POST(self) -> None:
-        """Take a change of the running bundle."""
+        """Answer an HTTP request to change the running bundle: reload it, or pause or resume a query or feed."""
         if not self._is_allowed(from_page=False):
             return
         length = self.headers.get("Content-Length", "0")
@@ -104,10 +106,10 @@ class RequestHandler(BaseHTTPRequestHandler):
             self._json(HTTPStatus.BAD_REQUEST, {"error": str(error)})
 
     def _change(self, control: Control, path: str, body: bytes) -> Mapping[str, Any]:
-        """Make the change that a request asks for, and return what was done.
+        """Make the change to the running bundle that an HTTP request asks for, and return what was changed.
 
         Raises:
-            LookupError: there is no such change.
+            LookupError: the request's path names no change, query or feed.
             GemelError: the request is wrong, or the change is not possible.
         """
         if path == "/reload":
@@ -118,7 +120,7 @@ class RequestHandler(BaseHTTPRequestHandler):
         raise LookupError(f"{path} does not exist; /reload, /queries/NAME/pause and /feeds/NAME/pause do")
 
     def _is_allowed(self, *, from_page: bool) -> bool:
-        """Return whether a request has the token and comes from where it says; otherwise answer it."""
+        """Return whether an HTTP request has the token and comes from an allowed page; otherwise answer an error."""
         host = urlsplit(f"//{self.headers.get('Host', '')}").hostname or ""
         # A page elsewhere may point a name of its own at this machine: such a request names a host that is not here.
         if is_loopback(self.host) and not is_loopback(host):
@@ -128,7 +130,7 @@ class RequestHandler(BaseHTTPRequestHandler):
         if not from_page and origin is not None and urlsplit(origin).netloc != self.headers.get("Host"):
             self._refuse(HTTPStatus.FORBIDDEN, "changes from another page are refused")
             return False
-        if self.token is None:
+        if self.token is None or (from_page and urlsplit(self.path).path in _OPEN):
             return True
         given = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if from_page and not given:
@@ -161,7 +163,7 @@ class RequestHandler(BaseHTTPRequestHandler):
             self._send(HTTPStatus.OK, found[1], "image/jpeg")
 
     def _stream(self, feed: str) -> None:
-        """Send each new picture of a feed as a part of one endless answer (MJPEG)."""
+        """Send each new picture of a feed as a part of one endless HTTP answer (MJPEG)."""
         if not self.streams.acquire(blocking=False):
             self._json(HTTPStatus.SERVICE_UNAVAILABLE, {"error": f"{_MOST_STREAMS} live pictures are open already"})
             return
@@ -205,10 +207,10 @@ class RequestHandler(BaseHTTPRequestHandler):
 
 
 def _wanted_bundle(body: bytes) -> str | None:
-    """Return the bundle that a reload names; None for the bundle that runs.
+    """Return the bundle that the body of a reload request names; None for the running bundle.
 
     Raises:
-        InputError: the body is no JSON object with ``bundle``.
+        InputError: the body is not a JSON object with only the key ``bundle``.
     """
     if not body.strip():
         return None

@@ -15,16 +15,16 @@ from ..sinks.sink import Sink
 __all__ = ["LatestFrames"]
 
 _QUALITY = 80
-"""JPEG quality of a picture, from 0 to 100."""
+"""JPEG quality of the live page's pictures, from 0 to 100."""
 _MOST_WIDTH = 960
-"""Pixels in width above which a picture is made smaller."""
+"""Maximum width in pixels of the live page's pictures; wider frames are made smaller."""
 
 
 class LatestFrames(Sink):
-    """Sink that keeps the newest frame of each feed with its results. A picture is drawn only when somebody asks.
+    """Sink that keeps the newest frame of each feed with its results, and draws a picture of it only on request.
 
     Args:
-        queries: query -> feed; the order of queries decides their colours.
+        queries: query name -> name of its feed; the order of queries decides their colours.
     """
 
     def __init__(self, queries: Mapping[str, str]) -> None:
@@ -52,7 +52,7 @@ class LatestFrames(Sink):
         Args:
             feed: name of the feed.
             after: number of the frame that the caller has already; the call waits for another one.
-            timeout: most seconds to wait.
+            timeout: maximum seconds to wait.
 
         Returns:
             None if there is no other frame in time, or the run has ended.

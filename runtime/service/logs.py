@@ -1,4 +1,4 @@
-"""Log lines of a running box: with time and level, as text or as JSON, on standard error."""
+"""Log lines of a running bundle on standard error: with time and level, as text or as JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 __all__ = ["LEVELS", "set_up_logging"]
 
 LEVELS = ("debug", "info", "warning", "error")
-"""Names of the levels, of which lines of the chosen one and of those behind it are written."""
+"""Names of the log levels. Lines of the chosen level and of all later levels in this list are written."""
 
 
 def set_up_logging(level: str = "info", *, as_json: bool = False) -> None:
@@ -38,7 +38,7 @@ class _TextLines(logging.Formatter):
 
 
 class _JsonLines(logging.Formatter):
-    """Formatter of one JSON object a line."""
+    """Formatter of log lines that are one JSON object each."""
 
     def format(self, record: logging.LogRecord) -> str:
         content = {
@@ -57,7 +57,7 @@ def _iso(seconds: float) -> str:
 
 
 def _message(formatter: logging.Formatter, record: logging.LogRecord) -> str:
-    """Return the message in one line, with the traceback if the record has one."""
+    """Return the message of a log record in one line, with the traceback if the record has one."""
     text = record.getMessage()
     if record.exc_info:
         text = f"{text}: {formatter.formatException(record.exc_info)}"

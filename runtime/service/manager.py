@@ -16,7 +16,7 @@ __all__ = ["ServiceManager"]
 _log = logging.getLogger(__name__)
 
 _STATUS_S = 30.0
-"""Seconds between two lines of status for ``systemctl status``."""
+"""Maximum seconds between two status lines for ``systemctl status``."""
 
 
 class ServiceManager:
@@ -27,8 +27,8 @@ class ServiceManager:
 
     Args:
         healthy: function that returns whether the run gives signs of life.
-        words: function that returns a line of status.
-        environment: variables of the process.
+        words: function that returns a status line about the run.
+        environment: environment variables of the process.
     """
 
     def __init__(
@@ -47,18 +47,18 @@ class ServiceManager:
             )
 
     def ready(self) -> None:
-        """Say that the run takes frames, and begin to give signs of life."""
+        """Tell the service manager that the run takes frames, and begin to send signs of life."""
         self._send("READY=1")
         if self._thread is not None and not self._thread.is_alive():
             self._thread.start()
 
     def stopping(self) -> None:
-        """Say that the process is about to end."""
+        """Tell the service manager that the process is about to end."""
         self._stop.set()
         self._send("STOPPING=1")
 
     def _live(self, watchdog_s: float | None) -> None:
-        """Send signs of life and lines of status until the process ends."""
+        """Send signs of life and status lines to the service manager until the process ends."""
         pause = _STATUS_S if watchdog_s is None else min(_STATUS_S, watchdog_s / 2)
         while True:
             alive = ["WATCHDOG=1"] if watchdog_s is not None and self._healthy() else []
@@ -77,14 +77,17 @@ class ServiceManager:
 
 
 def _address(path: str) -> str | None:
-    """Return the address of a socket; a name that begins with ``@`` is in the abstract namespace. None for no name."""
+    """Return the address of the service manager's socket from its name; None if there is no name.
+
+    A name that begins with ``@`` is in Linux's abstract namespace.
+    """
     if not path.startswith(("/", "@")):
         return None
     return f"\0{path[1:]}" if path.startswith("@") else path
 
 
 def _watchdog_s(environment: Mapping[str, str]) -> float | None:
-    """Return the seconds in which the manager wants a sign of life from this process; None if it wants none."""
+    """Return the seconds within which the service manager wants a sign of life from this process; None for never."""
     if environment.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
     microseconds = environment.get("WATCHDOG_USEC", "")

@@ -1,4 +1,4 @@
-"""Metrics of a run for Prometheus."""
+"""Metrics of a running bundle for Prometheus."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ _OUTPUT_COUNTERS = {
 
 
 class RunMetrics(Collector, Sink):
-    """Metrics of one run. As a sink, it observes latencies; everything else is read from the status when scraped.
+    """Prometheus metrics of one run.
+
+    The class is a sink, to observe latencies; all other figures are read from the run's status when they are asked for.
 
     Args:
         status: source of the run's figures.
@@ -65,7 +67,7 @@ class RunMetrics(Collector, Sink):
         histogram.observe(latency_ms / 1e3)
 
     def text(self) -> bytes:
-        """Return all metrics in Prometheus' text format."""
+        """Return all metrics of the run in Prometheus' text format."""
         return generate_latest(self._registry)
 
     def describe(self) -> Iterator[Metric]:

@@ -1,4 +1,4 @@
-"""HTTP server of a running bundle."""
+"""HTTP server that shows the metrics, status and pictures of a running bundle, and takes changes to it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _log = logging.getLogger(__name__)
 
 
 class StatusServer:
-    """HTTP server on threads of its own. A request never waits for a model, nor the runner for a request.
+    """HTTP server of a running bundle, on threads of its own. Requests and the runner never wait for each other.
 
     Args:
         status: source of the run's figures.
         metrics: metrics of the run.
         frames: newest frames of the run.
-        control: takes changes; requests for changes are refused if None.
+        control: object that makes the changes that requests ask for; such requests are refused if None.
         host: address to listen on.
         port: TCP port; 0 for any free one.
         token: secret that a request must have as ``Authorization: Bearer TOKEN``, or as ``?token=`` for pages and
@@ -63,19 +63,19 @@ class StatusServer:
 
     @property
     def url(self) -> str:
-        """Address of the server, with the port that was taken."""
+        """URL of the server, with the port that it listens on."""
         host, port = self._server.server_address[:2]
         name = host.decode() if isinstance(host, bytes) else str(host)
         return f"http://{f'[{name}]' if ':' in name else name}:{port}"
 
     def close(self) -> None:
-        """Stop listening. Requests that are being answered end by themselves. Idempotent."""
+        """Stop the HTTP server from listening. Requests that are being answered end by themselves. Idempotent."""
         self._server.shutdown()
         self._server.server_close()
 
 
 class _Server(ThreadingHTTPServer):
-    """HTTP server with a thread per connection."""
+    """HTTP server that handles each connection on a thread of its own."""
 
     daemon_threads = True
     block_on_close = False

@@ -31,7 +31,7 @@ class SegmentStatus:
 
 
 class AnswerTimes(Sink):
-    """Sink that notes when each query was last answered."""
+    """Sink that records when each query was last answered."""
 
     def __init__(self) -> None:
         self.last: dict[str, float] = {}
@@ -49,23 +49,23 @@ class RunStatus:
     """Identifier of the run."""
     version: str
     bundle: str
-    """Folder of the bundle."""
+    """Folder of the running bundle."""
     summarise: Callable[[], Summary]
-    """Function that returns the statistics so far."""
+    """Function that returns the run's statistics so far."""
     segments: Callable[[], Sequence[SegmentStatus]] = tuple
-    """Function that returns the segments of the blob."""
+    """Function that returns the status of every segment of the bundle's blob."""
     answers: AnswerTimes = field(default_factory=AnswerTimes)
     details: Callable[[], Mapping[str, Any]] = dict
-    """Function that returns further fields, such as the outcome of the last reload."""
+    """Function that returns further fields of the status, such as the outcome of the last reload."""
     started: float = field(default_factory=time)
-    """Unix time of the start, in seconds."""
+    """Unix time in seconds at which the run started."""
     ready: bool = False
     """Whether models are loaded and the runner takes frames."""
     _beaten: float = field(default_factory=monotonic)
     _lock: Lock = field(default_factory=Lock)
 
     def beat(self) -> None:
-        """Note a sign of life of the runner."""
+        """Record a sign of life of the runner."""
         self._beaten = monotonic()
 
     @property
@@ -79,7 +79,7 @@ class RunStatus:
         return self.silent_s < STALLED_S
 
     def to_json(self) -> dict[str, Any]:
-        """Return the status: the fields of summary.json so far, and what only a running box knows."""
+        """Return the status as JSON fields: those of summary.json so far, and readiness, health, times and segments."""
         with self._lock:
             found = self.summarise().to_json()
             now = monotonic()

@@ -218,6 +218,7 @@ def test_a_token_is_asked_for(site: Callable[..., Site]) -> None:
     assert box.json("/status", Authorization="Bearer wrong")[0] == 401
     assert box.json("/status", Authorization="Bearer s3cret")[0] == 200
     assert box.ask("/?token=s3cret")[0] == 200
+    assert box.json("/healthz")[0] == 200 and box.json("/healthz", "POST")[0] == 401
     assert box.json("/reload?token=s3cret", "POST")[0] == 401  # links must not change anything
     assert box.json("/reload", "POST", Authorization="Bearer s3cret")[0] == 200
     assert box.json("/status", Authorization="Bearer s3cr\xe9t")[0] == 401
