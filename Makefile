@@ -7,7 +7,7 @@ STREET := examples/street
 .PHONY: setup demo test test-oldest test-pythons test-gpu lint check-engines bench model-coverage model-answers clean
 
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
-EXTRAS := --extra merge --extra examples --extra tensorrt-rtx
+EXTRAS := --extra merge --extra examples --extra outputs --extra service --extra supervision --extra tensorrt-rtx
 # Test models are tiny: with more than one thread per process, threads only wait for each other.
 PYTEST := OMP_NUM_THREADS=1
 # Some machines forbid Python to write compiled modules. Then every process compiles PyTorch again, for 6 seconds.

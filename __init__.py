@@ -7,6 +7,7 @@ need PyTorch.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         SegmentedClass,
         Text,
     )
+    from .runtime.decode.supervision import results_to_detections, results_to_keypoints
     from .runtime.loop.bundle_session import BundleSession
     from .runtime.loop.summary import Summary
     from .runtime.planning.planner import Plan, make_plan
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from .runtime.planning.read import read_profile
     from .runtime.planning.simulate import Simulation, simulate
     from .runtime.run import RunOptions, run_bundle
+    from .runtime.sinks.sink import Sink
     from .workload import Workload, load_workload
 
 __all__ = [
@@ -54,6 +57,7 @@ __all__ = [
     "Segmentation",
     "SegmentedClass",
     "Simulation",
+    "Sink",
     "Summary",
     "Text",
     "Workload",
@@ -65,6 +69,8 @@ __all__ = [
     "merge_workload",
     "open_bundle",
     "read_profile",
+    "results_to_detections",
+    "results_to_keypoints",
     "run_bundle",
     "simulate",
 ]
@@ -86,6 +92,7 @@ _HOMES = {
     "Segmentation": "runtime.decode.results",
     "SegmentedClass": "runtime.decode.results",
     "Simulation": "runtime.planning.simulate",
+    "Sink": "runtime.sinks.sink",
     "Summary": "runtime.loop.summary",
     "Text": "runtime.decode.results",
     "Workload": "workload",
@@ -96,10 +103,16 @@ _HOMES = {
     "merge_workload": "merging.merge",
     "open_bundle": "bundles.reader",
     "read_profile": "runtime.planning.read",
+    "results_to_detections": "runtime.decode.supervision",
+    "results_to_keypoints": "runtime.decode.supervision",
     "run_bundle": "runtime.run",
     "simulate": "runtime.planning.simulate",
 }
 """Public name -> module that defines the name, relative to this package."""
+
+# ONNX Runtime reports to Microsoft and keeps an id of the device unless this is set before the process imports it.
+# Processes that are started from this one inherit the setting.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = find_version()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,10 +32,14 @@ __all__ = [
 ]
 
 
-def open_console() -> Console:
-    """Return a console for stdout. Output to a pipe is 200 columns wide, so that tables are not cut off."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=200)
+def open_console(*, stderr: bool = False) -> Console:
+    """Return a console for stdout, or for stderr. Output to a pipe is 200 columns wide, so that tables are not cut off.
+
+    Args:
+        stderr: whether to print to stderr, because stdout takes the command's results.
+    """
+    console = Console(highlight=False, stderr=stderr)
+    return console if console.is_terminal else Console(highlight=False, width=200, stderr=stderr)
 
 
 def missing_extra(error: ModuleNotFoundError, what: str, extra: str) -> Exception:
@@ -44,7 +49,7 @@ def missing_extra(error: ModuleNotFoundError, what: str, extra: str) -> Exceptio
 
     Args:
         error: error that the failed import raised.
-        what: the command or feature that needs the module.
+        what: command or feature of gemel that needs the module.
         extra: name of the extra that installs the module.
     """
     return error if (error.name or "").startswith("gemel") else MissingExtraError(what, extra)
@@ -57,8 +62,8 @@ def print_stage(
 
     Args:
         console: console to print to.
-        name: name of the stage.
-        what: what the stage did; printed literally, without markup.
+        name: name of the stage of the command.
+        what: description of what the stage did; printed literally, without markup.
         began: start of the stage in seconds of ``time.perf_counter``; if given, the duration is printed.
         passed: result of a check; if given, ``ok`` or ``differs`` is printed at the end.
     """
@@ -68,7 +73,7 @@ def print_stage(
 
 
 def progress_bar(console: Console, total: int) -> Progress:
-    """Return a progress bar over ``total`` models, with one task. It shows nothing if output goes to a pipe."""
+    """Return a progress bar with one task of ``total`` steps. The bar shows nothing if output goes to a pipe."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -83,7 +88,11 @@ def progress_bar(console: Console, total: int) -> Progress:
 
 
 class Stop:
-    """Context manager for a graceful stop: a first SIGINT (Ctrl-C) or SIGTERM sets ``event``, a second one kills."""
+    """Context manager for a graceful stop: a first signal sets ``event``, a second one kills.
+
+    The signals are SIGINT (Ctrl-C), SIGTERM, and SIGHUP (the terminal is closed) unless the process was started to
+    ignore it, as ``nohup`` does.
+    """
 
     def __init__(self) -> None:
         self.event = Event()
@@ -93,7 +102,10 @@ class Stop:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
-        self._previous = {number: signal.signal(number, self._on) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        self._previous = {number: signal.signal(number, self._on) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -128,7 +140,9 @@ def parse_pair(item: str) -> tuple[str, str]:
     """
     name, separator, source = item.partition("=")
     if not separator or not name or not source:
-        raise InputError(f"--feed: {item!r} is not allowed: NAME=SOURCE is expected")
+        # The item may be an address with a password.
+        shown = repr(item) if re.fullmatch(r"[\w .=-]{1,64}", item) else "the address"
+        raise InputError(f"--feed: {shown} is not allowed: NAME=SOURCE is expected")
     return name, source
 
 

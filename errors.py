@@ -1,4 +1,4 @@
-"""Exceptions of gemel, as one tree.
+"""Exceptions that gemel raises, as one class tree.
 
 Every error that a user can cause is a :class:`GemelError`. Its message names the file or field, the value found and
 what is allowed. The commands print the message as one line and exit with ``exit_code``.
@@ -22,6 +22,8 @@ what is allowed. The commands print the message as one line and exit with ``exit
 
 from __future__ import annotations
 
+import re
+
 __all__ = [
     "BackendError",
     "BundleError",
@@ -38,7 +40,11 @@ __all__ = [
     "WorkloadError",
     "first_line",
     "install_hint",
+    "one_line",
 ]
+
+_LONGEST_WORD = 300
+"""Maximum number of characters of a word in a message; the paths of real files are shorter."""
 
 
 def first_line(error: BaseException) -> str:
@@ -58,11 +64,31 @@ def install_hint(extra: str) -> str:
     return f"in a checkout of gemel, pip install '.[{extra}]'"
 
 
+def one_line(text: str) -> str:
+    """Return a text as one line that a terminal can show: without control characters and without endless words.
+
+    Messages quote names and values from files that others wrote.
+
+    >>> one_line("a\\nb\\x1b[31m"), len(one_line("x" * 5000))
+    ('a b\\\\x1b[31m', 303)
+    """
+    words = " ".join(text.split())
+    shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in words)
+    return re.sub(rf"(\S{{{_LONGEST_WORD}}})\S+", r"\1...", shown)
+
+
 class GemelError(Exception):
-    """Root of all errors that gemel raises on purpose."""
+    """Base class of all errors that gemel raises on purpose. The message is made one line.
+
+    Args:
+        message: which file or field is wrong, the value found, and what is allowed.
+    """
 
     exit_code = 1
-    """Exit status of a command that ends with this error."""
+    """Exit status of a command that ends with an error of this class."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(one_line(message))
 
 
 class InputError(GemelError):

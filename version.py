@@ -12,7 +12,7 @@ _PROJECT = Path(__file__).with_name("pyproject.toml")
 
 
 def find_version() -> str:
-    """Return the version of the installed package, or of pyproject.toml in a checkout that is not installed."""
+    """Return gemel's version: of the installed package, or from pyproject.toml in a checkout that is not installed."""
     try:
         return version("gemel")
     except PackageNotFoundError:

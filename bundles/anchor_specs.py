@@ -1,4 +1,4 @@
-"""Meaning of the outputs of torchvision's detectors, whose anchors are tensors of the bundle."""
+"""Specs for decoding the outputs of torchvision's detectors, whose anchors are tensors of the bundle."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ __all__ = ["FasterRcnnDecode", "FcosDecode", "SsdDecode"]
 
 
 class SsdDecode(DetectionDecode):
-    """Outputs of one-stage detectors with fixed anchors: SSD, SSDLite, RetinaNet.
+    """Spec for the outputs of one-stage detectors with fixed anchors: SSD, SSDLite, RetinaNet.
 
     ``logits [N, A, classes (+1)]``, and ``boxes [N, A, 4]`` as (dx, dy, dw, dh) relative to the anchors.
     """
 
     kind: Literal["ssd"] = "ssd"
     anchors: str
-    """Tensor ``[A, 4]`` float32: x1 y1 x2 y2 in input pixels."""
+    """Tensor of the anchors, ``[A, 4]`` float32: x1 y1 x2 y2 in input pixels."""
     activation: Literal["softmax", "sigmoid"]
     """Function that turns logits into scores."""
     background: bool
     """Whether class 0 of the logits is the background, which is never reported."""
     box_weights: tuple[float, float, float, float]
-    """Divisors of (dx, dy, dw, dh)."""
+    """Divisors of the box deltas (dx, dy, dw, dh)."""
     levels: tuple[int, ...] = ()
     """Number of anchors per feature level; empty if all anchors count as one level."""
     topk: int = 400
-    """Most candidates per level that non-maximum suppression sees, best first."""
+    """Maximum number of candidate boxes per feature level, best first, for non-maximum suppression."""
     per_class: bool = True
     """Whether ``topk`` applies to each class of a level, not to the level as a whole."""
 
 
 class FasterRcnnDecode(DetectionDecode):
-    """Outputs of two-stage detectors with a feature pyramid (torchvision's Faster R-CNN).
+    """Spec for the outputs of two-stage detectors with a feature pyramid (torchvision's Faster R-CNN).
 
     Stage ``main`` gives for level i ``objectness_i [N, A, H, W]`` and ``deltas_i [N, 4A, H, W]`` (dx, dy, dw, dh, not
     divided), and ``features_i [N, C, H, W]`` for the levels in ``roi_levels``.
@@ -50,33 +50,33 @@ class FasterRcnnDecode(DetectionDecode):
 
     kind: Literal["faster-rcnn"] = "faster-rcnn"
     anchors: tuple[str, ...]
-    """One tensor per level, ``[H * W * A, 4]`` float32: x1 y1 x2 y2 in input pixels."""
+    """Tensors of the anchors, one per feature level, ``[H * W * A, 4]`` float32: x1 y1 x2 y2 in input pixels."""
     roi_levels: tuple[int, ...]
-    """Levels from which RoIAlign takes features."""
+    """Feature levels from which RoIAlign takes features."""
     roi_scales: tuple[float, ...]
     """Feature pixels per input pixel, one number per level in ``roi_levels``: powers of two."""
     canonical_scale: int = 224
-    """Side in input pixels of a box that belongs to ``canonical_level``."""
+    """Side in input pixels of a box whose features are taken from the feature level ``canonical_level``."""
     canonical_level: int = 4
-    """Level k0 of Lin et al., "Feature Pyramid Networks", equation 1."""
+    """Feature level for boxes of ``canonical_scale``: k0 of Lin et al., "Feature Pyramid Networks", equation 1."""
     pre_nms_topk: int = 1000
-    """Most proposals per level before non-maximum suppression."""
+    """Maximum number of region proposals per feature level before non-maximum suppression."""
     post_nms_topk: int = 1000
-    """Most proposals after non-maximum suppression: per level, then per image."""
+    """Maximum number of region proposals after non-maximum suppression: per feature level, then per image."""
     rpn_score_threshold: float = 0.0
     rpn_nms_threshold: float = 0.7
     min_size: float = 1e-3
-    """Side in input pixels below which a proposal is dropped."""
+    """Minimum width and height in input pixels of a region proposal."""
     box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
-    """Divisors of (dx, dy, dw, dh) of stage ``head``."""
+    """Divisors of the box deltas (dx, dy, dw, dh) that the stage ``head`` gives."""
     masks: bool = False
     """Whether stages ``mask_roi`` and ``mask`` give the mask of each box (Mask R-CNN)."""
     keypoints: int = 0
-    """Keypoints that stages ``keypoint_roi`` and ``keypoint`` give for each box (Keypoint R-CNN); 0 for none."""
+    """Number of keypoints that ``keypoint_roi`` and ``keypoint`` give for each box (Keypoint R-CNN); 0 for none."""
 
 
 class FcosDecode(DetectionDecode):
-    """Outputs of torchvision's FCOS: a score is the square root of sigmoid(logit) * sigmoid(centerness).
+    """Spec for torchvision's FCOS: a score is the square root of sigmoid(logit) * sigmoid(centerness).
 
     ``logits [N, A, classes]``, ``boxes [N, A, 4]``: distances to left, top, right and bottom from the centre of the
     anchor, in sides of the anchor; ``centerness [N, A, 1]``.
@@ -87,10 +87,10 @@ class FcosDecode(DetectionDecode):
     boxes: str = "boxes"
     centerness: str = "centerness"
     anchors: str
-    """Tensor ``[A, 4]`` float32: x1 y1 x2 y2 in input pixels."""
+    """Tensor of the anchors, ``[A, 4]`` float32: x1 y1 x2 y2 in input pixels."""
     levels: tuple[int, ...] = ()
     """Number of anchors per feature level; empty if all anchors count as one level."""
     score_threshold: float = 0.2
     nms_threshold: float = 0.6
     topk: int = 1000
-    """Most candidates per level that non-maximum suppression sees, best first."""
+    """Maximum number of candidate boxes per feature level, best first, for non-maximum suppression."""

@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import BundleError
 from .blob import PAGE, TENSOR_ALIGNMENT
 from .budget import parse_memory
-from .manifest import Manifest, ModelSpec, SegmentSpec, TensorSpec
+from .manifest import MOST_PIXELS, Manifest, ModelSpec, SegmentSpec, TensorSpec
 
 __all__ = ["check_manifest", "check_spans", "check_weights"]
 
@@ -138,6 +138,10 @@ def _check_model(where: str, content: Manifest, model: ModelSpec) -> None:
         raise BundleError(f"{where}: decode.anchors: tensor {tensor!r} is not listed")
     if min(model.input.size) < 1:
         raise BundleError(f"{where}: input.size: {list(model.input.size)} is not allowed: at least 1 x 1")
+    if model.input.size[0] * model.input.size[1] > MOST_PIXELS:
+        raise BundleError(
+            f"{where}: input.size: {list(model.input.size)} is not allowed: at most {MOST_PIXELS:,} pixels (8K)"
+        )
     if model.bytes < 0:
         raise BundleError(f"{where}: bytes: {model.bytes} is not allowed: at least 0")
 

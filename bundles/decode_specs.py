@@ -1,6 +1,7 @@
-"""Meaning of a model's outputs: one value per kind of head, from which :mod:`gemel.runtime.decode` makes a decoder.
+"""Specs for decoding a model's outputs: one class per kind of outputs.
 
-Values for detectors are in :mod:`.detection_specs` and :mod:`.anchor_specs`.
+:mod:`gemel.runtime.decode` makes a decoder of a spec. Specs for detectors are in :mod:`.detection_specs` and
+:mod:`.anchor_specs`.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ __all__ = [
 
 
 class ClassificationDecode(Value):
-    """Class scores ``[N, classes]`` in the first output; or class numbers, any shape with one number per image."""
+    """Spec for a classifier: class scores ``[N, classes]`` in the first output, or one class number per image."""
 
     kind: Literal["classification"] = "classification"
     activation: Literal["softmax", "sigmoid", "none"] = "softmax"
@@ -58,7 +59,7 @@ class ClassificationDecode(Value):
     classes: int
     """Number of scores. 1 with ``sigmoid`` or ``none`` is a binary classifier: the score of "yes"."""
     top_k: int = 5
-    """Most classes that one result names, best first."""
+    """Maximum number of classes in one result, best first."""
     multi_label: bool = False
     """Whether an image may have several classes: all above the threshold are reported, by default above 0.5."""
     class_numbers: bool = False
@@ -66,15 +67,18 @@ class ClassificationDecode(Value):
 
 
 class EmbeddingDecode(Value):
-    """One vector per image in the first output: ``[N, D]``, or ``[N, C, H, W]``, which is averaged over H and W."""
+    """Spec for an embedding, one vector per image in the first output: ``[N, D]``, or ``[N, C, H, W]``, averaged over
+    H and W."""
 
     kind: Literal["embedding"] = "embedding"
     normalize: bool = True
-    """Whether to divide by the Euclidean norm, so that a dot product is the cosine similarity."""
+    """Whether to divide a vector by its Euclidean norm, so that a dot product is the cosine similarity."""
 
 
 class SegmentationDecode(Value):
-    """A class per pixel: ``output [N, C, h, w]`` of scores, or ``[N, h, w]`` or ``[N, 1, h, w]`` of class numbers.
+    """Spec for semantic segmentation, a class per pixel.
+
+    ``output`` has scores ``[N, C, h, w]`` or ``[N, h, w, C]``, or class numbers ``[N, h, w]`` or ``[N, 1, h, w]``.
 
     With one class and without ``class_numbers``, the output is the score of that class: a pixel belongs to the class if
     the score is above 0.5.
@@ -88,20 +92,22 @@ class SegmentationDecode(Value):
     """Whether the output has class numbers (ArgMax), not scores."""
     activation: Literal["softmax", "sigmoid", "none"] = "none"
     """Function that turns the output into scores; only a threshold needs scores, the best class does not."""
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
+    """Order of an output's four axes; TensorFlow's models have the classes last."""
 
 
 class OcrDecode(Value):
-    """Scores of characters along one line of text, decoded greedily as CTC: the best character of each step.
+    """Spec for a text recogniser: scores of characters along one line, decoded greedily as CTC.
 
-    Repeated characters count once, and blanks are dropped.
+    The best character of each step is taken, repeated characters count once, and blanks are dropped.
     """
 
     kind: Literal["ocr"] = "ocr"
     output: str
     charset: tuple[str, ...]
-    """Text of each class, in the order of the output's last axis; that of the blank is ignored."""
+    """Character of each class, in the order of the output's last axis; that of the blank is ignored."""
     blank: int = 0
-    """Class that stands for no character."""
+    """Number of the class that stands for no character."""
     layout: Literal["NTC", "TNC"] = "NTC"
     """Axes of the output: N images, T steps, C classes."""
     activation: Literal["none", "softmax"] = "none"
@@ -109,7 +115,7 @@ class OcrDecode(Value):
 
 
 class RawDecode(Value):
-    """Outputs that are reported as the model gives them."""
+    """Spec for outputs that are reported as the model gives them."""
 
     kind: Literal["raw"] = "raw"
 
@@ -134,4 +140,4 @@ DecodeSpec = Annotated[
     | CenterFaceDecode,
     Field(discriminator="kind"),
 ]
-"""Meaning of a model's outputs, told apart by ``kind``."""
+"""Any spec for decoding a model's outputs; the field ``kind`` tells specs apart."""

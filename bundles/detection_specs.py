@@ -1,6 +1,7 @@
-"""Meaning of a detector's outputs: one value per layout of outputs.
+"""Specs for decoding a detector's outputs: one class per layout of outputs.
 
-N is the batch, C the number of classes, A the number of places that a detector scores, K a number of candidates.
+N is the batch, C the number of classes, A the number of candidate boxes that a detector scores, K a number of
+detections.
 """
 
 from __future__ import annotations
@@ -25,51 +26,56 @@ __all__ = [
 
 
 class DetectionDecode(Value):
-    """Fields that all detectors share."""
+    """Base of the specs for decoding detectors: classes, thresholds and limits, which all detectors have."""
 
     classes: int
-    """Number of classes, the background not counted."""
+    """Number of the detector's classes, the background not counted."""
     first_class: int = 0
     """Number that the model's own library gives to the first class: 1 where number 0 is the background."""
     score_threshold: float = 0.05
-    """Score below which a candidate is dropped before non-maximum suppression."""
+    """Score below which a candidate box is dropped before non-maximum suppression."""
     nms_threshold: float = 0.5
-    """Overlap (IoU) above which non-maximum suppression drops the lower score."""
+    """Overlap (IoU) of two boxes above which non-maximum suppression drops the one with the lower score."""
     max_detections: int = 100
-    """Most detections that one image may have."""
+    """Maximum number of detections in one image."""
     topk: int = 1000
-    """Most candidates per class, best first, that non-maximum suppression sees: bounds the time of a bad model."""
+    """Maximum number of candidate boxes per class, best first, for non-maximum suppression, so that a bad model cannot
+    take long."""
 
 
 class _Parts(DetectionDecode):
-    """Fields of a detector whose rows may end with the coefficients of a mask, or with keypoints."""
+    """Base of the specs for detectors whose output rows may end with mask coefficients or with keypoints."""
 
     masks: int = 0
-    """Coefficients of a mask at the end of each row; 0 for a detector without masks."""
+    """Number of mask coefficients at the end of each output row; 0 for a detector without masks."""
     prototypes: str | None = None
-    """Output ``[N, masks, h, w]`` that the coefficients combine: a mask is sigmoid(coefficients @ prototypes)."""
+    """Name of the output with mask prototypes ``[N, masks, h, w]``: a mask is sigmoid(coefficients @ prototypes)."""
     keypoints: int = 0
-    """Keypoints at the end of each row, in input pixels; 0 for a detector without keypoints."""
+    """Number of keypoints (in input pixels) at the end of each output row; 0 for a detector without keypoints."""
     keypoint_values: Literal[2, 3] = 3
-    """Values per keypoint: x, y and, if 3, a score from 0 to 1."""
+    """Number of values per keypoint: x, y and, if 3, a score from 0 to 1."""
 
 
 class GridDecode(_Parts):
-    """Decoded boxes and class scores, one row per place: YOLOv5, YOLOv7, YOLOv8, YOLO11; Ultralytics' RT-DETR.
+    """Spec for YOLOv5, YOLOv7, YOLOv8, YOLO11 and Ultralytics' RT-DETR: a row of box and class scores per candidate.
 
     ``output [N, A, 4 (+ 1) + C (+ masks) (+ keypoints * keypoint_values)]``: the box, the objectness if there is one,
-    one score per class, then the mask or the keypoints. A place is reported under its best class only, as Ultralytics
-    does. Boxes are clipped to the frame after non-maximum suppression.
+    one score per class, then the mask or the keypoints. A candidate is reported under its best class only, as
+    Ultralytics does, unless ``every_class`` is set. Boxes are clipped to the frame after non-maximum suppression.
     """
 
     kind: Literal["grid"] = "grid"
     output: str
     transposed: bool
-    """Whether the output is ``[N, values, A]``, as of YOLOv8 and YOLO11."""
+    """Whether the output is ``[N, values, A]`` and not ``[N, A, values]``, as in YOLOv8 and YOLO11."""
     objectness: bool
     """Whether rows have an objectness after the box, by which class scores are multiplied."""
+    boxes: str | None = None
+    """Name of an output ``[N, A, 4]`` with the boxes; None if the rows of ``output`` begin with them."""
+    every_class: bool = False
+    """Whether a candidate is reported under every class above the threshold, and not under its best class only."""
     box: Literal["cxcywh", "xyxy"] = "cxcywh"
-    """Centre, width and height; or the corners."""
+    """Form of a box: centre, width and height, or the corners."""
     normalized: bool = False
     """Whether boxes are fractions of the input's size, not pixels."""
     nms: bool = True
@@ -80,11 +86,11 @@ class GridDecode(_Parts):
     nms_threshold: float = 0.7
     max_detections: int = 300
     topk: int = 30000
-    """Most candidates of all classes together, best first, that non-maximum suppression sees."""
+    """Maximum number of candidate boxes of all classes together, best first, for non-maximum suppression."""
 
 
 class EndToEndDecode(_Parts):
-    """Final detections of a model that suppresses overlaps itself: YOLOv10, YOLO26, exports with ``nms=True``.
+    """Spec for an output of final detections, from a model that suppresses overlaps: YOLOv10, YOLO26, exports with NMS.
 
     ``xyxy-score-class``: ``output [N, K, 6 (+ masks) (+ keypoints * keypoint_values)]``: x1 y1 x2 y2, score, class.
     ``cxcywh-score-class``: the same with centre, width and height (RT-DETR of Ultralytics 8.4, normalized).
@@ -102,10 +108,10 @@ class EndToEndDecode(_Parts):
 
 
 class YoloxDecode(DetectionDecode):
-    """Outputs of YOLOX: ``output [N, A, 5 + C]``, the levels of ``strides`` one behind the other.
+    """Spec for the output of YOLOX: ``output [N, A, 5 + C]``, feature level after feature level.
 
-    A row has the centre relative to its cell, the logarithms of width and height, all in cells; the objectness and one
-    score per class, both after the sigmoid. A place is reported under its best class only.
+    A row has the centre of a box relative to its cell and the logarithms of width and height, all in cells, then the
+    objectness and one score per class, both after the sigmoid. A candidate is reported under its best class only.
     """
 
     kind: Literal["yolox"] = "yolox"
@@ -115,11 +121,11 @@ class YoloxDecode(DetectionDecode):
     score_threshold: float = 0.25
     nms_threshold: float = 0.45
     topk: int = 30000
-    """Most candidates of all classes together, best first, that non-maximum suppression sees."""
+    """Maximum number of candidate boxes of all classes together, best first, for non-maximum suppression."""
 
 
 class DetrDecode(DetectionDecode):
-    """Outputs of DETR and its descendants in Hugging Face's layout; overlaps need no suppression.
+    """Spec for the outputs of DETR and its descendants in Hugging Face's layout; overlaps need no suppression.
 
     ``logits [N, Q, C (+ 1)]`` of Q object queries, with the background last if the activation is a softmax;
     ``boxes [N, Q, 4]``: centre, width and height as fractions of the input's size. With a softmax an object query is
@@ -136,7 +142,7 @@ class DetrDecode(DetectionDecode):
 
 
 class TripletDecode(DetectionDecode):
-    """Final detections in three outputs: the official exports of RT-DETR and D-FINE, torchvision's own export.
+    """Spec for final detections in three outputs: official exports of RT-DETR and D-FINE, torchvision's own export.
 
     ``labels [N, K]`` with class numbers from ``first_class``, ``boxes [N, K, 4]`` x1 y1 x2 y2, ``scores [N, K]``. The
     batch axis may be missing.
@@ -153,12 +159,12 @@ class TripletDecode(DetectionDecode):
 
 
 class GflDecode(DetectionDecode):
-    """Outputs of NanoDet and PicoDet: each distance from a point to a side of the box is a distribution over bins.
+    """Spec for NanoDet and PicoDet: each distance from a point to a side of the box is a distribution over bins.
 
     ``scores``: one output per level, ``[N, h * w, C]`` or ``[N, C, h, w]``. ``distances``: the same with
     ``4 * (reg_max + 1)`` values: left, top, right, bottom. A distance is the mean of the bin numbers under their
-    softmax, in cells. Without ``distances``, ``scores`` is one joint output ``[N, A, C + 4 * (reg_max + 1)]`` with the
-    levels one behind the other. A place is reported under every class above the threshold.
+    softmax, in cells. Without ``distances``, ``scores`` is one joint output ``[N, A, C + 4 * (reg_max + 1)]``, level
+    after level. A candidate is reported under every class that scores above the threshold.
     """
 
     kind: Literal["gfl"] = "gfl"
@@ -167,19 +173,19 @@ class GflDecode(DetectionDecode):
     strides: tuple[int, ...] = (8, 16, 32, 64)
     """Input pixels per cell, one number per level."""
     reg_max: int = 7
-    """Number of the last bin."""
+    """Number of the last bin of a distance's distribution; bins are numbered from 0."""
     activation: Literal["none", "sigmoid"] = "none"
     """Function that turns class values into scores."""
     cell_offset: float = 0.5
-    """Place of the point in its cell, in cells: 0.5 in NanoDet and PicoDet, 0 in NanoDet-Plus."""
+    """Position in its cell, in cells, of the point that distances start from: 0.5, or 0 in NanoDet-Plus."""
     nms_threshold: float = 0.6
 
 
 class FaceGridDecode(DetectionDecode):
-    """Outputs of face detectors with landmarks: SCRFD, RetinaFace, YuNet.
+    """Spec for the outputs of face detectors with landmarks: SCRFD, RetinaFace, YuNet.
 
-    Every tuple of outputs has one name per level of ``strides``, or one name if the levels lie one behind the other.
-    A batch axis may be missing. P is ``landmarks``.
+    Every tuple of outputs has one name per level of ``strides``, or one name for an output with all levels. A batch
+    axis may be missing. P is ``landmarks``.
 
     - ``scrfd``: ``scores [N, A, 1]``, ``boxes [N, A, 4]`` distances to left, top, right, bottom in cells from the
       cell's upper left corner, ``points [N, A, 2P]`` relative to the corner in cells; ``kinds`` rows per cell.
@@ -194,20 +200,20 @@ class FaceGridDecode(DetectionDecode):
     scores: tuple[str, ...]
     boxes: tuple[str, ...]
     points: tuple[str, ...] = ()
-    """Outputs with landmarks; empty for a detector without landmarks."""
+    """Names of the outputs with landmarks; empty for a detector without landmarks."""
     objectness: tuple[str, ...] = ()
     strides: tuple[int, ...] = (8, 16, 32)
     """Input pixels per cell, one number per level."""
     activation: Literal["none", "sigmoid", "softmax"] = "none"
     """Function that turns ``scores`` (and ``objectness``) into probabilities."""
     kinds: int = 2
-    """Rows per cell of ``scrfd``."""
+    """Number of output rows per cell, for the style ``scrfd``."""
     min_sizes: tuple[tuple[float, ...], ...] = ((16, 32), (64, 128), (256, 512))
-    """Sides in input pixels of the priors of ``retinaface``, one tuple per level."""
+    """Sides in input pixels of the priors (square anchors), one tuple per level, for the style ``retinaface``."""
     variances: tuple[float, float] = (0.1, 0.2)
-    """Factors of (dx, dy) and of (dw, dh) of ``retinaface``."""
+    """Factors of the box values (dx, dy) and (dw, dh), for the style ``retinaface``."""
     landmarks: int = 5
-    """Landmarks per face."""
+    """Number of landmarks per face."""
     classes: int = 1
     score_threshold: float = 0.5
     nms_threshold: float = 0.4
@@ -215,24 +221,24 @@ class FaceGridDecode(DetectionDecode):
 
 
 class YoloHead(Value):
-    """One output of a YOLOv3-style detector."""
+    """Output of a YOLOv3-style detector for one feature level, with its stride and anchors."""
 
     output: str
     stride: int
     """Input pixels per cell of the output."""
     anchors: tuple[tuple[float, float], ...]
-    """Width and height in input pixels."""
+    """Width and height of each anchor in input pixels."""
 
 
 class YoloDecode(DetectionDecode):
-    """Outputs of YOLOv3-style heads: each ``[N, A * (5 + classes), H, W]``, all values before the sigmoid."""
+    """Spec for the outputs of YOLOv3-style heads: each ``[N, A * (5 + classes), H, W]``, all before the sigmoid."""
 
     kind: Literal["yolo"] = "yolo"
     heads: tuple[YoloHead, ...]
 
 
 class CenterFaceDecode(DetectionDecode):
-    """Outputs of CenterFace: heatmap ``[N, 1, H, W]``; scale and offset ``[N, 2, H, W]``, the vertical value first."""
+    """Spec for CenterFace: heatmap ``[N, 1, H, W]``; scale and offset ``[N, 2, H, W]``, the vertical value first."""
 
     kind: Literal["centerface"] = "centerface"
     heatmap: str

@@ -15,13 +15,16 @@ from pydantic import Field, ValidationError, field_validator
 
 from ..errors import BundleError, FeedError
 from .decode_specs import DecodeSpec
+from .output_specs import OutputSpec
 from .value import Value, problem
 
 __all__ = [
+    "MOST_PIXELS",
     "SCHEMA_VERSION",
     "DeviceSpec",
     "FeedSpec",
     "FileSpec",
+    "Hardware",
     "Id",
     "InputSpec",
     "Manifest",
@@ -34,6 +37,7 @@ __all__ = [
     "SegmentSpec",
     "Stage",
     "TensorSpec",
+    "Transport",
     "feeds_from",
     "parse_manifest",
 ]
@@ -41,15 +45,21 @@ __all__ = [
 SCHEMA_VERSION = "1.0"
 """Version that this gemel writes; it reads every version of the same major number."""
 
+MOST_PIXELS = 7680 * 4320
+"""Maximum number of pixels of a model's input: those of an 8K frame."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
 """Name of a feed, query, model or stage. Names become parts of file names, so none may lead out of a folder."""
 Id = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 """First 128 bits of a SHA-256, in hex: names tensors and programs by their content."""
 DType = Annotated[str, Field(pattern=r"^(float(16|32|64)|u?int(8|16|32|64)|bool)$")]
-"""Element type, as NumPy calls it."""
+"""Name of an array's element type, as NumPy calls it."""
 Size = Annotated[int, Field(ge=0)]
-"""Bytes, or elements along one axis."""
+"""Number of bytes, or of elements along one axis of a tensor."""
 Precision = Literal["fp32", "fp16", "int8"]
+Transport = Literal["auto", "tcp", "udp"]
+"""Transport of RTSP. ``auto`` is TCP, or UDP where the camera offers no TCP."""
+Hardware = Literal["none", "auto", "cuda", "vaapi", "v4l2"]
+"""Device that decodes videos. ``none`` is the processor; ``auto`` is a device if one is there."""
 
 
 class InputSpec(Value):
@@ -61,13 +71,15 @@ class InputSpec(Value):
     """
 
     size: tuple[int, int]
-    """Height and width in pixels."""
+    """Height and width of the model's input in pixels."""
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     scale: float = 1 / 255
     color: Literal["rgb", "bgr", "gray"] = "rgb"
     fit: Literal["stretch", "letterbox", "letterbox-center"] = "stretch"
     pad: float = 0.0
+    rounding: Literal["nearest", "up", "down"] = "nearest"
+    """Way to round the sides of a letterboxed frame to whole pixels."""
 
 
 class Port(Value):
@@ -95,10 +107,10 @@ class Stage(Value):
 
 
 class ModelSpec(Value):
-    """One distinct model, which one or more queries use."""
+    """Entry of the manifest for one distinct model, which one or more queries use."""
 
     stages: dict[Name, Stage]
-    """Stage ``main`` takes the frame; two-stage detectors have more stages."""
+    """Stages of the model by name. ``main`` takes the frame; two-stage detectors have more stages."""
     input: InputSpec
     decode: DecodeSpec
     mode: Literal["bound", "constant"] = "bound"
@@ -113,25 +125,25 @@ class ModelSpec(Value):
     segments: tuple[str, ...]
     """Segments that must be resident before the model can run."""
     source: dict[str, Any] = Field(default={})
-    """Model section of the workload, for ``gemel check`` and for people."""
+    """Copy of the workload's ``model`` entry (factory or ONNX file, weights, input) that was compiled."""
 
 
 class ProgramSpec(Value):
-    """Graph without weights, named by the hash of its canonical form."""
+    """Entry of the manifest for one program: a graph without weights, named by the hash of its canonical form."""
 
     models: tuple[str, ...]
-    """Models that run this program."""
+    """Names of the models that run this program."""
     inputs: int
     """Number of weights that are inputs of the program."""
 
 
 class TensorSpec(Value):
-    """Place and shape of one distinct weight array in the blob."""
+    """Position and shape of one distinct weight array in the blob."""
 
     offset: Size
-    """Bytes from the start of the blob."""
+    """Bytes from the start of the blob to the tensor."""
     length: Size
-    """Bytes."""
+    """Length of the tensor in bytes."""
     dtype: DType
     shape: tuple[Size, ...]
 
@@ -141,24 +153,28 @@ class SegmentSpec(Value):
 
     models: tuple[str, ...]
     offset: Size
-    """Bytes from the start of the blob."""
+    """Bytes from the start of the blob to the segment."""
     length: Size
-    """Bytes, without the padding behind the last tensor."""
+    """Length of the segment in bytes, without the padding behind the last tensor."""
     tensors: tuple[Id, ...]
 
 
 class FeedSpec(Value):
-    """One camera or file. Relative paths have been made absolute; ``package:`` sources stay as they are."""
+    """Feed: one camera or file. Relative paths have been made absolute; ``package:`` sources stay as they are."""
 
     source: str
     fps: float | None = None
     """Frames per second that queries see; the source's own rate if None."""
     loop: bool = False
     """Whether a recording starts again when it ends."""
+    transport: Transport = "auto"
+    timeout: float = Field(default=5.0, gt=0, le=3600)
+    """Seconds without an answer or a picture after which a camera counts as silent and is opened again."""
+    hardware: Hardware = "none"
 
 
 class QuerySpec(Value):
-    """One feed, the model that looks at it, and the task."""
+    """Query: a feed, the model that runs on the feed's frames, and the task."""
 
     feed: str
     model: str
@@ -166,11 +182,11 @@ class QuerySpec(Value):
     labels: tuple[str, ...] | None = None
     """Names of classes in the order of the model's outputs, the background not counted."""
     classes: tuple[str, ...] | None = None
-    """Labels or class numbers that are reported; all classes if None."""
+    """Labels or numbers of the classes that the query reports; all classes if None."""
     threshold: float | None = None
     """Score below which results are not reported; the decoder's own threshold if None."""
     target: float = 0.95
-    """Accuracy to keep, relative to the unmerged model, from 0 to 1."""
+    """Accuracy that the query must keep, relative to the unmerged model, from 0 to 1."""
 
 
 class DeviceSpec(Value):
@@ -182,7 +198,7 @@ class DeviceSpec(Value):
 
 
 class FileSpec(Value):
-    """Size and SHA-256 (hex) of one file."""
+    """Size and SHA-256 (hex) of one file of a bundle."""
 
     bytes: int
     sha256: str
@@ -204,6 +220,8 @@ class Manifest(Value):
     tensors: dict[Id, TensorSpec]
     """Tensors by the hash of dtype, shape and bytes."""
     segments: dict[Name, SegmentSpec]
+    outputs: tuple[OutputSpec, ...] = ()
+    """Outputs of a run, in the order of the workload."""
     blob: str = "weights.bin"
     files: dict[str, FileSpec]
     """Every file of the bundle except the manifest."""
@@ -269,5 +287,7 @@ def feeds_from(feeds: Mapping[str, FeedSpec], sources: Mapping[str, str]) -> dic
     """
     for name in sources:
         if name not in feeds:
-            raise FeedError(f"feed {name!r} is not in the bundle; its feeds are {', '.join(feeds)}")
+            # Without a name, --feed takes the beginning of an address, which may hold a password, for one.
+            shown = f"feed {name!r}" if re.fullmatch(r"[\w .-]{1,64}", name) else "--feed NAME=SOURCE: NAME"
+            raise FeedError(f"{shown} is not in the bundle; its feeds are {', '.join(feeds)}")
     return {name: spec.model_copy(update={"source": sources.get(name, spec.source)}) for name, spec in feeds.items()}

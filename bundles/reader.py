@@ -1,4 +1,4 @@
-"""Reader of bundles: manifest, files and mapped blob. No file outside the bundle's folder is ever opened."""
+"""Reader of bundles: manifest, files and tensors of the blob. No file outside the bundle's folder is ever opened."""
 
 from __future__ import annotations
 
@@ -39,7 +39,6 @@ class Bundle:
         self.path = path
         self.manifest = content
         self.id = digest
-        self._blob: NDArray[np.uint8] | None = None
 
     def file(self, name: str) -> Path:
         """Return the path of one of the bundle's files.
@@ -52,16 +51,33 @@ class Bundle:
         return self.path / name
 
     def tensor(self, name: str) -> NDArray[Any]:
-        """Return a read-only view of a tensor in the mapped blob; its bytes are read from disk when they are used."""
-        if self._blob is None:
-            self._blob = np.memmap(self.file(self.manifest.blob), np.uint8, "r")
-        return view(self._blob, self.manifest.tensors[name])
+        """Read a tensor from the blob. The array is read-only.
+
+        Raises:
+            BundleError: the blob was shortened since the bundle was opened, or cannot be read.
+        """
+        path, spec = self.file(self.manifest.blob), self.manifest.tensors[name]
+        try:
+            # Not mapped: a page that is gone because another program shortened the file would end this process.
+            data = np.fromfile(path, np.uint8, spec.length, offset=spec.offset)
+        except OSError as error:
+            raise BundleError(f"{path}: cannot be read: {error.strerror}") from error
+        if len(data) < spec.length:
+            raise BundleError(f"{path}: ends after {spec.offset + len(data)} bytes; it was shortened")
+        data.flags.writeable = False
+        return view(data, spec, at=0)
 
 
-def view(blob: NDArray[np.uint8], spec: TensorSpec) -> NDArray[Any]:
-    """Return one tensor as an array that is a view of the mapped blob, without a copy."""
-    data = blob[spec.offset : spec.offset + spec.length]
-    return data.view(np.dtype(spec.dtype)).reshape(spec.shape)
+def view(data: NDArray[np.uint8], spec: TensorSpec, *, at: int | None = None) -> NDArray[Any]:
+    """Return one tensor as an array that is a view of bytes, without a copy.
+
+    Args:
+        data: bytes that hold the tensor.
+        spec: dtype, shape and place of the tensor in the blob.
+        at: offset of the tensor in ``data``; if left out, ``data`` is the whole blob.
+    """
+    begin = spec.offset if at is None else at
+    return data[begin : begin + spec.length].view(np.dtype(spec.dtype)).reshape(spec.shape)
 
 
 def open_bundle(path: str | Path) -> Bundle:

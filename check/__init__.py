@@ -1,1 +1,1 @@
-"""Checks of a bundle: its contents, its speed, and its answers compared with those of the source models."""
+"""Checks of a bundle: its contents, its speed, and its answers compared with those of its source models."""

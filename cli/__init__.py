@@ -1,4 +1,4 @@
-"""Commands: ``gemel``, and ``gemel-compile`` and ``gemel-run`` as short names of two of its subcommands.
+"""Command line: ``gemel`` with its subcommands, and ``gemel-compile`` and ``gemel-run`` as short names of two of them.
 
 Each command imports what it needs when it runs. ``gemel-run`` therefore works with only the light runtime installed,
 and ``--help`` loads none of PyTorch, ONNX and ONNX Runtime.
@@ -6,6 +6,7 @@ and ``--help`` loads none of PyTorch, ONNX and ONNX Runtime.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ import typer
 
 from ..console import print_error
 from ..errors import GemelError
+from ..streams import forgiving_output
 from .analyze import analyze_command
 from .bench import bench_command
 from .check import check_command
@@ -60,21 +62,21 @@ for _name, _command in _COMMANDS.items():
 
 @app.callback()
 def _gemel(version: VersionOpt = False) -> None:
-    """Accept flags that come before the name of a command."""
+    """Accept flags that come before the name of a ``gemel`` subcommand."""
 
 
 def main() -> None:
-    """Run ``gemel``, and exit with its status."""
+    """Run the command ``gemel``, and exit with its status."""
     _run(app)
 
 
 def compile_main() -> None:
-    """Run ``gemel-compile``, and exit with its status."""
+    """Run the command ``gemel-compile``, and exit with its status."""
     _run_alone(compile_command)
 
 
 def run_main() -> None:
-    """Run ``gemel-run``, and exit with its status."""
+    """Run the command ``gemel-run``, and exit with its status."""
     _run_alone(run_command)
 
 
@@ -87,9 +89,11 @@ def _run_alone(command: Callable[..., None]) -> None:
 def _run(commands: typer.Typer) -> None:
     """Run a command; print an expected error as one line, unless ``--debug`` asks for the traceback."""
     try:
-        commands()
+        with forgiving_output():
+            commands()
     except (GemelError, OSError) as error:
         if "--debug" in sys.argv:
             raise
-        print_error(error)
+        with contextlib.suppress(OSError):
+            print_error(error)
         sys.exit(getattr(error, "exit_code", 1))

@@ -1,4 +1,4 @@
-"""Command ``gemel analyze``."""
+"""Command ``gemel analyze``: show which layers the models of a workload could share, and the bytes this would save."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["analyze_command"]
 
 _ROWS = 20
-"""Groups that the table lists one by one; the rest are summed in its last row."""
+"""Maximum number of groups of layers that the table lists one by one; its last row sums up the rest."""
 
 
 def analyze_command(

@@ -1,4 +1,4 @@
-"""Command ``gemel bench``."""
+"""Command ``gemel bench``: measure a bundle against plain ONNX Runtime sessions of the same models."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def bench_command(
     json_file: JsonOpt = None,
     debug: DebugOpt = False,
 ) -> None:
-    """Measure swap-in, latency and memory beside plain ONNX Runtime sessions of the same models.
+    """Measure swap-in, latency and memory of a bundle, and of plain ONNX Runtime sessions of the same models.
 
     [dim]gemel bench bundle/ --json bench.json[/dim]
     """

@@ -1,4 +1,4 @@
-"""Command ``gemel check``."""
+"""Command ``gemel check``: check a bundle's files, and compare it with its source models and with a baseline."""
 
 from __future__ import annotations
 
@@ -101,10 +101,10 @@ def check_command(
 def _check_flags(
     against: Path | None, accuracy: bool, baseline: Path | None, write_baseline: Path | None, latency: bool
 ) -> None:
-    """Refuse flags that need another one or exclude each other.
+    """Refuse flags of ``gemel check`` that need another flag or exclude each other.
 
     Raises:
-        InputError: naming the flag.
+        InputError: such a flag was given; the message names it.
     """
     if baseline is not None and write_baseline is not None:
         raise InputError("--write-baseline: cannot be given with --baseline, which reads an earlier file")

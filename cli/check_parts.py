@@ -1,7 +1,7 @@
-"""Parts of ``gemel check``.
+"""Steps of ``gemel check``: files, sharing, outputs, accuracy and baseline.
 
-Each part prints one line per finding and adds its findings to the report for ``--json``. Parts that judge return the
-names of what failed.
+Each step prints one line per finding and adds its findings to the report for ``--json``. Steps that judge return the
+names of the models, queries or tensors that failed.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ __all__ = [
 ]
 
 CheckReport = dict[str, Any]
-"""Findings by part, as a value that JSON can hold."""
+"""Findings of ``gemel check`` by step (files, sharing, models, ...), as a value that JSON can hold."""
 
 
 def check_files(console: Console, bundle: Bundle, report: CheckReport) -> None:
     """Compare every file of a bundle, of its device caches and of its engines with the recorded hash.
 
     Raises:
-        BundleError: naming the first file that is damaged.
+        BundleError: a file is damaged; the message names the first.
     """
     from ..bundles.reader import verify
     from ..runtime.engines.store import engines_in
@@ -60,10 +60,10 @@ def check_files(console: Console, bundle: Bundle, report: CheckReport) -> None:
 
 
 def check_sharing(console: Console, bundle: Bundle, report: CheckReport) -> list[str]:
-    """Count the merged tensors that are still one tensor in the bundle.
+    """Count the tensors that a merge made equal and that are still stored once in the bundle.
 
     Returns:
-        Tensors that the bundle holds in several precisions, which no compiler writes.
+        Names of merged tensors that the bundle holds in several precisions, which no compiler writes.
     """
     from ..bundles.merged_tensors import merged_tensors
 
@@ -83,10 +83,10 @@ def check_sharing(console: Console, bundle: Bundle, report: CheckReport) -> list
 def check_outputs(
     console: Console, bundle: Bundle, workload: Workload, rtol: float, atol: float, report: CheckReport
 ) -> list[str]:
-    """Compare the outputs and answers of every model with those of its source.
+    """Compare the outputs and the decoded answers of every model in a bundle with those of its source model.
 
     Returns:
-        Models whose outputs differ by more than is allowed, and ``answers of MODEL`` where only answers do.
+        Names of models whose outputs differ by more than is allowed, and ``answers of MODEL`` where only answers do.
     """
     try:
         from ..check.source.numerics import compare_with_source
@@ -118,10 +118,10 @@ def check_outputs(
 
 
 def check_accuracy(console: Console, bundle: Bundle, workload: Workload, report: CheckReport) -> list[str]:
-    """Compare the accuracy of every query with that of its source model.
+    """Compare the accuracy of every query of a bundle with the accuracy of the query's source model.
 
     Returns:
-        ``accuracy of QUERY`` for every query that is too far from its source.
+        ``accuracy of QUERY`` for every query whose accuracy is too far from that of its source model.
     """
     accuracies: dict[str, dict[str, Any]] = {}
     report["accuracy"] = accuracies
@@ -143,10 +143,10 @@ def check_accuracy(console: Console, bundle: Bundle, workload: Workload, report:
 
 
 def check_baseline(console: Console, bundle: Bundle, before: Baseline, latency: bool, report: CheckReport) -> list[str]:
-    """Compare a bundle with a baseline.
+    """Compare a bundle's programs, sizes, sharing, engines and, if asked, run times with a recorded baseline.
 
     Returns:
-        Names of what got worse.
+        Names of the figures that got worse.
     """
     from ..check.regression.baseline import baseline_of
     from ..check.regression.regressions import compare_baselines
@@ -163,7 +163,7 @@ def check_baseline(console: Console, bundle: Bundle, before: Baseline, latency: 
 
 
 def save_baseline(console: Console, bundle: Bundle, path: Path, latency: bool) -> None:
-    """Write the baseline of a bundle to a file.
+    """Write the present figures of a bundle to a file, as a baseline for later checks.
 
     Raises:
         InputError: the file cannot be written.
@@ -177,7 +177,7 @@ def save_baseline(console: Console, bundle: Bundle, path: Path, latency: bool) -
 
 
 def _latency(console: Console, bundle: Bundle) -> dict[str, float]:
-    """Measure the run time of every model, relative to a plain session's."""
+    """Measure the CPU time of a run of every model of a bundle, divided by that of a plain ONNX Runtime session."""
     from ..check.regression.baseline import measure_latency
 
     with progress_bar(console, len(bundle.manifest.models)) as bar:
@@ -189,7 +189,7 @@ def _latency(console: Console, bundle: Bundle) -> dict[str, float]:
 
 
 def _parts(bundle: Bundle) -> dict[str, float]:
-    """Return, per query of a model in lower precision, the part of the source's accuracy that the query must keep."""
+    """Return the fraction of its float32 accuracy that each query in lower precision must keep, by query name."""
     from ..calib.record import CALIBRATION, read_calibration
 
     if CALIBRATION not in bundle.manifest.files:

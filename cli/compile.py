@@ -1,4 +1,4 @@
-"""Command ``gemel compile``, which is also ``gemel-compile``."""
+"""Command ``gemel compile``, which is also ``gemel-compile``: compile a workload into a bundle."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def compile_command(
     from ..bundles.reader import open_bundle
     from ..check.contents.inspect import sizes
     from ..runtime.backends import open_backend
-    from .compile_parts import describe_inputs, note_labels, warn_of_feeds, warn_of_memory
+    from .compile_parts import describe_inputs, note_labels, note_variables, warn_of_feeds, warn_of_memory
     from .precision import PrecisionConverter
 
     console, began = open_console(), perf_counter()
@@ -105,6 +105,8 @@ def compile_command(
         print_stage(console, "input", line)
     if (note := note_labels(bundle)) is not None:
         print_stage(console, "labels", note)
+    if (note := note_variables(bundle)) is not None:
+        print_stage(console, "variables", note)
     if library is not None:
         print_stage(console, "engines", _build(console, bundle, library, targets), began=began)
     elif backend is not None:
@@ -124,10 +126,10 @@ def compile_command(
 
 
 def _library(backend: str | None) -> Library:
-    """Return the TensorRT library of a backend.
+    """Return the library (TensorRT or TensorRT for RTX) that builds the engines of a backend.
 
     Raises:
-        InputError: the backend has no engines.
+        InputError: the backend runs without engines.
     """
     from ..runtime.engines.library import LIBRARIES, find_library
 
@@ -137,7 +139,7 @@ def _library(backend: str | None) -> Library:
 
 
 def _build(console: Console, bundle: Bundle, library: Library, targets: Sequence[str]) -> str:
-    """Build engines for compute capabilities, and return one line about them."""
+    """Build a bundle's TensorRT engines for the given compute capabilities, and return a line about the result."""
     from ..runtime.engines.store import build_engines
 
     with progress_bar(console, len(bundle.manifest.programs)) as bar:

@@ -1,4 +1,4 @@
-"""Command ``gemel eval``."""
+"""Command ``gemel eval``: measure processed frames and accuracy of a live bundle under several budgets and policies."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def eval_command(
 ) -> None:
     """Measure processed frames and accuracy of a bundle that runs live, under each budget and policy.
 
-    An answer stands until the next one. Every answer is compared with that of the
+    Until a query has answered a frame, its previous answer counts. Every answer is compared with that of the
     unmerged models, which have as much memory and time as they need.
 
     [dim]gemel eval bundle/ --against unmerged/ --memory min,50% --json eval.json[/dim]

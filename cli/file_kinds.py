@@ -1,4 +1,4 @@
-"""Recognition of files that were given to a command which takes another kind."""
+"""Checks that the file given to a command is of the right kind (bundle, profile), with advice if it is of another."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ..errors import InputError
 __all__ = ["require_bundle", "require_profile"]
 
 _MOST = 1 << 16
-"""Bytes at the beginning of a file that are looked at."""
+"""Number of bytes at the beginning of a file from which its kind is recognised."""
 
 
 def require_bundle(path: Path) -> Path:
-    """Return a path that may be a bundle's folder; a file is refused, with the command that it goes to.
+    """Return a path that may be a bundle's folder; refuse a file, and name the command that takes such a file.
 
     Raises:
         InputError: the path is a file.
@@ -26,7 +26,7 @@ def require_bundle(path: Path) -> Path:
 
 
 def require_profile(path: Path) -> Path:
-    """Return a path that may be a profile; another kind of file is refused, with the command that it goes to.
+    """Return a path that may be a profile; refuse another kind of file, and name the command that takes it.
 
     Raises:
         InputError: the path is a bundle, a workload or another file that gemel knows.
@@ -38,7 +38,7 @@ def require_profile(path: Path) -> Path:
 
 
 def _kind_of(path: Path) -> tuple[str, str]:
-    """Return what a file or folder is, and what to do with it."""
+    """Return what kind of file or folder a path is (such as "a bundle"), and advice on what to do with it."""
     if path.is_dir():
         if (path / "manifest.json").is_file():
             return "a bundle", f"gemel profile {path} writes a profile of it"

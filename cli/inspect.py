@@ -1,4 +1,4 @@
-"""Command ``gemel inspect``."""
+"""Command ``gemel inspect``: show the models, queries and weights of a bundle, and which weights are shared."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["inspect_command"]
 
 
 def inspect_command(bundle: BundleArg, json_file: JsonOpt = None, debug: DebugOpt = False) -> None:
-    """Show what is in a bundle, and what is shared.
+    """Show the models, queries and weights of a bundle, and which weights models share.
 
     [dim]gemel inspect bundle/ --json bundle.json[/dim]
     """

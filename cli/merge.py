@@ -1,4 +1,4 @@
-"""Command ``gemel merge``."""
+"""Command ``gemel merge``: retrain the models of a workload so that they share weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["merge_command", "parse_budget"]
 
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600}
-"""Unit of ``--budget`` -> seconds."""
+"""Unit of time in the flag ``--budget`` -> its length in seconds."""
 
 
 def merge_command(
@@ -164,7 +164,10 @@ def parse_budget(text: str) -> float:
 
 
 def _listener(bar: Progress, stop: Stop) -> Listener:
-    """Return a listener that prints a line per model and trial, and shows steps, losses and accuracies on the bar."""
+    """Return a listener for a merge that prints a line per model and trial, and shows progress on a bar.
+
+    The bar shows training steps, losses and accuracies.
+    """
     from ..merging.merge import Listener
 
     console, began = bar.console, perf_counter()

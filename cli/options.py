@@ -1,4 +1,4 @@
-"""Arguments and flags that several commands share."""
+"""Arguments and flags that several ``gemel`` commands share."""
 
 from __future__ import annotations
 

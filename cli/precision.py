@@ -1,4 +1,4 @@
-"""Conversion to lower precision for ``gemel-compile --precision``."""
+"""Conversion of models to int8 or fp16 for ``gemel-compile --precision``."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ class PrecisionConverter:
     """Callback of :func:`gemel.compiler.compile.compile_workload` that converts models to lower precision.
 
     Args:
-        workload: the workload that is compiled.
-        output: folder of the bundle; an earlier bundle there may have a calibration.
+        workload: workload that is compiled.
+        output: folder of the bundle; an earlier bundle in this folder may have a calibration.
         precision: precision of queries that name none.
         method: method that chooses int8 ranges.
-        calibration: file with a calibration to use instead of frames.
+        calibration: file with an earlier calibration of the same models, to use instead of frames.
 
     Attributes:
-        report: result of the conversion; None before it, and where no query asks for lower precision.
+        report: result of the conversion; None before the conversion, and if no query asks for lower precision.
 
     Raises:
-        InputError: the precision or the method does not exist, or no query asks for what the calibration is for.
-        CalibrationError: the file is no calibration.
+        InputError: the precision or the method does not exist, or a calibration is given but all queries are float32.
+        CalibrationError: the given file is not a calibration.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class PrecisionConverter:
             return
         try:
             if calibration is None:
-                # Judging needs this package. Judges import it late, when it is too late to say that it is missing.
+                # Judging accuracy needs this package, but imports it only after much work. So it is looked for here.
                 import torchmetrics  # noqa: F401
 
             from ..calib.ranges import METHODS
@@ -82,7 +82,7 @@ class PrecisionConverter:
         )
 
     def __call__(self, models: Sequence[Lowered], step: CompileProgress) -> Mapping[str, bytes]:
-        """Convert models in place, and return the calibration as a file for the bundle."""
+        """Convert compiled models to lower precision in place, and return the calibration as a file for the bundle."""
         if not self._wanted:
             return {}
         from ..calib.convert import convert_precision
@@ -92,7 +92,10 @@ class PrecisionConverter:
         return {} if self.report is None else {CALIBRATION: self.report.calibration.model_dump_json(indent=1).encode()}
 
     def table(self) -> Table | None:
-        """Return a table of all converted queries, in float32 and as compiled; None if all models are float32."""
+        """Return a table of accuracy, size and run time of all converted queries, in float32 and as compiled.
+
+        None if all models are float32.
+        """
         if self.report is None:
             return None
         table = Table(title="precision: float32, then as compiled", title_justify="left", box=SIMPLE)

@@ -1,4 +1,4 @@
-"""Command ``gemel profile``."""
+"""Command ``gemel profile``: measure on this device how long weights take to load and models to run."""
 
 from __future__ import annotations
 
@@ -96,11 +96,11 @@ def profile_command(
 
 
 def profile_to_yaml(measured: Profile, comment: str) -> str:
-    """Return a profile as YAML, one line per entry; ``yaml.safe_dump`` has no such layout.
+    """Return a device profile as YAML with one line per entry, a layout that ``yaml.safe_dump`` does not have.
 
     Args:
         measured: profile to write.
-        comment: text of the first line, which is a comment.
+        comment: text of the comment in the first line.
     """
 
     def entries(value: Any) -> str:

@@ -1,13 +1,15 @@
-"""Command ``gemel run``, which is also ``gemel-run``."""
+"""Command ``gemel run``, which is also ``gemel-run``: run every query of a bundle on its feed."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..console import Stop, check_writable, open_console, parse_pair, print_failures, print_stage
+from ..streams import forgive_output
 from .options import (
     BackendOpt,
     BandwidthOpt,
@@ -20,6 +22,9 @@ from .options import (
     loading_of,
     memory_of,
 )
+
+if TYPE_CHECKING:
+    from ..bundles.output_specs import OutputSpec
 
 __all__ = ["run_command"]
 
@@ -41,12 +46,31 @@ def run_command(
         list[str] | None,
         typer.Option(help="Read a feed from this source; may be given more than once.", metavar="NAME=SOURCE"),
     ] = None,
-    results: Annotated[Path | None, typer.Option(help="Write results.jsonl to this file.", metavar="FILE")] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Let the bundle use this environment variable in cameras' addresses and in outputs; may be given more"
+            " than once. Names that begin with GEMEL_ are always allowed.",
+            metavar="VAR",
+        ),
+    ] = None,
+    outputs: Annotated[
+        Path | None,
+        typer.Option(
+            help="Replace the outputs of the bundle by those of this file, which has the key outputs of a workload;"
+            " none for no outputs.",
+            metavar="FILE.yaml",
+        ),
+    ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(help="Append results to this file as JSON lines; - for the standard output.", metavar="FILE"),
+    ] = None,
     summary: Annotated[
         Path | None, typer.Option("--json", help="Write summary.json to this file.", metavar="FILE")
     ] = None,
     video: Annotated[
-        Path | None, typer.Option(help="Write one annotated video per feed to this folder.", metavar="DIR")
+        Path | None, typer.Option(help="Write annotated videos of every feed to this folder.", metavar="DIR")
     ] = None,
     trace: Annotated[
         Path | None, typer.Option(help="Write a Chrome trace of loading, running and decoding.", metavar="FILE")
@@ -64,19 +88,30 @@ def run_command(
 
     [dim]gemel-run bundle/ --frames 100 --video out/ --results out/results.jsonl[/dim]
     """
+    from ..bundles.output_specs import STDOUT
     from ..bundles.reader import open_bundle
     from ..runtime.backends import check_backend
     from ..runtime.planning.planner import check_policy
     from ..runtime.run import RunOptions, run_bundle
     from .summary_table import summary_table
 
+    # A run without anybody who reads its lines is still a run.
+    forgive_output()
     if backend is not None:
         check_backend(backend)
     size = memory_of(memory)
     check_policy(policy)
-    for path in (results, summary, trace):
+    sources = dict(parse_pair(item) for item in feed or ())
+    # Outputs that cannot be written do not stop the cameras: they are tried again while the run goes on.
+    for path in (summary, trace):
         check_writable(path)
-    console = open_console()
+    opened = open_bundle(bundle)
+    given = None if outputs is None else _outputs_of(outputs)
+    chosen = opened.manifest.outputs if given is None else given
+    to_stdout = str(results) == STDOUT or any(each.jsonl and each.jsonl.path == STDOUT for each in chosen)
+    console = open_console(stderr=to_stdout)
+    for each in chosen:
+        print_stage(console, "output", f"{each.kind or 'unknown'}: {each.target}")
     options = RunOptions(
         backend=backend,
         memory=size,
@@ -86,13 +121,15 @@ def run_command(
         duration=duration,
         offline=offline,
         threads=threads,
-        sources=dict(parse_pair(item) for item in feed or ()),
+        sources=sources,
+        variables=env or (),
+        outputs=given,
         results=results,
         video=video,
         trace=trace,
-        live_table=console.is_terminal,
+        summary=summary,
+        live_table=console.is_terminal and not to_stdout,
     )
-    opened = open_bundle(bundle)
     said: list[str] = []
     with Stop() as stop:
 
@@ -112,15 +149,23 @@ def run_command(
             console.print("stopped while models were prepared for this device; nothing was run")
             raise typer.Exit(stop.exit_code) from None
     console.print(summary_table(outcome))
-    if summary is not None:
-        outcome.write(summary)
     for what, path in (("results", results), ("summary", summary), ("video", video), ("trace", trace)):
-        if path is not None:
+        written = what != "summary" or outcome.unwritten is None
+        if path is not None and str(path) != STDOUT and written:
             print_stage(console, what, str(path))
     if outcome.failures:
         print_failures(console, outcome.failures)
         raise typer.Exit(1)
-    if stop.exit_code and not any(feed.frames for feed in outcome.run.feeds.values()):
+    if stop.exit_code and not any(feed.delivered for feed in outcome.run.feeds.values()):
         console.print("stopped before the first frame")
-        raise typer.Exit(stop.exit_code)
+        return
     console.print(f"Next: gemel inspect {bundle}")
+
+
+def _outputs_of(file: Path) -> Sequence[OutputSpec]:
+    """Return the outputs of a file for ``--outputs``; none for the word ``none``."""
+    if str(file) == "none":
+        return ()
+    from ..workload.document.load_outputs import load_outputs
+
+    return load_outputs(file)

@@ -1,4 +1,4 @@
-"""Command ``gemel simulate``."""
+"""Command ``gemel simulate``: simulate from a profile how many frames a workload would skip under a memory budget."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def simulate_command(
 
 
 def simulation_to_json(plan: Plan, simulation: Simulation) -> dict[str, Any]:
-    """Return a policy's plan and its simulated result as a value that JSON can hold."""
+    """Return the plan of a policy and its simulated result as a value that JSON can hold."""
     return {
         "seconds": simulation.seconds,
         "plan": {
@@ -113,7 +113,7 @@ def _policies(found: dict[str, tuple[Plan, Simulation]]) -> Table:
 
 
 def _queries(found: dict[str, tuple[Plan, Simulation]]) -> Table:
-    """Return a table of the processed part of each query's frames: one row per query, one column per policy."""
+    """Return a table of the percentage of frames that each query processed: a row per query, a column per policy."""
     table = Table("query", *(escape(name) for name in found), box=SIMPLE)
     for query in next(iter(found.values()))[1].queries:
         parts = []

@@ -1,4 +1,4 @@
-"""Table that ``gemel-run`` prints at its end."""
+"""Table of frames and latencies that ``gemel-run`` prints at its end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ __all__ = ["summary_table"]
 
 
 def summary_table(summary: Summary) -> Table:
-    """Return a table with one row per query; memory, and feeds that had trouble, are in the caption."""
+    """Return a table of a run's frames and latencies, one row per query.
+
+    The caption tells the peak of resident weights, which feeds were restarted, corrupt or failed, and which outputs
+    lost something.
+    """
     run = summary.run
     caption = [
         f"{run.seconds:.1f} s on {summary.backend}, weights resident: at most {summary.memory.peak / 1e6:.1f} MB",
@@ -19,6 +23,12 @@ def summary_table(summary: Summary) -> Table:
             f"feed {name}: {feed.restarts} restarts, {feed.corrupt} corrupt frames, {feed.error or 'no error'}"
             for name, feed in run.feeds.items()
             if feed.restarts or feed.corrupt or feed.error
+        ),
+        *(
+            f"output {name}: {counts['written']} written, {counts['dropped']} dropped, {counts['failed']} failed,"
+            f" {counts['error'] or 'too slow'}"
+            for name, counts in summary.outputs.items()
+            if counts["dropped"] or counts["failed"] or counts["error"]
         ),
     ]
     table = Table(box=SIMPLE, caption="\n".join(caption), caption_justify="left")

@@ -1,4 +1,4 @@
-"""Compiler of PyTorch and ONNX models into a bundle with one copy of every weight."""
+"""Compiler that turns the PyTorch and ONNX models of a workload into a bundle, with one copy of every weight."""
 
 from __future__ import annotations
 

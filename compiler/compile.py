@@ -1,4 +1,4 @@
-"""Compilation of a workload into a bundle."""
+"""Compilation of a workload (cameras, queries, models) into a bundle (a folder with graphs, weights and a manifest)."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ from .writing.writer import write_bundle
 __all__ = ["CompileProgress", "ConvertPrecision", "Report", "compile_workload"]
 
 CompileProgress = Callable[[str, str], None]
-"""Function that is told of each finished stage: its name, and what it did."""
+"""Function called after each stage of a compilation, with the name of the stage and a line about what was done."""
 ConvertPrecision = Callable[[Sequence[Lowered], CompileProgress], Mapping[str, bytes]]
-"""Function that converts models to lower precision, in place; returns name -> content of files for the bundle."""
+"""Function that converts models to lower precision in place, and returns files for the bundle (name -> content)."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """Result of a compilation."""
+    """Result of compiling a workload: the bundle that was written, and the bytes that sharing saves in it."""
 
     path: Path
-    """Folder of the bundle."""
+    """Folder of the bundle that was written."""
     manifest: Manifest
     shared: SharedBytes
-    """Bytes that sharing frees, as proved after all passes."""
+    """Bytes saved by storing equal weights once, as proved after all graph passes."""
     merged: Account | None = None
-    """Bytes that the merge frees in the bundle; None if no merge wrote the workload."""
+    """Bytes that the merge saves in the bundle, and those that merge.json reports; None if no merge wrote the
+    workload."""
     nearly_equal: NearlyEqual | None = None
     """Tensors of different models that are not shared because they were rounded differently; None if there are none."""
 
@@ -58,7 +59,7 @@ def compile_workload(
     Args:
         workload: workload to compile.
         output: folder of the bundle.
-        step: called after each stage.
+        step: called after each stage with its name and a line about what was done.
         convert: converts models to lower precision after all passes, see :mod:`gemel.calib`; the compiler proves again
             afterwards that what was shared is still shared.
 
@@ -111,7 +112,7 @@ def _describe(kept: Account) -> str:
 
 
 def _describe_nearly(nearly: NearlyEqual) -> str:
-    """Return a line about tensors that are not shared because of rounding."""
+    """Return a message about tensors of different models that are not shared because they were rounded differently."""
     (model, _, name), (other, _, twin) = nearly.first, nearly.twin
     return (
         f"{_mb(nearly.bytes)} in {nearly.tensors} tensors would be shared but for rounding, first {name} of {model} and"
@@ -120,9 +121,9 @@ def _describe_nearly(nearly: NearlyEqual) -> str:
 
 
 def _lower_all(workload: Workload, model_of: Mapping[str, str], step: CompileProgress) -> list[Lowered]:
-    """Lower every distinct model once, and check the labels of every query against its model.
+    """Turn every distinct model of a workload into ONNX graphs, and check every query's labels against its model.
 
-    ONNX files come first: what is wrong with them shows in seconds, while the export of a PyTorch model takes minutes.
+    ONNX files come first: their errors show in seconds, while the export of a PyTorch model takes minutes.
     """
     models: dict[str, Lowered] = {}
     for query in sorted(workload.queries, key=lambda query: query.model.onnx is None):
@@ -150,8 +151,11 @@ def _check_labels(query: Query, decode: DecodeSpec) -> None:
     classes = getattr(decode, "classes", None)
     if query.labels is None or classes is None:
         return
-    # A binary classifier has one score; its labels are that of "yes", or those of "no" and "yes".
-    allowed = (1, 2) if decode.kind == "classification" and classes == 1 else (classes,)
+    allowed: tuple[int, ...] = (classes,)
+    if decode.kind == "classification" and classes == 1:
+        allowed = (1, 2)  # A binary classifier has one score; its labels are that of "yes", or those of "no" and "yes".
+    elif decode.kind == "segmentation" and classes > 1:
+        allowed = (classes - 1, classes)  # The background needs no label.
     if len(query.labels) not in allowed:
         raise WorkloadError(
             f"query {query.name}: labels: {len(query.labels)} given ({', '.join(query.labels[:3])}"
@@ -160,7 +164,7 @@ def _check_labels(query: Query, decode: DecodeSpec) -> None:
 
 
 def _with_labels(workload: Workload, models: Sequence[Lowered], model_of: Mapping[str, str]) -> Workload:
-    """Return a workload in which queries without labels have those that their models give."""
+    """Return a copy of a workload in which queries without labels have the class names that their models carry."""
     own = {model.name: model.labels for model in models}
 
     def labelled(query: Query) -> Query:

@@ -25,4 +25,10 @@ class Frame:
     time: float
     """Seconds of media time since the feed's first frame. The time keeps growing when the source loops or restarts."""
     arrived: float
-    """Time at which the frame became available for processing, in seconds of the monotonic clock."""
+    """When the camera sent the frame, in seconds of the monotonic clock, by the frame's time stamp.
+
+    A feed that is behind its camera delivers frames that arrived in the past. A frame of a recording arrives when it
+    is due, and in an offline run when it is taken.
+    """
+    at: float = 0.0
+    """The moment of ``arrived`` as Unix time, in seconds of the wall clock; 0 for a frame that no feed delivered."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -24,17 +25,17 @@ class Geometry:
     valid: tuple[int, int]
     """Size of the area of the input that the resized frame covers: all of it unless letterboxed."""
     offset: tuple[int, int] = (0, 0)
-    """Place of that area's corner: (rows from the top, columns from the left)."""
+    """Position of the covered area's upper left corner in the input: (rows from the top, columns from the left)."""
 
     @property
     def area(self) -> tuple[int, int, int, int]:
-        """Edges of the covered area in input pixels: x1 y1 x2 y2."""
+        """Area of the model's input that the frame covers, in input pixels: x1 y1 x2 y2."""
         top, left = self.offset
         return left, top, left + self.valid[1], top + self.valid[0]
 
     @property
     def covered(self) -> tuple[slice, slice]:
-        """Rows and columns of the input that the frame covers, as an index of the last two axes."""
+        """Rows and columns of the model's input that the frame covers, as an index of the last two axes."""
         left, top, right, bottom = self.area
         return slice(top, bottom), slice(left, right)
 
@@ -86,7 +87,7 @@ def resize(frame: NDArray[np.uint8], spec: InputSpec) -> tuple[NDArray[np.uint8]
     valid, offset = (height, width), (0, 0)
     if spec.fit != "stretch":
         ratio = min(height / source[0], width / source[1])
-        valid = (max(1, round(source[0] * ratio)), max(1, round(source[1] * ratio)))
+        valid = (_whole(source[0] * ratio, height, spec), _whole(source[1] * ratio, width, spec))
     if spec.fit == "letterbox-center":
         offset = ((height - valid[0]) // 2, (width - valid[1]) // 2)
     # Detectors are trained and published with bilinear resizing without antialiasing: on 30 frames of a street, area
@@ -97,3 +98,13 @@ def resize(frame: NDArray[np.uint8], spec: InputSpec) -> tuple[NDArray[np.uint8]
     elif spec.color == "gray":
         image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)[:, :, None]
     return np.asarray(image, np.uint8), Geometry(source, (height, width), valid, offset)
+
+
+def _whole(length: float, most: int, spec: InputSpec) -> int:
+    """Return a side of a letterboxed frame in whole pixels, at least 1 and at most ``most``."""
+    if spec.rounding == "nearest":
+        whole = round(length)
+    else:
+        # An error of floats must not add or drop a pixel of a length that is whole.
+        whole = math.ceil(length - 1e-6) if spec.rounding == "up" else math.floor(length + 1e-6)
+    return min(most, max(1, whole))

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Collection
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
-import av
-
-from ..environment import expand
+from ..environment import VariableError, expand
 from ..errors import FeedError, InputError
-from .reader import IMAGE_SUFFIXES, FolderReader, Reader, VideoReader, reason_of
+from .address import shown_address
+from .folder import FolderReader, list_images
+from .open_video import open_video
+from .reader import IMAGE_SUFFIXES, Reader, reason_of
 from .reference import package_file
+from .settings import ReadSettings
+from .video import VideoReader
 
 __all__ = ["FrameSource", "Source", "resolve"]
 
@@ -24,8 +27,6 @@ _ALLOWED = (
 _SCHEMES = ("rtsp", "rtsps", "http", "https")
 _FOLDER_FPS = 10.0
 """Images per second at which a folder of images is read, if its feed states no rate."""
-_TIMEOUT_S = 5.0
-"""Seconds after which opening or reading a stream or device fails."""
 
 
 class FrameSource(Protocol):
@@ -36,8 +37,11 @@ class FrameSource(Protocol):
         """Whether the source is a camera or stream, which is opened again after an end or a failure."""
         ...
 
-    def open(self) -> Reader:
+    def open(self, patience: float = 1.0) -> Reader:
         """Open the source, and return a reader of its frames.
+
+        Args:
+            patience: factor by which to wait longer than usual for pictures.
 
         Raises:
             FeedError: the source cannot be opened at the moment.
@@ -53,9 +57,10 @@ class Source:
     """Name of the feed, which error messages state."""
     kind: Literal["file", "folder", "stream", "device"]
     location: str
-    """Absolute path or URL of the source."""
-    folder_fps: float = _FOLDER_FPS
-    """Images per second at which a folder is read. Other kinds of source have a rate of their own."""
+    """Absolute path or URL of the file, folder, stream or device."""
+    fps: float | None = None
+    """Frames per second of the feed, at which a folder is read and snapshots are fetched."""
+    settings: ReadSettings = field(default_factory=ReadSettings)
 
     @property
     def live(self) -> bool:
@@ -63,31 +68,32 @@ class Source:
         return self.kind in ("stream", "device")
 
     def __str__(self) -> str:
-        # URLs of cameras may hold passwords, and messages end up in logs.
-        return re.sub(r"(?<=://)[^/@]*@", "***@", self.location)
+        # Addresses of cameras may hold passwords, and messages end up in logs.
+        return shown_address(self.location)
 
-    def open(self) -> Reader:
+    def open(self, patience: float = 1.0) -> Reader:
         """Open the source (a file, folder, stream or device), and return a reader of its frames.
+
+        Args:
+            patience: factor by which to wait longer than the settings say for a camera's pictures.
 
         Raises:
             FeedError: the source cannot be opened at the moment.
         """
         if self.kind == "folder":
-            return FolderReader(_images(Path(self.location)), self.folder_fps)
-        form, options = None, {}
-        if self.kind == "device":
-            form = "v4l2"
-        elif self.kind == "stream":
-            microseconds = str(int(_TIMEOUT_S * 1e6))
-            # TCP, because UDP, the default of RTSP, loses packets, and then pictures are smeared for minutes.
-            rtsp = self.location.startswith("rtsp")
-            options = {"rtsp_transport": "tcp", "timeout": microseconds} if rtsp else {"rw_timeout": microseconds}
-        timeout = (_TIMEOUT_S, _TIMEOUT_S) if self.live else None
+            try:
+                paths = list_images(Path(self.location))
+            except OSError as error:
+                raise FeedError(f"cannot open {self}: {error.strerror or error}") from error
+            return FolderReader(paths, self.fps or _FOLDER_FPS)
+        settings = replace(self.settings, timeout_s=self.settings.timeout_s * patience)
+        container = open_video(self.location, self.kind, settings)
+        finite = not self.live or container.duration is not None
         try:
-            container = av.open(self.location, "r", format=form, options=options, timeout=timeout)
-        except (av.FFmpegError, OSError, ValueError) as error:
-            raise FeedError(f"cannot open {self}: {reason_of(error)}") from error
-        return VideoReader(container, finite=not self.live or container.duration is not None)
+            return VideoReader(container, settings, live=self.live, finite=finite, fps=self.fps)
+        except FeedError as error:
+            container.close()
+            raise FeedError(f"cannot open {self}: {error}") from error
 
     def probe(self) -> None:
         """Open the source, read one frame, and close it again.
@@ -100,51 +106,64 @@ class Source:
                 for _, load in reader:
                     load()
                     return
-        except (FeedError, av.FFmpegError) as error:
+        except Exception as error:
+            # Also what a library raises for one picture: a source whose first picture fails is of no use.
             raise FeedError(f"feed {self.feed!r}: {reason_of(error)}") from error
         raise FeedError(f"feed {self.feed!r}: there is no readable frame in {self}")
 
 
-def resolve(feed: str, source: str, *, fps: float | None = None, base: Path | None = None) -> Source:
+def resolve(
+    feed: str,
+    source: str,
+    *,
+    fps: float | None = None,
+    base: Path | None = None,
+    settings: ReadSettings | None = None,
+    variables: Collection[str] | None = None,
+) -> Source:
     """Return the source that a text names, after all checks that are possible without opening the source.
+
+    A device below ``/dev`` need not exist: it may be plugged in later.
 
     Args:
         feed: name of the feed, which error messages state.
         source: a path, URL, device or ``package:`` reference; ``${VAR}`` is taken from the environment.
         fps: frames per second of the feed, at which a folder of images is read (10 when left out).
         base: folder that a relative path starts from; the working directory when left out.
+        settings: how to read the source.
+        variables: names that ``${VAR}`` may stand for, besides those that begin with ``GEMEL_``; any name when left
+            out, for a text that comes from the user and not from a bundle.
 
     Raises:
-        FeedError: the source does not exist, or is of a kind that is not allowed.
+        FeedError: the source does not exist, is of a kind that is not allowed, or names a variable that is not set or
+            not allowed.
     """
-    where = f"feed {feed!r}: source {source!r}"
+    where = f"feed {feed!r}: source {shown_address(source)!r}"
     try:
-        source = expand(source)
-    except KeyError as error:
-        raise FeedError(f"{where}: environment variable {error.args[0]} is not set") from error
+        source = expand(source, variables)
+    except VariableError as error:
+        raise FeedError(f"{where}: {error}") from error
+    where = f"feed {feed!r}: source {shown_address(source)!r}"
     if not source or "\0" in source:
         raise FeedError(f"{where} is not a source; allowed: {_ALLOWED}")
+    settings = settings or ReadSettings()
     scheme, separator, _ = source.partition("://")
     if separator:
         if scheme.lower() not in _SCHEMES:
-            raise FeedError(f"feed {feed!r}: source of scheme {scheme!r} is not supported; allowed: {_ALLOWED}")
-        return Source(feed, "stream", source)
+            raise FeedError(f"{where} is of a scheme that is not supported; allowed: {_ALLOWED}")
+        return Source(feed, "stream", source, fps, settings)
     if source.startswith("package:"):
         try:
-            return Source(feed, "file", str(package_file(source)))
+            return Source(feed, "file", str(package_file(source)), fps, settings)
         except InputError as error:
             raise FeedError(f"feed {feed!r}: source {error}") from error
     path = ((base or Path()) / Path(source).expanduser()).absolute()
-    if path.is_char_device():
-        return Source(feed, "device", str(path))
+    if path.is_char_device() or (path.parts[:2] == ("/", "dev") and not path.exists()):
+        return Source(feed, "device", str(path), fps, settings)
     if path.is_dir():
-        if not _images(path):
+        if not list_images(path):
             raise FeedError(f"{where} is a folder without images; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
-        return Source(feed, "folder", str(path), fps or _FOLDER_FPS)
+        return Source(feed, "folder", str(path), fps, settings)
     if path.is_file():
-        return Source(feed, "file", str(path))
+        return Source(feed, "file", str(path), fps, settings)
     raise FeedError(f"{where} does not exist; allowed: {_ALLOWED}")
-
-
-def _images(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())

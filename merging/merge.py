@@ -247,7 +247,7 @@ class _DiskJournal:
         return self._store.recall(trials)
 
     def restore(self, found: Found) -> tuple[dict[str, State], dict[str, State]] | None:
-        """Return the committed and the last trained weights, once after all recorded batches were recalled, or None."""
+        """Return, once all batches of an interrupted search are recalled, its committed and last trained weights."""
         if not self._replayed:
             return None
         self._replayed = False

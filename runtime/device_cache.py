@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import shutil
 import stat
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TypeVar
 from platformdirs import user_cache_path
 
 from ..bundles.reader import CACHE, Bundle, verify
+from ..durable import check_room, remove_leftovers, replace_folder, work_folder
 from ..errors import BackendError, BundleError
 
 __all__ = [
@@ -22,10 +22,12 @@ __all__ = [
     "folder_for",
     "places",
     "plain_size",
-    "write_whole",
 ]
 
+_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
+_PREFIX = ".baking-"
+"""Beginning of the names of folders in which caches are made."""
 
 
 def check_folder(folder: Path) -> None:
@@ -61,6 +63,8 @@ def find_or_make(
 ) -> _T:
     """Return the cache in the first folder that has a complete one; otherwise create it in the first writable folder.
 
+    A cache that is there and damaged is reported with one line and made again. So is a folder that cannot be written.
+
     Args:
         folders: folders that may hold the cache, the preferred folder first.
         bundle: bundle that the cache is made from. Its hashes are verified before a cache is created.
@@ -72,24 +76,37 @@ def find_or_make(
         BackendError: the cache cannot be made, or no folder can be written.
     """
 
-    def whole(folder: Path) -> _T | None:
+    def kept(folder: Path) -> _T | None:
         try:
             return read(folder)
-        except BundleError:
+        except BundleError as error:
+            if os.path.lexists(folder):
+                _log.warning("device cache: %s; it is made again", error)
             return None
 
+    def whole(folder: Path) -> bool:
+        with suppress(BundleError):
+            read(folder)
+            return True
+        return False
+
     for folder in folders:
-        if (found := whole(folder)) is not None:
+        if not folder.parent.is_symlink():
+            remove_leftovers(folder, _PREFIX)
+    for folder in folders:
+        if (found := kept(folder)) is not None:
             return found
     for _ in verify(bundle):
         pass
-    reasons = []
+    reasons: list[str] = []
     for folder in folders:
+        if reasons:
+            _log.warning("device cache: %s; it is made in %s", reasons[-1], folder.parent)
         if folder.parent.is_symlink():
             reasons.append(f"{folder.parent}: is a link")
             continue
         try:
-            replace(folder, fill, lambda place: whole(place) is not None)
+            _create(folder, bundle, fill, whole)
             return read(folder)
         except OSError as error:
             reasons.append(f"{error.filename or folder}: {error.strerror or error}")
@@ -119,47 +136,36 @@ def folder_for(bundle: Bundle, name: str) -> Path:
     return folders[0]
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file in an existing folder, atomically: readers see the old content or all of the new content.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
-        made = Path(folder) / path.name
-        made.write_bytes(data)
-        made.replace(path)
-
-
-def replace(folder: Path, fill: Callable[[Path], None], whole: Callable[[Path], bool]) -> None:
-    """Fill a temporary folder and rename it to ``folder``, so that a cache is complete or missing.
+def _create(folder: Path, bundle: Bundle, fill: Callable[[Path], None], whole: Callable[[Path], bool]) -> None:
+    """Fill a temporary folder and move it to ``folder``, so that a cache is complete or missing.
 
     If another process has created a complete cache in ``folder`` meanwhile, that cache stays, as it may be in use.
 
     Args:
         folder: folder that will hold the cache.
+        bundle: bundle that the cache is made from.
         fill: function that writes a new cache, called with an empty folder.
         whole: function that returns whether a folder holds a complete cache, called with the folder.
 
     Raises:
         OSError: the folder cannot be written, and no other process created the cache.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".baking-"))
     try:
-        made = work / "made"
-        made.mkdir()
-        fill(made)
+        with work_folder(folder, _PREFIX) as made:
+            try:
+                fill(made)
+            except Exception:
+                # ONNX Runtime and TensorRT blame the model if they cannot write a file. A cache is about as large as
+                # the bundle's weights.
+                check_room(folder.parent, bundle.manifest.files[bundle.manifest.blob].bytes)
+                raise
+            if not whole(folder):
+                replace_folder(made, folder)
+    except OSError as error:
         if whole(folder):
             return
-        if os.path.lexists(folder):
-            folder.rename(work / "old")
-        made.rename(folder)
-    except OSError:
-        if not whole(folder):
-            raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        # The names of temporary files say nothing to a user.
+        raise OSError(error.errno, error.strerror, str(folder.parent)) from error
 
 
 def _status(path: Path) -> os.stat_result:

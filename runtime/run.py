@@ -10,20 +10,22 @@ from functools import partial
 from pathlib import Path
 from threading import Event
 
-from ..bundles.manifest import FeedSpec, feeds_from
+from ..bundles.known_variables import known_variables
+from ..bundles.output_specs import OutputSpec
 from ..bundles.reader import Bundle
-from ..errors import BackendError, FeedError, InputError
-from ..frames.source import resolve
+from ..errors import BackendError, InputError
 from .backends import Backend, open_backend
-from .feeds import Feed
 from .loop import pipeline
 from .loop.device_profile import profile_of
 from .loop.inference import Inference
+from .loop.open_feeds import FeedOptions, open_feeds
 from .loop.plan_input import Swapping
 from .loop.summary import FeedStats, MemoryUse, QueryStats, RunStats, Summary, SwapStats
+from .loop.summary_file import SummaryFile
 from .memory.arena import WARM, Loading
 from .planning.planner import POLICIES
-from .sinks import LiveTable, ResultsSink, Sink, VideoSink
+from .sinks import LiveTable, RunInfo, Sink, open_outputs
+from .sinks.run_outputs import outputs_of_run
 from .trace import Trace, Watch, unwatched
 
 __all__ = ["RunOptions", "run_bundle"]
@@ -53,12 +55,19 @@ class RunOptions:
     """Maximum number of threads that one run of a model may use; one less than the number of cores if None."""
     sources: Mapping[str, str] = field(default_factory=dict)
     """Feed -> source to use instead of the source that the bundle states."""
+    variables: Collection[str] = ()
+    """Environment variables that the bundle's sources and outputs may use (``${VAR}``), besides those that begin with
+    ``GEMEL_``, and besides all of a bundle that the user compiled on this machine."""
+    outputs: Sequence[OutputSpec] | None = None
+    """Outputs that replace those of the bundle; the bundle's if None."""
     results: Path | None = None
-    """File that results are written to, as JSON lines; not written if None."""
+    """File that results are appended to, as JSON lines; ``-`` for the standard output; not written if None."""
     video: Path | None = None
     """Folder that annotated videos are written to; not written if None."""
     trace: Path | None = None
     """File that a Chrome trace is written to; not written if None."""
+    summary: Path | None = None
+    """File that summary.json is written to, every minute and at the end; not written if None."""
     live_table: bool = False
     """Whether to show a table on the terminal that is updated during the run."""
 
@@ -81,7 +90,7 @@ def run_bundle(
     Args:
         bundle: an open bundle.
         options: settings and limits of the run, and the files that the run writes.
-        sinks: receivers of results, in addition to the sinks of ``options``; closed when the run ends.
+        sinks: receivers of results, in addition to the outputs; closed when the run ends.
         stop: event that ends the run early when it is set.
         progress: function called with the name of each model that is prepared for the device.
         profiling: function called with a description of what is measured next, if times must be measured.
@@ -90,12 +99,19 @@ def run_bundle(
         FeedError: no feed can be opened, or ``options.sources`` names a feed that does not exist.
         InputError: a limit or the memory setting is not possible.
         BackendError: the device cannot run the bundle.
-        GemelError: a sink failed.
     """
     manifest = bundle.manifest
     feed_of = {name: query.feed for name, query in manifest.queries.items()}
     trace = None if options.trace is None else Trace()
-    feeds, broken = _open_feeds(manifest.feeds, set(feed_of.values()), options, trace)
+    variables = {*options.variables, *known_variables(bundle)}
+    # An endless recording would never let an offline run end.
+    endless = not options.offline or options.frames is not None or options.duration is not None
+    feeds, broken = open_feeds(
+        manifest.feeds,
+        set(feed_of.values()),
+        FeedOptions(options.sources, variables, endless),
+        lambda name: _watch(trace, f"decode {name}"),
+    )
     queries = {name: feed for name, feed in feed_of.items() if feed in feeds}
     with open_backend(
         bundle,
@@ -109,30 +125,58 @@ def run_bundle(
         before = replace(backend.stats)
         _warm(bundle, backend, queries)
         infer = Inference(bundle, backend, None if swapping is None else swapping.depths(queries))
-        # Sinks are opened last: only the pipeline closes them, so nothing may fail before the pipeline begins.
-        sinks = [*_sinks(options, queries, feeds), *sinks]
-        stats = pipeline.run_pipeline(
-            queries,
-            feeds,
-            infer,
-            sinks,
-            live=not options.offline,
-            frames=options.frames,
-            duration=options.duration,
-            stop=stop,
-            swapping=swapping,
-            trace=trace,
+        # Outputs are opened last: only the pipeline closes them, so nothing may fail before the pipeline begins.
+        table = [LiveTable(queries, feeds=feeds)] if options.live_table else []
+        specs = outputs_of_run(
+            manifest.outputs, options.outputs, allowed=variables, results=options.results, video=options.video
         )
-        arena = backend.stats
-        blocked_ms = (arena.blocked_s - before.blocked_s) * 1e3 + stats.blocked_ms
+        outputs = open_outputs(specs, queries, RunInfo(), [*table, *sinks], patient=options.offline)
+        file = SummaryFile(options.summary)
+
+        def summarise(stats: RunStats) -> Summary:
+            """Return the summary of the run up to now."""
+            arena = backend.stats
+            blocked_ms = (arena.blocked_s - before.blocked_s) * 1e3 + stats.blocked_ms
+            return Summary(
+                _with_broken(stats, broken, feed_of),
+                backend.name,
+                MemoryUse(backend.budget, arena.peak),
+                SwapStats(arena.loads - before.loads, arena.loaded - before.loaded, blocked_ms),
+                options.policy,
+                outputs.info.run,
+                {name: counts.to_json() for name, counts in outputs.counts().items()},
+                stopped=stop is not None and stop.is_set(),
+            )
+
+        so_far: list[Callable[[], RunStats]] = []
+
+        def begin(stats: Callable[[], RunStats]) -> None:
+            """Start what shows the run while it goes on."""
+            so_far.append(stats)
+            file.start(lambda: summarise(stats()))
+
+        try:
+            stats = pipeline.run_pipeline(
+                queries,
+                feeds,
+                infer,
+                [outputs],
+                live=not options.offline,
+                frames=options.frames,
+                duration=options.duration,
+                stop=stop,
+                swapping=swapping,
+                trace=trace,
+                started=begin,
+            )
+        except BaseException as error:
+            if so_far:
+                file.finish(summarise(so_far[0]()), error)
+            raise
         _write_trace(trace, options.trace)
-        return Summary(
-            _with_broken(stats, broken, feed_of),
-            backend.name,
-            MemoryUse(backend.budget, arena.peak),
-            SwapStats(arena.loads - before.loads, arena.loaded - before.loaded, blocked_ms),
-            options.policy,
-        )
+        summary = summarise(stats)
+        file.finish(summary)
+        return replace(summary, unwritten=file.error)
 
 
 def _swapping(
@@ -180,51 +224,9 @@ def _write_trace(trace: Trace | None, path: Path | None) -> None:
             _log.warning("%s", error)
 
 
-def _open_feeds(
-    specs: Mapping[str, FeedSpec], used: Collection[str], options: RunOptions, trace: Trace | None
-) -> tuple[dict[str, Feed], dict[str, str]]:
-    """Open the feeds that queries use.
-
-    Returns:
-        Name -> feed, for the feeds that were opened; and name -> reason, for the feeds that could not be opened.
-
-    Raises:
-        FeedError: no feed can be opened.
-    """
-    feeds: dict[str, Feed] = {}
-    broken: dict[str, str] = {}
-    for name, spec in feeds_from(specs, options.sources).items():
-        if name not in used:
-            continue
-        try:
-            source = resolve(name, spec.source, fps=spec.fps)
-            if not source.live:
-                source.probe()
-        except FeedError as error:
-            broken[name] = str(error)
-            continue
-        # An endless recording would never let an offline run end.
-        loop = spec.loop and (not options.offline or options.frames is not None or options.duration is not None)
-        feeds[name] = Feed(name, source, fps=spec.fps, loop=loop, watch=_watch(trace, f"decode {name}"))
-    if not feeds:
-        raise FeedError(next(iter(broken.values()), "the bundle has no queries"))
-    return feeds, broken
-
-
-def _sinks(options: RunOptions, queries: Mapping[str, str], feeds: Mapping[str, Feed]) -> list[Sink]:
-    sinks: list[Sink] = []
-    if options.results is not None:
-        sinks.append(ResultsSink(options.results))
-    if options.video is not None:
-        sinks.append(VideoSink(options.video, queries))
-    if options.live_table:
-        sinks.append(LiveTable(queries, feeds=feeds))
-    return sinks
-
-
 def _with_broken(stats: RunStats, broken: Mapping[str, str], feed_of: Mapping[str, str]) -> RunStats:
     """Return statistics that include the feeds that could not be opened, and their queries, each with the reason."""
     idle = {query: QueryStats(feed, 0, 0, last_error=broken[feed]) for query, feed in feed_of.items() if feed in broken}
-    feeds = {name: FeedStats(0, error=reason) for name, reason in broken.items()}
+    feeds = {name: FeedStats(0, error=reason, state="failed") for name, reason in broken.items()}
     queries = {query: idle.get(query) or stats.queries[query] for query in feed_of}
     return replace(stats, queries=queries, feeds={**stats.feeds, **feeds})

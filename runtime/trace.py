@@ -23,7 +23,7 @@ Watch = Callable[[str, float, float], None]
 
 
 def unwatched(name: str, begin: float, end: float) -> None:
-    """Ignore a span (timed interval); the default :data:`Watch`."""
+    """Ignore a span (timed interval) of a run; the default :data:`Watch`, for a run without a trace."""
 
 
 class Trace:

@@ -48,14 +48,16 @@ class Script:
         self.live = live
         self.finite = not live
         self.period = 0.001
-        self.corrupt = 0
+        self.corrupt = self.withheld = self.behind = 0
+        self.clocked = False
+        self.again_s = self.captured = None
         self._most = most
         self._pause = pause
         self._failure = failure
         self._random = random.Random(seed)
         self._held, self._until = held or {}, until
 
-    def open(self) -> Script:
+    def open(self, patience: float = 1.0) -> Script:
         return self
 
     def close(self) -> None:

@@ -68,6 +68,7 @@ def test_the_examples_of_the_page_run(
     assert "every query was answered" in printed
     answers = names["session"].answer  # type: ignore[attr-defined]
     assert answers
+    assert "colour 1 " in printed or "direction 1 " in printed
     # The merge kept its targets, and the bundle answers as the labels say.
     assert all(query.relative >= query.target for query in names["report"].queries.values())  # type: ignore[attr-defined]
     assert "Class(label='red'" in printed

@@ -9,6 +9,7 @@ from urllib.parse import unquote
 import pytest
 
 from gemel.workload import load_workload
+from gemel.workload.document.output_schema import Jsonl, Mqtt, Output, Rotate, Snapshots, Video, Webhook
 from gemel.workload.document.schema import Data, DeviceSettings, FeedSettings, Input, Model, Query, Workload
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,9 +76,12 @@ def test_readme_leads_to_every_page() -> None:
 
 def test_workload_page_has_every_field_and_a_valid_example(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "workload.md").read_text(encoding="utf-8")
-    for part in (Workload, DeviceSettings, FeedSettings, Query, Data, Model, Input):
+    outputs = (Output, Jsonl, Rotate, Mqtt, Webhook, Video, Snapshots)
+    for part in (Workload, DeviceSettings, FeedSettings, Query, Data, Model, Input, *outputs):
         for field in part.model_fields:
-            assert re.search(rf"`(\w+\.)?{field}[`.]|^{field}:", page, re.MULTILINE), f"{part.__name__}.{field}"
+            assert re.search(rf"`(\w+\.)?{field}[`.:]|^{field}:|{field}: ", page, re.MULTILINE), (
+                f"{part.__name__}.{field}"
+            )
     (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     (tmp_path / "workload.yaml").write_text(example, encoding="utf-8")
     assert load_workload(tmp_path / "workload.yaml").queries[0].labels == ["car", "truck"]

@@ -18,7 +18,7 @@ STRANGERS = {("runtime", "workload"), ("workload", "runtime"), ("compiler", "run
 ORDERS = {
     "runtime": (
         "timing", "trace", "device_cache", "device", "decode", "feeds", "planning", "memory", "ort", "engines",
-        "backends", "sinks", "loop", "run",
+        "backends", "sinks", "loop", "service", "run",
     ),
     "merging": ("models", "layers", "analysis", "tasks", "training", "strategies", "search", "output", "merge"),
     "compiler": ("recognition", "heads", "passes", "lowering", "writing", "compile", "drafting"),

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import no_telemetry  # noqa: F401
 import onnxruntime
 import torch
 import torchvision
@@ -39,7 +40,7 @@ STREET = ROOT / "examples" / "street" / "workload.yaml"
 
 
 def eight_resnets(folder: Path, copies: int) -> Path:
-    """Write a workload of eight queries on ``copies`` sets of ResNet50 weights, and return its path."""
+    """Write a workload of eight queries that use ``copies`` different ResNet50 models; return the workload's path."""
     folder.mkdir()
     for index in range(copies):
         torch.manual_seed(index)
@@ -48,7 +49,7 @@ def eight_resnets(folder: Path, copies: int) -> Path:
 
 
 def two_resnet18(folder: Path) -> Path:
-    """Write a workload of two ResNet18 with equal kernels and different BatchNorms, and return its path."""
+    """Write a workload of two ResNet18 with equal kernels and different BatchNorms; return the workload's path."""
     folder.mkdir()
     torch.manual_seed(0)
     first = torchvision.models.resnet18().state_dict()
@@ -78,7 +79,7 @@ def _workload(folder: Path, model: str, weights: Sequence[int]) -> Path:
 
 
 def bench(workload_path: Path, rounds: int) -> Figures:
-    """Compile a workload, compare it with PyTorch and measure the bundle against plain exports."""
+    """Compile a workload, compare its outputs with PyTorch's, and measure the bundle against plain exports."""
     workload = load_workload(workload_path)
     with tempfile.TemporaryDirectory(prefix="gemel-bench-") as name:
         folder = Path(name)
@@ -89,7 +90,7 @@ def bench(workload_path: Path, rounds: int) -> Figures:
 
 
 def write(results: Mapping[str, Figures]) -> None:
-    """Write the figures into the page as Markdown, a section per workload."""
+    """Write the measured figures into docs/benchmarks.md as Markdown tables, a section per workload."""
     lines = [
         f"{platform.machine()}, ONNX Runtime {onnxruntime.__version__}, torch {torch.__version__.partition('+')[0]}.",
     ]

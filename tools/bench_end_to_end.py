@@ -21,6 +21,7 @@ from time import perf_counter, process_time
 from typing import Any
 
 import av
+import no_telemetry  # noqa: F401
 import onnxruntime
 from documents import write_between
 from numpy.typing import NDArray

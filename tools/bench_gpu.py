@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
+import no_telemetry  # noqa: F401
 import numpy as np
 import onnxruntime as ort
 from documents import write_between
@@ -40,14 +41,14 @@ from gemel.runtime.engines.record import ModeChoice
 _ROOT = Path(__file__).resolve().parent.parent
 _BACKENDS = ("ort-cuda", "tensorrt", "tensorrt-rtx")
 _COPY = 256 << 20
-"""Bytes of the copy that measures the bandwidth."""
+"""Bytes of the copy to the device that measures the bandwidth."""
 _ROUNDS = 50
-"""Times that each call is timed."""
+"""Number of times that each measured call is repeated."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """Row of a table: a figure, and what is asked of it."""
+    """Row of a benchmark table: what was measured, the figure, and the target that the figure must reach."""
 
     what: str
     value: str
@@ -82,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure(name: str, bundles: dict[bool, Bundle], swaps: int, *, host: bool) -> tuple[list[Row], str]:
-    """Measure all figures of a backend, and return them with the device's name."""
+    """Measure all figures of a backend on this device, and return them with the device's name."""
     rows = []
     with _opened(name, bundles[True], host) as backend:
         card, bandwidth = backend.device.name, _bandwidth(backend.device)
@@ -113,13 +114,13 @@ def measure(name: str, bundles: dict[bool, Bundle], swaps: int, *, host: bool) -
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Return rows as a Markdown table."""
+    """Return measured figures as a Markdown table."""
     lines = ["| | measured | asked |", "|---|--:|--:|"]
     return "\n".join([*lines, *(f"| {row.what} | {row.value} | {row.asked} |" for row in rows)])
 
 
 def modes(name: str) -> str:
-    """Build the engines of each architecture, one model per bundle, and return the measured modes as Markdown."""
+    """Build the engines of each architecture, one model per bundle, and return a Markdown table of the chosen modes."""
     lines = [
         "| model | mode | ms bound | ms refitted | ms of a refit from the device | bound / chosen |",
         "|---|---|--:|--:|--:|--:|",
@@ -134,7 +135,7 @@ def modes(name: str) -> str:
 
 
 def _mode(case: Case, name: str, folder: Path) -> str:
-    """Return the table's row of one architecture."""
+    """Return the row of one architecture in the table of modes (bound or refitted weights), as Markdown."""
     with open_backend(bundle_of(case, folder)[1], name) as backend:
         assert isinstance(backend, TensorRt)
         choices = _choices(backend)
@@ -150,7 +151,7 @@ def _mode(case: Case, name: str, folder: Path) -> str:
 
 
 def _choices(backend: TensorRt) -> list[ModeChoice]:
-    """Return the chosen mode of each program with weights."""
+    """Return, for each program with weights, whether its weights are bound or refitted, with the measured times."""
     return [engine.choice for engine in backend._engines.engines.values() if engine.inputs]
 
 
@@ -171,14 +172,14 @@ def _frame() -> Array:
 
 
 def _run(backend: OnDevice, model: str, frame: Array) -> None:
-    """Swap a model in, run it on a frame, and release it."""
+    """Swap a model in, run the model on a frame, and release it."""
     backend.activate(model)
     backend.run(model, "main", {"image": frame})
     backend.release(model)
 
 
 def _median_s(work: Callable[[], object], rounds: int = _ROUNDS, before: Callable[[], object] = lambda: None) -> float:
-    """Return the median seconds of a call, each time after another call that is not timed."""
+    """Return the median seconds that calls of ``work`` take, each after a call of ``before`` that is not timed."""
     times = []
     for _ in range(rounds):
         before()
@@ -222,7 +223,7 @@ def _bind_ms(backend: OnDevice) -> float:
 
 
 def _load(backend: OnDevice) -> tuple[float, int]:
-    """Return the seconds to load the weights that a model does not share with the one before, and their bytes."""
+    """Return the seconds to load the weights that the second model does not share with the first, and their bytes."""
     models = list(backend._bundle.manifest.models)
     first, second = models[0], models[1]
     missing = [name for name in backend.segments_of(second) if name not in backend.segments_of(first)]
@@ -240,7 +241,7 @@ def _load(backend: OnDevice) -> tuple[float, int]:
 
 
 def _overlap(backend: OnDevice) -> tuple[float, float]:
-    """Return the milliseconds of a run alone, and of a run while another model's weights are loaded."""
+    """Return the milliseconds of a model's run alone, and of its run while another model's weights are loaded."""
     models, frame = list(backend._bundle.manifest.models), _frame()
     first, second = models[0], models[1]
     _run(backend, first, frame)
@@ -256,7 +257,7 @@ def _overlap(backend: OnDevice) -> tuple[float, float]:
 
 
 def _constant_ms(bundle: Bundle, backend: OnDevice, host: bool) -> float:
-    """Return the milliseconds of a run in an ordinary session, which has its weights as constants."""
+    """Return the milliseconds of a model's run in an ordinary ONNX Runtime session, with weights as constants."""
     stage = next(iter(bundle.manifest.models.values())).stages["main"]
     providers = ["CPUExecutionProvider"] if host else ["CUDAExecutionProvider", "CPUExecutionProvider"]
     options = ort.SessionOptions()
@@ -268,7 +269,7 @@ def _constant_ms(bundle: Bundle, backend: OnDevice, host: bool) -> float:
 
 
 def _memory(name: str, bundle: Bundle, host: bool) -> tuple[int, int]:
-    """Return the bytes of device memory that all models take once each has run, and those of their weights."""
+    """Return the bytes of device memory that all models take once each has run, and the bytes of their weights."""
     with _opened(name, bundle, host) as backend:
         device = backend.device
         # Free memory before the arena was allocated.

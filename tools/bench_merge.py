@@ -45,7 +45,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to merge a workload."""
+    """Strategy, settings and accuracy target with which a workload is merged in the benchmark."""
 
     name: str
     workload: str
@@ -55,10 +55,11 @@ class Arm:
 
 
 _DONE = "confirmed.json"
-"""File in the folder of a finished run: relative accuracy of each query on images that the search never saw."""
+"""Name of the file in the folder of a finished run with the relative accuracy of each query on images that the search
+never saw."""
 _MINUTES = {"w1": 2.25, "w3": 3.0}
-"""Budget of each run without --full, by workload; all runs take half an hour. Long enough for the default strategy's
-first round on W1."""
+"""Budget in minutes of each merge without --full, by workload; all merges take half an hour. Long enough for the
+default strategy's first round on W1."""
 _BETWEEN = SearchSettings(inside=False)
 _GOOD = SearchSettings(rate=0.02)
 _DONOR = SearchSettings(rate=0.02, start="donor")
@@ -76,7 +77,7 @@ def _full_arms() -> Iterator[Arm]:
     yield from _arms()
     for workload in ("w1", "w2"):
         yield Arm("together", workload)
-        # Separate the search from the starting weights: each of the two searches with the other one's start.
+        # Separate the search from the starting weights: each strategy with the starting weights of the other.
         yield Arm("heaviest, donor start", workload, "heaviest", _DONOR)
         yield Arm("together, published start", workload, settings=replace(_BETWEEN, start="first"))
     yield Arm("together, between models", "w1", settings=_BETWEEN, target=0.98)
@@ -88,7 +89,7 @@ def _full_arms() -> Iterator[Arm]:
 
 @dataclass
 class Run:
-    """Result of one merge: an arm with one seed."""
+    """Result of one merge with one seed: the report that it wrote, and accuracies on unseen images."""
 
     arm: Arm
     seed: int
@@ -98,17 +99,17 @@ class Run:
 
     @property
     def samples(self) -> tuple[int, int]:
-        """Images trained on until the final saving was reached, and in total."""
+        """Numbers of images that models were trained on: until the final saving was reached, and in total."""
         points = self.curve()
         return next(samples for samples, saved in points if saved == points[-1][1]), points[-1][0]
 
     @property
     def seconds(self) -> float:
-        """Seconds that all trials took."""
+        """Seconds that all trials of the merge took."""
         return sum(trial.seconds for trial in self.report.trials)
 
     def curve(self) -> list[tuple[int, float]]:
-        """Return (images trained on so far, part of the layers' bytes saved by then) as the points of a step curve."""
+        """Return the merge's saving over training as points (images trained on, fraction of layers' bytes saved)."""
         points, samples = [(0, 0.0)], 0
         for trial in self.report.trials:
             samples += trial.samples
@@ -135,14 +136,14 @@ def _output(arm: Arm, seed: int, runs: Path) -> Path:
 
 
 def run_arm(arm: Arm, seed: int, folder: Path, runs: Path, budget: float | None, console: Console) -> Run:
-    """Merge once, or read the result that an earlier call kept.
+    """Merge a workload with one seed and confirm its accuracy, or read the result that an earlier call kept.
 
     Args:
-        arm: strategy, settings and workload.
-        seed: seed of the merge.
+        arm: strategy, settings and workload of the merge.
+        seed: random seed of the merge.
         folder: folder with the workloads.
-        runs: folder that keeps runs.
-        budget: seconds that the merge may take; None for no limit.
+        runs: folder in which finished merges are kept.
+        budget: maximum number of seconds that the merge takes; None for no limit.
         console: console for progress.
     """
     workload = folder / f"{arm.workload}.yaml"
@@ -165,7 +166,7 @@ def run_arm(arm: Arm, seed: int, folder: Path, runs: Path, budget: float | None,
 
 
 def confirm(original: Path, merged: Path) -> dict[str, float]:
-    """Return each query's merged accuracy divided by the original's, on the images in ``test``."""
+    """Return each query's accuracy after the merge, divided by its original model's, on the images in ``test``."""
     before, after = (networks_of(load_workload(path)) for path in (original, merged))
     workload = load_workload(original)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -186,7 +187,7 @@ def confirm(original: Path, merged: Path) -> dict[str, float]:
 
 
 def table(runs: Sequence[Run]) -> str:
-    """Return a Markdown table: medians over seeds, and the accuracy of the worst query over all seeds."""
+    """Return a Markdown table of merges: medians over seeds, and the accuracy of the worst query over all seeds."""
     lines = [
         "| workload | strategy | target | saved | chosen | confirmed | images | in all | minutes | seeds |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
@@ -210,7 +211,7 @@ def table(runs: Sequence[Run]) -> str:
 
 
 def draw(runs: Sequence[Run], path: Path) -> None:
-    """Draw saving over images trained on, one panel per workload, as the paper's figure of incremental savings."""
+    """Draw the saving of merges over the images trained on, one panel per workload, as a figure of the Gemel paper."""
     names = sorted({run.arm.workload for run in runs})
     figure, panels = plt.subplots(1, len(names), figsize=(5.5 * len(names), 4), squeeze=False, sharey=True)
     arms = list(dict.fromkeys((run.arm.name, run.arm.target) for run in runs))

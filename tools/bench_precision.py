@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import no_telemetry  # noqa: F401
 import numpy as np
 import onnxruntime as ort
 import torch
@@ -47,7 +48,7 @@ NAMES = ("resnet18", "resnet50", "alexnet", "vgg16", "mobilenet_v2", "efficientn
 
 
 class _Frames(CalibrationDataReader):  # type: ignore[misc]
-    """Frames in the form in which ONNX Runtime's calibrators read them."""
+    """Reader that hands frames to ONNX Runtime's calibrators."""
 
     def __init__(self, port: str, frames: Sequence[NDArray[np.float32]]) -> None:
         self._inputs: Iterator[dict[str, NDArray[np.float32]]] = ({port: frame} for frame in frames)
@@ -57,7 +58,7 @@ class _Frames(CalibrationDataReader):  # type: ignore[misc]
 
 
 def compiled(path: Path, folder: Path, precision: Precision, method: Method) -> Bundle:
-    """Compile a merged workload, and open the bundle."""
+    """Compile a merged workload in one precision, and open the bundle."""
     workload, output = load_workload(path), folder / precision
     converter = PrecisionConverter(workload, output, precision, method)
     return open_bundle(compile_workload(workload, output, convert=converter).path)
@@ -91,7 +92,10 @@ def accuracy_table(records: Sequence[Calibration]) -> str:
 
 
 def times(case: Case, folder: Path) -> str:
-    """Measure one architecture in float32, bound, packed, and quantized by ONNX Runtime; return a row of the table."""
+    """Measure the run times of one architecture in several forms, and return them as a row of a Markdown table.
+
+    The forms are float32 and static int8 in plain ONNX Runtime, and float32 and int8 in gemel.
+    """
     workload, bundle, _ = bundle_of(case, folder, to_int8)
     spec = bundle.manifest.models["a"]
     frames = frames_for(spec.input)

@@ -48,24 +48,24 @@ from gemel.runtime.sinks.encoder import Encoder
 
 _ROOT = Path(__file__).resolve().parent.parent
 _FAMILIES = {"resnet18": ("layer4.", "fc."), "mobilenet_v3_large": ("features.13", "features.14", "features.15")}
-"""Factory -> prefixes of the names of weights that merged models do not share."""
+"""Factory in torchvision.models -> prefixes of the names of weights that its merged models do not share."""
 _EACH = 4
-"""Models of each family."""
+"""Number of models of each family."""
 _CLIP_S = 10
-"""Seconds of each video."""
+"""Length of each video in seconds."""
 _SAMPLE_S = 0.1
 """Seconds between two samples of a process's memory."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Input size, frame rate and SLA of all queries."""
+    """Input size, frame rate and SLA of all queries in the swapping benchmark."""
 
     size: int
     """Height and width of the models' input, in pixels."""
     fps: int
     sla: int
-    """Milliseconds from a frame to its answer."""
+    """Maximum milliseconds from a frame to its answer."""
 
     def __str__(self) -> str:
         return f"{self.size} px, {self.fps} fps, {self.sla} ms"
@@ -73,7 +73,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to run the workload: bundle, policy and backend."""
+    """Bundle, policy and backend with which the workload is run in the swapping benchmark."""
 
     name: str
     merged: bool
@@ -94,17 +94,17 @@ _SLOW = Loading(bandwidth=300e6)
 
 @dataclass(frozen=True)
 class Round:
-    """Result of one ``gemel-run`` process: an arm in one round."""
+    """Result of one ``gemel-run`` process of the swapping benchmark: frames, times and memory."""
 
     processed: int
     frames: int
     in_time: float
-    """Part of the processed frames that were answered within the SLA."""
+    """Fraction of the processed frames that were answered within the SLA."""
     blocked: float
-    """Part of the time in which nothing ran because weights were still loading."""
+    """Fraction of the time in which nothing ran because weights were still loading."""
     budget: int
     seen: int
-    """Largest number of the blob's bytes that was seen in the process's memory."""
+    """Maximum bytes of the blob that were seen in the process's memory."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -142,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def prepare(data: Path, output: Path, setting: Setting, *, merged: bool) -> Path:
-    """Write models and workload, compile them, and return the bundle; an existing bundle is kept.
+    """Write the benchmark's models and workload, compile them, and return the bundle's path; keep an existing bundle.
 
     Args:
         data: folder with videos.
@@ -183,7 +183,7 @@ def prepare(data: Path, output: Path, setting: Setting, *, merged: bool) -> Path
 
 
 def _at(fps: int, video: Path, clip: Path) -> Path:
-    """Write the first frames of a video as a clip of the given frame rate, whatever the video's own rate."""
+    """Write the first frames of a video as a clip with the frame rate ``fps``, whatever the video's own rate."""
     with contextlib.closing(resolve(video.stem, str(video)).open()) as reader:
         images = [load() for _, load in itertools.islice(reader, _CLIP_S * fps)]
     with contextlib.closing(Encoder(clip, images[0])) as encoder:
@@ -193,10 +193,10 @@ def _at(fps: int, video: Path, clip: Path) -> Path:
 
 
 def _weights(family: str, index: int, private: tuple[str, ...]) -> dict[str, torch.Tensor]:
-    """Return the weights of model number ``index`` of a family.
+    """Return the random weights of model number ``index`` of a torchvision family.
 
     Weights whose names begin with one of ``private`` and those with fewer than two dimensions are the model's own; all
-    others are equal in the models of the family.
+    other weights are equal in the models of the family.
     """
     torch.manual_seed(0)
     common = getattr(torchvision.models, family)().state_dict()
@@ -216,7 +216,10 @@ def _command(name: str) -> str:
 
 
 def _simulate(arm: Arm, path: Path, budget: int, loading: Loading, seconds: float) -> float:
-    """Return the part of frames that the simulator processes; the times measured for it are kept for the real runs."""
+    """Return the fraction of frames that the simulator processes.
+
+    The load and run times that are measured for it are kept in the device cache, for the real runs.
+    """
     bundle = open_bundle(path)
     with open_backend(bundle, arm.backend, memory=budget, threads=1, loading=loading) as backend:
         profile, room = profile_of(bundle, backend, fresh=True), backend.room
@@ -251,7 +254,7 @@ def _run(arm: Arm, bundle: Path, budget: int, loading: Loading, seconds: float, 
 
 
 def _mapped(process: psutil.Popen, name: str) -> int:
-    """Return the bytes of files with a name that are in a process's memory now."""
+    """Return the bytes of mapped files called ``name`` that are in a process's memory now."""
     # A running process may evict a segment that was counted and load one that is counted next.
     with contextlib.suppress(psutil.NoSuchProcess):
         process.suspend()
@@ -263,7 +266,7 @@ def _mapped(process: psutil.Popen, name: str) -> int:
 
 
 def table(found: dict[str, list[Round]], simulated: dict[str, float]) -> str:
-    """Return a Markdown table of medians over rounds."""
+    """Return a Markdown table of frames, times and memory of each way to run the workload: medians over rounds."""
     lines = [
         "| runs as | frames processed | beside sessions | simulated | within the SLA | time blocked | budget | seen |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",

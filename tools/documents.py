@@ -15,7 +15,7 @@ def put(text: str, blocks: Mapping[str, str]) -> str:
     """Return a document's text with the content of each named block replaced.
 
     Raises:
-        ValueError: the text does not have exactly one place for a block.
+        ValueError: the text does not have exactly one block of a given name.
     """
     for name, content in blocks.items():
         begin = f"<!-- {name} -->\n"
@@ -27,7 +27,7 @@ def put(text: str, blocks: Mapping[str, str]) -> str:
 
 
 def write_between(path: Path, name: str, content: str) -> None:
-    """Replace a named block of a document; a block that has no place yet is appended."""
+    """Replace the content of a named block in a document; a block that the document does not have is appended."""
     text = path.read_text() if path.exists() else ""
     if f"<!-- {name} -->" not in text:
         text += f"\n<!-- {name} -->\n{_END}\n"

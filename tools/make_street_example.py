@@ -40,7 +40,7 @@ __all__ = ["main", "read_constants", "ssdlite_state", "write_merged"]
 _EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "street"
 _VTEST = "usr/share/doc/opencv-doc/examples/data/vtest.avi"
 _FLOAT = 1
-"""Value of DT_FLOAT in tensorflow/core/framework/types.proto."""
+"""Number of the type float32 (DT_FLOAT) in tensorflow/core/framework/types.proto."""
 
 
 _GRAPH_DEF = """
@@ -98,7 +98,7 @@ def read_constants(data: bytes, where: str) -> dict[str, NDArray[np.float32]]:
 
 
 def _scopes() -> Iterator[str]:
-    """Yield the object-detection API's names of the convolutions, in the order of ``ssdlite_mobilenet_v2``."""
+    """Yield TensorFlow's names of SSDLite's convolutions, in the order of the layers of ``ssdlite_mobilenet_v2``."""
     backbone = "FeatureExtractor/MobilenetV2/"
     yield backbone + "Conv"
     for block in range(17):
@@ -116,7 +116,7 @@ def _scopes() -> Iterator[str]:
 
 
 def ssdlite_state(constants: Mapping[str, NDArray[np.float32]], model: nn.Module, where: str) -> dict[str, Tensor]:
-    """Convert the constants of the object-detection API's frozen graph to a state dict of ``ssdlite_mobilenet_v2``.
+    """Convert the constants of a frozen TensorFlow detection graph to a state dict of ``ssdlite_mobilenet_v2``.
 
     Kernels are transposed from H W I O to O I H W. Box heads are reordered from (dy, dx, dh, dw) to (dx, dy, dw, dh).
 
@@ -154,7 +154,9 @@ def ssdlite_state(constants: Mapping[str, NDArray[np.float32]], model: nn.Module
 
 
 def _file(package: str, path: str) -> Path:
-    """Return a file of an installed package without importing the package, whose own dependencies may be missing.
+    """Return the path of a file in an installed package, without importing the package.
+
+    The package's own dependencies may be missing.
 
     Raises:
         MissingExtraError: the package is not installed, or does not have the file.
@@ -219,10 +221,10 @@ def _download_vtest(target: Path, limit: float) -> None:
 
 
 def write_merged(example: Path) -> dict[str, str]:
-    """Write the weights of examples/street/merged/ from the changes kept there.
+    """Write the merged weights of the street example from the public weights and the changes kept in the repository.
 
     Returns:
-        model -> weight file, relative to examples/street/merged/.
+        Model name -> weight file, relative to examples/street/merged/.
     """
     workload, changes = load_workload(example / "workload.yaml"), example / "merged" / "changes.safetensors"
     networks, files = networks_of(workload), {}
@@ -244,7 +246,7 @@ def _write(path: Path, make: Callable[[Path], str]) -> None:
 
     Args:
         path: file to write.
-        make: writes the file at a given path, and returns where its content comes from.
+        make: function that writes the file at a given path, and returns where the content comes from.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")

@@ -60,7 +60,7 @@ _CHECKPOINTS = {20: "resnet20-12fca82f.th", 32: "resnet32-d509ac18.th", 44: "res
 _TRAIN_IMAGES = 5000
 
 Classes = Mapping[str, Sequence[str]]
-"""Class of a query -> the data set's classes that belong to it."""
+"""Class of a query -> classes of the data set that belong to the query's class."""
 
 QUERIES: dict[str, tuple[int, Classes]] = {
     "objects": (20, {name: (name,) for name in _CIFAR}),
@@ -69,24 +69,24 @@ QUERIES: dict[str, tuple[int, Classes]] = {
     "alive": (32, {"animal": _ANIMALS, "vehicle": _VEHICLES}),
     "clothes": (32, {name: (name,) for name in _FASHION}),
 }
-"""Query -> depth of its ResNet, and its classes."""
+"""Query of a CIFAR-10 or Fashion-MNIST workload -> depth of its ResNet, and its classes."""
 _STREET = _ROOT / "examples" / "street"
 _PARTS = {"train": 0.6, "val": 0.8, "test": 1.0}
-"""Part -> its end within each fifth of a video, from 0 to 1."""
+"""Folder of frames -> end of the folder's share of each fifth of a video, from 0 to 1."""
 _MOST_FRAMES = 400
-"""Frames that are taken of one video at most."""
+"""Maximum number of frames to take from one video."""
 WORKLOADS = {"w1": ("objects", "vehicles", "animals", "alive"), "w2": ("vehicles", "animals", "clothes")}
 
 
 def prepare(data: Path, output: Path) -> dict[str, Path]:
-    """Make all workloads.
+    """Make the images, the original models and the files of all workloads for the merge benchmark.
 
     Args:
         data: folder with the CIFAR-10 archive, the checkpoints and further videos.
         output: folder for images, weights and workloads.
 
     Returns:
-        name -> workload file.
+        Name of a workload -> workload file.
     """
     _cifar(data, output / "images")
     _fashion(output / "images")
@@ -100,7 +100,10 @@ def prepare(data: Path, output: Path) -> dict[str, Path]:
 
 
 def _street(data: Path, output: Path) -> Path:
-    """Write W3, the street example with frames in folders and all training frames in one folder; return its path."""
+    """Write the workload W3 and return its path.
+
+    W3 is the street example with frames in folders, and with all training frames in one folder.
+    """
     if not (_STREET / "data" / "junction.avi").exists() or not any((_STREET / "weights").glob("*.safetensors")):
         make_street_example.main([])
     document = yaml.safe_load((_STREET / "workload.yaml").read_text())
@@ -141,7 +144,7 @@ def _frames(source: Source, target: Path) -> None:
 
 
 def _together(folders: Sequence[Path], target: Path) -> None:
-    """Make one folder with hard links to the pictures of several folders."""
+    """Make one folder with hard links to the images of several folders."""
     if target.exists():
         return
     work = target.with_name(f".{target.name}")
@@ -183,14 +186,17 @@ def _fashion(images: Path) -> None:
 
 
 def _idx(path: Path) -> NDArray[np.uint8]:
-    """Read an IDX file of bytes; LeCun's MNIST page describes the format."""
+    """Read the array in a gzipped IDX file of bytes, the format of MNIST's images and labels."""
     data = gzip.decompress(path.read_bytes())
     dims = np.frombuffer(data, ">u4", data[3], 4)
     return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(dims)
 
 
 def _link(images: Path, target: Path, classes: Classes, source: str) -> None:
-    """Make folders of links: ``train`` (part of the training set), ``val`` and ``test`` (half of the test set each)."""
+    """Make folders with links to a query's images, by class: ``train``, ``val`` and ``test``.
+
+    ``train`` has some images of the data set's training set; ``val`` and ``test`` each have half of its test set.
+    """
     if target.exists():
         return
     rng = random.Random(0)
@@ -227,7 +233,7 @@ def _fine_tune(name: str, depth: int, classes: Classes, checkpoint: Path | None,
     if checkpoint is not None:
         state = read_state(checkpoint)
         if len(classes) != len(_CIFAR):
-            # The head starts from the checkpoint's rows of its classes.
+            # The head starts from the rows of the checkpoint's head for the query's classes.
             rows = [[_CIFAR.index(member) for member in members] for members in classes.values()]
             state["linear.weight"] = torch.stack([state["linear.weight"][row].mean(0) for row in rows])
             state["linear.bias"] = torch.stack([state["linear.bias"][row].mean() for row in rows])
@@ -242,7 +248,7 @@ def _fine_tune(name: str, depth: int, classes: Classes, checkpoint: Path | None,
 
 
 def _tensors(folder: Path, classes: Classes) -> tuple[Tensor, Tensor]:
-    """Load the images of the classes' folders, ``[N, 3, 32, 32]`` uint8, and their labels ``[N]``."""
+    """Load the images of some classes from a data set's folder, ``[N, 3, 32, 32]`` uint8, and their labels ``[N]``."""
     label = {member: index for index, members in enumerate(classes.values()) for member in members}
     data = ImageFolder(str(folder))
     kept = [(path, label[data.classes[index]]) for path, index in data.samples if data.classes[index] in label]

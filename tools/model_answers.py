@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import no_telemetry  # noqa: F401
 import onnxruntime
 import torch
 from coverage_cases import CASES
@@ -48,16 +49,17 @@ DOC = ROOT / "docs" / "coverage.md"
 PARTS = ROOT / "out" / "coverage"
 FRAMES = 20
 MARGIN = 0.01
-"""Score above the threshold from which an object must be found: rounding may take others below the threshold."""
+"""Excess of an object's score over the threshold from which both sides must find the object: rounding may take others
+below the threshold."""
 
 Figures = dict[str, Any]
 
 
 def measure_answers(case: Case, folder: Path) -> Figures:
-    """Compile a model, and compare it with its source and its own library.
+    """Compile a model, and compare its answers with those of the source model and of the model's own library.
 
     Returns:
-        Figures for the table; only ``refused`` where the model cannot be compiled.
+        Figures for the table; only ``refused`` if the model cannot be compiled.
     """
     query = case.prepare(folder)
     workload = _workload(folder, case.source(folder), {"a": query})
@@ -93,7 +95,7 @@ def measure_answers(case: Case, folder: Path) -> Figures:
 
 
 def _library(answer: Answer, bundle: Bundle, workload: Workload, query: Query) -> AnswerMatch:
-    """Compare the bundle's answers with those of the model's own library on frames of the feed."""
+    """Compare a bundle's answers with those of the model's own library, on frames of the feed."""
     frames = read_feed_frames(workload, "feed", FRAMES)
     if frames.is_noise:
         raise ValueError(f"no frames: {frames.words}")
@@ -107,7 +109,7 @@ def _library(answer: Answer, bundle: Bundle, workload: Workload, query: Query) -
 
 
 def _shared(case: Case, folder: Path, workload: Workload, query: Query) -> Figures:
-    """Compile the model with its sibling, and return how much of the sibling's weights are stored already."""
+    """Compile a model together with its sibling, and return the fraction of the sibling's bytes that both share."""
     assert case.sibling is not None
     both = _workload(folder, workload.feeds["feed"].source, {"a": query, "b": case.sibling(folder)})
     report = compile_workload(both, folder / "both")
@@ -125,7 +127,7 @@ def _shared(case: Case, folder: Path, workload: Workload, query: Query) -> Figur
 
 
 def measure_int8(case: Case, folder: Path) -> Figures:
-    """Compile a model in int8, calibrated and judged on frames of the feed."""
+    """Compile a model in int8, calibrated and judged on frames of the feed, and return its accuracy and size."""
     if case.float_only:
         return {"int8": case.float_only}
     workload = _workload(folder, case.source(folder), {"a": case.prepare(folder)})
@@ -147,7 +149,7 @@ def measure_int8(case: Case, folder: Path) -> Figures:
 
 
 def measure_times(case: Case, folder: Path, rounds: int) -> Figures:
-    """Measure CPU time of one thread beside a default session of the source file."""
+    """Measure the CPU time of a model's run on one thread, and that of a default session of its source file."""
     workload = _workload(folder, case.source(folder), {"a": case.prepare(folder)})
     try:
         report = compile_workload(workload, folder / "bundle")
@@ -170,7 +172,7 @@ def _workload(folder: Path, source: str, queries: Mapping[str, Query]) -> Worklo
 
 
 def table(cases: Sequence[Case]) -> str:
-    """Return the table of all cases that were measured."""
+    """Return a Markdown table of the figures of all models that were measured."""
     lines = [
         f"ONNX Runtime {onnxruntime.__version__}, torch {torch.__version__.partition('+')[0]}.",
         "",
@@ -182,7 +184,7 @@ def table(cases: Sequence[Case]) -> str:
         for part in ("answers", "int8", "times"):
             path = _part(case, part)
             figures |= json.loads(path.read_text()) if path.exists() else {}
-        if figures:
+        if "task" in figures or "refused" in figures:  # times alone make no row
             lines.append(_row(case, figures))
     return "\n".join(lines)
 

@@ -19,6 +19,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+import no_telemetry  # noqa: F401
 import onnxruntime
 import torch
 from documents import write_between
@@ -41,14 +42,14 @@ PARTS = Path(__file__).parent.parent / "out" / "coverage"
 
 @dataclass(frozen=True)
 class Case:
-    """An architecture, and how its workload names it."""
+    """Architecture to measure, and the way in which its workload names it."""
 
     name: str
     factory: str
     args: dict[str, Any]
     task: str = "classification"
     size: tuple[int, int] | None = None
-    """Height and width of the input; None for the model's default."""
+    """Height and width of the input in pixels; None for the model's default."""
 
 
 def _torchvision(name: str, **args: Any) -> Case:
@@ -83,19 +84,21 @@ CASES = [
 
 @dataclass(frozen=True)
 class Row:
-    """Figures of one architecture."""
+    """Measured figures of one architecture: size, difference from PyTorch, run times and load times."""
 
     name: str
     megabytes: float
     mode: str
     inputs: int
-    """Weights that are inputs of the program."""
+    """Number of weights that are inputs of the architecture's programs."""
     difference: float
-    """Largest difference to PyTorch, relative to the largest output."""
+    """Largest difference of an output from PyTorch's, relative to the output's largest value."""
     ratio: float
-    """CPU time of a run, gemel / default session."""
+    """CPU time of a run in gemel, divided by that of a default ONNX Runtime session."""
     ratio_kept: float | None
-    """The same ratio where every kernel is shared and BatchNorms are private; None for a model without BatchNorm."""
+    """CPU time of a run with shared kernels and private BatchNorms, divided by that of a default session.
+
+    None for a model without BatchNorm."""
     gemel_ms: float
     plain_ms: float
     bind_ms: float
@@ -105,12 +108,12 @@ class Row:
 
 
 def measure(case: Case, folder: Path, rounds: int) -> Row:
-    """Compile, check and time one architecture.
+    """Compile one architecture, compare it with PyTorch, and measure its run and load times.
 
     Args:
-        case: the architecture.
+        case: architecture to measure.
         folder: folder for weights, workload and bundles.
-        rounds: timed repetitions.
+        rounds: number of timed repetitions.
     """
     workload, bundle, compile_s = bundle_of(case, folder)
     model = bundle.manifest.models["a"]
@@ -138,12 +141,12 @@ def measure(case: Case, folder: Path, rounds: int) -> Row:
 def bundle_of(
     case: Case, folder: Path, convert: ConvertPrecision = lambda models, step: {}
 ) -> tuple[Workload, Bundle, float]:
-    """Compile an architecture with random weights, and return its workload, its bundle, and the seconds that took.
+    """Compile an architecture with random weights; return its workload, its bundle and the seconds of compilation.
 
     Args:
-        case: the architecture.
+        case: architecture to compile.
         folder: folder for weights, workload and bundle.
-        convert: see :func:`gemel.compiler.compile_workload`.
+        convert: function that converts the model to lower precision, as :func:`gemel.compiler.compile_workload` takes.
     """
     _weights(case, folder / "a.safetensors", 0)
     workload = _workload(case, folder, ["a"])
@@ -153,9 +156,10 @@ def bundle_of(
 
 
 def _kept(case: Case, folder: Path, plain: Path, rounds: int) -> float | None:
-    """Return the ratio of CPU times where a second model shares every kernel, so that BatchNorms are not folded.
+    """Return the CPU time of a run with unfolded BatchNorms, divided by that of a default session.
 
-    None where the model has no BatchNorm or the bundle shares nothing.
+    BatchNorms stay unfolded because a second model shares every kernel. None if the model has no BatchNorm or the
+    bundle shares nothing.
     """
     if not _has_batch_norm(folder / "a.safetensors"):
         return None
@@ -167,7 +171,8 @@ def _kept(case: Case, folder: Path, plain: Path, rounds: int) -> float | None:
 
 
 def _loads(bundle: Bundle, plain: Path) -> tuple[float, float, float]:
-    """Return median milliseconds to bind a model with a loaded program, to load a program, to load a plain session."""
+    """Return the median milliseconds to bind a model whose program is loaded, to load its program, and to load a plain
+    session of it."""
     binds, programs, sessions = [], [], []
     for _ in range(5):
         with OrtCpu(bundle, threads=1) as backend:
@@ -215,7 +220,7 @@ def _build(case: Case) -> nn.Module:
 
 
 def _weights(case: Case, path: Path, seed: int, kernels: Path | None = None) -> None:
-    """Write random weights of an architecture; with ``kernels``, everything but BatchNorm is taken from that file."""
+    """Write random weights of an architecture to a file; take all but BatchNorm from the file ``kernels``, if given."""
     torch.manual_seed(seed)
     module = _build(case)
     for layer in module.modules():
@@ -247,7 +252,7 @@ def _has_batch_norm(path: Path) -> bool:
 
 
 def write(rows: Sequence[Row]) -> None:
-    """Write the table into the page as Markdown."""
+    """Write the figures of all architectures into docs/coverage.md as a Markdown table."""
     lines = [
         f"ONNX Runtime {onnxruntime.__version__}, torch {torch.__version__.partition('+')[0]}.",
         "",

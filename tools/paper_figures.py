@@ -1,4 +1,4 @@
-"""Draw the pictures of docs/paper.md."""
+"""Draw the pictures of docs/paper.md from simulated runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _BARS = {
 
 
 def draw_frames(runs: Runs, path: Path) -> None:
-    """Draw the frames processed of every workload, one panel per memory setting."""
+    """Draw the percentage of frames that each workload processes, one panel per memory setting."""
     figure, panels = plt.subplots(len(SHORT), 1, figsize=(11, 8), sharex=True, sharey=True)
     names = list(runs.workloads)
     for panel, memory in zip(panels, SHORT, strict=True):
@@ -44,7 +44,7 @@ def draw_frames(runs: Runs, path: Path) -> None:
 
 
 def draw_sweeps(runs: Runs, path: Path) -> None:
-    """Draw the change in frames processed over frame rate, SLA and the part merged."""
+    """Draw the change in frames processed over the frame rate, the SLA, and the fraction of the potential merged."""
     shown = list(SWEEPS.items())[:3]
     figure, panels = plt.subplots(1, len(shown), figsize=(12, 4), sharey=True)
     for panel, (title, settings) in zip(panels, shown, strict=True):

@@ -1,4 +1,4 @@
-"""Turn workloads of known architectures into profiles, with a part of their layers merged."""
+"""Turn workloads of known architectures into profiles for the simulator, with some of their layers merged."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from gemel.runtime.planning.profile import Profile, parse_profile
 __all__ = ["BATCHES", "Query", "Setting", "potential", "profile_of", "read_workloads"]
 
 BATCHES = (1, 2, 4)
-"""Batch sizes that the paper's scheduler chooses from."""
+"""Batch sizes that the scheduler of the Gemel paper chooses from."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """One feed, architecture and task of a workload."""
+    """Query of a workload of the Gemel paper: a feed, an architecture and a task."""
 
     feed: str
     architecture: str
@@ -35,16 +35,16 @@ class Query:
 
 @dataclass(frozen=True)
 class Setting:
-    """Parameters that sweeps vary; the defaults are the paper's."""
+    """Parameters of a simulated run that sweeps vary; the defaults are those of the Gemel paper."""
 
     fps: float = 30.0
     sla_ms: float = 100.0
     merged: float = 0.7
-    """Part of a workload's potential that is merged, heaviest layers first; 0 is the unmerged workload."""
+    """Fraction of a workload's potential saving that is merged, heaviest layers first; 0 is the unmerged workload."""
     batches: tuple[int, ...] = BATCHES
-    """Batch sizes to choose from; a batch of n frames takes n times as long as one frame."""
+    """Batch sizes that the scheduler chooses from; a batch of n frames takes n times as long as one frame."""
     tensors: bool = False
-    """Whether a model's load time is divided among its segments by bytes and tensors, as in the fit; else by bytes."""
+    """Whether a model's load time is divided among its segments by bytes and number of tensors; otherwise by bytes."""
 
 
 def read_workloads(path: Path) -> dict[str, tuple[Query, ...]]:
@@ -57,7 +57,7 @@ def read_workloads(path: Path) -> dict[str, tuple[Query, ...]]:
 
 
 def potential(queries: Sequence[Query], known: Mapping[str, Architecture]) -> float:
-    """Return the part of all bytes that is freed if models share every layer that they can."""
+    """Return the fraction of a workload's bytes that is saved if its models share every layer that they can."""
     return sum(map(_saving, _columns(queries, known))) / sum(known[query.architecture].bytes for query in queries)
 
 
@@ -72,8 +72,8 @@ def profile_of(
     Args:
         queries: queries of the workload.
         known: architectures by name.
-        fit: estimate of times that the slides do not give.
-        setting: frame rate, SLA, part merged and batch sizes; None for the paper's.
+        fit: estimate of load and run times that the paper's slides do not give.
+        setting: frame rate, SLA, merged fraction and batch sizes; None for the paper's.
     """
     setting = setting or Setting()
     overhead = fit.ms_per_tensor / fit.ms_per_mb * 1e6 if setting.tensors else 0.0
@@ -113,17 +113,17 @@ def profile_of(
 
 
 class Size(NamedTuple):
-    """Bytes and number of a set of weight tensors."""
+    """Size of a set of weight tensors: their bytes and their number."""
 
     bytes: int
     tensors: int
 
     def plus(self, other: Size, sign: int) -> Size:
-        """Return the sum with ``other``, or the difference where ``sign`` is -1."""
+        """Return the sum of this size and ``other``, or the difference if ``sign`` is -1."""
         return Size(self.bytes + sign * other.bytes, self.tensors + sign * other.tensors)
 
     def cost(self, overhead: float) -> float:
-        """Return bytes to which load time is proportional; each tensor counts as ``overhead`` more bytes."""
+        """Return the number of bytes to which load time is proportional; each tensor counts ``overhead`` bytes more."""
         return self.bytes + overhead * self.tensors
 
 
@@ -132,7 +132,7 @@ Column = tuple[Layer, ...]
 
 
 def _columns(queries: Sequence[Query], known: Mapping[str, Architecture]) -> list[Column]:
-    """Return the layers that can share, largest saving first."""
+    """Return the layers of a workload's models that can share a tensor, largest saving first."""
     layers = [replace(layer, model=query.name) for query in queries for layer in known[query.architecture].layers]
     found: list[Column] = []
     for group in groups_of(layers):
@@ -150,7 +150,7 @@ def _saving(column: Column) -> int:
 
 
 def _merged(columns: Sequence[Column], part: float) -> list[Column]:
-    """Return the first columns that together save at least ``part`` of what all columns would save."""
+    """Return the first columns (layers that share) that together save at least the fraction ``part`` of all savings."""
     wanted = part * sum(map(_saving, columns))
     found: list[Column] = []
     for column in columns:

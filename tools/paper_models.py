@@ -35,7 +35,7 @@ SLIDES = {
     "vgg16": (72.2, 2.1),
     "tiny-yolov3": (6.7, 3.0),
 }
-"""Model -> milliseconds to load and to run it on the paper's device."""
+"""Model -> milliseconds to load the model and to run it on the device of the Gemel paper."""
 
 _detection = models.detection
 _DETECTORS: dict[str, Callable[[], nn.Module]] = {
@@ -63,20 +63,23 @@ _ANCHORED = ("ssd-vgg16", "ssdlite", "frcnn-r50")
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes and layers of a model, without its weights."""
+    """Architecture of a model without weights: its bytes, tensors, layers and multiplications."""
 
     name: str
     bytes: int
-    """Bytes of all parameters and buffers in fp32."""
+    """Bytes of all parameters and buffers of the model in fp32."""
     tensors: int
     layers: tuple[Layer, ...]
-    """Convolutions and linear layers in execution order."""
+    """Convolutions and linear layers of the model in execution order."""
     gmacs: float
     """Billions (10^9) of multiplications per frame at the model's default input size."""
 
 
 def measure(names: Iterable[str]) -> dict[str, Architecture]:
-    """Build each architecture and measure it. Faster R-CNN takes half a minute, most others less than a second."""
+    """Build each named architecture, and count its bytes, layers and multiplications.
+
+    Faster R-CNN takes half a minute, most others less than a second.
+    """
     found = {}
     for name in names:
         task, build = ("detection", _DETECTORS[name]) if name in _DETECTORS else ("classification", _CLASSIFIERS[name])
@@ -99,7 +102,7 @@ def _gmacs(parts: Cut) -> float:
 
 @dataclass(frozen=True)
 class Fit:
-    """Linear estimate: load time from bytes and tensors, run time from layers and multiplications."""
+    """Linear estimate of a model's load time (from bytes, tensors) and run time (from layers, multiplications)."""
 
     ms_per_mb: float
     ms_per_tensor: float
@@ -108,7 +111,7 @@ class Fit:
 
     @classmethod
     def of(cls, known: Mapping[str, Architecture]) -> Fit:
-        """Fit the models of :data:`SLIDES` by least squares without negative terms."""
+        """Fit the estimate to the models of :data:`SLIDES`, by least squares without negative terms."""
         measured = [known[name] for name in SLIDES]
         loads, runs = np.array(list(SLIDES.values())).T
         load = _solved([(each.bytes / 1e6, each.tensors) for each in measured], loads)
@@ -121,7 +124,7 @@ class Fit:
         return load, self.ms_per_layer * len(of.layers) + self.ms_per_gmac * of.gmacs
 
     def times(self, of: Architecture) -> tuple[float, float]:
-        """Return the milliseconds to load and to run an architecture: the slides' where given, else estimated."""
+        """Return the milliseconds to load and to run an architecture: from the paper's slides, otherwise estimated."""
         return SLIDES.get(of.name) or self.estimated(of)
 
 

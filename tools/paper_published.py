@@ -1,4 +1,4 @@
-"""Rules of the scheduler that the paper's authors published (github.com/artpad6/gemel_nsdi23), for comparison.
+"""Rules of the scheduler that the Gemel paper's authors published (github.com/artpad6/gemel_nsdi23), for comparison.
 
 Models take turns in the listed order. A model processes at least one frame in its turn, and waits for one if there is
 none. Eviction takes the most recently used model first, which is the model that still runs while the next one loads. A
@@ -19,18 +19,18 @@ __all__ = ["Published", "published"]
 
 @dataclass(frozen=True)
 class Published:
-    """Result of the published rules for an unmerged workload."""
+    """Result of running an unmerged workload by the scheduler's rules that the Gemel paper's authors published."""
 
     processed: float
-    """Part of all frames that is processed, counted as the published code counts."""
+    """Fraction of all frames that is processed, counted as the published code counts."""
     timely: float
-    """Part of all frames that is processed within the SLA."""
+    """Fraction of all frames that is processed within the SLA."""
     lowest: tuple[float, ...]
-    """Part of each query's frames that is processed, rounded, in rising order. Batch sizes are chosen by it."""
+    """Fraction of each query's frames that is processed, rounded, in rising order. It decides the batch sizes."""
     blocked: float
-    """Part of the time in which nothing runs because weights are still loading."""
+    """Fraction of the time in which nothing runs because weights are still loading."""
     peak: int
-    """Largest number of bytes that the schedule holds at once."""
+    """Maximum bytes of weights that the schedule holds at once."""
 
 
 def published(profile: Profile, budget: int, frames: int) -> Published:
@@ -39,7 +39,7 @@ def published(profile: Profile, budget: int, frames: int) -> Published:
     Args:
         profile: unmerged workload whose queries all have one frame rate.
         budget: bytes of weights that may be resident at once.
-        frames: frames of each camera.
+        frames: number of frames of each camera.
     """
     known = [profile.models[query.model].run_ms for query in profile.queries.values()]
     found = (_run(profile, budget, batches, frames) for batches in product(*map(sorted, known)))

@@ -1,4 +1,4 @@
-"""Simulate the runs of tools/reproduce_paper.py, and keep the figures of each."""
+"""Simulate the runs of tools/reproduce_paper.py, and keep the figures of each run."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from gemel.runtime.planning.simulate import QueryOutcome, simulate
 __all__ = ["HALF_LIVES", "MEMORY", "Cell", "Outcome", "Runs", "ages", "memory_bytes"]
 
 MEMORY = {"min": 0.0, "50 %": 0.5, "75 %": 0.75, "all": 1.0}
-"""Memory setting of the published scheduler -> place between the bytes of the largest model (0) and of all (1)."""
+"""Memory setting of the published scheduler -> budget, from the bytes of the largest model (0) to those of all (1)."""
 HALF_LIVES = (100, 300, 1000)
-"""Milliseconds in which an old result loses half of its accuracy; several, because the speed of scenes is unknown."""
+"""Milliseconds in which an old result loses half of its accuracy; several are tried, as scenes differ in speed."""
 _TARGET = 0.95
 """Accuracy of a merged query relative to its original: the lowest that merging accepts."""
 
@@ -27,40 +27,40 @@ _POLICIES = {**POLICIES, "gemel, fair": replace(POLICIES["gemel"], fair=True)}
 
 
 class Cell(NamedTuple):
-    """One point of a sweep."""
+    """One run to simulate: a workload, a memory setting, a policy, and the parameters that sweeps vary."""
 
     workload: str
     memory: str
     policy: str
-    """A name in :data:`POLICIES`, or "gemel, fair": gemel's policy with batch sizes chosen as nexus chooses them."""
+    """Name of a policy in :data:`POLICIES`, or "gemel, fair": gemel's policy with nexus's choice of batch sizes."""
     setting: Setting
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Figures of one simulated run; parts are from 0 to 1."""
+    """Figures of one simulated run: fractions of frames and time, age of answers, and accuracy."""
 
     processed: float
-    """Part of all frames that is processed."""
+    """Fraction of all frames that is processed."""
     lowest: float
-    """Smallest part of its frames that any query processes."""
+    """Smallest fraction of its frames that any query processes."""
     blocked: float
-    """Part of the time in which nothing runs because weights are still loading."""
+    """Fraction of the time in which nothing runs because weights are still loading."""
     age_ms: float
     """Mean milliseconds between a frame and the frame whose result answers it; 0 for a frame processed in time."""
     accuracy: tuple[float, ...]
-    """Mean accuracy relative to the original models on every frame, for each of :data:`HALF_LIVES`."""
+    """Mean accuracy relative to the original models on every frame, for each half-life in :data:`HALF_LIVES`."""
 
 
 def memory_bytes(profile: Profile, memory: str) -> int:
-    """Return the bytes of a memory setting for an unmerged profile."""
+    """Return the budget in bytes for a memory setting ("min", "50 %", ...) and an unmerged workload's profile."""
     least, most = profile.budget("min"), profile.budget("all")
     return least + int(MEMORY[memory] * (most - least))
 
 
 @dataclass
 class Runs:
-    """Results of cells, each simulated once, when first asked for."""
+    """Results of simulated runs; each run is simulated once, when its result is first asked for."""
 
     workloads: Mapping[str, Sequence[Query]]
     known: Mapping[str, Architecture]
@@ -74,15 +74,15 @@ class Runs:
         return self.done[cell]
 
     def profile(self, workload: str, setting: Setting) -> Profile:
-        """Return the profile of a workload under a setting."""
+        """Return the device profile of a workload under a setting of the sweeps."""
         return profile_of(self.workloads[workload], self.known, self.fit, setting)
 
     def all(self, cells: Iterable[Cell]) -> list[Outcome]:
-        """Return the results of several cells, in their order."""
+        """Return the results of several simulated runs, in their order."""
         return [self[cell] for cell in cells]
 
     def _run(self, cell: Cell) -> Outcome:
-        # The budget is that of the unmerged workload, whatever part is merged.
+        # The budget is that of the unmerged workload, whatever fraction is merged.
         budget = memory_bytes(self.profile(cell.workload, replace(cell.setting, merged=0.0)), cell.memory)
         profile = self.profile(cell.workload, cell.setting)
         return _simulated(profile, budget, _POLICIES[cell.policy], self.seconds)
@@ -110,9 +110,10 @@ def _simulated(profile: Profile, budget: int, policy: Policy, seconds: float) ->
 
 
 def ages(outcome: QueryOutcome, fps: float, sla_ms: float) -> Iterator[float | None]:
-    """Yield, per frame, the milliseconds between it and the newest frame that is answered when its SLA ends.
+    """Yield for each frame of a simulated query the age in milliseconds of the newest answer when the frame's SLA ends.
 
-    Frames before the first answer give None. A frame gives 0 where it or a newer frame is answered by then.
+    The age is the time between the frame and the newest frame that is answered by then: 0 if that is the frame itself
+    or a newer one, None before the first answer.
     """
     if not outcome.answers:
         yield from [None] * outcome.frames

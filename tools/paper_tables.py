@@ -1,4 +1,4 @@
-"""Make the tables of docs/paper.md."""
+"""Make the Markdown tables of docs/paper.md from simulated runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHORT = ("min", "50 %", "75 %")
 """Memory settings that are too small for all weights, so that models swap."""
 
 Pair = tuple[tuple[str, bool], tuple[str, bool]]
-"""Two sides of a comparison, the new one first; each is a policy and whether it runs the merged profile."""
+"""Two sides of a comparison of simulated runs, the new side first: (policy, whether the workload is merged)."""
 MERGING: Pair = ("nexus+shared", True), ("nexus", False)
 FAIR: Pair = ("gemel, fair", True), ("nexus", False)
 BOTH: Pair = ("gemel", True), ("nexus", False)
@@ -46,24 +46,24 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) ->
 
 
 def percent(part: float) -> str:
-    """Return a part as ``12.3 %``."""
+    """Return a fraction as text, such as ``12.3 %``."""
     return f"{part:.1%}".replace("%", " %")
 
 
 def signed(change: float) -> str:
-    """Return a relative change as ``+12 %``."""
+    """Return a relative change as text, such as ``+12 %``."""
     # Adding 0 turns -0.0 into 0.0, which is printed as +0.
     return f"{round(100 * change) + 0:+d} %"
 
 
 def spread(values: Iterable[float], show: Callable[[float], str] = signed) -> str:
-    """Return values as ``least to most (median)``."""
+    """Return the spread of some values as text: ``least to most (median)``."""
     known = sorted(values)
     return f"{show(known[0])} to {show(known[-1])} ({show(median(known))})"
 
 
 def outcomes(runs: Runs, pair: Pair, setting: Setting, memory: str) -> Iterator[tuple[str, Outcome, Outcome]]:
-    """Yield each workload with the results of the new and the old side of a comparison."""
+    """Yield for each workload its name and the results of the new and of the old side of a comparison."""
     for workload in runs.workloads:
         new, old = (
             runs[Cell(workload, memory, policy, setting if merged else replace(setting, merged=0.0))]
@@ -79,13 +79,16 @@ def gains(
     memories: Iterable[str],
     value: Callable[[Outcome], float] = lambda outcome: outcome.processed,
 ) -> list[float]:
-    """Return the relative change of a value from the old to the new side, per workload and memory setting."""
+    """Return the relative change of a figure from the old to the new side of a comparison.
+
+    One number per workload and memory setting.
+    """
     both = (each for memory in memories for each in outcomes(runs, pair, setting, memory))
     return [value(new) / value(old) - 1 for _, new, old in both if value(old) > 0]
 
 
 def times(known: Mapping[str, Architecture], fit: Fit) -> str:
-    """Return the table of architectures: sizes, and load and run times from the slides and from the fit."""
+    """Return a Markdown table of architectures: sizes, and load and run times from the slides and from the fit."""
     rows = []
     for name, each in known.items():
         load, run = fit.estimated(each)
@@ -101,7 +104,7 @@ def times(known: Mapping[str, Architecture], fit: Fit) -> str:
 
 
 def slide(runs: Runs) -> str:
-    """Return the table of the slides' five models under the published rules and gemel's policies."""
+    """Return a Markdown table of the slides' five models under the published scheduler and gemel's policies."""
     rows = []
     for (name, batches), memory in product((("1", (1,)), ("1, 2, 4", BATCHES)), MEMORY):
         setting = replace(FULL, batches=batches)
@@ -122,7 +125,7 @@ def slide(runs: Runs) -> str:
 
 
 def claims(runs: Runs) -> str:
-    """Return the table of the slides' figures beside the simulator's."""
+    """Return a Markdown table of the figures in the paper's slides and the simulator's figures."""
     pairs, none = list(_PAIRS.values()), [""] * (len(_PAIRS) - 1)
     saved = [_saved(runs, name, MERGED) for name in runs.workloads]
     most = [potential(queries, runs.known) for queries in runs.workloads.values()]
@@ -175,7 +178,7 @@ def _saved(runs: Runs, name: str, setting: Setting) -> tuple[float, int]:
 
 
 def classes(runs: Runs) -> str:
-    """Return the table of medians over the workloads of each class of potential."""
+    """Return a Markdown table of frames processed: medians over the workloads with low, medium and high potential."""
     columns = [("nexus", UNMERGED), ("nexus+shared", MERGED), ("lru", MERGED)]
     columns += [("gemel", UNMERGED), ("gemel, fair", MERGED), ("gemel", MERGED)]
     rows = []
@@ -190,7 +193,7 @@ def classes(runs: Runs) -> str:
 
 
 def each_workload(runs: Runs) -> str:
-    """Return the table of every workload in the memory setting "50 %"."""
+    """Return a Markdown table of every workload's savings and frames processed in the memory setting "50 %"."""
     columns = [("nexus", UNMERGED), ("nexus+shared", MERGED), ("gemel", UNMERGED), ("gemel", MERGED)]
     rows = []
     for name, queries in runs.workloads.items():
@@ -204,7 +207,7 @@ def each_workload(runs: Runs) -> str:
 
 
 def sweeps(runs: Runs) -> str:
-    """Return the table of sweeps: median change in frames processed, over all workloads."""
+    """Return a Markdown table of the sweeps: median change in frames processed, over all workloads."""
     rows = []
     for sweep, settings in SWEEPS.items():
         for title, setting in settings:
@@ -215,11 +218,11 @@ def sweeps(runs: Runs) -> str:
 
 
 def required(runs: Runs, large: tuple[int, float, float]) -> str:
-    """Return the table of figures that the simulator must reach, and whether it does.
+    """Return a Markdown table of figures that the simulator must reach, and whether it reaches them.
 
     Args:
         runs: simulated runs.
-        large: number of queries, simulated seconds, and seconds that planning and simulating took.
+        large: large run that was timed: number of queries, simulated seconds, and seconds of planning and simulating.
     """
     rows = []
     for memory in SHORT:

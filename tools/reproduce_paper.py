@@ -34,10 +34,10 @@ _LARGE = (60, 20)
 
 
 def large_run(known: Mapping[str, Architecture], fit: Fit, seconds: float) -> tuple[int, float, float]:
-    """Plan and simulate a large workload of all architectures.
+    """Plan and simulate a large workload of all architectures, and time this.
 
     Returns:
-        number of queries, simulated seconds, and seconds that planning and simulating took.
+        Number of queries, simulated seconds, and seconds that planning and simulating took.
     """
     count, feeds = _LARGE
     names = list(known)
@@ -50,7 +50,7 @@ def large_run(known: Mapping[str, Architecture], fit: Fit, seconds: float) -> tu
 
 
 def write_profile(profile: Profile, path: Path) -> None:
-    """Write a profile as a file for ``gemel simulate``."""
+    """Write a workload's device profile as a YAML file for ``gemel simulate``."""
     document = profile.model_dump(exclude_defaults=True)
     for model in document["models"].values():
         model["segments"] = list(model["segments"])

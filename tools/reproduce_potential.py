@@ -45,7 +45,10 @@ Profiles = Mapping[Definition, Mapping[str, ModelSizes]]
 
 
 def measure(names: Iterable[str], console: Console) -> Profiles:
-    """Return sizes and layers of every architecture under both definitions; builds one architecture at a time."""
+    """Return sizes and layers of every architecture under both definitions of layers that may share.
+
+    Architectures are built one at a time.
+    """
     found: dict[Definition, dict[str, ModelSizes]] = {"strict": {}, "shape": {}}
     for name in names:
         # Auxiliary classifiers are used in training only.
@@ -59,7 +62,7 @@ def measure(names: Iterable[str], console: Console) -> Profiles:
 
 
 def report(profiles: Profiles) -> str:
-    """Return the figures as Markdown."""
+    """Return the layers and bytes that the architectures have in common as Markdown for docs/potential.md."""
     lines = [
         f"torchvision {torchvision.__version__.partition('+')[0]}; all models with 1000 classes and without auxiliary"
         f" classifiers. The {len(ARCHITECTURES)} architectures are listed in the second table: every family",

@@ -20,7 +20,7 @@ _PRIVATE = ("layer4.", "fc.")
 
 
 def resnet_bundle(folder: Path, count: int, *, merged: bool) -> Bundle:
-    """Write models with random weights to disk, and compile them into a bundle.
+    """Write ResNet-50 models with random weights to disk, and compile them into a bundle.
 
     Args:
         folder: existing folder that gets the weights and the bundle.

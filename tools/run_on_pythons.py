@@ -24,11 +24,11 @@ _OLDEST = (3, 10)
 _NO_WHEEL = re.compile(
     r"Failed to (?:download and )?build `(?!gemel)|no wheels|doesn't have a source distribution or wheel"
 )
-"""uv's message when a package has no wheel for a Python and cannot be built from source either."""
+"""Pattern of uv's message when a package has no wheel for a Python and cannot be built from source."""
 
 
 def candidates() -> list[str]:
-    """Return the paths of executables that may be CPython interpreters: pyenv's, then those on the ``PATH``."""
+    """Return the paths of executables that may be Python interpreters: pyenv's, then those on the ``PATH``."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     folders = [*pyenv.glob("*/bin"), *map(Path, os.environ.get("PATH", "").split(os.pathsep))]
     return [str(path) for folder in folders for path in folder.glob("python3*") if os.access(path, os.X_OK)]
@@ -46,7 +46,7 @@ def version_of(python: str) -> tuple[int, ...] | None:
 
 
 def newest(pythons: Iterable[str]) -> dict[str, str]:
-    """Return minor version, such as ``3.12`` -> interpreter with the newest patch release, in rising order."""
+    """Return the interpreter with the newest patch release of each minor Python version, such as ``3.12`` -> path."""
     found: dict[tuple[int, ...], tuple[tuple[int, ...], str]] = {}
     for python in pythons:
         version = version_of(python)
@@ -56,12 +56,12 @@ def newest(pythons: Iterable[str]) -> dict[str, str]:
 
 
 def run_tests(uv: str, name: str, python: str, extras: Iterable[str], tests: Sequence[str]) -> str:
-    """Set up the environment of one Python, run the tests there, and return the outcome.
+    """Set up an environment for one Python, run the tests in it, and return the outcome.
 
     Args:
-        uv: the uv executable.
+        uv: path of the uv executable.
         name: minor version, which names the environment's folder.
-        python: the interpreter.
+        python: path of the interpreter.
         extras: extras of gemel to install.
         tests: arguments of pytest.
     """
@@ -78,7 +78,7 @@ def run_tests(uv: str, name: str, python: str, extras: Iterable[str], tests: Seq
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the tests on each Python, print each outcome, and return the exit code."""
+    """Run the tests on each Python of this machine, print each outcome, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--uv", default="uv", help="the uv executable")
     parser.add_argument("--python", action="append", help="use this interpreter; may be given more than once")

@@ -20,18 +20,18 @@ __all__ = ["apply", "pack"]
 
 State = Mapping[str, Tensor]
 _LEVELS = 127
-"""Largest absolute value of an 8-bit difference."""
+"""Maximum absolute value of an 8-bit difference of weights."""
 
 
 def pack(
     before: Mapping[str, State], after: Mapping[str, State], shared: Iterable[Sequence[tuple[str, str]]], path: Path
 ) -> None:
-    """Write the changes from original to merged weights.
+    """Write the changes from original to merged weights to a file, as 8-bit differences.
 
     Args:
         before: model -> state dict with the original weights.
         after: model -> state dict with the merged weights.
-        shared: groups of (model, name in its state dict) whose weights hold one tensor.
+        shared: groups of (model, name in the model's state dict) whose weights hold one tensor.
         path: file to write.
     """
     slots = [sorted(slot) for slot in shared]
@@ -54,7 +54,9 @@ def pack(
 
 
 def apply(before: Mapping[str, State], path: Path) -> dict[str, dict[str, Tensor]]:
-    """Return model -> state dict with the changes applied, for changed models; shared weights are equal bit for bit.
+    """Return the merged weights of every changed model, by model: its original weights with stored changes applied.
+
+    Weights that are shared are equal bit for bit.
 
     Args:
         before: model -> state dict with the original weights.

@@ -1,4 +1,4 @@
-"""The workload: reading and checking workload.yaml, and loading the models and data that it names."""
+"""Reading and checking of workload.yaml, and loading of the models and data sets that the file names."""
 
 from __future__ import annotations
 

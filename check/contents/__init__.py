@@ -1,1 +1,1 @@
-"""Contents of a bundle, as figures and as tables."""
+"""Description of a bundle's contents, as figures and as tables."""

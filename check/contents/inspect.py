@@ -1,4 +1,4 @@
-"""Figures of a bundle for ``gemel inspect``: what it holds, what is shared, and what was made from it for devices."""
+"""Figures of a bundle for ``gemel inspect``: its contents, what is shared, and what was made from it for devices."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["describe", "least_memory", "sizes"]
 def describe(bundle: Bundle) -> dict[str, Any]:
     """Return the figures of a bundle as a value that JSON can hold.
 
-    ``bytes`` is the result of :func:`sizes`. ``packings`` holds what was measured of INT8 models on this CPU, if they
-    ran on it. ``engines`` lists the engines in the bundle's device cache, one entry per library and set of devices.
-    ``device`` has the workload's settings, and the bytes that the largest model needs. ``merge`` is present if the
-    workload was merged.
+    ``bytes`` is the result of :func:`sizes`. ``packings`` holds the run times of INT8 models on this CPU with and
+    without private copies of weights, if they were measured. ``engines`` lists the TensorRT engines in the bundle's
+    device cache, one entry per library and set of devices. ``device`` has the workload's settings, and the bytes that
+    the largest model needs. ``merge`` is present if the workload was merged.
 
     Raises:
         BundleError: an engine is damaged.
@@ -54,9 +54,9 @@ def describe(bundle: Bundle) -> dict[str, Any]:
 
 
 def least_memory(bundle: Bundle) -> int:
-    """Return the bytes of weights that must be in memory at once, so that every model can run.
+    """Return the minimum bytes of weights in memory with which every model of a bundle can run.
 
-    That is the largest model of those that are swapped, beside the private copies of those that are not. A backend may
+    This is the largest model that is swapped, plus the private copies of all models that are not swapped. A backend may
     need more: it may align weights, or keep private copies of further models.
     """
     content = bundle.manifest

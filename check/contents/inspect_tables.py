@@ -1,4 +1,4 @@
-"""Tables that ``gemel inspect`` prints."""
+"""Tables of a bundle's contents that ``gemel inspect`` prints."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["bundle_tables", "shown_source"]
 
 
 def bundle_tables(bundle: Bundle, figures: Mapping[str, Any]) -> Iterator[Table | str]:
-    """Yield tables of a bundle's figures, and a last line with the totals.
+    """Yield tables of a bundle's queries, models, segments and engines, and last a line with the totals.
 
     Args:
         bundle: open bundle, from which the segments are listed.
@@ -48,7 +48,7 @@ def bundle_tables(bundle: Bundle, figures: Mapping[str, Any]) -> Iterator[Table 
 
 
 def _table(title: str, words: tuple[str, ...], numbers: tuple[str, ...]) -> Table:
-    """Return an empty table: columns of words, then right-aligned columns of numbers."""
+    """Return an empty table with a title: columns for words, then right-aligned columns for numbers."""
     table = Table(title=title, title_justify="left", box=SIMPLE)
     for column in words:
         table.add_column(column)
@@ -71,7 +71,7 @@ def _queries(queries: Mapping[str, Any], feeds: Mapping[str, Any]) -> Table:
 
 
 def _labels(query: Mapping[str, Any]) -> str:
-    """Return the first three labels of a query and their number, and the classes that are reported if not all are."""
+    """Return the first three labels of a query and the number of labels, and the classes that it reports if not all."""
     if query["task"] in ("embedding", "raw"):
         return ""
     labels = query["labels"] or ()
@@ -81,7 +81,7 @@ def _labels(query: Mapping[str, Any]) -> str:
 
 
 def shown_source(source: str) -> str:
-    """Return a source without the name and password that the address of a camera may hold."""
+    """Return a feed's source without the name and password that the address of a camera may hold."""
     return re.sub(r"(?<=://)[^/@]*@", "***@", source)
 
 

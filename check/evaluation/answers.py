@@ -18,7 +18,7 @@ __all__ = ["Answer", "Recorder", "arrivals", "standing"]
 
 
 _MOST_VALUES = 4096
-"""Values of one raw output that are kept of each answer: enough for a cosine, and few enough for a long run."""
+"""Maximum number of values to keep of a raw output: enough for a cosine, and few enough for a long run."""
 
 
 @dataclass(frozen=True, slots=True)

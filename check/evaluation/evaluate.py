@@ -126,7 +126,7 @@ def evaluate_bundles(
         lives.append((case, summary, recorder))
         told("live", _in_words(case, summary), part)
     # The number of frames that need reference answers is known only after the live runs.
-    frames = {name: max(summary.run.feeds[name].frames for _, summary, _ in lives) for name in sources}
+    frames = {name: max(summary.run.feeds[name].delivered for _, summary, _ in lives) for name in sources}
     first = next(iter(bundles))
     reference = answer_all(
         bundles[first], sources, frames, backend=settings.backend, threads=settings.threads, stop=stop

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from threading import Event
 
+from ...bundles.known_variables import known_variables
 from ...bundles.manifest import feeds_from
 from ...bundles.reader import Bundle
 from ...errors import FeedError
-from ...frames.source import Source, resolve
+from ...frames.source import Source
 from ...runtime.backends import open_backend
 from ...runtime.feeds import Feed
 from ...runtime.loop import pipeline
 from ...runtime.loop.inference import Inference
+from ...runtime.loop.open_feeds import FeedOptions, open_source
 from .answers import Recorder
 
 __all__ = ["answer_all", "recordings"]
@@ -29,9 +31,10 @@ def recordings(bundle: Bundle, sources: Mapping[str, str]) -> dict[str, Source]:
         FeedError: a source is a camera or a stream, or cannot be read, or ``sources`` names a feed that does not exist.
     """
     specs = feeds_from(bundle.manifest.feeds, sources)
+    options = FeedOptions(sources, known_variables(bundle))
     found: dict[str, Source] = {}
     for name in dict.fromkeys(query.feed for query in bundle.manifest.queries.values()):
-        source = resolve(name, specs[name].source, fps=specs[name].fps)
+        source = open_source(name, specs[name], options)
         if source.live:
             raise FeedError(
                 f"feed {name!r}: {source} cannot be played again to know what is right;"

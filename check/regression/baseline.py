@@ -19,8 +19,8 @@ from ...bundles.manifest import Id, Name
 from ...bundles.program import Program, read_model, split_model
 from ...bundles.reader import Bundle
 from ...bundles.value import Value, problem
+from ...durable import write_whole
 from ...errors import InputError
-from ...runtime.device_cache import write_whole
 from ...runtime.engines.store import engines_in
 
 __all__ = [

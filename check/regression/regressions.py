@@ -188,7 +188,7 @@ def _tensors(baseline: Baseline) -> dict[str, int]:
 
 
 def _groups(values: Mapping[str, Hashable], kept: Container[str]) -> Iterable[list[str]]:
-    """Return lists of names that have the same value.
+    """Group the names of a mapping by their value, and return one list of names per value.
 
     Args:
         values: name -> value.

@@ -1,1 +1,1 @@
-"""Comparison of a bundle with the models that it was compiled from."""
+"""Comparison of a bundle's outputs and accuracy with those of the models that the bundle was compiled from."""

@@ -23,39 +23,40 @@ from ...workload.models.factory import models_of
 __all__ = ["QueryAccuracy", "UnjudgedQuery", "verify_accuracy"]
 
 _TOLERANCE = 1e-3
-"""Accuracy, from 0 to 1, by which a bundle may differ because of rounding."""
+"""Largest difference in accuracy (0 to 1) between a bundle and its source model that counts as rounding."""
 
 
 @dataclass(frozen=True)
 class QueryAccuracy:
-    """Accuracies of one query, from 0 to 1, on the images that merging judges by."""
+    """Accuracies of one query in the bundle and in the source model, from 0 to 1, on the images that merging uses."""
 
     query: str
     bundle: float
-    """Accuracy of the bundle."""
+    """Accuracy of the query's model in the bundle."""
     source: float
     """Accuracy of the PyTorch or ONNX model that the bundle was compiled from."""
     reached: float | None
-    """Accuracy after the merge, from merge.json. None without merge.json, and without labels, because merge.json then
-    holds the agreement with the unmerged model."""
+    """Accuracy of the query after the merge, from merge.json. None without merge.json, and without labels, because
+    merge.json then holds the agreement with the unmerged model."""
     images: int
-    """Number of images."""
+    """Number of images on which the accuracies were measured."""
     labelled: bool
-    """Whether accuracy is against labels; otherwise it is agreement with the source model."""
+    """Whether accuracies are against labels; otherwise they are agreement with the source model."""
     part: float | None = None
-    """Part of the source's accuracy that a model in lower precision must keep; None in fp32."""
+    """Fraction of the source model's accuracy that a model in lower precision must keep; None in fp32."""
 
     @property
     def tolerance(self) -> float:
-        """Accuracy by which the bundle may differ: rounding may change an answer that was close to a threshold.
+        """Largest allowed difference between the bundle's accuracy and the source model's.
 
-        A thousandth, or one image if there are fewer than a thousand.
+        Rounding may change an answer that was close to a threshold. So a thousandth is allowed, or one image if there
+        are fewer than a thousand.
         """
         return max(_TOLERANCE, 1 / self.images)
 
     @property
     def passed(self) -> bool:
-        """Whether the bundle is as accurate as it must be."""
+        """Whether the query's accuracy in the bundle is close enough to that of the source model."""
         if self.part is not None:
             return self.bundle >= self.source * self.part - self.tolerance
         wanted = [self.source] if self.reached is None else [self.source, self.reached]
@@ -79,7 +80,7 @@ def verify_accuracy(
     Args:
         bundle: bundle that was compiled from ``workload``.
         workload: workload with the source models and the images.
-        parts: query name -> part of the source's accuracy that a model in lower precision must keep.
+        parts: query name -> fraction of the source model's accuracy that a model in lower precision must keep.
 
     Raises:
         BundleError: the workload lacks a query of the bundle, or has a model with another input for it.
@@ -103,7 +104,7 @@ def verify_accuracy(
 
 
 def _reached(bundle: Bundle) -> dict[str, float]:
-    """Return query name -> accuracy after the merge, from the bundle's merge.json; empty without one."""
+    """Return query name -> accuracy after the merge, from the merge.json of a bundle; empty without a merge.json."""
     if MERGE_REPORT not in bundle.manifest.files:
         return {}
     return {name: found.reached for name, found in read_report(bundle.file(MERGE_REPORT)).queries.items()}
@@ -140,7 +141,7 @@ def _judge(
 
 
 def _run(backend: Backend, model: str, port: str, names: tuple[str, ...], images: Images) -> Outputs:
-    """Run a model of the bundle on one image at a time, as the runtime does, and return each output for all images."""
+    """Run a model of a bundle on one image at a time, as the runtime does, and return each output for all images."""
     rows: list[list[Tensor]] = []
     backend.activate(model)
     try:

@@ -1,4 +1,4 @@
-"""Frames of a query's feed, on which a bundle is compared with its source; seeded noise where there are none."""
+"""Frames on which a bundle is compared with its source models: frames of a query's feed, or seeded noise."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from ...workload.document.schema import Workload
 __all__ = ["FeedFrames", "read_feed_frames"]
 
 _MOST_READ = 240
-"""Frames at the beginning of a recording among which frames are chosen."""
+"""Number of frames at the beginning of a recording among which the frames to compare on are chosen."""
 _NOISE_SIZE = (480, 640)
-"""Height and width of a frame of noise."""
+"""Height and width in pixels of a frame of noise."""
 
 
 @dataclass(frozen=True)
 class FeedFrames:
-    """Pictures to compare on."""
+    """Frames of one feed on which a bundle is compared with its source models."""
 
     images: tuple[Image, ...]
-    """Frames, BGR; at least one."""
+    """Frames, ``[H, W, 3]`` BGR, that both the bundle and its source models answer; at least one."""
     words: str
-    """Origin of the frames, for people."""
+    """Description of where the frames are from, for messages."""
     is_noise: bool = False
     """Whether the frames are noise, so that answers on them mean nothing."""
 
 
 def read_feed_frames(workload: Workload, feed: str, count: int) -> FeedFrames:
-    """Read frames at equal steps from the beginning of a feed's recording, or return one frame of noise.
+    """Read evenly spread frames from the beginning of a feed's recording; return one frame of noise if there is none.
 
     Args:
         workload: workload with the feed.
         feed: name of the feed.
-        count: most frames to return.
+        count: maximum number of frames to return.
     """
     text = workload.feeds[feed].source
     try:
@@ -59,7 +59,10 @@ def read_feed_frames(workload: Workload, feed: str, count: int) -> FeedFrames:
 
 
 def _read(source: Source, count: int) -> tuple[Image, ...]:
-    """Return frames at equal steps among the first of a recording; it is read twice, to keep few of them in memory."""
+    """Return evenly spread frames from the beginning of a recording.
+
+    The recording is read twice, first to count its frames, so that only the chosen frames are kept in memory.
+    """
     with closing(source.open()) as reader:
         total = sum(1 for _, _ in zip(range(_MOST_READ), reader, strict=False))
     wanted = set(np.linspace(0, total - 1, min(count, total)).astype(int).tolist()) if total else set()

@@ -23,48 +23,50 @@ from .source_model import Arrays, SourceModel, file_difference, open_source_mode
 __all__ = ["Comparison", "compare_with_source"]
 
 _FRAMES = 8
-"""Frames of a feed that a model is compared on."""
+"""Maximum number of frames of a feed on which a model of a bundle is compared with its source."""
 _STEADY = 1e-3
-"""Change over the frames, relative to an output's largest value, below which an output counts as constant."""
+"""Change from frame to frame, relative to an output's largest value, below which an output counts as constant."""
 _EXCUSE = 10.0
-"""Difference that ONNX Runtime's own optimisations excuse, relative to what they change in the same graph."""
+"""Multiple of the difference that ONNX Runtime's own optimisations make in a graph.
+
+If a bundle differs from its source by no more than this multiple, the difference is not judged."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Difference between a model of the bundle and its source."""
+    """Result of comparing a model of a bundle with its source model on the same frames."""
 
     model: str
     relative: float
-    """Largest difference over all outputs of all stages, relative to the largest absolute value of its output."""
+    """Largest difference over all outputs of all stages, relative to the largest absolute value of the output."""
     passed: bool | None
-    """Whether outputs and answers are as they must be. None if that is not judged; ``reason`` says why."""
+    """Whether outputs and answers are close enough to the source model's; None if not judged, see ``reason``."""
     equal: bool = False
-    """Whether all differences of outputs are allowed."""
+    """Whether all differences of outputs from the source model's are within the allowed tolerance."""
     inputs: str = ""
-    """Frames that were compared on, in words."""
+    """Description of the frames on which the models were compared."""
     constant: tuple[str, ...] = ()
-    """Outputs of the source that hardly change over the frames, so that their agreement says little."""
+    """Names of the source model's outputs that hardly change over the frames, so that their agreement says little."""
     answers: AnswerMatch | None = None
-    """Likeness of decoded answers; None on noise, and for the task ``raw``, whose answers are the outputs."""
+    """Likeness of the decoded answers; None on noise, and for the task ``raw``, whose answers are the outputs."""
     reason: str | None = None
-    """Reason why outputs are not judged."""
+    """Reason why the outputs are not judged; None if they are judged."""
 
 
 def compare_with_source(
     bundle: Bundle, workload: Workload, *, rtol: float, atol: float, backend: str | None = None
 ) -> Iterator[Comparison]:
-    """Run every model of a bundle and its source on the same frames, and compare outputs and answers.
+    """Run every model of a bundle and its source model on the same frames, and compare outputs and answers.
 
-    Frames are those of the feed of the first query that uses the model; seeded noise if that is a camera or cannot be
-    read. The reference is the PyTorch module in eager mode, or the source ONNX file without any of ONNX Runtime's
+    Frames are those of the feed of the first query that uses the model; seeded noise if the feed is a camera or cannot
+    be read. The reference is the PyTorch module in eager mode, or the source ONNX file without any of ONNX Runtime's
     optimisations. Stages other than ``main`` are also compared on seeded inputs.
 
     Args:
         bundle: bundle that was compiled from ``workload``.
         workload: workload with the source models.
-        rtol: difference allowed, relative to the largest absolute value of an output.
-        atol: absolute difference allowed beside ``rtol``.
+        rtol: allowed difference of an output, relative to the output's largest absolute value.
+        atol: absolute difference of an output that is allowed in any case.
         backend: name of the backend that runs the bundle; the bundle's own if None.
 
     Raises:
@@ -84,7 +86,7 @@ def compare_with_source(
 
 
 class _ModelCheck:
-    """Comparison of one model."""
+    """Comparison of one model of a bundle with its source model."""
 
     def __init__(self, bundle: Bundle, backend: Backend, name: str, query: Query, workload: Workload) -> None:
         self.bundle, self.backend, self.name = bundle, backend, name
@@ -92,7 +94,7 @@ class _ModelCheck:
         self.source: SourceModel = open_source_model(query, self.spec, workload.root)
         self.port = self.spec.stages["main"].inputs[0].name
         self.relative, self.passed, self.worst = 0.0, True, ("main", Arrays())
-        """Largest difference so far, whether all are allowed, and the stage and inputs that made it."""
+        """Largest relative difference so far, whether all are allowed, and the stage and inputs of the largest."""
 
     def run(self, frames: FeedFrames, rtol: float, atol: float) -> Comparison:
         answers, first, steady = None, Arrays(), set[str]()
@@ -118,7 +120,7 @@ class _ModelCheck:
         return Comparison(self.name, self.relative, passed, self.passed, frames.words, constant, answers, reason)
 
     def _compare(self, stage: str, inputs: Arrays, rtol: float, atol: float) -> tuple[Arrays, Arrays]:
-        """Run a stage on both sides, note how much they differ, and return the outputs of the bundle and the source."""
+        """Run a stage in the bundle and in the source model, record the difference, and return the outputs of both."""
         expected = self.source.run(stage, inputs)
         found = self.backend.run(self.name, stage, inputs)
         if set(found) != set(expected):
@@ -133,7 +135,7 @@ class _ModelCheck:
         return found, expected
 
     def _verdict(self, rtol: float, answers: AnswerMatch | None) -> tuple[bool | None, str | None]:
-        """Return whether the model passed, and why that is not judged if it is not."""
+        """Return whether the bundle's model is close enough to its source; None and a reason if this is not judged."""
         if self.spec.precision != "fp32" and np.isfinite(self.relative):
             return None, f"{self.spec.precision} is judged by --accuracy"
         if self.passed:
@@ -147,7 +149,7 @@ class _ModelCheck:
         return False, None
 
     def _decoder(self, frames: FeedFrames) -> Decoder | None:
-        """Return the decoder of both sides; None on noise, and for outputs that are the answer."""
+        """Return the decoder for the outputs of the bundle and the source; None on noise and for the task ``raw``."""
         if frames.is_noise or self.spec.decode.kind == "raw":
             return None
         query: QuerySpec = self.bundle.manifest.queries[self.name]
@@ -155,7 +157,7 @@ class _ModelCheck:
         return build_decoder(self.spec.decode, context)
 
     def _match(self, decoder: Decoder, found: Arrays, expected: Arrays, geometry: Geometry) -> AnswerMatch:
-        """Decode the outputs of both sides, each with its own further stages, and compare the answers."""
+        """Decode the outputs of the bundle and of the source, each by its own further stages, and compare answers."""
         threshold = self.bundle.manifest.queries[self.name].threshold
         if threshold is None:
             threshold = max(SURE, getattr(self.spec.decode, "score_threshold", 0.0))

@@ -1,4 +1,4 @@
-"""Export of each model by PyTorch on its own, which is what a user has without gemel."""
+"""Export of each model of a workload with PyTorch's defaults, which is what a user has without gemel."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from ...workload.models.factory import models_of
 __all__ = ["export_plain"]
 
 _MOST_INSIDE = 1 << 30
-"""Bytes of weights that are written into the file itself; a file holds at most 2 GB."""
+"""Maximum bytes of weights to write into an ONNX file itself; a file holds at most 2 GB."""
 
 
 def export_plain(workload: Workload, folder: Path) -> dict[str, Path]:
-    """Export the main stage of every distinct model with PyTorch's defaults.
+    """Export the main stage of every distinct model of a workload with the defaults of PyTorch's exporter.
 
     Args:
         workload: workload with the models.
         folder: folder to write the files to.
 
     Returns:
-        Model name -> file. A model that came as an ONNX file stays as it is, except for the input size.
+        Model name -> ONNX file. A model that came as an ONNX file stays as it is, except for the input size.
     """
     files: dict[str, Path] = {}
     model_of = models_of(workload)

@@ -1,4 +1,4 @@
-"""Comparison of two answers to one frame: boxes by their overlap, classes, masks, text and vectors."""
+"""Comparison of a bundle's and its source model's answers to a frame: boxes, classes, masks, text and vectors."""
 
 from __future__ import annotations
 
@@ -13,35 +13,39 @@ from ...runtime.decode.results import Class, Detection, Embedding, Mask, Result,
 __all__ = ["AnswerMatch", "match_answers"]
 
 LEAST_OVERLAP = 0.98
-"""Intersection over union that boxes and masks must have with those of the source."""
+"""Minimum intersection over union of a bundle's box or mask with the source model's."""
 MOST_SCORE = 0.01
-"""Difference allowed between scores."""
+"""Maximum difference between a score of a bundle and the same score of its source model."""
 _LEAST_COSINE = 0.999
-"""Cosine that an embedding must have with the source's."""
+"""Minimum cosine between an embedding of a bundle and that of its source model."""
 _LEAST_AREA = 0.001
-"""Part of a frame below which a mask is too small to compare: one pixel of its edge would count for much."""
+"""Minimum fraction of the frame that a mask must cover to be compared; one pixel counts too much in a smaller mask."""
+_LEAST_BOX = 0.01
+"""Minimum area in square pixels of a box whose overlap is compared; smaller boxes are compared by their edges."""
+_LINE_SHIFT = 0.5
+"""Maximum difference in pixels between the edges of two boxes that are too small to compare by overlap."""
 _MOST_SHIFT = 0.02
-"""Distance that a keypoint may move, relative to the diagonal of its box."""
+"""Maximum distance between a bundle's and its source model's keypoint, relative to the diagonal of the object's box."""
 
 
 @dataclass(frozen=True)
 class AnswerMatch:
-    """Likeness of answers, of one frame or of many."""
+    """Likeness of a bundle's and its source model's answers, on one frame or on many."""
 
     frames: int = 0
     parts: int = 0
-    """Objects, classes, masks, texts or vectors that were compared."""
+    """Number of objects, classes, masks, texts or vectors that were compared."""
     overlap: float = 1.0
-    """Least intersection over union of boxes and masks; cosine of embeddings."""
+    """Smallest intersection over union of compared boxes or masks, or smallest cosine of compared embeddings."""
     score: float = 0.0
-    """Largest difference of scores."""
+    """Largest difference between compared scores."""
     different: str | None = None
-    """First difference that is too large, in words; None if there is none."""
+    """Description of the first difference between answers that is too large; None if there is no such difference."""
     kind: str = ""
-    """Plural of what the parts are: objects, classes, masks, texts or vectors."""
+    """Plural noun for what was compared: objects, classes, masks, texts or vectors."""
 
     def joined(self, other: AnswerMatch) -> AnswerMatch:
-        """Return the likeness of both together."""
+        """Return the likeness of the answers on the frames of this match and of another one together."""
         return AnswerMatch(
             self.frames + other.frames,
             self.parts + other.parts,
@@ -65,11 +69,11 @@ class AnswerMatch:
 
 
 def match_answers(found: Result, reference: Result, floor: float) -> AnswerMatch:
-    """Compare two answers to one frame.
+    """Compare a bundle's answer to a frame with that of its source model.
 
     Args:
         found: answer of the bundle.
-        reference: answer of the source.
+        reference: answer of the source model.
         floor: score below which objects are not compared, because rounding may take them below the threshold.
     """
     if isinstance(reference, Embedding) and isinstance(found, Embedding):
@@ -106,7 +110,10 @@ def _texts(found: Text, reference: Text) -> AnswerMatch:
 
 
 def _classes(found: Sequence[Class], reference: Sequence[Class]) -> AnswerMatch:
-    """Compare classes by their labels; two that score nearly the same may have changed places."""
+    """Compare a bundle's classes of an image with the source model's, by their labels.
+
+    Two classes with nearly the same score may be in another order.
+    """
     theirs = {item.label: item.score for item in reference}
     ours = {item.label: item.score for item in found}
     least = min([*theirs.values(), *ours.values()])
@@ -143,11 +150,11 @@ def _masks(found: Segmentation, reference: Segmentation) -> AnswerMatch:
 def _objects(
     found: Sequence[Detection], reference: Sequence[Detection], floor: float, *, swapped: bool = False
 ) -> AnswerMatch:
-    """Look for every sure object of one answer in the other.
+    """Look for the objects of one answer to a frame among the objects of another answer.
 
     Args:
-        found: objects that are searched.
-        reference: objects that must be found if they score at least ``floor``.
+        found: objects among which to look.
+        reference: objects to look for, if they score at least ``floor``.
         floor: score below which an object need not be found.
         swapped: whether ``reference`` is the bundle's answer.
     """
@@ -175,7 +182,13 @@ def _objects(
 
 
 def _parts_differ(found: Detection, reference: Detection, name: str) -> str | None:
-    """Return in words how masks and keypoints of two equal boxes differ; None if they do not."""
+    """Describe how masks and keypoints of two detections with matching boxes differ; None if they do not.
+
+    Args:
+        found: detection of one answer.
+        reference: matching detection of the other answer.
+        name: name of the detection, for the description.
+    """
     if (found.mask is None) != (reference.mask is None):
         return f"{name}: a mask on one side alone"
     if found.mask is not None and reference.mask is not None:
@@ -194,16 +207,18 @@ def _parts_differ(found: Detection, reference: Detection, name: str) -> str | No
 
 
 def _box_overlap(one: Detection, other: Detection) -> float:
-    """Return the intersection over union of two boxes."""
+    """Return the intersection over union of the boxes of two detections."""
     left, top = max(one.box[0], other.box[0]), max(one.box[1], other.box[1])
     right, bottom = min(one.box[2], other.box[2]), min(one.box[3], other.box[3])
     both = max(0.0, right - left) * max(0.0, bottom - top)
     areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one.box, other.box))
-    return both / (areas - both) if areas > both else float(one.box == other.box)
+    if areas - both < _LEAST_BOX:
+        return float(max(abs(a - b) for a, b in zip(one.box, other.box, strict=True)) < _LINE_SHIFT)
+    return both / (areas - both)
 
 
 def _mask_overlap(one: Mask, other: Mask) -> float:
-    """Return the intersection over union of two masks; 0 for masks of other sizes."""
+    """Return the intersection over union of two masks; 0 for masks of frames with different sizes."""
     if one.size != other.size:
         return 0.0
     both = common_pixels(one.counts, other.counts, one.size)
@@ -212,5 +227,5 @@ def _mask_overlap(one: Mask, other: Mask) -> float:
 
 
 def _far(name: str, apart: float) -> str | None:
-    """Return in words that scores differ too much; None if they do not."""
+    """Describe a difference of scores that is too large to be rounding; None if it is not too large."""
     return f"{name}: scores differ by {apart:.3f}" if not apart <= MOST_SCORE else None

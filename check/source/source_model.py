@@ -1,4 +1,4 @@
-"""Models that a bundle was compiled from, run as they are: PyTorch modules in eager mode, ONNX files unchanged."""
+"""Source models of a bundle, run as they are: PyTorch modules in eager mode, ONNX files without optimisations."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from ...workload.document.schema import Input, Query
 __all__ = ["Arrays", "SourceModel", "file_difference", "open_source_model", "relative_difference"]
 
 Arrays = dict[str, NDArray[Any]]
-"""Inputs or outputs of a stage, by name."""
+"""Inputs or outputs of a model's stage: name -> array."""
 
 
 class SourceModel(Protocol):
-    """Model that a query names, with the stages of the bundle's model."""
+    """Source model of a query, which can be run stage by stage as the bundle's model can."""
 
     def examples(self) -> Mapping[str, Arrays]:
-        """Return stage -> seeded inputs, of all stages but ``main``."""
+        """Return seeded example inputs for every stage of the model but ``main``: stage -> inputs by name."""
         ...
 
     def run(self, stage: str, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
-        """Run a stage, and return its outputs."""
+        """Run a stage of the source model, and return the stage's outputs by name."""
         ...
 
     def runtime_difference(self, stage: str, inputs: Mapping[str, NDArray[Any]]) -> float | None:
-        """Return by how much ONNX Runtime's optimised run of the source differs from its plain run, as a ratio.
+        """Return the relative difference between ONNX Runtime's optimised and plain runs of the source model.
 
         None if ONNX Runtime cannot run the source as it is.
         """
@@ -47,7 +47,7 @@ class SourceModel(Protocol):
 
 
 class _OnnxModel:
-    """ONNX file, run without any of ONNX Runtime's optimisations."""
+    """Source model that is an ONNX file, run without any of ONNX Runtime's optimisations."""
 
     def __init__(self, path: Path, outputs: tuple[str, ...]) -> None:
         self._path, self._outputs = path, outputs
@@ -70,7 +70,7 @@ class _OnnxModel:
 
 
 class _ModuleModel:
-    """PyTorch module in eager mode, cut into stages as the compiler cuts it."""
+    """Source model that is a PyTorch module, cut into stages as the compiler cuts it and run in eager mode."""
 
     def __init__(self, parts: Cut) -> None:
         self._parts = parts
@@ -93,16 +93,16 @@ class _ModuleModel:
 
 
 def open_source_model(query: Query, model: ModelSpec, root: Path) -> SourceModel:
-    """Open the model that a query names.
+    """Open the source model that a query names, to compare a bundle with it.
 
     Args:
         query: query of the workload.
-        model: the bundle's model that was compiled from it.
+        model: model of the bundle that was compiled from the query's model.
         root: folder of the workload.
 
     Raises:
-        BundleError: the workload asks for another input than the bundle has.
-        ModelError: the model cannot be built or read.
+        BundleError: the workload asks for another input than the bundle's model has.
+        ModelError: the source model cannot be built or read.
     """
     if query.model.onnx is not None:
         path = locate(query.model.onnx, root, f"query {query.name}: onnx")
@@ -114,14 +114,14 @@ def open_source_model(query: Query, model: ModelSpec, root: Path) -> SourceModel
 
 
 def file_difference(path: Path, inputs: Mapping[str, NDArray[Any]]) -> float:
-    """Return by how much ONNX Runtime's optimised run of a file differs from its plain run.
+    """Return the relative difference between ONNX Runtime's optimised and plain runs of an ONNX file.
 
     Args:
         path: ONNX file.
-        inputs: inputs of the file.
+        inputs: inputs of the file, by name.
 
     Returns:
-        Largest difference over all outputs, relative to the largest absolute value of its output.
+        Largest difference over all outputs, relative to the largest absolute value of the output.
     """
     results = []
     for level in (ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL):
@@ -136,8 +136,8 @@ def file_difference(path: Path, inputs: Mapping[str, NDArray[Any]]) -> float:
 def relative_difference(found: NDArray[Any], reference: NDArray[Any]) -> float:
     """Return the largest difference between two arrays, relative to the largest absolute value of the reference.
 
-    For integers, which are numbers of classes or places, it is the share of values that differ. Infinite for arrays of
-    other shapes, and for values that are not finite in one of them alone.
+    For integers, which are class numbers or indices, return the fraction of values that differ. Infinite for arrays of
+    different shapes, and if a value is finite in only one of the arrays.
     """
     if found.shape != reference.shape:
         return float("inf")

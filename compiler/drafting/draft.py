@@ -13,6 +13,7 @@ import yaml
 
 from ...bundles.manifest import InputSpec
 from ...workload.document.json_schema import SCHEMA_FILE
+from ...workload.models.factory import PRETRAINED_FOLDER
 from .given import GivenFeed, GivenModel, unique_name
 
 __all__ = ["draft_workload"]
@@ -105,6 +106,10 @@ def _model(model: GivenModel, folder: Path) -> Iterator[str]:
         return
     if facts is None:
         yield _line(f"      factory: {model.reference}", "a callable that returns an nn.Module")
+        if model.folder is not None:
+            yield f"      args: {{{PRETRAINED_FOLDER}: {_scalar(_explicit(_relative(model.folder, folder)))}}}"
+            yield _line("      # input: {size: [224, 224]}", "from preprocessor_config.json if left out")
+            return
         yield _line("      # args: {num_classes: 3}", "its keyword arguments")
         if model.weights is not None:
             yield f"      weights: {_scalar(_relative(model.weights, folder))}"
@@ -148,6 +153,11 @@ def _scalar(text: str) -> str:
     """Return a text as a YAML scalar, quoted if YAML would read the bare text as something else."""
     simple = re.fullmatch(r"[A-Za-z0-9_./$][\w./$ +-]*", text) and text == text.strip()
     return text if simple and yaml.safe_load(text) == text else json.dumps(text)
+
+
+def _explicit(path: str) -> str:
+    """Return the path of a folder in a form that no name on a model hub has."""
+    return path if path.startswith((".", "/")) else f"./{path}"
 
 
 def _relative(reference: str, folder: Path) -> str:

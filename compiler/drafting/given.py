@@ -10,6 +10,7 @@ from pathlib import Path
 from ...errors import InputError
 from ...frames.reader import IMAGE_SUFFIXES
 from ...frames.reference import package_file
+from ..recognition.hugging_face import saved_factory
 from .onnx_facts import OnnxFacts, read_facts
 
 __all__ = ["GivenFeed", "GivenModel", "sort_given", "unique_name"]
@@ -18,8 +19,8 @@ _WEIGHTS = (".safetensors", ".pt", ".pth", ".th", ".weights")
 _MOST_NAME = 58
 """Maximum number of characters of a name before a number is appended; a workload allows 64 in all."""
 _ALLOWED = (
-    "an ONNX file, a factory (module:name), weights after their factory, a video, a folder of images, rtsp://..., or"
-    " /dev/video0"
+    "an ONNX file, a factory (module:name), weights after their factory, a folder that save_pretrained wrote, a video,"
+    " a folder of images, rtsp://..., or /dev/video0"
 )
 _FACTORY_TASKS = (
     (r"torchvision\.models\.detection:keypoint", "pose"),
@@ -29,6 +30,14 @@ _FACTORY_TASKS = (
     (r"torchvision\.models|timm|.*\.zoo\.cifar_resnet", "classification"),
 )
 """Pairs of a pattern for a factory and the task of the models that it makes; the first match holds."""
+
+_ARCHITECTURES = (
+    ("ForImageClassification", "classification"),
+    ("ForObjectDetection", "detection"),
+    ("ForSemanticSegmentation", "segmentation"),
+    ("(Model|WithProjection)$", "embedding"),
+)
+"""Pairs of a pattern for a class of Hugging Face and the task of its models; the first match holds."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,8 @@ class GivenModel:
     facts: OnnxFacts | None = None
     """Facts about the model's ONNX file; None for a factory."""
     weights: str | None = None
+    folder: str | None = None
+    """Folder, as it was given, from which the factory reads the model; None for other factories."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,7 @@ class GivenFeed:
     name: str
     source: str
     recorded: bool
-    """Whether the source is a file or a folder, which ends."""
+    """Whether the source is a recording (a file or a folder), which has an end."""
 
 
 def sort_given(arguments: Sequence[str]) -> tuple[list[GivenModel], list[GivenFeed]]:
@@ -93,6 +104,8 @@ def _sort_file(argument: str, models: list[GivenModel], feeds: list[GivenFeed]) 
         if not models or models[-1].facts is not None or models[-1].weights is not None:
             raise InputError(f"{argument}: weights do not say what the model is; give its factory before: module:name")
         models[-1] = replace(models[-1], weights=argument)
+    elif path.is_dir() and (saved := saved_factory(path)) is not None:
+        models.append(_saved(argument, saved, [model.name for model in models]))
     elif path.is_dir() and not any(item.suffix.lower() in IMAGE_SUFFIXES for item in path.iterdir()):
         raise InputError(f"{argument}: a folder without images; allowed: {_ALLOWED}")
     elif suffix in (".yaml", ".yml", ".json", ".py", ".txt"):
@@ -107,6 +120,15 @@ def _factory(reference: str, taken: Iterable[str]) -> GivenModel:
         if re.match(pattern, reference):
             return GivenModel(name, reference, task, "as models of this module are")
     return GivenModel(name, reference, "classification", "a guess; or detection, embedding, segmentation, pose, raw")
+
+
+def _saved(folder: str, saved: tuple[str, str], taken: Iterable[str]) -> GivenModel:
+    """Return the model in a folder that ``save_pretrained`` wrote, with the task that its architecture tells."""
+    factory, kind = saved
+    pixels = "segmentation" if factory.startswith("segmentation") else None
+    task = pixels or next((task for words, task in _ARCHITECTURES if re.search(words, kind)), "raw")
+    name = unique_name(Path(folder).resolve().name[:28], taken)
+    return GivenModel(name, factory, task, f"config.json says {kind}", folder=folder)
 
 
 def unique_name(text: str, taken: Iterable[str]) -> str:

@@ -69,7 +69,7 @@ def cut(
 
 
 def _cut_detector(model: SSD | RetinaNet | FCOS | FasterRCNN, task: str, spec: InputSpec, words: OutputWords) -> Cut:
-    """Cut a detector of torchvision.
+    """Cut a torchvision detector into the stages to export, as its class and the query's task require.
 
     Raises:
         ModelError: the detector does not do the task, or the workload picks outputs or a decoder.

@@ -1,4 +1,4 @@
-"""torchvision's Faster R-CNN in stages, between which the decoder chooses regions; Mask and Keypoint R-CNN likewise."""
+"""Cutting of torchvision's Faster, Mask and Keypoint R-CNN into stages, between which the decoder chooses regions."""
 
 from __future__ import annotations
 
@@ -22,11 +22,14 @@ from .stages import BATCH, Cut, StageModule, attempt, example
 __all__ = ["cut_faster_rcnn"]
 
 InstancePart = Literal["mask", "keypoint"]
-"""What a model gives for each box beside the class."""
+"""Result that a Mask R-CNN or Keypoint R-CNN gives for each box in addition to the class: a mask, or keypoints."""
 
 
 class _Proposals(nn.Module):
-    """Stage ``main``: image to features of the levels in ``roi_levels``, then objectness and deltas of all levels."""
+    """Stage ``main`` of a Faster R-CNN: from an image to its features and proposals.
+
+    Outputs are the features of the levels in ``roi_levels``, then objectness and box deltas of all feature levels.
+    """
 
     def __init__(self, model: FasterRCNN, roi_levels: tuple[int, ...]) -> None:
         super().__init__()
@@ -40,7 +43,10 @@ class _Proposals(nn.Module):
 
 
 class _RoiAlign(nn.Module):
-    """Stage ``roi``: RoIAlign of one level. Regions are in pixels of that level, so that all levels run one program."""
+    """Stage ``roi`` of a Faster R-CNN: RoIAlign, which pools the features of regions from one feature level.
+
+    Regions are in pixels of that level, so that one program serves all levels.
+    """
 
     def __init__(self, model: FasterRCNN, pool: MultiScaleRoIAlign) -> None:
         super().__init__()
@@ -55,7 +61,7 @@ class _RoiAlign(nn.Module):
 
 
 class _BoxHead(nn.Module):
-    """Stage ``head``: pooled features to class logits and box deltas."""
+    """Stage ``head`` of a Faster R-CNN: from the pooled features of regions to class logits and box deltas."""
 
     def __init__(self, model: FasterRCNN) -> None:
         super().__init__()
@@ -68,7 +74,10 @@ class _BoxHead(nn.Module):
 
 
 class _InstanceHead(nn.Module):
-    """Stage ``mask`` or ``keypoint``: pooled features of final boxes to a mask per class, or a heatmap per keypoint."""
+    """Stage ``mask`` of a Mask R-CNN or ``keypoint`` of a Keypoint R-CNN.
+
+    From the pooled features of final boxes to a mask per class, or to a heatmap per keypoint.
+    """
 
     def __init__(self, model: FasterRCNN, part: InstancePart) -> None:
         super().__init__()
@@ -91,7 +100,7 @@ def cut_faster_rcnn(model: FasterRCNN, spec: InputSpec, part: InstancePart | Non
         part: ``mask`` of a Mask R-CNN, or ``keypoint`` of a Keypoint R-CNN; None for boxes alone.
 
     Raises:
-        ModelError: the model pools by another way than MultiScaleRoIAlign, or does not run on this size.
+        ModelError: the model pools regions by another module than MultiScaleRoIAlign, or does not run on this size.
     """
     require_multiple(model, spec)
     heads, rpn = model.roi_heads, model.rpn
@@ -142,7 +151,11 @@ def cut_faster_rcnn(model: FasterRCNN, spec: InputSpec, part: InstancePart | Non
 
 
 def _pool(model: FasterRCNN, name: str) -> MultiScaleRoIAlign:
-    """Return a pooling of regions; refuse one that is not MultiScaleRoIAlign."""
+    """Return the module of an R-CNN that pools the features of regions, by its attribute name.
+
+    Raises:
+        ModelError: the module is not a MultiScaleRoIAlign.
+    """
     pool = getattr(model.roi_heads, name)
     if not isinstance(pool, MultiScaleRoIAlign):
         raise ModelError(f"{type(model).__name__}: {name} is {type(pool).__name__}, not MultiScaleRoIAlign")
@@ -150,7 +163,7 @@ def _pool(model: FasterRCNN, name: str) -> MultiScaleRoIAlign:
 
 
 def _roi_stage(model: FasterRCNN, pool: MultiScaleRoIAlign, features: Tensor) -> StageModule:
-    """Return the stage that pools the features of regions of one level."""
+    """Return the stage of an R-CNN that pools the features of regions from one feature level."""
     rois = torch.tensor([[0.0, 0.0, 2.0, 3.0], [1.0, 0.5, 4.0, 4.5], [0.2, 1.0, 5.0, 3.0]])
     free = {"features": {2: "height", 3: "width"}, "rois": {0: "rois"}}
     return StageModule(_RoiAlign(model, pool), {"features": features, "rois": rois}, ("pooled",), free)
@@ -159,10 +172,10 @@ def _roi_stage(model: FasterRCNN, pool: MultiScaleRoIAlign, features: Tensor) ->
 def _instance_stages(
     model: FasterRCNN, features: Tensor, part: InstancePart | None
 ) -> tuple[dict[str, StageModule], int]:
-    """Return the two stages for masks or keypoints, and the number of masks or keypoints per box; nothing for None.
+    """Return an R-CNN's two stages for masks or keypoints (pooling and head), and the number of channels per box.
 
     Raises:
-        ModelError: the model pools from other levels than for boxes, which the decoder does not know.
+        ModelError: masks or keypoints are pooled from other feature levels than boxes, which the decoder cannot do.
     """
     if part is None:
         return {}, 0
@@ -182,7 +195,7 @@ def _instance_stages(
 
 
 def _levels(model: FasterRCNN, image: Tensor) -> tuple[list[str], list[Tensor]]:
-    """Return the names and the features of all feature levels."""
+    """Return the names and the features of all feature levels of a Faster R-CNN's backbone."""
     features = attempt(model, model.backbone, image)
     if isinstance(features, Tensor):
         return ["0"], [features]
@@ -190,7 +203,7 @@ def _levels(model: FasterRCNN, image: Tensor) -> tuple[list[str], list[Tensor]]:
 
 
 def _anchors(model: FasterRCNN, image: Tensor, levels: list[Tensor]) -> dict[str, NDArray[np.float32]]:
-    """Return the anchors of every level, ``[H * W * A, 4]``, under the names that the decoder uses."""
+    """Return the anchors of every feature level, ``[H * W * A, 4]``, by the names that the decoder's spec uses."""
     generator = model.rpn.anchor_generator
     (anchors,) = generator(ImageList(image[:1], [tuple(image.shape[2:])]), levels)
     counts = [

@@ -1,4 +1,4 @@
-"""Default input of a model, for settings that the workload leaves out."""
+"""Default input of a model (image size, normalisation, colour), for settings that the workload leaves out."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
-from torchvision.models import Inception3
+from torchvision.models import Inception3, VisionTransformer
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.models.segmentation import LRASPP
+from torchvision.models.segmentation._utils import _SimpleSegmentationModel
 
 from ...bundles.manifest import InputSpec
 from .libraries import library_input
@@ -21,22 +23,28 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def input_defaults(model: nn.Module) -> InputSpec:
-    """Return the input that a model was made for.
+    """Return the input that a model was made for: image size, normalisation and colour.
 
     The first of these that applies: a zoo model's own ``input_defaults``, the transform of a torchvision detector,
-    timm's ``pretrained_cfg``, the defaults of Ultralytics and Hugging Face (:func:`.libraries.library_input`),
-    299 x 299 for torchvision's Inception v3, ImageNet's 224 x 224. Mean and standard deviation are ImageNet's unless
-    the model names its own.
+    timm's ``pretrained_cfg`` (with the size that the model was built for), the defaults of Ultralytics and Hugging Face
+    (:func:`.libraries.library_input`), 299 x 299 for torchvision's Inception v3, the size that torchvision's vision
+    transformer was built for, 520 x 928 with the aspect ratio kept for torchvision's segmentation, ImageNet's
+    224 x 224. Mean and standard deviation are ImageNet's unless the model names its own.
     """
     known = known_input(model)
     if known is not None:
         return known
-    size = (299, 299) if isinstance(model, Inception3) else (224, 224)
-    return InputSpec(size=size, mean=_MEAN, std=_STD)
+    if isinstance(model, LRASPP | _SimpleSegmentationModel):
+        # torchvision scales the shorter side to 520 pixels, so that a frame of 16:9 is as large here as there.
+        return InputSpec(size=(520, 928), mean=_MEAN, std=_STD, fit="letterbox")
+    side = 299 if isinstance(model, Inception3) else 224
+    if isinstance(model, VisionTransformer):
+        side = model.image_size
+    return InputSpec(size=(side, side), mean=_MEAN, std=_STD)
 
 
 def known_input(model: nn.Module) -> InputSpec | None:
-    """Return the input that a model names itself; None if the model says nothing, and ImageNet's is a guess."""
+    """Return the input that a model itself describes; None if the model says nothing, so that it must be guessed."""
     if isinstance(model, ZooModel):
         return model.input_defaults()
     transform = getattr(model, "transform", None)
@@ -45,7 +53,7 @@ def known_input(model: nn.Module) -> InputSpec | None:
     for name in ("pretrained_cfg", "default_cfg"):
         config = getattr(model, name, None)
         if isinstance(config, Mapping) and config.get("input_size"):
-            return _timm(config)
+            return _timm(model, config)
     return library_input(model)
 
 
@@ -61,8 +69,17 @@ def _detector(transform: GeneralizedRCNNTransform) -> InputSpec:
     return InputSpec(size=(height, width), mean=mean, std=std, fit="letterbox")
 
 
-def _timm(config: Mapping[str, Any]) -> InputSpec:
-    channels, height, width = config["input_size"]
+def _timm(model: nn.Module, config: Mapping[str, Any]) -> InputSpec:
+    channels, *size = config["input_size"]
+    # The arguments in_chans and img_size of timm.create_model leave the configuration as it was.
+    first = config.get("first_conv")
+    layer = dict(model.named_modules()).get(first) if isinstance(first, str) else None
+    if isinstance(layer, nn.Conv2d) and layer.in_channels == 1:
+        channels = 1
+    for owner in (model, getattr(model, "patch_embed", None), getattr(model, "stem", None)):
+        built = getattr(owner, "img_size", None) or size
+        size = [built, built] if isinstance(built, int) else built
+    height, width = size
     return InputSpec(
         size=(height, width),
         mean=tuple(config.get("mean") or _MEAN)[:channels],

@@ -1,4 +1,4 @@
-"""What modules of well-known libraries say about themselves: task, class names, input, and how they are made to export.
+"""Knowledge of well-known libraries' modules: their task, class names, input, and how to make them exportable.
 
 The description has the keys and the form of the metadata that Ultralytics writes into ONNX files, so that modules and
 files are read by the same rules. No library is imported: a module tells its library by its class.
@@ -7,12 +7,15 @@ files are read by the same rules. No library is imported: a module tells its lib
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from ...bundles.manifest import InputSpec
+from ...errors import ModelError
+from ..recognition.hugging_face import hugging_face_activation, hugging_face_input, hugging_face_names
 
 __all__ = [
     "describe_module",
@@ -23,23 +26,21 @@ __all__ = [
     "prepare_module",
 ]
 
-_HALF = (0.5, 0.5, 0.5)
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_DETR_SIZE = (800, 1344)
-"""Size that DETR's processor gives a landscape frame, rounded up to a multiple of 32."""
 _GREY = 114 / 255
-"""Value around a frame that Ultralytics letterboxes."""
-_SOFTMAX_DETRS = frozenset({"detr", "table-transformer", "yolos"})
-"""Hugging Face's model types whose class scores are a softmax with the background last; all others have sigmoids."""
-_HALF_NORMALISED = frozenset({"vit", "vit_msn", "beit", "data2vec-vision", "siglip", "siglip_vision_model"})
-"""Hugging Face's model types whose processors normalise pixels to -1 to 1; all others take ImageNet's values."""
+"""Pixel value (0 to 1) with which Ultralytics fills the border of a letterboxed frame."""
 _USUAL_OUTPUTS = {
     "detection": ("logits", "pred_boxes"),
     "segmentation": ("logits",),
     "classification": ("logits",),
     "embedding": ("image_embeds", "pooler_output"),
 }
-"""Task -> outputs of Hugging Face's models that answer it; all others are intermediate values."""
+"""Task -> outputs of Hugging Face's models that answer the task; all other outputs are intermediate values."""
+_HEADS = {
+    "detection": "AutoModelForObjectDetection",
+    "segmentation": "AutoModelForSemanticSegmentation",
+    "classification": "AutoModelForImageClassification",
+}
+"""Task -> Hugging Face's class that opens models with a head for the task."""
 
 
 def describe_module(model: nn.Module) -> dict[str, str]:
@@ -50,29 +51,21 @@ def describe_module(model: nn.Module) -> dict[str, str]:
     if _is_from(model, "ultralytics"):
         return _describe_ultralytics(model)
     config = _hugging_face(model)
-    names = getattr(config, "id2label", None)
-    if isinstance(names, Mapping) and not all(name == f"LABEL_{number}" for number, name in names.items()):
-        return {"names": repr({int(number): str(name) for number, name in names.items()})}
-    return {}
+    names = hugging_face_names(config)
+    return {"names": repr(names)} if names is not None else {}
 
 
 def library_activation(model: nn.Module, task: str) -> Literal["softmax", "sigmoid"] | None:
     """Return the activation that a Hugging Face module's class scores need; None where the outputs tell."""
     config = _hugging_face(model)
-    if config is None:
-        return None
-    if task == "detection":
-        return "softmax" if config.model_type in _SOFTMAX_DETRS else "sigmoid"
-    if getattr(config, "problem_type", None) == "multi_label_classification":
-        return "sigmoid"
-    return None
+    return hugging_face_activation(config, task) if config is not None else None
 
 
 def library_input(model: nn.Module) -> InputSpec | None:
     """Return the input that a module of Ultralytics or Hugging Face was made for; None for any other module.
 
-    Hugging Face keeps mean and standard deviation in a file beside the model, not in the module. These are the defaults
-    of each architecture's processor.
+    Hugging Face keeps size, mean and standard deviation in preprocessor_config.json, in the folder that the model was
+    read from. Without that file, they are those of most published models of the architecture.
     """
     if _is_from(model, "ultralytics"):
         kind = describe_module(model).get("task")
@@ -83,29 +76,30 @@ def library_input(model: nn.Module) -> InputSpec | None:
     config = _hugging_face(model)
     if config is None:
         return None
-    kind = str(config.model_type)
-    if kind.startswith(("rt_detr", "d_fine")):
-        return InputSpec(size=(640, 640))
-    if kind in _SOFTMAX_DETRS or kind.endswith("_detr"):
-        return InputSpec(size=_DETR_SIZE, mean=_IMAGENET[0], std=_IMAGENET[1])
-    size = getattr(config, "image_size", None) or (512 if kind == "segformer" else 224)
-    height, width = (size, size) if isinstance(size, int) else size
-    if kind.startswith("mobilevit"):
-        return InputSpec(size=(height, width), color="bgr")
-    mean, std = (_HALF, _HALF) if kind in _HALF_NORMALISED else _IMAGENET
-    return InputSpec(size=(height, width), mean=mean, std=std)
+    return hugging_face_input(config, _folder_of(config))
 
 
 def library_outputs(model: nn.Module, task: str, names: Sequence[str]) -> tuple[str, ...]:
-    """Return the outputs of a Hugging Face model that answer a task, if it has them; otherwise all outputs."""
+    """Return the outputs of a Hugging Face model that answer a task; all outputs of any other module.
+
+    Raises:
+        ModelError: a Hugging Face model without a head for the task; its hidden states would be taken for scores.
+    """
     if _hugging_face(model) is None:
         return tuple(names)
     usual = tuple(name for name in _USUAL_OUTPUTS.get(task, ()) if name in names)
+    if not usual and task in _HEADS:
+        found = f"{', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
+        raise ModelError(
+            f"{type(model).__name__} has no output logits for the task {task}, but {found}; the models that"
+            f" transformers:{_HEADS[task]}.from_pretrained opens have one. model.outputs may name another output, and"
+            " task: raw reports outputs as they are"
+        )
     return usual or tuple(names)
 
 
 def prepare_module(model: nn.Module) -> None:
-    """Set a module's own switches for export, in place.
+    """Switch the heads of an Ultralytics module to export mode, in place; leave any other module as it is.
 
     The heads of Ultralytics keep the anchors of the last input. They compute them again if the shape differs, and a
     batch of free size differs from every batch.
@@ -128,7 +122,7 @@ def keep_anchors(model: nn.Module) -> None:
 
 
 class _AnyShape:
-    """Shape that differs from none."""
+    """Stand-in for a shape that equals every shape, so that Ultralytics' heads never compute their anchors again."""
 
     def __eq__(self, other: object) -> bool:
         return True
@@ -150,8 +144,21 @@ def _hugging_face(model: nn.Module) -> Any:
     return config if _is_from(model, "transformers") and hasattr(config, "model_type") else None
 
 
+def _folder_of(config: Any) -> Path | None:
+    """Return the folder that ``from_pretrained`` read a model from; for a name on the hub, its folder in the cache."""
+    origin = getattr(config, "_name_or_path", None)
+    if not origin or Path(origin).is_dir():
+        return Path(origin) if origin else None
+    find = getattr(sys.modules.get("huggingface_hub"), "try_to_load_from_cache", None)
+    try:
+        cached = find(origin, "preprocessor_config.json") if find is not None else None
+    except ValueError:  # not a name on the hub
+        return None
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
 def _describe_ultralytics(model: nn.Module) -> dict[str, str]:
-    """Return the entries that Ultralytics' own exporter would write, as far as outputs depend on them."""
+    """Return the metadata that Ultralytics' exporter would write for a module: task, class names, stride and others."""
     guess_task = getattr(sys.modules.get("ultralytics.nn.tasks"), "guess_model_task", None)
     layers = getattr(model, "model", None)
     head = layers[-1] if isinstance(layers, nn.Sequential) and len(layers) else None

@@ -1,4 +1,4 @@
-"""Named outputs of a module: whatever ``forward`` returns, flattened."""
+"""Names for the outputs of a PyTorch module: the tensors in whatever its ``forward`` returns."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ...errors import ModelError
 __all__ = ["PickedOutputs", "flatten_outputs", "pick_outputs"]
 
 ONLY_OUTPUT = "output"
-"""Name of the only tensor that a module returns."""
+"""Name given to the output of a module that returns one tensor, which has no name of its own."""
 _DEEPEST = 32
-"""Containers that may lie in one another. A container that holds itself would have no end."""
+"""Maximum depth of nested containers to search for tensors. A container that holds itself would have no end."""
 
 
 def flatten_outputs(returned: Any) -> dict[str, Tensor]:
-    """Return the tensors in what a module returned, by dotted name, in order.
+    """Return all tensors in a module's result, in order, by dotted name.
 
     The names are the keys of mappings (also Hugging Face's ModelOutput), the fields of dataclasses and named tuples,
     and the positions in other sequences: ``{"out": [a, b]}`` gives ``out.0`` and ``out.1``. A tensor alone is called
@@ -59,12 +59,12 @@ def pick_outputs(names: Sequence[str], asked: Sequence[str] | None, where: str) 
 
 
 class PickedOutputs(nn.Module):
-    """Stage that is a model of which only some outputs are used.
+    """Stage module that runs a whole model and returns only some of its outputs.
 
     Layers that reach no picked output are not exported.
 
     Args:
-        model: whole model, held under the attribute name that stages need.
+        model: whole model; the attribute ``model`` holds it, after which exported weights are named.
         names: names of the outputs, as :func:`flatten_outputs` gives them.
     """
 
@@ -79,12 +79,12 @@ class PickedOutputs(nn.Module):
 
 
 def _leaves(value: Any, name: str, depth: int) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors in a value with their names.
+    """Yield all tensors in a module's result with their dotted names.
 
     Args:
-        value: what was returned, or a part of it.
-        name: name of the part; empty for the whole.
-        depth: containers around the part.
+        value: the result, or a value nested in it.
+        name: dotted name of the value; empty for the whole result.
+        depth: number of containers around the value.
     """
     if isinstance(value, Tensor):
         yield name or ONLY_OUTPUT, value
@@ -94,7 +94,7 @@ def _leaves(value: Any, name: str, depth: int) -> Iterator[tuple[str, Tensor]]:
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the parts of a container with their names; nothing for any other value."""
+    """Yield the items of a mapping, sequence or dataclass with their names; nothing for any other value."""
     if isinstance(value, Mapping):
         yield from ((str(key), part) for key, part in value.items())
     elif isinstance(value, tuple) and hasattr(value, "_fields"):

@@ -1,4 +1,7 @@
-"""One run of a module on noise in which every operation is watched: what ends in a softmax, what needs the batch."""
+"""Run of a PyTorch module on noise in which every operation is watched.
+
+The run shows which outputs end in a softmax, sigmoid or argmax, and whether a BatchNorm uses the batch's statistics.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from .stages import attempt
 __all__ = ["Observed", "observe"]
 
 Applied = Literal["softmax", "sigmoid"]
-"""Function that a module applies at the end of an output."""
+"""Name of the activation with which a module's output ends."""
 
 _ENDS: dict[str, Applied] = {
     "_softmax": "softmax",
@@ -29,7 +32,7 @@ _ENDS: dict[str, Applied] = {
     "hardsigmoid": "sigmoid",
     "hardsigmoid_": "sigmoid",
 }
-"""Operation -> the activation that it applies."""
+"""PyTorch operation -> the activation that the operation computes."""
 _PASSING = frozenset(
     {
         *("_to_copy", "alias", "clone", "contiguous", "detach"),
@@ -39,16 +42,18 @@ _PASSING = frozenset(
         *("_upsample_bilinear2d_aa", "upsample_bicubic2d", "upsample_bilinear2d", "upsample_nearest2d"),
     }
 )
-"""Operations whose result is made of probabilities if their inputs are: of other shape, type, range or size only."""
+"""PyTorch operations whose results are probabilities if their inputs are.
+
+They change only the shape, type, range or size of a tensor."""
 _NORMS = frozenset({"_native_batch_norm_legit", "cudnn_batch_norm", "miopen_batch_norm", "native_batch_norm"})
-"""Batch normalisations with the argument ``training``."""
+"""PyTorch's batch normalisation operations that have the argument ``training``."""
 _TRAINING = 5
 """Position of the argument ``training`` in the operations of :data:`_NORMS`."""
 
 
 @dataclass
 class Observed:
-    """Outputs of a module for a batch of noise, and what was seen while they were computed."""
+    """Outputs of a module for a batch of noise, with the activation or argmax that each output ends in."""
 
     outputs: dict[str, Tensor] = field(default_factory=dict)
     """Tensors that the module returned, by dotted name."""
@@ -59,11 +64,11 @@ class Observed:
 
 
 def observe(model: nn.Module, module: nn.Module, image: Tensor) -> Observed:
-    """Run a module on a batch of images and watch the operations.
+    """Run a module on a batch of images, and return its outputs with the activation or argmax that each ends in.
 
     Args:
-        model: whole model, which errors name.
-        module: module to run.
+        model: whole model, whose class errors name.
+        module: module to run: the model, or a stage that holds it as the attribute ``model``.
         image: batch of two or more images.
 
     Raises:
@@ -93,12 +98,12 @@ def observe(model: nn.Module, module: nn.Module, image: Tensor) -> Observed:
 
 
 class _Watch(TorchDispatchMode):
-    """Mode in which PyTorch hands over every operation, before and after it runs."""
+    """PyTorch dispatch mode that records the activation or argmax each tensor ends in, and which layer is training."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.running: list[str] = []
-        """Names of the modules that are running, the innermost last."""
+        """Names of the watched module's submodules that are running, the innermost last."""
         self.trained: str | None = None
         """Name of the first layer that normalised with the statistics of a batch of images."""
         self._ends = WeakTensorKeyDictionary()
@@ -137,7 +142,7 @@ def _uses_batch(name: str, args: Any, func: Any) -> bool:
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
-    """Yield the tensors of arguments or results; lists of tensors are opened."""
+    """Yield the tensors among the arguments or results of an operation, including those in lists."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
@@ -147,7 +152,7 @@ def _tensors(values: Any) -> Iterator[Tensor]:
 
 @contextlib.contextmanager
 def _innermost(module: nn.Module, watch: _Watch) -> Iterator[None]:
-    """Keep the names of the running modules, as long as the ``with`` block lasts."""
+    """Record the names of the submodules that are running in ``watch.running``, during the ``with`` block."""
 
     def enter(name: str) -> Any:
         def hook(layer: nn.Module, inputs: Any) -> None:

@@ -1,4 +1,4 @@
-"""torchvision's one-stage detectors: SSD, SSDLite, RetinaNet and FCOS."""
+"""Cutting of torchvision's one-stage detectors (SSD, SSDLite, RetinaNet, FCOS) where decoding begins."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ __all__ = ["cut_fcos", "cut_one_stage", "features_of", "require_multiple"]
 
 
 class _RawHeads(nn.Module):
-    """Stage ``main``: normalised ``image [N, 3, H, W]`` to ``logits [N, A, classes]`` and ``boxes [N, A, 4]``."""
+    """Stage ``main`` of an SSD or RetinaNet, without decoding.
+
+    From a normalised ``image [N, 3, H, W]`` to ``logits [N, A, classes]`` and ``boxes [N, A, 4]`` of A anchors.
+    """
 
     def __init__(self, model: SSD | RetinaNet) -> None:
         super().__init__()
@@ -33,7 +36,7 @@ class _RawHeads(nn.Module):
 
 
 def cut_one_stage(model: SSD | RetinaNet, spec: InputSpec) -> Cut:
-    """Cut a one-stage detector into its raw heads, with anchors for the input's size.
+    """Cut an SSD or RetinaNet after its heads, before decoding, and compute the anchors for the input's size.
 
     torchvision's RetinaNet has no background class: its class 0 is the first of ``num_classes``. With the published
     COCO weights, class 0 is ``__background__``, which never scores.
@@ -70,7 +73,7 @@ def cut_one_stage(model: SSD | RetinaNet, spec: InputSpec) -> Cut:
 
 
 class _FcosHeads(nn.Module):
-    """Stage ``main`` of FCOS: normalised ``image [N, 3, H, W]`` to ``logits``, ``boxes`` and ``centerness``."""
+    """Stage ``main`` of FCOS: from a normalised ``image [N, 3, H, W]`` to ``logits``, ``boxes`` and ``centerness``."""
 
     def __init__(self, model: FCOS) -> None:
         super().__init__()
@@ -82,9 +85,9 @@ class _FcosHeads(nn.Module):
 
 
 def cut_fcos(model: FCOS, spec: InputSpec) -> Cut:
-    """Cut torchvision's FCOS into its raw heads, with one anchor per cell for the input's size.
+    """Cut torchvision's FCOS after its heads, before decoding, and compute one anchor per cell for the input's size.
 
-    As RetinaNet, FCOS has no background class of its own; the published COCO weights never score class 0.
+    FCOS has no background class of its own, as RetinaNet; with the published COCO weights, class 0 never scores.
 
     Args:
         model: module with its weights.
@@ -112,7 +115,7 @@ def cut_fcos(model: FCOS, spec: InputSpec) -> Cut:
 
 
 def _anchors(model: Any, image: Tensor) -> tuple[NDArray[np.float32], tuple[int, ...]]:
-    """Return the anchors of a one-stage detector, ``[A, 4]``, and their number per feature level."""
+    """Return the anchors of a one-stage detector, ``[A, 4]``, and the number of anchors per feature level."""
     features = attempt(model, _Features(model), image)
     with torch.no_grad():
         (anchors,) = model.anchor_generator(ImageList(image[:1], [tuple(image.shape[2:])]), features)
@@ -122,7 +125,7 @@ def _anchors(model: Any, image: Tensor) -> tuple[NDArray[np.float32], tuple[int,
 
 
 class _Features(nn.Module):
-    """Backbone of a detector: image to feature levels."""
+    """Module that runs the backbone of a torchvision detector: from an image to the list of its feature levels."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -139,10 +142,10 @@ def features_of(model: Any, image: Tensor) -> list[Tensor]:
 
 
 def require_multiple(model: Any, spec: InputSpec) -> None:
-    """Refuse an input size that torchvision would pad, because its anchors would then lie elsewhere.
+    """Refuse an input size that a torchvision detector would pad, because anchors would then lie elsewhere.
 
     Raises:
-        ModelError: a side is no multiple of what the model needs.
+        ModelError: a side of the input is not a multiple of the number of pixels that the detector needs.
     """
     step = model.transform.size_divisible
     if any(side % step for side in spec.size):

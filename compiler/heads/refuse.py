@@ -1,4 +1,4 @@
-"""Modules that cannot be compiled, told apart before PyTorch's exporter fails on them with a page of text."""
+"""Early errors for PyTorch modules that cannot be compiled, on which the exporter would fail with a page of text."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from ...errors import ModelError
 __all__ = ["explain_clips", "refuse_quantized"]
 
 _QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
-"""Packages with layers that hold quantized weights."""
+"""PyTorch packages with layers that hold quantized weights."""
 _FLOAT = "FloatFunctional"
-"""Class in these packages that computes with floats, in models that can be quantized but are not."""
+"""Class in PyTorch's quantization packages that computes with floats, in models that can be quantized but are not."""
 
 
 def refuse_quantized(model: nn.Module) -> None:
     """Refuse a module with layers of PyTorch's eager quantization, whose weights no exporter reads.
 
     Raises:
-        ModelError: naming the first such layer.
+        ModelError: a layer is quantized; the message names the first.
     """
     for name, layer in model.named_modules():
         if type(layer).__module__.startswith(_QUANTIZED) and type(layer).__name__ != _FLOAT:
@@ -30,14 +30,14 @@ def refuse_quantized(model: nn.Module) -> None:
 
 
 def explain_clips(model: nn.Module, error: ModelError) -> None:
-    """Say that a module which did not run on images is for clips, if it has three-dimensional convolutions.
+    """Raise an error that says that a module takes video clips, if it has three-dimensional convolutions.
 
     Args:
         model: module that failed on a batch of images.
-        error: what it failed with.
+        error: error that the module failed with.
 
     Raises:
-        ModelError: the module is for clips.
+        ModelError: the module takes clips of several frames.
     """
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Conv3d):

@@ -1,4 +1,4 @@
-"""Parts of a cut model: stages to export, and the protocol of models that know how they are decoded."""
+"""Types for a model that is cut into stages to export, and the protocol of models that name their own decoder."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from ...errors import ModelError
 __all__ = ["BATCH", "Cut", "StageModule", "Whole", "ZooModel", "as_tuple", "attempt", "example"]
 
 BATCH = {"image": {0: "batch"}}
-"""Free dimensions of a stage whose only input is a batch of images, as in :attr:`StageModule.free`."""
+"""Free (dynamic) dimensions of a stage whose only input is a batch of images, as in :attr:`StageModule.free`."""
 
 
 @dataclass(frozen=True)
 class StageModule:
-    """One graph to export."""
+    """Part of a model that is exported as one ONNX graph, with example inputs and the names of its outputs."""
 
     module: nn.Module
     """Module of the stage. It holds the whole original model as its attribute ``model``, so that every parameter is
     called ``model.<name in the model's state dict>``. Parameters that the stage does not use are not exported."""
     inputs: Mapping[str, Tensor]
-    """Example inputs by name, in the order of ``forward``."""
+    """Example inputs of the stage by name, in the order of the module's ``forward``."""
     outputs: tuple[str, ...]
     free: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
-    """Free dimensions: input name -> axis -> name of the dimension, such as ``{"image": {0: "batch"}}``."""
+    """Free (dynamic) dimensions of the inputs: input name -> axis -> name, such as ``{"image": {0: "batch"}}``."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Model as stages, with the decoder that its outputs need."""
+    """Model cut into stages to export, with the spec of the decoder that reads their outputs."""
 
     stages: Mapping[str, StageModule]
     decode: DecodeSpec
     input: InputSpec
-    """Input of the stage ``main``."""
+    """Size, normalisation and colour of the images that the stage ``main`` takes."""
     tensors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     """Tensors that the decoder refers to (anchors), by the names that ``decode`` uses. The compiler stores them in the
     blob and replaces the names by hashes."""
@@ -52,21 +52,21 @@ class Cut:
 
 @runtime_checkable
 class ZooModel(Protocol):
-    """Module that knows how its outputs are decoded. ``forward`` returns a tensor or a tuple of tensors."""
+    """Module that names the decoder for its outputs. ``forward`` returns a tensor or a tuple of tensors."""
 
     output_names: tuple[str, ...]
 
     def decode(self, size: tuple[int, int]) -> tuple[DecodeSpec, dict[str, NDArray[np.float32]]]:
-        """Return the decoder for an input of ``size`` (height, width), and the tensors that the decoder names."""
+        """Return the decoder's spec for an input of ``size`` (height, width), and the tensors that the spec names."""
         ...
 
     def input_defaults(self) -> InputSpec:
-        """Return the input that the model was made for."""
+        """Return the input that the model was made for: image size, normalisation and colour."""
         ...
 
 
 class Whole(nn.Module):
-    """Stage that is a whole model, held under the attribute name that stages need."""
+    """Stage module that runs a whole model. Its attribute ``model`` holds the model, after which weights are named."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -82,16 +82,16 @@ def as_tuple(outputs: Any) -> tuple[Tensor, ...]:
 
 
 def example(spec: InputSpec) -> Tensor:
-    """Return two images of seeded noise, ``[2, C, height, width]``: a batch of one would not be exported as free."""
+    """Return two images of seeded noise, ``[2, C, height, width]``; the exporter would fix a batch size of one."""
     channels = 1 if spec.color == "gray" else 3
     return torch.randn(2, channels, *spec.size, generator=torch.Generator().manual_seed(0))
 
 
 def attempt(model: nn.Module, module: nn.Module, *inputs: Tensor) -> Any:
-    """Run a part of a model and return its outputs, from which the caller learns shapes.
+    """Run a part of a PyTorch model on example inputs and return its outputs.
 
     Args:
-        model: whole model, which errors name.
+        model: whole model, whose class errors name.
         module: part of the model to run.
         inputs: inputs of the part.
 

@@ -1,4 +1,4 @@
-"""Models that are exported whole: any module whose outputs a decoder reads, and the architectures of the zoo."""
+"""Preparation of models that are exported as one stage: any module whose outputs a decoder reads, and zoo models."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from .stages import BATCH, Cut, StageModule, Whole, ZooModel, as_tuple, attempt,
 __all__ = ["cut_module", "cut_zoo"]
 
 _NAMES = {"classification": "logits", "embedding": "embedding"}
-"""Task -> name of the output of a module that returns one tensor, which has no name of its own."""
+"""Task -> output name for a module that returns one tensor, which has no name of its own."""
 
 
 def cut_module(model: nn.Module, task: str, spec: InputSpec, wanted: InputSpec | None, words: OutputWords) -> Cut:
-    """Cut a module by what it returns: a tensor, or tensors in tuples, lists, dicts, dataclasses and ModelOutputs.
+    """Turn a module into one stage to export, and choose the decoder by running the module on noise.
 
-    Outputs that the decoder does not read are dropped, so that layers which reach no other output are not exported.
+    The module may return a tensor, or tensors in tuples, lists, dicts, dataclasses and ModelOutputs. Outputs that the
+    decoder does not read are dropped, so that layers which reach no other output are not exported.
 
     Args:
         model: module with its weights.
@@ -82,7 +83,7 @@ def cut_module(model: nn.Module, task: str, spec: InputSpec, wanted: InputSpec |
 
 
 def _measured(seen: Observed, name: str) -> MeasuredOutput:
-    """Return an output for one image, with what was seen of its end."""
+    """Return one output of a module for the first image, with the activation or argmax that was seen at its end."""
     value = seen.outputs[name].detach()
     if value.is_meta:  # a module without weights, which is cut for its layers alone
         value = torch.zeros_like(value, device="cpu")
@@ -92,7 +93,10 @@ def _measured(seen: Observed, name: str) -> MeasuredOutput:
 
 
 def _read_by(meaning: Recognised, names: Sequence[str]) -> tuple[str, ...]:
-    """Return the outputs that a decoder reads, in the module's order; the one that must come first is in front."""
+    """Return the names of the outputs that a decoder reads, in the module's order.
+
+    If the decoder reads only the first output, the output that it needs is moved to the front.
+    """
     if meaning.decode.kind == "raw":
         return tuple(names)
     mentioned = {meaning.first}
@@ -102,10 +106,10 @@ def _read_by(meaning: Recognised, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _check_batch(seen: Observed, names: Sequence[str], count: int, where: str) -> None:
-    """Refuse an output that does not have one row for each image.
+    """Refuse a module whose outputs do not have one row for each image of the batch.
 
     Raises:
-        ModelError: naming the output.
+        ModelError: an output has another number of rows; the message names the output.
     """
     for name in names:
         shape = list(seen.outputs[name].shape)
@@ -116,7 +120,7 @@ def _check_batch(seen: Observed, names: Sequence[str], count: int, where: str) -
 
 
 def cut_zoo(model: ZooModel, task: str, spec: InputSpec) -> Cut:
-    """Cut a model that knows its outputs and how they are decoded.
+    """Turn a zoo model, which names its outputs and its decoder itself, into one stage to export.
 
     Args:
         model: module with its weights.

@@ -10,11 +10,14 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import onnx_ir as ir
 import torch
+from onnxscript import opset20
 from torch import nn
 from torch.export import Dim
 
@@ -25,15 +28,15 @@ from ..passes import DropInventedBiases
 __all__ = ["export_stages", "run_exporter", "unused_parameters"]
 
 _OPSET = 20
-"""The newest opset that TensorRT 10.3 (JetPack 6) parses."""
+"""Version of ONNX's operator set to export: the newest that TensorRT 10.3 (JetPack 6) parses."""
 
 
 def export_stages(stage: StageModule, name: str) -> ir.Model:
-    """Export one stage in eval mode.
+    """Export one stage of a PyTorch model, in eval mode, to an ONNX graph.
 
     Args:
         stage: stage to export.
-        name: name of the model in errors.
+        name: name of the model and stage, for errors.
 
     Returns:
         The exporter's graph, without the biases that the exporter invents. Initializers have the names of the original
@@ -67,11 +70,11 @@ def unused_parameters(module: nn.Module, graphs: Iterable[ir.Model]) -> tuple[st
 
 
 def run_exporter(stage: StageModule, name: str, *, optimize: bool) -> torch.onnx.ONNXProgram:
-    """Call PyTorch's exporter.
+    """Export one stage of a PyTorch model with ``torch.onnx.export``, whose notes are silenced.
 
     Args:
         stage: stage to export.
-        name: name of the model in errors.
+        name: name of the model and stage, for errors.
         optimize: whether to fold and fuse, as PyTorch does by default.
 
     Raises:
@@ -90,16 +93,38 @@ def run_exporter(stage: StageModule, name: str, *, optimize: bool) -> torch.onnx
                 output_names=list(stage.outputs),
                 dynamic_shapes=free,
                 verbose=False,
+                custom_translation_table={torch.ops.aten._is_all_true.default: _is_all_true},
             )
     except Exception as error:
-        raise CompileError(f"{name}: torch.onnx.export failed: {first_line(error)}") from error
+        raise CompileError(f"{name}: torch.onnx.export failed: {_reason(error)}") from error
     if program is None:
         raise CompileError(f"{name}: torch.onnx.export returned nothing")
     return program
 
 
+def _is_all_true(self: Any) -> Any:
+    """Translate ``aten._is_all_true``, which PyTorch's exporter does not know, to ONNX.
+
+    ``torch._check_tensor_all`` makes the operator, in RT-DETRv2 and Deformable DETR of Hugging Face among others. The
+    exporter drops the check itself, so that the translation never runs.
+    """
+    op: Any = opset20
+    return op.Cast(op.ReduceMin(op.Cast(self, to=ir.DataType.INT32), keepdims=0), to=ir.DataType.BOOL)
+
+
+def _reason(error: BaseException) -> str:
+    """Return why the exporter failed, in one line: the first cause, because the exporter only says that it failed."""
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    text = first_line(cause)
+    if found := re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", str(cause)):
+        text = f"no ONNX operator is known for {found[1]}; replace it in the module, or give an ONNX file of the model"
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
 def _name_free_dimensions(model: ir.Model, stage: StageModule) -> None:
-    """Give free dimensions the stage's names (``batch``) in place of the exporter's (``s77``)."""
+    """Rename the free dimensions of an exported graph: the exporter's names (``s77``) to the stage's (``batch``)."""
     names: dict[str, str] = {}
     for port in model.graph.inputs:
         for axis, name in stage.free.get(port.name or "", {}).items():
@@ -114,7 +139,7 @@ def _name_free_dimensions(model: ir.Model, stage: StageModule) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter's notes about its own internals, which are of no use to a user of gemel."""
+    """Silence the notes of PyTorch's exporter about its own internals, which are of no use to a user of gemel."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     with (

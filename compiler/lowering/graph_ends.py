@@ -1,4 +1,4 @@
-"""Nodes at the end of a graph that a decoder must know: an activation that is applied already, an ArgMax."""
+"""Search of an ONNX graph's last nodes for an activation or an ArgMax, which the decoder must not apply again."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["class_count", "last_activation"]
 _THROUGH = frozenset(
     {"Cast", "Clip", "Concat", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 )
-"""Operators that only pass scores on."""
+"""ONNX operators that may follow an activation, because they only convert, reshape, join or bound scores."""
 
 
 def last_activation(value: ir.Value) -> Literal["softmax", "sigmoid"] | None:
-    """Return the activation that a graph applies last to an output; None if there is none.
+    """Return the activation (softmax or sigmoid) that a graph applies last to one of its outputs; None without one.
 
     Nodes that only convert, reshape, join or bound values may follow the activation. A LogSoftmax counts as none: a
     softmax of its output gives the same probabilities as a softmax of its input.
@@ -37,11 +37,11 @@ def last_activation(value: ir.Value) -> Literal["softmax", "sigmoid"] | None:
 
 
 def class_count(value: ir.Value, through: int = 4) -> int | None:
-    """Return the number of classes that the ArgMax behind an output chooses from; None if it is not known.
+    """Return the number of classes among which the ArgMax before a graph's output chooses; None if it is not known.
 
     Args:
         value: output with class numbers.
-        through: nodes after the ArgMax that may be passed.
+        through: maximum number of nodes to look at, from the output backwards, the ArgMax included.
     """
     node = value.producer()
     for _ in range(through):

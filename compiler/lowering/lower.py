@@ -1,4 +1,4 @@
-"""Lowering of one model: build or read the model, cut it into stages, export them, clean the graphs."""
+"""Lowering of one model to ONNX graphs: build or read the model, cut it into stages, export them, clean the graphs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = ["Lowered", "cut_query", "lower", "words_of"]
 
 @dataclass
 class Lowered:
-    """Model as graphs with their weights."""
+    """Model of a query as ONNX graphs with their weights, as graph passes edit it and the bundle stores it."""
 
     name: str
     stages: dict[str, ir.Model]
@@ -39,16 +39,16 @@ class Lowered:
     decode: DecodeSpec
     input: InputSpec
     tensors: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    """Tensors that ``decode`` refers to, by the names that it uses."""
+    """Tensors that ``decode`` refers to (anchors), by the names that ``decode`` uses."""
     precision: Precision = "fp32"
     labels: tuple[str, ...] | None = None
-    """Names of the classes that the model itself gives; None if it gives none."""
+    """Names of the classes that the model's module or file carries; None if it carries none."""
     unused: tuple[str, ...] = ()
-    """Parameters of a PyTorch module that reach no used output, and are left out."""
+    """Names of the parameters of a PyTorch module that reach no used output and are left out."""
 
 
 def lower(query: Query, root: Path) -> Lowered:
-    """Lower the model of a query.
+    """Turn the model of a query into ONNX graphs, one per stage, with the spec of the decoder for its outputs.
 
     Args:
         query: query of the workload; the model gets its name.
@@ -67,7 +67,7 @@ def lower(query: Query, root: Path) -> Lowered:
 
 
 def _lower_onnx(query: Query, reference: str, root: Path) -> Lowered:
-    """Lower a model that comes as an ONNX file."""
+    """Read the ONNX file of a query's model, and return the model as one clean float32 graph."""
     path = locate(reference, root, f"query {query.name}: onnx")
     source = read_onnx(path, query.task, query.model.input, words_of(query))
     WidenFloats()(source.model)
@@ -77,7 +77,7 @@ def _lower_onnx(query: Query, reference: str, root: Path) -> Lowered:
 
 
 def _lower_module(query: Query, root: Path) -> Lowered:
-    """Lower a model that comes as a PyTorch module."""
+    """Build the PyTorch module of a query's model, and return the model as one clean ONNX graph per stage."""
     parts = cut_query(query, root)
     weights = {name.removeprefix("model.") for name in parts.stages["main"].module.state_dict()}
     stages = {}
@@ -94,13 +94,13 @@ def _lower_module(query: Query, root: Path) -> Lowered:
 
 
 def words_of(query: Query) -> OutputWords:
-    """Return what a query says about its model's outputs."""
+    """Return the settings of a query about its model's outputs: decoder, activation, labels and names of outputs."""
     return OutputWords(query.decode, query.activation, query.labels, query.model.outputs)
 
 
 @contextlib.contextmanager
 def _named(query: Query) -> Iterator[None]:
-    """Let every error of the block name the query and its model."""
+    """Make every error that is raised in the ``with`` block name a query and its model."""
     name = f"query {query.name}"
     try:
         yield

@@ -1,4 +1,4 @@
-"""Opening of ONNX files: what ONNX Runtime opens is opened, and what no program can express is refused by name."""
+"""Opening of ONNX files as graphs to compile. A file that is damaged or cannot be compiled is refused with a reason."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ def refuse_operators(model: ir.Model, where: str) -> None:
     """Refuse operators that would be compiled wrongly, or not at all.
 
     Args:
-        model: graph with as many nodes folded as can be.
+        model: graph whose constant nodes are folded as far as possible.
         where: file, or another name of the graph, for the message.
 
     Raises:
-        ModelError: naming the first such operator.
+        ModelError: the graph has such an operator; the message names the first.
     """
     version = model.opset_imports.get("", 1)
     for node in model.graph:
@@ -82,7 +82,7 @@ def refuse_operators(model: ir.Model, where: str) -> None:
 
 
 def weight_names(model: ir.Model) -> frozenset[str]:
-    """Return the names of the initializers that are weights: floats with several elements, and quantized kernels."""
+    """Return the names of a graph's initializers that are weights: floats with several elements, quantized kernels."""
     floats = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
     integers = (ir.DataType.INT8, ir.DataType.UINT8)
     return frozenset(
@@ -95,7 +95,7 @@ def weight_names(model: ir.Model) -> frozenset[str]:
 
 
 class _SeparateOutputs(ir.passes.InPlacePass):
-    """Put an Identity between an initializer and the graph output that it is.
+    """Graph pass that puts an Identity node behind every initializer that is itself an output of the graph.
 
     A program names its weights and its outputs, and one value cannot have both names.
     """
@@ -117,7 +117,7 @@ class _SeparateOutputs(ir.passes.InPlacePass):
 
 
 def _check_weights(model: ir.Model, path: Path) -> None:
-    """Check that every tensor outside the file is as long as its shape says, before anything is read.
+    """Check, before anything is read, that every weight outside an ONNX file is as long as its shape says.
 
     Raises:
         ModelError: a file of weights is missing or too short, or its length does not fit the shape.
@@ -139,7 +139,12 @@ def _check_weights(model: ir.Model, path: Path) -> None:
 
 
 def _trains(node: ir.Node, version: int) -> bool:
-    """Return whether a BatchNormalization takes mean and variance from the batch."""
+    """Return whether a BatchNormalization node takes mean and variance from the batch, as it does in training.
+
+    Args:
+        node: BatchNormalization node.
+        version: opset of the graph.
+    """
     if version >= _MODE_SINCE:
         mode = node.attributes.get("training_mode")
         return mode is not None and bool(mode.as_int())
@@ -151,5 +156,5 @@ def _trains(node: ir.Node, version: int) -> bool:
 
 
 def _is_true(value: ir.Value | None) -> bool:
-    """Return whether a value is a constant that is not 0."""
+    """Return whether a value of a graph is a constant with an element that is not 0."""
     return value is not None and value.const_value is not None and bool(value.const_value.numpy().any())

@@ -1,36 +1,28 @@
-"""Limits on what a model may ask for, checked before memory is taken."""
+"""Limits on the input size and the memory of a model, checked before the memory is taken."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-import resource
-from collections.abc import Iterator
-from pathlib import Path
-from threading import Lock
 
 import onnx_ir as ir
 from onnxscript.optimizer import fold_constants
 
+from ...bundles.manifest import MOST_PIXELS
 from ...errors import ModelError
+from ...memory_limit import limited_memory
 from ..passes.clean import may_fold
 
 __all__ = ["MOST_PIXELS", "MOST_VALUE_BYTES", "check_pixels", "check_value_sizes", "limited_memory"]
 
-MOST_PIXELS = 7680 * 4320
-"""Pixels that a model's input may have: those of an 8K frame."""
 MOST_VALUE_BYTES = 2 << 30
-"""Bytes that one value of a graph may have for one image."""
-_MOST_RUN_BYTES = 8 << 30
-"""Bytes of memory that one run of a file may take beside its weights."""
-_ONE_AT_A_TIME = Lock()
-"""Lock of the process's memory limit."""
+"""Maximum size in bytes of one value (input, output or intermediate tensor) of a graph, for one image."""
 _SMALL = 1024
-"""Elements of constants that are folded to find shapes: shapes themselves, and what they are computed from."""
+"""Maximum number of elements of a constant to fold while shapes are inferred: enough for shapes themselves."""
 
 
 def check_pixels(size: tuple[int, int], where: str) -> None:
-    """Refuse an input size that no camera has.
+    """Refuse a model's input size that is larger than the frames of any camera.
 
     Args:
         size: height and width in pixels.
@@ -47,16 +39,16 @@ def check_pixels(size: tuple[int, int], where: str) -> None:
 
 
 def check_value_sizes(model: ir.Model, where: str) -> None:
-    """Refuse a graph with a value that is too large, found from shapes alone.
+    """Refuse a graph with an intermediate tensor that is too large, found from shapes without running the graph.
 
-    Shapes that depend on the content of the image are not known here.
+    Shapes that depend on the content of the image are not checked.
 
     Args:
         model: graph with the input size set; not changed. Free dimensions count as 1.
         where: file, for the message.
 
     Raises:
-        ModelError: naming the operator whose output has more than :data:`MOST_VALUE_BYTES`.
+        ModelError: an operator's output has more than :data:`MOST_VALUE_BYTES`; the message names the operator.
     """
     copy = model.clone()
     for port in copy.graph.inputs:
@@ -81,30 +73,3 @@ def check_value_sizes(model: ir.Model, where: str) -> None:
                     f" {math.prod(sizes) * width / 1e9:,.1f} GB for one image; at most {MOST_VALUE_BYTES / 1e9:.1f} GB"
                     " are allowed"
                 )
-
-
-@contextlib.contextmanager
-def limited_memory(weights: int) -> Iterator[None]:
-    """Limit the memory that this process may take more in a block, so that a hostile graph fails and not the machine.
-
-    Allocations beyond the limit fail. The limit holds for the whole process, so one thread at a time enters the block.
-    Does nothing where the system has no /proc.
-
-    Args:
-        weights: bytes of the weights that are opened in the block.
-    """
-    status = Path("/proc/self/statm")
-    if not status.exists():
-        yield
-        return
-    with _ONE_AT_A_TIME:
-        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-        taken = int(status.read_text().split()[0]) * resource.getpagesize()
-        # Weights may be held three times: in the serialised graph, parsed, and as ONNX Runtime's own copy.
-        wanted = taken + _MOST_RUN_BYTES + 3 * weights
-        limits = [limit for limit in (wanted, soft, hard) if limit != resource.RLIM_INFINITY]
-        resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

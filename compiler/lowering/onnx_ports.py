@@ -1,4 +1,4 @@
-"""Inputs of ONNX files: how a file takes images, and the nodes that let the runtime give it float32 images, NCHW."""
+"""Inputs of ONNX files: how a file takes images, and nodes that make it take float32 images in the layout NCHW."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = [
 _Array = NDArray[Any]
 
 _TYPES = {ir.DataType.FLOAT: np.float32, ir.DataType.FLOAT16: np.float16, ir.DataType.UINT8: np.uint8}
-"""Element types that images may have."""
+"""ONNX element types in which a file may take images -> NumPy's types."""
 _CONSTANTS: dict[str, Callable[[tuple[int, int]], _Array]] = {
     # The exports of RT-DETR and D-FINE scale boxes by (width, height); PaddleDetection's take (height, width).
     **dict.fromkeys(
@@ -40,30 +40,30 @@ _CONSTANTS: dict[str, Callable[[tuple[int, int]], _Array]] = {
     **dict.fromkeys(("scale_factor", "im_scale"), lambda size: np.ones(2)),
     "pixel_mask": lambda size: np.ones(size),
 }
-"""Name of an input beside the image -> its value for a size of the image (height, width)."""
+"""Name of an ONNX input that is not the image -> function that returns its value, called with (height, width)."""
 
 
 @dataclass(frozen=True)
 class ImagePort:
-    """Input of a file that takes images, and the values of its other inputs."""
+    """Input of an ONNX file that takes images: layout, type and size, and the values for the file's other inputs."""
 
     name: str
     layout: Literal["NCHW", "NHWC", "CHW", "HWC"]
     dtype: ir.DataType
     channels: int
     size: tuple[int, int]
-    """Height and width in pixels."""
+    """Height and width in pixels of the images that the file takes."""
     constants: Mapping[str, _Array]
-    """Values of the other inputs, which depend on the size alone."""
+    """Values for the file's inputs that are not the image, by input name. They depend on the image size alone."""
 
     @property
     def color(self) -> Literal["rgb", "gray"]:
-        """Colour order that images have unless the workload says otherwise."""
+        """Colour order of the images that the file takes, unless the workload says otherwise."""
         return "gray" if self.channels == 1 else "rgb"
 
 
 def find_image_port(model: ir.Model, path: Path, wanted: Input, default: tuple[int, int] | None = None) -> ImagePort:
-    """Return how a file takes images.
+    """Find the input of an ONNX file that takes images, and return its layout, element type and size.
 
     Args:
         model: the file's graph.
@@ -106,10 +106,10 @@ def find_image_port(model: ir.Model, path: Path, wanted: Input, default: tuple[i
 
 
 def feeds_of(port: ImagePort, image: NDArray[np.float32]) -> dict[str, _Array]:
-    """Return what a file's inputs are given for a batch of images ``[N, C, height, width]``.
+    """Return a value for every input of an ONNX file, for a batch of images ``[N, C, height, width]``.
 
     Args:
-        port: input of the file.
+        port: input of the file that takes images.
         image: images as the runtime prepares them; for a file that takes uint8, values from 0 to 255.
     """
     array: _Array = image.astype(_TYPES[port.dtype])
@@ -121,10 +121,10 @@ def feeds_of(port: ImagePort, image: NDArray[np.float32]) -> dict[str, _Array]:
 
 
 def adapt_input(model: ir.Model, port: ImagePort) -> None:
-    """Let a graph take float32 images ``[batch, C, height, width]``, and nothing else, in place.
+    """Change the inputs of a graph, in place, to float32 images ``[batch, C, height, width]`` and nothing else.
 
     Nodes that convert and transpose the image are put in front; ONNX Runtime removes two transposes that cancel. The
-    graph's other inputs become constants. The input keeps its name.
+    graph's other inputs become constants. The image input keeps its name.
 
     Args:
         model: the file's graph.
@@ -167,7 +167,7 @@ def adapt_input(model: ir.Model, port: ImagePort) -> None:
 
 
 def widen_outputs(model: ir.Model) -> None:
-    """Convert float16, bfloat16 and float64 outputs to float32, in place; outputs keep their names."""
+    """Convert a graph's float16, bfloat16 and float64 outputs to float32, in place; outputs keep their names."""
     graph = model.graph
     for index, value in enumerate(graph.outputs):
         if value.dtype not in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE):
@@ -180,19 +180,19 @@ def widen_outputs(model: ir.Model) -> None:
 
 
 def noise_for(port: ImagePort) -> NDArray[np.float32]:
-    """Return seeded noise ``[1, C, height, width]``: from 0 to 1, or from 0 to 255 for a file that takes uint8."""
+    """Return one image of seeded noise for an ONNX file, ``[1, C, height, width]``: 0 to 1, or 0 to 255 for uint8."""
     noise = np.random.default_rng(0).random((1, port.channels, *port.size), np.float32)
     return noise if port.dtype != ir.DataType.UINT8 else np.floor(noise * 256)
 
 
 def base_input(port: ImagePort) -> InputSpec:
-    """Return the input that a file has unless its family or the workload says otherwise."""
+    """Return an ONNX file's input with the size, colour and pixel scale that hold unless its family has others."""
     scale = 1.0 if port.dtype == ir.DataType.UINT8 else 1 / 255
     return InputSpec(size=port.size, color=port.color, scale=scale)
 
 
 def _layout(port: ir.Value) -> Literal["NCHW", "NHWC", "CHW", "HWC"] | None:
-    """Return the axes of an input that takes images, None for another input.
+    """Return the order of the axes of an ONNX input that takes images; None for an input that takes no images.
 
     Where the shape leaves the channels open, the first convolution or transpose that reads the input tells them.
     """
@@ -211,7 +211,7 @@ def _layout(port: ir.Value) -> Literal["NCHW", "NHWC", "CHW", "HWC"] | None:
 
 
 def _layout_of_readers(port: ir.Value) -> Literal["NCHW", "NHWC"] | None:
-    """Return the layout that the first reader of an input with open dimensions expects."""
+    """Return the layout that the first convolution or transpose which reads an ONNX input expects."""
     for use in port.uses():
         kernel = use.node.inputs[1] if len(use.node.inputs) > 1 else None
         if use.node.op_type == "Conv" and kernel is not None and kernel.shape is not None:
@@ -222,7 +222,7 @@ def _layout_of_readers(port: ir.Value) -> Literal["NCHW", "NHWC"] | None:
 
 
 def _constant(port: ir.Value, size: tuple[int, int], path: Path) -> _Array:
-    """Return the value of an input beside the image.
+    """Return the value for an ONNX input that is not the image, such as the image's size, by the input's name.
 
     Raises:
         ModelError: the input's name is not known.

@@ -22,7 +22,7 @@ __all__ = ["run_file", "run_on_port"]
 
 
 def run_file(path: Path, image: NDArray[np.float32], outputs: Iterable[str] = ()) -> dict[str, NDArray[Any]]:
-    """Run a file on one batch of images of any size.
+    """Run an ONNX file on one batch of images of any size, and return its outputs.
 
     Args:
         path: ONNX file.
@@ -45,9 +45,11 @@ def run_file(path: Path, image: NDArray[np.float32], outputs: Iterable[str] = ()
 def run_on_port(
     path: Path, port: ImagePort, image: NDArray[np.float32], outputs: Iterable[str] = ()
 ) -> dict[str, NDArray[Any]]:
-    """Run a file whose input is known; see :func:`run_file`.
+    """Run an ONNX file on one batch of images, given its image input, and return the outputs by name.
 
-    Weights in other files are read by ONNX Runtime itself, so models of more than 2 GB run.
+    Arguments are those of :func:`run_file`, and ``port`` is the result of
+    :func:`~gemel.compiler.lowering.onnx_ports.find_image_port`. Weights in other files are read by ONNX Runtime itself,
+    so models of more than 2 GB run.
     """
     model = onnx.load(path, load_external_data=False)
     weights = {tensor.name for tensor in model.graph.initializer}
@@ -82,7 +84,7 @@ def run_on_port(
 
 
 def _weight_bytes(model: onnx.ModelProto) -> int:
-    """Return the bytes of a model's initializers, in the file and outside."""
+    """Return the bytes of an ONNX model's initializers, in the file and outside."""
     return sum(
         math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
         if tensor.data_location == onnx.TensorProto.EXTERNAL

@@ -1,4 +1,4 @@
-"""Reading of models that come as ONNX files: input size and batch are set, and the outputs tell the decoder."""
+"""Reading of models that come as ONNX files: set the input size, free the batch, and find the outputs' decoder."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ...errors import ModelError
 from ...workload.document.schema import Input
 from ..passes import FoldConstants
 from ..recognition import Evidence, FileMetadata, MeasuredOutput, OutputWords, read_metadata, recognise_outputs
+from ..recognition.hugging_face import read_files_beside
 from .graph_ends import class_count, last_activation
 from .onnx_file import open_onnx, refuse_operators, weight_names
 from .onnx_limits import check_value_sizes
@@ -26,27 +27,27 @@ from .onnx_run import run_file, run_on_port
 __all__ = ["OnnxSource", "read_onnx", "run_file"]
 
 _TEXT_SIZE = (48, 320)
-"""Height and width of a line of text where the file leaves them open: PaddleOCR's."""
+"""Height and width in pixels of a text recogniser's input where the file leaves them open: PaddleOCR's."""
 _OPEN_ENDED = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique"})
-"""Operators with as many results as the image has objects."""
+"""ONNX operators whose number of results depends on the content of the image."""
 
 
 @dataclass(frozen=True)
 class OnnxSource:
-    """Model that was read from an ONNX file."""
+    """Model that was read from an ONNX file: its graph, input, decoder, class names and metadata."""
 
     model: ir.Model
     decode: DecodeSpec
     input: InputSpec
     weights: frozenset[str]
-    """Names of the initializers that are weights."""
+    """Names of the graph's initializers that are weights."""
     labels: tuple[str, ...] | None = None
     """Names of the classes in the file's metadata; None if there are none."""
     metadata: FileMetadata = field(default_factory=FileMetadata)
 
 
 def read_onnx(path: Path, task: str, wanted: Input, words: OutputWords = OutputWords()) -> OnnxSource:  # noqa: B008
-    """Read an ONNX file.
+    """Read the model of a query from an ONNX file, and find the decoder for its outputs by a run on noise.
 
     Args:
         path: file to read; files with its weights, if any, lie beside it.
@@ -59,8 +60,10 @@ def read_onnx(path: Path, task: str, wanted: Input, words: OutputWords = OutputW
             too large, or no decoder of the task reads the outputs.
     """
     model = open_onnx(path)
-    metadata = read_metadata(model.metadata_props)
-    port = find_image_port(model, path, wanted, metadata.size or (_TEXT_SIZE if task == "ocr" else None))
+    beside = read_files_beside(path) if any(each.name == "pixel_values" for each in model.graph.inputs) else None
+    metadata = read_metadata({**(beside.entries if beside is not None else {}), **model.metadata_props})
+    usual = beside.input.size if beside is not None else _TEXT_SIZE if task == "ocr" else None
+    port = find_image_port(model, path, wanted, metadata.size or usual)
     weights = weight_names(model)
     _choose_outputs(model, path, words.outputs)
     adapt_input(model, port)
@@ -82,7 +85,7 @@ def read_onnx(path: Path, task: str, wanted: Input, words: OutputWords = OutputW
             size=port.size,
             metadata=metadata,
             decode=words.decode,
-            activation=words.activation,
+            activation=words.activation or (beside.activation(task) if beside is not None else None),
             labels=words.labels,
         )
     )
@@ -92,6 +95,8 @@ def read_onnx(path: Path, task: str, wanted: Input, words: OutputWords = OutputW
     if task != "raw":
         widen_outputs(model)
     known = {**base_input(port).model_dump(), **_fitting(metadata.input, port), **_fitting(meaning.input, port)}
+    if beside is not None:
+        known |= _fitting(beside.input.model_dump(), port)
     given = wanted.model_dump(exclude_none=True, exclude={"size"})
     spec = InputSpec.model_validate({**known, "size": port.size, **given})
     names = meaning.labels or metadata.class_names(task)
@@ -100,7 +105,7 @@ def read_onnx(path: Path, task: str, wanted: Input, words: OutputWords = OutputW
 
 
 def _choose_outputs(model: ir.Model, path: Path, wanted: Sequence[str] | None) -> None:
-    """Keep only some of a graph's outputs, in this order.
+    """Reduce the outputs of a graph to those that a workload names, in the workload's order; None keeps all.
 
     Raises:
         ModelError: an output does not exist.
@@ -118,7 +123,7 @@ def _choose_outputs(model: ir.Model, path: Path, wanted: Sequence[str] | None) -
 
 
 def _infer_shapes(model: ir.Model) -> None:
-    """Infer all shapes again, now that the input's size is known."""
+    """Infer the shapes of all values of a graph again, after the size of its input was set."""
     for node in model.graph:
         for value in node.outputs:
             value.shape = None
@@ -126,7 +131,7 @@ def _infer_shapes(model: ir.Model) -> None:
 
 
 def _decide_branches(model: ir.Model, port: ImagePort, weights: frozenset[str]) -> None:
-    """Put the chosen side of a branch in its place, where the condition depends on shapes alone.
+    """Replace each If node of a graph whose condition depends on shapes alone by the branch that is taken.
 
     The batch is set to 1, because conditions are often computed from whole shapes.
     """
@@ -137,9 +142,9 @@ def _decide_branches(model: ir.Model, port: ImagePort, weights: frozenset[str]) 
 
 
 def _set_output_shapes(model: ir.Model, port: ImagePort, outputs: dict[str, NDArray[Any]]) -> None:
-    """Write the shapes that outputs were measured to have, because inference fails if a shape is computed.
+    """Set the shapes of a graph's outputs to those that a run measured, because inference fails on computed shapes.
 
-    A size that depends on what is in the image stays free.
+    A size that depends on the content of the image stays free.
     """
     open_ended = any(node.op_type in _OPEN_ENDED for node in model.graph)
     for output in model.graph.outputs:
@@ -156,13 +161,13 @@ def _set_output_shapes(model: ir.Model, port: ImagePort, outputs: dict[str, NDAr
 
 
 def _put_first(model: ir.Model, name: str) -> None:
-    """Move an output to the front, because its decoder reads the first output."""
+    """Move an output of a graph to the front, because the model's decoder reads only the first output."""
     outputs = model.graph.outputs
     outputs[:] = sorted(outputs, key=lambda output: output.name != name)
 
 
 def _fitting(known: Any, port: ImagePort) -> dict[str, Any]:
-    """Return input settings of a family without those that a file's input contradicts.
+    """Return the input settings that a family of models expects, without those that an ONNX file's input contradicts.
 
     A file that takes uint8 normalises by itself, and gray images have no colour order and one mean.
     """

@@ -1,4 +1,4 @@
-"""Graph passes. Each has requirements, does one thing and reports whether it changed the model.
+"""Passes that edit ONNX graphs. Each has requirements, does one thing and reports whether it changed the model.
 
 The order, for one stage of one model::
 
@@ -43,7 +43,7 @@ __all__ = [
 
 
 def clean(model: ir.Model, weights: Set[str]) -> None:
-    """Clean a graph that was exported or read, as the later passes and the analysis require.
+    """Clean an ONNX graph that was exported or read from a file, as later passes and the merge analysis require.
 
     Args:
         model: graph to edit in place.
@@ -56,11 +56,11 @@ def clean(model: ir.Model, weights: Set[str]) -> None:
 
 
 def fold(model: ir.Model, keep: Set[str]) -> None:
-    """Fold every BatchNorm except those behind the kernels in ``keep``.
+    """Fold every BatchNorm of a graph into its convolution, except those behind the kernels in ``keep``.
 
     Args:
         model: graph to edit in place.
-        keep: tensor ids of kernels.
+        keep: tensor ids of the kernels whose BatchNorms stay.
 
     Raises:
         CompileError: a pass failed; the message names the graph.

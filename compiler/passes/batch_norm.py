@@ -1,4 +1,4 @@
-"""BatchNorm: folded into its convolution, or kept as a node of its own if the kernel is shared.
+"""Passes for BatchNorm: fold it into its convolution, or keep it as a node of its own if the kernel is shared.
 
 A folded BatchNorm scales the kernel. Two models that share a kernel but have their own BatchNorms would get different
 kernels, and sharing would be lost. :func:`choose_batch_norm` finds these kernels over the whole workload and decides
@@ -31,7 +31,7 @@ _Array = NDArray[np.float64]
 _GAMMA, _BETA = 1, 2
 
 _WORTH = 1 / 32
-"""Bytes that sharing must save per byte of activations that a kept BatchNorm passes over.
+"""Minimum number of bytes that sharing a kernel must save per byte of activations that a kept BatchNorm passes over.
 
 A kept BatchNorm costs one more pass over its convolution's output in every run. In early layers this output is large
 and the kernel is tiny. In MobileNetV2 the kernels below this bound hold 0.6 % of the bytes and have 64 % of the
@@ -48,14 +48,16 @@ class _Site:
 
     @property
     def kernel(self) -> ir.Value:
-        """Kernel of the convolution."""
+        """Initializer that holds the kernel of the convolution."""
         kernel = self.conv.inputs[1]
         assert kernel is not None  # _sites yields only convolutions with a constant kernel
         return kernel
 
     @property
     def depthwise(self) -> bool:
-        """Whether each group has one input channel. Such a kernel is small, so folding gains more than sharing."""
+        """Whether the convolution is depthwise (one input channel per group).
+
+        Such a kernel is small, so folding gains more than sharing."""
         return self.conv.op_type == "Conv" and _group(self.conv) > 1 and constant(self.kernel).shape[1] == 1
 
     @property
@@ -66,7 +68,10 @@ class _Site:
         return 4 * math.prod(sizes) if shape and len(sizes) == len(shape) else 0
 
     def norm_key(self) -> str:
-        """Return a key that two sites share exactly if folding scales their kernels alike; empty without BatchNorm."""
+        """Return a key of how folding the BatchNorm would scale the kernel; empty without a BatchNorm.
+
+        Two convolutions have equal keys exactly if folding scales their kernels alike.
+        """
         if self.norm is None:
             return ""
         scale, _ = _affine(self.norm)
@@ -115,11 +120,11 @@ def choose_batch_norm(models: Iterable[ir.Model]) -> BatchNormChoice:
 
 
 def _worth_keeping(sites: Sequence[_Site], uses: int) -> bool:
-    """Return whether sharing the kernel of these sites saves enough for the cost of their kept BatchNorms.
+    """Return whether sharing a kernel among convolutions saves enough to pay for their unfolded BatchNorms.
 
     Args:
-        sites: convolutions with the kernel.
-        uses: number of uses of the kernel, by these sites and in other ways.
+        sites: convolutions that hold the kernel.
+        uses: number of all uses of the kernel, by these convolutions and in other ways.
     """
     saved = constant(sites[0].kernel).nbytes * (uses - 1)
     activations = sum(site.activation for site in sites) / len(sites)
@@ -127,7 +132,7 @@ def _worth_keeping(sites: Sequence[_Site], uses: int) -> bool:
 
 
 def _sites_by_kernel(graph: ir.Graph) -> dict[ir.Value, list[_Site]]:
-    """Return kernel -> the convolutions of a graph that read it."""
+    """Return kernel -> the convolutions of a graph that read the kernel, each with its BatchNorm."""
     by_kernel: dict[ir.Value, list[_Site]] = defaultdict(list)
     for site in _sites(graph):
         by_kernel[site.kernel].append(site)
@@ -135,12 +140,12 @@ def _sites_by_kernel(graph: ir.Graph) -> dict[ir.Value, list[_Site]]:
 
 
 def _only_sites_read(kernel: ir.Value, sites: Sequence[_Site]) -> bool:
-    """Return whether a kernel is read by these sites and nothing else, so that it may be scaled."""
+    """Return whether the convolutions ``sites`` are all readers of a kernel, so that the kernel may be scaled."""
     return len(kernel.uses()) == len(sites) and not kernel.is_graph_output()
 
 
 class FoldBatchNorm(ir.passes.InPlacePass):
-    """Scale each kernel by the BatchNorm behind it and move the shift into the bias.
+    """Graph pass that scales each kernel by the BatchNorm behind its convolution, and moves the shift into the bias.
 
     The result is computed in float64 and rounded once, so that equal inputs give equal bytes in every model. A kernel
     that several convolutions of one graph read is folded only if all of them feed BatchNorms that scale alike.
@@ -166,7 +171,7 @@ class FoldBatchNorm(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, changed)
 
     def _fold(self, graph: ir.Graph, kernel: ir.Value, sites: list[_Site]) -> None:
-        """Fold all sites of one kernel. Their BatchNorms must scale alike; the shifts may differ."""
+        """Fold the BatchNorms behind all convolutions with one kernel. They must scale alike; shifts may differ."""
         dtype = constant(kernel).dtype
         weight = constant(kernel).astype(np.float64)
         axis = 0 if sites[0].conv.op_type == "Conv" else 1
@@ -187,7 +192,9 @@ class FoldBatchNorm(ir.passes.InPlacePass):
 
 
 class BatchNormToConv(ir.passes.InPlacePass):
-    """Write each BatchNorm behind a convolution as a depthwise 1x1 convolution (weight = scale, bias = shift).
+    """Graph pass that replaces each BatchNorm behind a convolution by a depthwise 1x1 convolution.
+
+    The weight of this convolution is the BatchNorm's scale, and the bias its shift.
 
     A BatchNorm that is not behind a convolution stays (DenseNet has BatchNorms before convolutions).
 
@@ -220,7 +227,7 @@ class BatchNormToConv(ir.passes.InPlacePass):
 
 
 def _sites(graph: ir.Graph) -> Iterator[_Site]:
-    """Yield every convolution with a constant kernel, with the BatchNorm that is the only reader of its output."""
+    """Yield every convolution of a graph with a constant kernel, with the BatchNorm that alone reads its output."""
     for conv in graph:
         if conv.op_type not in ("Conv", "ConvTranspose") or conv.domain or len(conv.inputs) < 2:
             continue
@@ -259,9 +266,9 @@ def _affine(norm: ir.Node) -> tuple[_Array, _Array]:
 
 
 def _own(graph: ir.Graph, norm: ir.Node, index: int, array: NDArray[Any]) -> ir.Value:
-    """Replace a parameter of a BatchNorm and return it.
+    """Replace the array of a BatchNorm's scale or shift, and return the initializer that holds the new array.
 
-    If another node reads the parameter too, the new array becomes another initializer with a name of its own.
+    If another node reads the old initializer too, the new array becomes another one with a name of its own.
     """
     value = norm.inputs[index]
     assert value is not None  # _sites yields only BatchNorms with constant parameters
@@ -275,7 +282,10 @@ def _own(graph: ir.Graph, norm: ir.Node, index: int, array: NDArray[Any]) -> ir.
 
 
 def _bypass(graph: ir.Graph, norm: ir.Node, source: ir.Value) -> None:
-    """Remove a BatchNorm and let ``source`` replace its output, with the output's name if the graph returns it."""
+    """Remove a BatchNorm node and put the value ``source`` in place of its output.
+
+    If the graph returns this output, ``source`` takes its name.
+    """
     target = norm.outputs[0]
     if target.is_graph_output():
         name = target.name

@@ -1,4 +1,4 @@
-"""Passes that clean a graph without changing a weight."""
+"""Passes that clean an ONNX graph without changing a weight."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from onnxscript.optimizer import fold_constants
 __all__ = ["CleanUp", "DropInventedBiases", "FoldConstants", "LiftConstants", "may_fold"]
 
 _GROWING = frozenset({"EyeLike", "Expand", "OneHot", "Pad", "Range", "Resize", "Tile", "Upsample"})
-"""Operators whose output may be far larger than their inputs."""
+"""ONNX operators whose output may be far larger than their inputs."""
 
 
 class DropInventedBiases(ir.passes.InPlacePass):
-    """Remove the zero biases that PyTorch's exporter gives to convolutions without a bias.
+    """Graph pass that removes the zero biases which PyTorch's exporter gives to convolutions without a bias.
 
     An invented bias is recognised by its producer (Expand of a constant), not by its value: a trained bias may be zero,
     and a program must not depend on weights.
@@ -42,7 +42,7 @@ class DropInventedBiases(ir.passes.InPlacePass):
 
 
 class FoldConstants(ir.passes.InPlacePass):
-    """Evaluate nodes that do not depend on the input, except nodes that read a weight.
+    """Graph pass that evaluates nodes that do not depend on the input, except nodes that read a weight.
 
     Folding a Transpose or Reshape of a weight would replace the weight by a copy without a name, and sharing could no
     longer be proved. The device's own optimiser folds these nodes later.
@@ -52,7 +52,7 @@ class FoldConstants(ir.passes.InPlacePass):
     """
 
     _LIMIT = 1 << 20
-    """Elements of a constant that may be folded. A position grid or an anchor table fits; larger ones are computed."""
+    """Maximum number of elements of a constant that is folded: enough for a position grid or an anchor table."""
 
     def __init__(self, weights: Set[str]) -> None:
         self._weights = weights
@@ -73,13 +73,13 @@ class FoldConstants(ir.passes.InPlacePass):
 
 
 def may_fold(node: ir.Node, limit: int) -> bool:
-    """Return whether a node with constant inputs can be evaluated without taking much memory.
+    """Return whether a graph's node with constant inputs can be evaluated without taking much memory.
 
     Folding compares the size of a result with its limit only after the result was computed.
 
     Args:
         node: node whose output shapes were inferred as far as possible.
-        limit: elements that an output may have.
+        limit: maximum number of elements of an output.
     """
     for output in node.outputs:
         sizes = [size for size in output.shape or () if isinstance(size, int)]
@@ -91,14 +91,20 @@ def may_fold(node: ir.Node, limit: int) -> bool:
 
 
 class LiftConstants(ir.passes.InPlacePass):
-    """Turn Constant nodes of two or more elements into initializers, because some exporters write weights as such."""
+    """Graph pass that turns Constant nodes of two or more elements into initializers.
+
+    Some exporters write weights as Constant nodes.
+    """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         return LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=2)(model)
 
 
 class CleanUp(ir.passes.InPlacePass):
-    """Remove identities, unused nodes and initializers, and notes, which may name files of the exporting machine."""
+    """Graph pass that removes identities, unused nodes, unused initializers, doc strings and metadata.
+
+    Doc strings and metadata may name files of the exporting machine.
+    """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         sequence = ir.passes.Sequential(

@@ -1,4 +1,4 @@
-"""Reading and replacing of initializers, which several passes need."""
+"""Functions that read and replace the arrays of a graph's initializers (constant tensors)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["constant", "replace_constant"]
 
 
 def constant(value: ir.Value | None) -> NDArray[Any]:
-    """Return the array of an initializer.
+    """Return the array of a graph's initializer (constant tensor).
 
     Raises:
         ValueError: the value is not an initializer, which is a bug of the caller.
@@ -23,7 +23,7 @@ def constant(value: ir.Value | None) -> NDArray[Any]:
 
 
 def replace_constant(value: ir.Value, array: NDArray[Any]) -> None:
-    """Give an initializer another array, with its dtype and shape."""
+    """Replace the array of a graph's initializer, and set its dtype and shape to those of the new array."""
     # The reshape keeps a scalar a scalar: ascontiguousarray makes a vector of it.
     tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=value.name)
     value.const_value = tensor

@@ -1,4 +1,4 @@
-"""Pass that moves zero padding into the convolution behind it."""
+"""Graph pass that moves zero padding into the convolution behind it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ __all__ = ["FusePad"]
 
 
 class FusePad(ir.passes.InPlacePass):
-    """Make a Pad of zeros part of the convolutions that read it. Models from TensorFlow have such Pads (SAME padding).
+    """Graph pass that makes a Pad of zeros part of the convolutions that read it.
 
-    ONNX Runtime's own fusion does the same, but also for max pooling, where it is wrong (max pooling pads with -inf).
-    That fusion is therefore off when a bundle is baked. On TensorRT this pass saves a layer.
+    Models from TensorFlow have such Pads (SAME padding). ONNX Runtime's own fusion (``Pad_Fusion``) does the same, but
+    also for max pooling, where it is wrong (max pooling pads with -inf). It is therefore off when a bundle is baked
+    (optimised once for the device's CPU). On TensorRT this pass saves a layer.
 
     A Pad stays if its amounts are not constant, if a node other than a convolution reads it, or if it pads the batch or
     the channels.
@@ -41,7 +42,10 @@ class FusePad(ir.passes.InPlacePass):
 
 
 def _amounts(pad: ir.Node) -> list[int] | None:
-    """Return the spatial padding in Conv's order (all begins, then all ends); None if Conv cannot pad this way."""
+    """Return a Pad node's spatial padding in the order of Conv's ``pads``: all begins, then all ends.
+
+    None if a convolution cannot pad this way.
+    """
     mode = pad.attributes.get("mode")
     values = pad.inputs[1] if len(pad.inputs) > 1 else None
     if (mode is not None and mode.as_string() != "constant") or values is None or values.const_value is None:
@@ -59,6 +63,6 @@ def _amounts(pad: ir.Node) -> list[int] | None:
 
 
 def _takes_padding(node: ir.Node) -> bool:
-    """Return whether a node is a convolution with explicit padding."""
+    """Return whether a graph's node is a convolution with explicit padding."""
     automatic = node.attributes.get("auto_pad")
     return node.op_type == "Conv" and not node.domain and (automatic is None or automatic.as_string() == "NOTSET")

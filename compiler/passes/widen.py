@@ -1,4 +1,4 @@
-"""Pass that puts float32 in place of float16 and bfloat16."""
+"""Graph pass that converts float16 and bfloat16 graphs to float32."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ __all__ = ["WidenFloats"]
 
 _NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _TYPES = ("to", "dtype", "output_dtype")
-"""Names of attributes that hold an element type."""
+"""Names of ONNX node attributes that hold an element type."""
 
 
 class WidenFloats(ir.passes.InPlacePass):
-    """Write a float16 or bfloat16 graph in float32. Every weight keeps its value; results are rounded less.
+    """Graph pass that converts a float16 or bfloat16 graph to float32.
+
+    Every weight keeps its value; results of a run are rounded less.
 
     A bundle's other precisions start from float32, CPUs compute in float32 anyway, and a kernel can only be shared
     with other models if it has their element type.
@@ -37,7 +39,7 @@ class WidenFloats(ir.passes.InPlacePass):
 
 
 def _widen_attributes(node: ir.Node) -> bool:
-    """Put float32 in place of lower precision in a node's attributes; return whether there was any."""
+    """Convert element types and tensors in a node's attributes from fp16 or bf16 to float32; return whether any was."""
     changed = False
     for name, attribute in list(node.attributes.items()):
         if attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype in _NARROW:

@@ -1,4 +1,4 @@
-"""Recognition of what a model's outputs mean, by their shapes and values, its metadata, and the workload's word.
+"""Recognition of what a model's outputs mean: from their shapes and values, the file's metadata, and the workload.
 
 :data:`FAMILIES` is the table: one entry per family of models, tried in order. A further family is a function in a
 module of its own and an entry here; its decoder is registered in :mod:`gemel.runtime.decode.decoders`.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 
 from ...errors import ModelError
+from .dense_outputs import recognise_pair, recognise_rows
 from .detr_outputs import recognise_detr
 from .evidence import Evidence, Family, MeasuredOutput, OutputWords, Recognised
 from .face_outputs import recognise_centerface, recognise_retinaface, recognise_scrfd, recognise_yunet
@@ -46,6 +47,8 @@ FAMILIES: tuple[Family, ...] = (
         recognise_triplet,
     ),
     Family(("yolov10", "yolo26", "end-to-end", "nms"), _PARTS, "[N, K, 6] or [K, 7]", recognise_end_to_end),
+    Family(("yolo-nas", "pp-yoloe", "yolonas", "ppyoloe"), _BOXES, "boxes [N, A, 4], scores [N, A, C]", recognise_pair),
+    Family(("rtmdet", "picodet"), _BOXES, "[N, A, 4+C]", recognise_rows),
     Family(
         ("yolov8", "yolo11", "yolov5", "yolov7", "yolov6", "yolo"),
         _PARTS,
@@ -61,20 +64,22 @@ FAMILIES: tuple[Family, ...] = (
         "logits [N, Q, C], boxes [N, Q, 4]",
         recognise_detr,
     ),
-    Family(("segmentation",), frozenset({"segmentation"}), "[N, C, h, w] or [N, h, w]", recognise_pixels),
+    Family(("segmentation",), frozenset({"segmentation"}), "[N, C, h, w], [N, h, w, C] or [N, h, w]", recognise_pixels),
     Family(("ctc", "ocr"), frozenset({"ocr"}), "[N, T, C] or [T, N, C]", recognise_text),
     Family(("classification",), frozenset({"classification"}), "[N, C], or one class number", recognise_classes),
     Family(("embedding",), frozenset({"embedding"}), "floats [N, D] or [N, C, H, W]", recognise_embedding),
     Family(("raw",), frozenset({"raw"}), "anything", recognise_raw),
 )
-"""Families of models, in the order in which they are tried."""
+"""Families of models whose outputs can be recognised, in the order in which they are tried."""
+_TASKS = frozenset[str]().union(*(family.tasks for family in FAMILIES))
+"""All tasks that a query may have."""
 
 
 def recognise_outputs(found: Evidence) -> Recognised:
-    """Return the meaning of a model's outputs.
+    """Return the decoder for a model's outputs, from the first family of models that has such outputs.
 
     Args:
-        found: the outputs, and what else is known of the model.
+        found: outputs of the model, its metadata, and the workload's settings.
 
     Raises:
         ModelError: no family of the task has such outputs, the model is for another task, or ``decode`` is unknown.
@@ -101,7 +106,7 @@ def recognise_outputs(found: Evidence) -> Recognised:
 
 
 def _check_task(found: Evidence) -> None:
-    """Check the task against the one that the model says it was trained for.
+    """Check a query's task against the task that the model's metadata say it was trained for.
 
     Raises:
         ModelError: the model is for another task, and has other outputs.
@@ -109,17 +114,17 @@ def _check_task(found: Evidence) -> None:
     trained = found.metadata.task
     allowed = {
         None: {found.task},
-        # Boxes are part of what these find.
+        # Models for segmentation and pose find boxes, too.
         "segmentation": {"segmentation", "detection"},
         "pose": {"pose", "detection"},
     }.get(trained, {trained})
     if found.task not in {*allowed, "raw", "embedding"}:
-        way = "task: raw reports outputs as they are" if trained == "oriented detection" else f"set task: {trained}"
+        way = f"set task: {trained}" if trained in _TASKS else "task: raw reports outputs as they are"
         raise ModelError(f"{found.where}: the model is for {trained}, as its metadata say, not for {found.task}; {way}")
 
 
 def _unknown_family(found: Evidence) -> ModelError:
-    """Return the error about a ``decode`` that names no family of the task."""
+    """Return the error about a query's ``decode`` that names no family of models for the query's task."""
     known = list(dict.fromkeys(name for family in FAMILIES if found.task in family.tasks for name in family.names))
     near = difflib.get_close_matches(found.decode or "", known, n=1)
     hint = f"did you mean {near[0]}? " if near else ""

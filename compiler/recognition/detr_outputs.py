@@ -1,4 +1,4 @@
-"""Recognition of DETR and its descendants in Hugging Face's layout: logits and boxes of object queries."""
+"""Recognition of detectors of the DETR family whose outputs are logits and boxes of object queries."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ __all__ = ["recognise_detr"]
 
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "fit": "stretch"}
 _SOFTMAX_COLUMNS = (92, 251)
-"""Columns of DETR on COCO (objects, panoptic): the classes and the background."""
+"""Numbers of columns in the scores of DETR on COCO (objects, panoptic): all classes, and the background."""
 _SIGMOID_QUERIES = 200
-"""Object queries from which on models are descendants with a sigmoid (RT-DETR and RF-DETR: 300); DETR has 100."""
+"""Minimum number of object queries of a descendant of DETR with a sigmoid (RT-DETR, RF-DETR: 300); DETR has 100."""
 
 
 def recognise_detr(found: Evidence) -> Recognised | None:
-    """Recognise ``logits [N, Q, C]`` and ``boxes [N, Q, 4]``: centre, width and height as fractions of the input."""
+    """Recognise a DETR by ``logits [N, Q, C]`` and ``boxes [N, Q, 4]`` of Q object queries.
+
+    Boxes are centre, width and height as fractions of the input.
+    """
     pairs = [output for output in found.of_rank(3) if output.shape[1] <= 1000]
     boxes = [output for output in pairs if output.shape[2] == 4 and are_scores(output.values)]
     if len(boxes) > 1:
@@ -40,7 +43,7 @@ def recognise_detr(found: Evidence) -> Recognised | None:
 
 
 def _is_softmax(found: Evidence, logits: MeasuredOutput) -> bool:
-    """Return whether the last column is the background of a softmax."""
+    """Return whether a DETR's scores need a softmax with the background in the last column, and not a sigmoid."""
     _, queries, columns = logits.shape
     if found.activation in ("softmax", "sigmoid"):
         return found.activation == "softmax"

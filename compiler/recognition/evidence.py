@@ -1,4 +1,4 @@
-"""Evidence for recognisers: a model's outputs as they were measured, its metadata, and the workload's words."""
+"""Evidence of what a model's outputs mean: their measured values, the model's metadata, the workload's settings."""
 
 from __future__ import annotations
 
@@ -13,10 +13,19 @@ from numpy.typing import NDArray
 from ...bundles.decode_specs import DecodeSpec
 from .file_metadata import FileMetadata
 
-__all__ = ["Evidence", "Family", "MeasuredOutput", "OutputWords", "Recognised", "are_scores", "sum_to_one"]
+__all__ = [
+    "Evidence",
+    "Family",
+    "MeasuredOutput",
+    "OutputWords",
+    "Recognised",
+    "are_near_cells",
+    "are_scores",
+    "sum_to_one",
+]
 
 _TOLERANCE = 1e-3
-"""Rounding allowed in scores; float16 outputs are rounded to about this."""
+"""Largest excess over the range 0 to 1 that counts as rounding of a score; float16 is rounded to about this."""
 
 
 @dataclass(frozen=True)
@@ -26,18 +35,18 @@ class MeasuredOutput:
     name: str
     values: NDArray[Any]
     activation: Literal["softmax", "sigmoid"] | None = None
-    """Function that the model itself applies at the end of the output; None if it is none of these, or not known."""
+    """Activation that the model itself applies at the end of the output; None if it is neither, or not known."""
     classes: int | None = None
-    """Number of classes from which an output of class numbers chooses; None if it is not known."""
+    """Number of classes, if the output holds class numbers (argmax); None if it is not known."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape for one image, the batch included if the output has one."""
+        """Shape of the output for one image, including the batch axis if the output has one."""
         return self.values.shape
 
     @property
     def is_float(self) -> bool:
-        """Whether values are floats."""
+        """Whether the output's values are floats."""
         return self.values.dtype.kind == "f"
 
     def __str__(self) -> str:
@@ -46,60 +55,62 @@ class MeasuredOutput:
 
 @dataclass(frozen=True)
 class OutputWords:
-    """Settings of a workload that are about a model's outputs."""
+    """Settings of a workload about a model's outputs."""
 
     decode: str | None = None
-    """Family of models, such as ``yolov8``; None to find it."""
+    """Family of models that the outputs belong to, such as ``yolov8``; None to recognise it."""
     activation: str | None = None
-    """Function that turns outputs into scores; None to find it."""
+    """Function that turns outputs into scores, such as ``softmax``; None to recognise it."""
     labels: Sequence[str] | None = None
-    """Names of the classes, or characters of a model of text."""
+    """Names of the model's classes, or the characters of a text recogniser."""
     outputs: Sequence[str] | None = None
-    """Outputs to use, by name or position; None for all."""
+    """Outputs of the model to use, by name or position; None for all."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything that tells the meaning of a model's outputs."""
+    """Everything from which a model's decoder is chosen: measured outputs, metadata, and the workload's settings."""
 
     where: str
-    """File or module, for messages."""
+    """Name of the model's file or module, for error messages."""
     task: str
     outputs: tuple[MeasuredOutput, ...]
     size: tuple[int, int]
-    """Height and width of the input in pixels."""
+    """Height and width of the model's input in pixels."""
     metadata: FileMetadata
     decode: str | None = None
-    """Family that the workload names; None to try all."""
+    """Family of models that the workload names; None to try all families."""
     activation: str | None = None
-    """Function that the workload says turns outputs into scores; None to find out."""
+    """Function that turns outputs into scores, as the workload says; None to recognise it."""
     labels: Sequence[str] | None = None
-    """Labels of the workload; for the task ocr its characters."""
+    """Class names in the workload; for the task ``ocr``, the characters."""
 
     @property
     def names(self) -> Sequence[str] | None:
-        """Names of the classes: the workload's, or else the model's."""
+        """Names of the model's classes: those in the workload, or else those in the model's metadata."""
         return self.labels if self.labels is not None else self.metadata.class_names(self.task)
 
     @cached_property
     def floats(self) -> tuple[MeasuredOutput, ...]:
-        """Outputs that are floats."""
+        """Outputs of the model whose values are floats."""
         return tuple(output for output in self.outputs if output.is_float)
 
     def of_rank(self, rank: int) -> tuple[MeasuredOutput, ...]:
-        """Return the float outputs with some number of axes, the batch included."""
+        """Return the model's float outputs that have ``rank`` axes, the batch included."""
         return tuple(output for output in self.floats if len(output.shape) == rank)
 
     def cells(self, stride: int) -> int:
-        """Return the number of cells of a grid over the input with this many pixels per cell."""
+        """Return the number of cells of a grid over the model's input, with ``stride`` pixels per cell side."""
         return -(-self.size[0] // stride) * -(-self.size[1] // stride)
 
     def strides_of(self, places: int, kinds: int = 1) -> tuple[int, ...] | None:
-        """Return the strides of the levels that together have a number of places; None if no usual levels have.
+        """Return the strides (pixels per cell side) of a detector's feature levels, given its number of boxes.
+
+        None if no usual set of levels has this number.
 
         Args:
-            places: places of all levels.
-            kinds: places per cell.
+            places: number of candidate boxes on all levels.
+            kinds: number of candidate boxes per cell.
         """
         for strides in ((8, 16, 32), (8, 16, 32, 64), (16, 32), (4, 8, 16, 32), (8, 16, 32, 64, 128)):
             if places == kinds * sum(map(self.cells, strides)):
@@ -107,34 +118,34 @@ class Evidence:
         return None
 
     def called(self, *names: str) -> bool:
-        """Return whether the workload names one of these families."""
-        return self.decode in names
+        """Return whether the workload's ``decode``, or else the metadata, give one of these names of model families."""
+        return (self.decode if self.decode is not None else self.metadata.family) in names
 
 
 @dataclass(frozen=True)
 class Recognised:
-    """Meaning of a model's outputs, and what the model expects as input."""
+    """Meaning of a model's outputs (its decoder), and the input that the model's family expects."""
 
     decode: DecodeSpec
     input: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of :class:`~gemel.bundles.manifest.InputSpec` that this family of models needs."""
+    """Fields of :class:`~gemel.bundles.manifest.InputSpec` that the model's family needs."""
     labels: tuple[str, ...] | None = None
-    """Labels that the model itself names; None if it names none."""
+    """Class names that the model itself carries; None if it carries none."""
     first: str | None = None
-    """Output that must come first, because the decoder reads the first."""
+    """Name of the output that must come first, because the decoder reads only the first; None if order is free."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """Models whose outputs mean the same."""
+    """Family of models whose outputs mean the same, with the function that recognises them."""
 
     names: tuple[str, ...]
-    """Names that ``decode:`` may give it; the first one is used in messages."""
+    """Names by which ``decode:`` in a workload may choose the family; messages use the first."""
     tasks: frozenset[str]
     outputs: str
-    """Outputs that are recognised, for messages."""
+    """Description of the outputs that models of the family have, for messages."""
     recognise: Callable[[Evidence], Recognised | None]
-    """Function that returns the meaning of outputs; None if they are not of this family."""
+    """Function that returns the meaning of a model's outputs, or None if they are not of this family."""
 
 
 def are_scores(values: NDArray[Any]) -> bool:
@@ -143,5 +154,26 @@ def are_scores(values: NDArray[Any]) -> bool:
 
 
 def sum_to_one(values: NDArray[Any], axis: int = -1) -> bool:
-    """Return whether values are probabilities that a softmax over an axis has made."""
+    """Return whether values are probabilities that sum to 1 over an axis, as after a softmax."""
     return are_scores(values) and bool(np.allclose(values.astype(np.float64).sum(axis), 1, atol=10 * _TOLERANCE))
+
+
+def are_near_cells(found: Evidence, boxes: NDArray[Any], strides: tuple[int, ...]) -> bool:
+    """Return whether a detector's boxes are in input pixels: they then lie near the grid cells that they belong to.
+
+    Boxes relative to a cell, as YOLOX has them, have nothing to do with where the cell lies.
+
+    Args:
+        found: evidence with the size of the input.
+        boxes: boxes of the levels of ``strides``, ``[A, values]``, with a left edge or a centre first.
+        strides: pixels per cell side of each feature level.
+    """
+    places = boxes[:, 0].astype(np.float64)
+    expected = []
+    for stride in strides:
+        rows, columns = -(-found.size[0] // stride), -(-found.size[1] // stride)
+        expected.append(np.tile((np.arange(columns) + 0.5) * stride, rows))
+    cells = np.concatenate(expected)
+    if places.std() == 0 or cells.std() == 0:
+        return False
+    return bool(np.corrcoef(places, cells)[0, 1] > 0.7)

@@ -14,7 +14,7 @@ from .evidence import Evidence, MeasuredOutput, Recognised, are_scores, sum_to_o
 __all__ = ["recognise_centerface", "recognise_retinaface", "recognise_scrfd", "recognise_yunet"]
 
 _CENTERFACE_CHANNELS = (1, 2, 2, 10)
-"""Channels of CenterFace's outputs: heatmap, scale, offset, landmarks."""
+"""Number of channels of each of CenterFace's outputs: heatmap, scale, offset, landmarks."""
 _SCRFD_INPUT = {
     "color": "rgb",
     "scale": 1.0,
@@ -22,8 +22,13 @@ _SCRFD_INPUT = {
     "std": (128.0,) * 3,
     "fit": "letterbox",
     "pad": -127.5 / 128,
+    "rounding": "down",
 }
 _RETINAFACE_INPUT = {"color": "bgr", "scale": 1.0, "mean": (104.0, 117.0, 123.0), "std": (1.0,) * 3}
+_PLATE_VALUES = 8
+"""Values per place of a RetinaFace for licence plates: x and y of four corners."""
+_PLATE_SIZES = ((24, 48), (96, 192), (384, 768))
+"""Sides of the priors of that RetinaFace (License-Plate-Detector, trained on CCPD), for each level."""
 _YUNET_INPUT = {"color": "bgr", "scale": 1.0}
 
 
@@ -38,7 +43,8 @@ def recognise_centerface(found: Evidence) -> Recognised | None:
 
 
 def recognise_scrfd(found: Evidence) -> Recognised | None:
-    """Recognise SCRFD: per level scores ``[A, 1]``, distances ``[A, 4]`` and perhaps landmarks ``[A, 2P]``."""
+    """Recognise SCRFD by its outputs per feature level: scores ``[A, 1]``, distances ``[A, 4]`` and, if it has them,
+    landmarks ``[A, 2P]``."""
     groups = _by_columns(found)
     points = [columns for columns in groups if columns not in (1, 4)]
     if not {1, 4} <= groups.keys() or len(points) > 1 or sum(map(len, groups.values())) != len(found.outputs):
@@ -64,7 +70,10 @@ def recognise_scrfd(found: Evidence) -> Recognised | None:
 
 
 def recognise_retinaface(found: Evidence) -> Recognised | None:
-    """Recognise RetinaFace: ``[N, A, 4]``, ``[N, A, 2]`` and ``[N, A, 2P]``, with two places per cell."""
+    """Recognise RetinaFace by boxes ``[N, A, 4]``, scores ``[N, A, 2]`` and landmarks ``[N, A, 2P]``.
+
+    There are two candidate boxes per cell.
+    """
     groups = _by_columns(found)
     points = [columns for columns in groups if columns not in (2, 4)]
     if len(found.outputs) != 3 or not {2, 4} <= groups.keys() or len(points) != 1 or points[0] % 2:
@@ -80,12 +89,16 @@ def recognise_retinaface(found: Evidence) -> Recognised | None:
         points=(landmarks.name,),
         activation="none" if sum_to_one(scores.values) else "softmax",
         landmarks=points[0] // 2,
+        **({"min_sizes": _PLATE_SIZES} if points[0] == _PLATE_VALUES else {}),
     )
     return Recognised(decode, _RETINAFACE_INPUT)
 
 
 def recognise_yunet(found: Evidence) -> Recognised | None:
-    """Recognise YuNet: per level class scores and objectness ``[A, 1]``, boxes ``[A, 4]`` and landmarks ``[A, 10]``."""
+    """Recognise YuNet by its outputs per feature level.
+
+    These are class scores ``[A, 1]``, objectness ``[A, 1]``, boxes ``[A, 4]`` and landmarks ``[A, 10]``.
+    """
     groups = _by_columns(found)
     strides = (8, 16, 32)
     if {columns: len(group) for columns, group in groups.items()} != {1: 6, 4: 3, 10: 3}:
@@ -113,7 +126,10 @@ def recognise_yunet(found: Evidence) -> Recognised | None:
 
 
 def _by_columns(found: Evidence) -> dict[int, list[MeasuredOutput]]:
-    """Return number of columns -> outputs ``[A, columns]`` or ``[N, A, columns]``, the one with most rows first."""
+    """Group a model's float outputs ``[A, columns]`` or ``[N, A, columns]`` by their number of columns.
+
+    In each group, the output with most rows comes first.
+    """
     groups: dict[int, list[MeasuredOutput]] = {}
     for output in found.floats:
         if len(output.shape) in (2, 3) and (len(output.shape) == 2 or output.shape[0] == 1):

@@ -1,4 +1,4 @@
-"""Metadata that exporters write into ONNX files: Ultralytics' task, names, size and stride; rapidocr's characters."""
+"""Metadata that exporters write into ONNX files: Ultralytics' and LibreYOLO's task and names; rapidocr's characters."""
 
 from __future__ import annotations
 
@@ -10,45 +10,57 @@ from typing import Any
 __all__ = ["FileMetadata", "read_metadata"]
 
 _MOST_TEXT = 1 << 20
-"""Bytes of one entry that is read."""
+"""Maximum number of characters of one metadata entry; a longer entry is ignored."""
 _TASKS = {
     "detect": "detection",
     "segment": "segmentation",
     "pose": "pose",
     "classify": "classification",
     "obb": "oriented detection",
+    "semantic": "segmentation",
+    "depth": "depth estimation",
 }
 """Ultralytics' name of a task -> gemel's."""
+_FITS = {"topleft": "letterbox", "center": "letterbox-center"}
+"""LibreYOLO's name of a place of the frame -> gemel's."""
 _GRAY_PAD = 114 / 255
-"""Value around a frame that Ultralytics letterboxes."""
+"""Pixel value (0 to 1) with which Ultralytics fills the border of a letterboxed frame."""
 
 
 @dataclass(frozen=True)
 class FileMetadata:
-    """Metadata of a file, as far as gemel understands them."""
+    """Metadata of an ONNX file or a module, as far as gemel understands them."""
 
     task: str | None = None
-    """Task that the model was trained for, as gemel calls it; ``oriented detection`` has no decoder."""
+    """Task that the model was trained for, as gemel calls it; ``oriented detection`` and ``depth estimation`` have no
+    decoder."""
     names: tuple[str, ...] | None = None
-    """Names of the classes."""
+    """Names of the model's classes, by class number; None if the metadata name none."""
     size: tuple[int, int] | None = None
-    """Height and width of the input in pixels."""
+    """Height and width of the model's input in pixels; None if the metadata do not say."""
     end_to_end: bool = False
-    """Whether the outputs are final detections."""
+    """Whether the model's outputs are final detections, so that the decoder suppresses no overlaps."""
     keypoints: tuple[int, int] | None = None
-    """Number of keypoints, and of values per keypoint."""
+    """Number of keypoints of a pose model, and number of values per keypoint; None if the metadata do not say."""
     characters: tuple[str, ...] | None = None
-    """Characters that a model of text knows, in the order of its classes, without the blank; class names of others."""
+    """Characters of a text recogniser in the order of its classes, without the blank; class names of other models."""
+    family: str | None = None
+    """Family of models that LibreYOLO names, such as ``picodet``; None if the metadata name none."""
+    fit: str | None = None
+    """How LibreYOLO letterboxes a frame, as gemel calls it; None if the metadata do not say."""
     ultralytics: bool = False
-    """Whether Ultralytics exported the file."""
+    """Whether Ultralytics made the model or exported the file."""
 
     def class_names(self, task: str) -> tuple[str, ...] | None:
-        """Return the names of the classes for a task; rapidocr's tools write those of every model as characters."""
+        """Return the class names that the metadata hold for a task; None if they hold none.
+
+        rapidocr's tools write the class names of every model as characters.
+        """
         return self.names if self.names is not None or task == "ocr" else self.characters
 
     @property
     def input(self) -> dict[str, Any]:
-        """Fields of the input that the exporter's models expect; empty if it is not known."""
+        """Fields of :class:`~gemel.bundles.manifest.InputSpec` that Ultralytics' models expect; empty for others."""
         if not self.ultralytics:
             return {}
         if self.task == "classification":
@@ -60,7 +72,7 @@ def read_metadata(entries: Mapping[str, str]) -> FileMetadata:
     """Read the metadata of an ONNX file. Entries that are not understood are left out, as any program may write some.
 
     Args:
-        entries: ``metadata_props`` of the file.
+        entries: ``metadata_props`` of the file, or entries of the same form that describe a module.
     """
     names = _names(_literal(entries.get("names")))
     options = _literal(entries.get("args"))
@@ -77,12 +89,14 @@ def read_metadata(entries: Mapping[str, str]) -> FileMetadata:
         end_to_end=any(flag is True for flag in flags),
         keypoints=(points[0], points[1]) if points is not None and len(points) == 2 else None,
         characters=tuple(text.splitlines()) if text and len(text) <= _MOST_TEXT else None,
+        family=entries.get("model_family"),
+        fit=_FITS.get(entries.get("letterbox_pad", "")),
         ultralytics=entries.get("author") == "Ultralytics" or (names is not None and "stride" in entries),
     )
 
 
 def _literal(text: str | None) -> Any:
-    """Return the value of a Python literal; None if the text is none, or too long."""
+    """Return the value of a metadata entry that is a Python literal; None if it is not one, or too long."""
     if text is None or len(text) > _MOST_TEXT:
         return None
     try:
@@ -92,7 +106,10 @@ def _literal(text: str | None) -> Any:
 
 
 def _names(value: Any) -> tuple[str, ...] | None:
-    """Return the names of classes from a list, or from a mapping of the numbers 0, 1, ...; None if it is neither."""
+    """Return class names from a list, or from a mapping of the class numbers 0, 1, ...; None for any other value."""
+    if isinstance(value, dict):
+        # JSON has text as keys.
+        value = {int(key) if isinstance(key, str) and key.isdecimal() else key: name for key, name in value.items()}
     if isinstance(value, dict) and value and set(value) == set(range(len(value))):
         value = [value[index] for index in range(len(value))]
     if isinstance(value, list | tuple) and value and all(isinstance(name, str) for name in value):
@@ -101,7 +118,7 @@ def _names(value: Any) -> tuple[str, ...] | None:
 
 
 def _integers(value: Any) -> list[int] | None:
-    """Return a list of positive integers; None if the value is none."""
+    """Return a value as a list of positive integers, with one integer n as [n, n]; None for any other value."""
     if isinstance(value, int):
         value = [value, value]
     if isinstance(value, list | tuple) and all(isinstance(each, int) and each > 0 for each in value):

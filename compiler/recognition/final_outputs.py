@@ -1,4 +1,4 @@
-"""Recognition of final detections: models that suppress overlaps themselves."""
+"""Recognition of models whose outputs are final detections, because they suppress overlapping boxes themselves."""
 
 from __future__ import annotations
 
@@ -13,17 +13,22 @@ from .evidence import Evidence, MeasuredOutput, Recognised, are_scores
 __all__ = ["recognise_end_to_end", "recognise_triplet"]
 
 _COCO_CLASSES = 80
-"""Classes where neither the workload nor the file names them. Class numbers above are reported too."""
+"""Number of classes to assume where neither the workload nor the file names any. Higher class numbers are reported."""
 _TORCHVISION_CLASSES = 90
+_MOST_FINAL = 1000
+"""Maximum number of final detections; EfficientDets give 5000 candidates in the same form, with overlaps."""
 _LETTERBOX = {"color": "rgb", "scale": 1 / 255, "fit": "letterbox-center", "pad": 114 / 255}
 
 
 def recognise_end_to_end(found: Evidence) -> Recognised | None:
-    """Recognise ``[N, K, 6 (+ mask) (+ keypoints)]`` (YOLOv10, YOLO26, exports with NMS), or ``[K, 7]`` (YOLOv7)."""
+    """Recognise an output of K final detections.
+
+    ``[N, K, 6 (+ mask) (+ keypoints)]`` is from YOLOv10, YOLO26 and exports with NMS, ``[K, 7]`` from YOLOv7.
+    """
     named = found.called("yolov10", "yolo26", "end-to-end", "nms") or found.metadata.end_to_end
     for output in found.of_rank(3):
         _, rows, columns = output.shape
-        if columns < 6 or (found.strides_of(rows, kinds=3) is not None and not named):
+        if columns < 6 or (not named and (rows > _MOST_FINAL or found.strides_of(rows, kinds=3) is not None)):
             continue
         values = output.values[0]
         if named or (columns == 6 and _are_final(values[:, 4], values[:, 5])):
@@ -38,9 +43,9 @@ def recognise_end_to_end(found: Evidence) -> Recognised | None:
 
 
 def recognise_triplet(found: Evidence) -> Recognised | None:
-    """Recognise labels ``[N, K]``, boxes ``[N, K, 4]`` and scores ``[N, K]``, where the batch axis may be missing.
+    """Recognise K final detections in three outputs: labels ``[N, K]``, boxes ``[N, K, 4]`` and scores ``[N, K]``.
 
-    Official exports of RT-DETR and D-FINE have a batch axis; torchvision's own have none and count classes from 1.
+    Official exports of RT-DETR and D-FINE have the batch axis; torchvision's own have none and count classes from 1.
     """
     for boxes in found.floats:
         if boxes.shape[-1:] != (4,) or len(boxes.shape) not in (2, 3):
@@ -68,7 +73,7 @@ def recognise_triplet(found: Evidence) -> Recognised | None:
 
 
 def _rows(found: Evidence, output: MeasuredOutput, values: NDArray[Any]) -> Recognised:
-    """Return the meaning of an output ``[N, K, columns]``."""
+    """Return the decoder for an output of final detections ``[N, K, columns]``, and what its columns hold."""
     rest = values.shape[1] - 6
     keypoints, per_point = found.metadata.keypoints or (rest // 3 if found.task == "pose" else 0, 3)
     masks = [other for other in found.of_rank(4) if other.shape[1] == rest and not keypoints]
@@ -90,10 +95,10 @@ def _rows(found: Evidence, output: MeasuredOutput, values: NDArray[Any]) -> Reco
 
 
 def _are_final(scores: NDArray[Any], classes: NDArray[Any]) -> bool:
-    """Return whether columns are scores and whole numbers, as of final detections."""
+    """Return whether two columns of an output hold scores and whole class numbers, as final detections do."""
     return are_scores(scores) and bool((classes == np.round(classes)).all()) and bool((classes >= -1).all())
 
 
 def _classes(found: Evidence, default: int) -> int:
-    """Return the number of classes, which final detections do not show."""
+    """Return the number of classes from the workload or the file, or a default: final detections do not show it."""
     return len(found.names) if found.names is not None else default

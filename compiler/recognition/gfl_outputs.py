@@ -21,12 +21,16 @@ _NANODET_INPUT = {
 }
 _PICODET_INPUT = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "fit": "stretch"}
 _BINS = 8
-"""Bins per side of NanoDet and PicoDet."""
+"""Number of bins in which NanoDet and PicoDet give the distance to each side of a box."""
 _COCO_CLASSES = 80
 
 
 def recognise_gfl(found: Evidence) -> Recognised | None:
-    """Recognise one joint output ``[N, A, C + 4 * bins]``, or two outputs per level: ``C`` and ``4 * bins`` columns."""
+    """Recognise a NanoDet or PicoDet.
+
+    The model has one joint output ``[N, A, C + 4 * bins]``, or two outputs per feature level: scores with C columns and
+    distances with ``4 * bins`` columns.
+    """
     return _joint(found) or _levels(found)
 
 
@@ -57,14 +61,14 @@ def _joint(found: Evidence) -> Recognised | None:
 
 
 def _bins(found: Evidence, columns: int) -> int:
-    """Return the number of bins per side, given the columns of a joint output."""
+    """Return the number of bins per side of a box, given the number of columns of a joint output."""
     classes = len(found.names) if found.names is not None else _COCO_CLASSES
     bins, rest = divmod(columns - classes, 4)
     return bins if rest == 0 and bins > 1 else _BINS
 
 
 def _levels(found: Evidence) -> Recognised | None:
-    """Recognise two outputs for each of the levels."""
+    """Recognise a NanoDet or PicoDet that has two outputs, scores and distances, for each feature level."""
     by_cells: dict[int, list[tuple[MeasuredOutput, NDArray[Any]]]] = {}
     for output in (*found.of_rank(3), *found.of_rank(4)):
         rows = output.values[0] if len(output.shape) == 3 else output.values[0].reshape(output.shape[1], -1).T

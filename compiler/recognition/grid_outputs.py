@@ -1,4 +1,4 @@
-"""Recognition of YOLO-style grids: one row per place with box, scores, and perhaps a mask or keypoints."""
+"""Recognition of YOLO-style outputs: one row per candidate box, with scores and perhaps a mask or keypoints."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...bundles.decode_specs import GridDecode, YoloxDecode
-from .evidence import Evidence, MeasuredOutput, Recognised, are_scores
+from .evidence import Evidence, MeasuredOutput, Recognised, are_near_cells, are_scores
 
 __all__ = ["recognise_grid", "recognise_queries", "recognise_yolox"]
 
 _LETTERBOX = {"color": "rgb", "scale": 1 / 255, "fit": "letterbox-center", "pad": 114 / 255}
-"""Input of YOLOv5 to YOLO11."""
-_YOLOX_INPUT = {"color": "bgr", "scale": 1.0, "fit": "letterbox", "pad": 114.0}
-"""Input of YOLOX: pixels from 0 to 255."""
+"""Input settings that YOLOv5 to YOLO11 expect."""
+_YOLOX_INPUT = {"color": "bgr", "scale": 1.0, "fit": "letterbox", "pad": 114.0, "rounding": "down"}
+"""Input settings that YOLOX expects: pixels from 0 to 255."""
 _LEVELS = 3
-"""Fewest levels of YOLOX and YOLOv6."""
+"""Minimum number of feature levels of a YOLOX or YOLOv6."""
 _PROTOTYPE_STRIDE = 4
 """Input pixels per value of a mask prototype, in all YOLOs."""
 _POSE_VALUES = 3
-"""Values per keypoint where the file does not say: x, y and a score."""
+"""Number of values per keypoint where the file does not say: x, y and a score."""
 
 
 def recognise_grid(found: Evidence) -> Recognised | None:
-    """Recognise decoded boxes on a grid: YOLOv5, v6 and v7 with an objectness, YOLOv8 and YOLO11 without.
+    """Recognise a YOLO whose candidate boxes are decoded: YOLOv5, v6 and v7 with an objectness, v8 and 11 without.
 
-    The number of places tells them apart: YOLOv5 and YOLOv7 have three per cell, the others one.
+    The number of boxes tells them apart: YOLOv5 and YOLOv7 have three per grid cell, the others one.
     """
     for output in found.of_rank(3):
         _, rows, columns = output.shape
@@ -40,7 +40,8 @@ def recognise_grid(found: Evidence) -> Recognised | None:
             strides is None
             or len(strides) < _LEVELS
             or columns < 6
-            or not (found.called("yolov6") or _is_decoded(found, output, strides))
+            or _has_partner(found, output)
+            or not (found.called("yolov6") or are_near_cells(found, output.values[0], strides))
         ):
             continue
         values = output.values[0]
@@ -51,7 +52,7 @@ def recognise_grid(found: Evidence) -> Recognised | None:
 
 
 def recognise_queries(found: Evidence) -> Recognised | None:
-    """Recognise Ultralytics' RT-DETR: ``[N, Q, 4 + C]`` with boxes as fractions of the input, without overlaps."""
+    """Recognise Ultralytics' RT-DETR by ``[N, Q, 4 + C]``: boxes of Q object queries as fractions of the input."""
     for output in found.of_rank(3):
         values = output.values[0]
         classes = values.shape[1] - 4
@@ -69,12 +70,14 @@ def recognise_queries(found: Evidence) -> Recognised | None:
 
 
 def recognise_yolox(found: Evidence) -> Recognised | None:
-    """Recognise YOLOX: ``[N, A, 5 + C]`` with boxes relative to their cells."""
+    """Recognise YOLOX by ``[N, A, 5 + C]``: A candidate boxes that are relative to their grid cells."""
     for output in found.of_rank(3):
         strides = found.strides_of(output.shape[1])
         if strides is None or len(strides) < _LEVELS or output.shape[2] < 6 or not are_scores(output.values[0][:, 4:]):
             continue
-        if found.called("yolox") or not _is_decoded(found, output, strides):
+        if _has_partner(found, output):
+            continue
+        if found.called("yolox") or not are_near_cells(found, output.values[0], strides):
             return Recognised(
                 YoloxDecode(output=output.name, strides=strides, classes=output.shape[2] - 5), _YOLOX_INPUT
             )
@@ -90,15 +93,17 @@ def _grid(
     objectness: bool,
     input: dict[str, Any] = _LETTERBOX,  # noqa: A002 - the field's name everywhere
 ) -> Recognised | None:
-    """Return the meaning of a grid, with the columns shared out among classes, mask and keypoints.
+    """Return the decoder for an output of candidate boxes, with its columns split into classes, mask and keypoints.
+
+    None if no column is left for a class.
 
     Args:
-        found: all evidence.
-        output: the grid.
-        rows: its values ``[A, columns]``.
+        found: all evidence about the model.
+        output: output with one row, or one column, per candidate box.
+        rows: values of the output as ``[A, columns]``, one row per candidate box.
         transposed: whether the output is ``[N, columns, A]``.
-        objectness: whether there is an objectness after the box.
-        input: input that such models expect.
+        objectness: whether the column after the box is an objectness.
+        input: input settings that such models expect.
     """
     first = 4 + objectness
     rest = rows.shape[1] - first
@@ -122,11 +127,17 @@ def _grid(
         keypoints=keypoints,
         keypoint_values=per_point,
     )
-    return Recognised(decode, input)
+    fit = found.metadata.fit
+    return Recognised(decode, input if fit is None else {**input, "fit": fit})
+
+
+def _has_partner(found: Evidence, output: MeasuredOutput) -> bool:
+    """Return whether another output says something about the same candidates, so that one alone is no detector's."""
+    return any(other is not output and other.shape[1] == output.shape[1] for other in found.of_rank(3))
 
 
 def _prototypes(found: Evidence, rest: int) -> MeasuredOutput | None:
-    """Return the output with mask prototypes ``[N, masks, h, w]``, if rows have room for the coefficients.
+    """Return the output with mask prototypes ``[N, masks, h, w]``; None if no candidate box has mask coefficients.
 
     Prototypes have one value per four pixels of the input. Modules may return feature levels of other sizes too.
     """
@@ -138,26 +149,10 @@ def _prototypes(found: Evidence, rest: int) -> MeasuredOutput | None:
 
 
 def _keypoints(found: Evidence, rest: int) -> tuple[int, int]:
-    """Return the number of keypoints of a row, and the values per keypoint."""
+    """Return the number of keypoints per candidate box, and the number of values per keypoint."""
     if found.metadata.keypoints is not None:
         return found.metadata.keypoints
     if found.task != "pose":
         return 0, _POSE_VALUES
     classes = len(found.names) if found.names is not None else 1
     return max(0, rest - classes) // _POSE_VALUES, _POSE_VALUES
-
-
-def _is_decoded(found: Evidence, output: MeasuredOutput, strides: tuple[int, ...]) -> bool:
-    """Return whether box centres are in input pixels: they then lie near the cells that they belong to.
-
-    Centres relative to a cell, as YOLOX has them, have nothing to do with where the cell lies.
-    """
-    centres = output.values[0][:, 0].astype(np.float64)
-    expected = []
-    for stride in strides:
-        rows, columns = -(-found.size[0] // stride), -(-found.size[1] // stride)
-        expected.append(np.tile((np.arange(columns) + 0.5) * stride, rows))
-    cells = np.concatenate(expected)
-    if centres.std() == 0 or cells.std() == 0:
-        return False
-    return bool(np.corrcoef(centres, cells)[0, 1] > 0.7)

@@ -9,7 +9,7 @@ __all__ = ["recognise_classes", "recognise_embedding", "recognise_raw"]
 
 
 def recognise_classes(found: Evidence) -> Recognised | None:
-    """Recognise class scores ``[N, C]``, where further axes may be 1, or class numbers of an ArgMax.
+    """Recognise a classifier by class scores ``[N, C]`` (further axes may be 1), or by the class number of an ArgMax.
 
     Of several such outputs, the first with as many values as there are labels is taken, or else the first.
     """
@@ -27,7 +27,7 @@ def recognise_classes(found: Evidence) -> Recognised | None:
 
 
 def _scores(found: Evidence, output: MeasuredOutput) -> Recognised:
-    """Return the meaning of an output of class scores, with the activation that is not applied yet."""
+    """Return the decoder for an output of class scores, with the activation that the model does not apply itself."""
     classes = _columns(output) or 0
     applied = output.activation
     if classes > 1 and sum_to_one(output.values.reshape(1, -1)):
@@ -43,7 +43,10 @@ def _scores(found: Evidence, output: MeasuredOutput) -> Recognised:
 
 
 def _columns(output: MeasuredOutput) -> int | None:
-    """Return the number of values per image of an output ``[N, C]``, ``[N, C, 1, 1]`` or ``[N, 1, 1, C]``."""
+    """Return the number of values per image of an output ``[N, C]``, ``[N, C, 1, 1]`` or ``[N, 1, 1, C]``.
+
+    None for an output of any other shape.
+    """
     large = [size for size in output.shape[1:] if size != 1]
     if len(output.shape) < 2 or len(large) > 1:
         return None
@@ -51,13 +54,18 @@ def _columns(output: MeasuredOutput) -> int | None:
 
 
 def recognise_embedding(found: Evidence) -> Recognised | None:
-    """Recognise an embedding: floats ``[N, D]`` or ``[N, C, H, W]``; of several outputs the first that is one."""
-    for output in found.floats:
-        if len(output.shape) in (2, 4) and output.shape[0] == 1 and output.values.size:
-            return Recognised(EmbeddingDecode(), first=output.name)
-    return None
+    """Recognise an embedding: floats ``[N, D]``, or a feature map ``[N, C, H, W]``.
+
+    Of several outputs, the first vector is taken. If all are maps, as a backbone for a detector gives them, it is the
+    smallest map, which comes from the deepest layer; of maps of one size the last.
+    """
+    usable = [output for output in found.floats if output.shape[:1] == (1,) and output.values.size]
+    vectors = [output for output in usable if len(output.shape) == 2]
+    maps = [output for output in usable if len(output.shape) == 4]
+    chosen = vectors[:1] or sorted(maps, key=lambda output: -output.shape[2] * output.shape[3])[-1:]
+    return Recognised(EmbeddingDecode(), first=chosen[0].name) if chosen else None
 
 
 def recognise_raw(found: Evidence) -> Recognised | None:
-    """Take any outputs, as they are."""
+    """Accept any outputs of a model, which are then reported as they are."""
     return Recognised(RawDecode())

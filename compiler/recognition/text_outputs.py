@@ -1,4 +1,4 @@
-"""Recognition of text: scores of characters along a line, decoded as CTC."""
+"""Recognition of text recognisers, whose output is scores of characters along a line, to be decoded as CTC."""
 
 from __future__ import annotations
 
@@ -10,12 +10,21 @@ from .evidence import Evidence, Recognised, sum_to_one
 
 __all__ = ["recognise_text"]
 
-_PADDLE_INPUT = {"color": "bgr", "mean": (0.5,) * 3, "std": (0.5,) * 3, "fit": "letterbox", "pad": 0.0}
-"""Input of PaddleOCR's recognisers: pixels from -1 to 1, the frame at the left and 0 beside it."""
+_PADDLE_INPUT = {
+    "color": "bgr",
+    "mean": (0.5,) * 3,
+    "std": (0.5,) * 3,
+    "fit": "letterbox",
+    "pad": 0.0,
+    "rounding": "up",
+}
+"""Input settings of PaddleOCR's recognisers: pixels from -1 to 1, the frame at the left, filled up with 0."""
 
 
 def recognise_text(found: Evidence) -> Recognised | None:
-    """Recognise scores ``[N, T, C]`` or ``[T, N, C]`` of C classes, of which class 0 is the blank.
+    """Recognise a text recogniser by scores ``[N, T, C]`` or ``[T, N, C]`` of C characters at T steps along the line.
+
+    Class 0 is the blank.
 
     Raises:
         ModelError: the characters are not known, or their number does not fit the output.
@@ -25,21 +34,26 @@ def recognise_text(found: Evidence) -> Recognised | None:
             continue
         layout = "NTC" if output.shape[0] == 1 else "TNC"
         classes = output.shape[2]
+        charset = _charset(found, classes)
         decode = OcrDecode(
             output=output.name,
-            charset=_charset(found, classes),
+            charset=charset,
             layout=layout,
             activation="none" if sum_to_one(output.values) else "softmax",
         )
-        return Recognised(decode, _PADDLE_INPUT if found.metadata.characters is not None else {})
+        # Only PaddleOCR's models know a space that their list of characters does not name.
+        paddle = found.metadata.characters is not None or len(charset) == len(found.labels or charset) + 2
+        return Recognised(decode, _PADDLE_INPUT if paddle else {})
     return None
 
 
 def _charset(found: Evidence, classes: int) -> tuple[str, ...]:
-    """Return the text of each class: the blank first and, if there is one class too many, a space last.
+    """Return the character of each class of a text recogniser.
+
+    A blank is put first if it is missing and, if there is still one class more than characters, a space last.
 
     Raises:
-        ModelError: the characters are not known, or their number does not fit.
+        ModelError: the characters are not known, or their number does not fit the number of classes.
     """
     known: Sequence[str] | None = found.labels if found.labels is not None else found.metadata.characters
     if known is None:
@@ -50,7 +64,6 @@ def _charset(found: Evidence, classes: int) -> tuple[str, ...]:
     charset = {
         0: tuple(known),
         1: ("", *known),
-        # PaddleOCR's models know a space that its lists of characters do not name.
         2: ("", *known, " "),
     }.get(classes - len(known))
     if charset is None:

@@ -1,1 +1,1 @@
-"""Writing of models as the files of a bundle, with a proof that sharing survived."""
+"""Writing of compiled models as the files of a bundle, with a proof that no sharing of weights was lost."""

@@ -22,38 +22,38 @@ from .sharing import StageParameter
 __all__ = ["Account", "Merged", "Places", "account", "find_merged", "locate_shared"]
 
 Places = Sequence[tuple[SharedTensor, tuple[StageParameter, ...]]]
-"""Every shared tensor of merge.json, with the initializers that hold it."""
+"""Every shared tensor that merge.json names, with the initializers of the models' graphs that hold the tensor."""
 
 
 @dataclass(frozen=True)
 class Merged:
-    """Content of the merge.json beside a workload."""
+    """Content of the merge.json in a workload's folder."""
 
     path: Path
     content: bytes
     report: MergeReport
     onnx: frozenset[str]
-    """Models that come from ONNX files."""
+    """Names of the workload's queries whose models come from ONNX files."""
 
 
 @dataclass(frozen=True)
 class Account:
-    """Bytes that a merge frees in a bundle."""
+    """Bytes that a merge saves in a bundle, compared with what merge.json reports."""
 
     tensors: int
     """Number of shared tensors in merge.json."""
     shared: int
-    """Bytes freed by the sharing that merge.json names."""
+    """Bytes that the bundle saves by the sharing that merge.json names."""
     waived: int
-    """Bytes that would be freed too if small kernels were not folded on purpose."""
+    """Bytes of merge.json's sharing that are given up, because small kernels run faster with BatchNorm folded in."""
     unique: int
     """Bytes of the distinct tensors of all models that merge.json reports on."""
     reported: int
-    """``merged_bytes`` of merge.json."""
+    """Bytes of all distinct weights after the merge, as merge.json reports them in ``merged_bytes``."""
 
 
 def find_merged(workload: Workload, model_of: Mapping[str, str]) -> Merged | None:
-    """Read the merge.json beside a workload; return None if there is none.
+    """Read the merge.json in a workload's folder; return None if there is none.
 
     Args:
         workload: workload that a merge may have written.
@@ -87,7 +87,7 @@ def _other_workload(path: Path, workload: Workload, what: str) -> WorkloadError:
 
 
 def locate_shared(merged: Merged, held: Mapping[str, Sequence[StageParameter]], models: Iterable[Lowered]) -> Places:
-    """Find every shared tensor of merge.json in the graphs.
+    """Find every shared tensor that merge.json names in the graphs of the compiled models.
 
     Initializers of a PyTorch model have the names of its weights. An ONNX file may use other names and may hold a
     matrix transposed, so there it is enough that the model holds the tensor.
@@ -95,7 +95,7 @@ def locate_shared(merged: Merged, held: Mapping[str, Sequence[StageParameter]], 
     Args:
         merged: content of merge.json.
         held: result of :func:`~gemel.compiler.writing.sharing.kernels` before any pass that changes weights.
-        models: the same models as graphs.
+        models: all models of the workload as graphs.
 
     Raises:
         SharingLostError: a model holds other weights than merge.json says.
@@ -143,7 +143,7 @@ def _differing(path: Path, tensor: SharedTensor, use: UseReport) -> SharingLostE
 
 
 def account(merged: Merged, places: Places, models: Iterable[Lowered], content: Manifest) -> Account:
-    """Count what a bundle shares of a merge, and prove that the bundle holds every merged weight.
+    """Count the bytes that a bundle saves by a merge, and prove that the bundle holds every merged weight.
 
     Args:
         merged: content of merge.json.
@@ -152,7 +152,7 @@ def account(merged: Merged, places: Places, models: Iterable[Lowered], content: 
         content: manifest of the bundle that was written.
 
     Raises:
-        SharingLostError: naming a weight that the bundle does not hold.
+        SharingLostError: the bundle does not hold a merged weight; the message names the weight.
     """
     by_name = {model.name: model for model in models}
     shared = waived = 0

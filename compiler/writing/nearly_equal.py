@@ -1,4 +1,4 @@
-"""Search for tensors of different models that would be one tensor but for rounding."""
+"""Search for tensors of different models that would be one shared tensor if they had been rounded alike."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class NearlyEqual:
     tensors: int
     """Number of tensors that could be left out if they were equal."""
     bytes: int
-    """Bytes of these tensors."""
+    """Bytes of the tensors that could be left out if they were equal."""
     first: StageParameter
-    """Largest of these tensors."""
+    """Model, stage and name of the largest tensor that could be left out."""
     twin: StageParameter
-    """Tensor of another model that ``first`` nearly equals."""
+    """Model, stage and name of the tensor of another model that the largest such tensor nearly equals."""
 
 
 @dataclass(frozen=True)
 class _Tensor:
-    """One distinct tensor: an initializer that holds it, its largest absolute value and its mean."""
+    """Distinct tensor of a workload: one initializer that holds it, its largest absolute value and its mean."""
 
     use: StageParameter
     value: ir.Value
@@ -47,7 +47,7 @@ class _Tensor:
     mean: float
 
     def array(self) -> NDArray[Any]:
-        """Return the values in float64."""
+        """Return the tensor's values, converted to float64."""
         return constant(self.value).astype(np.float64)
 
 
@@ -70,7 +70,7 @@ def find_nearly_equal(models: Iterable[Lowered]) -> NearlyEqual | None:
 
 
 def _by_shape(models: Iterable[Lowered]) -> Iterator[list[_Tensor]]:
-    """Yield groups of distinct tensors with equal shapes."""
+    """Yield groups of distinct float32 tensors of equal shape that belong to several models."""
     uses: dict[str, list[StageParameter]] = defaultdict(list)
     values: dict[str, ir.Value] = {}
     for model in models:
@@ -95,7 +95,7 @@ def _described(uses: Sequence[StageParameter], value: ir.Value) -> _Tensor:
 
 
 def _pairs(group: list[_Tensor]) -> Iterator[tuple[_Tensor, _Tensor]]:
-    """Yield each tensor that nearly equals an earlier one of another model, with that one."""
+    """Yield pairs of tensors of different models that differ by no more than rounding; each tensor comes first once."""
     group = sorted(group, key=lambda each: each.peak)
     for index, tensor in enumerate(group):
         for earlier in reversed(group[:index]):

@@ -1,14 +1,13 @@
-"""Folder that a bundle is written to: it appears as a whole, or stays as it was."""
+"""Replacement of a bundle's folder: a new bundle appears as a whole, or the old folder stays as it was."""
 
 from __future__ import annotations
 
 import contextlib
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from ...bundles.reader import CACHE, MANIFEST, open_bundle
+from ...durable import replace_folder, work_folder
 from ...errors import BundleError
 
 __all__ = ["replacing"]
@@ -18,8 +17,9 @@ __all__ = ["replacing"]
 def replacing(output: Path) -> Iterator[Path]:
     """Make a new folder beside ``output`` for the block to fill, and rename it to ``output`` when the block succeeds.
 
-    If the block fails, the new folder is removed and ``output`` stays as it was. The folder is made before the block
-    starts, so that a place that cannot be written is found before the work is done.
+    If the block fails, or the process is killed, ``output`` stays as it was. What a killed process leaves beside
+    ``output`` is removed at the next call. The folder is made before the block starts, so that a folder that cannot be
+    written is found before the work is done.
 
     Args:
         output: folder of the bundle. A bundle that is there is replaced.
@@ -28,28 +28,28 @@ def replacing(output: Path) -> Iterator[Path]:
         BundleError: ``output`` cannot be written, or holds anything but a bundle.
     """
     output = output.absolute()
-    _check(output)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}-"))
-    except OSError as error:
-        raise BundleError(f"{output}: cannot be written: {error.strerror}") from error
-    try:
+    if not output.name or output.is_symlink():
+        raise BundleError(f"{output}: is a link or the root; a bundle is a folder of its own")
+    with contextlib.ExitStack() as stack:
+        try:
+            # Before the check: a killed process may have left the old bundle aside.
+            work = stack.enter_context(work_folder(output, f".{output.name}-", restore=True))
+        except OSError as error:
+            raise BundleError(f"{output}: cannot be written: {error.strerror}") from error
+        _check(output)
         yield work
-        work.chmod(0o755)
-        _swap(work, output)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        try:
+            replace_folder(work, output)
+        except OSError as error:
+            raise BundleError(f"{output}: cannot be written: {error.strerror}") from error
 
 
 def _check(output: Path) -> None:
-    """Refuse a folder that is not a bundle.
+    """Refuse to overwrite an output folder that is not a bundle.
 
     Raises:
-        BundleError: the folder is a link or the root, or holds a file that is not part of a bundle.
+        BundleError: the path is no folder, or the folder holds a file that is not part of a bundle.
     """
-    if not output.name or output.is_symlink():
-        raise BundleError(f"{output}: is a link or the root; a bundle is a folder of its own")
     if not output.exists():
         return
     if not output.is_dir():
@@ -61,18 +61,3 @@ def _check(output: Path) -> None:
             known |= set(open_bundle(output).manifest.files)
     if strange := sorted(present - known):
         raise BundleError(f"{output}: holds {strange[0]}, which is not of a bundle; it is not overwritten")
-
-
-def _swap(work: Path, output: Path) -> None:
-    """Move the old bundle away, rename the new one, and remove the old one; move it back if the rename fails."""
-    if not output.exists():
-        work.rename(output)
-        return
-    old = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}-old-"))
-    output.replace(old)
-    try:
-        work.rename(output)
-    except BaseException:
-        old.rename(output)
-        raise
-    shutil.rmtree(old)

@@ -1,4 +1,4 @@
-"""Choice of how a model holds its weights while it runs: as inputs of a shared program, or as its own constants."""
+"""Choice of how a model holds its weights while it runs: as inputs of a shared program, or as constants of its own."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ _PACKING = (
     *("LSTM", "GRU", "RNN", "MatMulInteger", "ConvInteger", "DynamicQuantize", "QuantizeLinear", "DequantizeLinear"),
     *("QLinear", "QGemm", "QAttention"),
 )
-"""Beginnings of the names of operators whose kernels pack constant weights, and are slow with weights as inputs.
+"""Beginnings of the names of ONNX operators that re-lay (pack) constant weights and are slow with weights as inputs.
 
 With weights as inputs, recurrent models took 1.21 and dynamically quantized ones 1.52 of a plain session's time.
 QuantizeLinear and DequantizeLinear become such operators when ONNX Runtime optimises a graph."""
 
 
 def session_mode(model: Lowered) -> Literal["bound", "constant"]:
-    """Return the mode of a model.
+    """Return how a model holds its weights while it runs: ``bound`` (inputs of the program) or ``constant``.
 
-    ``constant`` if it has recurrent or quantized layers of its own, or if most of its weights are matrices of matrix
-    products (transformers); otherwise ``bound``. Kernels of matrix products pack constant matrices, but not matrices
-    that are inputs. A ViT takes 1.08 to 1.10 of a plain session's time with weights as inputs, and 1.01 with weights as
+    ``constant`` if the model has recurrent or quantized layers of its own, or if most of its weights are matrices of
+    matrix products (transformers). ONNX Runtime's matrix products pack constant matrices, but not matrices that are
+    inputs. A ViT takes 1.08 to 1.10 of a plain session's time with weights as inputs, and 1.01 with weights as
     constants.
 
     Args:

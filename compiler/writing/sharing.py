@@ -21,16 +21,16 @@ StageParameter = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class SharedBytes:
-    """Result of the proof."""
+    """Bytes that sharing saves, as the proof that compilation lost no sharing counted them."""
 
     bytes: int
-    """Bytes freed by sharing."""
+    """Bytes saved because equal tensors are stored once."""
     groups: int
     """Number of tensors that several initializers share."""
     waived: int
-    """Bytes that are not shared on purpose."""
+    """Bytes of sharing that are given up on purpose, because small kernels run faster with BatchNorm folded in."""
     first_waived: StageParameter | None = None
-    """First initializer that is not shared on purpose; None if there is none."""
+    """Model, stage and name of the first initializer whose sharing is given up on purpose; None if there is none."""
 
 
 def kernels(models: Iterable[Lowered]) -> dict[str, list[StageParameter]]:
@@ -52,12 +52,12 @@ def prove(models: Iterable[Lowered], before: Mapping[str, list[StageParameter]],
     """Prove that initializers that held one tensor before the passes still hold one tensor.
 
     Args:
-        models: models after the passes.
-        before: result of :func:`kernels` before the passes.
+        models: models after the graph passes.
+        before: result of :func:`kernels` before the graph passes.
         waived: tensor ids that need not stay shared, see :func:`gemel.compiler.passes.choose_batch_norm`.
 
     Raises:
-        SharingLostError: naming the first layer whose copies differ now.
+        SharingLostError: a tensor that two layers shared now differs between them; the message names both.
     """
     by_name = {model.name: model for model in models}
     saved = groups = given_up = 0
@@ -86,7 +86,7 @@ def prove(models: Iterable[Lowered], before: Mapping[str, list[StageParameter]],
 
 
 def _find(models: dict[str, Lowered], use: StageParameter) -> ir.Value:
-    """Return an initializer of a model.
+    """Return an initializer of one stage of a model, by the names of all three.
 
     Raises:
         SharingLostError: the initializer no longer exists.

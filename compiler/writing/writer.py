@@ -17,6 +17,7 @@ from ...bundles.decode_specs import DecodeSpec
 from ...bundles.reader import MANIFEST
 from ...frames.reference import is_local_file
 from ...version import find_version
+from ...workload.document.output_schema import output_specs
 from ...workload.document.schema import FeedSettings, Query, Workload
 from ..lowering.lower import Lowered
 from ..passes.edit import constant
@@ -28,11 +29,11 @@ _BLOB = "weights.bin"
 _IR_VERSION = 10
 """ONNX IR version that ONNX Runtime 1.22 and TensorRT 10.3 read."""
 _NOWHERE = manifest.TensorSpec(offset=0, length=0, dtype="float32", shape=())
-"""Place of a weight before the blob is laid out."""
+"""Placeholder for a weight's offset and length in the blob, until the blob is laid out."""
 
 
 class _Store:
-    """Distinct tensors of all models, with the models that use them and functions that read their values."""
+    """Distinct tensors of all models of a bundle, with the models that use each and functions that read the values."""
 
     def __init__(self) -> None:
         self.shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
@@ -40,7 +41,7 @@ class _Store:
         self._arrays: dict[str, Callable[[], NDArray[Any]]] = {}
 
     def add(self, model: str, read: Callable[[], NDArray[Any]]) -> str:
-        """Add a tensor of a model, and return its tensor id."""
+        """Add a tensor of a model, given by a function that reads its values, and return its tensor id."""
         array = read()
         tensor = blob.tensor_id(array)
         self.shapes[tensor] = (array.dtype.name, array.shape)
@@ -49,7 +50,7 @@ class _Store:
         return tensor
 
     def read(self, tensor: str) -> NDArray[Any]:
-        """Return the values of a tensor."""
+        """Return the values of a tensor, given its tensor id."""
         return self._arrays[tensor]()
 
 
@@ -65,7 +66,7 @@ def write_bundle(
     Args:
         folder: folder of the bundle.
         workload: workload whose feeds, queries and settings go into the manifest.
-        models: every distinct model, after all passes.
+        models: every distinct model, after all graph passes.
         model_of: query name -> model name.
         beside: name -> content of other files that are part of the bundle.
 
@@ -120,6 +121,7 @@ def write_bundle(
         programs=programs,
         tensors=placed.tensors,
         segments=placed.segments,
+        outputs=output_specs(workload.outputs),
         blob=_BLOB,
         files=files,
     )
@@ -128,7 +130,7 @@ def write_bundle(
 
 
 def _put(path: Path, data: bytes) -> manifest.FileSpec:
-    """Write a file, and return its entry in the manifest."""
+    """Write a file of a bundle, and return the file's entry in the manifest."""
     path.write_bytes(data)
     return manifest.FileSpec(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
 
@@ -150,7 +152,7 @@ def _query(query: Query, model: str) -> manifest.QuerySpec:
 
 
 def _feed(feed: FeedSettings, root: Path) -> manifest.FeedSpec:
-    """Return a feed for the manifest, with the path of a file made absolute, as a bundle may run from any folder.
+    """Return the manifest's entry of a feed. The path of a file is made absolute, as a bundle may run from any folder.
 
     A source that starts with a variable stays as it is. It is the address of a camera, whose variables are filled in
     when the bundle runs; variables in paths were filled in when the workload was loaded.
@@ -158,24 +160,34 @@ def _feed(feed: FeedSettings, root: Path) -> manifest.FeedSpec:
     source = feed.source
     if is_local_file(source) and not source.startswith("${"):
         source = str((root / Path(source).expanduser()).absolute())
-    return manifest.FeedSpec(source=source, fps=feed.fps, loop=feed.loop)
+    return manifest.FeedSpec(
+        source=source,
+        fps=feed.fps,
+        loop=feed.loop,
+        transport=feed.transport,
+        timeout=feed.timeout,
+        hardware=feed.hardware,
+    )
 
 
 def _stamp(model: ir.Model) -> None:
-    """Set versions and names that the exporter wrote, because a program must not depend on the exporter's version."""
+    """Overwrite the producer and versions in an exported graph, because a program must not depend on the exporter."""
     model.ir_version = _IR_VERSION
     model.producer_name, model.producer_version, model.model_version = "gemel", None, None
     model.doc_string = model.domain = None
 
 
 def _weight_names(model: ir.Model) -> list[str]:
-    """Return the initializers that become inputs of the program; :func:`gemel.bundles.program.split_model` decides."""
+    """Return the names of a graph's initializers that become inputs of the program, in the order of the inputs.
+
+    :func:`gemel.bundles.program.split_model` decides.
+    """
     data = _serialise(model, {name: _NOWHERE for name, value in model.graph.initializers.items() if _large(value)})
     return list(program.split_model(program.read_model(data)).weights)
 
 
 def _large(value: ir.Value) -> bool:
-    """Return whether an initializer is large enough to be left out while only names are needed."""
+    """Return whether an initializer is too large to be serialised where only the names of weights are needed."""
     return value.const_value is not None and value.const_value.size > 64
 
 
@@ -225,7 +237,7 @@ def _stage(file: str, data: bytes, tensors: dict[str, str]) -> manifest.Stage:
 
 
 def _with_tensors(decode: DecodeSpec, tensors: dict[str, str]) -> DecodeSpec:
-    """Return a decoder whose anchors are tensor ids in place of names."""
+    """Return a decoder's spec with tensor ids in place of the names of its anchors."""
     anchors = getattr(decode, "anchors", None)
     if anchors is None:
         return decode

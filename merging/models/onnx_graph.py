@@ -20,6 +20,12 @@ _OLDEST, _NEWEST = 9, 17
 """Oldest and newest opset (version of the ONNX operators) whose operators onnx2torch knows."""
 
 
+_PADDED = ("Conv", "MaxPool", "AveragePool")
+"""ONNX operators that may leave their padding to ``auto_pad``, which onnx2torch does not know."""
+_WINDOW = ("kernel_shape", "strides", "dilations")
+"""Attributes of these operators that tell how far padding must reach, each a list with a number per direction."""
+
+
 def prepare_graph(source: OnnxSource) -> tuple[onnx.ModelProto, list[LayerNode]]:
     """Rewrite an ONNX graph for conversion by onnx2torch. The outputs keep their order but not their names.
 
@@ -94,6 +100,8 @@ def _rewrite_node(node: ir.Node, version: int) -> None:
         node.attributes.pop("allowzero", None)  # only means something for a size of 0, and there is none
     elif node.op_type == "Split":
         node.attributes.pop("num_outputs", None)  # asks for equal parts, the default
+    elif node.op_type in _PADDED:
+        _pad_explicitly(node)
     elif (
         version > _NEWEST
         and node.op_type.startswith("Reduce")
@@ -104,6 +112,35 @@ def _rewrite_node(node: ir.Node, version: int) -> None:
         # Since opset 18 the axes are an input; before, they were an attribute.
         node.attributes["axes"] = ir.AttrInt64s("axes", constant(second).tolist())
         node.resize_inputs(1)
+
+
+def _pad_explicitly(node: ir.Node) -> None:
+    """Give a convolution or pooling explicit padding in place of ``SAME``, which TensorFlow's converters write.
+
+    Nothing changes if the size of the node's input is not known.
+    """
+    mode = node.attributes.get("auto_pad")
+    image = node.inputs[0]
+    sizes = None if image is None or image.shape is None else list(image.shape)[2:]
+    if mode is None or mode.as_string() not in ("SAME_UPPER", "SAME_LOWER") or sizes is None:
+        return
+    given = {name: list(value.as_ints()) for name, value in node.attributes.items() if name in _WINDOW}
+    kernel = given.get("kernel_shape")
+    if kernel is None and len(node.inputs) > 1 and node.inputs[1] is not None and node.inputs[1].shape is not None:
+        kernel = [size for size in list(node.inputs[1].shape)[2:] if isinstance(size, int)]
+    known = [size for size in sizes if isinstance(size, int)]
+    if kernel is None or len(known) != len(sizes) or len(kernel) != len(sizes):
+        return
+    strides, dilations = (given.get(name, [1] * len(kernel)) for name in ("strides", "dilations"))
+    windows = zip(known, kernel, strides, dilations, strict=True)
+    totals = [
+        max(0, (-(-size // stride) - 1) * stride + (length - 1) * dilation + 1 - size)
+        for size, length, stride, dilation in windows
+    ]
+    small, large = [total // 2 for total in totals], [total - total // 2 for total in totals]
+    pads = small + large if mode.as_string() == "SAME_UPPER" else large + small
+    node.attributes.pop("auto_pad")
+    node.attributes["pads"] = ir.AttrInt64s("pads", pads)
 
 
 def _free_batch(graph: ir.Graph) -> None:

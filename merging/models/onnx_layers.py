@@ -39,8 +39,8 @@ class LayerNode:
     name: str
     """Name that onnx2torch gives the PyTorch module: the node's name, preceded by the node's domain if it has one."""
     path: str
-    """Path that the PyTorch module gets. It follows the name of the weight, so that a person finds the layer in the
-    file."""
+    """Dotted path of the converted layer in the PyTorch module, made from the name of the layer's weight in the ONNX
+    file, so that a person finds the layer there."""
     weights: tuple[Weight, ...]
     """Node inputs that read the layer's weights: kernel and bias, or a BatchNorm's scale, shift, mean and variance."""
     key: str | None

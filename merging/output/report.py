@@ -13,6 +13,7 @@ from ...bundles.blob import tensor_id
 from ...bundles.merge_report import MergeReport, QueryReport, SharedTensor, TrialReport, UseReport
 from ...frames.reference import is_local_file
 from ...workload.document.schema import Workload
+from ...workload.models.factory import PRETRAINED_FOLDER
 from ..layers.groups import ratio
 from ..layers.problem import Problem, pair_layers
 from ..search.search import Found
@@ -139,6 +140,9 @@ def merged_workload(workload: Workload, files: Mapping[str, str], model_of: Mapp
             model[field] = file
         elif (reference := getattr(query.model, field)) is not None:
             model[field] = _rebase(reference, workload.root, output)
+        folder = (model.get("args") or {}).get(PRETRAINED_FOLDER)
+        if isinstance(folder, str) and (workload.root / Path(folder).expanduser()).is_dir():
+            model["args"][PRETRAINED_FOLDER] = _rebase(folder, workload.root, output)
         for name, reference in (entry.get("data") or {}).items():
             if reference is not None:
                 entry["data"][name] = _rebase(reference, workload.root, output)

@@ -29,9 +29,9 @@ class Site:
     """
 
     layer: str
-    """Name of the convolution."""
+    """Name of the convolution in the model's ``named_modules``."""
     operator: str
-    """ONNX operator, ``Conv`` or ``ConvTranspose``."""
+    """ONNX operator that the convolution becomes, ``Conv`` or ``ConvTranspose``."""
     groups: int
     shape: tuple[int, ...]
     """Shape of the convolution's output for one image, ``[1, C, ...]``."""

@@ -136,7 +136,7 @@ class Store:
 
     @property
     def replaying(self) -> bool:
-        """Whether some recorded batches of an earlier run have not been recalled yet."""
+        """Whether the journal still has batches of trials of an earlier run that this resumed search has not read."""
         return self._count < len(self._known)
 
     def recall(self, trials: Sequence[Trial]) -> list[Outcome] | None:

@@ -47,10 +47,12 @@ class Journal(Protocol):
         ...
 
     def restore(self, found: Found) -> tuple[Mapping[str, State], Mapping[str, State]] | None:
-        """Return the recorded weights right after the last recorded batch was recalled; None at any other time.
+        """Return the weights that an interrupted search had recorded, once all of its recorded trials were repeated.
+
+        None while recorded trials are left, and in a search that was not interrupted.
 
         Args:
-            found: state of the search after the recalled trials, still with the original weights.
+            found: state of the search after the recorded trials, still with the original weights.
 
         Returns:
             Committed weights of the merged models, and weights after the last trial that trained, by model name.

@@ -44,9 +44,9 @@ class SearchSettings:
     steps: int = 160
     """Number of batches of each model in the first training round of the default strategy."""
     epochs: int = 10
-    """Number of epochs in a trial of every strategy other than the default."""
+    """Number of epochs in a trial (one retraining of a candidate merge) of all strategies but the default strategy."""
     batch: int | None = None
-    """Number of images of each model in a step; None for 64 images of 64 x 64 pixels, or fewer larger images."""
+    """Number of images of each model per training step; None for 64 images of 64 x 64 pixels, or fewer larger ones."""
     rate: float | None = None
     """Learning rate; None for the strategy's default rate."""
     start: Literal["donor", "first", "average"] | None = None

@@ -12,7 +12,7 @@ from . import Outputs
 __all__ = ["ClassificationTask"]
 
 _TEMPERATURE = 2.0
-"""Temperature that class scores are divided by in distillation."""
+"""Temperature of distillation, by which class scores of student and teacher are divided."""
 _MIN_PROBABILITY = 1e-7
 """Minimum probability; smaller probabilities are raised to this value before their logarithm is taken."""
 

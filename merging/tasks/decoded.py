@@ -1,4 +1,4 @@
-"""Any other task: distillation of the outputs as they are, judged by the agreement of decoded answers."""
+"""Task for models without a task of their own: distillation of raw outputs, judged by the decoded answers."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from .detection import objects_of
 __all__ = ["DecodedTask", "refuse_training"]
 
 _LEAST_PART = 1e-3
-"""Least variance assumed of one channel, as a part of the variance of all channels."""
+"""Minimum variance assumed of one channel, as a fraction of the mean variance of all channels."""
 _BOX = 4
-"""Values of a box at the beginning of a row."""
+"""Number of values of a box at the beginning of a detector's output row."""
 
 
 class DecodedTask:
@@ -98,7 +98,7 @@ class DecodedTask:
         ]
 
     def _error(self, name: str, student: Tensor, teacher: Tensor) -> Tensor:
-        """Return the error of one output."""
+        """Return the squared error of one output of the student, relative to the variance of the teacher's channels."""
         spec = self._spec
         # Channels last: those of pixels and of transposed grids are in the second axis.
         if teacher.ndim == 4 or (isinstance(spec, GridDecode) and spec.transposed and name == spec.output):
@@ -124,7 +124,7 @@ def refuse_training(query: str, cut: Cut) -> None:
         cut: the model's stages, which are run once on their example inputs if the outputs may be integers.
 
     Raises:
-        RetrainError: naming the reason.
+        RetrainError: the model cannot be retrained; the message names the reason.
     """
     spec = cut.decode
     if isinstance(spec, EndToEndDecode | TripletDecode):
@@ -138,17 +138,17 @@ def refuse_training(query: str, cut: Cut) -> None:
 
 @torch.no_grad()
 def _has_floats(cut: Cut) -> bool:
-    """Return whether an output of a model is of floats."""
+    """Return whether a model, run on its example inputs, has an output of floats."""
     stage = cut.stages["main"]
     return any(value.is_floating_point() for value in as_tuple(stage.module(*stage.inputs.values())))
 
 
 def _best_class(answer: Result) -> int | None:
-    """Return the number of the best class of a classification; None without one."""
+    """Return the number of the best class of a classification; None if the answer has no class."""
     best = answer[0] if isinstance(answer, tuple) and answer else None
     return best.class_id if best is not None else None
 
 
 def _no_stage(name: str, inputs: object) -> NoReturn:
-    """Fail: only the stage ``main`` is run for a task."""
+    """Raise AssertionError: models with stages behind ``main`` cannot be judged while merging, and never come here."""
     raise AssertionError(f"a model of one stage asks for stage {name}")

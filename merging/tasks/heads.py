@@ -27,7 +27,7 @@ class Heads:
     """Activation of the scores. ``softmax``: the first score is the background's. ``sigmoid``: the scores are
     independent of each other."""
     gated: bool = False
-    """Whether the first score says if there is an object. Where there is no object, the other scores mean nothing."""
+    """Whether the first score of an anchor is an objectness; without an object, its other scores mean nothing."""
 
     @property
     def confidence(self) -> Tensor:

@@ -34,7 +34,7 @@ class Recipe:
     """Learning rate of SGD with Nesterov momentum 0.9, for batches of 64 images. Smaller batches are noisier; their
     rate is multiplied by the square root of batch size / 64 (Krizhevsky 2014)."""
     batch: int | None = None
-    """Number of images of each model in a step; None for 64 images of 64 x 64 pixels, or fewer larger images."""
+    """Number of images of each model per training step; None for 64 images of 64 x 64 pixels, or fewer larger ones."""
     supervision: Literal["teacher", "labels"] = "teacher"
     """Training target: the teacher's outputs, or labels. A model without usable labels learns from its teacher."""
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -65,7 +65,7 @@ class TrainingProgress:
 
 @dataclass
 class Fit:
-    """Result of a joint retraining."""
+    """Result of a joint retraining of several models."""
 
     samples: int = 0
     """Number of images that models were trained on, summed over models and steps."""

@@ -69,7 +69,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of a trial."""
+    """Result of a trial of a merge: accuracies, losses and time."""
 
     accuracies: dict[str, float]
     """Query name -> accuracy, for the queries of the trial's learners. It is measured on all held-out images, but on a

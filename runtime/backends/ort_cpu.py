@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ...bundles.blob import footprint
 from ...bundles.reader import Bundle
+from ...bundles.verified import forget_verified
 from ...errors import BackendError, first_line
 from ..memory.arena import WARM, ArenaStats, Loading
 from ..memory.host_arena import HostArena
@@ -92,7 +93,7 @@ class OrtCpu(ArenaBackend[HostArena]):
 
     @classmethod
     def open(cls, bundle: Bundle, name: str, options: BackendOptions) -> OrtCpu:
-        """Open the backend, see :class:`.protocol.BackendOpener`."""
+        """Open the ``ort-cpu`` backend for a bundle, see :class:`.protocol.BackendOpener`."""
         return cls(
             bundle,
             memory=options.memory,
@@ -168,8 +169,30 @@ class OrtCpu(ArenaBackend[HostArena]):
     def _session(self, path: Path, *, prepack: bool) -> ort.InferenceSession:
         """Return the session of a graph file; all models with the same program share one session."""
         if path not in self._sessions:
-            self._sessions[path] = open_baked(path, self.threads, prepack=prepack)
+            self._sessions[path] = self._opened(path, prepack=prepack)
         return self._sessions[path]
+
+    def _opened(self, path: Path, *, prepack: bool) -> ort.InferenceSession:
+        """Open the session of a graph file.
+
+        Raises:
+            BackendError: ONNX Runtime refuses the file, or another program has overwritten the weights.
+        """
+        weights = self.arena.file
+        if prepack and weights.overwritten:
+            raise BackendError(
+                f"{weights.path}: another program has overwritten it; {path.name} cannot be opened any more"
+            )
+        try:
+            session = open_baked(path, self.threads, prepack=prepack)
+        except BackendError:
+            # The file may have been damaged since it was verified. The next start verifies it again.
+            forget_verified(self.folder)
+            raise
+        if prepack and not weights.guarded:
+            # ONNX Runtime maps the weights of a graph that has them outside.
+            weights.take_mappings()
+        return session
 
 
 def _decide(bundle: Bundle, baked: Baked, memory: str | int) -> tuple[Mapping[str, SessionMode], int]:

@@ -125,7 +125,7 @@ class OrtCuda(OnDevice):
 
     @classmethod
     def open(cls, bundle: Bundle, name: str, options: BackendOptions) -> OrtCuda:
-        """Open the backend on the first card, see :class:`.protocol.BackendOpener`."""
+        """Open the ``ort-cuda`` backend for a bundle on the first card, see :class:`.protocol.BackendOpener`."""
         return open_on_card(
             lambda device: cls(bundle, device, memory=options.memory, threads=options.threads, loading=options.loading)
         )

@@ -90,7 +90,7 @@ class OrtSessions(ArenaBackend[_LoadedSessions]):
 
     @classmethod
     def open(cls, bundle: Bundle, name: str, options: BackendOptions) -> OrtSessions:
-        """Open the backend, see :class:`.protocol.BackendOpener`."""
+        """Open the ``ort-sessions`` backend for a bundle, see :class:`.protocol.BackendOpener`."""
         return cls(bundle, memory=options.memory, threads=options.threads, loading=options.loading)
 
     def segments_of(self, model: str) -> tuple[str, ...]:

@@ -125,7 +125,7 @@ class BackendOptions:
     memory: str | int
     """Memory setting that gives the budget for weights, as :func:`gemel.bundles.budget.parse_memory` returns it."""
     threads: int
-    """Maximum number of CPU threads that one run may use."""
+    """Maximum number of CPU threads that one run of a model may use."""
     loading: Loading
     """Settings of how weights are loaded."""
     progress: Callable[[str], None]

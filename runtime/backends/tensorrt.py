@@ -79,7 +79,7 @@ class TensorRt(OnDevice):
 
     @classmethod
     def open(cls, bundle: Bundle, name: str, options: BackendOptions) -> TensorRt:
-        """Open the backend on the first card, see :class:`.protocol.BackendOpener`."""
+        """Open a TensorRT backend for a bundle on the first card, see :class:`.protocol.BackendOpener`."""
         # A missing library is reported before a card is opened.
         library = find_library(name)
         return open_on_card(

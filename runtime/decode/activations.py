@@ -1,4 +1,4 @@
-"""Activations: raw scores to probabilities and back; and the names of classes."""
+"""Activations (softmax, sigmoid, logit) that turn a model's raw scores into probabilities, and the names of classes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["label", "logit", "sigmoid", "softmax"]
 
 
 def softmax(logits: FloatArray) -> FloatArray:
-    """Return the softmax over the last axis, with the shape and dtype of the input; NaN where a logit is NaN."""
+    """Return the softmax of logits over their last axis, in their shape and dtype; NaN where a logit is NaN."""
     scores: FloatArray = np.exp(logits - logits.max(axis=-1, keepdims=True))
     scores /= scores.sum(axis=-1, keepdims=True)
     return scores
 
 
 def sigmoid(logits: FloatArray) -> FloatArray:
-    """Return the logistic function of each element, with the shape and dtype of the input."""
+    """Return the sigmoid (logistic function) of each logit, in the shape and dtype of the logits."""
     # exp(-x) overflows to infinity below about -88, which gives the right answer, 0.
     with np.errstate(over="ignore"):
         scores: FloatArray = np.exp(-logits)
@@ -29,10 +29,10 @@ def sigmoid(logits: FloatArray) -> FloatArray:
 
 
 def logit(probability: float) -> float:
-    """Return a bound below every logit whose sigmoid is greater than ``probability``.
+    """Return a lower bound of all logits whose sigmoid is greater than ``probability``.
 
-    The bound lies 0.001 under the exact inverse, so that rounding loses no candidate. Candidates above the bound must
-    be compared with the threshold again, by their score.
+    The bound is the inverse of the sigmoid less 0.001, so that rounding loses no candidate. Candidates above the bound
+    must be compared with the probability again after the sigmoid.
     """
     if probability <= 0:
         return -math.inf
@@ -42,5 +42,5 @@ def logit(probability: float) -> float:
 
 
 def label(labels: Sequence[str] | None, index: int) -> str:
-    """Return the name of class ``index``, the background not counted; its number if it has no name."""
+    """Return the name of the class ``index`` (the background not counted), or the index as text if it has no name."""
     return labels[index] if labels is not None and index < len(labels) else str(index)

@@ -1,4 +1,4 @@
-"""Agreement of answers with a reference, by the measures that merging judges models by; without PyTorch."""
+"""Accuracy of a query's answers against reference answers, by the measures that merging uses, without PyTorch."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from .results import Class, Detection, Embedding, Raw, Result, Segmentation, Tex
 __all__ = ["LEAST_SPREAD", "MEASURES", "SURE", "TaskName", "agreement"]
 
 SURE = 0.3
-"""Score from which a reference's detection counts as true; detections that score less are mostly mistakes."""
+"""Minimum score of a reference detection that counts as a true object; those that score less are mostly mistakes."""
 LEAST_SPREAD = 1e-3
-"""Least mean distance of a reference's embeddings from their mean, relative to their mean length.
+"""Minimum mean distance of reference embeddings from their mean, divided by their mean length, to judge answers by.
 
-Below this, frames differ by rounding only.
+If the distance is smaller, the embeddings of different frames differ by rounding only.
 """
 
 TaskName = Literal["classification", "detection", "embedding", "segmentation", "pose", "ocr", "raw"]
-"""Task of a query."""
+"""Name of a query's task."""
 
 MEASURES: Mapping[TaskName, str] = {
     "classification": "top-1 accuracy; with several labels, F1",
@@ -36,7 +36,7 @@ MEASURES: Mapping[TaskName, str] = {
     "ocr": "1 - normalised edit distance",
     "raw": "mean cosine of outputs",
 }
-"""Task -> what its agreement is, in words."""
+"""Task of a query -> description of the measure by which its answers are compared with reference answers."""
 
 _Answers = Sequence[Result | None]
 
@@ -44,10 +44,10 @@ _Answers = Sequence[Result | None]
 def agreement(
     task: TaskName, answers: _Answers, reference: Sequence[Result], *, multi_label: bool = False
 ) -> float | None:
-    """Return the accuracy of answers against a reference, 0 to 1. A missing answer counts as wrong.
+    """Return the accuracy of a query's answers against reference answers, 0 to 1. A missing answer counts as wrong.
 
-    - classification: share of the frames whose best class is the same. With ``multi_label``, F1 of all classes of all
-      frames.
+    - classification: fraction of the frames whose best class is the same. With ``multi_label``, F1 of all classes of
+      all frames.
     - embedding: mean cosine between answer and reference, after subtracting the reference's mean; 0 if negative.
     - detection: mAP@50. The truth are the reference's detections that score 0.3 or more; classes are weighted by
       their number of objects.
@@ -59,8 +59,8 @@ def agreement(
 
     Args:
         task: task of the query.
-        answers: one result a frame; None for a frame without an answer in time.
-        reference: the right results, for the same frames.
+        answers: one result per frame; None for a frame without an answer in time.
+        reference: right results for the same frames.
         multi_label: whether all classes of a result count, not only the best one.
 
     Returns:
@@ -84,7 +84,7 @@ def _top1(answers: _Answers, reference: Sequence[Result]) -> float:
 
 
 def _first(result: Result) -> str | None:
-    """Return the label of the first class or detection; None if there is none."""
+    """Return the label of a result's first (best) class or detection; None if the result has none."""
     return result[0].label if isinstance(result, tuple) and result else None
 
 
@@ -125,7 +125,7 @@ def _lengths(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
 def _precision(task: TaskName, answers: _Answers, reference: Sequence[Result]) -> float | None:
     truth = [[each for each in _detections(right) if each.score >= SURE] for right in reference]
     overlap: Overlap = "boxes"
-    # An object without the part that is compared is none to judge by.
+    # Objects of the reference without a mask or keypoints are left out where these are compared.
     if task == "segmentation":
         overlap, truth = "masks", [[each for each in frame if each.mask is not None] for frame in truth]
     elif task == "pose":
@@ -168,14 +168,17 @@ def _text(answers: _Answers, reference: Sequence[Result]) -> float | None:
 
 
 def _likeness(text: str | None, right: str) -> float:
-    """Return 1 - edit distance divided by the length of the longer text; 0 without a text, 1 if both are empty."""
+    """Return how alike a text is to the right one: 1 - edit distance / length of the longer text.
+
+    0 if there is no text, 1 if both texts are empty.
+    """
     if text is None:
         return 0.0
     return 1 - _edits(text, right) / max(len(text), len(right), 1)
 
 
 def _edits(text: str, right: str) -> int:
-    """Return the fewest insertions, deletions and replacements of one character that turn one text into the other."""
+    """Return the edit distance of two texts: the minimum number of inserted, deleted and replaced characters."""
     row = list(range(len(right) + 1))
     for number, character in enumerate(text, 1):
         corner, row[0] = row[0], number
@@ -194,7 +197,10 @@ def _outputs(answers: _Answers, reference: Sequence[Result]) -> float | None:
 
 
 def _output_likeness(given: NDArray[Any] | None, wanted: NDArray[Any]) -> float:
-    """Return the cosine between two outputs; 1 if they are equal, 0 if the output is missing or has another shape."""
+    """Return the cosine between a raw output and the right one; 1 if equal, 0 if missing or of another shape.
+
+    For outputs that are not numbers, return the fraction of equal elements.
+    """
     if given is None or given.shape != wanted.shape:
         return 0.0
     if np.array_equal(given, wanted):

@@ -18,16 +18,16 @@ from .results import Detection, Mask
 __all__ = ["Overlap", "mean_average_precision"]
 
 Overlap = Literal["boxes", "masks", "keypoints"]
-"""Part of a detection that is compared with that of an object."""
+"""Part of a detection that is compared with the same part of a true object."""
 
 _MATCH = 0.5
-"""Overlap from which a detection matches an object: intersection over union, or object keypoint similarity."""
+"""Minimum overlap (intersection over union, or object keypoint similarity) at which a detection matches an object."""
 _BODY = 0.53
-"""Area of an object in parts of the area of its box, by which distances of keypoints are judged; from Ultralytics."""
+"""Area of an object divided by the area of its box, which scales the distances of keypoints; from Ultralytics."""
 _VISIBLE = 0.3
-"""Score from which a keypoint of the truth counts. If no keypoint of an object scores more, all of them count."""
+"""Minimum score of a true object's keypoint that counts. If no keypoint of an object reaches it, all of them count."""
 _FAR = 1e6
-"""Coordinate of a keypoint that a detection does not have, in pixels: near no object."""
+"""Coordinate in pixels that stands for a keypoint which a detection lacks: far from every object."""
 _COCO_POINTS = 17
 _KINDS: Mapping[Overlap, str] = {"boxes": "bbox", "masks": "segm", "keypoints": "keypoints"}
 
@@ -39,11 +39,11 @@ def mean_average_precision(
     by_count: bool,
     overlap: Overlap = "boxes",
 ) -> float:
-    """Return mAP@50: average precision at an overlap of 0.5, averaged over the labels in ``truth``.
+    """Return the mAP@50 of detections: average precision at an overlap of 0.5, averaged over the labels in ``truth``.
 
     Args:
         found: detections of each frame.
-        truth: objects of each frame, at least one in all frames together; their scores are ignored.
+        truth: true objects of each frame, at least one in all frames together; their scores are ignored.
         by_count: weight labels by their number of objects instead of equally. If the truth comes from a detector, its
             rare labels are often mistakes, and one mistake must not weigh as much as all people.
         overlap: boxes or masks, compared by intersection over union; or keypoints, compared by COCO's object keypoint
@@ -84,7 +84,7 @@ def mean_average_precision(
 def _annotations(
     frames: Sequence[Sequence[Detection]], labels: Mapping[str, int], overlap: Overlap, points: int
 ) -> list[dict[str, Any]]:
-    """Return detections as COCO annotations, numbered from 1: pycocotools takes 0 for "no match"."""
+    """Return detections as COCO annotations, numbered from 1, because pycocotools takes 0 for "no match"."""
     known = [(image, each) for image, frame in enumerate(frames) for each in frame if each.label in labels]
     fields: Mapping[Overlap, Callable[[Detection], dict[str, Any]]]
     fields = {"boxes": _box, "masks": _mask, "keypoints": partial(_points, count=points)}
@@ -96,7 +96,7 @@ def _annotations(
 
 
 def _size(frame: Sequence[Detection]) -> dict[str, int]:
-    """Return the fields of a frame's size, which pycocotools reads for masks only."""
+    """Return a frame's height and width as fields of a COCO image; pycocotools reads them for masks only."""
     height, width = next((each.mask.size for each in frame if each.mask is not None), (0, 0))
     return {"height": height, "width": width}
 
@@ -114,7 +114,7 @@ def _mask(each: Detection) -> dict[str, Any]:
 
 
 def _points(each: Detection, count: int) -> dict[str, Any]:
-    """Return the fields of an object with ``count`` keypoints."""
+    """Return the keypoints of a detection as fields of a COCO annotation, filled up to ``count`` keypoints."""
     sure = any(score >= _VISIBLE for _, _, score in each.keypoints)
     values: list[float] = []
     for x, y, score in each.keypoints:

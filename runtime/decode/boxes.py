@@ -1,4 +1,4 @@
-"""Boxes: decoding of deltas, clipping, non-maximum suppression. All boxes are ``[K, 4]`` float32, x1 y1 x2 y2.
+"""Boxes of detectors: decoding of deltas, clipping, non-maximum suppression. Boxes are ``[K, 4]`` float32, x1 y1 x2 y2.
 
 Results are those of torchvision's BoxCoder, clip_boxes_to_image, remove_small_boxes and batched_nms.
 """
@@ -18,27 +18,29 @@ from .decoder import FloatArray
 __all__ = ["best_of_each", "clip", "corners", "decode_deltas", "highest", "nms", "with_area"]
 
 Indices = NDArray[np.intp]
-"""Indices into an array, or class numbers, ``[K]``."""
+"""Array ``[K]`` of indices into another array, or of class numbers."""
 
 # Any, because OpenCV's type stubs ask for lists of Python numbers, while its functions take arrays.
 _dnn: Any = cv2.dnn
 
 _MAX_LOG_RATIO = math.log(1000 / 16)
-"""Bound of dw and dh, as in torchvision: an anchor grows by a factor of 62.5 at most."""
+"""Maximum of the deltas dw and dh (logarithms of factors), as in torchvision: an anchor grows at most 62.5-fold."""
 _MIN_SIDE = 1e-2
-"""Least side of a box in pixels; a box that is clipped to less lies outside the frame."""
+"""Minimum width and height of a box in pixels; a box that is clipped to less lies outside the frame."""
 _BATCHED_NMS = 512
-"""Boxes up to which one call for all classes is faster than one call for each class."""
+"""Maximum number of boxes for which one OpenCV call for all classes is faster than one call for each class."""
 _LIMITED_NMS = 4096
-"""Boxes from which suppression stops at the limit, so that its time is bounded."""
+"""Maximum number of boxes to give OpenCV's non-maximum suppression, whose time grows with the square of the number."""
 
 
 def decode_deltas(deltas: FloatArray, anchors: FloatArray, weights: Sequence[float]) -> FloatArray:
-    """Return the boxes ``[K, 4]`` of deltas (Girshick et al., "Rich feature hierarchies", appendix C).
+    """Return the boxes ``[K, 4]`` that a detector's deltas describe relative to its anchors.
+
+    Girshick et al., "Rich feature hierarchies", appendix C.
 
     Args:
         deltas: ``[K, 4]``, (dx, dy, dw, dh) relative to the anchors.
-        anchors: ``[K, 4]``.
+        anchors: ``[K, 4]``, x1 y1 x2 y2.
         weights: divisors of (dx, dy, dw, dh).
     """
     sizes = anchors[:, 2:] - anchors[:, :2]
@@ -50,19 +52,19 @@ def decode_deltas(deltas: FloatArray, anchors: FloatArray, weights: Sequence[flo
 
 
 def corners(boxes: FloatArray) -> FloatArray:
-    """Return boxes ``[K, 4]`` given as centre, width and height as x1 y1 x2 y2."""
+    """Convert boxes ``[K, 4]`` from centre, width and height to corners x1 y1 x2 y2."""
     half = boxes[:, 2:] * np.float32(0.5)
     turned: FloatArray = np.concatenate([boxes[:, :2] - half, boxes[:, :2] + half], axis=1)
     return turned
 
 
 def clip(boxes: FloatArray, area: tuple[int, int, int, int], min_side: float = _MIN_SIDE) -> Indices:
-    """Clip boxes in place, and return the indices of those with sides of at least ``min_side``.
+    """Clip boxes to an area in place, and return the indices of those that still have a width and height.
 
     Args:
         boxes: ``[K, 4]``, x1 y1 x2 y2 in pixels.
         area: area to clip to, x1 y1 x2 y2.
-        min_side: least width and height in pixels.
+        min_side: minimum width and height in pixels of a box whose index is returned.
     """
     edges = np.array(area, np.float32)
     np.clip(boxes, np.tile(edges[:2], 2), np.tile(edges[2:], 2), out=boxes)
@@ -70,13 +72,13 @@ def clip(boxes: FloatArray, area: tuple[int, int, int, int], min_side: float = _
 
 
 def with_area(boxes: FloatArray, min_side: float = _MIN_SIDE) -> Indices:
-    """Return the indices of finite boxes with sides of at least ``min_side`` pixels."""
+    """Return the indices of the boxes that are finite and at least ``min_side`` pixels wide and high."""
     sides = boxes[:, 2:] - boxes[:, :2]
     return np.flatnonzero((sides >= min_side).all(axis=1) & np.isfinite(boxes).all(axis=1))
 
 
 def highest(scores: FloatArray, count: int) -> Indices:
-    """Return the indices of the ``count`` highest of ``scores [K]``, in no particular order."""
+    """Return the indices of the ``count`` highest scores of ``scores [K]``, in no particular order."""
     if len(scores) <= count:
         return np.arange(len(scores))
     return np.argpartition(scores, len(scores) - count)[len(scores) - count :]
@@ -93,14 +95,14 @@ def best_of_each(scores: FloatArray, groups: Indices, count: int) -> Indices:
 
 
 def nms(boxes: FloatArray, scores: FloatArray, classes: Indices, threshold: float, limit: int) -> Indices:
-    """Apply greedy non-maximum suppression within each class.
+    """Apply greedy non-maximum suppression to boxes within each class: drop boxes that overlap a better one.
 
     Args:
         boxes: ``[K, 4]``, each with an area.
-        scores: ``[K]``.
-        classes: ``[K]``, not negative.
+        scores: score of each box, ``[K]``.
+        classes: class number of each box, ``[K]``, not negative.
         threshold: intersection over union above which the box with the lower score is dropped.
-        limit: the most boxes to keep.
+        limit: maximum number of boxes to keep.
 
     Returns:
         Indices of the kept boxes, best first.
@@ -113,8 +115,8 @@ def nms(boxes: FloatArray, scores: FloatArray, classes: Indices, threshold: floa
     rectangles[:, 2:] -= rectangles[:, :2]
     lowest = boxes[:, :2].min(axis=0)
     if (lowest < 0).any():
-        # OpenCV moves the boxes of each class apart by their greatest coordinate, so that none may be negative. In
-        # double precision, because one far box must not round away the places of the others.
+        # OpenCV shifts the boxes of each class by the greatest coordinate, so no coordinate may be negative. Double
+        # precision, because one far box must not round away the positions of the others.
         rectangles = rectangles.astype(np.float64)
         rectangles[:, :2] -= np.minimum(lowest, 0)
     # OpenCV wants a score threshold, 0 here: the query's threshold was applied before.
@@ -132,9 +134,9 @@ def nms(boxes: FloatArray, scores: FloatArray, classes: Indices, threshold: floa
 
 
 def _limited_nms(boxes: FloatArray, scores: FloatArray, classes: Indices, threshold: float, limit: int) -> Indices:
-    """Return the same as :func:`nms`, in a time that grows with ``limit`` times the number of boxes.
+    """Apply non-maximum suppression as :func:`nms` does, in a time that grows with ``limit`` times the number of boxes.
 
-    OpenCV compares each box with all that it keeps, without a limit: for 30,000 boxes, up to 450 million pairs.
+    OpenCV compares each box with all kept boxes and has no limit: for 30,000 boxes, up to 450 million pairs.
     """
     order = np.argsort(-scores, kind="stable")
     left, top, right, bottom = (np.ascontiguousarray(edge) for edge in boxes[order].T)

@@ -1,4 +1,4 @@
-"""CenterFace: a face is the point where a heatmap is high.
+"""Decoder of the face detector CenterFace, in which a face is the point where a heatmap is high.
 
 Xu et al., "CenterFace: Joint Face Detection and Alignment Using Face as Point".
 """
@@ -20,7 +20,7 @@ __all__ = ["CenterFaceDecoder"]
 
 
 class CenterFaceDecoder:
-    """A decoder that returns a box for every cell of the heatmap above the threshold.
+    """Decoder of CenterFace that returns a face box for every cell of the heatmap above the score threshold.
 
     The box has its centre at (cell + offset + 0.5) * stride and the size exp(scale) * stride. Scale and offset have the
     vertical value first. The heatmap holds probabilities. The published code moves a face that is cut by the left or

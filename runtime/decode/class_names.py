@@ -11,12 +11,13 @@ from .decoder import DecodeContext
 __all__ = ["MOST_CLASSES", "ClassNames"]
 
 MOST_CLASSES = 2**31
-"""Class number from which a model's output is damaged."""
+"""Limit of class numbers: a model's output with this number or a higher one is damaged."""
 
 
 class ClassNames:
-    """Names and numbers of classes. A class has an index, from 0 and without the background; a number counts as in the
-    model's own library.
+    """Names and numbers of a model's classes, and the choice of classes that a query reports.
+
+    A class has an index, from 0 and without the background, and a number, which counts as in the model's own library.
 
     Args:
         context: labels of the query, and the labels or numbers of the classes that it reports.
@@ -31,21 +32,21 @@ class ClassNames:
             self._wanted = np.array(sorted(chosen), np.intp)
 
     def name(self, index: int) -> str:
-        """Return the label of a class, or its number if it has no label."""
+        """Return the label of the class with an index, or the class's number as text if it has no label."""
         known = self._labels is not None and 0 <= index < len(self._labels)
         return label(self._labels, index) if known else str(self.number(index))
 
     def number(self, index: int) -> int:
-        """Return the number of a class."""
+        """Return the number, as the model's library counts, of the class with an index."""
         return index + self._first
 
     def wanted(self, classes: NDArray[np.intp]) -> NDArray[np.bool_]:
-        """Return which of the class indices ``[K]`` the query reports: an array ``[K]``."""
+        """Return, for each of the class indices ``[K]``, whether the query reports this class."""
         if self._wanted is None:
             return np.ones(len(classes), np.bool_)
         return np.isin(classes, self._wanted)
 
     def _indices(self, name: str) -> list[int]:
-        """Return the indices of the classes with a label, or that of a number if no class has this label."""
+        """Return the indices of all classes with a label; if there are none, take the label for a class number."""
         found = [index for index, each in enumerate(self._labels or ()) if each == name]
         return found or ([int(name) - self._first] if name.isascii() and name.isdigit() else [])

@@ -1,4 +1,4 @@
-"""Classification: class scores, or the number of the best class, to the classes of an image."""
+"""Decoder of classifiers: from class scores, or the number of the best class, to the classes of an image."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from .results import Class
 __all__ = ["ClassificationDecoder"]
 
 _LIKELY = 0.5
-"""Score that a class of a multi-label model must exceed if the query has no threshold."""
+"""Score that a class of a multi-label model must exceed to be reported, if the query has no threshold."""
 
 
 class ClassificationDecoder:
-    """A decoder that returns classes, best first: the ``top_k`` best, or all likely ones of a multi-label model.
+    """Decoder of a classifier that returns the ``top_k`` best classes, or all likely ones of a multi-label model.
+
+    Classes are sorted by score, best first.
 
     A binary classifier, whose only output is the score of "yes", has the classes 0 and 1 ("no" and "yes", unless the
     query has two labels); if the query has one label, the score is that label's.
@@ -57,7 +59,7 @@ class ClassificationDecoder:
         )
 
     def _scores(self, values: FloatArray) -> FloatArray:
-        """Return the probability of each class."""
+        """Return the probability of each class, given the classifier's output for one image."""
         if self._spec.activation == "softmax" and self._spec.classes > 1:
             return softmax(values)
         scores = values if self._spec.activation == "none" else sigmoid(values)

@@ -1,4 +1,4 @@
-"""Interface of a decoder: from the raw outputs of a model to the result of a query."""
+"""Interface of a decoder, which turns the raw outputs of a model into the result of a query."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from .results import Result
 __all__ = ["DecodeContext", "Decoder", "FloatArray", "RunStage"]
 
 FloatArray = NDArray[np.float32]
-"""An array of float32."""
+"""Array of float32, of any shape."""
 RunStage = Callable[[str, Mapping[str, FloatArray]], dict[str, FloatArray]]
-"""A function that runs another stage of the same model: (stage, inputs by name) -> outputs by name."""
+"""Function that runs a further stage of a model: (name of the stage, inputs by name) -> outputs by name."""
 
 
 @dataclass(frozen=True)
 class DecodeContext:
-    """Settings of a query and tensors of its bundle, from which a decoder is made beside its spec."""
+    """Settings of a query, and access to tensors of its bundle, that a decoder needs in addition to its spec."""
 
     tensor: Callable[[str], FloatArray]
-    """Returns a tensor that the spec names, such as anchors. Called when a decoder is made, not while decoding."""
+    """Function that returns a tensor which the decoder's spec names, such as anchors. Called only to make a decoder."""
     labels: Sequence[str] | None = None
-    """``labels[i]`` names class i, the background not counted; a class without a label is called by its number."""
+    """Names of the classes: ``labels[i]`` is class i, the background not counted. Others are called by their number."""
     threshold: float | None = None
-    """Score that a result must exceed; the spec's own threshold when None."""
+    """Score that a result must exceed to be reported; the threshold of the decoder's spec when None."""
     classes: Sequence[str] | None = None
-    """Labels or class numbers that are reported; all classes when None."""
+    """Labels or numbers of the classes that the query reports; all classes when None."""
 
 
 class Decoder(Protocol):
-    """A function from the outputs of a model to the result of a query."""
+    """Function that turns the outputs of a model for one image into the result of a query."""
 
     def __call__(self, outputs: Mapping[str, FloatArray], geometry: Geometry, run: RunStage) -> Result:
-        """Decode the outputs of one image.
+        """Decode a model's outputs for one image into the result of a query.
 
         Args:
             outputs: outputs of the ``main`` stage by name, each with a batch axis of 1.
             geometry: position of the frame in the model's input.
-            run: runs a further stage of the model; two-stage detectors need that.
+            run: function that runs a further stage of the model, for two-stage detectors.
         """
         ...

@@ -1,4 +1,4 @@
-"""Registry of decoders: finds the class for a spec by its ``kind``, and imports it only when a query needs it.
+"""Registry of decoders: finds a decoder's class by the ``kind`` of its spec, and imports it only when it is needed.
 
 A new decoder is one spec in :mod:`gemel.bundles.decode_specs`, one file in this folder with a class that is made from
 the spec and a :class:`.decoder.DecodeContext`, and one line in the table below.
@@ -38,14 +38,14 @@ DECODERS = {
     "yolo": ".yolo:YoloDecoder",
     "yolox": ".yolox:YoloxDecoder",
 }
-"""Kind of a decode spec to ``module:class``; a module that starts with a dot lies in this folder."""
+"""Kind of a decoder's spec -> ``module:class`` of the decoder; a module that starts with a dot lies in this folder."""
 
 
 def build_decoder(spec: DecodeSpec, context: DecodeContext) -> Decoder:
-    """Return the decoder that a manifest asks for.
+    """Return the decoder for a model's outputs, as the spec in a bundle's manifest asks.
 
     Args:
-        spec: kind of the outputs, and parameters of their post-processing.
+        spec: kind of the model's outputs, and parameters of their post-processing.
         context: settings of the query, and tensors of the bundle.
     """
     module, name = DECODERS[spec.kind].split(":")

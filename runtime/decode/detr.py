@@ -1,6 +1,7 @@
-"""DETR (Carion et al., "End-to-End Object Detection with Transformers") and its descendants in Hugging Face's layout.
+"""Decoder of DETR (Carion et al., "End-to-End Object Detection with Transformers") and its descendants.
 
-Results are those of ``post_process_object_detection`` of the image processors of DETR and RT-DETR.
+Outputs have the layout of Hugging Face's models. Results are those of ``post_process_object_detection`` of the image
+processors of DETR and RT-DETR.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ __all__ = ["DetrDecoder"]
 
 
 class DetrDecoder:
-    """A decoder of object queries; overlaps are not suppressed, because the model predicts each object once."""
+    """Decoder of DETR's object queries. It suppresses no overlaps, because the model predicts each object once."""
 
     def __init__(self, spec: DetrDecode, context: DecodeContext) -> None:
         self._spec, self._report = spec, DetectionReport(spec, context)
@@ -34,7 +35,7 @@ class DetrDecoder:
         return self._report.report(boxes[kept], scores[kept], classes[kept], geometry)
 
     def _candidates(self, logits: FloatArray) -> tuple[Indices, Indices, FloatArray]:
-        """Return object queries, classes and scores above the threshold, each ``[K]``."""
+        """Return the object queries that score above the threshold: their indices, classes and scores, each ``[K]``."""
         threshold, count = self._report.threshold, len(logits)
         if self._spec.activation == "softmax":
             # The last class is the background.

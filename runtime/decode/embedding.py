@@ -1,4 +1,4 @@
-"""Embedding: a feature vector, optionally of unit length."""
+"""Decoder of embedding models, whose result is a feature vector, optionally of unit length."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["EmbeddingDecoder"]
 
 
 class EmbeddingDecoder:
-    """A decoder that returns the first output as a vector, averaged over its pixels if it is a feature map."""
+    """Decoder that returns a model's first output as a feature vector; a feature map is averaged over its pixels."""
 
     def __init__(self, spec: EmbeddingDecode, context: DecodeContext) -> None:
         self._normalize = spec.normalize

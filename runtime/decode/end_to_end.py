@@ -1,4 +1,4 @@
-"""Final detections in one output: YOLOv10, YOLO26, exports of Ultralytics with ``nms=True``, YOLOv7's end2end."""
+"""Decoder of models with final detections in one output: YOLOv10, YOLO26, YOLOs exported with NMS, YOLOv7's end2end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ __all__ = ["EndToEndDecoder"]
 
 
 class EndToEndDecoder:
-    """A decoder that reports the rows whose score exceeds the threshold; rows of padding have no score or no area."""
+    """Decoder of an output with one final detection per row, which reports the rows that score above the threshold.
+
+    Rows of padding have no score or no area.
+    """
 
     def __init__(self, spec: EndToEndDecode, context: DecodeContext) -> None:
         self._spec, self._report = spec, DetectionReport(spec, context)

@@ -1,4 +1,4 @@
-"""Face detectors with landmarks on a grid: SCRFD, RetinaFace, YuNet.
+"""Decoder of face detectors with landmarks: SCRFD, RetinaFace, YuNet, whose candidates lie on a grid.
 
 Results are those of InsightFace's SCRFD, of Pytorch_Retinaface's ``decode`` and ``decode_landm``, and of OpenCV's
 ``FaceDetectorYN``.
@@ -29,7 +29,10 @@ _ACTIVATIONS: dict[str, Callable[[FloatArray], FloatArray]] = {
 
 
 class FaceGridDecoder:
-    """A decoder that returns a box and landmarks for every place above the threshold, without overlaps."""
+    """Decoder of face detectors that returns a box and landmarks for each candidate above the score threshold.
+
+    Boxes that overlap a better one are dropped.
+    """
 
     def __init__(self, spec: FaceGridDecode, context: DecodeContext) -> None:
         self._spec, self._report = spec, DetectionReport(spec, context)
@@ -49,7 +52,7 @@ class FaceGridDecoder:
         return self._report.report(boxes[kept], scores[kept], classes[kept], geometry, landmarks=dots)
 
     def _scores(self, outputs: Mapping[str, FloatArray]) -> FloatArray:
-        """Return the score of each place, ``[A]``."""
+        """Return the score of each of A candidate faces, ``[A]``."""
         spec = self._spec
         values = self._activation(_rows(outputs, spec.scores, 2 if spec.style == "retinaface" else 1))
         if spec.style != "yunet":
@@ -61,13 +64,13 @@ class FaceGridDecoder:
     def _decode(
         self, places: Indices, values: FloatArray, points: FloatArray | None, geometry: Geometry
     ) -> tuple[FloatArray, FloatArray | None]:
-        """Return boxes ``[K, 4]`` and landmarks ``[K, P, 2]`` in input pixels.
+        """Return the boxes ``[K, 4]`` and landmarks ``[K, P, 2]`` of candidate faces in input pixels.
 
         Args:
-            places: ``[K]``, rows of the outputs.
-            values: ``[K, 4]``.
-            points: ``[K, 2P]``; None for a model without landmarks.
-            geometry: size of the input.
+            places: indices of the candidates, ``[K]``.
+            values: raw box values of the candidates, ``[K, 4]``.
+            points: raw landmark values of the candidates, ``[K, 2P]``; None for a model without landmarks.
+            geometry: size of the model's input.
         """
         spec = self._spec
         if spec.style == "retinaface":
@@ -90,7 +93,7 @@ class FaceGridDecoder:
         return boxes, _landmarks(points, origin, stride)
 
     def _priors(self, size: tuple[int, int]) -> tuple[FloatArray, FloatArray]:
-        """Return the centres ``[A, 2]`` and sides ``[A, 1]`` of RetinaFace's priors, in input pixels."""
+        """Return the centres ``[A, 2]`` and sides ``[A, 1]`` of RetinaFace's priors (anchors), in input pixels."""
         centers, sides = [], []
         for stride, lengths in zip(self._spec.strides, self._spec.min_sizes, strict=True):
             cells, _ = cells_of_levels(size, (stride,), len(lengths))
@@ -100,13 +103,13 @@ class FaceGridDecoder:
 
 
 def _landmarks(points: FloatArray | None, origin: FloatArray, unit: FloatArray) -> FloatArray | None:
-    """Return landmarks ``[K, P, 2]`` at ``origin [K, 2]`` plus ``points [K, 2P]`` times ``unit [K, 1]``."""
+    """Return the landmarks of faces, ``[K, P, 2]``: ``origin [K, 2]`` plus ``points [K, 2P]`` times ``unit [K, 1]``."""
     if points is None:
         return None
     return origin[:, None] + points.reshape(len(points), points.shape[1] // 2, 2) * unit[:, None]
 
 
 def _rows(outputs: Mapping[str, FloatArray], names: Sequence[str], width: int) -> FloatArray:
-    """Return outputs, one per level, as rows of ``width`` values."""
+    """Return outputs of a face detector, one per feature level, joined as rows of ``width`` values per candidate."""
     parts = [outputs[name].reshape(-1, width) for name in names]
     return parts[0] if len(parts) == 1 else np.concatenate(parts)

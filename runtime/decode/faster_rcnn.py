@@ -1,4 +1,4 @@
-"""Faster R-CNN: two-stage detectors with a feature pyramid.
+"""Decoder of Faster R-CNN and its kin (Mask R-CNN, Keypoint R-CNN): two-stage detectors with a feature pyramid.
 
 Results are those of torchvision's RegionProposalNetwork.filter_proposals, MultiScaleRoIAlign and
 RoIHeads.postprocess_detections. The networks between these steps are stages of the model.
@@ -24,7 +24,7 @@ __all__ = ["FasterRcnnDecoder"]
 
 
 class FasterRcnnDecoder:
-    """A decoder of three steps: region proposals, their pooled features, then the class and refined box of each."""
+    """Decoder of Faster R-CNN: chooses region proposals, pools their features, and reads their classes and boxes."""
 
     def __init__(self, spec: FasterRcnnDecode, context: DecodeContext) -> None:
         self._spec = spec
@@ -56,7 +56,7 @@ class FasterRcnnDecoder:
         geometry: Geometry,
         run: RunStage,
     ) -> tuple[Detection, ...]:
-        """Return detections with masks and keypoints, for which further stages run on the final boxes ``[K, 4]``."""
+        """Return detections with masks or keypoints, for which further stages run on the final boxes ``[K, 4]``."""
         masks, keypoints = None, None
         if len(boxes) and self._spec.masks:
             logits = run("mask", {"pooled": self._pool(outputs, boxes, run, "mask_roi")})["masks"]
@@ -67,7 +67,7 @@ class FasterRcnnDecoder:
         return self._report.report(boxes, scores, classes, geometry, keypoints=keypoints, masks=masks)
 
     def _proposals(self, outputs: Mapping[str, FloatArray], geometry: Geometry) -> FloatArray:
-        """Return the regions that may hold an object, ``[K, 4]`` in input pixels."""
+        """Return the region proposals (boxes that may hold an object), ``[K, 4]`` in input pixels."""
         spec = self._spec
         parts = []
         for level, anchors in enumerate(self._anchors):
@@ -86,12 +86,12 @@ class FasterRcnnDecoder:
         return boxes[highest(scores, spec.post_nms_topk)]
 
     def _pool(self, outputs: Mapping[str, FloatArray], rois: FloatArray, run: RunStage, stage: str) -> FloatArray:
-        """Run RoIAlign for each region on its level of the pyramid, and return the features ``[K, C, h, w]``.
+        """Run RoIAlign for each region on its level of the feature pyramid, and return the features ``[K, C, h, w]``.
 
         Args:
             outputs: outputs of stage ``main``.
-            rois: ``[K, 4]`` in input pixels.
-            run: runs a stage.
+            rois: regions, ``[K, 4]`` in input pixels.
+            run: function that runs a stage of the model.
             stage: name of the stage with RoIAlign.
         """
         level = self._levels(rois)
@@ -111,7 +111,10 @@ class FasterRcnnDecoder:
         return pooled
 
     def _levels(self, rois: FloatArray) -> Indices:
-        """Return the index into ``roi_levels`` of each region (Lin et al., "Feature Pyramid Networks", equation 1)."""
+        """Return for each region the feature level to pool from, as an index into ``roi_levels``.
+
+        Lin et al., "Feature Pyramid Networks", equation 1.
+        """
         spec = self._spec
         sizes = np.sqrt((rois[:, 2] - rois[:, 0]) * (rois[:, 3] - rois[:, 1]))
         level = np.floor(spec.canonical_level + np.log2(sizes / np.float32(spec.canonical_scale)) + np.float32(1e-6))
@@ -123,13 +126,13 @@ class FasterRcnnDecoder:
 def _level(
     objectness: FloatArray, deltas: FloatArray, anchors: FloatArray, count: int
 ) -> tuple[FloatArray, FloatArray]:
-    """Return the boxes and logits of the ``count`` best anchors of one level.
+    """Return the boxes and objectness logits of the ``count`` best anchors of one feature level of a Faster R-CNN.
 
     Args:
         objectness: ``[A, H, W]``, logits of A kinds of anchors.
-        deltas: ``[4A, H, W]``.
-        anchors: ``[H * W * A, 4]``.
-        count: the most anchors to return.
+        deltas: box deltas relative to the anchors, ``[4A, H, W]``.
+        anchors: ``[H * W * A, 4]`` in input pixels.
+        count: maximum number of anchors to return.
     """
     kinds = len(objectness)
     flat = objectness.reshape(-1)

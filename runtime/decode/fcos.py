@@ -1,6 +1,6 @@
-"""torchvision's FCOS (Tian et al., "FCOS: Fully Convolutional One-Stage Object Detection").
+"""Decoder of torchvision's FCOS (Tian et al., "FCOS: Fully Convolutional One-Stage Object Detection").
 
-Results are those of its ``postprocess_detections``.
+Results are those of the ``postprocess_detections`` of torchvision's FCOS.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["FcosDecoder"]
 
 
 class FcosDecoder:
-    """A decoder that keeps the best candidates of each level, and suppresses overlaps within each class."""
+    """Decoder of FCOS that keeps the best candidates of each feature level, and suppresses overlaps per class."""
 
     def __init__(self, spec: FcosDecode, context: DecodeContext) -> None:
         self._spec, self._report = spec, DetectionReport(spec, context)
@@ -46,11 +46,11 @@ class FcosDecoder:
         return self._report.clipped(boxes, scores, classes, geometry)
 
     def _candidates(self, logits: FloatArray, centerness: FloatArray) -> tuple[Indices, Indices, FloatArray]:
-        """Return places, classes and scores above the threshold, each ``[K]``.
+        """Return the pairs of anchor and class that score above the threshold: indices, classes, scores, each ``[K]``.
 
         Args:
-            logits: ``[A, classes]``.
-            centerness: ``[A]``, before the sigmoid.
+            logits: class scores of A anchors before the sigmoid, ``[A, classes]``.
+            centerness: centerness of A anchors before the sigmoid, ``[A]``.
         """
         threshold = self._report.threshold
         # Both factors are at most 1, so that each must exceed the square of the threshold.

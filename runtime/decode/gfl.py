@@ -1,4 +1,7 @@
-"""NanoDet and PicoDet: distances as distributions (Li et al., "Generalized Focal Loss", equation 4)."""
+"""Decoder of NanoDet and PicoDet, whose box sides are distributions over distances.
+
+Li et al., "Generalized Focal Loss", equation 4.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,10 @@ __all__ = ["GflDecoder"]
 
 
 class GflDecoder:
-    """A decoder that reports each place under every class above the threshold, and suppresses overlaps per class."""
+    """Decoder of NanoDet and PicoDet that reports each box under every class that scores above the threshold.
+
+    Overlaps are suppressed within each class.
+    """
 
     def __init__(self, spec: GflDecode, context: DecodeContext) -> None:
         self._spec, self._report = spec, DetectionReport(spec, context)
@@ -46,7 +52,10 @@ class GflDecoder:
 
 
 def _rows(outputs: Mapping[str, FloatArray], names: Sequence[str]) -> FloatArray:
-    """Return outputs ``[N, A, values]`` or ``[N, values, h, w]``, one per level, as rows ``[A, values]``."""
+    """Return the first image's outputs of all feature levels, joined as rows ``[A, values]``.
+
+    An output of a level is ``[N, A, values]`` or ``[N, values, h, w]``.
+    """
     parts = [outputs[name][0] for name in names]
     flat = [part.reshape(len(part), -1).T if part.ndim == 3 else part for part in parts]
     return flat[0] if len(flat) == 1 else np.concatenate(flat)

@@ -1,4 +1,7 @@
-"""Masks of objects from prototypes (Bolya et al., "YOLACT: Real-time Instance Segmentation", section 3.2)."""
+"""Masks of detected objects from prototype masks and one set of coefficients per object.
+
+Bolya et al., "YOLACT: Real-time Instance Segmentation", section 3.2.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,13 @@ def prototype_masks(
 ) -> tuple[Mask | None, ...]:
     """Return the mask of each object at the frame's size: sigmoid(coefficients @ prototypes) above 0.5, inside the box.
 
-    Logits are enlarged bilinearly, as Ultralytics does, and only where the box is. The mask of an object without any
-    pixel is None.
+    Logits are enlarged bilinearly, as Ultralytics does, and only where the box is. Cells beside the frame do not count:
+    at the frame's edge the outermost cell is repeated. The mask of an object without any pixel is None.
 
     Args:
-        coefficients: ``[K, M]``.
+        coefficients: weights of M prototypes for each of K objects, ``[K, M]``.
         prototypes: ``[M, h, w]``, which cover the whole input.
-        boxes: ``[K, 4]`` in input pixels.
+        boxes: boxes of the objects, ``[K, 4]`` in input pixels.
         geometry: position of the frame in the input.
     """
     height, width = prototypes.shape[1:]
@@ -51,24 +54,29 @@ def prototype_masks(
 def _positions(
     pixels: tuple[int, int], geometry: Geometry, axis: int, count: int
 ) -> tuple[Indices, Indices, FloatArray]:
-    """Return where pixels of the frame lie among the cells of a prototype, along one axis.
+    """Return between which cells of a prototype mask the pixels of the frame lie, along one axis.
 
     Args:
-        pixels: first pixel, and the one behind the last.
+        pixels: first pixel, and the pixel behind the last.
         geometry: position of the frame in the input.
         axis: 0 for rows, 1 for columns.
         count: number of cells, which cover the input.
 
     Returns:
-        For each pixel: the cell before its centre, the cell behind it, and the share of the latter.
+        For each pixel: the cell before its centre, the cell behind, and the weight (0 to 1) of the cell behind.
     """
-    centres = (np.arange(*pixels) + 0.5) * (geometry.valid[axis] / geometry.source[axis]) + geometry.offset[axis]
-    places = np.clip(centres * (count / geometry.input[axis]) - 0.5, 0, count - 1)
+    cell = geometry.input[axis] / count
+    start, length = geometry.offset[axis], geometry.valid[axis]
+    centres = (np.arange(*pixels) + 0.5) * (length / geometry.source[axis]) + start
+    # Ultralytics cuts the frame out of the prototypes, enlarged first until the padding ends between two cells.
+    edge = 0.5 * math.gcd(round(cell), geometry.input[axis] - length, start)
+    inside = np.clip(centres, start + edge, max(start + edge, start + length - edge))
+    places = np.clip(inside / cell - 0.5, 0, count - 1)
     before = places.astype(np.intp)
     return before, np.minimum(before + 1, count - 1), (places - before).astype(np.float32)
 
 
 def _between(values: FloatArray, before: Indices, behind: Indices, share: FloatArray) -> FloatArray:
-    """Interpolate linearly between rows of ``values``."""
+    """Interpolate linearly between rows ``before`` and ``behind`` of an array, with weight ``share`` for the latter."""
     first = values[before]
     return first + (values[behind] - first) * share

@@ -1,4 +1,4 @@
-"""Cells of feature levels that lie one behind the other in a detector's rows."""
+"""Grid cells of a detector's feature levels, in the order of the rows in the detector's outputs."""
 
 from __future__ import annotations
 
@@ -27,12 +27,14 @@ def _cells(size: tuple[int, int], strides: tuple[int, ...], kinds: int) -> tuple
 
 
 def cells_of_levels(size: tuple[int, int], strides: Sequence[int], kinds: int = 1) -> tuple[FloatArray, FloatArray]:
-    """Return the cell and the stride of each row: level by level, row by row of cells, left to right.
+    """Return the grid cell and the stride of each row in a detector's outputs.
+
+    Rows are ordered level by level, in each level by rows of cells, and in each row of cells from left to right.
 
     Args:
-        size: height and width of the input in pixels.
-        strides: input pixels per cell, one number per level.
-        kinds: rows per cell.
+        size: height and width of the model's input in pixels.
+        strides: input pixels per cell, one number per feature level.
+        kinds: number of output rows per cell.
 
     Returns:
         Column and row of the cell ``[A, 2]``, and input pixels per cell ``[A]``; both read-only.

@@ -1,9 +1,9 @@
 """Compressed run-length encoding of masks, byte for byte as COCO's tools (pycocotools.mask) write it.
 
 A mask is read column by column. Counts are the lengths of its runs: first of pixels outside the mask (0 if the first
-pixel is inside), then of pixels inside, and so on in turn. From the fourth count on, the difference to the count two
-places before is written. Every number becomes digits of 5 bits, the lowest first: a character is chr(48 + digit), plus
-32 if more digits follow. The highest bit of the last digit is the sign.
+pixel is inside), then of pixels inside, and so on alternately. From the fourth count on, its difference to the
+last-but-one count is written. Every number becomes digits of 5 bits, the lowest first: a character is chr(48 + digit),
+plus 32 if more digits follow. The highest bit of the last digit is the sign.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from numpy.typing import NDArray
 __all__ = ["class_map", "common_pixels", "encode_classes", "encode_mask", "mask_columns", "mask_counts"]
 
 _BITS = 5
-"""Bits of a number that one character holds."""
+"""Number of bits of a count that one character of an encoded mask holds."""
 _DIGITS = 7
-"""Most characters of one number: enough for 34 bits and a sign. COCO's counts have 32 bits."""
+"""Maximum number of characters of one encoded count: enough for 34 bits and a sign. COCO's counts have 32 bits."""
 _LEAST, _MORE, _SIGN, _DIGIT = 48, 0x20, 0x10, 0x1F
 
 _Places = NDArray[np.int64]
-"""Numbers of pixels, counted down the columns, ``[K]``."""
+"""Array ``[K]`` of pixel numbers or run lengths in a mask, whose pixels are counted down the columns."""
 
 
 def encode_mask(inside: NDArray[np.generic], size: tuple[int, int] | None = None, at: tuple[int, int] = (0, 0)) -> str:
-    """Return the compressed counts of a mask.
+    """Encode a mask: return the compressed lengths of its runs (counts).
 
     Args:
         inside: ``[h, w]``, not 0 inside the mask.
-        size: (height, width) of the whole mask; None if ``inside`` is all of it. Pixels beyond ``inside`` are outside
+        size: (height, width) of the frame; None if ``inside`` covers all of it. Pixels beyond ``inside`` are outside
             the mask.
-        at: row and column of the whole mask where ``inside`` begins. All of ``inside`` must lie in the whole mask.
+        at: row and column of the frame where ``inside`` begins. All of ``inside`` must lie in the frame.
 
     Raises:
-        ValueError: ``inside`` has not two axes, or reaches beyond the whole mask.
+        ValueError: ``inside`` has not two axes, or reaches beyond the frame.
     """
     if inside.ndim != 2:
         raise ValueError(f"a mask has two axes, got the shape {inside.shape}")
@@ -61,7 +61,10 @@ def encode_mask(inside: NDArray[np.generic], size: tuple[int, int] | None = None
 
 
 def encode_classes(numbers: NDArray[np.int16]) -> dict[int, str]:
-    """Return the compressed counts of every number in a map of class numbers ``[h, w]``, lowest number first."""
+    """Encode a map of class numbers ``[h, w]`` as one mask per number: class number -> compressed counts of the mask.
+
+    The lowest number comes first.
+    """
     flat = _turned(numbers).reshape(-1)
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     starts = np.append(0, changes)[: flat.size].astype(np.int64)
@@ -74,10 +77,10 @@ def encode_classes(numbers: NDArray[np.int16]) -> dict[int, str]:
 
 
 def mask_counts(counts: str, size: tuple[int, int]) -> _Places:
-    """Return the lengths of runs, ``[K]``, of compressed counts: outside first, then inside, in turn.
+    """Decode the compressed counts of a mask into its run lengths, ``[K]``, alternately outside and inside the mask.
 
     Args:
-        counts: compressed counts.
+        counts: compressed counts of the mask.
         size: (height, width) of the mask.
 
     Raises:
@@ -103,10 +106,10 @@ def mask_counts(counts: str, size: tuple[int, int]) -> _Places:
 
 
 def mask_columns(counts: str, size: tuple[int, int]) -> tuple[int, NDArray[np.bool_]]:
-    """Return the columns that a mask touches: the number of the first one, and ``[height, columns]``, true inside.
+    """Return the columns that an encoded mask touches: the first one's number, and ``[height, columns]``, true inside.
 
     Args:
-        counts: compressed counts.
+        counts: compressed counts of the mask.
         size: (height, width) of the mask.
 
     Raises:
@@ -127,10 +130,10 @@ def mask_columns(counts: str, size: tuple[int, int]) -> tuple[int, NDArray[np.bo
 
 
 def class_map(masks: Sequence[str], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Return which mask each pixel lies in, ``[height, width]``: 1 for the first one, 0 for none.
+    """Return for each pixel the number of the mask it lies in, ``[height, width]``: from 1, and 0 outside all masks.
 
     Args:
-        masks: compressed counts of at most 255 masks that do not overlap. Where they do, a pixel may lie in none.
+        masks: compressed counts of at most 255 masks. Where masks overlap, a pixel may count as outside all of them.
         size: (height, width) of all masks.
 
     Raises:
@@ -154,10 +157,10 @@ def class_map(masks: Sequence[str], size: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def common_pixels(one: str, other: str, size: tuple[int, int]) -> int:
-    """Return how many pixels lie in both of two masks of the same size.
+    """Return the number of pixels that two encoded masks of the same size have in common.
 
     Args:
-        one, other: compressed counts.
+        one, other: compressed counts of the masks.
         size: (height, width) of both masks.
 
     Raises:
@@ -165,18 +168,21 @@ def common_pixels(one: str, other: str, size: tuple[int, int]) -> int:
     """
     runs, others = mask_counts(one, size), mask_counts(other, size)
     inside = np.cumsum(np.where(np.arange(len(runs)) % 2, runs, 0))
-    # Pixels of one mask up to a place, at the places where runs of the other begin and end.
+    # Number of pixels of one mask up to each pixel where a run of the other mask begins or ends.
     upto = np.interp(np.cumsum(others), np.append(0, np.cumsum(runs)), np.append(0, inside))
     return int(np.diff(upto)[::2].sum())
 
 
 def _turned(plane: NDArray[Any]) -> NDArray[Any]:
-    """Return a plane ``[h, w]``, not empty, as ``[w, h]`` in contiguous memory, several times as fast as NumPy."""
+    """Transpose a two-dimensional array that is not empty, into contiguous memory, several times as fast as NumPy."""
     return np.asarray(cv2.transpose(plane))
 
 
 def _counts(starts: _Places, ends: _Places, total: int) -> _Places:
-    """Return the lengths of runs in turn: outside and inside. A mask that ends inside has no run outside at its end."""
+    """Return the run lengths of a mask, alternately outside and inside, given the starts and ends of its inside runs.
+
+    The last run is inside if the mask reaches the last pixel.
+    """
     edges = np.empty(2 * len(starts) + 1, np.int64)
     edges[:-1:2], edges[1::2], edges[-1] = starts, ends, total
     counts = np.diff(edges, prepend=0)

@@ -1,4 +1,4 @@
-"""Text recognition: scores of characters along a line of text to the text (CTC, greedy).
+"""Decoder of text recognisers: from scores of characters along a line to the text (CTC, greedy).
 
 Graves et al., "Connectionist Temporal Classification" (2006), section 3.2: best path decoding.
 """
@@ -19,7 +19,7 @@ __all__ = ["OcrDecoder"]
 
 
 class OcrDecoder:
-    """A decoder that takes the best class of every step, counts repeated ones once, and drops blanks.
+    """Decoder of text recognisers that takes the best character of every step, merges repeats, and drops blanks.
 
     The score is the mean probability of the characters, each at its first step, as in PaddleOCR and RapidOCR. A text
     that does not score above the query's threshold is returned empty.

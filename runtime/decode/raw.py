@@ -1,4 +1,4 @@
-"""Raw outputs: every output of a model as it is."""
+"""Decoder for the task ``raw``, which reports every output of a model as it is."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["RawDecoder"]
 
 
 class RawDecoder:
-    """A decoder that returns a copy of every output, with its batch axis."""
+    """Decoder that returns a copy of every output of a model, including the batch axis."""
 
     def __init__(self, spec: RawDecode, context: DecodeContext) -> None:
         pass

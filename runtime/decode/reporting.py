@@ -1,4 +1,4 @@
-"""Choice among a detector's candidates, and the detections in source pixels that a query reports."""
+"""Choice among a detector's candidate boxes, and conversion to the detections in source pixels that a query reports."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from .class_names import ClassNames
 from .decoder import DecodeContext, FloatArray
 from .results import Detection, Mask
 
-__all__ = ["DetectionReport", "best_class"]
+__all__ = ["DetectionReport", "best_class", "every_class"]
 
 
 class DetectionReport:
-    """Rules by which a detector's candidates become detections, in the same way for all detectors.
+    """Rules by which candidate boxes of any detector become the detections of a query.
 
     Args:
-        spec: threshold of non-maximum suppression, and the most detections.
+        spec: threshold of non-maximum suppression, and maximum number of detections.
         context: labels, threshold and classes of the query.
     """
 
     def __init__(self, spec: DetectionDecode, context: DecodeContext) -> None:
         self._spec, self._names = spec, ClassNames(context, spec.first_class)
         self.threshold = spec.score_threshold if context.threshold is None else context.threshold
-        """Score that a candidate must exceed."""
+        """Score that a candidate box must exceed to be reported."""
 
     def choose(self, boxes: FloatArray, scores: FloatArray, classes: Indices, *, suppress: bool = True) -> Indices:
-        """Return the indices of the candidates to report, best first.
+        """Choose the candidate boxes that a query reports, and return their indices, best first.
 
         Classes that the query does not report, boxes without an area, and boxes and scores that are not finite are left
         out first.
 
         Args:
-            boxes: ``[K, 4]`` in input pixels.
-            scores: ``[K]``, all above the threshold.
-            classes: ``[K]``, the background not counted.
+            boxes: candidate boxes, ``[K, 4]`` in input pixels.
+            scores: score of each box, ``[K]``, all above the threshold.
+            classes: class of each box, ``[K]``, the background not counted.
             suppress: whether to drop boxes that overlap a better one of the same class.
         """
         usable = with_area(boxes)
@@ -59,16 +59,16 @@ class DetectionReport:
         keypoints: FloatArray | None = None,
         masks: Sequence[Mask | None] | None = None,
     ) -> tuple[Detection, ...]:
-        """Return detections in source pixels. A box outside the frame and an object without a mask are left out.
+        """Return chosen boxes as detections in source pixels, without boxes outside the frame and with an empty mask.
 
         Args:
-            boxes: ``[K, 4]`` in input pixels, best first.
-            scores: ``[K]``.
-            classes: ``[K]``, the background not counted.
+            boxes: chosen boxes, ``[K, 4]`` in input pixels, best first.
+            scores: score of each box, ``[K]``.
+            classes: class of each box, ``[K]``, the background not counted.
             geometry: position of the frame in the input.
-            landmarks: ``[K, P, 2]`` in input pixels.
-            keypoints: ``[K, P, 3]``: x and y in input pixels, score.
-            masks: one per box, None for an object without any pixel; None for a model without masks.
+            landmarks: landmarks of each face, ``[K, P, 2]`` in input pixels.
+            keypoints: keypoints of each object, ``[K, P, 3]``: x and y in input pixels, score.
+            masks: one mask per box, None for an object without any pixel; None for a model without masks.
         """
         source = geometry.to_source(boxes)
         inside = np.flatnonzero((source[:, 2:] > source[:, :2]).all(axis=1)).tolist()
@@ -99,15 +99,15 @@ class DetectionReport:
         classes: Indices,
         geometry: Geometry,
     ) -> tuple[Detection, ...]:
-        """Clip boxes to the frame, suppress overlapping ones, and report the rest, as torchvision does.
+        """Clip candidate boxes to the frame, suppress overlaps, and return the rest as detections, as torchvision does.
 
         Boxes that lie outside the frame are left out; torchvision's one-stage detectors report them with an area of
         zero.
 
         Args:
-            boxes: ``[K, 4]`` in input pixels; clipped in place.
-            scores: ``[K]``, all above the threshold.
-            classes: ``[K]``, the background not counted.
+            boxes: candidate boxes, ``[K, 4]`` in input pixels; clipped in place.
+            scores: score of each box, ``[K]``, all above the threshold.
+            classes: class of each box, ``[K]``, the background not counted.
             geometry: position of the frame in the input.
         """
         clip(boxes, geometry.area)
@@ -116,21 +116,38 @@ class DetectionReport:
 
 
 def best_class(scores: FloatArray, threshold: float, count: int) -> tuple[Indices, Indices, FloatArray]:
-    """Return the places whose best class scores above the threshold.
+    """Return the candidates of a detector whose best class scores above the threshold.
 
     Args:
-        scores: ``[C, A]`` of C classes at A places.
+        scores: scores of C classes for A candidates, ``[C, A]``.
         threshold: score to exceed.
-        count: most places to return, best first in no particular order.
+        count: maximum number of candidates to return: those with the highest scores, in no particular order.
 
     Returns:
-        Indices of places, classes, and scores, each ``[K]``.
+        Indices of the candidates, their best classes, and their scores, each ``[K]``.
     """
-    # The best score of all places is cheap to find; its class is looked up at the few places that remain.
+    # The best score of each candidate is cheap to find; its class is looked up only for the few that remain.
     best = scores.max(axis=0)
     places = np.flatnonzero(best > threshold)
     places = places[highest(best[places], count)]
     return places, scores[:, places].argmax(axis=0), best[places]
+
+
+def every_class(scores: FloatArray, threshold: float, count: int) -> tuple[Indices, Indices, FloatArray]:
+    """Return all pairs of a candidate and a class that score above the threshold.
+
+    Args:
+        scores: ``[C, A]`` of C classes for A candidates.
+        threshold: score that a pair must exceed.
+        count: maximum number of pairs to return, those with the highest scores, in no particular order.
+
+    Returns:
+        Indices of candidates, classes, and scores, each ``[K]``.
+    """
+    classes, places = np.nonzero(scores > threshold)
+    found: FloatArray = scores[classes, places]
+    few = highest(found, count)
+    return places[few], classes[few], found[few]
 
 
 def _to_source(points: FloatArray, geometry: Geometry) -> FloatArray:

@@ -1,4 +1,4 @@
-"""Results of queries: value types, and their form in results.jsonl."""
+"""Types of the results of queries (detections, classes, masks, text, ...), and their form in results.jsonl."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ __all__ = [
 ]
 
 RAW_VALUES = 4096
-"""Values of one output that a line of results.jsonl holds at most; larger outputs go to a file."""
+"""Maximum number of values of one raw output in a line of results.jsonl; larger outputs go to a file of their own."""
 
 SaveArray = Callable[[str, NDArray[Any]], str]
-"""A function that saves an output, given its name and values, and returns the path to write in its place."""
+"""Function that saves a raw output to a file, given its name and values, and returns the path for results.jsonl."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """Pixels of a source frame that belong to an object or a class."""
+    """Mask of an object or a class: the pixels of a source frame that belong to it."""
 
     size: tuple[int, int]
     """(height, width) of the source frame in pixels."""
     counts: str
-    """Compressed run-length encoding, as COCO writes it."""
+    """Compressed run-length encoding of the mask, as COCO's tools write it."""
 
     @classmethod
     def of(cls, inside: NDArray[np.generic], size: tuple[int, int] | None = None, at: tuple[int, int] = (0, 0)) -> Mask:
-        """Return the mask of an array.
+        """Return a mask of the pixels where an array is not 0.
 
         Args:
             inside: ``[h, w]``, not 0 inside the mask.
@@ -56,10 +56,10 @@ class Mask:
         return cls((int(rows), int(columns)), encode_mask(inside, size, at))
 
     def array(self) -> NDArray[np.bool_]:
-        """Return the mask as ``[height, width]``, true inside.
+        """Return the mask as an array of the frame's size, ``[height, width]``, true inside.
 
         Raises:
-            ValueError: the counts are damaged.
+            ValueError: the encoded mask is damaged.
         """
         whole = np.zeros(self.size, np.bool_)
         left, part = self.columns()
@@ -67,96 +67,96 @@ class Mask:
         return whole
 
     def columns(self) -> tuple[int, NDArray[np.bool_]]:
-        """Return the number of the first column that the mask touches, and its columns ``[height, columns]``.
+        """Return the columns of the frame that the mask touches: the first one's number, and ``[height, columns]``.
 
         Raises:
-            ValueError: the counts are damaged.
+            ValueError: the encoded mask is damaged.
         """
         return mask_columns(self.counts, self.size)
 
     def area(self) -> int:
-        """Return the number of pixels inside.
+        """Return the number of pixels inside the mask.
 
         Raises:
-            ValueError: the counts are damaged.
+            ValueError: the encoded mask is damaged.
         """
         return int(mask_counts(self.counts, self.size)[1::2].sum())
 
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """One detected object."""
+    """One object that a detector found in a frame: its box, score and class, and perhaps points and a mask."""
 
     box: tuple[float, float, float, float]
-    """x1, y1, x2, y2 in pixels of the source frame."""
+    """Box of the object, x1, y1, x2, y2 in pixels of the source frame."""
     score: float
-    """Confidence, 0 to 1."""
+    """Confidence of the detection, 0 to 1."""
     label: str
-    """Name of the class."""
+    """Name of the object's class."""
     class_id: int = -1
-    """Number of the class as the model counts; -1 if unknown."""
+    """Number of the object's class as the model counts; -1 if unknown."""
     landmarks: tuple[tuple[float, float], ...] = ()
-    """Points of a face: (x, y) in pixels of the source frame."""
+    """Landmarks of a face: (x, y) in pixels of the source frame."""
     keypoints: tuple[tuple[float, float, float], ...] = ()
-    """Joints of a body: (x, y) in pixels of the source frame, and the score of the point."""
+    """Keypoints of a body: (x, y) in pixels of the source frame, and the score of the point."""
     mask: Mask | None = None
     """Pixels of the object; None if the model gives no mask."""
 
 
 @dataclass(frozen=True, slots=True)
 class Class:
-    """One class of an image, with its score."""
+    """One class that a classifier gives an image, with its score."""
 
     label: str
-    """Name of the class."""
+    """Name of the class that the classifier gives the image."""
     score: float
-    """Probability, 0 to 1."""
+    """Probability of the class, 0 to 1."""
     class_id: int = -1
-    """Number of the class as the model counts; -1 if unknown."""
+    """Number of the class as the classifier counts; -1 if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
-    """Feature vector of an image."""
+    """Feature vector that an embedding model gives an image."""
 
     values: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentedClass:
-    """One class of a segmented frame."""
+    """One class of a semantically segmented frame, with the pixels that belong to it."""
 
     label: str
-    """Name of the class."""
+    """Name of the segmented class."""
     class_id: int
-    """Number of the class as the model counts; -1 if unknown."""
+    """Number of the class as the segmentation model counts; -1 if unknown."""
     mask: Mask
-    """Pixels of the class; at least one."""
+    """Pixels of the frame that belong to the class; at least one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Segmentation:
-    """Class of every pixel of a frame. Pixels in no mask belong to no class that is reported."""
+    """Semantic segmentation of a frame: one mask per class. Pixels outside all masks belong to no reported class."""
 
     size: tuple[int, int]
     """(height, width) of the source frame in pixels."""
     classes: tuple[SegmentedClass, ...]
-    """Classes that occur in the frame, the lowest number first."""
+    """Classes that occur in the frame, the lowest class number first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Text that a model read in a frame."""
+    """Text that a text recogniser read in a frame."""
 
     text: str
-    """Characters in reading order; empty if there are none."""
+    """Characters in reading order; empty if no text was read."""
     score: float
-    """Mean probability of the characters, 0 to 1; 0 for an empty text."""
+    """Mean probability of the text's characters, 0 to 1; 0 for an empty text."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Raw:
-    """Outputs of a model as they are. Two raw results are equal only if they are the same object."""
+    """Result of the task ``raw``: a model's outputs as they are. Two are equal only if they are the same object."""
 
     outputs: Mapping[str, NDArray[Any]]
     """Output name -> values, with the batch axis if the output has one."""
@@ -167,12 +167,12 @@ Result = tuple[Detection, ...] | tuple[Class, ...] | Embedding | Segmentation | 
 
 
 def result_to_json(result: Result, save: SaveArray | None = None) -> Any:
-    """Return the ``result`` field of a line of results.jsonl.
+    """Return a query's result as the JSON value of the field ``result`` in a line of results.jsonl.
 
     Args:
         result: result of a query.
-        save: saves an output of a raw result that has more than 4096 values. Without ``save``, only the dtype and
-            shape of these outputs are returned.
+        save: function that saves an output of a raw result that has more than 4096 values. Without ``save``, only the
+            dtype and shape of these outputs are returned.
 
     >>> result_to_json((Detection((1.0, 2.0, 3.0, 4.0), 0.5, "person"),))
     [{'box': [1.0, 2.0, 3.0, 4.0], 'score': 0.5, 'label': 'person'}]
@@ -209,7 +209,7 @@ def _class(item: Class) -> dict[str, Any]:
 
 
 def _numbered(label: str, class_id: int) -> dict[str, Any]:
-    """Return the fields of a class; a class without a number has no field for it."""
+    """Return a class as JSON fields: its label, and its number if it has one."""
     return {"label": label, "class_id": class_id} if class_id >= 0 else {"label": label}
 
 
@@ -218,7 +218,7 @@ def _mask(mask: Mask) -> dict[str, Any]:
 
 
 def _output(name: str, values: NDArray[Any], save: SaveArray | None) -> dict[str, Any]:
-    """Return the fields of one raw output. Values are one flat list, in the order of the last axis first."""
+    """Return one raw output as JSON fields. Values are one flat list in C order (the last axis varies fastest)."""
     found: dict[str, Any] = {"dtype": str(values.dtype), "shape": list(values.shape)}
     if values.size <= RAW_VALUES:
         found["values"] = _flat(values)
@@ -228,7 +228,7 @@ def _output(name: str, values: NDArray[Any], save: SaveArray | None) -> dict[str
 
 
 def _flat(values: NDArray[Any]) -> list[Any]:
-    """Return values as Python numbers. Floats of 16 and 32 bits get no more digits than tell them apart."""
+    """Return an array as a flat list for JSON. Floats of 16 and 32 bits get no more digits than tell them apart."""
     flat = values.reshape(-1)
     if values.dtype in (np.float16, np.float32):
         return [float(str(value)) for value in flat]

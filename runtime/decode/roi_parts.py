@@ -1,4 +1,4 @@
-"""Masks and keypoints of boxes from small maps: the last steps of Mask R-CNN and Keypoint R-CNN.
+"""Last steps of Mask R-CNN and Keypoint R-CNN: masks and keypoints from a small map per box.
 
 Results are those of torchvision's ``paste_masks_in_image`` and ``heatmaps_to_keypoints``.
 """
@@ -17,11 +17,11 @@ __all__ = ["heatmap_keypoints", "pasted_masks"]
 
 
 def pasted_masks(logits: FloatArray, boxes: FloatArray, geometry: Geometry) -> tuple[Mask, ...]:
-    """Return the mask of each box at the frame's size: the pixels whose probability is above 0.5.
+    """Enlarge Mask R-CNN's small map of each box to a mask of the frame: the pixels with a probability above 0.5.
 
     Args:
         logits: ``[K, h, w]``, before the sigmoid; each map covers its box.
-        boxes: ``[K, 4]`` in input pixels.
+        boxes: boxes of the objects, ``[K, 4]`` in input pixels.
         geometry: position of the frame in the input.
     """
     return tuple(
@@ -44,11 +44,11 @@ def _pasted(probabilities: FloatArray, box: FloatArray, size: tuple[int, int]) -
 
 
 def heatmap_keypoints(heatmaps: FloatArray, boxes: FloatArray) -> FloatArray:
-    """Return the keypoints of each box: the place where the enlarged heatmap is highest.
+    """Return Keypoint R-CNN's keypoints of each box: the points where the enlarged heatmaps are highest.
 
     Args:
         heatmaps: ``[K, P, h, w]`` logits of P keypoints; each map covers its box.
-        boxes: ``[K, 4]`` in input pixels.
+        boxes: boxes of the objects, ``[K, 4]`` in input pixels.
 
     Returns:
         ``[K, P, 3]``: x and y in input pixels, and a score, the sigmoid of the highest logit.

@@ -1,4 +1,4 @@
-"""Masks and keypoints at the end of a detector's rows."""
+"""Masks and keypoints that a detector's output holds in each row, behind box and scores."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["RowParts"]
 
 
 class RowParts:
-    """The last values of a row: coefficients of a mask, or keypoints; or nothing.
+    """Reader of the last values in each row of a detector's output: mask coefficients, keypoints, or nothing.
 
     Args:
-        spec: number of coefficients and keypoints.
+        spec: decoder's spec, with the numbers of mask coefficients and keypoints.
     """
 
     def __init__(self, spec: GridDecode | EndToEndDecode) -> None:
@@ -37,14 +37,14 @@ class RowParts:
         geometry: Geometry,
         outputs: Mapping[str, FloatArray],
     ) -> tuple[Detection, ...]:
-        """Return detections with their masks and keypoints.
+        """Return detections with the masks and keypoints that their rows hold.
 
         Args:
-            report: makes detections.
-            rows: rows of the output, ``[K, values]``, best first.
-            boxes: ``[K, 4]`` in input pixels.
-            scores: ``[K]``.
-            classes: ``[K]``.
+            report: rules by which boxes become detections.
+            rows: chosen rows of the detector's output, ``[K, values]``, best first.
+            boxes: box of each row, ``[K, 4]`` in input pixels.
+            scores: score of each row, ``[K]``.
+            classes: class of each row, ``[K]``.
             geometry: position of the frame in the input.
             outputs: outputs of the model, with the prototypes of masks.
         """

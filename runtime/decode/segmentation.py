@@ -1,4 +1,4 @@
-"""Semantic segmentation: a class for every pixel of the source frame."""
+"""Decoder of semantic segmentation models: a class for every pixel of the source frame."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ from .results import Mask, Segmentation, SegmentedClass
 __all__ = ["SegmentationDecoder"]
 
 _HALF = 0.5
-"""Score that a pixel must exceed if the query has no threshold."""
+"""Score that a pixel must exceed to belong to a class, if the query has no threshold."""
 _NONE = -1
-"""Class number of pixels that belong to no class."""
+"""Class number that stands for pixels which belong to no class."""
 _NEIGHBOURS = np.ones((3, 3), np.uint8)
 _Numbers = NDArray[np.int16]
-"""Class numbers of pixels, ``[H, W]``; -1 where a pixel belongs to no class."""
+"""Map of class numbers, ``[H, W]``; -1 where a pixel belongs to no class."""
 
 
 class SegmentationDecoder:
-    """A decoder that gives every pixel the class with the highest score, and returns a mask for each class.
+    """Decoder of segmentation models that gives every pixel its best class, and returns a mask for each class.
 
-    Scores are resized bilinearly to the model's input, cut to the part that the frame covers, and resized bilinearly to
-    the frame. Class numbers are taken from the nearest pixel. A pixel must exceed the query's threshold. Without one,
-    the threshold is 0.5 for one class and for scores that are sigmoids; otherwise every pixel has a class.
+    Scores are resized bilinearly to the frame, as Hugging Face's ``post_process_semantic_segmentation`` does. Those of
+    a letterboxed frame are first resized to the model's input and cut to the part that the frame covers. Class numbers
+    are taken from the nearest pixel. A pixel must exceed the query's threshold. Without one, the threshold is 0.5 for
+    one class and for scores that are sigmoids; otherwise every pixel has a class.
 
-    With one label less than classes, class 0 is the background. The background is never reported, nor is a class that
-    is called background.
+    If the query has one label less than the model has classes, class 0 is the background. The background is never
+    reported, nor is a class whose label is "background".
     """
 
     def __init__(self, spec: SegmentationDecode, context: DecodeContext) -> None:
@@ -50,6 +51,8 @@ class SegmentationDecoder:
 
     def __call__(self, outputs: Mapping[str, FloatArray], geometry: Geometry, run: RunStage) -> Segmentation:
         output = outputs[self._spec.output][0]
+        if self._spec.layout == "NHWC":
+            output = np.moveaxis(output, -1, 0)
         scores = output.reshape(-1, *output.shape[-2:])
         if self._spec.class_numbers:
             numbers = _nearest(scores[0], geometry)
@@ -62,7 +65,7 @@ class SegmentationDecoder:
         return Segmentation(geometry.source, tuple(self._classes(numbers)))
 
     def _binary(self, scores: FloatArray, geometry: Geometry) -> _Numbers:
-        """Return 0 for pixels of the only class."""
+        """Return the map of class numbers for a model with one class: 0 where a pixel belongs to it, otherwise -1."""
         bound = self._threshold
         assert bound is not None
         if self._spec.activation == "sigmoid":
@@ -71,7 +74,7 @@ class SegmentationDecoder:
         return np.where(_linear(scores, geometry) > bound, 0, _NONE).astype(np.int16)
 
     def _best(self, scores: FloatArray, geometry: Geometry) -> _Numbers:
-        """Return the class with the highest score of ``scores [C, h, w]``; the lowest number if several are equal."""
+        """Return the map of best classes of ``scores [C, h, w]``, at the frame's size; of equal classes the lowest."""
         if self._threshold is not None and self._spec.activation == "softmax":
             scores = np.moveaxis(softmax(np.moveaxis(scores, 0, -1)), -1, 0)
         first, *others = _possible(scores, geometry.input)
@@ -90,7 +93,7 @@ class SegmentationDecoder:
         return numbers
 
     def _classes(self, numbers: _Numbers) -> list[SegmentedClass]:
-        """Return the classes that occur and that the query reports."""
+        """Return the classes that occur in a map of class numbers and that the query reports, with their masks."""
         size = (numbers.shape[0], numbers.shape[1])
         found = []
         for number, counts in encode_classes(numbers).items():
@@ -104,9 +107,14 @@ class SegmentationDecoder:
 
 
 def _linear(plane: FloatArray, geometry: Geometry) -> FloatArray:
-    """Resize scores ``[h, w]`` that cover the input to ``[H, W]`` that covers the frame; not a copy if sizes agree."""
-    plane = _resized(np.ascontiguousarray(plane, np.float32), geometry.input)
-    return _resized(plane[geometry.covered], geometry.source)
+    """Resize the scores ``[h, w]`` of one class, which cover the model's input, to the frame's size ``[H, W]``.
+
+    The result is not a copy if the sizes agree.
+    """
+    plane = np.ascontiguousarray(plane, np.float32)
+    if geometry.valid != geometry.input:
+        plane = _resized(plane, geometry.input)[geometry.covered]
+    return _resized(plane, geometry.source)
 
 
 def _resized(plane: FloatArray, size: Sequence[int]) -> FloatArray:
@@ -117,7 +125,7 @@ def _resized(plane: FloatArray, size: Sequence[int]) -> FloatArray:
 
 
 def _nearest(plane: NDArray[Any], geometry: Geometry) -> _Numbers:
-    """Return the class number at the centre of every pixel of the frame, from numbers that cover the input."""
+    """Resize a map of class numbers from the model's input to the frame's size, by the nearest pixel."""
     rows, columns = (
         (((np.arange(source) + 0.5) * (valid / source) + before) * (have / whole)).astype(np.intp).clip(0, have - 1)
         for source, valid, before, whole, have in zip(
@@ -131,11 +139,11 @@ def _nearest(plane: NDArray[Any], geometry: Geometry) -> _Numbers:
 
 
 def _possible(scores: FloatArray, size: tuple[int, int]) -> list[int]:
-    """Return the numbers of the classes that may be the best somewhere after resizing; never empty.
+    """Return the numbers of the classes that may have the highest score of some pixel after resizing; never empty.
 
     A resized score is a weighted mean of neighbours: at most their maximum, at least their minimum. A class whose
-    maximum is everywhere below another class's minimum is nowhere the best. Most classes of a model with many fall out
-    here, before their scores are resized.
+    maximum is everywhere below another class's minimum is nowhere the best. This excludes most classes of a model with
+    many, before their scores are resized.
 
     Args:
         scores: ``[C, h, w]``.
@@ -144,8 +152,8 @@ def _possible(scores: FloatArray, size: tuple[int, int]) -> list[int]:
     everyone = list(range(len(scores)))
     if scores.shape[1] > size[0] or scores.shape[2] > size[1]:
         return everyone
-    # Neighbouring pixels of the input are at most one score apart, so the pixels that one pixel of the frame is made of
-    # lie in a square of 3 by 3 scores.
+    # Neighbouring pixels of the input are at most one score apart, so the pixels from which one pixel of the frame is
+    # computed lie in a square of 3 by 3 scores.
     planes = [np.ascontiguousarray(plane, np.float32) for plane in scores]
     least = np.max([cv2.erode(plane, _NEIGHBOURS) for plane in planes], axis=0)
     possible = [number for number in everyone if (cv2.dilate(planes[number], _NEIGHBOURS) >= least).any()]

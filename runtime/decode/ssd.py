@@ -1,4 +1,4 @@
-"""One-stage detectors with fixed anchors: SSD, SSDLite, RetinaNet.
+"""Decoder of one-stage detectors with fixed anchors: SSD, SSDLite, RetinaNet.
 
 Results are those of ``postprocess_detections`` of torchvision's SSD and RetinaNet.
 """
@@ -20,11 +20,11 @@ from .results import Detection
 __all__ = ["SsdDecoder"]
 
 _Candidates = tuple[Indices, Indices, FloatArray]
-"""Indices of anchors, classes (the background not counted) and scores of K candidates, each ``[K]``."""
+"""Candidates of a detector: anchor indices, classes (the background not counted) and scores, each ``[K]``."""
 
 
 class SsdDecoder:
-    """A decoder that keeps the best candidates of each class or level, and suppresses overlaps within each class."""
+    """Decoder of SSD and RetinaNet: keeps the best candidates of each class or level, suppresses overlaps per class."""
 
     def __init__(self, spec: SsdDecode, context: DecodeContext) -> None:
         self._spec = spec

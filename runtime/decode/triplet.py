@@ -1,4 +1,4 @@
-"""Final detections in three outputs: labels, boxes and scores."""
+"""Decoder of models whose final detections are three outputs: labels, boxes and scores."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["TripletDecoder"]
 
 
 class TripletDecoder:
-    """A decoder that reports the rows whose score exceeds the threshold, best first."""
+    """Decoder of final detections (labels, boxes, scores) that reports those with a score above the threshold."""
 
     def __init__(self, spec: TripletDecode, context: DecodeContext) -> None:
         self._spec, self._report = spec, DetectionReport(spec, context)

@@ -1,4 +1,4 @@
-"""YOLOv3-style heads (Redmon and Farhadi, "YOLOv3: An Incremental Improvement", section 2.1)."""
+"""Decoder of YOLOv3 and Tiny-YOLOv3 (Redmon and Farhadi, "YOLOv3: An Incremental Improvement", section 2.1)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["YoloDecoder"]
 
 
 class YoloDecoder:
-    """A decoder of several outputs, each with its stride and anchors.
+    """Decoder of YOLOv3-style models, which have several outputs, each with its stride and anchors.
 
     A box has its centre at (sigmoid(t_xy) + cell) * stride and the size exp(t_wh) * anchor. A score is
     sigmoid(objectness) * sigmoid(class). As in Darknet, a box is reported under every class whose score is above the
@@ -40,7 +40,7 @@ class YoloDecoder:
         return self._report.clipped(boxes[few], scores[few], classes[few], geometry)
 
     def _head(self, raw: FloatArray, head: YoloHead, anchors: FloatArray) -> tuple[FloatArray, FloatArray, Indices]:
-        """Return boxes, scores and classes of one output ``[A * (5 + classes), H, W]``."""
+        """Return the boxes, scores and classes above the threshold in one output ``[A * (5 + classes), H, W]``."""
         raw = raw.reshape(len(anchors), -1, *raw.shape[1:])
         # A score is at most the objectness, so the other values are read only where the objectness is high enough.
         anchor, y, x = np.nonzero(raw[:, 4] > logit(self._report.threshold))

@@ -1,4 +1,7 @@
-"""YOLOX (Ge et al., "YOLOX: Exceeding YOLO Series in 2021"); results are those of its ``postprocess``."""
+"""Decoder of YOLOX (Ge et al., "YOLOX: Exceeding YOLO Series in 2021").
+
+Results are those of ``postprocess`` in YOLOX's own code.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ __all__ = ["YoloxDecoder"]
 
 
 class YoloxDecoder:
-    """A decoder that reports each place under its best class, and suppresses overlaps within each class.
+    """Decoder of YOLOX that reports each candidate under its best class, and suppresses overlaps within each class.
 
     A box has its centre at (xy + cell) * stride and the size exp(wh) * stride. A score is objectness * class.
     """
@@ -36,6 +39,19 @@ class YoloxDecoder:
         values, stride = rows[places, :4], strides[places, None]
         # A huge exponent becomes infinity; a box that is not finite is left out.
         centers = (values[:, :2] + cells[places]) * stride
-        boxes = corners(np.concatenate([centers, np.exp(values[:, 2:]) * stride], axis=1))
+        boxes = _unrounded(corners(np.concatenate([centers, np.exp(values[:, 2:]) * stride], axis=1)), geometry)
         kept = self._report.choose(boxes, scores, classes)
         return self._report.report(boxes[kept], scores[kept], classes[kept], geometry)
+
+
+def _unrounded(boxes: FloatArray, geometry: Geometry) -> FloatArray:
+    """Return boxes ``[K, 4]`` that are mapped back to the frame by its exact ratio, as YOLOX does.
+
+    YOLOX rounds the sides of a letterboxed frame down to pixels, but divides boxes by the ratio before rounding.
+    """
+    ratio = min(side / length for side, length in zip(geometry.input, geometry.source, strict=True))
+    height, width = (length * ratio for length in geometry.source)
+    is_letterbox = abs(geometry.valid[0] - height) < 1 and abs(geometry.valid[1] - width) < 1
+    if geometry.offset != (0, 0) or not is_letterbox:
+        return boxes
+    return boxes * np.array([geometry.valid[1] / width, geometry.valid[0] / height] * 2, np.float32)

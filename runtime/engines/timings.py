@@ -7,7 +7,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from ..device_cache import write_whole
+from ...durable import write_whole
 
 __all__ = ["Timings"]
 

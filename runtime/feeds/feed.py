@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from threading import Condition, Event, Thread
-from time import monotonic
+from time import monotonic, time
 
-from ...frames.frame import Frame
-from ...frames.reader import Picture, Reader, reason_of
+from ...frames.frame import Frame, Image
+from ...frames.reader import Picture, Reader, SilentError, reason_of
 from ...frames.source import FrameSource
 from ..trace import Watch, unwatched
-from .pacing import Backoff, Decimator, Timeline
+from .feed_state import FeedCounts, FeedState, StateName
+from .pacing import Backoff, Decimator, Pacer, Patience, Timeline
 
 __all__ = ["Feed"]
 
@@ -20,8 +22,6 @@ _log = logging.getLogger(__name__)
 
 _OFFLINE_DEPTH = 2
 """Maximum number of frames that a feed holds in an offline run; then its thread waits until a frame is taken."""
-_MAX_LAG_S = 1.0
-"""Maximum seconds by which a paced recording may be late. After a longer stall it does not catch up."""
 
 
 class Feed:
@@ -32,8 +32,8 @@ class Feed:
     dropped: the thread waits until frames are taken.
 
     A camera or stream that ends or fails is opened again after a pause, which doubles with each attempt that gives no
-    frame. Each restart is counted in ``restarts``, and its reason is kept in ``error``. A recording ends the feed with
-    its last frame. A recording that fails in the middle ends the feed with ``error``, or is restarted if it loops.
+    frame. The reason of the newest restart is kept in ``error``. A recording ends the feed with its last frame, or with
+    ``error`` if it fails. A recording that loops is opened again like a camera, if it gave a frame before.
 
     Args:
         name: name of the feed.
@@ -55,18 +55,16 @@ class Feed:
         watch: Watch = unwatched,
     ) -> None:
         self.name = name
-        self.delivered = 0
-        """Number of frames delivered so far, which is the index of the next frame."""
+        self.counts = FeedCounts()
+        """Counts of delivered pictures, of pictures that were left out, and of restarts."""
         self.dropped = 0
         """Number of delivered frames that newer frames replaced before they were taken."""
-        self.restarts = 0
-        """Number of times that the source was opened again, after an end or a failure."""
-        self.error: str | None = None
-        """Reason of the feed's last restart, or of its end; None if there was no failure."""
         self._source = source
         self._loop = loop
         self._backoff = backoff or Backoff()
+        self._patience = Patience()
         self._watch = watch
+        self._state = FeedState(name)
         self._decimator = Decimator(fps)
         self._timeline = Timeline()
         self._box: deque[Frame] = deque()
@@ -81,18 +79,39 @@ class Feed:
         """Time at which the first picture was read, in seconds of the monotonic clock."""
         self._seen = 0
         """Number of pictures read so far, over all openings of the source."""
-        self._corrupt = 0
-        """Number of corrupt frames in readers that were closed."""
-        self._reader: Reader | None = None
-        self._due: float | None = None
-        """Time, in seconds of the monotonic clock, at which time 0 of a paced recording is due."""
+        self._pacer = Pacer()
+        self._arrived = 0.0
         self._thread: Thread | None = None
 
     @property
+    def delivered(self) -> int:
+        """Number of frames delivered so far, which is the index of the next frame."""
+        return self.counts.delivered
+
+    @property
     def corrupt(self) -> int:
-        """Number of frames that could not be decoded so far."""
-        reader = self._reader
-        return self._corrupt + (reader.corrupt if reader is not None else 0)
+        """Number of pictures that were left out so far because they are damaged or cannot be converted."""
+        return self.counts.corrupt
+
+    @property
+    def restarts(self) -> int:
+        """Number of times that the source was opened again, after an end or a failure."""
+        return self.counts.restarts
+
+    @property
+    def error(self) -> str | None:
+        """Reason of the feed's last restart, or of its end; None if there was no failure."""
+        return self._state.error
+
+    @property
+    def state(self) -> StateName:
+        """State of the feed: ``starting``, ``running``, ``reconnecting``, ``ended`` or ``failed``."""
+        return self._state.name
+
+    @property
+    def lag_ms(self) -> float:
+        """Milliseconds by which the newest frame of a camera was older than the moment at which it was delivered."""
+        return self._state.lag_ms
 
     @property
     def waiting(self) -> bool:
@@ -134,7 +153,7 @@ class Feed:
                 return frame
             self._wake.notify_all()
             # Offline a frame arrives when it is taken: the time that it was held is not latency.
-            return replace(frame, arrived=monotonic())
+            return replace(frame, arrived=monotonic(), at=time())
 
     def stop(self) -> None:
         """Stop delivering frames. Do not wait for the feed's thread. Idempotent."""
@@ -156,7 +175,7 @@ class Feed:
             self._read_until_over()
         except Exception as error:
             _log.exception("feed %s: given up", self.name)
-            self.error = reason_of(error)
+            self._state.end(reason_of(error))
         finally:
             with self._wake:
                 self._done = True
@@ -166,65 +185,78 @@ class Feed:
         """Read the source, and open it again after an end or a failure, until the feed ends."""
         attempt = -1
         while not self._over():
-            before = self._seen
-            reason, finite = self._pass()
+            before, began = self._seen, monotonic()
+            reason, finite, again_s = self._pass()
             if self._over():
-                return
+                break
             empty = self._seen == before
+            if again_s is not None and reason is None and self._seen == before + 1:
+                self._stop.wait(max(0.0, again_s - (monotonic() - began)))
+                continue
             if not self._source.live or (finite and reason is None):
                 if reason is None and empty:
                     reason = "there is no readable frame in it"
                 if reason is None and self._loop:
                     continue
-                # A recording that gave no frame will give none the next time either.
-                if reason is None or empty or not self._loop:
-                    self._end(reason)
+                # A recording that never gave a frame will give none the next time either.
+                if reason is None or not self._loop or not self._seen:
+                    self._state.end(reason)
                     return
             attempt = attempt + 1 if empty else 0
-            self._restart(reason or "the stream ended", self._backoff.delay(attempt))
+            delay = self._backoff.delay(attempt)
+            self.counts.restarts += 1
+            self._state.restart(reason or "the stream ended", delay)
+            self._stop.wait(delay)
+        if not self._stop.is_set():
+            self._state.end(None)
 
-    def _pass(self) -> tuple[str | None, bool]:
+    def _pass(self) -> tuple[str | None, bool, float | None]:
         """Read the source once, to its end or a failure.
 
         Returns:
-            The reason of a failure, or None; and whether the source is a recording that was read without a failure.
+            The reason of a failure, or None; whether the source is a recording that was read without a failure; and
+            the seconds from one opening to the next of a source that gives one picture per opening.
         """
         reader: Reader | None = None
+        before = self._seen
         try:
-            reader = self._reader = self._source.open()
+            reader = self.counts.reader = self._source.open(self._patience.factor)
             at = monotonic() - self._began if self._source.live and self._seen else None
             self._timeline.begin(at, period=reader.period)
             for picture in reader:
                 if not self._seen:
                     self._began = monotonic()
                 self._seen += 1
-                self._offer(picture, paced=self._live and reader.finite)
+                self._offer(picture, reader)
                 if self._over():
                     break
-            return None, reader.finite
+            return None, reader.finite, reader.again_s
         except Exception as error:
-            return reason_of(error), False
+            if isinstance(error, SilentError):
+                self._patience.silent(self._seen - before)
+            return reason_of(error), False, None
         finally:
             if reader is not None:
-                self._corrupt, self._reader = self._corrupt + reader.corrupt, None
+                self.counts.close_reader()
                 reader.close()
 
-    def _offer(self, picture: Picture, *, paced: bool) -> None:
+    def _offer(self, picture: Picture, reader: Reader) -> None:
         """Decode a picture and hold it as a frame, unless the rate limit leaves it out.
 
         In a live run, the oldest frame is dropped if there is no room. In an offline run, the call waits for room.
         """
         stamp, load = picture
-        time = self._timeline(stamp)
-        if not self._decimator.keep(time):
+        is_stream = self._source.live and not reader.finite
+        moment = self._timeline(stamp, monotonic() if is_stream else None)
+        if not self._decimator.keep(moment, clocked=reader.clocked):
+            self.counts.left_out += 1
             return
-        began = monotonic()
-        image = load()
-        self._watch("frame", began, monotonic())
-        image.flags.writeable = False
-        if paced:
-            self._pace(time)
-        frame = Frame(self.name, self.delivered, image, time, monotonic())
+        image = self._convert(load)
+        if image is None:
+            return
+        if self._live and reader.finite:
+            self._stop.wait(self._pacer.wait(moment, monotonic()))
+        frame = self._frame(image, moment, reader)
         with self._wake:
             if self._live:
                 if not self._stop.is_set() and len(self._box) == self._depth:
@@ -236,30 +268,32 @@ class Feed:
             if self._stop.is_set():
                 return
             self._box.append(frame)
-            self.delivered += 1
+            self.counts.delivered += 1
             self._wake.notify_all()
+        self._state.deliver(monotonic() - frame.arrived if is_stream else 0.0, self.counts.behind)
 
-    def _pace(self, time: float) -> None:
-        """Wait until the frame at ``time`` seconds of the recording is due."""
+    def _convert(self, load: Callable[[], Image]) -> Image | None:
+        """Return the pixels of a picture; count it as corrupt and return None if it cannot be converted."""
+        began = monotonic()
+        try:
+            image = load()
+        except Exception as error:
+            # Any exception, also MemoryError: one picture must not end the feed.
+            self.counts.unconverted += 1
+            self._state.note(f"a picture cannot be converted: {reason_of(error)}")
+            return None
+        self._watch("frame", began, monotonic())
+        image.flags.writeable = False
+        return image
+
+    def _frame(self, image: Image, moment: float, reader: Reader) -> Frame:
+        """Return a frame of an image, with its index and its times."""
         now = monotonic()
-        # Like a camera, a recording goes on at its normal rate after a stall, and does not hurry to catch up.
-        if self._due is None or now - (self._due + time) > _MAX_LAG_S:
-            self._due = now - time
-        self._stop.wait(max(0.0, self._due + time - now))
+        captured = now if reader.captured is None else reader.captured
+        # A better estimate of the camera's clock must not make a frame older than the one before it.
+        self._arrived = min(now, max(captured, self._arrived))
+        return Frame(self.name, self.delivered, image, moment, self._arrived, time() - (now - self._arrived))
 
     def _over(self) -> bool:
         """Return whether the feed was stopped or has reached its limit."""
         return self._stop.is_set() or (self._limit is not None and self.delivered >= self._limit)
-
-    def _end(self, reason: str | None) -> None:
-        """Note and log the reason why the feed ends, if it ends because of a failure."""
-        if reason is not None:
-            self.error = reason
-            _log.warning("feed %s: ended: %s", self.name, reason)
-
-    def _restart(self, reason: str, delay: float) -> None:
-        """Count a restart, note its reason, and pause for ``delay`` seconds."""
-        self.error = reason
-        self.restarts += 1
-        _log.warning("feed %s: %s; trying again in %.1f s", self.name, reason, delay)
-        self._stop.wait(delay)

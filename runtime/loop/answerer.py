@@ -28,12 +28,20 @@ class Answerer:
         sinks: receivers of results, failures, and frames that no query will take any more.
         trace: trace that records every frame that is answered.
         max_failures: number of failures in a row after which a query is given up.
+        again: whether a query that was given up is tried again after a pause.
     """
 
     def __init__(
-        self, infer: Infer, sinks: Sequence[Sink] = (), trace: Trace | None = None, max_failures: int = 10
+        self,
+        infer: Infer,
+        sinks: Sequence[Sink] = (),
+        trace: Trace | None = None,
+        max_failures: int = 10,
+        *,
+        again: bool = False,
     ) -> None:
-        self._infer, self._sinks, self._trace, self._max_failures = infer, sinks, trace, max_failures
+        self._infer, self._sinks, self._trace = infer, sinks, trace
+        self._max_failures, self._again = max_failures, again
 
     def answer(self, query: QueryState, frame: Frame) -> None:
         """Run a query on a frame. An exception of the query is logged and counted, not raised.
@@ -51,6 +59,8 @@ class Answerer:
         if self._trace is not None:
             self._trace.span("run", query.name, began, now, frame=frame.index)
         latency_ms = (now - frame.arrived) * 1000
+        if query.gave_up:
+            _log.warning("query %s: answers again", query.name)
         query.succeeded(frame, result, latency_ms)
         for sink in self._sinks:
             sink.on_result(query.name, frame, result, latency_ms)
@@ -66,10 +76,11 @@ class Answerer:
                 sink.on_frame(frame, results)
 
     def _fail(self, query: QueryState, frame: Frame, message: str) -> None:
-        query.failed(message, self._max_failures)
+        query.failed(message, self._max_failures, again=self._again)
         _log.warning("query %s: frame %d of feed %s: %s", query.name, frame.index, frame.feed, message)
         if not query.alive:
             count = query.counters.failures_in_a_row
-            _log.error("query %s: given up after %d failures in a row: %s", query.name, count, message)
+            later = f"; tried again in {query.pause:.0f} s" if self._again else ""
+            _log.error("query %s: given up after %d failures in a row: %s%s", query.name, count, message, later)
         for sink in self._sinks:
             sink.on_error(query.name, frame, message)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from time import monotonic
 
 from ...frames.frame import Frame
 from ..decode.results import Result
@@ -13,6 +15,9 @@ from .counters import QueryCounters
 from .summary import QueryStats
 
 __all__ = ["Channel", "Left", "QueryState"]
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 10.0, 600.0
+"""Seconds before a query that was given up is tried again: the first time, and at most. The pause doubles each time."""
 
 Left = tuple[Frame, Mapping[str, Result]]
 """Frame that no query will take any more, and a mapping: query -> newest result on that frame or an earlier one."""
@@ -26,14 +31,31 @@ class QueryState:
     channel: Channel
     handled: int = -1
     """Index of the newest frame that the query took; -1 before the first frame."""
-    alive: bool = True
-    """Whether the query still runs; False after it was given up because of its failures."""
+    tried_again_at: float = -math.inf
+    """When the query is tried again after it was given up, in seconds of the monotonic clock; infinity for never."""
+    pauses: int = 0
+    """Number of times that the query was given up since its last answer."""
     counters: QueryCounters = field(default_factory=QueryCounters)
 
     @property
+    def alive(self) -> bool:
+        """Whether the query takes frames; False while it is given up because of its failures."""
+        return monotonic() >= self.tried_again_at
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether the query was given up and has not answered since."""
+        return self.pauses > 0
+
+    @property
+    def pause(self) -> float:
+        """Seconds until the query is tried again; infinity for never."""
+        return max(0.0, self.tried_again_at - monotonic())
+
+    @property
     def waiting(self) -> list[Frame]:
-        """Frames that the query has not taken yet, oldest first; empty once the query was given up."""
-        return [frame for frame in self.channel.frames if self.alive and frame.index > self.handled]
+        """Frames that the query has not taken yet, oldest first; empty while the query is given up."""
+        return [frame for frame in self.channel.frames if frame.index > self.handled] if self.alive else []
 
     def fresh(self, most: int, oldest: float, *, live: bool) -> list[Frame]:
         """Return the frames that the query should take now, oldest first.
@@ -63,16 +85,30 @@ class QueryState:
     def succeeded(self, frame: Frame, result: Result, latency_ms: float) -> None:
         """Store and count the result on a frame, which came ``latency_ms`` milliseconds after the frame's arrival."""
         self.counters.count_answer(latency_ms)
+        self.pauses = 0
         self.channel.results.setdefault(frame.index, {})[self.name] = result
 
-    def failed(self, message: str, max_failures: int) -> None:
-        """Count a failure of the query, and give the query up after ``max_failures`` failures in a row."""
+    def failed(self, message: str, max_failures: int, *, again: bool = False) -> None:
+        """Count a failure of the query, and give the query up after ``max_failures`` failures in a row.
+
+        Args:
+            message: reason of the failure.
+            max_failures: number of failures in a row after which the query is given up. After a pause, one is enough.
+            again: whether a query that is given up is tried again after a pause, which doubles each time.
+        """
         self.counters.count_failure(message)
-        self.alive = self.counters.failures_in_a_row < max_failures
+        if self.counters.failures_in_a_row < max_failures:
+            return
+        pause = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**self.pauses) if again else math.inf
+        self.tried_again_at = monotonic() + pause
+        self.pauses = min(self.pauses + 1, 100)
+        self.counters.given_up += 1
+        # The last result of a query that was given up says nothing about the present.
+        self.channel.last.pop(self.name, None)
 
     def stats(self) -> QueryStats:
-        """Return the statistics of the query for the run's summary."""
-        return self.counters.stats(self.channel.feed, gave_up=not self.alive)
+        """Return the statistics of the query up to now."""
+        return self.counters.stats(self.channel.feed, gave_up=self.gave_up)
 
 
 @dataclass(slots=True, eq=False)
@@ -96,8 +132,8 @@ class Channel:
 
     @property
     def wanted(self) -> bool:
-        """Whether the feed still needs to deliver frames, because at least one of its queries was not given up."""
-        return any(query.alive for query in self.queries)
+        """Whether the feed still needs to deliver frames, because a query takes them now or is tried again later."""
+        return any(query.tried_again_at < math.inf for query in self.queries)
 
     def advance(self, *, live: bool) -> list[Left]:
         """Take in the frames that the feed holds.
@@ -135,5 +171,4 @@ class Channel:
         return [(frame, {query.name: self.last[query.name] for query in self.queries if self._has_result(query)})]
 
     def _has_result(self, query: QueryState) -> bool:
-        # The last result of a query that was given up says nothing about the present.
-        return query.alive and query.name in self.last
+        return not query.gave_up and query.name in self.last

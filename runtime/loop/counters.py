@@ -1,4 +1,4 @@
-"""Counters of one query during a run."""
+"""Counters of one query's frames, answers and failures during a run."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ class QueryCounters:
     """Number of frames on which the query failed."""
     failures_in_a_row: int = 0
     """Number of failures since the last answer."""
+    given_up: int = 0
+    """Number of times that the query was given up."""
     last_error: str | None = None
     """Message of the newest failure; None if there was no failure."""
     latencies: deque[float] = field(default_factory=lambda: deque(maxlen=_LATENCIES))
@@ -46,14 +48,17 @@ class QueryCounters:
 
         Args:
             feed: feed of the query. All frames that the feed delivered count: a frame without an answer was skipped.
-            gave_up: whether the query was given up.
+            gave_up: whether the query was given up and has not answered since.
         """
+        # Read before the frames: this may be called while the run goes on, and frames = processed + skipped must hold.
+        processed = self.processed
         return QueryStats(
             feed=feed.name,
             frames=feed.delivered,
-            processed=self.processed,
+            processed=processed,
             errors=self.errors,
             last_error=self.last_error,
             gave_up=gave_up,
-            latency=Latency.of(self.latencies),
+            given_up=self.given_up,
+            latency=Latency.of(list(self.latencies)),
         )

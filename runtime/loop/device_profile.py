@@ -15,9 +15,9 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from ...bundles.reader import Bundle
+from ...durable import write_whole
 from ...errors import InputError
 from ..backends import Backend
-from ..device_cache import write_whole
 from ..planning.profile import Profile, parse_profile
 from .measure_times import MeasureProgress, Times, measure_times
 
@@ -124,7 +124,7 @@ def _profile(bundle: Bundle, backend: Backend, times: Times) -> Profile:
 
 
 def _read(path: Path, bundle: Bundle, backend: Backend) -> Times | None:
-    """Return the measured times in a file; None if it is missing, damaged, or written for another bundle or device."""
+    """Return the load and run times in a cache file; None if the file is missing, damaged, or for another bundle."""
     try:
         # A cache may have come with a bundle from elsewhere. A link could lead out of the cache; reading a pipe blocks.
         if not stat.S_ISREG(path.lstat().st_mode):

@@ -28,7 +28,7 @@ ROUNDS = 5
 _LOADS = 15
 """Maximum number of timed loads of each segment."""
 _LONG_S = 1.0
-"""Seconds that a turn may take before turns with more frames are no longer measured. A longer SLA counts instead."""
+"""Duration of a turn in seconds (or the SLA, if longer) above which turns with more frames are not measured."""
 _ENOUGH_S = 3.0
 """Total seconds of one model's turns, or of one segment's loads, after which the measurement is not repeated."""
 

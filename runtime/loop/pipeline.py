@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from threading import Event
 
@@ -31,13 +31,15 @@ def run_pipeline(
     swapping: Swapping | None = None,
     trace: Trace | None = None,
     max_failures: int = 10,
+    started: Callable[[Callable[[], RunStats]], None] = lambda stats: None,
 ) -> RunStats:
     """Run every query on its feed until the feeds end, a limit is reached or ``stop`` is set.
 
     In a live run, a query takes the newest frames of its feed in its turn: as many as the plan allows and as can be
     answered in time. Other frames are skipped. In an offline run, every query processes every frame. The frames of a
     turn are run one after the other. A query that fails on a frame skips that frame and goes on; after ``max_failures``
-    failures in a row the query is given up. The run ends when all queries are given up.
+    failures in a row the query is given up. A live run tries it again after a pause, which doubles each time. An
+    offline run does not, and ends when all queries are given up.
 
     A new plan is made when a query is given up, when a feed has ended or gives no frames, and when runs take much
     longer or shorter than the profile says.
@@ -55,6 +57,8 @@ def run_pipeline(
         swapping: input of plans; when left out, all weights are in memory and each turn takes one frame.
         trace: trace that records every frame that is answered.
         max_failures: number of failures in a row after which a query is given up.
+        started: function called when the run begins, with a function that returns the statistics up to now and may be
+            called on any thread.
 
     Raises:
         InputError: there are no queries, or a limit is not positive.
@@ -65,9 +69,10 @@ def run_pipeline(
         for sink in sinks:
             stack.callback(sink.close)
         _check(queries, feeds, frames, duration)
-        answerer = Answerer(infer, sinks, trace, max_failures)
+        answerer = Answerer(infer, sinks, trace, max_failures, again=live)
         runner = Runner(queries, feeds, answerer, swapping, live=live, stop=stop or Event())
         stack.callback(runner.halt)
+        started(runner.stats)
         return runner.run(frames, duration)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from threading import Condition, Event
 from time import monotonic
 
@@ -92,7 +93,7 @@ class Runner:
         seconds = monotonic() - self._began
         for channel in self._channels.values():
             self._answerer.tell_left(channel.close())
-        return self._stats(seconds)
+        return replace(self.stats(), seconds=seconds)
 
     def halt(self) -> None:
         """Stop all feeds, which deliver no frames afterwards, and wait for their threads. Idempotent."""
@@ -197,15 +198,14 @@ class Runner:
         heard = channel.frames[-1].arrived if channel.frames else self._began
         return not self._live or (monotonic() - heard) * 1e3 < max(_SILENT_MS, 3e3 / self._fps[name])
 
-    def _stats(self, seconds: float) -> RunStats:
+    def stats(self) -> RunStats:
+        """Return the statistics up to now. May be called on any thread while the runner runs."""
         plan = self._conductor.plan
         feeds = {name: channel.feed for name, channel in self._channels.items()}
         return RunStats(
-            seconds=seconds,
+            seconds=monotonic() - self._began,
             queries={name: query.stats() for name, query in self._queries.items()},
-            feeds={
-                name: FeedStats(feed.delivered, feed.restarts, feed.corrupt, feed.error) for name, feed in feeds.items()
-            },
+            feeds={name: FeedStats.of(feed) for name, feed in feeds.items()},
             blocked_ms=self._conductor.blocked_ms,
             plan=PlanStats(plan.order, plan.batches, self._review.replans),
         )

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...errors import InputError
+from ..feeds import Feed
+from ..feeds.feed_state import StateName
 
 __all__ = ["FeedStats", "Latency", "MemoryUse", "PlanStats", "QueryStats", "RunStats", "Summary", "SwapStats"]
 
@@ -50,7 +49,9 @@ class QueryStats:
     last_error: str | None = None
     """Message of the newest failure; None if there was no failure."""
     gave_up: bool = False
-    """Whether the query failed too often in a row and was left out from then on."""
+    """Whether the query failed too often in a row, was given up, and has not answered since."""
+    given_up: int = 0
+    """Number of times that the query was given up; it is tried again after a pause."""
     latency: Latency = field(default_factory=Latency)
 
     @property
@@ -63,14 +64,59 @@ class QueryStats:
 class FeedStats:
     """Statistics of one feed in a run."""
 
-    frames: int
+    delivered: int
     """Number of frames that the feed delivered."""
     restarts: int = 0
     """Number of times that the source was opened again, after an end or a failure."""
     corrupt: int = 0
-    """Number of frames that could not be decoded."""
+    """Number of pictures that were left out because they are damaged or could not be converted."""
     error: str | None = None
     """Reason of the feed's last restart, or of its end; None if there was no failure."""
+    withheld: int = 0
+    """Number of good pictures that were held back until a key frame, because a picture before them was damaged."""
+    behind: int = 0
+    """Number of pictures that were left out because the feed was behind its camera."""
+    left_out: int = 0
+    """Number of good pictures that the feed's ``fps`` left out. They are not part of ``captured``."""
+    lag_ms: float = 0.0
+    """Milliseconds from the moment when the camera sent the newest frame to the frame's delivery."""
+    state: StateName = "starting"
+
+    @property
+    def captured(self) -> int:
+        """Number of pictures that the feed read, without those that ``fps`` left out."""
+        return self.delivered + self.corrupt + self.withheld + self.behind
+
+    @classmethod
+    def of(cls, feed: Feed) -> FeedStats:
+        """Return the statistics of a feed up to now."""
+        counts = feed.counts
+        return cls(
+            delivered=counts.delivered,
+            restarts=counts.restarts,
+            corrupt=counts.corrupt,
+            error=feed.error,
+            withheld=counts.withheld,
+            behind=counts.behind,
+            left_out=counts.left_out,
+            lag_ms=feed.lag_ms,
+            state=feed.state,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the feed's object in summary.json: captured = frames + corrupt + withheld + behind, always."""
+        return {
+            "frames": self.delivered,
+            "captured": self.captured,
+            "restarts": self.restarts,
+            "corrupt": self.corrupt,
+            "withheld": self.withheld,
+            "behind": self.behind,
+            "left_out": self.left_out,
+            "lag_ms": _rounded(self.lag_ms),
+            "state": self.state,
+            "error": self.error,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +155,7 @@ class MemoryUse:
 
 @dataclass(frozen=True, slots=True)
 class SwapStats:
-    """Loads of segments during a run."""
+    """Number, bytes and waiting time of the segment loads during a run."""
 
     count: int = 0
     """Number of segment loads; a segment counts each time that it is loaded."""
@@ -128,39 +174,50 @@ class Summary:
     memory: MemoryUse = field(default_factory=MemoryUse)
     swaps: SwapStats = field(default_factory=SwapStats)
     policy: str = "gemel"
+    run_id: str = ""
+    """Identifier of the run, which stands in every line of its results."""
+    outputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Output -> its counts and state."""
+    stopped: bool = False
+    """Whether the run was stopped from outside, such as by a signal."""
+    unwritten: str | None = None
+    """Reason why summary.json could not be written at the end; None if it was, or was not wanted."""
 
     @property
     def failures(self) -> dict[str, str]:
-        """Query -> reason, of the queries that were given up, failed on every frame, or whose feed gave no frame.
+        """Name -> reason, of the queries and outputs that failed, and of summary.json if it could not be written.
 
-        A camera that was opened again and then delivered frames is no failure.
+        A query failed if it was given up, failed on every frame, or its feed gave no frame. An output failed if it did
+        not work at the end of the run.
+
+        A camera that was opened again and then delivered frames is no failure. A recording that could not be read to
+        its end is one. If the run was stopped from outside, a camera that gave no frame until then is none.
         """
         failed: dict[str, str] = {}
         for name, query in self.run.queries.items():
             feed = self.run.feeds[query.feed]
             if query.gave_up or (query.errors and not query.processed):
                 failed[name] = query.last_error or "given up"
-            elif feed.error is not None and feed.frames == 0:
-                failed[name] = feed.error
+            elif feed.error is not None and (feed.state == "failed" or (feed.delivered == 0 and not self.stopped)):
+                named = feed.error.startswith("feed ")
+                failed[name] = feed.error if named else f"feed {query.feed}: {feed.error}"
+        for name, output in self.outputs.items():
+            if output["state"] == "failing":
+                failed[f"output {name}"] = str(output["error"])
+        if self.unwritten is not None:
+            failed["summary"] = self.unwritten
         return failed
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of summary.json as a dictionary. For every query, frames = processed + skipped."""
         run = self.run
         return {
+            "run": self.run_id,
             "seconds": _rounded(run.seconds),
             "backend": self.backend,
             "memory": {"budget": self.memory.budget, "peak": self.memory.peak},
             "queries": {name: _query(stats, run.seconds) for name, stats in run.queries.items()},
-            "feeds": {
-                name: {
-                    "frames": stats.frames,
-                    "restarts": stats.restarts,
-                    "corrupt": stats.corrupt,
-                    "error": stats.error,
-                }
-                for name, stats in run.feeds.items()
-            },
+            "feeds": {name: stats.to_json() for name, stats in run.feeds.items()},
             "swaps": {
                 "count": self.swaps.count,
                 "bytes": self.swaps.bytes,
@@ -172,18 +229,8 @@ class Summary:
                 "batches": dict(run.plan.batches),
                 "replans": run.plan.replans,
             },
+            "outputs": {name: dict(output) for name, output in self.outputs.items()},
         }
-
-    def write(self, path: Path) -> None:
-        """Write the statistics of the run to the file summary.json.
-
-        Raises:
-            InputError: the file cannot be written.
-        """
-        try:
-            path.write_text(json.dumps(self.to_json(), indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"{path}: cannot write the summary: {error.strerror}") from error
 
 
 def _query(stats: QueryStats, seconds: float) -> dict[str, Any]:
@@ -197,6 +244,7 @@ def _query(stats: QueryStats, seconds: float) -> dict[str, Any]:
         "errors": stats.errors,
         "last_error": stats.last_error,
         "gave_up": stats.gave_up,
+        "given_up": stats.given_up,
     }
 
 

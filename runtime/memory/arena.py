@@ -182,7 +182,7 @@ class Arena(ABC):
             self._residences[name].users -= 1
 
     def evict(self) -> None:
-        """Evict from memory every segment that no model holds."""
+        """Evict every segment that no running model holds from memory."""
         self._settle()
         self._transfer(self._idle(), [], waits=True)
 

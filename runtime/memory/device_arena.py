@@ -1,9 +1,9 @@
 """Device arena: segments of one blob in one allocation on a device.
 
 The allocation is made once and never grows. A :class:`Slab` chooses the offset of each segment in the allocation.
-Segments are copied from the mapped blob through two page-locked buffers: one is filled while the other is copied to the
-device. If free memory is split into pieces that are too small for a segment, the arena moves its segments together
-between two runs.
+Segments are read from the blob's file into two page-locked buffers: one is filled while the other is copied to the
+device. On a device that reads the machine's own memory, they are copied from the mapped file. If free memory is split
+into pieces that are too small for a segment, the arena moves its segments together between two runs.
 
 The loader thread does all loads, evictions and moves, in the order of the requests. Only that thread uses the slab, the
 stream and the buffers. Other threads read only the addresses of segments.
@@ -27,6 +27,7 @@ from ...bundles.manifest import SegmentSpec, TensorSpec
 from ...errors import BackendError
 from ..device import Device
 from .arena import WARM, Arena, Loading
+from .guarded_file import GuardedFile
 from .host_arena import forget
 from .slab import Move, Slab
 
@@ -45,7 +46,7 @@ class DeviceArena(Arena):
 
     Args:
         device: device that holds the segments. The caller closes the device, after this arena.
-        path: file of the blob, which is mapped read-only.
+        path: file of the blob.
         tensors: tensor id -> offset, length, dtype and shape of the tensor in the blob.
         segments: segment -> offset, length and tensors of the segment in the blob.
         budget: maximum bytes that may be resident at once; enough for all segments when left out. The arena allocates
@@ -69,12 +70,13 @@ class DeviceArena(Arena):
         loading: Loading = WARM,
     ) -> None:
         super().__init__({name: self.footprint(spec.length) for name, spec in segments.items()}, budget, loading)
-        self._device, self._path = device, path
+        self._device, self._file = device, GuardedFile(path)
         self._tensors, self._segments = tensors, segments
         self._segment_of = {tensor: name for name, spec in segments.items() for tensor in spec.tensors}
-        with path.open("rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._bytes = np.frombuffer(self._map, np.uint8)
+        self._map: mmap.mmap | None = None
+        """The mapped file, if the device reads the machine's own memory."""
+        if device.unified and self._file.guarded:
+            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
         self._stream, self._moved = device.stream(), device.event()
         self._buffers = deque((device.pinned(_BUFFER), device.event()) for _ in range(2))
         self._still = Lock()
@@ -130,6 +132,7 @@ class DeviceArena(Arena):
         if self._base:
             self._device.free(self._base)
             self._base = 0
+        self._file.close()
 
     def _kept(self, segment: str) -> bool:
         return segment in self._places
@@ -141,10 +144,11 @@ class DeviceArena(Arena):
             self._compact()
             place = self._slab.allocate(segment, spec.length)
         assert place is not None, "the segments to be loaded are larger than the budget"
-        self._upload(self._base + place, self._bytes[spec.offset : spec.offset + spec.length])
+        self._upload(self._base + place, spec.offset, spec.length)
         self._places[segment] = self._base + place
-        # The device has a copy now. Unmapped, the pages count as page cache, which the system may take back.
-        self._map.madvise(mmap.MADV_DONTNEED)
+        if self._map is not None:
+            # The device has a copy now. Unmapped, the pages count as page cache, which the system may take back.
+            self._map.madvise(mmap.MADV_DONTNEED)
 
     def _drop(self, segment: str) -> None:
         self._places.pop(segment, None)
@@ -153,18 +157,20 @@ class DeviceArena(Arena):
             self._slab.free(segment)
         if self._loading.cold:
             spec = self._segments[segment]
-            forget(self._path, spec.offset, blob.footprint(spec.length))
+            forget(self._file.path, spec.offset, blob.footprint(spec.length))
 
-    def _upload(self, target: int, source: NDArray[np.uint8]) -> None:
-        """Copy bytes to a device address, and wait until the copy is done."""
-        for begin in range(0, len(source), _BUFFER):
-            piece = source[begin : begin + _BUFFER]
+    def _upload(self, target: int, offset: int, length: int) -> None:
+        """Copy bytes of the file to a device address, and wait until the copy is done."""
+        for begin, size in _pieces(length, _BUFFER):
             buffer, sent = self._buffers[0]
             self._buffers.rotate()
-            if not self._device.unified:
+            if self._map is None:
                 sent.synchronize()
-                buffer[: len(piece)] = piece
-                piece = buffer[: len(piece)]
+                piece: NDArray[np.uint8] = buffer[:size]
+                self._file.read(piece, offset + begin)
+            else:
+                self._file.check()
+                piece = np.frombuffer(self._map, np.uint8, size, offset + begin)
             self._device.upload(target + begin, piece, self._stream)
             sent.record(self._stream)
         for _, sent in self._buffers:

@@ -23,15 +23,17 @@ from pathlib import Path
 import onnxruntime as ort
 
 from ...bundles.reader import Bundle
+from ...bundles.verified import verify_once
 from ...errors import BundleError
 from ..device_cache import find_or_make, places
-from .baked import Baked, PrivateCopy, check_hashes, load_cache
+from ..memory.host_arena import forget
+from .baked import BLOB, Baked, PrivateCopy, check_hashes, hashes, load_cache
 from .optimise import DISABLED_OPTIMIZERS
 from .write_cache import write_cache
 
 __all__ = ["bake", "private_copies_of", "verify_cache"]
 
-_LAYOUT = "5"
+_LAYOUT = "6"
 """Version number of what baking writes. It must change when the same bundle would be baked differently."""
 
 
@@ -51,7 +53,7 @@ def bake(bundle: Bundle, progress: Callable[[str], None] = lambda model: None) -
     return find_or_make(
         _folders(bundle),
         bundle,
-        lambda folder: load_cache(folder, bundle),
+        lambda folder: _verified(folder, bundle),
         lambda folder: write_cache(bundle, folder, progress),
     )
 
@@ -80,6 +82,19 @@ def verify_cache(bundle: Bundle) -> list[Path]:
     except BundleError as error:
         raise BundleError(f"{error}; delete the folder {folder}, it is made again when it is needed") from error
     return found
+
+
+def _verified(folder: Path, bundle: Bundle) -> Baked:
+    """Return the record of a device cache whose files are whole: a damaged weight would give other results, silently.
+
+    Raises:
+        BundleError: a file is missing or damaged.
+    """
+    baked = load_cache(folder, bundle)
+    if verify_once(hashes(baked, bundle), folder):
+        # The pages in the page cache are small now. The arena maps large ones if it is the first to read the file.
+        forget(baked.blob, 0, baked.files[BLOB].bytes)
+    return baked
 
 
 def _folders(bundle: Bundle) -> tuple[Path, Path]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,13 +16,25 @@ from ...bundles.reader import Bundle, sha256_of
 from ...errors import BundleError
 from ..device_cache import check_folder, plain_size
 
-__all__ = ["BLOB", "CACHE_RECORD", "Baked", "BakedStage", "PrivateCopy", "check_hashes", "load_cache"]
+__all__ = [
+    "BLOB",
+    "CACHE_RECORD",
+    "Baked",
+    "BakedStage",
+    "PrivateCopy",
+    "check_hashes",
+    "hashes",
+    "load_cache",
+    "write_record",
+]
 
 BLOB = "weights.bin"
 """Name of the file in the device cache that holds all baked weights (optimised once for this CPU)."""
 CACHE_RECORD = "cache.json"
 """Name of the file that holds the record of a device cache, which is a :class:`Baked` as JSON."""
 
+_DIGEST = "digest"
+"""Key of the record's entry with the SHA-256 of all other entries."""
 _WORTH = 0.95
 """Maximum time of an int8 run on a private copy that counts as faster, as a fraction of the time of a bound run.
 
@@ -110,8 +125,11 @@ def load_cache(folder: Path, bundle: Bundle) -> Baked:
     record = folder / CACHE_RECORD
     plain_size(record)
     try:
-        baked = Baked.model_validate({**json.loads(record.read_bytes()), "folder": folder})
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+        document = json.loads(record.read_bytes())
+        if document.get(_DIGEST) != _digest(document):
+            raise ValueError("the record is not as it was written")
+        baked = Baked.model_validate({**document, "folder": folder})
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError(f"{record}: is damaged") from error
     for path in _needed(baked, bundle):
         size, spec = plain_size(path), baked.files.get(path.name)
@@ -125,15 +143,33 @@ def load_cache(folder: Path, bundle: Bundle) -> Baked:
     return baked
 
 
+def write_record(baked: Baked) -> None:
+    """Write the record of a device cache into the cache's folder."""
+    document = json.loads(baked.model_dump_json(exclude={"folder"}))
+    document[_DIGEST] = _digest(document)
+    (baked.folder / CACHE_RECORD).write_text(json.dumps(document, indent=1))
+
+
+def hashes(baked: Baked, bundle: Bundle) -> dict[Path, str]:
+    """Return file -> SHA-256 that the record of a device cache states, for the files that a run opens."""
+    return {path: baked.files[path.name].sha256 for path in _needed(baked, bundle)}
+
+
 def check_hashes(baked: Baked, bundle: Bundle) -> None:
     """Read every file of a device cache and compare its SHA-256 with the SHA-256 in the cache's record.
 
     Raises:
         BundleError: the content of a file differs from the record.
     """
-    for path in _needed(baked, bundle):
-        if sha256_of(path) != baked.files[path.name].sha256:
+    for path, digest in hashes(baked, bundle).items():
+        if sha256_of(path) != digest:
             raise BundleError(f"{path}: content is damaged")
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a record's document, without the entry that holds the SHA-256."""
+    content = {key: value for key, value in document.items() if key != _DIGEST}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _needed(baked: Baked, bundle: Bundle) -> list[Path]:

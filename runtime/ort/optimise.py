@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ...bundles.onnx_wire import DTYPES, Message, tensor_array
 from ...bundles.program import Program, read_model, split_model
 from ...errors import BackendError
+from ...memory_limit import limited_memory
 from .session import open_session, quiet
 
 __all__ = ["DISABLED_OPTIMIZERS", "optimise", "optimise_int8"]
@@ -93,7 +94,10 @@ def _optimised(path: Path, proto: bytes | None, folder: Path, outside: int) -> b
     }
     for name, value in settings.items():
         options.add_session_config_entry(f"session.{name}", value)
-    open_session(path, options, proto=proto, disabled_optimizers=DISABLED_OPTIMIZERS)
+    weights = sum(file.stat().st_size for file in path.parent.iterdir() if file.is_file())
+    # A bundle may come from anywhere: constants that a graph computes may have any size.
+    with limited_memory(weights):
+        open_session(path, options, proto=proto, disabled_optimizers=DISABLED_OPTIMIZERS)
     data = made.read_bytes()
     made.unlink()
     return data

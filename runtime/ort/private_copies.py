@@ -26,7 +26,7 @@ class _Option:
     packed: frozenset[str]
     """Models that get a private copy, because they would need more bytes than the limit if bound."""
     bytes: int
-    """Bytes that are needed at once: the limit, the private copies, and the bytes that stay loaded in any case."""
+    """Bytes of memory that the choice needs: the limit, the private copies, and the bytes that always stay loaded."""
 
 
 def choose_private_copies(

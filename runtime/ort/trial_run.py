@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ...bundles.manifest import Stage
 from ...bundles.reader import Bundle, view
 from ...errors import BackendError, first_line
+from ...memory_limit import limited_memory
 from .baked import Baked
 from .session import Bound, open_baked
 
@@ -37,7 +38,9 @@ def run_each_program(bundle: Bundle, baked: Baked) -> None:
             seen.add(made.program)
             weights = [ort.OrtValue.ortvalue_from_numpy(view(blob, baked.tensors[tensor])) for tensor in made.weights]
             try:
-                Bound(open_baked(baked.program(made.program), 1, prepack=False), weights).run(noise_inputs(stage))
+                # A bundle may come from anywhere: a value that a graph computes may have any size.
+                with limited_memory(len(blob)):
+                    Bound(open_baked(baked.program(made.program), 1, prepack=False), weights).run(noise_inputs(stage))
             except Exception as error:
                 raise BackendError(
                     f"model {name}: {stage.file} does not run once baked: {first_line(error)}"

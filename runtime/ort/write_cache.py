@@ -18,7 +18,7 @@ from ...bundles.manifest import FileSpec, Precision, Stage
 from ...bundles.onnx_wire import Message, tensor_array
 from ...bundles.program import read_model, tensors_of, with_constants
 from ...bundles.reader import Bundle
-from .baked import BLOB, CACHE_RECORD, Baked, BakedStage
+from .baked import BLOB, Baked, BakedStage, write_record
 from .copy_times import measure_private_copy
 from .cpu_fp32 import kernel_scales, to_fp32
 from .cpu_int8 import for_ort_int8
@@ -64,7 +64,7 @@ def write_cache(bundle: Bundle, folder: Path, progress: Callable[[str], None]) -
     run_each_program(bundle, baked)
     _forget(folder / BLOB)
     baked = baked.model_copy(update={"packings": copies})
-    (folder / CACHE_RECORD).write_text(baked.model_dump_json(exclude={"folder"}, indent=1))
+    write_record(baked)
 
 
 class _Files:

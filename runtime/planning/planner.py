@@ -83,7 +83,7 @@ class Plan:
     rule: Rule
     """Rule that chooses the segments to evict and to prefetch."""
     pinned: frozenset[str]
-    """Segments that are never evicted once the cycles repeat."""
+    """Segments of the blob that stay in memory in every cycle of the plan."""
     cycle_ms: float
     """Milliseconds of a cycle in which every turn takes its maximum number of frames."""
     blocked_ms: float

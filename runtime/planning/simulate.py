@@ -43,13 +43,13 @@ class Simulation:
     seconds: float
     queries: dict[str, QueryOutcome]
     swaps: int = 0
-    """Number of segment loads."""
+    """Number of segment loads in the simulated run."""
     loaded: int = 0
-    """Total bytes of all segment loads."""
+    """Total bytes of all segment loads in the simulated run."""
     blocked_ms: float = 0.0
     """Milliseconds in which no model ran, because the next query's weights were still being loaded."""
     busy_ms: float = 0.0
-    """Milliseconds in which a model ran."""
+    """Milliseconds of the simulated run in which a model ran."""
     peak: int = 0
     """Maximum bytes of weights that were in memory or being loaded at once."""
 
@@ -65,7 +65,7 @@ class _Camera:
     def __init__(self, fps: float, offset: float) -> None:
         self._period, self._offset = 1e3 / fps, offset
         self._next = 0
-        """Index of the oldest frame that may still be taken."""
+        """Index of the camera's oldest frame that the query has not taken or passed over."""
 
     def arrived(self, now: float) -> int:
         """Return the number of frames that have arrived by ``now`` milliseconds."""

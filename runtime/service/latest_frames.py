@@ -27,6 +27,8 @@ class LatestFrames(Sink):
         queries: query name -> name of its feed; the order of queries decides their colours.
     """
 
+    queued = False
+
     def __init__(self, queries: Mapping[str, str]) -> None:
         self._queries = dict(queries)
         self._colors = palette(tuple(queries))

@@ -47,6 +47,8 @@ class RunMetrics(Collector, Sink):
         status: source of the run's figures.
     """
 
+    pixels, queued = False, False
+
     def __init__(self, status: RunStatus) -> None:
         self._status = status
         self._registry = CollectorRegistry()

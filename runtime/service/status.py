@@ -33,6 +33,8 @@ class SegmentStatus:
 class AnswerTimes(Sink):
     """Sink that records when each query was last answered."""
 
+    pixels, queued = False, False
+
     def __init__(self) -> None:
         self.last: dict[str, float] = {}
         """Query -> time of its newest answer, in seconds of the monotonic clock."""
@@ -87,6 +89,7 @@ class RunStatus:
                 last = self.answers.last.get(name)
                 query["age_s"] = None if last is None else round(now - last, 3)
             return {
+                **found,
                 "run": self.run,
                 "version": self.version,
                 "bundle": self.bundle,
@@ -94,7 +97,6 @@ class RunStatus:
                 "uptime_s": round(time() - self.started, 3),
                 "ready": self.ready,
                 "healthy": self.healthy,
-                **found,
                 "segments": [
                     {"name": each.name, "bytes": each.bytes, "models": list(each.models), "resident": each.resident}
                     for each in self.segments()

@@ -1,10 +1,11 @@
-"""Sinks: results are written to a file, drawn on videos, or shown in a table."""
+"""Sinks, which receive the results of a run and write them to a file, draw them on videos, or show them in a table."""
 
 from __future__ import annotations
 
-from .jsonl import ResultsSink
 from .live import LiveTable
+from .outputs import OutputSink, open_outputs
+from .queued import SinkCounts
+from .run_info import RunInfo
 from .sink import Sink
-from .video import VideoSink
 
-__all__ = ["LiveTable", "ResultsSink", "Sink", "VideoSink"]
+__all__ = ["LiveTable", "OutputSink", "RunInfo", "Sink", "SinkCounts", "open_outputs"]

@@ -1,4 +1,4 @@
-"""Drawing of results on frames: masks, boxes, points, labels, a legend and the time."""
+"""Drawing of queries' results on frames: masks, boxes, points, labels, a legend and the time."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import numpy as np
 
 from ...frames.frame import Image
 from ..decode.results import Detection, Result, Segmentation
+from .clock import draw_clock
 from .legend import Legend
 from .overlays import draw_points, paint_classes, paint_mask, spread_color
-from .pen import LIGHT, Color, Pen, Rect, ink_on, overlapping
+from .pen import Color, Pen, Rect, ink_on, overlapping
 
 __all__ = ["annotate", "palette"]
 
@@ -28,12 +29,16 @@ _COLORS: tuple[Color, ...] = (
 
 
 def palette(names: Sequence[str]) -> dict[str, Color]:
-    """Return a colour for each name. The colour depends on the place of the name only."""
+    """Return a colour for each query name, to draw its results in. The colour depends only on the name's position."""
     return {name: _COLORS[i] if i < len(_COLORS) else spread_color(i) for i, name in enumerate(names)}
 
 
 def annotate(
-    image: Image, results: Mapping[str, Result | None], colors: Mapping[str, Color], time: float | None = None
+    image: Image,
+    results: Mapping[str, Result | None],
+    colors: Mapping[str, Color],
+    time: float | None = None,
+    at: float | None = None,
 ) -> Image:
     """Draw results, a legend with a line for each query, and the time on a copy of a frame.
 
@@ -42,6 +47,7 @@ def annotate(
         results: newest result by query; None for a query without a result yet.
         colors: colour of each query.
         time: seconds of media at this frame; None to draw no time.
+        at: time of day at which the frame arrived, in Unix seconds; None to draw only the seconds of media.
 
     Returns:
         The copy, ``[H, W, 3]`` uint8, BGR.
@@ -70,7 +76,7 @@ def annotate(
     legend = Legend(pen, results, colors)
     taken = [legend.rect]
     if time is not None:
-        taken.append(_clock(pen, time))
+        taken.append(draw_clock(pen, time, at))
     for item, color in reversed(objects):
         taken.append(_label(pen, item, color, taken))
     legend.draw()
@@ -78,10 +84,13 @@ def annotate(
 
 
 def _label(pen: Pen, item: Detection, color: Color, taken: Sequence[Rect]) -> Rect:
-    """Draw the label of a box where it covers none of the ``taken`` places, and return its place.
+    """Draw the label and score of a detection at its box, where they cover no rectangle in ``taken``.
 
-    Where there is no room, the score stands alone. Where there is no room for that, nothing is drawn, and the place is
-    empty: the box still has the colour of its query.
+    If there is no room for both, only the score is drawn. If there is no room for the score, nothing is drawn; the box
+    still has the colour of its query.
+
+    Returns:
+        The rectangle that the text covers; empty if nothing was drawn.
     """
     score = f"{item.score:.2f}"
     for text in (f"{item.label} {score}", score):
@@ -93,7 +102,7 @@ def _label(pen: Pen, item: Detection, color: Color, taken: Sequence[Rect]) -> Re
 
 
 def _label_place(pen: Pen, item: Detection, text: str, taken: Sequence[Rect]) -> Rect | None:
-    """Return the first place around a box where a text covers none of the ``taken`` places; None if there is none."""
+    """Return a rectangle at a detection's box where a text overlaps no rectangle in ``taken``; None if none is free."""
     width, height = pen.text_width(text) + 2 * pen.pad, pen.row
     x1, y1, x2, y2 = pen.corners(item.box)
     half = pen.line // 2
@@ -101,28 +110,3 @@ def _label_place(pen: Pen, item: Detection, text: str, taken: Sequence[Rect]) ->
     above, below, within = y1 - half - height, y2 + half + 1, y1 - half
     rects = [pen.inside((x, y, x + width, y + height)) for y in (above, below, within) for x in (left, right)]
     return next((rect for rect, hidden in zip(rects, overlapping(rects, taken), strict=True) if not hidden), None)
-
-
-def _clock(pen: Pen, time: float) -> Rect:
-    """Draw the time at the lower left corner, and return its place."""
-    text = clock(time)
-    margin = 2 * pen.pad
-    bottom = max(pen.row, pen.height - margin)
-    rect = (margin, bottom - pen.row, min(pen.width, margin + pen.text_width(text) + 2 * pen.pad), bottom)
-    pen.shade(rect)
-    pen.text(text, margin + pen.pad, rect[1], LIGHT)
-    return rect
-
-
-def clock(seconds: float) -> str:
-    """Return a time as hours, minutes, seconds and tenths; without hours in the first hour.
-
-    >>> clock(83.46), clock(3600)
-    ('1:23.4', '1:00:00.0')
-    """
-    # Cut, not rounded: a clock shows a second when it has begun.
-    tenths = int(seconds * 10 + 1e-6)
-    minutes, rest = divmod(tenths, 600)
-    hours, minutes = divmod(minutes, 60)
-    ahead = f"{hours}:{minutes:02d}" if hours else f"{minutes}"
-    return f"{ahead}:{rest // 10:02d}.{rest % 10}"

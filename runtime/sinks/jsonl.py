@@ -1,9 +1,11 @@
-"""The sink that writes results.jsonl: one line for each result of a query on a frame."""
+"""Writer of results as JSON lines, to a file or to the standard output."""
 
 from __future__ import annotations
 
-import json
-import math
+import logging
+import os
+import re
+from collections import deque
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -11,67 +13,109 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import InputError
-from ...frames.frame import Frame
-from ..decode.results import Result, result_to_json
-from .sink import Sink
+from ...bundles.output_specs import RotateSpec
+from .events import SinkEvent, event_lines
+from .parts import PartedFile
+from .writer import Writer
 
-__all__ = ["ResultsSink"]
+__all__ = ["JsonlWriter", "StdoutWriter"]
+
+_log = logging.getLogger(__name__)
 
 _MOST_NAME = 100
-"""Characters of a query's or an output's name that a file name may have; file systems allow 255 in all."""
+"""Maximum number of characters that a file name takes from a query's or an output's name; file systems allow 255."""
+_LINGER_S = 0.5
+"""Seconds that a line may wait for others to be written with. A kill loses no more than the lines of this time."""
+_BATCH = 256
+"""Maximum number of lines that are written at once."""
 
 
-class ResultsSink(Sink):
-    """A file of results in JSON lines. Each result is written as it comes, a whole line at a time.
+class JsonlWriter(Writer):
+    """Writer that appends results to a file of JSON lines; only whole lines are ever in the file.
 
-    Raw outputs with many values go to files of their own, ``<query>-<frame>-<number>-<output>.npy`` in the folder
-    ``<name of the results file>-raw`` beside the file of results. The line has their path, relative to its own folder.
+    Raw outputs with many values go to files of their own, ``<run>-<query>-<frame>-<number>-<output>.npy`` in the folder
+    ``<name of the results file>-raw`` beside the file of results. The line has their path, relative to the folder of
+    the file of results. They are deleted with the part of the file that names them.
+
+    Args:
+        path: file of results.
+        rotate: when a new part of the file is begun, and how many old parts are kept.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: another run writes to the file.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            self._file = path.open("w", buffering=1, encoding="utf-8")
-        except OSError as error:
-            raise self._failure(error) from error
+    batch, linger = _BATCH, _LINGER_S
 
-    def on_result(self, query: str, frame: Frame, result: Result, latency_ms: float) -> None:
-        row = {
-            "query": query,
-            "feed": frame.feed,
-            "frame": frame.index,
-            "time": round(frame.time, 3),
-            "latency_ms": round(latency_ms, 3),
-        }
-        saved = _Arrays(self._path, query, frame.index)
+    def __init__(self, path: Path, rotate: RotateSpec) -> None:
+        self._raw = path.with_name(f"{path.stem}-raw")
+        self._file = PartedFile(path, rotate, self._remove_arrays)
         try:
-            self._file.write(_line(row | {"result": result_to_json(result, saved.save)}))
+            self._file.open()
         except OSError as error:
-            raise self._failure(error) from error
+            # The disk may come later: the first write tries again.
+            _log.debug("%s: not yet: %s", path, error)
+
+    def write(self, batch: deque[SinkEvent]) -> None:
+        lines = event_lines(batch, lambda event: event.line(_Arrays(self._raw, event).save))
+        self._file.write(b"".join(lines))
+        for _ in lines:
+            batch.popleft()
 
     def close(self) -> None:
-        try:
-            self._file.close()
-        except OSError as error:
-            raise self._failure(error) from error
+        self._file.close()
 
-    def _failure(self, error: OSError) -> InputError:
-        return InputError(f"{self._path}: cannot write results: {error.strerror or error}")
+    def _remove_arrays(self, part: Path) -> None:
+        """Delete the files of raw outputs that the lines of an old part name."""
+        if not self._raw.is_dir():
+            return
+        name = re.escape(self._raw.name).encode()
+        with part.open("rb") as file:
+            for line in file:
+                for array in re.findall(rb'"file": "' + name + rb'/([^"/]+\.npy)"', line):
+                    self._raw.joinpath(os.fsdecode(array)).unlink(missing_ok=True)
+
+
+class StdoutWriter(Writer):
+    """Writer of results as JSON lines to the standard output. A reader that stops reading does not hold up the run."""
+
+    batch, linger = _BATCH, _LINGER_S
+
+    def __init__(self) -> None:
+        self._fd = os.dup(1)
+        self._rest = b""
+        """End of the first line of a batch, if an error left the line half written."""
+
+    def write(self, batch: deque[SinkEvent]) -> None:
+        lines = deque(event_lines(batch))
+        if self._rest:
+            lines[0] = self._rest
+        view = memoryview(b"".join(lines))
+        written = 0
+        try:
+            while written < len(view):
+                written += os.write(self._fd, view[written:])
+        finally:
+            while lines and written >= len(lines[0]):
+                written -= len(lines.popleft())
+                batch.popleft()
+                self._rest = b""
+            if written:
+                self._rest = lines[0][written:]
+
+    def close(self) -> None:
+        os.close(self._fd)
 
 
 class _Arrays:
-    """Files of the raw outputs of one query on one frame."""
+    """Writer of the raw outputs of one query on one frame, each to a file of its own."""
 
-    def __init__(self, results: Path, query: str, frame: int) -> None:
-        self._folder = results.with_name(f"{results.stem}-raw")
-        self._start, self._count = f"{_file_name(query)}-{frame:06d}", 0
+    def __init__(self, folder: Path, event: SinkEvent) -> None:
+        self._folder, self._count = folder, 0
+        self._start = f"{event.info.run}-{_file_name(event.query)}-{event.frame.index:06d}"
 
     def save(self, name: str, values: NDArray[Any]) -> str:
-        """Write an output, and return its path relative to the folder of the results.
+        """Write a raw output to a .npy file, and return the file's path relative to the folder of results.jsonl.
 
         Raises:
             OSError: the file cannot be written.
@@ -88,23 +132,3 @@ class _Arrays:
 def _file_name(name: str) -> str:
     """Return a name without characters that lead out of a folder; names from a manifest may hold anything."""
     return quote(name, safe=" ")[:_MOST_NAME]
-
-
-def _line(row: dict[str, Any]) -> str:
-    """Return a row as a line of JSON; values that JSON does not have become null."""
-    try:
-        return json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n"
-    except ValueError:
-        # A diverged model answers NaN. JSON does not have that, and most readers would refuse the whole line.
-        return json.dumps(_finite(row), allow_nan=False, ensure_ascii=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    """Return a JSON value with None in place of NaN and infinity."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return value

@@ -1,4 +1,4 @@
-"""The legend: a line for each query on a frame, with its colour and its newest result in words."""
+"""Legend that is drawn on a frame: a line for each query, with its colour and its newest result in words."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from .words import percent, words
 __all__ = ["Legend"]
 
 _MOST_HEIGHT, _MOST_WIDTH = 0.45, 0.55
-"""Parts of the frame's height and width that the legend may cover."""
+"""Maximum fractions of the frame's height and width that the legend covers."""
 _NARROW = 300
-"""Width in pixels below which the legend may cover the whole width of a frame."""
+"""Width in pixels up to which the legend may grow even if it covers more than its fraction of the frame's width."""
 _LEAST_LINES = 5
-"""Lines that the legend may have even if they cover more of a low frame."""
+"""Number of lines that the legend may have even if they cover more than its fraction of a low frame's height."""
 _MOST_CLASSES = 8
-"""Classes of a segmented frame that the legend names, largest first."""
+"""Maximum number of classes of a segmented frame that the legend names, largest first."""
 
 
 @dataclass(frozen=True)
 class _Line:
-    """One line of the legend."""
+    """One line of the legend on a frame: a coloured square, a name, and an answer in words."""
 
     color: Color | None
-    """Colour of the square at the left; None for a line without one."""
+    """Colour of the square at the line's left end; None for a line without a square."""
     name: str
     answer: str
     indent: bool = False
-    """Whether the line belongs to the query above it."""
+    """Whether the line is indented, because it names a class in the result of the query above."""
 
 
 class Legend:
-    """The legend of one frame, at the top left. Lines that find no room are counted in the last line.
+    """Legend at the top left of one frame. If there is no room for all lines, the last line counts the missing ones.
 
     Args:
-        pen: draws on the frame.
+        pen: pen that draws on the frame.
         results: newest result by query; None for a query without a result yet.
         colors: colour of each query.
     """
@@ -62,7 +62,7 @@ class Legend:
 
     @property
     def rect(self) -> Rect:
-        """Place of the legend; empty without lines."""
+        """Rectangle of the frame that the legend covers; empty if the legend has no lines."""
         if not self._lines:
             return (0, 0, 0, 0)
         pen, margin = self._pen, self._margin
@@ -71,7 +71,7 @@ class Legend:
         return margin, margin, max(right, margin), max(bottom, margin)
 
     def draw(self) -> None:
-        """Draw the legend over whatever is there."""
+        """Draw the legend on the frame, over everything drawn before."""
         pen, (left, top, _, _) = self._pen, self.rect
         pen.shade(self.rect)
         swatch = pen.ascent
@@ -94,7 +94,7 @@ class Legend:
 
 
 def _lines(query: str, result: Result | None, color: Color) -> list[_Line]:
-    """Return the line of a query, and those of the classes of a segmented frame, which have colours of their own."""
+    """Return the legend's line of a query and, for a segmented frame, a further line for each of its classes."""
     if result is None:
         return [_Line(color, query, "-")]
     if not isinstance(result, Segmentation):

@@ -1,4 +1,4 @@
-"""The sink that shows a run as a table on the terminal, while the run goes on."""
+"""Sink that shows the queries of a run as a table on the terminal while the run goes on."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from .words import words
 __all__ = ["LiveTable"]
 
 _WINDOW = 60
-"""Newest results of a query by which rate and latency are computed."""
+"""Number of newest results of a query from which its rate and latency in the table are computed."""
 
 
 @dataclass(slots=True)
 class _Row:
-    """State of one query's row."""
+    """State of one query in the live table: its counts, newest result and latest times."""
 
     feed: str
     processed: int = 0
-    """Frames that were answered."""
+    """Number of frames that the query answered."""
     delivered: int = 0
-    """Frames of the feed up to the newest one that the query took."""
+    """Number of frames of the feed up to the newest one that the query took."""
     said: str = "-"
-    """Text of the last column: the newest result in words, or the message of a failure."""
+    """Text of the table's last column: the query's newest result in words, or the message of a failure."""
     failed: bool = False
     """Whether the query failed on its newest frame."""
     moments: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW))
@@ -43,15 +43,17 @@ class _Row:
 
 
 class LiveTable(Sink):
-    """A table with one row for each query: rate and latency of the newest frames, counts, and the newest result.
+    """Sink that shows a live table with a row per query: rate and latency of the newest frames, counts, newest result.
 
     Nothing is shown if ``console`` is not a terminal.
 
     Args:
-        queries: feed of each query.
+        queries: query name -> name of its feed.
         feeds: feeds by name; each one that was restarted, or ended with an error, adds a line below the table.
-        console: where the table is shown; the standard output if left out.
+        console: console on which the table is shown; the standard output if left out.
     """
+
+    pixels, queued = False, False
 
     def __init__(
         self, queries: Mapping[str, str], *, feeds: Mapping[str, Feed] | None = None, console: Console | None = None
@@ -83,7 +85,7 @@ class LiveTable(Sink):
             self._live.stop()
 
     def table(self) -> Table:
-        """Return the table as it is now."""
+        """Return the table of all queries with their present counts, times and results."""
         table = Table(box=None, pad_edge=False, header_style="bold", caption_justify="left")
         table.add_column("query", no_wrap=True)
         table.add_column("feed", style="dim", no_wrap=True)

@@ -1,4 +1,4 @@
-"""Overlays: masks, classes of pixels, keypoints and landmarks, drawn over a frame."""
+"""Drawing of masks, classes of pixels, keypoints and landmarks over a frame."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ __all__ = ["class_color", "draw_points", "paint_classes", "paint_mask", "spread_
 _CLASS_OPACITY = 0.5
 _MASK_OPACITY = 0.4
 _MOST_CLASSES = 255
-"""Classes of one frame that are drawn, largest first."""
+"""Maximum number of classes of a segmented frame to draw, largest first."""
 _VISIBLE = 0.3
-"""Score from which a keypoint is drawn."""
+"""Minimum score of a keypoint to draw."""
 _COCO_BONES = (
     (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6), (5, 6), (5, 7), (7, 9), (6, 8), (8, 10), (5, 11), (6, 12), (11, 12),
     (11, 13), (13, 15), (12, 14), (14, 16),
@@ -30,7 +30,7 @@ _COCO_POINTS = 17
 
 
 def spread_color(index: int) -> Color:
-    """Return a colour for a number; neighbouring numbers get colours that are far apart."""
+    """Return a colour for the number of a query or class; neighbouring numbers get colours that are far apart."""
     # Steps of the golden ratio: each hue falls into the largest gap between the hues before.
     saturation, value = (0.65, 0.95) if index // 8 % 2 == 0 else (0.9, 0.75)
     red, green, blue = colorsys.hsv_to_rgb((index * 0.618034) % 1.0, saturation, value)
@@ -38,12 +38,15 @@ def spread_color(index: int) -> Color:
 
 
 def class_color(each: SegmentedClass) -> Color:
-    """Return the colour of a class, the same in every frame."""
+    """Return the colour in which a class of a segmented frame is drawn, the same in every frame."""
     return spread_color(each.class_id if each.class_id >= 0 else crc32(each.label.encode()) % 256)
 
 
 def paint_classes(canvas: Image, result: Segmentation) -> None:
-    """Tint every pixel with the colour of its class. A result of a frame with another size is left out."""
+    """Tint every pixel of a segmented frame, in place, with the colour of its class.
+
+    Nothing is drawn if the segmentation is of a frame with another size.
+    """
     if not result.classes or result.size != canvas.shape[:2]:
         return
     # A map of numbers first, and colours for all classes at once: one by one they take ten times as long.
@@ -56,10 +59,10 @@ def paint_classes(canvas: Image, result: Segmentation) -> None:
 
 
 def paint_mask(canvas: Image, mask: Mask, color: Color, line: int) -> None:
-    """Tint the pixels of an object and draw its edge. A mask of a frame with another size is left out.
+    """Tint the pixels of an object on a frame and draw its edge, unless the mask is of a frame with another size.
 
     Args:
-        canvas: ``[H, W, 3]`` uint8, BGR.
+        canvas: frame to draw on, ``[H, W, 3]`` uint8, BGR.
         mask: pixels of the object.
         color: colour of the tint and the edge.
         line: width of the edge in pixels.
@@ -79,7 +82,7 @@ def paint_mask(canvas: Image, mask: Mask, color: Color, line: int) -> None:
 
 
 def draw_points(pen: Pen, item: Detection, color: Color) -> None:
-    """Draw the landmarks of a face as dots, and keypoints as dots that COCO's skeleton joins if there are 17."""
+    """Draw a detection's landmarks and keypoints as dots; COCO's skeleton joins the keypoints if there are 17."""
     # Sizes fit the object, so that the skeleton of a small body is not a blot.
     _, y1, _, y2 = pen.corners(item.box)
     width, radius = (max(1, min(pen.line, round((y2 - y1) / part))) for part in (70, 30))

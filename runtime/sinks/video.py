@@ -1,90 +1,116 @@
-"""The sink that writes annotated videos, one for each feed."""
+"""Writer of annotated videos, one for each feed, in files of limited length."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+import contextlib
+import os
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from queue import Queue
-from threading import Thread
+from threading import get_native_id
 
-from ...errors import GemelError, InputError, first_line
+from ...bundles.output_specs import VideoSpec
 from ...frames.frame import Frame
 from ..decode.results import Result
 from .draw import annotate, palette
 from .encoder import Encoder
-from .sink import Sink
+from .events import SinkEvent, wall_time
+from .stamped_folder import StampedFolder
+from .writer import Writer
 
-__all__ = ["VideoSink"]
+__all__ = ["VideoWriter"]
 
-_Item = tuple[Frame, dict[str, Result]]
+_NICENESS = 10
+"""Amount by which the encoder's thread gives way to the models' threads."""
 
 
-class VideoSink(Sink):
-    """Videos ``DIR/<feed>.mp4`` of all frames that a query processed, with the newest results of the feed's queries.
+@dataclass
+class _Part:
+    """File of a feed's video that is being written."""
 
-    The sink draws and encodes on its own thread. If that falls behind by ``depth`` frames, the run waits, so that no
-    frame is left out.
+    encoder: Encoder
+    lock: int
+    """File descriptor that holds the lock of the file."""
+    start: float
+    """Seconds of media at the file's first frame."""
+    last: float
+    """Seconds of media at the file's newest frame."""
+
+
+class VideoWriter(Writer):
+    """Writer of the files ``<feed>.mp4``: frames that a query processed, with the newest results of the feed.
+
+    After ``segment`` seconds of video, a file is renamed to ``<feed>-<time of its end>.mp4`` and a new one begins. The
+    same happens after a failure, and to a file of an earlier run.
 
     Args:
-        directory: folder of the videos; created if it does not exist.
+        spec: folder, length of a file, and limit of the folder.
         queries: feed of each query; the order of queries decides their colours.
-        depth: frames that may wait to be drawn.
-
-    Raises:
-        InputError: the directory cannot be created.
     """
 
-    def __init__(self, directory: Path, queries: Mapping[str, str], *, depth: int = 8) -> None:
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{directory}: cannot make the folder for videos: {error.strerror}") from error
-        self._directory = directory
-        self._queries = dict(queries)
+    kinds = frozenset({"frame"})
+    pixels = True
+    depth = 32
+    most_bytes = 256 << 20
+
+    def __init__(self, spec: VideoSpec, queries: Mapping[str, str]) -> None:
+        self._spec, self._queries = spec, dict(queries)
         self._colors = palette(tuple(queries))
-        self._encoders: dict[str, Encoder] = {}
-        self._failure: GemelError | None = None
-        self._queue: Queue[_Item | None] = Queue(maxsize=depth)
-        self._thread = Thread(target=self._run, name="video-sink", daemon=True)
-        self._thread.start()
+        self._folder = StampedFolder(Path(spec.folder), ".mp4", spec.keep)
+        self._parts: dict[str, _Part] = {}
+        self._polite = False
 
-    def path(self, feed: str) -> Path:
-        """Return the video file of a feed."""
-        # A manifest may come from anywhere: the names in it must not lead out of the directory.
-        return self._directory / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', feed).lstrip('.') or '_'}.mp4"
-
-    def on_frame(self, frame: Frame, results: Mapping[str, Result]) -> None:
-        if self._failure is not None:
-            raise self._failure
-        self._queue.put((frame, dict(results)))
+    def write(self, batch: deque[SinkEvent]) -> None:
+        if not self._polite:
+            self._polite = True
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, get_native_id(), _NICENESS)
+        event = batch[0]
+        try:
+            self._write(event.frame, event.results)
+        except BaseException:
+            # What was written so far can be played; the next try begins a new file.
+            self._abandon(event.frame.feed)
+            raise
+        batch.popleft()
 
     def close(self) -> None:
-        self._queue.put(None)
-        self._thread.join()
-        if self._failure is not None:
-            raise self._failure
-
-    def _run(self) -> None:
-        # After a failure the queue is emptied all the same: otherwise the run would wait for room without end.
-        while (item := self._queue.get()) is not None:
-            if self._failure is None:
-                self._guard(item[0].feed, lambda item=item: self._write(*item))  # type: ignore[misc]
-        for feed, encoder in self._encoders.items():
-            self._guard(feed, encoder.close)
+        for feed in list(self._parts):
+            self._finish(feed)
 
     def _write(self, frame: Frame, results: Mapping[str, Result]) -> None:
-        if frame.feed not in self._encoders:
-            self._encoders[frame.feed] = Encoder(self.path(frame.feed), frame.image)
+        part = self._parts.get(frame.feed)
+        if part is not None and not part.last <= frame.time < part.start + self._spec.segment:
+            self._finish(frame.feed)
+            part = None
+        if part is None:
+            part = self._parts[frame.feed] = self._begin(frame)
         mine = {query: results.get(query) for query, feed in self._queries.items() if feed == frame.feed}
-        self._encoders[frame.feed].write(annotate(frame.image, mine, self._colors, frame.time), frame.time)
+        drawn = annotate(frame.image, mine, self._colors, frame.time, wall_time(frame))
+        part.encoder.write(drawn, frame.time - part.start)
+        part.last = frame.time
 
-    def _guard(self, feed: str, action: Callable[[], None]) -> None:
-        """Do an action, and keep the first failure for the thread that runs models to raise."""
+    def _begin(self, frame: Frame) -> _Part:
+        """Begin a new file of a feed's video."""
+        path, lock = self._folder.begin(frame.feed)
+        self._folder.prune()
         try:
-            action()
-        except Exception as error:
-            # Any exception, because this thread must go on to empty the queue.
-            failure = GemelError(f"{self.path(feed)}: cannot write the video: {first_line(error)}")
-            failure.__cause__ = error
-            self._failure = self._failure or failure
+            return _Part(Encoder(path, frame.image), lock, frame.time, frame.time)
+        except BaseException:
+            os.close(lock)
+            raise
+
+    def _finish(self, feed: str) -> None:
+        """Finish the file of a feed's video."""
+        part = self._parts.pop(feed)
+        try:
+            part.encoder.close()
+        finally:
+            os.close(part.lock)
+
+    def _abandon(self, feed: str) -> None:
+        """Close the file of a feed's video after a failure. The next one begins with renaming it."""
+        if feed in self._parts:
+            with contextlib.suppress(Exception):
+                self._finish(feed)

@@ -1,4 +1,4 @@
-"""Results in words, for people to read."""
+"""Descriptions of queries' results in words, for the legend on videos and the live table."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from ..decode.results import Class, Detection, Embedding, Mask, Raw, Result, Seg
 __all__ = ["percent", "words"]
 
 _MOST = 3
-"""Classes or outputs that a line names."""
+"""Maximum number of classes or outputs that a line names."""
 _LIKELY = 0.5
-"""Score from which further classes of an image are named: of classes that exclude each other, one at most."""
+"""Minimum score of an image's second and further classes to be named; of exclusive classes, only one can have more."""
 
 
 def words(result: Result) -> str:
-    """Describe a result in one short line.
+    """Describe a query's result in one short line.
 
     >>> words((Detection((0, 0, 1, 1), 0.9, "car"), Detection((0, 0, 1, 1), 0.8, "car")))
     '2 car'
@@ -27,7 +27,7 @@ def words(result: Result) -> str:
     '"GO 4711" 0.98'
     """
     if isinstance(result, Embedding):
-        return f"{len(result.values)} values"
+        return "embedding"
     if isinstance(result, Text):
         return f'"{result.text}" {result.score:.2f}' if result.text else "no text"
     if isinstance(result, Raw):
@@ -44,7 +44,7 @@ def words(result: Result) -> str:
 
 
 def percent(mask: Mask) -> str:
-    """Return the part of its frame that a mask covers.
+    """Return the percentage of its frame that a mask covers, as text.
 
     >>> percent(Mask((2, 4), "224"))
     '25 %'
@@ -54,7 +54,7 @@ def percent(mask: Mask) -> str:
 
 
 def _some(parts: list[str]) -> str:
-    """Return the first three parts, and how many more there are."""
+    """Join the first three of several texts, and add how many more there are."""
     more = f", + {len(parts) - _MOST}" if len(parts) > _MOST else ""
     return ", ".join(parts[:_MOST]) + more or "nothing"
 

@@ -154,6 +154,10 @@ def test_a_pipe_is_not_opened(bundle: Path) -> None:
         (lambda d: d["feeds"]["yard"].update(fps=math.nan), "feeds.yard.fps: .*finite"),
         (lambda d: d.update(sla_ms=math.inf), "sla_ms: .*finite"),
         (lambda d: d["models"]["a"]["input"].update(size=[0, 32]), "input.size: \\[0, 32\\] is not allowed"),
+        (
+            lambda d: d["models"]["a"]["input"].update(size=[60000, 60000]),
+            "input.size: \\[60000, 60000\\] is not allowed: at most 33,177,600 pixels",
+        ),
         (lambda d: d["models"]["a"].update(bytes=-1), "models.a: bytes: -1 is not allowed"),
         (lambda d: next(iter(d["programs"].values())).update(inputs=-1), "inputs: -1 is not allowed"),
         (lambda d: d["models"]["a"].update(stages={}), "a stage 'main' with at least one input is expected"),

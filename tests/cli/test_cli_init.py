@@ -169,6 +169,33 @@ def test_the_draft_compiles(init: Call, gemel: Call, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("config", "factory", "task"),
+    [
+        (
+            {"model_type": "vit", "architectures": ["ViTForImageClassification"]},
+            "transformers:ViTForImageClassification.from_pretrained",
+            "classification",
+        ),
+        ({"model_type": "clip", "architectures": ["CLIPVisionModelWithProjection"]}, None, "embedding"),
+        ({"model_type": "sam", "architectures": ["SamForMasks"]}, None, "raw"),
+        ({"_model_class": "Unet", "classes": 3}, "segmentation_models_pytorch:from_pretrained", "segmentation"),
+    ],
+)
+def test_folder_of_save_pretrained(
+    init: Call, tmp_path: Path, config: dict[str, object], factory: str | None, task: str
+) -> None:
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net" / "config.json").write_text(json.dumps(config))
+    code, _, err = init("net")
+    assert code == 2 and err.startswith("error: net: a folder without images")
+    save(tiny(0), tmp_path / "net" / "model.safetensors")
+    assert init("net")[0] == 0
+    (query,) = load_workload(tmp_path / "workload.yaml").queries
+    assert query.task == task and factory in (None, query.model.factory)
+    assert query.model.args == {"pretrained_model_name_or_path": "./net"}
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["nowhere.mp4"], "error: nowhere.mp4: no such file; allowed: an ONNX file, a factory (module:name), "),

@@ -65,7 +65,7 @@ def test_compile_warns_of_feeds_and_memory(gemel: Call, bundle_folder: Path, mon
     lines = compiled(gemel, bundle_folder, feeds=feeds, device={"memory": "1%"})
     assert lines[0].startswith("    feed  warning: feed 'yard': source 'typo.mp4' does not exist; allowed: ")
     assert lines[0].endswith("; gemel-run --feed yard=SOURCE replaces it")
-    assert lines[1] == "    feed  gate: ${GEMEL_CAMERA} is filled in when the bundle runs"
+    assert lines[1] == "    feed  gate: its address is filled in when the bundle runs"
     assert sum(line.startswith("   input  ") for line in lines) == 2
     assert "   input  a, c: 32 x 32 (height x width), NCHW float32, rgb, " in "\n".join(lines)
     assert lines[-2] == (

@@ -204,6 +204,15 @@ def test_labels_of_a_binary_classifier(tmp_path: Path, workload_in: Make, labels
         compile_workload(workload, tmp_path / "bundle")
 
 
+def test_labels_of_a_segmentation_need_not_name_the_background(tmp_path: Path, workload_in: Make) -> None:
+    write_values(tmp_path / "a.onnx", {"y": np.zeros((1, 3, 8, 8), np.float32)})
+    queries = [onnx_query("a", task="segmentation", labels=labels) for labels in (["x", "y"], ["no", "x", "y"], ["x"])]
+    for each in queries[:2]:
+        compile_workload(workload_in(each), tmp_path / "bundle")
+    with pytest.raises(WorkloadError, match=r"query a: labels: 1 given .* the model has 3 classes"):
+        compile_workload(workload_in(queries[2]), tmp_path / "bundle")
+
+
 def test_two_sizes_of_one_model_share_all_weights(tmp_path: Path, workload_in: Make) -> None:
     module = tiny(0).eval()
     for name, side in (("a", 64), ("b", 96)):

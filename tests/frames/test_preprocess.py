@@ -50,3 +50,12 @@ def test_centred_letterbox_is_the_letterbox_moved() -> None:
     box = np.array([[15.0, 30.0, 90.0, 96.0]], np.float32)
     moved = box + np.array([0, 18, 0, 18], np.float32)
     np.testing.assert_allclose(in_middle.to_source(moved), at_corner.to_source(box))
+
+
+@pytest.mark.parametrize(("rounding", "width"), [("nearest", 13), ("up", 14), ("down", 13)])
+def test_letterboxed_sides_are_rounded_as_the_model_wants(rounding: str, width: int) -> None:
+    spec = InputSpec(size=(9, 20), fit="letterbox").model_copy(update={"rounding": rounding})
+    _, geometry = preprocess(FRAME[:, :59], spec)  # 13.275 pixels
+    assert geometry.valid == (9, width)
+    _, geometry = preprocess(FRAME, spec.model_copy(update={"size": (48, 300)}))
+    assert geometry.valid == (48, 72)  # whole already

@@ -38,10 +38,15 @@ def test_offline_sees_every_frame(bundle: Path, tmp_path: Path) -> None:
     }
     rows = [json.loads(line) for line in results.read_text().splitlines()]
     assert len(rows) == 30
-    assert set(rows[0]) == {"query", "feed", "frame", "time", "latency_ms", "result"}
+    assert set(rows[0]) == {"schema", "run", "at", "query", "feed", "frame", "time", "latency_ms", "result"}
+    assert {row["run"] for row in rows} == {summary["run"]}
     assert len(rows[0]["result"]) == 3
     assert sum(item["score"] for item in rows[0]["result"]) == pytest.approx(1, abs=1e-3)
     assert sorted(path.name for path in (tmp_path / "video").iterdir()) == ["gate.mp4", "yard.mp4"]
+    assert {name: (found["written"], found["state"]) for name, found in summary["outputs"].items()} == {
+        "jsonl": (30, "working"),
+        "video": (18, "working"),
+    }
     assert summary["backend"] == "ort-cpu"
     assert 0 < summary["memory"]["peak"] <= summary["memory"]["budget"]
     assert summary["swaps"]["count"] > 0

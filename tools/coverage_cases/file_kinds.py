@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import no_telemetry  # noqa: F401
 import onnx
 import onnxruntime
 import torch

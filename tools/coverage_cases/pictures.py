@@ -73,8 +73,9 @@ def plates(folder: Path) -> str:
 def plate_crops(folder: Path) -> str:
     """Write licence plates of several sizes, and return their folder."""
     for index, text in enumerate(_PLATES):
-        plate = _plate(text)
-        _save(folder, "crops", index, cv2.resize(plate, None, fx=0.3 + 0.02 * index, fy=0.3 + 0.02 * index))
+        _save(
+            folder, "crops", index, np.asarray(cv2.resize(_plate(text), (22 * (6 + index), 7 * (6 + index))), np.uint8)
+        )
     return "crops"
 
 

@@ -1,4 +1,4 @@
-"""Reader for object annotations in COCO's JSON format (Lin et al. 2014; https://cocodataset.org/#format-data)."""
+"""Reader of object annotations in COCO's JSON format (Lin et al. 2014; https://cocodataset.org/#format-data)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["list_coco"]
 
 
 class _Part(BaseModel):
-    """Base of the parts of a COCO file; fields that are not listed are ignored."""
+    """Base of the schemas of a COCO file and its entries; fields that are not listed are ignored."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
 
 class _Image(_Part):
-    """Entry of ``images``."""
+    """Entry of a COCO file's list ``images``: one image file."""
 
     id: int
     file_name: str
@@ -31,24 +31,24 @@ class _Image(_Part):
 
 
 class _Annotation(_Part):
-    """Entry of ``annotations``: an object in an image."""
+    """Entry of a COCO file's list ``annotations``: one object in an image."""
 
     image_id: int
     category_id: int
     bbox: tuple[float, float, float, float]
-    """x, y, width and height in pixels of the image."""
+    """Left edge, top edge, width and height of the object's box in pixels of the image."""
     iscrowd: int = 0
 
 
 class _Category(_Part):
-    """Entry of ``categories``."""
+    """Entry of a COCO file's list ``categories``: one class of objects."""
 
     id: int
     name: str
 
 
 class _Coco(_Part):
-    """A COCO file."""
+    """Schema of a COCO file: images, annotated objects and categories."""
 
     images: list[_Image]
     annotations: list[_Annotation]
@@ -63,7 +63,7 @@ def list_coco(path: Path, labels: Sequence[str] | None, classes: int | None, wha
     order of their ids are the classes. Crowds and boxes without area are left out.
 
     Args:
-        path: the JSON file.
+        path: COCO's JSON file.
         labels: names of the model's classes.
         classes: number of the model's classes, the background not counted; not checked when None.
         what: name of the query and field, for errors.
@@ -117,10 +117,10 @@ def list_coco(path: Path, labels: Sequence[str] | None, classes: int | None, wha
 def _numbers(
     categories: Sequence[_Category], labels: Sequence[str] | None, classes: int | None, where: str
 ) -> dict[int, int]:
-    """Return category id -> class, for the categories that are classes of the model.
+    """Return COCO category id -> class number, for the categories that are classes of the model.
 
     Raises:
-        DataError: the categories do not fit the labels or the number of classes.
+        DataError: the categories do not fit the query's labels or the model's number of classes.
     """
     if labels is None:
         if classes is not None and len(categories) != classes:
@@ -143,10 +143,10 @@ def _numbers(
 
 
 def _file(path: Path, name: str, where: str) -> Path:
-    """Find an image of a COCO file.
+    """Return the path of an image file that a COCO file names.
 
     Raises:
-        DataError: the image is missing.
+        DataError: the image file is missing.
     """
     for folder in (path.parent, path.parent / "images"):
         if (folder / name).is_file():
@@ -155,6 +155,6 @@ def _file(path: Path, name: str, where: str) -> Path:
 
 
 def _boxes(objects: Sequence[tuple[int, list[float]]]) -> Boxes:
-    """Return the boxes of an image from pairs of class and corners (x1 y1 x2 y2)."""
+    """Return the ground-truth boxes of an image, given pairs of class number and corners (x1 y1 x2 y2)."""
     boxes = torch.tensor([corners for _, corners in objects], dtype=torch.float32).reshape(-1, 4)
     return Boxes(boxes, torch.tensor([number for number, _ in objects], dtype=torch.int64))

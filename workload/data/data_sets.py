@@ -1,4 +1,4 @@
-"""Find and load the images that a query is retrained and evaluated on."""
+"""Loading of the images that a query is retrained and evaluated on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .video import count_frames
 __all__ = ["load_data", "read_images"]
 
 _LEAST = 4
-"""Images that a data set needs to be split into a part for training and one for evaluation."""
+"""Minimum number of images of a data set that is split into images for training and for evaluation."""
 _ALLOWED = "a folder of images, a folder with a folder for each class, a COCO json, a video, or package:NAME/path"
 
 
@@ -34,15 +34,15 @@ def load_data(
     """Load the training images and the held-out images of a query.
 
     The images are those of ``data.train`` and ``data.val``. A query without data gets frames of its feed. Without
-    ``data.val``, a part of the training images is held out (:meth:`Listing.split`).
+    ``data.val``, some of the training images are held out (:meth:`Listing.split`).
 
     Args:
-        query: a query of the workload.
-        workload: the workload, for its feeds and its folder.
+        query: query of the workload.
+        workload: workload, for its feeds and its folder.
         spec: input size and normalisation of the query's model.
         classes: number of the model's classes, the background not counted; None for embeddings.
-        frames: images to load at most from a data set without labels, for training and held out; evenly spread.
-        labelled: images to load at most from each data set with labels; all when None.
+        frames: maximum numbers of images for training and held out, for data sets without labels; evenly spread.
+        labelled: maximum number of images of each data set with labels; all when None.
 
     Raises:
         DataError: the query has no data and its feed is a camera, or data is missing, cannot be read or does not fit
@@ -76,7 +76,7 @@ def read_images(
     """Load all images of a folder, with a label for each image if the folder has a folder for each class.
 
     Args:
-        folder: the folder.
+        folder: folder to read.
         spec: input size and normalisation of the model.
         what: name of the query and field, for errors.
         labels: names of the model's classes.
@@ -92,7 +92,7 @@ def read_images(
 
 
 def _list(reference: str, root: Path, query: Query, classes: int | None, what: str) -> Listing:
-    """List the images of a reference in ``data.train`` or ``data.val``: a folder, a COCO file or a video.
+    """List the images that ``data.train`` or ``data.val`` of a query refers to: a folder, a COCO file or a video.
 
     Raises:
         DataError: the reference is not allowed, or its target is missing or does not fit the model.
@@ -118,7 +118,7 @@ def _list(reference: str, root: Path, query: Query, classes: int | None, what: s
 
 
 def _list_folder(folder: Path, query: Query, classes: int | None, what: str) -> Listing:
-    """List the images of a folder: by class, by the COCO file in it, or without labels, as the query's task needs."""
+    """List the images of a folder as the query's task needs: by class, by the folder's COCO file, or without labels."""
     if query.task == "classification" and class_folders(folder):
         return list_classes(folder, query.labels, classes, what)
     files = sorted(folder.glob("*.json")) if query.task == "detection" else []
@@ -128,7 +128,11 @@ def _list_folder(folder: Path, query: Query, classes: int | None, what: str) -> 
 
 
 def _list_video(source: Source, what: str) -> Listing:
-    """List all frames of a video by number."""
+    """Return a listing of all frames of a video, by frame number.
+
+    Raises:
+        DataError: the video has no frames.
+    """
     count = count_frames(source, what)
     if not count:
         raise DataError(f"{what}: {source}: there is no frame in it")
@@ -136,7 +140,7 @@ def _list_video(source: Source, what: str) -> Listing:
 
 
 def _of_feed(query: Query, workload: Workload) -> Listing:
-    """List the frames of a query's feed.
+    """Return a listing of the frames of a query's feed: a video, or a folder of images.
 
     Raises:
         DataError: the feed is a camera, whose frames cannot be read again, or the feed cannot be read.

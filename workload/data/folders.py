@@ -1,4 +1,4 @@
-"""List images in folders: a folder for each class, or one folder of images without labels."""
+"""Listing of images in folders: a folder for each class, or one folder of images without labels."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["class_folders", "list_classes", "list_flat"]
 
 
 def class_folders(folder: Path) -> list[Path]:
-    """Return the folders in a folder, sorted by name, without hidden ones."""
+    """Return the subfolders of a folder, sorted by name, without hidden ones."""
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def list_flat(folder: Path, what: str) -> Listing:
-    """List the images in a folder by name, or those in its subfolders if the folder itself has none.
+    """List the image files in a folder by name, or those in its subfolders if the folder itself has none.
 
     Raises:
-        DataError: there are no images.
+        DataError: neither the folder nor a subfolder has images.
     """
     files = _files(folder) or [file for each in class_folders(folder) for file in _files(each)]
     if not files:
@@ -30,13 +30,13 @@ def list_flat(folder: Path, what: str) -> Listing:
 
 
 def list_classes(folder: Path, labels: Sequence[str] | None, classes: int | None, what: str) -> Listing:
-    """List the images in a folder with a folder for each class, with their classes.
+    """List the images in a folder that has a subfolder for each class, with the class of each image.
 
     The class of a folder is the position of its name in ``labels``. If no folder has the name of a label, or there are
     no labels, the folders in the order of their names are the classes, as in torchvision's ``ImageFolder``.
 
     Args:
-        folder: a folder with a folder of images for each class.
+        folder: folder with a subfolder of images for each class.
         labels: names of the model's classes.
         classes: number of the model's classes; not checked when None.
         what: name of the query and field, for errors.
@@ -60,10 +60,10 @@ def list_classes(folder: Path, labels: Sequence[str] | None, classes: int | None
 
 
 def _numbers(names: list[str], labels: Sequence[str] | None, classes: int | None, where: str) -> list[int]:
-    """Return the class of each folder name.
+    """Return the class number for each name of a class folder.
 
     Raises:
-        DataError: the folders do not fit the labels or the number of classes.
+        DataError: the folders do not fit the query's labels or the model's number of classes.
     """
     known = [name for name in names if name in (labels or ())]
     if labels and known:

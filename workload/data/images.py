@@ -18,12 +18,12 @@ __all__ = ["Boxes", "Images", "joined"]
 
 @dataclass(frozen=True)
 class Boxes:
-    """Ground-truth objects in one image."""
+    """Ground-truth objects in one image: their boxes and classes."""
 
     boxes: Tensor
-    """``[K, 4]`` float32, x1 y1 x2 y2 in pixels of the source image."""
+    """Boxes of K objects, ``[K, 4]`` float32, x1 y1 x2 y2 in pixels of the source image."""
     classes: Tensor
-    """Class of each object, ``[K]`` int64, the background not counted."""
+    """Class number of each object, ``[K]`` int64, the background not counted."""
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -31,24 +31,24 @@ class Boxes:
 
 @dataclass(frozen=True)
 class Images:
-    """A data set of images. Without labels or boxes, the original model's answers are the ground truth."""
+    """Data set of images, resized for a model. Without labels or boxes, the original model's answers are the truth."""
 
     pixels: Tensor
-    """``[N, C, height, width]`` uint8 in the colour order of ``spec``."""
+    """Pixels of all images, ``[N, C, height, width]`` uint8 in the colour order of ``spec``."""
     geometry: tuple[Geometry, ...]
-    """Position of each image in the model's input."""
+    """Size and place of each resized image within the model's input, which a letterbox leaves partly empty."""
     spec: InputSpec
     """Input size and normalisation of the model."""
     labels: Tensor | None = None
-    """Class of each image, ``[N]`` int64."""
+    """Class number of each image, ``[N]`` int64; None for a data set without classes."""
     boxes: tuple[Boxes, ...] | None = None
-    """Ground-truth objects in each image."""
+    """Ground-truth objects in each image; None for a data set without boxes."""
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def select(self, indices: Tensor) -> Images:
-        """Return a data set of the images ``indices`` (``[N]`` int64), in that order."""
+        """Return a data set of the images with the numbers ``indices`` (``[N]`` int64), in that order."""
         rows = indices.tolist()
         labels = None if self.labels is None else self.labels[indices]
         boxes = None if self.boxes is None else tuple(self.boxes[row] for row in rows)
@@ -59,7 +59,7 @@ class Images:
 
         Args:
             indices: numbers of the images, ``[B]`` int64.
-            mirrored: whether to flip left and right, within the part of the input that the frame covers.
+            mirrored: whether to flip images left to right, within the area of the input that the frame covers.
 
         Returns:
             ``[B, C, height, width]`` float32, bit for bit what :func:`gemel.frames.preprocess.preprocess` makes.
@@ -79,7 +79,7 @@ class Images:
 
     @cached_property
     def _constants(self) -> tuple[Tensor, Tensor]:
-        """Factor and offset of the normalisation, ``pixel * factor - offset``, ``[C, 1, 1]`` each."""
+        """Factor and offset that normalise pixels (``pixel * factor - offset``), ``[C, 1, 1]`` each."""
         channels = self.pixels.shape[1]
         # A single number holds for all channels; a gray image takes the first of three numbers.
         mean, std = (np.resize(np.asarray(value, np.float32), channels) for value in (self.spec.mean, self.spec.std))
@@ -88,14 +88,14 @@ class Images:
 
     @cached_property
     def _common(self) -> tuple[int, int, int, int] | None:
-        """Area that every frame covers in the input (x1 y1 x2 y2), None if frames differ."""
+        """Area of the model's input that every image covers (x1 y1 x2 y2); None if images cover different areas."""
         found = {place.area for place in self.geometry}
         return found.pop() if len(found) == 1 else None
 
     def _covered(self, indices: Tensor) -> Iterator[tuple[int | slice, tuple[int, int, int, int]]]:
-        """Yield rows of a batch with the area (x1 y1 x2 y2) that their frames cover in the input.
+        """Yield positions in a batch of images, with the area (x1 y1 x2 y2) of the input that these images cover.
 
-        If all frames of the data set cover the same part, as those of one video do, all rows come at once.
+        If all images of the data set cover one area, as frames of one video do, all positions come at once.
         """
         if self._common is not None:
             yield slice(None), self._common
@@ -105,7 +105,7 @@ class Images:
 
 
 def joined(parts: Sequence[Images]) -> Images:
-    """Concatenate data sets for one model. Labels and boxes are kept only if every data set has them."""
+    """Concatenate data sets of images for one model. Labels and boxes are kept only if all data sets have them."""
     if len(parts) == 1:
         return parts[0]
     labels = [part.labels for part in parts if part.labels is not None]

@@ -27,38 +27,38 @@ from .video import pictures
 __all__ = ["Listing"]
 
 _MOST_BYTES = 8 << 30
-"""Bytes of pixels that a data set may have; they stay in memory while models train."""
+"""Maximum bytes of pixels of a data set; the pixels stay in memory while models train."""
 _CHUNK = 256
-"""Image files that are decoded ahead at most."""
+"""Maximum number of image files to decode ahead of their use."""
 _HELD_OUT = 5
-"""One image in this many is held out for evaluation."""
+"""Number of images of which one is held out for evaluation."""
 
 Resized = tuple[NDArray[np.uint8], Geometry]
-"""An image resized for a model, and its position in the model's input."""
+"""Image resized for a model, and its position in the model's input."""
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The images of a data set: files, or frames of a video, with their labels or boxes."""
+    """List of the images of a data set (files, or frames of a video) with their labels or boxes, but without pixels."""
 
     what: str
-    """Name of the query and field, for errors."""
+    """Name of the query and field that the data set is for, for errors."""
     items: tuple[Path | int, ...]
-    """File of each image, or its number in ``video``, from 0."""
+    """Per image: its file, or its frame number in ``video``, from 0."""
     video: Source | None = None
     labels: tuple[int, ...] | None = None
-    """Class of each image."""
+    """Class number of each image; None for a data set without classes."""
     boxes: tuple[Boxes, ...] | None = None
-    """Ground-truth objects in each image."""
+    """Ground-truth objects in each image; None for a data set without boxes."""
     sizes: tuple[tuple[int, int] | None, ...] | None = None
-    """Height and width that each image had when its boxes were drawn, None if unknown."""
+    """Height and width in pixels that each image had when its boxes were drawn; None if unknown."""
 
     def __len__(self) -> int:
         return len(self.items)
 
     def chosen(self, rows: Iterable[int]) -> Listing:
-        """Return a listing of the images ``rows``, in that order."""
+        """Return a listing of only the images with the numbers ``rows``, in that order."""
         rows = list(rows)
         return Listing(
             self.what,
@@ -70,7 +70,7 @@ class Listing:
         )
 
     def thinned(self, limit: int | None) -> Listing:
-        """Return a listing of at most ``limit`` images, evenly spread; all images when None."""
+        """Return a listing of at most ``limit`` of the data set's images, evenly spread; of all images when None."""
         if limit is None or len(self) <= limit:
             return self
         if self.labels is not None:
@@ -79,11 +79,11 @@ class Listing:
         return self.chosen(np.linspace(0, len(self) - 1, limit).round().astype(int).tolist())
 
     def split(self) -> tuple[Listing, Listing]:
-        """Split the images into four fifths for training and one fifth held out for evaluation, always the same.
+        """Split a data set into four fifths for training and one fifth held out for evaluation, always the same.
 
-        With labels, every fifth image of each class is held out. Without, the last fifth of each of five stretches is
-        held out. Single frames of a video would not do: their neighbours, which are near copies, would be trained on.
-        Several stretches cover a scene that changes over time.
+        With labels, every fifth image of each class is held out. Without labels, the data set is cut into five runs of
+        consecutive images, and the last fifth of each is held out. Single frames of a video would not do: their
+        neighbours, which are near copies, would be trained on. Several runs cover a scene that changes over time.
         """
         if self.labels is None:
             last = {row for part in _stretches(len(self)) for row in part[-max(2, len(part) // _HELD_OUT) :]}
@@ -95,11 +95,11 @@ class Listing:
         return self._parted((row for row in range(len(self)) if row not in val), sorted(val))
 
     def _parted(self, train: Iterable[int], val: Iterable[int]) -> tuple[Listing, Listing]:
-        """Return listings of the rows for training and of the rows held out."""
+        """Return a listing of the images for training and one of the images held out, given their numbers."""
         return self.chosen(train), replace(self.chosen(val), what=f"{self.what} (the part kept for val)")
 
     def read(self, spec: InputSpec) -> Images:
-        """Read and resize every image.
+        """Read every image of the data set and resize it for a model.
 
         Args:
             spec: input size and colour order of the model.
@@ -130,10 +130,10 @@ class Listing:
         return Images(pixels[: len(geometry)], tuple(geometry), spec, labels, self.boxes)
 
     def _of_files(self, spec: InputSpec) -> Iterator[Resized]:
-        """Read image files in parallel threads and yield them resized, in order."""
+        """Read the data set's image files in parallel threads, and yield the images resized for a model, in order."""
 
         def load(path: Path) -> Resized:
-            """Read and resize one image file."""
+            """Read one image file and resize it for the model."""
             image = cv2.imread(str(path), cv2.IMREAD_COLOR)
             if image is None:
                 raise DataError(f"{self.what}: {path}: cannot be read as an image")
@@ -146,7 +146,7 @@ class Listing:
                 yield from pool.map(load, paths[start : start + _CHUNK])
 
     def _of_video(self, spec: InputSpec) -> Iterator[Resized]:
-        """Decode the listed frames of the video and yield them resized, in order."""
+        """Decode the data set's frames of a video, and yield the frames resized for a model, in order."""
         assert self.video is not None
         numbers: Sequence[int] = [item for item in self.items if isinstance(item, int)]
         with closing(pictures(self.video, numbers, self.what)) as found:
@@ -154,7 +154,7 @@ class Listing:
                 yield resize(frame, spec)
 
     def _check_boxes(self, geometry: Sequence[Geometry]) -> None:
-        """Check that boxes fit the images that were read.
+        """Check that the ground-truth boxes fit the images that were read.
 
         Raises:
             DataError: an image has another size than when its boxes were drawn, or a box lies outside its image.
@@ -178,12 +178,12 @@ class Listing:
 
 
 def _picked(values: Sequence[_T], rows: Iterable[int]) -> tuple[_T, ...]:
-    """Return the values at ``rows``, in that order."""
+    """Return the items of a sequence at the positions ``rows``, in that order."""
     return tuple(values[row] for row in rows)
 
 
 def _stretches(count: int) -> list[range]:
-    """Split ``count`` rows into at most five stretches of nearly equal length, each of ten rows or more if possible."""
+    """Split the numbers of ``count`` images into at most five runs of nearly equal length, each of ten if possible."""
     parts = min(5, max(1, count // 10))
     edges = [count * part // parts for part in range(parts + 1)]
     return [range(first, end) for first, end in pairwise(edges)]

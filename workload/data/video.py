@@ -1,4 +1,4 @@
-"""Count and decode the frames of a video file."""
+"""Counting and decoding of the frames of a video file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def count_frames(source: Source, what: str) -> int:
     Nothing is decoded, and frame counts in headers, which may be wrong or missing, are not used.
 
     Args:
-        source: the video file.
+        source: video file.
         what: name of the query and field, for errors.
 
     Raises:
@@ -41,10 +41,10 @@ def count_frames(source: Source, what: str) -> int:
 
 
 def pictures(source: Source, numbers: Sequence[int], what: str) -> Generator[NDArray[np.uint8], None, None]:
-    """Yield some frames of a video, ``[H, W, 3]`` uint8 BGR.
+    """Decode a video and yield the frames with the given numbers, each ``[H, W, 3]`` uint8 BGR.
 
     Args:
-        source: the video file.
+        source: video file.
         numbers: numbers of the frames, from 0, in rising order. Frames that cannot be decoded have no number.
         what: name of the query and field, for errors.
 

@@ -11,11 +11,14 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from ...frames.address import hide_addresses
 from .meant import nearest
 from .yaml_text import FieldPath, line_of, scalar_of
 
 __all__ = ["explain", "place"]
 
+_MOST_KEY = 60
+"""Maximum number of characters of a key that a message shows."""
 _READ_AS = {"bool": "true or false", "int": "a number", "float": "a number", "null": "nothing", "timestamp": "a date"}
 """Kind of a YAML scalar that is not text -> words for what YAML reads it as."""
 _EXPECTED = {
@@ -54,7 +57,7 @@ def explain(path: Path, node: yaml.Node | None, error: ValidationError) -> str:
     message = _message(first, node, field, is_key="[key]" in loc)
     if first["type"] == "unknown_key":
         field = (*field, str(context["name"]))
-    elif first["type"] != "missing" and not isinstance(value, dict):
+    elif first["type"] != "missing" and not isinstance(value, dict) and not context.get("secret"):
         shown = scalar_of(node, field)
         text = repr(value) if shown is None or isinstance(value, str) else shown.value
         message = f"{text:.60} is not allowed: {message}" if text else message
@@ -125,5 +128,13 @@ def place(path: Path, node: yaml.Node | None, field: FieldPath, message: str) ->
         message: what is wrong with the field.
     """
     line, known = line_of(node, field)
-    name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in known).lstrip(".")
-    return f"{path}:{line}: {name}: {message}" if name else f"{path}:{line}: {message}"
+    name = "".join(f"[{part}]" if isinstance(part, int) else f".{_shown(part)}" for part in known).lstrip(".")
+    # The address of a camera may hold a password, also where it stands in the wrong place.
+    text = hide_addresses(f"{name}: {message}" if name else message)
+    return f"{path}:{line}: {text}"
+
+
+def _shown(key: object) -> str:
+    """Return a key of a workload for a one-line message: short, and without characters that a terminal would obey."""
+    text = str(key) if str(key).isprintable() else ascii(key)
+    return text if len(text) <= _MOST_KEY else f"{text[:_MOST_KEY]}..."

@@ -88,6 +88,9 @@ def _expand(value: Any, field: tuple[str | int, ...]) -> Any:
         return {key: _expand(item, (*field, key)) for key, item in value.items()}
     if isinstance(value, list):
         return [_expand(item, (*field, index)) for index, item in enumerate(value)]
+    if field[:1] == ("outputs",):
+        # Outputs are of the machine that runs the bundle, and so are their variables.
+        return value
     if isinstance(value, str):
         # Keep variables in a camera's address: it may hold a password, and the workload is written into bundles. The
         # address may be one variable, or begin with one that is only set on the machine that runs the bundle.

@@ -38,14 +38,15 @@ _MOST_LABEL_BYTES = 1 << 20
 """Maximum size in bytes of a file of labels."""
 
 
-def mistake(message: str, key: str | None = None) -> PydanticCustomError:
+def mistake(message: str, key: str | None = None, *, secret: bool = False) -> PydanticCustomError:
     """Return a Pydantic validation error with a message that is taken literally and not as a template.
 
     Args:
         message: what is expected, and what was probably meant.
         key: key of the validated mapping that the message is about; None for the validated value itself.
+        secret: whether the value may hold a password, so that it must not be printed.
     """
-    return PydanticCustomError("mistake", "{message}", {"message": message, "key": key})
+    return PydanticCustomError("mistake", "{message}", {"message": message, "key": key, "secret": secret})
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
@@ -65,7 +66,7 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 
 def parse_duration(value: Any) -> Any:
-    """Parse a duration of a workload, such as ``100ms`` or ``0.5s``, and return milliseconds; so is a bare number."""
+    """Parse a duration of a workload, such as ``100ms``, ``0.5s`` or a number of milliseconds, into milliseconds."""
     if isinstance(value, str):
         match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*(ms|s)\s*", value)
         if not match:

@@ -38,6 +38,8 @@ class Input(Strict):
     frame at the top left, and ``letterbox-center`` with the frame in the middle."""
     pad: float | None = None
     """Value of the input outside a letterboxed frame, in units of the normalised input."""
+    rounding: Literal["nearest", "up", "down"] | None = None
+    """Way to round the sides of a letterboxed frame to whole pixels: ``nearest``, ``up`` or ``down``."""
 
     @classmethod
     def _meant(cls, value: Any) -> str:

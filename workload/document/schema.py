@@ -21,15 +21,17 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from ...bundles.manifest import Name, Precision
-from . import meant
+from ...bundles.manifest import Hardware, Name, Precision, Transport
+from . import meant, output_meant
 from .model_schema import NAMES_SCHEMA, Input, Model
+from .output_schema import OutputList
 from .strict import Strict
 
 __all__ = ["Data", "DeviceSettings", "FeedSettings", "Input", "Model", "Query", "Workload"]
 
 _MEMORY = {"anyOf": [{"type": "integer", "minimum": 1 << 20}, {"type": "string"}], "examples": ["64MiB", "50%", "min"]}
 _DURATION = {"anyOf": [{"type": "number", "minimum": 1}, {"type": "string", "pattern": r"^\d+(\.\d+)?\s*(ms|s)$"}]}
+_SECONDS = {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string"}], "examples": ["5s", "30s", "1m"]}
 _LABELS = {"anyOf": [{"type": "array", "items": {"type": "string"}, "minItems": 1}, {"type": "string"}]}
 
 
@@ -57,6 +59,17 @@ class FeedSettings(Strict):
     """Maximum number of frames per second to use; all frames if left out."""
     loop: bool = False
     """Whether a recording starts again at its end."""
+    transport: Transport = "auto"
+    """Transport of an RTSP camera: ``tcp``, ``udp`` (which may lose pictures), or ``auto``, which is TCP where the
+    camera offers it."""
+    timeout: Annotated[
+        float, BeforeValidator(output_meant.parse_period), Field(gt=0, le=3600), WithJsonSchema(_SECONDS)
+    ] = 5.0
+    """Time without an answer or a picture after which a camera is opened again, such as ``5s`` or ``1m``; a bare number
+    is seconds."""
+    hardware: Hardware = "none"
+    """Device that decodes the video: ``none`` (the processor), ``cuda``, ``vaapi``, ``v4l2``, or ``auto`` for one that
+    is there."""
 
     @classmethod
     def _meant(cls, value: Any) -> str:
@@ -139,6 +152,8 @@ class Workload(Strict):
     """Cameras, videos and folders, by name."""
     queries: Annotated[list[Query], Field(min_length=1)]
     """Queries: each runs a model on the frames of a feed."""
+    outputs: OutputList = Field(default=[])
+    """Where results go when the bundle runs: files, videos, pictures, a broker, a web server."""
 
     _path: Path = PrivateAttr(default=Path("workload.yaml"))
 

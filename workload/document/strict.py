@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
@@ -15,11 +15,12 @@ _HOMES = {
     **dict.fromkeys(("backend", "memory"), "device"),
     **dict.fromkeys(("source", "fps", "loop"), "a feed"),
     **dict.fromkeys(("factory", "onnx", "args", "weights", "outputs", "input"), "model"),
-    **dict.fromkeys(("size", "mean", "std", "scale", "color", "fit", "pad"), "model.input"),
+    **dict.fromkeys(("size", "mean", "std", "scale", "color", "fit", "pad", "rounding"), "model.input"),
     **dict.fromkeys(("train", "val"), "data"),
     **dict.fromkeys(
         ("task", "decode", "activation", "labels", "classes", "threshold", "target", "precision"), "a query"
     ),
+    **dict.fromkeys(("jsonl", "mqtt", "webhook", "video", "snapshots"), "outputs"),
     **dict.fromkeys(("sla", "device", "feeds", "queries"), "the top level of the file"),
 }
 """Key of workload.yaml -> section that the key belongs in, for messages about a key in the wrong section."""
@@ -29,6 +30,9 @@ class Strict(BaseModel):
     """Base of all sections of a workload: frozen, without unknown keys, and with finite numbers only."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    secret: ClassVar[bool] = False
+    """Whether a value in place of the section may hold a password, so that it must not be printed."""
 
     @model_validator(mode="before")
     @classmethod
@@ -40,14 +44,15 @@ class Strict(BaseModel):
         if not isinstance(value, dict):
             guess = cls._meant(value)
             keys = f"keys: {', '.join(known)}"
-            raise meant.mistake(f"a mapping is expected; {f'did you mean {{{guess}}}?' if guess else keys}")
+            message = f"a mapping is expected; {f'did you mean {{{guess}}}?' if guess else keys}"
+            raise meant.mistake(message, secret=cls.secret)
         for key in value:
             if key not in known:
                 near = meant.nearest(str(key), known)
                 hint = f"did you mean {near!r}? " if near else ""
                 if key in _HOMES:
                     hint = f"it belongs in {_HOMES[key]}; "
-                message = f"unknown key {key!r}; {hint}allowed: {', '.join(known)}"
+                message = f"unknown key {key!r:.64}; {hint}allowed: {', '.join(known)}"
                 raise PydanticCustomError("unknown_key", "{message}", {"message": message, "name": key})
         return value
 

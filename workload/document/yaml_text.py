@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -23,6 +24,8 @@ _MOST_DIGITS = 100
 """Maximum number of characters of a number; Python takes quadratic time to read one and refuses to print a long one."""
 _MOST_DEPTH = 100
 """Maximum depth of mappings and lists inside each other in a document."""
+_NEVER = re.compile("[\0\ud800-\udfff]")
+"""Pattern of characters that no path may have (NUL) and that no file can hold (halves of surrogate pairs)."""
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
@@ -41,8 +44,10 @@ def parse_yaml(text: str, where: str) -> tuple[yaml.Node | None, Any]:
     """
     if len(text) > _MOST_BYTES:
         raise WorkloadError(f"{where}: larger than {_MOST_BYTES >> 20} MiB: this is no workload")
-    loader = yaml.SafeLoader(text)
+    loader: yaml.SafeLoader | None = None
+    node: yaml.Node | None = None
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         _check_size(node, where)
         if (twice := _repeated(node)) is not None:
@@ -50,17 +55,23 @@ def parse_yaml(text: str, where: str) -> tuple[yaml.Node | None, Any]:
         return node, None if node is None else loader.construct_document(node)
     except RecursionError as error:
         raise WorkloadError(f"{where}: nested too deeply") from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise WorkloadError(
+            f"{where}:{line}: not YAML: the character U+{error.character:04X} is not allowed"
+        ) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
+        behind = f":{mark.line + 1}" if mark else ""
         reason = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise WorkloadError(f"{where}{line}: not YAML: {reason}") from error
+        raise WorkloadError(f"{where}{behind}: not YAML: {reason}") from error
     except ValueError as error:
         # A scalar looks like a date or a number and is none, such as 2024-13-45.
         place = "".join(f":{line}" for line in islice(_unreadable(node), 1))
         raise WorkloadError(f"{where}{place}: not YAML: {error}; quote it if it is text") from error
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
 def _check_size(root: yaml.Node | None, where: str) -> None:
@@ -86,8 +97,12 @@ def _check_size(root: yaml.Node | None, where: str) -> None:
         elif id(node) not in sizes:
             if len(open_) > _MOST_DEPTH:
                 raise WorkloadError(f"{where}:{line}: nested too deeply")
-            if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and len(node.value) > _MOST_DIGITS:
-                raise WorkloadError(f"{where}:{line}: a number of {len(node.value)} digits: quote it if it is text")
+            if isinstance(node, yaml.ScalarNode):
+                if node.tag in _NUMBERS and len(node.value) > _MOST_DIGITS:
+                    raise WorkloadError(f"{where}:{line}: a number of {len(node.value)} digits: quote it if it is text")
+                if (bad := _NEVER.search(node.value)) is not None:
+                    # Written with an escape, such as "\0" or "\ud800".
+                    raise WorkloadError(f"{where}:{line}: the character U+{ord(bad[0]):04X} is not allowed")
             open_.add(id(node))
             stack.append((node, True))
             stack.extend((child, False) for child in _children(node))

@@ -1,1 +1,1 @@
-"""Construction of a workload's models with their weights."""
+"""Construction of a workload's PyTorch models with their weights."""

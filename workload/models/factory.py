@@ -1,4 +1,4 @@
-"""Construction of models from a factory, its arguments and a file of trained weights."""
+"""Construction of PyTorch models from a factory, its arguments and a file of trained weights."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ from ...errors import ModelError, first_line
 from ..document.paths import locate
 from ..document.schema import Model, Query, Workload
 
-__all__ = ["build_model", "identity", "models_of", "read_state"]
+__all__ = ["PRETRAINED_FOLDER", "build_model", "identity", "models_of", "read_state"]
 
 _FORMATS = (".safetensors", ".pt", ".pth", ".th", ".weights")
-"""Suffixes of weight files that can be read."""
+"""Suffixes of the files that the weights of a factory's model can be read from."""
+PRETRAINED_FOLDER = "pretrained_model_name_or_path"
+"""Argument of ``from_pretrained`` in Hugging Face and segmentation-models-pytorch: a folder, or a name on the hub."""
 
 
 def identity(query: Query, root: Path) -> str:
-    """Return a key that is equal for two queries if they use one model.
+    """Return a key of a query's model; two queries with equal keys use one model.
 
     Such queries have the same factory or ONNX file, arguments, weights, input, outputs, task, decoder and activation.
 
@@ -55,7 +57,7 @@ def build_model(model: Model, root: Path, query: str) -> nn.Module:
     """Call a model's factory, load the weights, and return the module in eval mode.
 
     Args:
-        model: a model with a factory.
+        model: model in the workload that has a factory.
         root: folder that relative paths start from.
         query: name of the query, for errors and warnings.
 
@@ -66,21 +68,25 @@ def build_model(model: Model, root: Path, query: str) -> nn.Module:
         raise ModelError(f"query {query}: model.factory is not set")
     factory = _import(model.factory, root, query)
     weights = locate(model.weights, root, f"query {query}: weights") if model.weights else None
+    args = _local_folder(model.args, root, query)
     try:
-        module = factory(**_without_downloads(factory, model.args, weights is not None))
+        module = factory(**_without_downloads(factory, args, weights is not None))
     except Exception as error:
-        raise ModelError(f"query {query}: factory {model.factory}({model.args}): {first_line(error)}") from error
+        opens = f"; {model.factory}.from_pretrained opens a folder" if hasattr(factory, "from_pretrained") else ""
+        what = f"factory {model.factory}({model.args}): {first_line(error)}{opens}"
+        raise ModelError(f"query {query}: {what}") from error
     if not isinstance(module, nn.Module):
         raise ModelError(f"query {query}: factory {model.factory} returned {type(module).__name__}, not an nn.Module")
     if weights is None:
-        warnings.warn(f"query {query}: no weights given; the model is as {model.factory} makes it", stacklevel=2)
+        if PRETRAINED_FOLDER not in args:  # with it, the factory loads trained weights itself
+            warnings.warn(f"query {query}: no weights given; the model is as {model.factory} makes it", stacklevel=2)
     elif weights.suffix == ".weights":
         from ..zoo.darknet import load_darknet
 
         load_darknet(module, weights)
     else:
         _load(module, read_state(weights), weights, query)
-    return module.eval()
+    return _in_float32(module).eval()
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -114,13 +120,13 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def _refusal(error: Exception, name: str) -> str:
-    """Return why PyTorch refuses a file of weights, on one line.
+    """Return the reason why PyTorch refuses a file of weights, on one line.
 
     PyTorch's own message is a page with escape codes, and advises to let the file run code.
 
     Args:
         error: PyTorch's error.
-        name: name of the file.
+        name: name of the file of weights.
     """
     text = str(error)
     if not any(word in text for word in ("GLOBAL", "Unsupported global", "Unsupported class")):
@@ -134,10 +140,10 @@ def _refusal(error: Exception, name: str) -> str:
 
 
 def _import(reference: str, root: Path, query: str) -> Callable[..., Any]:
-    """Import the callable that ``module:name`` refers to.
+    """Import the factory of a model, which a workload names as ``module:name``.
 
     Raises:
-        ModelError: it cannot be imported or is not callable.
+        ModelError: the factory cannot be imported or is not callable.
     """
     name, _, attribute = reference.partition(":")
     if str(root) not in sys.path:
@@ -156,6 +162,37 @@ def _import(reference: str, root: Path, query: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
+def _local_folder(args: Mapping[str, Any], root: Path, query: str) -> dict[str, Any]:
+    """Return a factory's arguments with the folder of ``from_pretrained`` as an absolute path.
+
+    Args:
+        args: arguments in the workload.
+        root: folder that relative paths start from.
+        query: name of the query, for errors.
+
+    Raises:
+        ModelError: the argument is written as a path, and there is no such folder.
+    """
+    name = args.get(PRETRAINED_FOLDER)
+    if not isinstance(name, str):
+        return dict(args)
+    folder = root / Path(name).expanduser()
+    if folder.is_dir():
+        return {**args, PRETRAINED_FOLDER: str(folder.resolve())}
+    if name.startswith((".", "/", "~")):
+        raise ModelError(f"query {query}: {PRETRAINED_FOLDER}: {folder}: no such folder")
+    return dict(args)
+
+
+def _in_float32(module: nn.Module) -> nn.Module:
+    """Convert a module that holds weights of 16 bits, in place; frames and ONNX graphs are float32.
+
+    Hugging Face loads a model in the type that it was saved in.
+    """
+    values = (*module.parameters(), *module.buffers())
+    return module.float() if any(value.dtype in (torch.float16, torch.bfloat16) for value in values) else module
+
+
 def _without_downloads(factory: Callable[..., Any], args: Mapping[str, Any], has_weights: bool) -> dict[str, Any]:
     """Return a factory's arguments with torchvision's download of a pretrained backbone turned off.
 
@@ -163,8 +200,8 @@ def _without_downloads(factory: Callable[..., Any], args: Mapping[str, Any], has
     are.
 
     Args:
-        factory: the factory.
-        args: the arguments in the workload, which take precedence.
+        factory: factory of a model.
+        args: arguments in the workload, which take precedence.
         has_weights: whether weights are loaded afterwards.
     """
     try:
@@ -177,10 +214,10 @@ def _without_downloads(factory: Callable[..., Any], args: Mapping[str, Any], has
 
 
 def _load(module: nn.Module, state: Mapping[str, Tensor], path: Path, query: str) -> None:
-    """Load a state dict into a module, in place.
+    """Load a state dict from a file into a PyTorch module, in place.
 
     Raises:
-        ModelError: names or shapes do not fit the module; the message names the first three of each kind.
+        ModelError: tensors of the file are missing, unexpected or of another shape; the message names the first three.
     """
     own = module.state_dict()
     # BatchNorm's counters of training steps are no weights, and older files lack them.

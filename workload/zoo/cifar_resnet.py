@@ -38,7 +38,10 @@ class _Block(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """Three stages of ``blocks`` blocks with 16, 32 and 64 channels; use :func:`cifar_resnet`."""
+    """Residual network for CIFAR images: three stages of ``blocks`` residual blocks with 16, 32 and 64 channels.
+
+    :func:`cifar_resnet` makes one.
+    """
 
     output_names: tuple[str, ...] = ("logits",)
 
@@ -53,7 +56,7 @@ class CifarResNet(nn.Module):
 
     @staticmethod
     def _stage(channels: int, width: int, blocks: int, stride: int) -> nn.Sequential:
-        """Return ``blocks`` blocks, the first of which changes channels and stride."""
+        """Return a stage of ``blocks`` residual blocks, of which the first changes channels and stride."""
         first = _Block(channels, width, stride)
         return nn.Sequential(first, *(_Block(width, width, 1) for _ in range(blocks - 1)))
 
@@ -65,7 +68,10 @@ class CifarResNet(nn.Module):
         return logits
 
     def decode(self, size: tuple[int, int]) -> tuple[DecodeSpec, dict[str, NDArray[np.float32]]]:
-        """Return how to decode the logits, and no tensors; ``size`` (height, width in pixels) does not matter."""
+        """Return the spec of the decoder for the network's logits, and no tensors.
+
+        The spec is the same for every input ``size`` (height, width in pixels).
+        """
         classes = self.linear.out_features
         return ClassificationDecode(classes=classes, top_k=min(5, classes)), {}
 

@@ -25,7 +25,7 @@ __all__ = ["Darknet", "YoloV3", "YoloV3Tiny", "load_darknet", "yolov3", "yolov3_
 
 
 class _Convolution(nn.Module):
-    """Convolution with BatchNorm and leaky ReLU; a ``plain`` one, before a yolo layer, has only a bias."""
+    """Convolutional layer of Darknet: with BatchNorm and leaky ReLU, or (``plain``) with a bias before a yolo layer."""
 
     def __init__(self, inputs: int, outputs: int, size: int, stride: int, plain: bool) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class _Convolution(nn.Module):
 
 
 class _MaxPool(nn.Module):
-    """Max pooling over 2 x 2 pixels. At stride 1 the size is kept: Darknet pads right and below with minus infinity."""
+    """Darknet's max pooling over 2 x 2 pixels. At stride 1 it keeps the size, with padding by -inf right and below."""
 
     def __init__(self, stride: int) -> None:
         super().__init__()
@@ -56,21 +56,21 @@ class _MaxPool(nn.Module):
 
 
 class _Shortcut(nn.Module):
-    """Sum of two layers' outputs."""
+    """Shortcut layer of Darknet: the sum of two layers' outputs."""
 
     def forward(self, x: Tensor, other: Tensor) -> Tensor:
         return x + other
 
 
 class _Route(nn.Module):
-    """Concatenation of layers' outputs along the channels."""
+    """Route layer of Darknet: the concatenation of other layers' outputs along the channels."""
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return inputs[0] if len(inputs) == 1 else torch.cat(inputs, 1)
 
 
 class Darknet(nn.Module):
-    """A network of Darknet layers with yolo heads; use :func:`yolov3` or :func:`yolov3_tiny`.
+    """Network of Darknet layers with yolo heads; :func:`yolov3` and :func:`yolov3_tiny` make one.
 
     Args:
         rows: one row for each layer of the cfg: ``conv`` filters size stride, ``maxpool`` stride, ``shortcut`` from,
@@ -139,7 +139,9 @@ class Darknet(nn.Module):
         return tuple(heads)
 
     def decode(self, size: tuple[int, int]) -> tuple[DecodeSpec, dict[str, NDArray[np.float32]]]:
-        """Return how to decode the outputs into boxes, and no tensors, for ``size`` (height, width in pixels).
+        """Return the spec of the decoder for the network's raw outputs, for an input of ``size`` (height, width).
+
+        The decoder needs no tensors, so the second value is empty.
 
         Thresholds are those of Darknet's demo: score 0.25, overlap 0.45 for non-maximum suppression.
 
@@ -205,8 +207,8 @@ def load_darknet(model: nn.Module, path: Path) -> None:
     variance, and then its kernel.
 
     Args:
-        model: a :class:`Darknet`.
-        path: the file.
+        model: :class:`Darknet` network to load the weights into.
+        path: Darknet's weight file.
 
     Raises:
         ModelError: the model is of another kind, or the file cannot be read or has another length than the model needs.
@@ -235,7 +237,7 @@ def load_darknet(model: nn.Module, path: Path) -> None:
 
 
 def _tensors(model: Darknet) -> list[Tensor]:
-    """Return the model's tensors in the order of a weights file."""
+    """Return the tensors of a Darknet network in the order in which Darknet's weight file stores them."""
     found: list[Tensor | None] = []
     for layer in model.layers:
         if isinstance(layer, _Convolution):
@@ -248,12 +250,12 @@ def _tensors(model: Darknet) -> list[Tensor]:
 
 
 def _pairs(values: list[int]) -> list[tuple[float, float]]:
-    """Return consecutive values as pairs of width and height."""
+    """Return a flat list of anchor sizes as pairs of width and height."""
     return [(float(width), float(height)) for width, height in zip(values[::2], values[1::2], strict=True)]
 
 
 def _yolov3_rows() -> list[str]:
-    """Return the layers of yolov3.cfg, for :class:`Darknet`."""
+    """Return the layers of Darknet's yolov3.cfg, one row each, for :class:`Darknet`."""
     rows = ["conv 32 3 1"]
     for filters, blocks in ((64, 1), (128, 2), (256, 8), (512, 8), (1024, 4)):
         rows += [f"conv {filters} 3 2"]
@@ -267,7 +269,7 @@ def _yolov3_rows() -> list[str]:
 
 
 def _yolov3_tiny_rows() -> list[str]:
-    """Return the layers of yolov3-tiny.cfg, for :class:`Darknet`."""
+    """Return the layers of Darknet's yolov3-tiny.cfg, one row each, for :class:`Darknet`."""
     rows: list[str] = []
     for filters, stride in ((16, 2), (32, 2), (64, 2), (128, 2), (256, 2), (512, 1)):
         rows += [f"conv {filters} 3 1", f"maxpool {stride}"]

@@ -14,7 +14,10 @@ __all__ = ["MobileNetV2Features", "mobilenet_v2_features"]
 
 
 class MobileNetV2Features(nn.Module):
-    """torchvision's ``mobilenet_v2().features``, averaged over the image; use :func:`mobilenet_v2_features`."""
+    """MobileNetV2 without its classifier: torchvision's ``mobilenet_v2().features``, averaged over the image.
+
+    :func:`mobilenet_v2_features` makes one.
+    """
 
     output_names: tuple[str, ...] = ("embedding",)
 
@@ -28,7 +31,10 @@ class MobileNetV2Features(nn.Module):
         return features.mean((2, 3))
 
     def decode(self, size: tuple[int, int]) -> tuple[DecodeSpec, dict[str, NDArray[np.float32]]]:
-        """Return how to decode the embedding, and no tensors; ``size`` (height, width in pixels) does not matter."""
+        """Return the spec of the decoder for the embedding, and no tensors.
+
+        The spec is the same for every input ``size`` (height, width in pixels).
+        """
         return EmbeddingDecode(), {}
 
     def input_defaults(self) -> InputSpec:

@@ -24,14 +24,14 @@ __all__ = ["SsdLiteMobileNetV2", "same_padding", "ssdlite_mobilenet_v2"]
 # Expansion, output channels, blocks, first stride: table 2 of the paper.
 _BLOCKS = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 _TAP = 14
-"""Number of the block whose expansion, at stride 16, is the first feature level of the heads."""
+"""Number of MobileNetV2's block whose expansion, at stride 16, is the first feature level of the heads."""
 _EXTRAS = (512, 256, 256, 128)
-"""Channels of the feature levels behind the backbone."""
+"""Number of channels of each feature level behind the backbone."""
 _LEVELS = (576, 1280, *_EXTRAS)
-"""Channels of all feature levels."""
+"""Number of channels of each feature level that the heads read."""
 _SCALES = (0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.0)
-"""Anchor scales as parts of the input's shorter side: one for each level, and 1.0 to end the last level's range. The
-first level has smaller anchors of its own."""
+"""Anchor scales as fractions of the input's shorter side: one for each feature level, and 1.0 to end the last level's
+range. The first level has smaller anchors of its own."""
 # 0.3333 and not 1/3: the API's default, with which the published models were trained.
 _RATIOS = (1.0, 2.0, 0.5, 3.0, 0.3333)
 _BN_EPS = 1e-3
@@ -94,12 +94,12 @@ class _InvertedResidual(nn.Module):
         )
 
     def expand(self, x: Tensor) -> Tensor:
-        """Expand the channels; a block with expansion 1 returns ``x``."""
+        """Apply the block's expansion, a convolution to more channels; a block with expansion 1 returns ``x``."""
         expanded: Tensor = self.conv[0](x) if self.expands else x
         return expanded
 
     def project(self, expanded: Tensor) -> Tensor:
-        """Apply the depthwise convolution and the projection to expanded channels."""
+        """Apply the block's depthwise convolution and projection to expanded channels."""
         for layer in list(self.conv)[self.expands :]:
             expanded = layer(expanded)
         return expanded
@@ -110,7 +110,10 @@ class _InvertedResidual(nn.Module):
 
 
 class _Head(nn.Sequential):
-    """Head with ``values`` outputs for each anchor of a level: ``[N, C, H, W]`` -> ``[N, H * W * anchors, values]``."""
+    """Head of a detector that gives ``values`` numbers for each anchor of one feature level.
+
+    ``[N, C, H, W]`` -> ``[N, H * W * anchors, values]``.
+    """
 
     def __init__(self, channels: int, anchors: int, values: int) -> None:
         super().__init__(_Conv(channels, channels, 3, groups=channels), nn.Conv2d(channels, anchors * values, 1))
@@ -124,7 +127,7 @@ class _Head(nn.Sequential):
 
 
 class SsdLiteMobileNetV2(nn.Module):
-    """One-stage detector with six feature levels; use :func:`ssdlite_mobilenet_v2`."""
+    """SSDLite-MobileNetV2: a one-stage detector with six feature levels. :func:`ssdlite_mobilenet_v2` makes one."""
 
     output_names: tuple[str, ...] = ("logits", "boxes")
 
@@ -145,7 +148,7 @@ class SsdLiteMobileNetV2(nn.Module):
         self.box_heads = nn.ModuleList(map(_Head, _LEVELS, anchors, [4] * len(_LEVELS)))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the raw outputs of all heads.
+        """Compute the raw outputs of all heads of the detector.
 
         Args:
             image: ``[N, 3, H, W]`` RGB, -1 to 1.
@@ -170,7 +173,7 @@ class SsdLiteMobileNetV2(nn.Module):
         return torch.cat(logits, 1), torch.cat(boxes, 1)
 
     def decode(self, size: tuple[int, int]) -> tuple[DecodeSpec, dict[str, NDArray[np.float32]]]:
-        """Return how to decode the outputs into boxes, and the anchors, for ``size`` (height, width in pixels)."""
+        """Return the spec of the decoder for the detector's outputs, and the anchors, for ``size`` (height, width)."""
         spec = SsdDecode(
             classes=self.num_classes,
             score_threshold=0.3,
@@ -204,7 +207,10 @@ def _backbone(channels: int) -> Iterator[_InvertedResidual]:
 
 
 def _shapes(level: int) -> list[tuple[float, float]]:
-    """Return the anchors of a level: scale, as a part of the input's shorter side, and ratio of width to height."""
+    """Return the anchor shapes of a feature level of SSDLite as pairs of scale and aspect ratio.
+
+    The scale is a fraction of the input's shorter side; the ratio is width divided by height.
+    """
     if level == 0:
         return [(0.1, 1.0), (0.2, 2.0), (0.2, 0.5)]
     scale, following = _SCALES[level], _SCALES[level + 1]
@@ -212,7 +218,7 @@ def _shapes(level: int) -> list[tuple[float, float]]:
 
 
 def _anchors(size: tuple[int, int]) -> NDArray[np.float32]:
-    """Return the anchors ``[A, 4]`` for an input of ``size`` (height, width in pixels).
+    """Return the anchors of SSDLite, ``[A, 4]``, for an input of ``size`` (height, width in pixels).
 
     Boxes are x1 y1 x2 y2 in input pixels, in the order of the heads' outputs: level, row, column, shape.
     """

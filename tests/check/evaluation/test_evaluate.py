@@ -96,7 +96,7 @@ def test_against_itself(bundle: Bundle) -> None:
             # On a busy machine, a short run may end before a feed is open.
             assert score.processed == stats.processed / max(1, stats.frames)
             assert score.accuracy is None if stats.frames == 0 else 0 <= (score.accuracy or 0.0) <= 1
-    assert found.frames["gate"] == max(run.summary.run.feeds["gate"].frames for run in found.runs)
+    assert found.frames["gate"] == max(run.summary.run.feeds["gate"].delivered for run in found.runs)
     assert [stage for stage, _, part in stages if part is not None] == ["live"] * len(found.runs) + ["offline"]
     assert stages[-1][2] == 1
     assert len(evaluation_tables(found)) == len({run.case.memory for run in found.runs})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -415,9 +416,9 @@ def test_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    for step in ("write_bytes", "replace"):
+    for owner, step in ((os, "fsync"), (Path, "replace")):
         with monkeypatch.context() as patched:
-            patched.setattr(Path, step, full)
+            patched.setattr(owner, step, full)
             with pytest.raises(InputError, match="cannot be written: No space left on device"):
                 write_baseline(file, made(unique_bytes=5))
     assert read_baseline(file) == made()

@@ -42,6 +42,8 @@ def segments(columns: int) -> Segmentation:
         ((car(),), (car(), car(300, 0.305)), 1),
         ((car(), car(300, 0.305)), (car(),), 1),
         ((), (), 0),
+        # Clipped to the frame, the box of an object outside the frame is a line.
+        ((Detection((0, 37.0, 0, 123.0), 0.9, "car"),), (Detection((0, 37.001, 0, 123.0), 0.9, "car"),), 1),
         # Two classes that score nearly the same may change places; one at the end of the list may be missing.
         ((Class("cat", 0.5), Class("dog", 0.495)), (Class("dog", 0.5), Class("cat", 0.495)), 2),
         ((Class("cat", 0.9), Class("dog", 0.05)), (Class("cat", 0.9), Class("cow", 0.05)), 2),
@@ -61,6 +63,11 @@ def test_equal_but_for_rounding(found: Result, reference: Result, parts: int) ->
         ((), (car(),), "car 0.90 at [0, 0, 100, 100] of the source: the nearest overlaps 0.000"),
         ((car(),), (), "car 0.90 at [0, 0, 100, 100] of the bundle: the nearest overlaps 0.000"),
         ((car(5),), (car(),), "car 0.90 at [0, 0, 100, 100] of the source: the nearest overlaps 0.905"),
+        (
+            (Detection((0, 37, 0, 123), 0.9, "car"),),
+            (Detection((0, 40, 0, 123), 0.9, "car"),),
+            "car 0.90 at [0, 40, 0, 123] of the source: the nearest overlaps 0.000",
+        ),
         ((car(label="bus"),), (car(),), "car 0.90 at [0, 0, 100, 100] of the source: the nearest overlaps 0.000"),
         ((car(score=0.8),), (car(),), "car 0.90 at [0, 0, 100, 100] of the source: scores differ by 0.100"),
         ((car(mask=mask(15)),), (car(mask=mask(20)),), "of the source: its mask overlaps 0.750"),

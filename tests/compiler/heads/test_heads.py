@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import Dim
-from torchvision.models import inception_v3, resnet18, squeezenet1_1
+from torchvision.models import VisionTransformer, inception_v3, resnet18, squeezenet1_1
 from torchvision.models.detection import (
     FasterRCNN,
     fasterrcnn_mobilenet_v3_large_320_fpn,
@@ -19,6 +19,7 @@ from torchvision.models.detection import (
     ssdlite320_mobilenet_v3_large,
 )
 from torchvision.models.detection.backbone_utils import mobilenet_backbone, resnet_fpn_backbone
+from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 from torchvision.ops import FrozenBatchNorm2d
 
 from gemel.bundles.decode_specs import ClassificationDecode, DecodeSpec, EmbeddingDecode, FasterRcnnDecode, SsdDecode
@@ -114,16 +115,24 @@ def test_input_is_the_models_unless_the_workload_says_otherwise() -> None:
     assert input_defaults(Zoo()).size == (32, 64)
     vit = timm.create_model("vit_tiny_patch16_224", num_classes=0)
     assert input_defaults(vit) == InputSpec(size=(224, 224), mean=(0.5,) * 3, std=(0.5,) * 3)
+    for name in ("vit_tiny_patch16_224", "mixer_s32_224"):
+        assert input_defaults(timm.create_model(name, img_size=96, num_classes=0)).size == (96, 96)
+    gray = input_defaults(timm.create_model("resnet18", in_chans=1))
+    assert (gray.color, gray.mean, gray.std) == ("gray", IMAGENET[0][:1], IMAGENET[1][:1])
+    vit = VisionTransformer(image_size=64, patch_size=32, num_layers=1, num_heads=1, hidden_dim=8, mlp_dim=8)
+    assert input_defaults(vit) == InputSpec(size=(64, 64), mean=IMAGENET[0], std=IMAGENET[1])
     ssd = ssdlite320_mobilenet_v3_large(**UNTRAINED, num_classes=2)
     parts = cut(ssd, "detection", InputSpec(size=(256, 320), color="bgr"))
     assert parts.input == InputSpec(size=(256, 320), mean=(0.5,) * 3, std=(0.5,) * 3, color="bgr")
-    gray = cut(nn.Sequential(nn.Conv2d(1, 4, 3)), "embedding", InputSpec(size=(16, 16), color="gray"))
-    assert gray.stages["main"].inputs["image"].shape == (2, 1, 16, 16)
+    one = cut(nn.Sequential(nn.Conv2d(1, 4, 3)), "embedding", InputSpec(size=(16, 16), color="gray"))
+    assert one.stages["main"].inputs["image"].shape == (2, 1, 16, 16)
     with torch.device("meta"):
         retinanet = retinanet_resnet50_fpn(**UNTRAINED)
+        lraspp = lraspp_mobilenet_v3_large(**UNTRAINED)
     # The size that torchvision gives a landscape frame.
     expected = InputSpec(size=(800, 1344), mean=IMAGENET[0], std=IMAGENET[1], fit="letterbox")
     assert input_defaults(retinanet) == expected
+    assert input_defaults(lraspp) == expected.model_copy(update={"size": (520, 928)})
 
 
 def test_inception_is_normalised_outside_the_graph() -> None:

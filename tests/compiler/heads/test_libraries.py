@@ -14,6 +14,7 @@ from gemel.bundles.manifest import InputSpec
 from gemel.compiler.heads import cut, input_defaults
 from gemel.compiler.heads.libraries import describe_module
 from gemel.compiler.lowering.export import export_stages
+from gemel.compiler.recognition import OutputWords
 from gemel.errors import ModelError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -142,4 +143,19 @@ def test_hugging_face_detector(kind: str, activation: str, classes: int) -> None
     expected = DetrDecode(logits="logits", boxes="pred_boxes", activation=activation, classes=classes)
     assert parts.decode == expected
     assert parts.stages["main"].outputs == ("logits", "pred_boxes")
-    assert input_defaults(model).size == ((640, 640) if kind == "rt_detr" else (800, 1344))
+    assert input_defaults(model).size == ((640, 640) if kind == "rt_detr" else (800, 1333))
+
+
+@pytest.mark.parametrize("task", ["classification", "detection", "segmentation"])
+def test_hugging_face_model_without_a_head(task: str) -> None:
+    class Encoder(Transformer):
+        def forward(self, pixel_values: Tensor) -> dict[str, Any]:
+            maps = self.patches(pixel_values)
+            return {"last_hidden_state": maps, "pooler_output": maps.mean((2, 3))}
+
+    model = of_library(Encoder, "transformers.models.modeling")(model_type="dinov2")
+    with pytest.raises(ModelError, match=rf"Encoder has no output logits for the task {task}, but last_hidden_state, "):
+        cut(model, task, SIZE)
+    assert cut(model, "embedding", SIZE).stages["main"].outputs == ("pooler_output",)
+    if task == "classification":
+        assert cut(model, task, SIZE, OutputWords(outputs=["pooler_output"])).decode.kind == task

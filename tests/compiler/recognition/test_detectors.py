@@ -127,6 +127,47 @@ def test_yolox_and_yolov6_are_told_apart_by_their_boxes() -> None:
     assert recognise({"o": grid(6)}).input["scale"] == 1.0  # a YOLOX exported with its decoder
 
 
+def test_boxes_and_scores_in_two_outputs() -> None:
+    corners = (
+        centres() + np.array([-9, -9, 9, 9], np.float32) + np.concatenate([np.zeros((CELLS, 2)), centres()[:, :2]], 1)
+    )
+    outputs = {"boxes": corners[None].astype(np.float32), "scores": scores(1, CELLS, 5)}
+    decode = spec(recognise(outputs), GridDecode)
+    assert (decode.output, decode.boxes, decode.box, decode.classes) == ("scores", "boxes", "xyxy", 5)
+    assert decode.every_class and not decode.objectness
+    metadata = {"model_family": "yolonas", "names": '{"0": "a", "1": "b", "2": "c", "3": "d", "4": "e"}'}
+    found = recognise(outputs, metadata=metadata)
+    assert not spec(found, GridDecode).every_class and found.input["fit"] == "letterbox-center"
+    assert recognise(outputs, decode="pp-yoloe").input["mean"] == (0.485, 0.456, 0.406)
+    # Boxes that are relative to their cells would need the family's anchors; the scores alone are no YOLOX.
+    with pytest.raises(ModelError, match="no decoder for task detection"):
+        recognise({**outputs, "boxes": logits(1, CELLS, 4)})
+
+
+def test_rows_without_an_objectness_are_told_by_the_number_of_classes() -> None:
+    names = {"names": "['a', 'b', 'c', 'd', 'e']"}
+    decode = spec(recognise({"output": grid(5)}, metadata=names), GridDecode)
+    assert (decode.transposed, decode.objectness, decode.classes) == (False, False, 5)
+    assert spec(recognise({"output": grid(80)}), GridDecode).classes == 80
+    assert spec(recognise({"output": grid(6)}, metadata=names), GridDecode).objectness
+    found = recognise({"output": grid(5)}, metadata={**names, "model_family": "picodet"})
+    assert spec(found, GridDecode).nms_threshold == 0.6 and found.input["fit"] == "stretch"
+
+
+def test_candidates_of_efficientdet_are_not_final() -> None:
+    rows = np.concatenate([scores(1, 5000, 5), np.ones((1, 5000, 1), np.float32)], 2)
+    with pytest.raises(ModelError, match="no decoder for task detection"):
+        recognise({"output": rows})
+    assert spec(recognise({"output": rows[:, :300]}), EndToEndDecode)
+
+
+@pytest.mark.parametrize(("task", "words"), [("obb", "oriented detection"), ("depth", "depth estimation")])
+def test_tasks_without_a_decoder(task: str, words: str) -> None:
+    metadata = {**ULTRALYTICS, "task": task}
+    with pytest.raises(ModelError, match=f"the model is for {words}.*task: raw reports outputs as they are"):
+        recognise({"output0": grid(3).transpose(0, 2, 1)}, metadata=metadata)
+
+
 def test_end_to_end() -> None:
     rows = np.zeros((1, 30, 6), np.float32)
     rows[0, :3] = [[10, 20, 40, 60, 0.9, 1], [10, 22, 40, 60, 0.8, 0], [1, 2, 4, 6, 0.3, 1]]
@@ -222,6 +263,9 @@ def test_faces() -> None:
     retina = {"loc": logits(1, count, 4), "conf": logits(1, count, 2), "landms": logits(1, count, 10)}
     decode = spec(recognise(retina), FaceGridDecode)
     assert (decode.style, decode.activation, decode.boxes) == ("retinaface", "softmax", ("loc",))
+    assert (decode.landmarks, decode.min_sizes[0]) == (5, (16, 32))
+    plates = spec(recognise({**retina, "landms": logits(1, count, 8)}), FaceGridDecode)
+    assert (plates.landmarks, plates.min_sizes[0]) == (4, (24, 48))
 
     yunet = {f"{name}_{i}": kind(1, half // 2, columns) for name, kind, columns in (
         ("cls", scores, 1), ("obj", scores, 1), ("bbox", logits, 4), ("kps", logits, 10)

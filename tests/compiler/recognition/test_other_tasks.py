@@ -77,6 +77,12 @@ def test_the_output_with_as_many_values_as_labels_is_taken() -> None:
     assert found.first == "scores"
 
 
+def test_embedding_of_several_feature_maps_is_the_deepest() -> None:
+    maps = [of(1, 8, 16, 16, name="stem"), of(1, 32, 2, 2, name="deep"), of(1, 64, 2, 2, name="last"), of(1, 8, 4, 4)]
+    assert recognise("embedding", *maps).first == "last"
+    assert recognise("embedding", *maps, of(1, 8, name="pooled")).first == "pooled"
+
+
 def test_embeddings_are_checked() -> None:
     found = recognise("embedding", of(1, 4, 8, name="tokens"), of(1, 8, name="pooled"))
     assert isinstance(found.decode, EmbeddingDecode)
@@ -84,6 +90,12 @@ def test_embeddings_are_checked() -> None:
     for output in (of(1, 4, 8), numbers(1, 8)):
         with pytest.raises(ModelError, match=r"task embedding with outputs .*embedding: floats \[N, D\].*task: raw"):
             recognise("embedding", output)
+
+
+def test_a_map_of_one_class_has_a_background() -> None:
+    found = recognise("segmentation", numbers(1, 8, 8), labels=["road"])
+    assert isinstance(found.decode, SegmentationDecode)
+    assert (found.decode.classes, found.labels) == (2, ("background", "road"))
 
 
 def test_segmentation() -> None:
@@ -100,6 +112,28 @@ def test_segmentation() -> None:
         assert found == (output.name, classes, class_numbers, activation)
 
 
+def test_segmentation_with_the_classes_last() -> None:
+    for output, classes, layout in (
+        (of(1, 8, 8, 5), 5, "NHWC"),
+        (of(1, 8, 8, 1), 1, "NHWC"),
+        (of(1, 7, 7, 2), 2, "NHWC"),
+        (numbers(1, 8, 8, 1, classes=4), 4, "NHWC"),
+        (of(1, 8, 8, 8), 8, "NCHW"),
+        (of(1, 8, 4, 3), 8, "NCHW"),  # a map of neither order
+    ):
+        decode = recognise("segmentation", output).decode
+        assert isinstance(decode, SegmentationDecode)
+        assert (decode.classes, decode.layout) == (classes, layout)
+
+
+def test_masks_of_object_queries_are_no_classes_of_pixels() -> None:
+    masks, maps = of(1, 5, 8, 8, name="masks_queries_logits"), of(1, 6, 8, 8, name="hidden_state")
+    with pytest.raises(ModelError, match=r"no decoder for task segmentation with outputs classes .*\[1, 5, 4\]"):
+        recognise("segmentation", of(1, 5, 4, name="classes"), masks, maps)
+    # Without classes of queries, the channels of a mask are classes.
+    assert recognise("segmentation", of(1, 7, 4), masks).decode.output == "masks_queries_logits"  # type: ignore[union-attr]
+
+
 def test_text() -> None:
     characters = {"character": "a\nb\nc"}
     for columns, charset in ((5, ("", "a", "b", "c", " ")), (4, ("", "a", "b", "c")), (3, ("a", "b", "c"))):
@@ -109,6 +143,11 @@ def test_text() -> None:
     decode = recognise("ocr", of(9, 1, 3), labels=["x", "y"]).decode
     assert isinstance(decode, OcrDecode)
     assert (decode.charset, decode.layout, decode.activation) == (("", "x", "y"), "TNC", "softmax")
+
+
+def test_a_space_that_the_list_of_characters_lacks_tells_paddleocr() -> None:
+    inputs = [recognise("ocr", of(1, 9, columns), labels=("a", "b")).input for columns in (4, 3)]
+    assert inputs[0]["color"] == "bgr" and inputs[0]["rounding"] == "up" and not inputs[1]
 
 
 def test_text_needs_characters() -> None:
@@ -144,6 +183,13 @@ def test_metadata() -> None:
     assert found.end_to_end
     assert found.input["fit"] == "letterbox-center"
     assert read_metadata({"names": "['a', 'b']", "character": "x\ny\n"}).characters == ("x", "y")
+
+
+def test_metadata_of_libreyolo() -> None:
+    entries = {"model_family": "yolo9", "task": "semantic", "names": '{"0": "a", "1": "b"}', "letterbox_pad": "topleft"}
+    found = read_metadata(entries)
+    assert (found.family, found.task, found.names, found.fit) == ("yolo9", "segmentation", ("a", "b"), "letterbox")
+    assert not found.ultralytics and not found.input
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,8 @@ def detector(path: Path, **changes: Any) -> Path:
         helper.make_node("Conv", ["3", "deep", "deep_bias"], ["4"], group=4, pads=[1, 1, 1, 1]),
         helper.make_node("ConvTranspose", ["4", "up.weight"], ["5"], strides=[2, 2]),
         helper.make_node("BatchNormalization", ["5", "n2.s", "n2.b", "n2.m", "n2.v"], ["6"], epsilon=0.001),
-        helper.make_node("Conv", ["6", "a.weight"], ["7"]),
+        # The smallest of several maps is taken for an embedding, and must not be the one behind.
+        helper.make_node("Conv", ["6", "a.weight"], ["7"], strides=[2, 2]),
         helper.make_node("Sigmoid", ["7"], ["heat"]),
         helper.make_node("Conv", ["6", "b.weight", "b.bias"], ["boxes"]),
     ]
@@ -345,6 +346,22 @@ def test_a_layer_called_twice_stays_one(tmp_path: Path) -> None:
     assert np.array_equal(new["k"], state["Conv_k.weight"].numpy())
     assert len(new) == 1 + 8  # each BatchNorm has its own parameters now
     onnx.checker.check_model(str(tmp_path / "new.onnx"))
+
+
+@pytest.mark.parametrize(("mode", "opset"), [("SAME_UPPER", 13), ("SAME_LOWER", 13), ("SAME_UPPER", 9)])
+def test_padding_that_the_file_leaves_to_the_operator(tmp_path: Path, mode: str, opset: int) -> None:
+    nodes = [
+        helper.make_node("Conv", ["image", "k"], ["1"], auto_pad=mode, strides=[2, 2]),
+        helper.make_node("MaxPool", ["1"], ["2"], kernel_shape=[2, 2], auto_pad=mode),
+        helper.make_node("AveragePool", ["2"], ["out"], kernel_shape=[3, 3], auto_pad=mode),
+    ]
+    path = save(tmp_path / "s.onnx", nodes, {"k": normal(3, 3, 3, 3)}, opset=opset)
+    found = cut(path, input={})
+    assert trace_layers(found).order == ("Conv_k.1",)  # padded on two sides only
+    state = perturbed(module_of(found))
+    (tmp_path / "new.onnx").write_bytes(onnx_bytes(path, state))
+    module_of(found).load_state_dict(state)
+    assert_equal_outputs(tmp_path / "new.onnx", module_of(found), (8, 8))
 
 
 def test_a_kernel_that_something_else_reads_is_kept_for_it(tmp_path: Path) -> None:

@@ -67,6 +67,15 @@ def test_a_model_without_weights_gets_some_only_when_it_is_merged(workload_in: W
     assert [each["model"].get("weights") for each in found["queries"]] == ["weights/a-1.safetensors", None]
 
 
+def test_a_pretrained_folder_is_found_from_the_merged_workload(workload_in: WorkloadIn, tmp_path: Path) -> None:
+    (tmp_path / "net").mkdir()
+    args = [{"pretrained_model_name_or_path": name} for name in ("./net", "me/net")]
+    pair = (query(name, model={"factory": "nets:load", "args": each}) for name, each in zip("ab", args, strict=True))
+    found = write(workload_in(*pair), tmp_path / "merged", a="weights/a-1.safetensors")
+    names = [each["model"]["args"]["pretrained_model_name_or_path"] for each in found["queries"]]
+    assert names == ["../net", "me/net"]
+
+
 @pytest.mark.parametrize(
     ("source", "expected"),
     [

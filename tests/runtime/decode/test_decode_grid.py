@@ -69,6 +69,34 @@ def test_grid(geometry: Geometry, threshold: float | None, objectness: bool, tra
     assert_same(found, expected, geometry)
 
 
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("every_class", [False, True])
+def test_boxes_apart_and_every_class(apart: bool, every_class: bool) -> None:
+    """Rows of RTMDet and PicoDet, and the two outputs of PP-YOLOE and YOLO-NAS."""
+    rows = rows_of(200, 3, 0, seed=4)
+    rows[:, :4] = [from_center(*row) for row in rows[:, :4]]
+    spec = GridDecode(
+        classes=3,
+        output="scores" if apart else "out",
+        boxes="boxes" if apart else None,
+        transposed=False,
+        objectness=False,
+        box="xyxy",
+        every_class=every_class,
+        nms_threshold=0.4,
+        max_detections=60,
+    )
+    candidates = []
+    for row in rows.astype(float):
+        numbers = range(3) if every_class else [int(np.argmax(row[4:]))]
+        candidates += [Candidate(list(row[:4]), float(row[4 + i]), i) for i in numbers if row[4 + i] > 0.6]
+    outputs = {"boxes": rows[None, :, :4], "scores": rows[None, :, 4:]} if apart else {"out": rows[None]}
+    found = detections_of(spec, outputs, LETTERBOXED, threshold=0.6)
+    expected = suppressed(candidates, 0.4, 60)
+    assert len(expected) > 10
+    assert_same(found, expected, LETTERBOXED)
+
+
 def test_grid_of_fractions_without_suppression() -> None:
     rows = rows_of(50, 4, 0)
     spec = GridDecode(classes=4, output="out", transposed=False, objectness=False, normalized=True, nms=False)
@@ -188,6 +216,15 @@ def test_yolox(geometry: Geometry) -> None:
     found = detections_of(spec, {"o": rows[None]}, geometry)
     assert len(expected) > 10
     assert_same(found, expected, geometry)
+
+
+def test_yolox_maps_boxes_back_by_the_exact_ratio() -> None:
+    # A frame of 101 x 128 pixels covers 50.5 x 64 pixels of the input, of which YOLOX uses 50.
+    geometry = Geometry((101, 128), (64, 64), (50, 64))
+    rows = np.zeros((1, 84, 6), np.float32)
+    rows[0, 35] = (0.5, 0.5, 0, 0, 1, 1)  # the box of 8 x 8 pixels in row 4, column 3
+    (found,) = detections_of(YoloxDecode(classes=1, output="o", strides=(8, 16, 32)), {"o": rows}, geometry)
+    np.testing.assert_allclose(found.box, (48, 64, 64, 80), atol=1e-4)
 
 
 def test_sigmoid_of_huge_values_is_stable() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -33,19 +35,34 @@ def boxes_of(count: int, seed: int) -> Array:
 
 
 def reference_masks(coefficients: Array, prototypes: Array, boxes: Array, geometry: Geometry) -> Array:
-    """Return masks ``[K, H, W]``: logits interpolated at the centre of each pixel of the frame, inside the box."""
-    logits = torch.einsum("km,mhw->khw", torch.from_numpy(coefficients), torch.from_numpy(prototypes))
-    (height, width), (in_height, in_width) = geometry.source, geometry.input
-    top, left = geometry.offset
-    x = ((np.arange(width) + 0.5) * geometry.valid[1] / width + left) / in_width * 2 - 1
-    y = ((np.arange(height) + 0.5) * geometry.valid[0] / height + top) / in_height * 2 - 1
-    grid = torch.from_numpy(np.stack(np.meshgrid(x, y), axis=-1).astype(np.float32))[None]
-    large = F.grid_sample(logits[None], grid, padding_mode="border", align_corners=False)[0].numpy()
+    """Return masks ``[K, H, W]`` as Ultralytics' ``process_mask_native``, which cuts the frame out of the prototypes.
+
+    Prototypes are enlarged first where the padding does not end between two of their cells.
+    """
+    logits = torch.einsum("km,mhw->khw", torch.from_numpy(coefficients), torch.from_numpy(prototypes))[None]
+    (height, width), (top, left) = geometry.source, geometry.offset
+    cell = geometry.input[0] // prototypes.shape[1]
+    step = math.gcd(cell, *(a - b for a, b in zip(geometry.input, geometry.valid, strict=True)), top, left)
+    if step < cell:
+        logits = F.interpolate(logits, scale_factor=cell // step, mode="bilinear")
+    rows, columns = (
+        slice(at // step, (at + size) // step) for at, size in zip((top, left), geometry.valid, strict=True)
+    )
+    large = F.interpolate(logits[..., rows, columns], (height, width), mode="bilinear")[0].numpy()
     inside = large > 0
     for mask, (left, top, right, bottom) in zip(inside, geometry.to_source(boxes), strict=True):
-        columns, rows = np.arange(width), np.arange(height)
-        mask &= ((columns >= left) & (columns < right))[None] & ((rows >= top) & (rows < bottom))[:, None]
+        x, y = np.arange(width), np.arange(height)
+        mask &= ((x >= left) & (x < right))[None] & ((y >= top) & (y < bottom))[:, None]
     return inside
+
+
+def most_apart(mask: Array, geometry: Geometry) -> float:
+    """Return the pixels that may differ: one whose logit is zero but for rounding may fall on either side.
+
+    Where the padding ends inside a cell, Ultralytics interpolates twice, which moves the edges of masks slightly.
+    """
+    edges = (*geometry.offset, *(start + size for start, size in zip(geometry.offset, geometry.valid, strict=True)))
+    return 1 if all(edge % 4 == 0 for edge in edges) else max(1, 0.06 * mask.sum())
 
 
 @pytest.mark.parametrize("geometry", [WHOLE, LETTERBOXED, CENTRED, Geometry((300, 100), SIZE, (96, 32), (0, 48))])
@@ -60,8 +77,7 @@ def test_masks_of_prototypes(geometry: Geometry) -> None:
         if got is None:
             assert not want.any()
         else:
-            # A pixel whose logit is zero but for rounding may fall on either side.
-            assert got.size == geometry.source and (got.array() != want).sum() <= 1
+            assert got.size == geometry.source and (got.array() != want).sum() <= most_apart(want, geometry)
 
 
 def test_a_mask_equals_the_sigmoid_at_the_input_size() -> None:
@@ -99,7 +115,7 @@ def test_detectors_with_masks(kind: str) -> None:
     assert len(found) == len(expected) > 3
     for got, (score, mask) in zip(found, expected, strict=True):
         assert got.score == pytest.approx(score) and got.mask is not None
-        assert (got.mask.array() != mask).sum() <= 1
+        assert (got.mask.array() != mask).sum() <= most_apart(mask, LETTERBOXED)
 
 
 @pytest.mark.parametrize("geometry", [WHOLE, LETTERBOXED, CENTRED])

@@ -74,9 +74,11 @@ def enlarged(scores: FloatArray, geometry: Geometry) -> FloatArray:
     def resized(planes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         return F.interpolate(planes, size=size, mode="bilinear", align_corners=False)
 
-    planes = resized(torch.from_numpy(scores), geometry.input)
-    rows, columns = geometry.covered
-    return resized(planes[..., rows, columns], geometry.source)[0].numpy()
+    planes = torch.from_numpy(scores)
+    if geometry.valid != geometry.input:
+        rows, columns = geometry.covered
+        planes = resized(planes, geometry.input)[..., rows, columns]
+    return resized(planes, geometry.source)[0].numpy()
 
 
 @pytest.mark.parametrize("geometry", [PLAIN, LETTERBOXED, CENTRED, SMALLER])
@@ -90,6 +92,13 @@ def test_best_class_of_enlarged_scores(geometry: Geometry, size: tuple[int, int]
     clear = first - second > 1e-4
     assert clear.mean() > 0.99
     assert (found == expected.argmax(0))[clear].all()
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_scores_with_the_classes_last(count: int) -> None:
+    scores = smooth((1, count, 16, 16))
+    last = np.ascontiguousarray(np.moveaxis(scores, 1, -1))
+    assert decode(last, LETTERBOXED, count=count, layout="NHWC") == decode(scores, LETTERBOXED)
 
 
 def test_a_class_that_is_best_only_between_scores() -> None:

@@ -14,6 +14,7 @@ from scripted import Script, answer
 from gemel.frames.frame import Frame
 from gemel.runtime.decode.results import Class, Result
 from gemel.runtime.feeds import Feed
+from gemel.runtime.loop import channel as loop_channel
 from gemel.runtime.loop.channel import Channel, Left, QueryState
 
 
@@ -27,7 +28,7 @@ class Box(Feed):
     def deliver(self, count: int = 1) -> None:
         for _ in range(count):
             self.held.append(Frame("yard", self.delivered, np.zeros((1, 1, 3), np.uint8), 0.0, float(self.delivered)))
-            self.delivered += 1
+            self.counts.delivered += 1
 
     def take(self) -> Frame | None:
         return self.held.pop(0) if self.held else None
@@ -190,6 +191,54 @@ class TestFailures:
         stats = a.stats()
         assert (stats.frames, stats.processed, stats.skipped, stats.errors) == (1, 1, 0, 3)
         assert (stats.last_error, stats.gave_up) == ("three", True)
+
+    def test_a_query_that_was_given_up_is_tried_again_after_a_pause_that_grows(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        now = 1000.0
+        monkeypatch.setattr(loop_channel, "monotonic", lambda: now)
+        box, channel, (a,) = make()
+        box.deliver()
+        channel.advance(live=True)
+        a.failed("one", 2, again=True)
+        assert a.alive and not a.gave_up
+        a.failed("two", 2, again=True)
+        pauses: list[float] = []
+        for _ in range(8):
+            assert not a.alive and a.gave_up and channel.wanted and a.waiting == []
+            pauses.append(a.pause)
+            now += a.pause
+            assert a.alive and a.gave_up and indices(a.waiting) == [0]
+            a.failed("again", 2, again=True)
+        assert pauses == [10, 20, 40, 80, 160, 320, 600, 600]
+        now += a.pause
+        assert a.stats().gave_up
+        process(a)
+        assert (a.stats().gave_up, a.stats().given_up, a.counters.failures_in_a_row) == (False, 9, 0)
+        # Failures count anew.
+        a.failed("one", 2, again=True)
+        assert a.alive
+        a.failed("two", 2, again=True)
+        assert a.pause == 10
+
+    def test_what_it_said_before_the_pause_is_not_shown_after_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        now = 1000.0
+        monkeypatch.setattr(loop_channel, "monotonic", lambda: now)
+        box, channel, (a, b) = make("ab")
+        for _ in range(2):
+            box.deliver()
+            channel.advance(live=True)
+            process(a)
+        a.failed("no", 1, again=True)
+        now += a.pause
+        box.deliver()
+        channel.advance(live=True)
+        process(b)
+        box.deliver()
+        assert names(channel.advance(live=True)) == [(2, {"b": "b-2"})]
+        process(a)
+        process(b)
+        assert names(channel.close()) == [(3, {"a": "a-3", "b": "b-3"})]
 
     def test_a_query_that_was_given_up_has_no_frames(self) -> None:
         box, channel, (a,) = make()

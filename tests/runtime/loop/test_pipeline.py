@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 
 import numpy as np
 import pytest
@@ -17,7 +18,9 @@ from gemel.frames.frame import Frame
 from gemel.frames.source import resolve
 from gemel.runtime.decode.results import Result
 from gemel.runtime.feeds import Feed
+from gemel.runtime.loop import channel as loop_channel
 from gemel.runtime.loop.pipeline import run_pipeline
+from gemel.runtime.loop.summary import RunStats
 
 
 class TestOffline:
@@ -28,7 +31,7 @@ class TestOffline:
         check(stats, feeds, recorder)
         assert recorder.indices("a") == recorder.indices("b") == list(range(20))
         assert recorder.indices("c") == list(range(7))
-        assert stats.feeds["yard"].frames == 20
+        assert stats.feeds["yard"].delivered == 20
         assert [set(results) for frame, results in recorder.frames if frame.feed == "yard"] == [{"a", "b"}] * 20
         for frame, results in recorder.frames:
             for query, result in results.items():
@@ -190,16 +193,60 @@ class TestTrouble:
         check(stats, feeds, recorder)
         assert (stats.queries["a"].processed, stats.queries["a"].errors, stats.queries["a"].gave_up) == (30, 30, False)
 
-    @pytest.mark.parametrize("live", [True, False])
-    def test_the_run_ends_when_all_queries_are_given_up(self, live: bool) -> None:
+    def test_an_offline_run_ends_when_all_queries_are_given_up(self) -> None:
         def infer(query: str, frame: Frame) -> Result:
             raise ValueError("no")
 
         feeds = {"yard": feed("yard", 10, loop=True)}
         recorder = Recorder()
-        stats = run_pipeline({"a": "yard", "b": "yard"}, feeds, infer, [recorder], live=live)
+        stats = run_pipeline({"a": "yard", "b": "yard"}, feeds, infer, [recorder], live=False)
         check(stats, feeds, recorder)
         assert all(query.gave_up for query in stats.queries.values())
+
+    def test_a_live_run_tries_a_query_again(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(loop_channel, "_FIRST_PAUSE_S", 0.02)
+        recorder, failures, stop = Recorder(), count(1), Event()
+
+        def infer(query: str, frame: Frame) -> Result:
+            if next(failures) <= 12:
+                raise ValueError("no")
+            stop.set()
+            return answer(query, frame)
+
+        feeds = {"yard": feed("yard", 10, live=True, pause=0.002, until=stop)}
+        stats = run_pipeline({"a": "yard"}, feeds, infer, [recorder], stop=stop)
+        check(stats, feeds, recorder)
+        found = stats.queries["a"]
+        assert (found.errors, found.given_up, found.gave_up, found.processed) == (12, 3, False, 1)
+        assert "query a: given up after 12 failures in a row: ValueError: no; tried again in 0 s" in caplog.messages
+        assert "query a: answers again" in caplog.messages
+
+    def test_statistics_can_be_had_while_it_runs(self) -> None:
+        told: list[RunStats] = []
+        begun = Event()
+        asked: list[Callable[[], RunStats]] = []
+
+        def watch() -> None:
+            begun.wait(10)
+            while not told or told[-1].queries["a"].processed < 40:
+                told.append(asked[0]())
+
+        def begin(stats: Callable[[], RunStats]) -> None:
+            asked.append(stats)
+            begun.set()
+
+        watcher = Thread(target=watch)
+        watcher.start()
+        recorder, feeds = Recorder(), {"yard": feed("yard", 40, pause=0.002)}
+        stats = run_pipeline({"a": "yard"}, feeds, answer, [recorder], live=False, started=begin)
+        watcher.join(10)
+        assert not watcher.is_alive()
+        assert stats.queries["a"].processed == 40
+        for each in told:
+            assert 0 <= each.queries["a"].skipped <= each.queries["a"].frames <= 40
+            assert each.seconds > 0
 
     def test_a_feed_that_dies_is_not_noticed_by_others(self) -> None:
         feeds = {"dead": feed("dead", 3, failure=OSError("read error")), "well": feed("well", 40)}
@@ -215,7 +262,7 @@ class TestTrouble:
         recorder = Recorder()
         stats = run_pipeline({"a": "gate"}, feeds, answer, [recorder], frames=18)
         check(stats, feeds, recorder)
-        assert (stats.feeds["gate"].frames, stats.feeds["gate"].restarts) == (18, 3)
+        assert (stats.feeds["gate"].delivered, stats.feeds["gate"].restarts) == (18, 3)
         assert stats.feeds["gate"].error == "connection reset"
 
     def test_sinks_are_closed_and_feeds_stopped_when_one_fails(self) -> None:

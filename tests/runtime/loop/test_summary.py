@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from typing import Any
 
 import pytest
 
-from gemel.errors import InputError
 from gemel.runtime.loop.summary import (
     FeedStats,
     Latency,
@@ -27,15 +26,16 @@ RUN = RunStats(
         ),
         "cars": QueryStats("yard", 40, 0),
     },
-    feeds={"yard": FeedStats(40, restarts=1, corrupt=3, error="connection reset")},
+    feeds={"yard": FeedStats(40, 1, 3, "connection reset", 5, 2, 1, 12.5, "running")},
     plan=PlanStats(("people", "cars"), {"people": 2, "cars": 1}, 3),
 )
 
 
-def test_the_object_of_the_contract(tmp_path: Path) -> None:
-    path = tmp_path / "summary.json"
-    Summary(RUN, "ort-cpu", MemoryUse(64, 60), SwapStats(5, 100, 1.25), "nexus").write(path)
-    assert json.loads(path.read_text()) == {
+def test_the_object_of_the_contract() -> None:
+    outputs = {"jsonl": {"written": 3, "state": "running"}}
+    summary = Summary(RUN, "ort-cpu", MemoryUse(64, 60), SwapStats(5, 100, 1.25), "nexus", "run-1", outputs)
+    assert json.loads(json.dumps(summary.to_json())) == {
+        "run": "run-1",
         "seconds": 4.0,
         "backend": "ort-cpu",
         "memory": {"budget": 64, "peak": 60},
@@ -50,6 +50,7 @@ def test_the_object_of_the_contract(tmp_path: Path) -> None:
                 "errors": 2,
                 "last_error": "RuntimeError: no",
                 "gave_up": False,
+                "given_up": 0,
             },
             "cars": {
                 "feed": "yard",
@@ -61,11 +62,26 @@ def test_the_object_of_the_contract(tmp_path: Path) -> None:
                 "errors": 0,
                 "last_error": None,
                 "gave_up": False,
+                "given_up": 0,
             },
         },
-        "feeds": {"yard": {"frames": 40, "restarts": 1, "corrupt": 3, "error": "connection reset"}},
+        "feeds": {
+            "yard": {
+                "frames": 40,
+                "captured": 50,
+                "restarts": 1,
+                "corrupt": 3,
+                "withheld": 5,
+                "behind": 2,
+                "left_out": 1,
+                "lag_ms": 12.5,
+                "state": "running",
+                "error": "connection reset",
+            }
+        },
         "swaps": {"count": 5, "bytes": 100, "blocked_ms": 1.25},
         "plan": {"policy": "nexus", "order": ["people", "cars"], "batches": {"people": 2, "cars": 1}, "replans": 3},
+        "outputs": outputs,
     }
 
 
@@ -80,6 +96,37 @@ def test_a_run_of_no_time() -> None:
     assert summary.to_json()["queries"]["people"]["fps"] == 0.0
 
 
-def test_unwritable(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot write the summary"):
-        Summary(RUN, "ort-cpu").write(tmp_path / "missing" / "summary.json")
+STATES = {
+    "a query that was given up": (QueryStats("f", 5, 3, 2, "no", gave_up=True), FeedStats(5), "no"),
+    "a query that failed on every frame": (QueryStats("f", 5, 0, 2, "no"), FeedStats(5), "no"),
+    "a query that was given up and answers again": (QueryStats("f", 50, 3, 20, "no", given_up=2), FeedStats(50), None),
+    "a query that failed once": (QueryStats("f", 5, 4, 1, "no"), FeedStats(5), None),
+    "a camera that was away for a while": (QueryStats("f", 5, 5), FeedStats(5, error="gone", state="running"), None),
+    "a camera that is away": (QueryStats("f", 5, 5), FeedStats(5, error="gone", state="reconnecting"), None),
+    "a recording that is cut off": (QueryStats("f", 5, 5), FeedStats(5, error="cut", state="failed"), "feed f: cut"),
+    "a file that is missing": (QueryStats("f", 0, 0), FeedStats(0, error="missing", state="failed"), "feed f: missing"),
+}
+"""Case -> query, its feed, and the reason for which the query failed."""
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+@pytest.mark.parametrize(("query", "feed", "reason"), STATES.values(), ids=STATES)
+def test_what_failed_is_named(query: QueryStats, feed: FeedStats, reason: str | None, stopped: bool) -> None:
+    summary = Summary(RunStats(1.0, {"q": query}, {"f": feed}), "ort-cpu", stopped=stopped)
+    assert summary.failures == ({} if reason is None else {"q": reason})
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_camera_that_never_came_is_no_failure_of_a_run_that_was_stopped(stopped: bool) -> None:
+    feed = FeedStats(0, error="connection refused", state="reconnecting")
+    summary = Summary(RunStats(1.0, {"q": QueryStats("f", 0, 0)}, {"f": feed}), "ort-cpu", stopped=stopped)
+    assert summary.failures == ({} if stopped else {"q": "feed f: connection refused"})
+
+
+def test_outputs_and_the_summary_itself_may_fail() -> None:
+    outputs: dict[str, dict[str, Any]] = {
+        "jsonl": {"state": "failing", "error": "disk full"},
+        "mqtt": {"state": "running", "error": None},
+    }
+    summary = Summary(RUN, "ort-cpu", outputs=outputs, unwritten="No space left on device")
+    assert summary.failures == {"output jsonl": "disk full", "summary": "No space left on device"}

@@ -1,22 +1,19 @@
-"""Sinks: results files, annotated videos and the live table."""
+"""Results in words and drawn on frames, and the live table."""
 
 from __future__ import annotations
 
 import io
-import json
 import math
 from itertools import pairwise
-from pathlib import Path
-from threading import Thread, current_thread, main_thread
+from types import SimpleNamespace
+from typing import Any
 
-import av
 import numpy as np
 import pytest
 from rich.console import Console
+from sink_events import BOX, NOON, PEOPLE, QUERIES, frame
 
-from gemel.errors import GemelError, InputError
-from gemel.frames.frame import Frame, Image
-from gemel.frames.source import resolve
+from gemel.frames.frame import Image
 from gemel.runtime.decode.results import (
     Class,
     Detection,
@@ -28,18 +25,13 @@ from gemel.runtime.decode.results import (
     SegmentedClass,
     Text,
 )
-from gemel.runtime.feeds import Feed
-from gemel.runtime.sinks import LiveTable, ResultsSink, VideoSink, video
+from gemel.runtime.sinks import LiveTable
 from gemel.runtime.sinks import pen as pen_module
-from gemel.runtime.sinks.draw import annotate, clock, palette
-from gemel.runtime.sinks.encoder import Encoder, fit_image
+from gemel.runtime.sinks.clock import clock
+from gemel.runtime.sinks.draw import annotate, palette
 from gemel.runtime.sinks.overlays import class_color, spread_color
 from gemel.runtime.sinks.pen import Pen
 from gemel.runtime.sinks.words import words
-
-QUERIES = {"people": "yard", "scene": "yard", "faces": "gate"}
-BOX = (40.0, 60.0, 120.0, 140.0)
-PEOPLE = (Detection(BOX, 0.87, "person"),)
 
 
 def part_mask(rows: slice, columns: slice, size: tuple[int, int] = (180, 240)) -> Mask:
@@ -74,76 +66,9 @@ EVERYTHING: dict[str, Result | None] = {
 }
 
 
-def frame(index: int, *, feed: str = "yard", size: tuple[int, int] = (180, 240), time: float | None = None) -> Frame:
-    image = np.full((*size, 3), 100, np.uint8)
-    image.flags.writeable = False
-    return Frame(feed, index, image, index / 10 if time is None else time, 0.0)
-
-
-def decoded(path: Path) -> list[tuple[float, Image]]:
-    with av.open(str(path)) as container:
-        return [(float(item.time or 0), item.to_ndarray(format="bgr24")) for item in container.decode(video=0)]
-
-
 def near(image: Image, color: tuple[int, int, int], tolerance: int = 60) -> int:
     """Return the number of pixels of about this colour."""
     return int((np.abs(image.astype(int) - color).max(axis=-1) < tolerance).sum())
-
-
-class TestResults:
-    def test_a_line_for_each_result(self, tmp_path: Path) -> None:
-        path = tmp_path / "results.jsonl"
-        sink = ResultsSink(path)
-        sink.on_result("people", frame(3), PEOPLE, 12.34567)
-        # Written at once and whole, so that a killed run leaves a readable file.
-        assert json.loads(path.read_text()) == {
-            "query": "people",
-            "feed": "yard",
-            "frame": 3,
-            "time": 0.3,
-            "latency_ms": 12.346,
-            "result": [{"box": list(BOX), "score": 0.87, "label": "person"}],
-        }
-        sink.on_result("scene", frame(4), (Class("Straße\n", 0.5),), 1.0)
-        sink.on_result("scene", frame(5), Embedding((0.25, -1.0)), 1.0)
-        sink.close()
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        assert [line["result"] for line in lines[1:]] == [[{"label": "Straße\n", "score": 0.5}], [0.25, -1.0]]
-
-    def test_what_json_does_not_have_becomes_null(self, tmp_path: Path) -> None:
-        path = tmp_path / "results.jsonl"
-        sink = ResultsSink(path)
-        sink.on_result("scene", frame(0), Embedding((math.nan, 1.0, math.inf)), 1.0)
-        sink.close()
-        assert json.loads(path.read_text())["result"] == [None, 1.0, None]
-
-    def test_large_outputs_are_files_beside_the_results(self, tmp_path: Path) -> None:
-        path = tmp_path / "results.jsonl"
-        sink = ResultsSink(path)
-        large = np.arange(5000, dtype=np.float32).reshape(1, 5000)
-        words = np.array(["x"] * 5000, object)
-        raw = Raw({"small": np.array([1.5]), "../large/a": large, "../large/b": large * 2, "words": words})
-        sink.on_result("../q", frame(3), raw, 1.0)
-        sink.close()
-        result = json.loads(path.read_text())["result"]
-        assert result["small"] == {"dtype": "float64", "shape": [1], "values": [1.5]}
-        files = {name: tmp_path / each["file"] for name, each in result.items() if "file" in each}
-        assert {file.parent for file in files.values()} == {tmp_path / "results-raw"}
-        assert sorted((tmp_path / "results-raw").iterdir()) == sorted(files.values())
-        assert (np.load(files["../large/a"]) == large).all()
-        assert (np.load(files["../large/b"]) == large * 2).all()
-        assert np.load(files["words"]).tolist() == words.tolist()
-
-    def test_outputs_that_cannot_be_written(self, tmp_path: Path) -> None:
-        (tmp_path / "results-raw").write_text("in the way")
-        sink = ResultsSink(tmp_path / "results.jsonl")
-        with pytest.raises(InputError, match="cannot write results: File exists"):
-            sink.on_result("q", frame(0), Raw({"large": np.zeros(5000)}), 1.0)
-        sink.close()
-
-    def test_unwritable(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match=r"missing/results.jsonl: cannot write results: No such file"):
-            ResultsSink(tmp_path / "missing" / "results.jsonl")
 
 
 class TestWords:
@@ -155,7 +80,7 @@ class TestWords:
             ((Class("cat", 0.931), Class("dog", 0.05)), "cat 0.93"),
             ((Class("rain", 0.9), Class("night", 0.6), Class("snow", 0.4)), "rain 0.90, night 0.60"),
             ((Class("a", 0.4), Class("b", 0.3)), "a 0.40"),
-            (Embedding((0.6, 0.8)), "2 values"),
+            (Embedding((0.6, 0.8)), "embedding"),
             (Text("GO 4711", 0.987), '"GO 4711" 0.99'),
             (Text("", 0.0), "no text"),
             (scene(), "road 50 %, car < 1 %"),
@@ -257,6 +182,10 @@ class TestDraw:
         changed = np.argwhere((drawn != image).any(axis=-1))
         assert changed[:, 0].min() > 150
         assert changed[:, 1].max() < 80
+        with_day = annotate(image, {}, {}, 83.4, NOON)
+        assert np.argwhere((with_day != image).any(axis=-1))[:, 1].max() > 140
+        narrow = annotate(image[:, :100], {}, {}, 83.4, NOON)
+        assert 50 < np.argwhere((narrow != image[:, :100]).any(axis=-1))[:, 1].max() < 98
         assert [clock(seconds) for seconds in (0, 0.3, 59.99, 3599.9, 36_000.05)] == [
             "0:00.0",
             "0:00.3",
@@ -305,128 +234,11 @@ class TestDraw:
         annotate(frame(0).image, {"people": (Detection(box, math.nan, ""),)}, palette(("people",)))
 
 
-class TestVideo:
-    def test_frames_times_and_boxes(self, tmp_path: Path) -> None:
-        sink = VideoSink(tmp_path / "out", QUERIES)
-        times = [0.0, 0.1, 0.4, 0.5, 1.7]
-        for i, time in enumerate(times):
-            sink.on_frame(frame(i, time=time), {"people": PEOPLE, "scene": (Class("street", 0.9),)})
-            sink.on_frame(frame(i, feed="gate"), {})
-        sink.close()
-        assert {path.name for path in (tmp_path / "out").iterdir()} == {"yard.mp4", "gate.mp4"}
-        yard = decoded(tmp_path / "out" / "yard.mp4")
-        assert [time for time, _ in yard] == pytest.approx(times, abs=2e-3)
-        color = palette(tuple(QUERIES))["people"]
-        for _, image in yard:
-            assert image.shape == (180, 240, 3)
-            assert near(image[55:145, 35:125], color) > 150
-        gate = decoded(tmp_path / "out" / "gate.mp4")
-        assert len(gate) == len(times)
-        assert near(gate[0][1][55:145, 35:125], color) == 0
-
-    def test_odd_and_changing_sizes(self, tmp_path: Path) -> None:
-        sink = VideoSink(tmp_path, QUERIES)
-        for i, size in enumerate([(91, 121), (91, 121), (60, 200), (180, 240)]):
-            # Equal time stamps, as after a failure, must not stop the encoder.
-            sink.on_frame(frame(i, size=size, time=0.0), {})
-        sink.close()
-        frames = decoded(sink.path("yard"))
-        assert [image.shape for _, image in frames] == [(92, 122, 3)] * 4
-
-    def test_drawing_is_off_the_models_thread(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        threads = []
-
-        def spy(image: Image, *_: object) -> Image:
-            threads.append(current_thread())
-            return image
-
-        monkeypatch.setattr(video, "annotate", spy)
-        sink = VideoSink(tmp_path, QUERIES)
-        for i in range(20):
-            sink.on_frame(frame(i), {})
-        sink.close()
-        assert len(threads) == 20
-        assert main_thread() not in threads
-
-    def test_a_failure_of_any_kind_ends_the_run_and_does_not_block_it(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def fail(*_: object) -> Image:
-            raise KeyError("unexpected")
-
-        monkeypatch.setattr(video, "annotate", fail)
-        sink = VideoSink(tmp_path, QUERIES, depth=1)
-
-        caught: list[GemelError] = []
-
-        def feed_it() -> None:
-            try:
-                for i in range(50):
-                    sink.on_frame(frame(i), {})
-            except GemelError as error:
-                caught.append(error)
-
-        # On a thread, because a broken sink would block here without end.
-        thread = Thread(target=feed_it, daemon=True)
-        thread.start()
-        thread.join(10)
-        assert "cannot write the video" in str(caught[0])
-        with pytest.raises(GemelError, match="cannot write the video: 'unexpected'"):
-            sink.close()
-
-    def test_names_do_not_lead_out_of_the_folder(self, tmp_path: Path) -> None:
-        sink = VideoSink(tmp_path, {})
-        for name in ("../up", "/etc/x", "..", "a/../../b", "a\0b"):
-            assert sink.path(name).parent == tmp_path
-            assert sink.path(name).suffix == ".mp4"
-        sink.close()
-
-    def test_a_full_disk_is_reported_and_nobody_waits_for_ever(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def full(*_: object) -> None:
-            raise OSError("no space left on device")
-
-        monkeypatch.setattr(Encoder, "write", full)
-        sink = VideoSink(tmp_path, QUERIES, depth=1)
-        with pytest.raises(GemelError, match=r"yard.mp4: cannot write the video: no space left"):
-            for i in range(1000):
-                sink.on_frame(frame(i), {})
-        with pytest.raises(GemelError, match="no space left"):
-            sink.close()
-
-    def test_a_folder_that_cannot_be_made(self, tmp_path: Path) -> None:
-        (tmp_path / "file").write_text("")
-        with pytest.raises(InputError, match="cannot make the folder"):
-            VideoSink(tmp_path / "file" / "out", QUERIES)
-
-    def test_without_h264(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def missing(name: str, mode: str) -> None:
-            raise ValueError(name)
-
-        monkeypatch.setattr(av, "Codec", missing)
-        sink = VideoSink(tmp_path, QUERIES)
-        for i in range(5):
-            sink.on_frame(frame(i), {"people": PEOPLE})
-        sink.close()
-        with av.open(str(sink.path("yard"))) as container:
-            assert container.streams.video[0].codec_context.name == "mpeg4"
-        assert len(decoded(sink.path("yard"))) == 5
-
-    def test_fit_keeps_the_aspect_ratio(self) -> None:
-        image = np.full((10, 40, 3), 200, np.uint8)
-        fitted = fit_image(image, (20, 20))
-        assert fitted.shape == (20, 20, 3)
-        assert (fitted[8:12] == 200).all()
-        assert (fitted[:7] == 0).all()
-
-
 class TestLiveTable:
     def test_on_a_terminal(self) -> None:
         out = io.StringIO()
         console = Console(file=out, force_terminal=True, width=110)
-        feeds = {"gate": Feed("gate", resolve("gate", "rtsp://camera"))}
-        feeds["gate"].error, feeds["gate"].restarts = "connection reset", 2
+        feeds: Any = {"gate": SimpleNamespace(error="connection reset", restarts=2)}
         table = LiveTable(QUERIES, feeds=feeds, console=console)
         for i in (0, 4, 5):
             table.on_result("people", frame(i), PEOPLE, 12.0 + i)

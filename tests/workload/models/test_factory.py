@@ -133,3 +133,40 @@ def test_identity_ignores_how_a_path_is_written(tmp_path: Path) -> None:
     assert one != identity(asked("w.pt", task="embedding"), tmp_path)
     assert one != identity(asked("w.pt", decode="yolov8"), tmp_path)
     assert one != identity(asked("w.pt", activation="none"), tmp_path)
+
+
+PRETRAINED = """
+from tiny_models import tiny
+
+def from_pretrained(pretrained_model_name_or_path, half=False):
+    module = tiny(1)
+    module.origin = pretrained_model_name_or_path
+    return module.half() if half else module
+
+class Net:
+    from_pretrained = from_pretrained
+
+    def __init__(self, config):
+        pass
+"""
+
+
+def test_a_pretrained_folder_lies_beside_the_workload(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    (tmp_path / "net").mkdir()
+    (tmp_path / "pretrained_nets.py").write_text(PRETRAINED)
+
+    def build(name: str) -> Any:
+        args = {"pretrained_model_name_or_path": name, "half": True}
+        return build_model(model(factory="pretrained_nets:from_pretrained", args=args), tmp_path, "door")
+
+    for name in ("net", "./net", str(tmp_path / "net")):
+        built = build(name)
+        assert built.origin == str((tmp_path / "net").resolve())
+        # Frames are float32, whatever the weights were saved in.
+        assert all(value.dtype == torch.float32 for value in built.parameters())
+    assert build("me/net").origin == "me/net"
+    assert not [each for each in recwarn if "no weights" in str(each.message)]
+    with pytest.raises(ModelError, match=r"query door: pretrained_model_name_or_path: .*/nowhere: no such folder"):
+        build("./nowhere")
+    with pytest.raises(ModelError, match=r"'config'; pretrained_nets:Net\.from_pretrained opens a folder"):
+        build_model(model(factory="pretrained_nets:Net"), tmp_path, "door")

@@ -1,0 +1,88 @@
+"""Environment variables that a bundle may use because the user compiled it on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from platformdirs import user_state_path
+
+from ..environment import variables_of
+from .manifest import Manifest
+from .reader import Bundle
+
+__all__ = ["bundle_variables", "known_variables", "remember_variables"]
+
+_log = logging.getLogger(__name__)
+
+_FILE = "compiled-bundles"
+_MOST = 1000
+"""Maximum number of bundles that are remembered."""
+_LINE = re.compile(r"([0-9a-f]{64})((?: \w+)*)")
+
+
+def bundle_variables(content: Manifest) -> tuple[str, ...]:
+    """Return the names of the variables in the feeds' sources and the outputs of a bundle."""
+    outputs = [each.model_dump_json() for each in content.outputs]
+    return variables_of(" ".join([*(feed.source for feed in content.feeds.values()), *outputs]))
+
+
+def remember_variables(bundle: Bundle) -> tuple[str, ...]:
+    """Note in the user's state folder that the user compiled a bundle, so that it may use its variables here.
+
+    Nothing is noted for a bundle without variables. A folder that cannot be written is no error: then
+    ``gemel-run --env`` allows the variables.
+
+    Returns:
+        Names of the bundle's variables.
+    """
+    names = bundle_variables(bundle.manifest)
+    if names:
+        known = {**_read(), bundle.id: names}
+        lines = [" ".join((digest, *found)) for digest, found in known.items()][-_MOST:]
+        try:
+            _write("\n".join(lines) + "\n")
+        except OSError as error:
+            _log.info("%s: cannot be written: %s", _path(), error.strerror)
+    return names
+
+
+def known_variables(bundle: Bundle) -> tuple[str, ...]:
+    """Return the variables that a bundle may use because the user compiled exactly this bundle on this machine."""
+    return _read().get(bundle.id, ())
+
+
+def _path() -> Path:
+    return user_state_path("gemel") / _FILE
+
+
+def _read() -> dict[str, tuple[str, ...]]:
+    """Return SHA-256 of a manifest -> names of variables; lines that are damaged are left out."""
+    try:
+        text = _path().read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return {}
+    return {found[1]: tuple(found[2].split()) for line in text.splitlines() if (found := _LINE.fullmatch(line))}
+
+
+def _write(text: str) -> None:
+    """Replace the file as a whole.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path = _path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{_FILE}-")
+    try:
+        with os.fdopen(handle, "w", encoding="ascii") as file:
+            file.write(text)
+        Path(name).replace(path)
+    except OSError:
+        with suppress(OSError):
+            Path(name).unlink()
+        raise

@@ -1,0 +1,277 @@
+"""Outputs of a run, as the manifest states them: files of results, videos, snapshots, a broker, a web server.
+
+Strings may have variables, ``${VAR}``, which are replaced when the bundle runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from string import Formatter
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from .addresses import parse_address, shown_server
+from .value import Value
+
+__all__ = [
+    "KINDS",
+    "MQTT_PORTS",
+    "STDOUT",
+    "WEB_PORTS",
+    "JsonlSpec",
+    "MqttSpec",
+    "OutputSpec",
+    "RotateSpec",
+    "SnapshotsSpec",
+    "VideoSpec",
+    "WebhookSpec",
+    "check_header",
+    "check_results_path",
+    "check_status",
+    "check_topic",
+    "has_variables",
+    "map_strings",
+]
+
+MQTT_PORTS = {"mqtt": 1883, "mqtts": 8883}
+"""Scheme of a broker's URL -> port where the URL names none."""
+WEB_PORTS = {"http": 80, "https": 443}
+"""Scheme of a web server's URL -> port where the URL names none."""
+STDOUT = "-"
+"""Path that stands for the standard output of the run."""
+_RESULT_SUFFIXES = (".jsonl", ".ndjson", ".json")
+_VARIABLE = re.compile(r"\$\{[^}]*\}")
+_TOPIC_FIELDS = ("feed", "query")
+_HEADER_NAME = re.compile(r"[\w!#$%&'*+.^`|~-]{1,100}", re.ASCII)
+_HEADER_TEXT = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
+_OWN_HEADERS = ("connection", "content-length", "content-type", "host", "transfer-encoding")
+_MOST_TOPIC = 500
+"""Maximum number of characters of a topic template; brokers allow topics of 65535 bytes."""
+
+_Bytes = Annotated[int, Field(ge=1)]
+_Seconds = Annotated[float, Field(gt=0, le=1e9)]
+_Text = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
+
+
+def has_variables(text: str) -> bool:
+    """Return whether a text has variables, ``${VAR}``, so that it can be checked only after they were replaced."""
+    return _VARIABLE.search(text) is not None
+
+
+def check_results_path(path: str) -> str:
+    """Check the path of a file of results.
+
+    A bundle may come from anywhere, and the labels in it may be any text. Appended to a script or a settings file,
+    that text could become a command, so only files with certain suffixes are allowed.
+
+    Raises:
+        ValueError: the path is neither ``-`` nor that of a file of JSON lines.
+    """
+    if path != STDOUT and not path.endswith(_RESULT_SUFFIXES) and not has_variables(path):
+        raise ValueError(
+            f"a file that ends with {', '.join(_RESULT_SUFFIXES)}, or - for the standard output, is expected"
+        )
+    return path
+
+
+def check_topic(topic: str) -> str:
+    """Check a template of MQTT topics.
+
+    Raises:
+        ValueError: the topic is empty or too long, has a wildcard, or a field other than feed and query.
+    """
+    known = ", ".join(f"{{{name}}}" for name in _TOPIC_FIELDS)
+    plain = _VARIABLE.sub("x", topic)
+    try:
+        fields = [(name, spec, how) for _, name, spec, how in Formatter().parse(plain) if name is not None]
+    except ValueError as error:
+        raise ValueError(f"a topic with the fields {known} is expected; a brace is not closed") from error
+    for name, spec, how in fields:
+        if name not in _TOPIC_FIELDS or spec or how:
+            raise ValueError(f"{{{name}}} is no field of a topic; allowed: {known}")
+    if not plain or len(topic) > _MOST_TOPIC or plain.startswith("$") or re.search(r"[+#\x00-\x1f]", plain):
+        raise ValueError("a topic such as gemel/{feed}/{query} is expected, without + and #, not beginning with $")
+    return topic
+
+
+def check_status(topic: str) -> str:
+    """Check the topic of a broker that holds the status.
+
+    Raises:
+        ValueError: it is no topic, or has fields.
+    """
+    if re.search(r"[{}]", _VARIABLE.sub("", check_topic(topic))):
+        raise ValueError("a topic without fields, such as gemel/status, is expected")
+    return topic
+
+
+def check_header(name: str, text: str) -> None:
+    """Check a header line of a request.
+
+    Raises:
+        ValueError: name or text could end the line, or the name is of a line that HTTP itself needs.
+    """
+    if not _HEADER_NAME.fullmatch(name) or not _HEADER_TEXT.fullmatch(text):
+        raise ValueError("a name of letters, digits and -, and one line of text, are expected for each header")
+    if name.lower() in _OWN_HEADERS:
+        raise ValueError(f"the header {name} is set by gemel")
+
+
+class RotateSpec(Value):
+    """Size and age at which a file of results is renamed and a new one is begun, and how many old ones are kept."""
+
+    size: _Bytes | None = 100_000_000
+    """Bytes of a file above which a new one is begun; no limit if None."""
+    age: _Seconds | None = None
+    """Seconds after which a new file is begun; no limit if None."""
+    keep: Annotated[int, Field(ge=0)] | None = 10
+    """Number of old files that are kept; all if None."""
+
+
+class JsonlSpec(Value):
+    """File of results as JSON lines, or the standard output."""
+
+    path: _Text
+    rotate: RotateSpec = RotateSpec()
+
+    @field_validator("path")
+    @classmethod
+    def _allowed(cls, value: str) -> str:
+        return check_results_path(value)
+
+
+class VideoSpec(Value):
+    """Folder of annotated videos, one for each feed."""
+
+    folder: _Text
+    segment: _Seconds = 600.0
+    """Seconds of video in one file."""
+    keep: _Bytes | None = 10_000_000_000
+    """Bytes of videos in the folder above which the oldest are deleted; no limit if None."""
+
+
+class SnapshotsSpec(Value):
+    """Folder of annotated pictures (JPEG) of events."""
+
+    folder: _Text
+    labels: tuple[str, ...] | None = None
+    """Labels that are an event; every object and text if None."""
+    cooldown: Annotated[float, Field(ge=0, le=1e9)] = 30.0
+    """Seconds after an event in which the same label of the same query is no further event."""
+    keep: _Bytes | None = 1_000_000_000
+    """Bytes of pictures in the folder above which the oldest are deleted; no limit if None."""
+
+
+class MqttSpec(Value):
+    """MQTT broker, to which each result is published as a message."""
+
+    url: _Text
+    """``mqtt://HOST`` or ``mqtts://HOST``, perhaps with a port."""
+    topic: _Text = "gemel/{feed}/{query}"
+    status: _Text | None = "gemel/status"
+    """Topic that holds ``online`` or ``offline``, which the broker sets when the connection breaks; none if None."""
+    qos: Literal[0, 1, 2] = 1
+    retain: bool = False
+    """Whether the broker keeps the newest message of each topic for later subscribers."""
+    username: _Text | None = None
+    password: _Text | None = Field(default=None, repr=False)
+    ca: _Text | None = None
+    """File of certificates that the broker's is checked against; the system's if None."""
+    certificate: _Text | None = None
+    """File of the client's own certificate."""
+    key: _Text | None = None
+    """File of the client's private key."""
+
+    @field_validator("topic")
+    @classmethod
+    def _topic(cls, value: str) -> str:
+        return check_topic(value)
+
+    @field_validator("status")
+    @classmethod
+    def _status(cls, value: str | None) -> str | None:
+        return value if value is None else check_status(value)
+
+
+class WebhookSpec(Value):
+    """Web server, to which results are sent in batches by HTTP POST."""
+
+    url: _Text
+    batch: Annotated[int, Field(ge=1, le=10_000)] = 100
+    """Maximum number of results in one request."""
+    every: Annotated[float, Field(ge=0, le=3600)] = 1.0
+    """Seconds that a result may wait for others to be sent with."""
+    timeout: Annotated[float, Field(gt=0, le=600)] = 10.0
+    """Seconds after which a request that was not answered has failed."""
+    headers: dict[str, str] = Field(default={}, repr=False)
+    """Further header lines of the request."""
+    ca: _Text | None = None
+    """File of certificates that the server's is checked against; the system's if None."""
+
+    @field_validator("headers")
+    @classmethod
+    def _allowed(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, text in value.items():
+            check_header(name, text)
+        return value
+
+
+class OutputSpec(Value):
+    """One output of a run: exactly one of the fields is set. None is set if a newer gemel wrote a kind unknown here."""
+
+    jsonl: JsonlSpec | None = None
+    mqtt: MqttSpec | None = None
+    webhook: WebhookSpec | None = None
+    video: VideoSpec | None = None
+    snapshots: SnapshotsSpec | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> OutputSpec:
+        if sum(getattr(self, kind) is not None for kind in KINDS) > 1:
+            raise ValueError("an output has one kind: give each kind an item of its own in the list")
+        return self
+
+    @property
+    def kind(self) -> str | None:
+        """Name of the field that is set; None if none is."""
+        return next((kind for kind in KINDS if getattr(self, kind) is not None), None)
+
+    @property
+    def target(self) -> str:
+        """Destination of the output, for people: a file or folder, or scheme, host and port of a server."""
+        spec = getattr(self, self.kind or "", None)
+        if isinstance(spec, JsonlSpec):
+            return "standard output" if spec.path == STDOUT else spec.path
+        if isinstance(spec, VideoSpec | SnapshotsSpec):
+            return spec.folder
+        return shown_server(spec.url) if isinstance(spec, MqttSpec | WebhookSpec) else "a kind of a newer gemel"
+
+    def check(self) -> None:
+        """Check what can be checked only after variables were replaced.
+
+        Raises:
+            ValueError: a URL or a path is not allowed. The message does not repeat a URL.
+        """
+        if self.mqtt is not None:
+            parse_address(self.mqtt.url, MQTT_PORTS)
+        if self.webhook is not None:
+            parse_address(self.webhook.url, WEB_PORTS)
+        if self.jsonl is not None:
+            check_results_path(self.jsonl.path)
+
+
+KINDS = tuple(OutputSpec.model_fields)
+"""Kinds of outputs, which are the keys of an item in ``outputs`` of a workload."""
+
+
+def map_strings(value: Any, change: Callable[[str], str]) -> Any:
+    """Return a JSON value with ``change`` applied to every string in it, but not to keys."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: map_strings(item, change) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [map_strings(item, change) for item in value]
+    return value

@@ -1,0 +1,81 @@
+"""Choice of the device that decodes a video: the processor, or what FFmpeg offers on this machine."""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from typing import Any
+
+import av
+
+from ..bundles.manifest import Hardware
+from ..errors import FeedError
+
+__all__ = ["accelerator", "hardware_codec"]
+
+_log = logging.getLogger(__name__)
+
+_AUTO = ("cuda", "vaapi")
+"""Devices that ``hardware: auto`` tries, in this order."""
+
+
+def accelerator(hardware: Hardware) -> Any:
+    """Return the PyAV ``HWAccel`` to open a video with; None for the processor, and for ``v4l2``.
+
+    A device that ``auto`` finds falls back to the processor for videos that the device cannot decode.
+
+    Raises:
+        FeedError: the device is not there, or this FFmpeg is built without it. ``auto`` logs one line instead.
+    """
+    if hardware in ("none", "v4l2"):
+        return None
+    for name in _AUTO if hardware == "auto" else (hardware,):
+        if _reason(name) is None:
+            return _hwaccel(name, fallback=hardware == "auto")
+    if hardware == "auto":
+        _tell_fallback()
+        return None
+    raise FeedError(f"hardware: {hardware} cannot decode here: {_reason(hardware)}; use hardware: auto or none")
+
+
+def hardware_codec(hardware: Hardware, codec: str) -> str | None:
+    """Return the name of the FFmpeg decoder that ``hardware: v4l2`` uses for a codec; None to use the usual decoder.
+
+    Raises:
+        FeedError: this FFmpeg has no V4L2 decoder for the codec.
+    """
+    if hardware != "v4l2":
+        return None
+    name = f"{codec}_v4l2m2m"
+    if name not in av.codecs_available:
+        raise FeedError(f"hardware: v4l2 cannot decode {codec} here; use hardware: auto or none")
+    return name
+
+
+@cache
+def _reason(name: str) -> str | None:
+    """Return why a device cannot decode H.264 on this machine; None if it can."""
+    try:
+        from av.codec.hwaccel import hwdevices_available
+
+        if name not in hwdevices_available():
+            return "PyAV's FFmpeg is built without it"
+        _hwaccel(name, fallback=False).create(av.Codec("h264", "r"))
+    except (ImportError, NotImplementedError):
+        return "PyAV's FFmpeg is built without it"
+    except (av.FFmpegError, OSError, ValueError) as error:
+        return f"the device cannot be opened ({getattr(error, 'strerror', None) or error})"
+    return None
+
+
+def _hwaccel(name: str, *, fallback: bool) -> Any:
+    from av.codec.hwaccel import HWAccel
+
+    return HWAccel(name, allow_software_fallback=fallback)
+
+
+@cache
+def _tell_fallback() -> None:
+    """Log, once in a process, that ``hardware: auto`` decodes on the processor."""
+    reasons = "; ".join(f"{name}: {_reason(name)}" for name in _AUTO)
+    _log.warning("hardware: auto: feeds are decoded on the processor (%s)", reasons)

@@ -1,0 +1,199 @@
+"""Models of Hugging Face in folders, as ``save_pretrained`` writes them, with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+import transformers
+from torch import Tensor, nn
+
+from gemel.bundles.manifest import InputSpec
+from gemel.compiler.recognition.hugging_face import read_processor_file
+from gemel.frames.frame import Image
+
+from .case import STREET, Answer, Case, Query, lively, street_frames
+
+__all__ = ["ORIGIN", "FolderModel", "image_processor", "input_in", "library_inputs", "squares"]
+
+ORIGIN = f"transformers {transformers.__version__}"
+_Heads = Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class FolderModel:
+    """A model of Hugging Face in a folder, as ``save_pretrained`` writes it."""
+
+    name: str
+    """Name of the class in ``transformers``."""
+    config: Callable[[int], Any]
+    """Returns the configuration for a number of classes."""
+    processor: Callable[[], Any]
+    """Returns the image processor."""
+    heads: _Heads = field(default_factory=dict)
+    """Layers with scores, as :func:`.case.lively` takes them."""
+    factory: str = ""
+    """Class whose ``from_pretrained`` the workload names; the model's own class if empty."""
+
+    def build(self, classes: int) -> nn.Module:
+        """Return the model with random weights, and with the class names of a fine-tune."""
+        config = self.config(classes)
+        if classes:
+            config.id2label = {number: f"kind {number}" for number in range(classes)}
+        built: nn.Module = getattr(transformers, self.name)(config)
+        return built.eval()
+
+    def save(self, folder: Path, classes: int) -> None:
+        """Save the model into a folder, with its processor."""
+        self.processor().save_pretrained(folder)
+        model: Any = lively(lambda: self.build(classes), self.heads, spec=input_in(folder), run=lambda net, x: net(x))
+        model.save_pretrained(folder)
+
+    def save_fine_tuned(self, folder: Path, frozen: Path, classes: int) -> None:
+        """Save a model for other classes into a folder; where shapes are equal, its weights are those of ``frozen``."""
+        self.processor().save_pretrained(folder)
+        torch.manual_seed(1)
+        model: Any = self.build(classes)
+        weights = self.open(frozen).state_dict()
+        own = model.state_dict()
+        model.load_state_dict(own | {name: weights[name] for name in own if weights[name].shape == own[name].shape})
+        model.save_pretrained(folder)
+
+    def open(self, folder: Path) -> Any:
+        """Return the model in a folder, as its own library opens it."""
+        return getattr(transformers, self.factory or self.name).from_pretrained(folder).eval()
+
+    def query(self, task: str, folder: str, **keys: Any) -> Query:
+        """Return the query of a workload; the folder is relative to the workload."""
+        model = {
+            "factory": f"transformers:{self.factory or self.name}.from_pretrained",
+            "args": {"pretrained_model_name_or_path": folder},
+        }
+        return {"task": task, "model": model, **keys}
+
+    def case(
+        self,
+        name: str,
+        task: str,
+        classes: int,
+        answers: Callable[[Path], Answer] | None,
+        other: int = 0,
+        *,
+        frames: str | Callable[[Path], str] = STREET,
+        float_only: str = "",
+        **keys: Any,
+    ) -> Case:
+        """Return the case of the model.
+
+        Args:
+            name: name of the case.
+            task: task of the query.
+            classes: number of classes.
+            answers: opens the model in its own library.
+            other: number of classes of the sibling, a fine-tune with a frozen backbone; 0 without a sibling.
+            frames: source of the feed.
+            float_only: reason why int8 is not tried.
+            keys: further keys of the query.
+        """
+
+        def prepare(folder: Path) -> Query:
+            self.save(folder / "model", classes)
+            return self.query(task, "model", **keys)
+
+        def second(folder: Path) -> Query:
+            self.save_fine_tuned(folder / "second", folder / "model", other)
+            return self.query(task, "second", **keys)
+
+        words = f"fine-tune of {other} classes, frozen backbone" if other else ""
+        sibling = second if other else None
+        return Case(name, ORIGIN, False, prepare, "transformers", answers, sibling, words, frames, float_only)
+
+    def exported(
+        self,
+        name: str,
+        task: str,
+        classes: int,
+        answers: Callable[[Path], Answer],
+        outputs: tuple[str, ...],
+        *,
+        float_only: str = "",
+        **keys: Any,
+    ) -> Case:
+        """Return the case of an ONNX file with the model's configuration beside it, as Optimum exports one.
+
+        Its sibling is the folder that it was exported from.
+
+        Args:
+            name: name of the case.
+            task: task of the query.
+            classes: number of classes.
+            answers: opens the model in its own library.
+            outputs: outputs that Optimum gives the file.
+            float_only: reason why int8 is not tried.
+            keys: further keys of the query.
+        """
+
+        def prepare(folder: Path) -> Query:
+            self.save(folder / "model", classes)
+            torch.onnx.export(
+                _Outputs(self.open(folder / "model"), outputs),
+                (torch.zeros(1, 3, *input_in(folder / "model").size),),
+                folder / "model" / "model.onnx",
+                input_names=["pixel_values"],
+                output_names=list(outputs),
+                dynamic_axes={port: {0: "batch_size"} for port in ("pixel_values", *outputs)},
+                opset_version=17,
+                dynamo=False,
+            )
+            return {"task": task, "model": {"onnx": "model/model.onnx"}, **keys}
+
+        def second(folder: Path) -> Query:
+            return self.query(task, "model", **keys)
+
+        words = "the PyTorch model that the file was exported from"
+        return Case(name, ORIGIN, False, prepare, "transformers", answers, second, words, float_only=float_only)
+
+
+class _Outputs(nn.Module):
+    """Module that returns the outputs of a model of Hugging Face as a tuple, as Optimum's exporter does."""
+
+    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        outputs = self.model(pixel_values)
+        return tuple(outputs[name] for name in self.names)
+
+
+def input_in(folder: Path) -> InputSpec:
+    """Return the input that the processor in a folder says; it names the size."""
+    return InputSpec(**read_processor_file(folder))
+
+
+def image_processor(kind: str, **changes: Any) -> Callable[[], Any]:
+    """Return a function that makes an image processor of ``transformers``."""
+    return lambda: getattr(transformers, kind)(**changes)
+
+
+def squares(side: int) -> Callable[[Path], str]:
+    """Return a function that writes frames of the street as squares, which a model of this size need not resize."""
+
+    def write(folder: Path) -> str:
+        (folder / "frames").mkdir(exist_ok=True)
+        for index, image in enumerate(street_frames(20)):
+            cv2.imwrite(str(folder / "frames" / f"{index:02d}.png"), cv2.resize(image, (side, side)))
+        return "frames"
+
+    return write
+
+
+def library_inputs(processor: Any, image: Image) -> Mapping[str, Any]:
+    """Return a frame as a model's own image processor makes it, for the model's ``forward``."""
+    pixels = torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1)
+    inputs: Mapping[str, Any] = processor(images=pixels, return_tensors="pt")
+    return inputs
