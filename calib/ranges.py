@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx_ir.passes.common import LiftConstantsToInitializersPass
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, create_calibrator
 
 from ..errors import CalibrationError
@@ -91,7 +92,9 @@ def peaks_of(
     nodes |= {node for value in values if value.name in chosen and (node := value.producer()) is not None}
     with tempfile.TemporaryDirectory(prefix="gemel-calib-") as folder, contextlib.redirect_stdout(io.StringIO()):
         path = Path(folder) / "model.onnx"
-        ir.save(model, path, external_data="weights.bin")
+        # The calibrator measures the outputs of Constant nodes too, and fails at the empty region of a Resize.
+        lifted = LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model.clone()).model
+        ir.save(lifted, path, external_data="weights.bin")
         calibrator = create_calibrator(
             path,
             sorted({node.op_type for node in nodes}),

@@ -29,13 +29,13 @@ def accelerator(hardware: Hardware) -> Any:
     """
     if hardware in ("none", "v4l2"):
         return None
-    for name in _AUTO if hardware == "auto" else (hardware,):
-        if _reason(name) is None:
-            return _hwaccel(name, fallback=hardware == "auto")
     if hardware == "auto":
-        _tell_fallback()
-        return None
-    raise FeedError(f"hardware: {hardware} cannot decode here: {_reason(hardware)}; use hardware: auto or none")
+        found = _find_device()
+        return None if found is None else _hwaccel(found, fallback=True)
+    reason = _reason(hardware)
+    if reason is not None:
+        raise FeedError(f"hardware: {hardware} cannot decode here: {reason}; use hardware: auto or none")
+    return _hwaccel(hardware, fallback=False)
 
 
 def hardware_codec(hardware: Hardware, codec: str) -> str | None:
@@ -52,7 +52,6 @@ def hardware_codec(hardware: Hardware, codec: str) -> str | None:
     return name
 
 
-@cache
 def _reason(name: str) -> str | None:
     """Return why a device cannot decode H.264 on this machine; None if it can."""
     try:
@@ -75,7 +74,14 @@ def _hwaccel(name: str, *, fallback: bool) -> Any:
 
 
 @cache
-def _tell_fallback() -> None:
-    """Log, once in a process, that ``hardware: auto`` decodes on the processor."""
-    reasons = "; ".join(f"{name}: {_reason(name)}" for name in _AUTO)
-    _log.warning("hardware: auto: feeds are decoded on the processor (%s)", reasons)
+def _find_device() -> str | None:
+    """Return the device of ``hardware: auto``, found once in a process; log a line and return None if there is none."""
+    reasons = {}
+    for name in _AUTO:
+        reason = _reason(name)
+        if reason is None:
+            return name
+        reasons[name] = reason
+    text = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    _log.warning("hardware: auto: feeds are decoded on the processor (%s)", text)
+    return None

@@ -90,7 +90,7 @@ class Source:
         container = open_video(self.location, self.kind, settings)
         finite = not self.live or container.duration is not None
         try:
-            return VideoReader(container, settings, live=self.live, finite=finite, fps=self.fps)
+            return VideoReader(container, settings, live=self.live, finite=finite, fps=self.fps, feed=self.feed)
         except FeedError as error:
             container.close()
             raise FeedError(f"cannot open {self}: {error}") from error

@@ -43,14 +43,15 @@ class StreamDecoder:
         stream: PyAV video stream, whose container is open.
         settings: number of threads, and hardware.
         live: whether the stream is a camera, for which a picture should come as soon as possible.
+        feed: name of the feed, for the log.
     """
 
-    def __init__(self, stream: Any, settings: ReadSettings, *, live: bool) -> None:
+    def __init__(self, stream: Any, settings: ReadSettings, *, live: bool, feed: str = "") -> None:
         self.corrupt = 0
         """Number of pictures that could not be decoded or are damaged."""
         self.withheld = 0
         """Number of good pictures that were withheld, because they depend on a picture that is damaged or missing."""
-        self._stream, self._settings, self._live = stream, settings, live
+        self._stream, self._settings, self._live, self._feed = stream, settings, live, feed
         self._context = self._open(strict=True)
         self._strict = True
         self._decoded = False
@@ -208,7 +209,8 @@ class StreamDecoder:
     def _become_lenient(self, reason: str) -> None:
         """Go on with a decoder that conceals errors: some cameras break the standard in every picture."""
         self._strict, self._run = False, 0
-        _log.warning("the decoder refuses every picture (%s); it now lets errors pass that it can conceal", reason)
+        text = "feed %s: the decoder refuses every picture (%s); it now lets errors pass that it can conceal"
+        _log.warning(text, self._feed, reason)
         self._context = self._open(strict=False, anew=True)
 
 

@@ -41,10 +41,18 @@ class VideoReader:
         live: whether the source is a camera or stream.
         finite: whether the source is a recording.
         fps: rate of the feed, at which snapshots are fetched; one per second if None.
+        feed: name of the feed, for the log.
     """
 
     def __init__(
-        self, container: Any, settings: ReadSettings, *, live: bool, finite: bool, fps: float | None = None
+        self,
+        container: Any,
+        settings: ReadSettings,
+        *,
+        live: bool,
+        finite: bool,
+        fps: float | None = None,
+        feed: str = "",
     ) -> None:
         self.finite = finite
         streams = container.streams.video
@@ -55,7 +63,7 @@ class VideoReader:
         """When the newest picture was sent, in seconds of the monotonic clock; None for a recording."""
         self._container, self._timeout_s = container, settings.timeout_s
         self._stream = streams[0] if streams else None
-        self._decoder = StreamDecoder(streams[0], settings, live=live and not finite) if streams else None
+        self._decoder = StreamDecoder(streams[0], settings, live=live and not finite, feed=feed) if streams else None
         form = container.format
         is_image = form.name.endswith("_pipe")
         self.clocked = live and not finite and (is_image or bool(int(form.flags) & _NO_TIMESTAMPS))

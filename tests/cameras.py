@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import http.server
 import re
+import select
 import socket
 import socketserver
 import struct
@@ -146,13 +147,14 @@ class _RtspHandler(socketserver.StreamRequestHandler):
         self.camera: RtspCamera = self.server.camera  # type: ignore[attr-defined]
         self.lock, self.halt = threading.Lock(), threading.Event()
         self.send: Callable[[bytes], object] | None = None
-        self.connection.settimeout(0.1)
+        self.connection.settimeout(5)
         buffer = b""
         while not self.camera.gone.is_set() and not self.halt.is_set():
+            # Not a timeout of the socket, which sending pictures has too.
+            if not select.select([self.connection], [], [], 0.05)[0]:
+                continue
             try:
                 data = self.connection.recv(4096)
-            except TimeoutError:
-                continue
             except OSError:
                 break
             if not data:
@@ -250,9 +252,7 @@ class _RtspHandler(socketserver.StreamRequestHandler):
     def _write(self, data: bytes) -> None:
         try:
             with self.lock:
-                self.connection.settimeout(5)
                 self.connection.sendall(data)
-                self.connection.settimeout(0.1)
         except OSError:
             self.halt.set()
 

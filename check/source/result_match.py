@@ -20,10 +20,8 @@ _LEAST_COSINE = 0.999
 """Minimum cosine between an embedding of a bundle and that of its source model."""
 _LEAST_AREA = 0.001
 """Minimum fraction of the frame that a mask must cover to be compared; one pixel counts too much in a smaller mask."""
-_LEAST_BOX = 0.01
-"""Minimum area in square pixels of a box whose overlap is compared; smaller boxes are compared by their edges."""
-_LINE_SHIFT = 0.5
-"""Maximum difference in pixels between the edges of two boxes that are too small to compare by overlap."""
+_EQUAL_EDGES = 0.05
+"""Maximum difference in pixels between the edges of two boxes that count as equal, however small the boxes are."""
 _MOST_SHIFT = 0.02
 """Maximum distance between a bundle's and its source model's keypoint, relative to the diagonal of the object's box."""
 
@@ -207,14 +205,18 @@ def _parts_differ(found: Detection, reference: Detection, name: str) -> str | No
 
 
 def _box_overlap(one: Detection, other: Detection) -> float:
-    """Return the intersection over union of the boxes of two detections."""
+    """Return the intersection over union of the boxes of two detections; 1 if all edges are nearly equal.
+
+    Where an object lies outside the frame, a detector's box is clipped to a line or a sliver, whose area is rounding.
+    """
     left, top = max(one.box[0], other.box[0]), max(one.box[1], other.box[1])
     right, bottom = min(one.box[2], other.box[2]), min(one.box[3], other.box[3])
     both = max(0.0, right - left) * max(0.0, bottom - top)
     areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one.box, other.box))
-    if areas - both < _LEAST_BOX:
-        return float(max(abs(a - b) for a, b in zip(one.box, other.box, strict=True)) < _LINE_SHIFT)
-    return both / (areas - both)
+    overlap = both / (areas - both) if areas > both else 0.0
+    if overlap < LEAST_OVERLAP and max(abs(a - b) for a, b in zip(one.box, other.box, strict=True)) < _EQUAL_EDGES:
+        return 1.0
+    return overlap
 
 
 def _mask_overlap(one: Mask, other: Mask) -> float:

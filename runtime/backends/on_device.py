@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from ...bundles.budget import budget
 from ...bundles.manifest import Stage
 from ...bundles.reader import Bundle
+from ...bundles.verified import verify_once
 from ...errors import BackendError, GemelError, first_line
 from ..device import Device, DeviceArray, Stream
+from ..device_cache import folder_for
 from ..engines.executables import NoRoomError
 from ..memory.arena import ArenaStats, Loading
 from ..memory.device_arena import DeviceArena
@@ -68,6 +70,7 @@ class OnDevice(ArenaBackend[DeviceArena]):
     Raises:
         InputError: the budget is too small.
         BackendError: the device has too little free memory.
+        BundleError: a file of the bundle is damaged.
     """
 
     def __init__(
@@ -87,6 +90,9 @@ class OnDevice(ArenaBackend[DeviceArena]):
         self.budget = allowed(bundle, memory, private)
         arena = self.budget - private
         blob = bundle.file(content.blob)
+        # The device reads the bundle's own weights. A damaged one would give other answers, silently.
+        files = {bundle.file(name): spec.sha256 for name, spec in content.files.items()}
+        verify_once(files, folder_for(bundle, "verified"))
         super().__init__(DeviceArena(device, blob, content.tensors, content.segments, arena, loading))
         self.stream: Stream = device.stream()
         self._frames = DeviceFrames(device, self.stream)

@@ -1,11 +1,11 @@
 """File of weights that other programs may overwrite or shorten while this process reads or maps it.
 
 A page that is mapped from a file is lost when the file is shortened, and touching the page kills the process (SIGBUS).
-Reading all weights into memory of the process's own would be safe, but it makes a swap-in 20 to 700 times slower than
-mapping pages that are in the page cache, and the system cannot take such memory back. So the file is mapped, under a
-read *lease* (``F_SETLEASE`` in fcntl(2)): the kernel lets whoever opens the file for writing wait until the lease is
-given back, for up to 45 seconds. In that time this process copies the file to one that has no name, which nobody else
-can open, moves its mappings to the copy, and goes on.
+Reading all weights into memory of the process's own would be safe, but it makes a swap-in 8 to 200 times slower than
+mapping pages that are in the page cache (``tools/bench_loads.py``), and the system cannot take such memory back. So the
+file is mapped, under a read *lease* (``F_SETLEASE`` in fcntl(2)): the kernel lets whoever opens the file for writing
+wait until the lease is given back, for up to 45 seconds. In that time this process copies the file to one that has no
+name, which nobody else can open, moves its mappings to the copy, and goes on.
 
 The kernel gives leases to the owner of a file, and on most local file systems. Without a lease, nothing is mapped:
 weights are read into memory of the process's own at each swap-in.

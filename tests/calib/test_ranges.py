@@ -93,6 +93,15 @@ def test_the_model_is_not_changed(model: ir.Model) -> None:
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_the_empty_region_of_a_resize_is_not_measured(method: Method) -> None:
+    nodes = """region = Constant<value = float[0] {}>()
+ scales = Constant<value = float[4] {1, 1, 2, 2}>()
+ x = Relu(image)
+ out = Resize(x, region, scales)"""
+    assert set(peaks_of(drawn(nodes, SIZE), ["x"], frames(6, SIZE), method)) == {"x"}
+
+
 def test_nothing_is_printed(model: ir.Model, capfd: pytest.CaptureFixture[str]) -> None:
     for method in METHODS:
         peaks_of(model, ["x"], frames(2, SIZE), method)

@@ -103,6 +103,8 @@ def test_flipped_bits(kind: str, threads: int) -> None:
 
 @pytest.mark.parametrize("kind", ["h264", "h264-b", "h264-open", "h265"])
 def test_a_lost_picture(kind: str) -> None:
+    if kind == "h265" and av.library_versions["libavcodec"][0] < 62:
+        pytest.skip("the decoder of H.265 notices lost pictures from FFmpeg 8 on")
     video = encode(kind)
     whole, _ = read(video)
     sizes: list[int] = []

@@ -16,7 +16,7 @@ from gemel.frames.source import resolve
 @pytest.fixture(autouse=True)
 def no_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "_reason", lambda name: f"there is no {name}")
-    hardware._tell_fallback.cache_clear()
+    hardware._find_device.cache_clear()
 
 
 def count(path: Path, settings: ReadSettings) -> int:

@@ -41,7 +41,7 @@ _HEADS = {
     # About ten places of a frame score 0.3 under one of 80 classes.
     "classes": (-8.7, 0.6),
     "class": (-6.5, 1.5),
-    "queries": (-4.0, 0.5),
+    "queries": (-3.0, 0.5),
 }
 """Kind of a head's last layer -> mean and spread of its logits."""
 _ON_A_BACKBONE = ("-seg", "-pose")
