@@ -92,11 +92,17 @@ class Stop:
 
     The signals are SIGINT (Ctrl-C), SIGTERM, and SIGHUP (the terminal is closed) unless the process was started to
     ignore it, as ``nohup`` does.
+
+    Args:
+        reloads: whether SIGHUP asks for a reload if the process has no terminal, as is usual for services.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, reloads: bool = False) -> None:
         self.event = Event()
         """Event that is set when the first signal arrives."""
+        self.reload = Event()
+        """Event that is set when SIGHUP asks for a reload."""
+        self._reloads = reloads and not _has_terminal()
         self.exit_code = 0
         """Exit status of a command that a signal stopped: 128 plus the signal's number, as in shells."""
         self._previous: dict[int, Any] = {}
@@ -123,10 +129,22 @@ class Stop:
 
     def _on(self, number: int, _: object) -> None:
         """Handle the first signal: set the event and the exit status, and restore the default handlers for the next."""
+        if number == signal.SIGHUP and self._reloads:
+            self.reload.set()
+            return
         self.exit_code = 128 + number
         self.event.set()
         for each in self._previous:
             signal.signal(each, signal.SIG_DFL)
+
+
+def _has_terminal() -> bool:
+    """Return whether the process has a terminal, which would send SIGHUP when it is closed."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def parse_pair(item: str) -> tuple[str, str]:

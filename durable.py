@@ -35,7 +35,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _MISSING_CALL = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM)
 """Error numbers of a kernel, file system or sandbox that cannot exchange two folders."""
 _WORK = re.compile(r"new|old|made|device-cache|\.tensors-.*|.*\.(onnx|bin|json)")
-"""Pattern of the names in a work folder. Older versions of gemel put the files of a bundle or cache directly in it."""
+"""Pattern of all names that gemel gives to items of a work folder, also those of older versions of gemel."""
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -64,7 +64,7 @@ def write_through(path: Path, data: bytes) -> None:
     """Write a file that a user named: like :func:`write_whole`, but follow links, and write into pipes and devices.
 
     Raises:
-        OSError: the file cannot be written. If it is plain, its old content is still there.
+        OSError: the file cannot be written. The old content of a plain file is still there.
     """
     if not is_plain(path):
         path.write_bytes(data)
@@ -78,7 +78,8 @@ def write_through(path: Path, data: bytes) -> None:
 
 
 def is_plain(path: Path) -> bool:
-    """Return whether a path is a file or can become one; not a pipe, a device, or a link to an open file."""
+    """Return whether a path is a plain file or does not exist; False for a pipe, a device or anything else in /dev,
+    /proc."""
     return path.absolute().parts[1:2] not in (("dev",), ("proc",)) and (path.is_file() or not path.exists())
 
 
@@ -263,7 +264,7 @@ def _opened(folder: Path) -> int:
 
 @contextlib.contextmanager
 def _abandoned(path: Path) -> Iterator[bool]:
-    """Lock a file or folder while the block runs; yield whether that succeeded, so that no running process owns it."""
+    """Lock a file or folder during the ``with`` block; yield True if no running process holds its lock."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:

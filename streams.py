@@ -1,4 +1,4 @@
-"""Standard output that may go away: a closed pipe, a terminal that is gone, a full disk."""
+"""Standard output that may fail while a command runs: a pipe is closed, a terminal is gone, a disk is full."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["forgive_output", "forgiving_output"]
 
 _log = logging.getLogger(__name__)
 _NOBODY_READS = (errno.EPIPE, errno.EIO)
-"""Error numbers of a pipe that was closed at the other end, and of a terminal that is gone."""
+"""Error numbers (errno) of a write to a pipe whose reader is gone, and to a terminal that is gone."""
 
 
 class _Output:
-    """Text stream around another one. When nobody reads the output any more, the rest of it is dropped.
+    """Text stream that passes output on to another stream, and drops the output once nobody reads it any more.
 
-    A command then does its work to the end, and its exit status tells of the work alone.
+    A command then does its work to the end, and its exit status says only whether the work succeeded.
 
     Args:
         stream: the stream to write to.
@@ -34,7 +34,7 @@ class _Output:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write a text, or drop it."""
+        """Write a text to the stream, or drop the text if nobody reads the stream any more."""
         try:
             return self._stream.write(text)
         except OSError as error:
@@ -42,17 +42,17 @@ class _Output:
             return len(text)
 
     def flush(self) -> None:
-        """Bring everything that was written to the reader, or drop it."""
+        """Flush the stream, or drop its output if nobody reads the stream any more."""
         try:
             self._stream.flush()
         except OSError as error:
             self._give_up(error)
 
     def _give_up(self, error: OSError) -> None:
-        """Send the rest of the output nowhere. Otherwise Python would fail again when it ends, with its own status.
+        """Redirect all further output to /dev/null, because Python would otherwise fail when it exits.
 
         Raises:
-            OSError: the error is no reason to go on.
+            OSError: the error is not one that the command may ignore.
         """
         with contextlib.suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)

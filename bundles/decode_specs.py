@@ -105,7 +105,7 @@ class OcrDecode(Value):
     kind: Literal["ocr"] = "ocr"
     output: str
     charset: tuple[str, ...]
-    """Character of each class, in the order of the output's last axis; that of the blank is ignored."""
+    """Character of each class, in the order of the output's last axis; the character of the blank class is ignored."""
     blank: int = 0
     """Number of the class that stands for no character."""
     layout: Literal["NTC", "TNC"] = "NTC"

@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 _FILE = "compiled-bundles"
 _MOST = 1000
-"""Maximum number of bundles that are remembered."""
+"""Maximum number of bundles in the record of bundles that the user compiled here; older ones are forgotten."""
 _LINE = re.compile(r"([0-9a-f]{64})((?: \w+)*)")
 
 
@@ -61,7 +61,8 @@ def _path() -> Path:
 
 
 def _read() -> dict[str, tuple[str, ...]]:
-    """Return SHA-256 of a manifest -> names of variables; lines that are damaged are left out."""
+    """Read the record of compiled bundles: SHA-256 of a manifest -> names of its variables. Damaged lines are left
+    out."""
     try:
         text = _path().read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -70,10 +71,10 @@ def _read() -> dict[str, tuple[str, ...]]:
 
 
 def _write(text: str) -> None:
-    """Replace the file as a whole.
+    """Write the record of compiled bundles: a temporary file takes the place of the old record in one step.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: the record cannot be written.
     """
     path = _path()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = "1.0"
-"""Version that this gemel writes; it reads every version of the same major number."""
+"""Version of the manifest format that this gemel writes; it reads every version of the same major number."""
 
 MOST_PIXELS = 7680 * 4320
 """Maximum number of pixels of a model's input: those of an 8K frame."""

@@ -56,18 +56,18 @@ _Text = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]*$
 
 
 def has_variables(text: str) -> bool:
-    """Return whether a text has variables, ``${VAR}``, so that it can be checked only after they were replaced."""
+    """Return whether a text has variables, ``${VAR}``. Such a text can be checked only after they were replaced."""
     return _VARIABLE.search(text) is not None
 
 
 def check_results_path(path: str) -> str:
     """Check the path of a file of results.
 
-    A bundle may come from anywhere, and the labels in it may be any text. Appended to a script or a settings file,
-    that text could become a command, so only files with certain suffixes are allowed.
+    A bundle may come from anywhere, and its labels, which are written into results, may be any text. Appended to a
+    script or a settings file, a label could become a command, so only files with certain suffixes are allowed.
 
     Raises:
-        ValueError: the path is neither ``-`` nor that of a file of JSON lines.
+        ValueError: the path is neither ``-`` nor the name of a file of JSON lines.
     """
     if path != STDOUT and not path.endswith(_RESULT_SUFFIXES) and not has_variables(path):
         raise ValueError(
@@ -80,7 +80,7 @@ def check_topic(topic: str) -> str:
     """Check a template of MQTT topics.
 
     Raises:
-        ValueError: the topic is empty or too long, has a wildcard, or a field other than feed and query.
+        ValueError: the topic is empty or too long, or has a wildcard, or a field other than ``{feed}`` and ``{query}``.
     """
     known = ", ".join(f"{{{name}}}" for name in _TOPIC_FIELDS)
     plain = _VARIABLE.sub("x", topic)
@@ -97,10 +97,10 @@ def check_topic(topic: str) -> str:
 
 
 def check_status(topic: str) -> str:
-    """Check the topic of a broker that holds the status.
+    """Check the MQTT topic under which a run publishes whether it is online.
 
     Raises:
-        ValueError: it is no topic, or has fields.
+        ValueError: the text is no valid topic, or has fields such as ``{feed}``.
     """
     if re.search(r"[{}]", _VARIABLE.sub("", check_topic(topic))):
         raise ValueError("a topic without fields, such as gemel/status, is expected")
@@ -108,10 +108,10 @@ def check_status(topic: str) -> str:
 
 
 def check_header(name: str, text: str) -> None:
-    """Check a header line of a request.
+    """Check name and text of an HTTP header that a user adds to requests.
 
     Raises:
-        ValueError: name or text could end the line, or the name is of a line that HTTP itself needs.
+        ValueError: name or text has characters that a header line must not have, or gemel sets this header itself.
     """
     if not _HEADER_NAME.fullmatch(name) or not _HEADER_TEXT.fullmatch(text):
         raise ValueError("a name of letters, digits and -, and one line of text, are expected for each header")
@@ -120,14 +120,14 @@ def check_header(name: str, text: str) -> None:
 
 
 class RotateSpec(Value):
-    """Size and age at which a file of results is renamed and a new one is begun, and how many old ones are kept."""
+    """Size and age at which a file of results is renamed and a new file is begun, and how many old files are kept."""
 
     size: _Bytes | None = 100_000_000
-    """Bytes of a file above which a new one is begun; no limit if None."""
+    """Maximum bytes of a file of results, above which a new file is begun; no limit if None."""
     age: _Seconds | None = None
-    """Seconds after which a new file is begun; no limit if None."""
+    """Age of a file of results in seconds after which a new file is begun; no limit if None."""
     keep: Annotated[int, Field(ge=0)] | None = 10
-    """Number of old files that are kept; all if None."""
+    """Number of old files of results that are kept; all if None."""
 
 
 class JsonlSpec(Value):
@@ -149,7 +149,7 @@ class VideoSpec(Value):
     segment: _Seconds = 600.0
     """Seconds of video in one file."""
     keep: _Bytes | None = 10_000_000_000
-    """Bytes of videos in the folder above which the oldest are deleted; no limit if None."""
+    """Maximum bytes of videos in the folder, above which the oldest videos are deleted; no limit if None."""
 
 
 class SnapshotsSpec(Value):
@@ -157,32 +157,32 @@ class SnapshotsSpec(Value):
 
     folder: _Text
     labels: tuple[str, ...] | None = None
-    """Labels that are an event; every object and text if None."""
+    """Labels that count as an event when a query finds them. If None, every object and every text is an event."""
     cooldown: Annotated[float, Field(ge=0, le=1e9)] = 30.0
-    """Seconds after an event in which the same label of the same query is no further event."""
+    """Seconds after an event in which the same label of the same query is not counted as another event."""
     keep: _Bytes | None = 1_000_000_000
-    """Bytes of pictures in the folder above which the oldest are deleted; no limit if None."""
+    """Maximum bytes of pictures in the folder, above which the oldest pictures are deleted; no limit if None."""
 
 
 class MqttSpec(Value):
     """MQTT broker, to which each result is published as a message."""
 
     url: _Text
-    """``mqtt://HOST`` or ``mqtts://HOST``, perhaps with a port."""
+    """URL of the MQTT broker: ``mqtt://HOST`` or ``mqtts://HOST``, with or without a port."""
     topic: _Text = "gemel/{feed}/{query}"
     status: _Text | None = "gemel/status"
-    """Topic that holds ``online`` or ``offline``, which the broker sets when the connection breaks; none if None."""
+    """MQTT topic that says whether the run is ``online`` or ``offline``, also after a kill; None for no such topic."""
     qos: Literal[0, 1, 2] = 1
     retain: bool = False
     """Whether the broker keeps the newest message of each topic for later subscribers."""
     username: _Text | None = None
     password: _Text | None = Field(default=None, repr=False)
     ca: _Text | None = None
-    """File of certificates that the broker's is checked against; the system's if None."""
+    """File of certificates that the broker's certificate is checked against; the system's certificates if None."""
     certificate: _Text | None = None
-    """File of the client's own certificate."""
+    """File of the TLS certificate with which gemel identifies itself to the broker; None for no certificate."""
     key: _Text | None = None
-    """File of the client's private key."""
+    """File of the private key of gemel's own TLS certificate; None for no certificate."""
 
     @field_validator("topic")
     @classmethod
@@ -202,13 +202,13 @@ class WebhookSpec(Value):
     batch: Annotated[int, Field(ge=1, le=10_000)] = 100
     """Maximum number of results in one request."""
     every: Annotated[float, Field(ge=0, le=3600)] = 1.0
-    """Seconds that a result may wait for others to be sent with."""
+    """Maximum seconds that a result waits, so that several results are sent in one request."""
     timeout: Annotated[float, Field(gt=0, le=600)] = 10.0
-    """Seconds after which a request that was not answered has failed."""
+    """Seconds after which a request without an answer counts as failed."""
     headers: dict[str, str] = Field(default={}, repr=False)
-    """Further header lines of the request."""
+    """HTTP headers that are added to each request: name -> text."""
     ca: _Text | None = None
-    """File of certificates that the server's is checked against; the system's if None."""
+    """File of certificates that the web server's certificate is checked against; the system's certificates if None."""
 
     @field_validator("headers")
     @classmethod
@@ -219,7 +219,7 @@ class WebhookSpec(Value):
 
 
 class OutputSpec(Value):
-    """One output of a run: exactly one of the fields is set. None is set if a newer gemel wrote a kind unknown here."""
+    """One output of a run. Only the field of its kind is set; for a kind of a newer gemel, all fields are None."""
 
     jsonl: JsonlSpec | None = None
     mqtt: MqttSpec | None = None
@@ -235,7 +235,7 @@ class OutputSpec(Value):
 
     @property
     def kind(self) -> str | None:
-        """Name of the field that is set; None if none is."""
+        """Kind of the output, such as ``mqtt``; None if a newer gemel wrote a kind that this gemel does not know."""
         return next((kind for kind in KINDS if getattr(self, kind) is not None), None)
 
     @property
@@ -249,7 +249,7 @@ class OutputSpec(Value):
         return shown_server(spec.url) if isinstance(spec, MqttSpec | WebhookSpec) else "a kind of a newer gemel"
 
     def check(self) -> None:
-        """Check what can be checked only after variables were replaced.
+        """Check the output's URL or path, after the variables in it were replaced.
 
         Raises:
             ValueError: a URL or a path is not allowed. The message does not repeat a URL.

@@ -61,7 +61,8 @@ def forget_verified(folder: Path) -> None:
 
 
 def _state(path: Path, digest: str) -> list[str | int]:
-    """Return everything that changes when a file is replaced or written to, and the SHA-256 that it should have."""
+    """Return a file's expected SHA-256, size, times and inode, of which some change when the file is written or
+    replaced."""
     try:
         found = path.lstat()
     except OSError as error:
@@ -72,7 +73,7 @@ def _state(path: Path, digest: str) -> list[str | int]:
 
 
 def _read(record: Path) -> object:
-    """Return the content of a record; None if it is missing, damaged, or no plain file."""
+    """Return the content of a record of verified files; None if it is missing, damaged, or no plain file."""
     try:
         if stat.S_ISREG(record.lstat().st_mode):
             content: object = json.loads(record.read_bytes())

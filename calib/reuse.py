@@ -56,7 +56,7 @@ def adopt_calibration(
         floor = accuracy_floor(query, before.fp32, merged)
         if before.accuracy < floor:
             raise CalibrationError(
-                f"query {query.name}: the calibration keeps {before.accuracy:.2%}, {floor:.2%} are wanted"
+                f"query {query.name}: the calibration keeps accuracy {before.accuracy:.2%}; {floor:.2%} is required"
             )
         queries[query.name] = before.model_copy(update={"floor": floor})
     return given.model_copy(

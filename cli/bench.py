@@ -24,7 +24,7 @@ def bench_command(
             metavar="WORKLOAD.YAML",
         ),
     ] = None,
-    rounds: Annotated[int, typer.Option(help="Runs of each model on each side, in turns.", min=3)] = 30,
+    rounds: Annotated[int, typer.Option(help="Runs of each model in the bundle and in a plain session.", min=3)] = 30,
     json_file: JsonOpt = None,
     debug: DebugOpt = False,
 ) -> None:

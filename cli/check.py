@@ -39,7 +39,7 @@ def check_command(
     rtol: Annotated[
         float, typer.Option(help="Difference allowed per output, relative to the output's largest value.", min=0)
     ] = 1e-3,
-    atol: Annotated[float, typer.Option(help="Absolute difference allowed beside --rtol.", min=0)] = 1e-5,
+    atol: Annotated[float, typer.Option(help="Absolute difference per output that is always allowed.", min=0)] = 1e-5,
     accuracy: Annotated[
         bool,
         typer.Option(

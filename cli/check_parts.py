@@ -156,8 +156,8 @@ def check_baseline(console: Console, bundle: Bundle, before: Baseline, latency: 
         print_stage(console, "baseline", str(each), passed=False if each.kind == "worse" else None)
     worse = list(dict.fromkeys(each.name for each in found if each.kind == "worse"))
     if not worse:
-        hint = "; --write-baseline keeps what is better now" if any(each.kind == "better" for each in found) else ""
-        print_stage(console, "baseline", f"nothing is worse than it was{hint}", passed=True)
+        hint = "; --write-baseline keeps the improvements" if any(each.kind == "better" for each in found) else ""
+        print_stage(console, "baseline", f"nothing is worse than in the baseline{hint}", passed=True)
     report["baseline"] = [asdict(each) for each in found]
     return worse
 

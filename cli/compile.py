@@ -39,7 +39,7 @@ def compile_command(
     target: Annotated[
         str | None,
         typer.Option(
-            help="Build engines for these compute capabilities instead, such as sm86,sm89; no such card is needed.",
+            help="Build engines for cards with these compute capabilities, such as sm86,sm89; needs no such card.",
             metavar="SM,SM",
         ),
     ] = None,

@@ -31,16 +31,16 @@ def eval_command(
     against: Annotated[
         Path | None,
         typer.Option(
-            help="Unmerged bundle to run as well; its answers, with all weights in memory, are the right ones. Default:"
-            " the answers of BUNDLE are.",
+            help="Unmerged bundle to run as well. Its answers with all weights in memory count as correct. Default: the"
+            " answers of BUNDLE count as correct.",
             metavar="BUNDLE",
         ),
     ] = None,
     memory: Annotated[
         str | None,
         typer.Option(
-            help="Budgets for weights; shares are of the unmerged bundle's weights. Default: those of min,50%,75%,all"
-            " that are enough for every model.",
+            help="Budgets for weights; percentages refer to the unmerged bundle's weights. Default: min,50%,75%,all,"
+            " without those that are too small for a model.",
             metavar="SIZE,...",
         ),
     ] = None,
@@ -61,8 +61,8 @@ def eval_command(
 ) -> None:
     """Measure processed frames and accuracy of a bundle that runs live, under each budget and policy.
 
-    Until a query has answered a frame, its previous answer counts. Every answer is compared with that of the
-    unmerged models, which have as much memory and time as they need.
+    Until a query has answered a frame, its previous answer counts. Every answer is compared with the
+    answer of the unmerged models, which have as much memory and time as they need.
 
     [dim]gemel eval bundle/ --against unmerged/ --memory min,50% --json eval.json[/dim]
     """
@@ -114,9 +114,9 @@ def eval_command(
             raise typer.Exit(stop.exit_code) from None
     whose = "of the unmerged models" if other else "of the bundle's own models"
     console.print(
-        f"Each cell: frames processed in % / accuracy in %. The right answers are those {whose}, with all weights in"
-        f" memory. An answer stands until the next one; that to a frame is due {opened.manifest.sla_ms:g} ms after the"
-        " frame arrived.",
+        f"Each cell: frames processed in % / accuracy in %. The answers {whose}, with all weights in memory, count as"
+        f" correct. Each frame is judged by the query's newest answer {opened.manifest.sla_ms:g} ms after the frame"
+        " arrived, which may be the answer to an earlier frame.",
         soft_wrap=True,
     )
     for table in evaluation_tables(found):

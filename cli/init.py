@@ -46,7 +46,7 @@ def init_command(
     text = draft_workload(models, feeds, output.parent)
     schema = output.parent / SCHEMA_FILE
     check_writable(output)
-    # Read back before an older file is replaced.
+    # Check that the draft can be read, before it replaces an older file.
     draft = output.with_name(f".{output.name}.new")
     try:
         draft.write_text(text, encoding="utf-8")

@@ -54,9 +54,9 @@ def merge_command(
         ),
     ] = 1,
     steps: Annotated[int, typer.Option(help="Batches of each model in the first training round.", min=1)] = 160,
-    epochs: Annotated[int, typer.Option(help="Epochs in a trial of the other strategies.", min=1)] = 10,
+    epochs: Annotated[int, typer.Option(help="Epochs in a trial of any strategy but together.", min=1)] = 10,
     batch: Annotated[
-        int | None, typer.Option(help="Images in a batch. Default: 64 of 64 x 64 pixels, fewer larger ones.", min=2)
+        int | None, typer.Option(help="Images in a batch. Default: 64 of 64 x 64 pixels, or fewer if larger.", min=2)
     ] = None,
     rate: Annotated[float | None, typer.Option(help="Learning rate. Default: the strategy's.")] = None,
     start: Annotated[

@@ -12,7 +12,7 @@ from ..version import find_version
 from .file_kinds import require_bundle
 
 if TYPE_CHECKING:
-    from ..runtime.memory.arena import Loading
+    from ..runtime.memory.loading import Loading
 
 __all__ = [
     "BackendOpt",
@@ -75,7 +75,7 @@ def loading_of(cold: bool, bandwidth: str | None) -> Loading:
         InputError: the bandwidth is not a number of bytes above 0.
     """
     from ..bundles.budget import parse_memory
-    from ..runtime.memory.arena import Loading
+    from ..runtime.memory.loading import Loading
 
     if bandwidth is None:
         return Loading(cold)

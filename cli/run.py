@@ -57,8 +57,7 @@ def run_command(
     outputs: Annotated[
         Path | None,
         typer.Option(
-            help="Replace the outputs of the bundle by those of this file, which has the key outputs of a workload;"
-            " none for no outputs.",
+            help="File with the key outputs, as in a workload, to replace the bundle's outputs; none for no outputs.",
             metavar="FILE.yaml",
         ),
     ] = None,
@@ -78,6 +77,29 @@ def run_command(
     policy: Annotated[
         str, typer.Option(help="Policy by which queries take turns if not all weights fit.", metavar="NAME")
     ] = "gemel",
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            help="Serve metrics for Prometheus, health, status and a live page on this port; 0 for any free one.",
+            metavar="PORT",
+            min=0,
+            max=65535,
+        ),
+    ] = None,
+    metrics_host: Annotated[
+        str, typer.Option(help="Address to serve on. Other than the loopback, it needs a token.", metavar="HOST")
+    ] = "127.0.0.1",
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with the token that requests must have. Default: the variable GEMEL_TOKEN, or no token.",
+            metavar="FILE",
+        ),
+    ] = None,
+    log_level: Annotated[
+        str, typer.Option(help="Least level of log lines: debug, info, warning or error.", metavar="LEVEL")
+    ] = "warning",
+    log_json: Annotated[bool, typer.Option("--log-json", help="Write log lines as JSON objects.")] = False,
     cold: ColdOpt = False,
     bandwidth: BandwidthOpt = None,
     threads: ThreadsOpt = None,
@@ -86,6 +108,8 @@ def run_command(
 ) -> None:
     """Run every query of a bundle on its feed, until the feeds end or Ctrl-C is pressed.
 
+    A run without a terminal reads the bundle again from disk when it gets SIGHUP.
+
     [dim]gemel-run bundle/ --frames 100 --video out/ --results out/results.jsonl[/dim]
     """
     from ..bundles.output_specs import STDOUT
@@ -93,10 +117,14 @@ def run_command(
     from ..runtime.backends import check_backend
     from ..runtime.planning.planner import check_policy
     from ..runtime.run import RunOptions, run_bundle
+    from ..runtime.service.logs import set_up_logging
+    from ..runtime.service.run_service import ServiceOptions
+    from ..runtime.service.token import read_token
     from .summary_table import summary_table
 
     # A run without anybody who reads its lines is still a run.
     forgive_output()
+    set_up_logging(log_level, as_json=log_json)
     if backend is not None:
         check_backend(backend)
     size = memory_of(memory)
@@ -129,9 +157,16 @@ def run_command(
         trace=trace,
         summary=summary,
         live_table=console.is_terminal and not to_stdout,
+        service=ServiceOptions(
+            metrics_port,
+            metrics_host,
+            read_token(token_file),
+            notify=True,
+            listening=lambda url: print_stage(console, "serving", url),
+        ),
     )
     said: list[str] = []
-    with Stop() as stop:
+    with Stop(reloads=not offline) as stop:
 
         def prepare(model: str) -> None:
             stop.check()
@@ -144,7 +179,9 @@ def run_command(
                 console.print("measuring load and run times, once for this device")
 
         try:
-            outcome = run_bundle(opened, options, stop=stop.event, progress=prepare, profiling=measure)
+            outcome = run_bundle(
+                opened, options, stop=stop.event, reload=stop.reload, progress=prepare, profiling=measure
+            )
         except KeyboardInterrupt:
             console.print("stopped while models were prepared for this device; nothing was run")
             raise typer.Exit(stop.exit_code) from None
@@ -163,7 +200,7 @@ def run_command(
 
 
 def _outputs_of(file: Path) -> Sequence[OutputSpec]:
-    """Return the outputs of a file for ``--outputs``; none for the word ``none``."""
+    """Read the outputs in the file that ``--outputs`` names; return an empty list for the word ``none``."""
     if str(file) == "none":
         return ()
     from ..workload.document.load_outputs import load_outputs

@@ -19,7 +19,7 @@ def shown_address(location: str) -> str:
     """
     if "://" in location:
         return shown_server(location)
-    # Names of files need not be UTF-8, and what is not cannot be printed.
+    # File names need not be UTF-8, and bytes that are not UTF-8 cannot be printed.
     location = location.encode("utf-8", "backslashreplace").decode()
     # An address whose scheme was forgotten looks like a path.
     return f"...@{location.rpartition('@')[2]}" if re.match(r"[^/]*:[^/]*@", location) else location

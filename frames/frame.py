@@ -25,7 +25,7 @@ class Frame:
     time: float
     """Seconds of media time since the feed's first frame. The time keeps growing when the source loops or restarts."""
     arrived: float
-    """When the camera sent the frame, in seconds of the monotonic clock, by the frame's time stamp.
+    """Time at which the camera sent the frame, in seconds of the monotonic clock, by the frame's time stamp.
 
     A feed that is behind its camera delivers frames that arrived in the past. A frame of a recording arrives when it
     is due, and in an offline run when it is taken.

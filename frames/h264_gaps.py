@@ -14,9 +14,9 @@ __all__ = ["GapFinder"]
 _SLICE, _IDR, _SPS = 1, 5, 7
 """Types of NAL units: part of a picture, part of a picture at which decoding can begin, and a sequence's settings."""
 _WITH_CHROMA = frozenset({44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 244})
-"""Profiles whose settings state the chroma format."""
+"""H.264 profiles (``profile_idc``) whose sequence settings state the chroma format."""
 _HEAD = 32
-"""Bytes at the beginning of a slice in which its number lies."""
+"""Number of bytes at the beginning of a slice that are enough to read the picture's number."""
 
 
 class GapFinder:
@@ -28,11 +28,12 @@ class GapFinder:
 
     def __init__(self, extradata: bytes | None) -> None:
         self.is_idr = False
-        """Whether the newest picture is one before which all others are forgotten (IDR)."""
+        """Whether the newest picture is an IDR picture, after which no picture depends on an earlier one."""
         self._prefix = 0
-        """Bytes of the length in front of each NAL unit; 0 if start codes separate them."""
+        """Number of bytes of the length field in front of each NAL unit; 0 if start codes separate the NAL units."""
         self._settings: tuple[int, bool] | None = None
-        """Bits of a picture's number, and whether slices have two bits of a colour plane; None if unknown."""
+        """Number of bits of a picture's number, and whether a slice header has two bits for a colour plane; None if
+        unknown."""
         self._last: int | None = None
         """Number of the newest reference picture; None if unknown."""
         if extradata and extradata[0] == 1 and len(extradata) > 8:
@@ -44,7 +45,7 @@ class GapFinder:
             self.lost(extradata)
 
     def forget(self) -> None:
-        """Forget the last picture, because the next packet does not follow it."""
+        """Forget the last picture's number, because packets between the last packet and the next one were left out."""
         self._last = None
 
     def lost(self, packet: bytes) -> bool:
@@ -63,7 +64,7 @@ class GapFinder:
         return False
 
     def _follow(self, unit: bytes, kind: int) -> bool:
-        """Compare the number of a slice's picture with the number of the last one."""
+        """Return whether the number of a slice's picture shows that pictures before it were lost."""
         if self._settings is None:
             return False
         bits, has_plane = self._settings
@@ -78,7 +79,8 @@ class GapFinder:
         return kind == _SLICE and last is not None and (number - last) % (1 << bits) > 1
 
     def _read_settings(self, unit: bytes) -> None:
-        """Read how many bits a picture's number has; none are known if gaps are allowed in this stream."""
+        """Read from a stream's sequence settings (SPS) how picture numbers are stored; forget this if gaps are
+        allowed."""
         reader = _Bits(unit)
         profile = reader.take(8)
         reader.take(16)
@@ -135,7 +137,7 @@ def _skip_scaling(reader: _Bits, lists: int) -> None:
 
 
 class _Bits:
-    """Reader of the bits of a NAL unit, without its first byte and the bytes that keep start codes out of it."""
+    """Reader of the bits of a NAL unit, without the unit's first byte and its emulation prevention bytes."""
 
     def __init__(self, unit: bytes) -> None:
         body = unit[1:].replace(b"\0\0\3", b"\0\0")

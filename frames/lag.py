@@ -1,23 +1,23 @@
-"""Lag of a live stream: by how much the newest picture that was read is older than the newest one that was sent."""
+"""Lag of a live stream: how many seconds the reader is behind the camera."""
 
 from __future__ import annotations
 
 __all__ = ["Lag"]
 
 _JUMP_S = 5.0
-"""Seconds by which a time stamp may leave the clock before it counts as a jump of the camera's clock."""
+"""Maximum seconds from one time stamp to the next; a larger step counts as a jump of the camera's clock."""
 _DRIFT_S = 30.0
-"""Seconds in which the map from time stamps to the clock follows a camera whose clock is slower."""
+"""Time constant in seconds with which the map from time stamps to the clock follows a camera's clock that is slower."""
 _EDGE_S = (0.005, 0.1)
-"""Least and most seconds of waiting for a packet that show that the reader has caught up with the camera."""
+"""Limits, in seconds, of the wait for a packet that shows that the reader has caught up; usually half a period."""
 
 
 class Lag:
     """Map from a stream's time stamps to the monotonic clock, made while packets are read.
 
     A packet is never older than its arrival. The packet that came soonest after its time stamp therefore says where
-    the camera's clock lies on ours. While the reader has to wait for packets, it is not behind, and the map follows
-    the drift of the camera's clock. While it does not wait, packets lie in buffers: then their age is the lag.
+    the camera's clock lies on ours. A reader that has to wait for packets is not behind, and the map follows the drift
+    of the camera's clock. If the reader never waits, packets lie in buffers, and their age is the lag.
 
     Args:
         period: expected seconds between two pictures.
@@ -25,7 +25,7 @@ class Lag:
 
     def __init__(self, period: float) -> None:
         self.seconds = 0.0
-        """Seconds by which the newest packet was older than a packet that is read as soon as it is sent."""
+        """Lag in seconds: how much later than possible the newest packet was read."""
         self._waits = min(max(period / 2, _EDGE_S[0]), _EDGE_S[1])
         self._offset: float | None = None
         """Seconds of the monotonic clock at time stamp 0."""
@@ -33,7 +33,7 @@ class Lag:
         self._step = period
 
     def note(self, stamp: float | None, now: float, waited: float) -> None:
-        """Note a packet.
+        """Update the lag for a packet that was read.
 
         Args:
             stamp: time stamp of the packet in seconds; None if the stream has no real time stamps.
@@ -45,7 +45,8 @@ class Lag:
         if at_edge:
             self._edge = now
         if stamp is None:
-            # How old the buffered pictures are is unknown; at most as old as the last wait.
+            # The age of buffered pictures is unknown. They came after the reader last had to wait, which limits their
+            # age.
             self._now, self.seconds = now, max(0.0, now - self._edge - self._waits)
             return
         step = stamp - self._stamp
@@ -64,9 +65,10 @@ class Lag:
         self.seconds = now - stamp - self._offset
 
     def captured(self, stamp: float) -> float:
-        """Return when the camera sent the picture with a time stamp, in seconds of the monotonic clock."""
+        """Return the time at which the camera sent the picture with a time stamp, in seconds of the monotonic clock."""
         return self._now if self._offset is None else min(self._now, stamp + self._offset)
 
     def behind(self, most: float) -> bool:
-        """Return whether the reader is more than ``most`` seconds behind, and has not waited for that long."""
+        """Return whether the lag is above ``most`` seconds, and the reader did not wait in the last ``most``
+        seconds."""
         return self.seconds > most and self._now - self._edge >= most

@@ -34,7 +34,8 @@ def open_video(location: str, kind: str, settings: ReadSettings) -> Any:
     if kind == "device":
         form = "v4l2"
     elif kind == "stream":
-        # Twice as long as the timeout of the whole call, which tells silence from other failures.
+        # Twice the timeout of the whole call, so that the whole call times out first: its error tells silence from
+        # other failures.
         microseconds = str(int(2 * seconds * 1e6))
         if location.lower().startswith("rtsp"):
             # The session describes the streams. FFmpeg would read three seconds of pictures to learn the rate.

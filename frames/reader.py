@@ -39,12 +39,14 @@ class Reader(Protocol):
 
     @property
     def clocked(self) -> bool:
-        """Whether time stamps are times of arrival on the monotonic clock, because the source has no real ones."""
+        """Whether time stamps are times of arrival on the monotonic clock, because the source has no time stamps of its
+        own."""
         ...
 
     @property
     def again_s(self) -> float | None:
-        """Seconds from one opening to the next, if each opening gives one picture; None for other sources."""
+        """Seconds after which to open the source again, if each opening gives only one picture; None for other
+        sources."""
         ...
 
     @property
@@ -64,7 +66,8 @@ class Reader(Protocol):
 
     @property
     def captured(self) -> float | None:
-        """When the newest picture was sent, in seconds of the monotonic clock; None if the source has no such time."""
+        """Time at which the camera sent the newest picture, in seconds of the monotonic clock; None if this is not
+        known."""
         ...
 
     def __iter__(self) -> Iterator[Picture]:

@@ -107,7 +107,7 @@ class Source:
                     load()
                     return
         except Exception as error:
-            # Also what a library raises for one picture: a source whose first picture fails is of no use.
+            # Any exception, also one of an image library: a source whose first picture cannot be read is of no use.
             raise FeedError(f"feed {self.feed!r}: {reason_of(error)}") from error
         raise FeedError(f"feed {self.feed!r}: there is no readable frame in {self}")
 

@@ -28,16 +28,17 @@ _MAX_CORRUPT_KEYS = 10
 _STRICT_KEYS = 2
 """Number of key frames in a row that a strict decoder may refuse before the decoder becomes lenient."""
 _HELD = 450
-"""Number of packets for which pictures are withheld; then a stream counts as one without key frames: 15 seconds."""
+"""Number of packets without a key frame, about 15 seconds, after which a stream counts as one without key frames."""
 _LARGE = 1920 * 1080
-"""Pixels of a picture from which a live stream is decoded by two threads. Each thread delays pictures by one."""
+"""Minimum number of pixels for which two threads decode a live stream. Each further thread delays pictures by one."""
 
 
 class StreamDecoder:
     """Decoder of a video stream. Every picture that it returns is whole, as far as FFmpeg can tell.
 
-    After a damaged picture, pictures are withheld until the next key frame, because they are predicted from it. They
-    are not even decoded. The same holds at the beginning of a stream that starts between two key frames.
+    After a damaged picture, pictures are withheld until the next key frame, because they are predicted from the damaged
+    one. Withheld pictures are not decoded. The same holds at the beginning of a stream that starts between two key
+    frames.
 
     Args:
         stream: PyAV video stream, whose container is open.
@@ -55,7 +56,7 @@ class StreamDecoder:
         self._context = self._open(strict=True)
         self._strict = True
         self._decoded = False
-        """Whether a good picture was returned before."""
+        """Whether the decoder has returned a good picture yet."""
         self._held = True
         """Whether pictures are withheld until the next key frame."""
         self._held_run = 0
@@ -63,16 +64,16 @@ class StreamDecoder:
         self._has_keys = True
         """Whether the stream seems to have key frames; some cameras refresh a part of each picture instead."""
         self._first: int | None = None
-        """Time stamp of the key frame at which decoding began anew: earlier pictures depend on ones before it."""
+        """Time stamp of the key frame at which decoding began anew. Pictures with earlier stamps cannot be whole."""
         self._counted: deque[int] = deque(maxlen=32)
-        """Time stamps of the newest packets that gave an error; FFmpeg may return their pictures all the same."""
+        """Time stamps of the newest packets that gave an error. FFmpeg may still return pictures of these packets."""
         self._run = self._failed_keys = 0
         is_h264 = self._context.codec.name.startswith("h264")
         self._gaps = GapFinder(self._context.extradata) if is_h264 else None
         self._reformatter = av.video.reformatter.VideoReformatter()
 
     def decode(self, packet: Any) -> list[Any]:
-        """Return the good pictures that are ready after a packet; an empty packet flushes the last ones.
+        """Decode a packet, and return the good pictures that are ready; an empty packet flushes the last pictures.
 
         Raises:
             FeedError: too many packets in a row could not be decoded.
@@ -127,7 +128,7 @@ class StreamDecoder:
             anew: whether to make a context instead of taking the container's.
 
         Raises:
-            FeedError: the hardware of the settings is not there.
+            FeedError: this machine does not have the hardware that the settings ask for.
         """
         context = self._stream.codec_context
         name = hardware_codec(self._settings.hardware, context.codec.name)
@@ -150,7 +151,7 @@ class StreamDecoder:
         return context
 
     def _release(self, packet: Any) -> bool:
-        """Begin to decode anew at a key frame, or if none has come for long. Return whether decoding goes on."""
+        """Return whether to decode again from a packet on: it is a key frame, or no key frame has come for long."""
         self._held_run += 1
         self._has_keys = packet.is_keyframe or (self._has_keys and self._held_run < _HELD)
         if self._has_keys and not packet.is_keyframe:
@@ -162,18 +163,19 @@ class StreamDecoder:
         return True
 
     def _restart(self) -> None:
-        """Empty the decoder. Pictures that were still in it count as withheld, unless they were counted before."""
+        """Empty the decoder. Pictures still in the decoder count as withheld, unless they were counted before."""
         with suppress(av.FFmpegError, ValueError):
             self.withheld += sum(frame.pts not in self._counted for frame in self._context.decode(None))
         if self._gaps is not None and self._settings.hardware == "none":
-            # A flushed H.264 decoder does not wait until a stream without IDR pictures is whole again, a new one does.
-            # Such a stream tells the decoder to forget pictures that the new one never saw, which a strict one refuses.
+            # In a stream without IDR pictures, a new H.264 decoder waits until pictures are whole again; a flushed one
+            # does not. Such a stream tells the decoder to forget pictures that a new decoder never saw, which a strict
+            # decoder refuses.
             self._context = self._open(strict=self._strict and self._gaps.is_idr, anew=True)
         else:
             self._context.flush_buffers()
 
     def _is_good(self, frame: Any) -> bool:
-        """Return whether to deliver a decoded picture; count it otherwise."""
+        """Return whether to deliver a decoded picture. Otherwise, count the picture as corrupt or withheld."""
         if frame.pts is not None and frame.pts in self._counted:
             return False
         if frame.is_corrupt:
@@ -186,14 +188,14 @@ class StreamDecoder:
         return True
 
     def _is_leading(self, stamp: int | None) -> bool:
-        """Return whether a picture lies before the key frame at which decoding began anew, in the order of display."""
+        """Return whether a picture is displayed before the key frame at which decoding began anew."""
         return stamp is not None and self._first is not None and stamp < self._first
 
     def _damaged(self, what: Any, reason: str) -> None:
         """Count a damaged packet or frame, and withhold pictures until the next key frame.
 
         Raises:
-            FeedError: too many in a row were damaged.
+            FeedError: too many packets or key frames in a row were damaged.
         """
         if what.pts is not None:
             self._counted.append(what.pts)
@@ -207,7 +209,7 @@ class StreamDecoder:
             raise FeedError(f"{self._run} corrupt pictures in a row: {reason}")
 
     def _become_lenient(self, reason: str) -> None:
-        """Go on with a decoder that conceals errors: some cameras break the standard in every picture."""
+        """Replace the decoder by one that conceals errors, because some cameras break the standard in every picture."""
         self._strict, self._run = False, 0
         text = "feed %s: the decoder refuses every picture (%s); it now lets errors pass that it can conceal"
         _log.warning(text, self._feed, reason)
@@ -218,7 +220,7 @@ _ONE: dict[str, int] | None = None
 
 
 def _one_thread() -> dict[str, int]:
-    """Return the keyword with which this PyAV converts a picture on one thread; none if PyAV is too old to have it."""
+    """Return the keyword argument that makes PyAV convert a picture on one thread; empty for an old PyAV without it."""
     global _ONE
     if _ONE is None:
         try:

@@ -17,11 +17,11 @@ from .stream_decoder import StreamDecoder
 __all__ = ["VideoReader"]
 
 _MOST_BEHIND_S = 1.0
-"""Seconds behind the camera after which pictures are left out, up to a key frame that is recent enough."""
+"""Lag behind the camera in seconds above which pictures are left out, up to a recent key frame."""
 _CAUGHT_UP_S = 0.5
-"""Seconds behind the camera at which a key frame is recent enough."""
+"""Maximum seconds that a key frame may be behind the camera for decoding to go on at this key frame."""
 _MOST_SKIPPED = 450
-"""Number of pictures in a row that are left out without a key frame; some streams have none."""
+"""Maximum number of pictures in a row to leave out while no key frame comes; some streams have none."""
 _NO_TIMESTAMPS = 0x80
 """FFmpeg's flag of a format without time stamps (AVFMT_NOTIMESTAMPS). FFmpeg makes some up at 25 per second."""
 _SNAPSHOT_S = 1.0
@@ -60,14 +60,14 @@ class VideoReader:
         self.behind = 0
         """Number of pictures that were left out because the reader was behind the camera."""
         self.captured: float | None = None
-        """When the newest picture was sent, in seconds of the monotonic clock; None for a recording."""
+        """Time at which the camera sent the newest picture, in seconds of the monotonic clock; None for a recording."""
         self._container, self._timeout_s = container, settings.timeout_s
         self._stream = streams[0] if streams else None
         self._decoder = StreamDecoder(streams[0], settings, live=live and not finite, feed=feed) if streams else None
         form = container.format
         is_image = form.name.endswith("_pipe")
         self.clocked = live and not finite and (is_image or bool(int(form.flags) & _NO_TIMESTAMPS))
-        """Whether time stamps are times of arrival, because the stream has no real ones."""
+        """Whether time stamps are times of arrival, because the stream has no time stamps of its own."""
         self.again_s = (1 / fps if fps else _SNAPSHOT_S) if live and (is_image or form.name == "mjpeg") else None
         self._lag = Lag(self.period) if live and not finite else None
         self._begin: float | None = None
@@ -77,9 +77,9 @@ class VideoReader:
         self._skipped = 0
         """Number of pictures left out since the last key frame."""
         self._has_keys = True
-        """Whether the stream seems to have key frames, at which reading may go on."""
+        """Whether the stream seems to have key frames, at which decoding may go on after pictures were left out."""
         self._kept = 0.0
-        """When a picture was last decoded while pictures were left out, in seconds of the monotonic clock."""
+        """Time at which a picture was last decoded while pictures were left out, in seconds of the monotonic clock."""
 
     @property
     def corrupt(self) -> int:
@@ -131,7 +131,7 @@ class VideoReader:
                     began = monotonic()
                     continue
             if packet.size and packet.pts is not None:
-                # Pictures that were left out were there all the same.
+                # Pictures that are left out count too: the times say how much of the file was read.
                 shown = float(packet.pts * packet.time_base)
                 self._begin = shown if self._begin is None else min(self._begin, shown)
                 self._end = shown if self._end is None else max(self._end, shown)

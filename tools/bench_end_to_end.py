@@ -41,7 +41,7 @@ MODES = ("gemel", "bare")
 
 
 def run_bare(bundle_path: Path, exports: Path, frames: int, threads: int) -> dict[str, float]:
-    """Answer all queries on the first frames of each feed, one frame after the other, and return the times."""
+    """Answer all queries on the first frames of each feed without gemel's runner, and return answers and times."""
     bundle = open_bundle(bundle_path)
     queries, models = bundle.manifest.queries, bundle.manifest.models
     options = onnxruntime.SessionOptions()

@@ -1,12 +1,12 @@
-"""Measure what cameras cost: processor time per second of feed, with 20 feeds that are read at once.
+"""Measure what reading cameras costs: processor time per second of a feed, with 20 feeds that are read at once.
 
     .venv/bin/python tools/bench_feeds.py [--feeds 20] [--seconds 20] [--json feeds.json]
 
 Small H.264 recordings are made and played as cameras are: in real time, on a thread per feed. No model runs. A row
 states the processor time of reading, decoding and converting one second of one feed, how many cores all feeds need at
 once, the threads of the process, and the fraction of the expected frames that were delivered, which is less than 1 if
-the machine has too few free cores. Only names are used that older versions have too, so that the same file measures a
-version before.
+the machine has too few free cores. The script uses only names that older versions of gemel have too, so that it can
+also measure those.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from gemel.frames.source import resolve
 from gemel.runtime.feeds import Feed
 
 _RATE = 15
-"""Pictures per second of the recordings, as of many cameras."""
+"""Pictures per second of the recordings, a rate that many cameras have."""
 _SIZES = ((640, 360), (1280, 720), (1920, 1080))
 _KEPT = (None, 5.0, 1.0)
-"""Values of ``fps``: frames per second that are converted; all if None."""
+"""Values of the feeds' ``fps`` to measure: frames per second that are converted; None for all."""
 
 
 def write_recording(path: Path, size: tuple[int, int], seconds: int, seed: int) -> None:
@@ -49,7 +49,7 @@ def write_recording(path: Path, size: tuple[int, int], seconds: int, seed: int) 
 
 
 def measure(paths: list[Path], fps: float | None, seconds: float) -> dict[str, Any]:
-    """Play recordings as cameras for some seconds, and return the cost."""
+    """Play recordings as cameras for some seconds, and return the processor time, threads and delivered frames."""
     feeds = [Feed(path.stem, resolve(path.stem, str(path), fps=fps), fps=fps, loop=True) for path in paths]
     wake = Condition()
     for feed in feeds:

@@ -1,9 +1,9 @@
-"""Measure what a swap-in costs on a CPU: mapping pages that are in the page cache, or reading them into own memory.
+"""Measure the cost of a swap-in on a CPU: map weights that are in the page cache, or read them into private memory.
 
     .venv/bin/python tools/bench_loads.py --megabytes 104
 
-The first is what the arena does with a file that it can guard from writers, with large and with small pages. The second
-is what it does without a lease. See gemel/runtime/memory/guarded_file.py.
+The arena maps a file that it can guard from other writers with a lease; this is measured with large and with small
+pages. Without a lease, the arena reads the file. See gemel/runtime/memory/guarded_file.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from rich.table import Table
 
 from gemel.bundles.manifest import SegmentSpec, TensorSpec
 from gemel.runtime.memory.guarded_file import GuardedFile
-from gemel.runtime.memory.host_arena import HostArena, forget
+from gemel.runtime.memory.host_arena import HostArena
+from gemel.runtime.memory.mapped_blob import forget
 
 _TENSOR = "0" * 32
 
@@ -39,13 +40,13 @@ def _measure(path: Path, size: int, rounds: int) -> tuple[float, float]:
         arena.release(["s0"])
         arena.evict()
     arena.close()
-    # The first one reads from the disk.
+    # The first swap-in reads from the disk.
     cpu, wall = zip(*times[1:], strict=True)
     return statistics.median(cpu), statistics.median(wall)
 
 
 def main() -> None:
-    """Measure each way and print a table."""
+    """Measure each way of loading, and print a table."""
     parser = argparse.ArgumentParser(description="Measure what a swap-in costs on a CPU.")
     parser.add_argument("--megabytes", type=int, default=104, help="size of the weights, in units of 2^20 bytes")
     parser.add_argument("--rounds", type=int, default=25, help="swap-ins of each kind")
@@ -62,7 +63,7 @@ def main() -> None:
             file.flush()
             os.fsync(file.fileno())
         forget(path, 0, size)
-        path.read_bytes()  # through the page cache, in small pages
+        path.read_bytes()  # fills the page cache with small pages
         rows = {"mapped, small pages": _measure(path, size, options.rounds)}
         forget(path, 0, size)
         rows["mapped, large pages"] = _measure(path, size, options.rounds)

@@ -1,4 +1,4 @@
-"""Measure what outputs cost: CPU time of ``gemel-run`` with outputs beside none, in turns.
+"""Measure what outputs cost: CPU time of ``gemel-run`` with outputs, compared with runs without outputs.
 
     .venv/bin/python tools/bench_outputs.py out/street/bundle --rounds 10
 
@@ -47,7 +47,7 @@ server.serve_forever()
 
 @contextmanager
 def _web_server() -> Iterator[int]:
-    """Run a web server, and yield its port."""
+    """Run a web server that takes all results during the ``with`` block, and yield its port."""
     with subprocess.Popen([sys.executable, "-c", _RECEIVER], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -58,7 +58,7 @@ def _web_server() -> Iterator[int]:
 
 @contextmanager
 def _broker(program: str, folder: Path) -> Iterator[int]:
-    """Run a mosquitto broker, and yield its port."""
+    """Run a mosquitto broker during the ``with`` block, and yield its port."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     settings = folder / "mosquitto.conf"
@@ -93,7 +93,7 @@ def _run(command: list[str], folder: Path) -> tuple[float, float]:
 
 
 def _sets(folder: Path, web: int, broker: int | None) -> dict[str, list[dict[str, Any]]]:
-    """Return name -> outputs, of each set that is measured."""
+    """Return the sets of outputs to measure: name of the set -> its outputs."""
     lines = {"jsonl": {"path": str(folder / "results.jsonl")}}
     webhook = {"webhook": {"url": f"http://127.0.0.1:{web}/"}}
     snapshots = {"snapshots": {"folder": str(folder / "snapshots")}}
@@ -110,7 +110,7 @@ def _sets(folder: Path, web: int, broker: int | None) -> dict[str, list[dict[str
 
 
 def main() -> None:
-    """Measure, and print a table."""
+    """Measure the CPU time of runs with each set of outputs, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--rounds", type=int, default=10, help="runs of each set; default 10")

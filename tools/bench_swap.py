@@ -41,7 +41,7 @@ from gemel.bundles.reader import open_bundle
 from gemel.frames.source import resolve
 from gemel.runtime.backends import open_backend
 from gemel.runtime.loop.device_profile import profile_of
-from gemel.runtime.memory.arena import Loading
+from gemel.runtime.memory.loading import Loading
 from gemel.runtime.planning.planner import POLICIES, make_plan
 from gemel.runtime.planning.simulate import simulate
 from gemel.runtime.sinks.encoder import Encoder

@@ -1,4 +1,4 @@
-"""Write the tables of commands into documents, between ``<!-- name -->`` and the next ``<!-- end -->``."""
+"""Replacement of tables that tools make in documents, between ``<!-- name -->`` and the next ``<!-- end -->``."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def main() -> int:
 
 
 def _fuzz(name: str, count: int, seed: int, folder: Path) -> None:
-    """Give one target its inputs; end the process with an exit status of its own if one of them breaks something."""
+    """Give one target its inputs. If an input breaks something, end the process with a special exit status."""
     os.environ.update({f"XDG_{kind}_HOME": str(folder / "inside" / kind.lower()) for kind in ("CACHE", "STATE")})
     tempfile.tempdir = str(folder / "inside")
     target, ground = TARGETS[name], make_playground(folder)
@@ -87,7 +87,7 @@ def _fuzz(name: str, count: int, seed: int, folder: Path) -> None:
 
 
 def _take(check: Any, ground: Playground, case: Any) -> None:
-    """Check one input. The process ends with the stacks of all threads if that takes too long."""
+    """Check one input. If this takes too long, print the stacks of all threads and end the process."""
     faulthandler.dump_traceback_later(_LONGEST_S, exit=True)
     try:
         check(ground, case)

@@ -36,15 +36,15 @@ from gemel.workload import load_workload
 __all__ = ["TARGETS", "Playground", "Target", "make_playground"]
 
 _LONGEST_MESSAGE = 1000
-"""Maximum number of characters of a message."""
+"""Maximum number of characters of an error message that gemel may give."""
 _ROOT = Path(__file__).resolve().parent.parent
 _SYSTEM = (sys.prefix, sys.base_prefix, str(_ROOT), "/proc/", "/sys/", "/dev/", "/usr/", "/etc/ld.so", "/lib")
-"""Folders that any Python program reads from."""
+"""Beginnings of paths that any Python program reads, which a check therefore allows."""
 
 
 @dataclass(frozen=True)
 class Playground:
-    """Folder with a whole bundle and its device cache, and with room for changed ones."""
+    """Folder with an undamaged bundle and its device cache, in which changed copies are tried."""
 
     folder: Path
     """Folder below which gemel may open files."""
@@ -69,7 +69,7 @@ _IMAGE = np.random.default_rng(0).random((1, 3, 32, 32), np.float32)
 
 
 def make_playground(folder: Path) -> Playground:
-    """Compile a small bundle below a folder, bake it, and keep its answers."""
+    """Compile and bake a small bundle below a folder, and return the playground with the bundle's answers."""
     inside, outside = folder / "inside", folder / "outside"
     outside.mkdir(parents=True)
     (outside / "secret").write_text("secret")
@@ -112,7 +112,7 @@ class _Watch:
     strange: list[str] = field(default_factory=list)
 
     def hear(self, event: str, arguments: tuple[Any, ...]) -> None:
-        """Note an opened file that lies elsewhere; an audit hook of Python."""
+        """Note the path of an opened file that is not allowed. Called by Python as an audit hook."""
         if self.allowed and event == "open" and isinstance(arguments[0], str | bytes):
             path = os.path.realpath(os.fsdecode(arguments[0]))
             if not path.startswith(self.allowed):
@@ -125,7 +125,7 @@ _hooked: list[bool] = []
 
 @contextlib.contextmanager
 def _watched(ground: Playground, *, anywhere: bool = False) -> Iterator[None]:
-    """Check what must hold for any input while the block runs: which errors are raised, which files are opened.
+    """Check during the ``with`` block that only allowed errors are raised and only allowed files are opened.
 
     Args:
         ground: folders and files of the inputs.
@@ -206,7 +206,7 @@ def _changed(draw: st.DrawFn, document: Any, values: st.SearchStrategy[Any]) -> 
                 parent = parent[part]
             now = parent[path[-1]]
         except (KeyError, IndexError, TypeError):
-            continue  # an earlier change took it away
+            continue  # an earlier change removed the value
         if not isinstance(parent, dict | list):
             continue
         place: Any = path[-1]
@@ -291,13 +291,13 @@ class _CacheChange:
 
     file: str
     what: str
-    """One of ``record``, ``flip``, ``cut``, ``grow``, ``pipe``, ``link``, ``folder`` and ``gone``."""
+    """Kind of change: ``record``, ``flip``, ``cut``, ``grow``, ``pipe``, ``link``, ``folder`` or ``gone``."""
     record: Any = None
-    """Content of cache.json, for ``record``."""
+    """Changed content of cache.json, for changes of the kind ``record``."""
     place: float = 0.0
-    """Part of the file in front of the changed byte."""
+    """Position of the change in the file, as a fraction of the file's length."""
     signed: bool = False
-    """Whether hashes are those of the changed files, as whoever makes a cache on purpose would write them."""
+    """Whether the hashes in the record are made to fit the changed file, as an attacker would do."""
 
 
 @st.composite
@@ -314,7 +314,7 @@ def _caches(draw: st.DrawFn, ground: Playground) -> _CacheChange:
 
 
 def _check_cache(ground: Playground, change: _CacheChange) -> None:
-    """Run a bundle whose device cache was changed: the answers are right, or the change was signed."""
+    """Run a bundle whose device cache was changed. The answers must be right, unless the change was signed."""
     folder = ground.folder / "changed"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(ground.bundle, folder)
@@ -365,4 +365,4 @@ TARGETS: dict[str, Target] = {
     "workload": Target(_workloads, _check_workload, 5),
     "cache": Target(lambda ground: _caches(ground), _check_cache, 2),
 }
-"""Name of what is fuzzed -> how."""
+"""Name of the kind of input that is fuzzed -> its target."""

@@ -34,31 +34,31 @@ from gemel.bundles.reader import open_bundle
 
 _BIN = Path(sys.executable).parent
 _SEGMENT_S = 10
-"""Seconds of video in one file."""
+"""Seconds of video in one file of a killed run."""
 _FPS = 10
 """Frames per second of every feed."""
 _MOST_RESULTS_S, _MOST_VIDEO_S = 1.0, float(_SEGMENT_S)
-"""Seconds of results and of video that a kill may lose."""
+"""Maximum seconds of results, and of video, that a kill may lose."""
 _READY_S = 300.0
-"""Seconds within which a process that is not killed must do its work."""
+"""Maximum seconds that a process which is not killed may take."""
 
 
 @dataclass
 class Losses:
-    """What the kills of one kind did."""
+    """Figures of what kills did: their number, and results and video that were lost."""
 
     kills: Counter[str] = field(default_factory=Counter)
-    """Phase of the process -> kills in that phase."""
+    """Phase in which the process was killed -> number of kills in that phase."""
     results_s: list[float] = field(default_factory=list)
     """Seconds between the newest result in the file and the kill, for each kill of a run that had answered."""
     video_s: list[float] = field(default_factory=list)
-    """Seconds of video that are missing in the files, for each feed of each such run."""
+    """Seconds of video that are missing in the files, for each feed of each killed run that had answered."""
     broken: list[str] = field(default_factory=list)
-    """What must not happen and did."""
+    """Descriptions of damage that no kill may cause, such as a bundle that does not open."""
 
 
 class Killer:
-    """Processes of gemel in one folder, and their kills.
+    """Starter of gemel processes in one folder, which kills each at a random moment and checks what is left.
 
     Args:
         folder: folder for everything that the processes read and write.
@@ -114,7 +114,7 @@ class Killer:
         self._after()
 
     def kill_compile(self) -> None:
-        """Kill the compiler, which replaces a bundle."""
+        """Kill a compiler that replaces a bundle, and check that there is a bundle afterwards."""
         self._killed(random.uniform(0, self._compile_s), "gemel-compile", self._workload, "-o", self._compiled)
         self._losses.kills["compiling"] += 1
         self._opens(self._compiled)
@@ -122,7 +122,7 @@ class Killer:
         self._clean(self._compiled.parent)
 
     def _after(self) -> None:
-        """Check that the bundle opens and runs, and that nothing is left behind."""
+        """Check that the bundle opens and runs after a kill, and that no temporary file or folder is left."""
         self._opens(self.bundle)
         self._run("gemel-run", self.bundle, "--offline", "--frames", "1", "--json", self.folder / "summary.json")
         self._clean(self.folder)
@@ -141,7 +141,7 @@ class Killer:
             self._losses.broken.append(f"{program}: exit status {done.returncode}: {done.stderr[-300:]}")
 
     def _killed(self, seconds: float, *command: str | Path) -> None:
-        """Start a process and kill it after some seconds, wherever it is then."""
+        """Start a process, and kill it after some seconds with SIGKILL."""
         program, *rest = map(str, command)
         process = subprocess.Popen(
             [_BIN / program, *rest], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=self._environment
@@ -195,7 +195,7 @@ def _playable(path: Path) -> int:
 
 
 def _parsed(text: str) -> dict[str, Any] | None:
-    """Return a JSON object; None if the text is none."""
+    """Return the JSON object in a text; None if the text is not a JSON object."""
     try:
         found = json.loads(text)
     except ValueError:

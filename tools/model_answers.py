@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import no_telemetry  # noqa: F401
-import onnxruntime
 import torch
+from answer_table import FRAMES, summary, table
 from coverage_cases import CASES
 from coverage_cases.case import Answer, Case, Query
 from documents import write_between
@@ -47,10 +47,9 @@ from gemel.workload import Workload, load_workload
 ROOT = Path(__file__).resolve().parent.parent
 DOC = ROOT / "docs" / "coverage.md"
 PARTS = ROOT / "out" / "coverage"
-FRAMES = 20
 MARGIN = 0.01
-"""Excess of an object's score over the threshold from which both sides must find the object: rounding may take others
-below the threshold."""
+"""Minimum excess of an object's score over the threshold for which gemel and the library must both find the object.
+Rounding may take objects with a lower score below the threshold."""
 
 Figures = dict[str, Any]
 
@@ -66,7 +65,7 @@ def measure_answers(case: Case, folder: Path) -> Figures:
     try:
         report = compile_workload(workload, folder / "bundle")
     except GemelError as error:
-        return {"refused": str(error)}
+        return {"refused": str(error).replace(f"{folder}/", "")}
     bundle = open_bundle(report.path)
     model = bundle.manifest.models["a"]
     (compared,) = compare_with_source(bundle, workload, rtol=1e-3, atol=1e-5)
@@ -137,7 +136,7 @@ def measure_int8(case: Case, folder: Path) -> Figures:
         compile_workload(workload, output, convert=converter)
         record = read_calibration(output / CALIBRATION)
     except GemelError as error:
-        return {"int8": str(error)}
+        return {"int8": str(error).replace(f"{folder}/", "")}
     if "a" in record.refused:
         return {"int8": record.refused["a"]}
     found = record.queries["a"]
@@ -171,63 +170,17 @@ def _workload(folder: Path, source: str, queries: Mapping[str, Query]) -> Worklo
     return load_workload(path)
 
 
-def table(cases: Sequence[Case]) -> str:
-    """Return a Markdown table of the figures of all models that were measured."""
-    lines = [
-        f"ONNX Runtime {onnxruntime.__version__}, torch {torch.__version__.partition('+')[0]}.",
-        "",
-        "| model | from | task | MB | mode | difference | answers | CPU time | shared with | int8 |",
-        "|---|---|---|--:|---|--:|---|--:|---|---|",
-    ]
+def _measured(cases: Sequence[Case]) -> list[tuple[Case, Figures]]:
+    """Return the figures of each model that was compiled or refused, joined from all parts that were measured."""
+    found = []
     for case in cases:
         figures: Figures = {}
         for part in ("answers", "int8", "times"):
             path = _part(case, part)
             figures |= json.loads(path.read_text()) if path.exists() else {}
         if "task" in figures or "refused" in figures:  # times alone make no row
-            lines.append(_row(case, figures))
-    return "\n".join(lines)
-
-
-def _row(case: Case, figures: Figures) -> str:
-    origin = case.origin + ("" if case.trained else " (random)")
-    if "refused" in figures:
-        return f"| {case.name} | {origin} | refused: {figures['refused']} |" + " |" * 7
-    cells = [
-        case.name,
-        origin,
-        figures["task"],
-        f"{figures['megabytes']:.1f}",
-        figures["mode"],
-        f"{figures['difference']:.1e}",
-        _answers_words(case, figures),
-        f"{figures['ratio']:.3f}" if "ratio" in figures else "-",
-        _shared_words(case, figures),
-        _int8_words(figures),
-    ]
-    return f"| {' | '.join(cells)} |"
-
-
-def _answers_words(case: Case, figures: Figures) -> str:
-    if "parts" not in figures:
-        return f"with its source: {figures['source'] or 'outputs only'}"
-    if figures["different"] is not None:
-        return f"**{case.library}: {figures['different']}**"
-    match = AnswerMatch(FRAMES, figures["parts"], figures["overlap"], figures["score"], None, figures["kind"])
-    return f"{case.library}: {match}"
-
-
-def _shared_words(case: Case, figures: Figures) -> str:
-    if "shared" not in figures:
-        return "-"
-    nearly = f"; {figures['nearly_mb']:.1f} MB but for rounding" if figures.get("nearly_mb") else ""
-    return f"{case.sibling_words}: {figures['shared']:.0%} of {figures['sibling_mb']:.1f} MB{nearly}"
-
-
-def _int8_words(figures: Figures) -> str:
-    if "agreement" in figures:
-        return f"{figures['agreement']:.1%} of fp32, {figures['kept']} layers fp32, bytes x {figures['bytes']:.2f}"
-    return str(figures.get("int8", "-"))
+            found.append((case, figures))
+    return found
 
 
 def _part(case: Case, part: str) -> Path:
@@ -269,7 +222,9 @@ def main() -> None:
             _part(case, part).write_text(json.dumps(figures))
             console.print(f"{case.name}: {part}: {figures}", markup=False)
             gc.collect()
-    write_between(DOC, "models", table(CASES))
+    measured = _measured(CASES)
+    write_between(DOC, "summary", summary(measured))
+    write_between(DOC, "models", table(measured))
     console.print(f"{DOC}")
 
 

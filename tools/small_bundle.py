@@ -59,7 +59,7 @@ def _query(name: str, feed: str) -> dict[str, object]:
 
 
 def _write_model(path: Path, seed: int) -> None:
-    """Write a classifier of three classes. All files have the same convolutions, and a head of their own."""
+    """Write a classifier of three classes. All classifiers have the same convolutions, and a head of their own."""
     shared, own = np.random.default_rng(99), np.random.default_rng(seed)
     weights = {
         "k1": shared.standard_normal((16, 3, 3, 3)) * 0.2,

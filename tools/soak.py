@@ -5,7 +5,7 @@
 A camera on the loopback is killed every twelve seconds. The broker and the web server that take results are down for a
 third of the time; the broker is left out where mosquitto is not installed. A second feed is a recording that loops, and
 the memory setting is ``min``, so weights are swapped all the time. Memory, descriptors and threads are sampled from
-outside. At the end every count must explain itself. Exit status 1 if one does not, or if memory grew.
+outside. At the end all counts must add up. Exit status 1 if one does not, or if memory grew.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from small_bundle import make_small_bundle
 _ROOT = Path(__file__).resolve().parent.parent
 _BIN = Path(sys.executable).parent
 _CAMERA_S, _AWAY_S = 10.0, 2.0
-"""Seconds for which the camera works, and for which it is away afterwards."""
+"""Seconds for which the camera works, and for which it then cannot be reached."""
 _UP_S, _DOWN_S = 60.0, 30.0
-"""Seconds for which broker and web server work, and for which they are away afterwards."""
+"""Seconds for which broker and web server work, and for which they then cannot be reached."""
 _SAMPLE_S = 5.0
-"""Seconds between two samples."""
+"""Seconds between two measurements of the process's memory, descriptors and threads."""
 _MOST_GROWTH = 8 << 20
-"""Bytes by which memory may differ between the second and the last quarter of the time."""
+"""Maximum bytes by which memory may grow from the second to the last quarter of the time."""
 
 _CAMERA = """
 import sys, time
@@ -70,8 +70,8 @@ class Server:
 
     Args:
         command: command of the server.
-        works: seconds for which it works.
-        away: seconds for which it is away afterwards.
+        works: seconds from each start of the server until it is killed.
+        away: seconds from each kill until the server is started again.
     """
 
     command: list[str]
@@ -96,7 +96,7 @@ class Server:
             self._over.wait(0.0 if self._stay.is_set() else self.away)
 
     def stay(self) -> None:
-        """Leave the server working from now on."""
+        """Do not kill the server again until :meth:`end` is called."""
         self._stay.set()
 
     def end(self) -> None:
@@ -120,10 +120,10 @@ def _running(servers: list[Server]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Sample:
-    """State of the process at one moment."""
+    """Memory, descriptors and threads of the gemel process at one moment."""
 
     at: float
-    """Seconds since the start."""
+    """Seconds from the start of the soak test to the measurement."""
     memory: int
     """Bytes of memory that only this process has."""
     descriptors: int
@@ -146,7 +146,7 @@ def _free_port() -> int:
 
 
 def _flat(samples: list[Sample]) -> list[str]:
-    """Return what grew between the second and the last quarter of the time."""
+    """Return a line for each resource that the process used more of in the last quarter than in the second."""
     quarter = len(samples) // 4
     if quarter < 3:
         return ["too few samples: run for longer"]
@@ -165,7 +165,7 @@ def _flat(samples: list[Sample]) -> list[str]:
 
 
 def _unexplained(summary: dict[str, Any], folder: Path) -> list[str]:
-    """Return every count of a run that does not add up."""
+    """Return a line for each count in a run's summary that does not add up."""
     found = []
     for name, feed in summary["feeds"].items():
         parts = {key: feed[key] for key in ("frames", "corrupt", "withheld", "behind")}

@@ -11,7 +11,7 @@ from ...bundles.reader import Bundle
 from ...runtime.backends import open_backend
 from ...runtime.decode.agreement import agreement
 from ...runtime.loop.summary import Summary
-from ...runtime.memory.arena import WARM, Loading
+from ...runtime.memory.loading import WARM, Loading
 from ...runtime.run import RunOptions, run_bundle
 from .answers import Answer, Recorder, arrivals, standing
 from .cases import Case, WeightBytes, budgets, cases, check_same

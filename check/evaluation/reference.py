@@ -37,7 +37,7 @@ def recordings(bundle: Bundle, sources: Mapping[str, str]) -> dict[str, Source]:
         source = open_source(name, specs[name], options)
         if source.live:
             raise FeedError(
-                f"feed {name!r}: {source} cannot be played again to know what is right;"
+                f"feed {name!r}: {source} cannot be played again for the reference answers;"
                 f" give a recording with --feed {name}=FILE"
             )
         source.probe()

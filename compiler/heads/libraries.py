@@ -1,7 +1,7 @@
 """Knowledge of well-known libraries' modules: their task, class names, input, and how to make them exportable.
 
-The description has the keys and the form of the metadata that Ultralytics writes into ONNX files, so that modules and
-files are read by the same rules. No library is imported: a module tells its library by its class.
+A module is described with the keys and in the form of the metadata that Ultralytics writes into ONNX files, so that
+modules and files are read by the same rules. No library is imported: the class of a module tells its library.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def describe_module(model: nn.Module) -> dict[str, str]:
 
 
 def library_activation(model: nn.Module, task: str) -> Literal["softmax", "sigmoid"] | None:
-    """Return the activation that a Hugging Face module's class scores need; None where the outputs tell."""
+    """Return the activation that a Hugging Face module's class scores need; None if the outputs themselves show it."""
     config = _hugging_face(model)
     return hugging_face_activation(config, task) if config is not None else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import onnx
@@ -117,10 +118,11 @@ class _SeparateOutputs(ir.passes.InPlacePass):
 
 
 def _check_weights(model: ir.Model, path: Path) -> None:
-    """Check, before anything is read, that every weight outside an ONNX file is as long as its shape says.
+    """Check the place and the length of all weights outside an ONNX file, before anything is read.
 
     Raises:
-        ModelError: a file of weights is missing or too short, or its length does not fit the shape.
+        ModelError: a file of weights is missing, too short, or outside the model's folder; or a length does not fit a
+            shape.
     """
     sizes: dict[str, int] = {}
     for value in model.graph.initializers.values():
@@ -129,6 +131,9 @@ def _check_weights(model: ir.Model, path: Path) -> None:
             continue
         location = str(tensor.location)
         if location not in sizes:
+            # Only the name counts: download caches keep the file behind a link.
+            if Path(location).is_absolute() or Path(os.path.normpath(location)).parts[:1] == (os.pardir,):
+                raise ModelError(f"{path}: its weights {location} lie outside the model's folder, and are not read")
             try:
                 sizes[location] = Path(tensor.path).stat().st_size
             except OSError as error:

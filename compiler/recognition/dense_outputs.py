@@ -32,14 +32,14 @@ _COCO_CLASSES = 80
 
 @dataclass(frozen=True)
 class _Kind:
-    """Family of detectors that the outputs alone do not tell from the others."""
+    """Settings of a family of detectors whose outputs look like those of the other families in this module."""
 
     names: frozenset[str] = frozenset()
     input: Mapping[str, Any] = field(default_factory=dict)
     overlap: float = 0.7
-    """Overlap (IoU) above which the family suppresses a box."""
+    """Overlap (IoU) of two boxes above which detectors of this family drop the box with the lower score."""
     every_class: bool = True
-    """Whether the family reports a candidate under every class that scores enough."""
+    """Whether detectors of this family report a box under every class above the threshold, not only under the best."""
 
 
 _UNKNOWN = _Kind()
@@ -99,7 +99,7 @@ def _dense(
 
 
 def _is_decoded(found: Evidence, boxes: NDArray[Any]) -> bool:
-    """Return whether boxes ``[A, values]`` are in input pixels, or of a family that the workload or the file names."""
+    """Return whether boxes ``[A, values]`` are in input pixels, or the workload or file names the model family."""
     strides = found.strides_of(len(boxes))
     # PP-YOLOE has the coarsest level first.
     known = strides is not None and any(are_near_cells(found, boxes, order) for order in (strides, strides[::-1]))
@@ -107,5 +107,5 @@ def _is_decoded(found: Evidence, boxes: NDArray[Any]) -> bool:
 
 
 def _kind(found: Evidence) -> _Kind:
-    """Return the family that the workload or the metadata name."""
+    """Return the family of detectors that the workload or the metadata name; default settings if none is named."""
     return next((kind for kind in _KINDS if found.called(*kind.names)), _UNKNOWN)

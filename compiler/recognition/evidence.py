@@ -35,7 +35,7 @@ class MeasuredOutput:
     name: str
     values: NDArray[Any]
     activation: Literal["softmax", "sigmoid"] | None = None
-    """Activation that the model itself applies at the end of the output; None if it is neither, or not known."""
+    """Activation that the model itself applies at the end of the output; None for any other, and if it is not known."""
     classes: int | None = None
     """Number of classes, if the output holds class numbers (argmax); None if it is not known."""
 

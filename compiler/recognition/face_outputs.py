@@ -28,7 +28,8 @@ _RETINAFACE_INPUT = {"color": "bgr", "scale": 1.0, "mean": (104.0, 117.0, 123.0)
 _PLATE_VALUES = 8
 """Values per place of a RetinaFace for licence plates: x and y of four corners."""
 _PLATE_SIZES = ((24, 48), (96, 192), (384, 768))
-"""Sides of the priors of that RetinaFace (License-Plate-Detector, trained on CCPD), for each level."""
+"""Sides of the priors of the RetinaFace for licence plates (License-Plate-Detector, trained on CCPD), for each
+level."""
 _YUNET_INPUT = {"color": "bgr", "scale": 1.0}
 
 

@@ -20,9 +20,9 @@ _TASKS = {
     "semantic": "segmentation",
     "depth": "depth estimation",
 }
-"""Ultralytics' name of a task -> gemel's."""
+"""Ultralytics' name of a task -> gemel's name of the same task."""
 _FITS = {"topleft": "letterbox", "center": "letterbox-center"}
-"""LibreYOLO's name of a place of the frame -> gemel's."""
+"""LibreYOLO's name for the position of a letterboxed frame in the input -> gemel's name for this way to fit a frame."""
 _GRAY_PAD = 114 / 255
 """Pixel value (0 to 1) with which Ultralytics fills the border of a letterboxed frame."""
 
@@ -47,7 +47,7 @@ class FileMetadata:
     family: str | None = None
     """Family of models that LibreYOLO names, such as ``picodet``; None if the metadata name none."""
     fit: str | None = None
-    """How LibreYOLO letterboxes a frame, as gemel calls it; None if the metadata do not say."""
+    """Way in which LibreYOLO letterboxes a frame, as gemel calls it; None if the metadata do not say."""
     ultralytics: bool = False
     """Whether Ultralytics made the model or exported the file."""
 

@@ -45,7 +45,7 @@ def _joint(found: Evidence) -> Recognised | None:
         scores, distances = output.values[0][:, :classes], output.values[0][:, classes:]
         if not are_scores(scores) and not found.called("nanodet"):
             continue
-        if are_scores(distances):  # then these are more classes
+        if are_scores(distances):  # the columns are class scores, not distances
             continue
         plus = len(strides) == 4
         decode = GflDecode(

@@ -27,7 +27,7 @@ _POSE_VALUES = 3
 def recognise_grid(found: Evidence) -> Recognised | None:
     """Recognise a YOLO whose candidate boxes are decoded: YOLOv5, v6 and v7 with an objectness, v8 and 11 without.
 
-    The number of boxes tells them apart: YOLOv5 and YOLOv7 have three per grid cell, the others one.
+    The number of boxes tells these families apart: YOLOv5 and YOLOv7 have three per grid cell, the others one.
     """
     for output in found.of_rank(3):
         _, rows, columns = output.shape
@@ -132,7 +132,7 @@ def _grid(
 
 
 def _has_partner(found: Evidence, output: MeasuredOutput) -> bool:
-    """Return whether another output says something about the same candidates, so that one alone is no detector's."""
+    """Return whether another output has as many rows: the two may then be the boxes and the scores of one detector."""
     return any(other is not output and other.shape[1] == output.shape[1] for other in found.of_rank(3))
 
 

@@ -27,9 +27,9 @@ __all__ = [
 
 _CONFIG = "config.json"
 _MOST_BYTES = 4 << 20
-"""Bytes that a configuration file may have; those of 21,841 classes have 1.5 MB."""
+"""Maximum size in bytes of a configuration file; a file with 21,841 class names has 1.5 MB."""
 _MOST_SIDE = 8192
-"""Pixels that a side of an input may have."""
+"""Maximum number of pixels of a side of a model's input."""
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -53,7 +53,7 @@ _CLIP_NORMALISED = frozenset({"clip", "clip_vision_model", "metaclip_2", "metacl
 
 
 def hugging_face_names(config: Any) -> dict[int, str] | None:
-    """Return class number -> name; None without names. ``LABEL_0``, ``LABEL_1``, ... are no names."""
+    """Return class number -> class name of a model; None without names. ``LABEL_0``, ``LABEL_1``, ... are no names."""
     names = getattr(config, "id2label", None)
     if not isinstance(names, Mapping) or all(name == f"LABEL_{number}" for number, name in names.items()):
         return None
@@ -102,7 +102,8 @@ class FilesBeside:
 def read_files_beside(path: Path) -> FilesBeside | None:
     """Read config.json and preprocessor_config.json beside an ONNX file; None without a config.json of Hugging Face.
 
-    Optimum writes them into the folder of the file. Models for transformers.js have them above a folder ``onnx``.
+    Optimum writes both files into the folder of the ONNX file. Models for transformers.js have the ONNX file in a
+    folder ``onnx``, and both files in the folder above.
     """
     folder = path.parent if path.parent.name != "onnx" or (path.parent / _CONFIG).exists() else path.parent.parent
     content = _read(folder / _CONFIG)
@@ -115,7 +116,8 @@ def read_files_beside(path: Path) -> FilesBeside | None:
 def saved_factory(folder: Path) -> tuple[str, str] | None:
     """Return factory and architecture of a model that ``save_pretrained`` wrote into a folder; None without a model.
 
-    Hugging Face's config.json names the class of the model, that of segmentation-models-pytorch has ``_model_class``.
+    The config.json of Hugging Face names the class of the model; that of segmentation-models-pytorch has the key
+    ``_model_class``.
     """
     content = _read(folder / _CONFIG)
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
@@ -156,7 +158,7 @@ def read_processor_file(folder: Path) -> dict[str, Any]:
 
 
 def _usual_input(config: Any) -> InputSpec:
-    """Return the input of most published models of a type."""
+    """Return the input settings of most published models of the type that a configuration names."""
     kind = str(config.model_type)
     if kind.startswith(_PLAIN_DETRS):
         return InputSpec(size=(640, 640))
@@ -173,7 +175,7 @@ def _usual_input(config: Any) -> InputSpec:
 
 
 def _processor_size(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the size of the input, and how a frame fits in; empty if the processor does not say."""
+    """Return the fields ``size`` and ``fit`` of the input that a processor asks for; empty if it does not say."""
     if content.get("do_resize") is False:
         return {}
     if content.get("do_center_crop") and (cropped := _pair(content.get("crop_size"))):
@@ -194,7 +196,7 @@ def _processor_size(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _pair(size: Any) -> tuple[int, int] | None:
-    """Return a height and width: of one number, of two, or of a mapping; None if the value is none of these."""
+    """Return (height, width) from one number, two numbers or a mapping; None if the value is none of these."""
     if isinstance(size, Mapping):
         size = [size.get("height"), size.get("width")]
     sides = [size, size] if isinstance(size, int) else list(size) if isinstance(size, list | tuple) else []
@@ -203,12 +205,12 @@ def _pair(size: Any) -> tuple[int, int] | None:
 
 
 def _side(value: Any) -> int | None:
-    """Return a number of pixels; None if the value is none, or larger than any model's input."""
+    """Return a value if it is a valid number of pixels for a side of a model's input, otherwise None."""
     return value if isinstance(value, int) and 0 < value <= _MOST_SIDE else None
 
 
 def _three(values: Any) -> tuple[float, ...] | None:
-    """Return three numbers: a list of three, or one number for all channels; None if the value is neither."""
+    """Return three numbers, one a channel, from a list of three or from a single number; None for any other value."""
     values = [values] * 3 if isinstance(values, int | float) else values
     is_list = isinstance(values, list) and len(values) == 3 and all(isinstance(each, int | float) for each in values)
     return tuple(map(float, values)) if is_list else None

@@ -81,8 +81,8 @@ def find_merged(workload: Workload, model_of: Mapping[str, str]) -> Merged | Non
 def _other_workload(path: Path, workload: Workload, what: str) -> WorkloadError:
     """Return the error about a merge.json that belongs to another workload."""
     return WorkloadError(
-        f"{path}: is of another workload: it reports on {what}, which {workload.path.name} has not; put the one there"
-        " that gemel merge wrote, or none"
+        f"{path}: belongs to another workload: it reports on {what}, which {workload.path.name} does not have; delete"
+        " it, or replace it by the merge.json of this workload"
     )
 
 

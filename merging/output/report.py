@@ -130,7 +130,7 @@ def merged_workload(workload: Workload, files: Mapping[str, str], model_of: Mapp
     """
     content = workload.model_dump(mode="json", exclude_unset=True)
     for feed in content["feeds"].values():
-        # A source that still begins with a variable is the address of a camera, which the box fills in.
+        # A source that still begins with a variable is a camera's address, which is filled in where the bundle runs.
         if is_local_file(feed["source"]) and not feed["source"].startswith("${"):
             feed["source"] = _rebase(feed["source"], workload.root, output)
     for query, entry in zip(workload.queries, content["queries"], strict=True):

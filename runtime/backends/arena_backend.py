@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
+from ...bundles.reader import Bundle
 from ...errors import BackendError
 from ..memory.arena import Arena, ArenaStats
+from .protocol import Backend
 
 __all__ = ["ArenaBackend"]
 
@@ -27,12 +29,21 @@ class ArenaBackend(ABC, Generic[_A]):
         self.arena = arena
         self._active: set[str] = set()
 
+    @classmethod
+    def is_prepared(cls, bundle: Bundle) -> bool:
+        """Return whether a bundle's device cache is complete, so that opening the bundle makes nothing."""
+        return False
+
     @abstractmethod
     def segments_of(self, model: str) -> tuple[str, ...]: ...
 
     @property
     def segments(self) -> Mapping[str, int]:
         return self.arena.sizes
+
+    @property
+    def residents(self) -> frozenset[str]:
+        return frozenset(self.arena.residents)
 
     @property
     def room(self) -> int:
@@ -50,6 +61,17 @@ class ArenaBackend(ABC, Generic[_A]):
 
     def evict(self) -> None:
         self.arena.evict()
+
+    def prepare(self, model: str) -> None:
+        self.activate(model)
+        self.release(model)
+
+    def take_over(self, before: Backend) -> None:
+        """Replace another backend. Nothing is shared: weights are loaded again."""
+
+    @property
+    def kept_bytes(self) -> int:
+        return 0
 
     def activate(self, model: str) -> None:
         if model not in self._active:

@@ -19,8 +19,9 @@ from ...errors import BackendError, GemelError, first_line
 from ..device import Device, DeviceArray, Stream
 from ..device_cache import folder_for
 from ..engines.executables import NoRoomError
-from ..memory.arena import ArenaStats, Loading
+from ..memory.arena import ArenaStats
 from ..memory.device_arena import DeviceArena
+from ..memory.loading import Loading
 from .arena_backend import ArenaBackend
 from .device_frames import DeviceFrames
 from .on_host import OnHost

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import onnxruntime as ort
 from numpy.typing import NDArray
@@ -15,14 +15,16 @@ from ...bundles.blob import footprint
 from ...bundles.reader import Bundle
 from ...bundles.verified import forget_verified
 from ...errors import BackendError, first_line
-from ..memory.arena import WARM, ArenaStats, Loading
+from ..memory.arena import ArenaStats
 from ..memory.host_arena import HostArena
-from ..ort.bake import bake
+from ..memory.loading import WARM, Loading
+from ..memory.mapped_blob import MappedBlob
+from ..ort.bake import bake, is_baked
 from ..ort.baked import Baked
 from ..ort.private_copies import choose_private_copies
 from ..ort.session import Bound, open_baked, usual_threads
 from .arena_backend import ArenaBackend
-from .protocol import BackendOptions
+from .protocol import Backend, BackendOptions
 
 __all__ = ["OrtCpu", "SessionMode"]
 
@@ -57,6 +59,8 @@ class OrtCpu(ArenaBackend[HostArena]):
         threads: maximum number of threads that one run may use; one less than the number of cores when left out.
         loading: settings of how weights are loaded.
         progress: function called with the name of each model before the model is baked for this CPU.
+        before: backend that runs now, and whose place this one takes in :meth:`take_over`. Tensors that both have stay
+            where they are, and programs that both have are not opened again.
 
     Attributes:
         modes: model -> mode in which it runs: ``bound``, ``constant`` or ``packed``.
@@ -76,6 +80,7 @@ class OrtCpu(ArenaBackend[HostArena]):
         threads: int | None = None,
         loading: Loading = WARM,
         progress: Callable[[str], None] = lambda model: None,
+        before: OrtCpu | None = None,
     ) -> None:
         _share_activations()
         self._bundle, self.loading = bundle, loading
@@ -83,12 +88,19 @@ class OrtCpu(ArenaBackend[HostArena]):
         self.baked: Baked = bake(bundle, progress)
         self.modes, self.budget = _decide(bundle, self.baked, memory)
         self._copies = _private_copies(self.baked, self.modes)
-        swapped = {segment for model in self.modes for segment in self.segments_of(model)}
-        arena = {name: spec for name, spec in self.baked.segments.items() if name in swapped}
+        bound = [model for model, mode in self.modes.items() if mode == "bound"]
+        swapped = {segment for model in bound for segment in self.baked.segments_of[model]}
+        segments = {name: spec for name, spec in self.baked.segments.items() if name in swapped}
         room = self.budget - sum(self._copies.values())
-        super().__init__(HostArena(self.baked.blob, self.baked.tensors, arena, room, loading))
+        earlier = None if before is None else before.arena
+        super().__init__(HostArena(self.baked.blob, self.baked.tensors, segments, room, loading, earlier))
+        # Pages that lie in two parts of the arena count twice.
+        self.budget += self.arena.budget - room
         self._values: dict[str, ort.OrtValue] = {}
-        self._sessions: dict[Path, ort.InferenceSession] = {}
+        self._sessions: dict[str, _Session] = {}
+        """Key of a graph's content -> its session; all models with the same program share one."""
+        self._known: dict[str, _Session] = {} if before is None else dict(before._sessions)
+        """Sessions of the previous backend, by the same key; empty if there is none."""
         self._bound: dict[tuple[str, str], Bound] = {}
 
     @classmethod
@@ -100,21 +112,39 @@ class OrtCpu(ArenaBackend[HostArena]):
             threads=options.threads,
             loading=options.loading,
             progress=options.progress,
+            before=options.before if isinstance(options.before, OrtCpu) else None,
         )
 
+    @classmethod
+    def is_prepared(cls, bundle: Bundle) -> bool:
+        return is_baked(bundle)
+
     def segments_of(self, model: str) -> tuple[str, ...]:
-        return self.baked.segments_of[model] if self.modes[model] == "bound" else ()
+        segments = self.baked.segments_of[model] if self.modes[model] == "bound" else ()
+        return tuple(part for segment in segments for part in self.arena.parts_of[segment])
 
     @property
     def folder(self) -> Path:
         return self.baked.folder
 
+    def prepare(self, model: str) -> None:
+        # Nothing is loaded: weights have addresses also when they are not in memory.
+        for stage in self._bundle.manifest.models[model].stages:
+            if (model, stage) not in self._bound:
+                self._bound[model, stage] = self._bind(model, stage)
+
+    def take_over(self, before: Backend) -> None:
+        if isinstance(before, OrtCpu):
+            self.arena.take_over(before.arena)
+
+    @property
+    def kept_bytes(self) -> int:
+        return self.arena.kept_bytes
+
     def activate(self, model: str) -> None:
         super().activate(model)
         try:
-            for stage in self._bundle.manifest.models[model].stages:
-                if (model, stage) not in self._bound:
-                    self._bound[model, stage] = self._bind(model, stage)
+            self.prepare(model)
         except BaseException:
             self.release(model)
             raise
@@ -139,7 +169,7 @@ class OrtCpu(ArenaBackend[HostArena]):
         Sessions of models in mode ``constant`` (weights are constants of the graph) and ``packed`` (int8 weights, which
         ONNX Runtime re-arranges) hold private copies.
         """
-        return sum(size for path, size in self._copies.items() if path in self._sessions)
+        return sum(size for key, size in self._copies.items() if key in self._sessions)
 
     @property
     def stats(self) -> ArenaStats:
@@ -149,15 +179,20 @@ class OrtCpu(ArenaBackend[HostArena]):
     def close(self) -> None:
         self._bound.clear()
         self._values.clear()
+        self._known.clear()
+        for session in self._sessions.values():
+            session.blob.close()
         self._sessions.clear()
         super().close()
 
     def _bind(self, model: str, stage: str) -> Bound:
         """Return a stage's session with the stage's weights bound; a session with a private copy has none to bind."""
-        if self.modes[model] != "bound":
-            return Bound(self._session(_own_graph(self.baked, model, stage, self.modes[model]), prepack=True))
+        mode = self.modes[model]
+        if mode != "bound":
+            path, key = _own_graph(self.baked, model, stage, mode), _own_key(self.baked, model, stage, mode)
+            return Bound(self._session(key, path, prepack=True))
         baked = self.baked.models[model][stage]
-        session = self._session(self.baked.program(baked.program), prepack=False)
+        session = self._session(baked.program, self.baked.program(baked.program), prepack=False)
         return Bound(session, [self._value(tensor) for tensor in baked.weights])
 
     def _value(self, tensor: str) -> ort.OrtValue:
@@ -166,11 +201,14 @@ class OrtCpu(ArenaBackend[HostArena]):
             self._values[tensor] = ort.OrtValue.ortvalue_from_numpy(self.arena.tensor(tensor))
         return self._values[tensor]
 
-    def _session(self, path: Path, *, prepack: bool) -> ort.InferenceSession:
-        """Return the session of a graph file; all models with the same program share one session."""
-        if path not in self._sessions:
-            self._sessions[path] = self._opened(path, prepack=prepack)
-        return self._sessions[path]
+    def _session(self, key: str, path: Path, *, prepack: bool) -> ort.InferenceSession:
+        """Return the session of a graph file; reuse the previous backend's if it has the same graph."""
+        if key not in self._sessions:
+            if (known := self._known.get(key)) is None:
+                known = _Session(self._opened(path, prepack=prepack), self.arena.blob)
+            known.blob.hold()
+            self._sessions[key] = known
+        return self._sessions[key].session
 
     def _opened(self, path: Path, *, prepack: bool) -> ort.InferenceSession:
         """Open the session of a graph file.
@@ -178,7 +216,7 @@ class OrtCpu(ArenaBackend[HostArena]):
         Raises:
             BackendError: ONNX Runtime refuses the file, or another program has overwritten the weights.
         """
-        weights = self.arena.file
+        weights = self.arena.blob.file
         if prepack and weights.overwritten:
             raise BackendError(
                 f"{weights.path}: another program has overwritten it; {path.name} cannot be opened any more"
@@ -193,6 +231,13 @@ class OrtCpu(ArenaBackend[HostArena]):
             # ONNX Runtime maps the weights of a graph that has them outside.
             weights.take_mappings()
         return session
+
+
+class _Session(NamedTuple):
+    """Session of a graph, and the blob whose weights the session may have mapped."""
+
+    session: ort.InferenceSession
+    blob: MappedBlob
 
 
 def _decide(bundle: Bundle, baked: Baked, memory: str | int) -> tuple[Mapping[str, SessionMode], int]:
@@ -217,17 +262,24 @@ def _decide(bundle: Bundle, baked: Baked, memory: str | int) -> tuple[Mapping[st
     return modes, allowed
 
 
-def _private_copies(baked: Baked, modes: Mapping[str, SessionMode]) -> dict[Path, int]:
-    """Return graph file -> bytes of the private copy of weights in its session, for models that are not bound."""
+def _private_copies(baked: Baked, modes: Mapping[str, SessionMode]) -> dict[str, int]:
+    """Return key of a graph -> bytes of the private copy of weights in its session, for models that are not bound."""
     copies = {}
     for name, mode in modes.items():
         for stage, made in baked.models[name].items() if mode != "bound" else ():
             weights = sum(baked.tensors[tensor].length for tensor in set(made.weights))
             size = weights if mode == "constant" else baked.packings[name].copies[stage]
-            copies[_own_graph(baked, name, stage, mode)] = size
+            copies[_own_key(baked, name, stage, mode)] = size
     return copies
 
 
 def _own_graph(baked: Baked, model: str, stage: str, mode: SessionMode) -> Path:
     """Return the file of the stage's graph that has the weights inside."""
     return baked.constant(model, stage) if mode == "constant" else baked.packed(model, stage)
+
+
+def _own_key(baked: Baked, model: str, stage: str, mode: SessionMode) -> str:
+    """Return a key that is equal for graphs with weights inside that compute the same."""
+    path, made = _own_graph(baked, model, stage, mode), baked.models[model][stage]
+    # The file of a constant graph says where its weights lie in the blob, which differs between bundles.
+    return f"{made.program} {' '.join(made.weights)}" if mode == "constant" else baked.files[path.name].sha256

@@ -16,7 +16,7 @@ from ...bundles.reader import Bundle
 from ...errors import BackendError, first_line
 from ..device import Device, DeviceArray, Stream
 from ..device_cache import folder_for
-from ..memory.arena import WARM, Loading
+from ..memory.loading import WARM, Loading
 from ..ort.session import CPU, open_session, quiet
 from .on_device import Array, Executable, OnDevice, open_on_card
 from .protocol import BackendOptions

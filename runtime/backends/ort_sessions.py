@@ -18,8 +18,9 @@ from ...bundles.budget import budget
 from ...bundles.reader import Bundle
 from ...errors import BackendError, first_line
 from ..device_cache import folder_for
-from ..memory.arena import WARM, Arena, Loading
-from ..memory.host_arena import forget
+from ..memory.arena import Arena
+from ..memory.loading import WARM, Loading
+from ..memory.mapped_blob import forget
 from ..ort.session import open_session, quiet
 from .arena_backend import ArenaBackend
 from .protocol import BackendOptions

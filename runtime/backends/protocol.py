@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ...bundles.reader import Bundle
-    from ..memory.arena import ArenaStats, Loading
+    from ..memory.arena import ArenaStats
+    from ..memory.loading import Loading
 
 __all__ = ["Backend", "BackendOpener", "BackendOptions"]
 
@@ -35,6 +36,11 @@ class Backend(Protocol):
     @property
     def segments(self) -> Mapping[str, int]:
         """Segment -> bytes, for the segments that can be loaded and evicted."""
+        ...
+
+    @property
+    def residents(self) -> frozenset[str]:
+        """Segments that are in memory now or are being loaded. May be read on any thread."""
         ...
 
     @property
@@ -77,6 +83,26 @@ class Backend(Protocol):
 
     def evict(self) -> None:
         """Evict from memory all segments that no active model holds."""
+        ...
+
+    def prepare(self, model: str) -> None:
+        """Open a model's programs, so that its first run need not wait for this.
+
+        Raises:
+            BackendError: a program cannot be opened, or the model's segments do not fit.
+        """
+        ...
+
+    def take_over(self, before: Backend) -> None:
+        """Take the place of the backend that this one was opened beside; no model of either may be active.
+
+        Weights that both have stay in memory. The caller closes the other backend afterwards.
+        """
+        ...
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the weights that stay in memory when this backend takes the place of another one."""
         ...
 
     def activate(self, model: str) -> None:
@@ -130,10 +156,16 @@ class BackendOptions:
     """Settings of how weights are loaded."""
     progress: Callable[[str], None]
     """Function called with the name of each model that is prepared for the device."""
+    before: Backend | None = None
+    """Backend that runs now, and whose place the new one takes; it may share weights and programs with the new one."""
 
 
 class BackendOpener(Protocol):
     """Class that opens a backend, as the registry expects it."""
+
+    def is_prepared(self, bundle: Bundle) -> bool:
+        """Return whether a bundle's device cache is complete, so that opening the bundle makes nothing."""
+        ...
 
     def open(self, bundle: Bundle, name: str, options: BackendOptions) -> Backend:
         """Open the backend on the device that this machine has.

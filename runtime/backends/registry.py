@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, cast
 
 from ...bundles.budget import parse_memory
 from ...errors import InputError
-from ..memory.arena import WARM, Loading
+from ..memory.loading import WARM, Loading
 from .protocol import Backend, BackendOpener, BackendOptions
 
 if TYPE_CHECKING:
     from ...bundles.reader import Bundle
 
-__all__ = ["BACKENDS", "check_backend", "open_backend"]
+__all__ = ["BACKENDS", "check_backend", "is_prepared", "open_backend"]
 
 BACKENDS = {
     "ort-cpu": ".ort_cpu:OrtCpu",
@@ -50,6 +50,7 @@ def open_backend(
     threads: int | None = None,
     loading: Loading = WARM,
     progress: Callable[[str], None] = lambda model: None,
+    before: Backend | None = None,
 ) -> Backend:
     """Open a backend for a bundle, and make the device cache if it is missing.
 
@@ -62,6 +63,7 @@ def open_backend(
             because decoding needs a core.
         loading: settings of how weights are loaded.
         progress: function called with the name of each model that is prepared for the device.
+        before: backend that runs now, and whose place the new one takes.
 
     Raises:
         InputError: the backend is unknown, or the memory setting is not allowed or too small.
@@ -77,7 +79,13 @@ def open_backend(
     # Imports ONNX Runtime, as every backend does.
     from ..ort.session import usual_threads
 
-    return _find(name).open(bundle, name, BackendOptions(size, threads or usual_threads(), loading, progress))
+    options = BackendOptions(size, threads or usual_threads(), loading, progress, before)
+    return _find(name).open(bundle, name, options)
+
+
+def is_prepared(bundle: Bundle, name: str) -> bool:
+    """Return whether a bundle's device cache is complete, so that opening the bundle makes nothing."""
+    return _find(name).is_prepared(bundle)
 
 
 def _find(name: str) -> BackendOpener:

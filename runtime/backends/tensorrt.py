@@ -18,7 +18,7 @@ from ..engines.executables import Engine, EngineOpener
 from ..engines.library import Library, find_library
 from ..engines.record import Engines
 from ..engines.store import BuildProgress, engines_for
-from ..memory.arena import WARM, Loading
+from ..memory.loading import WARM, Loading
 from .on_device import Executable, OnDevice, allowed, open_on_card
 from .on_host import OnHost
 from .protocol import BackendOptions

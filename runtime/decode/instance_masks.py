@@ -54,7 +54,7 @@ def prototype_masks(
 def _positions(
     pixels: tuple[int, int], geometry: Geometry, axis: int, count: int
 ) -> tuple[Indices, Indices, FloatArray]:
-    """Return between which cells of a prototype mask the pixels of the frame lie, along one axis.
+    """Return the two cells of a prototype mask that each pixel of the frame lies between, along one axis.
 
     Args:
         pixels: first pixel, and the pixel behind the last.

@@ -156,7 +156,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Raw:
-    """Result of the task ``raw``: a model's outputs as they are. Two are equal only if they are the same object."""
+    """Result of the task ``raw``: a model's outputs as they are. Results are equal only if they are the same object."""
 
     outputs: Mapping[str, NDArray[Any]]
     """Output name -> values, with the batch axis if the output has one."""

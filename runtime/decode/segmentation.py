@@ -133,7 +133,9 @@ def _nearest(plane: NDArray[Any], geometry: Geometry) -> _Numbers:
         )
     )
     # Only the used numbers are converted: a number beyond int16 stands for no class.
-    numbers = np.where((plane >= 0) & (plane <= np.iinfo(np.int16).max), plane, _NONE).astype(np.int16)
+    used = (plane >= 0) & (plane <= np.iinfo(np.int16).max)
+    numbers = np.full(plane.shape, _NONE, np.int16)
+    numbers[used] = plane[used]
     found: _Numbers = numbers[rows].take(columns, axis=1)
     return found
 

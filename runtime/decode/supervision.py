@@ -95,7 +95,7 @@ def _rows(result: Result) -> list[Detection]:
 
 
 def _box(mask: Mask) -> tuple[float, float, float, float]:
-    """Return the box around the pixels of a mask, which has at least one."""
+    """Return the smallest box (x1, y1, x2, y2) around the pixels of a mask that is not empty."""
     left, part = mask.columns()
     rows, columns = np.flatnonzero(part.any(axis=1)), np.flatnonzero(part.any(axis=0))
     return float(left + columns[0]), float(rows[0]), float(left + columns[-1] + 1), float(rows[-1] + 1)
@@ -111,7 +111,7 @@ def _points(rows: Sequence[Detection]) -> NDArray[np.float32] | None:
 
 
 def _numbers(rows: Sequence[Detection], labels: Sequence[str] | None) -> NDArray[np.int_]:
-    """Return the class number of each object."""
+    """Return the class number of each object, which its label decides if the object has no number."""
     names = list(labels) if labels is not None else sorted({row.label for row in rows if row.class_id < 0})
     place = {name: number for number, name in reversed(list(enumerate(names)))}
     return np.array([row.class_id if row.class_id >= 0 else place.get(row.label, -1) for row in rows], int)

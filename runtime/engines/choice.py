@@ -155,7 +155,9 @@ def _check_alike(bound: Mapping[str, _Array], refit: Mapping[str, _Array]) -> No
         difference = np.abs(found - expected).max(initial=0.0)
         # Negated, so that a difference of NaN fails.
         if not difference <= _ALIKE * most:
-            raise BackendError(f"its answers differ: {name} by {difference:.3g}, where bound ones reach {most:.3g}")
+            raise BackendError(
+                f"its outputs differ from the bound engine's: {name} by {difference:.3g} of at most {most:.3g}"
+            )
 
 
 @contextmanager

@@ -232,7 +232,9 @@ class RefitEngine(Engine):
                 raise BackendError(f"{stage.file}: cannot be refitted: its engine has no weights of the name {name}")
         for name in sorted(asked.difference(self._weights)):
             if name not in inline:
-                raise BackendError(f"{stage.file}: cannot be refitted: its engine asks for {name}, which it has not")
+                raise BackendError(
+                    f"{stage.file}: cannot be refitted: its engine asks for {name}, a weight that the program lacks"
+                )
         # A stripped engine lacks the program's own constants, too. Kept, because the library reads them at each refit.
         self._constants = {name: tensor_array(inline[name]).ravel().copy() for name in asked.difference(self._weights)}
         for name, values in self._constants.items():

@@ -62,12 +62,13 @@ class Library:
         Raises:
             InputError: an engine for one of the targets cannot be built here.
         """
-        where = f"{', '.join(self.targets)}; engines for other devices" if self.targets else "the device alone; engines"
+        own = ", ".join(self.targets)
+        what = f"builds for {own} here; engines for other devices" if own else "builds only for its own device; engines"
         for target in targets:
             if target not in self.targets:
                 raise InputError(
-                    f"target {target!r}: {self.backend} {self.version} builds for {where} are built there, by gemel-run"
-                    " --backend tensorrt, the first time that it has the bundle: leave the target out"
+                    f"target {target!r}: {self.backend} {self.version} {what} are built on the device, when gemel-run"
+                    " --backend tensorrt first runs the bundle there: leave the target out"
                 )
 
 

@@ -59,28 +59,23 @@ class Feed:
         """Counts of delivered pictures, of pictures that were left out, and of restarts."""
         self.dropped = 0
         """Number of delivered frames that newer frames replaced before they were taken."""
-        self._source = source
-        self._loop = loop
+        self._source, self._loop = source, loop
         self._backoff = backoff or Backoff()
-        self._patience = Patience()
-        self._watch = watch
+        self._patience, self._watch = Patience(), watch
         self._state = FeedState(name)
         self._decimator = Decimator(fps)
         self._timeline = Timeline()
         self._box: deque[Frame] = deque()
         """Frames that are ready to be taken, oldest first."""
         self._wake = Condition()
-        self._stop = Event()
-        self._done = False
-        self._live = True
-        self._depth = 1
+        self._stop, self._pausing = Event(), Event()
+        self._done, self._live, self._depth = False, True, 1
         self._limit: int | None = None
         self._began = 0.0
         """Time at which the first picture was read, in seconds of the monotonic clock."""
         self._seen = 0
         """Number of pictures read so far, over all openings of the source."""
-        self._pacer = Pacer()
-        self._arrived = 0.0
+        self._pacer, self._arrived = Pacer(), 0.0
         self._thread: Thread | None = None
 
     @property
@@ -89,23 +84,13 @@ class Feed:
         return self.counts.delivered
 
     @property
-    def corrupt(self) -> int:
-        """Number of pictures that were left out so far because they are damaged or cannot be converted."""
-        return self.counts.corrupt
-
-    @property
-    def restarts(self) -> int:
-        """Number of times that the source was opened again, after an end or a failure."""
-        return self.counts.restarts
-
-    @property
     def error(self) -> str | None:
         """Reason of the feed's last restart, or of its end; None if there was no failure."""
         return self._state.error
 
     @property
     def state(self) -> StateName:
-        """State of the feed: ``starting``, ``running``, ``reconnecting``, ``ended`` or ``failed``."""
+        """State of the feed: ``starting``, ``running``, ``reconnecting``, ``paused``, ``ended`` or ``failed``."""
         return self._state.name
 
     @property
@@ -120,7 +105,7 @@ class Feed:
 
     @property
     def finished(self) -> bool:
-        """Whether no frame is ready to be taken, and none will come."""
+        """Whether no frame is ready to be taken, and the feed will deliver no further frame."""
         with self._wake:
             return self._done and not self._box
 
@@ -155,6 +140,12 @@ class Feed:
             # Offline a frame arrives when it is taken: the time that it was held is not latency.
             return replace(frame, arrived=monotonic(), at=time())
 
+    def pause(self, paused: bool) -> None:
+        """Pause the feed, which closes its source, or resume it: a recording then begins at its start. Idempotent."""
+        with self._wake:
+            (self._pausing.set if paused else self._pausing.clear)()
+            self._wake.notify_all()
+
     def stop(self) -> None:
         """Stop delivering frames. Do not wait for the feed's thread. Idempotent."""
         with self._wake:
@@ -185,10 +176,13 @@ class Feed:
         """Read the source, and open it again after an end or a failure, until the feed ends."""
         attempt = -1
         while not self._over():
+            if self._pausing.is_set():
+                self._rest()
+                continue
             before, began = self._seen, monotonic()
             reason, finite, again_s = self._pass()
-            if self._over():
-                break
+            if self._over() or self._pausing.is_set():
+                continue
             empty = self._seen == before
             if again_s is not None and reason is None and self._seen == before + 1:
                 self._stop.wait(max(0.0, again_s - (monotonic() - began)))
@@ -210,6 +204,12 @@ class Feed:
         if not self._stop.is_set():
             self._state.end(None)
 
+    def _rest(self) -> None:
+        """Wait until the paused feed is resumed or stopped."""
+        self._state.name = "paused"
+        with self._wake:
+            self._wake.wait_for(lambda: self._stop.is_set() or not self._pausing.is_set())
+
     def _pass(self) -> tuple[str | None, bool, float | None]:
         """Read the source once, to its end or a failure.
 
@@ -228,7 +228,7 @@ class Feed:
                     self._began = monotonic()
                 self._seen += 1
                 self._offer(picture, reader)
-                if self._over():
+                if self._over() or self._pausing.is_set():
                     break
             return None, reader.finite, reader.again_s
         except Exception as error:
@@ -264,8 +264,8 @@ class Feed:
                     self._box.popleft()
             else:
                 self._wake.wait_for(lambda: len(self._box) < _OFFLINE_DEPTH or self._stop.is_set())
-            # Checked under the lock, so that counts do not change after stop() has returned.
-            if self._stop.is_set():
+            # Checked under the lock, so that counts do not change after stop() or pause() has returned.
+            if self._stop.is_set() or self._pausing.is_set():
                 return
             self._box.append(frame)
             self.counts.delivered += 1

@@ -12,7 +12,7 @@ __all__ = ["FeedCounts", "FeedState", "StateName"]
 
 _log = logging.getLogger(__name__)
 
-StateName = Literal["starting", "running", "reconnecting", "ended", "failed"]
+StateName = Literal["starting", "running", "reconnecting", "paused", "ended", "failed"]
 
 _REMIND_S = 600.0
 """Seconds after which a reason that stays the same is logged again."""
@@ -27,13 +27,13 @@ class FeedCounts:
         self.left_out = 0
         """Number of good pictures that the feed's rate limit left out."""
         self.unconverted = 0
-        """Number of pictures whose pixels could not be had."""
+        """Number of pictures that were decoded, but whose pixels could not be converted to BGR."""
         self.restarts = 0
         """Number of times that the source was opened again, after an end or a failure."""
         self.reader: Reader | None = None
-        """Reader that is open now."""
+        """Reader of the source that is open now; None while the source is closed."""
         self._closed = [0, 0, 0]
-        """Corrupt, withheld and behind pictures of readers that were closed."""
+        """Sums over closed readers of their numbers of pictures: ``corrupt``, ``withheld`` and ``behind``."""
 
     @property
     def corrupt(self) -> int:
@@ -54,7 +54,7 @@ class FeedCounts:
         return self._closed[2] + (0 if reader is None else reader.behind)
 
     def close_reader(self) -> None:
-        """Keep the counts of the reader, which is closed now."""
+        """Add the counts of the open reader to those of closed readers, before the reader is closed."""
         self._closed, self.reader = [self.corrupt - self.unconverted, self.withheld, self.behind], None
 
 
@@ -75,7 +75,7 @@ class FeedState:
         self._since = monotonic()
         """Time at which the feed was last running, in seconds of the monotonic clock."""
         self._said: dict[str, float] = {}
-        """Line of the log -> when it was last written, in seconds of the monotonic clock."""
+        """Key of a log line -> time at which such a line was last written, in seconds of the monotonic clock."""
         self._behind = 0
 
     def deliver(self, lag_s: float, behind: int) -> None:
@@ -96,12 +96,12 @@ class FeedState:
             self.note(f"{count} {text}", key="behind")
 
     def restart(self, reason: str, delay: float) -> None:
-        """Note that the source failed or ended, and is opened again after ``delay`` seconds."""
+        """Note that the source failed or ended, and that it is opened again after ``delay`` seconds."""
         self.error, self.name = reason, "reconnecting"
         self.note(f"{reason}; trying again in {delay:.1f} s", key=reason)
 
     def end(self, reason: str | None) -> None:
-        """Note that the feed ends: because of a failure, or None."""
+        """Note that the feed ends. ``reason`` is the failure that ended it; None if there was none."""
         self.name = "ended" if reason is None else "failed"
         if reason is not None:
             self.error = reason

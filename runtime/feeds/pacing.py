@@ -30,14 +30,14 @@ class Backoff:
 
 
 class Patience:
-    """Factor by which a camera's timeout grows, because some cameras give a picture every ten seconds or less."""
+    """Factor by which a camera's timeout grows, because some cameras give only one picture in ten seconds or more."""
 
     _MOST_OPENING = 2.0
-    """Largest factor while the camera has given no picture."""
+    """Largest factor of a camera's timeout while the camera has given no picture."""
     _MOST = 16.0
-    """Largest factor for a camera that gave pictures before it fell silent."""
+    """Largest factor of the timeout of a camera that gave pictures before it fell silent."""
     _MANY = 100
-    """Number of pictures in one opening after which silence means a failure, and the factor is 1 again."""
+    """Number of pictures in one opening after which silence means a failure, and the timeout is the usual one again."""
 
     def __init__(self) -> None:
         self.factor = 1.0
@@ -60,12 +60,12 @@ class Patience:
 
 
 class Decimator:
-    """Filter that keeps at most ``fps`` frames per second of media time, evenly and without drift; all if None."""
+    """Filter that keeps at most ``fps`` frames per second of media time, evenly and without drift; None keeps all."""
 
     _EARLY = 0.25
     """Fraction of a period by which a frame may be early: a camera of exactly this rate loses no frame to jitter."""
     _EARLY_ARRIVAL = 0.5
-    """The same fraction for frames that are stamped with their time of arrival, which the network makes uneven."""
+    """Fraction of a period by which a frame stamped with its arrival may be early: networks make arrivals uneven."""
 
     def __init__(self, fps: float | None) -> None:
         self._period = 0.0 if fps is None else 1 / fps
@@ -108,21 +108,21 @@ class Pacer:
 class Timeline:
     """Map from a source's time stamps to times that only grow.
 
-    A source's stamps start anew at each opening, and may jump: recorders join files with gaps, and cameras set their
-    clocks. A jump counts as one period, or in a stream as the time that went by on the clock.
+    A source's time stamps start anew at each opening, and may jump: recorders join files with gaps, and cameras set
+    their clocks. A jump counts as one period of the frame rate, or in a stream as the time that passed on the clock.
     """
 
     _LEAST = 1e-3
     """Minimum seconds between the times of two frames."""
     _BACK_S = 1.0
-    """Seconds by which a stamp may lie before the one before it; more is a jump."""
+    """Maximum seconds by which a time stamp may be lower than the previous one; a larger step back is a jump."""
     _AHEAD_S = 5.0
-    """Seconds by which a stamp may lie after the one before it, beyond three usual steps; more is a jump."""
+    """Maximum seconds from one time stamp to the next, or three usual steps if longer; a larger step is a jump."""
 
     def __init__(self) -> None:
         self._last: float | None = None
         self._step = 0.0
-        """Seconds between the newest two frames, jumps left out."""
+        """Seconds between the times of the newest two frames, jumps not counted."""
         self._period = 0.0
         self._start = 0.0
         self._offset: float | None = None

@@ -40,7 +40,9 @@ class Answerer:
         *,
         again: bool = False,
     ) -> None:
-        self._infer, self._sinks, self._trace = infer, sinks, trace
+        self.infer = infer
+        """Function that runs a query on a frame; only the runner's thread may exchange it."""
+        self._sinks, self._trace = sinks, trace
         self._max_failures, self._again = max_failures, again
 
     def answer(self, query: QueryState, frame: Frame) -> None:
@@ -51,7 +53,7 @@ class Answerer:
         """
         began = monotonic()
         try:
-            result = self._infer(query.name, frame)
+            result = self.infer(query.name, frame)
         except Exception as error:
             self._fail(query, frame, f"{type(error).__name__}: {error}")
             return
@@ -80,7 +82,7 @@ class Answerer:
         _log.warning("query %s: frame %d of feed %s: %s", query.name, frame.index, frame.feed, message)
         if not query.alive:
             count = query.counters.failures_in_a_row
-            later = f"; tried again in {query.pause:.0f} s" if self._again else ""
+            later = f"; tried again in {query.pause_left:.0f} s" if self._again else ""
             _log.error("query %s: given up after %d failures in a row: %s%s", query.name, count, message, later)
         for sink in self._sinks:
             sink.on_error(query.name, frame, message)

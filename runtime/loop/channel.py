@@ -35,12 +35,14 @@ class QueryState:
     """When the query is tried again after it was given up, in seconds of the monotonic clock; infinity for never."""
     pauses: int = 0
     """Number of times that the query was given up since its last answer."""
+    paused: bool = False
+    """Whether the user has paused the query."""
     counters: QueryCounters = field(default_factory=QueryCounters)
 
     @property
     def alive(self) -> bool:
-        """Whether the query takes frames; False while it is given up because of its failures."""
-        return monotonic() >= self.tried_again_at
+        """Whether the query takes frames; False while it is paused, or given up because of its failures."""
+        return not self.paused and monotonic() >= self.tried_again_at
 
     @property
     def gave_up(self) -> bool:
@@ -48,14 +50,25 @@ class QueryState:
         return self.pauses > 0
 
     @property
-    def pause(self) -> float:
+    def pause_left(self) -> float:
         """Seconds until the query is tried again; infinity for never."""
         return max(0.0, self.tried_again_at - monotonic())
 
     @property
     def waiting(self) -> list[Frame]:
-        """Frames that the query has not taken yet, oldest first; empty while the query is given up."""
+        """Frames that the query has not taken yet, oldest first; empty while the query is paused or given up."""
         return [frame for frame in self.channel.frames if frame.index > self.handled] if self.alive else []
+
+    def pause(self, paused: bool) -> None:
+        """Pause or resume the query. A paused query takes no frames, and its last result is not shown."""
+        self.paused = paused
+        self.channel.last.pop(self.name, None)
+
+    def go_on(self, before: QueryState) -> None:
+        """Take over the counts and the position of a query of the same name and feed, which a new lineup replaces."""
+        self.handled, self.paused, self.counters = before.handled, before.paused, before.counters
+        # The new model deserves a try at once, even if the old one was given up.
+        self.counters.failures_in_a_row = 0
 
     def fresh(self, most: int, oldest: float, *, live: bool) -> list[Frame]:
         """Return the frames that the query should take now, oldest first.
@@ -108,7 +121,7 @@ class QueryState:
 
     def stats(self) -> QueryStats:
         """Return the statistics of the query up to now."""
-        return self.counters.stats(self.channel.feed, gave_up=self.gave_up)
+        return self.counters.stats(self.channel.feed, gave_up=self.gave_up, paused=self.paused)
 
 
 @dataclass(slots=True, eq=False)
@@ -153,6 +166,12 @@ class Channel:
             self.frames.append(frame)
         return left
 
+    def go_on(self, before: Channel) -> None:
+        """Take over the frames and results of a channel of the same feed, which a new lineup replaces."""
+        self.frames.extend(before.frames)
+        self.results.update(before.results)
+        self.last.update(before.last)
+
     def close(self) -> list[Left]:
         """Remove all frames from the channel, and return the frames that a query had processed, with their results."""
         return [left for _ in range(len(self.frames)) for left in self._leave()]
@@ -171,4 +190,4 @@ class Channel:
         return [(frame, {query.name: self.last[query.name] for query in self.queries if self._has_result(query)})]
 
     def _has_result(self, query: QueryState) -> bool:
-        return not query.gave_up and query.name in self.last
+        return not query.gave_up and not query.paused and query.name in self.last

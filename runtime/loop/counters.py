@@ -43,12 +43,13 @@ class QueryCounters:
         self.failures_in_a_row += 1
         self.last_error = message
 
-    def stats(self, feed: Feed, *, gave_up: bool) -> QueryStats:
+    def stats(self, feed: Feed, *, gave_up: bool, paused: bool = False) -> QueryStats:
         """Return the statistics of the query for the run's summary.
 
         Args:
             feed: feed of the query. All frames that the feed delivered count: a frame without an answer was skipped.
             gave_up: whether the query was given up and has not answered since.
+            paused: whether the user has paused the query.
         """
         # Read before the frames: this may be called while the run goes on, and frames = processed + skipped must hold.
         processed = self.processed
@@ -59,6 +60,7 @@ class QueryCounters:
             errors=self.errors,
             last_error=self.last_error,
             gave_up=gave_up,
+            paused=paused,
             given_up=self.given_up,
             latency=Latency.of(list(self.latencies)),
         )

@@ -14,18 +14,21 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from ...bundles.manifest import ModelSpec
 from ...bundles.reader import Bundle
 from ...durable import write_whole
 from ...errors import InputError
 from ..backends import Backend
 from ..planning.profile import Profile, parse_profile
-from .measure_times import MeasureProgress, Times, measure_times
+from .measure_times import MeasureProgress, Times, measure_runs, measure_times
 
-__all__ = ["DEFAULT_FPS", "kept_at", "measure_profile", "profile_of"]
+__all__ = ["DEFAULT_FPS", "kept_at", "measure_profile", "profile_after", "profile_of"]
 
 DEFAULT_FPS = 30.0
 """Frames per second that are assumed for a feed whose rate the bundle does not state: a usual camera's rate."""
 
+_USUAL_MS_PER_BYTE = 1e-6
+"""Milliseconds of loading one byte that are assumed where nothing was measured: 1 GB/s, a usual disk's rate."""
 _VERSION = "1"
 """Version number of :mod:`.measure_times`. It must change when the same bundle would be measured differently."""
 
@@ -87,6 +90,44 @@ def profile_of(
     with contextlib.suppress(OSError):
         _write(path, _KeptTimes(times=times, digest=_digest(path, bundle, backend, times)))
     return profile
+
+
+def profile_after(bundle: Bundle, backend: Backend, earlier: Bundle, known: Profile | None) -> Profile:
+    """Return the profile of a bundle that takes the place of another one during a run, while the other one runs.
+
+    Loads are not measured, because that would evict weights that are in use: they take as long for each byte as
+    before. A model that ran before in the same programs takes as long as before. Other models are run a few times.
+
+    Args:
+        bundle: an open bundle.
+        backend: backend that was opened for the bundle, beside the one that runs.
+        earlier: bundle that runs.
+        known: profile of the bundle that runs; None if all of its weights are in memory.
+
+    Raises:
+        BackendError: a model cannot be run.
+        InputError: the bundle has no queries, or an SLA that is not possible.
+    """
+    loads = [] if known is None else [(spec.bytes, known.load_ms(name)) for name, spec in known.segments.items()]
+    size, time = (sum(each) for each in zip(*loads, strict=True)) if loads else (0, 0.0)
+    per_byte = time / size if size and time else _USUAL_MS_PER_BYTE
+    models = dict.fromkeys(query.model for query in bundle.manifest.queries.values())
+    run = {}
+    for name in models:
+        before = earlier.manifest.models.get(name)
+        if known is not None and name in known.models and before is not None and _same_programs(before, bundle, name):
+            run[name] = dict(known.models[name].run_ms)
+    run |= measure_runs(bundle, backend, [name for name in models if name not in run])
+    return _profile(
+        bundle, backend, Times(load={name: each * per_byte for name, each in backend.segments.items()}, run=run)
+    )
+
+
+def _same_programs(before: ModelSpec, bundle: Bundle, name: str) -> bool:
+    """Return whether a model has the same programs and input as the model of that name in an earlier bundle."""
+    now = bundle.manifest.models[name]
+    programs = ({stage: each.program for stage, each in model.stages.items()} for model in (before, now))
+    return len({tuple(sorted(each.items())) for each in programs}) == 1 and before.input == now.input
 
 
 def kept_at(backend: Backend) -> Path:

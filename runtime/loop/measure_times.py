@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cache, partial
 from itertools import count
 from statistics import median
@@ -18,7 +18,7 @@ from ...frames.frame import Frame, Image
 from ..backends import Backend
 from .inference import Inference
 
-__all__ = ["BATCHES", "ROUNDS", "MeasureProgress", "Times", "measure_times"]
+__all__ = ["BATCHES", "ROUNDS", "MeasureProgress", "Times", "measure_runs", "measure_times"]
 
 BATCHES = (1, 2, 4, 8)
 """Numbers of frames in the turns that are measured."""
@@ -76,14 +76,40 @@ def measure_times(bundle: Bundle, backend: Backend, progress: MeasureProgress = 
     for segment in backend.segments:
         progress(f"segment {segment}")
         loads[segment] = _load_ms(backend, segment)
+    models = {query.model for query in bundle.manifest.queries.values()}
+    return Times(load=loads, run=measure_runs(bundle, backend, models, ROUNDS, progress))
+
+
+def measure_runs(
+    bundle: Bundle,
+    backend: Backend,
+    models: Collection[str],
+    rounds: int = 1,
+    progress: MeasureProgress = lambda what: None,
+) -> dict[str, dict[int, float]]:
+    """Measure the run times of some models, as :func:`measure_times` does, and evict their weights afterwards.
+
+    Args:
+        bundle: an open bundle.
+        backend: backend that was opened for the bundle, with no model active.
+        models: names of models, each of which has a query.
+        rounds: maximum number of measured turns of each model, for each number of frames.
+        progress: function called with a description of what is measured next.
+
+    Returns:
+        Model -> number of frames in a turn -> median milliseconds of the turn.
+
+    Raises:
+        BackendError: a model cannot be run.
+    """
     turns: dict[str, _Turns] = {}
     infer, indices, pictures = Inference(bundle, backend), count(), cache(_pictures)
     for name, query in bundle.manifest.queries.items():
         # A model's other queries differ in what they report, not in what is run.
-        if query.model not in turns:
+        if query.model in models and query.model not in turns:
             size = bundle.manifest.models[query.model].input.size
             turns[query.model] = _Turns(partial(infer, name), query.feed, pictures(size), indices)
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for model, each in turns.items():
             progress(f"model {model}")
             try:
@@ -92,7 +118,9 @@ def measure_times(bundle: Bundle, backend: Backend, progress: MeasureProgress = 
                 raise
             except Exception as error:
                 raise BackendError(f"model {model}: cannot be measured: {first_line(error)}") from error
-    return Times(load=loads, run={model: each.run_ms for model, each in turns.items()})
+    if turns:
+        backend.evict()
+    return {model: each.run_ms for model, each in turns.items()}
 
 
 def _load_ms(backend: Backend, segment: str) -> float:

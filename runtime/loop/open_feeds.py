@@ -62,6 +62,7 @@ def open_feeds(
     used: Collection[str],
     options: FeedOptions,
     watch: Callable[[str], Watch] = lambda name: unwatched,
+    known: Mapping[str, Feed] = {},
 ) -> tuple[dict[str, Feed], dict[str, str]]:
     """Open the feeds that queries use.
 
@@ -72,6 +73,7 @@ def open_feeds(
         used: names of the feeds that queries use.
         options: options of the run.
         watch: function that returns, for the name of a feed, what is told of its decoding.
+        known: feeds that run already; they are returned as they are.
 
     Returns:
         Name -> feed, for the feeds that were opened; and name -> reason, for the feeds that could not be opened.
@@ -84,6 +86,9 @@ def open_feeds(
     threads = decoder_threads(len(used))
     for name, spec in feeds_from(specs, options.sources).items():
         if name not in used:
+            continue
+        if name in known:
+            feeds[name] = known[name]
             continue
         source: Source | None = None
         try:

@@ -31,7 +31,8 @@ def run_pipeline(
     swapping: Swapping | None = None,
     trace: Trace | None = None,
     max_failures: int = 10,
-    started: Callable[[Callable[[], RunStats]], None] = lambda stats: None,
+    started: Callable[[Runner], None] = lambda runner: None,
+    beat: Callable[[], None] = lambda: None,
 ) -> RunStats:
     """Run every query on its feed until the feeds end, a limit is reached or ``stop`` is set.
 
@@ -57,8 +58,9 @@ def run_pipeline(
         swapping: input of plans; when left out, all weights are in memory and each turn takes one frame.
         trace: trace that records every frame that is answered.
         max_failures: number of failures in a row after which a query is given up.
-        started: function called when the run begins, with a function that returns the statistics up to now and may be
-            called on any thread.
+        started: function called when the run begins, with the runner, whose statistics may be read, and whose lineup
+            may be changed, on any thread.
+        beat: function called at least every two seconds, as a sign of life, unless a model runs for longer.
 
     Raises:
         InputError: there are no queries, or a limit is not positive.
@@ -70,9 +72,9 @@ def run_pipeline(
             stack.callback(sink.close)
         _check(queries, feeds, frames, duration)
         answerer = Answerer(infer, sinks, trace, max_failures, again=live)
-        runner = Runner(queries, feeds, answerer, swapping, live=live, stop=stop or Event())
+        runner = Runner(queries, feeds, answerer, swapping, live=live, stop=stop or Event(), beat=beat)
         stack.callback(runner.halt)
-        started(runner.stats)
+        started(runner)
         return runner.run(frames, duration)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from threading import Condition, Event
 from time import monotonic
 
+from ...errors import InputError
 from ..feeds import Feed
 from ..planning.conductor import Conductor
 from ..planning.profile import Profile
@@ -16,6 +17,7 @@ from ..planning.residency import Transfer
 from ..planning.review import Review
 from .answerer import Answerer
 from .channel import Channel, QueryState
+from .lineup import Change, Lineup
 from .plan_input import Swapping, deepest_turns, in_turn
 from .planned_weights import PlannedWeights
 from .summary import FeedStats, PlanStats, RunStats
@@ -45,6 +47,7 @@ class Runner:
         swapping: input of plans; None if all weights are in memory and each turn takes one frame.
         live: whether queries take the newest frames; otherwise they take every frame.
         stop: event that ends the run early when it is set.
+        beat: function called at least every two seconds, as a sign of life, unless a model runs for longer.
     """
 
     def __init__(
@@ -56,25 +59,21 @@ class Runner:
         *,
         live: bool,
         stop: Event,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
-        self._answerer, self._live, self._stop = answerer, live, stop
+        self._answerer, self._live, self._stop, self._beat = answerer, live, stop, beat
         self._wake = Condition()
         self._weights_came = False
         """Whether a transfer of weights has ended since the last wait."""
-        self._planned = swapping is not None
-        swapping = swapping or in_turn(queries)
-        self._fps = {name: query.fps for name, query in swapping.profile.queries.items()}
-        self._review = Review(swapping.profile)
-        self._weights = PlannedWeights(swapping.memory, self._review, self._notify)
-        self._conductor = Conductor(swapping.profile, swapping.budget, self, swapping.policy)
-        depths = swapping.depths(queries) if live else deepest_turns(queries, self._conductor.plan.batches)
-        self._channels = {feed: Channel(feeds[feed], depth) for feed, depth in depths.items()}
-        self._queries = {name: QueryState(name, self._channels[feed]) for name, feed in queries.items()}
-        for state in self._queries.values():
-            state.channel.queries.append(state)
-        self._began = monotonic()
-        self._deadline = math.inf
-        self._halted = False
+        self._channels: dict[str, Channel] = {}
+        self._queries: dict[str, QueryState] = {}
+        self._next: Change | None = None
+        self._replans = 0
+        """Number of new plans that earlier lineups of the run made."""
+        self._blocked_ms = 0.0
+        """Milliseconds in which no model of an earlier lineup ran, because weights were loading."""
+        self._began, self._deadline, self._halted = monotonic(), math.inf, False
+        self._line_up(Lineup(queries, feeds, answerer.infer, swapping))
 
     def run(self, frames: int | None, duration: float | None) -> RunStats:
         """Run until the feeds end or a limit is reached, and return the statistics.
@@ -89,11 +88,51 @@ class Runner:
         for channel in self._channels.values():
             channel.feed.start(self._wake, live=self._live, limit=frames, depth=channel.depth)
         self._conductor.run()
+        while (change := self._next) is not None and not self._ended:
+            self._switch(change, frames)
+            self._conductor.run()
         self.halt()
         seconds = monotonic() - self._began
         for channel in self._channels.values():
             self._answerer.tell_left(channel.close())
         return replace(self.stats(), seconds=seconds)
+
+    def change(self, lineup: Lineup) -> None:
+        """Go on with other queries, feeds and models from the next frame on, and wait until that is done.
+
+        Queries that keep their name and feed go on with their counts. Called on any thread but the runner's own.
+
+        Raises:
+            InputError: the run ended before.
+        """
+        change = Change(lineup)
+        with self._wake:
+            if not self._halted:
+                self._next = change
+                self._wake.notify_all()
+        while not change.done.wait(_POLL_S):
+            if self._halted:
+                raise InputError("the run has ended")
+
+    def pause(self, kind: str, name: str, paused: bool) -> None:
+        """Pause or resume a query or a feed, from the next frame on. Called on any thread.
+
+        Args:
+            kind: ``queries`` or ``feeds``.
+            name: name of the query or feed.
+            paused: whether to pause; otherwise to resume.
+
+        Raises:
+            LookupError: there is no such query or feed.
+        """
+        found = self._queries if kind == "queries" else self._channels
+        if name not in found:
+            raise LookupError(f"{name!r} does not run; {kind} that do are {', '.join(found)}")
+        if kind == "queries":
+            self._queries[name].pause(paused)
+        else:
+            self._channels[name].feed.pause(paused)
+        _log.warning("%s: %s %s", name, "paused" if paused else "resumed", "by the user")
 
     def halt(self) -> None:
         """Stop all feeds, which deliver no frames afterwards, and wait for their threads. Idempotent."""
@@ -113,9 +152,10 @@ class Runner:
 
     @property
     def over(self) -> bool:
-        return self._stop.is_set() or monotonic() >= self._deadline or self._exhausted
+        return self._next is not None or self._ended
 
     def take_in(self) -> None:
+        self._beat()
         for channel in self._channels.values():
             self._answerer.tell_left(channel.advance(live=self._live))
 
@@ -147,7 +187,7 @@ class Runner:
         end = min(self._deadline, self._began + min(until, self.now + _SILENT_MS) / 1e3)
         with self._wake:
             while (
-                not (self._weights_came or self._stop.is_set() or self._frame_came or self._exhausted)
+                not (self._weights_came or self._stop.is_set() or self._frame_came or self._exhausted or self._next)
                 and (left := end - monotonic()) > 0
             ):
                 self._wake.wait(min(_POLL_S, left))
@@ -170,6 +210,54 @@ class Runner:
         with self._wake:
             self._weights_came = True
             self._wake.notify_all()
+
+    def _line_up(self, lineup: Lineup) -> None:
+        """Make a plan for a lineup, and give every query and feed its state; queries and feeds that ran keep theirs."""
+        queries, feeds, self._planned = lineup.queries, lineup.feeds, lineup.swapping is not None
+        swapping = lineup.swapping or in_turn(queries)
+        self._fps = {name: query.fps for name, query in swapping.profile.queries.items()}
+        self._review = Review(swapping.profile)
+        self._weights = PlannedWeights(swapping.memory, self._review, self._notify)
+        self._conductor = Conductor(swapping.profile, swapping.budget, self, swapping.policy, lineup.plan)
+        depths = swapping.depths(queries) if self._live else deepest_turns(queries, self._conductor.plan.batches)
+        channels = {name: Channel(feeds[name], depth) for name, depth in depths.items()}
+        for name, channel in channels.items():
+            if (before := self._channels.get(name)) is not None and before.feed is channel.feed:
+                channel.go_on(before)
+        states = {name: QueryState(name, channels[feed]) for name, feed in queries.items()}
+        for name, state in states.items():
+            if (known := self._queries.get(name)) is not None and known.channel.feed is state.channel.feed:
+                state.go_on(known)
+            state.channel.queries.append(state)
+        self._channels, self._queries = channels, states
+
+    def _switch(self, change: Change, frames: int | None) -> None:
+        """Replace the lineup, and stop feeds that are not in the new one."""
+        lineup, before = change.lineup, self._channels
+        self._replans += self._review.replans
+        self._blocked_ms += self._conductor.blocked_ms
+        self._answerer.infer = lineup.infer
+        lineup.begin()
+        self._line_up(lineup)
+        if self._planned:
+            # A plan begins with empty memory.
+            self._weights.clear()
+        known = [channel.feed for channel in before.values()]
+        for channel in self._channels.values():
+            if channel.feed not in known:
+                channel.feed.start(self._wake, live=self._live, limit=frames, depth=channel.depth)
+        going = [channel.feed for channel in self._channels.values()]
+        for channel in before.values():
+            if channel.feed not in going:
+                self._answerer.tell_left(channel.close())
+                channel.feed.stop()
+        self._next = None
+        change.done.set()
+
+    @property
+    def _ended(self) -> bool:
+        """Whether the run was stopped, its time is up, or its feeds have ended."""
+        return self._stop.is_set() or monotonic() >= self._deadline or self._exhausted
 
     @property
     def _exhausted(self) -> bool:
@@ -206,6 +294,6 @@ class Runner:
             seconds=monotonic() - self._began,
             queries={name: query.stats() for name, query in self._queries.items()},
             feeds={name: FeedStats.of(feed) for name, feed in feeds.items()},
-            blocked_ms=self._conductor.blocked_ms,
-            plan=PlanStats(plan.order, plan.batches, self._review.replans),
+            blocked_ms=self._blocked_ms + self._conductor.blocked_ms,
+            plan=PlanStats(plan.order, plan.batches, self._replans + self._review.replans),
         )

@@ -52,6 +52,8 @@ class QueryStats:
     """Whether the query failed too often in a row, was given up, and has not answered since."""
     given_up: int = 0
     """Number of times that the query was given up; it is tried again after a pause."""
+    paused: bool = False
+    """Whether the user has paused the query."""
     latency: Latency = field(default_factory=Latency)
 
     @property
@@ -245,6 +247,7 @@ def _query(stats: QueryStats, seconds: float) -> dict[str, Any]:
         "last_error": stats.last_error,
         "gave_up": stats.gave_up,
         "given_up": stats.given_up,
+        "paused": stats.paused,
     }
 
 

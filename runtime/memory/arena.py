@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,39 +12,10 @@ from time import monotonic, perf_counter, sleep
 from typing import ClassVar
 
 from ...errors import BackendError
-from ..trace import Watch, unwatched
+from .loading import WARM, Loading
 from .residence import Residence, ResidenceState
 
-__all__ = ["WARM", "Arena", "ArenaStats", "Loading"]
-
-
-@dataclass(frozen=True)
-class Loading:
-    """Settings of how segments are loaded and evicted."""
-
-    cold: bool = False
-    """Whether an evicted segment also leaves the page cache, as on a machine that is short of memory.
-
-    The next load of the segment then reads the disk.
-    """
-    bandwidth: float | None = None
-    """Maximum bytes per second of a load, to imitate a slower device; unlimited when None."""
-    watch: Watch = unwatched
-    """Function called after every load, on the thread that loaded the segment, with the segment's name and the begin
-    and end of the load in seconds of the monotonic clock."""
-
-    def __str__(self) -> str:
-        """Return the key under which load times that were measured with these settings are kept.
-
-        >>> str(Loading()), str(Loading(cold=True, bandwidth=2e8))
-        ('warm', 'cold-200000000')
-        """
-        kind = "cold" if self.cold else "warm"
-        return kind if self.bandwidth is None else f"{kind}-{self.bandwidth:.0f}"
-
-
-WARM = Loading()
-"""Settings of loads from the page cache, at full speed."""
+__all__ = ["Arena", "ArenaStats"]
 
 
 @dataclass
@@ -111,7 +83,8 @@ class Arena(ABC):
     @property
     def residents(self) -> tuple[str, ...]:
         """Segments that are resident now, including those that are still loading; the least recently used first."""
-        return tuple(name for name, segment in self._residences.items() if segment.occupies)
+        # A list is made at once: another thread than the arena's own may ask, while the order changes.
+        return tuple(name for name, segment in list(self._residences.items()) if segment.occupies)
 
     def acquire(self, segments: Iterable[str]) -> None:
         """Make segments resident and hold them (keep them from being evicted) until :meth:`release`.
@@ -185,6 +158,27 @@ class Arena(ABC):
         """Evict every segment that no running model holds from memory."""
         self._settle()
         self._transfer(self._idle(), [], waits=True)
+
+    def finish(self) -> None:
+        """Wait for all requested loads to end; loads that failed are only recorded."""
+        with contextlib.suppress(Exception):
+            self._last_job.result()
+        self._settle()
+
+    def adopt(self, segments: Iterable[str]) -> None:
+        """Note that segments are in memory already, without a load; those that do not fit the budget are evicted."""
+        self._settle()
+        for name in segments:
+            self._residences[name].load().set_result(None)
+            self._residences[name].settle()
+        over = self.resident - self.budget
+        gone: list[str] = []
+        for name in self._idle():
+            if over > 0:
+                gone.append(name)
+                over -= self.sizes[name]
+        self._transfer(gone, [], waits=True)
+        self.stats.peak = max(self.stats.peak, self.resident)
 
     def close(self) -> None:
         """Wait for all requested loads to end, and stop the loader thread."""

@@ -26,9 +26,10 @@ from ...bundles import blob
 from ...bundles.manifest import SegmentSpec, TensorSpec
 from ...errors import BackendError
 from ..device import Device
-from .arena import WARM, Arena, Loading
+from .arena import Arena
 from .guarded_file import GuardedFile
-from .host_arena import forget
+from .loading import WARM, Loading
+from .mapped_blob import forget
 from .slab import Move, Slab
 
 __all__ = ["DeviceArena"]

@@ -36,7 +36,7 @@ __all__ = ["GuardedFile", "map_at"]
 _log = logging.getLogger(__name__)
 
 _POLL_S = 0.25
-"""Seconds between two looks at a lease: for so long, another program may wait before it is noticed."""
+"""Seconds between two checks of a lease; another program may wait this long before it is noticed."""
 _CHUNK = 4 << 20
 """Bytes that are copied at once."""
 _MAP_FIXED = 0x10  # Python's mmap module has no name for it
@@ -86,6 +86,11 @@ class GuardedFile:
     def fileno(self) -> int:
         """Return the descriptor of the file, or of its copy."""
         return self._file.fileno()
+
+    @property
+    def lost(self) -> bool:
+        """Whether the content is lost, because another program has overwritten the file before it was copied."""
+        return bool(self._lost)
 
     @property
     def overwritten(self) -> bool:
@@ -154,7 +159,7 @@ class GuardedFile:
         return True
 
     def _watched(self) -> bool:
-        """Look whether another program wants to write; if so, leave the file. Return whether to look again later."""
+        """Check whether another program wants to write; if so, move to a copy. Return whether to check again."""
         try:
             if fcntl.fcntl(self._file, fcntl.F_GETLEASE) == fcntl.F_RDLCK:
                 return True

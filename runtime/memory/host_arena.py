@@ -1,39 +1,42 @@
-"""Host arena: segments of a blob that is mapped into this process.
+"""Host arena: segments of a blob that is mapped into this process (:mod:`.mapped_blob`).
 
-A CPU reads weights where they are mapped, so nothing is copied. Making a segment resident populates its pages
-(``MADV_POPULATE_READ``); evicting the segment drops its pages (``MADV_DONTNEED``). Addresses never change, so weights
-that are bound to a program stay bound as long as the arena exists. If the blob cannot be guarded from other programs
-that write to it (:mod:`.guarded_file`), segments are read into memory of this process at the same addresses instead.
+Addresses never change, so weights that are bound to a program stay bound as long as the arena exists, and also in the
+arena that takes its place when a run goes on with another bundle: tensors that both bundles have stay where they are.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import errno
-import mmap
-import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from ...bundles.blob import HUGE_PAGE, footprint
+from ...bundles.blob import PAGE, footprint
 from ...bundles.manifest import SegmentSpec, TensorSpec
-from ...bundles.reader import view
 from ...errors import BackendError
-from .arena import WARM, Arena, Loading
-from .guarded_file import GuardedFile, map_at
+from .arena import Arena
+from .loading import WARM, Loading
+from .mapped_blob import MappedBlob, Span
 
-__all__ = ["HostArena", "forget"]
+__all__ = ["HostArena"]
 
-_MAP_NORESERVE = 0x4000  # Python's mmap module has no name for it before 3.13
-_MADV_POPULATE_READ = 22  # Linux 5.14; Python's mmap module has no name for it
-# mmap.madvise holds the interpreter's lock while pages are read from a disk, so that no other thread would run.
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Segment, or part of one, whose pages lie in one blob. The arena loads and evicts it as a whole."""
+
+    blob: MappedBlob
+    spans: tuple[Span, ...]
+    """Pages of the part; a page that has tensors of two parts belongs to both."""
+    kept: str | None = None
+    """Part of the previous arena, in which the tensors lie; None if they lie in the arena's own blob."""
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of memory that the part takes."""
+        return sum(footprint(length) for _, length in self.spans)
 
 
 class HostArena(Arena):
@@ -45,6 +48,7 @@ class HostArena(Arena):
         segments: segment -> offset, length and tensors of the segment in the blob.
         budget: maximum bytes that may be resident at once; enough for all segments when left out.
         loading: settings of how segments are loaded and evicted.
+        before: arena that this one takes the place of in :meth:`take_over`. Tensors that both have stay where they are.
 
     Raises:
         BackendError: the kernel refuses to map the blob.
@@ -57,96 +61,127 @@ class HostArena(Arena):
         segments: Mapping[str, SegmentSpec],
         budget: int | None = None,
         loading: Loading = WARM,
+        before: HostArena | None = None,
     ) -> None:
-        super().__init__({name: footprint(spec.length) for name, spec in segments.items()}, budget, loading)
-        self._tensors, self._segments = tensors, segments
-        self.file = GuardedFile(path)
-        """File of the blob."""
-        # Writable only for the arena itself, which fills it with segments that are not mapped.
-        self._writable = _reserved(path.stat().st_size)
-        self._bytes = self._writable.view()
-        self._bytes.flags.writeable = False
-        if self.file.guarded:
-            _map_segments(self.file, self._bytes, segments.values())
-        # Pages read from disk through such a mapping are 2 MiB large: populating 104 MB from the page cache takes
-        # 0.02 ms instead of 0.49 ms (Linux 6.18, ext4). Kernels that cannot do it keep small pages. Segments smaller
-        # than a large page would share one with others.
-        for spec in segments.values():
-            if spec.length >= HUGE_PAGE:
-                self._advise(spec, mmap.MADV_HUGEPAGE)
+        self.blob = MappedBlob(path, segments.values()).hold()
+        """The arena's own blob."""
+        self._parts: dict[str, _Part] = {}
+        self.parts_of: dict[str, tuple[str, ...]] = {}
+        """Segment -> the parts that it consists of: itself, unless some of its tensors lie in an earlier blob."""
+        self._places: dict[str, tuple[MappedBlob, TensorSpec]] = {}
+        """Tensor id -> blob that holds the tensor, and place of the tensor in that blob."""
+        self._part_of: dict[str, str] = {}
+        """Tensor id -> part that holds the tensor."""
+        for name, spec in segments.items():
+            self._split(name, spec, tensors, before)
+        if before is not None:
+            own = [span for part in self._parts.values() if part.kept is None for span in part.spans]
+            self.blob.discard(_without([(spec.offset, spec.length) for spec in segments.values()], own))
+        held = {part.blob for part in self._parts.values()} - {self.blob}
+        self._earlier = [blob.hold() for blob in held]
+        self._waits = before is not None
+        """Whether the previous arena is still in use, so that its pages must not be dropped."""
+        whole = sum(footprint(spec.length) for spec in segments.values())
+        sizes = {name: part.bytes for name, part in self._parts.items()}
+        # Pages that count twice are no reason to have less room for weights.
+        super().__init__(sizes, None if budget is None else budget + sum(sizes.values()) - whole, loading)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the weights that lie in the blobs of earlier arenas."""
+        return sum(part.bytes for part in self._parts.values() if part.kept is not None)
 
     def tensor(self, name: str) -> NDArray[Any]:
         """Return a view of a tensor at its address in the arena.
 
         The view stays valid when the tensor's segment is evicted, but reading the view is then slow.
         """
-        return view(self._bytes, self._tensors[name])
+        blob, spec = self._places[name]
+        return blob.tensor(spec)
+
+    def take_over(self, before: HostArena) -> None:
+        """Take the place of the arena that this one was made from. Both must be unused: no model may hold a segment.
+
+        Parts that both have stay in memory as they are. The others of the previous arena are unmapped, and parts that
+        do not fit into the budget are dropped. If tensors of one segment are in several parts now, loading one of the
+        parts may map pages of the others, which the account does not see.
+        """
+        before.finish()
+        residents = set(before.residents)
+        self._waits = False
+        self.adopt([name for name, part in self._parts.items() if part.kept in residents])
+        kept: dict[MappedBlob, list[Span]] = {}
+        for part in self._parts.values():
+            kept.setdefault(part.blob, []).extend(part.spans)
+        for part in before._parts.values():
+            left = _without(part.spans, kept.get(part.blob, []))
+            part.blob.drop(left, cold=self._loading.cold)
+            part.blob.discard(left)
 
     def acquire(self, segments: Iterable[str]) -> None:
-        self.file.check()
+        self.blob.file.check()
+        for blob in self._earlier:
+            blob.file.check()
         super().acquire(segments)
 
     def close(self) -> None:
         super().close()
-        self.file.close()
+        for blob in (self.blob, *self._earlier):
+            blob.close()
 
     def _load(self, segment: str) -> None:
-        spec = self._segments[segment]
-        end = spec.offset + spec.length
-        if not self.file.guarded:
-            self.file.read(self._writable[spec.offset : end], spec.offset)
-        elif not self._advise(spec, _MADV_POPULATE_READ):
-            if (number := ctypes.get_errno()) != errno.EINVAL:
-                # Touching the pages would end the process.
-                raise BackendError(f"{self.file.path}: segment {segment} cannot be read: {os.strerror(number)}")
-            # Kernels before 5.14 do not know the advice. Reading one byte per page populates pages too, more slowly.
-            # First the pages are read in a way that reports errors of the disk.
-            self.file.read(np.empty(spec.length, np.uint8), spec.offset)
-            int(self._bytes[spec.offset : end : mmap.PAGESIZE].sum())
+        part = self._parts[segment]
+        try:
+            part.blob.populate(part.spans)
+        except BackendError as error:
+            raise BackendError(f"segment {segment}: {error}") from error
 
     def _drop(self, segment: str) -> None:
-        spec = self._segments[segment]
-        self._advise(spec, mmap.MADV_DONTNEED)
-        if self._loading.cold:
-            forget(self.file.path, spec.offset, footprint(spec.length))
+        part = self._parts[segment]
+        if not (self._waits and part.kept is not None):
+            part.blob.drop(part.spans, cold=self._loading.cold)
 
-    def _advise(self, spec: SegmentSpec, advice: int) -> bool:
-        """Give the kernel advice on a segment's pages (``madvise``), and return whether the kernel accepted it."""
-        address = self._bytes.ctypes.data + spec.offset
-        return spec.length == 0 or _libc.madvise(address, spec.length, advice) == 0
-
-
-def _reserved(size: int) -> NDArray[np.uint8]:
-    """Return an array of addresses for a file of ``size`` bytes. It takes memory only where it is written to.
-
-    The array begins at a multiple of 2 MiB, as large segments do in the file; otherwise the segments could not have
-    large pages.
-    """
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-    place = np.frombuffer(mmap.mmap(-1, size + HUGE_PAGE, flags=flags), np.uint8)
-    return place[-place.ctypes.data % HUGE_PAGE :][:size]
-
-
-def _map_segments(file: GuardedFile, place: NDArray[np.uint8], segments: Iterable[SegmentSpec]) -> None:
-    """Map each segment of a file by itself, read-only, so that it lies in the array at its offset in the file.
-
-    The gaps between segments are not mapped to the file. When a page is read, Linux also maps the pages around it:
-    64 KiB, and from Linux 6.18 on the whole piece that was read, but never beyond the end of a mapping. With one
-    mapping per segment, no page of another segment comes into memory.
-
-    Raises:
-        BackendError: the kernel refuses to map a segment.
-    """
-    for spec in segments:
-        if spec.length:
-            address, length = place.ctypes.data + spec.offset, footprint(spec.length)
-            try:
-                map_at(address, length, file.fileno(), spec.offset, mmap.PROT_READ, mmap.MAP_SHARED)
-            except OSError as error:
-                raise BackendError(f"{file.path}: cannot be mapped: {error.strerror}") from error
+    def _split(self, name: str, spec: SegmentSpec, tensors: Mapping[str, TensorSpec], before: HostArena | None) -> None:
+        """Split a segment into parts: what lies in the own blob, and what lies in each part of the previous arena."""
+        groups: dict[str | None, list[str]] = {}
+        for tensor in spec.tensors:
+            place = None if before is None else before._places.get(tensor)
+            stays = place is not None and place[0].stays
+            groups.setdefault(before._part_of[tensor] if before is not None and stays else None, []).append(tensor)
+        names: list[str] = []
+        for kept, members in groups.items():
+            if before is None or kept is None:
+                whole = len(members) == len(spec.tensors)
+                places = {tensor: (self.blob, tensors[tensor]) for tensor in members}
+                spans = ((spec.offset, spec.length),) if whole else _pages(tensors[tensor] for tensor in members)
+                label, part = name, _Part(self.blob, spans)
+            else:
+                places = {tensor: before._places[tensor] for tensor in members}
+                spans = _pages(place for _, place in places.values())
+                label, part = f"{name}-kept-{len(names)}", _Part(before._parts[kept].blob, spans, kept)
+            self._parts[label] = part
+            self._places |= places
+            self._part_of |= dict.fromkeys(members, label)
+            names.append(label)
+        self.parts_of[name] = tuple(names)
 
 
-def forget(path: Path, offset: int, length: int) -> None:
-    """Drop ``length`` bytes of a file from the page cache, except for pages that a process has mapped."""
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        os.posix_fadvise(file.fileno(), offset, length, os.POSIX_FADV_DONTNEED)
+def _pages(tensors: Iterable[TensorSpec]) -> tuple[Span, ...]:
+    """Return the spans of whole pages that hold some tensors, joined so that none touch."""
+    found: list[list[int]] = []
+    for begin, end in sorted((each.offset // PAGE * PAGE, each.offset + each.length) for each in tensors):
+        if found and begin <= footprint(found[-1][1]):
+            found[-1][1] = max(found[-1][1], end)
+        else:
+            found.append([begin, end])
+    return tuple((begin, end - begin) for begin, end in found)
+
+
+def _without(spans: Iterable[Span], others: Iterable[Span]) -> list[Span]:
+    """Return the pages of some spans that are in none of the other spans."""
+    left = [(begin, begin + footprint(length)) for begin, length in spans]
+    for other, length in others:
+        first, last = other, other + footprint(length)
+        pieces = [((begin, min(end, first)), (max(begin, last), end)) for begin, end in left]
+        left = [piece for pair in pieces for piece in pair if piece[0] < piece[1]]
+    return [(begin, end - begin) for begin, end in left]

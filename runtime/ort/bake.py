@@ -26,12 +26,12 @@ from ...bundles.reader import Bundle
 from ...bundles.verified import verify_once
 from ...errors import BundleError
 from ..device_cache import find_or_make, places
-from ..memory.host_arena import forget
+from ..memory.mapped_blob import forget
 from .baked import BLOB, Baked, PrivateCopy, check_hashes, hashes, load_cache
 from .optimise import DISABLED_OPTIMIZERS
 from .write_cache import write_cache
 
-__all__ = ["bake", "private_copies_of", "verify_cache"]
+__all__ = ["bake", "is_baked", "private_copies_of", "verify_cache"]
 
 _LAYOUT = "6"
 """Version number of what baking writes. It must change when the same bundle would be baked differently."""
@@ -56,6 +56,15 @@ def bake(bundle: Bundle, progress: Callable[[str], None] = lambda model: None) -
         lambda folder: _verified(folder, bundle),
         lambda folder: write_cache(bundle, folder, progress),
     )
+
+
+def is_baked(bundle: Bundle) -> bool:
+    """Return whether the bundle has a device cache for this CPU, whose files are there and of the right size."""
+    for folder in _folders(bundle):
+        with suppress(BundleError):
+            load_cache(folder, bundle)
+            return True
+    return False
 
 
 def private_copies_of(bundle: Bundle) -> dict[str, PrivateCopy]:

@@ -181,11 +181,11 @@ def _needed(baked: Baked, bundle: Bundle) -> list[Path]:
     paths = {baked.blob}
     int8 = {name: model.stages.keys() for name, model in bundle.manifest.models.items() if model.precision == "int8"}
     if {name: copy.copies.keys() for name, copy in baked.packings.items()} != int8:
-        raise BundleError(f"{baked.folder / CACHE_RECORD}: INT8 models are not in it as the bundle has them")
+        raise BundleError(f"{baked.folder / CACHE_RECORD}: its INT8 models are not those of the bundle")
     for name, model in bundle.manifest.models.items():
         stages = baked.models.get(name, {})
         if stages.keys() != model.stages.keys() or name not in baked.segments_of:
-            raise BundleError(f"{baked.folder / CACHE_RECORD}: model {name!r} is not in it as the bundle has it")
+            raise BundleError(f"{baked.folder / CACHE_RECORD}: model {name!r} has other stages than in the bundle")
         for stage, made in stages.items():
             paths.add(baked.program(made.program))
             if name in int8:

@@ -24,7 +24,7 @@ class _Option:
     limit: int
     """Maximum bytes that the segments of one bound model may take."""
     packed: frozenset[str]
-    """Models that get a private copy, because they would need more bytes than the limit if bound."""
+    """Models that get a private copy, because their segments have more than ``limit`` bytes."""
     bytes: int
     """Bytes of memory that the choice needs: the limit, the private copies, and the bytes that always stay loaded."""
 

@@ -32,7 +32,7 @@ _TIMEOUT_S = 10.0
 _PICTURE_WAIT_S = 5.0
 """Seconds after which an unchanged picture is sent again in a live stream, to notice that a client has left."""
 _OPEN = frozenset({"/healthz", "/readyz"})
-"""Paths that need no token: whoever watches the container asks there, and learns one word."""
+"""URL paths that need no token: a container's health checks ask there, and the answer is one word."""
 _BOUNDARY = "gemelframe"
 _POLICY = "default-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 """Content-Security-Policy of all HTTP answers: the live page loads nothing from other servers."""

@@ -9,7 +9,7 @@ import cv2
 
 from ...frames.frame import Frame, Image
 from ..decode.results import Result
-from ..sinks.draw import annotate, palette
+from ..sinks.draw import Palette, annotate
 from ..sinks.sink import Sink
 
 __all__ = ["LatestFrames"]
@@ -30,8 +30,8 @@ class LatestFrames(Sink):
     queued = False
 
     def __init__(self, queries: Mapping[str, str]) -> None:
-        self._queries = dict(queries)
-        self._colors = palette(tuple(queries))
+        self._queries = queries
+        self._colors = Palette(queries)
         self._frames: dict[str, tuple[Frame, Mapping[str, Result]]] = {}
         self._drawn: dict[str, tuple[int, bytes]] = {}
         self._news = Condition()

@@ -7,6 +7,8 @@ import logging
 import sys
 from datetime import datetime, timezone
 
+from ...errors import InputError
+
 __all__ = ["LEVELS", "set_up_logging"]
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -14,20 +16,36 @@ LEVELS = ("debug", "info", "warning", "error")
 
 
 def set_up_logging(level: str = "info", *, as_json: bool = False) -> None:
-    """Write gemel's log lines to standard error from now on. Calling it again replaces the settings.
+    """Write gemel's log lines to standard error from now on. A second call replaces the settings.
 
     Args:
         level: one of :data:`LEVELS`.
         as_json: whether a line is a JSON object with ``at`` (Unix seconds), ``level``, ``logger`` and ``message``.
+
+    Raises:
+        InputError: there is no such level.
     """
-    handler = logging.StreamHandler(sys.stderr)
+    if level not in LEVELS:
+        raise InputError(f"--log-level: {level!r} is not allowed: one of {', '.join(LEVELS)} is expected")
+    handler = _ToStderr()
     handler.setFormatter(_JsonLines() if as_json else _TextLines())
     logger = logging.getLogger("gemel")
     for old in list(logger.handlers):
-        logger.removeHandler(old)
+        if isinstance(old, _ToStderr):
+            logger.removeHandler(old)
     logger.addHandler(handler)
     logger.setLevel(level.upper())
-    logger.propagate = False
+
+
+class _ToStderr(logging.Handler):
+    """Handler that writes to whatever ``sys.stderr`` is at that moment, because a live table may replace it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(self.format(record) + "\n")
+            sys.stderr.flush()
+        except Exception:
+            self.handleError(record)
 
 
 class _TextLines(logging.Formatter):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Mapping
 from threading import Event, Thread
 
@@ -51,6 +52,10 @@ class ServiceManager:
         self._send("READY=1")
         if self._thread is not None and not self._thread.is_alive():
             self._thread.start()
+
+    def reloading(self) -> None:
+        """Tell the service manager that the bundle is being exchanged; :meth:`ready` tells that this has ended."""
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def stopping(self) -> None:
         """Tell the service manager that the process is about to end."""

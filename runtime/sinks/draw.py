@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from .legend import Legend
 from .overlays import draw_points, paint_classes, paint_mask, spread_color
 from .pen import Color, Pen, Rect, ink_on, overlapping
 
-__all__ = ["annotate", "palette"]
+__all__ = ["Palette", "annotate"]
 
 _COLORS: tuple[Color, ...] = (
     (255, 176, 0),
@@ -28,9 +28,24 @@ _COLORS: tuple[Color, ...] = (
 """Colours of the first queries, chosen to be told apart on streets, in rooms, and by most colour-blind people."""
 
 
-def palette(names: Sequence[str]) -> dict[str, Color]:
-    """Return a colour for each query name, to draw its results in. The colour depends only on the name's position."""
-    return {name: _COLORS[i] if i < len(_COLORS) else spread_color(i) for i, name in enumerate(names)}
+class Palette(dict[str, Color]):
+    """Query name -> colour to draw its results in. The colour depends only on the name's position.
+
+    A name that is not in the mapping gets the next colour when it is looked up, because a run may get new queries.
+
+    Args:
+        names: query names.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__({name: _color(index) for index, name in enumerate(names)})
+
+    def __missing__(self, name: str) -> Color:
+        return self.setdefault(name, _color(len(self)))
+
+
+def _color(index: int) -> Color:
+    return _COLORS[index] if index < len(_COLORS) else spread_color(index)
 
 
 def annotate(

@@ -30,7 +30,7 @@ _MP4 = {
 
 
 class Encoder:
-    """Encoder of an MP4 file, whose frames have their own time stamps. The first frame sets the size, made even.
+    """Encoder of an MP4 file. Frames have time stamps; the video is as large as the first frame, made even.
 
     Raises:
         OSError, av.FFmpegError: the file cannot be written.

@@ -24,7 +24,7 @@ EVENT_KINDS: tuple[EventKind, ...] = get_args(EventKind)
 _NO_PIXELS: Image = np.zeros((0, 0, 3), np.uint8)
 _NO_PIXELS.flags.writeable = False
 _LEAST_BYTES = 500
-"""Bytes of memory that an event takes at least."""
+"""Bytes of memory that an event takes in addition to its pixels and results: an estimate."""
 _FLOAT_BYTES = 32
 """Bytes of memory of one float in a tuple."""
 
@@ -57,7 +57,7 @@ class SinkEvent:
         return self._footprint
 
     def line(self, save: SaveArray | None = None) -> bytes:
-        """Return the result as a line of results.jsonl, with its end of line.
+        """Return the event's result as a line of results.jsonl, with a line break at the end.
 
         Args:
             save: function that saves large raw outputs to files; see :func:`result_to_json`.
@@ -82,7 +82,7 @@ class SinkEvent:
             "latency_ms": round(self.latency_ms, 3),
         }
         if isinstance(result, Embedding) and math.isfinite(sum(result.values)):
-            # A quarter of the time that a list of numbers takes.
+            # Takes a quarter of the time that writing a list of numbers takes.
             return b'%s, "result": [%s]}\n' % (_to_line(row)[:-2], _numbers(result.values).encode())
         return _to_line(row | {"result": result_to_json(result, save)})
 

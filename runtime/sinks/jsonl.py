@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 _MOST_NAME = 100
 """Maximum number of characters that a file name takes from a query's or an output's name; file systems allow 255."""
 _LINGER_S = 0.5
-"""Seconds that a line may wait for others to be written with. A kill loses no more than the lines of this time."""
+"""Maximum seconds that a line waits, so that several lines are written at once. A kill loses the lines of this time."""
 _BATCH = 256
 """Maximum number of lines that are written at once."""
 
@@ -34,8 +34,8 @@ class JsonlWriter(Writer):
     """Writer that appends results to a file of JSON lines; only whole lines are ever in the file.
 
     Raw outputs with many values go to files of their own, ``<run>-<query>-<frame>-<number>-<output>.npy`` in the folder
-    ``<name of the results file>-raw`` beside the file of results. The line has their path, relative to the folder of
-    the file of results. They are deleted with the part of the file that names them.
+    ``<name of the results file>-raw`` beside the file of results. A line has the paths of its raw outputs, relative to
+    the folder of the file of results. They are deleted together with the old part of the file that has the line.
 
     Args:
         path: file of results.
@@ -53,7 +53,7 @@ class JsonlWriter(Writer):
         try:
             self._file.open()
         except OSError as error:
-            # The disk may come later: the first write tries again.
+            # The disk may be mounted later, so the first write tries again.
             _log.debug("%s: not yet: %s", path, error)
 
     def write(self, batch: deque[SinkEvent]) -> None:
@@ -84,7 +84,7 @@ class StdoutWriter(Writer):
     def __init__(self) -> None:
         self._fd = os.dup(1)
         self._rest = b""
-        """End of the first line of a batch, if an error left the line half written."""
+        """Rest of a line that an error left half written, to be written first; empty if there is none."""
 
     def write(self, batch: deque[SinkEvent]) -> None:
         lines = deque(event_lines(batch))

@@ -58,27 +58,32 @@ class LiveTable(Sink):
     def __init__(
         self, queries: Mapping[str, str], *, feeds: Mapping[str, Feed] | None = None, console: Console | None = None
     ) -> None:
+        self._queries = queries
         self._rows = {query: _Row(feed) for query, feed in queries.items()}
         self._feeds = feeds or {}
         self._live: Live | None = None
         console = console or Console()
         if console.is_terminal:
-            # Transient, so that the table goes at the end: the summary that follows says the same.
+            # Transient: the table disappears at the end, because the summary that follows says the same.
             self._live = Live(
                 console=console, get_renderable=self.table, refresh_per_second=4, transient=True, redirect_stderr=True
             )
             self._live.start()
 
     def on_result(self, query: str, frame: Frame, result: Result, latency_ms: float) -> None:
-        row = self._rows[query]
+        row = self._row(query, frame)
         row.processed += 1
         row.latencies.append(latency_ms)
         row.moments.append(monotonic())
         row.delivered, row.said, row.failed = frame.index + 1, words(result), False
 
     def on_error(self, query: str, frame: Frame, message: str) -> None:
-        row = self._rows[query]
+        row = self._row(query, frame)
         row.delivered, row.said, row.failed = frame.index + 1, message, True
+
+    def _row(self, query: str, frame: Frame) -> _Row:
+        """Return the row of a query; a reload of the bundle may bring new queries."""
+        return self._rows.setdefault(query, _Row(frame.feed))
 
     def close(self) -> None:
         if self._live is not None:
@@ -92,7 +97,9 @@ class LiveTable(Sink):
         for name in ("fps", "processed", "skipped", "p50 ms"):
             table.add_column(name, justify="right")
         table.add_column("last result", ratio=1, no_wrap=True, overflow="ellipsis")
-        for query, row in self._rows.items():
+        for query, row in list(self._rows.items()):
+            if query not in self._queries:
+                continue
             latencies, moments = list(row.latencies), list(row.moments)
             span = moments[-1] - moments[0] if len(moments) > 1 else 0.0
             table.add_row(
@@ -105,7 +112,9 @@ class LiveTable(Sink):
                 Text(row.said, style="red" if row.failed else ""),
             )
         troubled = [
-            f"feed {name}: {feed.restarts} restarts, {feed.error}" for name, feed in self._feeds.items() if feed.error
+            f"feed {name}: {feed.counts.restarts} restarts, {feed.error}"
+            for name, feed in self._feeds.items()
+            if feed.error
         ]
         if troubled:
             table.caption = Text("\n".join(troubled), style="yellow")

@@ -25,15 +25,15 @@ _ONLINE, _OFFLINE = "online", "offline"
 _KEEP_ALIVE_S = 30
 """Seconds without traffic after which the client sends a sign of life."""
 _CONNECT_S = 5.0
-"""Seconds after which a try to connect has failed."""
+"""Seconds after which an attempt to connect counts as failed."""
 _ANSWER_S = 10.0
 """Seconds that the writer waits for the broker to acknowledge messages."""
 _GOODBYE_S = 1.0
-"""Seconds that the last message may take at the end of the run."""
+"""Maximum seconds to wait at the end of the run until the broker has acknowledged the status ``offline``."""
 
 
 class MqttWriter(Writer):
-    """Writer of one message for each result, which is what a line of results.jsonl is.
+    """Writer that publishes each result as one message, with the content of a line of results.jsonl.
 
     A message counts as written when the broker has acknowledged it (QoS 1 and 2), or when it was sent (QoS 0). Of raw
     outputs with many values, only the shape is sent.
@@ -54,14 +54,15 @@ class MqttWriter(Writer):
         self._address = address = parse_address(spec.url, MQTT_PORTS)
         self._spec = spec
         self._refused: str | None = None
-        """Reason that the broker gave for refusing the connection; None if it did not."""
+        """Reason that the broker gave for refusing the connection; None if it did not refuse."""
         self._sent: dict[int, int] = {}
-        """Identity of an event -> number of its message, for messages that the client has taken."""
+        """Event, as Python's ``id()`` of it -> number of its message, for messages that the MQTT client has taken."""
         self._acknowledged: set[int] = set()
-        """Numbers of messages that the broker has acknowledged."""
+        """Numbers of messages that the broker has acknowledged (with QoS 0: that were sent)."""
         self._status: int | None = None
-        """Number of the newest message about the status; None once it is acknowledged."""
-        # The name is the run's: two clients of one name would throw each other out.
+        """Number of the newest message with the status ``online`` or ``offline``; None once it is acknowledged."""
+        # Every run has a client name of its own, because a broker disconnects a client when another of its name
+        # connects.
         self._client = client = paho.Client(CallbackAPIVersion.VERSION2, f"gemel-{info.run[-8:]}")
         client.max_inflight_messages_set(self.batch)
         client.max_queued_messages_set(4 * self.batch)
@@ -92,7 +93,7 @@ class MqttWriter(Writer):
                 self._sent = {event: mid for event, mid in self._sent.items() if mid in self._acknowledged}
             raise
         finally:
-            # In the order of the queue: an event behind one that is not acknowledged stays, too.
+            # Events leave the queue in order: an event behind one that is not acknowledged stays, too.
             while batch and self._sent.get(id(batch[0])) in self._acknowledged:
                 self._acknowledged.discard(self._sent.pop(id(batch.popleft())))
         if refused is not None:
@@ -131,7 +132,7 @@ class MqttWriter(Writer):
             self._status = client.publish(self._spec.status, _ONLINE, qos=1, retain=True).mid
 
     def _wait(self, done: Callable[[], bool], seconds: float) -> None:
-        """Read and write until a condition holds.
+        """Exchange data with the broker until ``done()`` is true.
 
         Raises:
             OSError: the connection is lost, or the condition does not hold in time.
@@ -144,7 +145,7 @@ class MqttWriter(Writer):
             self._spin(left)
 
     def _spin(self, seconds: float) -> None:
-        """Read and write what can be read and written, waiting for up to some seconds until anything can.
+        """Wait up to ``seconds`` until data can be exchanged with the broker, and exchange it.
 
         Raises:
             OSError: the connection is lost.
@@ -169,7 +170,7 @@ class MqttWriter(Writer):
             raise ConnectionError("the connection is lost")
 
     def _publish(self, event: SinkEvent, line: bytes) -> str | None:
-        """Hand the message of an event to the client; return the reason if the client does not take it."""
+        """Give the message of an event to the MQTT client; return None, or the reason if the client refuses it."""
         topic = self._spec.topic.format(feed=event.frame.feed, query=event.query)
         message = self._client.publish(topic, line.rstrip(b"\n"), self._spec.qos, self._spec.retain)
         # With QoS 1 and 2 the client keeps the message while there is no connection, and sends it then.

@@ -166,7 +166,7 @@ def _writer(spec: OutputSpec, queries: Mapping[str, str], info: RunInfo) -> Writ
 
 
 def _free_name(wanted: str, taken: Mapping[str, object]) -> str:
-    """Return a name, with a number if it is taken."""
+    """Return a name for an output, with a number at its end if another output has the name already."""
     return next(
         name for name in (wanted, *(f"{wanted}-{number}" for number in range(2, len(taken) + 3))) if name not in taken
     )

@@ -21,11 +21,11 @@ __all__ = ["PartedFile"]
 _log = logging.getLogger(__name__)
 
 _TAIL_BYTES = 16 << 20
-"""Bytes at the end of a file in which the beginning of an unfinished line is looked for."""
+"""Number of bytes at the end of a file in which to look for the beginning of an unfinished line."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
-"""Errors of file systems that have no locks."""
+"""Error numbers (errno) of file systems that have no locks."""
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS, errno.EACCES)
-"""Errors of file systems that have no hard links."""
+"""Error numbers (errno) of file systems that have no hard links."""
 _STAMP = r"-\d{8}T\d{6}\.\d{3}Z"
 
 
@@ -33,7 +33,7 @@ class PartedFile:
     """File of whole lines. Old parts lie beside it: ``results-20261127T222214.500Z.jsonl`` beside ``results.jsonl``.
 
     The file is locked as long as it is open, so that two runs never write to it at once. If a run was killed in the
-    middle of a line, the next one removes the unfinished line. Pipes and devices are written to without all that.
+    middle of a line, the next one removes the unfinished line. Pipes and devices are not locked, mended or renamed.
 
     Args:
         path: file to append to; created with its folder if missing.
@@ -60,7 +60,8 @@ class PartedFile:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         while True:
-            # Opened for reading, too, a pipe would never be without a reader. Without O_NONBLOCK, opening one waits.
+            # A pipe is opened for writing alone: opened for reading, too, it would always have a reader. Without
+            # O_NONBLOCK, opening would wait for a reader.
             special = self._path.exists() and not self._path.is_file()
             how = os.O_WRONLY | os.O_NONBLOCK if special else os.O_RDWR | os.O_CREAT
             fd = os.open(self._path, how | os.O_APPEND, 0o644)
@@ -74,7 +75,7 @@ class PartedFile:
             os.close(fd)
 
     def write(self, data: bytes) -> None:
-        """Append whole lines, in a new part if it is time for one.
+        """Append whole lines; begin a new part before if the present part would be too large or is too old.
 
         Raises:
             InputError: another run writes to the file.
@@ -89,7 +90,7 @@ class PartedFile:
             self._append(data)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                # The disk may be another one when it comes back.
+                # A disk that was away may come back as another one.
                 self.close()
             raise OSError(error.errno, error.strerror or str(error), str(self._path)) from error
 
@@ -100,7 +101,7 @@ class PartedFile:
             os.close(fd)
 
     def _adopt(self, fd: int) -> bool:
-        """Lock an open file and make it the present part; return False if it is not at its path any more."""
+        """Lock an open file and make it the present part; return False if the file is no longer at its path."""
         found = os.fstat(fd)
         if stat.S_ISREG(found.st_mode):
             self._lock(fd)
@@ -131,7 +132,7 @@ class PartedFile:
             _log.warning("%s: the file system has no locks; let no other run write to this file", self._path)
 
     def _in_place(self) -> bool:
-        """Return whether the open file is still the one at its path."""
+        """Return whether the file at the path is still the open file."""
         try:
             found = self._path.stat()
         except FileNotFoundError:
@@ -187,7 +188,7 @@ class PartedFile:
             raise
 
     def _append(self, data: bytes) -> None:
-        """Write all data to the present part; after an error the file is as it was before."""
+        """Write all data to the present part; after an error, cut the file to its former length."""
         assert self._fd is not None
         view = memoryview(data)
         try:
@@ -200,7 +201,7 @@ class PartedFile:
         self._size += len(data)
 
     def _prune(self) -> None:
-        """Delete the oldest parts if there are more than are kept."""
+        """Delete the oldest old parts if there are more than the settings keep."""
         if self._rotate.keep is None:
             return
         names = sorted(name for name in os.listdir(self._path.parent) if self._parts.fullmatch(name))  # noqa: PTH208

@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 _FIRST_PAUSE_S = 0.5
 """Seconds before an output that fails is tried again. The pause doubles each time, up to the writer's limit."""
 _GRACE_S = 5.0
-"""Seconds that an output has to write what waits when the run ends."""
+"""Maximum seconds that an output may take to write its waiting events after the run has ended."""
 _PATIENCE_S = 5.0
 """Seconds that an offline run waits for room in the queue of an output that makes no progress."""
 _CALM_S = 60.0
@@ -50,7 +50,7 @@ class SinkCounts:
 
     @property
     def offered(self) -> int:
-        """Number of events that the output was to write."""
+        """Number of all events that were given to the output."""
         return self.written + self.dropped + self.failed + self.waiting
 
     def to_json(self) -> dict[str, Any]:
@@ -61,8 +61,8 @@ class SinkCounts:
 class QueuedWriter:
     """Writer behind a queue with a limit, and the thread that empties the queue.
 
-    If the queue is full, the oldest event in it is dropped and counted. What a failing output could not write is tried
-    again after a pause. A line is logged whenever the output begins to fail, to drop, or to work again.
+    If the queue is full, the oldest event in it is dropped and counted. Events that a failing output could not write
+    are written again after a pause. A line is logged whenever the output begins to fail, to drop, or to work again.
 
     Args:
         name: name of the output, for messages and counts.
@@ -123,7 +123,7 @@ class QueuedWriter:
                 self._news.notify()
 
     def finish(self) -> None:
-        """Accept no more events, and begin to write what waits without further pauses."""
+        """Accept no more events, and write those that wait, without further pauses."""
         with self._lock:
             self._finishing = True
             self._moved = monotonic()
@@ -131,7 +131,7 @@ class QueuedWriter:
             self._room.notify_all()
 
     def join(self) -> None:
-        """Wait until everything is written, but not for an output that makes no progress; then drop what is left."""
+        """Wait until all events are written, or the output makes no progress; then drop the events that are left."""
         self.finish()
         began = monotonic()
         while self._thread.is_alive():
@@ -152,13 +152,13 @@ class QueuedWriter:
         self._fail(TimeoutError(f"not finished {_GRACE_S:g} s after the end of the run; {lost} are lost"))
 
     def _fits(self, size: int) -> bool:
-        """Return whether an event of ``size`` bytes can wait, too. One event can, however large it is."""
+        """Return whether the queue has room for an event of ``size`` bytes. An empty queue has room for any event."""
         if not self._items:
             return True
         return len(self._items) < self.writer.depth and self._bytes + size <= self.writer.most_bytes
 
     def _ripe(self) -> bool:
-        """Return whether what waits is written at once, and does not wait for more to be written with."""
+        """Return whether there are enough waiting events, so that they are written now without waiting for more."""
         count, writer = len(self._items), self.writer
         return count >= min(writer.batch, writer.depth // 2) or 2 * self._bytes > writer.most_bytes or self._finishing
 
@@ -196,7 +196,7 @@ class QueuedWriter:
             self._over = True
 
     def _take(self) -> deque[SinkEvent]:
-        """Wait for events and return the oldest ones; return none if the queue is finished, or the writer idle."""
+        """Wait for events and return the oldest ones; return none at the end, and if no event comes for a while."""
         writer = self.writer
         with self._lock:
             self._idle = True
@@ -217,7 +217,7 @@ class QueuedWriter:
             return batch
 
     def _keep_ready(self) -> None:
-        """Give the writer time of its own while there is nothing to write."""
+        """Call the writer's ``idle``, if it has one, while there is nothing to write."""
         if self.writer.idle_every is None:
             return
         try:
@@ -281,7 +281,7 @@ class QueuedWriter:
                 self._say("works again after %.0f s; %d dropped, %d failed so far", seconds, *figures)
 
     def _say(self, message: str, *values: object) -> None:
-        """Log a line about the output, unless it logged many a short time ago."""
+        """Log a line about the output, unless too many lines about it were logged lately."""
         now = monotonic()
         self._lines = min(_MOST_LINES, self._lines + (now - self._said) / _LINE_EVERY_S)
         self._said = now

@@ -20,7 +20,7 @@ def utc_stamp(at: float) -> str:
 
 
 def _new_run() -> str:
-    # The random part tells runs apart on a box whose clock is not set at the start.
+    # The random part tells runs apart on a machine whose clock is not set when it starts.
     return f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
 
 

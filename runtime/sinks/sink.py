@@ -22,7 +22,7 @@ class Sink:
     pixels: bool = True
     """Whether the sink reads ``frame.image``. If not, frames come without pixels, and many more events can wait."""
     queued: bool = True
-    """Whether the sink gets a queue. A sink that only notes something in memory may do without: its methods are then
+    """Whether the sink gets a queue. A sink that only notes something in memory needs no queue. Its methods are then
     called on the thread that runs models, and must return at once."""
 
     def on_result(self, query: str, frame: Frame, result: Result, latency_ms: float) -> None:

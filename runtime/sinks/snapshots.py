@@ -12,7 +12,7 @@ import cv2
 
 from ...bundles.output_specs import SnapshotsSpec
 from ..decode.results import Class, Detection, Result, Segmentation, Text
-from .draw import annotate, palette
+from .draw import Palette, annotate
 from .events import SinkEvent, wall_time
 from .stamped_folder import StampedFolder
 from .writer import Writer
@@ -40,7 +40,7 @@ class SnapshotWriter(Writer):
     def __init__(self, spec: SnapshotsSpec, queries: Mapping[str, str]) -> None:
         self._spec = spec
         self._labels = None if spec.labels is None else frozenset(spec.labels)
-        self._colors = palette(tuple(queries))
+        self._colors = Palette(queries)
         self._folder = StampedFolder(Path(spec.folder), ".jpg", spec.keep)
         self._last: dict[tuple[str, str], float] = {}
         """(query, label) -> time of the last event, in seconds of media."""

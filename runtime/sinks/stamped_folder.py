@@ -38,7 +38,8 @@ class StampedFolder:
         """Create an empty file with a time stamp, and return its path.
 
         Args:
-            name: what the file is of; characters that file systems may refuse are replaced.
+            name: beginning of the file name, such as a feed's name; characters that file systems may refuse are
+            replaced.
             at: time of the file in Unix seconds. If there is a file of this millisecond, a later one is taken.
 
         Raises:
@@ -58,7 +59,8 @@ class StampedFolder:
         """Create the file ``<name><suffix>`` and lock it. A file of that name is renamed first.
 
         Args:
-            name: what the file is of; characters that file systems may refuse are replaced.
+            name: beginning of the file name, such as a feed's name; characters that file systems may refuse are
+                replaced.
 
         Returns:
             The path, and a file descriptor that holds the lock.
@@ -127,7 +129,7 @@ class StampedFolder:
 
 
 def _safe(name: str) -> str:
-    """Return a name for a file; a manifest may come from anywhere, and its names must not lead out of the folder."""
+    """Return a name that is safe in a file name: names in a bundle from elsewhere must not lead out of the folder."""
     return re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip(".")[:_MOST_NAME] or "_"
 
 

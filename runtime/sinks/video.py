@@ -13,7 +13,7 @@ from threading import get_native_id
 from ...bundles.output_specs import VideoSpec
 from ...frames.frame import Frame
 from ..decode.results import Result
-from .draw import annotate, palette
+from .draw import Palette, annotate
 from .encoder import Encoder
 from .events import SinkEvent, wall_time
 from .stamped_folder import StampedFolder
@@ -22,7 +22,7 @@ from .writer import Writer
 __all__ = ["VideoWriter"]
 
 _NICENESS = 10
-"""Amount by which the encoder's thread gives way to the models' threads."""
+"""Nice value of the encoder's thread, so that the models' threads get the processor first."""
 
 
 @dataclass
@@ -55,8 +55,8 @@ class VideoWriter(Writer):
     most_bytes = 256 << 20
 
     def __init__(self, spec: VideoSpec, queries: Mapping[str, str]) -> None:
-        self._spec, self._queries = spec, dict(queries)
-        self._colors = palette(tuple(queries))
+        self._spec, self._queries = spec, queries
+        self._colors = Palette(queries)
         self._folder = StampedFolder(Path(spec.folder), ".mp4", spec.keep)
         self._parts: dict[str, _Part] = {}
         self._polite = False
@@ -110,7 +110,7 @@ class VideoWriter(Writer):
             os.close(part.lock)
 
     def _abandon(self, feed: str) -> None:
-        """Close the file of a feed's video after a failure. The next one begins with renaming it."""
+        """Close the file of a feed's video after a failure. The feed's next frame renames it and begins a new file."""
         if feed in self._parts:
             with contextlib.suppress(Exception):
                 self._finish(feed)

@@ -33,9 +33,9 @@ _MOST_ANSWER = 1 << 16
 class WebhookWriter(Writer):
     """Writer of HTTP POST requests with a JSON object: ``schema``, ``run``, and ``results``, a list of lines.
 
-    Each item of ``results`` is what a line of results.jsonl is; of raw outputs with many values, only the shape is
-    sent. A request that is not answered in time or is answered with a status from 500 is repeated, so a server may get
-    a result twice. Other answers than success are final. Redirections are not followed.
+    Each item of ``results`` has the content of a line of results.jsonl; of raw outputs with many values, only the shape
+    is sent. A request that is not answered in time or is answered with a status from 500 is repeated, so a server may
+    get a result twice. Other answers than success are final. Redirections are not followed.
 
     Args:
         spec: address of the server, size of a batch, timeouts and headers.
@@ -85,7 +85,7 @@ class WebhookWriter(Writer):
         """Send a request, and return the status of the answer.
 
         Raises:
-            OSError: there is no answer.
+            OSError: the server cannot be reached, or does not answer in time.
         """
         used_before = self._connection is not None and self._connection.sock is not None
         try:
@@ -125,7 +125,7 @@ class WebhookWriter(Writer):
 
     @contextmanager
     def _deadline(self, connection: http.client.HTTPConnection) -> Iterator[None]:
-        """Limit the time of a whole request: a socket's own timeout starts again with every byte that arrives."""
+        """Limit the time of a request as a whole: a socket's own timeout starts again with every byte that arrives."""
         late = False
 
         def shut() -> None:

@@ -11,7 +11,8 @@ __all__ = ["percent", "words"]
 _MOST = 3
 """Maximum number of classes or outputs that a line names."""
 _LIKELY = 0.5
-"""Minimum score of an image's second and further classes to be named; of exclusive classes, only one can have more."""
+"""Minimum score of an image's second and further classes to be named. Of classes that exclude each other, only one can
+have a higher score."""
 
 
 def words(result: Result) -> str:

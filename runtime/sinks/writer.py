@@ -11,14 +11,14 @@ __all__ = ["RefusedError", "SinkWriter", "Writer"]
 
 
 class RefusedError(Exception):
-    """Error about events that an output will never take, so that trying again is no use."""
+    """Error about events that an output will never accept, so that they are not tried again."""
 
 
 class Writer:
     """Destination of events, called on the thread of its queue.
 
-    A writer that raises an OSError gets the same events again after a pause. After :class:`RefusedError` all events
-    that the writer was given are lost. After any other exception the first of them is lost.
+    A writer that raises an OSError gets the same events again after a pause. After a :class:`RefusedError`, all events
+    that the writer was given are lost. After any other exception, only the first of these events is lost.
     """
 
     kinds: frozenset[EventKind] = frozenset({"result"})
@@ -32,10 +32,10 @@ class Writer:
     batch = 1
     """Maximum number of events that are written at once."""
     linger = 0.0
-    """Seconds that an event may wait for others to be written with."""
+    """Maximum seconds that an event waits, so that several events are written at once."""
 
     longest_pause = 10.0
-    """Maximum seconds between two tries while the output fails."""
+    """Maximum seconds between two attempts to write while the output fails."""
 
     idle_every: float | None = None
     """Seconds without an event after which :meth:`idle` is called, again and again; never if None."""

@@ -157,7 +157,7 @@ def test_a_model_that_comes_later_and_stays_float32_keeps_what_it_shares(pair: P
 
 def test_a_calibration_that_does_not_keep_todays_targets_is_refused(pair: Path, known: Calibration) -> None:
     worse = known.queries["a"].model_copy(update={"accuracy": 0.97})
-    with pytest.raises(CalibrationError, match=r"query a: the calibration keeps 97\.00%, 99\.00% are wanted"):
+    with pytest.raises(CalibrationError, match=r"query a: the calibration keeps accuracy 97\.00%; 99\.00% is required"):
         with_given(pair, known.model_copy(update={"queries": {**known.queries, "a": worse}}))
     with pytest.raises(CalibrationError, match="the calibration has no query a"):
         with_given(pair, known.model_copy(update={"queries": {"b": known.queries["b"]}}))

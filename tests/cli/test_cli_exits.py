@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic, sleep
@@ -66,10 +68,33 @@ def wait_for_frames(tmp_path: Path, results: Path) -> None:
         sleep(0.02)
 
 
+@pytest.fixture
+def in_a_terminal() -> Iterator[Callable[[], None]]:
+    """Return a function that gives the process that is about to start a terminal, and the usual handler of SIGHUP."""
+    keyboard, terminal = os.openpty()
+
+    def prepare() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        os.setsid()
+        fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+
+    yield prepare
+    os.close(keyboard)
+    os.close(terminal)
+
+
+def _as_a_service() -> None:
+    """Take its terminal, if there is one, from the process that is about to start."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    os.setsid()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_ends_a_run_in_order(number: signal.Signals, start: Start, tmp_path: Path) -> None:
+def test_a_signal_ends_a_run_in_order(
+    number: signal.Signals, start: Start, tmp_path: Path, in_a_terminal: Callable[[], None]
+) -> None:
     results = tmp_path / "results.jsonl"
-    process = start("--results", results)
+    process = start("--results", results, preexec_fn=in_a_terminal)
     wait_for_frames(tmp_path, results)
     assert summary(tmp_path)["status"]["state"] == "running"
     process.send_signal(number)
@@ -80,6 +105,22 @@ def test_a_signal_ends_a_run_in_order(number: signal.Signals, start: Start, tmp_
     lines = [json.loads(line) for line in results.read_text().splitlines()]
     assert len(lines) == sum(query["processed"] for query in found["queries"].values())
     assert out.splitlines()[-1].startswith("Next: ")
+
+
+def test_hangup_reloads_a_run_without_a_terminal(start: Start, prepared: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    process = start("--results", results, preexec_fn=_as_a_service)
+    wait_for_frames(tmp_path, results)
+    process.send_signal(signal.SIGHUP)
+    assert process.stderr is not None
+    line = process.stderr.readline()
+    assert f"warning reload: {prepared} runs now, after " in line
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    found = summary(tmp_path)
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    assert len(lines) == sum(query["processed"] for query in found["queries"].values())
 
 
 def test_nohup(start: Start, tmp_path: Path) -> None:
@@ -147,7 +188,8 @@ def test_the_output_is_on_a_full_disk(start: Start, tmp_path: Path) -> None:
         process = start("--offline", "--frames", "3", stdout=full)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert err == "standard output: No space left on device; nothing is printed from now on\n"
+    assert err.endswith(" warning standard output: No space left on device; nothing is printed from now on\n")
+    assert err.count("\n") == 1
     assert summary(tmp_path)["status"]["state"] == "ended"
 
 

@@ -65,7 +65,7 @@ def test_install_completion(tmp_path: Path) -> None:
     [
         ("gemel in", ["init", "inspect"]),
         ("gemel comp", ["compile"]),
-        ("gemel run --me", ["--memory"]),
+        ("gemel run --mem", ["--memory"]),
         ("gemel --ver", ["--version"]),
     ],
 )

@@ -37,7 +37,9 @@ def compiled(workload: Workload, folder: Path) -> Report:
     """Compile a workload and check the bundle's outputs against the files."""
     report = compile_workload(workload, folder / "bundle")
     results = list(compare_with_source(open_bundle(report.path), workload, rtol=1e-4, atol=1e-6))
-    assert all(result.passed for result in results), results
+    # The runs of older versions of ONNX Runtime, optimised and plain, differ from each other by more than a bundle may.
+    own = "ONNX Runtime's own optimised and plain runs"
+    assert all(result.passed or (result.passed is None and own in str(result.reason)) for result in results), results
     return report
 
 

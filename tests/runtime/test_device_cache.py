@@ -276,6 +276,7 @@ def test_a_graph_that_takes_gigabytes_is_refused(bundle: Path) -> None:
     document["files"]["a.onnx"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     (bundle / "manifest.json").write_text(json.dumps(document))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(BackendError, match=r"model a: a\.onnx does not run once baked: "):
+    # Older versions of ONNX Runtime compute constants when they open a file, and refuse it then.
+    with pytest.raises(BackendError, match=r"a\.onnx(: ONNX Runtime .* refuses it| does not run once baked): "):
         OrtCpu(open_bundle(bundle))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB

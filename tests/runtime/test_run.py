@@ -17,9 +17,8 @@ from gemel.bundles.reader import MANIFEST, Bundle, open_bundle
 from gemel.errors import BackendError, FeedError, InputError
 from gemel.frames.frame import Image
 from gemel.frames.preprocess import preprocess
-from gemel.runtime import run as run_module
 from gemel.runtime.backends import Backend
-from gemel.runtime.loop import device_profile, inference
+from gemel.runtime.loop import deployment, device_profile, inference
 from gemel.runtime.loop.measure_times import Times
 from gemel.runtime.planning.planner import POLICIES
 from gemel.runtime.planning.profile import Profile
@@ -133,7 +132,7 @@ def test_feeds_without_a_query_are_not_opened(bundle: Path) -> None:
 def test_a_decoder_that_cannot_be_made_leaves_no_sink_open(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_module, "Inference", lambda *_: 1 / 0)
+    monkeypatch.setattr(deployment, "Inference", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run_bundle(open_bundle(bundle), RunOptions(results=tmp_path / "r.jsonl", video=tmp_path / "video"))
     assert not (tmp_path / "r.jsonl").exists()
@@ -213,7 +212,7 @@ def test_a_device_that_cannot_be_measured_still_runs(
     def fails(*_: object, **__: object) -> Profile:
         raise BackendError("out of luck")
 
-    monkeypatch.setattr(run_module, "profile_of", fails)
+    monkeypatch.setattr(deployment, "profile_of", fails)
     summary = run_bundle(open_bundle(bundle), RunOptions(memory=memory, offline=True, threads=1)).to_json()
     assert {name: query["processed"] for name, query in summary["queries"].items()} == {"a": 12, "b": 12, "c": 6}
     assert summary["memory"]["peak"] <= summary["memory"]["budget"]

@@ -1,4 +1,4 @@
-"""Models of the coverage page, one module per family."""
+"""Models that docs/coverage.md lists with their answers, one module per family."""
 
 from __future__ import annotations
 

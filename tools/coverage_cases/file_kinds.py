@@ -68,7 +68,7 @@ def _resnet(folder: Path) -> Path:
 
 
 def _live() -> nn.Module:
-    """Return the one ResNet-18 of which all files are made."""
+    """Return the ResNet-18 with random weights from which all files are exported, always the same."""
     return lively(partial(torchvision.models.resnet18, weights=None), {"fc": (0, 3)})
 
 
@@ -115,7 +115,7 @@ def _classifier(file: str) -> Query:
 
 
 def _exported(file: str, **options: Any) -> Prepare:
-    """Export one ResNet-18, the same in every case."""
+    """Export the ResNet-18 of all cases as a float32 ONNX file."""
 
     def prepare(folder: Path) -> Query:
         _export(_live(), folder / file, **options)

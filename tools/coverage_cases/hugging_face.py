@@ -1,4 +1,4 @@
-"""Hugging Face's classifiers, embeddings and segmentation models with random weights, from folders that it saved.
+"""Hugging Face's classifiers, embeddings and segmentation models with random weights, from saved folders.
 
 Users have such folders from ``save_pretrained``, from their training, or from the hub: config.json, model.safetensors
 and preprocessor_config.json. No query needs a key beside the folder: size, normalisation and labels are in the files.
@@ -31,14 +31,15 @@ _RESNET18 = {
     "depths": [2, 2, 2, 2],
 }
 _FRAME = {"height": 272, "width": 640}
-"""Size of the street's frames."""
+"""Height and width in pixels of the street video's frames."""
 _IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
 
 def _classes(model: FolderModel) -> Callable[[Path], Answer]:
-    """Return a function that opens a classifier in its own library.
+    """Return a function that opens a classifier in Hugging Face's transformers.
 
-    The library gets the bundle's input: its processors resize with antialiasing, and many cut off the edges of a frame.
+    Frames are preprocessed as the bundle does: the library's processors resize with antialiasing, and many cut off the
+    edges of a frame.
     """
 
     def answers(folder: Path) -> Answer:
@@ -58,7 +59,7 @@ def _classes(model: FolderModel) -> Callable[[Path], Answer]:
 
 
 def _vector(model: FolderModel, output: str) -> Callable[[Path], Answer]:
-    """Return a function that opens an embedding in its own library, which gets the bundle's input."""
+    """Return a function that opens an embedding in Hugging Face's transformers, on inputs as the bundle gets them."""
 
     def answers(folder: Path) -> Answer:
         module, spec = model.open(folder / "model"), input_in(folder / "model")
@@ -74,10 +75,10 @@ def _vector(model: FolderModel, output: str) -> Callable[[Path], Answer]:
 
 
 def _pixels(model: FolderModel) -> Callable[[Path], Answer]:
-    """Return a function that opens a model of pixels in its own library.
+    """Return a function that opens a segmentation model in Hugging Face's transformers.
 
     The library's own processor and ``post_process_semantic_segmentation`` make the answer. The processors are set to
-    the size of the street's frames, so that nothing is shrunk, which their antialiasing would do otherwise.
+    the size of the street video's frames, because they shrink frames with antialiasing and gemel does not.
     """
 
     def answers(folder: Path) -> Answer:
@@ -107,7 +108,7 @@ def _embedding(name: str, model: FolderModel, output: str) -> Case:
 
 
 def _segmenter(name: str, model: FolderModel, side: int = 0) -> Case:
-    """Return the case of a model of pixels; ``side`` is that of its input if it takes squares only, otherwise 0."""
+    """Return the case of a segmentation model. ``side``: side of the square input; 0 if any size is allowed."""
     return model.case(name, "segmentation", 21, _pixels(model), 5, frames=squares(side) if side else STREET)
 
 

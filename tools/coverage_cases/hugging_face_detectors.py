@@ -1,8 +1,8 @@
 """Hugging Face's detectors with random weights: DETR and its descendants, from folders and as exported ONNX files.
 
 The library answers by itself: its own processor resizes and normalises the frame, and its own
-``post_process_object_detection`` makes the answer. Processors are set to sizes that need no shrinking, which their
-antialiasing would do otherwise than a query.
+``post_process_object_detection`` makes the answer. Processors are set to sizes that need no shrinking, because they
+shrink frames with antialiasing and gemel does not.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _RESNET18 = {
     "depths": [2, 2, 2, 2],
 }
 _SURE, _BOXES = (-4.0, 1.5), (0.0, 1.5)
-"""Mean and spread of the scores before a sigmoid, and of boxes before theirs."""
+"""Mean and standard deviation of the class scores, and of the box values, both before the sigmoid."""
 
 
 def _resnet(*stages: str) -> Any:
@@ -91,7 +91,7 @@ def _fine(classes: int) -> Any:
 
 
 def _detections(model: FolderModel) -> Callable[[Path], Answer]:
-    """Return a function that opens a detector in its own library; its boxes are clipped to the frame."""
+    """Return a function that opens a detector in Hugging Face's transformers, and clips its boxes to the frame."""
 
     def answers(folder: Path) -> Answer:
         module = model.open(folder / "model")

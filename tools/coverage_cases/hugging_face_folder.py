@@ -31,16 +31,16 @@ class FolderModel:
     name: str
     """Name of the class in ``transformers``."""
     config: Callable[[int], Any]
-    """Returns the configuration for a number of classes."""
+    """Function that returns the model's configuration for a number of classes."""
     processor: Callable[[], Any]
-    """Returns the image processor."""
+    """Function that returns the model's image processor."""
     heads: _Heads = field(default_factory=dict)
-    """Layers with scores, as :func:`.case.lively` takes them."""
+    """Layers that give scores -> mean and standard deviation of their outputs, for :func:`.case.lively`."""
     factory: str = ""
     """Class whose ``from_pretrained`` the workload names; the model's own class if empty."""
 
     def build(self, classes: int) -> nn.Module:
-        """Return the model with random weights, and with the class names of a fine-tune."""
+        """Return the model with random weights for a number of classes; 0 for the configuration's own number."""
         config = self.config(classes)
         if classes:
             config.id2label = {number: f"kind {number}" for number in range(classes)}
@@ -48,13 +48,13 @@ class FolderModel:
         return built.eval()
 
     def save(self, folder: Path, classes: int) -> None:
-        """Save the model into a folder, with its processor."""
+        """Save the model, with random weights, and its processor into a folder."""
         self.processor().save_pretrained(folder)
         model: Any = lively(lambda: self.build(classes), self.heads, spec=input_in(folder), run=lambda net, x: net(x))
         model.save_pretrained(folder)
 
     def save_fine_tuned(self, folder: Path, frozen: Path, classes: int) -> None:
-        """Save a model for other classes into a folder; where shapes are equal, its weights are those of ``frozen``."""
+        """Save a fine-tune of the model in folder ``frozen``: weights with equal shapes stay, all others are random."""
         self.processor().save_pretrained(folder)
         torch.manual_seed(1)
         model: Any = self.build(classes)
@@ -64,11 +64,11 @@ class FolderModel:
         model.save_pretrained(folder)
 
     def open(self, folder: Path) -> Any:
-        """Return the model in a folder, as its own library opens it."""
+        """Open the model in a folder with Hugging Face's transformers."""
         return getattr(transformers, self.factory or self.name).from_pretrained(folder).eval()
 
     def query(self, task: str, folder: str, **keys: Any) -> Query:
-        """Return the query of a workload; the folder is relative to the workload."""
+        """Return a workload's query of the model; the model's ``folder`` is relative to the workload."""
         model = {
             "factory": f"transformers:{self.factory or self.name}.from_pretrained",
             "args": {"pretrained_model_name_or_path": folder},
@@ -125,14 +125,14 @@ class FolderModel:
     ) -> Case:
         """Return the case of an ONNX file with the model's configuration beside it, as Optimum exports one.
 
-        Its sibling is the folder that it was exported from.
+        The sibling is the PyTorch model in the folder that the file was exported from.
 
         Args:
             name: name of the case.
             task: task of the query.
             classes: number of classes.
             answers: opens the model in its own library.
-            outputs: outputs that Optimum gives the file.
+            outputs: names of the outputs that Optimum would give the file.
             float_only: reason why int8 is not tried.
             keys: further keys of the query.
         """
@@ -171,7 +171,7 @@ class _Outputs(nn.Module):
 
 
 def input_in(folder: Path) -> InputSpec:
-    """Return the input that the processor in a folder says; it names the size."""
+    """Return the input settings that the processor in a folder asks for, size included."""
     return InputSpec(**read_processor_file(folder))
 
 
@@ -181,7 +181,7 @@ def image_processor(kind: str, **changes: Any) -> Callable[[], Any]:
 
 
 def squares(side: int) -> Callable[[Path], str]:
-    """Return a function that writes frames of the street as squares, which a model of this size need not resize."""
+    """Return a function that writes square frames of the street video, which a model of this size need not resize."""
 
     def write(folder: Path) -> str:
         (folder / "frames").mkdir(exist_ok=True)
@@ -193,7 +193,7 @@ def squares(side: int) -> Callable[[Path], str]:
 
 
 def library_inputs(processor: Any, image: Image) -> Mapping[str, Any]:
-    """Return a frame as a model's own image processor makes it, for the model's ``forward``."""
+    """Return the arguments of a model's ``forward`` that the model's own image processor makes from a frame."""
     pixels = torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1)
     inputs: Mapping[str, Any] = processor(images=pixels, return_tensors="pt")
     return inputs

@@ -1,4 +1,4 @@
-"""Queries of ONNX files that packages carry, and answers that are made of scores."""
+"""Queries of ONNX files that packages contain, and conversion of raw scores and boxes into answers."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def onnx_query(
 
     Args:
         task: task of the query.
-        file: returns the file.
-        charset: returns the file of characters; None if the model file names them itself.
+        file: function that returns the path of the ONNX file.
+        charset: function that returns the path of the file of characters; None if the ONNX file lists the characters.
         expects: input of the model, where neither the file nor the family of models tells; None to leave it out.
         outputs: outputs that are used; None for all.
         keys: further keys of the query.
@@ -74,7 +74,7 @@ def onnx_case(
 
 
 def input_pixels(**expects: Any) -> Callable[[Image], Any]:
-    """Return a function that preprocesses a frame as gemel does, for libraries whose own way gemel does not have."""
+    """Return a function that preprocesses a frame as gemel does, for libraries that do it in another way."""
     spec = InputSpec.model_validate(expects)
     return lambda image: preprocess(image, spec)[0]
 
@@ -101,10 +101,10 @@ def ranked_classes(scores: Any, labels: Sequence[str] | None = None) -> tuple[Cl
 
 
 def region_answer(find: Callable[[Image], Any], label: str, threshold: float) -> Answer:
-    """Return an answer with one region.
+    """Return a function that answers a frame with the mask of one region.
 
     Args:
-        find: returns scores ``[h, w]`` of a whole frame.
+        find: function that returns scores ``[h, w]`` which cover a frame.
         label: name of the region.
         threshold: score from which a pixel belongs to the region.
     """

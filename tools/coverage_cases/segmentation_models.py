@@ -33,7 +33,8 @@ _HEAD = {"segmentation_head.0": (0.0, 3.0)}
 def _answer(model: nn.Module, image: Image) -> Result:
     """Answer a frame as users of the library do: resize the scores to the frame, and take the best class.
 
-    One class is there where its probability exceeds 0.5. A model with an ``activation`` gives probabilities.
+    With a single class, a pixel belongs to it if its probability exceeds 0.5. A model with an ``activation`` gives
+    probabilities.
     """
     size = (image.shape[0], image.shape[1])
     with torch.inference_mode():

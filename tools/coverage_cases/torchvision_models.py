@@ -10,6 +10,7 @@ import cv2
 import torch
 import torchvision
 from torch import Tensor
+from torchvision.ops import remove_small_boxes
 
 from gemel.bundles.manifest import InputSpec
 from gemel.compiler.heads.inputs import input_defaults
@@ -26,7 +27,8 @@ _SIZE = {"min_size": 272, "max_size": 640}
 """Arguments of detectors without a fixed size: the size of the street's frames, which then need no resizing.
 
 torchvision resizes numbers from 0 to 1, a query resizes 8-bit pixels as a camera gives them. The difference is one
-step of 255 at most; a trained detector answers the same, but random weights are chaotic.
+step of 255 at most; a trained detector answers the same, but random weights are chaotic. A query's input also has one
+shape for all frames, so that frames of another shape have more padding than torchvision gives them.
 """
 REGION_ARGS = _SIZE | {"rpn_post_nms_top_n_test": 200}
 """Arguments of detectors of two stages. A fifth of the usual 1000 regions is enough, and takes a fifth of the time."""
@@ -149,7 +151,9 @@ def _detector(name: str, heads: _Heads, args: Mapping[str, Any] | None = None, *
         def answer(image: Image) -> Result:
             with torch.inference_mode():
                 (found,) = model([pixels_of(image)])
-            columns = (found[each].tolist() for each in ("boxes", "scores", "labels"))
+            # torchvision also reports boxes outside the frame, which it clips to a width or height of zero.
+            inside = remove_small_boxes(found["boxes"], 0.01)
+            columns = (found[each][inside].tolist() for each in ("boxes", "scores", "labels"))
             return tuple(
                 Detection(tuple(box), score, str(label), label) for box, score, label in zip(*columns, strict=True)
             )
@@ -181,7 +185,7 @@ CASES = (
     _classifier("vit_b_16", "heads.head", ten=False),
     _classifier("maxvit_t", "classifier.5"),
     _detector(
-        "ssd300_vgg16", {f"head.classification_head.module_list.{level}": (0, 1.5) for level in range(6)}, side=300
+        "ssd300_vgg16", {f"head.classification_head.module_list.{level}": (0, 1) for level in range(6)}, side=300
     ),
     _detector(
         "ssdlite320_mobilenet_v3_large",
@@ -189,7 +193,11 @@ CASES = (
         side=320,
     ),
     _detector("fasterrcnn_resnet50_fpn", {"roi_heads.box_predictor.cls_score": (0, 2)}, REGION_ARGS),
-    _detector("fasterrcnn_mobilenet_v3_large_320_fpn", {"roi_heads.box_predictor.cls_score": (0, 2)}),
+    _detector("fasterrcnn_mobilenet_v3_large_320_fpn", {"roi_heads.box_predictor.cls_score": (0, 2)}, _SIZE),
     _detector("retinanet_resnet50_fpn", {"head.classification_head.cls_logits": (-6, 1.5)}, _SIZE),
-    _detector("fcos_resnet50_fpn", {"head.classification_head.cls_logits": (-5, 1.5)}, _SIZE),
+    _detector(
+        "fcos_resnet50_fpn",
+        {"head.classification_head.cls_logits": (-5.5, 1), "head.regression_head.bbox_reg": (2, 0.3)},
+        _SIZE,
+    ),
 )

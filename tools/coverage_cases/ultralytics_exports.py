@@ -43,9 +43,9 @@ _HEADS = {
     "class": (-6.5, 1.5),
     "queries": (-3.0, 0.5),
 }
-"""Kind of a head's last layer -> mean and spread of its logits."""
+"""Kind of a head's last layer -> mean and standard deviation wanted for its logits."""
 _ON_A_BACKBONE = ("-seg", "-pose")
-"""Ends of the names of networks whose layers before the head are those of the detector."""
+"""Suffixes of the names of networks whose layers before the head are equal to the detector's."""
 _TASKS = {"seg": "segmentation", "sem": "segmentation", "pose": "pose", "cls": "classification"}
 
 
@@ -71,7 +71,7 @@ def _net(name: str) -> Any:
 
 
 def _with_head(name: str) -> Any:
-    """Return a network; a head on another network's backbone is drawn by itself, so that heads have no common layer."""
+    """Return a network. If its backbone is another network's, its head gets random weights that no other head has."""
     net: Any = _wrapper(name)(f"{name}.yaml").model
     if name.endswith(_ON_A_BACKBONE):
         torch.manual_seed(len(name))
@@ -86,7 +86,7 @@ def _wrapper(name: str) -> Any:
 
 
 def _heads(net: Any) -> Iterator[tuple[str, tuple[float, float]]]:
-    """Yield the last layers of a network's head, with the mean and the spread that their outputs are to have."""
+    """Yield the names of the last layers of a network's head, each with the mean and standard deviation wanted."""
     last = len(net.model) - 1
     head = net.model[last]
     for layer, module in head.named_modules():
@@ -119,7 +119,7 @@ def _export(name: str, folder: Path, file: str, **options: Any) -> Query:
 
 
 def _exported(name: str, **options: Any) -> Prepare:
-    """Return what writes a network to a.onnx."""
+    """Return a function that exports a network to ``a.onnx`` and returns its query."""
     return lambda folder: _export(name, folder, "a.onnx", **options)
 
 
@@ -133,7 +133,7 @@ def _quantized(folder: Path) -> Query:
 
 
 def _module(name: str, file: str = "a") -> Prepare:
-    """Return what writes the weights of a network, and names its class as the factory."""
+    """Return a function that writes a network's weights and returns a query with the network's class as factory."""
 
     def prepare(folder: Path) -> Query:
         net = _net(name)
@@ -167,12 +167,12 @@ def _predict_rounded(folder: Path) -> Answer:
 
 
 def _sibling(name: str, **options: Any) -> Prepare:
-    """Return what writes a second network to b.onnx."""
+    """Return a function that exports a second network to ``b.onnx`` and returns its query."""
     return lambda folder: _export(name, folder, "b.onnx", **options)
 
 
 def _predict(name: str, size: int | list[int] = 640, file: str = "a.onnx") -> Callable[[Path], Answer]:
-    """Return what opens an exported file in Ultralytics."""
+    """Return a function that opens an exported file in Ultralytics."""
 
     def answers(folder: Path) -> Answer:
         model = _wrapper(name)(folder / file)

@@ -61,7 +61,7 @@ def load_data(
     else:
         if len(train) < _LEAST:
             found = f"fewer than {_LEAST} images: {len(train)}"
-            raise DataError(f"{train.what}: {found}; some are kept to judge by, as data.val is not given")
+            raise DataError(f"{train.what}: {found}; some are held out for evaluation, because data.val is not given")
         train, val = train.split()
     parts = []
     for part, limit in zip((train, val), frames, strict=True):

@@ -89,7 +89,7 @@ def _expand(value: Any, field: tuple[str | int, ...]) -> Any:
     if isinstance(value, list):
         return [_expand(item, (*field, index)) for index, item in enumerate(value)]
     if field[:1] == ("outputs",):
-        # Outputs are of the machine that runs the bundle, and so are their variables.
+        # Variables in outputs are replaced on the machine that runs the bundle.
         return value
     if isinstance(value, str):
         # Keep variables in a camera's address: it may hold a password, and the workload is written into bundles. The

@@ -33,7 +33,7 @@ def load_outputs(path: Path) -> tuple[OutputSpec, ...]:
     if not isinstance(document, dict):
         raise WorkloadError(f"{path}: a mapping is expected: begin the file with outputs: and indent the list")
     if "queries" in document:
-        # A whole workload: its outputs are meant.
+        # The file is a whole workload, of which only the outputs are used.
         document = {"outputs": document.get("outputs", [])}
     try:
         content = OutputsFile.model_validate(document)

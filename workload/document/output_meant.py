@@ -33,7 +33,7 @@ _SECRET_NAME = re.compile(r"auth|cookie|key|password|secret|token", re.IGNORECAS
 
 
 def parse_period(value: Any) -> Any:
-    """Parse a period of an output, such as ``10s``, ``10m`` or ``1d``, and return seconds; so is a bare number."""
+    """Parse a period of an output, such as ``10s``, ``10m`` or ``1d``, into seconds; a bare number is seconds."""
     expected = "a period such as 10s, 10m, 1h or 7d is expected"
     if isinstance(value, str):
         match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*(ms|s|sec|m|min|h|d)?\s*", value)
@@ -83,7 +83,7 @@ def parse_rotate(value: Any) -> Any:
 
 
 def parse_path(value: Any) -> Any:
-    """Check the path of a file of results."""
+    """Check the path of a file of results (``jsonl.path``), and suggest what was probably meant."""
     if not isinstance(value, str):
         raise mistake("the path of a file such as results.jsonl is expected")
     try:
@@ -104,7 +104,7 @@ def parse_folder(value: Any) -> Any:
 
 
 def parse_topic(value: Any) -> Any:
-    """Check a template of topics."""
+    """Check the template of MQTT topics in ``mqtt.topic``."""
     try:
         return check_topic(value) if isinstance(value, str) else value
     except ValueError as error:
@@ -112,7 +112,7 @@ def parse_topic(value: Any) -> Any:
 
 
 def parse_status(value: Any) -> Any:
-    """Check the topic of the status; ``none`` is no topic."""
+    """Check the MQTT topic in ``mqtt.status``; ``none`` becomes None, which is no topic."""
     if value == "none":
         return None
     try:
@@ -161,7 +161,7 @@ def parse_secret(value: Any) -> Any:
 
 
 def parse_headers(value: Any) -> Any:
-    """Check the header lines of a request. The messages do not repeat the text of a header."""
+    """Check the HTTP headers in ``webhook.headers``. The messages do not repeat the text of a header."""
     if not isinstance(value, dict):
         raise mistake("a mapping such as {Authorization: 'Bearer ${GEMEL_TOKEN}'} is expected", secret=True)
     for name, text in value.items():

@@ -35,14 +35,14 @@ _Folder = Annotated[str, BeforeValidator(output_meant.parse_folder), WithJsonSch
 
 
 class Rotate(Strict):
-    """Size and age at which a file of results is renamed and a new one is begun."""
+    """Size and age at which a file of results is renamed and a new file is begun."""
 
     size: _Bytes = 100_000_000
-    """Size at which a new file is begun, such as ``100MB``; ``all`` for no limit."""
+    """Size of a file of results at which a new file is begun, such as ``100MB``; ``all`` for no limit."""
     age: _Period | None = None
-    """Age at which a new file is begun, such as ``1d``; no limit if left out."""
+    """Age of a file of results at which a new file is begun, such as ``1d``; no limit if left out."""
     keep: Annotated[int, Field(ge=0)] | Literal["all"] = 10
-    """Number of old files that are kept; ``all`` for no limit."""
+    """Number of old files of results that are kept; ``all`` for no limit."""
 
 
 class Jsonl(Strict):
@@ -55,7 +55,8 @@ class Jsonl(Strict):
         BeforeValidator(output_meant.parse_rotate),
         WithJsonSchema({"anyOf": [{"type": ["string", "object", "boolean"]}], "examples": ["100MB", "1d", "none"]}),
     ] = Rotate()
-    """Size (``100MB``), age (``1d``), or a mapping with ``size``, ``age`` and ``keep``; ``none`` for never."""
+    """Size (``100MB``) or age (``1d``) at which a new file is begun, or a mapping with ``size``, ``age`` and ``keep``;
+    ``none`` for never."""
 
     @classmethod
     def _meant(cls, value: Any) -> str:
@@ -68,9 +69,9 @@ class Video(Strict):
     folder: _Folder
     """Folder of the videos."""
     segment: _Period = 600.0
-    """Length of one file, such as ``10m``."""
+    """Length of the video in one file, such as ``10m``."""
     keep: _Bytes = 10_000_000_000
-    """Size of all videos in the folder above which the oldest are deleted; ``all`` for no limit."""
+    """Size of all videos in the folder, above which the oldest videos are deleted; ``all`` for no limit."""
 
     @classmethod
     def _meant(cls, value: Any) -> str:
@@ -86,13 +87,13 @@ class Snapshots(Strict):
         Annotated[list[str], BeforeValidator(meant.parse_names), Field(min_length=1), WithJsonSchema(NAMES_SCHEMA)]
         | None
     ) = None
-    """Labels that are an event when a query finds them; every object and text if left out."""
+    """Labels that count as an event when a query finds them. If left out, every object and every text is an event."""
     cooldown: Annotated[
         float, BeforeValidator(output_meant.parse_period), Field(ge=0, le=1e9), WithJsonSchema(_PERIOD)
     ] = 30.0
-    """Time after an event in which the same label of the same query is no further event."""
+    """Time after an event in which the same label of the same query is not counted as another event."""
     keep: _Bytes = 1_000_000_000
-    """Size of all pictures in the folder above which the oldest are deleted; ``all`` for no limit."""
+    """Size of all pictures in the folder, above which the oldest pictures are deleted; ``all`` for no limit."""
 
     @classmethod
     def _meant(cls, value: Any) -> str:
@@ -106,25 +107,25 @@ class Mqtt(Strict):
     url: Annotated[
         str, BeforeValidator(lambda value: output_meant.parse_server(value, MQTT_PORTS)), WithJsonSchema(_TEXT)
     ]
-    """Address of the broker: ``mqtt://HOST``, or ``mqtts://HOST`` with TLS, perhaps with a port."""
+    """Address of the broker: ``mqtt://HOST``, or ``mqtts://HOST`` with TLS, with or without a port."""
     topic: Annotated[str, BeforeValidator(output_meant.parse_topic), WithJsonSchema(_TEXT)] = "gemel/{feed}/{query}"
     """Topic of a result, with the fields ``{feed}`` and ``{query}``."""
     status: Annotated[str | None, BeforeValidator(output_meant.parse_status), WithJsonSchema(_TEXT)] = "gemel/status"
-    """Topic that holds ``online`` or ``offline``; ``none`` for no such topic."""
+    """Topic that says whether the run is ``online`` or ``offline``; ``none`` for no such topic."""
     qos: Literal[0, 1, 2] = 1
     """Quality of service: 0 at most once, 1 at least once, 2 exactly once."""
     retain: bool = False
     """Whether the broker keeps the newest result of each topic for later subscribers."""
     username: str | None = None
-    """Name to log in with."""
+    """User name to log in to the broker with."""
     password: Annotated[str, BeforeValidator(output_meant.parse_secret), WithJsonSchema(_TEXT)] | None = None
-    """Variable that holds the password: ``${GEMEL_MQTT_PASSWORD}``."""
+    """Environment variable that holds the password, such as ``${GEMEL_MQTT_PASSWORD}``."""
     ca: str | None = None
-    """File of certificates that the broker's is checked against; the system's if left out."""
+    """File of certificates that the broker's certificate is checked against; the system's certificates if left out."""
     certificate: str | None = None
-    """File of the box's own certificate."""
+    """File of the TLS certificate with which this machine identifies itself to the broker; none if left out."""
     key: str | None = None
-    """File of the box's private key."""
+    """File of the private key of this machine's TLS certificate; none if left out."""
 
     @classmethod
     def _meant(cls, value: Any) -> str:
@@ -144,15 +145,16 @@ class Webhook(Strict):
     every: Annotated[
         float, BeforeValidator(output_meant.parse_period), Field(ge=0, le=3600), WithJsonSchema(_PERIOD)
     ] = 1.0
-    """Time that a result may wait for others to be sent with."""
+    """Maximum time that a result waits, so that several results are sent in one request."""
     timeout: Annotated[
         float, BeforeValidator(output_meant.parse_period), Field(gt=0, le=600), WithJsonSchema(_PERIOD)
     ] = 10.0
-    """Time after which a request that was not answered has failed, and is repeated."""
+    """Time after which a request without an answer counts as failed and is repeated."""
     headers: Annotated[dict[str, str], BeforeValidator(output_meant.parse_headers)] = Field(default={})
-    """Further header lines, such as ``{Authorization: "Bearer ${GEMEL_TOKEN}"}``."""
+    """HTTP headers that are added to each request, such as ``{Authorization: "Bearer ${GEMEL_TOKEN}"}``."""
     ca: str | None = None
-    """File of certificates that the server's is checked against; the system's if left out."""
+    """File of certificates that the web server's certificate is checked against; the system's certificates if left
+    out."""
 
     @classmethod
     def _meant(cls, value: Any) -> str:
@@ -206,7 +208,7 @@ def _distinct(outputs: list[Output]) -> list[Output]:
 
 
 OutputList = Annotated[list[Output], AfterValidator(_distinct)]
-"""Type of the key ``outputs``."""
+"""Type of the value of the key ``outputs``: a list of outputs, of which no two write to the same file."""
 
 
 class OutputsFile(Strict):
@@ -217,7 +219,7 @@ class OutputsFile(Strict):
 
 
 def output_specs(outputs: Sequence[Output]) -> tuple[OutputSpec, ...]:
-    """Return outputs of a workload as the manifest has them."""
+    """Convert the outputs of a workload to the form that the manifest has."""
     return tuple(OutputSpec.model_validate(_plain(output.model_dump(exclude_unset=True))) for output in outputs)
 
 

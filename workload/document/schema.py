@@ -153,7 +153,7 @@ class Workload(Strict):
     queries: Annotated[list[Query], Field(min_length=1)]
     """Queries: each runs a model on the frames of a feed."""
     outputs: OutputList = Field(default=[])
-    """Where results go when the bundle runs: files, videos, pictures, a broker, a web server."""
+    """Outputs that results are sent to when the bundle runs: files, videos, pictures, a broker, a web server."""
 
     _path: Path = PrivateAttr(default=Path("workload.yaml"))
 

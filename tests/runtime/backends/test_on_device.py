@@ -22,7 +22,7 @@ from gemel.runtime.backends.ort_cpu import OrtCpu
 from gemel.runtime.backends.ort_cuda import OrtCuda
 from gemel.runtime.backends.tensorrt import TensorRt
 from gemel.runtime.engines.library import Library
-from gemel.runtime.memory.arena import WARM, Loading
+from gemel.runtime.memory.loading import WARM, Loading
 from gemel.runtime.run import RunOptions, run_bundle
 
 Open = Callable[..., OnDevice]
@@ -221,7 +221,7 @@ def test_a_run_of_a_bundle(
     def stand_in(bundle: Bundle, name: str | None = None, **options: Any) -> OnDevice:
         return opened(bundle, memory=options["memory"], loading=options["loading"])
 
-    monkeypatch.setattr("gemel.runtime.run.open_backend", stand_in)
+    monkeypatch.setattr("gemel.runtime.loop.deployment.open_backend", stand_in)
     outcome = run_bundle(open_bundle(bundle), RunOptions(memory="min", frames=12, offline=True, loading=loading))
     assert not outcome.failures
     assert {name: stats.processed for name, stats in outcome.run.queries.items()} == {"a": 12, "b": 12, "c": 12}
@@ -278,7 +278,7 @@ class TestEngines:
             shutil.rmtree(backend.folder)
             return backend
 
-        monkeypatch.setattr("gemel.runtime.run.open_backend", stand_in)
+        monkeypatch.setattr("gemel.runtime.loop.deployment.open_backend", stand_in)
         outcome = run_bundle(open_bundle(bundle), RunOptions(frames=2, offline=True))
         assert set(outcome.run.queries) == {"a", "b", "c"}
         for stats in outcome.run.queries.values():

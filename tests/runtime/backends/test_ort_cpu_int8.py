@@ -18,7 +18,7 @@ from gemel.bundles.reader import Bundle
 from gemel.errors import BackendError, BundleError, InputError
 from gemel.runtime.backends.ort_cpu import OrtCpu
 from gemel.runtime.loop.device_profile import kept_at, profile_of
-from gemel.runtime.memory.arena import WARM
+from gemel.runtime.memory.loading import WARM
 from gemel.runtime.ort import copy_times
 from gemel.runtime.ort.bake import verify_cache
 from gemel.runtime.ort.cpu_fp32 import to_fp32

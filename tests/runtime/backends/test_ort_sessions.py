@@ -13,7 +13,7 @@ from gemel.errors import BackendError, InputError
 from gemel.runtime.backends import open_backend
 from gemel.runtime.backends.ort_cpu import OrtCpu
 from gemel.runtime.backends.ort_sessions import OrtSessions
-from gemel.runtime.memory.arena import Loading
+from gemel.runtime.memory.loading import Loading
 from gemel.runtime.run import RunOptions, run_bundle
 
 IMAGES = np.random.default_rng(0).random((2, 3, 32, 32), np.float32)

@@ -225,9 +225,9 @@ def test_engines_are_built_while_the_device_is_empty(bundle: Path) -> None:
     ("options", "why"),
     [
         ({"renames": {"w3": "bn.bias"}}, "b.onnx: cannot be refitted: its engine has no weights of the name w3"),
-        ({"wrong": 1e3}, "its answers differ: logits by 1e+03, where bound ones reach "),
-        ({"wrong": float("nan")}, "its answers differ: logits by nan, where bound ones reach "),
-        ({"keeps": ["w1"]}, "its answers differ: logits by "),
+        ({"wrong": 1e3}, "its outputs differ from the bound engine's: logits by 1e+03 of at most "),
+        ({"wrong": float("nan")}, "its outputs differ from the bound engine's: logits by nan of at most "),
+        ({"keeps": ["w1"]}, "its outputs differ from the bound engine's: logits by "),
         ({"seconds": None}, "tensorrt 10.3.0 refuses it: engines that can be refitted need a device"),
     ],
     ids=["names", "answers", "no number", "left in", "refused"],

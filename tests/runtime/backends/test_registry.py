@@ -21,7 +21,7 @@ from gemel.runtime.backends.protocol import BackendOpener
 from gemel.runtime.backends.tensorrt import TensorRt
 from gemel.runtime.device import cuda
 from gemel.runtime.engines.library import Library
-from gemel.runtime.memory.arena import Loading
+from gemel.runtime.memory.loading import Loading
 
 # The annotation has mypy check each class against the protocol; the registry finds them by name.
 CLASSES: tuple[BackendOpener, ...] = (OrtCpu, OrtCuda, OrtSessions, TensorRt)

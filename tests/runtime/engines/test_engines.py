@@ -168,8 +168,8 @@ def test_a_damaged_bundle_is_not_built(rtx: Library, opened: Bundle) -> None:
 def test_targets_that_cannot_be_built_here(rtx: Library, opened: Bundle, target: str) -> None:
     with pytest.raises(
         InputError,
-        match=rf"target '{target}': tensorrt-rtx .* builds for sm75, .*; engines for other devices are built there, by"
-        " gemel-run --backend tensorrt, .*: leave the target out",
+        match=rf"target '{target}': tensorrt-rtx .* builds for sm75, .*; engines for other devices are built on the"
+        " device, when gemel-run --backend tensorrt .*: leave the target out",
     ):
         build_engines(opened, rtx, ["sm86", target])
     assert not (opened.path / "device-cache").exists()
@@ -184,7 +184,7 @@ def test_tensorrt_builds_on_the_device_alone(monkeypatch: pytest.MonkeyPatch) ->
     library.check_targets([])
     with pytest.raises(
         InputError,
-        match=r"target 'sm87': tensorrt 10\.3\.0 builds for the device alone; engines are built there, by gemel-run",
+        match=r"target 'sm87': tensorrt 10\.3\.0 builds only for its own device; engines are built on the device",
     ):
         library.check_targets(["sm87"])
 

@@ -57,21 +57,21 @@ class TestRtsp:
         with RtspCamera(encoded(50), FAST, transports=(offered,)) as camera:
             feed = open_feed(camera.url)
             frames = take_until(feed, at_least(20))
-        assert (feed.restarts, feed.error, feed.state) == (0, None, "running")
+        assert (feed.counts.restarts, feed.error, feed.state) == (0, None, "running")
         assert all(a.time < b.time and a.arrived <= b.arrived for a, b in pairwise(frames))
         assert abs(frames[-1].at - time.time()) < LONG_S
 
     def test_a_transport_that_the_camera_refuses(self) -> None:
         with RtspCamera(encoded(50), FAST, transports=("tcp",)) as camera:
             feed = open_feed(camera.url, transport="udp")
-            take_until(feed, lambda frames: feed.restarts >= 1)
+            take_until(feed, lambda frames: feed.counts.restarts >= 1)
         assert feed.error == f"cannot open rtsp://127.0.0.1:{camera.port}: the camera does not offer RTSP over udp"
         assert feed.state == "reconnecting"
 
     def test_a_password(self, caplog: pytest.LogCaptureFixture) -> None:
         with RtspCamera(encoded(50), FAST, login="admin:s3cr3t") as camera:
             wrong = open_feed(camera.url.replace("//", "//admin:wr0ng@"))
-            take_until(wrong, lambda frames: wrong.restarts >= 2)
+            take_until(wrong, lambda frames: wrong.counts.restarts >= 2)
             right = open_feed(camera.url.replace("//", "//admin:s3cr3t@"))
             take_until(right, at_least(3))
         assert "401" in (wrong.error or "")
@@ -99,7 +99,7 @@ class TestRtsp:
         feed = open_feed(f"rtsp://127.0.0.1:{port}/live")
         feed.start(Condition())
         end = time.monotonic() + LONG_S
-        while not feed.restarts:
+        while not feed.counts.restarts:
             assert time.monotonic() < end
             time.sleep(0.01)
         assert f"feed gate: cannot open rtsp://127.0.0.1:{port}: Connection refused; trying again" in caplog.text
@@ -140,7 +140,7 @@ class TestRtsp:
         with RtspCamera(encoded(50), sending) as camera:
             feed = open_feed(camera.url)
             frames = take_until(feed, lambda frames: feed.delivered >= 60)
-        assert feed.restarts == 0
+        assert feed.counts.restarts == 0
         assert frames[-1].time < LONG_S
         assert feed.lag_ms < LONG_S * 1e3
 
@@ -191,7 +191,7 @@ class TestHttp:
             feed = open_feed(f"{camera.url}/snapshot", fps=20)
             frames = take_until(feed, at_least(6))
             asked = len(camera.asked)
-        assert (feed.restarts, feed.error) == (0, None)
+        assert (feed.counts.restarts, feed.error) == (0, None)
         assert not caplog.text
         assert frames[-1].time - frames[0].time > 0.2
         assert asked <= 12
@@ -202,11 +202,11 @@ class TestHttp:
             feed = open_feed(f"{camera.url}/mjpeg")
             take_until(feed, lambda frames: feed.delivered >= 10)
         assert feed.counts.corrupt >= 2 * (feed.delivered - 2)
-        assert feed.restarts == 0
+        assert feed.counts.restarts == 0
 
     def test_the_query_of_an_address_is_not_shown(self, caplog: pytest.LogCaptureFixture) -> None:
         with HttpCamera([jpeg()]) as camera:
             feed = open_feed(f"{camera.url}/cgi?usr=admin&pwd=s3cr3t")
-            take_until(feed, lambda frames: feed.restarts >= 1)
+            take_until(feed, lambda frames: feed.counts.restarts >= 1)
         assert "404" in caplog.text
         assert "s3cr3t" not in caplog.text + (feed.error or "")

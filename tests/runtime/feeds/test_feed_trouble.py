@@ -148,7 +148,7 @@ class TestFolders:
 
         wait(lambda: feed.delivered >= 2)
         (tmp_path / "a.png").unlink()
-        wait(lambda: feed.restarts >= 3)
+        wait(lambda: feed.counts.restarts >= 3)
         assert (feed.state, feed.error) == ("reconnecting", "there is no readable frame in it")
         before = feed.delivered
         self.write(tmp_path / "b.png")
@@ -176,7 +176,7 @@ class TestState:
         feed = Feed("line", source, backoff=SOON)
         feed.start(Condition())
         end = time.monotonic() + LONG_S
-        while feed.restarts < 3:
+        while feed.counts.restarts < 3:
             assert time.monotonic() < end
             time.sleep(0.005)
         feed.stop()

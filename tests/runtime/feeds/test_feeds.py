@@ -210,7 +210,7 @@ class TestVideo:
         feed = video_feed(write_video(tmp_path / "a.mp4", 10), loop=True)
         frames = drain(feed, limit=25)
         assert [frame.time for frame in frames] == pytest.approx([i / 30 for i in range(25)], abs=2e-3)
-        assert (feed.delivered, feed.restarts, feed.error) == (25, 0, None)
+        assert (feed.delivered, feed.counts.restarts, feed.error) == (25, 0, None)
 
     def test_live_recording_ends_normally(self, tmp_path: Path) -> None:
         feed = video_feed(write_video(tmp_path / "a.mp4", 6))
@@ -270,7 +270,7 @@ class TestVideo:
         feed = video_feed(truncate(write_video(tmp_path / "a.mp4", 90), 0.5), loop=True)
         frames = drain(feed, limit=100)
         assert len(frames) == 100
-        assert feed.restarts >= 1
+        assert feed.counts.restarts >= 1
         times = [frame.time for frame in frames]
         assert times == sorted(set(times))
 
@@ -282,7 +282,7 @@ class TestVideo:
         path.write_bytes(data)
         feed = video_feed(path)
         frames = drain(feed)
-        assert feed.corrupt > 0
+        assert feed.counts.corrupt > 0
         assert 30 < len(frames) < 60
         assert feed.error is None
 
@@ -297,7 +297,7 @@ class TestFolder:
         frames = drain(feed)
         assert [int(frame.image[0, 0, 0]) for frame in frames] == [0, 1, 3]
         assert [frame.time for frame in frames] == pytest.approx([0, 0.2, 0.6])
-        assert (feed.corrupt, feed.error) == (1, None)
+        assert (feed.counts.corrupt, feed.error) == (1, None)
 
     def test_nothing_readable(self, tmp_path: Path) -> None:
         (tmp_path / "2.png").write_bytes(b"broken")
@@ -329,7 +329,7 @@ class TestCamera:
         )
         feed = Feed("gate", camera, backoff=SOON)
         wake = Condition()
-        frames = drain_until(feed, wake, lambda: feed.restarts >= 4)
+        frames = drain_until(feed, wake, lambda: feed.counts.restarts >= 4)
         assert feed.delivered == 10
         assert frames[-1].index == 9
         assert feed.error == "nobody answers"
@@ -339,7 +339,7 @@ class TestCamera:
         feed = Feed("gate", FakeCamera(partial(pictures, 3), partial(pictures, 3)), backoff=SOON)
         frames = drain(feed, limit=6)
         assert len(frames) == 6
-        assert (feed.restarts, feed.error) == (1, "the stream ended")
+        assert (feed.counts.restarts, feed.error) == (1, "the stream ended")
         times = [frame.time for frame in frames]
         assert times == sorted(set(times))
 
@@ -360,7 +360,7 @@ class TestCamera:
         feed = Feed("gate", FakeCamera(), backoff=Backoff(1000, 1000))
         wake = Condition()
         feed.start(wake)
-        drain_until(feed, wake, lambda: feed.restarts == 1, start=False)
+        drain_until(feed, wake, lambda: feed.counts.restarts == 1, start=False)
         assert feed.finished
         assert feed.delivered == 0
 
@@ -370,10 +370,10 @@ class TestCamera:
         with serve(tmp_path) as address:
             film = Feed("gate", resolve("gate", f"{address}/a.mp4"), backoff=SOON)
             assert len(drain(film)) == 8
-            assert (film.restarts, film.error) == (0, None)
+            assert (film.counts.restarts, film.error) == (0, None)
             camera = Feed("gate", resolve("gate", f"{address}/a.ts"), backoff=SOON)
             assert len(drain(camera, limit=12)) == 12
-            assert (camera.restarts, camera.error) == (1, "the stream ended")
+            assert (camera.counts.restarts, camera.error) == (1, "the stream ended")
             with pytest.raises(FeedError, match="404"):
                 resolve("gate", f"{address}/b.mp4").probe()
 

@@ -206,12 +206,12 @@ class TestFailures:
         pauses: list[float] = []
         for _ in range(8):
             assert not a.alive and a.gave_up and channel.wanted and a.waiting == []
-            pauses.append(a.pause)
-            now += a.pause
+            pauses.append(a.pause_left)
+            now += a.pause_left
             assert a.alive and a.gave_up and indices(a.waiting) == [0]
             a.failed("again", 2, again=True)
         assert pauses == [10, 20, 40, 80, 160, 320, 600, 600]
-        now += a.pause
+        now += a.pause_left
         assert a.stats().gave_up
         process(a)
         assert (a.stats().gave_up, a.stats().given_up, a.counters.failures_in_a_row) == (False, 9, 0)
@@ -219,7 +219,7 @@ class TestFailures:
         a.failed("one", 2, again=True)
         assert a.alive
         a.failed("two", 2, again=True)
-        assert a.pause == 10
+        assert a.pause_left == 10
 
     def test_what_it_said_before_the_pause_is_not_shown_after_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         now = 1000.0
@@ -230,7 +230,7 @@ class TestFailures:
             channel.advance(live=True)
             process(a)
         a.failed("no", 1, again=True)
-        now += a.pause
+        now += a.pause_left
         box.deliver()
         channel.advance(live=True)
         process(b)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from threading import Event, Thread
@@ -20,6 +20,7 @@ from gemel.runtime.decode.results import Result
 from gemel.runtime.feeds import Feed
 from gemel.runtime.loop import channel as loop_channel
 from gemel.runtime.loop.pipeline import run_pipeline
+from gemel.runtime.loop.runner import Runner
 from gemel.runtime.loop.summary import RunStats
 
 
@@ -226,15 +227,15 @@ class TestTrouble:
     def test_statistics_can_be_had_while_it_runs(self) -> None:
         told: list[RunStats] = []
         begun = Event()
-        asked: list[Callable[[], RunStats]] = []
+        asked: list[Runner] = []
 
         def watch() -> None:
             begun.wait(10)
             while not told or told[-1].queries["a"].processed < 40:
-                told.append(asked[0]())
+                told.append(asked[0].stats())
 
-        def begin(stats: Callable[[], RunStats]) -> None:
-            asked.append(stats)
+        def begin(runner: Runner) -> None:
+            asked.append(runner)
             begun.set()
 
         watcher = Thread(target=watch)

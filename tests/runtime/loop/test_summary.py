@@ -51,6 +51,7 @@ def test_the_object_of_the_contract() -> None:
                 "last_error": "RuntimeError: no",
                 "gave_up": False,
                 "given_up": 0,
+                "paused": False,
             },
             "cars": {
                 "feed": "yard",
@@ -63,6 +64,7 @@ def test_the_object_of_the_contract() -> None:
                 "last_error": None,
                 "gave_up": False,
                 "given_up": 0,
+                "paused": False,
             },
         },
         "feeds": {

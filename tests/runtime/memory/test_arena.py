@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from gemel.bundles.blob import HUGE_PAGE, footprint
 from gemel.bundles.manifest import SegmentSpec, TensorSpec
 from gemel.errors import BackendError
-from gemel.runtime.memory.arena import Loading
 from gemel.runtime.memory.host_arena import HostArena
+from gemel.runtime.memory.loading import Loading
 
 PAGE = 4096
 SIZES = [PAGE, 3 * PAGE, 100, 2 * PAGE, 5 * PAGE]

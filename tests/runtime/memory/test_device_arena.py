@@ -20,8 +20,8 @@ from segments import PAGE, Segments, write_segments
 
 from gemel.errors import BackendError
 from gemel.runtime.memory import device_arena
-from gemel.runtime.memory.arena import WARM, Loading
 from gemel.runtime.memory.device_arena import DeviceArena
+from gemel.runtime.memory.loading import WARM, Loading
 
 UNIT = 256
 BUFFER = 1024

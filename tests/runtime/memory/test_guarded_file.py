@@ -89,7 +89,7 @@ def test_reading_replacing_and_deleting_a_file_is_nothing(tmp_path: Path) -> Non
     sleep(2 * guarded_file._POLL_S)
     arena.acquire(["s1", "s3"])
     check(arena, blob, ["s0", "s1", "s3"])
-    assert not arena.file.overwritten
+    assert not arena.blob.file.overwritten
     arena.close()
 
 
@@ -103,7 +103,7 @@ def test_a_file_that_cannot_be_copied(
     blob = write_segments(tmp_path, SIZES)
     arena = HostArena(blob.path, blob.tensors, blob.segments)
     arena.acquire(["s0"])
-    arena.file._leave()
+    arena.blob.file._leave()
     with pytest.raises(BackendError, match="it cannot be copied: No space left on device; restart gemel"):
         arena.acquire(["s1"])
     # The writer still waits for the lease, so a run that has begun can end.

@@ -7,12 +7,12 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from gemel.errors import InputError
 from gemel.frames.frame import Frame
@@ -20,9 +20,11 @@ from gemel.runtime.decode.results import Detection
 from gemel.runtime.loop.summary import FeedStats, Latency, MemoryUse, QueryStats, RunStats, Summary
 from gemel.runtime.service.http_requests import is_loopback
 from gemel.runtime.service.latest_frames import LatestFrames
-from gemel.runtime.service.metrics import RunMetrics
-from gemel.runtime.service.server import StatusServer
 from gemel.runtime.service.status import STALLED_S, RunStatus, SegmentStatus
+
+parser = pytest.importorskip("prometheus_client.parser", reason="needs prometheus-client (the extra service)")
+from gemel.runtime.service.metrics import RunMetrics  # noqa: E402
+from gemel.runtime.service.server import StatusServer  # noqa: E402
 
 IMAGE = np.full((48, 64, 3), 90, np.uint8)
 
@@ -32,7 +34,8 @@ def summary() -> Summary:
         "gate-cars": QueryStats("gate", 10, 7, 1, "it failed", latency=Latency(1.0, 2.0, 3.0)),
         'odd "name"': QueryStats("gate", 10, 10),
     }
-    return Summary(RunStats(5.0, queries, {"gate": FeedStats(10, 2, 1)}), "ort-cpu", MemoryUse(1000, 900))
+    stats = RunStats(5.0, queries, {"gate": FeedStats(10, 2, 1)})
+    return Summary(stats, "ort-cpu", MemoryUse(1000, 900), run_id="r1")
 
 
 class Recorder:
@@ -59,7 +62,8 @@ class Site:
 
     def __init__(self, **options: Any) -> None:
         segments = [SegmentStatus("s0", 600, ("a", "b"), True), SegmentStatus("s1", 300, ("a",), False)]
-        self.status = RunStatus("r1", "0.1", "bundle", summary, segments=lambda: segments)
+        self.status = RunStatus("0.1", lambda: Path("bundle"), lambda: segments)
+        self.status.begin(summary)
         self.metrics = RunMetrics(self.status)
         self.frames = LatestFrames({"gate-cars": "gate"})
         self.control = Recorder()
@@ -105,7 +109,7 @@ def test_status(site: Callable[..., Site]) -> None:
     box = site()
     box.status.answers.on_result("gate-cars", Frame("gate", 0, IMAGE, 0.0, 0.0), (), 12.0)
     code, status = box.json("/status")
-    assert code == 200 and status["run"] == "r1" and not status["ready"] and status["healthy"]
+    assert code == 200 and status["run"] == "r1" and status["ready"] and status["healthy"]
     assert status["queries"]["gate-cars"]["processed"] == 7 and status["queries"]["gate-cars"]["age_s"] >= 0
     assert status["queries"]['odd "name"']["age_s"] is None
     assert status["segments"][0] == {"name": "s0", "bytes": 600, "models": ["a", "b"], "resident": True}
@@ -113,10 +117,13 @@ def test_status(site: Callable[..., Site]) -> None:
 
 def test_health_and_readiness(site: Callable[..., Site]) -> None:
     box = site()
-    assert box.json("/healthz") == (200, {"status": "ok"})
+    box.status.ready = False
     assert box.json("/readyz")[0] == 503
-    box.status.ready = True
-    assert box.json("/readyz") == (200, {"status": "ok"})
+    # While models are prepared, which may take many minutes, nobody gives signs of life.
+    box.status._beaten -= STALLED_S + 1
+    assert box.json("/healthz") == (200, {"status": "ok"})
+    box.status.begin(summary)
+    assert box.json("/healthz") == box.json("/readyz") == (200, {"status": "ok"})
     box.status._beaten -= STALLED_S + 1
     code, verdict = box.json("/healthz")
     assert code == 503 and "no sign of life" in verdict["reason"]
@@ -132,7 +139,7 @@ def test_metrics_are_what_prometheus_reads(site: Callable[..., Site]) -> None:
     assert code == 200 and kind.startswith("text/plain")
     samples = {
         (sample.name, *sorted(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(body.decode())
+        for family in parser.text_string_to_metric_families(body.decode())
         for sample in family.samples
     }
     counts = {

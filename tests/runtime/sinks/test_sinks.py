@@ -28,7 +28,7 @@ from gemel.runtime.decode.results import (
 from gemel.runtime.sinks import LiveTable
 from gemel.runtime.sinks import pen as pen_module
 from gemel.runtime.sinks.clock import clock
-from gemel.runtime.sinks.draw import annotate, palette
+from gemel.runtime.sinks.draw import Palette, annotate
 from gemel.runtime.sinks.overlays import class_color, spread_color
 from gemel.runtime.sinks.pen import Pen
 from gemel.runtime.sinks.words import words
@@ -96,14 +96,14 @@ class TestWords:
 class TestDraw:
     def test_a_stable_colour_for_each_query(self) -> None:
         names = [f"q{i}" for i in range(30)]
-        colors = palette(names)
-        assert colors == palette(names)
+        colors = Palette(names)
+        assert colors == Palette(names)
         assert len(set(colors.values())) == 30
-        assert palette(names[:3]) == {name: colors[name] for name in names[:3]}
+        assert Palette(names[:3]) == {name: colors[name] for name in names[:3]}
 
     def test_boxes_have_the_colour_of_their_query(self) -> None:
         image = frame(0).image
-        colors = palette(("people", "cars"))
+        colors = Palette(("people", "cars"))
         cars: Result = (Detection((150, 60, 220, 140), 0.5, "car"),)
         drawn = annotate(image, {"people": PEOPLE, "cars": cars}, colors)
         assert (image == 100).all()
@@ -114,7 +114,7 @@ class TestDraw:
         assert tuple(drawn[100, 80]) == (100, 100, 100)
 
     def test_queries_without_boxes_are_lines_at_the_top_left(self) -> None:
-        colors = palette(("scene", "vector", "silent"))
+        colors = Palette(("scene", "vector", "silent"))
         results: dict[str, Result | None] = {
             "scene": (Class("street", 0.9),),
             "vector": Embedding((1.0,)),
@@ -126,14 +126,14 @@ class TestDraw:
         assert (drawn[100:] == 100).all()
 
     def test_masks_have_the_colour_of_their_query(self) -> None:
-        colors = palette(("cups",))
+        colors = Palette(("cups",))
         drawn = annotate(frame(0).image, {"cups": (MASKED,)}, colors)
         tint = 0.6 * 100 + 0.4 * np.array(colors["cups"])
         assert np.abs(drawn[110, 120] - tint).max() <= 1
         assert tuple(drawn[110, 102]) == (100, 100, 100)  # in the box, not in the mask
 
     def test_classes_of_pixels_have_colours_of_their_own(self) -> None:
-        drawn = annotate(frame(0).image, {"scene": scene()}, palette(("scene",)))
+        drawn = annotate(frame(0).image, {"scene": scene()}, Palette(("scene",)))
         road, car = (class_color(each) for each in scene().classes)
         assert np.abs(drawn[100, 200] - (50 + 0.5 * np.array(road))).max() <= 1
         assert np.abs(drawn[179, 239] - (50 + 0.5 * np.array(car))).max() <= 1
@@ -149,11 +149,11 @@ class TestDraw:
 
     def test_results_of_a_frame_of_another_size_do_not_fail(self) -> None:
         image = frame(0, size=(90, 120)).image
-        drawn = annotate(image, {"scene": scene(), "cups": (MASKED,)}, palette(("scene", "cups")))
+        drawn = annotate(image, {"scene": scene(), "cups": (MASKED,)}, Palette(("scene", "cups")))
         assert drawn.shape == image.shape
 
     def test_skeletons_and_landmarks(self) -> None:
-        colors = palette(("bodies", "faces"))
+        colors = Palette(("bodies", "faces"))
         drawn = annotate(frame(0).image, {"bodies": (BODY,), "faces": (FACE,)}, colors)
         for x, y, _ in BODY.keypoints:
             assert near(drawn[int(y) - 2 : int(y) + 3, int(x) - 2 : int(x) + 3], (255, 255, 255)) > 0
@@ -165,14 +165,14 @@ class TestDraw:
     def test_keypoints_that_are_unsure_are_not_drawn(self) -> None:
         hidden = Detection(BODY.box, 0.8, "person", keypoints=tuple((x, y, 0.1) for x, y, _ in BODY.keypoints))
         without = Detection(BODY.box, 0.8, "person")
-        colors = palette(("bodies",))
+        colors = Palette(("bodies",))
         drawn, expected = (annotate(frame(0).image, {"bodies": (each,)}, colors) for each in (hidden, without))
         assert (drawn == expected).all()
 
     def test_other_points_than_cocos_are_not_joined(self) -> None:
         points = ((30.0, 100.0, 0.9), (80.0, 100.0, 0.9))
-        drawn = annotate(frame(0).image, {"a": (Detection(BODY.box, 0.8, "x", keypoints=points),)}, palette(("a",)))
-        assert near(drawn[98:103, 28:33], palette(("a",))["a"]) > 0
+        drawn = annotate(frame(0).image, {"a": (Detection(BODY.box, 0.8, "x", keypoints=points),)}, Palette(("a",)))
+        assert near(drawn[98:103, 28:33], Palette(("a",))["a"]) > 0
         assert (drawn[100, 40:70] == 100).all()
 
     def test_time(self) -> None:
@@ -196,8 +196,8 @@ class TestDraw:
 
     def test_crowded_labels_do_not_cover_each_other(self) -> None:
         crowd = tuple(Detection((40.0 + i, 90.0, 100.0 + i, 150.0), 0.9 - i / 100, "person") for i in range(30))
-        drawn = annotate(frame(0).image, {"people": crowd}, palette(("people",)))
-        first = annotate(frame(0).image, {"people": crowd[:1]}, palette(("people",)))
+        drawn = annotate(frame(0).image, {"people": crowd}, Palette(("people",)))
+        first = annotate(frame(0).image, {"people": crowd[:1]}, Palette(("people",)))
         # The label of the highest score is whole.
         assert (drawn[70:86, 40:100] == first[70:86, 40:100]).all()
 
@@ -219,26 +219,26 @@ class TestDraw:
 
     @pytest.mark.parametrize("size", [(1, 1), (7, 9), (30, 400), (144, 176), (180, 240), (1081, 1921)])
     def test_any_size(self, size: tuple[int, int]) -> None:
-        colors = palette(tuple(QUERIES))
+        colors = Palette(QUERIES)
         image = frame(0, size=size).image
-        assert annotate(image, EVERYTHING, palette(tuple(EVERYTHING)), 1.0).shape == image.shape
+        assert annotate(image, EVERYTHING, Palette(EVERYTHING), 1.0).shape == image.shape
         own = {"scene": scene(size)} if min(size) > 4 else {}
-        assert annotate(image, own, palette(tuple(own)), 1e9).shape == image.shape
+        assert annotate(image, own, Palette(own), 1e9).shape == image.shape
         many: dict[str, Result | None] = {f"query {i}": PEOPLE for i in range(50)}
-        assert annotate(image, many, palette(tuple(many))).shape == image.shape
+        assert annotate(image, many, Palette(many)).shape == image.shape
         assert annotate(image, {"people": PEOPLE * 30, "scene": (Class("a", 1.0),)}, colors).shape == image.shape
         assert (annotate(image, {}, {}) == image).all()
 
     @pytest.mark.parametrize("box", [(math.nan,) * 4, (-1e30, math.inf, 1e30, 5.0), (50.0, 50.0, 10.0, 10.0)])
     def test_any_box(self, box: tuple[float, float, float, float]) -> None:
-        annotate(frame(0).image, {"people": (Detection(box, math.nan, ""),)}, palette(("people",)))
+        annotate(frame(0).image, {"people": (Detection(box, math.nan, ""),)}, Palette(("people",)))
 
 
 class TestLiveTable:
     def test_on_a_terminal(self) -> None:
         out = io.StringIO()
         console = Console(file=out, force_terminal=True, width=110)
-        feeds: Any = {"gate": SimpleNamespace(error="connection reset", restarts=2)}
+        feeds: Any = {"gate": SimpleNamespace(error="connection reset", counts=SimpleNamespace(restarts=2))}
         table = LiveTable(QUERIES, feeds=feeds, console=console)
         for i in (0, 4, 5):
             table.on_result("people", frame(i), PEOPLE, 12.0 + i)

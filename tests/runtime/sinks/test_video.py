@@ -22,7 +22,7 @@ from gemel.bundles.output_specs import VideoSpec
 from gemel.frames.frame import Frame, Image
 from gemel.runtime.decode.results import Class, Result
 from gemel.runtime.sinks import OutputSink, RunInfo, queued, video
-from gemel.runtime.sinks.draw import palette
+from gemel.runtime.sinks.draw import Palette
 from gemel.runtime.sinks.encoder import Encoder, fit_image
 from gemel.runtime.sinks.events import SinkEvent
 from gemel.runtime.sinks.video import VideoWriter
@@ -53,7 +53,7 @@ def test_frames_times_and_boxes(tmp_path: Path) -> None:
     assert [round(time, 3) for time, _ in frames] == [i / 10 for i in range(10)]
     assert round(decoded(gate)[-1][0], 3) == 9 / 20
     edge = (slice(90, 130), slice(int(BOX[0]) - 1, int(BOX[0]) + 1))
-    color = np.array(palette(tuple(QUERIES))["people"])
+    color = np.array(Palette(QUERIES)["people"])
     near_color = [(np.abs(image[edge].astype(int) - color).max(axis=-1) < 70).mean() for _, image in frames]
     assert max(near_color[:5]) < 0.1 and min(near_color[5:]) >= 0.5
     # The lower left corner has the time of day, in light letters.

@@ -301,7 +301,7 @@ def test_coco_with_other_classes_than_the_model(tmp_path: Path) -> None:
         ({"a": 2}, {"classes": 2}, "1 folders of classes for a model with 2 classes"),
         ({"car": 2, "bsu": 2}, {"classes": 2, "labels": ["car", "bus"]}, "folder 'bsu' is none of the query's labels"),
         ({"car": 2, "bus": 2}, {"classes": 1, "labels": ["car", "bus"]}, "'bus' is label 1 of the query"),
-        ({"a": 1}, {"classes": 1}, "fewer than 4 images: 1; some are kept to judge by"),
+        ({"a": 1}, {"classes": 1}, "fewer than 4 images: 1; some are held out for evaluation"),
         ({"a": 3, "b": 1}, {"classes": 2}, r"\(the part kept for val\): fewer than 2 images: 1"),
     ],
 )
@@ -365,7 +365,7 @@ def test_videos_without_frames(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data\.train: .*noise\.mp4: cannot be read as a video"):
         load(tmp_path, "noise.mp4")
     write_video(tmp_path / "short.mp4", frames=1)
-    with pytest.raises(DataError, match="fewer than 4 images: 1; some are kept to judge by"):
+    with pytest.raises(DataError, match="fewer than 4 images: 1; some are held out for evaluation"):
         load(tmp_path, "short.mp4")
     with pytest.raises(DataError, match="fewer than 2 images: 1"):
         load(tmp_path, "short.mp4", "short.mp4")

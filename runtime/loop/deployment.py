@@ -1,0 +1,156 @@
+"""Deployment: a bundle on a device, with everything that is needed to answer its queries."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+
+from ...bundles.reader import Bundle
+from ...errors import BackendError
+from ..backends import Backend, open_backend
+from ..memory.arena import ArenaStats
+from ..memory.loading import WARM, Loading
+from ..planning.planner import POLICIES
+from .device_profile import profile_after, profile_of
+from .inference import Inference
+from .plan_input import Swapping
+
+__all__ = ["DeployOptions", "Deployment", "deploy"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DeployOptions:
+    """Settings of how a bundle runs on a device. The bundle's own settings apply where one is None."""
+
+    backend: str | None = None
+    memory: str | int | None = None
+    policy: str = "gemel"
+    """Name of the policy by which turns are planned if not all weights fit."""
+    threads: int | None = None
+    loading: Loading = WARM
+
+
+@dataclass
+class Deployment:
+    """Bundle on a device: its backend, the function that answers queries, and the input of plans."""
+
+    bundle: Bundle
+    backend: Backend
+    queries: Mapping[str, str]
+    """Query -> feed, for the queries whose feeds could be opened."""
+    swapping: Swapping | None
+    infer: Inference
+    _before: ArenaStats = field(default_factory=ArenaStats)
+    """Counters of the arena before the first query ran."""
+
+    @property
+    def loads(self) -> ArenaStats:
+        """Counters of loads and evictions since queries run, without those of measuring and of opening models."""
+        now = self.backend.stats
+        return replace(
+            now,
+            loads=now.loads - self._before.loads,
+            loaded=now.loaded - self._before.loaded,
+            evicted=now.evicted - self._before.evicted,
+            blocked_s=now.blocked_s - self._before.blocked_s,
+        )
+
+    @property
+    def kept(self) -> dict[str, int]:
+        """Bytes of weights that are kept, and that are new, when this deployment replaces another one."""
+        kept = self.backend.kept_bytes
+        return {"kept_bytes": kept, "new_bytes": sum(self.backend.segments.values()) - kept}
+
+    def take_over(self, before: Deployment) -> None:
+        """Replace another deployment; called on the runner's thread, between two frames."""
+        self.backend.take_over(before.backend)
+
+    def close(self) -> None:
+        """Free the weights and the device."""
+        self.backend.close()
+
+
+def deploy(
+    bundle: Bundle,
+    queries: Mapping[str, str],
+    settings: DeployOptions,
+    *,
+    progress: Callable[[str], None] = lambda model: None,
+    profiling: Callable[[str], None] = lambda what: None,
+    before: Deployment | None = None,
+) -> Deployment:
+    """Open a bundle on a device: prepare and open its models, and measure times if weights must be swapped.
+
+    Args:
+        bundle: an open bundle.
+        queries: query -> feed, for the queries that will run.
+        settings: settings of the device.
+        progress: function called with the name of each model that is prepared for the device.
+        profiling: function called with a description of what is measured next, if times must be measured.
+        before: deployment that runs now, and whose place the new one takes; its times are used where they are known.
+
+    Raises:
+        InputError: the memory setting is not possible, or the backend is unknown.
+        BackendError: the device cannot run the bundle.
+    """
+    backend = open_backend(
+        bundle,
+        settings.backend,
+        memory=settings.memory,
+        threads=settings.threads,
+        loading=settings.loading,
+        progress=progress,
+        before=None if before is None else before.backend,
+    )
+    try:
+        swapping = _swapping(bundle, backend, settings.policy, queries, profiling, before)
+        loads = replace(backend.stats)
+        _warm(bundle, backend, queries)
+        infer = Inference(bundle, backend, None if swapping is None else swapping.depths(queries))
+    except BaseException:
+        backend.close()
+        raise
+    return Deployment(bundle, backend, queries, swapping, infer, loads)
+
+
+def _swapping(
+    bundle: Bundle,
+    backend: Backend,
+    policy: str,
+    queries: Collection[str],
+    profiling: Callable[[str], None],
+    before: Deployment | None,
+) -> Swapping | None:
+    """Return the input of the run's plans; None if all weights fit into the budget, or times cannot be measured."""
+    if sum(backend.segments.values()) <= backend.room:
+        return None
+    try:
+        if before is None:
+            profile = profile_of(bundle, backend, progress=profiling)
+        else:
+            known = None if before.swapping is None else before.swapping.profile
+            profile = profile_after(bundle, backend, before.bundle, known)
+    except BackendError as error:
+        _log.warning("nothing is planned, queries take turns: %s", error)
+        return None
+    backend.evict()
+    used = {name: query for name, query in profile.queries.items() if name in queries}
+    profile = profile.model_copy(update={"queries": used})
+    for query in profile.late():
+        run_ms = profile.run_ms(query, 1)
+        _log.warning("query %s: a run takes %.0f ms, longer than the SLA of %g ms", query, run_ms, profile.sla_ms)
+    return Swapping(profile, backend.room, backend, POLICIES[policy])
+
+
+def _warm(bundle: Bundle, backend: Backend, queries: Collection[str]) -> None:
+    """Open the programs of all models, so that no camera waits for this later."""
+    for model in dict.fromkeys(bundle.manifest.queries[query].model for query in queries):
+        # A model that cannot be used fails again when its queries run, and is reported then.
+        with contextlib.suppress(BackendError):
+            backend.prepare(model)
+    if sum(backend.segments.values()) > backend.room:
+        backend.evict()

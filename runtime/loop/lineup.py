@@ -1,0 +1,40 @@
+"""Lineup of a run: the queries, feeds and models that run until the next change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from threading import Event
+
+from ..feeds import Feed
+from ..planning.planner import Plan
+from .answerer import Infer
+from .plan_input import Swapping
+
+__all__ = ["Change", "Lineup"]
+
+
+@dataclass(frozen=True)
+class Lineup:
+    """Queries, feeds and models that run until the next change of a run."""
+
+    queries: Mapping[str, str]
+    """Query -> name of its feed, in the order of the workload."""
+    feeds: Mapping[str, Feed]
+    """Name -> feed. Feeds of the previous lineup that are also here are not interrupted."""
+    infer: Infer
+    swapping: Swapping | None = None
+    """Input of plans; None if all weights are in memory and each turn takes one frame."""
+    plan: Plan | None = None
+    """Plan to begin with. If None, one is made when the lineup begins, while cameras wait."""
+    begin: Callable[[], None] = lambda: None
+    """Function called on the runner's thread, between two frames, before the first query of this lineup runs."""
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """Request to replace a runner's lineup (its queries, feeds and models)."""
+
+    lineup: Lineup
+    done: Event = field(default_factory=Event)
+    """Event that is set when the new lineup runs."""
