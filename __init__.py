@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .runtime.planning.read import read_profile
     from .runtime.planning.simulate import Simulation, simulate
     from .runtime.run import RunOptions, run_bundle
+    from .runtime.service.run_service import ServiceOptions
     from .runtime.sinks.sink import Sink
     from .workload import Workload, load_workload
 
@@ -56,6 +57,7 @@ __all__ = [
     "RunOptions",
     "Segmentation",
     "SegmentedClass",
+    "ServiceOptions",
     "Simulation",
     "Sink",
     "Summary",
@@ -91,6 +93,7 @@ _HOMES = {
     "RunOptions": "runtime.run",
     "Segmentation": "runtime.decode.results",
     "SegmentedClass": "runtime.decode.results",
+    "ServiceOptions": "runtime.service.run_service",
     "Simulation": "runtime.planning.simulate",
     "Sink": "runtime.sinks.sink",
     "Summary": "runtime.loop.summary",

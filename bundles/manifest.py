@@ -54,7 +54,7 @@ Id = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 DType = Annotated[str, Field(pattern=r"^(float(16|32|64)|u?int(8|16|32|64)|bool)$")]
 """Name of an array's element type, as NumPy calls it."""
 Size = Annotated[int, Field(ge=0)]
-"""Number of bytes, or of elements along one axis of a tensor."""
+"""Type of sizes in the manifest, 0 or more: a number of bytes, or of elements along one axis of a tensor."""
 Precision = Literal["fp32", "fp16", "int8"]
 Transport = Literal["auto", "tcp", "udp"]
 """Transport of RTSP. ``auto`` is TCP, or UDP where the camera offers no TCP."""

@@ -34,7 +34,7 @@ class Candidate:
 
     name: str
     layers: Mapping[str, str]
-    """Name of each layer that can be converted -> hash of its kernel's tensor."""
+    """Name of each layer that can be converted to lower precision -> hash of the tensor of its kernel."""
     convert: Callable[[Set[str]], ir.Model]
     """Function that returns the model's converted graph, called with the names of the layers that stay float32."""
     judge: Measure

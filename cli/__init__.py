@@ -26,6 +26,7 @@ from .inspect import inspect_command
 from .merge import merge_command
 from .options import VersionOpt
 from .profile import profile_command
+from .remote import pause_command, reload_command, resume_command, status_command
 from .run import run_command
 from .simulate import simulate_command
 
@@ -49,6 +50,10 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "merge": merge_command,
     "compile": compile_command,
     "run": run_command,
+    "status": status_command,
+    "reload": reload_command,
+    "pause": pause_command,
+    "resume": resume_command,
     "inspect": inspect_command,
     "check": check_command,
     "bench": bench_command,

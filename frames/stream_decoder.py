@@ -163,7 +163,7 @@ class StreamDecoder:
         return True
 
     def _restart(self) -> None:
-        """Empty the decoder. Pictures still in the decoder count as withheld, unless they were counted before."""
+        """Empty FFmpeg's decoder. Its remaining pictures count as withheld (not delivered), unless counted before."""
         with suppress(av.FFmpegError, ValueError):
             self.withheld += sum(frame.pts not in self._counted for frame in self._context.decode(None))
         if self._gaps is not None and self._settings.hardware == "none":

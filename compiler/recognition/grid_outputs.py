@@ -132,7 +132,7 @@ def _grid(
 
 
 def _has_partner(found: Evidence, output: MeasuredOutput) -> bool:
-    """Return whether another output has as many rows: the two may then be the boxes and the scores of one detector."""
+    """Return whether another output has as many rows as ``output``: the two may be one detector's boxes and scores."""
     return any(other is not output and other.shape[1] == output.shape[1] for other in found.of_rank(3))
 
 

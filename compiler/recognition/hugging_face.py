@@ -34,7 +34,7 @@ _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _DETR_SIZE = (800, 1333)
-"""Height and width that DETR's processor gives a wide frame: shortest and longest edge."""
+"""Height and width in pixels to which DETR's processor scales a wide frame: its limits for short and long edges."""
 _SOFTMAX_DETRS = frozenset({"detr", "table-transformer", "yolos"})
 """Model types whose class scores are a softmax with the background last; all other detectors have sigmoids."""
 _PLAIN_DETRS = ("rt_detr", "d_fine")
@@ -61,7 +61,7 @@ def hugging_face_names(config: Any) -> dict[int, str] | None:
 
 
 def hugging_face_activation(config: Any, task: str) -> Literal["softmax", "sigmoid"] | None:
-    """Return the activation that class scores need; None where the outputs tell."""
+    """Return the activation that a model's class scores need; None if the values of its outputs must show it."""
     if task == "detection":
         return "softmax" if config.model_type in _SOFTMAX_DETRS else "sigmoid"
     if getattr(config, "problem_type", None) == "multi_label_classification":
@@ -95,7 +95,7 @@ class FilesBeside:
         return {"names": repr(names)} if names is not None else {}
 
     def activation(self, task: str) -> Literal["softmax", "sigmoid"] | None:
-        """Return the activation that class scores need; None where the outputs tell."""
+        """Return the activation that a model's class scores need; None if the values of its outputs must show it."""
         return hugging_face_activation(self.config, task)
 
 

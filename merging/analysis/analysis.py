@@ -190,7 +190,7 @@ def analyze_workload(
 
 
 def _measure(name: str, queries: tuple[Query, ...], workload: Workload, definition: Definition) -> ModelSizes:
-    """Measure one model as a PyTorch module, or else in the graph of its ONNX file.
+    """Measure the bytes of one model and of its layers, as a PyTorch module or else in the graph of its ONNX file.
 
     Raises:
         ModelError: the model cannot be built or opened.

@@ -28,7 +28,8 @@ class Candidates:
     saving: int
     """Bytes that are freed when the weights of each slot are one tensor."""
     position: int
-    """Smallest index of a layer in the slots; a layer's index counts the shareable layers of its model from 0."""
+    """Smallest index of a layer whose weights the slots (sets of weights that can be one tensor) hold; a layer's index
+    counts the shareable layers of its model from 0."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from .detection import objects_of
 __all__ = ["DecodedTask", "refuse_training"]
 
 _LEAST_PART = 1e-3
-"""Minimum variance assumed of one channel, as a fraction of the mean variance of all channels."""
+"""Minimum variance assumed of one channel of a teacher's output, as a fraction of the mean variance of its channels."""
 _BOX = 4
 """Number of values of a box at the beginning of a detector's output row."""
 

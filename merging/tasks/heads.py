@@ -20,9 +20,10 @@ class Heads:
     """Raw outputs of a detector for ``P`` anchors or cells in each of ``N`` images."""
 
     scores: Tensor
-    """Scores before the activation, ``[N, P, S]``."""
+    """A detector's scores before the activation: S scores for each of P anchors or cells of N images, ``[N, P, S]``."""
     boxes: Tensor
-    """Centre and size of a box relative to its anchor or cell, as the smooth L1 loss compares them, ``[N, P, 4]``."""
+    """Centre and size of a box relative to its anchor or cell, as the smooth L1 loss compares them: ``[N, P, 4]`` for
+    P anchors or cells of N images."""
     activation: Literal["softmax", "sigmoid"]
     """Activation of the scores. ``softmax``: the first score is the background's. ``sigmoid``: the scores are
     independent of each other."""

@@ -51,7 +51,7 @@ class Timings:
             write_whole(self._path, hashlib.sha256(data).digest() + data)
 
     def _read(self) -> bytes:
-        """Return the kernel times that the file holds, as the library wrote them.
+        """Return the kernel times in the timing cache's file, as TensorRT serialised them.
 
         The result is empty if the file is missing or its digest is wrong.
         """

@@ -27,7 +27,7 @@ class QueryCounters:
     given_up: int = 0
     """Number of times that the query was given up."""
     last_error: str | None = None
-    """Message of the newest failure; None if there was no failure."""
+    """Message of the query's newest failure; None if it never failed."""
     latencies: deque[float] = field(default_factory=lambda: deque(maxlen=_LATENCIES))
     """Milliseconds from a frame's arrival to its result, for the newest answers."""
 

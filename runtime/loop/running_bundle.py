@@ -170,8 +170,10 @@ class RunningBundle:
             LookupError: there is no such query or feed.
             InputError: the run is offline, or has not begun.
         """
-        if not self._live or self.runner is None:
+        if not self._live:
             raise InputError("an offline run cannot be changed")
+        if self.runner is None:
+            raise InputError("models are being prepared; ask again when the run is ready")
         self.runner.pause(kind, name, paused)
         return {kind: {name: {"paused": paused}}}
 
@@ -179,7 +181,7 @@ class RunningBundle:
         """Open another bundle beside the running one, and replace the running one; return the changes."""
         before = self.deployment
         if before is None or self.runner is None or self.ended:
-            raise InputError("the run has not begun, or has ended")
+            raise InputError("models are being prepared, or the run has ended")
         bundle = open_bundle(path)
         if bundle.manifest.outputs != self.bundle.manifest.outputs:
             _log.warning("reload: the bundle has other outputs; those of the run stay until it is started again")

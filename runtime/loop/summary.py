@@ -47,7 +47,7 @@ class QueryStats:
     errors: int = 0
     """Number of frames on which the query failed; these frames count as skipped."""
     last_error: str | None = None
-    """Message of the newest failure; None if there was no failure."""
+    """Message of the query's newest failure; None if it never failed."""
     gave_up: bool = False
     """Whether the query failed too often in a row, was given up, and has not answered since."""
     given_up: int = 0

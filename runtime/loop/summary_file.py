@@ -75,7 +75,7 @@ class SummaryFile:
                 return
 
     def _write(self, summary: Summary, state: RunState, error: str | None) -> None:
-        """Write the file. An error is kept, and logged when it is another than the last time."""
+        """Write summary.json, if it has a path. An error is kept, and logged when it is another than the last time."""
         if self._path is None:
             return
         status = {

@@ -72,7 +72,7 @@ class Arena(ABC):
         """Free the memory of a segment. Also called for a segment whose load failed."""
 
     def _kept(self, segment: str) -> bool:
-        """Return whether a segment that was loaded and not evicted is still in memory."""
+        """Return whether a segment that was loaded and not evicted is still in memory; a failed move may lose it."""
         return True
 
     @property

@@ -26,7 +26,8 @@ class _Option:
     packed: frozenset[str]
     """Models that get a private copy, because their segments have more than ``limit`` bytes."""
     bytes: int
-    """Bytes of memory that the choice needs: the limit, the private copies, and the bytes that always stay loaded."""
+    """Bytes of memory that the models need with this set of private copies: those copies, the limit for the segments of
+    one bound model, and the bytes that stay loaded in any case."""
 
 
 def choose_private_copies(

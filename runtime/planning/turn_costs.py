@@ -51,7 +51,7 @@ class TurnCosts:
         """Milliseconds per cycle of the loads during which no model runs, on average over the cycles."""
         options = [profile.batches(query) for query in order]
         self.counts = [len(sizes) for sizes in options]
-        """Number of turn sizes that each query may have."""
+        """For each query: how many sizes (numbers of frames) its turns can be chosen from."""
         longest = max(self.counts)
         # Shorter rows of the array are filled with their last size; no choice has such an index.
         self._sizes = np.array([sizes + sizes[-1:] * (longest - len(sizes)) for sizes in options])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from threading import Event, Thread
+from typing import TYPE_CHECKING
 
 from ... import __version__
-from ...errors import GemelError, MissingExtraError
+from ...errors import GemelError, InputError, MissingExtraError
 from ..loop.running_bundle import RunningBundle
 from ..loop.summary import Summary
 from ..sinks.sink import Sink
@@ -16,10 +19,15 @@ from .latest_frames import LatestFrames
 from .manager import ServiceManager
 from .status import AnswerTimes, RunStatus, SegmentStatus
 
+if TYPE_CHECKING:
+    from .server import StatusServer
+
 __all__ = ["RunService", "ServiceOptions"]
 
 _log = logging.getLogger(__name__)
 
+_AGAIN_S = 10.0
+"""Seconds after which a port that another program had is tried again."""
 _POLL_S = 0.2
 """Seconds between two checks for a reload request."""
 
@@ -49,7 +57,8 @@ class RunService:
         reload: event that asks for a reload each time that it is set.
 
     Raises:
-        InputError: the HTTP server cannot listen, or needs a token.
+        InputError: the HTTP server's address is not allowed, or it needs a token. If another program listens on the
+            port, the run goes on, and the port is tried again.
         MissingExtraError: prometheus-client is not installed, and an HTTP server is wanted.
     """
 
@@ -65,21 +74,28 @@ class RunService:
         self.sinks: Sequence[Sink] = (self._answers,)
         """Sinks that collect what the service shows."""
         self._manager = ServiceManager(lambda: self._status.healthy, self._status.words) if options.notify else None
-        self._server = None
+        self._server: StatusServer | None = None
         if options.port is not None:
             try:
                 from .metrics import RunMetrics
-                from .server import StatusServer
+                from .server import PortTakenError, StatusServer
             except ModuleNotFoundError as error:
                 if (error.name or "").split(".")[0] != "prometheus_client":
                     raise
                 raise MissingExtraError("--metrics-port", "service") from error
             metrics, frames = RunMetrics(self._status), LatestFrames(running.queries)
             self.sinks = (self._answers, metrics, frames)
-            self._server = StatusServer(
-                self._status, metrics, frames, running, host=options.host, port=options.port, token=options.token
+            serve = partial(
+                *(StatusServer, self._status, metrics, frames, running),
+                host=options.host,
+                port=options.port,
+                token=options.token,
             )
-            options.listening(self._server.url)
+            try:
+                self._listen(serve)
+            except PortTakenError as error:
+                _log.error("%s; the run goes on without, and tries again every %.0f s", error, _AGAIN_S)
+                Thread(target=self._listen_later, args=(serve,), name="gemel-port", daemon=True).start()
 
     def begin(self, summarise: Callable[[], Summary]) -> None:
         """Show the run from now on, because it takes frames.
@@ -101,6 +117,18 @@ class RunService:
         if self._server is not None:
             self._server.close()
             self._server = None
+
+    def _listen(self, serve: Callable[[], StatusServer]) -> None:
+        self._server = serve()
+        self._options.listening(self._server.url)
+
+    def _listen_later(self, serve: Callable[[], StatusServer]) -> None:
+        """Open the HTTP server as soon as its port is free."""
+        while not self._over.wait(_AGAIN_S):
+            with contextlib.suppress(InputError):
+                self._listen(serve)
+                _log.warning("--metrics-port %s: listens now", self._options.port)
+                return
 
     def _wait_for_reloads(self) -> None:
         assert self._reload is not None

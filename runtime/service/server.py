@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,9 +15,13 @@ from .latest_frames import LatestFrames
 from .metrics import RunMetrics
 from .status import RunStatus
 
-__all__ = ["StatusServer"]
+__all__ = ["PortTakenError", "StatusServer"]
 
 _log = logging.getLogger(__name__)
+
+
+class PortTakenError(InputError):
+    """Another program listens on the port; it may end later."""
 
 
 class StatusServer:
@@ -33,7 +38,8 @@ class StatusServer:
             pictures; not needed if None.
 
     Raises:
-        InputError: the address is in use or not allowed, or other machines could connect and there is no token.
+        PortTakenError: another program listens on the port.
+        InputError: the address is not allowed, or other machines could connect and there is no token.
     """
 
     def __init__(
@@ -57,7 +63,8 @@ class StatusServer:
         try:
             self._server = _Server((host, port), handler)
         except OSError as error:
-            raise InputError(f"--metrics-port {port}: cannot listen on {host}: {error.strerror}") from error
+            kind = PortTakenError if error.errno == errno.EADDRINUSE else InputError
+            raise kind(f"--metrics-port {port}: cannot listen on {host}: {error.strerror}") from error
         self._thread = Thread(target=self._server.serve_forever, name="gemel-http", daemon=True)
         self._thread.start()
 

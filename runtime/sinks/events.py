@@ -37,7 +37,7 @@ class SinkEvent:
     info: RunInfo
     frame: Frame
     query: str = ""
-    """Name of the query; empty for the kind ``frame``."""
+    """Name of the query that the event is about; empty for an event of kind ``frame``, which is about no query."""
     result: Result = ()
     latency_ms: float = 0.0
     message: str = ""

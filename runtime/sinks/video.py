@@ -33,9 +33,9 @@ class _Part:
     lock: int
     """File descriptor that holds the lock of the file."""
     start: float
-    """Seconds of media at the file's first frame."""
+    """Media time in seconds of the first frame in the video file."""
     last: float
-    """Seconds of media at the file's newest frame."""
+    """Media time in seconds of the newest frame in the video file."""
 
 
 class VideoWriter(Writer):

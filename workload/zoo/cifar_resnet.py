@@ -68,7 +68,7 @@ class CifarResNet(nn.Module):
         return logits
 
     def decode(self, size: tuple[int, int]) -> tuple[DecodeSpec, dict[str, NDArray[np.float32]]]:
-        """Return the spec of the decoder for the network's logits, and no tensors.
+        """Return the spec of the decoder for the network's logits, and an empty mapping, as it needs no tensors.
 
         The spec is the same for every input ``size`` (height, width in pixels).
         """

@@ -31,7 +31,7 @@ class MobileNetV2Features(nn.Module):
         return features.mean((2, 3))
 
     def decode(self, size: tuple[int, int]) -> tuple[DecodeSpec, dict[str, NDArray[np.float32]]]:
-        """Return the spec of the decoder for the embedding, and no tensors.
+        """Return the spec of the decoder for the embedding, and an empty mapping, as it needs no tensors.
 
         The spec is the same for every input ``size`` (height, width in pixels).
         """
