@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from gemel.compiler import compile_workload
 from gemel.workload import load_workload
 
-__all__ = ["QUERIES", "make_small_bundle", "write_workload"]
+__all__ = ["QUERIES", "make_small_bundle", "write_video", "write_workload"]
 
 QUERIES = ("people", "cars", "bikes")
 """Queries of the bundle. The third has the model of the first, on another feed."""
@@ -36,7 +36,7 @@ def write_workload(folder: Path, *, seconds: int = 2) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, seed in _SEED.items():
         _write_model(folder / f"{name}.onnx", seed)
-    _write_video(folder / "street.mp4", seconds)
+    write_video(folder / "street.mp4", seconds)
     feed = {"source": "street.mp4", "fps": 10, "loop": True}
     queries = [_query("people", "yard"), _query("cars", "yard"), {**_query("people", "gate"), "name": "bikes"}]
     document = {"schema_version": "1", "sla": "100ms", "feeds": {"yard": feed, "gate": feed}, "queries": queries}
@@ -86,7 +86,7 @@ def _write_model(path: Path, seed: int) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
 
 
-def _write_video(path: Path, seconds: int) -> None:
+def write_video(path: Path, seconds: int) -> None:
     """Write a clip of moving noise with ten frames a second."""
     picture = np.random.default_rng(0).integers(0, 256, (96, 128, 3)).astype(np.uint8)
     with av.open(str(path), "w") as container:

@@ -85,12 +85,8 @@ class RunService:
                 raise MissingExtraError("--metrics-port", "service") from error
             metrics, frames = RunMetrics(self._status), LatestFrames(running.queries)
             self.sinks = (self._answers, metrics, frames)
-            serve = partial(
-                *(StatusServer, self._status, metrics, frames, running),
-                host=options.host,
-                port=options.port,
-                token=options.token,
-            )
+            host, port, token = options.host, options.port, options.token
+            serve = partial(StatusServer, self._status, metrics, frames, running, host=host, port=port, token=token)
             try:
                 self._listen(serve)
             except PortTakenError as error:
