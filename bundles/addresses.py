@@ -14,14 +14,14 @@ _HOST = re.compile(r"[\w.-]{1,253}|[0-9a-fA-F:.]{2,45}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Parts of a server's URL."""
+    """Parts of the URL of a server that results are sent to."""
 
     scheme: str
     host: str
-    """Name or IP address of the server, without the brackets of an IPv6 address."""
+    """Host name or IP address in a server's URL, without the brackets of an IPv6 address."""
     port: int
     target: str
-    """Path and query of the URL; at least ``/``."""
+    """Path and query of a server's URL; at least ``/``."""
     username: str | None = None
     password: str | None = field(default=None, repr=False)
 

@@ -17,19 +17,20 @@ class SsdDecode(DetectionDecode):
 
     kind: Literal["ssd"] = "ssd"
     anchors: str
-    """Tensor of the anchors, ``[A, 4]`` float32: x1 y1 x2 y2 in input pixels."""
+    """Id of the tensor with a detector's anchors, ``[A, 4]`` float32: x1 y1 x2 y2 in input pixels."""
     activation: Literal["softmax", "sigmoid"]
-    """Function that turns logits into scores."""
+    """Function that turns a detector's logits into scores."""
     background: bool
-    """Whether class 0 of the logits is the background, which is never reported."""
+    """Whether class 0 of a detector's logits is the background, which is never reported."""
     box_weights: tuple[float, float, float, float]
-    """Divisors of the box deltas (dx, dy, dw, dh)."""
+    """Divisors of a detector's box deltas (dx, dy, dw, dh)."""
     levels: tuple[int, ...] = ()
-    """Number of anchors per feature level; empty if all anchors count as one level."""
+    """Number of a detector's anchors per feature level; empty if all anchors count as one level."""
     topk: int = 400
-    """Maximum number of candidate boxes per feature level, best first, for non-maximum suppression."""
+    """Maximum number of a detector's candidate boxes per feature level, best first, for non-maximum suppression."""
     per_class: bool = True
-    """Whether ``topk`` applies to each class of a level, not to the level as a whole."""
+    """Whether the limit ``topk`` on candidate boxes applies to each class of a feature level, not to the level as a
+    whole."""
 
 
 class FasterRcnnDecode(DetectionDecode):
@@ -50,15 +51,18 @@ class FasterRcnnDecode(DetectionDecode):
 
     kind: Literal["faster-rcnn"] = "faster-rcnn"
     anchors: tuple[str, ...]
-    """Tensors of the anchors, one per feature level, ``[H * W * A, 4]`` float32: x1 y1 x2 y2 in input pixels."""
+    """Ids of the tensors with a detector's anchors, one per feature level, ``[H * W * A, 4]`` float32: x1 y1 x2 y2 in
+    input pixels."""
     roi_levels: tuple[int, ...]
-    """Feature levels from which RoIAlign takes features."""
+    """Feature levels of a two-stage detector from which RoIAlign takes features."""
     roi_scales: tuple[float, ...]
-    """Feature pixels per input pixel, one number per level in ``roi_levels``: powers of two."""
+    """Feature pixels per input pixel, one number per feature level from which RoIAlign takes features: powers of
+    two."""
     canonical_scale: int = 224
-    """Side in input pixels of a box whose features are taken from the feature level ``canonical_level``."""
+    """Side in input pixels of a box for which RoIAlign takes features from the feature level ``canonical_level``."""
     canonical_level: int = 4
-    """Feature level for boxes of ``canonical_scale``: k0 of Lin et al., "Feature Pyramid Networks", equation 1."""
+    """Feature level from which RoIAlign takes features for boxes whose sides are ``canonical_scale``: k0 of Lin et al.,
+    "Feature Pyramid Networks", equation 1."""
     pre_nms_topk: int = 1000
     """Maximum number of region proposals per feature level before non-maximum suppression."""
     post_nms_topk: int = 1000
@@ -68,11 +72,13 @@ class FasterRcnnDecode(DetectionDecode):
     min_size: float = 1e-3
     """Minimum width and height in input pixels of a region proposal."""
     box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
-    """Divisors of the box deltas (dx, dy, dw, dh) that the stage ``head`` gives."""
+    """Divisors of the box deltas (dx, dy, dw, dh) that a two-stage detector's stage ``head`` gives."""
     masks: bool = False
-    """Whether stages ``mask_roi`` and ``mask`` give the mask of each box (Mask R-CNN)."""
+    """Whether a two-stage detector has the stages ``mask_roi`` and ``mask``, which give the mask of each box (Mask
+    R-CNN)."""
     keypoints: int = 0
-    """Number of keypoints that ``keypoint_roi`` and ``keypoint`` give for each box (Keypoint R-CNN); 0 for none."""
+    """Number of keypoints that the stages ``keypoint_roi`` and ``keypoint`` give for each box (Keypoint R-CNN); 0 for
+    none."""
 
 
 class FcosDecode(DetectionDecode):
@@ -87,10 +93,10 @@ class FcosDecode(DetectionDecode):
     boxes: str = "boxes"
     centerness: str = "centerness"
     anchors: str
-    """Tensor of the anchors, ``[A, 4]`` float32: x1 y1 x2 y2 in input pixels."""
+    """Id of the tensor with a detector's anchors, ``[A, 4]`` float32: x1 y1 x2 y2 in input pixels."""
     levels: tuple[int, ...] = ()
-    """Number of anchors per feature level; empty if all anchors count as one level."""
+    """Number of a detector's anchors per feature level; empty if all anchors count as one level."""
     score_threshold: float = 0.2
     nms_threshold: float = 0.6
     topk: int = 1000
-    """Maximum number of candidate boxes per feature level, best first, for non-maximum suppression."""
+    """Maximum number of a detector's candidate boxes per feature level, best first, for non-maximum suppression."""

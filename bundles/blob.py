@@ -41,11 +41,11 @@ class Layout:
     """Offsets and lengths of all tensors and segments of a blob."""
 
     tensors: dict[str, TensorSpec]
-    """Tensor id -> offset, length, dtype and shape of the tensor."""
+    """Tensor id -> offset in the blob, length, dtype and shape of the tensor."""
     segments: dict[str, SegmentSpec]
-    """Segment name -> offset, length, tensors and models of the segment."""
+    """Segment name -> offset in the blob, length, tensors and models of the segment."""
     bytes: int
-    """Size of the blob in bytes, padding included."""
+    """Size of a blob in bytes, padding included."""
 
 
 def layout(shapes: Mapping[str, tuple[str, tuple[int, ...]]], users: Mapping[str, Iterable[str]]) -> Layout:
@@ -121,10 +121,10 @@ def write_blob(path: Path, placed: Layout, read: Callable[[str], NDArray[Any]]) 
 
 
 def _up(value: int, alignment: int) -> int:
-    """Return an offset or size, rounded up to a multiple of ``alignment``."""
+    """Return an offset or size in a blob, rounded up to a multiple of ``alignment``."""
     return -(-value // alignment) * alignment
 
 
 def _nbytes(dtype: str, shape: tuple[int, ...]) -> int:
-    """Return the bytes of an array of this dtype and shape."""
+    """Return how many bytes an array with the given dtype and shape takes."""
     return int(np.dtype(dtype).itemsize * int(np.prod(shape, dtype=np.int64)))

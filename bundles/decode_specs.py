@@ -55,15 +55,16 @@ class ClassificationDecode(Value):
 
     kind: Literal["classification"] = "classification"
     activation: Literal["softmax", "sigmoid", "none"] = "softmax"
-    """Function that turns the output into probabilities; ``none`` if the output has probabilities."""
+    """Function that turns a classifier's output into probabilities; ``none`` if the output has probabilities."""
     classes: int
-    """Number of scores. 1 with ``sigmoid`` or ``none`` is a binary classifier: the score of "yes"."""
+    """Number of scores in a classifier's output. One score, with the activation ``sigmoid`` or ``none``, is the score
+    of "yes" of a binary classifier."""
     top_k: int = 5
-    """Maximum number of classes in one result, best first."""
+    """Maximum number of classes that one result of a classifier lists, best first."""
     multi_label: bool = False
-    """Whether an image may have several classes: all above the threshold are reported, by default above 0.5."""
+    """Whether a classifier may report several classes for an image: all above the threshold, by default above 0.5."""
     class_numbers: bool = False
-    """Whether the output has class numbers (ArgMax), not scores; a class is then reported with score 1."""
+    """Whether a classifier's output has class numbers (ArgMax), not scores; a class is then reported with score 1."""
 
 
 class EmbeddingDecode(Value):
@@ -72,7 +73,7 @@ class EmbeddingDecode(Value):
 
     kind: Literal["embedding"] = "embedding"
     normalize: bool = True
-    """Whether to divide a vector by its Euclidean norm, so that a dot product is the cosine similarity."""
+    """Whether to divide an embedding vector by its Euclidean norm, so that a dot product is the cosine similarity."""
 
 
 class SegmentationDecode(Value):
@@ -87,13 +88,14 @@ class SegmentationDecode(Value):
     kind: Literal["segmentation"] = "segmentation"
     output: str
     classes: int
-    """Number of classes, the background counted if the model has one."""
+    """Number of classes of a segmentation model, the background counted if the model has one."""
     class_numbers: bool = False
-    """Whether the output has class numbers (ArgMax), not scores."""
+    """Whether a segmentation model's output has class numbers (ArgMax), not scores."""
     activation: Literal["softmax", "sigmoid", "none"] = "none"
-    """Function that turns the output into scores; only a threshold needs scores, the best class does not."""
+    """Function that turns a segmentation model's output into scores; only a threshold needs scores, the best class does
+    not."""
     layout: Literal["NCHW", "NHWC"] = "NCHW"
-    """Order of an output's four axes; TensorFlow's models have the classes last."""
+    """Order of the four axes of a segmentation model's output; TensorFlow's models have the classes last."""
 
 
 class OcrDecode(Value):
@@ -105,13 +107,14 @@ class OcrDecode(Value):
     kind: Literal["ocr"] = "ocr"
     output: str
     charset: tuple[str, ...]
-    """Character of each class, in the order of the output's last axis; the character of the blank class is ignored."""
+    """Characters that a text recogniser's classes stand for, in the order of the output's last axis; the character of
+    the blank class is ignored."""
     blank: int = 0
-    """Number of the class that stands for no character."""
+    """Number of a text recogniser's class that stands for no character (the blank of CTC)."""
     layout: Literal["NTC", "TNC"] = "NTC"
-    """Axes of the output: N images, T steps, C classes."""
+    """Order of the axes of a text recogniser's output: N images, T steps, C classes."""
     activation: Literal["none", "softmax"] = "none"
-    """Function that turns the output into probabilities."""
+    """Function that turns a text recogniser's output into probabilities."""
 
 
 class RawDecode(Value):

@@ -31,13 +31,13 @@ class DetectionDecode(Value):
     classes: int
     """Number of the detector's classes, the background not counted."""
     first_class: int = 0
-    """Number that the model's own library gives to the first class: 1 where number 0 is the background."""
+    """Number that the detector's own library gives to the first class: 1 where number 0 is the background."""
     score_threshold: float = 0.05
     """Score below which a candidate box is dropped before non-maximum suppression."""
     nms_threshold: float = 0.5
     """Overlap (IoU) of two boxes above which non-maximum suppression drops the one with the lower score."""
     max_detections: int = 100
-    """Maximum number of detections in one image."""
+    """Maximum number of detections to report in one image."""
     topk: int = 1000
     """Maximum number of candidate boxes per class, best first, for non-maximum suppression, so that a bad model cannot
     take long."""
@@ -47,13 +47,15 @@ class _Parts(DetectionDecode):
     """Base of the specs for detectors whose output rows may end with mask coefficients or with keypoints."""
 
     masks: int = 0
-    """Number of mask coefficients at the end of each output row; 0 for a detector without masks."""
+    """Number of mask coefficients at the end of each row of a detector's output; 0 for a detector without masks."""
     prototypes: str | None = None
-    """Name of the output with mask prototypes ``[N, masks, h, w]``: a mask is sigmoid(coefficients @ prototypes)."""
+    """Name of a detector's output with mask prototypes ``[N, masks, h, w]``: a mask is sigmoid(coefficients @
+    prototypes)."""
     keypoints: int = 0
-    """Number of keypoints (in input pixels) at the end of each output row; 0 for a detector without keypoints."""
+    """Number of keypoints (in input pixels) at the end of each row of a detector's output; 0 for a detector without
+    keypoints."""
     keypoint_values: Literal[2, 3] = 3
-    """Number of values per keypoint: x, y and, if 3, a score from 0 to 1."""
+    """Number of values that a detector's output has per keypoint: x, y and, if 3, a score from 0 to 1."""
 
 
 class GridDecode(_Parts):
@@ -67,26 +69,29 @@ class GridDecode(_Parts):
     kind: Literal["grid"] = "grid"
     output: str
     transposed: bool
-    """Whether the output is ``[N, values, A]`` and not ``[N, A, values]``, as in YOLOv8 and YOLO11."""
+    """Whether a YOLO detector's output is ``[N, values, A]`` and not ``[N, A, values]``, as in YOLOv8 and YOLO11."""
     objectness: bool
-    """Whether rows have an objectness after the box, by which class scores are multiplied."""
+    """Whether the rows of a YOLO detector's output have an objectness after the box, by which class scores are
+    multiplied."""
     boxes: str | None = None
-    """Name of an output ``[N, A, 4]`` with the boxes; None if the rows of ``output`` begin with them."""
+    """Name of a detector's output ``[N, A, 4]`` with the boxes; None if the rows of the main output begin with the
+    boxes."""
     every_class: bool = False
-    """Whether a candidate is reported under every class above the threshold, and not under its best class only."""
+    """Whether a candidate box is reported under every class above the threshold, and not under its best class only."""
     box: Literal["cxcywh", "xyxy"] = "cxcywh"
-    """Form of a box: centre, width and height, or the corners."""
+    """Form of the boxes in a detector's output: centre, width and height, or the corners."""
     normalized: bool = False
-    """Whether boxes are fractions of the input's size, not pixels."""
+    """Whether the boxes in a detector's output are fractions of the input's size, not pixels."""
     nms: bool = True
-    """Whether non-maximum suppression is needed; Ultralytics' RT-DETR needs none."""
+    """Whether a detector's boxes need non-maximum suppression; those of Ultralytics' RT-DETR need none."""
     activation: Literal["none", "sigmoid"] = "none"
-    """Function that turns the objectness and the class values into scores."""
+    """Function that turns the objectness and the class values of a detector's output into scores."""
     score_threshold: float = 0.25
     nms_threshold: float = 0.7
     max_detections: int = 300
     topk: int = 30000
-    """Maximum number of candidate boxes of all classes together, best first, for non-maximum suppression."""
+    """Maximum number of a detector's candidate boxes of all classes together, best first, for non-maximum
+    suppression."""
 
 
 class EndToEndDecode(_Parts):
@@ -102,7 +107,7 @@ class EndToEndDecode(_Parts):
     output: str
     columns: Literal["xyxy-score-class", "cxcywh-score-class", "batch-xyxy-class-score"] = "xyxy-score-class"
     normalized: bool = False
-    """Whether boxes are fractions of the input's size, not pixels."""
+    """Whether the boxes in a detector's output are fractions of the input's size, not pixels."""
     score_threshold: float = 0.25
     max_detections: int = 300
 
@@ -117,11 +122,12 @@ class YoloxDecode(DetectionDecode):
     kind: Literal["yolox"] = "yolox"
     output: str
     strides: tuple[int, ...] = (8, 16, 32)
-    """Input pixels per cell, one number per level."""
+    """Strides of a detector: input pixels per cell of its output, one number per feature level."""
     score_threshold: float = 0.25
     nms_threshold: float = 0.45
     topk: int = 30000
-    """Maximum number of candidate boxes of all classes together, best first, for non-maximum suppression."""
+    """Maximum number of a detector's candidate boxes of all classes together, best first, for non-maximum
+    suppression."""
 
 
 class DetrDecode(DetectionDecode):
@@ -136,7 +142,7 @@ class DetrDecode(DetectionDecode):
     logits: str
     boxes: str
     activation: Literal["softmax", "sigmoid"]
-    """Function that turns logits into scores."""
+    """Function that turns a detector's logits into scores."""
     score_threshold: float = 0.5
     max_detections: int = 300
 
@@ -153,7 +159,7 @@ class TripletDecode(DetectionDecode):
     boxes: str
     scores: str
     normalized: bool = False
-    """Whether boxes are fractions of the input's size, not pixels."""
+    """Whether the boxes in a detector's output are fractions of the input's size, not pixels."""
     score_threshold: float = 0.25
     max_detections: int = 300
 
@@ -171,13 +177,14 @@ class GflDecode(DetectionDecode):
     scores: tuple[str, ...]
     distances: tuple[str, ...] = ()
     strides: tuple[int, ...] = (8, 16, 32, 64)
-    """Input pixels per cell, one number per level."""
+    """Strides of a detector: input pixels per cell of its outputs, one number per feature level."""
     reg_max: int = 7
-    """Number of the last bin of a distance's distribution; bins are numbered from 0."""
+    """Number of the last bin of the distribution by which a detector gives a distance; bins are numbered from 0."""
     activation: Literal["none", "sigmoid"] = "none"
-    """Function that turns class values into scores."""
+    """Function that turns the class values of a detector's outputs into scores."""
     cell_offset: float = 0.5
-    """Position in its cell, in cells, of the point that distances start from: 0.5, or 0 in NanoDet-Plus."""
+    """Position in its cell, in cells, of the point from which a detector measures the distances to the sides of a box:
+    0.5, or 0 in NanoDet-Plus."""
     nms_threshold: float = 0.6
 
 
@@ -200,20 +207,21 @@ class FaceGridDecode(DetectionDecode):
     scores: tuple[str, ...]
     boxes: tuple[str, ...]
     points: tuple[str, ...] = ()
-    """Names of the outputs with landmarks; empty for a detector without landmarks."""
+    """Names of a face detector's outputs with landmarks; empty for a detector without landmarks."""
     objectness: tuple[str, ...] = ()
     strides: tuple[int, ...] = (8, 16, 32)
-    """Input pixels per cell, one number per level."""
+    """Strides of a face detector: input pixels per cell of its outputs, one number per feature level."""
     activation: Literal["none", "sigmoid", "softmax"] = "none"
-    """Function that turns ``scores`` (and ``objectness``) into probabilities."""
+    """Function that turns a face detector's outputs ``scores`` (and ``objectness``) into probabilities."""
     kinds: int = 2
-    """Number of output rows per cell, for the style ``scrfd``."""
+    """Number of output rows per cell of a face detector of the style ``scrfd``."""
     min_sizes: tuple[tuple[float, ...], ...] = ((16, 32), (64, 128), (256, 512))
-    """Sides in input pixels of the priors (square anchors), one tuple per level, for the style ``retinaface``."""
+    """Sides in input pixels of a face detector's priors (square anchors), one tuple per feature level, for the style
+    ``retinaface``."""
     variances: tuple[float, float] = (0.1, 0.2)
-    """Factors of the box values (dx, dy) and (dw, dh), for the style ``retinaface``."""
+    """Factors of a face detector's box values (dx, dy) and (dw, dh), for the style ``retinaface``."""
     landmarks: int = 5
-    """Number of landmarks per face."""
+    """Number of landmarks that a face detector gives per face."""
     classes: int = 1
     score_threshold: float = 0.5
     nms_threshold: float = 0.4
@@ -225,9 +233,9 @@ class YoloHead(Value):
 
     output: str
     stride: int
-    """Input pixels per cell of the output."""
+    """Stride of an output of a YOLOv3-style detector: input pixels per cell."""
     anchors: tuple[tuple[float, float], ...]
-    """Width and height of each anchor in input pixels."""
+    """Width and height in input pixels of each anchor of an output of a YOLOv3-style detector."""
 
 
 class YoloDecode(DetectionDecode):
@@ -245,4 +253,4 @@ class CenterFaceDecode(DetectionDecode):
     scale: str
     offset: str
     stride: int = 4
-    """Input pixels per cell of the outputs."""
+    """Stride of CenterFace's outputs: input pixels per cell."""

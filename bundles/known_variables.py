@@ -21,24 +21,25 @@ _log = logging.getLogger(__name__)
 
 _FILE = "compiled-bundles"
 _MOST = 1000
-"""Maximum number of bundles in the record of bundles that the user compiled here; older ones are forgotten."""
+"""Maximum number of bundles in the record of bundles that the user compiled on this machine; older ones are
+forgotten."""
 _LINE = re.compile(r"([0-9a-f]{64})((?: \w+)*)")
 
 
 def bundle_variables(content: Manifest) -> tuple[str, ...]:
-    """Return the names of the variables in the feeds' sources and the outputs of a bundle."""
+    """Return the names of the environment variables in the feeds' sources and the outputs of a bundle."""
     outputs = [each.model_dump_json() for each in content.outputs]
     return variables_of(" ".join([*(feed.source for feed in content.feeds.values()), *outputs]))
 
 
 def remember_variables(bundle: Bundle) -> tuple[str, ...]:
-    """Note in the user's state folder that the user compiled a bundle, so that it may use its variables here.
+    """Note in the user's state folder that the user compiled a bundle, which may then use its environment variables.
 
-    Nothing is noted for a bundle without variables. A folder that cannot be written is no error: then
+    Nothing is noted for a bundle without variables, ``${VAR}``. A folder that cannot be written is no error: then
     ``gemel-run --env`` allows the variables.
 
     Returns:
-        Names of the bundle's variables.
+        Names of the bundle's environment variables.
     """
     names = bundle_variables(bundle.manifest)
     if names:
@@ -52,7 +53,8 @@ def remember_variables(bundle: Bundle) -> tuple[str, ...]:
 
 
 def known_variables(bundle: Bundle) -> tuple[str, ...]:
-    """Return the variables that a bundle may use because the user compiled exactly this bundle on this machine."""
+    """Return the names of the environment variables that a bundle may use because the user compiled exactly this bundle
+    on this machine."""
     return _read().get(bundle.id, ())
 
 
@@ -61,8 +63,8 @@ def _path() -> Path:
 
 
 def _read() -> dict[str, tuple[str, ...]]:
-    """Read the record of compiled bundles: SHA-256 of a manifest -> names of its variables. Damaged lines are left
-    out."""
+    """Read the record of compiled bundles: SHA-256 of a manifest -> names of the bundle's environment variables.
+    Damaged lines are left out."""
     try:
         text = _path().read_text(encoding="ascii", errors="replace")
     except OSError:

@@ -71,7 +71,7 @@ class InputSpec(Value):
     """
 
     size: tuple[int, int]
-    """Height and width of the model's input in pixels."""
+    """Height and width of a model's input in pixels."""
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     scale: float = 1 / 255
@@ -83,7 +83,8 @@ class InputSpec(Value):
 
 
 class Port(Value):
-    """Graph input or output. A dimension that is a string is free: the batch, or a number of rows that varies."""
+    """Name, dtype and shape of an input or output of a graph. A dimension that is a string is free: the batch, or a
+    number of rows that varies."""
 
     name: str
     dtype: str
@@ -98,7 +99,8 @@ class Stage(Value):
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     weights: tuple[Id, ...]
-    """Tensors in the program's order, which is the order in which the graph first uses them."""
+    """Ids of the weights' tensors of one ONNX file, in the order in which the file's program (its graph) first uses
+    them."""
 
     @field_validator("file")
     @classmethod
@@ -110,20 +112,21 @@ class ModelSpec(Value):
     """Entry of the manifest for one distinct model, which one or more queries use."""
 
     stages: dict[Name, Stage]
-    """Stages of the model by name. ``main`` takes the frame; two-stage detectors have more stages."""
+    """Stages of a model by name. ``main`` takes the frame; two-stage detectors have more stages."""
     input: InputSpec
     decode: DecodeSpec
     mode: Literal["bound", "constant"] = "bound"
-    """``bound``: weights are inputs of a shared program. ``constant``: weights are constants of a session of this model
-    alone, which is faster where a kernel packs its weights (matrix products over many rows)."""
+    """Way in which a model gets its weights. ``bound``: weights are inputs of a shared program. ``constant``: weights
+    are constants of a session of this model alone, which is faster where a kernel packs its weights (matrix products
+    over many rows)."""
     precision: Precision = "fp32"
-    """``int8``: kernels are int8 tensors, and QuantizeLinear and DequantizeLinear nodes say which values are rounded;
-    layers that lost too much accuracy stay float32. ``fp16``: weights and computation are float16, inputs and outputs
-    float32."""
+    """Precision of a model. ``int8``: kernels are int8 tensors, and QuantizeLinear and DequantizeLinear nodes say which
+    values are rounded; layers that lost too much accuracy stay float32. ``fp16``: weights and computation are float16,
+    inputs and outputs float32."""
     bytes: int
-    """Bytes of the model's distinct tensors."""
+    """Bytes of a model's distinct tensors."""
     segments: tuple[str, ...]
-    """Segments that must be resident before the model can run."""
+    """Names of the segments that must be resident before a model can run."""
     source: dict[str, Any] = Field(default={})
     """Copy of the workload's ``model`` entry (factory or ONNX file, weights, input) that was compiled."""
 
@@ -132,18 +135,18 @@ class ProgramSpec(Value):
     """Entry of the manifest for one program: a graph without weights, named by the hash of its canonical form."""
 
     models: tuple[str, ...]
-    """Names of the models that run this program."""
+    """Names of the models that run a program."""
     inputs: int
-    """Number of weights that are inputs of the program."""
+    """Number of weights that are inputs of a program."""
 
 
 class TensorSpec(Value):
     """Position and shape of one distinct weight array in the blob."""
 
     offset: Size
-    """Bytes from the start of the blob to the tensor."""
+    """Bytes from the start of the blob to a tensor."""
     length: Size
-    """Length of the tensor in bytes."""
+    """Length of a tensor in bytes."""
     dtype: DType
     shape: tuple[Size, ...]
 
@@ -153,9 +156,9 @@ class SegmentSpec(Value):
 
     models: tuple[str, ...]
     offset: Size
-    """Bytes from the start of the blob to the segment."""
+    """Bytes from the start of the blob to a segment."""
     length: Size
-    """Length of the segment in bytes, without the padding behind the last tensor."""
+    """Length of a segment in bytes, without the padding behind the last tensor."""
     tensors: tuple[Id, ...]
 
 
@@ -164,9 +167,9 @@ class FeedSpec(Value):
 
     source: str
     fps: float | None = None
-    """Frames per second that queries see; the source's own rate if None."""
+    """Frames per second of a feed that queries see; the source's own rate if None."""
     loop: bool = False
-    """Whether a recording starts again when it ends."""
+    """Whether a feed's recording starts again when it ends."""
     transport: Transport = "auto"
     timeout: float = Field(default=5.0, gt=0, le=3600)
     """Seconds without an answer or a picture after which a camera counts as silent and is opened again."""
@@ -180,13 +183,13 @@ class QuerySpec(Value):
     model: str
     task: Literal["classification", "detection", "embedding", "segmentation", "pose", "ocr", "raw"]
     labels: tuple[str, ...] | None = None
-    """Names of classes in the order of the model's outputs, the background not counted."""
+    """Names of the classes of a query's model, in the order of the model's outputs, the background not counted."""
     classes: tuple[str, ...] | None = None
-    """Labels or numbers of the classes that the query reports; all classes if None."""
+    """Labels or numbers of the classes that a query reports; all classes if None."""
     threshold: float | None = None
-    """Score below which results are not reported; the decoder's own threshold if None."""
+    """Score below which a query's results are not reported; the decoder's own threshold if None."""
     target: float = 0.95
-    """Accuracy that the query must keep, relative to the unmerged model, from 0 to 1."""
+    """Accuracy that a query must keep, relative to the unmerged model, from 0 to 1."""
 
 
 class DeviceSpec(Value):
@@ -194,7 +197,7 @@ class DeviceSpec(Value):
 
     backend: str = "ort-cpu"
     memory: str | int = "all"
-    """Budget for weights: bytes, or a setting of :func:`gemel.bundles.budget.parse_memory`."""
+    """Memory budget for weights: bytes, or a setting of :func:`gemel.bundles.budget.parse_memory`."""
 
 
 class FileSpec(Value):
@@ -205,7 +208,7 @@ class FileSpec(Value):
 
 
 class Manifest(Value):
-    """Content of manifest.json."""
+    """Content of manifest.json, the file that describes a bundle."""
 
     schema_version: str = SCHEMA_VERSION
     producer: dict[str, str]
@@ -218,13 +221,13 @@ class Manifest(Value):
     models: dict[Name, ModelSpec]
     programs: dict[Id, ProgramSpec]
     tensors: dict[Id, TensorSpec]
-    """Tensors by the hash of dtype, shape and bytes."""
+    """Tensors of a bundle by id, which is the hash of a tensor's dtype, shape and bytes."""
     segments: dict[Name, SegmentSpec]
     outputs: tuple[OutputSpec, ...] = ()
-    """Outputs of a run, in the order of the workload."""
+    """Outputs that a run sends its results to, in the order in which the workload lists them."""
     blob: str = "weights.bin"
     files: dict[str, FileSpec]
-    """Every file of the bundle except the manifest."""
+    """Name of every file of a bundle except the manifest -> size and SHA-256 of the file."""
 
     @field_validator("blob")
     @classmethod
@@ -256,10 +259,11 @@ def parse_manifest(document: Mapping[str, Any], where: str) -> Manifest:
 
     Args:
         document: decoded JSON object.
-        where: path that errors name.
+        where: path of the manifest, for error messages.
 
     Raises:
-        BundleError: a newer major version, a missing or malformed field, a path that leaves the bundle.
+        BundleError: the manifest has a newer major version, lacks a field or has a malformed one, or names a path that
+            leaves the bundle.
     """
     version = document.get("schema_version")
     major = str(version).partition(".")[0]

@@ -39,13 +39,13 @@ class QueryReport(Value):
 
     model: str
     original: float
-    """Accuracy of the query before the merge."""
+    """Accuracy of a query before the merge, from 0 to 1."""
     reached: float
-    """Accuracy of the query after the merge."""
+    """Accuracy of a query after the merge, from 0 to 1."""
     relative: float
-    """Accuracy after the merge, divided by the accuracy before the merge."""
+    """Accuracy of a query after the merge, divided by the query's accuracy before the merge."""
     target: float
-    """Minimum that the query allows for ``relative``, the accuracy after the merge divided by that before."""
+    """Minimum that a query allows for its accuracy after the merge, divided by its accuracy before the merge."""
 
 
 class TrialReport(Value):
@@ -56,20 +56,20 @@ class TrialReport(Value):
     accepted: bool
     seconds: float
     samples: int
-    """Number of images that models were trained on, summed over models."""
+    """Number of images that models were trained on in one trial of a merge, summed over models."""
     accuracies: dict[str, float]
-    """Query -> accuracy after the trial, from 0 to 1."""
+    """Query -> accuracy after one trial of a merge, from 0 to 1."""
     ended: str
-    """Reason why training ended."""
+    """Reason why the training of one trial of a merge ended."""
     saved_bytes: ByteCount
-    """Bytes that merging saves in the whole workload after the trial."""
+    """Bytes that merging saves in the whole workload after one trial of a merge."""
 
 
 class UseReport(Value):
     """One parameter of one model that holds a shared tensor."""
 
     query: str
-    """Name of the model that has the parameter: the name of the first query that uses the model."""
+    """Name of the model that has a parameter with a shared tensor: the name of the first query that uses the model."""
     parameter: str
 
 
@@ -77,7 +77,7 @@ class SharedTensor(Value):
     """One tensor that several parameters of merged models hold."""
 
     tensor: Id
-    """Id of the tensor, as in a bundle: a hash of dtype, shape and bytes."""
+    """Id of a shared tensor, as in a bundle: a hash of dtype, shape and bytes."""
     bytes: ByteCount
     uses: Annotated[tuple[UseReport, ...], Field(min_length=2)]
 
@@ -95,11 +95,12 @@ class MergeReport(Value):
     layer_bytes: ByteCount
     """Bytes of the weights of convolutions and linear layers only, before merging."""
     saving: float
-    """Fraction of ``original_bytes`` that merging saves, from 0 to 1."""
+    """Fraction of the original models' bytes of weights (``original_bytes``) that merging saves, from 0 to 1."""
     layer_saving: float
-    """Fraction of ``layer_bytes`` that merging saves, from 0 to 1."""
+    """Fraction of the bytes of convolutions and linear layers (``layer_bytes``) that merging saves, from 0 to 1."""
     potential: float
-    """Fraction of ``original_bytes``, from 0 to 1, that would be saved if models shared all layers that they can."""
+    """Fraction of the original models' bytes of weights (``original_bytes``), from 0 to 1, that would be saved if
+    models shared all layers that they can."""
     finished: bool
     """Whether the search for groups to merge was completed; ``--resume`` continues a search that was not."""
     queries: dict[str, QueryReport]

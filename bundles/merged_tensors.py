@@ -21,11 +21,11 @@ class MergedTensor:
     """Tensor that merge.json lists as shared, with the number and element types of its copies in the bundle."""
 
     name: str
-    """Model and parameter of the first use that merge.json lists for the tensor, as ``model: parameter``."""
+    """Model and parameter of the first use that merge.json lists for a shared tensor, as ``model: parameter``."""
     dtypes: frozenset[str]
-    """Element types of the tensor's copies in the bundle; more than one if the copies differ in precision."""
+    """Element types of a shared tensor's copies in the bundle; more than one if the copies differ in precision."""
     copies: int
-    """Number of distinct tensors that the one tensor of merge.json became in the bundle.
+    """Number of distinct tensors that one shared tensor of merge.json became in the bundle.
 
     The number is above 1 for small kernels into which the compiler folds the BatchNorm of each layer on purpose.
     """

@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 Message = Any
-"""Message of a class that protobuf generates at run time, which has no static type."""
+"""Type of protobuf messages whose class is generated at run time, so that there is no static type."""
 
 _SCALARS = {"int32": 5, "int64": 3, "string": 9, "bytes": 12, "float": 2, "double": 1, "uint64": 4}
 """Name of each scalar type -> the type's number in protobuf's FieldDescriptorProto.Type."""

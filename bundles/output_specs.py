@@ -1,4 +1,5 @@
-"""Outputs of a run, as the manifest states them: files of results, videos, snapshots, a broker, a web server.
+"""Outputs that a run sends results to, as the manifest states them: files of results, videos, snapshots, a broker, a
+web server.
 
 Strings may have variables, ``${VAR}``, which are replaced when the bundle runs.
 """
@@ -40,7 +41,7 @@ MQTT_PORTS = {"mqtt": 1883, "mqtts": 8883}
 WEB_PORTS = {"http": 80, "https": 443}
 """Scheme of a web server's URL -> port where the URL names none."""
 STDOUT = "-"
-"""Path that stands for the standard output of the run."""
+"""Path in an output's settings that stands for the standard output of the run."""
 _RESULT_SUFFIXES = (".jsonl", ".ndjson", ".json")
 _VARIABLE = re.compile(r"\$\{[^}]*\}")
 _TOPIC_FIELDS = ("feed", "query")
@@ -147,9 +148,9 @@ class VideoSpec(Value):
 
     folder: _Text
     segment: _Seconds = 600.0
-    """Seconds of video in one file."""
+    """Seconds of annotated video in one file."""
     keep: _Bytes | None = 10_000_000_000
-    """Maximum bytes of videos in the folder, above which the oldest videos are deleted; no limit if None."""
+    """Maximum bytes of annotated videos in the folder, above which the oldest videos are deleted; no limit if None."""
 
 
 class SnapshotsSpec(Value):
@@ -161,7 +162,8 @@ class SnapshotsSpec(Value):
     cooldown: Annotated[float, Field(ge=0, le=1e9)] = 30.0
     """Seconds after an event in which the same label of the same query is not counted as another event."""
     keep: _Bytes | None = 1_000_000_000
-    """Maximum bytes of pictures in the folder, above which the oldest pictures are deleted; no limit if None."""
+    """Maximum bytes of annotated pictures in the folder, above which the oldest pictures are deleted; no limit if
+    None."""
 
 
 class MqttSpec(Value):
@@ -200,13 +202,13 @@ class WebhookSpec(Value):
 
     url: _Text
     batch: Annotated[int, Field(ge=1, le=10_000)] = 100
-    """Maximum number of results in one request."""
+    """Maximum number of results in one request to a web server."""
     every: Annotated[float, Field(ge=0, le=3600)] = 1.0
-    """Maximum seconds that a result waits, so that several results are sent in one request."""
+    """Maximum seconds that a result waits, so that several results are sent to a web server in one request."""
     timeout: Annotated[float, Field(gt=0, le=600)] = 10.0
-    """Seconds after which a request without an answer counts as failed."""
+    """Seconds after which a request to a web server counts as failed if there is no answer."""
     headers: dict[str, str] = Field(default={}, repr=False)
-    """HTTP headers that are added to each request: name -> text."""
+    """HTTP headers that are added to each request to a web server: name -> text."""
     ca: _Text | None = None
     """File of certificates that the web server's certificate is checked against; the system's certificates if None."""
 
@@ -235,12 +237,13 @@ class OutputSpec(Value):
 
     @property
     def kind(self) -> str | None:
-        """Kind of the output, such as ``mqtt``; None if a newer gemel wrote a kind that this gemel does not know."""
+        """Kind of an output of a run, such as ``mqtt``; None if a newer gemel wrote a kind that this gemel does not
+        know."""
         return next((kind for kind in KINDS if getattr(self, kind) is not None), None)
 
     @property
     def target(self) -> str:
-        """Destination of the output, for people: a file or folder, or scheme, host and port of a server."""
+        """Destination of an output, for people: a file or folder, or scheme, host and port of a server."""
         spec = getattr(self, self.kind or "", None)
         if isinstance(spec, JsonlSpec):
             return "standard output" if spec.path == STDOUT else spec.path
@@ -249,7 +252,7 @@ class OutputSpec(Value):
         return shown_server(spec.url) if isinstance(spec, MqttSpec | WebhookSpec) else "a kind of a newer gemel"
 
     def check(self) -> None:
-        """Check the output's URL or path, after the variables in it were replaced.
+        """Check the URL or path of an output of a run, after the variables in it were replaced.
 
         Raises:
             ValueError: a URL or a path is not allowed. The message does not repeat a URL.

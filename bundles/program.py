@@ -41,15 +41,16 @@ _INT8 = frozenset({2, 3})
 
 @dataclass(frozen=True)
 class Program:
-    """Graph of an ONNX model in canonical form, whose weights are graph inputs."""
+    """Program: the graph of an ONNX model in canonical form, whose weights are graph inputs."""
 
     id: str
-    """Id of the program: the first 128 bits of the SHA-256 of ``proto``, in hex."""
+    """Id of a program: the first 128 bits of the SHA-256 of the program's serialised ONNX model, in hex."""
     proto: bytes
-    """Serialised ONNX model. Its inputs are the inputs of the model that was split, then one per weight, called ``w0``,
-    ``w1``, ... without names that an input or output of that model has."""
+    """Serialised ONNX model of a program. Its inputs are the inputs of the model that was split, then one per weight,
+    called ``w0``, ``w1``, ... without names that an input or output of that model has."""
     weights: tuple[str, ...]
-    """Names of the weights' initializers in the model that was split, in the order of the program's inputs."""
+    """Names of the weights' initializers in the model that was split into a program, in the order of the program's
+    inputs."""
 
 
 def read_model(data: bytes) -> Message:
@@ -166,7 +167,8 @@ def port_dtype(port: Message) -> str:
 
 
 def _depth_first(graph: Message, producers: dict[str, Message]) -> Iterator[Any]:
-    """Yield names of inputs and initializers, and nodes, depth-first from the outputs; a node follows its inputs."""
+    """Yield the nodes of a graph, and the names of its inputs and initializers, depth-first from the outputs; a node
+    follows its inputs."""
     # An explicit stack: a deep network can have a longer chain of nodes than Python has stack frames.
     seen: set[int] = set()
     stack: list[Any] = [port.name for port in reversed(graph.output)]
@@ -189,7 +191,7 @@ def _fresh(letter: str, taken: frozenset[str]) -> Iterator[str]:
 
 
 def _constant_operands(nodes: Any, initializers: Mapping[str, Message]) -> set[str]:
-    """Return the names of values that must stay constants of the program.
+    """Return the names of a graph's values that must stay constants when the graph is made a program.
 
     Raises:
         BackendError: a node has a subgraph.

@@ -51,7 +51,7 @@ class Bundle:
         return self.path / name
 
     def tensor(self, name: str) -> NDArray[Any]:
-        """Read a tensor from the blob. The array is read-only.
+        """Read a tensor from a bundle's blob. The array is read-only.
 
         Raises:
             BundleError: the blob was shortened since the bundle was opened, or cannot be read.
@@ -111,7 +111,8 @@ def open_bundle(path: str | Path) -> Bundle:
 
 
 def verify(bundle: Bundle) -> Iterator[str]:
-    """Read every file, compare its SHA-256 with the manifest's, and yield the name of each file that passes.
+    """Read every file of a bundle, compare its SHA-256 with the manifest's, and yield the name of each file that
+    passes.
 
     Raises:
         BundleError: the SHA-256 of a file differs from the manifest's.

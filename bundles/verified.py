@@ -61,8 +61,8 @@ def forget_verified(folder: Path) -> None:
 
 
 def _state(path: Path, digest: str) -> list[str | int]:
-    """Return a file's expected SHA-256, size, times and inode, of which some change when the file is written or
-    replaced."""
+    """Return a file's expected SHA-256, and the size, times and inode of the file, of which some change when the file
+    is written or replaced."""
     try:
         found = path.lstat()
     except OSError as error:

@@ -38,7 +38,7 @@ def in_precision(graph: ir.Model, record: ModelRecord, keep: Set[str]) -> ir.Mod
 def apply_calibration(
     models: Sequence[Lowered], weights: WeightUse, calibration: Calibration, step: CompileProgress
 ) -> dict[str, tuple[float, float]]:
-    """Convert the models that a calibration lists to its precisions, in place.
+    """Convert the models that a calibration lists to the precisions that it states for them, in place.
 
     Args:
         models: all models of the workload.

@@ -25,7 +25,8 @@ class PrecisionReport:
     """Result of converting the models of a workload to lower precision."""
 
     calibration: Calibration
-    """Value ranges, layers that stay float32, and accuracies: the content of calibration.json."""
+    """Value ranges, layers that stay float32, and accuracies of a workload's models: the content of
+    calibration.json."""
     times: Mapping[str, tuple[float, float]]
     """Name of each int8 model -> CPU time in milliseconds of one run in float32 and of one run in int8."""
 

@@ -59,7 +59,7 @@ def fp32_nodes(model: ir.Model, large: Collection[str]) -> set[str]:
 
 
 def _touching(model: ir.Model, values: Collection[str]) -> list[ir.Node]:
-    """Return the nodes of a graph that produce or read at least one of the named values."""
+    """Return the nodes of a graph that produce or read at least one of the values with the given names."""
     wanted = {*values}
     return [
         node
@@ -88,7 +88,7 @@ def _remove_round_trips(graph: ir.Graph) -> None:
 
 
 def _keep_only(messages: Any, kept: Iterable[Any]) -> None:
-    """Replace the content of a protobuf list field by copies of the messages in ``kept``."""
+    """Replace the content of a list field of a protobuf message by copies of the messages in ``kept``."""
     copies = [type(message).FromString(message.SerializeToString()) for message in kept]
     del messages[:]
     messages.extend(copies)

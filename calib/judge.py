@@ -24,7 +24,8 @@ from .ranges import CalibrationFrame
 __all__ = ["CalibratedQuery", "Judge", "judges_of"]
 
 _FRAMES = (128, 256)
-"""Number of frames to calibrate on, and number of frames to measure accuracy on, for a query without labels."""
+"""Number of frames to calibrate a model on, and number of frames to measure its accuracy on, for a query without
+labels."""
 _LABELLED = 2000
 """Maximum number of labelled images to load for one query."""
 _CALIBRATION = 128
@@ -43,19 +44,19 @@ class CalibratedQuery:
     """A query, with the images and float32 outputs that its accuracy in lower precision is measured against."""
 
     query: Query
-    """Query of the workload, with its accuracy target."""
+    """Query of the workload whose accuracy in lower precision is measured, with its accuracy target."""
     task: Task
-    """Task of the query, which computes accuracy from outputs."""
+    """Task of a query, which computes accuracy from outputs."""
     images: Images
-    """Images that accuracy is measured on."""
+    """Images that a query's accuracy is measured on."""
     fp32: Outputs
-    """Outputs of the float32 graph on all images that accuracy is measured on."""
+    """Outputs of a model's float32 graph on all images that a query's accuracy is measured on."""
     accuracy: float
-    """Accuracy of the float32 graph, from 0 to 1."""
+    """Accuracy of a query with its model's float32 graph, from 0 to 1."""
 
     @property
     def labelled(self) -> bool:
-        """Whether the images have labels; without labels, accuracy is agreement with the float32 graph."""
+        """Whether a query's images have labels; without labels, accuracy is agreement with the float32 graph."""
         return self.images.labels is not None or self.images.boxes is not None
 
 
@@ -64,23 +65,25 @@ class Judge:
     """Frames to calibrate one model on, and images and float32 outputs to measure the converted model with."""
 
     outputs: tuple[str, ...]
-    """Names of the graph's outputs, in the order that tasks expect."""
+    """Names of the outputs of a model's graph, in the order that the tasks of queries expect."""
     frames: tuple[CalibrationFrame, ...]
-    """Frames to calibrate the model on."""
+    """Frames to calibrate a model on."""
     digest: str
-    """SHA-256 of the calibration frames and of the images that accuracy is measured on."""
+    """SHA-256 of a model's calibration frames and of the images that the accuracy of its queries is measured on."""
     queries: tuple[CalibratedQuery, ...] = field(repr=False)
-    """Queries of the model; :meth:`error` uses the images of the first one."""
+    """Queries of the model that is converted; the error of a converted graph is measured on the images of the first
+    one."""
 
     def accuracies(self, graph: ir.Model) -> dict[str, float]:
-        """Return query -> accuracy, from 0 to 1, of a graph of the model in float32 or in lower precision."""
+        """Return query -> accuracy, from 0 to 1, of a model's graph in float32 or in lower precision."""
         run = _Runner(graph, self.outputs)
         return {
             each.query.name: each.task.accuracy(run.all(each.images), each.fp32, each.images) for each in self.queries
         }
 
     def error(self, graph: ir.Model) -> float:
-        """Return the error of a graph's outputs against the float32 graph's, on up to 16 images of the first query.
+        """Return the error of a converted graph's outputs against the float32 graph's, on up to 16 images of the first
+        query.
 
         The error of one output is its mean squared difference from the float32 output, divided by the variance of the
         float32 output. The largest error of all outputs is returned.
@@ -116,7 +119,7 @@ def judges_of(workload: Workload, graphs: dict[str, ir.Model], refused: dict[str
 
 
 def _judge(network: Network, workload: Workload, graph: ir.Model) -> Judge:
-    """Return the judge of one model: load its queries' images, and run the float32 graph on them."""
+    """Return the :class:`Judge` of one model: load its queries' images, and run the float32 graph on them."""
     names = tuple(network.cut.stages["main"].outputs)
     run = _Runner(graph, names)
     frames: dict[str, tuple[CalibrationFrame, ...]] = {}
@@ -144,7 +147,7 @@ def _spread(count: int, most: int) -> Tensor:
 
 
 def _fitting(outputs: Outputs) -> int:
-    """Return for how many images the outputs fit in 1 GiB, given the outputs of one image; at least 16."""
+    """Return for how many images the outputs of a model fit in 1 GiB, given the outputs of one image; at least 16."""
     return max(_SENSITIVITY, _MOST_KEPT // sum(value.nbytes for value in outputs))
 
 
@@ -162,7 +165,7 @@ class _Runner:
         self._port, self._names = str(graph.graph.inputs[0].name), list(names)
 
     def all(self, images: Images) -> Outputs:
-        """Run the graph on N images one by one; return for each output one tensor of all images, ``[N, ...]``."""
+        """Run a model's graph on N images one by one; return for each output one tensor of all images, ``[N, ...]``."""
         rows = [self._session.run(self._names, {self._port: frame}) for frame in _frames(images)]
         return tuple(torch.cat([_tensor(row[index]) for row in rows]) for index in range(len(self._names)))
 
@@ -179,7 +182,8 @@ def _digest(images: Images) -> str:
 
 
 def _tensor(array: CalibrationFrame) -> Tensor:
-    """Return an output as a float32 tensor; replace not-a-number by 0 and infinities by the largest finite numbers."""
+    """Return an output of a model as a float32 tensor; replace not-a-number by 0 and infinities by the largest finite
+    numbers."""
     # Outputs that overflow in float16 are wrong, but the accuracy computed from them must still be a number.
     return torch.from_numpy(np.nan_to_num(array.astype(np.float32)))
 

@@ -11,50 +11,51 @@ __all__ = ["QuantizableLayer", "quantizable_layers"]
 _ACTIVATIONS = frozenset({"Relu", "Clip"})
 """Operators that runtimes fuse into the layer before them, so that only the operator's output is quantized."""
 _IDENTITY_SETTINGS = {"strides": 1, "pads": 0, "dilations": 1}
-"""Attribute of a 1x1 convolution -> value with which each output pixel depends only on the same input pixel."""
+"""Attribute of a 1x1 convolution -> value with which each output pixel depends only on the input pixel at its
+position."""
 
 
 @dataclass(frozen=True)
 class QuantizableLayer:
-    """A convolution or matrix product whose kernel is an initializer."""
+    """Layer that can be quantized: a convolution or matrix product whose kernel is an initializer."""
 
     node: ir.Node
     axis: int
-    """Index of the kernel's axis that counts the output channels."""
+    """Index of the axis of a layer's kernel that counts the output channels."""
 
     @property
     def kernel(self) -> ir.Value:
-        """Initializer of the graph that holds the layer's kernel."""
+        """Initializer of the graph that holds the kernel of a layer that can be quantized."""
         kernel = self.node.inputs[1]
         assert kernel is not None  # _channel_axis lets no other node pass
         return kernel
 
     @property
     def name(self) -> str:
-        """Name of the layer's kernel; layers of one model with the same kernel have the same name."""
+        """Name of a layer's kernel; layers of one model with the same kernel have the same name."""
         return str(self.kernel.name)
 
     @property
     def taken(self) -> ir.Value:
-        """Activation that the layer reads as its input."""
+        """Activation that a convolution or matrix product reads as its input."""
         value = self.node.inputs[0]
         assert value is not None
         return value
 
     @property
     def result(self) -> ir.Value:
-        """Output of the layer together with the Relu or Clip that runtimes fuse into the layer.
+        """Output of a layer together with the Relu or Clip that runtimes fuse into the layer.
 
-        A Relu or Clip is fused if it is the only reader of the layer's own output.
+        A Relu or Clip is fused if no other node reads the layer's own output.
         """
         reader = _only_reader(self.node.outputs[0])
         return reader.outputs[0] if reader is not None and reader.op_type in _ACTIVATIONS else self.node.outputs[0]
 
     @property
     def norm(self) -> QuantizableLayer | None:
-        """Depthwise 1x1 convolution behind this layer that holds a BatchNorm not folded into the layer's kernel.
+        """Depthwise 1x1 convolution behind a layer that holds a BatchNorm not folded into the layer's kernel.
 
-        None if there is no such convolution, or if this layer has a bias.
+        None if there is no such convolution, or if the layer has a bias.
         """
         reader = _only_reader(self.node.outputs[0])
         if self.node.op_type != "Conv" or len(self.node.inputs) > 2 or reader is None or reader.op_type != "Conv":
@@ -89,9 +90,9 @@ def quantizable_layers(model: ir.Model) -> list[QuantizableLayer]:
 
 
 def _only_reader(value: ir.Value) -> ir.Node | None:
-    """Return the only reader of a value, if that node reads the value as its first input.
+    """Return the only node that reads a value of a graph, if the value is the node's first input.
 
-    None if the value has no reader or several, or is an output of the graph.
+    None if no node or more than one reads the value, or if the value is an output of the graph.
     """
     uses = tuple(value.uses())
     return uses[0].node if len(uses) == 1 and uses[0].idx == 0 and not value.is_graph_output() else None

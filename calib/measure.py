@@ -25,7 +25,7 @@ class Measured:
     """Value ranges, judges and accuracy floors of the models that can be converted."""
 
     records: dict[str, ModelRecord]
-    """Model -> its requested precision and its value ranges."""
+    """Model -> the model's requested precision and value ranges."""
     judges: dict[str, Judge]
     """Model -> images and float32 outputs that the model's accuracy is measured against."""
     floors: dict[str, float]

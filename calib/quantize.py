@@ -106,7 +106,8 @@ def int8_kernel(kernel: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8
 
 
 def _origin(value: ir.Value) -> ir.Value:
-    """Return the value that holds the numbers of ``value`` before any operator that only moves or selects them."""
+    """Follow a value of a graph back through operators that only move or select numbers, and return the value that they
+    start from."""
     node = value.producer()
     while node is not None and node.op_type in _MOVES and node.inputs[0] is not None:
         value = node.inputs[0]
@@ -132,7 +133,8 @@ def _absorb(graph: ir.Graph, layer: QuantizableLayer, norm: QuantizableLayer) ->
 
 
 def _rounded(layers: Sequence[QuantizableLayer]) -> Iterator[ir.Value]:
-    """Return the activations to quantize: inputs of layers, and results of layers that the graph itself reads."""
+    """Return the activations of a graph to quantize: inputs of the given layers, and outputs of these layers that other
+    nodes read."""
     values: dict[ir.Value, None] = {}
     for layer in layers:
         values[layer.taken] = None
@@ -142,7 +144,7 @@ def _rounded(layers: Sequence[QuantizableLayer]) -> Iterator[ir.Value]:
 
 
 def _round(graph: ir.Graph, value: ir.Value, peak: float) -> None:
-    """Insert QuantizeLinear and DequantizeLinear between a value and all nodes that read it."""
+    """Insert QuantizeLinear and DequantizeLinear between a value of a graph and all nodes that read the value."""
     readers = tuple(value.uses())
     scale = _initializer(graph, f"{value.name}.scale", np.array(peak / _STEPS, np.float32))
     zero = graph.initializers.get(_ZERO_POINT) or _initializer(graph, _ZERO_POINT, np.array(0, np.int8))
@@ -161,7 +163,7 @@ def _round(graph: ir.Graph, value: ir.Value, peak: float) -> None:
 
 
 def _dequantize_kernel(graph: ir.Graph, layer: QuantizableLayer, scale: NDArray[np.float32]) -> None:
-    """Insert DequantizeLinear between a kernel, whose values are still float32, and the layer that reads it."""
+    """Insert DequantizeLinear between a layer's kernel, whose values are still float32, and the layer."""
     kernel = layer.kernel
     name = f"{kernel.name}.{layer.node.outputs[0].name}"
     up = ir.node(

@@ -127,7 +127,7 @@ def too_large(model: ir.Model, frames: Sequence[CalibrationFrame]) -> dict[str, 
 
 
 def _check_frames(what: str, port: ir.Value, frames: Sequence[CalibrationFrame]) -> None:
-    """Check that there are frames, and that each has the shape of a graph's input.
+    """Check that there are calibration frames, and that each has the shape of a graph's input.
 
     Raises:
         CalibrationError: there are no frames, or a frame does not have the shape of the input.
@@ -143,7 +143,7 @@ def _check_frames(what: str, port: ir.Value, frames: Sequence[CalibrationFrame])
 def _extents(
     what: str, model: ir.Model, names: Sequence[str], frames: Sequence[CalibrationFrame]
 ) -> dict[str, tuple[float, float]]:
-    """Return value name -> smallest and largest number on all frames, for float values.
+    """Return name of each float value of a graph -> its smallest and largest number on all frames.
 
     Values are checked for not-a-number here, because ONNX Runtime's reductions skip not-a-number, its histograms fail
     on it, and neither reports the name of the value.

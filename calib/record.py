@@ -43,15 +43,15 @@ class ModelRecord(Value):
     """Value ranges of one model, and digests of the model and frames for which they were measured."""
 
     precision: LowerPrecision
-    """Precision that the workload requested for the model."""
+    """Precision that the workload requested for a model."""
     model: str
-    """SHA-256 of the model's float32 graph with its weights."""
+    """SHA-256 of a model's float32 graph with its weights."""
     data: str
-    """SHA-256 of the calibration frames, the images that accuracy is measured on, and their preprocessing."""
+    """SHA-256 of a model's calibration frames, the images that accuracy is measured on, and their preprocessing."""
     frames: int
-    """Number of frames that the model was calibrated on."""
+    """Number of frames that a model was calibrated on."""
     peaks: dict[str, Annotated[float, Field(gt=0)]]
-    """Value name -> its largest absolute value.
+    """Name of a value in a model's graph -> its largest absolute value on the calibration frames.
 
     An int8 model lists every value that may be quantized, an fp16 model only values that are too large for float16.
     """
@@ -61,21 +61,21 @@ class QueryRecord(Value):
     """Accuracy of one query and size of its model's weights, in float32 and in lower precision."""
 
     precision: Precision
-    """Precision that the query's model was converted to."""
+    """Precision that the model of a query was converted to."""
     images: int
-    """Number of images that the accuracies were measured on."""
+    """Number of images that a query's accuracies were measured on."""
     labelled: bool
-    """Whether the images have labels; without labels, accuracy is agreement with the float32 model."""
+    """Whether a query's images have labels; without labels, accuracy is agreement with the float32 model."""
     fp32: Part
-    """Accuracy of the query in float32, from 0 to 1."""
+    """Accuracy of a query in float32, from 0 to 1."""
     accuracy: Part
-    """Accuracy of the query in lower precision, from 0 to 1."""
+    """Accuracy of a query in lower precision, from 0 to 1."""
     floor: Part
-    """Minimum accuracy that the query must keep in lower precision, from 0 to 1."""
+    """Minimum accuracy that a query must keep in lower precision, from 0 to 1."""
     fp32_bytes: int
-    """Bytes of the model's weights in float32."""
+    """Bytes of the weights of a query's model in float32."""
     bytes: int
-    """Bytes of the model's weights in lower precision."""
+    """Bytes of the weights of a query's model in lower precision."""
 
 
 class Calibration(Value):
@@ -85,11 +85,11 @@ class Calibration(Value):
     method: Method
     """Name of the method that chose the value ranges of int8 models."""
     models: dict[Name, ModelRecord]
-    """Model -> its precision and value ranges."""
+    """Model -> the model's precision and value ranges."""
     kept: dict[Id, str]
     """Hash of each kernel that stays float32 -> the reason."""
     queries: dict[Name, QueryRecord]
-    """Query -> its accuracies and bytes of weights."""
+    """Query -> the query's accuracies and the bytes of its model's weights."""
     refused: dict[Name, str] = Field(default_factory=dict)
     """Name of each model that stays float32 as a whole -> the reason."""
 

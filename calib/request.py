@@ -1,4 +1,4 @@
-"""Pure functions that find the precision a workload asks for each model, and the accuracy each query must keep."""
+"""Pure functions that find the precision of each model of a workload, and the accuracy that each query must keep."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from .record import Calibration
 __all__ = ["PrecisionSettings", "accuracy_floor", "precisions_of"]
 
 _LEAST_PART = 0.99
-"""Minimum fraction of its float32 accuracy that a query must keep, even if the query's target allows less."""
+"""Minimum fraction of its float32 accuracy that a query must keep in lower precision, even if its target allows
+less."""
 _LEAST_REACHED = 0.01
-"""Minimum assumed for a merged query's accuracy, as a fraction of the original's, to avoid a division by 0."""
+"""Minimum assumed for a merged query's accuracy, as a fraction of the original model's, to avoid a division by 0."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,11 @@ class PrecisionSettings:
     """Settings for converting models to lower precision with :func:`gemel.calib.convert.convert_precision`."""
 
     precision: Precision = "fp32"
-    """Precision of queries that name no precision."""
+    """Precision of the queries of a workload that name no precision."""
     method: Method = "percentile"
     """Method that chooses the value ranges of int8 models; see :func:`gemel.calib.ranges.peaks_of`."""
     earlier: Calibration | None = None
-    """Calibration of an earlier compilation, which is reused for models and frames that are the same; None if none."""
+    """Calibration of an earlier compilation, reused for models and frames that have not changed since; None if none."""
     given: Calibration | None = None
     """Calibration to use as it is, without reading any frames; None to calibrate on frames."""
     merged: Mapping[str, float] = field(default_factory=dict)
@@ -36,7 +37,8 @@ class PrecisionSettings:
 
     @property
     def reusable(self) -> Calibration | None:
-        """Earlier calibration, if its ranges were chosen by the method of these settings; otherwise None."""
+        """Calibration of an earlier compilation, if its value ranges were chosen by the method that is set now;
+        otherwise None."""
         return self.earlier if self.earlier is not None and self.earlier.method == self.method else None
 
 

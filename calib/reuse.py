@@ -18,7 +18,8 @@ from .weights import WeightUse
 __all__ = ["FOR_ACCURACY", "adopt_calibration", "can_reuse_ranges", "graph_digest", "is_unchanged"]
 
 FOR_ACCURACY = " cannot bear it"
-"""Text that ends the reason in calibration.json for a kernel that stays float32 for accuracy, and no other reason."""
+"""Text with which the reason for a float32 kernel in calibration.json ends if the kernel stays float32 to keep
+accuracy."""
 
 
 def adopt_calibration(
@@ -112,7 +113,7 @@ def graph_digest(graph: ir.Model) -> str:
 
 
 def _record_for(given: Calibration, name: str, precision: LowerPrecision, graph: ir.Model) -> ModelRecord:
-    """Return the record of a model in a given calibration.
+    """Return the calibration record of a model from a given calibration.
 
     Raises:
         CalibrationError: the calibration has no record of the model in this precision, or the record was made for
@@ -127,5 +128,5 @@ def _record_for(given: Calibration, name: str, precision: LowerPrecision, graph:
 
 
 def _has_all_ranges(record: ModelRecord, graph: ir.Model) -> bool:
-    """Return whether a record has all value ranges that the conversion of a graph needs."""
+    """Return whether a calibration record has all value ranges that the conversion of a model's graph needs."""
     return record.precision != "int8" or record.peaks.keys() >= set(observed(graph))

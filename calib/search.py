@@ -30,24 +30,24 @@ class Measure(Protocol):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to convert to lower precision, with functions that convert and measure it."""
+    """Model to convert to lower precision, with functions that convert and measure it."""
 
     name: str
     layers: Mapping[str, str]
     """Name of each layer that can be converted to lower precision -> hash of the tensor of its kernel."""
     convert: Callable[[Set[str]], ir.Model]
-    """Function that returns the model's converted graph, called with the names of the layers that stay float32."""
+    """Function that returns a model's converted graph, called with the names of the layers that stay float32."""
     judge: Measure
-    """Object that measures converted graphs of the model."""
+    """Object that measures converted graphs of one model."""
     floors: Mapping[str, float]
-    """Query -> accuracy that the query must keep, from 0 to 1."""
+    """Query -> accuracy that the query must keep in lower precision, from 0 to 1."""
 
     def without(self, kept: Set[str]) -> ir.Model:
-        """Return the model's converted graph, in which the layers of the kernels in ``kept`` stay float32."""
+        """Return a model's graph in lower precision, in which the layers of the kernels in ``kept`` stay float32."""
         return self.convert({layer for layer, tensor in self.layers.items() if tensor in kept})
 
     def ranked(self) -> list[str]:
-        """Return the hashes of the model's kernels, the most sensitive to conversion first.
+        """Return the hashes of a model's kernels, those most sensitive to conversion to lower precision first.
 
         The sensitivity of a kernel is the error of the model's outputs if only the layers of this kernel are converted.
         """

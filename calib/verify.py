@@ -20,7 +20,7 @@ __all__ = ["hold_floors"]
 
 
 def hold_floors(weights: WeightUse, measured: Measured, method: Method, step: CompileProgress) -> Calibration:
-    """Return a calibration with which every query keeps its accuracy floor.
+    """Return a calibration with which every query keeps its accuracy floor (the minimum that it must keep).
 
     A kernel stays float32 if the models that share the kernel would convert it in different ways (precision, or axis
     of the int8 scales), or if a query would otherwise miss its floor. A model that misses a floor even with all its
@@ -52,7 +52,7 @@ def hold_floors(weights: WeightUse, measured: Measured, method: Method, step: Co
 def _search(
     weights: WeightUse, records: Mapping[str, ModelRecord], measured: Measured, step: CompileProgress
 ) -> tuple[dict[str, str], dict[str, dict[str, float]]]:
-    """Search for the kernels that stay float32.
+    """Search for the kernels that must stay float32 so that every query keeps its accuracy.
 
     Returns:
         Two dicts: hash of each kernel that stays float32 -> the reason, and model -> query -> accuracy.
@@ -86,7 +86,7 @@ def _candidate(
 
 
 def _falls_short(accuracies: Mapping[str, float], floors: Mapping[str, float]) -> bool:
-    """Return whether the accuracy of at least one query is below its floor."""
+    """Return whether the accuracy of at least one query is below the floor that the query must keep."""
     return any(accuracy < floors[query] for query, accuracy in accuracies.items())
 
 
@@ -117,6 +117,6 @@ def _query_records(
 
 
 def _weight_bytes(graph: ir.Model) -> int:
-    """Return the total bytes of all initializers of a graph."""
+    """Return the total bytes of all initializers (weights) of a graph."""
     values = (value.const_value for value in graph.graph.initializers.values())
     return sum(value.nbytes for value in values if value is not None)

@@ -23,11 +23,12 @@ class WeightUse:
 
     def __init__(self, models: Sequence[Lowered]) -> None:
         self.graphs = {model.name: model.stages["main"] for model in models}
-        """Model -> its float32 graph, stage ``main``."""
+        """Model -> float32 graph of the model's stage ``main``."""
         self.uses: dict[str, list[StageParameter]] = kernels(models)
-        """Hash of each tensor of two or more dimensions -> the parameters that hold the tensor."""
+        """Hash of each tensor of two or more dimensions -> the parameters of models that hold the tensor."""
         self.held: dict[str, dict[str, str]] = {model.name: {} for model in models}
-        """Model -> parameter of stage ``main`` -> hash of its tensor, for tensors of two or more dimensions."""
+        """Model -> parameter of the model's stage ``main`` -> hash of its tensor, for tensors of two or more
+        dimensions."""
         for tensor, uses in self.uses.items():
             for model, stage, name in uses:
                 if stage == "main":
@@ -59,7 +60,8 @@ class WeightUse:
         }
 
         def form(use: StageParameter) -> tuple[Precision, int | None]:
-            """Return the precision of a parameter and, for int8, the axis along which the tensor is scaled."""
+            """Return the precision that a parameter is converted to and, for int8, the axis along which the tensor is
+            scaled."""
             model, stage, name = use
             precision = records[model].precision if model in records and stage == "main" else "fp32"
             if precision == "int8":

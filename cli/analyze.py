@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["analyze_command"]
 
 _ROWS = 20
-"""Maximum number of groups of layers that the table lists one by one; its last row sums up the rest."""
+"""Maximum number of groups of layers that the table of ``gemel analyze`` lists one by one; its last row sums up the
+rest."""
 
 
 def analyze_command(

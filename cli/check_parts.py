@@ -189,7 +189,7 @@ def _latency(console: Console, bundle: Bundle) -> dict[str, float]:
 
 
 def _parts(bundle: Bundle) -> dict[str, float]:
-    """Return the fraction of its float32 accuracy that each query in lower precision must keep, by query name."""
+    """Return name of each query in lower precision -> fraction of its float32 accuracy that the query must keep."""
     from ..calib.record import CALIBRATION, read_calibration
 
     if CALIBRATION not in bundle.manifest.files:

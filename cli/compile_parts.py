@@ -50,7 +50,8 @@ def note_labels(bundle: Bundle) -> str | None:
 
 
 def note_variables(bundle: Bundle) -> str | None:
-    """Return a line about the environment variables of a bundle, which may be used here now; None if there are none."""
+    """Return a line about the environment variables that a bundle may now use on this machine; None if there are
+    none."""
     from ..bundles.known_variables import remember_variables
 
     names = [name for name in remember_variables(bundle) if not name.startswith("GEMEL_")]

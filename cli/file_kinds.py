@@ -10,7 +10,7 @@ from ..errors import InputError
 __all__ = ["require_bundle", "require_profile"]
 
 _MOST = 1 << 16
-"""Number of bytes at the beginning of a file from which its kind is recognised."""
+"""Number of bytes at the beginning of a file from which the file's kind is recognised."""
 
 
 def require_bundle(path: Path) -> Path:

@@ -18,9 +18,9 @@ from .options import DebugOpt, JsonOpt
 __all__ = ["pause_command", "reload_command", "resume_command", "status_command"]
 
 _TIMEOUT_S = 10.0
-"""Seconds to wait for an answer to a request that changes nothing."""
+"""Seconds to wait for a running gemel-run to answer a request that changes nothing."""
 _LONG_S = 3600.0
-"""Seconds to wait for a reload, which may prepare models for the device."""
+"""Seconds to wait for a running gemel-run to reload a bundle, which may prepare models for the device."""
 
 PortOpt = Annotated[
     int, typer.Option(help="Port that gemel-run was given as --metrics-port.", metavar="PORT", min=1, max=65535)

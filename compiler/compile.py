@@ -42,7 +42,7 @@ class Report:
     """Bytes that the merge saves in the bundle, and those that merge.json reports; None if no merge wrote the
     workload."""
     nearly_equal: NearlyEqual | None = None
-    """Tensors of different models that are not shared because they were rounded differently; None if there are none."""
+    """Tensors of different models that differ by rounding only, and so are not shared; None if there are none."""
 
 
 def compile_workload(

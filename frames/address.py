@@ -33,7 +33,8 @@ def hide_addresses(text: str) -> str:
     """
 
     def shown(match: re.Match[str]) -> str:
-        """Return a matched address without its secrets, followed by the punctuation of the message."""
+        """Return the shown form (no secrets) of an address that was found in a message, with the punctuation that
+        follows the address."""
         address = match[0].rstrip("]}),;:?.")
         return shown_server(address) + match[0][len(address) :]
 

@@ -15,12 +15,12 @@ Image = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
-    """One picture that a feed delivered. Its pixels are read-only, because queries and sinks share them."""
+    """Frame: one picture that a feed delivered. Its pixels are read-only, because queries and sinks share them."""
 
     feed: str
     """Name of the feed that delivered the frame."""
     index: int
-    """Index of the frame in its feed, counted from 0. The count goes on when the source loops or restarts."""
+    """Index of a frame in its feed, counted from 0. The count goes on when the source loops or restarts."""
     image: Image
     time: float
     """Seconds of media time since the feed's first frame. The time keeps growing when the source loops or restarts."""
@@ -31,4 +31,5 @@ class Frame:
     is due, and in an offline run when it is taken.
     """
     at: float = 0.0
-    """The moment of ``arrived`` as Unix time, in seconds of the wall clock; 0 for a frame that no feed delivered."""
+    """Time at which the camera sent a frame (the moment of ``arrived``) as Unix time, in seconds of the wall clock; 0
+    for a frame that no feed delivered."""

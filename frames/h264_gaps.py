@@ -12,11 +12,12 @@ from contextlib import suppress
 __all__ = ["GapFinder"]
 
 _SLICE, _IDR, _SPS = 1, 5, 7
-"""Types of NAL units: part of a picture, part of a picture at which decoding can begin, and a sequence's settings."""
+"""Types of NAL units of an H.264 stream: part of a picture, part of a picture at which decoding can begin, and a
+sequence's settings."""
 _WITH_CHROMA = frozenset({44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 244})
 """H.264 profiles (``profile_idc``) whose sequence settings state the chroma format."""
 _HEAD = 32
-"""Number of bytes at the beginning of a slice that are enough to read the picture's number."""
+"""Number of bytes at the beginning of an H.264 slice that are enough to read the picture's number."""
 
 
 class GapFinder:
@@ -28,14 +29,15 @@ class GapFinder:
 
     def __init__(self, extradata: bytes | None) -> None:
         self.is_idr = False
-        """Whether the newest picture is an IDR picture, after which no picture depends on an earlier one."""
+        """Whether the newest picture of an H.264 stream is an IDR picture, after which no picture depends on an earlier
+        one."""
         self._prefix = 0
         """Number of bytes of the length field in front of each NAL unit; 0 if start codes separate the NAL units."""
         self._settings: tuple[int, bool] | None = None
-        """Number of bits of a picture's number, and whether a slice header has two bits for a colour plane; None if
-        unknown."""
+        """Number of bits of a picture's number in an H.264 slice header, and whether the header has two bits for a
+        colour plane; None if unknown."""
         self._last: int | None = None
-        """Number of the newest reference picture; None if unknown."""
+        """Number (``frame_num``) of an H.264 stream's newest reference picture; None if unknown."""
         if extradata and extradata[0] == 1 and len(extradata) > 8:
             self._prefix = (extradata[4] & 3) + 1
             size = int.from_bytes(extradata[6:8], "big")
@@ -45,11 +47,12 @@ class GapFinder:
             self.lost(extradata)
 
     def forget(self) -> None:
-        """Forget the last picture's number, because packets between the last packet and the next one were left out."""
+        """Forget the number of an H.264 stream's last picture, because packets between the last packet and the next one
+        were left out."""
         self._last = None
 
     def lost(self, packet: bytes) -> bool:
-        """Return whether pictures that the packet's picture may depend on were lost before the packet."""
+        """Return whether pictures were lost before an H.264 packet, on which the packet's picture may depend."""
         try:
             for unit in _units(packet, self._prefix):
                 kind = unit[0] & 31
@@ -108,7 +111,7 @@ class GapFinder:
 
 
 def _units(packet: bytes, prefix: int) -> Iterator[bytes]:
-    """Yield the beginnings of the NAL units of a packet, each of at least one byte."""
+    """Yield the beginnings of the NAL units of an H.264 packet, each of at least one byte."""
     place = 0
     while place < len(packet):
         if prefix:
@@ -144,7 +147,7 @@ class _Bits:
         self._value, self._left = int.from_bytes(body, "big"), 8 * len(body)
 
     def take(self, count: int) -> int:
-        """Return the next ``count`` bits as a number.
+        """Return the next ``count`` bits of a NAL unit as a number.
 
         Raises:
             ValueError: there are not so many bits.
@@ -155,7 +158,7 @@ class _Bits:
         return (self._value >> self._left) & ((1 << count) - 1)
 
     def number(self) -> int:
-        """Return the next number in Exp-Golomb code.
+        """Return the next number in Exp-Golomb code from the bits of a NAL unit.
 
         Raises:
             ValueError: there is no number.

@@ -16,7 +16,7 @@ __all__ = ["accelerator", "hardware_codec"]
 _log = logging.getLogger(__name__)
 
 _AUTO = ("cuda", "vaapi")
-"""Devices that ``hardware: auto`` tries, in this order."""
+"""Devices that the setting ``hardware: auto`` tries for decoding videos, in this order."""
 
 
 def accelerator(hardware: Hardware) -> Any:
@@ -75,7 +75,8 @@ def _hwaccel(name: str, *, fallback: bool) -> Any:
 
 @cache
 def _find_device() -> str | None:
-    """Return the device of ``hardware: auto``, found once in a process; log a line and return None if there is none."""
+    """Return the device that decodes videos with ``hardware: auto``, found once in a process; log a line and return
+    None if there is none."""
     reasons = {}
     for name in _AUTO:
         reason = _reason(name)

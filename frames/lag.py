@@ -5,11 +5,14 @@ from __future__ import annotations
 __all__ = ["Lag"]
 
 _JUMP_S = 5.0
-"""Maximum seconds from one time stamp to the next; a larger step counts as a jump of the camera's clock."""
+"""Maximum seconds from one time stamp of a live stream to the next; a larger step counts as a jump of the camera's
+clock."""
 _DRIFT_S = 30.0
-"""Time constant in seconds with which the map from time stamps to the clock follows a camera's clock that is slower."""
+"""Time constant in seconds with which the map from time stamps to our clock follows a camera whose clock runs
+slower."""
 _EDGE_S = (0.005, 0.1)
-"""Limits, in seconds, of the wait for a packet that shows that the reader has caught up; usually half a period."""
+"""Minimum and maximum, in seconds, of the wait for a packet that shows that the reader has caught up with the camera;
+usually half the time from one picture to the next."""
 
 
 class Lag:
@@ -25,15 +28,16 @@ class Lag:
 
     def __init__(self, period: float) -> None:
         self.seconds = 0.0
-        """Lag in seconds: how much later than possible the newest packet was read."""
+        """Lag in seconds of the reader behind the camera: how much later than possible the newest packet was read."""
         self._waits = min(max(period / 2, _EDGE_S[0]), _EDGE_S[1])
         self._offset: float | None = None
-        """Seconds of the monotonic clock at time stamp 0."""
+        """Time of the monotonic clock, in seconds, that corresponds to a stream's time stamp 0; None before the first
+        packet."""
         self._stamp = self._now = self._edge = 0.0
         self._step = period
 
     def note(self, stamp: float | None, now: float, waited: float) -> None:
-        """Update the lag for a packet that was read.
+        """Update the lag behind the camera for a packet of a stream that was read.
 
         Args:
             stamp: time stamp of the packet in seconds; None if the stream has no real time stamps.
@@ -65,10 +69,11 @@ class Lag:
         self.seconds = now - stamp - self._offset
 
     def captured(self, stamp: float) -> float:
-        """Return the time at which the camera sent the picture with a time stamp, in seconds of the monotonic clock."""
+        """Return the time at which the camera sent the picture with the given time stamp, in seconds of the monotonic
+        clock."""
         return self._now if self._offset is None else min(self._now, stamp + self._offset)
 
     def behind(self, most: float) -> bool:
-        """Return whether the lag is above ``most`` seconds, and the reader did not wait in the last ``most``
-        seconds."""
+        """Return whether the lag behind the camera is above ``most`` seconds, and the reader did not wait for a packet
+        in the last ``most`` seconds."""
         return self.seconds > most and self._now - self._edge >= most

@@ -19,13 +19,15 @@ class Geometry:
     """Position of a resized frame in a model's input. All sizes are (height, width) in pixels."""
 
     source: tuple[int, int]
-    """Size of the frame before resizing."""
+    """Size of a frame before resizing: (height, width) in pixels."""
     input: tuple[int, int]
-    """Size of the model's input."""
+    """Size of a model's input: (height, width) in pixels."""
     valid: tuple[int, int]
-    """Size of the area of the input that the resized frame covers: all of it unless letterboxed."""
+    """Size of the area of a model's input that the resized frame covers, (height, width): all of it unless
+    letterboxed."""
     offset: tuple[int, int] = (0, 0)
-    """Position of the covered area's upper left corner in the input: (rows from the top, columns from the left)."""
+    """Upper left corner of the area that a resized frame covers in a model's input: (rows from the top, columns from
+    the left)."""
 
     @property
     def area(self) -> tuple[int, int, int, int]:

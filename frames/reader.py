@@ -29,53 +29,53 @@ class Reader(Protocol):
 
     @property
     def finite(self) -> bool:
-        """Whether the source is a recording. Its end is no failure, and a live run plays it in real time."""
+        """Whether a source is a recording. Its end is no failure, and a live run plays it in real time."""
         ...
 
     @property
     def period(self) -> float:
-        """Expected seconds from one frame to the next, known before the first frame is read."""
+        """Expected seconds from one frame of a source to the next, known before the first frame is read."""
         ...
 
     @property
     def clocked(self) -> bool:
-        """Whether time stamps are times of arrival on the monotonic clock, because the source has no time stamps of its
-        own."""
+        """Whether a source's time stamps are times of arrival on the monotonic clock, because the source has none of
+        its own."""
         ...
 
     @property
     def again_s(self) -> float | None:
-        """Seconds after which to open the source again, if each opening gives only one picture; None for other
+        """Seconds after which to open a source again, if each opening gives only one picture; None for all other
         sources."""
         ...
 
     @property
     def corrupt(self) -> int:
-        """Number of pictures that were left out so far because they are damaged."""
+        """Number of pictures of a source that were left out so far because they are damaged."""
         ...
 
     @property
     def withheld(self) -> int:
-        """Number of good pictures that were left out so far because a key frame was missing."""
+        """Number of good pictures of a source that were left out so far because a key frame was missing."""
         ...
 
     @property
     def behind(self) -> int:
-        """Number of pictures that were left out so far because the reader was behind the camera."""
+        """Number of pictures of a source that were left out so far because the reader was behind the camera."""
         ...
 
     @property
     def captured(self) -> float | None:
-        """Time at which the camera sent the newest picture, in seconds of the monotonic clock; None if this is not
-        known."""
+        """Time at which the camera sent a source's newest picture, in seconds of the monotonic clock; None if this is
+        not known."""
         ...
 
     def __iter__(self) -> Iterator[Picture]:
-        """Yield the pictures of the source in order."""
+        """Yield the pictures of an opened source in order."""
         ...
 
     def close(self) -> None:
-        """Release the source."""
+        """Release an opened source of pictures."""
         ...
 
 

@@ -18,4 +18,4 @@ class ReadSettings:
     """Seconds without an answer or a picture after which a camera or stream counts as silent."""
     hardware: Hardware = "none"
     threads: int = 1
-    """Maximum number of threads that decode the source."""
+    """Maximum number of threads that decode one source."""

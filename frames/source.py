@@ -30,7 +30,7 @@ _FOLDER_FPS = 10.0
 
 
 class FrameSource(Protocol):
-    """Source of frames that can be opened any number of times."""
+    """Source of frames (camera, stream, recording or folder) that can be opened any number of times."""
 
     @property
     def live(self) -> bool:
@@ -38,10 +38,10 @@ class FrameSource(Protocol):
         ...
 
     def open(self, patience: float = 1.0) -> Reader:
-        """Open the source, and return a reader of its frames.
+        """Open a source of frames, and return a reader of its frames.
 
         Args:
-            patience: factor by which to wait longer than usual for pictures.
+            patience: factor by which to wait longer than usual for a camera's pictures.
 
         Raises:
             FeedError: the source cannot be opened at the moment.
@@ -54,12 +54,12 @@ class Source:
     """File, folder, stream or device that a workload names as the source of a feed."""
 
     feed: str
-    """Name of the feed, which error messages state."""
+    """Name of the feed that a source of frames belongs to, which error messages state."""
     kind: Literal["file", "folder", "stream", "device"]
     location: str
-    """Absolute path or URL of the file, folder, stream or device."""
+    """Absolute path or URL of the file, folder, stream or device that frames are read from."""
     fps: float | None = None
-    """Frames per second of the feed, at which a folder is read and snapshots are fetched."""
+    """Frames per second of the feed, at which a folder of images is read and a camera's snapshots are fetched."""
     settings: ReadSettings = field(default_factory=ReadSettings)
 
     @property
@@ -96,7 +96,7 @@ class Source:
             raise FeedError(f"cannot open {self}: {error}") from error
 
     def probe(self) -> None:
-        """Open the source, read one frame, and close it again.
+        """Open a source of frames, read one frame, and close the source again.
 
         Raises:
             FeedError: there is no readable frame; the message names the feed and the source.

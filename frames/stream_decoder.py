@@ -30,7 +30,8 @@ _STRICT_KEYS = 2
 _HELD = 450
 """Number of packets without a key frame, about 15 seconds, after which a stream counts as one without key frames."""
 _LARGE = 1920 * 1080
-"""Minimum number of pixels for which two threads decode a live stream. Each further thread delays pictures by one."""
+"""Minimum number of pixels of a picture for which two threads decode a live stream. Each further thread delays pictures
+by one."""
 
 
 class StreamDecoder:
@@ -49,20 +50,20 @@ class StreamDecoder:
 
     def __init__(self, stream: Any, settings: ReadSettings, *, live: bool, feed: str = "") -> None:
         self.corrupt = 0
-        """Number of pictures that could not be decoded or are damaged."""
+        """Number of a stream's pictures that could not be decoded or are damaged."""
         self.withheld = 0
         """Number of good pictures that were withheld, because they depend on a picture that is damaged or missing."""
         self._stream, self._settings, self._live, self._feed = stream, settings, live, feed
         self._context = self._open(strict=True)
         self._strict = True
         self._decoded = False
-        """Whether the decoder has returned a good picture yet."""
+        """Whether a stream's decoder has returned a good picture yet."""
         self._held = True
-        """Whether pictures are withheld until the next key frame."""
+        """Whether a stream's decoder withholds pictures until the next key frame."""
         self._held_run = 0
-        """Number of packets since the last key frame for which pictures are withheld."""
+        """Number of a stream's packets since the last key frame for which pictures are withheld."""
         self._has_keys = True
-        """Whether the stream seems to have key frames; some cameras refresh a part of each picture instead."""
+        """Whether a stream seems to have key frames; some cameras refresh a part of each picture instead."""
         self._first: int | None = None
         """Time stamp of the key frame at which decoding began anew. Pictures with earlier stamps cannot be whole."""
         self._counted: deque[int] = deque(maxlen=32)
@@ -121,11 +122,11 @@ class StreamDecoder:
         return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
 
     def _open(self, *, strict: bool, anew: bool = False) -> Any:
-        """Return a codec context of the stream.
+        """Return a PyAV codec context that decodes a stream.
 
         Args:
             strict: whether the decoder refuses pictures with errors that FFmpeg would conceal.
-            anew: whether to make a context instead of taking the container's.
+            anew: whether to make a context instead of taking the one that the stream's container has.
 
         Raises:
             FeedError: this machine does not have the hardware that the settings ask for.
@@ -151,7 +152,8 @@ class StreamDecoder:
         return context
 
     def _release(self, packet: Any) -> bool:
-        """Return whether to decode again from a packet on: it is a key frame, or no key frame has come for long."""
+        """Return whether to end the withholding of pictures and decode again from a packet on: the packet is a key
+        frame, or no key frame has come for long."""
         self._held_run += 1
         self._has_keys = packet.is_keyframe or (self._has_keys and self._held_run < _HELD)
         if self._has_keys and not packet.is_keyframe:

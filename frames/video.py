@@ -60,35 +60,37 @@ class VideoReader:
         self.behind = 0
         """Number of pictures that were left out because the reader was behind the camera."""
         self.captured: float | None = None
-        """Time at which the camera sent the newest picture, in seconds of the monotonic clock; None for a recording."""
+        """Time at which the camera sent a stream's newest picture, in seconds of the monotonic clock; None for a
+        recording."""
         self._container, self._timeout_s = container, settings.timeout_s
         self._stream = streams[0] if streams else None
         self._decoder = StreamDecoder(streams[0], settings, live=live and not finite, feed=feed) if streams else None
         form = container.format
         is_image = form.name.endswith("_pipe")
         self.clocked = live and not finite and (is_image or bool(int(form.flags) & _NO_TIMESTAMPS))
-        """Whether time stamps are times of arrival, because the stream has no time stamps of its own."""
+        """Whether a stream's time stamps are times of arrival, because the stream has no time stamps of its own."""
         self.again_s = (1 / fps if fps else _SNAPSHOT_S) if live and (is_image or form.name == "mjpeg") else None
         self._lag = Lag(self.period) if live and not finite else None
         self._begin: float | None = None
         self._end: float | None = None
-        """Smallest and largest time stamp read, in seconds; None if there was none."""
+        """Smallest and largest time stamp of a stream that were read, in seconds; None if there was none."""
         self._skipping = False
         self._skipped = 0
-        """Number of pictures left out since the last key frame."""
+        """Number of pictures left out since the last key frame, because the reader was behind the camera."""
         self._has_keys = True
-        """Whether the stream seems to have key frames, at which decoding may go on after pictures were left out."""
+        """Whether a stream seems to have key frames, at which decoding may go on after pictures were left out."""
         self._kept = 0.0
-        """Time at which a picture was last decoded while pictures were left out, in seconds of the monotonic clock."""
+        """Time at which a picture was last decoded while pictures were left out to catch up with the camera, in seconds
+        of the monotonic clock."""
 
     @property
     def corrupt(self) -> int:
-        """Number of pictures that were left out so far because they are damaged."""
+        """Number of a stream's pictures that were left out so far because they are damaged."""
         return 0 if self._decoder is None else self._decoder.corrupt
 
     @property
     def withheld(self) -> int:
-        """Number of good pictures that were left out so far because a key frame was missing."""
+        """Number of a stream's good pictures that were left out so far because a key frame was missing."""
         return 0 if self._decoder is None else self._decoder.withheld
 
     def __iter__(self) -> Iterator[Picture]:
@@ -117,7 +119,8 @@ class VideoReader:
             raise FeedError(f"ends after {read:.1f} s of {promised:.1f} s; the file is truncated or damaged")
 
     def _frames(self, decoder: StreamDecoder) -> Iterator[tuple[float, Any]]:
-        """Yield (time of arrival in seconds of the monotonic clock, good frame)."""
+        """Yield each good frame of a stream with its time of arrival in seconds of the monotonic clock: (time, PyAV
+        frame)."""
         began = monotonic()
         for packet in self._packets():
             now = monotonic()
@@ -140,7 +143,7 @@ class VideoReader:
             began = monotonic()
 
     def _packets(self) -> Iterator[Any]:
-        """Yield the packets of the stream.
+        """Yield the packets of a video stream.
 
         Raises:
             SilentError: no packet came for as long as the timeout.
@@ -151,7 +154,7 @@ class VideoReader:
             raise SilentError(f"no picture for {self._timeout_s:g} s") from error
 
     def _is_behind(self, packet: Any, now: float) -> bool:
-        """Return whether to leave out a packet because the reader is behind the camera."""
+        """Return whether to leave out a packet of a live stream because the reader is behind the camera."""
         assert self._lag is not None
         self._has_keys = self._has_keys or packet.is_keyframe
         if not self._skipping:

@@ -27,11 +27,11 @@ __all__ = [
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _PREFIX = ".baking-"
-"""Beginning of the names of folders in which caches are made."""
+"""Beginning of the names of folders in which device caches are made, before they are moved to their place."""
 
 
 def check_folder(folder: Path) -> None:
-    """Check that a cache folder and its parent are folders and not links, because a link could lead elsewhere.
+    """Check that a device cache's folder and its parent are folders and not links, as a link could lead elsewhere.
 
     Raises:
         BundleError: the folder or its parent is missing, a link or no folder.
@@ -54,14 +54,14 @@ def plain_size(path: Path) -> int:
 
 
 def places(bundle: Bundle, name: str) -> tuple[Path, Path]:
-    """Return the folders that may hold a cache: in the bundle's folder (preferred), and in the user's cache folder."""
+    """Return the folders that may hold a device cache: in the bundle's folder (preferred), and in the user's cache."""
     return bundle.path / CACHE / name, user_cache_path("gemel") / name
 
 
 def find_or_make(
     folders: Sequence[Path], bundle: Bundle, read: Callable[[Path], _T], fill: Callable[[Path], None]
 ) -> _T:
-    """Return the cache in the first folder that has a complete one; otherwise create it in the first writable folder.
+    """Return the device cache in the first folder that has a complete one; else create it in the first writable folder.
 
     A cache that is there and damaged is reported with one line and made again. So is a folder that cannot be written.
 

@@ -157,7 +157,7 @@ def run_bundle(
 
 
 def _running(bundle: Bundle, options: RunOptions, trace: Trace | None) -> RunningBundle:
-    """Return a bundle whose feeds are opened but not started."""
+    """Return the running bundle for a run's options; its feeds are opened, but not started."""
     # An endless recording would never let an offline run end.
     endless = not options.offline or options.frames is not None or options.duration is not None
     loading = replace(options.loading, watch=_watch(trace, "load"))

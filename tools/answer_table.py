@@ -27,7 +27,7 @@ def summary(measured: Sequence[tuple[Case, Figures]]) -> str:
     refused = [(case, figures) for case, figures in measured if "refused" in figures]
     compiled = [(case, figures) for case, figures in measured if "task" in figures]
     beside = [(case, figures) for case, figures in compiled if "parts" in figures]
-    wrong = [(case, words) for case, figures in compiled if (words := _shortfall(figures)) is not None]
+    wrong = [(case, case.known or words) for case, figures in compiled if (words := _shortfall(figures)) is not None]
     wrong_beside = [case for case, _ in wrong if case.answers is not None]
     lines = [
         f"**{len(measured)} models. {len(compiled)} compile, run and are decoded; {len(refused)} are refused.**",

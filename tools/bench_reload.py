@@ -2,7 +2,7 @@
 
     .venv/bin/python tools/bench_reload.py [--reloads 1000] [--fps 4] [--json reload.json]
 
-Five ResNet-18 of torchvision with random weights (times do not depend on them) answer one feed on one thread. The second
+Five ResNet-18 of torchvision with random weights (times do not depend on them) answer one feed on one thread. The other
 bundle has another last model. The first reload finds no device cache, so another process makes it meanwhile; later
 reloads go to and fro between the two bundles. A query's gap is the longest time between two answers.
 """

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from fuzz_requests import check_request, requests
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from small_bundle import make_small_bundle
@@ -364,5 +365,6 @@ TARGETS: dict[str, Target] = {
     "manifest": Target(_manifests, _check_manifest, 3),
     "workload": Target(_workloads, _check_workload, 5),
     "cache": Target(lambda ground: _caches(ground), _check_cache, 2),
+    "request": Target(lambda ground: requests(), check_request, 3),
 }
 """Name of the kind of input that is fuzzed -> its target."""

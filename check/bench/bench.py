@@ -83,7 +83,7 @@ def measure_bundle(
 
 
 def _files(bundle: Bundle, plain: Mapping[str, Path] | None) -> Mapping[str, Path]:
-    """Return model name -> ONNX file for the plain session."""
+    """Return model name -> ONNX file from which ``gemel bench`` opens the model's plain ONNX Runtime session."""
     models = bundle.manifest.models
     if plain is None:
         return {name: bundle.file(model.stages["main"].file) for name, model in models.items()}
@@ -150,7 +150,8 @@ def _python(part: str, *arguments: str) -> str:
     """Run Python with the given arguments in a fresh process, and return its standard output.
 
     Raises:
-        BackendError: the process failed; the message names ``part`` and holds the last line of its error output.
+        BackendError: the process failed; the message names the measurement ``part`` and holds the last line of its
+            error output.
     """
     # Run in an empty folder: -c and -m search the working folder first, which may hold modules of an untrusted bundle.
     with tempfile.TemporaryDirectory(prefix="gemel-bench-") as folder:

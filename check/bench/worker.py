@@ -91,7 +91,7 @@ def latency(path: str, model: str, file: str, rounds: int) -> tuple[float, float
 
 
 def _pairs(times: list[float]) -> list[float]:
-    """Return the sums of pairs of times: the first and second, the third and fourth, and so on."""
+    """Return the sums of pairs of times: of the first and second, of the third and fourth, and so on."""
     return [a + b for a, b in zip(times[::2], times[1::2], strict=True)]
 
 

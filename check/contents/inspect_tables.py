@@ -18,7 +18,7 @@ __all__ = ["bundle_tables", "shown_source"]
 
 
 def bundle_tables(bundle: Bundle, figures: Mapping[str, Any]) -> Iterator[Table | str]:
-    """Yield tables of a bundle's queries, models, segments and engines, and last a line with the totals.
+    """Yield tables of a bundle's queries, models, segments and engines, and at the end a line with the totals.
 
     Args:
         bundle: open bundle, from which the segments are listed.
@@ -71,7 +71,8 @@ def _queries(queries: Mapping[str, Any], feeds: Mapping[str, Any]) -> Table:
 
 
 def _labels(query: Mapping[str, Any]) -> str:
-    """Return the first three labels of a query and the number of labels, and the classes that it reports if not all."""
+    """Return the first three labels of a query, the number of its labels, and the classes that it reports if not
+    all."""
     if query["task"] in ("embedding", "raw"):
         return ""
     labels = query["labels"] or ()

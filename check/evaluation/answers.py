@@ -28,23 +28,23 @@ class Answer:
     frame: int
     """Index of the answered frame in its feed."""
     time: float
-    """Time of the frame in the recording, in seconds."""
+    """Time of the answered frame in the recording, in seconds."""
     arrived: float
-    """Time of the frame's arrival, in seconds of the monotonic clock."""
+    """Time of the answered frame's arrival, in seconds of the monotonic clock."""
     done: float
-    """Time of the answer, in seconds of the monotonic clock."""
+    """Time at which a query's answer to a frame was ready, in seconds of the monotonic clock."""
     result: Result
 
 
 class Recorder(Sink):
     """Sink that keeps all answers of a run, and none of its pictures.
 
-    Of a large raw output it keeps 4096 values at equal steps.
+    Of a large raw output the sink keeps 4096 values at equal steps.
     """
 
     def __init__(self) -> None:
         self.answers: dict[str, list[Answer]] = defaultdict(list)
-        """Query name -> answers, in the order of the frames."""
+        """Query name -> the query's answers in a run, in the order of the frames."""
 
     def on_result(self, query: str, frame: Frame, result: Result, latency_ms: float) -> None:
         done = frame.arrived + latency_ms / 1e3
@@ -84,7 +84,8 @@ def arrivals(times: Sequence[float], known: Iterable[Answer]) -> NDArray[np.floa
 
 
 def standing(given: Sequence[Answer], frames: Sequence[int], deadlines: NDArray[np.float64]) -> list[Result | None]:
-    """Return the result that counts for each frame: the newest one at the frame's deadline, of the frame or before.
+    """Return the result that counts for each frame: the newest that was ready at the frame's deadline, for this frame
+    or an earlier one.
 
     Args:
         given: answers of one query, in the order of increasing ``frame`` and ``done``.

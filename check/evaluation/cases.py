@@ -14,7 +14,7 @@ from ...errors import InputError
 __all__ = ["DEFAULT_MEMORY", "Case", "WeightBytes", "budgets", "cases", "check_same"]
 
 DEFAULT_MEMORY: tuple[str, ...] = ("min", "50%", "75%", "all")
-"""Memory settings that are evaluated if the user names none."""
+"""Memory settings that ``gemel eval`` evaluates if the user names none."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class WeightBytes:
     """Bytes of memory that the weights of a bundle need on a backend."""
 
     total: int
-    """Bytes of memory for all weights of the bundle."""
+    """Bytes of memory for all weights of a bundle."""
     least: int
-    """Minimum bytes of memory with which the bundle runs: those for the weights of its largest model."""
+    """Minimum bytes of memory with which a bundle runs: those for the weights of its largest model."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class Case:
     """One live run of an evaluation: a bundle under a memory budget and a policy."""
 
     bundle: str
-    """Name of the bundle in the evaluation: ``bundle``, ``unmerged`` or ``merged``."""
+    """Name of the bundle that a run evaluates: ``bundle``, ``unmerged`` or ``merged``."""
     memory: str | int
-    """Memory setting from :func:`gemel.bundles.budget.parse_memory`."""
+    """Memory setting of a run, from :func:`gemel.bundles.budget.parse_memory`."""
     budget: int
-    """Bytes that the memory setting allows for weights."""
+    """Bytes that the memory setting of a run allows for weights."""
     policy: str | None
-    """Name of the policy; None if all weights fit, because all policies do the same then."""
+    """Name of a run's planning policy; None if all weights fit, because all policies do the same then."""
 
 
 def budgets(memory: Sequence[str | int] | None, weights: Mapping[str, WeightBytes]) -> dict[str | int, int]:
@@ -65,7 +65,8 @@ def budgets(memory: Sequence[str | int] | None, weights: Mapping[str, WeightByte
 def cases(
     allowed: Mapping[str | int, int], policies: Sequence[str], weights: Mapping[str, WeightBytes]
 ) -> tuple[Case, ...]:
-    """Return the cases to run, with cases to compare in succession, so that a busy machine affects them alike.
+    """Return the cases of an evaluation to run. Cases that are compared follow each other, so that a busy machine
+    affects them alike.
 
     Args:
         allowed: memory setting -> bytes for weights, from :func:`budgets`.
@@ -95,7 +96,7 @@ def check_same(bundle: Bundle, against: Bundle) -> None:
 
 
 def _meaning(content: Manifest) -> dict[str, object]:
-    """Return name -> setting, for the settings that must be equal in two bundles to compare.
+    """Return name -> setting of a bundle, for the settings that must be equal in two bundles to compare.
 
     Sources of feeds may differ, because both bundles run on the same source.
     """

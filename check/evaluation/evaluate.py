@@ -20,7 +20,8 @@ from .reference import answer_all, recordings
 __all__ = ["Evaluation", "EvaluationProgress", "EvaluationSettings", "Run", "Score", "evaluate_bundles", "judge"]
 
 EvaluationProgress = Callable[[str, str, float | None], None]
-"""Function that receives progress, called with (stage, text, fraction): the name of a stage, and what it does or did.
+"""Function that receives the progress of an evaluation, called with (stage, text, fraction): the name of a stage, and
+what it does or did.
 
 The fraction of all work that is done, from 0 to 1, is given when a stage has ended; otherwise None. The same text may
 be passed several times while a stage runs."""
@@ -28,20 +29,20 @@ be passed several times while a stage runs."""
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """Settings of an evaluation."""
+    """Settings of an evaluation of a bundle, as ``gemel eval`` runs it."""
 
     memory: Sequence[str | int] | None = None
-    """Memory settings to evaluate; None for the default settings, see :func:`.cases.budgets`."""
+    """Memory settings under which to evaluate a bundle; None for the default settings, see :func:`.cases.budgets`."""
     policies: Sequence[str] = ("gemel", "nexus")
     """Names of the planning policies to evaluate (turns of queries, eviction and prefetch of weights)."""
     seconds: float = 20.0
-    """Length of each live run in seconds."""
+    """Length of each live run of an evaluation in seconds."""
     backend: str | None = None
-    """Name of the backend to run on; None for the backend that the bundle names."""
+    """Name of the backend that an evaluation runs on; None for the backend that the bundle names."""
     threads: int | None = None
-    """Maximum number of threads that one run may use; None for the backend's default."""
+    """Maximum number of threads that one run of an evaluation may use; None for the backend's default."""
     loading: Loading = WARM
-    """Setting of how evicted weights are loaded again."""
+    """Way in which the runs of an evaluation load evicted weights again."""
     sources: Mapping[str, str] = field(default_factory=dict)
     """Feed name -> source that replaces the source in the bundle."""
 
@@ -51,11 +52,12 @@ class Score:
     """Score of one query in one live run. All values are from 0 to 1."""
 
     processed: float
-    """Fraction of the feed's frames that the query processed, from 0 to 1."""
+    """Fraction of the feed's frames that a query processed, from 0 to 1."""
     accuracy: float | None
-    """Accuracy over all frames of the feed, from 0 to 1; None if there are no reference answers to compare with."""
+    """Accuracy of a query over all frames of its feed, from 0 to 1; None if there are no reference answers to compare
+    with."""
     in_sla: float | None
-    """Fraction of the processed frames that were answered within the SLA; None if no frame was processed."""
+    """Fraction of a query's processed frames that were answered within the SLA; None if no frame was processed."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Run:
     case: Case
     summary: Summary
     scores: Mapping[str, Score]
-    """Query name -> score of the query."""
+    """Query name -> score of the query in one run."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,10 @@ class Evaluation:
 
     settings: EvaluationSettings
     bundles: Mapping[str, Bundle]
-    """Bundle name -> bundle: ``unmerged`` and ``merged``, or only ``bundle``. The first one gives reference answers."""
+    """Bundle name -> bundle of an evaluation: ``unmerged`` and ``merged``, or only ``bundle``. The first one gives
+    reference answers."""
     weights: Mapping[str, WeightBytes]
-    """Bundle name -> bytes of its weights."""
+    """Bundle name -> bytes of memory that the bundle's weights need."""
     runs: Sequence[Run]
     frames: Mapping[str, int]
     """Feed name -> number of frames that reference answers were requested for."""
@@ -186,7 +189,7 @@ def _weights(name: str, bundle: Bundle, settings: EvaluationSettings, told: Eval
 def _run_live(
     bundle: Bundle, case: Case, settings: EvaluationSettings, stop: Event | None, told: EvaluationProgress
 ) -> tuple[Summary, Recorder]:
-    """Run one case live, and return its summary and its answers."""
+    """Run one case of an evaluation live, and return its summary and its answers."""
 
     def measure(_: str) -> None:
         told("times", f"{case.bundle}: measuring load and run times, once for this device", None)

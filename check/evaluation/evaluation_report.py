@@ -43,9 +43,9 @@ def best_run(found: Evaluation) -> Run:
 
 
 def evaluation_tables(found: Evaluation) -> list[Table]:
-    """Return one table per memory setting: one row per query, one column per bundle and policy.
+    """Return the tables of an evaluation, one per memory setting: one row per query, one column per bundle and policy.
 
-    Below the last table stands how accuracy is measured.
+    The caption of the last table says how accuracy is measured.
     """
     settings = dict.fromkeys(run.case.memory for run in found.runs)
     tables = [_table(found, [run for run in found.runs if run.case.memory == each]) for each in settings]
@@ -69,7 +69,7 @@ def _table(found: Evaluation, runs: Sequence[Run]) -> Table:
 
 
 def _measures(found: Evaluation) -> str:
-    """Return how the accuracy of each task is measured, one task a line."""
+    """Return text that says how an evaluation measures the accuracy of each task, one task a line."""
     queries = next(iter(found.bundles.values())).manifest.queries.values()
     tasks = dict.fromkeys(query.task for query in queries)
     return "\n".join(f"accuracy of {task}: {MEASURES[task]}" for task in tasks)
@@ -86,15 +86,15 @@ def _title(found: Evaluation, run: Run) -> str:
 
 
 def _pair(score: Score) -> str:
-    """Return the text of a table cell: frames processed in % / accuracy in %."""
+    """Return the text of an evaluation's table cell for a query: frames processed in % / accuracy in %."""
     accuracy = "-" if score.accuracy is None else f"{score.accuracy * 100:.1f}"
     return f"{score.processed * 100:.1f}/{accuracy}"
 
 
 def evaluation_to_json(found: Evaluation) -> dict[str, Any]:
-    """Return the evaluation as a value that JSON can hold.
+    """Return an evaluation as a value that JSON can hold.
 
-    Every run also has the fields of summary.json. Accuracies and fractions are from 0 to 1.
+    Every run in the value also has the fields of summary.json. Accuracies and fractions are from 0 to 1.
     """
     content = next(iter(found.bundles.values())).manifest
     return {

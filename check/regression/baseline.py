@@ -38,7 +38,7 @@ BASELINE_VERSION = "1.0"
 """Version of the format of baseline files; a file of another major version is refused."""
 
 _ROUNDS = 30
-"""Number of timed runs per model in gemel, and as many in a plain ONNX Runtime session."""
+"""Number of timed runs of each model for a baseline's run times, in gemel and in a plain ONNX Runtime session alike."""
 _FLOATS = frozenset({1, 10, 11, 16})
 """TensorProto.DataType numbers of float, float16, double and bfloat16."""
 
@@ -52,11 +52,11 @@ class StageBaseline(Value):
 
     program: Id
     graph: Id
-    """Digest of the program without the values of its constant floats, which training may change."""
+    """Digest of a stage's program without the values of the program's constant floats, which training may change."""
     operators: dict[str, _Size]
-    """Operator -> number of the program's nodes that have this operator."""
+    """Operator -> number of nodes with this operator in a stage's program."""
     inputs: _Size
-    """Number of weights that are inputs of the program."""
+    """Number of weights that are inputs of a stage's program."""
 
 
 class ModelBaseline(Value):
@@ -83,7 +83,7 @@ class EngineBaseline(Value):
     bytes: _Size
     layers: _Size
     inputs: _Size
-    """Number of weights that are inputs of the engine."""
+    """Number of weights that are inputs of a TensorRT engine."""
 
 
 class EnginesBaseline(Value):
@@ -95,11 +95,11 @@ class EnginesBaseline(Value):
     library: str
     version: str
     targets: tuple[str, ...]
-    """Compute capabilities that the engines run on."""
+    """Compute capabilities of the graphics cards that a set of TensorRT engines runs on."""
     device: str | None = None
-    """Name of the graphics card that the engines were built on; None if there was none."""
+    """Name of the graphics card that TensorRT engines were built on; None if there was none."""
     engines: dict[Name, dict[Name, EngineBaseline]]
-    """Model -> stage -> size of its engine."""
+    """Model -> stage -> baseline entry of the stage's TensorRT engine."""
 
 
 class Baseline(Value):
@@ -107,12 +107,13 @@ class Baseline(Value):
 
     schema_version: str = BASELINE_VERSION
     unique_bytes: _Size
-    """Bytes of all weights of the bundle, each distinct tensor counted once."""
+    """Bytes of all weights of a bundle, each distinct tensor counted once."""
     models: dict[Name, ModelBaseline]
     shared: tuple[SharedBaseline, ...]
     engines: tuple[EnginesBaseline, ...]
     latency: dict[Name, Annotated[float, Field(gt=0)]] = Field(default={})
-    """Model -> CPU time of a run on ort-cpu, divided by that of a plain ONNX Runtime session; empty if not measured."""
+    """Model -> CPU time of its run on ort-cpu, divided by that of a plain ONNX Runtime session; empty if not
+    measured."""
 
 
 def baseline_of(bundle: Bundle, latency: Mapping[str, float] | None = None) -> Baseline:

@@ -27,11 +27,11 @@ class Difference:
     """One difference between an earlier baseline of a bundle and the current one."""
 
     name: str
-    """Name of the model, stage, tensor or engine that differs."""
+    """Name of the model, stage, tensor or engine that differs between two baselines."""
     what: str
-    """Description of the difference, for a message."""
+    """Description of one difference between two baselines, for a message."""
     kind: Literal["worse", "changed", "better"]
-    """Kind of the difference; ``changed`` is neither worse nor better, but is reported."""
+    """Kind of a difference between two baselines; ``changed`` is neither worse nor better, but is reported."""
 
     def __str__(self) -> str:
         return f"{self.name}: {self.what}"
@@ -174,7 +174,7 @@ def _title(engines: EnginesBaseline) -> str:
 
 
 def _programs(baseline: Baseline) -> dict[str, str]:
-    """Return name of each stage (``model`` or ``model/stage``) -> id of its program."""
+    """Return name of each stage in a baseline (``model`` or ``model/stage``) -> id of the stage's program."""
     return {
         _place(name, stage): spec.program
         for name, model in baseline.models.items()
@@ -183,7 +183,8 @@ def _programs(baseline: Baseline) -> dict[str, str]:
 
 
 def _tensors(baseline: Baseline) -> dict[str, int]:
-    """Return name of each initializer that holds a shared tensor -> index of the tensor in ``baseline.shared``."""
+    """Return name of each initializer that holds a shared tensor -> index of the tensor in a baseline's list
+    ``shared``."""
     return {use: number for number, shared in enumerate(baseline.shared) for use in shared.uses}
 
 

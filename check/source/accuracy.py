@@ -32,22 +32,22 @@ class QueryAccuracy:
 
     query: str
     bundle: float
-    """Accuracy of the query's model in the bundle."""
+    """Accuracy that a query's model has in the bundle, from 0 to 1."""
     source: float
-    """Accuracy of the PyTorch or ONNX model that the bundle was compiled from."""
+    """Accuracy that a query has with the PyTorch or ONNX model that the bundle was compiled from, from 0 to 1."""
     reached: float | None
-    """Accuracy of the query after the merge, from merge.json. None without merge.json, and without labels, because
+    """Accuracy of a query after the merge, from merge.json. None without merge.json, and without labels, because
     merge.json then holds the agreement with the unmerged model."""
     images: int
-    """Number of images on which the accuracies were measured."""
+    """Number of images on which a query's accuracies in the bundle and in the source model were measured."""
     labelled: bool
-    """Whether accuracies are against labels; otherwise they are agreement with the source model."""
+    """Whether a query's accuracies are measured against labels; otherwise they are agreement with the source model."""
     part: float | None = None
-    """Fraction of the source model's accuracy that a model in lower precision must keep; None in fp32."""
+    """Fraction of the source model's accuracy that a bundle's model in lower precision must keep; None in fp32."""
 
     @property
     def tolerance(self) -> float:
-        """Largest allowed difference between the bundle's accuracy and the source model's.
+        """Largest allowed difference between a query's accuracy in the bundle and in the source model.
 
         Rounding may change an answer that was close to a threshold. So a thousandth is allowed, or one image if there
         are fewer than a thousand.
@@ -56,7 +56,7 @@ class QueryAccuracy:
 
     @property
     def passed(self) -> bool:
-        """Whether the query's accuracy in the bundle is close enough to that of the source model."""
+        """Whether a query's accuracy in the bundle is close enough to that of the source model."""
         if self.part is not None:
             return self.bundle >= self.source * self.part - self.tolerance
         wanted = [self.source] if self.reached is None else [self.source, self.reached]
@@ -66,7 +66,8 @@ class QueryAccuracy:
 
 @dataclass(frozen=True)
 class UnjudgedQuery:
-    """Query whose accuracy cannot be measured: its model has no measure, or its images show nothing to judge by."""
+    """Query of a bundle whose accuracy cannot be measured: its model has no measure, or its images show nothing to
+    judge by."""
 
     query: str
     reason: str

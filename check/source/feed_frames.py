@@ -28,9 +28,9 @@ class FeedFrames:
     images: tuple[Image, ...]
     """Frames, ``[H, W, 3]`` BGR, that both the bundle and its source models answer; at least one."""
     words: str
-    """Description of where the frames are from, for messages."""
+    """Description of where the frames of a comparison are from, for messages."""
     is_noise: bool = False
-    """Whether the frames are noise, so that answers on them mean nothing."""
+    """Whether the frames of a comparison are noise, so that answers on them mean nothing."""
 
 
 def read_feed_frames(workload: Workload, feed: str, count: int) -> FeedFrames:

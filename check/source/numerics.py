@@ -27,7 +27,7 @@ _FRAMES = 8
 _STEADY = 1e-3
 """Change from frame to frame, relative to an output's largest value, below which an output counts as constant."""
 _EXCUSE = 10.0
-"""Multiple of the difference that ONNX Runtime's own optimisations make in a graph.
+"""Multiple of the difference that ONNX Runtime's own optimisations make in the outputs of a graph.
 
 If a bundle differs from its source by no more than this multiple, the difference is not judged."""
 
@@ -38,19 +38,23 @@ class Comparison:
 
     model: str
     relative: float
-    """Largest difference over all outputs of all stages, relative to the largest absolute value of the output."""
+    """Largest difference between the outputs of a bundle's model and of its source, relative to the output's largest
+    absolute value."""
     passed: bool | None
-    """Whether outputs and answers are close enough to the source model's; None if not judged, see ``reason``."""
+    """Whether outputs and answers of a bundle's model are close enough to the source model's; None if that is not
+    judged."""
     equal: bool = False
-    """Whether all differences of outputs from the source model's are within the allowed tolerance."""
+    """Whether all differences of a bundle's outputs from the source model's are within the allowed tolerance."""
     inputs: str = ""
-    """Description of the frames on which the models were compared."""
+    """Description of the frames on which a bundle's model and its source model were compared."""
     constant: tuple[str, ...] = ()
-    """Names of the source model's outputs that hardly change over the frames, so that their agreement says little."""
+    """Names of the source model's outputs that hardly change over the compared frames, so that their agreement says
+    little."""
     answers: AnswerMatch | None = None
-    """Likeness of the decoded answers; None on noise, and for the task ``raw``, whose answers are the outputs."""
+    """Likeness of the decoded answers of a bundle's model and its source; None on noise, and for the task ``raw``,
+    whose answers are the outputs."""
     reason: str | None = None
-    """Reason why the outputs are not judged; None if they are judged."""
+    """Reason why the outputs of a bundle's model are not judged; None if they are judged."""
 
 
 def compare_with_source(
@@ -94,7 +98,8 @@ class _ModelCheck:
         self.source: SourceModel = open_source_model(query, self.spec, workload.root)
         self.port = self.spec.stages["main"].inputs[0].name
         self.relative, self.passed, self.worst = 0.0, True, ("main", Arrays())
-        """Largest relative difference so far, whether all are allowed, and the stage and inputs of the largest."""
+        """Largest relative difference so far between outputs of the bundle's model and its source, whether all
+        differences are allowed, and the stage and inputs of the largest."""
 
     def run(self, frames: FeedFrames, rtol: float, atol: float) -> Comparison:
         answers, first, steady = None, Arrays(), set[str]()
@@ -120,7 +125,8 @@ class _ModelCheck:
         return Comparison(self.name, self.relative, passed, self.passed, frames.words, constant, answers, reason)
 
     def _compare(self, stage: str, inputs: Arrays, rtol: float, atol: float) -> tuple[Arrays, Arrays]:
-        """Run a stage in the bundle and in the source model, record the difference, and return the outputs of both."""
+        """Run a stage of a model in the bundle and in the source model, record the difference, and return the outputs
+        of both."""
         expected = self.source.run(stage, inputs)
         found = self.backend.run(self.name, stage, inputs)
         if set(found) != set(expected):
@@ -149,7 +155,8 @@ class _ModelCheck:
         return False, None
 
     def _decoder(self, frames: FeedFrames) -> Decoder | None:
-        """Return the decoder for the outputs of the bundle and the source; None on noise and for the task ``raw``."""
+        """Return the decoder for a model's outputs in the bundle and in the source; None on noise and for the task
+        ``raw``."""
         if frames.is_noise or self.spec.decode.kind == "raw":
             return None
         query: QuerySpec = self.bundle.manifest.queries[self.name]
@@ -157,7 +164,8 @@ class _ModelCheck:
         return build_decoder(self.spec.decode, context)
 
     def _match(self, decoder: Decoder, found: Arrays, expected: Arrays, geometry: Geometry) -> AnswerMatch:
-        """Decode the outputs of the bundle and of the source, each by its own further stages, and compare answers."""
+        """Decode the outputs of the bundle's model and of its source, each by its own further stages, and compare the
+        answers."""
         threshold = self.bundle.manifest.queries[self.name].threshold
         if threshold is None:
             threshold = max(SURE, getattr(self.spec.decode, "score_threshold", 0.0))

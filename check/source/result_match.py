@@ -32,18 +32,21 @@ class AnswerMatch:
 
     frames: int = 0
     parts: int = 0
-    """Number of objects, classes, masks, texts or vectors that were compared."""
+    """Number of objects, classes, masks, texts or vectors that were compared in a bundle's and its source model's
+    answers."""
     overlap: float = 1.0
     """Smallest intersection over union of compared boxes or masks, or smallest cosine of compared embeddings."""
     score: float = 0.0
-    """Largest difference between compared scores."""
+    """Largest difference between a score in a bundle's answers and the same score in its source model's answers."""
     different: str | None = None
-    """Description of the first difference between answers that is too large; None if there is no such difference."""
+    """Description of the first difference between a bundle's and its source model's answers that is too large; None if
+    none is."""
     kind: str = ""
-    """Plural noun for what was compared: objects, classes, masks, texts or vectors."""
+    """Plural noun for what was compared in answers: objects, classes, masks, texts or vectors."""
 
     def joined(self, other: AnswerMatch) -> AnswerMatch:
-        """Return the likeness of the answers on the frames of this match and of another one together."""
+        """Return the likeness of a bundle's and its source's answers on all frames of this match and of ``other``
+        together."""
         return AnswerMatch(
             self.frames + other.frames,
             self.parts + other.parts,
@@ -229,5 +232,6 @@ def _mask_overlap(one: Mask, other: Mask) -> float:
 
 
 def _far(name: str, apart: float) -> str | None:
-    """Describe a difference of scores that is too large to be rounding; None if it is not too large."""
+    """Describe a difference between two scores that is too large to be rounding; None if the difference is not too
+    large."""
     return f"{name}: scores differ by {apart:.3f}" if not apart <= MOST_SCORE else None

@@ -24,22 +24,22 @@ from ...workload.document.schema import Input, Query
 __all__ = ["Arrays", "SourceModel", "file_difference", "open_source_model", "relative_difference"]
 
 Arrays = dict[str, NDArray[Any]]
-"""Inputs or outputs of a model's stage: name -> array."""
+"""Type of the inputs or outputs of a model's stage: name -> array."""
 
 
 class SourceModel(Protocol):
     """Source model of a query, which can be run stage by stage as the bundle's model can."""
 
     def examples(self) -> Mapping[str, Arrays]:
-        """Return seeded example inputs for every stage of the model but ``main``: stage -> inputs by name."""
+        """Return seeded example inputs for every stage of a source model but ``main``: stage -> inputs by name."""
         ...
 
     def run(self, stage: str, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
-        """Run a stage of the source model, and return the stage's outputs by name."""
+        """Run a stage of a source model, and return the stage's outputs by name."""
         ...
 
     def runtime_difference(self, stage: str, inputs: Mapping[str, NDArray[Any]]) -> float | None:
-        """Return the relative difference between ONNX Runtime's optimised and plain runs of the source model.
+        """Return the relative difference between ONNX Runtime's optimised and plain runs of a source model.
 
         None if ONNX Runtime cannot run the source as it is.
         """

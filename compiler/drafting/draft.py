@@ -19,7 +19,7 @@ from .given import GivenFeed, GivenModel, unique_name
 __all__ = ["draft_workload"]
 
 _COMMENT_AT = 34
-"""Column of the draft's lines at which comments begin, where the text before leaves room."""
+"""Column at which comments begin in the lines of a drafted workload.yaml, if the text before leaves room."""
 _MOST_LABELS = 100
 """Maximum number of labels of a model's file to write into the draft."""
 _ROUNDING = 1e-6

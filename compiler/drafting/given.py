@@ -49,7 +49,7 @@ class GivenModel:
     """Path of the model's ONNX file as it was given, or the model's factory."""
     task: str
     reason: str
-    """Reason for choosing the task, for a comment in the draft."""
+    """Reason why the model's task was chosen, for a comment in the drafted workload.yaml."""
     facts: OnnxFacts | None = None
     """Facts about the model's ONNX file; None for a factory."""
     weights: str | None = None
@@ -64,7 +64,7 @@ class GivenFeed:
     name: str
     source: str
     recorded: bool
-    """Whether the source is a recording (a file or a folder), which has an end."""
+    """Whether the source of frames is a recording (a file or a folder), which has an end."""
 
 
 def sort_given(arguments: Sequence[str]) -> tuple[list[GivenModel], list[GivenFeed]]:

@@ -20,7 +20,7 @@ __all__ = ["OnnxFacts", "read_facts"]
 _USUAL_SIZE = {"classification": (224, 224), "embedding": (224, 224), "segmentation": (512, 512), "ocr": (48, 320)}
 """Task -> height and width of the input that is guessed where an ONNX file leaves the size open."""
 _OTHER_SIZE = (640, 640)
-"""Height and width of the input that is guessed for tasks without a usual size, where the file leaves it open."""
+"""Height and width of the input that is guessed for tasks without a usual size, where an ONNX file leaves it open."""
 _VECTORS = ("embed", "feat", "vector", "descriptor")
 """Words in an output's name that tell an embedding from class scores."""
 _WIDE = 256
@@ -32,19 +32,19 @@ class OnnxFacts:
     """Facts about the model in an ONNX file, from which a query is drafted: ports, task, classes and input."""
 
     ports: str
-    """Names and shapes of the file's inputs and outputs, as text."""
+    """Names and shapes of the ONNX file's inputs and outputs, as text."""
     task: str
     reason: str
-    """Reason for the choice of the task, for a comment in the draft."""
+    """Reason why the query's task was chosen, for a comment in the drafted workload.yaml."""
     labels: tuple[str, ...] = ()
-    """Class names in the file's metadata; empty if there are none."""
+    """Class names in the ONNX file's metadata; empty if there are none."""
     size: tuple[int, int] | None = None
-    """Input height and width that a query must set, because the file leaves them open; None if the file fixes them."""
+    """Input height and width that a query must set because the ONNX file leaves them open; None if it fixes them."""
     size_reason: str = ""
     input: InputSpec | None = None
-    """Input that the compiler would give the model; None if the compiler would refuse the file."""
+    """Input that the compiler would give the ONNX file's model; None if the compiler would refuse the file."""
     refusal: str | None = None
-    """Message with which the compiler would refuse the file; None if the compiler takes the file."""
+    """Message with which the compiler would refuse the ONNX file; None if the compiler takes the file."""
 
 
 def read_facts(path: Path) -> OnnxFacts:

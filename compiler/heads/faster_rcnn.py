@@ -203,7 +203,7 @@ def _levels(model: FasterRCNN, image: Tensor) -> tuple[list[str], list[Tensor]]:
 
 
 def _anchors(model: FasterRCNN, image: Tensor, levels: list[Tensor]) -> dict[str, NDArray[np.float32]]:
-    """Return the anchors of every feature level, ``[H * W * A, 4]``, by the names that the decoder's spec uses."""
+    """Return the anchors of a Faster R-CNN's feature levels, ``[H * W * A, 4]``, by their names in the decode spec."""
     generator = model.rpn.anchor_generator
     (anchors,) = generator(ImageList(image[:1], [tuple(image.shape[2:])]), levels)
     counts = [

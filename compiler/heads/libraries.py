@@ -134,7 +134,7 @@ class _AnyShape:
 
 
 def _is_from(model: nn.Module, library: str) -> bool:
-    """Return whether a module's class, or one that it derives from, is from a library."""
+    """Return whether a module's class, or one that it derives from, is from the Python package ``library``."""
     return any(kind.__module__.split(".")[0] == library for kind in type(model).__mro__)
 
 

@@ -48,7 +48,7 @@ They change only the shape, type, range or size of a tensor."""
 _NORMS = frozenset({"_native_batch_norm_legit", "cudnn_batch_norm", "miopen_batch_norm", "native_batch_norm"})
 """PyTorch's batch normalisation operations that have the argument ``training``."""
 _TRAINING = 5
-"""Position of the argument ``training`` in the operations of :data:`_NORMS`."""
+"""Position of the argument ``training`` in PyTorch's batch normalisation operations."""
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Observed:
     """Outputs of a module for a batch of noise, with the activation or argmax that each output ends in."""
 
     outputs: dict[str, Tensor] = field(default_factory=dict)
-    """Tensors that the module returned, by dotted name."""
+    """Tensors that the module returned for the noise, by dotted name."""
     activations: dict[str, Applied] = field(default_factory=dict)
     """Activation that the module itself applies at the end of an output, by the output's name."""
     classes: dict[str, int] = field(default_factory=dict)

@@ -29,10 +29,10 @@ class StageModule:
     """Module of the stage. It holds the whole original model as its attribute ``model``, so that every parameter is
     called ``model.<name in the model's state dict>``. Parameters that the stage does not use are not exported."""
     inputs: Mapping[str, Tensor]
-    """Example inputs of the stage by name, in the order of the module's ``forward``."""
+    """Example inputs of a model's stage by name, in the order of the stage module's ``forward``."""
     outputs: tuple[str, ...]
     free: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
-    """Free (dynamic) dimensions of the inputs: input name -> axis -> name, such as ``{"image": {0: "batch"}}``."""
+    """Free (dynamic) dimensions of a stage's inputs: input -> axis -> name, such as ``{"image": {0: "batch"}}``."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Cut:
     input: InputSpec
     """Size, normalisation and colour of the images that the stage ``main`` takes."""
     tensors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-    """Tensors that the decoder refers to (anchors), by the names that ``decode`` uses. The compiler stores them in the
+    """Tensors that the decoder's spec refers to (anchors), by the names in the spec. The compiler stores them in the
     blob and replaces the names by hashes."""
     labels: tuple[str, ...] | None = None
     """Names of the classes that the model itself has; None if it has none."""
@@ -57,7 +57,7 @@ class ZooModel(Protocol):
     output_names: tuple[str, ...]
 
     def decode(self, size: tuple[int, int]) -> tuple[DecodeSpec, dict[str, NDArray[np.float32]]]:
-        """Return the decoder's spec for an input of ``size`` (height, width), and the tensors that the spec names."""
+        """Return the spec of the model's decoder for inputs of ``size`` (height, width), and the spec's tensors."""
         ...
 
     def input_defaults(self) -> InputSpec:

@@ -35,11 +35,11 @@ class Lowered:
 
     name: str
     stages: dict[str, ir.Model]
-    """Stage name -> graph. Later passes edit the graphs in place."""
+    """Stage name -> ONNX graph of the stage. Later passes edit the graphs in place."""
     decode: DecodeSpec
     input: InputSpec
     tensors: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    """Tensors that ``decode`` refers to (anchors), by the names that ``decode`` uses."""
+    """Tensors that the spec of the model's decoder refers to (anchors), by the names in the spec."""
     precision: Precision = "fp32"
     labels: tuple[str, ...] | None = None
     """Names of the classes that the model's module or file carries; None if it carries none."""

@@ -52,13 +52,13 @@ class ImagePort:
     dtype: ir.DataType
     channels: int
     size: tuple[int, int]
-    """Height and width in pixels of the images that the file takes."""
+    """Height and width in pixels of the images that the ONNX file takes."""
     constants: Mapping[str, _Array]
-    """Values for the file's inputs that are not the image, by input name. They depend on the image size alone."""
+    """Values for the ONNX file's inputs that are not the image, by input name. They depend on the image size alone."""
 
     @property
     def color(self) -> Literal["rgb", "gray"]:
-        """Colour order of the images that the file takes, unless the workload says otherwise."""
+        """Colour order of the images that the ONNX file takes, unless the workload says otherwise."""
         return "gray" if self.channels == 1 else "rgb"
 
 

@@ -40,9 +40,9 @@ class OnnxSource:
     decode: DecodeSpec
     input: InputSpec
     weights: frozenset[str]
-    """Names of the graph's initializers that are weights."""
+    """Names of the initializers of the model's ONNX graph that are weights."""
     labels: tuple[str, ...] | None = None
-    """Names of the classes in the file's metadata; None if there are none."""
+    """Names of the classes in the ONNX file's metadata; None if there are none."""
     metadata: FileMetadata = field(default_factory=FileMetadata)
 
 

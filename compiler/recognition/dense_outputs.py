@@ -27,19 +27,19 @@ _MMDETECTION = {
 }
 _YOLO_NAS = {"color": "rgb", "scale": 1 / 255, "fit": "letterbox-center", "pad": 114 / 255}
 _COCO_CLASSES = 80
-"""Number of classes to assume where neither the workload nor the file names any."""
+"""Number of a detector's classes to assume where neither the workload nor the model's file names any."""
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """Settings of a family of detectors whose outputs look like those of the other families in this module."""
+    """Settings of one family of detectors with decoded boxes and no objectness, such as YOLO-NAS or PP-YOLOE."""
 
     names: frozenset[str] = frozenset()
     input: Mapping[str, Any] = field(default_factory=dict)
     overlap: float = 0.7
-    """Overlap (IoU) of two boxes above which detectors of this family drop the box with the lower score."""
+    """Overlap (IoU) of two boxes above which a family's detectors drop the box with the lower score."""
     every_class: bool = True
-    """Whether detectors of this family report a box under every class above the threshold, not only under the best."""
+    """Whether a family's detectors report a box under every class above the threshold, not only under the best."""
 
 
 _UNKNOWN = _Kind()

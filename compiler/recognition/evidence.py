@@ -118,7 +118,7 @@ class Evidence:
         return None
 
     def called(self, *names: str) -> bool:
-        """Return whether the workload's ``decode``, or else the metadata, give one of these names of model families."""
+        """Return whether the workload's ``decode``, or else the metadata, name a model family that is in ``names``."""
         return (self.decode if self.decode is not None else self.metadata.family) in names
 
 
@@ -145,7 +145,7 @@ class Family:
     outputs: str
     """Description of the outputs that models of the family have, for messages."""
     recognise: Callable[[Evidence], Recognised | None]
-    """Function that returns the meaning of a model's outputs, or None if they are not of this family."""
+    """Function that returns the meaning of a model's outputs, or None if the model is not of the family."""
 
 
 def are_scores(values: NDArray[Any]) -> bool:

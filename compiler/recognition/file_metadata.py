@@ -60,7 +60,7 @@ class FileMetadata:
 
     @property
     def input(self) -> dict[str, Any]:
-        """Fields of :class:`~gemel.bundles.manifest.InputSpec` that Ultralytics' models expect; empty for others."""
+        """Fields of :class:`~gemel.bundles.manifest.InputSpec` that Ultralytics' models expect; empty for any other."""
         if not self.ultralytics:
             return {}
         if self.task == "classification":

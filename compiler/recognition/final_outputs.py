@@ -13,7 +13,7 @@ from .evidence import Evidence, MeasuredOutput, Recognised, are_scores
 __all__ = ["recognise_end_to_end", "recognise_triplet"]
 
 _COCO_CLASSES = 80
-"""Number of classes to assume where neither the workload nor the file names any. Higher class numbers are reported."""
+"""Number of a detector's classes to assume where no workload or file names any. Higher class numbers are reported."""
 _TORCHVISION_CLASSES = 90
 _MOST_FINAL = 1000
 """Maximum number of final detections; EfficientDets give 5000 candidates in the same form, with overlaps."""
@@ -100,5 +100,5 @@ def _are_final(scores: NDArray[Any], classes: NDArray[Any]) -> bool:
 
 
 def _classes(found: Evidence, default: int) -> int:
-    """Return the number of classes from the workload or the file, or a default: final detections do not show it."""
+    """Return the number of classes from workload or model file, or a default: final detections do not show it."""
     return len(found.names) if found.names is not None else default

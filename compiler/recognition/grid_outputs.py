@@ -21,7 +21,7 @@ _LEVELS = 3
 _PROTOTYPE_STRIDE = 4
 """Input pixels per value of a mask prototype, in all YOLOs."""
 _POSE_VALUES = 3
-"""Number of values per keypoint where the file does not say: x, y and a score."""
+"""Number of values per keypoint where the model's file does not say: x, y and a score."""
 
 
 def recognise_grid(found: Evidence) -> Recognised | None:

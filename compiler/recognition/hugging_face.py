@@ -36,19 +36,19 @@ _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757771
 _DETR_SIZE = (800, 1333)
 """Height and width in pixels to which DETR's processor scales a wide frame: its limits for short and long edges."""
 _SOFTMAX_DETRS = frozenset({"detr", "table-transformer", "yolos"})
-"""Model types whose class scores are a softmax with the background last; all other detectors have sigmoids."""
+"""Hugging Face's detector types whose class scores are a softmax with the background last; others have sigmoids."""
 _PLAIN_DETRS = ("rt_detr", "d_fine")
-"""Model types of detectors that take pixels from 0 to 1, without mean and standard deviation."""
+"""Hugging Face's detector types that take pixels from 0 to 1, without mean and standard deviation."""
 _SIZES = {"deimv2": 640, "dinov2": 224, "lw_detr": 640, "rf_detr": 560, "segformer": 512, "upernet": 512}
-"""Model type -> side of the square input of its published models, where the configuration does not say, or says the
-size that the position embeddings were trained on."""
+"""Hugging Face model type -> side of the square input of the type's published models, where the configuration does
+not say, or says the size that the position embeddings were trained on."""
 _HALF_NORMALISED = frozenset(
     {
         *("beit", "data2vec-vision", "dpt", "mobilenet_v1", "mobilenet_v2", "siglip", "siglip_vision_model"),
         *("siglip2", "siglip2_vision_model", "vit", "vit_msn"),
     }
 )
-"""Model types whose processors normalise pixels to -1 to 1."""
+"""Hugging Face model types whose processors normalise pixels to -1 to 1."""
 _CLIP_NORMALISED = frozenset({"clip", "clip_vision_model", "metaclip_2", "metaclip_2_vision_model"})
 
 
@@ -70,7 +70,7 @@ def hugging_face_activation(config: Any, task: str) -> Literal["softmax", "sigmo
 
 
 def hugging_face_input(config: Any, folder: Path | None) -> InputSpec:
-    """Return the input that a model was made for.
+    """Return the input that a Hugging Face model was made for.
 
     Args:
         config: configuration of the model.
@@ -158,7 +158,7 @@ def read_processor_file(folder: Path) -> dict[str, Any]:
 
 
 def _usual_input(config: Any) -> InputSpec:
-    """Return the input settings of most published models of the type that a configuration names."""
+    """Return the input settings of most published Hugging Face models of the type that a configuration names."""
     kind = str(config.model_type)
     if kind.startswith(_PLAIN_DETRS):
         return InputSpec(size=(640, 640))
@@ -175,7 +175,7 @@ def _usual_input(config: Any) -> InputSpec:
 
 
 def _processor_size(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields ``size`` and ``fit`` of the input that a processor asks for; empty if it does not say."""
+    """Return ``size`` and ``fit`` of the input that a Hugging Face processor asks for; empty if it does not say."""
     if content.get("do_resize") is False:
         return {}
     if content.get("do_center_crop") and (cropped := _pair(content.get("crop_size"))):

@@ -27,13 +27,13 @@ class NearlyEqual:
     """Tensors of different models that differ by no more than rounding."""
 
     tensors: int
-    """Number of tensors that could be left out if they were equal."""
+    """Number of tensors that a bundle could leave out if tensors that differ by rounding only were equal."""
     bytes: int
-    """Bytes of the tensors that could be left out if they were equal."""
+    """Bytes of the tensors that a bundle could leave out if tensors that differ by rounding only were equal."""
     first: StageParameter
-    """Model, stage and name of the largest tensor that could be left out."""
+    """Model, stage and name of the largest tensor that differs from another model's tensor by rounding only."""
     twin: StageParameter
-    """Model, stage and name of the tensor of another model that the largest such tensor nearly equals."""
+    """Model, stage and name of another model's tensor, from which tensor ``first`` differs by rounding only."""
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class _Store:
         self._arrays: dict[str, Callable[[], NDArray[Any]]] = {}
 
     def add(self, model: str, read: Callable[[], NDArray[Any]]) -> str:
-        """Add a tensor of a model, given by a function that reads its values, and return its tensor id."""
+        """Add a model's tensor to the bundle's, given by a function that reads its values; return its tensor id."""
         array = read()
         tensor = blob.tensor_id(array)
         self.shapes[tensor] = (array.dtype.name, array.shape)

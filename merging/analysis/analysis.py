@@ -31,7 +31,7 @@ class ModelSizes:
     bytes: int
     """Size in bytes of all parameters and buffers of the model, including BatchNorm and modules that never run."""
     layers: tuple[Layer, ...]
-    """Convolutions and linear layers in the order in which they run."""
+    """Convolutions and linear layers of the model in the order in which they run."""
     kept_as_is: str | None = None
     """Why merging leaves the model as it is; its layers are then those of the ONNX graph. None for a PyTorch module."""
 
@@ -51,7 +51,7 @@ class Analysis:
     heads: bool
     """Whether layers that give a model's outputs are counted as if they could be shared."""
     left_out: Mapping[str, str] = field(default_factory=dict)
-    """Model name -> why nothing is known of the model, which counts nowhere."""
+    """Model name -> why nothing is known of the model, which is left out of all sums."""
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:

@@ -18,15 +18,15 @@ _KERNEL = {"Conv": 1, "ConvTranspose": 1, "ConvInteger": 1, "Gemm": 1, "MatMul":
     "QLinearConv": 3,
     "QLinearMatMul": 3,
 }
-"""Operator with a kernel -> position of the kernel among its inputs."""
+"""ONNX operator with a kernel -> position of the kernel among the operator's inputs."""
 _MATRIX = frozenset({"Gemm", "MatMul", "MatMulInteger", "QLinearMatMul"})
 _NORMS = frozenset({"BatchNormalization"})
 _PASSING = frozenset({"Cast", "DequantizeLinear", "Identity", "Reshape"})
-"""Operators between a stored kernel and the layer that reads it."""
+"""ONNX operators that may stand between a stored kernel and the layer that reads the kernel."""
 
 
 def layers_in_file(model: str, query: Query, root: Path, definition: Definition) -> tuple[int, tuple[Layer, ...]]:
-    """Return the bytes of a file's weights and its convolutions and linear layers, in the graph's order.
+    """Return the bytes of an ONNX file's weights, and its convolutions and linear layers in the graph's order.
 
     Layers are defined as those of PyTorch modules, so that both can be compared.
 
@@ -62,7 +62,7 @@ def layers_in_file(model: str, query: Query, root: Path, definition: Definition)
 
 
 def _kernel(node: ir.Node) -> ir.Value | None:
-    """Return the stored kernel of a layer; None for another node, or for a kernel that is computed."""
+    """Return the stored kernel of an ONNX node that is a layer; None for another node, or if the kernel is computed."""
     if node.domain or node.op_type not in _KERNEL or len(node.inputs) <= _KERNEL[node.op_type]:
         return None
     value = node.inputs[_KERNEL[node.op_type]]
@@ -80,7 +80,7 @@ def _stored(node: ir.Node, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _shape(node: ir.Node, shape: tuple[int, ...]) -> str:
-    """Return the definition of a layer by type, weight shape and groups."""
+    """Return the definition of an ONNX node as a layer, by type, weight shape and groups."""
     sizes = "x".join(map(str, _stored(node, shape)))
     if node.op_type in _MATRIX:
         return f"{'Linear' if _is_transposed(node) else 'TransposedLinear'} {sizes}"
@@ -91,19 +91,19 @@ def _shape(node: ir.Node, shape: tuple[int, ...]) -> str:
 
 
 def _strict(node: ir.Node, shape: tuple[int, ...]) -> str:
-    """Return the definition of a layer by all its attributes; equal only to layers of files that are not converted."""
+    """Return the definition of an ONNX layer by all its attributes; no layer of a PyTorch module has an equal one."""
     attributes = " ".join(sorted(f"{name}={value.value}" for name, value in node.attributes.items()))
     return f"{_shape(node, shape)} {attributes}".strip()
 
 
 def _is_transposed(node: ir.Node) -> bool:
-    """Return whether a matrix is stored as ``[outputs, inputs]``, as PyTorch does."""
+    """Return whether an ONNX node stores its matrix as ``[outputs, inputs]``, as PyTorch does."""
     transposed = node.attributes.get("transB")
     return node.op_type == "Gemm" and transposed is not None and transposed.as_int() == 1
 
 
 def _last_layers(graph: ir.Graph) -> Iterator[ir.Node]:
-    """Yield the layers that give the outputs, with no other layer or BatchNorm in between."""
+    """Yield the layers that give an ONNX graph's outputs, with no other layer or BatchNorm in between."""
     pending, seen = [output.producer() for output in graph.outputs], set()
     while pending:
         node = pending.pop()

@@ -1,4 +1,4 @@
-"""Render an analysis as one HTML page without scripts, fonts or anything else to fetch."""
+"""HTML page of ``gemel analyze``: a workload's memory, without scripts, fonts or anything else to fetch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CHARTS = {"models": models_chart, "layers": layers_chart, "matrix": matrix_char
 
 
 def render(analysis: Analysis, title: str) -> str:
-    """Return the HTML page of an analysis, to be written as UTF-8.
+    """Return the HTML page of an analysis of a workload's memory, to be written as UTF-8.
 
     Args:
         analysis: an analysis of at least one model.

@@ -51,7 +51,7 @@ _STYLE: dict[Any, Any] = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Apply the style of the page to figures that are made and written inside a ``with`` block."""
+    """Apply the style of the page of ``gemel analyze`` to figures that are made and written inside a ``with`` block."""
     with matplotlib.rc_context(_STYLE):
         yield
 

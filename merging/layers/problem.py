@@ -23,10 +23,10 @@ class Candidates:
 
     definition: str
     models: tuple[str, ...]
-    """Names of the models whose weights the slots hold."""
+    """Names of the models whose weights the slots (sets of weights that can be one tensor) hold."""
     slots: tuple[Slot, ...]
     saving: int
-    """Bytes that are freed when the weights of each slot are one tensor."""
+    """Bytes that are freed when the weights of each slot (set of weights that can be one tensor) are one tensor."""
     position: int
     """Smallest index of a layer whose weights the slots (sets of weights that can be one tensor) hold; a layer's index
     counts the shareable layers of its model from 0."""

@@ -47,7 +47,7 @@ class Converted:
     module: fx.GraphModule
     """PyTorch module in eval mode; it returns the graph's outputs in the graph's order."""
     places: dict[str, tuple[Weight, ...]]
-    """Name in the state dict -> node inputs in the file that read the tensor; for all parameters and running
+    """Name in the state dict -> node inputs in the ONNX file that read the tensor; for all parameters and running
     statistics."""
     notes: tuple[str, ...]
     """Warnings that onnx2torch gave during the conversion."""

@@ -23,7 +23,7 @@ _OLDEST, _NEWEST = 9, 17
 _PADDED = ("Conv", "MaxPool", "AveragePool")
 """ONNX operators that may leave their padding to ``auto_pad``, which onnx2torch does not know."""
 _WINDOW = ("kernel_shape", "strides", "dilations")
-"""Attributes of these operators that tell how far padding must reach, each a list with a number per direction."""
+"""Attributes of ONNX convolutions and poolings that tell how far padding must reach: a number for each direction."""
 
 
 def prepare_graph(source: OnnxSource) -> tuple[onnx.ModelProto, list[LayerNode]]:

@@ -23,13 +23,13 @@ class Weight:
     """Input of an ONNX node through which a layer reads a weight, which is an initializer or a Constant."""
 
     tensor: str
-    """Name of the initializer or Constant in the ONNX file."""
+    """Name of the initializer or Constant in the ONNX file that is the weight."""
     node: str
-    """Name of the first output of the node that reads the tensor; it identifies the node, which may have no name."""
+    """Name of the first output of the ONNX node that reads the weight; it identifies the node, which may be unnamed."""
     index: int
-    """Index, from 0, of the node's input that is the tensor."""
+    """Index, from 0, of the ONNX node's input that is the weight."""
     transposed: bool = False
-    """Whether the file stores the weight as ``[inputs, outputs]``, while the layer has ``[outputs, inputs]``."""
+    """Whether the ONNX file stores the weight as ``[inputs, outputs]``, while the layer has ``[outputs, inputs]``."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class LayerNode:
     weights: tuple[Weight, ...]
     """Node inputs that read the layer's weights: kernel and bias, or a BatchNorm's scale, shift, mean and variance."""
     key: str | None
-    """Key that is equal for nodes that call one layer. It is None for normalisation layers, because two different ones
-    may hold equal tensors."""
+    """Key that is equal for ONNX nodes that call one layer. It is None for normalisation layers, because two different
+    ones may hold equal tensors."""
 
 
 def is_layer(node: ir.Node) -> bool:

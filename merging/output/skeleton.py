@@ -46,7 +46,7 @@ class Skeleton:
     """Structure of a model that decides how it is compiled, without the model's weights."""
 
     sites: tuple[Site, ...]
-    """All runs of convolutions, in the order in which they happen."""
+    """All runs of the model's convolutions, in the order in which they happen."""
     used: tuple[str, ...]
     """Names in the state dict of the tensors that are compiled. Tensors of layers that never run (auxiliary
     classifiers) are left out."""

@@ -140,7 +140,7 @@ class Store:
         return self._count < len(self._known)
 
     def recall(self, trials: Sequence[Trial]) -> list[Outcome] | None:
-        """Return the outcomes, without weights, of the next recorded batch; None after the last recorded batch.
+        """Return the outcomes, without weights, of the next recorded batch of trials; None after the last one.
 
         Args:
             trials: the batch that the strategy asks for now.
@@ -158,7 +158,7 @@ class Store:
 
     @property
     def weights(self) -> dict[str, Path]:
-        """Model name -> path of its weight file, for the models that were merged when the earlier run ended."""
+        """Model name -> path of its weight file, for the models that the interrupted search had merged."""
         names = self._known[-1]["weights"] if self._known else {}
         return {model: self.output / _WEIGHTS / name for model, name in names.items()}
 
@@ -246,13 +246,13 @@ class Store:
                 write_atomically(target, content)
 
     def _begin_journal(self) -> None:
-        """Write the header of the journal if there is no journal yet."""
+        """Write the header of the search journal if there is no journal yet."""
         if not self._journal.exists():
             self._search.mkdir(parents=True, exist_ok=True)
             write_atomically(self._journal, (json.dumps(self._header) + "\n").encode())
 
     def _write_weights(self, files: Mapping[str, bytes | None]) -> None:
-        """Write the weight files that do not exist yet; a content of None says that the file was written before."""
+        """Write merged models' weight files that do not exist yet; a content of None says that a file was written."""
         folder = self.output / _WEIGHTS
         folder.mkdir(exist_ok=True)
         for name, content in files.items():

@@ -28,11 +28,11 @@ class Job:
     states: Mapping[str, State]
     """Model name -> weights that the trial starts from, for all models."""
     shared: SharingMap
-    """Sharing map that the weights in ``states`` already follow."""
+    """Sharing map that the weights in ``states``, from which the trial starts, already follow."""
 
 
 Executor = Callable[[Sequence[Job]], Sequence[Outcome] | None]
-"""Function that runs independent jobs and returns their outcomes, or None if the deadline cut the batch off."""
+"""Function that runs independent jobs (trials with weights); returns outcomes, or None if the deadline cut them off."""
 
 
 class Journal(Protocol):
@@ -77,7 +77,7 @@ class Found:
     states: dict[str, State]
     """Model name -> committed weights; the original weights for models that share nothing."""
     sharing: SharingMap = field(default_factory=SharingMap)
-    """Sharing map that is committed."""
+    """Sharing map that the search has committed so far."""
     accuracies: dict[str, float] = field(default_factory=dict)
     """Query name -> accuracy with the committed weights, for queries whose models share."""
     samples: int = 0
@@ -218,7 +218,7 @@ def _settle(
 
 
 def _advance(trial: Trial, outcome: Outcome, found: Found, last: _Last) -> _Last:
-    """Return the weights of all models after a trial: new for its learners, otherwise those that it started from."""
+    """Return all models' weights after a trial: new for the models that it retrained, else those it started from."""
     base = last if trial.base == "last" else _Last(found.states, found.accuracies, frozenset(found.sharing.models))
     return _Last(
         {**base.states, **outcome.states},

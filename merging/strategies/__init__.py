@@ -66,7 +66,7 @@ class StrategyEntry:
     description: str
     """Line of text that says what the strategy tries."""
     function: str
-    """Location of the :data:`Strategy` as ``module:function``; a module that starts with a dot is in this package."""
+    """Location of the :data:`Strategy` as ``module:function``; a leading dot stands for ``merging.strategies``."""
 
 
 STRATEGIES = {

@@ -43,13 +43,13 @@ _SPARE = 0.5
 _ENDED = ("start", "met")
 """Values of :attr:`.Outcome.ended` after which another training round is useless."""
 _WORTH = 0.05
-"""Minimum saving, as a fraction of the bytes of all layers, for which a subset of the slots is tried on its own."""
+"""Minimum saving, as a fraction of all layers' bytes, for which some slots (sets of shared weights) are tried alone."""
 _GIVEN_BACK = (1 / 8, 1 / 4, 1 / 2)
 """Fractions of the bytes of a model's shared weights that become private, tried one after the other."""
 
 
 def together(problem: Problem, settings: SearchSettings) -> Search:
-    """Run the default search for each set of models that can share weights; the module's docstring has the steps."""
+    """Search for each set of models that can share weights: share all, retrain, then give back, bisect or fold."""
     everything = _full_map(problem, settings, 0)
     for models in _components(everything):
         wanted = everything.of(models)
@@ -97,7 +97,7 @@ def _across_models(sharing: SharingMap) -> SharingMap:
 
 
 def _full_map(problem: Problem, settings: SearchSettings, folds: int) -> SharingMap:
-    """Return the map that shares all shareable layers, with the number of different blocks halved ``folds`` times."""
+    """Return the sharing map that shares all shareable layers, with the different blocks halved ``folds`` times."""
     return SharingMap().joined(slot for _, slot in pair_layers(problem, inside=settings.inside, folds=folds))
 
 
@@ -152,7 +152,7 @@ def _merge(
 def _rounds(
     problem: Problem, settings: SearchSettings, first: Trial, start: Mapping[str, float]
 ) -> Generator[Sequence[Trial], Sequence[Verdict], tuple[SharingMap, Mapping[Use, float]]]:
-    """Retrain in up to three rounds, each twice as long as the one before, while another round is promising.
+    """Retrain models in up to three rounds, each twice as long as the one before, while another round is promising.
 
     Args:
         problem: the layers, queries and targets of all models.

@@ -38,7 +38,7 @@ class Task(Protocol):
         ...
 
     def learns_from(self, images: Images) -> bool:
-        """Check whether a data set has the labels that :meth:`loss` needs and the model can be trained on labels."""
+        """Check whether the task's model can be trained on labels, and a data set has the labels that it needs."""
         ...
 
     def loss(self, outputs: Outputs, images: Images, indices: Tensor, mirrored: bool) -> Tensor:

@@ -52,11 +52,11 @@ class DecodedTask:
         return torch.stack(parts).mean()
 
     def learns_from(self, images: Images) -> bool:
-        """Return False: these models learn from the original model only; labels just judge them."""
+        """Return False: models without a task of their own learn from the original model; labels just judge them."""
         return False
 
     def loss(self, outputs: Outputs, images: Images, indices: Tensor, mirrored: bool) -> Tensor:
-        """Raise NotImplementedError: these models learn from the teacher only."""
+        """Raise NotImplementedError: models without a task of their own learn from the teacher only."""
         raise NotImplementedError("labels do not train models of this task")
 
     def accuracy(self, outputs: Outputs, teacher: Outputs, images: Images) -> float:

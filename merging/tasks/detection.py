@@ -62,7 +62,7 @@ class DetectionTask:
         return images.boxes is not None and isinstance(self._spec, SsdDecode)
 
     def loss(self, outputs: Outputs, images: Images, indices: Tensor, mirrored: bool) -> Tensor:
-        """Return class plus box loss of the outputs against the boxes of ``indices``; see :func:`.anchor_loss`."""
+        """Return class plus box loss against the boxes of the images ``indices``; see :func:`.anchor_loss`."""
         assert isinstance(self._spec, SsdDecode)
         assert images.boxes is not None
         device = outputs[0].device

@@ -25,10 +25,10 @@ class Heads:
     """Centre and size of a box relative to its anchor or cell, as the smooth L1 loss compares them: ``[N, P, 4]`` for
     P anchors or cells of N images."""
     activation: Literal["softmax", "sigmoid"]
-    """Activation of the scores. ``softmax``: the first score is the background's. ``sigmoid``: the scores are
+    """Activation of a detector's scores. ``softmax``: the first score is the background's. ``sigmoid``: the scores are
     independent of each other."""
     gated: bool = False
-    """Whether the first score of an anchor is an objectness; without an object, its other scores mean nothing."""
+    """Whether a detector's first score of an anchor is an objectness; without an object, the others mean nothing."""
 
     @property
     def confidence(self) -> Tensor:

@@ -37,8 +37,8 @@ class _Side:
     tensor: Tensor
     dimension: int
     places: Tensor
-    """Indices in the dimension of the K entries of each of C channels, ``[C, K]``. K is above 1 only for a layer that
-    reads a flattened feature map."""
+    """Indices, along one tensor dimension, of the K entries that belong to each of C channels, ``[C, K]``. K is above 1
+    only for a layer that reads a flattened feature map."""
 
 
 _Channels = tuple[_Side, ...]

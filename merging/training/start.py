@@ -289,7 +289,7 @@ def _calls(
     layers = {model.get_submodule(name): name for name in kept}
 
     def record(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        """Keep what one call of a layer gave; PyTorch calls this function after the layer."""
+        """Record what ``keep`` takes from one call of a layer; PyTorch calls this function after the layer."""
         kept[layers[layer]].append(keep(inputs[0], output))
 
     with hooked(layers, record):

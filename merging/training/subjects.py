@@ -75,9 +75,9 @@ class JudgedQuery:
     task: Task
     images: Images
     teacher: Outputs
-    """Raw outputs of the original model on ``images``."""
+    """Raw outputs of the original model on the query's held-out images."""
     original: float
-    """Accuracy of the original model on ``images``, above 0."""
+    """Accuracy of the original model on the query's held-out images, above 0."""
 
     @property
     def goal(self) -> float:
@@ -142,7 +142,7 @@ class Subject:
     network: Network
     traced: LayerTrace
     layers: tuple[Layer, ...]
-    """Convolutions and linear layers in the order in which they run."""
+    """Convolutions and linear layers of the model in the order in which they run."""
     train: Images
     """Training images of all queries of the model."""
     held: tuple[JudgedQuery, ...]
@@ -156,7 +156,7 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """Name of the model."""
+        """Name of the model that is retrained."""
         return self.network.name
 
     @property

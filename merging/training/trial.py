@@ -72,12 +72,12 @@ class Outcome:
     """Result of a trial of a merge: accuracies, losses and time."""
 
     accuracies: dict[str, float]
-    """Query name -> accuracy, for the queries of the trial's learners. It is measured on all held-out images, but on a
-    subset for starting weights that do not meet all goals."""
+    """Query name -> accuracy, for the queries of the trial's learners (models to retrain). It is measured on all
+    held-out images, but on a subset for starting weights that do not meet all goals."""
     relative: dict[str, float]
-    """Query name -> accuracy divided by the original model's accuracy, for the queries of the trial's learners."""
+    """Query name -> accuracy / original model's accuracy, for queries of the trial's learners (models to retrain)."""
     met: frozenset[str]
-    """Names of the trial's learners (:attr:`Trial.learners`) whose queries all reach their goals."""
+    """Names of the trial's learners (models to retrain) whose queries all reach their goals."""
     samples: int
     """Number of images that models were trained on, summed over models and steps."""
     seconds: float
@@ -88,7 +88,7 @@ class Outcome:
     """Shared weight -> its gradient sensitivity (:func:`.training.strain`). Empty if all learners reach their goals or
     nothing was trained."""
     states: dict[str, State] = field(default_factory=dict)
-    """Model name -> weights after the trial, for the trial's learners; empty after a failure."""
+    """Model name -> weights after the trial, for the trial's learners (models to retrain); empty after a failure."""
 
 
 class TrialRunner:

@@ -67,7 +67,7 @@ class ArenaBackend(ABC, Generic[_A]):
         self.release(model)
 
     def take_over(self, before: Backend) -> None:
-        """Replace another backend. Nothing is shared: weights are loaded again."""
+        """Take the place of the backend that ran before. Nothing is shared: weights are loaded again."""
 
     @property
     def kept_bytes(self) -> int:

@@ -100,7 +100,7 @@ class OrtCpu(ArenaBackend[HostArena]):
         self._sessions: dict[str, _Session] = {}
         """Key of a graph's content -> its session; all models with the same program share one."""
         self._known: dict[str, _Session] = {} if before is None else dict(before._sessions)
-        """Sessions of the previous backend, by the same key; empty if there is none."""
+        """Key of a graph's content -> its session in the previous backend; empty if there is no previous backend."""
         self._bound: dict[tuple[str, str], Bound] = {}
 
     @classmethod

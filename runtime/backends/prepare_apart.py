@@ -16,7 +16,7 @@ __all__ = ["prepare_apart"]
 
 _CODE = f"from {__name__} import _prepare; _prepare()"
 _POLL_S = 0.1
-"""Seconds between two checks whether the process has ended or is no longer needed."""
+"""Seconds between two checks whether the process that makes a device cache has ended or is no longer needed."""
 
 
 def prepare_apart(bundle: Bundle, backend: str, over: Callable[[], bool]) -> None:

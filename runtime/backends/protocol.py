@@ -157,7 +157,7 @@ class BackendOptions:
     progress: Callable[[str], None]
     """Function called with the name of each model that is prepared for the device."""
     before: Backend | None = None
-    """Backend that runs now, and whose place the new one takes; it may share weights and programs with the new one."""
+    """Backend that runs now, and whose place the new backend takes; the two may share weights and programs."""
 
 
 class BackendOpener(Protocol):

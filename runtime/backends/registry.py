@@ -27,7 +27,7 @@ BACKENDS = {
     "tensorrt-rtx": ".tensorrt:TensorRt",
     "ort-sessions": ".ort_sessions:OrtSessions",
 }
-"""Name of a backend -> its class, as ``module:class``; a module whose name starts with a dot lies in this folder.
+"""Name of a backend -> its class, as ``module:class``; a leading dot stands for ``gemel.runtime.backends``.
 
 ``ort-sessions`` is a baseline that the other backends are compared with."""
 

@@ -18,7 +18,7 @@ from .results import Detection, Mask
 __all__ = ["Overlap", "mean_average_precision"]
 
 Overlap = Literal["boxes", "masks", "keypoints"]
-"""Part of a detection that is compared with the same part of a true object."""
+"""Part of a detection (box, mask or keypoints) that is compared with the same part of a true object."""
 
 _MATCH = 0.5
 """Minimum overlap (intersection over union, or object keypoint similarity) at which a detection matches an object."""

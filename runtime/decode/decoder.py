@@ -27,7 +27,7 @@ class DecodeContext:
     tensor: Callable[[str], FloatArray]
     """Function that returns a tensor which the decoder's spec names, such as anchors. Called only to make a decoder."""
     labels: Sequence[str] | None = None
-    """Names of the classes: ``labels[i]`` is class i, the background not counted. Others are called by their number."""
+    """Names of the classes: ``labels[i]`` is class i, the background not counted. Nameless classes go by number."""
     threshold: float | None = None
     """Score that a result must exceed to be reported; the threshold of the decoder's spec when None."""
     classes: Sequence[str] | None = None

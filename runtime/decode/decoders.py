@@ -1,7 +1,7 @@
 """Registry of decoders: finds a decoder's class by the ``kind`` of its spec, and imports it only when it is needed.
 
 A new decoder is one spec in :mod:`gemel.bundles.decode_specs`, one file in this folder with a class that is made from
-the spec and a :class:`.decoder.DecodeContext`, and one line in the table below.
+the spec and a :class:`.decoder.DecodeContext`, and one line in the table of this module.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ DECODERS = {
     "yolo": ".yolo:YoloDecoder",
     "yolox": ".yolox:YoloxDecoder",
 }
-"""Kind of a decoder's spec -> ``module:class`` of the decoder; a module that starts with a dot lies in this folder."""
+"""Kind of a decoder's spec -> ``module:class`` of the decoder; a leading dot stands for ``gemel.runtime.decode``."""
 
 
 def build_decoder(spec: DecodeSpec, context: DecodeContext) -> Decoder:

@@ -52,7 +52,7 @@ class GflDecoder:
 
 
 def _rows(outputs: Mapping[str, FloatArray], names: Sequence[str]) -> FloatArray:
-    """Return the first image's outputs of all feature levels, joined as rows ``[A, values]``.
+    """Return NanoDet's or PicoDet's outputs of all feature levels for the first image, joined as ``[A, values]``.
 
     An output of a level is ``[N, A, values]`` or ``[N, values, h, w]``.
     """

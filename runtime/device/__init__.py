@@ -111,11 +111,11 @@ class Device(Protocol):
         ...
 
     def stream(self) -> Stream:
-        """Create and return a stream."""
+        """Create and return a stream (queue of work) on the device."""
         ...
 
     def event(self) -> Event:
-        """Create and return an event."""
+        """Create and return an event (marker in a stream) on the device."""
         ...
 
     def upload(self, target: int, source: NDArray[Any], stream: Stream) -> None:

@@ -37,7 +37,7 @@ _WORTH = 1.05
 _ALIKE = 0.02
 """Maximum difference of two engines' outputs that counts as rounding, as a fraction of the largest output."""
 _WARM_UP, _ROUNDS = 10, 30
-"""Number of warm-up runs of each engine, and number of timed runs."""
+"""Numbers of warm-up runs and of timed runs of each of two engines whose times are compared."""
 
 
 def pick(

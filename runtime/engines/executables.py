@@ -47,7 +47,7 @@ class _Block:
         self._address, self._size = 0, 0
 
     def take(self, size: int) -> int:
-        """Return the device address of ``size`` bytes. Old contents are lost; old addresses may be invalid.
+        """Return the address of a device memory block of ``size`` bytes; old contents and addresses may be invalid.
 
         Raises:
             NoRoomError: not enough memory is free.
@@ -58,7 +58,7 @@ class _Block:
         return self._address
 
     def close(self) -> None:
-        """Free the device memory."""
+        """Free the block of device memory."""
         if self._size:
             self._device.free(self._address)
         self._address, self._size = 0, 0

@@ -44,7 +44,7 @@ class Library:
         return tuple(sorted((name.lower() for name in names if name.startswith("SM")), key=lambda name: int(name[2:])))
 
     def logger(self) -> Any:
-        """Return the logger for all objects of this library. It prints nothing and keeps errors in ``errors``.
+        """Return the logger for all objects of the TensorRT library. It prints nothing and keeps errors in ``errors``.
 
         There is one logger until the process ends. The library uses the first logger that it is given while any object
         made with it exists, ignores all others, and crashes when that first logger is deleted.
@@ -52,12 +52,12 @@ class Library:
         return _logger(self.module)
 
     def refusal(self, reasons: Sequence[str]) -> str:
-        """Return an error message that says that the library refused something, with the first of ``reasons``."""
+        """Return an error message that says that TensorRT refused something, with the first of ``reasons``."""
         reason = " ".join(reasons[0].split()) if reasons else "it does not say why"
         return f"{self.backend} {self.version} refuses it: {reason}"
 
     def check_targets(self, targets: Sequence[str]) -> None:
-        """Check that the library can build engines for all of some compute capabilities on this machine.
+        """Check that TensorRT, or TensorRT for RTX, can build engines for some compute capabilities on this machine.
 
         Raises:
             InputError: an engine for one of the targets cannot be built here.
@@ -73,7 +73,7 @@ class Library:
 
 
 def find_library(backend: str) -> Library:
-    """Import and return the library of a backend.
+    """Import and return the library of a backend: TensorRT or TensorRT for RTX.
 
     Raises:
         BackendError: the library is not installed, or cannot be loaded.

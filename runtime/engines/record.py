@@ -45,9 +45,9 @@ class ModeChoice(_Value):
 
     mode: EngineMode = "bound"
     bound_ms: float | None = None
-    """Milliseconds of a run with weights as inputs."""
+    """Milliseconds of a run of the program's engine with weights as inputs."""
     refit_ms: float | None = None
-    """Milliseconds of a run with weights as constants."""
+    """Milliseconds of a run of the program's engine with weights as constants."""
     swap_ms: float | None = None
     """Milliseconds of copying another model's weights into the refitted engine."""
     why: str = "not measured"
@@ -111,7 +111,7 @@ class Engines(_Value):
 
     @property
     def title(self) -> str:
-        """One line of text with library, version and targets, and the card that the engines were built on."""
+        """One line of text about the engines: library, version, targets, and the card that they were built on."""
         where = f", built on {self.device}" if self.device else ""
         return f"{self.library} {self.version} for {', '.join(self.targets)}{where}"
 

@@ -25,7 +25,7 @@ class Timings:
         self._path = path
 
     def lend(self, config: Any) -> None:
-        """Give the known kernel times to a builder, before the engine is built.
+        """Give the known kernel times to TensorRT's builder, before the engine is built.
 
         Do nothing if the library has no timing caches.
         """
@@ -38,7 +38,7 @@ class Timings:
                 return
 
     def keep(self, config: Any) -> None:
-        """Write a builder's kernel times to the file, after the engine was built.
+        """Write the kernel times of TensorRT's builder to the timing cache's file, after the engine was built.
 
         If the folder cannot be written, the times are lost, without an error.
         """

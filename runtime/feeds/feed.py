@@ -56,7 +56,7 @@ class Feed:
     ) -> None:
         self.name = name
         self.counts = FeedCounts()
-        """Counts of delivered pictures, of pictures that were left out, and of restarts."""
+        """Counts of the feed's delivered pictures, of pictures that were left out, and of restarts."""
         self.dropped = 0
         """Number of delivered frames that newer frames replaced before they were taken."""
         self._source, self._loop = source, loop
@@ -66,15 +66,15 @@ class Feed:
         self._decimator = Decimator(fps)
         self._timeline = Timeline()
         self._box: deque[Frame] = deque()
-        """Frames that are ready to be taken, oldest first."""
+        """Frames of the feed that are ready to be taken, oldest first."""
         self._wake = Condition()
         self._stop, self._pausing = Event(), Event()
         self._done, self._live, self._depth = False, True, 1
         self._limit: int | None = None
         self._began = 0.0
-        """Time at which the first picture was read, in seconds of the monotonic clock."""
+        """Time at which the feed's first picture was read, in seconds of the monotonic clock."""
         self._seen = 0
-        """Number of pictures read so far, over all openings of the source."""
+        """Number of pictures that the feed has read so far, over all openings of its source."""
         self._pacer, self._arrived = Pacer(), 0.0
         self._thread: Thread | None = None
 
@@ -100,7 +100,7 @@ class Feed:
 
     @property
     def waiting(self) -> bool:
-        """Whether a frame is ready to be taken."""
+        """Whether a frame of the feed is ready to be taken."""
         return bool(self._box)
 
     @property
@@ -129,7 +129,7 @@ class Feed:
         self._thread.start()
 
     def take(self) -> Frame | None:
-        """Take and return the oldest frame that is ready; return None if no frame is ready."""
+        """Take and return the feed's oldest frame that is ready; return None if no frame is ready."""
         with self._wake:
             if not self._box:
                 return None

@@ -15,7 +15,7 @@ _log = logging.getLogger(__name__)
 StateName = Literal["starting", "running", "reconnecting", "paused", "ended", "failed"]
 
 _REMIND_S = 600.0
-"""Seconds after which a reason that stays the same is logged again."""
+"""Seconds after which a reason of a feed's failure that stays the same is logged again."""
 
 
 class FeedCounts:
@@ -23,38 +23,38 @@ class FeedCounts:
 
     def __init__(self) -> None:
         self.delivered = 0
-        """Number of pictures that were delivered as frames."""
+        """Number of the feed's pictures that were delivered as frames."""
         self.left_out = 0
         """Number of good pictures that the feed's rate limit left out."""
         self.unconverted = 0
-        """Number of pictures that were decoded, but whose pixels could not be converted to BGR."""
+        """Number of the feed's pictures that were decoded, but whose pixels could not be converted to BGR."""
         self.restarts = 0
-        """Number of times that the source was opened again, after an end or a failure."""
+        """Number of times that the feed's source was opened again, after an end or a failure."""
         self.reader: Reader | None = None
-        """Reader of the source that is open now; None while the source is closed."""
+        """Reader of the feed's source that is open now; None while the source is closed."""
         self._closed = [0, 0, 0]
-        """Sums over closed readers of their numbers of pictures: ``corrupt``, ``withheld`` and ``behind``."""
+        """Numbers of pictures, summed over the feed's closed readers: ``corrupt``, ``withheld`` and ``behind``."""
 
     @property
     def corrupt(self) -> int:
-        """Number of pictures that were left out because they are damaged or cannot be converted."""
+        """Number of the feed's pictures that were left out because they are damaged or cannot be converted."""
         reader = self.reader
         return self.unconverted + self._closed[0] + (0 if reader is None else reader.corrupt)
 
     @property
     def withheld(self) -> int:
-        """Number of good pictures that were left out because a key frame was missing."""
+        """Number of the feed's good pictures that were left out because a key frame was missing."""
         reader = self.reader
         return self._closed[1] + (0 if reader is None else reader.withheld)
 
     @property
     def behind(self) -> int:
-        """Number of pictures that were left out because the feed was behind its camera."""
+        """Number of the feed's pictures that were left out because the feed was behind its camera."""
         reader = self.reader
         return self._closed[2] + (0 if reader is None else reader.behind)
 
     def close_reader(self) -> None:
-        """Add the counts of the open reader to those of closed readers, before the reader is closed."""
+        """Add the counts of the feed's open reader to those of its closed readers, before the reader is closed."""
         self._closed, self.reader = [self.corrupt - self.unconverted, self.withheld, self.behind], None
 
 
@@ -68,9 +68,9 @@ class FeedState:
     def __init__(self, feed: str) -> None:
         self.name: StateName = "starting"
         self.error: str | None = None
-        """Reason of the last restart, or of the end; None if there was no failure."""
+        """Reason of the feed's last restart, or of its end; None if there was no failure."""
         self.lag_ms = 0.0
-        """Milliseconds from the moment when a camera sent the newest frame to its delivery."""
+        """Milliseconds from the moment when a camera sent the feed's newest frame to the frame's delivery."""
         self._feed = feed
         self._since = monotonic()
         """Time at which the feed was last running, in seconds of the monotonic clock."""
@@ -79,7 +79,7 @@ class FeedState:
         self._behind = 0
 
     def deliver(self, lag_s: float, behind: int) -> None:
-        """Note that a frame was delivered.
+        """Note that a frame of the feed was delivered.
 
         Args:
             lag_s: seconds from the moment when the camera sent the frame to its delivery.
@@ -96,7 +96,7 @@ class FeedState:
             self.note(f"{count} {text}", key="behind")
 
     def restart(self, reason: str, delay: float) -> None:
-        """Note that the source failed or ended, and that it is opened again after ``delay`` seconds."""
+        """Note that the feed's source failed or ended, and that it is opened again after ``delay`` seconds."""
         self.error, self.name = reason, "reconnecting"
         self.note(f"{reason}; trying again in {delay:.1f} s", key=reason)
 
@@ -108,7 +108,7 @@ class FeedState:
             _log.warning("feed %s: ended: %s", self._feed, reason)
 
     def note(self, text: str, *, key: str | None = None) -> None:
-        """Log a line, unless a line of the same ``key`` was logged in the last ten minutes."""
+        """Log a line about the feed, unless a line of the same ``key`` was logged in the last ten minutes."""
         now = monotonic()
         if now - self._said.get(key or text, -_REMIND_S) >= _REMIND_S:
             # Reasons are few, but a camera may put numbers into them.

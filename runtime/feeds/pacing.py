@@ -63,9 +63,9 @@ class Decimator:
     """Filter that keeps at most ``fps`` frames per second of media time, evenly and without drift; None keeps all."""
 
     _EARLY = 0.25
-    """Fraction of a period by which a frame may be early: a camera of exactly this rate loses no frame to jitter."""
+    """Fraction of a frame period by which a frame may be early: a camera at the rate limit loses no frame to jitter."""
     _EARLY_ARRIVAL = 0.5
-    """Fraction of a period by which a frame stamped with its arrival may be early: networks make arrivals uneven."""
+    """Fraction of a frame period by which a frame stamped on arrival may be early: networks make arrivals uneven."""
 
     def __init__(self, fps: float | None) -> None:
         self._period = 0.0 if fps is None else 1 / fps

@@ -65,7 +65,7 @@ class QueryState:
         self.channel.last.pop(self.name, None)
 
     def go_on(self, before: QueryState) -> None:
-        """Take over the counts and the position of a query of the same name and feed, which a new lineup replaces."""
+        """Go on with the counts and the position that the query of this name and feed had before the run changed."""
         self.handled, self.paused, self.counters = before.handled, before.paused, before.counters
         # The new model deserves a try at once, even if the old one was given up.
         self.counters.failures_in_a_row = 0
@@ -86,7 +86,7 @@ class QueryState:
         return [frame for frame in newest if frame.arrived >= oldest or frame is newest[-1]]
 
     def take(self, count: int, *, live: bool) -> list[Frame]:
-        """Take and return the newest ``count`` waiting frames (live) or the oldest ``count`` (otherwise).
+        """Take and return the newest ``count`` frames that wait for the query (live), or the oldest (otherwise).
 
         Frames older than those taken do not wait for the query any more.
         """
@@ -134,14 +134,14 @@ class Channel:
 
     feed: Feed
     depth: int = 1
-    """Maximum number of frames that the channel holds at once."""
+    """Maximum number of frames of the feed that wait for its queries at once."""
     queries: list[QueryState] = field(default_factory=list)
     frames: deque[Frame] = field(default_factory=deque)
-    """Frames that the channel holds now, oldest first."""
+    """Frames of the feed that wait for its queries now, oldest first."""
     results: dict[int, dict[str, Result]] = field(default_factory=dict)
-    """Frame index -> query -> result, for the frames that the channel holds now."""
+    """Frame index -> query -> result, for the frames of the feed that wait for its queries now."""
     last: dict[str, Result] = field(default_factory=dict)
-    """Query -> newest result of the query on a frame that has left the channel."""
+    """Query -> newest result of the query on a frame that no longer waits for queries of the feed."""
 
     @property
     def wanted(self) -> bool:
@@ -167,17 +167,17 @@ class Channel:
         return left
 
     def go_on(self, before: Channel) -> None:
-        """Take over the frames and results of a channel of the same feed, which a new lineup replaces."""
+        """Go on with the waiting frames and the results of the same feed's channel from before a change of the run."""
         self.frames.extend(before.frames)
         self.results.update(before.results)
         self.last.update(before.last)
 
     def close(self) -> list[Left]:
-        """Remove all frames from the channel, and return the frames that a query had processed, with their results."""
+        """Remove all waiting frames of the feed; return the frames that a query had processed, with their results."""
         return [left for _ in range(len(self.frames)) for left in self._leave()]
 
     def _leave(self) -> list[Left]:
-        """Remove the oldest frame from the channel, and return the frame with the newest results of the feed's queries.
+        """Remove the feed's oldest waiting frame, and return the frame with the newest results of the feed's queries.
 
         Returns:
             A list with the frame and the results as its only item; empty if no query processed the frame.

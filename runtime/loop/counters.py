@@ -19,20 +19,20 @@ class QueryCounters:
     """Counts of answers and failures, and latencies, of one query during a run."""
 
     processed: int = 0
-    """Number of frames that were answered."""
+    """Number of frames that the query answered."""
     errors: int = 0
     """Number of frames on which the query failed."""
     failures_in_a_row: int = 0
-    """Number of failures since the last answer."""
+    """Number of the query's failures since its last answer."""
     given_up: int = 0
     """Number of times that the query was given up."""
     last_error: str | None = None
     """Message of the query's newest failure; None if it never failed."""
     latencies: deque[float] = field(default_factory=lambda: deque(maxlen=_LATENCIES))
-    """Milliseconds from a frame's arrival to its result, for the newest answers."""
+    """Milliseconds from a frame's arrival to its result, for the query's newest answers."""
 
     def count_answer(self, latency_ms: float) -> None:
-        """Count a frame that was answered ``latency_ms`` milliseconds after its arrival."""
+        """Count a frame that the query answered ``latency_ms`` milliseconds after its arrival."""
         self.failures_in_a_row = 0
         self.processed += 1
         self.latencies.append(latency_ms)

@@ -70,7 +70,7 @@ class Deployment:
         self.backend.take_over(before.backend)
 
     def close(self) -> None:
-        """Free the weights and the device."""
+        """Free the bundle's weights, and the device that runs it."""
         self.backend.close()
 
 

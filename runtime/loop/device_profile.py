@@ -38,7 +38,7 @@ class _KeptTimes(BaseModel):
 
     times: Times
     digest: str
-    """SHA-256 of the times and of everything that the times depend on."""
+    """SHA-256 of the measured times and of everything that the times depend on."""
 
 
 def measure_profile(bundle: Bundle, backend: Backend, *, progress: MeasureProgress = lambda what: None) -> Profile:
@@ -165,7 +165,7 @@ def _profile(bundle: Bundle, backend: Backend, times: Times) -> Profile:
 
 
 def _read(path: Path, bundle: Bundle, backend: Backend) -> Times | None:
-    """Return the load and run times in a cache file; None if the file is missing, damaged, or for another bundle."""
+    """Return the load and run times in a device cache's file; None if it is missing, damaged, or for another bundle."""
     try:
         # A cache may have come with a bundle from elsewhere. A link could lead out of the cache; reading a pipe blocks.
         if not stat.S_ISREG(path.lstat().st_mode):
@@ -183,7 +183,7 @@ def _write(path: Path, kept: _KeptTimes) -> None:
 def _digest(path: Path, bundle: Bundle, backend: Backend, times: Times) -> str:
     """Return the SHA-256 of measured times and of everything that the times depend on.
 
-    The file's name is included because it states the number of threads and how segments are loaded.
+    The name of the times' file is included because it states the number of threads and how segments are loaded.
     """
     # The memory setting decides which models need segments, and a model without segments may run in another way.
     needs = [f"{name} {backend.segments_of(name)}" for name in bundle.manifest.models]

@@ -21,14 +21,14 @@ class Lineup:
     queries: Mapping[str, str]
     """Query -> name of its feed, in the order of the workload."""
     feeds: Mapping[str, Feed]
-    """Name -> feed. Feeds of the previous lineup that are also here are not interrupted."""
+    """Name -> feed that runs until the next change of the run. Feeds that ran before are not interrupted."""
     infer: Infer
     swapping: Swapping | None = None
-    """Input of plans; None if all weights are in memory and each turn takes one frame."""
+    """Input of the run's plans; None if all weights are in memory and each turn takes one frame."""
     plan: Plan | None = None
-    """Plan to begin with. If None, one is made when the lineup begins, while cameras wait."""
+    """Plan to begin with after a change of the run. If None, one is made when the new queries begin; cameras wait."""
     begin: Callable[[], None] = lambda: None
-    """Function called on the runner's thread, between two frames, before the first query of this lineup runs."""
+    """Function called on the runner's thread, between two frames, before new queries, feeds and models take over."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,4 +37,4 @@ class Change:
 
     lineup: Lineup
     done: Event = field(default_factory=Event)
-    """Event that is set when the new lineup runs."""
+    """Event that is set when the new lineup (queries, feeds and models) runs."""

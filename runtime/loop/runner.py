@@ -69,9 +69,9 @@ class Runner:
         self._queries: dict[str, QueryState] = {}
         self._next: Change | None = None
         self._replans = 0
-        """Number of new plans that earlier lineups of the run made."""
+        """Number of new plans that were made before the last change of the run's queries, feeds or models."""
         self._blocked_ms = 0.0
-        """Milliseconds in which no model of an earlier lineup ran, because weights were loading."""
+        """Milliseconds in which no model ran, because weights were loading, before the run's last change of models."""
         self._began, self._deadline, self._halted = monotonic(), math.inf, False
         self._line_up(Lineup(queries, feeds, answerer.infer, swapping))
 
@@ -212,7 +212,7 @@ class Runner:
             self._wake.notify_all()
 
     def _line_up(self, lineup: Lineup) -> None:
-        """Make a plan for a lineup, and give every query and feed its state; queries and feeds that ran keep theirs."""
+        """Make a plan for a lineup (queries, feeds, models), and give each its state; those that ran keep theirs."""
         queries, feeds, self._planned = lineup.queries, lineup.feeds, lineup.swapping is not None
         swapping = lineup.swapping or in_turn(queries)
         self._fps = {name: query.fps for name, query in swapping.profile.queries.items()}
@@ -232,7 +232,7 @@ class Runner:
         self._channels, self._queries = channels, states
 
     def _switch(self, change: Change, frames: int | None) -> None:
-        """Replace the lineup, and stop feeds that are not in the new one."""
+        """Replace the lineup (queries, feeds and models that run), and stop feeds that are not in the new one."""
         lineup, before = change.lineup, self._channels
         self._replans += self._review.replans
         self._blocked_ms += self._conductor.blocked_ms

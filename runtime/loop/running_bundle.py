@@ -90,7 +90,7 @@ class RunningBundle:
         return self.deployment
 
     def close(self) -> None:
-        """Free the weights and the device. A reload that is going on is given up."""
+        """Free the running bundle's weights and the device. A reload that is going on is given up."""
         self.ended = True
         with self._busy:
             if self.deployment is not None:

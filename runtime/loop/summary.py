@@ -43,7 +43,7 @@ class QueryStats:
     frames: int
     """Number of frames that the query's feed delivered during the run."""
     processed: int
-    """Number of frames that were answered."""
+    """Number of frames that the query answered."""
     errors: int = 0
     """Number of frames on which the query failed; these frames count as skipped."""
     last_error: str | None = None
@@ -58,7 +58,7 @@ class QueryStats:
 
     @property
     def skipped(self) -> int:
-        """Number of delivered frames that were not answered."""
+        """Number of frames of the query's feed that the query did not answer."""
         return self.frames - self.processed
 
 
@@ -69,19 +69,19 @@ class FeedStats:
     delivered: int
     """Number of frames that the feed delivered."""
     restarts: int = 0
-    """Number of times that the source was opened again, after an end or a failure."""
+    """Number of times that the feed's source was opened again, after an end or a failure."""
     corrupt: int = 0
-    """Number of pictures that were left out because they are damaged or could not be converted."""
+    """Number of the feed's pictures that were left out because they are damaged or could not be converted."""
     error: str | None = None
     """Reason of the feed's last restart, or of its end; None if there was no failure."""
     withheld: int = 0
-    """Number of good pictures that were held back until a key frame, because a picture before them was damaged."""
+    """Number of the feed's good pictures that were held back until a key frame, as a picture before was damaged."""
     behind: int = 0
-    """Number of pictures that were left out because the feed was behind its camera."""
+    """Number of the feed's pictures that were left out because the feed was behind its camera."""
     left_out: int = 0
     """Number of good pictures that the feed's ``fps`` left out. They are not part of ``captured``."""
     lag_ms: float = 0.0
-    """Milliseconds from the moment when the camera sent the newest frame to the frame's delivery."""
+    """Milliseconds from the moment when the camera sent the feed's newest frame to the frame's delivery."""
     state: StateName = "starting"
 
     @property
@@ -126,7 +126,7 @@ class PlanStats:
     """Plan that the runner followed at the end of the run, and the number of new plans."""
 
     order: Sequence[str] = ()
-    """Queries in the order of their turns."""
+    """Queries of the plan, in the order of their turns."""
     batches: Mapping[str, int] = field(default_factory=dict)
     """Query -> maximum number of frames in its turn."""
     replans: int = 0
@@ -179,7 +179,7 @@ class Summary:
     run_id: str = ""
     """Identifier of the run, which stands in every line of its results."""
     outputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Output -> its counts and state."""
+    """Name of an output of the run -> its counts and state."""
     stopped: bool = False
     """Whether the run was stopped from outside, such as by a signal."""
     unwritten: str | None = None

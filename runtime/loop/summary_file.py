@@ -22,7 +22,7 @@ RunState = Literal["running", "ended", "stopped", "failed"]
 """State of a run: it goes on; it came to its end; it was stopped from outside; it ended with an error."""
 
 _EVERY_S = 60.0
-"""Seconds between two writes while a run goes on."""
+"""Seconds between two writes of summary.json while a run goes on."""
 
 
 class SummaryFile:
@@ -38,10 +38,10 @@ class SummaryFile:
         self._over = Event()
         self._thread: Thread | None = None
         self.error: str | None = None
-        """Reason why the file could not be written the last time; None if it could."""
+        """Reason why summary.json could not be written the last time; None if it could."""
 
     def start(self, summarise: Callable[[], Summary]) -> None:
-        """Write the file now and every minute, on a thread, until :meth:`finish`.
+        """Write summary.json now and every minute, on a thread, until :meth:`finish`.
 
         Args:
             summarise: function that returns the statistics so far; called on that thread.
@@ -51,7 +51,7 @@ class SummaryFile:
             self._thread.start()
 
     def finish(self, summary: Summary, error: BaseException | None = None) -> None:
-        """Write the file for the last time.
+        """Write summary.json for the last time.
 
         Args:
             summary: statistics of the run.

@@ -48,7 +48,7 @@ class Arena(ABC):
     """
 
     _inline: ClassVar[bool] = True
-    """Whether the calling thread itself does the loads that it waits for, if the loader thread has nothing to do."""
+    """Whether the calling thread itself does the segment loads that it waits for, if the loader thread is idle."""
 
     def __init__(self, sizes: Mapping[str, int], budget: int | None = None, loading: Loading = WARM) -> None:
         self.sizes = dict(sizes)
@@ -61,7 +61,7 @@ class Arena(ABC):
         self._last_job: Future[None] = Future()
         self._last_job.set_result(None)
         self._settled = True
-        """Whether all requested loads have ended and their outcomes are recorded. Only the calling thread sets it."""
+        """Whether all requested segment loads have ended and are recorded. Only the arena's calling thread sets it."""
 
     @abstractmethod
     def _load(self, segment: str) -> None:

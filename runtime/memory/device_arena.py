@@ -75,7 +75,7 @@ class DeviceArena(Arena):
         self._tensors, self._segments = tensors, segments
         self._segment_of = {tensor: name for name, spec in segments.items() for tensor in spec.tensors}
         self._map: mmap.mmap | None = None
-        """The mapped file, if the device reads the machine's own memory."""
+        """Mapping of the blob's file, if the device reads the machine's own memory; otherwise None."""
         if device.unified and self._file.guarded:
             self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
         self._stream, self._moved = device.stream(), device.event()
@@ -161,7 +161,7 @@ class DeviceArena(Arena):
             forget(self._file.path, spec.offset, blob.footprint(spec.length))
 
     def _upload(self, target: int, offset: int, length: int) -> None:
-        """Copy bytes of the file to a device address, and wait until the copy is done."""
+        """Copy bytes of the blob's file to a device address, and wait until the copy is done."""
         for begin, size in _pieces(length, _BUFFER):
             buffer, sent = self._buffers[0]
             self._buffers.rotate()

@@ -36,9 +36,9 @@ __all__ = ["GuardedFile", "map_at"]
 _log = logging.getLogger(__name__)
 
 _POLL_S = 0.25
-"""Seconds between two checks of a lease; another program may wait this long before it is noticed."""
+"""Seconds between two checks whether a program waits to write to a weights file; it may wait this long."""
 _CHUNK = 4 << 20
-"""Bytes that are copied at once."""
+"""Bytes of a weights file that are copied at once."""
 _MAP_FIXED = 0x10  # Python's mmap module has no name for it
 _SETSIG = 10  # Python's fcntl module has no name for it before 3.13
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -75,30 +75,30 @@ class GuardedFile:
         self._file: BinaryIO = path.open("rb")
         self._state = _state(self._file)
         self._lost = ""
-        """Reason why the content is lost; empty if it is not."""
+        """Reason why the guarded file's content is lost; empty if it is not."""
         self._copied = False
-        """Whether ``_file`` is the copy without a name."""
+        """Whether this process reads a copy of the guarded file, which has no name, instead of the file."""
         self._closed = Event()
         self.guarded = self._take_lease()
         if self.guarded:
             Thread(target=_watch, args=(weakref.ref(self), self._closed), name="gemel-lease", daemon=True).start()
 
     def fileno(self) -> int:
-        """Return the descriptor of the file, or of its copy."""
+        """Return the descriptor of the guarded file, or of its copy."""
         return self._file.fileno()
 
     @property
     def lost(self) -> bool:
-        """Whether the content is lost, because another program has overwritten the file before it was copied."""
+        """Whether the guarded file's content is lost, because a program has overwritten it before it was copied."""
         return bool(self._lost)
 
     @property
     def overwritten(self) -> bool:
-        """Whether another program has written to the file since it was opened, or is about to."""
+        """Whether another program has written to the guarded file since it was opened, or is about to."""
         return self._copied or bool(self._lost)
 
     def check(self) -> None:
-        """Check that the content of the file, or of its copy, is as it was at opening.
+        """Check that the content of the guarded file, or of its copy, is as it was at opening.
 
         Raises:
             BackendError: another program has overwritten the file.
@@ -110,7 +110,7 @@ class GuardedFile:
             raise BackendError(f"{self.path}: {self._lost}; restart gemel, which makes a device cache again")
 
     def read(self, buffer: NDArray[np.uint8], offset: int) -> None:
-        """Fill a buffer with the bytes from ``offset`` on.
+        """Fill a buffer with the guarded file's bytes from ``offset`` on.
 
         Raises:
             BackendError: the file ends before, the disk cannot be read, or another program has overwritten the file.
@@ -142,12 +142,12 @@ class GuardedFile:
             os.close(descriptor)
 
     def close(self) -> None:
-        """Give the lease back, and close the file. Mappings stay, unprotected."""
+        """Give back the lease, which tells of writers, and close the file. Mappings stay, unprotected."""
         self._closed.set()
         self._file.close()
 
     def _take_lease(self) -> bool:
-        """Take a lease on the file; return False if the kernel gives none."""
+        """Take a lease on the file, which tells of writers before they write; return False if the kernel gives none."""
         try:
             # The kernel tells of a writer with a signal; the default, SIGIO, would end this process. SIGURG is ignored.
             fcntl.fcntl(self._file, _SETSIG, signal.SIGURG)
@@ -159,7 +159,7 @@ class GuardedFile:
         return True
 
     def _watched(self) -> bool:
-        """Check whether another program wants to write; if so, move to a copy. Return whether to check again."""
+        """Check whether a program wants to write to the file; if so, move to a copy. Return whether to check again."""
         try:
             if fcntl.fcntl(self._file, fcntl.F_GETLEASE) == fcntl.F_RDLCK:
                 return True
@@ -169,7 +169,7 @@ class GuardedFile:
         return False
 
     def _leave(self) -> None:
-        """Move all mappings of this process to a copy of the file, and give the lease back."""
+        """Move all mappings of this process to a copy of the file, and give back the lease, so that writers go on."""
         original = self._file
         try:
             copy = self._copy()
@@ -217,7 +217,7 @@ class GuardedFile:
 
 
 def _watch(reference: weakref.ref[GuardedFile], closed: Event) -> None:
-    """Watch the lease on a file until the file is closed or left. The thread does not keep the object alive."""
+    """Watch for writers to a guarded file until it is closed or left. The thread does not keep the object alive."""
     while not closed.wait(_POLL_S):
         file = reference()
         if file is None or not file._watched():

@@ -29,13 +29,13 @@ class _Part:
 
     blob: MappedBlob
     spans: tuple[Span, ...]
-    """Pages of the part; a page that has tensors of two parts belongs to both."""
+    """Pages of a segment's part; a page that has tensors of two parts belongs to both."""
     kept: str | None = None
-    """Part of the previous arena, in which the tensors lie; None if they lie in the arena's own blob."""
+    """Part of the previous arena in which the segment's tensors lie; None if they lie in the arena's own blob."""
 
     @property
     def bytes(self) -> int:
-        """Bytes of memory that the part takes."""
+        """Bytes of memory that the segment, or the part of a segment, takes."""
         return sum(footprint(length) for _, length in self.spans)
 
 
@@ -64,14 +64,14 @@ class HostArena(Arena):
         before: HostArena | None = None,
     ) -> None:
         self.blob = MappedBlob(path, segments.values()).hold()
-        """The arena's own blob."""
+        """Blob that the arena maps itself, besides blobs of earlier arenas whose place it takes."""
         self._parts: dict[str, _Part] = {}
         self.parts_of: dict[str, tuple[str, ...]] = {}
-        """Segment -> the parts that it consists of: itself, unless some of its tensors lie in an earlier blob."""
+        """Segment -> the parts that it consists of: only itself, unless some tensors lie in an earlier arena's blob."""
         self._places: dict[str, tuple[MappedBlob, TensorSpec]] = {}
         """Tensor id -> blob that holds the tensor, and place of the tensor in that blob."""
         self._part_of: dict[str, str] = {}
-        """Tensor id -> part that holds the tensor."""
+        """Tensor id -> segment, or part of a segment, that holds the tensor."""
         for name, spec in segments.items():
             self._split(name, spec, tensors, before)
         if before is not None:
@@ -142,7 +142,7 @@ class HostArena(Arena):
             part.blob.drop(part.spans, cold=self._loading.cold)
 
     def _split(self, name: str, spec: SegmentSpec, tensors: Mapping[str, TensorSpec], before: HostArena | None) -> None:
-        """Split a segment into parts: what lies in the own blob, and what lies in each part of the previous arena."""
+        """Split a segment into parts: what lies in the arena's own blob, and in each part of the previous arena."""
         groups: dict[str | None, list[str]] = {}
         for tensor in spec.tensors:
             place = None if before is None else before._places.get(tensor)

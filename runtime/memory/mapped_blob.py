@@ -50,7 +50,7 @@ class MappedBlob:
 
     def __init__(self, path: Path, segments: Iterable[SegmentSpec]) -> None:
         self.file = GuardedFile(path)
-        """File of the blob."""
+        """File of the blob, guarded against other programs that write to it."""
         self._holders = 0
         # Writable only for the blob itself, which fills it with segments that are not mapped.
         self._writable = _reserved(path.stat().st_size)
@@ -118,7 +118,7 @@ class MappedBlob:
         return self
 
     def close(self) -> None:
-        """Count one user less. With the last user, the lease on the file is given back; mappings stay, unprotected."""
+        """Count one user of the blob less. After the last, the file is not guarded from writers; mappings stay."""
         self._holders -= 1
         if self._holders <= 0:
             self.file.close()

@@ -34,7 +34,7 @@ CACHE_RECORD = "cache.json"
 """Name of the file that holds the record of a device cache, which is a :class:`Baked` as JSON."""
 
 _DIGEST = "digest"
-"""Key of the record's entry with the SHA-256 of all other entries."""
+"""Key of the entry of a device cache's record that holds the SHA-256 of all other entries."""
 _WORTH = 0.95
 """Maximum time of an int8 run on a private copy that counts as faster, as a fraction of the time of a bound run.
 
@@ -83,15 +83,15 @@ class Baked(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     folder: Path
-    """Folder of the cache; not stored in the record's file."""
+    """Folder of the device cache; not stored in the record's file."""
     models: dict[Name, dict[Name, BakedStage]]
-    """Model -> stage -> program and weights of the stage."""
+    """Model -> stage -> baked program and weights of the stage."""
     segments_of: dict[Name, tuple[Name, ...]]
     """Model -> segments that hold the model's weights."""
     tensors: dict[Id, TensorSpec]
     segments: dict[Name, SegmentSpec]
     files: dict[str, FileSpec]
-    """File name -> size and SHA-256, for every file of the cache except the record."""
+    """File name -> size and SHA-256, for every file of the device cache except the record."""
     packings: dict[Name, PrivateCopy] = {}
     """INT8 model -> size and run times of its private copy."""
 
@@ -101,15 +101,15 @@ class Baked(BaseModel):
         return self.folder / BLOB
 
     def program(self, name: str) -> Path:
-        """Return the path of a program's ONNX file."""
+        """Return the path of a program's ONNX file in the device cache."""
         return self.folder / f"{name}.onnx"
 
     def constant(self, model: str, stage: str) -> Path:
-        """Return the path of a stage's graph whose weights are constants, for models in mode ``constant``."""
+        """Return the device cache's path of a stage's graph with constant weights, for models in mode ``constant``."""
         return self.folder / f"{model}.{stage}.onnx"
 
     def packed(self, model: str, stage: str) -> Path:
-        """Return the path of a stage's INT8 graph with the weights inside, for models in mode ``packed``."""
+        """Return the device cache's path of a stage's INT8 graph with weights inside, for models in mode ``packed``."""
         return self.folder / f"{model}.{stage}.int8.onnx"
 
 

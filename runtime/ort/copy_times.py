@@ -21,7 +21,7 @@ from .trial_run import noise_inputs
 __all__ = ["cpu_times", "measure_private_copy"]
 
 _WARM_UP, _ROUNDS = 3, 15
-"""Number of warm-up runs of each function, and maximum number of timed runs."""
+"""Number of warm-up runs of each function that is timed, and maximum number of its timed runs."""
 _ENOUGH_S = 1.0
 """Seconds after which timing stops, but not before every function was timed once."""
 

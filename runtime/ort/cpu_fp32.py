@@ -19,7 +19,7 @@ _Array = NDArray[Any]
 _FLOAT, _FLOAT16 = 1, 10  # TensorProto.DataType
 _INT, _INTS = 2, 7  # AttributeProto.AttributeType
 _TYPES = frozenset({"dtype", "output_dtype", "to"})
-"""Names of node attributes that hold an element type."""
+"""Names of ONNX node attributes that hold an element type."""
 
 
 def kernel_scales(model: Message) -> Iterator[tuple[str, _Array]]:

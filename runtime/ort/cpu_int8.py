@@ -25,14 +25,14 @@ _Array = NDArray[Any]
 _INT = 2  # AttributeProto.AttributeType
 
 _NEVER_NEGATIVE = frozenset({"HardSigmoid", "Relu", "Sigmoid", "Softmax"})
-"""Operators whose results are never negative."""
+"""ONNX operators whose results are never negative."""
 _LIKE_FIRST_INPUT = frozenset(
     {"AveragePool", "DequantizeLinear", "Flatten", "GlobalAveragePool", "MaxPool", "QuantizeLinear", "ReduceMean"}
     | {"Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
 )
-"""Operators whose results are never negative if their first input is never negative."""
+"""ONNX operators whose results are never negative if their first input is never negative."""
 _LIKE_ALL_INPUTS = frozenset({"Add", "Concat", "Mul"})
-"""Operators whose results are never negative if none of their inputs is ever negative."""
+"""ONNX operators whose results are never negative if none of their inputs is ever negative."""
 
 
 def for_ort_int8(model: Message, values: Callable[[Message], _Array]) -> Message:

@@ -104,7 +104,7 @@ def _options(
     copies: Mapping[str, PrivateCopy],
     private: int,
 ) -> Iterator[_Option]:
-    """Yield an option for each limit that changes the set of private copies, from the largest limit to 0.
+    """Yield each different candidate set of private copies, from the largest limit on a bound model's bytes down to 0.
 
     Stop at the first limit for which a model would need a private copy but cannot have one.
     """

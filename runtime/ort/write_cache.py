@@ -89,7 +89,7 @@ class _Tensors:
         self._shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
 
     def add(self, array: NDArray[Any], model: str) -> str:
-        """Store an array that a model uses, and return its tensor id."""
+        """Store an array of weights that a baked model uses, and return its tensor id."""
         tensor = tensor_id(array)
         self._users[tensor].add(model)
         if tensor not in self._shapes:
@@ -98,19 +98,19 @@ class _Tensors:
         return tensor
 
     def write(self, path: Path) -> tuple[Layout, str]:
-        """Write all tensors into a blob; return the offsets of tensors and segments, and the SHA-256 of the file."""
+        """Write all baked tensors into a blob; return the offsets of tensors and segments, and the file's SHA-256."""
         placed = layout(self._shapes, self._users)
         return placed, write_blob(path, placed, self._take)
 
     def _take(self, tensor: str) -> NDArray[Any]:
-        """Return a tensor, and delete the temporary file that holds it."""
+        """Return a baked tensor, and delete the temporary file that holds it."""
         path = self._file(tensor)
         array: NDArray[Any] = np.load(path, allow_pickle=False)
         path.unlink()
         return array
 
     def _file(self, tensor: str) -> Path:
-        """Return the path of the temporary file that holds a tensor."""
+        """Return the path of the temporary file that holds a baked tensor."""
         return self.folder / f"{tensor}.npy"
 
 

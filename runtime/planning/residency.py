@@ -38,7 +38,7 @@ class Rule:
     """Segments to prefetch while the previous turn runs.
 
     ``part``: as many of the missing segments as fit. ``all``: all missing segments, or none if not all fit. ``none``:
-    none.
+    no segments.
     """
     fill: bool = True
     """Whether to run other queries, whose weights are in memory, while the query whose turn it is waits for weights."""
@@ -162,7 +162,10 @@ class _Memory:
         return found
 
     def _load(self, segments: Sequence[str], held: Collection[str], position: int) -> Transfer:
-        """Evict units by the rule, except the segments ``held``, until ``segments`` fit; then load ``segments``."""
+        """Evict units (segments or whole models) by the rule until the segments ``segments`` fit, then load these.
+
+        Segments in ``held`` are not evicted.
+        """
         evicted = self._make_room(self._bytes(segments), held, position)
         self._take_in(segments)
         return Transfer(tuple(evicted), tuple(segments))
@@ -172,7 +175,7 @@ class _Memory:
         self._free -= self._bytes(segments)
 
     def _make_room(self, needed: int, held: Collection[str], position: int) -> list[str]:
-        """Evict units by the rule until ``needed`` bytes of the budget are free; return the evicted segments.
+        """Evict units (segments or models) by the rule until ``needed`` bytes are free; return the evicted segments.
 
         Segments in ``held`` are not evicted.
         """
@@ -199,7 +202,7 @@ class _Memory:
         return [segment for segment in segments if segment not in self._segments]
 
     def _drop(self, unit: str, held: Collection[str]) -> None:
-        """Evict the segments of a unit, except segments in ``held`` and segments of another unit in memory."""
+        """Evict a unit's (segment's or model's) segments, except those ``held`` and those of another unit in memory."""
         others = {segment for each in self._resident for segment in self._units[each]} if self._rule.whole else ()
         for segment in self._units[unit]:
             if segment in self._segments and segment not in held and segment not in others:

@@ -20,19 +20,19 @@ class QueryOutcome:
     """Counts and latencies of one query's frames in a simulated run."""
 
     frames: int = 0
-    """Number of frames that arrived."""
+    """Number of frames that arrived for the query."""
     processed: int = 0
-    """Number of frames that were answered."""
+    """Number of frames that the query answered."""
     late: int = 0
-    """Number of frames that were answered later than the SLA allows."""
+    """Number of frames that the query answered later than the SLA allows."""
     latencies: list[float] = field(default_factory=list)
-    """Milliseconds from arrival to result, for each answered frame."""
+    """Milliseconds from arrival to result, for each frame that the query answered."""
     answers: list[tuple[float, int]] = field(default_factory=list)
-    """End of each turn in milliseconds, and index of the newest frame that the turn answered."""
+    """End of each of the query's turns in milliseconds, and index of the newest frame that the turn answered."""
 
     @property
     def skipped(self) -> int:
-        """Number of frames that were not answered."""
+        """Number of frames that the query did not answer."""
         return self.frames - self.processed
 
 
@@ -55,7 +55,7 @@ class Simulation:
 
     @property
     def processed(self) -> float:
-        """Fraction of all frames that were answered, 0 to 1."""
+        """Fraction of its frames that the query answered, 0 to 1."""
         return sum(q.processed for q in self.queries.values()) / max(1, sum(q.frames for q in self.queries.values()))
 
 
@@ -68,20 +68,20 @@ class _Camera:
         """Index of the camera's oldest frame that the query has not taken or passed over."""
 
     def arrived(self, now: float) -> int:
-        """Return the number of frames that have arrived by ``now`` milliseconds."""
+        """Return the number of frames that have arrived from the camera by ``now`` milliseconds."""
         # The small number keeps rounding from losing a frame that arrives exactly now.
         return max(0, math.floor((now - self._offset) / self._period + 1e-9) + 1)
 
     def arrival(self, index: int) -> float:
-        """Return the time in milliseconds at which a frame arrives."""
+        """Return the time in milliseconds at which a frame of the camera arrives."""
         return self._offset + index * self._period
 
     def next_arrival(self, now: float) -> float:
-        """Return the time in milliseconds at which the first frame after ``now`` arrives."""
+        """Return the time in milliseconds at which the camera's first frame after ``now`` arrives."""
         return self.arrival(self.arrived(now))
 
     def fresh(self, now: float, most: int, oldest: float) -> list[int]:
-        """Return the indices of the newest frames that were not taken yet, at most ``most`` of them.
+        """Return the indices of the camera's newest frames that were not taken yet, at most ``most`` of them.
 
         Frames that arrived before ``oldest`` milliseconds are left out, except the newest frame of all.
         """
@@ -90,7 +90,7 @@ class _Camera:
         return [index for index in young if index == end - 1 or self.arrival(index) >= oldest - 1e-9]
 
     def take(self, now: float, count: int) -> range:
-        """Take the newest ``count`` frames, and return their indices.
+        """Take the camera's newest ``count`` frames, and return their indices.
 
         No frame that has arrived by ``now`` milliseconds can be taken afterwards.
         """
@@ -184,7 +184,7 @@ class _World:
         return None
 
     def finish(self, blocked_ms: float) -> Simulation:
-        """Count the frames that arrived, and return the outcome of the run."""
+        """Count the frames that arrived, and return the outcome of the simulated run."""
         self.result.blocked_ms = blocked_ms
         for query, outcome in self.result.queries.items():
             outcome.frames = self._cameras[query].arrived(self._end)

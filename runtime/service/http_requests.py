@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler
 from importlib.resources import files
 from threading import BoundedSemaphore
 from typing import Any, ClassVar, Protocol
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from ...errors import GemelError, InputError
 from .latest_frames import LatestFrames
@@ -69,7 +69,7 @@ class RequestHandler(BaseHTTPRequestHandler):
         """Answer an HTTP request for the live page, metrics, status or a picture of a feed."""
         if not self._is_allowed(from_page=True):
             return
-        path = urlsplit(self.path).path
+        path = _split(self.path).path
         pages: dict[str, Callable[[], None]] = {
             "/": self._page,
             "/metrics": lambda: self._send(HTTPStatus.OK, self.metrics.text(), "text/plain; version=0.0.4"),
@@ -99,7 +99,7 @@ class RequestHandler(BaseHTTPRequestHandler):
             self._json(HTTPStatus.NOT_IMPLEMENTED, {"error": "this run cannot be changed"})
             return
         try:
-            self._json(HTTPStatus.OK, self._change(self.control, urlsplit(self.path).path, body))
+            self._json(HTTPStatus.OK, self._change(self.control, _split(self.path).path, body))
         except LookupError as error:
             self._json(HTTPStatus.NOT_FOUND, {"error": str(error.args[0])})
         except GemelError as error:
@@ -121,20 +121,20 @@ class RequestHandler(BaseHTTPRequestHandler):
 
     def _is_allowed(self, *, from_page: bool) -> bool:
         """Return whether an HTTP request has the token and comes from an allowed page; otherwise answer an error."""
-        host = urlsplit(f"//{self.headers.get('Host', '')}").hostname or ""
+        host = _split(f"//{self.headers.get('Host', '')}").hostname or ""
         # A page elsewhere may point a name of its own at this machine: such a request names a host that is not here.
         if is_loopback(self.host) and not is_loopback(host):
             self._refuse(HTTPStatus.FORBIDDEN, "the Host header must name this machine, such as localhost")
             return False
         origin = self.headers.get("Origin")
-        if not from_page and origin is not None and urlsplit(origin).netloc != self.headers.get("Host"):
+        if not from_page and origin is not None and _split(origin).netloc != self.headers.get("Host"):
             self._refuse(HTTPStatus.FORBIDDEN, "changes from another page are refused")
             return False
-        if self.token is None or (from_page and urlsplit(self.path).path in _OPEN):
+        if self.token is None or (from_page and _split(self.path).path in _OPEN):
             return True
         given = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if from_page and not given:
-            given = parse_qs(urlsplit(self.path).query).get("token", [""])[0]
+            given = parse_qs(_split(self.path).query).get("token", [""])[0]
         if hmac.compare_digest(given.encode(), self.token.encode()):
             return True
         self._refuse(HTTPStatus.UNAUTHORIZED, "a token is needed: Authorization: Bearer TOKEN")
@@ -224,6 +224,14 @@ def _wanted_bundle(body: bytes) -> str | None:
     if bundle is not None and (not isinstance(bundle, str) or not bundle or "\0" in bundle):
         raise InputError("bundle: the folder of a bundle is expected")
     return bundle
+
+
+def _split(url: str) -> SplitResult:
+    """Return the parts of a URL that a client sent; empty parts if it is none."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return SplitResult("", "", "", "", "")
 
 
 def is_loopback(host: str) -> bool:

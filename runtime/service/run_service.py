@@ -72,7 +72,7 @@ class RunService:
         self.beat = self._status.beat
         """Function that the runner calls regularly, to show that it is alive."""
         self.sinks: Sequence[Sink] = (self._answers,)
-        """Sinks that collect what the service shows."""
+        """Sinks that collect what the HTTP server shows of the run."""
         self._manager = ServiceManager(lambda: self._status.healthy, self._status.words) if options.notify else None
         self._server: StatusServer | None = None
         if options.port is not None:
@@ -94,7 +94,7 @@ class RunService:
                 Thread(target=self._listen_later, args=(serve,), name="gemel-port", daemon=True).start()
 
     def begin(self, summarise: Callable[[], Summary]) -> None:
-        """Show the run from now on, because it takes frames.
+        """Tell HTTP clients and the service manager that the run takes frames, and accept reloads from now on.
 
         Args:
             summarise: function that returns the statistics so far, and may be called on any thread.

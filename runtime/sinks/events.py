@@ -41,9 +41,9 @@ class SinkEvent:
     result: Result = ()
     latency_ms: float = 0.0
     message: str = ""
-    """Message of the failure; empty for other kinds."""
+    """Error message of an event of kind ``failure``; empty for other kinds."""
     results: Mapping[str, Result] = field(default_factory=dict)
-    """Query -> newest result, for the kind ``frame``."""
+    """Query -> newest result, for an event of kind ``frame``; empty for other kinds."""
     _line: bytes | None = None
 
     _footprint: int = 0
@@ -88,7 +88,7 @@ class SinkEvent:
 
 
 def event_lines(events: Iterable[SinkEvent], make: Callable[[SinkEvent], bytes] = SinkEvent.line) -> list[bytes]:
-    """Return the lines of events, up to the first event that cannot be written as a line.
+    """Return the lines of results.jsonl for events, up to the first event that cannot be written as a line.
 
     Args:
         events: events of the kind ``result``, at least one.

@@ -25,9 +25,9 @@ _log = logging.getLogger(__name__)
 _MOST_NAME = 100
 """Maximum number of characters that a file name takes from a query's or an output's name; file systems allow 255."""
 _LINGER_S = 0.5
-"""Maximum seconds that a line waits, so that several lines are written at once. A kill loses the lines of this time."""
+"""Maximum seconds that a line of results waits, so that several are written at once. A kill loses waiting lines."""
 _BATCH = 256
-"""Maximum number of lines that are written at once."""
+"""Maximum number of lines of results that are written at once."""
 
 
 class JsonlWriter(Writer):
@@ -66,7 +66,7 @@ class JsonlWriter(Writer):
         self._file.close()
 
     def _remove_arrays(self, part: Path) -> None:
-        """Delete the files of raw outputs that the lines of an old part name."""
+        """Delete the files of raw outputs that the lines of an old part of the file of results name."""
         if not self._raw.is_dir():
             return
         name = re.escape(self._raw.name).encode()
@@ -84,7 +84,7 @@ class StdoutWriter(Writer):
     def __init__(self) -> None:
         self._fd = os.dup(1)
         self._rest = b""
-        """Rest of a line that an error left half written, to be written first; empty if there is none."""
+        """Rest of a line of results that an error left half written, to be written first; empty if there is none."""
 
     def write(self, batch: deque[SinkEvent]) -> None:
         lines = deque(event_lines(batch))

@@ -23,13 +23,13 @@ __all__ = ["MqttWriter"]
 
 _ONLINE, _OFFLINE = "online", "offline"
 _KEEP_ALIVE_S = 30
-"""Seconds without traffic after which the client sends a sign of life."""
+"""Seconds without traffic after which the MQTT client sends a sign of life."""
 _CONNECT_S = 5.0
-"""Seconds after which an attempt to connect counts as failed."""
+"""Seconds after which an attempt to connect to the MQTT broker counts as failed."""
 _ANSWER_S = 10.0
-"""Seconds that the writer waits for the broker to acknowledge messages."""
+"""Seconds that the writer waits for the MQTT broker to acknowledge messages."""
 _GOODBYE_S = 1.0
-"""Maximum seconds to wait at the end of the run until the broker has acknowledged the status ``offline``."""
+"""Maximum seconds to wait at the end of the run until the MQTT broker has acknowledged the status ``offline``."""
 
 
 class MqttWriter(Writer):
@@ -54,13 +54,13 @@ class MqttWriter(Writer):
         self._address = address = parse_address(spec.url, MQTT_PORTS)
         self._spec = spec
         self._refused: str | None = None
-        """Reason that the broker gave for refusing the connection; None if it did not refuse."""
+        """Reason that the MQTT broker gave for refusing the connection; None if it did not refuse."""
         self._sent: dict[int, int] = {}
         """Event, as Python's ``id()`` of it -> number of its message, for messages that the MQTT client has taken."""
         self._acknowledged: set[int] = set()
-        """Numbers of messages that the broker has acknowledged (with QoS 0: that were sent)."""
+        """Numbers of messages that the MQTT broker has acknowledged (with QoS 0: that were sent)."""
         self._status: int | None = None
-        """Number of the newest message with the status ``online`` or ``offline``; None once it is acknowledged."""
+        """Number of the newest MQTT message with the status ``online`` or ``offline``; None once it is acknowledged."""
         # Every run has a client name of its own, because a broker disconnects a client when another of its name
         # connects.
         self._client = client = paho.Client(CallbackAPIVersion.VERSION2, f"gemel-{info.run[-8:]}")
@@ -112,7 +112,7 @@ class MqttWriter(Writer):
         client.disconnect()
 
     def _connect(self) -> None:
-        """Connect to the broker, unless the client is connected.
+        """Connect to the MQTT broker, unless the client is connected.
 
         Raises:
             OSError: the broker cannot be reached, does not answer, or refuses the connection.
@@ -132,7 +132,7 @@ class MqttWriter(Writer):
             self._status = client.publish(self._spec.status, _ONLINE, qos=1, retain=True).mid
 
     def _wait(self, done: Callable[[], bool], seconds: float) -> None:
-        """Exchange data with the broker until ``done()`` is true.
+        """Exchange data with the MQTT broker until ``done()`` is true.
 
         Raises:
             OSError: the connection is lost, or the condition does not hold in time.
@@ -145,7 +145,7 @@ class MqttWriter(Writer):
             self._spin(left)
 
     def _spin(self, seconds: float) -> None:
-        """Wait up to ``seconds`` until data can be exchanged with the broker, and exchange it.
+        """Wait up to ``seconds`` until data can be exchanged with the MQTT broker, and exchange it.
 
         Raises:
             OSError: the connection is lost.

@@ -130,7 +130,7 @@ def open_outputs(
 
 
 def _writer(spec: OutputSpec, queries: Mapping[str, str], info: RunInfo) -> Writer:
-    """Return the writer of an output."""
+    """Return the writer that an output's settings ask for: to a file, videos, pictures, a web server or MQTT."""
     # Imported here, so that a run pays only for the outputs that it has.
     try:
         if spec.jsonl is not None:

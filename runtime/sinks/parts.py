@@ -46,11 +46,11 @@ class PartedFile:
         self._parts = re.compile(f"{re.escape(path.stem)}{_STAMP}{re.escape(path.suffix)}")
         self._fd: int | None = None
         self._identity: tuple[int, int] | None = None
-        """Device and inode of the open file; None for pipes and devices."""
+        """Device and inode of the open file of lines; None for pipes and devices."""
         self._size, self._born, self._last_part = 0, 0.0, 0.0
 
     def open(self) -> None:
-        """Open and lock the file, unless it is open.
+        """Open and lock the file of lines, unless it is open.
 
         Raises:
             InputError: another run writes to the file.
@@ -75,7 +75,7 @@ class PartedFile:
             os.close(fd)
 
     def write(self, data: bytes) -> None:
-        """Append whole lines; begin a new part before if the present part would be too large or is too old.
+        """Append whole lines to the file; begin a new part before if the present part would be too large or is too old.
 
         Raises:
             InputError: another run writes to the file.
@@ -95,13 +95,13 @@ class PartedFile:
             raise OSError(error.errno, error.strerror or str(error), str(self._path)) from error
 
     def close(self) -> None:
-        """Close and unlock the file."""
+        """Close and unlock the file of lines."""
         if self._fd is not None:
             fd, self._fd = self._fd, None
             os.close(fd)
 
     def _adopt(self, fd: int) -> bool:
-        """Lock an open file and make it the present part; return False if the file is no longer at its path."""
+        """Lock an open file and make it the present part of the file of lines; return False if it was moved away."""
         found = os.fstat(fd)
         if stat.S_ISREG(found.st_mode):
             self._lock(fd)
@@ -132,7 +132,7 @@ class PartedFile:
             _log.warning("%s: the file system has no locks; let no other run write to this file", self._path)
 
     def _in_place(self) -> bool:
-        """Return whether the file at the path is still the open file."""
+        """Return whether the file at the path of the file of lines is still the open file."""
         try:
             found = self._path.stat()
         except FileNotFoundError:
@@ -154,7 +154,7 @@ class PartedFile:
             os.write(fd, b"\n")
 
     def _is_due(self, more: int) -> bool:
-        """Return whether a new part begins before ``more`` bytes are written."""
+        """Return whether a new part of the file of lines begins before ``more`` bytes are written."""
         if self._identity is None or not self._size:
             return False
         size, age = self._rotate.size, self._rotate.age
@@ -162,7 +162,7 @@ class PartedFile:
         return (size is not None and self._size + more > size) or (age is not None and time() - self._born >= age)
 
     def _begin_part(self) -> None:
-        """Rename the file to an old part, and open a new one in its place."""
+        """Rename the file of lines to an old part, and open a new one in its place."""
         # Later than the part before, although that may have been deleted: parts are sorted by name.
         moment = max(time(), self._last_part + 0.001)
         while (old := self._path.with_name(f"{self._path.stem}-{utc_stamp(moment)}{self._path.suffix}")).exists():
@@ -188,7 +188,7 @@ class PartedFile:
             raise
 
     def _append(self, data: bytes) -> None:
-        """Write all data to the present part; after an error, cut the file to its former length."""
+        """Write all data to the file of lines; after an error, cut the file to its former length."""
         assert self._fd is not None
         view = memoryview(data)
         try:
@@ -201,7 +201,7 @@ class PartedFile:
         self._size += len(data)
 
     def _prune(self) -> None:
-        """Delete the oldest old parts if there are more than the settings keep."""
+        """Delete the oldest old parts of the file of lines if there are more than the settings keep."""
         if self._rotate.keep is None:
             return
         names = sorted(name for name in os.listdir(self._path.parent) if self._parts.fullmatch(name))  # noqa: PTH208

@@ -38,15 +38,15 @@ class SinkCounts:
 
     written: int = 0
     dropped: int = 0
-    """Number of events that were given up because the queue was full or the run ended."""
+    """Number of events that the output gave up because its queue was full or the run ended."""
     failed: int = 0
     """Number of events that the output refused."""
     waiting: int = 0
-    """Number of events in the queue, or being written now."""
+    """Number of events in the output's queue, or being written now."""
     error: str | None = None
-    """Reason of the last failure; None if there was none."""
+    """Reason of the output's last failure; None if there was none."""
     state: str = "working"
-    """``working``, ``behind`` (too slow: events are dropped) or ``failing``."""
+    """State of the output: ``working``, ``behind`` (too slow: events are dropped) or ``failing``."""
 
     @property
     def offered(self) -> int:
@@ -91,14 +91,14 @@ class QueuedWriter:
         self._thread.start()
 
     def counts(self) -> SinkCounts:
-        """Return the counts so far. Any thread may call this."""
+        """Return the output's counts so far. Any thread may call this."""
         with self._lock:
             state = "failing" if self._failing_since is not None else "behind" if self._behind else "working"
             waiting = len(self._items) + self._busy
             return SinkCounts(self._written, self._dropped, self._failed, waiting, self._error, state)
 
     def offer(self, event: SinkEvent) -> None:
-        """Put an event in the queue, if the writer wants it. Never raises, and waits only in an offline run."""
+        """Put an event in the output's queue, if the writer wants it. Never raises, and waits only offline."""
         try:
             if event.kind not in self.writer.kinds or not self.writer.wants(event):
                 return
@@ -123,7 +123,7 @@ class QueuedWriter:
                 self._news.notify()
 
     def finish(self) -> None:
-        """Accept no more events, and write those that wait, without further pauses."""
+        """Accept no more events for the output, and write those that wait, without further pauses."""
         with self._lock:
             self._finishing = True
             self._moved = monotonic()
@@ -152,18 +152,18 @@ class QueuedWriter:
         self._fail(TimeoutError(f"not finished {_GRACE_S:g} s after the end of the run; {lost} are lost"))
 
     def _fits(self, size: int) -> bool:
-        """Return whether the queue has room for an event of ``size`` bytes. An empty queue has room for any event."""
+        """Return whether the output's queue has room for an event of ``size`` bytes. An empty queue takes any event."""
         if not self._items:
             return True
         return len(self._items) < self.writer.depth and self._bytes + size <= self.writer.most_bytes
 
     def _ripe(self) -> bool:
-        """Return whether there are enough waiting events, so that they are written now without waiting for more."""
+        """Return whether enough events wait in the output's queue to write them now, without waiting for more."""
         count, writer = len(self._items), self.writer
         return count >= min(writer.batch, writer.depth // 2) or 2 * self._bytes > writer.most_bytes or self._finishing
 
     def _wait_for_room(self, size: int) -> None:
-        """Wait until an event fits, unless the writer fails or has made no progress for seconds."""
+        """Wait until an event fits in the output's queue, unless the writer fails or makes no progress for seconds."""
         if not self._hung and self._failing_since is None:
             self._room.wait_for(
                 lambda: self._fits(size) or self._finishing or self._failing_since is not None, _PATIENCE_S
@@ -179,7 +179,7 @@ class QueuedWriter:
             self._say("too slow: the oldest of %d waiting are dropped", len(self._items) + 1)
 
     def _run(self) -> None:
-        """Write events until the queue is finished and empty. Runs on the output's thread and raises nothing."""
+        """Write events until the output's queue is finished and empty. Runs on its thread and raises nothing."""
         self._keep_ready()
         while True:
             if batch := self._take():
@@ -196,7 +196,7 @@ class QueuedWriter:
             self._over = True
 
     def _take(self) -> deque[SinkEvent]:
-        """Wait for events and return the oldest ones; return none at the end, and if no event comes for a while."""
+        """Wait for events of the output and return the oldest ones; none at the end, and if none comes for a while."""
         writer = self.writer
         with self._lock:
             self._idle = True
@@ -229,7 +229,7 @@ class QueuedWriter:
             self._recover()
 
     def _deliver(self, batch: deque[SinkEvent]) -> None:
-        """Write events, trying again until they are written, lost, or the run ends."""
+        """Write events to the output, trying again until they are written, lost, or the run ends."""
         while batch:
             finishing, before = self._finishing, len(batch)
             error: Exception | None = None
@@ -263,7 +263,7 @@ class QueuedWriter:
                 self._pause = min(2 * self._pause, self.writer.longest_pause)
 
     def _fail(self, error: Exception) -> None:
-        """Note a failure, and log it if the output worked before."""
+        """Note a failure of the output, and log it if the output worked before."""
         with self._lock:
             self._error = reason_of_output(error)
             if self._failing_since is None:

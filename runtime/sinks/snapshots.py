@@ -22,7 +22,7 @@ __all__ = ["SnapshotWriter", "event_labels"]
 _QUALITY = 90
 """JPEG quality of a picture, from 0 to 100."""
 _PRUNE_EVERY = 20
-"""Number of pictures after which the folder's size is looked at again."""
+"""Number of written pictures after which the size of their folder is looked at again."""
 
 
 class SnapshotWriter(Writer):

@@ -105,7 +105,7 @@ class StampedFolder:
         path.rename(stamped)
 
     def prune(self) -> None:
-        """Delete the oldest finished files as long as all of them together are larger than allowed."""
+        """Delete the folder's oldest finished files as long as all of them together are larger than allowed."""
         if self._most is None or not self.folder.is_dir():
             return
         with os.scandir(self.folder) as entries:

@@ -31,7 +31,7 @@ class _Part:
 
     encoder: Encoder
     lock: int
-    """File descriptor that holds the lock of the file."""
+    """File descriptor that holds the lock of the video file."""
     start: float
     """Media time in seconds of the first frame in the video file."""
     last: float

@@ -25,9 +25,9 @@ __all__ = ["WebhookWriter"]
 
 _KNOWN = frozenset(HTTPStatus)
 _LATER = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS)
-"""Status codes below 500 after which the same request may succeed later."""
+"""HTTP status codes below 500 after which the same request may succeed later."""
 _MOST_ANSWER = 1 << 16
-"""Maximum number of bytes of an answer that are read."""
+"""Maximum number of bytes of an HTTP answer that are read."""
 
 
 class WebhookWriter(Writer):
@@ -82,7 +82,7 @@ class WebhookWriter(Writer):
             self._connection.close()
 
     def _post(self, body: bytes) -> int:
-        """Send a request, and return the status of the answer.
+        """Send an HTTP request, and return the status of the answer.
 
         Raises:
             OSError: the server cannot be reached, or does not answer in time.
@@ -125,7 +125,7 @@ class WebhookWriter(Writer):
 
     @contextmanager
     def _deadline(self, connection: http.client.HTTPConnection) -> Iterator[None]:
-        """Limit the time of a request as a whole: a socket's own timeout starts again with every byte that arrives."""
+        """Limit the time of an HTTP request as a whole: a socket's own timeout starts again with every byte read."""
         late = False
 
         def shut() -> None:

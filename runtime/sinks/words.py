@@ -9,7 +9,7 @@ from ..decode.results import Class, Detection, Embedding, Mask, Raw, Result, Seg
 __all__ = ["percent", "words"]
 
 _MOST = 3
-"""Maximum number of classes or outputs that a line names."""
+"""Maximum number of classes or outputs that a result's description names."""
 _LIKELY = 0.5
 """Minimum score of an image's second and further classes to be named. Of classes that exclude each other, only one can
 have a higher score."""

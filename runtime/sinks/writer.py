@@ -26,21 +26,21 @@ class Writer:
     pixels = False
     """Whether the writer needs the pixels of frames."""
     depth = 10_000
-    """Maximum number of events that wait."""
+    """Maximum number of events that wait for the writer."""
     most_bytes = 64 << 20
-    """Maximum bytes of memory that waiting events take."""
+    """Maximum bytes of memory that the events which wait for the writer take."""
     batch = 1
-    """Maximum number of events that are written at once."""
+    """Maximum number of events that the writer writes at once."""
     linger = 0.0
-    """Maximum seconds that an event waits, so that several events are written at once."""
+    """Maximum seconds that an event waits for the writer, so that several events are written at once."""
 
     longest_pause = 10.0
-    """Maximum seconds between two attempts to write while the output fails."""
+    """Maximum seconds between two attempts of the writer to write while the output fails."""
 
     idle_every: float | None = None
     """Seconds without an event after which :meth:`idle` is called, again and again; never if None."""
     target = ""
-    """Destination of the output, for messages."""
+    """Destination of the writer's output, for messages."""
 
     def wants(self, event: SinkEvent) -> bool:
         """Return whether the writer takes an event. Called on the thread that runs models, so it must be quick."""

@@ -1,4 +1,4 @@
-"""Some changed manifests, workloads and device caches in every test run; tools/fuzz.py takes many more."""
+"""Some changed manifests, workloads, device caches and HTTP requests in every test run; tools/fuzz.py takes many more."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fuzz_targets import TARGETS, Playground, make_playground
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-INPUTS = {"manifest": 60, "workload": 200, "cache": 40}
+INPUTS = {"manifest": 60, "workload": 200, "cache": 40, "request": 150}
 """Target -> inputs in a test run. Targets that are not listed get 30."""
 
 

@@ -78,6 +78,8 @@ class Case:
     """Description of the sibling for the table, such as ``fine-tune of 3 classes, frozen backbone``."""
     frames: str | Callable[[Path], str] = STREET
     """Source of the feed, or a function that writes a folder of images and returns the folder's name."""
+    known: str = ""
+    """Reason, for the page, why the answers of this model cannot equal those of its library."""
     float_only: str = ""
     """Reason why the model is not compiled in int8; empty if it is."""
 

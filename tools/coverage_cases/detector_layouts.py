@@ -38,12 +38,13 @@ __all__ = ["CASES"]
 _LIBRE = f"PyPI libreyolo {version('libreyolo')}"
 _YOLOX = f"PyPI pixeltable-yolox {version('pixeltable-yolox')}"
 _NAMES = tuple(libreyolo.LibreYOLOX(model_path=None, size="n", device="cpu").names.values())
+_IMAGENET = InputSpec(size=(640, 640), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 _HEADS: dict[str, tuple[tuple[str, tuple[float, float]], ...]] = {
     # One layer gives scores and the distributions of distances, of which a softmax leaves out the mean.
     "LibrePICODET": (("head.gfl_cls", (-6.5, 0.6)),),
     "LibreRTMDet": (("head.rtm_cls", (-8.2, 0.6)), ("head.rtm_reg", (4, 0.5))),
     "LibrePPYOLOE": (("head.pred_cls", (-12.5, 0.6)), ("head.pred_reg", (0, 1))),
-    "LibreYOLONAS": (("heads", (-7, 0.6)),),
+    "LibreYOLONAS": (("heads", (-4.2, 2.4)),),
 }
 """Model -> prefixes of the names of its last layers, each with the mean and standard deviation wanted for their
 outputs."""
@@ -72,8 +73,7 @@ def _libre(name: str, size: str) -> Any:
                 if layer.startswith(start) and isinstance(module, nn.Conv2d) and (last[0].isdigit() or "pred" in last):
                     yield layer, (0, 1) if last == "reg_pred" else part
 
-    spec = InputSpec(size=(640, 640), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    model.model = lively(lambda: model.model, dict(heads()), spec=spec)
+    model.model = lively(lambda: model.model, dict(heads()), spec=_IMAGENET)
     return model
 
 
@@ -108,18 +108,28 @@ def _libre_answers(overlap: float) -> Callable[[Path], Answer]:
     return answers
 
 
-def _nas_answers(folder: Path) -> Answer:
-    """Answer with YOLO-NAS on inputs as gemel makes them: LibreYOLO would put 636 pixels into an input of 640."""
-    model = _libre("LibreYOLONAS", "s").model.eval()
+def _module_answers(name: str, size: str, spec: InputSpec) -> Callable[[Path], Answer]:
+    """Return a function that answers with a module of LibreYOLO on gemel's input, at the family's own thresholds.
 
-    def answer(image: Image) -> Result:
-        pixels, _ = preprocess(image, InputSpec(size=(640, 640)))
-        with torch.inference_mode():
-            outputs = model(torch.from_numpy(pixels))
-        found = libreyolo.postprocess.yolonas.postprocess(outputs, 0.25, 0.7, 640, (640, 640), letterbox=False)
-        return _detections(found["boxes"], found["scores"], found["classes"])
+    LibreYOLO's backend for ONNX files has its own preprocessing of YOLO-NAS (636 pixels in the middle of an input of
+    640), and clips PP-YOLOE's boxes to the frame before it suppresses overlaps, which the family itself does after.
+    """
+    suppress = getattr(libreyolo.postprocess, name.removeprefix("Libre").lower()).postprocess
 
-    return answer
+    def answers(folder: Path) -> Answer:
+        model = _libre(name, size).model.eval()
+
+        def answer(image: Image) -> Result:
+            pixels, _ = preprocess(image, spec)
+            with torch.inference_mode():
+                outputs = model(torch.from_numpy(pixels))
+            more = {"letterbox": False} if name == "LibreYOLONAS" else {}
+            found = suppress(outputs, 0.25, 0.7, 640, (640, 640), **more)
+            return _detections(found["boxes"], found["scores"], found["classes"])
+
+        return answer
+
+    return answers
 
 
 def _detections(boxes: Any, scores: Any, classes: Any) -> tuple[Detection, ...]:
@@ -185,6 +195,6 @@ CASES = (
     Case("yolox-nano", _YOLOX, False, _export_yolox, "YOLOX", _yolox_answers),
     _libre_case("picodet-l", "LibrePICODET", "l", _libre_answers(0.6)),
     _libre_case("rtmdet-t", "LibreRTMDet", "t", _libre_answers(0.65)),
-    _libre_case("ppyoloe-s", "LibrePPYOLOE", "s", _libre_answers(0.7)),
-    _libre_case("yolo-nas-s", "LibreYOLONAS", "s", _nas_answers),
+    _libre_case("ppyoloe-s", "LibrePPYOLOE", "s", _module_answers("LibrePPYOLOE", "s", _IMAGENET)),
+    _libre_case("yolo-nas-s", "LibreYOLONAS", "s", _module_answers("LibreYOLONAS", "s", InputSpec(size=(640, 640)))),
 )

@@ -212,7 +212,8 @@ _DEEPLAB = FolderModel(
 _DEPTH = FolderModel(
     "GLPNForDepthEstimation",
     lambda classes: transformers.GLPNConfig(hidden_sizes=[16, 32, 80, 128], decoder_hidden_size=32),
-    image_processor("ViTImageProcessor", size=_FRAME, do_normalize=False),
+    # The network takes multiples of 32.
+    image_processor("ViTImageProcessor", size={"height": 256, "width": 640}, do_normalize=False),
 )
 _MASKS = FolderModel(
     "Mask2FormerForUniversalSegmentation",

@@ -8,6 +8,7 @@ shrink frames with antialiasing and gemel does not.
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -96,13 +97,16 @@ def _detections(model: FolderModel) -> Callable[[Path], Answer]:
     def answers(folder: Path) -> Answer:
         module = model.open(folder / "model")
         processor = transformers.AutoImageProcessor.from_pretrained(folder / "model")
+        # Conditional and deformable DETR report 100 objects unless asked for more, RT-DETR as many as it has queries.
+        limits = "top_k" in signature(processor.post_process_object_detection).parameters
+        limit = {"top_k": module.config.num_queries} if limits else {}
 
         def answer(image: Image) -> Result:
             height, width = image.shape[:2]
             with torch.inference_mode():
                 outputs = module(**library_inputs(processor, image))
             (found,) = processor.post_process_object_detection(
-                outputs, threshold=_THRESHOLD, target_sizes=[(height, width)]
+                outputs, threshold=_THRESHOLD, target_sizes=[(height, width)], **limit
             )
             edges = found["boxes"].clamp(torch.zeros(4), torch.tensor([width, height] * 2))
             rows = zip(edges.tolist(), found["scores"].tolist(), found["labels"].tolist(), strict=True)

@@ -291,6 +291,6 @@ CASES = (
     _case("yolo26n-seg", "yolo26n-seg", {"nms": False}),
     _case("yolo26n-pose", "yolo26n-pose", {"nms": False}),
     _case("yolo26n-sem", "yolo26n-sem"),
-    _case("rtdetr-l", "rtdetr-l"),
+    _case("rtdetr-l", "rtdetr-l", known="with random weights, rounding decides which 300 of 8400 places it chooses"),
     _case("yolov8n-obb", "yolov8n-obb"),
 )

@@ -118,7 +118,8 @@ def _list(reference: str, root: Path, query: Query, classes: int | None, what: s
 
 
 def _list_folder(folder: Path, query: Query, classes: int | None, what: str) -> Listing:
-    """List the images of a folder as the query's task needs: by class, by the folder's COCO file, or without labels."""
+    """List the images of a folder as the task of a query needs: by class, by the folder's COCO file, or without
+    labels."""
     if query.task == "classification" and class_folders(folder):
         return list_classes(folder, query.labels, classes, what)
     files = sorted(folder.glob("*.json")) if query.task == "detection" else []

@@ -60,7 +60,7 @@ def list_classes(folder: Path, labels: Sequence[str] | None, classes: int | None
 
 
 def _numbers(names: list[str], labels: Sequence[str] | None, classes: int | None, where: str) -> list[int]:
-    """Return the class number for each name of a class folder.
+    """Return name of each class folder of images -> number of its class.
 
     Raises:
         DataError: the folders do not fit the query's labels or the model's number of classes.

@@ -34,11 +34,11 @@ class Images:
     """Data set of images, resized for a model. Without labels or boxes, the original model's answers are the truth."""
 
     pixels: Tensor
-    """Pixels of all images, ``[N, C, height, width]`` uint8 in the colour order of ``spec``."""
+    """Pixels of all images of a data set, ``[N, C, height, width]`` uint8 in the colour order of the model's input."""
     geometry: tuple[Geometry, ...]
     """Size and place of each resized image within the model's input, which a letterbox leaves partly empty."""
     spec: InputSpec
-    """Input size and normalisation of the model."""
+    """Input size and normalisation of the model that a data set's images are resized for."""
     labels: Tensor | None = None
     """Class number of each image, ``[N]`` int64; None for a data set without classes."""
     boxes: tuple[Boxes, ...] | None = None
@@ -88,7 +88,8 @@ class Images:
 
     @cached_property
     def _common(self) -> tuple[int, int, int, int] | None:
-        """Area of the model's input that every image covers (x1 y1 x2 y2); None if images cover different areas."""
+        """Area of the model's input that every image of a data set covers (x1 y1 x2 y2); None if images cover different
+        areas."""
         found = {place.area for place in self.geometry}
         return found.pop() if len(found) == 1 else None
 

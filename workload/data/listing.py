@@ -29,12 +29,12 @@ __all__ = ["Listing"]
 _MOST_BYTES = 8 << 30
 """Maximum bytes of pixels of a data set; the pixels stay in memory while models train."""
 _CHUNK = 256
-"""Maximum number of image files to decode ahead of their use."""
+"""Maximum number of a data set's image files to decode ahead of their use."""
 _HELD_OUT = 5
-"""Number of images of which one is held out for evaluation."""
+"""Number N such that one of every N images of a data set is held out for evaluation."""
 
 Resized = tuple[NDArray[np.uint8], Geometry]
-"""Image resized for a model, and its position in the model's input."""
+"""Type of one image, resized for a model, with its position in the model's input."""
 _T = TypeVar("_T")
 
 
@@ -45,20 +45,20 @@ class Listing:
     what: str
     """Name of the query and field that the data set is for, for errors."""
     items: tuple[Path | int, ...]
-    """Per image: its file, or its frame number in ``video``, from 0."""
+    """Files of a data set's images, or their frame numbers (from 0) in the data set's video, one per image."""
     video: Source | None = None
     labels: tuple[int, ...] | None = None
     """Class number of each image; None for a data set without classes."""
     boxes: tuple[Boxes, ...] | None = None
     """Ground-truth objects in each image; None for a data set without boxes."""
     sizes: tuple[tuple[int, int] | None, ...] | None = None
-    """Height and width in pixels that each image had when its boxes were drawn; None if unknown."""
+    """Height and width in pixels that each image of a data set had when its boxes were drawn; None if unknown."""
 
     def __len__(self) -> int:
         return len(self.items)
 
     def chosen(self, rows: Iterable[int]) -> Listing:
-        """Return a listing of only the images with the numbers ``rows``, in that order."""
+        """Return a listing of only those images of a data set that have the numbers ``rows``, in that order."""
         rows = list(rows)
         return Listing(
             self.what,
@@ -95,7 +95,8 @@ class Listing:
         return self._parted((row for row in range(len(self)) if row not in val), sorted(val))
 
     def _parted(self, train: Iterable[int], val: Iterable[int]) -> tuple[Listing, Listing]:
-        """Return a listing of the images for training and one of the images held out, given their numbers."""
+        """Return two listings of a data set, of the images for training and of those held out, given the images'
+        numbers."""
         return self.chosen(train), replace(self.chosen(val), what=f"{self.what} (the part kept for val)")
 
     def read(self, spec: InputSpec) -> Images:
@@ -133,7 +134,7 @@ class Listing:
         """Read the data set's image files in parallel threads, and yield the images resized for a model, in order."""
 
         def load(path: Path) -> Resized:
-            """Read one image file and resize it for the model."""
+            """Read one image file and resize it for a model."""
             image = cv2.imread(str(path), cv2.IMREAD_COLOR)
             if image is None:
                 raise DataError(f"{self.what}: {path}: cannot be read as an image")
@@ -183,7 +184,8 @@ def _picked(values: Sequence[_T], rows: Iterable[int]) -> tuple[_T, ...]:
 
 
 def _stretches(count: int) -> list[range]:
-    """Split the numbers of ``count`` images into at most five runs of nearly equal length, each of ten if possible."""
+    """Split the numbers of ``count`` images into five runs of nearly equal length, or into fewer runs if five would
+    have under ten images each."""
     parts = min(5, max(1, count // 10))
     edges = [count * part // parts for part in range(parts + 1)]
     return [range(first, end) for first, end in pairwise(edges)]

@@ -18,7 +18,7 @@ from .yaml_text import FieldPath, line_of, scalar_of
 __all__ = ["explain", "place"]
 
 _MOST_KEY = 60
-"""Maximum number of characters of a key that a message shows."""
+"""Maximum number of characters of a key of workload.yaml that an error message shows."""
 _READ_AS = {"bool": "true or false", "int": "a number", "float": "a number", "null": "nothing", "timestamp": "a date"}
 """Kind of a YAML scalar that is not text -> words for what YAML reads it as."""
 _EXPECTED = {

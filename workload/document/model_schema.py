@@ -56,7 +56,7 @@ class Input(Strict):
     @field_validator("mean", "std")
     @classmethod
     def _channels(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        """Check that mean or std has one number, or one for each of three channels."""
+        """Check that mean or std of a model's input has one number, or one for each of three channels."""
         if value is not None and len(value) not in (1, 3):
             raise meant.mistake("one number, or one for each of three channels, is expected")
         return value
@@ -64,7 +64,7 @@ class Input(Strict):
     @field_validator("std", "scale")
     @classmethod
     def _nonzero(cls, value: Any) -> Any:
-        """Check that no number of std or scale is 0."""
+        """Check that no number of std or scale of a model's input is 0."""
         if value is not None and 0 in (value if isinstance(value, tuple) else (value,)):
             raise meant.mistake("numbers other than 0 are expected")
         return value
@@ -103,7 +103,7 @@ class Model(Strict):
 
     @model_validator(mode="after")
     def _one_origin(self) -> Model:
-        """Check that the model comes from a factory or from an ONNX file, not both."""
+        """Check that the model of a query comes from a factory or from an ONNX file, not both."""
         if (self.factory is None) == (self.onnx is None):
             raise meant.mistake("a model has either factory (module:callable) or onnx (a file)")
         if self.onnx is not None and (self.args or self.weights):

@@ -97,7 +97,7 @@ def parse_path(value: Any) -> Any:
 
 
 def parse_folder(value: Any) -> Any:
-    """Check the path of a folder that an output writes to."""
+    """Check the path of a folder that an output of a run writes to."""
     if not isinstance(value, str) or not value.strip() or value == STDOUT:
         raise mistake("the path of a folder is expected")
     return value
@@ -122,7 +122,8 @@ def parse_status(value: Any) -> Any:
 
 
 def parse_server(value: Any, ports: Mapping[str, int]) -> Any:
-    """Check the URL of a server. The messages do not repeat the URL, which may hold a password.
+    """Check the URL of a server that an output sends results to. The messages do not repeat the URL, which may hold a
+    password.
 
     Args:
         value: URL of the server; variables stay as they are.
@@ -150,7 +151,8 @@ def parse_server(value: Any, ports: Mapping[str, int]) -> Any:
 
 
 def parse_secret(value: Any) -> Any:
-    """Check that a password is given by the name of a variable. The message does not repeat the password."""
+    """Check that an output's password is given by the name of an environment variable. The message does not repeat the
+    password."""
     if isinstance(value, str) and re.fullmatch(r"\$\{\w+\}", value):
         return value
     raise mistake(
@@ -161,7 +163,7 @@ def parse_secret(value: Any) -> Any:
 
 
 def parse_headers(value: Any) -> Any:
-    """Check the HTTP headers in ``webhook.headers``. The messages do not repeat the text of a header."""
+    """Check the HTTP headers in ``webhook.headers`` of an output. The messages do not repeat the text of a header."""
     if not isinstance(value, dict):
         raise mistake("a mapping such as {Authorization: 'Bearer ${GEMEL_TOKEN}'} is expected", secret=True)
     for name, text in value.items():

@@ -55,8 +55,8 @@ class Jsonl(Strict):
         BeforeValidator(output_meant.parse_rotate),
         WithJsonSchema({"anyOf": [{"type": ["string", "object", "boolean"]}], "examples": ["100MB", "1d", "none"]}),
     ] = Rotate()
-    """Size (``100MB``) or age (``1d``) at which a new file is begun, or a mapping with ``size``, ``age`` and ``keep``;
-    ``none`` for never."""
+    """Size (``100MB``) or age (``1d``) at which a new file of results is begun, or a mapping with ``size``, ``age`` and
+    ``keep``; ``none`` for never."""
 
     @classmethod
     def _meant(cls, value: Any) -> str:
@@ -67,11 +67,11 @@ class Video(Strict):
     """Folder of annotated videos, one for each feed."""
 
     folder: _Folder
-    """Folder of the videos."""
+    """Folder that annotated videos are written to."""
     segment: _Period = 600.0
-    """Length of the video in one file, such as ``10m``."""
+    """Length of the annotated video in one file, such as ``10m``."""
     keep: _Bytes = 10_000_000_000
-    """Size of all videos in the folder, above which the oldest videos are deleted; ``all`` for no limit."""
+    """Size of all annotated videos in the folder, above which the oldest videos are deleted; ``all`` for no limit."""
 
     @classmethod
     def _meant(cls, value: Any) -> str:
@@ -82,7 +82,7 @@ class Snapshots(Strict):
     """Folder of annotated pictures of events."""
 
     folder: _Folder
-    """Folder of the pictures."""
+    """Folder that annotated pictures of events are written to."""
     labels: (
         Annotated[list[str], BeforeValidator(meant.parse_names), Field(min_length=1), WithJsonSchema(NAMES_SCHEMA)]
         | None
@@ -93,7 +93,8 @@ class Snapshots(Strict):
     ] = 30.0
     """Time after an event in which the same label of the same query is not counted as another event."""
     keep: _Bytes = 1_000_000_000
-    """Size of all pictures in the folder, above which the oldest pictures are deleted; ``all`` for no limit."""
+    """Size of all annotated pictures in the folder, above which the oldest pictures are deleted; ``all`` for no
+    limit."""
 
     @classmethod
     def _meant(cls, value: Any) -> str:
@@ -107,19 +108,19 @@ class Mqtt(Strict):
     url: Annotated[
         str, BeforeValidator(lambda value: output_meant.parse_server(value, MQTT_PORTS)), WithJsonSchema(_TEXT)
     ]
-    """Address of the broker: ``mqtt://HOST``, or ``mqtts://HOST`` with TLS, with or without a port."""
+    """Address of the MQTT broker: ``mqtt://HOST``, or ``mqtts://HOST`` with TLS, with or without a port."""
     topic: Annotated[str, BeforeValidator(output_meant.parse_topic), WithJsonSchema(_TEXT)] = "gemel/{feed}/{query}"
-    """Topic of a result, with the fields ``{feed}`` and ``{query}``."""
+    """MQTT topic that a result is published under, with the fields ``{feed}`` and ``{query}``."""
     status: Annotated[str | None, BeforeValidator(output_meant.parse_status), WithJsonSchema(_TEXT)] = "gemel/status"
-    """Topic that says whether the run is ``online`` or ``offline``; ``none`` for no such topic."""
+    """MQTT topic that says whether the run is ``online`` or ``offline``; ``none`` for no such topic."""
     qos: Literal[0, 1, 2] = 1
-    """Quality of service: 0 at most once, 1 at least once, 2 exactly once."""
+    """Quality of service of MQTT messages: 0 at most once, 1 at least once, 2 exactly once."""
     retain: bool = False
     """Whether the broker keeps the newest result of each topic for later subscribers."""
     username: str | None = None
-    """User name to log in to the broker with."""
+    """User name to log in to the MQTT broker with."""
     password: Annotated[str, BeforeValidator(output_meant.parse_secret), WithJsonSchema(_TEXT)] | None = None
-    """Environment variable that holds the password, such as ``${GEMEL_MQTT_PASSWORD}``."""
+    """Environment variable that holds the password for the MQTT broker, such as ``${GEMEL_MQTT_PASSWORD}``."""
     ca: str | None = None
     """File of certificates that the broker's certificate is checked against; the system's certificates if left out."""
     certificate: str | None = None
@@ -139,19 +140,19 @@ class Webhook(Strict):
     url: Annotated[
         str, BeforeValidator(lambda value: output_meant.parse_server(value, WEB_PORTS)), WithJsonSchema(_TEXT)
     ]
-    """Address that batches are posted to: ``https://HOST/path`` or ``http://HOST/path``."""
+    """Address that batches of results are posted to: ``https://HOST/path`` or ``http://HOST/path``."""
     batch: Annotated[int, Field(ge=1, le=10_000)] = 100
-    """Maximum number of results in one request."""
+    """Maximum number of results in one request to the web server."""
     every: Annotated[
         float, BeforeValidator(output_meant.parse_period), Field(ge=0, le=3600), WithJsonSchema(_PERIOD)
     ] = 1.0
-    """Maximum time that a result waits, so that several results are sent in one request."""
+    """Maximum time that a result waits, so that several results are sent to the web server in one request."""
     timeout: Annotated[
         float, BeforeValidator(output_meant.parse_period), Field(gt=0, le=600), WithJsonSchema(_PERIOD)
     ] = 10.0
-    """Time after which a request without an answer counts as failed and is repeated."""
+    """Time after which a request to the web server counts as failed and is repeated if there is no answer."""
     headers: Annotated[dict[str, str], BeforeValidator(output_meant.parse_headers)] = Field(default={})
-    """HTTP headers that are added to each request, such as ``{Authorization: "Bearer ${GEMEL_TOKEN}"}``."""
+    """HTTP headers of each request to the web server, such as ``{Authorization: "Bearer ${GEMEL_TOKEN}"}``."""
     ca: str | None = None
     """File of certificates that the web server's certificate is checked against; the system's certificates if left
     out."""
@@ -188,7 +189,7 @@ class Output(Strict):
 
     @model_validator(mode="after")
     def _one(self) -> Output:
-        """Check that an output has exactly one kind."""
+        """Check that an output of a run has exactly one kind."""
         given = [kind for kind in KINDS if getattr(self, kind) is not None]
         if len(given) != 1:
             several = f"give {' and '.join(given)} an item each, with - in front" if given else "none is given"
@@ -197,7 +198,7 @@ class Output(Strict):
 
 
 def _distinct(outputs: list[Output]) -> list[Output]:
-    """Check that no two outputs write to the same file."""
+    """Check that no two outputs of a run write to the same file."""
     seen: dict[str, int] = {}
     for index, output in enumerate(outputs):
         if output.jsonl is not None and seen.setdefault(output.jsonl.path, index) != index:
@@ -212,7 +213,7 @@ OutputList = Annotated[list[Output], AfterValidator(_distinct)]
 
 
 class OutputsFile(Strict):
-    """Content of a file for ``gemel-run --outputs``."""
+    """Content of a file for ``gemel-run --outputs``: outputs that results are sent to."""
 
     outputs: OutputList
     """Outputs that replace those of the bundle."""
@@ -224,7 +225,7 @@ def output_specs(outputs: Sequence[Output]) -> tuple[OutputSpec, ...]:
 
 
 def _plain(value: dict[str, Any]) -> dict[str, Any]:
-    """Return a mapping with None in place of ``all``, which stands for no limit."""
+    """Return the settings of an output with None in place of ``all``, which stands for no limit."""
     return {
         key: _plain(item) if isinstance(item, dict) else None if key == "keep" and item == "all" else item
         for key, item in value.items()

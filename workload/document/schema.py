@@ -56,7 +56,7 @@ class FeedSettings(Strict):
     """Video file, folder of images, address of a camera (``rtsp://``, ``http://``), device such as ``/dev/video0``, or
     ``package:NAME/path``."""
     fps: Annotated[float, Field(gt=0)] | None = None
-    """Maximum number of frames per second to use; all frames if left out."""
+    """Maximum number of the feed's frames to use per second; all frames if left out."""
     loop: bool = False
     """Whether a recording starts again at its end."""
     transport: Transport = "auto"
@@ -68,8 +68,8 @@ class FeedSettings(Strict):
     """Time without an answer or a picture after which a camera is opened again, such as ``5s`` or ``1m``; a bare number
     is seconds."""
     hardware: Hardware = "none"
-    """Device that decodes the video: ``none`` (the processor), ``cuda``, ``vaapi``, ``v4l2``, or ``auto`` for one that
-    is there."""
+    """Device that decodes the feed's video: ``none`` (the processor), ``cuda``, ``vaapi``, ``v4l2``, or ``auto`` for
+    one that is there."""
 
     @classmethod
     def _meant(cls, value: Any) -> str:
@@ -82,7 +82,7 @@ class Data(Strict):
     train: str | None = None
     """Images to retrain the query's model on."""
     val: str | None = None
-    """Images to evaluate the query's model on; some images of ``train`` are held out if left out."""
+    """Images to evaluate the query's model on; if left out, some images of ``train`` are held out."""
 
     @classmethod
     def _meant(cls, value: Any) -> str:
@@ -112,13 +112,13 @@ class Query(Strict):
     ) = None
     """Labels or class numbers that the query reports; all if left out."""
     threshold: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Minimum score of a result that is reported, from 0 to 1; the detector's own if left out."""
+    """Minimum score, from 0 to 1, of a result that the query reports; the detector's own if left out."""
     target: Annotated[float, Field(gt=0, le=1)] = 0.95
     """Accuracy that merging and lower precision must keep, relative to the unmerged model, from 0 to 1."""
     precision: Precision | None = None
     """Precision to compile the query's model in; that of ``gemel-compile --precision`` if left out."""
     data: Data | None = None
-    """Images to retrain, calibrate and evaluate on; frames of the feed if left out."""
+    """Images to retrain, calibrate and evaluate the query's model on; frames of the feed if left out."""
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -149,7 +149,7 @@ class Workload(Strict):
     ] = 100.0
     """Maximum time from a frame's arrival to its result: ``100ms``, ``0.5s``, or a number of milliseconds."""
     feeds: Annotated[dict[Name, FeedSettings], Field(min_length=1)]
-    """Cameras, videos and folders, by name."""
+    """Feeds by name: cameras, videos and folders that frames come from."""
     queries: Annotated[list[Query], Field(min_length=1)]
     """Queries: each runs a model on the frames of a feed."""
     outputs: OutputList = Field(default=[])
@@ -159,7 +159,7 @@ class Workload(Strict):
 
     @property
     def path(self) -> Path:
-        """File that the workload was read from."""
+        """File that a workload was read from."""
         return self._path
 
     @property

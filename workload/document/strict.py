@@ -32,7 +32,8 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     secret: ClassVar[bool] = False
-    """Whether a value in place of the section may hold a password, so that it must not be printed."""
+    """Whether a value that stands in place of a section of a workload may hold a password, so that no message may print
+    it."""
 
     @model_validator(mode="before")
     @classmethod
@@ -58,5 +59,6 @@ class Strict(BaseModel):
 
     @classmethod
     def _meant(cls, value: Any) -> str:
-        """Return the mapping, without braces, that was probably meant by a value that is not one; empty if unknown."""
+        """Return, as YAML without braces, the mapping that the user probably meant by a value that is not a mapping;
+        empty if unknown."""
         return ""

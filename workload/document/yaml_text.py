@@ -14,16 +14,18 @@ from ...errors import WorkloadError
 __all__ = ["FieldPath", "line_of", "parse_yaml", "scalar_of"]
 
 FieldPath = Sequence[str | int]
-"""Path to a field of a YAML document: keys of mappings and positions in lists."""
+"""Type of a path to a field of a YAML document: keys of mappings and positions in lists."""
 
 _MOST_BYTES = 1 << 20
 """Maximum length of a YAML text in characters; the largest real workloads have some kilobytes."""
 _MOST_VALUES = 100_000
-"""Maximum number of values in a document after aliases are replaced; nested aliases multiply values without limit."""
+"""Maximum number of values in a YAML document after aliases are replaced; nested aliases multiply values without
+limit."""
 _MOST_DIGITS = 100
-"""Maximum number of characters of a number; Python takes quadratic time to read one and refuses to print a long one."""
+"""Maximum number of characters of a number in a YAML document; Python takes quadratic time to read one and refuses to
+print a long one."""
 _MOST_DEPTH = 100
-"""Maximum depth of mappings and lists inside each other in a document."""
+"""Maximum depth of mappings and lists inside each other in a YAML document."""
 _NEVER = re.compile("[\0\ud800-\udfff]")
 """Pattern of characters that no path may have (NUL) and that no file can hold (halves of surrogate pairs)."""
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
@@ -109,7 +111,7 @@ def _check_size(root: yaml.Node | None, where: str) -> None:
 
 
 def _children(node: yaml.Node) -> Iterator[yaml.Node]:
-    """Yield the nodes directly inside a YAML node: keys and values of a mapping, or items of a list."""
+    """Yield the nodes directly inside a node of a YAML document: keys and values of a mapping, or items of a list."""
     if isinstance(node, yaml.MappingNode):
         for pair in node.value:
             yield from pair
@@ -139,9 +141,9 @@ def _unreadable(root: yaml.Node | None) -> Iterator[int]:
 
 
 def _repeated(root: yaml.Node | None) -> tuple[int, str] | None:
-    """Return line and name of a key that a mapping in a YAML document has twice; None if there is none.
+    """Return line and name of a key that a mapping in a YAML document has twice; None if there is no such key.
 
-    PyYAML would silently take the last one.
+    PyYAML would silently take the last value of such a key.
     """
     for node in _walk(root):
         keys: set[str] = set()
@@ -154,9 +156,9 @@ def _repeated(root: yaml.Node | None) -> tuple[int, str] | None:
 
 
 def _find(node: yaml.Node | None, part: str | int) -> tuple[yaml.Node | None, yaml.Node | None]:
-    """Return the key node and the value node of a mapping's key; for a list, twice its item's node.
+    """Return the YAML nodes of a mapping's key and of its value; for an item of a list, the item's node twice.
 
-    None for both if the key or item does not exist.
+    Both are None if the key or item does not exist.
     """
     if isinstance(node, yaml.MappingNode):
         # The last one counts: keys that a merge brings in stand before a mapping's own.

@@ -48,7 +48,8 @@ def identity(query: Query, root: Path) -> str:
 
 
 def models_of(workload: Workload) -> dict[str, str]:
-    """Return query name -> model name. A model has the name of the first query that uses it."""
+    """Return query name -> model name for the queries of a workload. A model has the name of the first query that uses
+    it."""
     first: dict[str, str] = {}
     return {query.name: first.setdefault(identity(query, workload.root), query.name) for query in workload.queries}
 
@@ -185,7 +186,8 @@ def _local_folder(args: Mapping[str, Any], root: Path, query: str) -> dict[str, 
 
 
 def _in_float32(module: nn.Module) -> nn.Module:
-    """Convert a module that holds weights of 16 bits, in place; frames and ONNX graphs are float32.
+    """Convert a PyTorch module that holds 16-bit weights to float32, in place, because frames and ONNX graphs are
+    float32.
 
     Hugging Face loads a model in the type that it was saved in.
     """

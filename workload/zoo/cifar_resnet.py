@@ -18,7 +18,8 @@ __all__ = ["CifarResNet", "cifar_resnet"]
 
 
 class _Block(nn.Module):
-    """Basic residual block: two 3 x 3 convolutions with BatchNorm, and a shortcut without parameters (option A)."""
+    """Basic residual block of a CIFAR ResNet: two 3 x 3 convolutions with BatchNorm, and a shortcut without parameters
+    (option A)."""
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
@@ -56,7 +57,8 @@ class CifarResNet(nn.Module):
 
     @staticmethod
     def _stage(channels: int, width: int, blocks: int, stride: int) -> nn.Sequential:
-        """Return a stage of ``blocks`` residual blocks, of which the first changes channels and stride."""
+        """Return a stage of a CIFAR ResNet: ``blocks`` residual blocks, of which the first changes channels and
+        stride."""
         first = _Block(channels, width, stride)
         return nn.Sequential(first, *(_Block(width, width, 1) for _ in range(blocks - 1)))
 
@@ -68,7 +70,7 @@ class CifarResNet(nn.Module):
         return logits
 
     def decode(self, size: tuple[int, int]) -> tuple[DecodeSpec, dict[str, NDArray[np.float32]]]:
-        """Return the spec of the decoder for the network's logits, and an empty mapping, as it needs no tensors.
+        """Return the spec of the decoder for a CIFAR ResNet's logits, and an empty mapping, as it needs no tensors.
 
         The spec is the same for every input ``size`` (height, width in pixels).
         """
@@ -76,7 +78,8 @@ class CifarResNet(nn.Module):
         return ClassificationDecode(classes=classes, top_k=min(5, classes)), {}
 
     def input_defaults(self) -> InputSpec:
-        """Return the preprocessing that public checkpoints were trained with: 32 x 32 pixels, ImageNet statistics."""
+        """Return the preprocessing that public checkpoints of CIFAR ResNets were trained with: 32 x 32 pixels, ImageNet
+        statistics."""
         return InputSpec(size=(32, 32), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 

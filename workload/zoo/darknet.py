@@ -88,7 +88,8 @@ class Darknet(nn.Module):
         self.layers = nn.ModuleList()
         self._anchors: list[tuple[tuple[float, float], ...]] = []
         self._sources: list[tuple[int, ...]] = []
-        """Numbers of the layers that each layer reads; -1 is the image."""
+        """Numbers of the layers whose outputs each layer of a Darknet network reads, a list per layer; -1 is the
+        image."""
         channels = [3]
         for index, row in enumerate(rows):
             kind, values = row.split()[0], [int(value) for value in row.split()[1:]]
@@ -118,7 +119,7 @@ class Darknet(nn.Module):
         self._heads = [index for index, row in enumerate(rows) if row.startswith("yolo")]
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Compute the raw outputs of all yolo heads.
+        """Compute the raw outputs of all yolo heads of a YOLOv3.
 
         Args:
             image: ``[N, 3, H, W]`` RGB, 0 to 1, H and W multiples of 32.
@@ -139,7 +140,7 @@ class Darknet(nn.Module):
         return tuple(heads)
 
     def decode(self, size: tuple[int, int]) -> tuple[DecodeSpec, dict[str, NDArray[np.float32]]]:
-        """Return the spec of the decoder for the network's raw outputs, for an input of ``size`` (height, width).
+        """Return the spec of the decoder for a YOLOv3's raw outputs, for an input of ``size`` (height, width).
 
         The decoder needs no tensors, so the second value is empty.
 
@@ -157,7 +158,7 @@ class Darknet(nn.Module):
         return YoloDecode(classes=self.num_classes, score_threshold=0.25, nms_threshold=0.45, heads=heads), {}
 
     def input_defaults(self) -> InputSpec:
-        """Return Darknet's preprocessing: 416 x 416 pixels, letterboxed with gray (0.5)."""
+        """Return Darknet's preprocessing for YOLOv3: 416 x 416 pixels, letterboxed with gray (0.5)."""
         return InputSpec(size=(416, 416), fit="letterbox", pad=0.5)
 
 
@@ -200,7 +201,7 @@ def yolov3_tiny(num_classes: int = 80) -> YoloV3Tiny:
 
 
 def load_darknet(model: nn.Module, path: Path) -> None:
-    """Load Darknet's binary ``.weights`` file into a model of this module, in place.
+    """Load Darknet's binary ``.weights`` file into a YOLOv3 or Tiny-YOLOv3, in place.
 
     The file starts with a header: the version as three int32, then the number of images seen, an int64 since version
     0.2 and an int32 before. Float32 values follow. Each convolution has its bias, or BatchNorm's shift, scale, mean and

@@ -26,12 +26,13 @@ class MobileNetV2Features(nn.Module):
         self.features: nn.Module = mobilenet_v2(weights=None).features
 
     def forward(self, image: Tensor) -> Tensor:
-        """Compute embeddings ``[N, 1280]`` from images ``[N, 3, H, W]``, RGB, normalised as for ImageNet."""
+        """Compute MobileNetV2 embeddings ``[N, 1280]`` from images ``[N, 3, H, W]``, RGB, normalised as for
+        ImageNet."""
         features: Tensor = self.features(image)
         return features.mean((2, 3))
 
     def decode(self, size: tuple[int, int]) -> tuple[DecodeSpec, dict[str, NDArray[np.float32]]]:
-        """Return the spec of the decoder for the embedding, and an empty mapping, as it needs no tensors.
+        """Return the spec of the decoder for MobileNetV2's embedding, and an empty mapping, as it needs no tensors.
 
         The spec is the same for every input ``size`` (height, width in pixels).
         """

@@ -24,14 +24,14 @@ __all__ = ["SsdLiteMobileNetV2", "same_padding", "ssdlite_mobilenet_v2"]
 # Expansion, output channels, blocks, first stride: table 2 of the paper.
 _BLOCKS = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 _TAP = 14
-"""Number of MobileNetV2's block whose expansion, at stride 16, is the first feature level of the heads."""
+"""Number of the MobileNetV2 block whose expansion, at stride 16, is the first feature level of SSDLite's heads."""
 _EXTRAS = (512, 256, 256, 128)
-"""Number of channels of each feature level behind the backbone."""
+"""Number of channels of each of SSDLite's feature levels behind the backbone."""
 _LEVELS = (576, 1280, *_EXTRAS)
-"""Number of channels of each feature level that the heads read."""
+"""Number of channels of each feature level that SSDLite's heads read."""
 _SCALES = (0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.0)
-"""Anchor scales as fractions of the input's shorter side: one for each feature level, and 1.0 to end the last level's
-range. The first level has smaller anchors of its own."""
+"""SSDLite's anchor scales as fractions of the input's shorter side: one for each feature level, and 1.0 to end the last
+level's range. The first level has smaller anchors of its own."""
 # 0.3333 and not 1/3: the API's default, with which the published models were trained.
 _RATIOS = (1.0, 2.0, 0.5, 3.0, 0.3333)
 _BN_EPS = 1e-3
@@ -94,12 +94,13 @@ class _InvertedResidual(nn.Module):
         )
 
     def expand(self, x: Tensor) -> Tensor:
-        """Apply the block's expansion, a convolution to more channels; a block with expansion 1 returns ``x``."""
+        """Apply an inverted residual block's expansion, a convolution to more channels; a block with expansion 1
+        returns ``x``."""
         expanded: Tensor = self.conv[0](x) if self.expands else x
         return expanded
 
     def project(self, expanded: Tensor) -> Tensor:
-        """Apply the block's depthwise convolution and projection to expanded channels."""
+        """Apply an inverted residual block's depthwise convolution and projection to expanded channels."""
         for layer in list(self.conv)[self.expands :]:
             expanded = layer(expanded)
         return expanded
@@ -148,7 +149,7 @@ class SsdLiteMobileNetV2(nn.Module):
         self.box_heads = nn.ModuleList(map(_Head, _LEVELS, anchors, [4] * len(_LEVELS)))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the raw outputs of all heads of the detector.
+        """Compute the raw outputs of all heads of an SSDLite-MobileNetV2 detector.
 
         Args:
             image: ``[N, 3, H, W]`` RGB, -1 to 1.
@@ -173,7 +174,8 @@ class SsdLiteMobileNetV2(nn.Module):
         return torch.cat(logits, 1), torch.cat(boxes, 1)
 
     def decode(self, size: tuple[int, int]) -> tuple[DecodeSpec, dict[str, NDArray[np.float32]]]:
-        """Return the spec of the decoder for the detector's outputs, and the anchors, for ``size`` (height, width)."""
+        """Return the spec of the decoder for SSDLite's outputs, and the anchors, for an input of ``size`` (height,
+        width)."""
         spec = SsdDecode(
             classes=self.num_classes,
             score_threshold=0.3,
@@ -185,7 +187,8 @@ class SsdLiteMobileNetV2(nn.Module):
         return spec, {"anchors": _anchors(size)}
 
     def input_defaults(self) -> InputSpec:
-        """Return the preprocessing of the published models: 300 x 300 pixels, values from -1 to 1."""
+        """Return the preprocessing of the published SSDLite-MobileNetV2 models: 300 x 300 pixels, values from -1 to
+        1."""
         return InputSpec(size=(300, 300), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
