@@ -103,6 +103,7 @@ class StreamDecoder:
             if self._context.thread_count > 1 and packet.is_keyframe and not again:
                 # With several threads, an error may be that of a picture before the key frame.
                 self._release(packet)
+                self._note(packet.pts)
                 return self._decode(packet, again=True)
             return []
         return [frame for frame in frames if self._is_good(frame)]
@@ -175,6 +176,8 @@ class StreamDecoder:
             self._context = self._open(strict=self._strict and self._gaps.is_idr, anew=True)
         else:
             self._context.flush_buffers()
+        # In recordings that were joined, later pictures may have the same time stamps.
+        self._counted.clear()
 
     def _is_good(self, frame: Any) -> bool:
         """Return whether to deliver a decoded picture. Otherwise, count the picture as corrupt or withheld."""
@@ -193,14 +196,18 @@ class StreamDecoder:
         """Return whether a picture is displayed before the key frame at which decoding began anew."""
         return stamp is not None and self._first is not None and stamp < self._first
 
+    def _note(self, stamp: int | None) -> None:
+        """Note the time stamp of a picture that was counted as damaged, so that the picture is not delivered later."""
+        if stamp is not None:
+            self._counted.append(stamp)
+
     def _damaged(self, what: Any, reason: str) -> None:
         """Count a damaged packet or frame, and withhold pictures until the next key frame.
 
         Raises:
             FeedError: too many packets or key frames in a row were damaged.
         """
-        if what.pts is not None:
-            self._counted.append(what.pts)
+        self._note(what.pts)
         self.corrupt += 1
         self._run += 1
         self._failed_keys += bool(getattr(what, "is_keyframe", False) or getattr(what, "key_frame", False))

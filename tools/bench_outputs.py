@@ -3,7 +3,8 @@
     .venv/bin/python tools/bench_outputs.py out/street/bundle --rounds 10
 
 Each round runs the bundle once without outputs and once with each set of outputs, offline on the same frames; the order
-changes from round to round. The servers run in processes of their own, and their time is not counted. MQTT is left out
+changes from round to round. With ``page``, another process asks for the metrics every five seconds and for the status
+every second; with ``pictures``, it also takes the live pictures of all feeds. The servers run in processes of their own, and their time is not counted. MQTT is left out
 where mosquitto is not installed.
 """
 
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,25 @@ server.serve_forever()
 """
 """Program of a web server that takes every request; prints its port."""
 
+_WATCHERS = """
+import sys, threading, time, urllib.request
+base, feeds = f"http://127.0.0.1:{sys.argv[1]}", sys.argv[2:]
+def ask(path, pause):
+    while True:
+        try:
+            with urllib.request.urlopen(base + path) as answer:
+                while answer.read(1 << 16):
+                    pass
+        except OSError:
+            pass
+        time.sleep(pause)
+threads = [("/metrics", 5), ("/status", 1), *((f"/feeds/{name}.mjpeg", 0.2) for name in feeds)]
+for path, pause in threads:
+    threading.Thread(target=ask, args=(path, pause), daemon=True).start()
+time.sleep(1e9)
+"""
+"""Program that watches a run: metrics every five seconds, status every second, and the live pictures of feeds."""
+
 
 @contextmanager
 def _web_server() -> Iterator[int]:
@@ -59,8 +79,7 @@ def _web_server() -> Iterator[int]:
 @contextmanager
 def _broker(program: str, folder: Path) -> Iterator[int]:
     """Run a mosquitto broker during the ``with`` block, and yield its port."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = _free_port()
     settings = folder / "mosquitto.conf"
     settings.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\nlog_dest none\n")
     with subprocess.Popen([program, "-c", str(settings)]) as process:
@@ -74,6 +93,22 @@ def _broker(program: str, folder: Path) -> Iterator[int]:
             yield port
         finally:
             process.kill()
+
+
+@contextmanager
+def _watchers(port: int, feeds: Sequence[str]) -> Iterator[None]:
+    """Watch a run over HTTP during the ``with`` block, as Prometheus and an open page do."""
+    with subprocess.Popen([sys.executable, "-c", _WATCHERS, str(port), *feeds]) as process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+        return port
 
 
 def _run(command: list[str], folder: Path) -> tuple[float, float]:
@@ -104,6 +139,8 @@ def _sets(folder: Path, web: int, broker: int | None) -> dict[str, list[dict[str
     return {
         "none": [],
         names: [lines, webhook, third],
+        f"{names}, metrics, page": [lines, webhook, third],
+        f"{names}, metrics, page with pictures": [lines, webhook, third],
         "video": [video],
         "all five": [lines, webhook, mqtt, snapshots, video],
     }
@@ -140,7 +177,14 @@ def main() -> None:
         for number in range(options.rounds):
             for name in names[number % len(names) :] + names[: number % len(names)]:
                 bundle = folder / f"bundle-{names.index(name)}"
-                times.setdefault(name, []).append(_run([str(run), str(bundle), *base], folder))
+                command = [str(run), str(bundle), *base]
+                if "page" in name:
+                    command += ["--metrics-port", str(port := _free_port())]
+                    shown = list(json.loads((bundle / MANIFEST).read_text())["feeds"]) if "pictures" in name else []
+                    with _watchers(port, shown):
+                        times.setdefault(name, []).append(_run(command, folder))
+                else:
+                    times.setdefault(name, []).append(_run(command, folder))
                 for made in ("results.jsonl", "video", "snapshots"):
                     path = folder / made
                     shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)

@@ -69,8 +69,9 @@ class Box:
     """
 
     def __init__(self, bundle: Path, results: Path) -> None:
-        command = [Path(sys.executable).parent / "gemel-run", bundle, "--metrics-port", "0", "--threads", "1"]
-        self.process = subprocess.Popen([*command, "--results", results], stdout=subprocess.PIPE, text=True)
+        program = Path(sys.executable).parent / "gemel-run"
+        command: list[str | Path] = [program, bundle, "--metrics-port", "0", "--threads", "1", "--results", results]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         port = next(found for line in self.process.stdout if (found := re.search(r"http://[\d.]+:(\d+)", line)))
         self.port, self.seen = int(port.group(1)), psutil.Process(self.process.pid)

@@ -67,7 +67,7 @@ def _serve() -> tuple[int, list[BaseException]]:
         if error is not None and not isinstance(error, OSError):
             raised.append(error)
 
-    server_module._Server.handle_error = note  # type: ignore[method-assign, assignment]
+    server_module._Server.handle_error = note  # type: ignore[method-assign]
     stats = RunStats(1.0, {"a": QueryStats("gate", 2, 1)}, {"gate": FeedStats(2)})
     status = RunStatus("0", lambda: Path("bundle"))
     status.begin(lambda: Summary(stats, "ort-cpu"))

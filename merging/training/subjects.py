@@ -131,7 +131,7 @@ class Teacher:
 
     @property
     def module(self) -> nn.Module:
-        """The stage of the original model, in eval mode."""
+        """Stage of the original model that is the teacher, in eval mode."""
         return self._module
 
 

@@ -88,19 +88,19 @@ class Detection:
     """One object that a detector found in a frame: its box, score and class, and perhaps points and a mask."""
 
     box: tuple[float, float, float, float]
-    """Box of the object, x1, y1, x2, y2 in pixels of the source frame."""
+    """Box of the detected object, x1, y1, x2, y2 in pixels of the source frame."""
     score: float
     """Confidence of the detection, 0 to 1."""
     label: str
-    """Name of the object's class."""
+    """Name of the detected object's class."""
     class_id: int = -1
-    """Number of the object's class as the model counts; -1 if unknown."""
+    """Number of the detected object's class as the model counts; -1 if unknown."""
     landmarks: tuple[tuple[float, float], ...] = ()
     """Landmarks of a face: (x, y) in pixels of the source frame."""
     keypoints: tuple[tuple[float, float, float], ...] = ()
     """Keypoints of a body: (x, y) in pixels of the source frame, and the score of the point."""
     mask: Mask | None = None
-    """Pixels of the object; None if the model gives no mask."""
+    """Pixels of the detected object; None if the model gives no mask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,7 @@ class Text:
     """Text that a text recogniser read in a frame."""
 
     text: str
-    """Characters in reading order; empty if no text was read."""
+    """Characters that were read in the frame, in reading order; empty if no text was read."""
     score: float
     """Mean probability of the text's characters, 0 to 1; 0 for an empty text."""
 
@@ -159,7 +159,7 @@ class Raw:
     """Result of the task ``raw``: a model's outputs as they are. Results are equal only if they are the same object."""
 
     outputs: Mapping[str, NDArray[Any]]
-    """Output name -> values, with the batch axis if the output has one."""
+    """Name of a model's output -> its values, with the batch axis if the output has one."""
 
 
 Result = tuple[Detection, ...] | tuple[Class, ...] | Embedding | Segmentation | Text | Raw

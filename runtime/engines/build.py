@@ -20,7 +20,7 @@ class Built:
 
     data: bytes
     layers: int
-    """Number of layers of the network that the engine was built from."""
+    """Number of layers of the TensorRT network that the engine was built from."""
 
 
 def build_engine(
@@ -87,7 +87,7 @@ def build_engine(
 
 
 def _shape(network: Any, name: str) -> tuple[int, ...]:
-    """Return all dimensions of a network's input except the first."""
+    """Return all dimensions of a TensorRT network's input except the first."""
     ports = (network.get_input(index) for index in range(network.num_inputs))
     return next(tuple(port.shape)[1:] for port in ports if port.name == name)
 

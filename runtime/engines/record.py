@@ -65,7 +65,7 @@ class EngineFile(_Value):
     bytes: int
     sha256: str
     layers: int
-    """Number of layers of the network that the engine was built from."""
+    """Number of layers of the TensorRT network that the engine was built from."""
     seconds: float
     """Seconds that building the engine took."""
 

@@ -287,7 +287,7 @@ class Feed:
         return image
 
     def _frame(self, image: Image, moment: float, reader: Reader) -> Frame:
-        """Return a frame of an image, with its index and its times."""
+        """Return an image of the feed as a frame, with the frame's index and times."""
         now = monotonic()
         captured = now if reader.captured is None else reader.captured
         # A better estimate of the camera's clock must not make a frame older than the one before it.

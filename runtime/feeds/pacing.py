@@ -113,7 +113,7 @@ class Timeline:
     """
 
     _LEAST = 1e-3
-    """Minimum seconds between the times of two frames."""
+    """Minimum seconds between the times of two frames of a feed."""
     _BACK_S = 1.0
     """Maximum seconds by which a time stamp may be lower than the previous one; a larger step back is a jump."""
     _AHEAD_S = 5.0
@@ -122,7 +122,7 @@ class Timeline:
     def __init__(self) -> None:
         self._last: float | None = None
         self._step = 0.0
-        """Seconds between the times of the newest two frames, jumps not counted."""
+        """Seconds between the times of the feed's newest two frames, jumps not counted."""
         self._period = 0.0
         self._start = 0.0
         self._offset: float | None = None
@@ -168,5 +168,5 @@ class Timeline:
         return time
 
     def _usual(self) -> float:
-        """Return the seconds that usually lie between two frames."""
+        """Return the seconds that usually lie between two frames of the feed."""
         return max(self._step or self._period, self._LEAST)

@@ -64,7 +64,7 @@ class Runner:
         self._answerer, self._live, self._stop, self._beat = answerer, live, stop, beat
         self._wake = Condition()
         self._weights_came = False
-        """Whether a transfer of weights has ended since the last wait."""
+        """Whether a transfer of weights has ended since the runner last waited."""
         self._channels: dict[str, Channel] = {}
         self._queries: dict[str, QueryState] = {}
         self._next: Change | None = None

@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class _Reloads:
-    """Counts of reloads, and the outcome of the last one."""
+    """Counts of a run's reloads of its bundle, and the outcome of the last reload."""
 
     done: int = 0
     failed: int = 0

@@ -147,7 +147,7 @@ class RunStats:
 
 @dataclass(frozen=True, slots=True)
 class MemoryUse:
-    """Budget and peak of the bytes of weights in memory."""
+    """Budget and peak of the bytes of weights in memory during a run."""
 
     budget: int | None = None
     """Maximum bytes of weights that were allowed in memory; None if there was no limit."""
@@ -160,9 +160,9 @@ class SwapStats:
     """Number, bytes and waiting time of the segment loads during a run."""
 
     count: int = 0
-    """Number of segment loads; a segment counts each time that it is loaded."""
+    """Number of segment loads during the run; a segment counts each time that it is loaded."""
     bytes: int = 0
-    """Total bytes of all segment loads."""
+    """Total bytes of all segment loads during the run."""
     blocked_ms: float = 0.0
     """Milliseconds in which no model ran, because the next query's weights were still being loaded."""
 

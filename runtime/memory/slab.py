@@ -58,12 +58,12 @@ class Slab:
 
     @property
     def room(self) -> int:
-        """Total size in bytes of all free pieces of memory."""
+        """Total size in bytes of all free pieces of the allocator's memory."""
         return sum(length for _, length in self._holes)
 
     @property
     def widest(self) -> int:
-        """Size in bytes of the largest free piece of memory."""
+        """Size in bytes of the largest free piece of the allocator's memory."""
         return max((length for _, length in self._holes), default=0)
 
     def needs(self, length: int) -> int:

@@ -51,7 +51,7 @@ class Simulation:
     busy_ms: float = 0.0
     """Milliseconds of the simulated run in which a model ran."""
     peak: int = 0
-    """Maximum bytes of weights that were in memory or being loaded at once."""
+    """Maximum bytes of weights that were in memory or being loaded at once in the simulated run."""
 
     @property
     def processed(self) -> float:

@@ -51,18 +51,18 @@ class TurnCosts:
         """Milliseconds per cycle of the loads during which no model runs, on average over the cycles."""
         options = [profile.batches(query) for query in order]
         self.counts = [len(sizes) for sizes in options]
-        """For each query: how many sizes (numbers of frames) its turns can be chosen from."""
+        """Number of sizes (numbers of frames) that each query's turns can be chosen from."""
         longest = max(self.counts)
         # Shorter rows of the array are filled with their last size; no choice has such an index.
         self._sizes = np.array([sizes + sizes[-1:] * (longest - len(sizes)) for sizes in options])
-        """Number of frames in a turn, ``[Q, sizes]``."""
+        """Number of frames in a turn of each of Q queries, for each turn size, ``[Q, sizes]``."""
         self._run_ms = np.array(
             [
                 [profile.run_ms(query, int(size)) for size in sizes]
                 for query, sizes in zip(order, self._sizes, strict=True)
             ]
         )
-        """Milliseconds that a turn runs, ``[Q, sizes]``."""
+        """Milliseconds that a turn of each of Q queries runs, for each turn size, ``[Q, sizes]``."""
         self._fps = np.array([profile.queries[query].fps for query in order])
         self._places = np.arange(len(order))
         self._sla_ms, self._fair = profile.sla_ms, fair

@@ -11,6 +11,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from importlib.resources import files
 from threading import BoundedSemaphore
+from time import sleep
 from typing import Any, ClassVar, Protocol
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
@@ -29,6 +30,8 @@ _MOST_STREAMS = 16
 """Maximum number of live video streams that clients may have open at once."""
 _TIMEOUT_S = 10.0
 """Maximum seconds that a client may take to send an HTTP request or to accept an answer."""
+_PICTURE_EVERY_S = 0.1
+"""Minimum seconds between two pictures of a live stream, as drawing and encoding them takes CPU time from models."""
 _PICTURE_WAIT_S = 5.0
 """Seconds after which an unchanged picture is sent again in a live stream, to notice that a client has left."""
 _OPEN = frozenset({"/healthz", "/readyz"})
@@ -181,6 +184,7 @@ class RequestHandler(BaseHTTPRequestHandler):
                 number, picture = found
                 head = f"--{_BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
                 self.wfile.write(head.encode() + picture + b"\r\n")
+                sleep(_PICTURE_EVERY_S)
         except OSError:  # the client has left
             pass
         finally:

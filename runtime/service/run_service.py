@@ -27,7 +27,7 @@ __all__ = ["RunService", "ServiceOptions"]
 _log = logging.getLogger(__name__)
 
 _AGAIN_S = 10.0
-"""Seconds after which a port that another program had is tried again."""
+"""Seconds after which the HTTP server's port is tried again, if another program listened on it."""
 _POLL_S = 0.2
 """Seconds between two checks for a reload request."""
 

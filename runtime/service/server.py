@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 class PortTakenError(InputError):
-    """Another program listens on the port; it may end later."""
+    """Error of a port on which another program listens; that program may end later."""
 
 
 class StatusServer:

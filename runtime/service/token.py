@@ -11,13 +11,13 @@ from ...errors import InputError
 __all__ = ["VARIABLE", "read_token"]
 
 VARIABLE = "GEMEL_TOKEN"
-"""Name of the environment variable that may hold the token."""
+"""Name of the environment variable that may hold the HTTP server's token."""
 _MOST = 4096
-"""Maximum number of characters of a token."""
+"""Maximum number of characters of the HTTP server's token."""
 
 
 def read_token(file: Path | None, environment: Mapping[str, str] = os.environ) -> str | None:
-    """Return the token from a file, or else from the environment; None if there is none.
+    """Return the HTTP server's token from a file, or else from the environment; None if there is none.
 
     Args:
         file: file that holds only the token, and maybe a line break at its end.

@@ -52,7 +52,7 @@ class Pen:
 
     @property
     def row(self) -> int:
-        """Height of a line of text in pixels."""
+        """Height in pixels of a line of text that the pen draws."""
         return int(self.ascent + self._descent + self.pad)
 
     def text_width(self, text: str) -> int:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -158,7 +159,7 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
 
 def test_promtool_takes_the_rules_and_the_configuration() -> None:
     promtool = tool("promtool")
-    for words in (["rules", DEPLOY / "alerts.yml"], ["config", "--syntax-only", DEPLOY / "prometheus.yml"]):
+    for words in (("rules", DEPLOY / "alerts.yml"), ("config", "--syntax-only", DEPLOY / "prometheus.yml")):
         done = subprocess.run([promtool, "check", *words], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr + done.stdout
 
@@ -187,13 +188,13 @@ def test_alerts_are_raised(tmp_path: Path) -> None:
     calm = {"up": "1x60", "gemel_healthy": "1x60", "gemel_query_given_up": "0x60", "gemel_feed_running": "1x60"}
     # A failed and a dropped series with the same labels: the alert adds their rates.
     failed = {"series": 'gemel_output_failed_total{output="o"}', "values": "0x60"}
-    cases = [({name: values}, None) for name, values in calm.items()]
+    cases: list[tuple[dict[str, str], str | None]] = [({name: values}, None) for name, values in calm.items()]
     cases += [({series: values}, alert) for alert, (series, values) in TROUBLE.items()]
     tests = []
     for series, raised in cases:
         inputs = [{"series": name, "values": values} for name, values in series.items()]
         expression = "count by (alertname) (ALERTS{alertstate='firing'})"
-        samples = [] if raised is None else [{"labels": f'{{alertname="{raised}"}}', "value": 1}]
+        samples: list[dict[str, Any]] = [] if raised is None else [{"labels": f'{{alertname="{raised}"}}', "value": 1}]
         expected = [{"expr": expression, "eval_time": "10m", "exp_samples": samples}]
         tests.append({"interval": "15s", "input_series": [*inputs, failed], "promql_expr_test": expected})
     file = tmp_path / "tests.yml"
@@ -208,7 +209,7 @@ def test_compose_takes_the_compose_file() -> None:
     if subprocess.run([docker, "compose", "version"], capture_output=True).returncode:
         pytest.skip("docker has no plugin compose")
     variables = {**os.environ, "GEMEL_TOKEN": "t", "BUNDLES": "/tmp"}
-    words = [docker, "compose", "-f", DEPLOY / "compose.yaml", "config", "--quiet"]
+    words: list[str | Path] = [docker, "compose", "-f", DEPLOY / "compose.yaml", "config", "--quiet"]
     done = subprocess.run(words, capture_output=True, text=True, env=variables)
     assert done.returncode == 0, done.stderr
 
