@@ -115,7 +115,7 @@ class Sending:
 
 
 class RtspCamera(_Camera):
-    """RTSP server that sends one H.264 video again and again.
+    """RTSP server that sends one video again and again.
 
     Args:
         units: pictures, from :func:`encoded`.
@@ -123,6 +123,9 @@ class RtspCamera(_Camera):
         transports: transports that are allowed: ``"tcp"``, ``"udp"``.
         login: user and password of Basic authentication, as ``user:password``; none if None.
         port: port to listen on; a free one if 0.
+        codec: ``"H264"`` or ``"H265"``, as in RTP.
+        tracks: what the camera offers: ``"video"``, ``"audio"``. Sound is sent where there is no video.
+        path: the only path at which there is a video.
     """
 
     def __init__(
@@ -133,13 +136,33 @@ class RtspCamera(_Camera):
         transports: Sequence[str] = ("tcp", "udp"),
         login: str | None = None,
         port: int = 0,
+        codec: str = "H264",
+        tracks: Sequence[str] = ("video",),
+        path: str = "/live",
     ) -> None:
         self.units, self.sending, self.transports, self.login = units, sending or Sending(), transports, login
+        self.codec, self.tracks, self.path = codec, tracks, path
         super().__init__(_RtspHandler, port)
 
     @property
     def url(self) -> str:
-        return f"rtsp://127.0.0.1:{self.port}/live"
+        return f"rtsp://127.0.0.1:{self.port}{self.path}"
+
+    def description(self) -> str:
+        """Return the camera's tracks in SDP (RFC 8866)."""
+        units = self.units[0][0]
+        if self.codec == "H264":
+            sets = ",".join(base64.b64encode(unit).decode() for unit in units if unit[0] & 31 in (7, 8))
+            parameters = f"packetization-mode=1;sprop-parameter-sets={sets}"
+        else:
+            found = {unit[0] >> 1 & 63: base64.b64encode(unit).decode() for unit in units}
+            parameters = f"sprop-vps={found[32]};sprop-sps={found[33]};sprop-pps={found[34]}"
+        media = {
+            "video": f"m=video 0 RTP/AVP 96\r\na=rtpmap:96 {self.codec}/90000\r\na=fmtp:96 {parameters}\r\n",
+            "audio": "m=audio 0 RTP/AVP 0\r\n",
+        }
+        parts = [f"{media[name]}a=control:{name}\r\n" for name in self.tracks]
+        return "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nc=IN IP4 0.0.0.0\r\nt=0 0\r\n" + "".join(parts)
 
 
 class _RtspHandler(socketserver.StreamRequestHandler):
@@ -147,6 +170,7 @@ class _RtspHandler(socketserver.StreamRequestHandler):
         self.camera: RtspCamera = self.server.camera  # type: ignore[attr-defined]
         self.lock, self.halt = threading.Lock(), threading.Event()
         self.send: Callable[[bytes], object] | None = None
+        self.speak: Callable[[bytes], object] = lambda data: self._write(b"$\2" + len(data).to_bytes(2, "big") + data)
         self.connection.settimeout(5)
         buffer = b""
         while not self.camera.gone.is_set() and not self.halt.is_set():
@@ -185,21 +209,17 @@ class _RtspHandler(socketserver.StreamRequestHandler):
             if headers.get("authorization") != wanted:
                 reply("401 Unauthorized", 'WWW-Authenticate: Basic realm="x"\r\n')
                 return
-        if method == "DESCRIBE":
-            units = camera.units[0][0]
-            sets = ",".join(base64.b64encode(u).decode() for u in units if u[0] & 31 in (7, 8))
-            reply(
-                "200 OK",
-                f"Content-Base: {camera.url}/\r\n",
-                "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nc=IN IP4 0.0.0.0\r\nt=0 0\r\nm=video 0 RTP/AVP 96\r\n"
-                f"a=rtpmap:96 H264/90000\r\na=fmtp:96 packetization-mode=1;sprop-parameter-sets={sets}\r\n"
-                "a=control:trackID=0\r\n",
-            )
+        if method == "DESCRIBE" and not head.split(" ", 2)[1].endswith(camera.path):
+            reply("404 Not Found")
+        elif method == "DESCRIBE":
+            reply("200 OK", f"Content-Base: {camera.url}/\r\n", camera.description())
         elif method == "SETUP":
             transport = headers["transport"]
             kind = "tcp" if "interleaved" in transport or "/TCP" in transport else "udp"
             if kind not in camera.transports:
                 reply("461 Unsupported Transport")
+            elif "/audio " in head.split("\r\n", 1)[0]:
+                reply("200 OK", "Transport: RTP/AVP/TCP;unicast;interleaved=2-3\r\nSession: 1\r\n")
             elif kind == "tcp":
                 self.send = lambda data: self._write(b"$\0" + len(data).to_bytes(2, "big") + data)
                 reply("200 OK", "Transport: RTP/AVP/TCP;unicast;interleaved=0-1\r\nSession: 1\r\n")
@@ -214,7 +234,8 @@ class _RtspHandler(socketserver.StreamRequestHandler):
         elif method == "PLAY":
             reply("200 OK", "Session: 1\r\nRange: npt=0.000-\r\n")
             camera.opened += 1
-            threading.Thread(target=self._play, daemon=True).start()
+            play = self._play if "video" in camera.tracks else self._sound
+            threading.Thread(target=play, daemon=True).start()
         elif method == "TEARDOWN":
             reply("200 OK")
             self.halt.set()
@@ -235,7 +256,7 @@ class _RtspHandler(socketserver.StreamRequestHandler):
             seconds = how.stamp(number) if how.stamp is not None else number / how.fps
             if number and how.first_gap:
                 seconds += how.first_gap
-            packets = [packet for unit in parts for packet in _fragments(unit)]
+            packets = [packet for unit in parts for packet in _fragments(unit, self.camera.codec)]
             for i, payload in enumerate(packets):
                 marker = 0x80 if i == len(packets) - 1 else 0
                 header = struct.pack(
@@ -249,6 +270,13 @@ class _RtspHandler(socketserver.StreamRequestHandler):
             due = began + number / how.fps + how.first_gap
             self.halt.wait(max(0.0, due - time.monotonic()))
 
+    def _sound(self) -> None:
+        """Send silence as G.711: a packet every 20 ms."""
+        number = 0
+        while not (self.halt.wait(0.02) or self.camera.gone.is_set()):
+            self.speak(struct.pack(">BBHII", 0x80, 0, number & 0xFFFF, 160 * number, 7) + b"\xff" * 160)
+            number += 1
+
     def _write(self, data: bytes) -> None:
         try:
             with self.lock:
@@ -257,15 +285,17 @@ class _RtspHandler(socketserver.StreamRequestHandler):
             self.halt.set()
 
 
-def _fragments(unit: bytes, most: int = 1200) -> list[bytes]:
-    """Return the RTP payloads of a NAL unit (RFC 6184)."""
+def _fragments(unit: bytes, codec: str, most: int = 1200) -> list[bytes]:
+    """Return the RTP payloads of a NAL unit (RFC 6184 for H.264, RFC 7798 for H.265)."""
     if len(unit) <= most:
         return [unit]
-    indicator, kind = (unit[0] & 0xE0) | 28, unit[0] & 31
-    body = unit[1:]
+    if codec == "H264":
+        head, kind, body = bytes(((unit[0] & 0xE0) | 28,)), unit[0] & 31, unit[1:]
+    else:
+        head, kind, body = bytes(((unit[0] & 0x81) | 49 << 1, unit[1])), unit[0] >> 1 & 63, unit[2:]
     pieces = [body[i : i + most] for i in range(0, len(body), most)]
     return [
-        bytes((indicator, kind | (0x80 if i == 0 else 0) | (0x40 if i == len(pieces) - 1 else 0))) + piece
+        head + bytes((kind | (0x80 if i == 0 else 0) | (0x40 if i == len(pieces) - 1 else 0),)) + piece
         for i, piece in enumerate(pieces)
     ]
 

@@ -4,8 +4,8 @@
 
 Each round runs the bundle once without outputs and once with each set of outputs, offline on the same frames; the order
 changes from round to round. With ``page``, another process asks for the metrics every five seconds and for the status
-every second; with ``pictures``, it also takes the live pictures of all feeds. The servers run in processes of their own, and their time is not counted. MQTT is left out
-where mosquitto is not installed.
+every second; with ``pictures``, also for the pictures of all feeds, as often as an open page does. The servers run in
+processes of their own, and their time is not counted. MQTT is left out where mosquitto is not installed.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ def ask(path, pause):
         except OSError:
             pass
         time.sleep(pause)
-threads = [("/metrics", 5), ("/status", 1), *((f"/feeds/{name}.mjpeg", 0.2) for name in feeds)]
+threads = [("/metrics", 5), ("/status", 1), *((f"/feeds/{name}.jpg", 0.2) for name in feeds)]
 for path, pause in threads:
     threading.Thread(target=ask, args=(path, pause), daemon=True).start()
 time.sleep(1e9)
 """
-"""Program that watches a run: metrics every five seconds, status every second, and the live pictures of feeds."""
+"""Program that watches a run: metrics every five seconds, status every second, and the pictures of feeds."""
 
 
 @contextmanager
