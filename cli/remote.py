@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,7 +47,7 @@ def status_command(
     """
     from .status_tables import status_tables
 
-    status = _ask(host, port, token_file, "GET", "/status")
+    status = _ask(host, port, token_file, "GET", "/status", expected=("ready", "queries", "segments"))
     console = open_console()
     for table in status_tables(status):
         console.print(table)
@@ -68,7 +68,8 @@ def reload_command(
     [dim]gemel reload new-bundle/ --port 9100[/dim]
     """
     body = {} if bundle is None else {"bundle": str(bundle.resolve())}
-    done = _ask(host, port, token_file, "POST", "/reload", body, _LONG_S)
+    expected = ("bundle", "seconds", "queries")
+    done = _ask(host, port, token_file, "POST", "/reload", body, timeout_s=_LONG_S, expected=expected)
     console = open_console()
     console.print(f"{done['bundle']} runs now, after {done['seconds']:.1f} s", soft_wrap=True, markup=False)
     console.print(f"weights: {done['kept_bytes'] / 1e6:.1f} MB are in both, {done['new_bytes'] / 1e6:.1f} MB are new")
@@ -109,7 +110,8 @@ def resume_command(
 
 def _pause(name: str, feed: bool, verb: str, host: str, port: int, token_file: Path | None) -> None:
     kind = "feeds" if feed else "queries"
-    _ask(host, port, token_file, "POST", f"/{kind}/{quote(name, safe='')}/{verb}")
+    path = f"/{kind}/{quote(name, safe='', errors='surrogateescape')}/{verb}"
+    _ask(host, port, token_file, "POST", path, expected=(kind,))
     open_console().print(f"{'feed' if feed else 'query'} {name}: {verb}d", markup=False)
 
 
@@ -120,20 +122,33 @@ def _ask(
     method: str,
     path: str,
     body: Mapping[str, Any] | None = None,
+    *,
+    expected: Collection[str],
     timeout_s: float = _TIMEOUT_S,
 ) -> dict[str, Any]:
     """Send a request to a running gemel-run, and return its answer.
 
+    Args:
+        host: machine on which gemel-run runs.
+        port: port of its HTTP server.
+        token_file: file with the token; None for the environment variable.
+        method: method of the HTTP request.
+        path: path of the HTTP request.
+        body: JSON fields of the request's body; no body if None.
+        expected: fields that the answer of a gemel-run has.
+        timeout_s: maximum seconds without an answer.
+
     Raises:
         InputError: the request was refused.
-        BackendError: nobody answers.
+        BackendError: nobody answers, or another program does.
     """
     from ..runtime.service.token import read_token
 
     token = read_token(token_file)
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-    link = HTTPConnection(host, port, timeout=timeout_s)
+    link: HTTPConnection | None = None
     try:
+        link = HTTPConnection(host, port, timeout=timeout_s)
         link.request(method, path, None if body is None else json.dumps(body), headers)
         answer = link.getresponse()
         content = json.loads(answer.read())
@@ -141,8 +156,9 @@ def _ask(
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise BackendError(f"{host}:{port}: no answer of a running gemel-run: {reason}") from error
     finally:
-        link.close()
-    if not isinstance(content, dict):
+        if link is not None:
+            link.close()
+    if not isinstance(content, dict) or (answer.status < 400 and not content.keys() >= set(expected)):
         raise BackendError(f"{host}:{port}: the answer is not that of a gemel-run")
     if answer.status >= 400:
         raise InputError(str(content.get("error") or content.get("reason") or f"refused with status {answer.status}"))

@@ -55,6 +55,13 @@ def test_paths_and_links_exist(page: Path) -> None:
     assert not wrong
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_tests_that_are_named_exist(page: Path) -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page.read_text(encoding="utf-8"))
+    texts = {file: (ROOT / file).read_text(encoding="utf-8") for file, _ in named}
+    assert not [each for each in named if not re.search(rf"^\s*(def|class) {each[1]}\b", texts[each[0]], re.MULTILINE)]
+
+
 def test_what_counts_as_a_path() -> None:
     page = "`tools/bench_cpu.py` in docs/none.md, `out/docs/x`, `merged/workload.yaml`\n\n    python tools/none.py\n"
     assert paths(page) == {"tools/bench_cpu.py", "tools/none.py"}

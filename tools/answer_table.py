@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 import onnxruntime
@@ -15,6 +16,8 @@ __all__ = ["FRAMES", "Figures", "summary", "table"]
 
 FRAMES = 20
 """Number of frames on which a model's answers are compared with those of its library."""
+_WIDTH = 140
+"""Characters in a line of the page, except in tables."""
 _BESIDE_SOURCE = "†"
 """Mark of a difference that is not judged, because ONNX Runtime's runs of the source file differ as much themselves."""
 
@@ -29,20 +32,25 @@ def summary(measured: Sequence[tuple[Case, Figures]]) -> str:
     beside = [(case, figures) for case, figures in compiled if "parts" in figures]
     wrong = [(case, case.known or words) for case, figures in compiled if (words := _shortfall(figures)) is not None]
     wrong_beside = [case for case, _ in wrong if case.answers is not None]
-    lines = [
-        f"**{len(measured)} models. {len(compiled)} compile, run and are decoded; {len(refused)} are refused.**",
-        f"Of {len(beside)} models whose own library was asked, {len(beside) - len(wrong_beside)} get the same answers: "
-        "the same objects, boxes and masks that overlap by 0.98 at least, scores within 0.01, equal texts, vectors "
-        f"with a cosine of 0.999 at least. The other {len(compiled) - len(beside)} were compared with the file or "
-        "module that they come from.",
-    ]
+    words = (
+        f"**{len(measured)} models. {len(compiled)} compile, run and are decoded; {len(refused)} are refused.** Of "
+        f"{len(beside)} models whose own library was asked, {len(beside) - len(wrong_beside)} get the same answers: "
+        "the same objects, boxes and masks that overlap by at least 0.98, scores within 0.01, equal texts, vectors "
+        f"with a cosine of at least 0.999. The other {len(compiled) - len(beside)} were compared only with the file or "
+        "module that they come from."
+    )
+    lines = [fill(words, _WIDTH)]
     if wrong:
         lines += ["", "Not as their library or their source:", ""]
-        lines += [f"- {case.name}: {words}." for case, words in wrong]
+        lines += [_item(f"{case.name}: {reason}.") for case, reason in wrong]
     if refused:
-        lines += ["", "Refused:", ""]
-        lines += [f"- {case.name}: {figures['refused'].removeprefix('query a: ')}." for case, figures in refused]
+        lines += ["", "Refused, with these words:", ""]
+        lines += [_item(f"{case.name}: {figures['refused'].removeprefix('query a: ')}.") for case, figures in refused]
     return "\n".join(lines)
+
+
+def _item(words: str) -> str:
+    return fill(words, _WIDTH, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _shortfall(figures: Figures) -> str | None:

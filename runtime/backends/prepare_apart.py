@@ -53,6 +53,8 @@ def prepare_apart(bundle: Bundle, backend: str, over: Callable[[], bool]) -> Non
             except subprocess.TimeoutExpired:
                 if over():
                     process.kill()
+    if over():
+        raise BackendError(f"{bundle.path}: is no longer prepared, because the run has ended")
     if process.returncode:
         lines = said.strip().splitlines()
         reason = lines[-1] if lines else f"the process that prepares it ended with status {process.returncode}"

@@ -117,7 +117,7 @@ class RunningBundle:
         """Return the fields of the run's status about reloads."""
         return {"reloads": {"done": self._reloads.done, "failed": self._reloads.failed, "last": self._reloads.last}}
 
-    def reload(self, path: str | None = None) -> Mapping[str, Any]:
+    def reload(self, path: str | None = None, *, wait: bool = False) -> Mapping[str, Any]:
         """Go on with another bundle, or with the same one as it is on disk now, between two frames.
 
         The bundle is opened and prepared beside the running one. Queries that keep their name and feed keep their
@@ -125,6 +125,7 @@ class RunningBundle:
 
         Args:
             path: folder of the bundle; None for the folder of the running one.
+            wait: whether to wait for another reload that is going on; otherwise such a call is refused.
 
         Returns:
             What was changed, as JSON fields.
@@ -134,7 +135,7 @@ class RunningBundle:
         """
         if not self._live:
             raise InputError("an offline run cannot be changed")
-        if not self._busy.acquire(blocking=False):
+        if not self._busy.acquire(blocking=wait):
             raise InputError("another reload is going on")
         began, target = monotonic(), self.bundle.path if path is None else Path(path)
         outcome: dict[str, Any] = {"at": round(time(), 3), "bundle": str(target)}
@@ -145,7 +146,10 @@ class RunningBundle:
             reason = str(error) if known else f"{type(error).__name__}: {error}"
             self._reloads.failed += 1
             self._reloads.last = {**outcome, "error": reason}
-            _log.error("reload: %s; the bundle that ran before runs on", reason, exc_info=not known)
+            if self.ended:
+                _log.warning("reload: %s is given up, because the run ends", target)
+            else:
+                _log.error("reload: %s; the bundle that ran before runs on", reason, exc_info=not known)
             raise error if isinstance(error, GemelError) else InputError(reason) from error
         finally:
             self._busy.release()
@@ -185,6 +189,9 @@ class RunningBundle:
         bundle = open_bundle(path)
         if bundle.manifest.outputs != self.bundle.manifest.outputs:
             _log.warning("reload: the bundle has other outputs; those of the run stay until it is started again")
+        named = bundle.manifest.device.backend
+        if self._device.backend is None and named != before.backend.name:
+            _log.warning("reload: the bundle names the backend %s; the run stays on %s", named, before.backend.name)
         feeds, specs, broken = self._open_feeds(bundle)
         queries = {name: query.feed for name, query in bundle.manifest.queries.items() if query.feed in feeds}
         device = replace(self._device, backend=before.backend.name)

@@ -6,6 +6,8 @@ import hmac
 import ipaddress
 import json
 import logging
+import os
+import re
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
@@ -36,6 +38,10 @@ _PICTURE_WAIT_S = 5.0
 """Seconds after which an unchanged picture is sent again in a live stream, to notice that a client has left."""
 _OPEN = frozenset({"/healthz", "/readyz"})
 """URL paths that need no token: a container's health checks ask there, and the answer is one word."""
+_NUMBER = re.compile("[0-9]{1,9}")
+"""Pattern of the value of a Content-Length header."""
+_MOST_PATH = 4096
+"""Maximum number of characters of a bundle's path in a reload request."""
 _BOUNDARY = "gemelframe"
 _POLICY = "default-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 """Content-Security-Policy of all HTTP answers: the live page loads nothing from other servers."""
@@ -93,7 +99,11 @@ class RequestHandler(BaseHTTPRequestHandler):
         if not self._is_allowed(from_page=False):
             return
         length = self.headers.get("Content-Length", "0")
-        if not length.isdigit() or int(length) > _MOST_BODY:
+        if "Transfer-Encoding" in self.headers:
+            # An unread body would be taken for no body, which asks for another change.
+            self._refuse(HTTPStatus.LENGTH_REQUIRED, "a body needs a Content-Length, and no Transfer-Encoding")
+            return
+        if not _NUMBER.fullmatch(length) or int(length) > _MOST_BODY:
             self.close_connection = True
             self._json(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, {"error": f"a body has at most {_MOST_BODY} bytes"})
             return
@@ -167,6 +177,9 @@ class RequestHandler(BaseHTTPRequestHandler):
 
     def _stream(self, feed: str) -> None:
         """Send each new picture of a feed as a part of one endless HTTP answer (MJPEG)."""
+        if not self.frames.has(feed):
+            self._json(HTTPStatus.NOT_FOUND, {"error": f"no query has the feed {feed!r}"})
+            return
         if not self.streams.acquire(blocking=False):
             self._json(HTTPStatus.SERVICE_UNAVAILABLE, {"error": f"{_MOST_STREAMS} live pictures are open already"})
             return
@@ -177,9 +190,11 @@ class RequestHandler(BaseHTTPRequestHandler):
             self.send_header("Cache-Control", "no-store")
             self.end_headers()
             number = -1
-            while (found := self.frames.picture(feed, number, _PICTURE_WAIT_S)) or not self.frames.closed:
-                found = found or self.frames.picture(feed)
+            while self.command != "HEAD" and not self.frames.closed and self.frames.has(feed):
+                found = self.frames.picture(feed, number, _PICTURE_WAIT_S) or self.frames.picture(feed)
                 if found is None:
+                    # Clients skip a line break before the first picture. Sending it fails once the client has left.
+                    self.wfile.write(b"\r\n")
                     continue
                 number, picture = found
                 head = f"--{_BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
@@ -207,7 +222,9 @@ class RequestHandler(BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        _log.debug(format, *args)
+        # The query may hold the token, and a client chooses every character of the line.
+        line = re.sub(r"\?\S*", "?...", format % args)
+        _log.debug("%s", "".join(each if each.isprintable() else ascii(each)[1:-1] for each in line))
 
 
 def _wanted_bundle(body: bytes) -> str | None:
@@ -225,9 +242,18 @@ def _wanted_bundle(body: bytes) -> str | None:
     if not isinstance(content, dict) or not set(content) <= {"bundle"}:
         raise InputError('the body may have "bundle": the folder of a bundle, and nothing else')
     bundle = content.get("bundle")
-    if bundle is not None and (not isinstance(bundle, str) or not bundle or "\0" in bundle):
+    if bundle is not None and (not isinstance(bundle, str) or not _is_path(bundle)):
         raise InputError("bundle: the folder of a bundle is expected")
     return bundle
+
+
+def _is_path(text: str) -> bool:
+    """Return whether a text may be the path of a file or folder on this machine."""
+    try:
+        encoded = os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return 0 < len(encoded) <= _MOST_PATH and b"\0" not in encoded
 
 
 def _split(url: str) -> SplitResult:

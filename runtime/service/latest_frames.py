@@ -41,12 +41,21 @@ class LatestFrames(Sink):
     def on_frame(self, frame: Frame, results: Mapping[str, Result]) -> None:
         with self._news:
             self._frames[frame.feed] = frame, dict(results)
+            feeds = {feed for _, feed in self._queries.items()}
+            for gone in self._frames.keys() - feeds:
+                # A reload has removed the feed. Its frame may take many megabytes.
+                del self._frames[gone]
+                self._drawn.pop(gone, None)
             self._news.notify_all()
 
     def close(self) -> None:
         with self._news:
             self.closed = True
             self._news.notify_all()
+
+    def has(self, feed: str) -> bool:
+        """Return whether a query of the run has this feed, so that frames may come."""
+        return any(feed == each for _, each in self._queries.items())
 
     def picture(self, feed: str, after: int = -1, timeout: float = 0.0) -> tuple[int, bytes] | None:
         """Return the newest picture of a feed as its frame number and a JPEG file.

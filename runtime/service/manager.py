@@ -48,9 +48,14 @@ class ServiceManager:
             )
 
     def ready(self) -> None:
-        """Tell the service manager that the run takes frames, and begin to send signs of life."""
+        """Tell the service manager that the run takes frames, and begin to send signs of life.
+
+        The call does nothing after :meth:`stopping`, because a reload may end while the process ends.
+        """
+        if self._stop.is_set():
+            return
         self._send("READY=1")
-        if self._thread is not None and not self._thread.is_alive():
+        if self._thread is not None and self._thread.ident is None:
             self._thread.start()
 
     def reloading(self) -> None:

@@ -135,7 +135,7 @@ class RunService:
             if self._manager is not None:
                 self._manager.reloading()
             try:
-                self._running.reload()
+                self._running.reload(wait=True)
             except GemelError:
                 # Logged by the reload itself.
                 pass

@@ -6,7 +6,7 @@ import errno
 import logging
 import socket
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import BoundedSemaphore, Thread
 from typing import Any
 
 from ...errors import InputError
@@ -18,6 +18,9 @@ from .status import RunStatus
 __all__ = ["PortTakenError", "StatusServer"]
 
 _log = logging.getLogger(__name__)
+
+_MOST_CONNECTIONS = 128
+"""Maximum number of open connections. Further ones are closed at once, so that descriptors are left for cameras."""
 
 
 class PortTakenError(InputError):
@@ -91,7 +94,26 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
+        self._free = BoundedSemaphore(_MOST_CONNECTIONS)
         super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Start a thread that handles a new connection, or close the connection if too many are open."""
+        if not self._free.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self._free.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Handle a connection until the connection is closed; called on a thread of the connection's own."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log a request that failed in one line; a client that left is no failure."""

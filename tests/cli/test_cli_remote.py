@@ -8,7 +8,9 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from helpers import BIN
@@ -25,7 +27,8 @@ def start(bundle: Path) -> Iterator[Start]:
     begun: list[subprocess.Popen[str]] = []
 
     def run(*arguments: str, **environment: str) -> tuple[subprocess.Popen[str], str]:
-        command: list[str | Path] = [BIN / "gemel-run", bundle, "--feed", f"yard={bundle.parent / 'yard.mp4'}", *arguments]
+        feed = f"yard={bundle.parent / 'yard.mp4'}"
+        command: list[str | Path] = [BIN / "gemel-run", bundle, "--feed", feed, *arguments]
         pipe = subprocess.PIPE
         process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env={**os.environ, **environment})
         begun.append(process)
@@ -79,15 +82,19 @@ def test_refusals_are_one_line(start: Start, gemel: Gemel, tmp_path: Path) -> No
 
 
 def test_a_token(start: Start, gemel: Gemel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, port = start("--metrics-port", "0", "--metrics-host", "0.0.0.0", GEMEL_TOKEN=TOKEN)
+    process, port = start("--metrics-port", "0", "--metrics-host", "0.0.0.0", GEMEL_TOKEN=TOKEN)
     monkeypatch.delenv("GEMEL_TOKEN", raising=False)
     for command in ("status", "reload"):
         code, _, err = gemel(command, "--port", port)
         assert code == 2 and "a token is needed" in err and err.count("\n") == 1
     (tmp_path / "token").write_text("wrong\n")
-    assert gemel("status", "--port", port, "--token-file", tmp_path / "token")[0] == 2
+    code, _, err = gemel("status", "--port", port, "--token-file", tmp_path / "token")
+    assert code == 2 and err.count("\n") == 1 and "wrong" not in err
     (tmp_path / "token").write_text(f"{TOKEN}\n")
     assert gemel("status", "--port", port, "--token-file", tmp_path / "token")[0] == 0
+    # The cameras ran on.
+    process.terminate()
+    assert process.wait(60) == 0
 
 
 def test_nobody_answers(gemel: Gemel) -> None:
@@ -95,6 +102,38 @@ def test_nobody_answers(gemel: Gemel) -> None:
         taken.bind(("127.0.0.1", 0))
         code, _, err = gemel("status", "--port", str(taken.getsockname()[1]))
     assert code == 1 and "no answer of a running gemel-run: Connection refused" in err and err.count("\n") == 1
+
+
+@pytest.fixture
+def stranger() -> Iterator[str]:
+    """Return the port of a server that answers every request with JSON, and is no gemel-run."""
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"status": "ok"}')
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield str(server.server_address[1])
+        server.shutdown()
+
+
+@pytest.mark.parametrize("words", [("status",), ("reload",), ("pause", "a"), ("resume", "a", "--feed")])
+def test_another_program_answers(words: tuple[str, ...], stranger: str, gemel: Gemel) -> None:
+    code, out, err = gemel(*words, "--port", stranger)
+    assert (code, out) == (1, "") and "the answer is not that of a gemel-run" in err and err.count("\n") == 1
+
+
+def test_a_host_that_is_none(gemel: Gemel) -> None:
+    code, _, err = gemel("status", "--port", "1", "--host", "a b")
+    assert code == 1 and "no answer of a running gemel-run" in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

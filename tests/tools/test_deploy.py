@@ -208,7 +208,7 @@ def test_compose_takes_the_compose_file() -> None:
     docker = tool("docker")
     if subprocess.run([docker, "compose", "version"], capture_output=True).returncode:
         pytest.skip("docker has no plugin compose")
-    variables = {**os.environ, "GEMEL_TOKEN": "t", "BUNDLES": "/tmp"}
+    variables = {**os.environ, "GEMEL_TOKEN": "t", "SITE": "/tmp"}
     words: list[str | Path] = [docker, "compose", "-f", DEPLOY / "compose.yaml", "config", "--quiet"]
     done = subprocess.run(words, capture_output=True, text=True, env=variables)
     assert done.returncode == 0, done.stderr

@@ -18,7 +18,7 @@ from gemel.frames.frame import Image
 from gemel.runtime.decode.results import Class, Embedding, Mask, Result, Segmentation, SegmentedClass
 
 from .case import STREET, Answer, Case
-from .hugging_face_folder import FolderModel, image_processor, input_in, library_inputs, squares
+from .hugging_face_folder import FolderModel, image_processor, input_in, library_inputs, stretched
 from .torchvision_models import normalised
 
 __all__ = ["CASES"]
@@ -109,7 +109,7 @@ def _embedding(name: str, model: FolderModel, output: str) -> Case:
 
 def _segmenter(name: str, model: FolderModel, side: int = 0) -> Case:
     """Return the case of a segmentation model. ``side``: side of the square input; 0 if any size is allowed."""
-    return model.case(name, "segmentation", 21, _pixels(model), 5, frames=squares(side) if side else STREET)
+    return model.case(name, "segmentation", 21, _pixels(model), 5, frames=stretched(side, side) if side else STREET)
 
 
 _CLASSES, _HEAD = "AutoModelForImageClassification", {"classifier": (0.0, 3.0)}

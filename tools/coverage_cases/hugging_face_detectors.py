@@ -18,8 +18,8 @@ import transformers
 from gemel.frames.frame import Image
 from gemel.runtime.decode.results import Detection, Result
 
-from .case import Answer, Case
-from .hugging_face_folder import FolderModel, image_processor, library_inputs
+from .case import STREET, Answer, Case
+from .hugging_face_folder import FolderModel, image_processor, library_inputs, stretched
 
 __all__ = ["CASES"]
 
@@ -27,6 +27,9 @@ _THRESHOLD = 0.3
 _LAYERS = 2
 _SHORTER = {"shortest_edge": 272, "longest_edge": 640}
 _WIDE = {"height": 320, "width": 640}
+_UNSCALED = stretched(320, 640)
+"""Frames of the size that RT-DETR's cases take. These choose 300 places by their scores, and with random weights the
+rounding of a resized pixel changes the choice."""
 _RESNET18 = {
     "layer_type": "basic",
     "embedding_size": 64,
@@ -118,9 +121,9 @@ def _detections(model: FolderModel) -> Callable[[Path], Answer]:
     return answers
 
 
-def _detector(name: str, model: FolderModel) -> Case:
+def _detector(name: str, model: FolderModel, frames: str | Callable[[Path], str] = STREET) -> Case:
     """Return the case of a detector; its sibling is a fine-tune of 3 classes with a frozen backbone."""
-    return model.case(name, "detection", 20, _detections(model), 3, threshold=_THRESHOLD)
+    return model.case(name, "detection", 20, _detections(model), 3, frames=frames, threshold=_THRESHOLD)
 
 
 _DETR = FolderModel(
@@ -180,15 +183,16 @@ CASES: tuple[Case, ...] = (
     _detector("conditional detr (Hugging Face)", _CONDITIONAL),
     _detector("deformable detr (Hugging Face)", _DEFORMABLE),
     _detector("yolos (Hugging Face)", _YOLOS),
-    _detector("rt-detr (Hugging Face)", _RTDETR),
-    _detector("rt-detr v2 (Hugging Face)", _RTDETR_V2),
-    _detector("d-fine (Hugging Face)", _DFINE),
+    _detector("rt-detr (Hugging Face)", _RTDETR, _UNSCALED),
+    _detector("rt-detr v2 (Hugging Face)", _RTDETR_V2, _UNSCALED),
+    _detector("d-fine (Hugging Face)", _DFINE, _UNSCALED),
     _RTDETR.exported(
         "rt-detr.onnx (Hugging Face)",
         "detection",
         20,
         _detections(_RTDETR),
         ("logits", "pred_boxes"),
+        frames=_UNSCALED,
         threshold=_THRESHOLD,
     ),
 )

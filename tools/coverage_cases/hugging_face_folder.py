@@ -18,7 +18,7 @@ from gemel.frames.frame import Image
 
 from .case import STREET, Answer, Case, Query, lively, street_frames
 
-__all__ = ["ORIGIN", "FolderModel", "image_processor", "input_in", "library_inputs", "squares"]
+__all__ = ["ORIGIN", "FolderModel", "image_processor", "input_in", "library_inputs", "stretched"]
 
 ORIGIN = f"transformers {transformers.__version__}"
 _Heads = Mapping[str, tuple[float, float]]
@@ -120,6 +120,7 @@ class FolderModel:
         answers: Callable[[Path], Answer],
         outputs: tuple[str, ...],
         *,
+        frames: str | Callable[[Path], str] = STREET,
         float_only: str = "",
         **keys: Any,
     ) -> Case:
@@ -133,6 +134,7 @@ class FolderModel:
             classes: number of classes.
             answers: opens the model in its own library.
             outputs: names of the outputs that Optimum would give the file.
+            frames: source of the feed.
             float_only: reason why int8 is not tried.
             keys: further keys of the query.
         """
@@ -155,7 +157,7 @@ class FolderModel:
             return self.query(task, "model", **keys)
 
         words = "the PyTorch model that the file was exported from"
-        return Case(name, ORIGIN, False, prepare, "transformers", answers, second, words, float_only=float_only)
+        return Case(name, ORIGIN, False, prepare, "transformers", answers, second, words, frames, float_only)
 
 
 class _Outputs(nn.Module):
@@ -180,13 +182,13 @@ def image_processor(kind: str, **changes: Any) -> Callable[[], Any]:
     return lambda: getattr(transformers, kind)(**changes)
 
 
-def squares(side: int) -> Callable[[Path], str]:
-    """Return a function that writes square frames of the street video, which a model of this size need not resize."""
+def stretched(height: int, width: int) -> Callable[[Path], str]:
+    """Return a function that writes frames of the street video, which a model of this size need not resize."""
 
     def write(folder: Path) -> str:
         (folder / "frames").mkdir(exist_ok=True)
         for index, image in enumerate(street_frames(20)):
-            cv2.imwrite(str(folder / "frames" / f"{index:02d}.png"), cv2.resize(image, (side, side)))
+            cv2.imwrite(str(folder / "frames" / f"{index:02d}.png"), cv2.resize(image, (width, height)))
         return "frames"
 
     return write

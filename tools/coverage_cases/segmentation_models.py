@@ -39,9 +39,9 @@ def _answer(model: nn.Module, image: Image) -> Result:
     size = (image.shape[0], image.shape[1])
     with torch.inference_mode():
         scores: Tensor = model(normalised(image, _SPEC))
-    if scores.shape[1] == 1 and not bool(((scores >= 0) & (scores <= 1)).all()):
-        scores = scores.sigmoid()
+    are_logits = scores.shape[1] == 1 and not bool(((scores >= 0) & (scores <= 1)).all())
     scores = nn.functional.interpolate(scores, size, mode="bilinear")[0]
+    scores = scores.sigmoid() if are_logits else scores
     numbers = scores.argmax(0).numpy() if len(scores) > 1 else np.where(scores[0].numpy() > 0.5, 0, -1)
     seen = [number for number in np.unique(numbers).tolist() if number >= 0]
     return Segmentation(size, tuple(SegmentedClass(str(n), n, Mask.of(numbers == n)) for n in seen))

@@ -7,14 +7,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from threading import Condition
 from typing import Any
 
 import av
+import numpy as np
 import pytest
-from cameras import HttpCamera, Sending, jpeg, moving
+from cameras import HttpCamera, Sending, jpeg
 
 from gemel.errors import FeedError
 from gemel.frames.frame import Frame
@@ -50,16 +50,14 @@ def fails(feed: Feed, frames: list[Frame]) -> bool:
 def test_a_camera_that_closes_the_connection() -> None:
     with HttpCamera([jpeg(i) for i in range(5)], Sending(fps=50, most=10)) as camera:
         feed, frames = watch(f"{camera.url}/mjpeg", lambda feed, frames: feed.delivered >= 25)
-    assert feed.counts.restarts >= 2 and feed.error == "the stream ended"
+    assert feed.counts.restarts >= 2 and feed.error in ("the stream ended", "Input/output error")
     times = [frame.time for frame in frames]
     assert times == sorted(set(times))
 
 
 def test_a_camera_that_falls_silent(caplog: pytest.LogCaptureFixture) -> None:
     with HttpCamera([jpeg(i) for i in range(5)], Sending(fps=50, silent_after=150)) as camera:
-        feed, _ = watch(
-            f"{camera.url}/mjpeg", lambda feed, frames: camera.opened >= 2 and feed.state == "running", timeout_s=0.5
-        )
+        watch(f"{camera.url}/mjpeg", lambda feed, frames: camera.opened >= 2 and feed.state == "running", timeout_s=0.5)
     assert "feed gate: no picture for 0.5 s; trying again in 0.0 s" in caplog.text
     assert "feed gate: pictures again after" in caplog.text
 
@@ -130,9 +128,11 @@ def site() -> Iterator[str]:
 def test_an_address_that_gives_no_video(path: str, reason: str, site: str, caplog: pytest.LogCaptureFixture) -> None:
     feed, frames = watch(f"{site}/{path}?usr=admin&pwd=s3cr3t", fails, timeout_s=0.5)
     assert not frames and feed.state == "reconnecting"
-    (line,) = caplog.messages
-    assert line.startswith(f"feed gate: cannot open {site}: ") and reason in line
-    assert "s3cr3t" not in line and "\n" not in line and "root:" not in line
+    # A camera that is silent gets twice the time at the next attempt, which is another reason.
+    assert len(caplog.messages) == (2 if path == "silent" else 1)
+    assert caplog.messages[0].startswith(f"feed gate: cannot open {site}: ") and reason in caplog.messages[0]
+    for line in caplog.messages:
+        assert "s3cr3t" not in line and "\n" not in line and "root:" not in line
 
 
 def test_a_redirection_to_a_camera() -> None:
@@ -163,19 +163,26 @@ def test_nobody_listens(caplog: pytest.LogCaptureFixture) -> None:
 def test_a_video_whose_index_is_at_its_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Without requests for parts of a file, such a video cannot be read over HTTP: one line, and it is tried again."""
     with av.open(str(tmp_path / "a.mp4"), "w") as container:
-        stream = container.add_stream("mpeg4", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 176, 144, "yuv420p"
-        for image in moving(60):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="bgr24")))
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 640, 480, "yuvj420p"
+        noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3)).astype(np.uint8)
+        for _ in range(40):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(noise, format="bgr24")))
         container.mux(stream.encode(None))
 
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            pass
+    class Whole(_Site):
+        def do_GET(self) -> None:
+            body = (tmp_path / "a.mp4").read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path)))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Whole)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    feed, _ = watch(f"http://127.0.0.1:{server.server_port}/a.mp4", fails)
+    feed, _ = watch(
+        f"http://127.0.0.1:{server.server_port}/a.mp4", lambda feed, frames: fails(feed, frames) or feed.finished
+    )
     server.shutdown()
     server.server_close()
     assert feed.state == "reconnecting" and feed.error is not None and "\n" not in feed.error

@@ -40,6 +40,18 @@ def test_ready_alive_and_stopping(manager: socket.socket) -> None:
         message = manager.recv(1000)
 
 
+def test_a_reload_that_ends_after_the_run_says_nothing(manager: socket.socket) -> None:
+    service = ServiceManager(lambda: True, lambda: "words", {"NOTIFY_SOCKET": manager.getsockname()})
+    service.ready()
+    service.reloading()
+    service.stopping()
+    service.ready()
+    service.stopping()
+    messages = iter(lambda: manager.recv(1000), b"STOPPING=1")
+    assert {each.split(b"=")[0] for each in messages} == {b"READY", b"STATUS", b"RELOADING"}
+    assert manager.recv(1000) == b"STOPPING=1"
+
+
 @pytest.mark.parametrize("environment", [{}, {"NOTIFY_SOCKET": "nonsense"}, {"NOTIFY_SOCKET": "/nowhere/socket"}])
 def test_no_manager(environment: dict[str, str]) -> None:
     service = ServiceManager(lambda: True, lambda: "", environment)

@@ -206,6 +206,8 @@ def test_changes_are_passed_on(site: Callable[..., Site]) -> None:
         ("/reload", b'{"bundle": 3}', 400, "folder of a bundle"),
         ("/reload", b'{"bundle": "a", "more": 1}', 400, "nothing else"),
         ("/reload", b'{"bundle": "a\\u0000b"}', 400, "folder of a bundle"),
+        ("/reload", b'{"bundle": "\\ud800"}', 400, "folder of a bundle"),
+        ("/reload", b'{"bundle": "' + b"a" * 5000 + b'"}', 400, "folder of a bundle"),
         ("/reload", b" " * 70000, 413, "at most"),
         ("/queries/other/pause", b"", 404, "does not exist"),
         ("/queries/gate/stop", b"", 404, "does not exist"),
@@ -216,6 +218,13 @@ def test_wrong_requests_get_a_line(site: Callable[..., Site], path: str, body: b
     box = site()
     found, answer = box.json(path, "POST", body)
     assert found == code and words in answer["error"] and "\n" not in answer["error"]
+    assert box.control.asked == []
+
+
+@pytest.mark.parametrize("header", [{"Transfer-Encoding": "chunked"}, {"Content-Length": "\xb2"}])
+def test_a_body_without_a_length_changes_nothing(site: Callable[..., Site], header: dict[str, str]) -> None:
+    box = site()
+    assert box.json("/reload", "POST", None, **header)[0] in (411, 413)
     assert box.control.asked == []
 
 
