@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from ...bundles.decode_specs import ClassificationDecode, SegmentationDecode
 from ...bundles.manifest import InputSpec
 from ...errors import ModelError
 from ...workload.document.schema import Input
@@ -64,9 +65,11 @@ def read_facts(path: Path) -> OnnxFacts:
         try:
             source = read_onnx(path, task, Input(size=size))
         except ModelError as error:
+            reason = reason or "a guess: gemel-compile will not take the file"
             tried.append(OnnxFacts(ports, task, reason, labels, size, why, refusal=str(error)))
         else:
-            return OnnxFacts(ports, task, reason or _meaning(source), labels, size, why, source.input)
+            reason = _choice(source, task, reason) or reason or _meaning(source)
+            return OnnxFacts(ports, task, reason, labels, size, why, source.input)
         if task == metadata.task:
             break
     return tried[0]
@@ -91,6 +94,24 @@ def _tasks(model: ir.Model, metadata: FileMetadata) -> Iterator[tuple[str, str]]
     yield "classification", "a guess: one output [N, classes]; or embedding"
     yield "embedding", "a guess: one output of floats"
     yield "raw", "no decoder reads these outputs; raw reports them as they are"
+
+
+def _choice(source: OnnxSource, task: str, reason: str) -> str | None:
+    """Return the reason for a guessed task where it leaves out outputs or the number's meaning; None elsewhere."""
+    if not reason.startswith("a guess: one output"):
+        return None
+    decode, outputs = source.decode, source.model.graph.outputs
+    read = decode.output if isinstance(decode, SegmentationDecode) else outputs[0].name
+    others = f"{_plain_name(read)} is read, of {len(outputs)} outputs; model.outputs names another"
+    if isinstance(decode, ClassificationDecode) and decode.classes == 1 and decode.activation == "sigmoid":
+        return "a guess: one number as logit of yes; or raw, if it is an age" + (
+            f"; {others}" if len(outputs) > 1 else " or another quantity"
+        )
+    return f"a guess: {others}; or raw" if len(outputs) > 1 else None
+
+
+def _plain_name(name: str | None) -> str:
+    return (name or "?")[:40]
 
 
 def _meaning(source: OnnxSource) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
+from collections.abc import Iterator
 
 import onnx_ir as ir
 from onnxscript.optimizer import fold_constants
@@ -13,7 +15,7 @@ from ...errors import ModelError
 from ...memory_limit import limited_memory
 from ..passes.clean import may_fold
 
-__all__ = ["MOST_PIXELS", "MOST_VALUE_BYTES", "check_pixels", "check_value_sizes", "limited_memory"]
+__all__ = ["MOST_PIXELS", "MOST_VALUE_BYTES", "check_pixels", "check_value_sizes", "limited_memory", "quiet_inference"]
 
 MOST_VALUE_BYTES = 2 << 30
 """Maximum size in bytes of one value (input, output or intermediate tensor) of a graph, for one image."""
@@ -36,6 +38,21 @@ def check_pixels(size: tuple[int, int], where: str) -> None:
             f"{where}: input.size {list(size)} has {size[0] * size[1] / 1e6:,.0f} million pixels; at most"
             f" {MOST_PIXELS / 1e6:.1f} million are allowed (8K)"
         )
+
+
+@contextlib.contextmanager
+def quiet_inference() -> Iterator[None]:
+    """Silence the traceback that shape inference logs for a graph that it cannot follow, such as one with a Loop.
+
+    The graph's shapes then stay unknown. Whether gemel takes the graph is decided, and said, elsewhere.
+    """
+    logger = logging.getLogger("onnx_ir.passes.common.shape_inference")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def check_value_sizes(model: ir.Model, where: str) -> None:

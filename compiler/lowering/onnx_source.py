@@ -20,7 +20,7 @@ from ..recognition import Evidence, FileMetadata, MeasuredOutput, OutputWords, r
 from ..recognition.hugging_face import read_files_beside
 from .graph_ends import class_count, last_activation
 from .onnx_file import open_onnx, refuse_operators, weight_names
-from .onnx_limits import check_value_sizes
+from .onnx_limits import check_value_sizes, quiet_inference
 from .onnx_ports import ImagePort, adapt_input, base_input, find_image_port, noise_for, widen_outputs
 from .onnx_run import run_file, run_on_port
 
@@ -127,7 +127,8 @@ def _infer_shapes(model: ir.Model) -> None:
     for node in model.graph:
         for value in node.outputs:
             value.shape = None
-    ShapeInferencePass()(model)
+    with quiet_inference():
+        ShapeInferencePass()(model)
 
 
 def _decide_branches(model: ir.Model, port: ImagePort, weights: frozenset[str]) -> None:

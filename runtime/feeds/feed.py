@@ -69,7 +69,8 @@ class Feed:
         """Frames of the feed that are ready to be taken, oldest first."""
         self._wake = Condition()
         self._stop, self._pausing = Event(), Event()
-        self._done, self._live, self._depth = False, True, 1
+        self._done, self._live, self.depth = False, True, 1
+        """Maximum number of newest frames that a live feed holds."""
         self._limit: int | None = None
         self._began = 0.0
         """Time at which the feed's first picture was read, in seconds of the monotonic clock."""
@@ -124,7 +125,7 @@ class Feed:
         """
         if self._thread is not None:
             raise RuntimeError(f"feed {self.name!r} was started before")
-        self._wake, self._live, self._limit, self._depth = wake, live, limit, depth
+        self._wake, self._live, self._limit, self.depth = wake, live, limit, depth
         self._thread = Thread(target=self._run, name=f"feed-{self.name}", daemon=True)
         self._thread.start()
 
@@ -259,7 +260,7 @@ class Feed:
         frame = self._frame(image, moment, reader)
         with self._wake:
             if self._live:
-                if not self._stop.is_set() and len(self._box) == self._depth:
+                if not self._stop.is_set() and len(self._box) >= self.depth:
                     self.dropped += 1
                     self._box.popleft()
             else:

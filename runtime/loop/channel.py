@@ -65,10 +65,12 @@ class QueryState:
         self.channel.last.pop(self.name, None)
 
     def go_on(self, before: QueryState) -> None:
-        """Go on with the counts and the position that the query of this name and feed had before the run changed."""
-        self.handled, self.paused, self.counters = before.handled, before.paused, before.counters
-        # The new model deserves a try at once, even if the old one was given up.
-        self.counters.failures_in_a_row = 0
+        """Stay paused if the query of this name was paused before the run changed; keep its counts if its feed stayed."""
+        self.paused = before.paused
+        if before.channel.feed is self.channel.feed:
+            self.handled, self.counters = before.handled, before.counters
+            # The new model deserves a try at once, even if the old one was given up.
+            self.counters.failures_in_a_row = 0
 
     def fresh(self, most: int, oldest: float, *, live: bool) -> list[Frame]:
         """Return the frames that the query should take now, oldest first.
@@ -140,6 +142,8 @@ class Channel:
     """Frames of the feed that wait for its queries now, oldest first."""
     results: dict[int, dict[str, Result]] = field(default_factory=dict)
     """Frame index -> query -> result, for the frames of the feed that wait for its queries now."""
+    paused: bool = False
+    """Whether the user has paused the feed."""
     last: dict[str, Result] = field(default_factory=dict)
     """Query -> newest result of the query on a frame that no longer waits for queries of the feed."""
 
@@ -161,16 +165,26 @@ class Channel:
             ):
                 left += self._leave()
         while (live or len(self.frames) < self.depth) and (frame := self.feed.take()) is not None:
-            if len(self.frames) == self.depth:
+            # After a change of the run, there may be more frames than the channel holds now.
+            while len(self.frames) >= self.depth:
                 left += self._leave()
             self.frames.append(frame)
         return left
 
     def go_on(self, before: Channel) -> None:
-        """Go on with the waiting frames and the results of the same feed's channel from before a change of the run."""
-        self.frames.extend(before.frames)
-        self.results.update(before.results)
-        self.last.update(before.last)
+        """Stay paused if the feed of this name was paused before the run changed; keep the frames of the same feed."""
+        if before.paused:
+            self.pause(True)
+        if before.feed is self.feed:
+            self.feed.depth = self.depth
+            self.frames.extend(before.frames)
+            self.results.update(before.results)
+            self.last.update(before.last)
+
+    def pause(self, paused: bool) -> None:
+        """Pause or resume the feed. While a feed is paused, its source is closed."""
+        self.paused = paused
+        self.feed.pause(paused)
 
     def close(self) -> list[Left]:
         """Remove all waiting frames of the feed; return the frames that a query had processed, with their results."""

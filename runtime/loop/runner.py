@@ -125,13 +125,10 @@ class Runner:
         Raises:
             LookupError: there is no such query or feed.
         """
-        found = self._queries if kind == "queries" else self._channels
+        found: Mapping[str, QueryState | Channel] = self._queries if kind == "queries" else self._channels
         if name not in found:
             raise LookupError(f"{name!r} does not run; {kind} that do are {', '.join(found)}")
-        if kind == "queries":
-            self._queries[name].pause(paused)
-        else:
-            self._channels[name].feed.pause(paused)
+        found[name].pause(paused)
         _log.warning("%s: %s %s", name, "paused" if paused else "resumed", "by the user")
 
     def halt(self) -> None:
@@ -222,11 +219,11 @@ class Runner:
         depths = swapping.depths(queries) if self._live else deepest_turns(queries, self._conductor.plan.batches)
         channels = {name: Channel(feeds[name], depth) for name, depth in depths.items()}
         for name, channel in channels.items():
-            if (before := self._channels.get(name)) is not None and before.feed is channel.feed:
+            if (before := self._channels.get(name)) is not None:
                 channel.go_on(before)
         states = {name: QueryState(name, channels[feed]) for name, feed in queries.items()}
         for name, state in states.items():
-            if (known := self._queries.get(name)) is not None and known.channel.feed is state.channel.feed:
+            if (known := self._queries.get(name)) is not None:
                 state.go_on(known)
             state.channel.queries.append(state)
         self._channels, self._queries = channels, states

@@ -119,6 +119,22 @@ def test_a_file_that_the_compiler_refuses(init: Call, tmp_path: Path) -> None:
     assert load_workload("workload.yaml").queries[0].task == "detection"
 
 
+@pytest.mark.parametrize(
+    ("outputs", "comment"),
+    [
+        ([("age", [1, 1])], "a guess: one number as logit of yes; or raw, if it is an age or another quantity"),
+        ([("gender", [1, 2]), ("mood", [1, 7])], "a guess: gender is read, of 2 outputs; model.outputs names another"),
+        ([("a", [1, 3, 8, 8]), ("b", [1, 4, 8, 8])], "a guess: a is read, of 2 outputs; model.outputs names another"),
+    ],
+)
+def test_a_guess_says_what_it_leaves_out(
+    init: Call, tmp_path: Path, outputs: list[tuple[str, list[int | str]]], comment: str
+) -> None:
+    write_onnx(tmp_path / "m.onnx", *outputs)
+    assert init("m.onnx")[0] == 0
+    assert comment in Path("workload.yaml").read_text()
+
+
 def test_names_that_are_no_yaml(init: Call, tmp_path: Path) -> None:
     metadata = {"names": "['no', 'a: b', '\\n', '#']", "task": "classify"}
     write_onnx(tmp_path / "a: #.onnx", ("x\n  evil: 1", [1, 2]), metadata=metadata)

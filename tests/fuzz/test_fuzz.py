@@ -1,4 +1,4 @@
-"""Some changed manifests, workloads, device caches and HTTP requests in every test run; tools/fuzz.py takes many more."""
+"""Some changed manifests, workloads, caches and HTTP requests in every test run; tools/fuzz.py takes many more."""
 
 from __future__ import annotations
 

@@ -2,49 +2,28 @@
 
 from __future__ import annotations
 
-import http.client
 import json
+import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
-from time import monotonic, sleep
+from time import sleep
 from typing import Any
 
 import pytest
-from helpers import query, save, write_video
-from tiny_models import tiny
+from helpers import write_video
+from reloads import FPS, Run, compiled
 
 from gemel.bundles.reader import open_bundle
-from gemel.compiler import compile_workload
-from gemel.frames.frame import Frame
+from gemel.errors import BackendError
+from gemel.runtime.backends.prepare_apart import prepare_apart
 from gemel.runtime.decode.results import Result
-from gemel.runtime.loop.summary import Summary
-from gemel.runtime.run import RunOptions, run_bundle
-from gemel.runtime.service.run_service import ServiceOptions
-from gemel.runtime.sinks import Sink
-from gemel.workload import load_workload
+from gemel.runtime.loop import running_bundle
 
 pytest.importorskip("prometheus_client", reason="needs prometheus-client (the extra service)")
 NAMES = "abcde"
-FPS = 25
-
-
-def compiled(folder: Path, names: str, changed: str = "", feeds: Mapping[str, Any] | None = None) -> Path:
-    """Compile a bundle of queries with a model each, of which a and b have equal kernels; return its folder."""
-    folder.mkdir(exist_ok=True)
-    first = tiny(0)
-    for name in names:
-        alike = first if name in "ab" and name not in changed else None
-        save(tiny(ord(name) + 100 * (name in changed), kernels_of=alike), folder / f"{name}.safetensors")
-    document = {
-        "schema_version": "1",
-        "feeds": feeds or {"yard": {"source": str(folder.parent / "yard.mp4"), "fps": FPS, "loop": True}},
-        "queries": [query(name) for name in names],
-    }
-    (folder / "workload.yaml").write_text(json.dumps(document))
-    return compile_workload(load_workload(folder / "workload.yaml"), folder / "bundle").path
 
 
 @pytest.fixture(scope="module")
@@ -57,74 +36,6 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "second": compiled(folder / "second", NAMES, changed="e"),
         "third": compiled(folder / "third", "bcdef"),
     }
-
-
-class Recorder(Sink):
-    """Sink that notes which frames each query answered, and with what."""
-
-    pixels, queued = False, False
-
-    def __init__(self) -> None:
-        self.answers: dict[str, list[tuple[int, Result]]] = {}
-        self.errors: list[str] = []
-
-    def on_result(self, query: str, frame: Frame, result: Result, latency_ms: float) -> None:
-        self.answers.setdefault(query, []).append((frame.index, result))
-
-    def on_error(self, query: str, frame: Frame, message: str) -> None:
-        self.errors.append(message)
-
-    def count(self, query: str) -> int:
-        return len(self.answers.get(query, ()))
-
-
-class Run:
-    """Run of a bundle on a thread of its own, with an HTTP server."""
-
-    def __init__(self, bundle: Path, **options: Any) -> None:
-        self.sink, self.stop, self.reload = Recorder(), Event(), Event()
-        url: Future[str] = Future()
-        service = ServiceOptions(port=0, listening=url.set_result)
-        self._pool = ThreadPoolExecutor(1)
-        self._summary = self._pool.submit(
-            lambda: run_bundle(
-                open_bundle(bundle),
-                RunOptions(threads=1, service=service, **options),
-                sinks=[self.sink],
-                stop=self.stop,
-                reload=self.reload,
-            )
-        )
-        self.port = int(url.result(60).rpartition(":")[2])
-        self.wait(lambda: self.ask("GET", "/readyz")[0] == 200)
-
-    def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
-        link.request(method, path, None if body is None else json.dumps(body))
-        answer = link.getresponse()
-        return answer.status, json.loads(answer.read())
-
-    @property
-    def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.ask("GET", "/status")[1]
-        return found
-
-    def wait(self, condition: Callable[[], bool]) -> None:
-        ends = monotonic() + 60
-        while not condition():
-            assert monotonic() < ends and not self._summary.done()
-            sleep(0.02)
-
-    def wait_for(self, query: str, more: int = 5) -> None:
-        """Wait until a query has answered some more frames."""
-        before = self.sink.count(query)
-        self.wait(lambda: self.sink.count(query) >= before + more)
-
-    def end(self) -> Summary:
-        self.stop.set()
-        summary = self._summary.result(60)
-        self._pool.shutdown()
-        return summary
 
 
 @pytest.fixture
@@ -164,7 +75,8 @@ def test_one_of_five_models_is_exchanged(run: Callable[..., Run], bundles: dict[
         frames = [index for index, _ in box.sink.answers[name]]
         assert frames == sorted(set(frames))
         # A looping clip of 50 frames: the same frame has the same answer before and after, but for the new model.
-        first, second = ({}, {})  # type: dict[int, Result], dict[int, Result]
+        first: dict[int, Result] = {}
+        second: dict[int, Result] = {}
         for number, (index, result) in enumerate(box.sink.answers[name]):
             (first if number < answered[name] else second)[index % 50] = result
         common = first.keys() & second.keys()
@@ -309,3 +221,68 @@ def test_an_offline_run_cannot_be_changed(run: Callable[..., Run], bundles: dict
     for path in ("/reload", "/queries/a/pause"):
         code, answer = box.ask("POST", path)
         assert code == 400 and answer["error"] == "an offline run cannot be changed"
+
+
+def test_a_signal_waits_for_another_reload(
+    run: Callable[..., Run], bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = run(bundles["first"])
+    entered, go_on = Event(), Event()
+
+    def prepare_slowly(*_: object) -> None:
+        entered.set()
+        assert go_on.wait(60)
+
+    monkeypatch.setattr(running_bundle, "prepare_apart", prepare_slowly)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(box.ask, "POST", "/reload", {"bundle": str(bundles["second"])})
+        assert entered.wait(60)
+        box.reload.set()
+        box.wait(lambda: not box.reload.is_set())
+        sleep(0.1)
+        assert box.ask("POST", "/reload") == (400, {"error": "another reload is going on"})
+        go_on.set()
+        assert first.result(60)[0] == 200
+    box.wait(lambda: box.status["reloads"]["done"] == 2)
+    assert box.status["bundle"] == str(bundles["second"])
+
+
+def test_the_end_of_the_run_gives_a_reload_up(
+    run: Callable[..., Run], bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    entered = Event()
+
+    def prepare_for_ever(bundle: object, backend: str, over: Callable[[], bool]) -> None:
+        entered.set()
+        while not over():
+            sleep(0.01)
+        raise BackendError("the run has ended")
+
+    monkeypatch.setattr(running_bundle, "prepare_apart", prepare_for_ever)
+    box = run(bundles["first"])
+    box.reload.set()
+    assert entered.wait(60)
+    with caplog.at_level(logging.WARNING, "gemel"):
+        assert not box.end().failures
+    assert f"reload: {bundles['first']} is given up, because the run ends" in caplog.text
+    assert "runs on" not in caplog.text
+
+
+def test_a_cache_that_is_no_longer_wanted_is_given_up(bundles: dict[str, Path], tmp_path: Path) -> None:
+    here = Path(shutil.copytree(bundles["first"], tmp_path / "bundle"))
+    shutil.rmtree(here / "device-cache", ignore_errors=True)
+    with pytest.raises(BackendError, match="no longer prepared, because the run has ended"):
+        prepare_apart(open_bundle(here), "ort-cpu", lambda: True)
+
+
+def test_another_backend_needs_a_new_start(
+    run: Callable[..., Run], bundles: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = Path(shutil.copytree(bundles["second"], tmp_path / "other"))
+    document = json.loads((other / "manifest.json").read_text())
+    document["device"]["backend"] = "ort-cuda"
+    (other / "manifest.json").write_text(json.dumps(document))
+    box = run(bundles["first"])
+    assert box.ask("POST", "/reload", {"bundle": str(other)})[0] == 200
+    assert box.status["backend"] == "ort-cpu"
+    assert "the bundle names the backend ort-cuda; the run stays on ort-cpu" in caplog.text

@@ -85,10 +85,9 @@ def _instances(name: str, part: Literal["masks", "keypoints"], head: str) -> Cas
         head: layer with the masks or keypoints.
     """
     factory = getattr(torchvision.models.detection, name)
-    given = {"weights": None, "weights_backbone": None} | REGION_ARGS
-    if part == "keypoints":
-        # A keypoint is the highest place of a map. In thousands of maps of noise, two places may differ by rounding.
-        given |= {"box_detections_per_img": 5}
+    # A mask's box is cut to whole pixels, and a keypoint is the highest place of a map. With thousands of random boxes
+    # and maps, rounding moves some by a pixel, or to another place.
+    given = {"weights": None, "weights_backbone": None, "box_detections_per_img": 5} | REGION_ARGS
     # Most of a box is its object, as after training. Masks of noise are all edge, and shift with the rounding of boxes.
     heads = {"roi_heads.box_predictor.cls_score": (0.0, 2.0), head: (2.0, 1.0) if part == "masks" else (0.0, 2.0)}
 

@@ -197,7 +197,7 @@ CASES = (
     _detector("retinanet_resnet50_fpn", {"head.classification_head.cls_logits": (-6, 1.5)}, _SIZE),
     _detector(
         "fcos_resnet50_fpn",
-        {"head.classification_head.cls_logits": (-5.5, 1), "head.regression_head.bbox_reg": (2, 0.3)},
+        {"head.classification_head.cls_logits": (-6.7, 1), "head.regression_head.bbox_reg": (2, 0.3)},
         _SIZE,
     ),
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
 from onnx_graphs import N, tensor, weight, write_graph
 
 from gemel.compiler.lowering.onnx_limits import check_pixels, limited_memory
@@ -102,6 +103,31 @@ def test_shapes_that_the_image_decides_meet_the_limit_of_a_run(tmp_path: Path) -
     path = write_graph(tmp_path / "m.onnx", nodes, constants, outputs={"y": []})
     with pytest.raises(ModelError, match=r"m\.onnx: does not run on an image of shape \[1, 3, 16, 16\]"):
         read_onnx(path, "raw", Input())
+
+
+def test_shape_inference_that_fails_logs_no_traceback(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    body = helper.make_graph(
+        [N("Identity", ["on"], ["on_out"]), N("Identity", ["image"], ["state_out"])],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("state", TensorProto.INT64, None),
+        ],
+        [
+            helper.make_tensor_value_info("on_out", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("state_out", TensorProto.FLOAT, None),
+        ],
+    )
+    path = write_graph(
+        tmp_path / "loop.onnx",
+        [N("Loop", ["count", "", "start"], ["out"], body=body)],
+        [tensor("count", np.array(2)), tensor("start", np.array(0))],
+        outputs={"out": [1, 3, 16, 16]},
+    )
+    with pytest.raises(ModelError, match="Loop"):
+        read_onnx(path, "raw", Input())
+    assert not caplog.records
 
 
 def test_the_limit_of_a_run_ends_with_it() -> None:

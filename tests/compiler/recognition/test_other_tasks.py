@@ -77,6 +77,29 @@ def test_the_output_with_as_many_values_as_labels_is_taken() -> None:
     assert found.first == "scores"
 
 
+def test_scores_of_the_best_classes_are_no_scores_of_all() -> None:
+    best = of(1, 3, name="probabilities", activation="softmax")
+    with pytest.raises(ModelError, match=r"task classification with outputs n int64 \[1, 3\], probabilities"):
+        recognise("classification", numbers(1, 3, classes=9), best)
+    with pytest.raises(ModelError, match="no decoder for task embedding"):
+        recognise("embedding", numbers(1, 3, classes=9), best)
+    found = recognise("classification", of(1, 1, activation="sigmoid"), numbers(1, 1, classes=9))
+    assert isinstance(found.decode, ClassificationDecode)
+    assert (found.first, found.decode.class_numbers, found.decode.classes) == ("n", True, 9)
+    # Whether each of all classes is there, beside the classes' scores.
+    assert recognise("classification", of(1, 3), numbers(1, 3)).first == "o"
+
+
+def test_a_vector_of_length_1_is_an_embedding_unless_the_workload_says_more() -> None:
+    values = of(1, 16).values
+    vector = MeasuredOutput("v", values / np.linalg.norm(values))
+    with pytest.raises(ModelError, match="no decoder for task classification"):
+        recognise("classification", vector)
+    assert recognise("classification", vector, activation="softmax").first == "v"
+    assert recognise("classification", vector, labels=[str(each) for each in range(16)]).first == "v"
+    assert recognise("embedding", vector).first == "v"
+
+
 def test_embedding_of_several_feature_maps_is_the_deepest() -> None:
     maps = [of(1, 8, 16, 16, name="stem"), of(1, 32, 2, 2, name="deep"), of(1, 64, 2, 2, name="last"), of(1, 8, 4, 4)]
     assert recognise("embedding", *maps).first == "last"

@@ -303,3 +303,28 @@ def test_a_frame_leaves_once_and_in_order_if_a_query_processed_it(
         assert taken == sorted(set(taken))
         if not live:
             assert taken == list(range(query.handled + 1))
+
+
+def test_after_a_change_of_the_run_no_more_frames_wait_than_the_new_depth() -> None:
+    box, before, _ = make(depth=8)
+    box.deliver(6)
+    before.advance(live=True)
+    after = Channel(box, 1)
+    after.queries.append(QueryState("a", after))
+    after.go_on(before)
+    box.deliver(2)
+    after.advance(live=True)
+    assert indices(list(after.frames)) == [7] and box.depth == 1
+
+
+def test_a_pause_outlives_a_change_of_the_feed() -> None:
+    _, before, (query,) = make()
+    query.pause(True)
+    before.pause(True)
+    query.counters.processed = 5
+    _, after, (other,) = make()
+    other.go_on(query)
+    after.go_on(before)
+    assert other.paused and after.paused and after.feed._pausing.is_set()
+    # The frames of another feed are counted from 0.
+    assert other.counters.processed == 0

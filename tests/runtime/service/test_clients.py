@@ -18,8 +18,8 @@ from gemel.runtime.service.status import RunStatus
 from gemel.runtime.sinks.run_queries import RunQueries
 
 pytest.importorskip("prometheus_client", reason="needs prometheus-client (the extra service)")
-from gemel.runtime.service import server  # noqa: E402
-from gemel.runtime.service.metrics import RunMetrics  # noqa: E402
+from gemel.runtime.service import server
+from gemel.runtime.service.metrics import RunMetrics
 
 
 @pytest.fixture
