@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from textwrap import fill
 from typing import Any
 
+import no_telemetry  # noqa: F401
 import onnxruntime
 import torch
 from coverage_cases.case import Case

@@ -65,7 +65,7 @@ class QueryState:
         self.channel.last.pop(self.name, None)
 
     def go_on(self, before: QueryState) -> None:
-        """Stay paused if the query of this name was paused before the run changed; keep its counts if its feed stayed."""
+        """Stay paused if the query of this name was paused before the run changed; keep counts if the feed stayed."""
         self.paused = before.paused
         if before.channel.feed is self.channel.feed:
             self.handled, self.counters = before.handled, before.counters
