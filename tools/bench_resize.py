@@ -18,6 +18,7 @@ from statistics import median
 
 import av
 import cv2
+import no_telemetry  # noqa: F401
 import numpy as np
 import onnxruntime as ort
 from av.video.reformatter import Interpolation

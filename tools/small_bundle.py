@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from gemel.compiler import compile_workload
 from gemel.workload import load_workload
 
-__all__ = ["QUERIES", "make_small_bundle", "write_video", "write_workload"]
+__all__ = ["QUERIES", "make_small_bundle", "write_model", "write_video", "write_workload"]
 
 QUERIES = ("people", "cars", "bikes")
 """Queries of the bundle. The third has the model of the first, on another feed."""
@@ -35,7 +35,7 @@ def write_workload(folder: Path, *, seconds: int = 2) -> Path:
     """Write models, a video and a workload into a folder; return the path of the workload."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, seed in _SEED.items():
-        _write_model(folder / f"{name}.onnx", seed)
+        write_model(folder / f"{name}.onnx", seed)
     write_video(folder / "street.mp4", seconds)
     feed = {"source": "street.mp4", "fps": 10, "loop": True}
     queries = [_query("people", "yard"), _query("cars", "yard"), {**_query("people", "gate"), "name": "bikes"}]
@@ -58,7 +58,7 @@ def _query(name: str, feed: str) -> dict[str, object]:
     }
 
 
-def _write_model(path: Path, seed: int) -> None:
+def write_model(path: Path, seed: int) -> None:
     """Write a classifier of three classes. All classifiers have the same convolutions, and a head of their own."""
     shared, own = np.random.default_rng(99), np.random.default_rng(seed)
     weights = {

@@ -44,7 +44,7 @@ _HEADS: dict[str, tuple[tuple[str, tuple[float, float]], ...]] = {
     "LibrePICODET": (("head.gfl_cls", (-6.5, 0.6)),),
     "LibreRTMDet": (("head.rtm_cls", (-8.2, 0.6)), ("head.rtm_reg", (4, 0.5))),
     "LibrePPYOLOE": (("head.pred_cls", (-12.5, 0.6)), ("head.pred_reg", (0, 1))),
-    "LibreYOLONAS": (("heads", (-4.2, 2.4)),),
+    "LibreYOLONAS": (("heads", (-6.5, 2.4)),),
 }
 """Model -> prefixes of the names of its last layers, each with the mean and standard deviation wanted for their
 outputs."""
