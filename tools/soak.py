@@ -219,7 +219,7 @@ def main() -> int:
             Server([sys.executable, "-c", _RECEIVER, str(web), str(folder / "webhook")], _UP_S, _DOWN_S),
         ]
         outputs: list[dict[str, Any]] = [
-            {"jsonl": {"path": str(folder / "results" / "results.jsonl"), "rotate": "1MB"}},
+            {"jsonl": {"path": str(folder / "results" / "results.jsonl"), "rotate": {"size": "1MB", "keep": 1000}}},
             {"webhook": {"url": f"http://127.0.0.1:{web}/in"}},
             {"video": {"folder": str(folder / "videos"), "segment": "10s", "keep": "50MB"}},
         ]
