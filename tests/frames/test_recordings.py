@@ -6,12 +6,12 @@ import os
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from threading import Condition
 
 import av
 import numpy as np
 import pytest
 from cameras import moving
+from take_frames import drain
 
 from gemel.errors import FeedError
 from gemel.frames.frame import Frame
@@ -19,7 +19,6 @@ from gemel.frames.source import resolve
 from gemel.runtime.feeds import Feed
 
 COUNT, FPS = 30, 10
-LONG_S = 30.0
 QUIET = {"x265-params": "log-level=none"}
 
 
@@ -71,17 +70,8 @@ def write(
 
 def play(path: Path, *, live: bool = False) -> tuple[list[Frame], Feed]:
     """Return all frames of a recording, and its feed, which has ended."""
-    feed, wake, frames = Feed("yard", resolve("yard", str(path))), Condition(), []
-    feed.start(wake, live=live)
-    with wake:
-        while not feed.finished:
-            frame = feed.take()
-            if frame is not None:
-                frames.append(frame)
-            else:
-                assert wake.wait(LONG_S)
-    feed.join(LONG_S)
-    return frames, feed
+    feed = Feed("yard", resolve("yard", str(path)))
+    return drain(feed, live=live), feed
 
 
 def times(frames: list[Frame]) -> list[float]:

@@ -10,15 +10,14 @@ from typing import Any
 
 import pytest
 from cameras import HttpCamera, RtspCamera, Sending, encoded, jpeg
+from take_frames import LONG_S, take_until
 
 from gemel.frames.frame import Frame
 from gemel.frames.settings import ReadSettings
 from gemel.frames.source import resolve
 from gemel.frames.stream_decoder import StreamDecoder
 from gemel.runtime.feeds import Backoff, Feed
-from gemel.runtime.loop.summary import FeedStats
 
-LONG_S = 30.0
 SOON = Backoff(first=0.01, limit=0.04)
 FAST = Sending(fps=50)
 
@@ -26,25 +25,6 @@ FAST = Sending(fps=50)
 def open_feed(url: str, *, fps: float | None = None, **settings: Any) -> Feed:
     source = resolve("gate", url, fps=fps, settings=ReadSettings(**settings))
     return Feed("gate", source, fps=fps, backoff=SOON)
-
-
-def take_until(feed: Feed, enough: Callable[[list[Frame]], bool]) -> list[Frame]:
-    """Start a feed, take frames until ``enough`` returns true, and stop the feed."""
-    frames: list[Frame] = []
-    wake, end = Condition(), time.monotonic() + LONG_S
-    feed.start(wake, live=True)
-    while not enough(frames):
-        assert time.monotonic() < end, (FeedStats.of(feed), [frame.time for frame in frames])
-        with wake:
-            wake.wait(0.01)
-        frame = feed.take()
-        if frame is not None:
-            frames.append(frame)
-    feed.stop()
-    feed.join(LONG_S)
-    stats = FeedStats.of(feed)
-    assert stats.captured == stats.delivered + stats.corrupt + stats.withheld + stats.behind
-    return frames
 
 
 def at_least(count: int) -> Callable[[list[Frame]], bool]:

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from take_frames import LONG_S, drain
 
 from gemel.errors import FeedError, InputError
 from gemel.frames.frame import Frame
@@ -29,7 +30,6 @@ from gemel.runtime.feeds import Backoff, Feed
 from gemel.runtime.feeds.pacing import Decimator, Timeline
 
 SOON = Backoff(first=0.001, limit=0.004)
-LONG_S = 30.0
 
 
 def write_video(path: Path, frames: int = 30, *, fps: int = 30, codec: str = "mpeg4", size: int = 96) -> Path:
@@ -51,22 +51,6 @@ def truncate(path: Path, share: float) -> Path:
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
     return path
-
-
-def drain(feed: Feed, *, live: bool = False, limit: int | None = None) -> list[Frame]:
-    """Start a feed, and take all its frames."""
-    wake = Condition()
-    feed.start(wake, live=live, limit=limit)
-    frames = []
-    with wake:
-        while not feed.finished:
-            frame = feed.take()
-            if frame is not None:
-                frames.append(frame)
-            else:
-                assert wake.wait(LONG_S)
-    feed.join(LONG_S)
-    return frames
 
 
 def video_feed(path: Path, *, fps: float | None = None, loop: bool = False) -> Feed:

@@ -5,46 +5,18 @@ from __future__ import annotations
 import http.server
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from threading import Condition
-from typing import Any
 
 import av
 import numpy as np
 import pytest
 from cameras import HttpCamera, Sending, jpeg
+from take_frames import LONG_S, fails, watch
 
 from gemel.errors import FeedError
-from gemel.frames.frame import Frame
 from gemel.frames.settings import ReadSettings
 from gemel.frames.source import resolve
-from gemel.runtime.feeds import Backoff, Feed
-
-LONG_S = 30.0
-
-
-def watch(url: str, enough: Callable[[Feed, list[Frame]], bool], **settings: Any) -> tuple[Feed, list[Frame]]:
-    """Read a source until ``enough`` returns true, and return its feed, which is stopped, and the frames."""
-    feed = Feed("gate", resolve("gate", url, settings=ReadSettings(**settings)), backoff=Backoff(0.01, 0.04))
-    frames: list[Frame] = []
-    wake, end = Condition(), time.monotonic() + LONG_S
-    feed.start(wake)
-    while not enough(feed, frames):
-        assert time.monotonic() < end, (feed.error, feed.delivered)
-        with wake:
-            wake.wait(0.01)
-        frame = feed.take()
-        if frame is not None:
-            frames.append(frame)
-    feed.stop()
-    feed.join(LONG_S)
-    return feed, frames
-
-
-def fails(feed: Feed, frames: list[Frame]) -> bool:
-    return feed.counts.restarts >= 2
 
 
 def test_a_camera_that_closes_the_connection() -> None:

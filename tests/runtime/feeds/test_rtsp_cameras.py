@@ -3,49 +3,23 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable
-from threading import Condition
 from typing import Any
 
 import pytest
 from cameras import RtspCamera, Sending, Unit, encoded
+from take_frames import fails, watch
 
 from gemel.frames import stream_decoder
 from gemel.frames.frame import Frame
-from gemel.frames.settings import ReadSettings
-from gemel.frames.source import resolve
-from gemel.runtime.feeds import Backoff, Feed
+from gemel.runtime.feeds import Feed
 
-LONG_S = 30.0
 FAST = Sending(fps=60)
 H265 = {"codec": "libx265", "options": "x265-params=log-level=none:bframes=0:keyint=10:repeat-headers=1"}
 
 
-def watch(url: str, enough: Callable[[Feed, list[Frame]], bool], **settings: Any) -> tuple[Feed, list[Frame]]:
-    """Read a camera until ``enough`` returns true, and return its feed, which is stopped, and the frames."""
-    feed = Feed("gate", resolve("gate", url, settings=ReadSettings(**settings)), backoff=Backoff(0.01, 0.04))
-    frames: list[Frame] = []
-    wake, end = Condition(), time.monotonic() + LONG_S
-    feed.start(wake)
-    while not enough(feed, frames):
-        assert time.monotonic() < end, (feed.error, feed.delivered)
-        with wake:
-            wake.wait(0.01)
-        frame = feed.take()
-        if frame is not None:
-            frames.append(frame)
-    feed.stop()
-    feed.join(LONG_S)
-    return feed, frames
-
-
 def delivers(count: int) -> Callable[[Feed, list[Frame]], bool]:
     return lambda feed, frames: feed.delivered >= count and bool(frames)
-
-
-def fails(feed: Feed, frames: list[Frame]) -> bool:
-    return feed.counts.restarts >= 2
 
 
 @pytest.mark.parametrize(
