@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf import message as google_message
 from numpy.typing import NDArray
 
 from ..errors import BackendError
@@ -24,6 +25,7 @@ __all__ = [
     "TensorProto",
     "ValueInfoProto",
     "dtype_name",
+    "external_locations",
     "make_tensor",
     "tensor_array",
 ]
@@ -94,9 +96,34 @@ _FIELDS: dict[str, dict[str, tuple[int, str, bool]]] = {
 """Name of each protobuf message -> name of a field -> (field number, type, whether the field is repeated)."""
 
 
-def _messages() -> dict[str, Message]:
-    file = descriptor_pb2.FileDescriptorProto(name="gemel/onnx_wire.proto", package="gemel.wire", syntax="proto2")
-    for message, fields in _FIELDS.items():
+_PLACES: dict[str, dict[str, tuple[int, str, bool]]] = {
+    "ModelProto": {"graph": (7, "GraphProto", False), "functions": (25, "GraphOfFunction", True)},
+    "GraphOfFunction": {"node": (7, "NodeProto", True)},
+    "GraphProto": {
+        "node": (1, "NodeProto", True),
+        "initializer": (5, "TensorProto", True),
+        "sparse_initializer": (15, "SparseTensorProto", True),
+    },
+    "NodeProto": {"attribute": (5, "AttributeProto", True)},
+    "AttributeProto": {
+        "t": (5, "TensorProto", False),
+        "g": (6, "GraphProto", False),
+        "tensors": (10, "TensorProto", True),
+        "graphs": (11, "GraphProto", True),
+        "sparse_tensor": (22, "SparseTensorProto", False),
+        "sparse_tensors": (23, "SparseTensorProto", True),
+    },
+    "SparseTensorProto": {"values": (1, "TensorProto", False), "indices": (2, "TensorProto", False)},
+    "TensorProto": {"external_data": (13, "StringStringEntryProto", True)},
+    "StringStringEntryProto": {"key": (1, "string", False), "value": (2, "string", False)},
+}
+"""Fields, as in ``_FIELDS``, through which a model refers to a file, wherever the format allows a tensor."""
+
+
+def _messages(package: str, described: dict[str, dict[str, tuple[int, str, bool]]]) -> dict[str, Message]:
+    """Return name -> class of the messages that a table such as ``_FIELDS`` describes."""
+    file = descriptor_pb2.FileDescriptorProto(name=f"{package}.proto", package=package, syntax="proto2")
+    for message, fields in described.items():
         entry = file.message_type.add(name=message)
         for name, (number, kind, repeated) in fields.items():
             field = entry.field.add(name=name, number=number, label=3 if repeated else 1)
@@ -107,13 +134,15 @@ def _messages() -> dict[str, Message]:
                 packed = repeated and message != "AttributeProto"
                 field.options.packed = packed and kind not in ("string", "bytes")
             else:
-                field.type, field.type_name = 11, f".gemel.wire.{kind}"  # type: ignore[assignment]
+                field.type, field.type_name = 11, f".{package}.{kind}"  # type: ignore[assignment]
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"gemel.wire.{name}")) for name in _FIELDS}
+    types = {name: pool.FindMessageTypeByName(f"{package}.{name}") for name in described}
+    return {name: message_factory.GetMessageClass(kind) for name, kind in types.items()}
 
 
-_CLASSES = _messages()
+_CLASSES = _messages("gemel.wire", _FIELDS)
+_PlacesOfModel = _messages("gemel.places", _PLACES)["ModelProto"]
 ModelProto = _CLASSES["ModelProto"]
 NodeProto = _CLASSES["NodeProto"]
 TensorProto = _CLASSES["TensorProto"]
@@ -139,6 +168,28 @@ DTYPES: dict[int, np.dtype[Any]] = {
 def dtype_name(data_type: int) -> str:
     """Return NumPy's name of a TensorProto.DataType number, such as ``float32`` for 1."""
     return str(DTYPES[data_type].name)
+
+
+def external_locations(data: bytes) -> set[str]:
+    """Return the files in which tensors of a serialised ONNX model lie, as the model names them.
+
+    Tensors of subgraphs, functions, attributes and sparse tensors count too.
+
+    Raises:
+        google.protobuf.message.DecodeError: the bytes are no ONNX model.
+    """
+    model = _PlacesOfModel()
+    model.ParseFromString(data)
+    found: set[str] = set()
+    messages = [model]
+    while messages:
+        message = messages.pop()
+        for field, value in message.ListFields():
+            if field.name == "external_data":
+                found.update(entry.value for entry in value if entry.key == "location")
+            else:
+                messages.extend([value] if isinstance(value, google_message.Message) else value)
+    return found
 
 
 def make_tensor(name: str, array: NDArray[Any]) -> Message:

@@ -43,7 +43,7 @@ def status_command(
 ) -> None:
     """Show what a running gemel-run does: queries, feeds, memory, outputs and the last reload.
 
-    [dim]gemel status --port 9100[/dim]
+    [dim]gemel status --port 9464[/dim]
     """
     from .status_tables import status_tables
 
@@ -65,7 +65,7 @@ def reload_command(
 ) -> None:
     """Have a running gemel-run go on with another bundle, while its cameras run on.
 
-    [dim]gemel reload new-bundle/ --port 9100[/dim]
+    [dim]gemel reload new-bundle/ --port 9464[/dim]
     """
     body = {} if bundle is None else {"bundle": str(bundle.resolve())}
     expected = ("bundle", "seconds", "queries")
@@ -88,7 +88,7 @@ def pause_command(
 ) -> None:
     """Have a running gemel-run leave out a query, or close a camera, until it is resumed.
 
-    [dim]gemel pause gate --feed --port 9100[/dim]
+    [dim]gemel pause gate --feed --port 9464[/dim]
     """
     _pause(name, feed, "pause", host, port, token_file)
 
@@ -103,7 +103,7 @@ def resume_command(
 ) -> None:
     """Have a running gemel-run go on with a query or camera that was paused.
 
-    [dim]gemel resume gate --feed --port 9100[/dim]
+    [dim]gemel resume gate --feed --port 9464[/dim]
     """
     _pause(name, feed, "resume", host, port, token_file)
 

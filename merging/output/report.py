@@ -69,7 +69,7 @@ class Reporter:
 
 
 def _query_reports(subjects: Mapping[str, Subject], found: Found) -> Iterator[tuple[str, QueryReport]]:
-    """Yield name and report of each query. A query whose model shares nothing is reported at its original accuracy."""
+    """Yield each query's name and report. A query whose model shares no weights gets its original accuracy."""
     for name, subject in subjects.items():
         for held in subject.held:
             merged = name in found.sharing.models

@@ -52,7 +52,7 @@ class DecodedTask:
         return torch.stack(parts).mean()
 
     def learns_from(self, images: Images) -> bool:
-        """Return False: models without a task of their own learn from the original model; labels just judge them."""
+        """Return False: these models are trained towards the original model's outputs; labels only judge."""
         return False
 
     def loss(self, outputs: Outputs, images: Images, indices: Tensor, mirrored: bool) -> Tensor:
@@ -150,5 +150,5 @@ def _best_class(answer: Result) -> int | None:
 
 
 def _no_stage(name: str, inputs: object) -> NoReturn:
-    """Raise AssertionError: models with stages behind ``main`` cannot be judged while merging, and never come here."""
+    """Raise AssertionError: models with stages behind ``main`` are refused before, so no judge asks for a stage."""
     raise AssertionError(f"a model of one stage asks for stage {name}")

@@ -9,7 +9,8 @@ from typing import Any, Generic, TypeVar
 
 from ...bundles.reader import Bundle
 from ...errors import BackendError
-from ..memory.arena import Arena, ArenaStats
+from ..memory.arena import Arena
+from ..memory.arena_stats import ArenaStats
 from .protocol import Backend
 
 __all__ = ["ArenaBackend"]

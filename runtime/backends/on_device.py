@@ -19,7 +19,7 @@ from ...errors import BackendError, GemelError, first_line
 from ..device import Device, DeviceArray, Stream
 from ..device_cache import folder_for
 from ..engines.executables import NoRoomError
-from ..memory.arena import ArenaStats
+from ..memory.arena_stats import ArenaStats
 from ..memory.device_arena import DeviceArena
 from ..memory.loading import Loading
 from .arena_backend import ArenaBackend

@@ -15,7 +15,7 @@ from ...bundles.blob import footprint
 from ...bundles.reader import Bundle
 from ...bundles.verified import forget_verified
 from ...errors import BackendError, first_line
-from ..memory.arena import ArenaStats
+from ..memory.arena_stats import ArenaStats
 from ..memory.host_arena import HostArena
 from ..memory.loading import WARM, Loading
 from ..memory.mapped_blob import MappedBlob
@@ -136,6 +136,8 @@ class OrtCpu(ArenaBackend[HostArena]):
     def take_over(self, before: Backend) -> None:
         if isinstance(before, OrtCpu):
             self.arena.take_over(before.arena)
+        # Private copies of weights that only the previous backend needed must not stay in memory.
+        self._known.clear()
 
     @property
     def kept_bytes(self) -> int:
@@ -181,7 +183,8 @@ class OrtCpu(ArenaBackend[HostArena]):
         self._values.clear()
         self._known.clear()
         for session in self._sessions.values():
-            session.blob.close()
+            if session.blob is not None:
+                session.blob.close()
         self._sessions.clear()
         super().close()
 
@@ -205,8 +208,9 @@ class OrtCpu(ArenaBackend[HostArena]):
         """Return the session of a graph file; reuse the previous backend's if it has the same graph."""
         if key not in self._sessions:
             if (known := self._known.get(key)) is None:
-                known = _Session(self._opened(path, prepack=prepack), self.arena.blob)
-            known.blob.hold()
+                known = _Session(self._opened(path, prepack=prepack), self.arena.blob if prepack else None)
+            if known.blob is not None:
+                known.blob.hold()
             self._sessions[key] = known
         return self._sessions[key].session
 
@@ -234,10 +238,10 @@ class OrtCpu(ArenaBackend[HostArena]):
 
 
 class _Session(NamedTuple):
-    """Session of a graph, and the blob whose weights the session may have mapped."""
+    """Session of a graph, and the blob whose weights the session may have mapped; None if it has no weights."""
 
     session: ort.InferenceSession
-    blob: MappedBlob
+    blob: MappedBlob | None
 
 
 def _decide(bundle: Bundle, baked: Baked, memory: str | int) -> tuple[Mapping[str, SessionMode], int]:

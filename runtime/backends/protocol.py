@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ...bundles.reader import Bundle
-    from ..memory.arena import ArenaStats
+    from ..memory.arena_stats import ArenaStats
     from ..memory.loading import Loading
 
 __all__ = ["Backend", "BackendOpener", "BackendOptions"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from array import array
 from dataclasses import dataclass, field
 
 from ..feeds import Feed
@@ -28,14 +28,17 @@ class QueryCounters:
     """Number of times that the query was given up."""
     last_error: str | None = None
     """Message of the query's newest failure; None if it never failed."""
-    latencies: deque[float] = field(default_factory=lambda: deque(maxlen=_LATENCIES))
-    """Milliseconds from a frame's arrival to its result, for the query's newest answers."""
+    latencies: array[float] = field(default_factory=lambda: array("d"))
+    """Milliseconds from a frame's arrival to its result, for the query's newest answers; in no order."""
 
     def count_answer(self, latency_ms: float) -> None:
         """Count a frame that the query answered ``latency_ms`` milliseconds after its arrival."""
         self.failures_in_a_row = 0
+        if len(self.latencies) < _LATENCIES:
+            self.latencies.append(latency_ms)
+        else:
+            self.latencies[self.processed % _LATENCIES] = latency_ms
         self.processed += 1
-        self.latencies.append(latency_ms)
 
     def count_failure(self, message: str) -> None:
         """Count a frame on which the query failed."""
@@ -62,5 +65,5 @@ class QueryCounters:
             gave_up=gave_up,
             paused=paused,
             given_up=self.given_up,
-            latency=Latency.of(list(self.latencies)),
+            latency=Latency.of(self.latencies[:]),
         )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from ...bundles.reader import Bundle
 from ...errors import BackendError
 from ..backends import Backend, open_backend
-from ..memory.arena import ArenaStats
+from ..memory.arena_stats import ArenaStats
 from ..memory.loading import WARM, Loading
 from ..planning.planner import POLICIES
 from .device_profile import profile_after, profile_of
@@ -50,14 +50,7 @@ class Deployment:
     @property
     def loads(self) -> ArenaStats:
         """Counters of loads and evictions since queries run, without those of measuring and of opening models."""
-        now = self.backend.stats
-        return replace(
-            now,
-            loads=now.loads - self._before.loads,
-            loaded=now.loaded - self._before.loaded,
-            evicted=now.evicted - self._before.evicted,
-            blocked_s=now.blocked_s - self._before.blocked_s,
-        )
+        return self.backend.stats.since(self._before)
 
     @property
     def kept(self) -> dict[str, int]:

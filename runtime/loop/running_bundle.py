@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
@@ -16,7 +16,7 @@ from ...bundles.reader import Bundle, open_bundle
 from ...errors import GemelError, InputError
 from ..backends.prepare_apart import prepare_apart
 from ..feeds import Feed
-from ..memory.arena import ArenaStats
+from ..memory.arena_stats import ArenaStats
 from ..planning.planner import make_plan
 from ..sinks import OutputSink
 from ..sinks.run_queries import RunQueries
@@ -100,13 +100,12 @@ class RunningBundle:
         """Return the summary of the run up to now. Any thread may call this."""
         deployment, outputs = self.deployment, self.outputs
         assert deployment is not None and outputs is not None, "summarise() is called during the run"
-        now, past = deployment.loads, self._past
-        blocked_ms = (now.blocked_s + past.blocked_s) * 1e3 + stats.blocked_ms
+        loads = self._past + deployment.loads
         return Summary(
             self._with_broken(stats),
             deployment.backend.name,
-            MemoryUse(deployment.backend.budget, max(now.peak, past.peak)),
-            SwapStats(now.loads + past.loads, now.loaded + past.loaded, blocked_ms),
+            MemoryUse(deployment.backend.budget, loads.peak),
+            SwapStats(loads.loads, loads.loaded, loads.blocked_s * 1e3 + stats.blocked_ms),
             self._device.policy,
             outputs.info.run,
             {name: counts.to_json() for name, counts in outputs.counts().items()},
@@ -193,7 +192,7 @@ class RunningBundle:
         if self._device.backend is None and named != before.backend.name:
             _log.warning("reload: the bundle names the backend %s; the run stays on %s", named, before.backend.name)
         feeds, specs, broken = self._open_feeds(bundle)
-        queries = {name: query.feed for name, query in bundle.manifest.queries.items() if query.feed in feeds}
+        queries = _queries_of(bundle, feeds)
         device = replace(self._device, backend=before.backend.name)
         prepare_apart(bundle, before.backend.name, lambda: self.ended)
         deployment = deploy(bundle, queries, device, before=before)
@@ -210,14 +209,7 @@ class RunningBundle:
             deployment.close()
             self.queries.replace(before.queries)
             raise
-        past, self._past = self._past, before.loads
-        self._past = ArenaStats(
-            past.loads + self._past.loads,
-            past.loaded + self._past.loaded,
-            past.evicted + self._past.evicted,
-            max(past.peak, self._past.peak),
-            past.blocked_s + self._past.blocked_s,
-        )
+        self._past += before.loads
         self.bundle, self.deployment = bundle, deployment
         self._take_feeds(feeds, specs, broken)
         before.close()
@@ -243,8 +235,7 @@ class RunningBundle:
 
     def _take_feeds(self, feeds: Mapping[str, Feed], specs: Mapping[str, FeedSpec], broken: Mapping[str, str]) -> None:
         self.feeds, self._specs, self._broken = feeds, specs, broken
-        wanted = {name: query.feed for name, query in self.bundle.manifest.queries.items()}
-        self.queries.replace({name: feed for name, feed in wanted.items() if feed in feeds})
+        self.queries.replace(_queries_of(self.bundle, feeds))
 
     def _with_broken(self, stats: RunStats) -> RunStats:
         """Return statistics with the feeds that could not be opened, and their queries, each with the reason."""
@@ -258,6 +249,11 @@ class RunningBundle:
         # While a bundle is exchanged, a query may be in one of the two only.
         queries = {query: found[query] for query in [*feed_of, *stats.queries] if query in found}
         return replace(stats, queries=queries, feeds={**stats.feeds, **failed})
+
+
+def _queries_of(bundle: Bundle, feeds: Collection[str]) -> dict[str, str]:
+    """Return query -> feed, for the queries of a bundle whose feeds were opened."""
+    return {name: query.feed for name, query in bundle.manifest.queries.items() if query.feed in feeds}
 
 
 def _changes(before: Manifest, after: Manifest) -> dict[str, Any]:

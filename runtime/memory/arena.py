@@ -7,31 +7,15 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from time import monotonic, perf_counter, sleep
 from typing import ClassVar
 
 from ...errors import BackendError
+from .arena_stats import ArenaStats
 from .loading import WARM, Loading
 from .residence import Residence, ResidenceState
 
-__all__ = ["Arena", "ArenaStats"]
-
-
-@dataclass
-class ArenaStats:
-    """Counters of loads and evictions since an arena was made."""
-
-    loads: int = 0
-    """Number of segment loads that were requested."""
-    loaded: int = 0
-    """Total bytes of all segment loads that were requested."""
-    evicted: int = 0
-    """Total bytes of all segments that were evicted."""
-    peak: int = 0
-    """Maximum bytes of segments that were resident or loading at once."""
-    blocked_s: float = 0.0
-    """Seconds that models waited for segments to be loaded."""
+__all__ = ["Arena"]
 
 
 class Arena(ABC):

@@ -36,7 +36,7 @@ CACHE_RECORD = "cache.json"
 _DIGEST = "digest"
 """Key of the entry of a device cache's record that holds the SHA-256 of all other entries."""
 _WORTH = 0.95
-"""Maximum time of an int8 run on a private copy that counts as faster, as a fraction of the time of a bound run.
+"""Fraction of the time of a bound run below which an int8 run on a private copy counts as faster.
 
 A bound run computes in float32 on shared weights. Measured times are 5 % uncertain.
 """

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
+from ...bundles.onnx_wire import external_locations
 from ...errors import BackendError, first_line
 
 __all__ = ["CPU", "Bound", "open_baked", "open_session", "quiet", "usual_threads"]
@@ -50,12 +52,30 @@ def open_session(
         settings: further arguments of ``onnxruntime.InferenceSession``.
 
     Raises:
-        BackendError: ONNX Runtime refuses the model.
+        BackendError: ONNX Runtime refuses the model, or the model's weights lie outside the folder of ``path``.
     """
+    _refuse_files_elsewhere(path, path.read_bytes() if proto is None else proto)
     try:
         return ort.InferenceSession(proto or str(path), options, providers=list(providers), **settings)
     except Exception as error:
         raise BackendError(f"{path}: ONNX Runtime {ort.__version__} refuses it: {first_line(error)}") from error
+
+
+def _refuse_files_elsewhere(path: Path, proto: bytes) -> None:
+    """Refuse a model that names a file outside its folder: ONNX Runtime 1.22 would read it.
+
+    Raises:
+        BackendError: the model names such a file, or is no ONNX model.
+    """
+    try:
+        locations = external_locations(proto)
+    except DecodeError as error:
+        raise BackendError(f"{path}: is not an ONNX model: {first_line(error)}") from error
+    folder = path.parent.resolve()
+    for location in locations:
+        # A link in the folder of a bundle may lead anywhere.
+        if not (folder / location).resolve().is_relative_to(folder):
+            raise BackendError(f"{path}: its weights {location} lie outside the model's folder, and are not read")
 
 
 def open_baked(path: Path, threads: int, *, prepack: bool) -> ort.InferenceSession:

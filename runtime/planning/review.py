@@ -35,7 +35,7 @@ class Review:
         self._whole = profile
         self._last = 0.0
         self.lost = False
-        """Whether memory does not hold the segments that the plan expects, so that a new plan is needed.
+        """Whether segments are missing from memory that the plan expects there, so that a new plan is needed.
 
         Set by the caller when memory refuses a transfer of the plan.
         """

@@ -97,7 +97,7 @@ class TurnCosts:
         return int(np.argmin(self.frames(choice[None])[0] / self._fps))
 
     def score(self, choices: Choices) -> _Array:
-        """Return the objective to maximise, for each of C choices of turn sizes, ``[C]``."""
+        """Return the plan's objective (more is better) for each of C choices of turn sizes, as an array ``[C]``."""
         frames = self.frames(choices)
         # Of plans with the same frames, the one with the shortest cycle wins.
         total: _Array = np.round(frames.sum(1), 6) - self.cycle(choices)[0] * 1e-9

@@ -44,3 +44,19 @@ def test_too_few_bytes() -> None:
     short = TensorProto(name="t", data_type=TensorProto.FLOAT, dims=[2], raw_data=b"12345")
     with pytest.raises(BackendError, match="tensor 't': has 1 values"):
         onnx_wire.tensor_array(wired(short))
+
+
+def test_external_locations_wherever_the_format_has_tensors() -> None:
+    def outside(location: str) -> TensorProto:
+        tensor = TensorProto(name=location, data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+        tensor.external_data.add(key="location", value=location)
+        return tensor
+
+    inner = helper.make_graph([helper.make_node("Constant", [], ["y"], value=outside("subgraph"))], "inner", [], [])
+    node = helper.make_node("If", ["flag"], ["y"], then_branch=inner, tensors=[outside("list")])
+    graph = helper.make_graph([node], "outer", [], [], [outside("initializer"), helper.make_tensor("t", 1, [1], [0])])
+    graph.sparse_initializer.add(values=outside("sparse"), indices=outside("indices"))
+    model = helper.make_model(graph)
+    model.functions.add(node=[helper.make_node("Constant", [], ["y"], value=outside("function"))])
+    found = onnx_wire.external_locations(model.SerializeToString())
+    assert found == {"subgraph", "list", "initializer", "sparse", "indices", "function"}

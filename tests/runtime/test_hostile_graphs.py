@@ -69,6 +69,14 @@ def test_weights_that_are_elsewhere(place: str, bundle: Path) -> None:
     assert "a.onnx" in str(caught.value) and "\n" not in str(caught.value) and "4711" not in str(caught.value)
 
 
+def test_weights_behind_a_link(bundle: Path) -> None:
+    (secret := bundle.parent / "secret").write_bytes(np.array([4711], np.float32).tobytes())
+    (bundle / "more.bin").symlink_to(secret)
+    edit(bundle, external("more.bin"))
+    with pytest.raises(GemelError, match=r"a\.onnx"):
+        run(bundle)
+
+
 def test_weights_of_the_bundles_own_file_are_read_or_refused(bundle: Path) -> None:
     edit(bundle, external("weights.bin"))
     run_or_refuse(bundle)

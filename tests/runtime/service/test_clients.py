@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 
 from gemel.frames.frame import Frame
-from gemel.runtime.service import http_requests
 from gemel.runtime.service.latest_frames import LatestFrames
 from gemel.runtime.service.status import RunStatus
 from gemel.runtime.sinks.run_queries import RunQueries
 
 pytest.importorskip("prometheus_client", reason="needs prometheus-client (the extra service)")
-from gemel.runtime.service import server
+from gemel.runtime.service import http_requests, server
 from gemel.runtime.service.metrics import RunMetrics
 
 

@@ -18,11 +18,11 @@ from gemel.errors import InputError
 from gemel.frames.frame import Frame
 from gemel.runtime.decode.results import Detection
 from gemel.runtime.loop.summary import FeedStats, Latency, MemoryUse, QueryStats, RunStats, Summary
-from gemel.runtime.service.http_requests import is_loopback
 from gemel.runtime.service.latest_frames import LatestFrames
 from gemel.runtime.service.status import STALLED_S, RunStatus, SegmentStatus
 
 parser = pytest.importorskip("prometheus_client.parser", reason="needs prometheus-client (the extra service)")
+from gemel.runtime.service.http_requests import is_loopback  # noqa: E402
 from gemel.runtime.service.metrics import RunMetrics  # noqa: E402
 from gemel.runtime.service.server import StatusServer  # noqa: E402
 
