@@ -18,6 +18,8 @@ _log = logging.getLogger(__name__)
 
 _STATUS_S = 30.0
 """Maximum seconds between two status lines for ``systemctl status``."""
+_FIRST_STATUS_S = 2.0
+"""Maximum seconds between the first status line, which knows no frames yet, and the second."""
 
 
 class ServiceManager:
@@ -69,12 +71,14 @@ class ServiceManager:
 
     def _live(self, watchdog_s: float | None) -> None:
         """Send signs of life and status lines to the service manager until the process ends."""
-        pause = _STATUS_S if watchdog_s is None else min(_STATUS_S, watchdog_s / 2)
+        regular = _STATUS_S if watchdog_s is None else min(_STATUS_S, watchdog_s / 2)
+        pause = min(_FIRST_STATUS_S, regular)
         while True:
             alive = ["WATCHDOG=1"] if watchdog_s is not None and self._healthy() else []
             self._send("\n".join([*alive, f"STATUS={self._words()}"]))
             if self._stop.wait(pause):
                 return
+            pause = regular
 
     def _send(self, message: str) -> None:
         if self._address is None:

@@ -106,12 +106,13 @@ def _queries(queries: dict[str, Any]) -> Iterator[Metric]:
         yield counter
     age = GaugeMetricFamily("gemel_query_answer_age_seconds", "Time since the query's last answer.", labels=["query"])
     lost = GaugeMetricFamily("gemel_query_given_up", "Whether the query is left out after failures.", labels=["query"])
+    paused = GaugeMetricFamily("gemel_query_paused", "Whether the user has paused the query.", labels=["query"])
     for query, figures in queries.items():
         if figures["age_s"] is not None:
             age.add_metric([query], figures["age_s"])
         lost.add_metric([query], float(figures["gave_up"]))
-    yield age
-    yield lost
+        paused.add_metric([query], float(figures["paused"]))
+    yield from (age, lost, paused)
 
 
 def _feeds(feeds: dict[str, Any]) -> Iterator[Metric]:
@@ -122,11 +123,12 @@ def _feeds(feeds: dict[str, Any]) -> Iterator[Metric]:
         yield counter
     lag = GaugeMetricFamily("gemel_feed_lag_seconds", "Time that the feed is behind its camera.", labels=["feed"])
     state = GaugeMetricFamily("gemel_feed_running", "Whether the feed delivers frames.", labels=["feed"])
+    paused = GaugeMetricFamily("gemel_feed_paused", "Whether the user has paused the feed.", labels=["feed"])
     for feed, figures in feeds.items():
         lag.add_metric([feed], (figures.get("lag_ms") or 0.0) / 1e3)
         state.add_metric([feed], float(figures.get("state", "running") == "running"))
-    yield lag
-    yield state
+        paused.add_metric([feed], float(figures.get("state") == "paused"))
+    yield from (lag, state, paused)
 
 
 def _memory(status: dict[str, Any]) -> Iterator[Metric]:

@@ -189,6 +189,8 @@ def test_alerts_are_raised(tmp_path: Path) -> None:
     # A failed and a dropped series with the same labels: the alert adds their rates.
     failed = {"series": 'gemel_output_failed_total{output="o"}', "values": "0x60"}
     cases: list[tuple[dict[str, str], str | None]] = [({name: values}, None) for name, values in calm.items()]
+    cases.append(({"gemel_feed_running": "0x60", "gemel_feed_paused": "1x60"}, None))
+    cases.append(({"gemel_query_answer_age_seconds": "0+15x60", "gemel_query_paused": "1x60"}, None))
     cases += [({series: values}, alert) for alert, (series, values) in TROUBLE.items()]
     tests = []
     for series, raised in cases:
