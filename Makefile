@@ -9,7 +9,8 @@ STREET := examples/street
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 EXTRAS := --extra merge --extra examples --extra outputs --extra service --extra supervision --extra tensorrt-rtx
 # Test models are tiny: with more than one thread per process, threads only wait for each other.
-PYTEST := OMP_NUM_THREADS=1
+# One worker more than cores, because many tests wait: for a camera, a process, or a lease.
+PYTEST := OMP_NUM_THREADS=1 PYTEST_XDIST_AUTO_NUM_WORKERS=$$(($$(nproc) + 1))
 # Some machines forbid Python to write compiled modules. Then every process compiles PyTorch again, for 6 seconds.
 unexport PYTHONDONTWRITEBYTECODE
 

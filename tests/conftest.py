@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import precision_cases
 import pytest
 from helpers import query, save, single_thread, write_video
 from hypothesis import settings
@@ -33,6 +35,15 @@ _LONGEST = ("test_readme.py", "test_ci_example.py", "test_merge.py")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the longest files first: last, they would run on one worker while the others have nothing left to do."""
     items.sort(key=lambda item: item.path.name not in _LONGEST)
+
+
+@pytest.fixture(autouse=True)
+def _same_noise(request: pytest.FixtureRequest) -> None:
+    """Start the test module's random generators anew, so that a test's data do not depend on which tests ran before."""
+    for module in (precision_cases, request.module):
+        for each in vars(module).values():
+            if isinstance(each, np.random.Generator):
+                each.bit_generator.state = np.random.default_rng(0).bit_generator.state
 
 
 @pytest.fixture
