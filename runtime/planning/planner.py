@@ -1,36 +1,29 @@
-"""Making a plan: the order in which queries take turns, and the frames of each turn, so that few frames are lost.
+"""Making a plan: the order in which queries take turns, and the frames of each turn, for what the user wants most.
 
 A device has memory for some of the models only, so queries take turns in a cycle, and weights are swapped between
 turns. A plan decides two things.
 
-- The *order*. Queries that share weights should follow each other, because then there is less to load. The order
-  determines which segments are loaded and evicted at each turn (:mod:`.residency`).
+- The *order* of turns. Queries that share weights should follow each other, because then there is less to load. The
+  order determines which segments are loaded and evicted at each turn (:mod:`.residency`). A query may have several
+  turns in a cycle.
 - The *turn size* of each query: how many frames its turn takes. A long turn loads weights once for many frames, but
-  frames get old while a query waits for its turn. A frame that cannot be answered within the SLA is lost. Order and
-  turn sizes determine how long a cycle takes, and how many frames are answered within the SLA (:mod:`.turn_costs`).
+  frames get old while a query waits for its turn. A frame that cannot be answered within the SLA is lost.
 
-For up to :data:`EXACT` queries every order is tried. For more queries, the search starts from a short tour
-(:mod:`.orders`), and exchanges neighbouring queries if that answers more frames.
+Both determine when turns begin, and how many frames are answered in time (:mod:`.timeline`). What is better is the
+user's to say (:mod:`.objectives`). :mod:`.search` looks for the best plan.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from itertools import islice, permutations
 
 from ...errors import InputError
-from .orders import short_tour
+from .objectives import ObjectiveName
 from .profile import Profile
-from .residency import Rule, settled
-from .turn_costs import TurnCosts, best_choice
+from .residency import Rule
+from .search import best_of_order, search
 
-__all__ = ["EXACT", "POLICIES", "Plan", "Policy", "check_policy", "make_plan"]
-
-EXACT = 7
-"""Maximum number of queries for which the planner tries all orders of their turns."""
-_EXCHANGES = 150
-"""Maximum number of pairs of neighbouring queries to exchange, in search of a better order of many queries."""
-
+__all__ = ["POLICIES", "Plan", "Policy", "check_policy", "make_plan"]
 
 @dataclass(frozen=True)
 class Policy:
@@ -39,9 +32,9 @@ class Policy:
     rule: Rule = field(default_factory=Rule)
     """Rule that chooses the segments to evict and to prefetch."""
     listed: bool = False
-    """Whether to keep the order in which the profile lists queries."""
-    fair: bool = False
-    """Whether to maximise the smallest fraction of frames that any query answers in time, instead of all frames."""
+    """Whether every query has one turn in a cycle, in the order in which the profile lists them."""
+    objective: ObjectiveName = "max-min"
+    """Name of the objective; see :data:`.objectives.ObjectiveName`."""
     lazy: bool = False
     """Whether to also plan without prefetch, which leaves room for one more model, and to take the better plan."""
 
@@ -49,9 +42,9 @@ class Policy:
 _NEXUS = Rule("recent", whole=True, ahead="all", fill=False)
 POLICIES = {
     "gemel": Policy(),
-    "nexus": Policy(_NEXUS, listed=True, fair=True, lazy=True),
-    "nexus+shared": Policy(_NEXUS, listed=True, fair=True, lazy=True),
-    "lru": Policy(Rule("least-recent", ahead="none", fill=False), listed=True),
+    "nexus": Policy(_NEXUS, listed=True, objective="max-min", lazy=True),
+    "nexus+shared": Policy(_NEXUS, listed=True, objective="max-min", lazy=True),
+    "lru": Policy(Rule("least-recent", ahead="none", fill=False), listed=True, objective="sum"),
 }
 """Name of a planning policy -> objective and constraints of its plans.
 
@@ -77,84 +70,57 @@ class Plan:
     """Order, turn sizes and rule that a conductor follows, and the outcome that is expected of the plan."""
 
     order: tuple[str, ...]
-    """Queries in the order of their turns. After the last query, the cycle begins again with the first."""
+    """Queries in the order of their turns; a query may have several. After the last turn, the cycle begins again."""
     batches: dict[str, int]
-    """Query -> turn size: maximum number of frames that the query's turn takes."""
+    """Query -> turn size: maximum number of frames that a turn of the query takes."""
     rule: Rule
     """Rule that chooses the segments to evict and to prefetch."""
     pinned: frozenset[str]
     """Segments of the blob that stay in memory in every cycle of the plan."""
     cycle_ms: float
-    """Milliseconds of a cycle in which every turn takes its maximum number of frames."""
+    """Milliseconds of an average cycle."""
     blocked_ms: float
-    """Milliseconds of a cycle in which no model runs, because the next query's weights are still being loaded."""
+    """Milliseconds of a cycle in which a turn waits for weights; queries whose weights are in memory may run then."""
     frames: dict[str, float]
     """Query -> expected frames per second that are answered within the SLA."""
+    accuracy: dict[str, float] | None = None
+    """Query -> expected accuracy of every frame's answer, 0 to 1; None if the objective is not about accuracy."""
 
 
-def make_plan(profile: Profile, budget: int, policy: Policy | None = None, exact: int = EXACT) -> Plan:
+def make_plan(profile: Profile, budget: int, policy: Policy | None = None) -> Plan:
     """Return the best plan of a workload that the search finds. The same arguments give the same plan.
 
     Args:
         profile: sizes, times and rates of the workload on its device.
         budget: maximum bytes of weights that may be in memory at once; see :meth:`.profile.Profile.budget`.
         policy: objective and constraints of the plan; the default policy if left out.
-        exact: maximum number of queries for which all orders are tried.
+
+    Raises:
+        InputError: the objective is about accuracy, and a query has no staleness curve.
     """
     policy = policy or Policy()
+    if policy.objective in ("accuracy", "mean-accuracy"):
+        for name, query in profile.queries.items():
+            if query.staleness is None:
+                raise InputError(
+                    f"objective {policy.objective}: query {name} has no staleness curve, which says how fast its answers"
+                    " get old; gemel eval measures it"
+                )
+    rules = (policy.rule, replace(policy.rule, ahead="none")) if policy.lazy else (policy.rule,)
+    find = best_of_order if policy.listed else search
+    found = max((find(profile, budget, rule, policy.objective) for rule in rules), key=lambda each: each.row)
     queries = tuple(profile.queries)
-    if policy.lazy:
-        eager = replace(policy, lazy=False)
-        rules = (policy.rule, replace(policy.rule, ahead="none"))
-        plans = (make_plan(profile, budget, replace(eager, rule=rule), exact) for rule in rules)
-        return max(plans, key=lambda plan: (_lowest_share(profile, plan) if policy.fair else 0.0, *_worth(plan)))
-    if policy.listed:
-        return _plan_of(profile, budget, queries, policy)
-    if len(queries) <= exact:
-        # A cycle has no beginning: orders that differ only in the query they begin with are the same cycle.
-        orders = ((queries[0], *rest) for rest in permutations(queries[1:]))
-        plans = (_plan_of(profile, budget, order, policy) for order in orders)
-        return max(plans, key=_worth)
-    listed = _plan_of(profile, budget, queries, policy)
-    return max(listed, _exchanged(profile, budget, policy, short_tour(profile, queries)), key=_worth)
-
-
-def _plan_of(profile: Profile, budget: int, order: tuple[str, ...], policy: Policy) -> Plan:
-    """Return the plan for an order of queries, with the best turn sizes that the search finds."""
-    cycles = settled(profile, budget, order, policy.rule)
-    costs = TurnCosts(profile, order, cycles, policy.fair)
-    choice = best_choice(costs)
-    cycle_ms, blocked_ms = costs.cycle(choice[None])
-    used = {segment for query in order for segment in profile.segments_of(query)}
-    turns = [turn for cycle in cycles for turn in cycle]
+    used = {segment for query in queries for segment in profile.segments_of(query)}
+    turns = [turn for cycle in found.cycles for turn in cycle]
     evicted = {segment for turn in turns for part in (turn.ahead, turn.then) for segment in part.evict}
+    accuracy = found.outcome.accuracy
     return Plan(
-        order,
-        batches=dict(zip(order, costs.sizes(choice), strict=True)),
-        rule=policy.rule,
+        found.order,
+        batches=dict(zip(queries, found.sizes.tolist(), strict=True)),
+        rule=found.rule,
         pinned=frozenset(used - evicted),
-        cycle_ms=float(cycle_ms[0]),
-        blocked_ms=float(blocked_ms[0]),
-        frames=dict(zip(order, costs.frames(choice[None])[0].tolist(), strict=True)),
+        cycle_ms=float(found.outcome.cycle_ms[0]),
+        blocked_ms=float(found.outcome.blocked_ms[0]),
+        frames=dict(zip(queries, found.outcome.frames[0].tolist(), strict=True)),
+        accuracy=None if accuracy is None else dict(zip(queries, accuracy[0].tolist(), strict=True)),
     )
-
-
-def _exchanged(profile: Profile, budget: int, policy: Policy, order: tuple[str, ...]) -> Plan:
-    """Exchange neighbouring queries in an order, keep exchanges that improve the plan, and return the best plan."""
-    best = _plan_of(profile, budget, order, policy)
-    for place in islice(range(1, len(order) - 1), _EXCHANGES):
-        swapped = list(best.order)
-        swapped[place], swapped[place + 1] = swapped[place + 1], swapped[place]
-        best = max(best, _plan_of(profile, budget, tuple(swapped), policy), key=_worth)
-    return best
-
-
-def _worth(plan: Plan) -> tuple[float, float]:
-    """Return the key by which plans are compared: first more frames per second in time, then a shorter cycle."""
-    # Rounded: the last bits of a sum must not decide between equal plans.
-    return round(sum(plan.frames.values()), 6), -round(plan.cycle_ms, 6)
-
-
-def _lowest_share(profile: Profile, plan: Plan) -> float:
-    """Return the smallest fraction of its frames that any query of a plan answers within the SLA."""
-    return round(min(frames / profile.queries[query].fps for query, frames in plan.frames.items()), 6)

@@ -64,6 +64,22 @@ class QueryProfile(_Value):
     """Frames per second of the query's feed."""
     feed: str | None = None
     """Name of the feed; queries of one feed get frames at the same moments. If left out, the query has its own feed."""
+    sla_ms: Annotated[float, Field(gt=0)] | None = None
+    """Milliseconds after a frame's arrival by which the query's result is due; None for those of the profile."""
+    min_fps: Annotated[float, Field(ge=0)] = 0.0
+    """Frames per second that the query must at least answer; this comes before every objective."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Importance of the query, compared with others of the same priority."""
+    priority: int = 0
+    """Queries of a higher priority get what they can before those of a lower one."""
+    staleness: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1)] | None = None
+    """Accuracy of an answer that stands for a frame 1, 2, ... frames after its own; None if it was not measured."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> QueryProfile:
+        if self.min_fps > self.fps:
+            raise ValueError(f"min_fps {self.min_fps:g} is more than the {self.fps:g} frames per second of the feed")
+        return self
 
 
 class Profile(_Value):
@@ -114,6 +130,11 @@ class Profile(_Value):
         known = self.models[self.queries[query].model].run_ms
         return known[min((size for size in known if size >= frames), default=max(known))]
 
+    def sla_of(self, query: str) -> float:
+        """Return the milliseconds after a frame's arrival by which a query's result is due."""
+        own = self.queries[query].sla_ms
+        return self.sla_ms if own is None else own
+
     def batches(self, query: str) -> tuple[int, ...]:
         """Return the numbers of frames that a query's turn may take, smallest first.
 
@@ -121,11 +142,11 @@ class Profile(_Value):
         takes one frame.
         """
         known = self.models[self.queries[query].model].run_ms
-        return tuple(sorted(size for size, time in known.items() if time <= self.sla_ms)) or (1,)
+        return tuple(sorted(size for size, time in known.items() if time <= self.sla_of(query))) or (1,)
 
     def late(self) -> tuple[str, ...]:
         """Return the queries whose model runs longer than the SLA on a single frame."""
-        return tuple(name for name in self.queries if self.run_ms(name, 1) > self.sla_ms)
+        return tuple(name for name in self.queries if self.run_ms(name, 1) > self.sla_of(name))
 
     def budget(self, setting: str | int | None = None) -> int:
         """Return the bytes of weights that a memory setting allows.

@@ -1,0 +1,224 @@
+"""Search for the best plan: orders of turns, turn sizes and prefetch, judged by what they are expected to give.
+
+The search is an iterated local search (Lourenço, Martin and Stützle 2003): moves change the order, and a change that
+makes the plan better is kept. A query may have several turns in a cycle. For few queries every order is tried first.
+The search ends after a fixed amount of work, so that equal arguments give equal plans; the best plan up to then counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import permutations, product
+from math import prod
+from random import Random
+
+import numpy as np
+
+from .objectives import ObjectiveName, Worth
+from .orders import short_tour
+from .profile import Profile
+from .residency import Rule, Step, settled
+from .timeline import Outcome, Sizes, Timeline
+
+__all__ = ["Found", "best_of_order", "search"]
+
+_EVERY_ORDER = 5
+"""Maximum number of queries for which every order is tried before moves are."""
+_EVERY_SIZES = 300
+"""Maximum number of combinations of turn sizes that are all tried for each order."""
+_EVERY_SIZES_ONCE = 20_000
+"""Maximum number of combinations of turn sizes that are all tried where there is one order only."""
+_WORK = 150.0
+"""Work that a search may do for any workload, in about milliseconds of CPU time."""
+_WORK_PER_QUERY = 5.0
+"""Work that a search may do in addition for each query, in about milliseconds of CPU time."""
+_ELEMENTS = 500_000
+"""Maximum number of turns x queries x plans that are computed at once."""
+_TURNS_EACH = 4
+"""Maximum number of turns that a query may have in one cycle."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Order, turn sizes and rule of a plan, and what the plan is expected to give."""
+
+    order: tuple[str, ...]
+    sizes: Sizes
+    """Maximum number of frames in a turn of each query of the profile, ``[Q]``."""
+    rule: Rule
+    cycles: Sequence[Sequence[Step]]
+    """Turns and their loads, in the cycles that repeat."""
+    outcome: Outcome
+    """What is expected of the plan, as the only one of an outcome."""
+    row: tuple[float, ...]
+    """What the plan is worth; see :class:`.objectives.Worth`."""
+
+
+class _Search:
+    """State of a search: the best plan so far, and the work that is left.
+
+    Args:
+        profile: sizes, times and rates of the workload on its device.
+        budget: maximum bytes of weights that may be in memory at once.
+        rule: rule of eviction and prefetch.
+        objective: name of the objective.
+        work: work that may be done, in about milliseconds of CPU time.
+    """
+
+    def __init__(self, profile: Profile, budget: int, rule: Rule, objective: ObjectiveName, work: float) -> None:
+        self.profile, self.budget, self.rule = profile, budget, rule
+        self.queries = tuple(profile.queries)
+        self.options = [profile.batches(query) for query in self.queries]
+        self.worth = Worth(profile, self.queries, objective)
+        self.work = work
+        self.best: Found | None = None
+        self._seen: set[tuple[tuple[str, ...], Rule]] = set()
+
+    def consider(self, order: tuple[str, ...], rule: Rule, combinations: int) -> bool:
+        """Find turn sizes for an order, and return whether that makes the best plan so far.
+
+        Args:
+            order: queries in the order of their turns.
+            rule: rule of eviction and prefetch.
+            combinations: maximum number of combinations of turn sizes that are all tried.
+        """
+        if (order, rule) in self._seen:
+            return False
+        self._seen.add((order, rule))
+        cycles = settled(self.profile, self.budget, order, rule)
+        self.work -= len(order) * 0.02 * (1 + len(order) / 40)
+        timeline = Timeline(
+            self.profile, self.queries, cycles, fill=rule.fill, accuracy=self.worth.needs_accuracy
+        )
+        turns = sum(map(len, cycles))
+        if prod(map(len, self.options)) <= combinations:
+            found = self._tried(timeline, turns, np.array(list(product(*self.options)), np.intp))
+        else:
+            found = self._climbed(timeline, turns)
+        sizes, outcome, row = found
+        if self.best is None or row > self.best.row:
+            self.best = Found(order, sizes, rule, cycles, outcome, row)
+            return True
+        return False
+
+    def _climbed(self, timeline: Timeline, turns: int) -> tuple[Sizes, Outcome, tuple[float, ...]]:
+        """Return the turn sizes that hill climbing finds, from those of the best plan so far or from equal ones."""
+        most = max(map(len, self.options))
+        if self.best is not None:
+            starts = self.best.sizes[None]
+        else:
+            starts = np.array([[each[min(rank, len(each) - 1)] for each in self.options] for rank in range(most)])
+        found = self._tried(timeline, turns, np.asarray(starts, np.intp))
+        if self.best is not None and len(self.queries) > _EVERY_ORDER and found[2][0] < self.best.row[0]:
+            # Other turn sizes will hardly make up for it.
+            return found
+        while self.work > 0:
+            better = self._tried(timeline, turns, self._neighbours(found[0]))
+            if better[2] <= found[2]:
+                break
+            found = better
+        return found
+
+    def _neighbours(self, sizes: Sizes) -> Sizes:
+        """Return all turn sizes of Q queries that differ from ``sizes`` in one query, ``[C, Q]``."""
+        rows = []
+        for place, options in enumerate(self.options):
+            for size in options:
+                if size != sizes[place]:
+                    rows.append(sizes.copy())
+                    rows[-1][place] = size
+        return np.array(rows or [sizes])
+
+    def _tried(self, timeline: Timeline, turns: int, sizes: Sizes) -> tuple[Sizes, Outcome, tuple[float, ...]]:
+        """Return the best of C choices of turn sizes ``[C, Q]``, what is expected of it, and what it is worth."""
+        at_once = max(1, _ELEMENTS // (turns * len(self.queries)))
+        best: tuple[Sizes, Outcome, tuple[float, ...]] | None = None
+        for start in range(0, len(sizes), at_once):
+            part = sizes[start : start + at_once]
+            outcome = timeline.outcome(part)
+            self.work -= 0.2 + turns * (0.012 + len(part) * len(self.queries) * 3e-5)
+            rows = self.worth.rows(outcome.frames, outcome.accuracy, outcome.cycle_ms)
+            place = Worth.best(rows)
+            row = tuple(rows[place].tolist())
+            if best is None or row > best[2]:
+                accuracy = None if outcome.accuracy is None else outcome.accuracy[place : place + 1]
+                chosen = slice(place, place + 1)
+                alone = Outcome(outcome.cycle_ms[chosen], outcome.blocked_ms[chosen], outcome.frames[chosen], accuracy)
+                best = part[place], alone, row
+        assert best is not None
+        return best
+
+
+def best_of_order(profile: Profile, budget: int, rule: Rule, objective: ObjectiveName) -> Found:
+    """Return the best plan with one turn of each query, in the order in which the profile lists them."""
+    search_ = _Search(profile, budget, rule, objective, np.inf)
+    search_.consider(search_.queries, rule, _EVERY_SIZES_ONCE)
+    assert search_.best is not None
+    return search_.best
+
+
+def search(profile: Profile, budget: int, rule: Rule, objective: ObjectiveName) -> Found:
+    """Return the best plan that the search finds. The same arguments give the same plan.
+
+    Args:
+        profile: sizes, times and rates of the workload on its device.
+        budget: maximum bytes of weights that may be in memory at once.
+        rule: rule of eviction and prefetch; prefetch for one turn and for several turns are both tried.
+        objective: name of the objective.
+    """
+    queries = tuple(profile.queries)
+    found = _Search(profile, budget, rule, objective, _WORK + _WORK_PER_QUERY * len(queries))
+    rules = (rule, replace(rule, far=True)) if rule.ahead != "none" and not rule.whole else (rule,)
+    orders: Iterator[tuple[str, ...]]
+    if len(queries) <= _EVERY_ORDER:
+        # A cycle has no beginning: orders that differ only in the query they begin with are the same cycle.
+        orders = ((queries[0], *rest) for rest in permutations(queries[1:]))
+    else:
+        orders = iter(dict.fromkeys((queries, short_tour(profile, queries))))
+    for order in orders:
+        for each in rules:
+            found.consider(order, each, _EVERY_SIZES)
+    random = Random(0)
+    failed = 0
+    while found.work > 0 and failed < 40 * len(queries):
+        best = found.best
+        assert best is not None
+        moved = _moved(best.order, queries, random)
+        rule_ = random.choice(rules) if random.random() < 0.2 else best.rule
+        failed = 0 if found.consider(moved, rule_, _EVERY_SIZES) else failed + 1
+    assert found.best is not None
+    return found.best
+
+
+def _moved(order: tuple[str, ...], queries: Sequence[str], random: Random) -> tuple[str, ...]:
+    """Return an order after a random move.
+
+    Moves exchange two turns, move one to three turns elsewhere, reverse some turns, or add or remove a turn of a query.
+    """
+    turns = list(order)
+    count = len(turns)
+    kind = random.choice(("exchange", "neighbours", "move", "reverse", "add", "add", "remove"))
+    first, second = sorted((random.randrange(count), random.randrange(count)))
+    if kind == "exchange":
+        turns[first], turns[second] = turns[second], turns[first]
+    elif kind == "neighbours":
+        second = (first + 1) % count
+        turns[first], turns[second] = turns[second], turns[first]
+    elif kind == "move":
+        length = random.randint(1, min(3, count))
+        stretch = turns[first : first + length]
+        del turns[first : first + length]
+        place = random.randint(0, len(turns))
+        turns[place:place] = stretch
+    elif kind == "reverse":
+        turns[first : second + 1] = turns[first : second + 1][::-1]
+    elif kind == "add":
+        query = random.choice(queries)
+        if turns.count(query) < _TURNS_EACH:
+            turns.insert(first, query)
+    else:
+        many = [place for place, query in enumerate(turns) if turns.count(query) > 1]
+        if many:
+            del turns[random.choice(many)]
+    return tuple(turns)
