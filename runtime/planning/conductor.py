@@ -16,13 +16,6 @@ from .residency import Step, Transfer, steps
 
 __all__ = ["Conductor", "Link", "World"]
 
-_EXACT = 5
-"""Maximum number of queries for which a new plan during a run tries all orders of their turns.
-
-Cameras wait for the new plan, and trying all orders of six queries takes 0.1 s.
-"""
-
-
 class World(Protocol):
     """Interface to cameras, memory, and a device that runs models. Reading a property has no side effects."""
 
@@ -130,6 +123,8 @@ class Conductor:
         self._profile, self._budget, self._world = profile, budget, world
         self._policy = policy or Policy()
         self._begin(profile, made or make_plan(profile, budget, self._policy))
+        self._ran: dict[str, float] = {}
+        """Query -> begin of its last run, in milliseconds since the beginning."""
         self.blocked_ms = 0.0
         """Milliseconds in which no model ran, because the next query's weights were still being loaded."""
 
@@ -143,7 +138,7 @@ class Conductor:
                 return
             if (profile := world.revised()) is not None:
                 world.clear()
-                self._begin(profile, make_plan(profile, self._budget, self._policy, _EXACT))
+                self._begin(profile, make_plan(profile, self._budget, self._policy))
                 turn = self._first()
             elif idle and not any(self._fresh(query) for query in self.plan.order):
                 # No query has a frame: going on to the next turn would swap weights for nothing.
@@ -158,7 +153,7 @@ class Conductor:
             # Requested before this turn runs, so that the next turn's weights are loaded meanwhile.
             world.transfer(following.ahead)
             if frames:
-                world.process(turn.query, len(frames))
+                self._process(turn.query, len(frames))
             turn, idle = following, not frames
 
     def _begin(self, profile: Profile, made: Plan) -> None:
@@ -186,27 +181,32 @@ class Conductor:
                 return
             other = self._other(due) if self.plan.rule.fill else None
             if other is not None:
-                world.process(*other)
+                self._process(*other)
             else:
                 world.wait(due)
                 self.blocked_ms += world.now - now
 
+    def _process(self, query: str, count: int) -> None:
+        """Run a query on ``count`` of its frames."""
+        self._ran[query] = self._world.now
+        self._world.process(query, count)
+
     def _other(self, due: float) -> tuple[str, int] | None:
-        """Choose a query whose run ends by ``due`` milliseconds; of several, the query with the oldest frame to answer.
+        """Choose a query whose run ends by ``due`` milliseconds; of several, the one that ran longest ago.
 
         Returns:
             The query and the number of frames to run it on; None if no run can end by ``due``.
         """
         now = self._world.now
         found: list[tuple[float, str, int]] = []
-        for query in self.plan.order:
+        for query in self.plan.batches:
             if self._world.due(query) > now:
                 continue
             frames = list(self._fresh(query))
             while frames and now + self._profile.run_ms(query, len(frames)) > due:
                 del frames[0]
             if frames:
-                found.append((frames[0], query, len(frames)))
+                found.append((self._ran.get(query, -math.inf), query, len(frames)))
         return min(found)[1:] if found else None
 
     def _fresh(self, query: str) -> Sequence[float]:

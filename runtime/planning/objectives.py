@@ -79,9 +79,24 @@ class Worth:
                 total = (values[:, group] * scale * self._weights[group]).sum(1, keepdims=True)
                 columns.append(np.round(total, 6))
         # Of plans that promise the same to the objective's step, the one with more frames wins, then the shorter cycle.
-        columns.append(np.round((frames * self._weights).sum(1, keepdims=True), 6))
+        columns.append(np.round((frames * self._weights).sum(1, keepdims=True), 3))
         columns.append(-np.round(cycle_ms[:, None], 6))
         return np.concatenate(columns, axis=1)
+
+    def smooth(self, frames: _Array, accuracy: _Array | None) -> _Array:
+        """Return one number for each of C plans, ``[C, 1]``, that grows where any query gets more, the poorest most.
+
+        A search for the best lowest share passes plans of which it cannot tell by the lowest share alone whether they
+        lead on; the sum of the inverse cubes of all shares can.
+        """
+        values = accuracy if self.needs_accuracy and accuracy is not None else frames / self._fps
+        found: _Array = -(np.maximum(values / self._weights, 1e-3) ** -3.0).sum(1, keepdims=True)
+        return found
+
+    @property
+    def is_steep(self) -> bool:
+        """Whether the lowest value of a plan decides, so that :meth:`smooth` helps to find the best plan."""
+        return self._lexicographic
 
     @staticmethod
     def best(rows: _Array) -> int:

@@ -1,12 +1,9 @@
 """Orders in which many queries take turns: a short tour, which loads few weights from query to query.
 
-The tour begins with nearest neighbours and is improved by 2-opt moves (Croes 1958) and Or-opt moves (Or 1976).
+The tour begins with nearest neighbours and is improved by Or-opt moves (Or 1976).
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,37 +30,22 @@ def short_tour(profile: Profile, queries: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _shortened(order: list[int], length: NDArray[np.float64]) -> list[int]:
-    """Return a tour of queries after moves that shorten the tour.
+    """Return a tour of queries after Or-opt moves that shorten the tour: one to three queries go to another place.
 
     ``length[i, j]`` is the milliseconds of loading for query j after query i.
     """
-
-    def total(tour: list[int]) -> float:
-        return float(length[tour, tour[1:] + tour[:1]].sum())
-
-    best = total(order)
-    improved = True
+    tour = np.array(order)
+    improved = len(tour) > 3
     while improved:
         improved = False
-        for moved in _moves(order):
-            if (new := total(moved)) < best - 1e-9:
-                order, best, improved = moved, new, True
-                break
-    return order
-
-
-def _moves(order: list[Any]) -> Iterator[list[Any]]:
-    """Yield every order that one 2-opt or Or-opt move of a given order leads to; the first item stays first.
-
-    2-opt reverses some consecutive items. Or-opt moves one to three consecutive items to another position.
-    """
-    count = len(order)
-    for start in range(1, count - 1):
-        for end in range(start + 1, count):
-            yield [*order[:start], *order[start : end + 1][::-1], *order[end + 1 :]]
-    for size in (1, 2, 3):
-        for start in range(1, count - size + 1):
-            stretch, rest = order[start : start + size], order[:start] + order[start + size :]
-            for place in range(1, len(rest) + 1):
-                if place != start:
-                    yield [*rest[:place], *stretch, *rest[place:]]
+        for size in (1, 2, 3):
+            for start in range(1, len(tour) - size + 1):
+                stretch, rest = tour[start : start + size], np.delete(tour, np.s_[start : start + size])
+                after = np.roll(rest, -1)
+                gained = length[tour[start - 1], stretch[0]] + length[stretch[-1], rest[start % len(rest)]]
+                gained -= length[tour[start - 1], rest[start % len(rest)]]
+                costs = length[rest, stretch[0]] + length[stretch[-1], after] - length[rest, after]
+                place = int(np.argmin(costs))
+                if costs[place] < gained - 1e-9:
+                    tour, improved = np.insert(rest, place + 1, stretch), True
+    return [int(each) for each in tour]

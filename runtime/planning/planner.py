@@ -21,9 +21,9 @@ from ...errors import InputError
 from .objectives import ObjectiveName
 from .profile import Profile
 from .residency import Rule
-from .search import best_of_order, search
+from .search import Found, best_of_orders, search
 
-__all__ = ["POLICIES", "Plan", "Policy", "check_policy", "make_plan"]
+__all__ = ["POLICIES", "Plan", "Policy", "check_policy", "make_plan", "plan_of"]
 
 @dataclass(frozen=True)
 class Policy:
@@ -103,12 +103,18 @@ def make_plan(profile: Profile, budget: int, policy: Policy | None = None) -> Pl
         for name, query in profile.queries.items():
             if query.staleness is None:
                 raise InputError(
-                    f"objective {policy.objective}: query {name} has no staleness curve, which says how fast its answers"
-                    " get old; gemel eval measures it"
+                    f"objective {policy.objective}: query {name} has no staleness curve, which says how accurate an old"
+                    " answer is; gemel eval measures it"
                 )
-    rules = (policy.rule, replace(policy.rule, ahead="none")) if policy.lazy else (policy.rule,)
-    find = best_of_order if policy.listed else search
-    found = max((find(profile, budget, rule, policy.objective) for rule in rules), key=lambda each: each.row)
+    queries = tuple(profile.queries)
+    if policy.listed:
+        rules = (policy.rule, replace(policy.rule, ahead="none")) if policy.lazy else (policy.rule,)
+        return plan_of(profile, best_of_orders(profile, budget, [queries], rules, policy.objective))
+    return plan_of(profile, search(profile, budget, policy.rule, policy.objective))
+
+
+def plan_of(profile: Profile, found: Found) -> Plan:
+    """Return what a search found as a plan."""
     queries = tuple(profile.queries)
     used = {segment for query in queries for segment in profile.segments_of(query)}
     turns = [turn for cycle in found.cycles for turn in cycle]

@@ -7,7 +7,7 @@ The search ends after a fixed amount of work, so that equal arguments give equal
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations, product
 from math import prod
@@ -21,9 +21,9 @@ from .profile import Profile
 from .residency import Rule, Step, settled
 from .timeline import Outcome, Sizes, Timeline
 
-__all__ = ["Found", "best_of_order", "search"]
+__all__ = ["Found", "best_of_orders", "search"]
 
-_EVERY_ORDER = 5
+_EVERY_ORDER = 6
 """Maximum number of queries for which every order is tried before moves are."""
 _EVERY_SIZES = 300
 """Maximum number of combinations of turn sizes that are all tried for each order."""
@@ -35,6 +35,12 @@ _WORK_PER_QUERY = 5.0
 """Work that a search may do in addition for each query, in about milliseconds of CPU time."""
 _ELEMENTS = 500_000
 """Maximum number of turns x queries x plans that are computed at once."""
+_NEIGHBOURS = 32
+"""Maximum number of changes of one query's turn size that are tried at once."""
+_PATIENCE = 8
+"""Number of moves in a row that help nothing, per query, before the search starts elsewhere."""
+_KICKS = 60
+"""Maximum number of times that a stage of the search starts elsewhere."""
 _TURNS_EACH = 4
 """Maximum number of turns that a query may have in one cycle."""
 
@@ -53,6 +59,8 @@ class Found:
     """What is expected of the plan, as the only one of an outcome."""
     row: tuple[float, ...]
     """What the plan is worth; see :class:`.objectives.Worth`."""
+    key: tuple[float, ...]
+    """What the search goes by, at the stage at which the plan was found."""
 
 
 class _Search:
@@ -61,22 +69,29 @@ class _Search:
     Args:
         profile: sizes, times and rates of the workload on its device.
         budget: maximum bytes of weights that may be in memory at once.
-        rule: rule of eviction and prefetch.
         objective: name of the objective.
         work: work that may be done, in about milliseconds of CPU time.
     """
 
-    def __init__(self, profile: Profile, budget: int, rule: Rule, objective: ObjectiveName, work: float) -> None:
-        self.profile, self.budget, self.rule = profile, budget, rule
+    def __init__(self, profile: Profile, budget: int, objective: ObjectiveName, work: float) -> None:
+        self.profile, self.budget = profile, budget
         self.queries = tuple(profile.queries)
         self.options = [profile.batches(query) for query in self.queries]
         self.worth = Worth(profile, self.queries, objective)
         self.work = work
         self.best: Found | None = None
+        """Best plan so far."""
+        self.current: Found | None = None
+        """Plan that the search goes on from."""
+        self.leader: Found | None = None
+        """Best plan by what the search goes by at this stage."""
+        self.smooth = False
+        """Whether the search goes by :meth:`.objectives.Worth.smooth` first, at this stage."""
+        self._random = Random(0)
         self._seen: set[tuple[tuple[str, ...], Rule]] = set()
 
     def consider(self, order: tuple[str, ...], rule: Rule, combinations: int) -> bool:
-        """Find turn sizes for an order, and return whether that makes the best plan so far.
+        """Find turn sizes for an order, and return whether the search goes on from that plan.
 
         Args:
             order: queries in the order of their turns.
@@ -96,21 +111,48 @@ class _Search:
             found = self._tried(timeline, turns, np.array(list(product(*self.options)), np.intp))
         else:
             found = self._climbed(timeline, turns)
-        sizes, outcome, row = found
-        if self.best is None or row > self.best.row:
-            self.best = Found(order, sizes, rule, cycles, outcome, row)
+        sizes, outcome, key = found
+        plan = Found(order, sizes, rule, cycles, outcome, key[1:] if self.smooth else key, key)
+        if self.best is None or plan.row > self.best.row:
+            self.best = plan
+        if self.leader is None or key > self.leader.key:
+            self.leader = plan
+        if self.current is None or key > self.current.key:
+            self.current = plan
             return True
         return False
+
+    def start_elsewhere(self, random: Random) -> None:
+        """Go on from a plan that three random moves lead to from the best plan of this stage."""
+        assert self.leader is not None
+        order = self.leader.order
+        for _ in range(3):
+            order = _moved(order, self.queries, random)
+        self.current = None
+        self._seen.discard((order, self.leader.rule))
+        self.consider(order, self.leader.rule, _EVERY_SIZES)
+
+    def begin(self, *, smooth: bool) -> None:
+        """Begin a stage of the search from the best plan so far.
+
+        Args:
+            smooth: whether the search goes by :meth:`.objectives.Worth.smooth` first, at this stage.
+        """
+        assert self.best is not None
+        self.smooth = smooth
+        self._seen.clear()
+        self.current = self.leader = None
+        self.consider(self.best.order, self.best.rule, _EVERY_SIZES)
 
     def _climbed(self, timeline: Timeline, turns: int) -> tuple[Sizes, Outcome, tuple[float, ...]]:
         """Return the turn sizes that hill climbing finds, from those of the best plan so far or from equal ones."""
         most = max(map(len, self.options))
-        if self.best is not None:
-            starts = self.best.sizes[None]
+        if (near := self.current or self.leader or self.best) is not None:
+            starts = near.sizes[None]
         else:
             starts = np.array([[each[min(rank, len(each) - 1)] for each in self.options] for rank in range(most)])
         found = self._tried(timeline, turns, np.asarray(starts, np.intp))
-        if self.best is not None and len(self.queries) > _EVERY_ORDER and found[2][0] < self.best.row[0]:
+        if self.current is not None and len(self.queries) > _EVERY_ORDER and found[2] < self.current.key:
             # Other turn sizes will hardly make up for it.
             return found
         while self.work > 0:
@@ -121,14 +163,16 @@ class _Search:
         return found
 
     def _neighbours(self, sizes: Sizes) -> Sizes:
-        """Return all turn sizes of Q queries that differ from ``sizes`` in one query, ``[C, Q]``."""
-        rows = []
-        for place, options in enumerate(self.options):
-            for size in options:
-                if size != sizes[place]:
-                    rows.append(sizes.copy())
-                    rows[-1][place] = size
-        return np.array(rows or [sizes])
+        """Return turn sizes of Q queries that differ from ``sizes`` in one query, ``[C, Q]``; some of them if many."""
+        changes = [
+            (place, size) for place, options in enumerate(self.options) for size in options if size != sizes[place]
+        ]
+        if len(changes) > _NEIGHBOURS:
+            changes = self._random.sample(changes, _NEIGHBOURS)
+        rows = np.repeat(sizes[None], max(1, len(changes)), 0)
+        for row, (place, size) in zip(rows, changes, strict=False):
+            row[place] = size
+        return rows
 
     def _tried(self, timeline: Timeline, turns: int, sizes: Sizes) -> tuple[Sizes, Outcome, tuple[float, ...]]:
         """Return the best of C choices of turn sizes ``[C, Q]``, what is expected of it, and what it is worth."""
@@ -137,8 +181,10 @@ class _Search:
         for start in range(0, len(sizes), at_once):
             part = sizes[start : start + at_once]
             outcome = timeline.outcome(part)
-            self.work -= 0.2 + turns * (0.012 + len(part) * len(self.queries) * 3e-5)
+            self.work -= 2 * turns * (0.03 + len(part) * len(self.queries) * 2e-5)
             rows = self.worth.rows(outcome.frames, outcome.accuracy, outcome.cycle_ms)
+            if self.smooth:
+                rows = np.concatenate([self.worth.smooth(outcome.frames, outcome.accuracy), rows], axis=1)
             place = Worth.best(rows)
             row = tuple(rows[place].tolist())
             if best is None or row > best[2]:
@@ -150,12 +196,24 @@ class _Search:
         return best
 
 
-def best_of_order(profile: Profile, budget: int, rule: Rule, objective: ObjectiveName) -> Found:
-    """Return the best plan with one turn of each query, in the order in which the profile lists them."""
-    search_ = _Search(profile, budget, rule, objective, np.inf)
-    search_.consider(search_.queries, rule, _EVERY_SIZES_ONCE)
-    assert search_.best is not None
-    return search_.best
+def best_of_orders(
+    profile: Profile,
+    budget: int,
+    orders: Iterable[tuple[str, ...]],
+    rules: Sequence[Rule],
+    objective: ObjectiveName,
+) -> Found:
+    """Return the best plan of some orders of turns and some rules of eviction and prefetch.
+
+    All combinations of turn sizes are tried if there are few.
+    """
+    found = _Search(profile, budget, objective, np.inf)
+    found.smooth = False
+    for order in orders:
+        for rule in rules:
+            found.consider(order, rule, _EVERY_SIZES_ONCE)
+    assert found.best is not None
+    return found.best
 
 
 def search(profile: Profile, budget: int, rule: Rule, objective: ObjectiveName) -> Found:
@@ -168,7 +226,7 @@ def search(profile: Profile, budget: int, rule: Rule, objective: ObjectiveName) 
         objective: name of the objective.
     """
     queries = tuple(profile.queries)
-    found = _Search(profile, budget, rule, objective, _WORK + _WORK_PER_QUERY * len(queries))
+    found = _Search(profile, budget, objective, _WORK + _WORK_PER_QUERY * len(queries))
     rules = (rule, replace(rule, far=True)) if rule.ahead != "none" and not rule.whole else (rule,)
     orders: Iterator[tuple[str, ...]]
     if len(queries) <= _EVERY_ORDER:
@@ -179,14 +237,21 @@ def search(profile: Profile, budget: int, rule: Rule, objective: ObjectiveName) 
     for order in orders:
         for each in rules:
             found.consider(order, each, _EVERY_SIZES)
-    random = Random(0)
-    failed = 0
-    while found.work > 0 and failed < 40 * len(queries):
-        best = found.best
-        assert best is not None
-        moved = _moved(best.order, queries, random)
-        rule_ = random.choice(rules) if random.random() < 0.2 else best.rule
-        failed = 0 if found.consider(moved, rule_, _EVERY_SIZES) else failed + 1
+    random, whole = Random(0), found.work
+    for smooth in (True, False) if found.worth.is_steep else (False,):
+        found.begin(smooth=smooth)
+        rest = whole / 2 if smooth else 0.0
+        failed = kicks = 0
+        while found.work > rest and kicks < _KICKS:
+            current = found.current
+            assert current is not None
+            moved = _moved(current.order, queries, random)
+            rule_ = random.choice(rules) if random.random() < 0.2 else current.rule
+            failed = 0 if found.consider(moved, rule_, _EVERY_SIZES) else failed + 1
+            if failed > _PATIENCE * len(queries):
+                # No move helps any more: a few at once may lead to another, better plan.
+                failed, kicks = 0, kicks + 1
+                found.start_elsewhere(random)
     assert found.best is not None
     return found.best
 

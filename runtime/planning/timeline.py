@@ -7,7 +7,7 @@ queries whose weights are in memory run (*fill*).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +41,36 @@ class Outcome:
     """Expected accuracy of each query, 0 to 1, ``[C, Q]``; None if it was not asked for."""
 
 
+class _State:
+    """State of C timelines at the end of a turn.
+
+    Args:
+        last: time in milliseconds up to which each query has taken frames when the timelines begin, ``[C, Q]``.
+    """
+
+    def __init__(self, last: _Array) -> None:
+        self.begin: _Array = np.zeros(len(last))
+        """Begin of the last turn in milliseconds, ``[C]``."""
+        self.end: _Array = np.zeros(len(last))
+        """End of the last turn in milliseconds, ``[C]``."""
+        self.free: _Array = np.zeros(len(last))
+        """Time in milliseconds at which the last load ends, ``[C]``."""
+        self.due: dict[int, _Array] = {}
+        """Turn -> time in milliseconds at which its weights are in memory, ``[C]``; for turns with loads only."""
+        self.last = last
+        """Time in milliseconds up to which each query has taken frames or passed them over, ``[C, Q]``."""
+        self.count_anew()
+
+    def count_anew(self) -> None:
+        """Set all sums to nought."""
+        self.answered: _Array = np.zeros_like(self.last)
+        """Sum of answered frames, ``[C, Q]``."""
+        self.worth: _Array = np.zeros_like(self.last)
+        """Sum of the accuracies of all frames, ``[C, Q]``."""
+        self.waited: _Array = np.zeros_like(self.end)
+        """Sum of the milliseconds that turns waited for weights, ``[C]``."""
+
+
 class Timeline:
     """Expected times and frames of cycles of turns whose loads are known.
 
@@ -67,9 +97,10 @@ class Timeline:
         self._turn_of = np.array([place[turn.query] for turn in turns])
         """Index of the query of each turn of all cycles, ``[T]``."""
         self._ahead, self._then = _loads(profile, turns)
-        self._loads = any(self._ahead) or any(self._then)
-        self._usable = _usable(profile, queries, turns) if fill and self._loads else None
-        """Whether each query's weights are in memory while the turn waits for weights, ``[T, Q]``; None without fill."""
+        nobody = np.zeros(0, np.intp)
+        waits = any(self._ahead) or any(self._then)
+        self._others = _usable(profile, queries, turns) if fill and waits else [nobody] * len(turns)
+        """Queries that can run while each turn waits for weights, because their own are in memory."""
         self._fps = np.array([profile.queries[query].fps for query in queries])
         self._sla_ms = np.array([profile.sla_of(query) for query in queries])
         self._run_ms = _run_table(profile, queries)
@@ -80,161 +111,112 @@ class Timeline:
             """Sum of the accuracies of answers 1 to n frames old, for each query, ``[Q, ages]``."""
 
     def outcome(self, sizes: Sizes) -> Outcome:
-        """Return what is expected of each of C choices of turn sizes, ``[C, Q]``."""
+        """Return what is expected of each of C choices of turn sizes, ``[C, Q]``.
+
+        The cycles are gone through twice, turn by turn, with frames as a fluid: fractions of a frame count. The first
+        time only brings loads and waiting frames into step.
+        """
         full = np.take_along_axis(self._run_ms[None], sizes[..., None], 2)[..., 0]
+        # As if a cycle went before: without frames that wait, no turn would ever take time.
+        state = _State(-np.repeat(full[:, self._turn_of].sum(1, keepdims=True), len(self._fps), 1))
         in_time = self._sla_ms - full
         # A query whose turn takes longer than the SLA is always late. All its frames count, so that it gets a turn.
         in_time = np.where(in_time >= 0, in_time, np.inf)
-        runs = full[:, self._turn_of]
-        begins, ends, period = self._times(runs)
-        # Turns take fewer frames than they may where cameras deliver fewer.
-        waiting = self._turns(begins, ends, period, sizes, in_time)[0]
-        counts = np.minimum(waiting, sizes[:, self._turn_of])
-        low = np.floor(counts).astype(np.intp)
-        part = counts - low
-        table = self._run_ms[self._turn_of[None], low]
-        more = self._run_ms[self._turn_of[None], np.minimum(low + 1, self._run_ms.shape[1] - 1)]
-        begins, ends, period = self._times(table + part * (more - table))
-        answered, accuracy = self._answered(begins, ends, period, sizes, in_time)
-        waits = (begins - ends).sum(1)
-        period = np.maximum(period, 1e-9)
-        return Outcome(
-            period / self._cycles,
-            waits / self._cycles,
-            np.minimum(answered / period[:, None] * 1e3, self._fps),
-            accuracy,
-        )
+        began = state.end
+        for _ in range(2):
+            began = state.end
+            state.count_anew()
+            for turn, query in enumerate(self._turn_of.tolist()):
+                begin = self._begin(state, turn)
+                if self._others[turn].size:
+                    self._fill(state, turn, begin, sizes, full)
+                self._run(state, query, begin, sizes[:, query], in_time[:, query])
+        period = np.maximum(state.end - began, 1e-9)
+        frames = np.minimum(state.answered / period[:, None] * 1e3, self._fps)
+        accuracy = None if self._kept is None else np.minimum(state.worth / (self._fps * period[:, None] / 1e3), 1.0)
+        return Outcome(period / self._cycles, state.waited / self._cycles, frames, accuracy)
 
-    def _times(self, runs: _Array) -> tuple[_Array, _Array, _Array]:
-        """Return when turns begin and may begin, and how long all cycles take, in milliseconds.
+    def _begin(self, state: _State, turn: int) -> _Array:
+        """Return when a turn begins, in milliseconds, ``[C]``: after the turn before, and when its weights are there."""
+        if self._ahead[turn]:
+            # These loads were requested when the turn before began.
+            state.free = np.maximum(state.free, state.begin)
+            for later, milliseconds in self._ahead[turn]:
+                state.free = state.free + milliseconds
+                state.due[(turn + later) % len(self._turn_of)] = state.free
+        if self._then[turn]:
+            state.free = np.maximum(state.free, state.end) + self._then[turn]
+            state.due[turn] = state.free
+        due = state.due.pop(turn, None)
+        begin = state.end if due is None else np.maximum(state.end, due)
+        state.waited = state.waited + (begin - state.end)
+        return begin
 
-        Args:
-            runs: milliseconds of each turn, ``[C, T]``.
+    def _fill(self, state: _State, turn: int, begin: _Array, sizes: Sizes, full: _Array) -> None:
+        """Run other queries while a turn waits for its weights until ``begin`` milliseconds, ``[C]``.
 
-        Returns:
-            Begin of each turn; end of the turn before, ``[C, T]`` each; and the period of all cycles, ``[C]``.
+        Queries first take the frames that came since their last run, then those that come meanwhile. Where there is not
+        time for all, queries run in turn, because the query that ran longest ago runs first.
         """
-        if not self._loads:
-            ends = np.cumsum(runs, axis=1) - runs
-            return ends, ends, runs.sum(1)
-        count = runs.shape[1]
-        free = begin = end = np.zeros(len(runs))
-        due: dict[int, _Array] = {}
-        begins, ends_ = [], []
-        # The first round brings the loads into step; the second is the one that repeats.
-        for turn in range(2 * count + 1):
-            place = turn % count
-            if self._ahead[place]:
-                # These loads were requested when the turn before began.
-                free = np.maximum(free, begin)
-                for later, milliseconds in self._ahead[place]:
-                    free = free + milliseconds
-                    due[turn + later] = free
-            if self._then[place]:
-                free = np.maximum(free, end) + self._then[place]
-                due[turn] = free
-            ends_.append(end)
-            known = due.pop(turn, None)
-            begin = end if known is None else np.maximum(end, known)
-            begins.append(begin)
-            end = begin + runs[:, place]
-        found = np.array(begins).T, np.array(ends_).T
-        return found[0][:, count:-1], found[1][:, count:-1], found[0][:, -1] - found[0][:, count]
-
-    def _since(self, begins: _Array, period: _Array) -> _Array:
-        """Return the milliseconds from the previous turn of a turn's query to that turn, for each turn, ``[C, T]``."""
-        since = np.empty_like(begins)
-        for query in range(len(self._fps)):
-            (places,) = (self._turn_of == query).nonzero()
-            own = begins[:, places]
-            since[:, places] = own - np.concatenate([own[:, -1:] - period[:, None], own[:, :-1]], axis=1)
-        return since
-
-    def _fills(self, begins: _Array, ends: _Array, sizes: Sizes) -> tuple[NDArray[np.bool_], _Array, _Array] | None:
-        """Return which queries run while a turn waits for weights, until when, and on which fraction of their frames.
-
-        Returns:
-            Three arrays ``[C, T, Q]``; None if no query runs in any wait.
-        """
-        if self._usable is None:
-            return None
-        one = self._run_ms[:, 1]
-        until = begins[:, :, None] - one
-        runs = self._usable & (until > ends[:, :, None]) & (one <= self._sla_ms)
-        if not runs.any():
-            return None
-        busy = (self._usable * (self._fps * one / 1e3)).sum(1)
-        # Where they have not time for all frames, queries take turns, each with as many frames as its turn may have.
-        full = np.take_along_axis(self._run_ms[None], sizes[..., None], 2)[..., 0]
-        around = np.maximum((self._usable[None] * full[:, None]).sum(2), 1e-9)
-        shared = np.minimum(1.0, sizes[:, None] / (self._fps * around[..., None]) * 1e3)
-        return runs, until, np.where((busy > 1)[None, :, None], shared, 1.0)
-
-    def _turns(
-        self, begins: _Array, ends: _Array, period: _Array, sizes: Sizes, in_time: _Array
-    ) -> tuple[_Array, _Array, tuple[_Array, _Array] | None]:
-        """Return the frames that wait for each turn and are young enough, and what queries get in waits.
-
-        Returns:
-            Waiting frames; milliseconds since the query's last run, ``[C, T]`` each; and, if queries run in waits,
-            the frames that each answers there and the sum of the accuracies of all its frames there, ``[C, Q]`` each.
-        """
-        fps = self._fps / 1e3
-        fills = self._fills(begins, ends, sizes)
-        if fills is None:
-            since = self._since(begins, period)
-            return fps[self._turn_of] * np.minimum(since, in_time[:, self._turn_of]), since, None
-        runs, until, part = fills
-        own = self._turn_of[:, None] == np.arange(len(self._fps))
-        last = np.maximum(np.where(runs, until, -np.inf), np.where(own, begins[:, :, None], -np.inf))
-        last = np.maximum.accumulate(last, axis=1)
-        around = last[:, -1:] - period[:, None, None]
-        before = np.maximum(np.concatenate([around, last[:, :-1]], axis=1), around)
-        # A run in a wait first takes the frames that came since the query's last run, then all that come meanwhile.
-        idle = np.maximum(ends[:, :, None] - before, 0)
-        young = np.minimum(idle, self._sla_ms - self._run_ms[:, 1])
-        first = np.minimum(sizes[:, None], fps * young) * part
-        meanwhile = fps * (until - np.maximum(ends[:, :, None], before))
-        filled = np.where(runs, first + meanwhile * part, 0.0).sum(1)
-        worth = filled
+        wait = (begin - state.end)[:, None]
+        if not wait.any():
+            return
+        others = self._others[turn]
+        fps, one = self._fps[others] / 1e3, self._run_ms[others, 1]
+        size = sizes[:, others]
+        last = state.last[:, others]
+        # No run may end later than the wait.
+        left = np.maximum(wait - one, 0)
+        idle = np.maximum(state.end[:, None] - last, 0)
+        demand = np.minimum(size, fps * np.minimum(idle, self._sla_ms[others] - one)) + fps * left
+        demand = np.where(left > 0, demand, 0)
+        around = full[:, others].sum(1, keepdims=True)
+        taken = np.clip(fps * around, 1, size)
+        each = self._interpolated(others, taken) / taken
+        got, rest = np.zeros_like(demand), wait
+        for _ in range(3):
+            # Queries that have no more frames leave their time to the others.
+            open_ = demand > got + 1e-9
+            rounds = rest / np.maximum((np.where(open_, taken * each, 0)).sum(1, keepdims=True), 1e-9)
+            got = np.where(open_, np.minimum(demand, got + rounds * taken), got)
+            rest = np.maximum(wait - (got * each).sum(1, keepdims=True), 0)
+        part = got / np.maximum(demand, 1e-9)
+        reached = np.where(left > 0, part * (state.end[:, None] + left - last), 0)
+        state.answered[:, others] += got
         if self._kept is not None:
-            lost = self._accuracy_of(np.maximum(fps * idle - first, 0))
-            gap = np.maximum(1 / part - 1, 1.0)
-            mean = self._accuracy_of(gap) / gap
-            worth = np.where(runs, first + lost + meanwhile * (part + (1 - part) * mean), 0.0).sum(1)
-        reached = np.where(runs, np.maximum(until, before), before)
-        since = begins - np.take_along_axis(reached, self._turn_of[None, :, None], 2)[..., 0]
-        return fps[self._turn_of] * np.minimum(since, in_time[:, self._turn_of]), since, (filled, worth)
+            state.worth[:, others] += got + self._accuracy_of(np.maximum(fps * reached - got, 0), others)
+        state.last[:, others] = last + reached
 
-    def _answered(
-        self, begins: _Array, ends: _Array, period: _Array, sizes: Sizes, in_time: _Array
-    ) -> tuple[_Array, _Array | None]:
-        """Return the frames that each query answers in all cycles, and its expected accuracy, ``[C, Q]`` each."""
-        waiting, since, fills = self._turns(begins, ends, period, sizes, in_time)
-        own = (self._turn_of[:, None] == np.arange(len(self._fps))).astype(np.float64)
-        taken = np.minimum(waiting, sizes[:, self._turn_of])
-        answered: _Array = taken @ own
-        if fills is not None:
-            answered = answered + fills[0]
-        if self._kept is None:
-            return answered, None
-        fps = self._fps / 1e3
-        missed = np.maximum(fps[self._turn_of] * since - taken, 0)
-        worth = (taken + self._accuracy_of(missed, self._turn_of)) @ own
-        if fills is not None:
-            worth = worth + fills[1]
-        arrived = np.maximum(fps * period[:, None], 1e-9)
-        return answered, np.minimum(worth / arrived, 1.0)
+    def _run(self, state: _State, query: int, begin: _Array, size: NDArray[np.intp], in_time: _Array) -> None:
+        """Run a query's turn of at most ``size`` frames, ``[C]``, from ``begin`` milliseconds on."""
+        fps = self._fps[query] / 1e3
+        since = begin - state.last[:, query]
+        taken = np.minimum(fps * np.minimum(since, in_time), size)
+        state.answered[:, query] += taken
+        if self._kept is not None:
+            missed = np.maximum(fps * since - taken, 0)
+            state.worth[:, query] += taken + self._accuracy_of(missed[:, None], np.array([query]))[:, 0]
+        # The frames that wait are a whole number, whose mean is ``taken``.
+        state.last[:, query] = state.begin = begin
+        state.end = begin + self._interpolated(np.array([query]), taken[:, None])[:, 0]
 
-    def _accuracy_of(self, missed: _Array, queries: NDArray[np.intp] | None = None) -> _Array:
+    def _interpolated(self, queries: NDArray[np.intp], frames: _Array) -> _Array:
+        """Return the mean milliseconds of turns whose mean numbers of frames are ``[C, N]``, of N queries."""
+        low = frames.astype(np.intp)
+        below = self._run_ms[queries, low]
+        above = self._run_ms[queries, np.minimum(low + 1, self._run_ms.shape[1] - 1)]
+        found: _Array = below + (frames - low) * (above - below)
+        return found
+
+    def _accuracy_of(self, missed: _Array, queries: NDArray[np.intp]) -> _Array:
         """Return the sum of the accuracies of frames that get the last answer, for numbers of such frames in a row.
 
         Args:
             missed: numbers of frames, ``[..., N]``.
-            queries: index of the query of each of the N columns; by default, column and query are the same.
+            queries: index of the query of each of the N columns.
         """
         assert self._kept is not None
-        rows = np.arange(missed.shape[-1]) if queries is None else queries
+        rows = queries
         whole = np.minimum(missed, _OLDEST - 1)
         low = whole.astype(np.intp)
         below, above = self._kept[rows, low], self._kept[rows, low + 1]
@@ -276,14 +258,15 @@ def _loads(profile: Profile, turns: Sequence[Step]) -> tuple[list[list[tuple[int
     return ahead, [sum(map(profile.load_ms, turn.then.load)) for turn in turns]
 
 
-def _usable(profile: Profile, queries: Sequence[str], turns: Sequence[Step]) -> NDArray[np.bool_]:
-    """Return whether each query's weights are in memory while a turn waits for its own weights, ``[T, Q]``."""
+def _usable(profile: Profile, queries: Sequence[str], turns: Sequence[Step]) -> list[NDArray[np.intp]]:
+    """Return the indices of the queries whose weights are in memory while each turn waits for its own weights."""
     uses = [set(profile.segments_of(query)) for query in queries]
+    one_ms = [profile.run_ms(query, 1) <= profile.sla_of(query) for query in queries]
     of_turn = [set(profile.segments_of(turn.query)) for turn in turns]
     moved = {segment for turn in turns for part in (turn.ahead, turn.then) for segment in part.load}
     memory = set().union(*uses) - moved
     coming: set[str] = set()
-    usable = np.zeros((len(turns), len(queries)), np.bool_)
+    usable = [np.zeros(0, np.intp)] * len(turns)
     # The first round only tells what is in memory when the cycles begin anew.
     for place in [*range(len(turns)), *range(len(turns))]:
         turn = turns[place]
@@ -292,6 +275,7 @@ def _usable(profile: Profile, queries: Sequence[str], turns: Sequence[Step]) -> 
             coming |= set(part.load)
             memory |= set(part.load)
         there = memory - coming
-        usable[place] = [used <= there for used in uses]
+        found = [index for index, used in enumerate(uses) if one_ms[index] and used <= there]
+        usable[place] = np.array(found, np.intp)
         coming -= of_turn[place]
     return usable
