@@ -52,6 +52,11 @@ class PlannedWeights:
         self._memory.evict()
         self._link.clear()
 
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Segments that are in memory or on their way, as far as the plan loaded them."""
+        return self._link.kept
+
     def due(self, query: str, now: float) -> float:
         """Return the time in milliseconds at which a query's weights are expected; at most ``now`` if loaded."""
         if self._review.lost:

@@ -12,6 +12,7 @@ from time import monotonic
 from ...errors import InputError
 from ..feeds import Feed
 from ..planning.conductor import Conductor
+from ..planning.planner import Plan, make_plan
 from ..planning.profile import Profile
 from ..planning.residency import Transfer
 from ..planning.review import Review
@@ -20,6 +21,7 @@ from .channel import Channel, QueryState
 from .lineup import Change, Lineup
 from .plan_input import Swapping, deepest_turns, in_turn
 from .planned_weights import PlannedWeights
+from .plans_in_background import PlansInBackground
 from .summary import FeedStats, PlanStats, RunStats
 
 __all__ = ["Runner"]
@@ -31,7 +33,7 @@ _POLL_S = 0.1
 _JOIN_S = 6.0
 """Maximum seconds to wait for a feed's thread to end; a read from a silent camera blocks for up to five seconds."""
 _SILENT_MS = 2000.0
-"""Milliseconds without a frame after which a feed is left out of plans, but at least three periods of the feed.
+"""Milliseconds without a frame after which a feed is left out of plans for the first time, but at least three periods.
 
 The runner never waits longer at once, so that it notices a silent feed.
 """
@@ -159,8 +161,8 @@ class Runner:
     def transfer(self, transfer: Transfer) -> None:
         self._weights.transfer(transfer, self.now)
 
-    def clear(self) -> None:
-        self._weights.clear()
+    def kept(self) -> tuple[str, ...]:
+        return self._weights.kept
 
     def due(self, query: str) -> float:
         return self._weights.due(query, self.now)
@@ -190,20 +192,19 @@ class Runner:
                 self._wake.wait(min(_POLL_S, left))
             self._weights_came = False
 
-    def revised(self) -> Profile | None:
+    def revised(self) -> tuple[Profile, Plan] | None:
         if not self._planned:
             return None
-        now = self.now
-        left_out = (query for name, query in self._queries.items() if name not in self._review.profile.queries)
-        if not self._review.due(now) and not any(query.waiting for query in left_out):
-            return None
-        profile = self._review.revised([name for name in self._queries if self._is_active(name)], now)
-        if profile is not None:
-            _log.info("planned anew for %s", ", ".join(profile.queries))
-        return profile
+        left_out, lost = self._queries.keys() - self._review.profile.queries.keys(), self._review.lost
+        waits = any(self._queries[name].waiting for name in left_out)
+        found = self._planning.revised(self.now, self._active, at_once=waits)
+        if found is not None and lost:
+            # What is in memory is not known.
+            self._weights.clear()
+        return found
 
     def _notify(self) -> None:
-        """Wake the runner because a transfer of weights has ended; called on any thread."""
+        """Wake the runner because a transfer of weights has ended, or a plan is made; called on any thread."""
         with self._wake:
             self._weights_came = True
             self._wake.notify_all()
@@ -215,7 +216,9 @@ class Runner:
         self._fps = {name: query.fps for name, query in swapping.profile.queries.items()}
         self._review = Review(swapping.profile)
         self._weights = PlannedWeights(swapping.memory, self._review, self._notify)
-        self._conductor = Conductor(swapping.profile, swapping.budget, self, swapping.policy, lineup.plan)
+        self._planning = PlansInBackground(self._review, swapping.budget, swapping.policy, self._notify)
+        plan = lineup.plan or make_plan(swapping.profile, swapping.budget, swapping.policy)
+        self._conductor = Conductor(swapping.profile, swapping.budget, self, plan)
         depths = swapping.depths(queries) if self._live else deepest_turns(queries, self._conductor.plan.batches)
         channels = {name: Channel(feeds[name], depth) for name, depth in depths.items()}
         for name, channel in channels.items():
@@ -237,7 +240,7 @@ class Runner:
         lineup.begin()
         self._line_up(lineup)
         if self._planned:
-            # A plan begins with empty memory.
+            # The new plan begins with empty memory.
             self._weights.clear()
         known = [channel.feed for channel in before.values()]
         for channel in self._channels.values():
@@ -274,14 +277,17 @@ class Runner:
             for channel in self._channels.values()
         )
 
-    def _is_active(self, name: str) -> bool:
-        """Return whether a query has waiting frames, or may have some soon."""
-        query = self._queries[name]
+    def _active(self) -> list[str]:
+        """Return the queries that have waiting frames, or may have some soon."""
+        return [name for name, query in self._queries.items() if query.waiting or self._may_have_some(name, query)]
+
+    def _may_have_some(self, name: str, query: QueryState) -> bool:
         channel = query.channel
-        if query.waiting or not query.alive or channel.feed.finished:
-            return bool(query.waiting)
+        if not query.alive or channel.feed.finished:
+            return False
         heard = channel.frames[-1].arrived if channel.frames else self._began
-        return not self._live or (monotonic() - heard) * 1e3 < max(_SILENT_MS, 3e3 / self._fps[name])
+        patience = max(_SILENT_MS * self._review.patience(name), 3e3 / self._fps[name])
+        return not self._live or (monotonic() - heard) * 1e3 < patience
 
     def stats(self) -> RunStats:
         """Return the statistics up to now. May be called on any thread while the runner runs."""

@@ -10,11 +10,12 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
-from .planner import Plan, Policy, make_plan
+from .planner import Plan
 from .profile import Profile
 from .residency import Step, Transfer, steps
 
 __all__ = ["Conductor", "Link", "World"]
+
 
 class World(Protocol):
     """Interface to cameras, memory, and a device that runs models. Reading a property has no side effects."""
@@ -37,8 +38,8 @@ class World(Protocol):
         """Evict segments from memory, then load other segments, while models go on running."""
         ...
 
-    def clear(self) -> None:
-        """Evict all segments from memory."""
+    def kept(self) -> Collection[str]:
+        """Return the segments that are in memory, or on their way, when a new plan begins."""
         ...
 
     def due(self, query: str) -> float:
@@ -67,8 +68,8 @@ class World(Protocol):
         """Wait until a frame arrives, weights are loaded, or the time ``until`` (in milliseconds) is reached."""
         ...
 
-    def revised(self) -> Profile | None:
-        """Return the profile from which to make a new plan; None while the current plan still fits."""
+    def revised(self) -> tuple[Profile, Plan] | None:
+        """Return a new plan to follow, and the profile that it was made from; None while there is none."""
         ...
 
 
@@ -94,6 +95,11 @@ class Link:
         """Note that all segments were evicted from memory."""
         self._due.clear()
 
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Segments that are in memory or on their way."""
+        return tuple(self._due)
+
     def due(self, segments: Collection[str]) -> float:
         """Return the time in milliseconds at which all of the segments are expected in memory.
 
@@ -113,16 +119,12 @@ class Conductor:
         profile: sizes, times and rates of the workload on its device.
         budget: maximum bytes of weights that may be in memory at once.
         world: interface to cameras, memory and device.
-        policy: objective and constraints of plans; the default policy if left out.
-        made: plan to begin with; made by the policy if left out.
+        plan: plan to begin with, made from ``profile``.
     """
 
-    def __init__(
-        self, profile: Profile, budget: int, world: World, policy: Policy | None = None, made: Plan | None = None
-    ) -> None:
+    def __init__(self, profile: Profile, budget: int, world: World, plan: Plan) -> None:
         self._profile, self._budget, self._world = profile, budget, world
-        self._policy = policy or Policy()
-        self._begin(profile, made or make_plan(profile, budget, self._policy))
+        self._begin(profile, plan)
         self._ran: dict[str, float] = {}
         """Query -> begin of its last run, in milliseconds since the beginning."""
         self.blocked_ms = 0.0
@@ -136,9 +138,8 @@ class Conductor:
             world.take_in()
             if world.over:
                 return
-            if (profile := world.revised()) is not None:
-                world.clear()
-                self._begin(profile, make_plan(profile, self._budget, self._policy))
+            if (revision := world.revised()) is not None:
+                self._begin(*revision)
                 turn = self._first()
             elif idle and not any(self._fresh(query) for query in self.plan.order):
                 # No query has a frame: going on to the next turn would swap weights for nothing.
@@ -157,9 +158,13 @@ class Conductor:
             turn, idle = following, not frames
 
     def _begin(self, profile: Profile, made: Plan) -> None:
-        """Switch to another plan, from its first turn on."""
+        """Switch to another plan, from its first turn on. What the plan needs and is in memory stays there."""
         self._profile, self.plan = profile, made
-        self._turns: Iterator[Step] = steps(profile, self._budget, made.order, made.rule)
+        kept = self._world.kept()
+        used = {segment for query in made.order for segment in profile.segments_of(query)}
+        stays = [] if made.rule.whole else [segment for segment in kept if segment in used]
+        self._world.transfer(Transfer(evict=tuple(segment for segment in kept if segment not in stays)))
+        self._turns: Iterator[Step] = steps(profile, self._budget, made.order, made.rule, stays)
         self._turn_ms: Mapping[str, float] = {query: profile.run_ms(query, made.batches[query]) for query in made.order}
         """Query -> milliseconds of a turn with the maximum number of frames that the plan allows."""
 

@@ -25,6 +25,7 @@ from .search import Found, best_of_orders, search
 
 __all__ = ["POLICIES", "Plan", "Policy", "check_policy", "make_plan", "plan_of"]
 
+
 @dataclass(frozen=True)
 class Policy:
     """Objective and constraints of plans."""

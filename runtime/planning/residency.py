@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Literal
@@ -65,16 +65,20 @@ class Step:
     """Transfer to make after the previous turn has ended; it may evict segments of the previous turn."""
 
 
-def steps(profile: Profile, budget: int, order: Sequence[str], rule: Rule) -> Iterator[Step]:
-    """Yield the turns of a cyclic order of queries, with their transfers, endlessly. At first memory is empty.
+def steps(
+    profile: Profile, budget: int, order: Sequence[str], rule: Rule, resident: Iterable[str] = ()
+) -> Iterator[Step]:
+    """Yield the turns of a cyclic order of queries, with their transfers, endlessly.
 
     Args:
         profile: sizes of segments, and the segments that each query needs.
         budget: maximum bytes that may be in memory at once; no less than the largest model.
         order: queries in the order of their turns.
-        rule: rule of eviction and prefetch.
+        rule: rule of eviction and prefetch; not one about whole models if segments are in memory already.
+        resident: segments that are in memory at first, and that a query of the order needs.
     """
     memory = _Memory(profile, budget, order, rule)
+    memory.begin(resident)
     for position in count():
         yield memory.turn(position)
 
@@ -82,7 +86,7 @@ def steps(profile: Profile, budget: int, order: Sequence[str], rule: Rule) -> It
 def settled(profile: Profile, budget: int, order: Sequence[str], rule: Rule) -> list[list[Step]]:
     """Return the cycles of turns that repeat after a start phase: usually one, or as many as there are queries.
 
-    The arguments are those of :func:`steps`.
+    The arguments are those of :func:`steps`, of a memory that is empty at first.
     """
     memory = _Memory(profile, budget, order, rule)
     cycles: list[list[Step]] = []
@@ -117,6 +121,12 @@ class _Memory:
         self._running: tuple[str, ...] | None = None
         """Segments of the previous turn; None before the first turn."""
         self._free = budget
+
+    def begin(self, resident: Iterable[str]) -> None:
+        """Note that segments are in memory before the first turn."""
+        for segment in resident:
+            self._resident[segment] = None
+            self._take_in([segment])
 
     @property
     def state(self) -> object:

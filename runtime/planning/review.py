@@ -18,6 +18,8 @@ _RUNS = 9
 """Number of a model's newest turns whose median time is compared with the time that the profile says."""
 _OFF = 1.5
 """Factor by which a model's turns may be longer or shorter than the profile says before a new plan is made."""
+_DOUBLINGS = 4
+"""Maximum number of times that the patience with a query without frames doubles."""
 
 
 class Review:
@@ -31,7 +33,7 @@ class Review:
         self.profile = profile
         """Profile that the current plan was made from."""
         self.replans = 0
-        """Number of new plans that were requested so far."""
+        """Number of new plans that were followed so far."""
         self._whole = profile
         self._last = 0.0
         self.lost = False
@@ -39,6 +41,8 @@ class Review:
 
         Set by the caller when memory refuses a transfer of the plan.
         """
+        self._returns: dict[str, int] = defaultdict(int)
+        """Query -> number of times that it came back into the plan."""
         self._ratios: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_RUNS))
         """Model -> measured milliseconds of its newest turns, divided by the milliseconds that the profile expects."""
 
@@ -61,6 +65,8 @@ class Review:
     def revised(self, active: Collection[str], now: float) -> Profile | None:
         """Review the current plan; return the profile for a new plan, with active queries and measured times.
 
+        The current plan stays, until :meth:`follow` tells that the new one is there.
+
         Args:
             active: queries that have frames, or may have some soon. If there are none, the plan stays as it is.
             now: milliseconds since the run began.
@@ -74,10 +80,22 @@ class Review:
         fits = models is self.profile.models and queries.keys() == self.profile.queries.keys()
         if not queries or (fits and not self.lost):
             return None
+        return self.profile.model_copy(update={"queries": queries, "models": models})
+
+    def follow(self, profile: Profile) -> None:
+        """Note that a plan is followed from now on that was made from ``profile``."""
+        for query in profile.queries.keys() - self.profile.queries.keys():
+            self._returns[query] += 1
         self.lost = False
         self.replans += 1
-        self.profile = self.profile.model_copy(update={"queries": queries, "models": models})
-        return self.profile
+        self.profile = profile
+
+    def patience(self, query: str) -> int:
+        """Return how many times longer a query may be without frames before it is left out of plans.
+
+        It doubles each time that the query comes back, so that a feed that comes and goes does not change the plan.
+        """
+        return int(2 ** min(self._returns[query], _DOUBLINGS))
 
     def _measured(self) -> Mapping[str, ModelProfile]:
         """Return the profile's models, with measured times for models whose turns differ much from the profile.

@@ -103,9 +103,7 @@ class _Search:
         self._seen.add((order, rule))
         cycles = settled(self.profile, self.budget, order, rule)
         self.work -= len(order) * 0.02 * (1 + len(order) / 40)
-        timeline = Timeline(
-            self.profile, self.queries, cycles, fill=rule.fill, accuracy=self.worth.needs_accuracy
-        )
+        timeline = Timeline(self.profile, self.queries, cycles, fill=rule.fill, accuracy=self.worth.needs_accuracy)
         turns = sum(map(len, cycles))
         if prod(map(len, self.options)) <= combinations:
             found = self._tried(timeline, turns, np.array(list(product(*self.options)), np.intp))

@@ -109,7 +109,7 @@ def simulate(profile: Profile, budget: int, plan: Plan, seconds: float = 60.0, s
         seed: seed of the random phases of the cameras' clocks.
     """
     world = _World(profile, seconds, seed)
-    conductor = Conductor(profile, budget, world, made=plan)
+    conductor = Conductor(profile, budget, world, plan)
     conductor.run()
     return world.finish(conductor.blocked_ms)
 
@@ -148,9 +148,8 @@ class _World:
         self.result.swaps += len(transfer.load)
         self.result.peak = max(self.result.peak, self._bytes)
 
-    def clear(self) -> None:
-        self._link.clear()
-        self._bytes = 0
+    def kept(self) -> tuple[str, ...]:
+        return self._link.kept
 
     def due(self, query: str) -> float:
         return self._link.due(self._profile.segments_of(query))
@@ -180,7 +179,7 @@ class _World:
         frame = min((camera.next_arrival(self.now) for camera in cameras), default=math.inf)
         self.now = min(until, frame, self._link.coming(self.now), self._end)
 
-    def revised(self) -> Profile | None:
+    def revised(self) -> None:
         return None
 
     def finish(self, blocked_ms: float) -> Simulation:

@@ -137,7 +137,7 @@ class Timeline:
         return Outcome(period / self._cycles, state.waited / self._cycles, frames, accuracy)
 
     def _begin(self, state: _State, turn: int) -> _Array:
-        """Return when a turn begins, in milliseconds, ``[C]``: after the turn before, and when its weights are there."""
+        """Return when a turn begins, in milliseconds, ``[C]``: after the turn before, and with its weights there."""
         if self._ahead[turn]:
             # These loads were requested when the turn before began.
             state.free = np.maximum(state.free, state.begin)
