@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterable
 from threading import Thread
 
 from ..planning.planner import Plan, Policy, make_plan
@@ -36,9 +36,7 @@ class PlansInBackground:
         """The newest plans and the profiles that they were made from, the newest last."""
         self._error: Exception | None = None
 
-    def revised(
-        self, now: float, active: Callable[[], Collection[str]], *, at_once: bool
-    ) -> tuple[Profile, Plan] | None:
+    def revised(self, now: float, active: Callable[[], Iterable[str]], *, at_once: bool) -> tuple[Profile, Plan] | None:
         """Return a new plan to follow from now on, and its profile; None if there is none.
 
         Args:
@@ -52,7 +50,7 @@ class PlansInBackground:
         if self._error is not None:
             raise self._error
         if self._wanted is None and (at_once or self._review.due(now)):
-            self._wanted = self._review.revised(active(), now)
+            self._wanted = self._review.revised(frozenset(active()), now)
             if self._wanted is not None and self._find() is None:
                 Thread(target=self._make, args=(self._wanted,), name="gemel-plan", daemon=True).start()
         found = self._find()

@@ -197,7 +197,7 @@ class Runner:
             return None
         left_out, lost = self._queries.keys() - self._review.profile.queries.keys(), self._review.lost
         waits = any(self._queries[name].waiting for name in left_out)
-        found = self._planning.revised(self.now, self._active, at_once=waits)
+        found = self._planning.revised(self.now, lambda: filter(self._is_active, self._queries), at_once=waits)
         if found is not None and lost:
             # What is in memory is not known.
             self._weights.clear()
@@ -277,14 +277,12 @@ class Runner:
             for channel in self._channels.values()
         )
 
-    def _active(self) -> list[str]:
-        """Return the queries that have waiting frames, or may have some soon."""
-        return [name for name, query in self._queries.items() if query.waiting or self._may_have_some(name, query)]
-
-    def _may_have_some(self, name: str, query: QueryState) -> bool:
+    def _is_active(self, name: str) -> bool:
+        """Return whether a query has waiting frames, or may have some soon."""
+        query = self._queries[name]
         channel = query.channel
-        if not query.alive or channel.feed.finished:
-            return False
+        if query.waiting or not query.alive or channel.feed.finished:
+            return bool(query.waiting)
         heard = channel.frames[-1].arrived if channel.frames else self._began
         patience = max(_SILENT_MS * self._review.patience(name), 3e3 / self._fps[name])
         return not self._live or (monotonic() - heard) * 1e3 < patience
