@@ -109,7 +109,9 @@ class _Search:
             found = self._tried(timeline, turns, np.array(list(product(*self.options)), np.intp))
         else:
             found = self._climbed(timeline, turns)
-        sizes, outcome, key = found
+        sizes, outcome, (*most, cycle) = found
+        # Of plans that are equal otherwise, the one with fewer turns is better, then the one with the shorter cycle.
+        key = (*most, -len(order), cycle)
         plan = Found(order, sizes, rule, cycles, outcome, key[1:] if self.smooth else key, key)
         if self.best is None or plan.row > self.best.row:
             self.best = plan
