@@ -19,7 +19,7 @@ from gemel.errors import BackendError
 from gemel.frames.frame import Frame
 from gemel.runtime.decode.results import Result
 from gemel.runtime.feeds import Feed
-from gemel.runtime.loop import pipeline, runner
+from gemel.runtime.loop import pipeline, plans_in_background
 from gemel.runtime.loop.plan_input import Swapping
 from gemel.runtime.loop.summary import RunStats
 from gemel.runtime.planning.planner import POLICIES
@@ -141,7 +141,7 @@ def planned_for(queries: str) -> Iterator[Event]:
             if record.getMessage() == f"planned anew for {queries}":
                 told.set()
 
-    logger, listener = logging.getLogger(runner.__name__), Listener()
+    logger, listener = logging.getLogger(plans_in_background.__name__), Listener()
     logger.setLevel(logging.INFO)
     logger.addHandler(listener)
     try:

@@ -79,14 +79,20 @@ class TestPlansAnew:
         assert len(waits) < 1000
 
     def test_by_measured_times_where_runs_are_far_slower(self, runs: Runs) -> None:
+        measured, answers = Event(), []
+
         def slow(query: str, frame: Frame) -> Result:
             time.sleep(0.005)
+            answers.append(query)
+            # By then, all three models were measured and planned for.
+            if told.is_set() and min(map(answers.count, "abc")) >= 60:
+                measured.set()
             return answer(query, frame)
 
         batches = {1: 0.1, 2: 0.2, 4: 0.4, 8: 0.8}
         spec = known(dict.fromkeys("abc", batches), sla_ms=8)
         with planned_for("a, b, c") as told:
-            feeds = {name: feed(name, 20, until=told, pause=0.01) for name in ("yard", "gate")}
+            feeds = {name: feed(name, 20, until=measured, pause=0.01) for name in ("yard", "gate")}
             stats = runs(feeds, slow, spec=spec)
         assert stats.plan.replans > 0
         # By measured times, a turn of two frames already takes longer than the SLA.

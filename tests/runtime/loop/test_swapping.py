@@ -105,10 +105,15 @@ class TestTurnsTakeNoTimeForNothing:
     ) -> None:
         on = Event()
         feeds = {"yard": feed("yard", 2, held={1: on}), "gate": feed("gate", 2, held={1: on})}
-        Timer(0.3, on.set).start()
+
+        def infer(query: str, frame: Frame) -> Result:
+            if frame.index == 0 and query == "a":
+                Timer(0.3, on.set).start()
+            return answer(query, frame)
+
         # Every turn loads one model while another runs.
         spec = profile({name: [name.upper()] for name in "abc"})
-        stats = runs(feeds, spec=spec, size=2, load=partial(time.sleep, 0.001))
+        stats = runs(feeds, infer, spec=spec, size=2, load=partial(time.sleep, 0.001))
         assert stats.seconds > 0.25
         assert unanswered(feeds, runs.recorder) == []
         assert len(waits) < 100
