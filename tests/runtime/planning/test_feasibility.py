@@ -167,7 +167,8 @@ def test_where_no_change_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_promises_stand_beside_what_was_asked() -> None:
-    known = asked(three(), a={"min_fps": 9.0, "staleness": (0.9, 0.8)}, b={"staleness": (0.5,)}, c={"staleness": (1.0,)})
+    curve = {"staleness": (0.9, 0.8)}
+    known = asked(three(), a={**curve, "min_fps": 9.0}, b=curve, c=curve)
     plan = make_plan(known, 150, Policy(listed=True, objective="accuracy"))
     found = promises(known, plan)
     assert found["a"].to_json() == {

@@ -35,7 +35,8 @@ def test_a_baseline_keeps_its_objective() -> None:
         (
             ["nexus", "lru"],
             "accuracy",
-            "--objective: 'accuracy' is not allowed with --policy nexus, lru: nexus serves max-min, lru serves sum only",
+            "--objective: 'accuracy' is not allowed with --policy nexus, lru: nexus serves max-min, lru serves sum"
+            " only",
         ),
     ],
 )
