@@ -41,6 +41,10 @@ def check_manifest(where: str, content: Manifest) -> None:
     for name, query in content.queries.items():
         if query.model not in content.models or query.feed not in content.feeds:
             raise BundleError(f"{where}: queries.{name}: model {query.model!r} or feed {query.feed!r} is not listed")
+        fps = content.feeds[query.feed].fps
+        if fps is not None and query.min_fps > fps:
+            more = f"{query.min_fps:g} is not allowed: at most the {fps:g} frames per second of feed {query.feed}"
+            raise BundleError(f"{where}: queries.{name}.min_fps: {more}")
     try:
         parse_memory(content.device.memory)
     except ValueError as error:

@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from ..errors import BundleError, FeedError
+from ..errors import BundleError
 from .decode_specs import DecodeSpec
+from .goals import ObjectiveName, QueryGoals
 from .output_specs import OutputSpec
 from .value import Value, problem
 
@@ -38,7 +39,6 @@ __all__ = [
     "Stage",
     "TensorSpec",
     "Transport",
-    "feeds_from",
     "parse_manifest",
 ]
 
@@ -176,8 +176,8 @@ class FeedSpec(Value):
     hardware: Hardware = "none"
 
 
-class QuerySpec(Value):
-    """Query: a feed, the model that runs on the feed's frames, and the task."""
+class QuerySpec(QueryGoals):
+    """Query: a feed, the model that runs on the feed's frames, the task, and goals of plans."""
 
     feed: str
     model: str
@@ -215,7 +215,9 @@ class Manifest(Value):
     """Name and version of the program that wrote the bundle."""
     device: DeviceSpec
     sla_ms: float
-    """Milliseconds after a frame's arrival by which its result is due."""
+    """Milliseconds after a frame's arrival by which its result is due, for queries without an SLA of their own."""
+    objective: ObjectiveName = "max-min"
+    """Name of the objective of plans, which ``gemel-run --objective`` replaces."""
     feeds: dict[Name, FeedSpec]
     queries: dict[Name, QuerySpec]
     models: dict[Name, ModelSpec]
@@ -228,6 +230,11 @@ class Manifest(Value):
     blob: str = "weights.bin"
     files: dict[str, FileSpec]
     """Name of every file of a bundle except the manifest -> size and SHA-256 of the file."""
+
+    def sla_of(self, query: str) -> float:
+        """Return the milliseconds after a frame's arrival by which a query's result is due."""
+        own = self.queries[query].sla_ms
+        return self.sla_ms if own is None else own
 
     @field_validator("blob")
     @classmethod
@@ -277,21 +284,3 @@ def parse_manifest(document: Mapping[str, Any], where: str) -> Manifest:
         return Manifest.model_validate(document)
     except ValidationError as error:
         raise BundleError(f"{where}: {problem(error)}") from error
-
-
-def feeds_from(feeds: Mapping[str, FeedSpec], sources: Mapping[str, str]) -> dict[str, FeedSpec]:
-    """Return a bundle's feeds, with some sources replaced.
-
-    Args:
-        feeds: feeds of the bundle, by name.
-        sources: feed name to the source that replaces the bundle's.
-
-    Raises:
-        FeedError: ``sources`` names a feed that does not exist.
-    """
-    for name in sources:
-        if name not in feeds:
-            # Without a name, --feed takes the beginning of an address, which may hold a password, for one.
-            shown = f"feed {name!r}" if re.fullmatch(r"[\w .-]{1,64}", name) else "--feed NAME=SOURCE: NAME"
-            raise FeedError(f"{shown} is not in the bundle; its feeds are {', '.join(feeds)}")
-    return {name: spec.model_copy(update={"source": sources.get(name, spec.source)}) for name, spec in feeds.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import inf
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,7 +21,20 @@ from ..console import (
     write_json,
 )
 from ..errors import InputError
-from .options import BackendOpt, BandwidthOpt, BundleArg, ColdOpt, DebugOpt, JsonOpt, ThreadsOpt, loading_of
+from .options import (
+    BackendOpt,
+    BandwidthOpt,
+    BundleArg,
+    ColdOpt,
+    DebugOpt,
+    JsonOpt,
+    ObjectiveOpt,
+    ThreadsOpt,
+    loading_of,
+)
+
+if TYPE_CHECKING:
+    from ..bundles.reader import Bundle
 
 __all__ = ["eval_command"]
 
@@ -47,6 +60,7 @@ def eval_command(
     policy: Annotated[
         str, typer.Option(help="Policies by which queries take turns if not all weights fit.", metavar="NAME,...")
     ] = "gemel,nexus",
+    objective: ObjectiveOpt = None,
     seconds: Annotated[float, typer.Option(help="Length of each run in seconds.")] = 20.0,
     feed: Annotated[
         list[str] | None,
@@ -68,7 +82,7 @@ def eval_command(
     """
     from ..bundles.reader import open_bundle
     from ..runtime.backends import check_backend
-    from ..runtime.planning.planner import check_policy
+    from ..runtime.planning.planner import check_objective, check_policy
 
     try:
         from ..check.evaluation.evaluate import EvaluationSettings
@@ -81,11 +95,13 @@ def eval_command(
     policies = tuple(dict.fromkeys(name.strip() for name in policy.split(",")))
     for name in policies:
         check_policy(name)
+    check_objective(objective, policies)
     if not 0 < seconds < inf:
         raise InputError(f"--seconds: {seconds:g} is not allowed: more than 0 is expected")
     settings = EvaluationSettings(
         memory=None if memory is None else _sizes(memory),
         policies=policies,
+        objective=objective,
         seconds=seconds,
         backend=backend,
         threads=threads,
@@ -115,7 +131,7 @@ def eval_command(
     whose = "of the unmerged models" if other else "of the bundle's own models"
     console.print(
         f"Each cell: frames processed in % / accuracy in %. The answers {whose}, with all weights in memory, count as"
-        f" correct. Each frame is judged by the query's newest answer {opened.manifest.sla_ms:g} ms after the frame"
+        f" correct. Each frame is judged by the query's newest answer {_slas(opened)} ms after the frame"
         " arrived, which may be the answer to an earlier frame.",
         soft_wrap=True,
     )
@@ -132,7 +148,15 @@ def eval_command(
         raise typer.Exit(1)
     case = best_run(found).case
     flags = f"--memory {case.budget}" + (f" --policy {case.policy}" if case.policy else "")
+    if case.policy and (served := settings.objective_for(case.policy)):
+        flags += f" --objective {served}"
     console.print(f"Next: gemel-run {bundle} {flags}", soft_wrap=True, markup=False)
+
+
+def _slas(bundle: Bundle) -> str:
+    """Return the SLAs of a bundle's queries in milliseconds, such as ``100``, or ``50 to 100`` if they differ."""
+    known = [bundle.manifest.sla_of(query) for query in bundle.manifest.queries]
+    return f"{min(known):g}" if min(known) == max(known) else f"{min(known):g} to {max(known):g}"
 
 
 def _sizes(text: str) -> list[str | int]:

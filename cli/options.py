@@ -22,6 +22,7 @@ __all__ = [
     "DebugOpt",
     "JsonOpt",
     "MemoryOpt",
+    "ObjectiveOpt",
     "ThreadsOpt",
     "VersionOpt",
     "WorkloadArg",
@@ -54,6 +55,12 @@ MemoryOpt = Annotated[
 ThreadsOpt = Annotated[
     int | None,
     typer.Option(help="Threads that one run may use. Default: one less than the cores.", min=1, metavar="N"),
+]
+ObjectiveOpt = Annotated[
+    str | None,
+    typer.Option(
+        help="What plans serve: max-min, sum, accuracy or mean-accuracy. Default: the workload's.", metavar="NAME"
+    ),
 ]
 DebugOpt = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")]
 ColdOpt = Annotated[

@@ -17,6 +17,7 @@ from .options import (
     ColdOpt,
     DebugOpt,
     MemoryOpt,
+    ObjectiveOpt,
     ThreadsOpt,
     VersionOpt,
     loading_of,
@@ -77,6 +78,7 @@ def run_command(
     policy: Annotated[
         str, typer.Option(help="Policy by which queries take turns if not all weights fit.", metavar="NAME")
     ] = "gemel",
+    objective: ObjectiveOpt = None,
     metrics_port: Annotated[
         int | None,
         typer.Option(
@@ -115,7 +117,7 @@ def run_command(
     from ..bundles.output_specs import STDOUT
     from ..bundles.reader import open_bundle
     from ..runtime.backends import check_backend
-    from ..runtime.planning.planner import check_policy
+    from ..runtime.planning.planner import check_objective, check_policy
     from ..runtime.run import RunOptions, run_bundle
     from ..runtime.service.logs import set_up_logging
     from ..runtime.service.run_service import ServiceOptions
@@ -129,6 +131,7 @@ def run_command(
         check_backend(backend)
     size = memory_of(memory)
     check_policy(policy)
+    check_objective(objective, (policy,))
     sources = dict(parse_pair(item) for item in feed or ())
     # Outputs that cannot be written do not stop the cameras: they are tried again while the run goes on.
     for path in (summary, trace):
@@ -144,6 +147,7 @@ def run_command(
         backend=backend,
         memory=size,
         policy=policy,
+        objective=objective,
         loading=loading_of(cold, bandwidth),
         frames=frames,
         duration=duration,

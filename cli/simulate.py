@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,10 +14,11 @@ from rich.table import Table
 
 from ..console import check_writable, open_console, print_stage, write_json
 from .file_kinds import require_profile
-from .options import DebugOpt, JsonOpt
+from .options import DebugOpt, JsonOpt, ObjectiveOpt
 
 if TYPE_CHECKING:
     from ..runtime.planning.planner import Plan
+    from ..runtime.planning.promises import Promise
     from ..runtime.planning.simulate import Simulation
 
 __all__ = ["simulate_command"]
@@ -33,6 +35,7 @@ def simulate_command(
         list[str] | None,
         typer.Option(help="Simulate only this policy; may be given more than once. Default: all.", metavar="NAME"),
     ] = None,
+    objective: ObjectiveOpt = None,
     memory: Annotated[
         str | None, typer.Option(help="Budget for weights. Default: the profile's.", metavar="SIZE")
     ] = None,
@@ -45,13 +48,16 @@ def simulate_command(
 
     [dim]gemel simulate examples/profiles/paper.yaml --memory 50%[/dim]
     """
-    from ..runtime.planning.planner import POLICIES, check_policy, make_plan
+    from ..runtime.planning.feasibility import find_shortage
+    from ..runtime.planning.planner import POLICIES, check_objective, check_policy, make_plan, policy_of
+    from ..runtime.planning.promises import promises
     from ..runtime.planning.read import read_profile
     from ..runtime.planning.simulate import simulate as run
 
     chosen = list(dict.fromkeys(policy or POLICIES))
     for name in chosen:
         check_policy(name)
+    check_objective(objective, chosen)
     check_writable(json_file)
     console, began = open_console(), perf_counter()
     read = read_profile(profile)
@@ -60,22 +66,35 @@ def simulate_command(
     print_stage(console, "profile", f"{profile}: {len(read.queries)} queries, {budget / 1e6:.1f} MB for weights")
     for name in late:
         run_ms = read.run_ms(name, 1)
-        print_stage(console, "late", f"{name}: a run takes {run_ms:g} ms, longer than the SLA of {read.sla_ms:g} ms")
+        print_stage(
+            console, "late", f"{name}: a run takes {run_ms:g} ms, longer than the SLA of {read.sla_of(name):g} ms"
+        )
     found: dict[str, tuple[Plan, Simulation]] = {}
+    promised: dict[str, dict[str, Promise]] = {}
     for name in chosen:
-        plan_ = make_plan(read, budget, POLICIES[name])
+        served = policy_of(name, read, None if POLICIES[name].listed else objective)
+        plan_ = make_plan(read, budget, served)
+        promised[name] = promises(read, plan_)
         found[name] = plan_, run(read, budget, plan_, seconds, seed)
-        print_stage(console, "policy", name, began=began)
+        print_stage(console, "policy", f"{name}, for {served.objective}", began=began)
+        # Plans of baselines that stand beside gemel's are for comparison: nobody wants to know what they would need.
+        if name == chosen[0] and (shortage := find_shortage(read, budget, served, plan_)) is not None:
+            print_stage(console, "short", str(shortage))
     console.print(_policies(found))
     console.print(_queries(found))
+    console.print(_promises(promised))
     if json_file is not None:
         write_json(
-            json_file, {"budget": budget, "policies": {name: simulation_to_json(*each) for name, each in found.items()}}
+            json_file,
+            {
+                "budget": budget,
+                "policies": {name: simulation_to_json(*each, promised[name]) for name, each in found.items()},
+            },
         )
         print_stage(console, "json", str(json_file), began=began)
 
 
-def simulation_to_json(plan: Plan, simulation: Simulation) -> dict[str, Any]:
+def simulation_to_json(plan: Plan, simulation: Simulation, promised: Mapping[str, Promise]) -> dict[str, Any]:
     """Return the plan of a policy and its simulated result as a value that JSON can hold."""
     return {
         "seconds": simulation.seconds,
@@ -84,6 +103,7 @@ def simulation_to_json(plan: Plan, simulation: Simulation) -> dict[str, Any]:
             "batches": plan.batches,
             "pinned": sorted(plan.pinned),
             "cycle_ms": plan.cycle_ms,
+            "promised": {name: promise.to_json() for name, promise in promised.items()},
         },
         "queries": {
             name: {"frames": each.frames, "processed": each.processed, "skipped": each.skipped, "late": each.late}
@@ -122,3 +142,25 @@ def _queries(found: dict[str, tuple[Plan, Simulation]]) -> Table:
             parts.append(f"{outcome.processed / max(1, outcome.frames):.1%}")
         table.add_row(escape(query), *parts)
     return table
+
+
+def _promises(promised: Mapping[str, Mapping[str, Promise]]) -> Table:
+    """Return a table of the frames per second that each plan promises each query, beside what was asked for.
+
+    Args:
+        promised: policy -> query -> promise.
+    """
+    table = Table("query", title="promised, frames per second", title_justify="left", box=SIMPLE)
+    for title in ("feed", "min_fps", *map(escape, promised)):
+        table.add_column(title, justify="right")
+    for query, asked in next(iter(promised.values())).items():
+        plans = (each[query] for each in promised.values())
+        least = f"{asked.min_fps:g}" if asked.min_fps else "-"
+        table.add_row(escape(query), f"{asked.feed_fps:g}", least, *map(_promise, plans))
+    return table
+
+
+def _promise(promise: Promise) -> str:
+    """Return the text of a table cell for a promise: frames per second, and the expected accuracy if there is one."""
+    accuracy = "" if promise.accuracy is None else f" ({promise.accuracy:.1%} accurate)"
+    return f"{promise.fps:.2f}{accuracy}"

@@ -21,7 +21,10 @@ def status_tables(status: Mapping[str, Any]) -> Iterator[Table | Text]:
         "running" if status["ready"] and status["healthy"] else "no sign of life" if status["ready"] else "preparing"
     )
     yield Text(f"{status['bundle']} on {status['backend'] or '-'}: {state} for {status['uptime_s']:.0f} s")
-    queries = _table("query", "feed", "fps", "processed", "skipped", "p50 ms", "p99 ms", "last answer", "state")
+    promised = status.get("plan", {}).get("promised", {})
+    queries = _table(
+        "query", "feed", "fps", "promised", "processed", "skipped", "p50 ms", "p99 ms", "last answer", "state"
+    )
     for name, query in status["queries"].items():
         state = "paused" if query.get("paused") else "given up" if query["gave_up"] else query["last_error"] or "ok"
         latency = query["latency_ms"]
@@ -29,6 +32,7 @@ def status_tables(status: Mapping[str, Any]) -> Iterator[Table | Text]:
             Text(name),
             Text(query["feed"]),
             _number(query["fps"]),
+            _number(promised[name]["fps"]) if name in promised else "-",
             str(query["processed"]),
             str(query["skipped"]),
             _number(latency["p50"]),
@@ -62,7 +66,18 @@ def status_tables(status: Mapping[str, Any]) -> Iterator[Table | Text]:
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in columns:
-        right = name in {"fps", "processed", "skipped", "p50 ms", "p99 ms", "frames", "restarts", "corrupt", "withheld"}
+        right = name in {
+            "fps",
+            "promised",
+            "processed",
+            "skipped",
+            "p50 ms",
+            "p99 ms",
+            "frames",
+            "restarts",
+            "corrupt",
+            "withheld",
+        }
         table.add_column(name, justify="right" if right else "left")
     return table
 

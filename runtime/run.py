@@ -41,6 +41,8 @@ class RunOptions:
     """Memory setting that gives the budget for weights: bytes, ``"64MiB"``, ``"50%"``, ``"min"`` or ``"all"``."""
     policy: str = "gemel"
     """Name of the policy by which a run is planned if not all weights fit, in :data:`.planning.planner.POLICIES`."""
+    objective: str | None = None
+    """Name of the objective of plans, in :data:`gemel.bundles.goals.OBJECTIVES`."""
     loading: Loading = WARM
     """Settings of how weights are loaded: from the page cache or the disk, at full speed or slower."""
     frames: int | None = None
@@ -99,7 +101,8 @@ def run_bundle(
 
     Raises:
         FeedError: no feed can be opened, or ``options.sources`` names a feed that does not exist.
-        InputError: a limit or the memory setting is not possible, or the HTTP server cannot listen.
+        InputError: a limit or the memory setting is not possible, the policy cannot serve the objective, the objective
+            is about accuracy and a query has no staleness curve, or the HTTP server cannot listen.
         BackendError: the device cannot run the bundle.
     """
     trace = None if options.trace is None else Trace()
@@ -163,7 +166,7 @@ def _running(bundle: Bundle, options: RunOptions, trace: Trace | None) -> Runnin
     loading = replace(options.loading, watch=_watch(trace, "load"))
     return RunningBundle(
         bundle,
-        DeployOptions(options.backend, options.memory, options.policy, options.threads, loading),
+        DeployOptions(options.backend, options.memory, options.policy, options.objective, options.threads, loading),
         FeedOptions(options.sources, set(options.variables), endless),
         live=not options.offline,
         watch=lambda name: _watch(trace, f"decode {name}"),

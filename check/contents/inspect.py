@@ -29,7 +29,12 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     """
     content = bundle.manifest
     figures = {
-        "device": {**content.device.model_dump(), "sla_ms": content.sla_ms, "least_bytes": least_memory(bundle)},
+        "device": {
+            **content.device.model_dump(),
+            "sla_ms": content.sla_ms,
+            "objective": content.objective,
+            "least_bytes": least_memory(bundle),
+        },
         "feeds": {name: feed.model_dump() for name, feed in content.feeds.items()},
         "queries": {name: query.model_dump(mode="json") for name, query in content.queries.items()},
         "models": {name: _model(bundle, name, model) for name, model in content.models.items()},

@@ -10,6 +10,7 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
+from ...bundles.goals import QueryGoals
 from ...bundles.reader import Bundle
 from ...runtime.engines.record import ModeChoice
 from .input_words import describe_input
@@ -39,7 +40,7 @@ def bundle_tables(bundle: Bundle, figures: Mapping[str, Any]) -> Iterator[Table 
     memory = device["memory"] if isinstance(device["memory"], str) else f"{device['memory'] / 1e6:.2f} MB"
     yield (
         f"device: {device['backend']}, memory {memory} (at least {_mb(device['least_bytes'])} MB), SLA"
-        f" {device['sla_ms']:g} ms"
+        f" {device['sla_ms']:g} ms, objective {device['objective']}"
     )
     yield (
         f"{figures['programs']} programs, {figures['tensors']} tensors; weights: {_mb(held['queries'])} MB as one"
@@ -58,16 +59,29 @@ def _table(title: str, words: tuple[str, ...], numbers: tuple[str, ...]) -> Tabl
 
 
 def _queries(queries: Mapping[str, Any], feeds: Mapping[str, Any]) -> Table:
-    table = _table("queries", ("query", "feed", "source", "task", "model", "labels", "threshold"), ())
+    goals = {name: _goals(query) for name, query in queries.items()}
+    columns = ("query", "feed", "source", "task", "model", "labels", "threshold")
+    table = _table("queries", (*columns, "goals") if any(goals.values()) else columns, ())
     for name, query in queries.items():
         feed = feeds[query["feed"]]
         fps = "" if feed["fps"] is None else f", {feed['fps']:g} fps"
         threshold = "" if query["threshold"] is None else f"{query['threshold']:g}"
         source = f"{shown_source(feed['source'])}{fps}"
-        table.add_row(
-            name, query["feed"], escape(source), query["task"], query["model"], escape(_labels(query)), threshold
-        )
+        cells = (name, query["feed"], escape(source), query["task"], query["model"], escape(_labels(query)), threshold)
+        table.add_row(*cells, *([goals[name]] if any(goals.values()) else []))
     return table
+
+
+def _goals(query: Mapping[str, Any]) -> str:
+    """Return what was asked for a query beyond the defaults, such as ``at least 5 fps, weight 2``; empty if nothing."""
+    texts = {
+        "sla_ms": "SLA {:g} ms",
+        "min_fps": "at least {:g} fps",
+        "weight": "weight {:g}",
+        "priority": "priority {}",
+    }
+    usual = QueryGoals().model_dump()
+    return ", ".join(text.format(query[name]) for name, text in texts.items() if query[name] != usual[name])
 
 
 def _labels(query: Mapping[str, Any]) -> str:

@@ -98,13 +98,14 @@ def check_same(bundle: Bundle, against: Bundle) -> None:
 def _meaning(content: Manifest) -> dict[str, object]:
     """Return name -> setting of a bundle, for the settings that must be equal in two bundles to compare.
 
-    Sources of feeds may differ, because both bundles run on the same source.
+    Sources of feeds may differ, because both bundles run on the same source. Weights, priorities and minimum rates of
+    queries may differ, because answers are judged in the same way.
     """
     return {
         "the SLA": content.sla_ms,
         **{f"feed {name!r}": (feed.fps, feed.loop) for name, feed in content.feeds.items()},
         **{
-            f"query {name!r}": (query.feed, query.task, query.labels, query.classes, query.threshold)
+            f"query {name!r}": (query.feed, query.task, query.labels, query.classes, query.threshold, query.sla_ms)
             for name, query in content.queries.items()
         },
     }

@@ -12,6 +12,7 @@ from ...runtime.backends import open_backend
 from ...runtime.decode.agreement import agreement
 from ...runtime.loop.summary import Summary
 from ...runtime.memory.loading import WARM, Loading
+from ...runtime.planning.planner import POLICIES
 from ...runtime.run import RunOptions, run_bundle
 from .answers import Answer, Recorder, arrivals, standing
 from .cases import Case, WeightBytes, budgets, cases, check_same
@@ -35,6 +36,8 @@ class EvaluationSettings:
     """Memory settings under which to evaluate a bundle; None for the default settings, see :func:`.cases.budgets`."""
     policies: Sequence[str] = ("gemel", "nexus")
     """Names of the planning policies to evaluate (turns of queries, eviction and prefetch of weights)."""
+    objective: str | None = None
+    """Name of the objective of plans, for policies that have none of their own; None for the bundle's."""
     seconds: float = 20.0
     """Length of each live run of an evaluation in seconds."""
     backend: str | None = None
@@ -45,6 +48,10 @@ class EvaluationSettings:
     """Way in which the runs of an evaluation load evicted weights again."""
     sources: Mapping[str, str] = field(default_factory=dict)
     """Feed name -> source that replaces the source in the bundle."""
+
+    def objective_for(self, policy: str) -> str | None:
+        """Return the objective for runs with a policy; None for that of the bundle, or of a baseline."""
+        return None if POLICIES[policy].listed else self.objective
 
 
 @dataclass(frozen=True)
@@ -143,18 +150,18 @@ def judge(bundle: Bundle, summary: Summary, given: Recorder, reference: Recorder
     """Return query name -> score of the query in a live run.
 
     Args:
-        bundle: open bundle, for its queries and SLA.
+        bundle: open bundle, for its queries and their SLAs.
         summary: summary of the run.
         given: answers of the run.
         reference: reference answers to all frames that the feeds delivered. Frames without one are not scored.
     """
-    queries, sla_s = bundle.manifest.queries, bundle.manifest.sla_ms / 1e3
+    queries = bundle.manifest.queries
     heard = {query.feed: list[Answer]() for query in queries.values()}
     for name, answers in given.answers.items():
         heard[queries[name].feed] += answers
     scores: dict[str, Score] = {}
     for name, query in queries.items():
-        stats, own = summary.run.queries[name], given.answers[name]
+        stats, own, sla_s = summary.run.queries[name], given.answers[name], bundle.manifest.sla_of(name) / 1e3
         right = [answer for answer in reference.answers[name] if answer.frame < stats.frames]
         due = arrivals([answer.time for answer in right], heard[query.feed]) + sla_s
         found = standing(own, [answer.frame for answer in right], due)
@@ -194,11 +201,12 @@ def _run_live(
     def measure(_: str) -> None:
         told("times", f"{case.bundle}: measuring load and run times, once for this device", None)
 
-    recorder = Recorder()
+    recorder, policy = Recorder(), case.policy or settings.policies[0]
     options = RunOptions(
         backend=settings.backend,
         memory=case.budget,
-        policy=case.policy or settings.policies[0],
+        policy=policy,
+        objective=settings.objective_for(policy),
         loading=settings.loading,
         duration=settings.seconds,
         threads=settings.threads,

@@ -100,6 +100,7 @@ def evaluation_to_json(found: Evaluation) -> dict[str, Any]:
     return {
         "seconds": found.settings.seconds,
         "sla_ms": content.sla_ms,
+        "objective": found.settings.objective or content.objective,
         "threads": found.settings.threads,
         "loading": str(found.settings.loading),
         "bundles": {

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from threading import Event
 
+from ...bundles.feed_sources import feeds_from
 from ...bundles.known_variables import known_variables
-from ...bundles.manifest import feeds_from
 from ...bundles.reader import Bundle
 from ...errors import FeedError
 from ...frames.source import Source

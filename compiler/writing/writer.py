@@ -115,6 +115,7 @@ def write_bundle(
         producer={"gemel": find_version()},
         device=manifest.DeviceSpec(backend=workload.device.backend, memory=workload.device.memory),
         sla_ms=workload.sla,
+        objective=workload.objective,
         feeds={name: _feed(feed, workload.root) for name, feed in workload.feeds.items()},
         queries={query.name: _query(query, model_of[query.name]) for query in workload.queries},
         models=specs,
@@ -148,6 +149,10 @@ def _query(query: Query, model: str) -> manifest.QuerySpec:
         classes=tuple(query.classes) if query.classes is not None else None,
         threshold=query.threshold,
         target=query.target,
+        sla_ms=query.sla,
+        min_fps=query.min_fps,
+        weight=query.weight,
+        priority=query.priority,
     )
 
 

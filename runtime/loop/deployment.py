@@ -12,7 +12,7 @@ from ...errors import BackendError
 from ..backends import Backend, open_backend
 from ..memory.arena_stats import ArenaStats
 from ..memory.loading import WARM, Loading
-from ..planning.planner import POLICIES
+from ..planning.planner import check_objective, check_policy, policy_of
 from .device_profile import profile_after, profile_of
 from .inference import Inference
 from .plan_input import Swapping
@@ -30,6 +30,8 @@ class DeployOptions:
     memory: str | int | None = None
     policy: str = "gemel"
     """Name of the policy by which turns are planned if not all weights fit."""
+    objective: str | None = None
+    """Name of the objective of plans."""
     threads: int | None = None
     loading: Loading = WARM
 
@@ -87,9 +89,12 @@ def deploy(
         before: deployment that runs now, and whose place the new one takes; its times are used where they are known.
 
     Raises:
-        InputError: the memory setting is not possible, or the backend is unknown.
+        InputError: the memory setting is not possible, the policy cannot serve the objective, or the backend, policy
+            or objective is unknown.
         BackendError: the device cannot run the bundle.
     """
+    check_policy(settings.policy)
+    check_objective(settings.objective, (settings.policy,))
     backend = open_backend(
         bundle,
         settings.backend,
@@ -100,7 +105,7 @@ def deploy(
         before=None if before is None else before.backend,
     )
     try:
-        swapping = _swapping(bundle, backend, settings.policy, queries, profiling, before)
+        swapping = _swapping(bundle, backend, settings, queries, profiling, before)
         loads = replace(backend.stats)
         _warm(bundle, backend, queries)
         infer = Inference(bundle, backend, None if swapping is None else swapping.depths(queries))
@@ -113,7 +118,7 @@ def deploy(
 def _swapping(
     bundle: Bundle,
     backend: Backend,
-    policy: str,
+    settings: DeployOptions,
     queries: Collection[str],
     profiling: Callable[[str], None],
     before: Deployment | None,
@@ -135,8 +140,10 @@ def _swapping(
     profile = profile.model_copy(update={"queries": used})
     for query in profile.late():
         run_ms = profile.run_ms(query, 1)
-        _log.warning("query %s: a run takes %.0f ms, longer than the SLA of %g ms", query, run_ms, profile.sla_ms)
-    return Swapping(profile, backend.room, backend, POLICIES[policy])
+        _log.warning(
+            "query %s: a run takes %.0f ms, longer than the SLA of %g ms", query, run_ms, profile.sla_of(query)
+        )
+    return Swapping(profile, backend.room, backend, policy_of(settings.policy, profile, settings.objective))
 
 
 def _warm(bundle: Bundle, backend: Backend, queries: Collection[str]) -> None:

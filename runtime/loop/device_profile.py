@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from ...bundles.goals import QueryGoals
 from ...bundles.manifest import ModelSpec
 from ...bundles.reader import Bundle
 from ...durable import write_whole
@@ -45,8 +46,9 @@ def measure_profile(bundle: Bundle, backend: Backend, *, progress: MeasureProgre
     """Measure a bundle on this device, and return its profile.
 
     :func:`.measure_times.measure_times` says how times are measured, and on which frames. A query whose feed has no
-    rate in the bundle gets :data:`DEFAULT_FPS`. The profile's memory is the bytes of the budget that segments may fill,
-    without private copies of weights, which belong to the backend's budget.
+    rate in the bundle gets :data:`DEFAULT_FPS`, or the highest ``min_fps`` of the feed's queries if that is more. The
+    profile's memory is the bytes of the budget that segments may fill, without private copies of weights, which belong
+    to the backend's budget.
 
     Args:
         bundle: an open bundle.
@@ -147,17 +149,26 @@ def _profile(bundle: Bundle, backend: Backend, times: Times) -> Profile:
     """
     content = bundle.manifest
     fps = {name: DEFAULT_FPS if feed.fps is None else feed.fps for name, feed in content.feeds.items()}
+    for query in content.queries.values():
+        # A query may ask for more than a usual rate only if its feed's rate is not stated: the feed then has that rate.
+        fps[query.feed] = max(fps[query.feed], query.min_fps)
     segments = {name: {"bytes": size, "load_ms": times.load[name]} for name, size in backend.segments.items()}
     size, load_ms = sum(backend.segments.values()), sum(times.load[name] for name in segments)
     models = dict.fromkeys(query.model for query in content.queries.values())
     document = {
         "memory": backend.room,
         "sla_ms": content.sla_ms,
+        "objective": content.objective,
         "link": {"bandwidth": float(f"{size / load_ms * 1e3:.4g}")} if size and load_ms else {},
         "segments": segments,
         "models": {name: {"segments": backend.segments_of(name), "run_ms": times.run[name]} for name in models},
         "queries": {
-            name: {"model": query.model, "fps": fps[query.feed], "feed": query.feed}
+            name: {
+                "model": query.model,
+                "fps": fps[query.feed],
+                "feed": query.feed,
+                **query.model_dump(include=set(QueryGoals.model_fields)),
+            }
             for name, query in content.queries.items()
         },
     }

@@ -102,18 +102,19 @@ def measure_runs(
     Raises:
         BackendError: a model cannot be run.
     """
+    content = bundle.manifest
     turns: dict[str, _Turns] = {}
     infer, indices, pictures = Inference(bundle, backend), count(), cache(_pictures)
-    for name, query in bundle.manifest.queries.items():
+    for name, query in content.queries.items():
         # A model's other queries differ in what they report, not in what is run.
         if query.model in models and query.model not in turns:
-            size = bundle.manifest.models[query.model].input.size
+            size = content.models[query.model].input.size
             turns[query.model] = _Turns(partial(infer, name), query.feed, pictures(size), indices)
     for _ in range(rounds):
         for model, each in turns.items():
             progress(f"model {model}")
             try:
-                each.take(max(_LONG_S, bundle.manifest.sla_ms / 1e3))
+                each.take(max(_LONG_S, *(content.sla_of(query) / 1e3 for query in content.queries)))
             except GemelError:
                 raise
             except Exception as error:

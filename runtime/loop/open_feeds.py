@@ -7,7 +7,8 @@ import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
-from ...bundles.manifest import FeedSpec, feeds_from
+from ...bundles.feed_sources import feeds_from
+from ...bundles.manifest import FeedSpec
 from ...errors import FeedError
 from ...frames.settings import ReadSettings
 from ...frames.source import Source, resolve

@@ -10,18 +10,21 @@ from threading import Lock
 from time import monotonic, time
 from typing import Any
 
+from ...bundles.feed_sources import feeds_from
 from ...bundles.known_variables import known_variables
-from ...bundles.manifest import FeedSpec, Manifest, feeds_from
+from ...bundles.manifest import FeedSpec, Manifest
 from ...bundles.reader import Bundle, open_bundle
 from ...errors import GemelError, InputError
 from ..backends.prepare_apart import prepare_apart
 from ..feeds import Feed
 from ..memory.arena_stats import ArenaStats
-from ..planning.planner import make_plan
+from ..planning.planner import Plan
+from ..planning.promises import promises
 from ..sinks import OutputSink
 from ..sinks.run_queries import RunQueries
 from ..trace import Watch, unwatched
 from .deployment import Deployment, DeployOptions, deploy
+from .first_plan import first_plan
 from .lineup import Lineup
 from .open_feeds import FeedOptions, open_feeds
 from .runner import Runner
@@ -78,6 +81,8 @@ class RunningBundle:
         self._device, self._options, self._live, self._watch = device, feeds, live, watch
         self._specs: Mapping[str, FeedSpec] = {}
         self._broken: Mapping[str, str] = {}
+        self._plan: Plan | None = None
+        """Plan that the running deployment began with; None if nothing is planned, or the run is offline."""
         self._past = ArenaStats()
         """Counters of the loads of all deployments that were replaced."""
         self._reloads = _Reloads()
@@ -85,8 +90,10 @@ class RunningBundle:
         self._take_feeds(*self._open_feeds(bundle))
 
     def deploy(self, progress: Callable[[str], None], profiling: Callable[[str], None]) -> Deployment:
-        """Open the bundle on the device for the first time; see :func:`.deployment.deploy`."""
+        """Open the bundle on the device for the first time, and make a plan; see :func:`.deployment.deploy`."""
         self.deployment = deploy(self.bundle, self.queries, self._device, progress=progress, profiling=profiling)
+        # What a plan promises, and minimum rates, are about live cameras.
+        self._plan = first_plan(self.deployment.swapping) if self._live else None
         return self.deployment
 
     def close(self) -> None:
@@ -102,7 +109,7 @@ class RunningBundle:
         assert deployment is not None and outputs is not None, "summarise() is called during the run"
         loads = self._past + deployment.loads
         return Summary(
-            self._with_broken(stats),
+            self._with_broken(self._with_promises(stats)),
             deployment.backend.name,
             MemoryUse(deployment.backend.budget, loads.peak),
             SwapStats(loads.loads, loads.loaded, loads.blocked_s * 1e3 + stats.blocked_ms),
@@ -198,7 +205,7 @@ class RunningBundle:
         deployment = deploy(bundle, queries, device, before=before)
         try:
             swapping = deployment.swapping
-            plan = None if swapping is None else make_plan(swapping.profile, swapping.budget, swapping.policy)
+            plan = first_plan(swapping)
             changes = _changes(self.bundle.manifest, bundle.manifest)
             # New queries may be seen by sinks before they run; those that are gone must not be missing while they run.
             self.queries.add(queries)
@@ -210,7 +217,7 @@ class RunningBundle:
             self.queries.replace(before.queries)
             raise
         self._past += before.loads
-        self.bundle, self.deployment = bundle, deployment
+        self.bundle, self.deployment, self._plan = bundle, deployment, plan
         self._take_feeds(feeds, specs, broken)
         before.close()
         return {**changes, **deployment.kept}
@@ -236,6 +243,13 @@ class RunningBundle:
     def _take_feeds(self, feeds: Mapping[str, Feed], specs: Mapping[str, FeedSpec], broken: Mapping[str, str]) -> None:
         self.feeds, self._specs, self._broken = feeds, specs, broken
         self.queries.replace(_queries_of(self.bundle, feeds))
+
+    def _with_promises(self, stats: RunStats) -> RunStats:
+        """Return statistics with what the plan promises each query, if the run follows the plan that it began with."""
+        plan, swapping, shown = self._plan, self.deployment and self.deployment.swapping, stats.plan
+        if plan is None or swapping is None or (plan.order, plan.batches) != (tuple(shown.order), shown.batches):
+            return stats
+        return replace(stats, plan=replace(shown, promised=promises(swapping.profile, plan)))
 
     def _with_broken(self, stats: RunStats) -> RunStats:
         """Return statistics with the feeds that could not be opened, and their queries, each with the reason."""

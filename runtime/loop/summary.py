@@ -10,6 +10,7 @@ import numpy as np
 
 from ..feeds import Feed
 from ..feeds.feed_state import StateName
+from ..planning.promises import Promise
 
 __all__ = ["FeedStats", "Latency", "MemoryUse", "PlanStats", "QueryStats", "RunStats", "Summary", "SwapStats"]
 
@@ -131,6 +132,8 @@ class PlanStats:
     """Query -> maximum number of frames in its turn."""
     replans: int = 0
     """Number of new plans that were made during the run."""
+    promised: Mapping[str, Promise] = field(default_factory=dict)
+    """Query -> what the plan promises it; empty if nothing was planned, or not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +233,7 @@ class Summary:
                 "order": list(run.plan.order),
                 "batches": dict(run.plan.batches),
                 "replans": run.plan.replans,
+                "promised": {name: promise.to_json() for name, promise in run.plan.promised.items()},
             },
             "outputs": {name: dict(output) for name, output in self.outputs.items()},
         }

@@ -8,23 +8,14 @@ answer stands for frames that were skipped, and is worth less the older it is.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...bundles.goals import OBJECTIVES, ObjectiveName
 from .profile import Profile, QueryProfile
 
 __all__ = ["OBJECTIVES", "ObjectiveName", "Worth", "kept_accuracy"]
-
-ObjectiveName = Literal["max-min", "sum", "accuracy", "mean-accuracy"]
-"""Name of an objective.
-
-``max-min``: the lowest share of all queries, then the second lowest, and so on. ``sum``: frames per second of all
-queries. ``accuracy``: the lowest expected accuracy, then the second lowest, and so on. ``mean-accuracy``: the mean of
-the expected accuracies.
-"""
-OBJECTIVES: tuple[ObjectiveName, ...] = get_args(ObjectiveName)
 
 _STEP = 1e-4
 """Difference between two shares or accuracies below which they count as equal, so that the next number decides."""

@@ -15,15 +15,18 @@ user's to say (:mod:`.objectives`). :mod:`.search` looks for the best plan.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 from ...errors import InputError
-from .objectives import ObjectiveName
+from .objectives import OBJECTIVES, ObjectiveName
 from .profile import Profile
 from .residency import Rule
 from .search import Found, best_of_orders, search
 
-__all__ = ["POLICIES", "Plan", "Policy", "check_policy", "make_plan", "plan_of"]
+__all__ = ["POLICIES", "Plan", "Policy", "check_objective", "check_policy", "make_plan", "plan_of", "policy_of"]
+
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,46 @@ def check_policy(name: str) -> None:
     """
     if name not in POLICIES:
         raise InputError(f"--policy: {name!r} is not allowed: one of {', '.join(POLICIES)}")
+
+
+def check_objective(objective: str | None, policies: Sequence[str] = ("gemel",)) -> None:
+    """Check that an objective exists, and that one of several planning policies can serve it.
+
+    Args:
+        objective: name of the objective; None if the user gave none.
+        policies: names of the policies.
+
+    Raises:
+        InputError: the objective is not one of :data:`.objectives.OBJECTIVES`, or none of the policies can
+            serve it. The baselines have an objective of their own.
+    """
+    if objective is None:
+        return
+    if objective not in OBJECTIVES:
+        raise InputError(f"--objective: {objective!r} is not allowed: one of {', '.join(OBJECTIVES)}")
+    fixed = {name: POLICIES[name].objective for name in policies if POLICIES[name].listed}
+    if len(fixed) == len(policies) and objective not in fixed.values():
+        own = ", ".join(f"{name} serves {other}" for name, other in fixed.items())
+        raise InputError(f"--objective: {objective!r} is not allowed with --policy {', '.join(policies)}: {own} only")
+
+
+def policy_of(name: str, profile: Profile, objective: str | None = None) -> Policy:
+    """Return the policy by which to plan a workload: with its objective, unless a baseline has one of its own.
+
+    Args:
+        name: name of the policy.
+        profile: profile of the workload, which states the workload's objective.
+        objective: name of the objective to serve instead of the workload's.
+
+    Raises:
+        InputError: the policy or the objective does not exist, or the policy cannot serve the objective.
+    """
+    check_policy(name)
+    check_objective(objective, (name,))
+    policy = POLICIES[name]
+    if policy.listed:
+        return policy
+    return replace(policy, objective=profile.objective if objective is None else cast(ObjectiveName, objective))
 
 
 @dataclass(frozen=True)

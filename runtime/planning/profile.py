@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ...bundles.budget import budget, parse_memory
+from ...bundles.goals import ObjectiveName
 from ...errors import InputError
 
 __all__ = ["LinkProfile", "ModelProfile", "Profile", "QueryProfile", "SegmentProfile", "parse_profile", "unmerged"]
@@ -90,6 +91,8 @@ class Profile(_Value):
     """Memory setting that gives the budget for weights: bytes, ``"64MiB"``, ``"50%"``, ``"min"`` or ``"all"``."""
     sla_ms: Annotated[float, Field(gt=0)] = 100.0
     """Milliseconds after a frame's arrival by which its result is due."""
+    objective: ObjectiveName = "max-min"
+    """Name of the objective of plans."""
     link: LinkProfile = LinkProfile()
     segments: Mapping[str, SegmentProfile]
     models: Mapping[str, ModelProfile]

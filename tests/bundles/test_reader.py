@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gemel.bundles.goals import QueryGoals
 from gemel.bundles.reader import MANIFEST, open_bundle, verify
 from gemel.errors import BundleError
 
@@ -153,6 +154,16 @@ def test_a_pipe_is_not_opened(bundle: Path) -> None:
         (lambda d: d["feeds"]["yard"].update(fps=0), "feeds.yard.fps: 0.0 is not allowed: more than 0"),
         (lambda d: d["feeds"]["yard"].update(fps=math.nan), "feeds.yard.fps: .*finite"),
         (lambda d: d.update(sla_ms=math.inf), "sla_ms: .*finite"),
+        (lambda d: d.update(objective="fair"), "objective: Input should be 'max-min', 'sum'"),
+        (lambda d: d["queries"]["a"].update(weight=-1), "queries.a.weight: .*greater than 0"),
+        (lambda d: d["queries"]["a"].update(weight=math.inf), "queries.a.weight: .*finite"),
+        (lambda d: d["queries"]["a"].update(min_fps=-1), "queries.a.min_fps: .*greater than or equal to 0"),
+        (
+            lambda d: d["queries"]["a"].update(min_fps=11),
+            "queries.a.min_fps: 11 is not allowed: at most the 10 frames per second of feed yard",
+        ),
+        (lambda d: d["queries"]["a"].update(sla_ms=0), "queries.a.sla_ms: .*greater than 0"),
+        (lambda d: d["queries"]["a"].update(priority="high"), "queries.a.priority: .*integer"),
         (lambda d: d["models"]["a"]["input"].update(size=[0, 32]), "input.size: \\[0, 32\\] is not allowed"),
         (
             lambda d: d["models"]["a"]["input"].update(size=[60000, 60000]),
@@ -172,3 +183,18 @@ def test_inconsistent_manifests(bundle: Path, change: Callable[[dict[str, Any]],
     edit(bundle, change)
     with pytest.raises(BundleError, match=message):
         open_bundle(bundle)
+
+
+def test_a_bundle_from_before_there_were_goals(bundle: Path) -> None:
+    def older(document: dict[str, Any]) -> None:
+        del document["objective"]
+        for query in document["queries"].values():
+            for name in QueryGoals.model_fields:
+                del query[name]
+
+    edit(bundle, older)
+    content = open_bundle(bundle).manifest
+    assert content.objective == "max-min"
+    for name, query in content.queries.items():
+        assert query.model_dump(include=set(QueryGoals.model_fields)) == QueryGoals().model_dump()
+        assert content.sla_of(name) == content.sla_ms

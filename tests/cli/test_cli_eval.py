@@ -55,6 +55,19 @@ def test_against_the_unmerged_bundle(evaluate: Call, bundle: Path, tmp_path: Pat
     assert lines[-1].startswith(f"Next: gemel-run {bundle} --memory ")
 
 
+def test_an_objective(evaluate: Call, bundle: Path, tmp_path: Path) -> None:
+    document = json.loads((bundle / MANIFEST).read_text())
+    document["queries"]["b"]["sla_ms"] = 250
+    (bundle / MANIFEST).write_text(json.dumps(document))
+    written = tmp_path / "eval.json"
+    flags = ("--memory", "min", "--policy", "gemel", "--seconds", "0.5", "--threads", "1", "--json", written)
+    code, out, err = evaluate(bundle, *flags, "--objective", "sum")
+    assert (code, err) == (0, "")
+    assert json.loads(written.read_text())["objective"] == "sum"
+    assert "100 to 250 ms after the frame arrived" in out
+    assert out.splitlines()[-1].endswith(" --policy gemel --objective sum")
+
+
 def test_bad_input(evaluate: Call, bundle: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(bundle, tmp_path / "other"))
     document = json.loads((other / MANIFEST).read_text())
@@ -66,6 +79,15 @@ def test_bad_input(evaluate: Call, bundle: Path, tmp_path: Path) -> None:
         ((bundle, "--against", other), "query 'b' is not the same as in"),
         ((bundle, "--policy", "gemel,sharing"), "--policy: 'sharing' is not allowed: one of gemel, nexus"),
         ((bundle, "--policy", ""), "--policy: '' is not allowed"),
+        ((bundle, "--objective", "fair"), "--objective: 'fair' is not allowed: one of max-min, sum"),
+        (
+            (bundle, "--policy", "nexus", "--objective", "sum"),
+            "--objective: 'sum' is not allowed with --policy nexus: nexus serves max-min only",
+        ),
+        (
+            (bundle, "--memory", "min", "--objective", "accuracy", "--seconds", "0.2"),
+            "objective accuracy: query a has no staleness curve",
+        ),
         ((bundle, "--memory", "min,much"), "--memory: 'min,much' is not allowed: bytes such as 64MiB"),
         ((bundle, "--memory", "10"), "the hungriest model alone needs"),
         ((bundle, "--seconds", "0"), "--seconds: 0 is not allowed: more than 0 is expected"),

@@ -21,6 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from ...bundles.goals import ObjectiveName
 from ...bundles.manifest import Hardware, Name, Precision, Transport
 from . import meant, output_meant
 from .model_schema import NAMES_SCHEMA, Input, Model
@@ -31,6 +32,9 @@ __all__ = ["Data", "DeviceSettings", "FeedSettings", "Input", "Model", "Query", 
 
 _MEMORY = {"anyOf": [{"type": "integer", "minimum": 1 << 20}, {"type": "string"}], "examples": ["64MiB", "50%", "min"]}
 _DURATION = {"anyOf": [{"type": "number", "minimum": 1}, {"type": "string", "pattern": r"^\d+(\.\d+)?\s*(ms|s)$"}]}
+_Duration = Annotated[
+    float, BeforeValidator(meant.parse_duration), Field(gt=0, allow_inf_nan=False), WithJsonSchema(_DURATION)
+]
 _SECONDS = {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string"}], "examples": ["5s", "30s", "1m"]}
 _LABELS = {"anyOf": [{"type": "array", "items": {"type": "string"}, "minItems": 1}, {"type": "string"}]}
 
@@ -119,6 +123,16 @@ class Query(Strict):
     """Precision to compile the query's model in; that of ``gemel-compile --precision`` if left out."""
     data: Data | None = None
     """Images to retrain, calibrate and evaluate the query's model on; frames of the feed if left out."""
+    sla: _Duration | None = None
+    """Maximum time from a frame's arrival to the query's result, such as ``100ms``; that of the workload if left
+    out."""
+    min_fps: Annotated[float, Field(ge=0)] = 0.0
+    """Frames per second that the query must at least answer; plans see to this before the objective."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Importance of the query, compared with others of the same priority: under ``max-min``, one
+    with 2 gets twice the share of one with 1."""
+    priority: int = 0
+    """Queries of a higher priority get what they can before those of a lower one."""
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -144,10 +158,11 @@ class Workload(Strict):
     """Version of the format of workload.yaml, in quotes."""
     device: DeviceSettings = DeviceSettings()
     """Device that runs the workload."""
-    sla: Annotated[
-        float, BeforeValidator(meant.parse_duration), Field(gt=0, allow_inf_nan=False), WithJsonSchema(_DURATION)
-    ] = 100.0
+    sla: _Duration = 100.0
     """Maximum time from a frame's arrival to its result: ``100ms``, ``0.5s``, or a number of milliseconds."""
+    objective: ObjectiveName = "max-min"
+    """What plans serve if not all weights fit: ``max-min`` (the lowest share of frames that a query gets), ``sum`` (the
+    frames of all queries), ``accuracy`` (the lowest expected accuracy) or ``mean-accuracy``."""
     feeds: Annotated[dict[Name, FeedSettings], Field(min_length=1)]
     """Feeds by name: cameras, videos and folders that frames come from."""
     queries: Annotated[list[Query], Field(min_length=1)]
@@ -169,7 +184,7 @@ class Workload(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Workload:
-        """Check that the queries of a workload have unique names and name existing feeds."""
+        """Check that queries have unique names, name existing feeds, and ask for no more frames than feeds give."""
         seen: set[str] = set()
         for index, query in enumerate(self.queries):
             # :mod:`.explain` reads ``at`` to find the line of the mistake.
@@ -184,4 +199,9 @@ class Workload(Strict):
                     "feeds": ", ".join(self.feeds),
                 }
                 raise PydanticCustomError("feed", "{feed} is not a feed; feeds: {feeds}", context)
+            fps = self.feeds[query.feed].fps
+            if fps is not None and query.min_fps > fps:
+                most = f"at most the {fps:g} frames per second of feed {query.feed}"
+                context = {"at": ("queries", index, "min_fps"), "min_fps": f"{query.min_fps:g}", "most": most}
+                raise PydanticCustomError("min_fps", "{min_fps} is not allowed: {most}", context)
         return self

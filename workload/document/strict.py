@@ -18,10 +18,15 @@ _HOMES = {
     **dict.fromkeys(("size", "mean", "std", "scale", "color", "fit", "pad", "rounding"), "model.input"),
     **dict.fromkeys(("train", "val"), "data"),
     **dict.fromkeys(
-        ("task", "decode", "activation", "labels", "classes", "threshold", "target", "precision"), "a query"
+        (
+            *("task", "decode", "activation", "labels", "classes", "threshold", "target", "precision"),
+            # Not weight, which in a model is rather a slip of the pen for weights.
+            *("min_fps", "priority"),
+        ),
+        "a query",
     ),
     **dict.fromkeys(("jsonl", "mqtt", "webhook", "video", "snapshots"), "outputs"),
-    **dict.fromkeys(("sla", "device", "feeds", "queries"), "the top level of the file"),
+    **dict.fromkeys(("sla", "objective", "device", "feeds", "queries"), "the top level of the file"),
 }
 """Key of workload.yaml -> section that the key belongs in, for messages about a key in the wrong section."""
 

@@ -52,6 +52,7 @@ def test_policies_only_where_something_is_swapped() -> None:
         (lambda d: d["queries"].pop("c"), "query 'c'"),
         (lambda d: d["queries"]["a"].update(labels=["x", "y", "z"]), "query 'a'"),
         (lambda d: d["queries"]["a"].update(classes=["x"]), "query 'a'"),
+        (lambda d: d["queries"]["a"].update(sla_ms=50), "query 'a'"),
     ],
 )
 def test_bundles_that_cannot_be_compared(

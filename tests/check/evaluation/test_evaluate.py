@@ -55,6 +55,26 @@ def test_the_answers_of_a_run(bundle: Bundle) -> None:
     ]
 
 
+def test_a_query_with_an_sla_of_its_own(bundle: Bundle) -> None:
+    content = bundle.manifest
+    queries = {**content.queries, "b": content.queries["b"].model_copy(update={"sla_ms": 200.0})}
+    patient = Bundle(bundle.path, content.model_copy(update={"queries": queries}), bundle.id)
+    reference = recorded({name: {0: (0, "x")} for name in "abc"})
+    given = recorded({"a": {0: (150, "x")}, "b": {0: (150, "x")}, "c": {}})
+    scores = judge(patient, summary({"a": (1, 1), "b": (1, 1), "c": (0, 0)}), given, reference)
+    # Both answers come after 150 ms; only that of b is in time.
+    assert {name: (each.accuracy, each.in_sla) for name, each in scores.items() if name != "c"} == {
+        "a": (0.0, 0.0),
+        "b": (1.0, 1.0),
+    }
+
+
+def test_the_objective_is_for_policies_without_one_of_their_own() -> None:
+    settings = EvaluationSettings(objective="sum")
+    assert [settings.objective_for(name) for name in ("gemel", "nexus", "lru")] == ["sum", None, None]
+    assert EvaluationSettings().objective_for("gemel") is None
+
+
 def test_several_labels_are_judged_together(bundle: Bundle) -> None:
     def labelled(*labels: str) -> Recorder:
         recorder = Recorder()

@@ -17,6 +17,7 @@ from gemel.runtime.loop.summary import (
     Summary,
     SwapStats,
 )
+from gemel.runtime.planning.promises import Promise
 
 RUN = RunStats(
     seconds=4.0,
@@ -27,7 +28,12 @@ RUN = RunStats(
         "cars": QueryStats("yard", 40, 0),
     },
     feeds={"yard": FeedStats(40, 1, 3, "connection reset", 5, 2, 1, 12.5, "running")},
-    plan=PlanStats(("people", "cars"), {"people": 2, "cars": 1}, 3),
+    plan=PlanStats(
+        ("people", "cars"),
+        {"people": 2, "cars": 1},
+        3,
+        {"people": Promise(7.25, 10.0, 5.0, 0.91), "cars": Promise(1 / 3, 10.0, 0.0)},
+    ),
 )
 
 
@@ -82,7 +88,16 @@ def test_the_object_of_the_contract() -> None:
             }
         },
         "swaps": {"count": 5, "bytes": 100, "blocked_ms": 1.25},
-        "plan": {"policy": "nexus", "order": ["people", "cars"], "batches": {"people": 2, "cars": 1}, "replans": 3},
+        "plan": {
+            "policy": "nexus",
+            "order": ["people", "cars"],
+            "batches": {"people": 2, "cars": 1},
+            "replans": 3,
+            "promised": {
+                "people": {"fps": 7.25, "feed_fps": 10.0, "min_fps": 5.0, "accuracy": 0.91},
+                "cars": {"fps": 0.333, "feed_fps": 10.0, "min_fps": 0.0, "accuracy": None},
+            },
+        },
         "outputs": outputs,
     }
 

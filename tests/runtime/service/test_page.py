@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -15,7 +16,8 @@ import pytest
 
 from gemel.frames.frame import Frame
 from gemel.runtime.decode.results import Detection
-from gemel.runtime.loop.summary import FeedStats, Latency, MemoryUse, QueryStats, RunStats, Summary
+from gemel.runtime.loop.summary import FeedStats, Latency, MemoryUse, PlanStats, QueryStats, RunStats, Summary
+from gemel.runtime.planning.promises import Promise
 from gemel.runtime.service.latest_frames import LatestFrames
 from gemel.runtime.service.status import RunStatus, SegmentStatus
 
@@ -34,6 +36,8 @@ def serve(feeds: int) -> Iterator[str]:
     names = [f"gate {number}" for number in range(feeds)]
     queries = {f"<b>{name}": QueryStats(name, 10, 7, latency=Latency(1.0, 2.0, 3.0)) for name in names}
     stats = RunStats(5.0, queries, {name: FeedStats(10, state="running") for name in names})
+    promised = {query: Promise(7.25, 10.0, 8.0, 0.9) for query in queries}
+    stats = replace(stats, plan=PlanStats(tuple(queries), dict.fromkeys(queries, 1), 0, promised))
     status = RunStatus(
         "0.1",
         lambda: Path("bundle"),
@@ -76,6 +80,8 @@ def test_the_page_shows_the_run(url: str, tmp_path: Path) -> None:
     assert page.count("&lt;b&gt;gate") == feeds  # names are text, not markup
     assert "6.0 MB of 9.0 MB" in page and "6.0 MB: a, b" in page and "3.0 MB: a (not in memory)" in page
     assert "last reload failed: it is damaged" in page
+    title = "of 10.0 frames per second; at least 8 were asked for; expected accuracy 90.0 %"
+    assert page.count(f'<td class="bad" title="{title}">7.3</td>') + page.count(f'title="{title}">7.2</td>') == feeds
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1200, False), (390, True)], ids=["desk", "dark phone"])

@@ -32,10 +32,10 @@ queries:
         # Keys, in the wrong place or form.
         ("task: detection", "tsk: detection",
          "9: queries[0].tsk: unknown key 'tsk'; did you mean 'task'? allowed: name, feed, task, model, decode,"
-         " activation, labels, classes, threshold, target, precision, data"),
+         " activation, labels, classes, threshold, target, precision, data, sla, min_fps, weight, priority"),
         ("    labels:", "    input: {size: [96, 96]}\n    labels:",
          "10: queries[0].input: unknown key 'input'; it belongs in model; allowed: name, feed, task, model, decode,"
-         " activation, labels, classes, threshold, target, precision, data"),
+         " activation, labels, classes, threshold, target, precision, data, sla, min_fps, weight, priority"),
         ("gate: {source: cars.mp4, fps: 10}", "gate: cars.mp4",
          "5: feeds.gate: 'cars.mp4' is not allowed: a mapping is expected; did you mean {source: cars.mp4}?"),
         ("{size: [320, 240]}", "[320, 240]",
@@ -153,9 +153,11 @@ queries:
         ("cars.mp4, fps", '"a\\ud800b", fps', "5: the character U+D800 is not allowed"),
         ("sla: 100ms", "sla: 100ms # \a", "3: not YAML: the character U+0007 is not allowed"),
         ("sla: 100ms", 'sla: 100ms\n"a\\n\\eb": 1',
-         r"4: 'a\n\x1bb': unknown key 'a\n\x1bb'; allowed: schema_version, device, sla, feeds, queries, outputs"),
+         r"4: 'a\n\x1bb': unknown key 'a\n\x1bb'; allowed: schema_version, device, sla, objective, feeds,"
+         " queries, outputs"),
         ("sla: 100ms", "sla: 100ms\n? " + "x" * 2000 + "\n: 1",
-         f"4: {'x' * 60}...: unknown key '{'x' * 63}; allowed: schema_version, device, sla, feeds, queries, outputs"),
+         f"4: {'x' * 60}...: unknown key '{'x' * 63}; allowed: schema_version, device, sla, objective,"
+         " feeds, queries, outputs"),
         ("name: gate-cars", "name: gate cars",
          "7: queries[0].name: 'gate cars' is not allowed: letters, digits, - and _ are expected, with a letter or a"
          " digit first"),
@@ -175,6 +177,36 @@ queries:
         ("factory: models:detector", "factory: models:detector(3)",
          "12: queries[0].model.factory: 'models:detector(3)' is not allowed: module:callable is expected, such as"
          " torchvision.models:resnet18; did you mean models:detector, with its arguments in args?"),
+        # Goals of plans.
+        ("sla: 100ms", "objective: maxmin",
+         "3: objective: 'maxmin' is not allowed: 'max-min', 'sum', 'accuracy' or 'mean-accuracy' is expected; did you"
+         " mean max-min?"),
+        ("sla: 100ms", "weight: 2", "3: weight: unknown key 'weight'; allowed: schema_version, device, sla, objective,"
+         " feeds, queries, outputs"),
+        ("sla: 100ms", "min_fps: 2", "3: min_fps: unknown key 'min_fps'; it belongs in a query; allowed:"
+         " schema_version, device, sla, objective, feeds, queries, outputs"),
+        ("    task:", "    objective: sum\n    task:",
+         "9: queries[0].objective: unknown key 'objective'; it belongs in the top level of the file; allowed: name,"
+         " feed, task, model, decode, activation, labels, classes, threshold, target, precision, data, sla, min_fps,"
+         " weight, priority"),
+        ("    task:", "    weight: -1\n    task:",
+         "9: queries[0].weight: -1 is not allowed: greater than 0"),
+        ("    task:", "    weight: 0\n    task:",
+         "9: queries[0].weight: 0 is not allowed: greater than 0"),
+        ("    task:", "    weight: .inf\n    task:",
+         "9: queries[0].weight: .inf is not allowed: a finite number is expected"),
+        ("    task:", "    min_fps: -1\n    task:",
+         "9: queries[0].min_fps: -1 is not allowed: greater than or equal to 0"),
+        ("    task:", "    min_fps: 10.5\n    task:",
+         "9: queries[0].min_fps: 10.5 is not allowed: at most the 10 frames per second of feed gate"),
+        ("    task:", "    priority: high\n    task:",
+         "9: queries[0].priority: 'high' is not allowed: a whole number is expected"),
+        ("    task:", "    priority: 1.5\n    task:",
+         "9: queries[0].priority: 1.5 is not allowed: a whole number is expected"),
+        ("    task:", "    sla: 0.1\n    task:",
+         "9: queries[0].sla: 0.1 is not allowed: a bare number is milliseconds; did you mean 0.1s, which is 100ms?"),
+        ("    task:", "    sla: soon\n    task:",
+         "9: queries[0].sla: 'soon' is not allowed: a duration such as 100ms or 0.5s is expected"),
         ("fps: 10", "fps: ten", "5: feeds.gate.fps: 'ten' is not allowed: a number is expected"),
         ("fps: 10", "loop: maybe", "5: feeds.gate.loop: 'maybe' is not allowed: true or false is expected"),
     ],
@@ -192,6 +224,27 @@ def test_the_workload_without_mistakes(tmp_path: Path) -> None:
     (tmp_path / "workload.yaml").write_text(GOOD)
     (query,) = load_workload(tmp_path / "workload.yaml").queries
     assert query.labels == ["car", "truck"]
+
+
+def test_goals_of_plans(tmp_path: Path) -> None:
+    goals = "    sla: 0.5s\n    min_fps: 10\n    weight: 2.5\n    priority: -1\n    task:"
+    text = GOOD.replace("sla: 100ms", "objective: mean-accuracy").replace("    task:", goals)
+    (tmp_path / "workload.yaml").write_text(text)
+    workload = load_workload(tmp_path / "workload.yaml")
+    (query,) = workload.queries
+    assert (workload.objective, workload.sla) == ("mean-accuracy", 100.0)
+    assert (query.sla, query.min_fps, query.weight, query.priority) == (500.0, 10.0, 2.5, -1)
+    (tmp_path / "workload.yaml").write_text(GOOD)
+    workload = load_workload(tmp_path / "workload.yaml")
+    (query,) = workload.queries
+    assert workload.objective == "max-min"
+    assert (query.sla, query.min_fps, query.weight, query.priority) == (None, 0.0, 1.0, 0)
+
+
+def test_a_feed_without_a_rate_may_be_asked_for_any(tmp_path: Path) -> None:
+    text = GOOD.replace(", fps: 10", "").replace("    task:", "    min_fps: 60\n    task:")
+    (tmp_path / "workload.yaml").write_text(text)
+    assert load_workload(tmp_path / "workload.yaml").queries[0].min_fps == 60
 
 
 def test_a_scale_may_be_a_fraction(tmp_path: Path) -> None:
