@@ -49,6 +49,8 @@ _UNIQUE = (
     functools._lru_cache_wrapper,
 )
 """Types whose values are equal only if they are one object."""
+_VALUES = (tuple, torch.Size)
+"""Types of containers that cannot change."""
 _CONTAINERS = (list, tuple, dict, OrderedDict, torch.Size)
 """Types whose values are compared item by item, in order."""
 
@@ -121,6 +123,10 @@ class _Walk:
             self._tensor(value, weight=False)
         elif isinstance(value, _UNIQUE):
             self._same(value)
+        elif kind in _VALUES:
+            # Whether two equal tuples are one object is no property of a module: exporting may have copied one.
+            self._held.append(value)
+            self._compound(value, kind)
         elif self._is_new(value):
             self._compound(value, kind)
 
@@ -155,10 +161,11 @@ class _Walk:
 
     def _is_new(self, value: Any) -> bool:
         """Return whether the walk meets an object for the first time; otherwise write down which object it is."""
-        number = self._seen.setdefault(id(value), len(self._seen))
-        if number < len(self._held):
+        number = self._seen.get(id(value))
+        if number is not None:
             self.add("again", number)
             return False
+        self._seen[id(value)] = len(self._seen)
         # Keep temporary objects, so that no later one gets the same id.
         self._held.append(value)
         return True

@@ -43,9 +43,7 @@ def onnx_workload(tmp_path: Path, workload_in: Callable[..., Workload]) -> Path:
     ]
     queries: list[dict[str, Any]] = []
     for seed, name in enumerate("ab"):
-        write_graph(
-            tmp_path / f"{name}.onnx", nodes, [weight("w", 5, 3, 3, 3, seed=seed)], outputs={"y": ["batch", 5]}
-        )
+        write_graph(tmp_path / f"{name}.onnx", nodes, [weight("w", 5, 3, 3, 3, seed=seed)], outputs={"y": ["batch", 5]})
         queries.append({"name": name, "feed": "yard", "task": "classification", "model": {"onnx": f"{name}.onnx"}})
     write_video(tmp_path / "yard.mp4", frames=3)
     return workload_in(*queries).path

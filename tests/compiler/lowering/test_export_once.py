@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,13 @@ from twin_models import Scaled, TwoHeads, Undefined, scales
 from gemel.bundles.reader import open_bundle
 from gemel.check.source.numerics import compare_with_source
 from gemel.compiler import compile_workload
+from gemel.compiler.heads import Cut
 from gemel.compiler.lowering import export_once as room
+from gemel.compiler.lowering import pytorch
+from gemel.compiler.lowering.lower import lower
+from gemel.compiler.lowering.pytorch import cut_query
 from gemel.workload import Workload
+from gemel.workload.document.schema import Query
 
 Make = Callable[..., Workload]
 
@@ -141,3 +147,27 @@ def test_a_weight_that_the_exporter_changed_is_not_replaced(
     saved(tmp_path, tiny, "ab")
     compile_workload(workload_in(query("a"), query("b")), tmp_path / "bundle")
     assert exported == ["query a", "query b"]
+
+
+def test_every_stage_of_a_model_is_exported_once(
+    tmp_path: Path, workload_in: Make, exported: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts: list[Cut] = []
+
+    def cut_in_two(query: Query, root: Path) -> Cut:
+        found = cut_query(query, root)
+        stages = {"main": found.stages["main"], "head": replace(found.stages["main"], outputs=("others",))}
+        parts.append(replace(found, stages=stages))
+        return parts[-1]
+
+    monkeypatch.setattr(pytorch, "cut_query", cut_in_two)
+    saved(tmp_path, tiny, "ab")
+    workload, known = workload_in(query("a"), query("b")), {}  # type: ignore[var-annotated]
+    lowered = [lower(each, workload.root, known) for each in workload.queries]
+    assert exported == ["query a", "query a, stage head"]
+    assert [model.twin for model in lowered] == [None, "a"]
+    for model, cut in zip(lowered, parts, strict=True):
+        for name, graph in model.stages.items():
+            assert graph.graph.name == (model.name if name == "main" else f"{model.name}.head")
+            held = graph.graph.initializers["stem.weight"].const_value
+            assert held is not None and (held.numpy() == cut.stages[name].module.model.stem.weight.numpy()).all()

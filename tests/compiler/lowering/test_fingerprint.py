@@ -226,6 +226,14 @@ def test_a_weight_that_is_also_in_a_list_has_no_fingerprint() -> None:
     assert fingerprint(stage_of(module)) is None
 
 
+def test_whether_equal_tuples_are_one_object_does_not_count() -> None:
+    numbers = [1, 2]
+    sizes = tuple(numbers)
+    assert made([sizes, sizes]) == made([sizes, tuple(numbers)]) != made([sizes, (1, 3)])
+    shared = [1]
+    assert made([shared, shared]) != made([shared, [1]])
+
+
 def test_objects_that_hold_each_other_end() -> None:
     one = Setting(None)
     one.value = [one]
