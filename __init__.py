@@ -11,8 +11,6 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .version import find_version
-
 if TYPE_CHECKING:
     from .bundles.reader import Bundle, open_bundle
     from .compiler import compile_workload
@@ -40,6 +38,8 @@ if TYPE_CHECKING:
     from .runtime.service.run_service import ServiceOptions
     from .runtime.sinks.sink import Sink
     from .workload import Workload, load_workload
+
+    __version__: str
 
 __all__ = [
     "Analysis",
@@ -117,10 +117,13 @@ _HOMES = {
 # Processes that are started from this one inherit the setting.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-__version__ = find_version()
-
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        # Looking up an installed version takes longer than importing this package.
+        from .version import find_version
+
+        return find_version()
     if name not in _HOMES:
         raise AttributeError(f"module 'gemel' has no attribute {name!r}")
     try:

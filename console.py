@@ -10,13 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from threading import Event
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .errors import InputError, MissingExtraError, first_line
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 __all__ = [
     "Stop",
@@ -74,6 +76,8 @@ def print_stage(
 
 def progress_bar(console: Console, total: int) -> Progress:
     """Return a progress bar with one task of ``total`` steps. The bar shows nothing if output goes to a pipe."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ..bundles.manifest import Precision
 from ..workload.document.schema import Query, Workload
-from ..workload.models.factory import models_of
+from ..workload.models.identity import models_of
 from .ranges import Method
 from .record import Calibration
 

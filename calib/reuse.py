@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from ..errors import CalibrationError
 from ..workload.document.schema import Workload
-from ..workload.models.factory import models_of
+from ..workload.models.identity import models_of
 from .quantize import observed
 from .record import Calibration, LowerPrecision, ModelRecord, QueryRecord
 from .request import accuracy_floor

@@ -72,7 +72,12 @@ def _gemel(version: VersionOpt = False) -> None:
 
 def main() -> None:
     """Run the command ``gemel``, and exit with its status."""
-    _run(app)
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name in _COMMANDS:
+        # Typer would first read the signatures of all commands, which takes longer than to print the help of one.
+        _run_alone(_COMMANDS[name], prog_name=f"gemel {name}", args=sys.argv[2:])
+    else:
+        _run(app)
 
 
 def compile_main() -> None:
@@ -85,17 +90,23 @@ def run_main() -> None:
     _run_alone(run_command)
 
 
-def _run_alone(command: Callable[..., None]) -> None:
+def _run_alone(command: Callable[..., None], **given: Any) -> None:
+    """Run one command that is no part of ``gemel``'s group; ``given`` are arguments of Click's ``main``."""
     alone = typer.Typer(add_completion=False, **_OPTIONS)
     alone.command()(command)
-    _run(alone)
+    _run(alone, **given)
 
 
-def _run(commands: typer.Typer) -> None:
-    """Run a command; print an expected error as one line, unless ``--debug`` asks for the traceback."""
+def _run(commands: typer.Typer, **given: Any) -> None:
+    """Run a command; print an expected error as one line, unless ``--debug`` asks for the traceback.
+
+    Args:
+        commands: command to run, or group of commands.
+        given: arguments of Click's ``main``; those of the process if left out.
+    """
     try:
         with forgiving_output():
-            commands()
+            commands(**given)
     except (GemelError, OSError) as error:
         if "--debug" in sys.argv:
             raise

@@ -54,7 +54,7 @@ def analyze_command(
         from ..merging.analysis.analysis import analyze_workload as analyze_workload
         from ..merging.layers.layers import Definition as Definitions
         from ..workload import load_workload
-        from ..workload.models.factory import models_of
+        from ..workload.models.identity import models_of
 
         if html is not None:
             from ..merging.analysis.page import render

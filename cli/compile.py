@@ -78,7 +78,7 @@ def compile_command(
     try:
         from ..compiler import compile_workload
         from ..workload import load_workload
-        from ..workload.models.factory import models_of
+        from ..workload.models.identity import models_of
     except ModuleNotFoundError as error:
         raise missing_extra(error, "gemel-compile", "compiler") from error
     from ..bundles.reader import open_bundle

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..console import Stop, missing_extra, open_console, print_stage
 from ..errors import InputError
 from .options import DebugOpt, WorkloadArg
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from ..merging.merge import Listener
 
 __all__ = ["merge_command", "parse_budget"]
@@ -116,6 +117,8 @@ def merge_command(
         ray=ray,
     )
     console = open_console()
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),

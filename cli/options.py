@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import InputError
-from ..version import find_version
 from .file_kinds import require_bundle
 
 if TYPE_CHECKING:
@@ -33,6 +32,8 @@ __all__ = [
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from ..version import find_version
+
         print(f"gemel {find_version()}")
         raise typer.Exit
 

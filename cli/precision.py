@@ -16,7 +16,7 @@ from ..bundles.merge_report import MERGE_REPORT, read_report
 from ..console import missing_extra
 from ..errors import CalibrationError, InputError
 from ..workload.document.schema import Workload
-from ..workload.models.factory import models_of
+from ..workload.models.identity import models_of
 
 if TYPE_CHECKING:
     from ..calib.convert import PrecisionReport

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -146,6 +145,8 @@ def _ask(
 
     token = read_token(token_file)
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    from http.client import HTTPConnection, HTTPException
+
     link: HTTPConnection | None = None
     try:
         link = HTTPConnection(host, port, timeout=timeout_s)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..bundles.decode_specs import DecodeSpec
 from ..bundles.manifest import Manifest
@@ -12,7 +13,7 @@ from ..bundles.merge_report import MERGE_REPORT
 from ..errors import WorkloadError
 from ..workload.document.fit import check_fit
 from ..workload.document.schema import Query, Workload
-from ..workload.models.factory import models_of
+from ..workload.models.identity import models_of
 from .lowering.lower import Lowered, lower
 from .passes import choose_batch_norm, fold
 from .writing.merged import Account, account, find_merged, locate_shared
@@ -20,6 +21,9 @@ from .writing.nearly_equal import NearlyEqual, find_nearly_equal
 from .writing.output import replacing
 from .writing.sharing import SharedBytes, kernels, prove
 from .writing.writer import write_bundle
+
+if TYPE_CHECKING:
+    from .lowering.export_once import KnownGraphs
 
 __all__ = ["CompileProgress", "ConvertPrecision", "Report", "compile_workload"]
 
@@ -123,15 +127,18 @@ def _describe_nearly(nearly: NearlyEqual) -> str:
 def _lower_all(workload: Workload, model_of: Mapping[str, str], step: CompileProgress) -> list[Lowered]:
     """Turn every distinct model of a workload into ONNX graphs, and check every query's labels against its model.
 
-    ONNX files come first: their errors show in seconds, while the export of a PyTorch model takes minutes.
+    ONNX files come first: their errors show in seconds, while the export of a PyTorch model takes minutes. PyTorch
+    models of one architecture are exported once.
     """
     models: dict[str, Lowered] = {}
+    known: KnownGraphs = {}
     for query in sorted(workload.queries, key=lambda query: query.model.onnx is None):
         name = model_of[query.name]
         if name == query.name:
-            models[name] = lower(query, workload.root)
+            models[name] = lower(query, workload.root, known)
             nodes = sum(len(graph.graph) for graph in models[name].stages.values())
-            step("export", f"{name}: {query.model.factory or query.model.onnx}, {nodes} nodes")
+            twin = f", the graph of {models[name].twin} with its own weights" if models[name].twin else ""
+            step("export", f"{name}: {query.model.factory or query.model.onnx}, {nodes} nodes{twin}")
             if unused := models[name].unused:
                 named = f"{', '.join(unused[:3])}{', ...' if len(unused) > 3 else ''}"
                 step("export", f"{name}: {len(unused)} parameters reach no used output and are left out: {named}")

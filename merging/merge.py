@@ -16,7 +16,8 @@ from ..bundles.merge_report import MergeReport
 from ..errors import InputError, RetrainError, first_line
 from ..workload.document.paths import locate
 from ..workload.document.schema import Workload
-from ..workload.models.factory import models_of, read_state
+from ..workload.models.factory import read_state
+from ..workload.models.identity import models_of
 from .layers.layers import Definition
 from .layers.problem import Problem
 from .models.networks import Network, each_network

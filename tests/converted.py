@@ -15,7 +15,7 @@ from gemel.calib.request import PrecisionSettings
 from gemel.compiler.lowering.lower import Lowered
 from gemel.compiler.writing.sharing import kernels, prove
 from gemel.workload import load_workload
-from gemel.workload.models.factory import models_of
+from gemel.workload.models.identity import models_of
 
 __all__ = ["INT8", "SHARED", "Conversion", "convert", "proto"]
 

@@ -123,7 +123,7 @@ def passed(models: Sequence[Lowered]) -> list[Lowered]:
     return list(models)
 
 
-def lower_once(query: Query, root: Path) -> Lowered:
+def lower_once(query: Query, root: Path, known: object = None) -> Lowered:
     """Call :func:`gemel.compiler.lowering.lower.lower`, but export each model with the same weights only once."""
     weights = hashlib.sha256((root / str(query.model.weights)).read_bytes()).hexdigest()
     key = f"{query.name} {weights} {query.model.model_dump_json()}"

@@ -27,7 +27,7 @@ from gemel.merging.models.networks import networks_of
 from gemel.merging.output.report import Reporter, merged_workload
 from gemel.merging.search.search import Found
 from gemel.workload import load_workload
-from gemel.workload.models.factory import models_of
+from gemel.workload.models.identity import models_of
 
 _STREET = Path(__file__).resolve().parent.parent / "examples" / "street"
 

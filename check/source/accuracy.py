@@ -18,7 +18,7 @@ from ...merging.training.subjects import outputs_on
 from ...runtime.backends import Backend, open_backend
 from ...workload.data import Images, load_data
 from ...workload.document.schema import Query, Workload
-from ...workload.models.factory import models_of
+from ...workload.models.identity import models_of
 
 __all__ = ["QueryAccuracy", "UnjudgedQuery", "verify_accuracy"]
 

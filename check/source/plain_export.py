@@ -6,12 +6,11 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from ...compiler.lowering.export import run_exporter
-from ...compiler.lowering.lower import cut_query, words_of
+from ...compiler.lowering.lower import words_of
 from ...compiler.lowering.onnx_source import read_onnx
 from ...workload.document.paths import locate
 from ...workload.document.schema import Workload
-from ...workload.models.factory import models_of
+from ...workload.models.identity import models_of
 
 __all__ = ["export_plain"]
 
@@ -44,6 +43,10 @@ def export_plain(workload: Workload, folder: Path) -> dict[str, Path]:
             beside = f"{query.name}.data" if size > _MOST_INSIDE else None
             ir.save(model, files[query.name], external_data=beside)
         else:
+            # Importing these takes seconds, and ONNX files need no PyTorch.
+            from ...compiler.lowering.export import run_exporter
+            from ...compiler.lowering.pytorch import cut_query
+
             stage = cut_query(query, workload.root).stages["main"]
             run_exporter(stage, f"query {query.name}", optimize=True).save(files[query.name], external_data=False)
     return files

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import onnxruntime as ort
-import torch
 from numpy.typing import NDArray
 
 from ...bundles.manifest import ModelSpec
-from ...compiler.heads import Cut, as_tuple
-from ...compiler.lowering.lower import cut_query
 from ...compiler.lowering.onnx_file import open_onnx
 from ...compiler.lowering.onnx_ports import feeds_of, find_image_port
 from ...compiler.lowering.onnx_source import run_file
+from ...console import missing_extra
 from ...errors import BundleError
 from ...workload.document.paths import locate
 from ...workload.document.schema import Input, Query
+
+if TYPE_CHECKING:
+    from ...compiler.heads import Cut
 
 __all__ = ["Arrays", "SourceModel", "file_difference", "open_source_model", "relative_difference"]
 
@@ -83,6 +84,10 @@ class _ModuleModel:
         }
 
     def run(self, stage: str, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+        import torch
+
+        from ...compiler.heads import as_tuple
+
         part = self._parts.stages[stage]
         with torch.no_grad():
             values = as_tuple(part.module(*(torch.from_numpy(inputs[name].copy()) for name in part.inputs)))
@@ -107,6 +112,10 @@ def open_source_model(query: Query, model: ModelSpec, root: Path) -> SourceModel
     if query.model.onnx is not None:
         path = locate(query.model.onnx, root, f"query {query.name}: onnx")
         return _OnnxModel(path, tuple(port.name for port in model.stages["main"].outputs))
+    try:
+        from ...compiler.lowering.pytorch import cut_query
+    except ModuleNotFoundError as error:
+        raise missing_extra(error, f"query {query.name}: a model from a factory", "compiler") from error
     parts = cut_query(query, root)
     if parts.input != model.input:
         raise BundleError(f"query {query.name}: the bundle was compiled for another input: {model.input}")

@@ -13,7 +13,7 @@ import yaml
 
 from ...bundles.manifest import InputSpec
 from ...workload.document.json_schema import SCHEMA_FILE
-from ...workload.models.factory import PRETRAINED_FOLDER
+from ...workload.models.identity import PRETRAINED_FOLDER
 from .given import GivenFeed, GivenModel, unique_name
 
 __all__ = ["draft_workload"]

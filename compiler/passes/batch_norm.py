@@ -20,8 +20,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ...bundles.blob import tensor_id
-from .edit import constant, replace_constant
+from .edit import constant, constant_id, replace_constant
 
 __all__ = ["BatchNormChoice", "BatchNormToConv", "FoldBatchNorm", "choose_batch_norm"]
 
@@ -105,7 +104,7 @@ def choose_batch_norm(models: Iterable[ir.Model]) -> BatchNormChoice:
         for value in model.graph.initializers.values():
             if not _is_weight(value) or len(value.shape or ()) < 2:
                 continue
-            tensor, sites = tensor_id(constant(value)), by_kernel.get(value, [])
+            tensor, sites = constant_id(value), by_kernel.get(value, [])
             held[tensor].extend(sites)
             unfolded[tensor] += not _only_sites_read(value, sites)
     contested = {
@@ -165,7 +164,7 @@ class FoldBatchNorm(ir.passes.InPlacePass):
             keys = {site.norm_key() for site in sites}
             if len(keys) > 1 or "" in keys or not _only_sites_read(kernel, sites):
                 continue
-            if tensor_id(constant(kernel)) not in self._keep:
+            if constant_id(kernel) not in self._keep:
                 self._fold(model.graph, kernel, sites)
                 changed = True
         return ir.passes.PassResult(model, changed)

@@ -8,7 +8,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-__all__ = ["constant", "replace_constant"]
+from ...bundles.blob import tensor_id
+
+__all__ = ["constant", "constant_id", "replace_constant"]
+
+_ID = "gemel.tensor_id"
+"""Key of a tensor's id in the tensor's notes, which are not written into files."""
 
 
 def constant(value: ir.Value | None) -> NDArray[Any]:
@@ -20,6 +25,23 @@ def constant(value: ir.Value | None) -> NDArray[Any]:
     if value is None or value.const_value is None:
         raise ValueError(f"{value.name if value else None!r} is not an initializer")
     return np.ascontiguousarray(value.const_value.numpy())
+
+
+def constant_id(value: ir.Value | None) -> str:
+    """Return the tensor id of a graph's initializer. The bytes are hashed at the first call and after a replacement.
+
+    Passes never edit the array of an initializer in place: they replace it, see :func:`replace_constant`.
+
+    Raises:
+        ValueError: the value is not an initializer, which is a bug of the caller.
+    """
+    array = constant(value)
+    assert value is not None and value.const_value is not None  # constant() refuses other values
+    notes = value.const_value.meta
+    if _ID not in notes:
+        notes[_ID] = tensor_id(array)
+    found: str = notes[_ID]
+    return found
 
 
 def replace_constant(value: ir.Value, array: NDArray[Any]) -> None:

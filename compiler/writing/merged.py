@@ -16,7 +16,7 @@ from ...bundles.merge_report import MERGE_REPORT, MergeReport, SharedTensor, Use
 from ...errors import SharingLostError, WorkloadError
 from ...workload.document.schema import Workload
 from ..lowering.lower import Lowered
-from ..passes.edit import constant
+from ..passes.edit import constant, constant_id
 from .sharing import StageParameter
 
 __all__ = ["Account", "Merged", "Places", "account", "find_merged", "locate_shared"]
@@ -159,10 +159,10 @@ def account(merged: Merged, places: Places, models: Iterable[Lowered], content: 
     for tensor, uses in places:
         copies = set()
         for model, stage, name in uses:
-            array = _array(by_name, (model, stage, name))
-            copies.add(copy := tensor_id(array))
+            value = by_name[model].stages[stage].graph.initializers[name]
+            copies.add(copy := constant_id(value))
             # An array with one element is a constant of the program, not a weight.
-            if copy not in content.models[model].stages[stage].weights and array.size > 1:
+            if copy not in content.models[model].stages[stage].weights and constant(value).size > 1:
                 raise SharingLostError(f"sharing lost in compilation: {name} of {model} is not in the bundle")
         count = len(copies)
         shared += tensor.bytes * (len(tensor.uses) - count)

@@ -11,9 +11,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ...bundles.blob import tensor_id
 from ..lowering.lower import Lowered
-from ..passes.edit import constant
+from ..passes.edit import constant, constant_id
 from .sharing import StageParameter
 
 __all__ = ["NearlyEqual", "find_nearly_equal"]
@@ -77,7 +76,7 @@ def _by_shape(models: Iterable[Lowered]) -> Iterator[list[_Tensor]]:
         for stage, graph in model.stages.items():
             for name, value in graph.graph.initializers.items():
                 if value.dtype == ir.DataType.FLOAT and value.const_value is not None and value.const_value.size > 1:
-                    tensor = tensor_id(constant(value))
+                    tensor = constant_id(value)
                     uses[tensor].append((model.name, stage, name))
                     values.setdefault(tensor, value)
     groups: dict[tuple[int, ...], list[str]] = defaultdict(list)
@@ -90,7 +89,7 @@ def _by_shape(models: Iterable[Lowered]) -> Iterator[list[_Tensor]]:
 
 def _described(uses: Sequence[StageParameter], value: ir.Value) -> _Tensor:
     array = constant(value)
-    peak = float(np.abs(array).max())
+    peak = max(float(array.max()), -float(array.min()))
     return _Tensor(uses[0], value, frozenset(use[0] for use in uses), peak, float(array.mean(dtype=np.float64)))
 
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ...bundles.blob import tensor_id
 from ...errors import SharingLostError
 from ..lowering.lower import Lowered
-from ..passes.edit import constant
+from ..passes.edit import constant, constant_id
 
 __all__ = ["SharedBytes", "StageParameter", "kernels", "prove"]
 
@@ -44,7 +43,7 @@ def kernels(models: Iterable[Lowered]) -> dict[str, list[StageParameter]]:
         for stage, graph in model.stages.items():
             for name, value in graph.graph.initializers.items():
                 if len(value.shape or ()) > 1 and value.dtype == ir.DataType.FLOAT:
-                    held[tensor_id(constant(value))].append((model.name, stage, name))
+                    held[constant_id(value)].append((model.name, stage, name))
     return held
 
 
@@ -68,7 +67,7 @@ def prove(models: Iterable[Lowered], before: Mapping[str, list[StageParameter]],
         values = [_find(by_name, use) for use in uses]
         now: dict[str, StageParameter] = {}
         for use, value in zip(uses, values, strict=True):
-            now.setdefault(tensor_id(constant(value)), use)
+            now.setdefault(constant_id(value), use)
         size = constant(values[0]).nbytes
         if len(now) == 1:
             saved += size * (len(uses) - 1)

@@ -20,7 +20,7 @@ from ...version import find_version
 from ...workload.document.output_schema import output_specs
 from ...workload.document.schema import FeedSettings, Query, Workload
 from ..lowering.lower import Lowered
-from ..passes.edit import constant
+from ..passes.edit import constant, constant_id
 from .session_mode import session_mode
 
 __all__ = ["write_bundle"]
@@ -40,10 +40,9 @@ class _Store:
         self.users: dict[str, set[str]] = defaultdict(set)
         self._arrays: dict[str, Callable[[], NDArray[Any]]] = {}
 
-    def add(self, model: str, read: Callable[[], NDArray[Any]]) -> str:
-        """Add a model's tensor to the bundle's, given by a function that reads its values; return its tensor id."""
+    def add(self, model: str, tensor: str, read: Callable[[], NDArray[Any]]) -> str:
+        """Add a model's tensor to the bundle's, given by its id and a function that reads its values; return the id."""
         array = read()
-        tensor = blob.tensor_id(array)
         self.shapes[tensor] = (array.dtype.name, array.shape)
         self.users[tensor].add(model)
         self._arrays.setdefault(tensor, read)
@@ -81,9 +80,13 @@ def write_bundle(
             _stamp(graph)
             values = graph.graph.initializers
             weights[model.name, stage] = {
-                name: store.add(model.name, partial(constant, values[name])) for name in _weight_names(graph)
+                name: store.add(model.name, constant_id(values[name]), partial(constant, values[name]))
+                for name in _weight_names(graph)
             }
-        anchors = {name: store.add(model.name, partial(_same, array)) for name, array in model.tensors.items()}
+        anchors = {
+            name: store.add(model.name, blob.tensor_id(array), partial(_same, array))
+            for name, array in model.tensors.items()
+        }
         decodes[model.name] = _with_tensors(model.decode, anchors)
     placed = blob.layout(store.shapes, store.users)
     files = {_BLOB: manifest.FileSpec(sha256=blob.write_blob(folder / _BLOB, placed, store.read), bytes=placed.bytes)}

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from ...compiler.heads import Cut
-from ...compiler.lowering.lower import cut_query
+from ...compiler.lowering.pytorch import cut_query
 from ...errors import RetrainError
 from ...workload.document.schema import Query, Workload
-from ...workload.models.factory import models_of
+from ...workload.models.identity import models_of
 
 __all__ = ["Network", "each_network", "network_of", "networks_of", "users_of"]
 

@@ -13,7 +13,7 @@ from ...bundles.blob import tensor_id
 from ...bundles.merge_report import MergeReport, QueryReport, SharedTensor, TrialReport, UseReport
 from ...frames.reference import is_local_file
 from ...workload.document.schema import Workload
-from ...workload.models.factory import PRETRAINED_FOLDER
+from ...workload.models.identity import PRETRAINED_FOLDER
 from ..layers.groups import ratio
 from ..layers.problem import Problem, pair_layers
 from ..search.search import Found

@@ -19,7 +19,7 @@ from gemel.bundles.merge_report import MergeReport
 from gemel.compiler import compile_workload
 from gemel.compiler.compile import Report
 from gemel.compiler.lowering.export import export_stages
-from gemel.compiler.lowering.lower import cut_query
+from gemel.compiler.lowering.pytorch import cut_query
 from gemel.merging.merge import MergeOptions, merge_workload
 from gemel.merging.models.networks import networks_of
 from gemel.merging.output.footprint import StoredModel, bundle_bytes

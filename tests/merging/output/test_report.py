@@ -23,7 +23,7 @@ from gemel.merging.strategies import Verdict
 from gemel.merging.training.subjects import Subject
 from gemel.merging.training.trial import Outcome, Trial
 from gemel.workload import Workload, load_workload
-from gemel.workload.models.factory import models_of
+from gemel.workload.models.identity import models_of
 
 WorkloadIn = Callable[..., Workload]
 

@@ -13,7 +13,8 @@ from tiny_models import tiny
 
 from gemel.errors import ModelError
 from gemel.workload.document.schema import Model, Query
-from gemel.workload.models.factory import build_model, identity, read_state
+from gemel.workload.models.factory import build_model, read_state
+from gemel.workload.models.identity import identity
 
 FACTORY = "tiny_models:TinyNet"
 
