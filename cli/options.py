@@ -46,7 +46,9 @@ JsonOpt = Annotated[Path | None, typer.Option("--json", help="Write the result a
 BackendOpt = Annotated[
     str | None,
     typer.Option(
-        help="Backend to run on: ort-cpu, ort-cuda, tensorrt or tensorrt-rtx. Default: the workload's.", metavar="NAME"
+        help="Backend to run on: ort-cpu, auto-cpu, openvino, openvino-fast, ort-cuda, tensorrt or tensorrt-rtx."
+        " Default: the workload's.",
+        metavar="NAME",
     ),
 ]
 MemoryOpt = Annotated[

@@ -17,8 +17,8 @@ ROOMS = ("bundles", "frames", "workload", "runtime", "compiler", "merging", "cal
 STRANGERS = {("runtime", "workload"), ("workload", "runtime"), ("compiler", "runtime")}
 ORDERS = {
     "runtime": (
-        "timing", "trace", "device_cache", "device", "decode", "feeds", "planning", "memory", "ort", "engines",
-        "backends", "sinks", "loop", "service", "run",
+        "timing", "trace", "device_cache", "device", "decode", "feeds", "planning", "memory", "ort", "ov",
+        "engines", "backends", "sinks", "loop", "service", "run",
     ),
     "merging": ("models", "layers", "analysis", "tasks", "training", "strategies", "search", "output", "merge"),
     "compiler": ("recognition", "heads", "passes", "lowering", "writing", "compile", "drafting"),

@@ -32,7 +32,7 @@ _HEAD = f"""\
 # Written by gemel init. Check what is marked as a guess. Every key: docs/workload.md, or the schema above.
 schema_version: "1"
 device:
-  backend: ort-cpu                # ort-cpu, ort-cuda, tensorrt or tensorrt-rtx
+  backend: ort-cpu                # ort-cpu, auto-cpu, openvino, ort-cuda, tensorrt, ...
   memory: all                     # budget for weights: 64MiB, 50%, min or all
 sla: 100ms                        # time from a frame's arrival to its result
 """

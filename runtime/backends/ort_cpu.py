@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from ...bundles.blob import footprint
 from ...bundles.reader import Bundle
 from ...bundles.verified import forget_verified
 from ...errors import BackendError, first_line
@@ -20,20 +19,18 @@ from ..memory.host_arena import HostArena
 from ..memory.loading import WARM, Loading
 from ..memory.mapped_blob import MappedBlob
 from ..ort.bake import bake, is_baked
-from ..ort.baked import Baked
-from ..ort.private_copies import choose_private_copies
+from ..ort.baked import Baked, PrivateCopy
 from ..ort.session import Bound, open_baked, usual_threads
 from .arena_backend import ArenaBackend
 from .protocol import Backend, BackendOptions
+from .session_modes import decide_modes, own_graph, own_key, private_bytes_of
 
-__all__ = ["OrtCpu", "SessionMode"]
+__all__ = ["OrtCpu", "Runnable"]
 
-SessionMode = Literal["bound", "constant", "packed"]
-"""Mode in which a model runs.
+class Runnable(Protocol):
+    """Stage of a model that is ready to run."""
 
-``bound``: the model's weights lie in the arena, are shared with other models, and are swapped. ``constant``, or
-``packed`` for int8 models: the model's sessions hold a private copy of its weights.
-"""
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]: ...
 
 
 @cache
@@ -86,8 +83,9 @@ class OrtCpu(ArenaBackend[HostArena]):
         self._bundle, self.loading = bundle, loading
         self.threads = threads or usual_threads()
         self.baked: Baked = bake(bundle, progress)
-        self.modes, self.budget = _decide(bundle, self.baked, memory)
-        self._copies = _private_copies(self.baked, self.modes)
+        offers = self._offers(progress)
+        self.modes, self.budget = decide_modes(bundle, self.baked, offers, memory)
+        self._copies = private_bytes_of(self.baked, offers, self.modes)
         bound = [model for model, mode in self.modes.items() if mode == "bound"]
         swapped = {segment for model in bound for segment in self.baked.segments_of[model]}
         segments = {name: spec for name, spec in self.baked.segments.items() if name in swapped}
@@ -101,7 +99,7 @@ class OrtCpu(ArenaBackend[HostArena]):
         """Key of a graph's content -> its session; all models with the same program share one."""
         self._known: dict[str, _Session] = {} if before is None else dict(before._sessions)
         """Key of a graph's content -> its session in the previous backend; empty if there is no previous backend."""
-        self._bound: dict[tuple[str, str], Bound] = {}
+        self._bound: dict[tuple[str, str], Runnable] = {}
 
     @classmethod
     def open(cls, bundle: Bundle, name: str, options: BackendOptions) -> OrtCpu:
@@ -188,11 +186,15 @@ class OrtCpu(ArenaBackend[HostArena]):
         self._sessions.clear()
         super().close()
 
-    def _bind(self, model: str, stage: str) -> Bound:
+    def _offers(self, progress: Callable[[str], None]) -> Mapping[str, PrivateCopy]:
+        """Return model -> private copy that the model may run on if that is faster and the memory setting has room."""
+        return self.baked.packings
+
+    def _bind(self, model: str, stage: str) -> Runnable:
         """Return a stage's session with the stage's weights bound; a session with a private copy has none to bind."""
         mode = self.modes[model]
         if mode != "bound":
-            path, key = _own_graph(self.baked, model, stage, mode), _own_key(self.baked, model, stage, mode)
+            path, key = own_graph(self.baked, model, stage, mode), own_key(self.baked, model, stage, mode)
             return Bound(self._session(key, path, prepack=True))
         baked = self.baked.models[model][stage]
         session = self._session(baked.program, self.baked.program(baked.program), prepack=False)
@@ -242,48 +244,3 @@ class _Session(NamedTuple):
 
     session: ort.InferenceSession
     blob: MappedBlob | None
-
-
-def _decide(bundle: Bundle, baked: Baked, memory: str | int) -> tuple[Mapping[str, SessionMode], int]:
-    """Return the mode in which each model runs, and the bytes that the memory setting allows for weights.
-
-    Raises:
-        InputError: the memory setting is too small.
-    """
-    modes: dict[str, SessionMode] = {
-        # The manifest's mode does not count for int8 models: the faster mode depends on this CPU.
-        name: "bound" if model.precision == "int8" else model.mode
-        for name, model in bundle.manifest.models.items()
-    }
-    segments_of = {name: baked.segments_of[name] for name, mode in modes.items() if mode == "bound"}
-    sizes = {
-        segment: footprint(baked.segments[segment].length) for segments in segments_of.values() for segment in segments
-    }
-    private = sum(_private_copies(baked, modes).values())
-    packed, allowed = choose_private_copies(memory, sizes, segments_of, baked.packings, private)
-    for name in packed:
-        modes[name] = "packed"
-    return modes, allowed
-
-
-def _private_copies(baked: Baked, modes: Mapping[str, SessionMode]) -> dict[str, int]:
-    """Return key of a graph -> bytes of the private copy of weights in its session, for models that are not bound."""
-    copies = {}
-    for name, mode in modes.items():
-        for stage, made in baked.models[name].items() if mode != "bound" else ():
-            weights = sum(baked.tensors[tensor].length for tensor in set(made.weights))
-            size = weights if mode == "constant" else baked.packings[name].copies[stage]
-            copies[_own_key(baked, name, stage, mode)] = size
-    return copies
-
-
-def _own_graph(baked: Baked, model: str, stage: str, mode: SessionMode) -> Path:
-    """Return the file of the stage's graph that has the weights inside."""
-    return baked.constant(model, stage) if mode == "constant" else baked.packed(model, stage)
-
-
-def _own_key(baked: Baked, model: str, stage: str, mode: SessionMode) -> str:
-    """Return a key that is equal for graphs with weights inside that compute the same."""
-    path, made = _own_graph(baked, model, stage, mode), baked.models[model][stage]
-    # The file of a constant graph says where its weights lie in the blob, which differs between bundles.
-    return f"{made.program} {' '.join(made.weights)}" if mode == "constant" else baked.files[path.name].sha256

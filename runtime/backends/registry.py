@@ -22,9 +22,12 @@ __all__ = ["BACKENDS", "check_backend", "is_prepared", "open_backend"]
 
 BACKENDS = {
     "ort-cpu": ".ort_cpu:OrtCpu",
+    "auto-cpu": ".auto_cpu:AutoCpu",
     "ort-cuda": ".ort_cuda:OrtCuda",
     "tensorrt": ".tensorrt:TensorRt",
     "tensorrt-rtx": ".tensorrt:TensorRt",
+    "openvino": ".openvino:OpenVino",
+    "openvino-fast": ".openvino:OpenVinoFast",
     "ort-sessions": ".ort_sessions:OrtSessions",
 }
 """Name of a backend -> its class, as ``module:class``; a leading dot stands for ``gemel.runtime.backends``.

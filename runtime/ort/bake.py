@@ -31,7 +31,7 @@ from .baked import BLOB, Baked, PrivateCopy, check_hashes, hashes, load_cache
 from .optimise import DISABLED_OPTIMIZERS
 from .write_cache import write_cache
 
-__all__ = ["bake", "is_baked", "private_copies_of", "verify_cache"]
+__all__ = ["bake", "cpu_flags", "is_baked", "private_copies_of", "verify_cache"]
 
 _LAYOUT = "6"
 """Version number of what baking writes. It must change when the same bundle would be baked differently."""
@@ -56,6 +56,13 @@ def bake(bundle: Bundle, progress: Callable[[str], None] = lambda model: None) -
         lambda folder: _verified(folder, bundle),
         lambda folder: write_cache(bundle, folder, progress),
     )
+
+
+def cpu_flags() -> str:
+    """Return the line of /proc/cpuinfo that lists what this CPU's instruction set has; empty if there is none."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
 def is_baked(bundle: Bundle) -> bool:
@@ -113,10 +120,5 @@ def _folders(bundle: Bundle) -> tuple[Path, Path]:
 
 def _device_key(bundle: Bundle) -> str:
     """Return a hash of everything that baked graphs depend on, such as bundle, ONNX Runtime's version and CPU."""
-    flags = ""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = cpuinfo.read_text().splitlines()
-        flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    parts = (bundle.id, ort.__version__, platform.machine(), flags, ",".join(DISABLED_OPTIMIZERS), _LAYOUT)
+    parts = (bundle.id, ort.__version__, platform.machine(), cpu_flags(), ",".join(DISABLED_OPTIMIZERS), _LAYOUT)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -43,15 +43,17 @@ A bound run computes in float32 on shared weights. Measured times are 5 % uncert
 
 
 class PrivateCopy(BaseModel):
-    """Cost and gain of running an INT8 model on a private copy of its kernels, in int8 arithmetic."""
+    """Cost and gain of running a model on a private copy of its weights."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+    mode: Literal["packed", "openvino"] = "packed"
+    """Form of the private copy. ``packed``: INT8 kernels in an ONNX Runtime session. ``openvino``: a compiled program."""
     copies: dict[Name, Size]
-    """Stage -> bytes of the weights of which the stage's session holds a private copy."""
+    """Stage -> bytes of the private copy of the stage's weights."""
     bound_ms: float = Field(ge=0)
     """Milliseconds of CPU time of a float32 run on shared weights, for one image on one thread."""
     packed_ms: float = Field(ge=0)
-    """Milliseconds of CPU time of an int8 run on the private copy, for one image on one thread."""
+    """Milliseconds of CPU time of a run on the private copy, for one image on one thread."""
 
     @property
     def bytes(self) -> int:

@@ -18,7 +18,7 @@ from .baked import Baked, PrivateCopy
 from .session import Bound, open_baked
 from .trial_run import noise_inputs
 
-__all__ = ["cpu_times", "measure_private_copy"]
+__all__ = ["cpu_times", "measure_private_copy", "open_bound"]
 
 _WARM_UP, _ROUNDS = 3, 15
 """Number of warm-up runs of each function that is timed, and maximum number of its timed runs."""
@@ -31,6 +31,15 @@ def cpu_times(runs: Sequence[Callable[[], object]]) -> list[float]:
     return medians(runs, thread_time, warm_up=_WARM_UP, rounds=_ROUNDS, enough_s=_ENOUGH_S)
 
 
+def open_bound(baked: Baked, model: str, stage: str) -> Bound:
+    """Open the program of a stage on one thread, bound to the stage's weights in the device cache's blob."""
+    made = baked.models[model][stage]
+    # An empty file cannot be mapped.
+    blob = np.memmap(baked.blob, np.uint8, "r") if made.weights else np.zeros(0, np.uint8)
+    weights = [ort.OrtValue.ortvalue_from_numpy(view(blob, baked.tensors[tensor])) for tensor in made.weights]
+    return Bound(open_baked(baked.program(made.program), 1, prepack=False), weights)
+
+
 def measure_private_copy(baked: Baked, model: str, stages: Mapping[str, Stage]) -> PrivateCopy:
     """Measure an INT8 model bound (float32 on shared weights) and packed (int8 on a private copy).
 
@@ -41,13 +50,10 @@ def measure_private_copy(baked: Baked, model: str, stages: Mapping[str, Stage]) 
         model: name of the model.
         stages: the model's stages, as the manifest has them.
     """
-    blob = np.memmap(baked.blob, np.uint8, "r")
     copies: dict[str, int] = {}
     bound_ms = packed_ms = 0.0
     for name, stage in stages.items():
-        made = baked.models[model][name]
-        weights = [ort.OrtValue.ortvalue_from_numpy(view(blob, baked.tensors[tensor])) for tensor in made.weights]
-        bound = Bound(open_baked(baked.program(made.program), 1, prepack=False), weights)
+        bound = open_bound(baked, model, name)
         packed = Bound(open_baked(baked.packed(model, name), 1, prepack=True))
         inputs = noise_inputs(stage)
         times = cpu_times([partial(bound.run, inputs), partial(packed.run, inputs)])

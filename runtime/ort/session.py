@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ...bundles.onnx_wire import external_locations
 from ...errors import BackendError, first_line
 
-__all__ = ["CPU", "Bound", "open_baked", "open_session", "quiet", "usual_threads"]
+__all__ = ["CPU", "Bound", "open_baked", "open_session", "quiet", "refuse_files_elsewhere", "usual_threads"]
 
 CPU = "CPUExecutionProvider"
 """Name of ONNX Runtime's execution provider for CPUs."""
@@ -54,14 +54,14 @@ def open_session(
     Raises:
         BackendError: ONNX Runtime refuses the model, or the model's weights lie outside the folder of ``path``.
     """
-    _refuse_files_elsewhere(path, path.read_bytes() if proto is None else proto)
+    refuse_files_elsewhere(path, path.read_bytes() if proto is None else proto)
     try:
         return ort.InferenceSession(proto or str(path), options, providers=list(providers), **settings)
     except Exception as error:
         raise BackendError(f"{path}: ONNX Runtime {ort.__version__} refuses it: {first_line(error)}") from error
 
 
-def _refuse_files_elsewhere(path: Path, proto: bytes) -> None:
+def refuse_files_elsewhere(path: Path, proto: bytes) -> None:
     """Refuse a model that names a file outside its folder: ONNX Runtime 1.22 would read it.
 
     Raises:

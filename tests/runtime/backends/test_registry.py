@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from gemel.bundles.reader import open_bundle
 from gemel.errors import BackendError, InputError
 from gemel.runtime import backends
 from gemel.runtime.backends import BACKENDS, check_backend, open_backend, registry, tensorrt
+from gemel.runtime.backends.auto_cpu import AutoCpu
+from gemel.runtime.backends.openvino import OpenVino, OpenVinoFast
 from gemel.runtime.backends.ort_cpu import OrtCpu
 from gemel.runtime.backends.ort_cuda import OrtCuda
 from gemel.runtime.backends.ort_sessions import OrtSessions
@@ -24,8 +27,12 @@ from gemel.runtime.engines.library import Library
 from gemel.runtime.memory.loading import Loading
 
 # The annotation has mypy check each class against the protocol; the registry finds them by name.
-CLASSES: tuple[BackendOpener, ...] = (OrtCpu, OrtCuda, OrtSessions, TensorRt)
-HEAVY = ("av", "cv2", "numpy", "onnx", "onnxruntime", "pycuda", "pydantic", "tensorrt", "tensorrt_rtx", "torch")
+CLASSES: tuple[BackendOpener, ...] = (
+    OrtCpu, AutoCpu, OpenVino, OpenVinoFast, OrtCuda, OrtSessions, TensorRt
+)  # fmt: skip
+ON_OPENVINO = ("auto-cpu", "openvino", "openvino-fast")
+HAS_OPENVINO = find_spec("openvino") is not None
+HEAVY = ("av", "cv2", "numpy", "onnx", "onnxruntime", "openvino", "pycuda", "pydantic", "tensorrt", "tensorrt_rtx", "torch")
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
@@ -51,7 +58,7 @@ def test_public_names() -> None:
 
 
 def test_an_unknown_backend(bundle: Path) -> None:
-    message = "backend 'abacus' is not available; this version has: ort-cpu, ort-cuda, tensorrt, tensorrt-rtx, ort-se"
+    message = "backend 'abacus' is not available; this version has: ort-cpu, auto-cpu, ort-cuda, tensorrt, tensorrt-rtx, op"
     with pytest.raises(InputError, match=message):
         check_backend("abacus")
     with pytest.raises(InputError, match=message):
@@ -63,7 +70,13 @@ def test_a_memory_setting_that_is_not_allowed(bundle: Path) -> None:
         open_backend(open_bundle(bundle), memory="much")
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.skipif(name in ON_OPENVINO and not HAS_OPENVINO, reason="no openvino"))
+        for name in BACKENDS
+    ],
+)
 def test_options_reach_every_backend(name: str, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device()
     monkeypatch.setattr(cuda, "CudaDevice", lambda: device)
@@ -78,7 +91,7 @@ def test_options_reach_every_backend(name: str, bundle: Path, monkeypatch: pytes
         for model in ("a", "b"):
             assert run(backend, model).shape == (1, 3)
     assert set(prepared) <= {"a", "b"}
-    assert bool(prepared) == (name in ("ort-cpu", "tensorrt", "tensorrt-rtx"))
+    assert bool(prepared) == (name in ("ort-cpu", "tensorrt", "tensorrt-rtx", *ON_OPENVINO))
 
 
 def test_a_card_is_closed_where_the_backend_cannot_be_opened(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

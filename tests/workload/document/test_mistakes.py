@@ -97,8 +97,8 @@ queries:
         ("source: cars.mp4", "source: ", "5: feeds.gate.source: text is expected, and nothing is there"),
         # Choices.
         ("ort-cpu", "cuda",
-         "2: device.backend: 'cuda' is not allowed: 'ort-cpu', 'ort-cuda', 'tensorrt' or 'tensorrt-rtx' is expected;"
-         " did you mean ort-cuda?"),
+         "2: device.backend: 'cuda' is not allowed: 'ort-cpu', 'auto-cpu', 'openvino', 'openvino-fast', 'ort-cuda',"
+         " 'tensorrt' or 'tensorrt-rtx' is expected; did you mean ort-cuda?"),
         ("size: [320, 240]", "color: BGR",
          "13: queries[0].model.input.color: 'BGR' is not allowed: 'rgb', 'bgr' or 'gray' is expected; did you mean"
          " bgr?"),

@@ -1,0 +1,1 @@
+"""OpenVINO's CPU plugin: how programs are compiled, kept in the device cache, loaded and run."""

@@ -1,0 +1,230 @@
+"""Device cache of OpenVINO programs: each stage of each model, compiled for this CPU with its weights inside.
+
+The backends ``openvino`` and ``openvino-fast`` use a cache of all models. ``auto-cpu`` uses a cache of the models that
+are faster in OpenVINO than bound in ONNX Runtime, with the times of both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import onnxruntime as ort
+from pydantic import BaseModel, ConfigDict
+
+from ...bundles.manifest import ModelSpec, Name, Size, Stage
+from ...bundles.reader import Bundle
+from ...bundles.verified import verify_once
+from ...errors import BackendError, BundleError
+from ...memory_limit import limited_memory
+from ..device_cache import check_folder, find_or_make, places, plain_size
+from ..ort.bake import cpu_flags
+from ..ort.baked import Baked, PrivateCopy
+from ..ort.trial_run import noise_inputs
+from .openvino_cpu import OvPrecision, OvProgram, compile_program, openvino_version, reason
+from .openvino_times import measure_beside
+
+__all__ = ["CompiledModels", "CompiledStage", "compiled_models", "has_compiled_models"]
+
+_LAYOUT = "1"
+"""Version number of how programs are compiled and stored. It must change when a bundle would be compiled differently."""
+_RECORD = "compiled.json"
+"""Name of the file that holds the record of a device cache, which is a :class:`CompiledModels` as JSON."""
+
+
+class CompiledStage(BaseModel):
+    """File of a compiled program, and the memory that the program's weights take."""
+
+    model_config = ConfigDict(frozen=True)
+    bytes: Size
+    """Size of the file in bytes."""
+    sha256: str
+    """SHA-256 of the file's content, in hex."""
+    weights: Size
+    """Bytes of memory of the weights when the program is loaded."""
+
+
+class CompiledModels(BaseModel):
+    """Record of the programs that OpenVINO compiled from one bundle."""
+
+    model_config = ConfigDict(frozen=True)
+    folder: Path
+    """Folder of the device cache; not stored in the record's file."""
+    bundle: str
+    """Id of the bundle that the programs were compiled from."""
+    models: dict[Name, dict[Name, CompiledStage]]
+    """Model -> stage -> file with the compiled program."""
+    left_out: dict[Name, str]
+    """Model -> reason why there is no compiled program. ONNX Runtime runs such a model."""
+    copies: dict[Name, PrivateCopy] = {}
+    """Model -> size and run times of the compiled programs, beside the model bound in ONNX Runtime; if measured."""
+
+    def path(self, model: str, stage: str) -> Path:
+        """Return the file that holds the compiled program of a stage."""
+        return _file(self.folder, model, stage)
+
+
+def compiled_models(
+    bundle: Bundle,
+    precision: OvPrecision,
+    progress: Callable[[str], None] = lambda model: None,
+    beside: Baked | None = None,
+) -> CompiledModels:
+    """Return the device cache of a bundle for OpenVINO on this CPU; compile the bundle's models if there is none.
+
+    Args:
+        bundle: an open bundle. Its hashes are verified before anything is compiled from it.
+        precision: precision of layers that are not int8.
+        progress: function called with the name of each model before the model is compiled.
+        beside: device cache of ONNX Runtime. If it is given, models that are no faster in OpenVINO are left out.
+
+    Raises:
+        BundleError: a file of the bundle is damaged.
+        BackendError: no folder can be written.
+        MissingExtraError: OpenVINO is not installed.
+    """
+    return find_or_make(
+        _folders(bundle, precision, beside is not None),
+        bundle,
+        lambda folder: _verified(folder, bundle),
+        lambda folder: _fill(folder, bundle, precision, progress, beside),
+    )
+
+
+def has_compiled_models(bundle: Bundle, precision: OvPrecision, *, measured: bool = False) -> bool:
+    """Return whether the bundle has a device cache for OpenVINO, whose files are there and of the right size.
+
+    Args:
+        bundle: an open bundle.
+        precision: precision of layers that are not int8.
+        measured: whether the cache is asked for that has only models which are faster in OpenVINO.
+    """
+    for folder in _folders(bundle, precision, measured):
+        with suppress(BundleError):
+            _read(folder, bundle)
+            return True
+    return False
+
+
+def _folders(bundle: Bundle, precision: OvPrecision, measured: bool) -> tuple[Path, Path]:
+    """Return the folders that may hold a bundle's compiled programs, the preferred folder first."""
+    parts = (bundle.id, openvino_version(), platform.machine(), cpu_flags(), precision, _LAYOUT)
+    key = hashlib.sha256(chr(10).join((*parts, ort.__version__) if measured else parts).encode()).hexdigest()[:16]
+    return places(bundle, f"{'auto-cpu' if measured else 'openvino'}-{key}")
+
+
+def _file(folder: Path, model: str, stage: str) -> Path:
+    return folder / f"{model}.{stage}.ov"
+
+
+def _fill(
+    folder: Path,
+    bundle: Bundle,
+    precision: OvPrecision,
+    progress: Callable[[str], None],
+    beside: Baked | None,
+) -> None:
+    """Compile models into a folder, and write their record. Why a model is left out is recorded."""
+    models: dict[str, dict[str, CompiledStage]] = {}
+    left_out: dict[str, str] = {}
+    copies: dict[str, PrivateCopy] = {}
+    for name, model in bundle.manifest.models.items():
+        progress(name)
+        try:
+            made = _compiled(bundle, model, precision)
+        except BackendError as error:
+            left_out[name] = str(error)
+            continue
+        exported = {stage: program.export() for stage, program in made.items()}
+        memory = {stage: _memory(bundle, model.stages[stage], data) for stage, data in exported.items()}
+        if beside is not None:
+            copy = measure_beside(beside, name, model.stages, made, memory)
+            if not copy.is_faster:
+                left_out[name] = f"{copy.packed_ms:.3g} ms in OpenVINO, {copy.bound_ms:.3g} ms bound in ONNX Runtime"
+                continue
+            copies[name] = copy
+        models[name] = {
+            stage: _write(_file(folder, name, stage), data, memory[stage]) for stage, data in exported.items()
+        }
+    record = CompiledModels(folder=folder, bundle=bundle.id, models=models, left_out=left_out, copies=copies)
+    (folder / _RECORD).write_text(record.model_dump_json(exclude={"folder"}, indent=1))
+
+
+def _write(path: Path, data: bytes, memory: int) -> CompiledStage:
+    """Write a compiled program into a file, and return the file's entry for the record."""
+    path.write_bytes(data)
+    return CompiledStage(bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), weights=memory)
+
+
+def _memory(bundle: Bundle, stage: Stage, data: bytes) -> int:
+    """Return the bytes of memory that the weights of a compiled program take.
+
+    OpenVINO keeps the weights as they are in the program's file, and once more as its kernels want them: in the type
+    of the bundle, except that float16 becomes float32.
+    """
+    specs = [bundle.manifest.tensors[tensor] for tensor in set(stage.weights)]
+    return len(data) + sum(spec.length * (2 if spec.dtype == "float16" else 1) for spec in specs)
+
+
+def _compiled(bundle: Bundle, model: ModelSpec, precision: OvPrecision) -> dict[str, OvProgram]:
+    """Compile all stages of a model, and run each once: some programs compile and cannot be run.
+
+    Returns:
+        Stage -> compiled program.
+
+    Raises:
+        BackendError: OpenVINO refuses a stage, or fails to run it.
+    """
+    made: dict[str, OvProgram] = {}
+    for name, stage in model.stages.items():
+        path = bundle.file(stage.file)
+        # A bundle may come from anywhere: a value that a graph computes may have any size.
+        with limited_memory(model.bytes):
+            made[name] = compile_program(path, stage, 1, precision)
+            try:
+                made[name].run(noise_inputs(stage))
+            except Exception as error:
+                raise BackendError(f"{path}: OpenVINO {openvino_version()} cannot run it: {reason(error)}") from error
+    return made
+
+
+def _verified(folder: Path, bundle: Bundle) -> CompiledModels:
+    """Return the record of a device cache whose files are whole: a compiled program is code that this machine runs.
+
+    Raises:
+        BundleError: a file is missing or damaged.
+    """
+    record = _read(folder, bundle)
+    verify_once(
+        {record.path(name, stage): file.sha256 for name, made in record.models.items() for stage, file in made.items()},
+        folder,
+    )
+    return record
+
+
+def _read(folder: Path, bundle: Bundle) -> CompiledModels:
+    """Read the record of a device cache, and check all but the content of the cache's other files.
+
+    Raises:
+        BundleError: a file is missing, of the wrong size or kind, or does not belong to this bundle.
+    """
+    check_folder(folder)
+    path = folder / _RECORD
+    plain_size(path)
+    try:
+        record = CompiledModels.model_validate({**json.loads(path.read_bytes()), "folder": folder})
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise BundleError(f"{path}: is damaged") from error
+    expected = {name: set(model.stages) for name, model in bundle.manifest.models.items() if name not in record.left_out}
+    if record.bundle != bundle.id or {name: set(made) for name, made in record.models.items()} != expected:
+        raise BundleError(f"{path}: these are not the programs of this bundle")
+    for name, made in record.models.items():
+        for stage, file in made.items():
+            size = plain_size(record.path(name, stage))
+            if size != file.bytes:
+                raise BundleError(f"{record.path(name, stage)}: has {size} bytes, {_RECORD} says {file.bytes}")
+    return record
