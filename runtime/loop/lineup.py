@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from threading import Event
 
 from ..feeds import Feed
-from ..planning.planner import Plan
 from .answerer import Infer
 from .plan_input import Swapping
 
@@ -25,8 +24,6 @@ class Lineup:
     infer: Infer
     swapping: Swapping | None = None
     """Input of the run's plans; None if all weights are in memory and each turn takes one frame."""
-    plan: Plan | None = None
-    """Plan to begin with after a change of the run. If None, one is made when the new queries begin; cameras wait."""
     begin: Callable[[], None] = lambda: None
     """Function called on the runner's thread, between two frames, before new queries, feeds and models take over."""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..planning.planner import Policy
+from ..planning.planner import Plan, Policy
 from ..planning.profile import ModelProfile, Profile, QueryProfile
 
 __all__ = ["Memory", "Swapping", "deepest_turns", "in_turn"]
@@ -37,6 +37,8 @@ class Swapping:
     """Maximum bytes of weights that may be in memory at once."""
     memory: Memory
     policy: Policy
+    plan: Plan | None = None
+    """Plan to begin with; if None, one is made before the first turn, and cameras wait."""
 
     def depths(self, queries: Mapping[str, str]) -> dict[str, int]:
         """Return feed -> maximum number of frames that one turn of a query of the feed can take under any plan.

@@ -217,7 +217,7 @@ class Runner:
         self._review = Review(swapping.profile)
         self._weights = PlannedWeights(swapping.memory, self._review, self._notify)
         self._planning = PlansInBackground(self._review, swapping.budget, swapping.policy, self._notify)
-        plan = lineup.plan or make_plan(swapping.profile, swapping.budget, swapping.policy)
+        plan = swapping.plan or make_plan(swapping.profile, swapping.budget, swapping.policy)
         self._conductor = Conductor(swapping.profile, swapping.budget, self, plan)
         depths = swapping.depths(queries) if self._live else deepest_turns(queries, self._conductor.plan.batches)
         channels = {name: Channel(feeds[name], depth) for name, depth in depths.items()}

@@ -18,13 +18,12 @@ from ...errors import GemelError, InputError
 from ..backends.prepare_apart import prepare_apart
 from ..feeds import Feed
 from ..memory.arena_stats import ArenaStats
-from ..planning.planner import Plan
 from ..planning.promises import promises
 from ..sinks import OutputSink
 from ..sinks.run_queries import RunQueries
 from ..trace import Watch, unwatched
 from .deployment import Deployment, DeployOptions, deploy
-from .first_plan import first_plan
+from .first_plan import with_first_plan
 from .lineup import Lineup
 from .open_feeds import FeedOptions, open_feeds
 from .runner import Runner
@@ -81,8 +80,6 @@ class RunningBundle:
         self._device, self._options, self._live, self._watch = device, feeds, live, watch
         self._specs: Mapping[str, FeedSpec] = {}
         self._broken: Mapping[str, str] = {}
-        self._plan: Plan | None = None
-        """Plan that the running deployment began with; None if nothing is planned, or the run is offline."""
         self._past = ArenaStats()
         """Counters of the loads of all deployments that were replaced."""
         self._reloads = _Reloads()
@@ -93,7 +90,8 @@ class RunningBundle:
         """Open the bundle on the device for the first time, and make a plan; see :func:`.deployment.deploy`."""
         self.deployment = deploy(self.bundle, self.queries, self._device, progress=progress, profiling=profiling)
         # What a plan promises, and minimum rates, are about live cameras.
-        self._plan = first_plan(self.deployment.swapping) if self._live else None
+        if self._live and self.deployment.swapping is not None:
+            self.deployment.swapping = with_first_plan(self.deployment.swapping)
         return self.deployment
 
     def close(self) -> None:
@@ -204,20 +202,17 @@ class RunningBundle:
         prepare_apart(bundle, before.backend.name, lambda: self.ended)
         deployment = deploy(bundle, queries, device, before=before)
         try:
-            swapping = deployment.swapping
-            plan = first_plan(swapping)
+            swapping = deployment.swapping = deployment.swapping and with_first_plan(deployment.swapping)
             changes = _changes(self.bundle.manifest, bundle.manifest)
             # New queries may be seen by sinks before they run; those that are gone must not be missing while they run.
             self.queries.add(queries)
-            self.runner.change(
-                Lineup(queries, feeds, deployment.infer, swapping, plan, lambda: deployment.take_over(before))
-            )
+            self.runner.change(Lineup(queries, feeds, deployment.infer, swapping, lambda: deployment.take_over(before)))
         except BaseException:
             deployment.close()
             self.queries.replace(before.queries)
             raise
         self._past += before.loads
-        self.bundle, self.deployment, self._plan = bundle, deployment, plan
+        self.bundle, self.deployment = bundle, deployment
         self._take_feeds(feeds, specs, broken)
         before.close()
         return {**changes, **deployment.kept}
@@ -246,8 +241,9 @@ class RunningBundle:
 
     def _with_promises(self, stats: RunStats) -> RunStats:
         """Return statistics with what the plan promises each query, if the run follows the plan that it began with."""
-        plan, swapping, shown = self._plan, self.deployment and self.deployment.swapping, stats.plan
-        if plan is None or swapping is None or (plan.order, plan.batches) != (tuple(shown.order), shown.batches):
+        swapping, shown = self.deployment and self.deployment.swapping, stats.plan
+        plan = swapping and swapping.plan
+        if not (plan and swapping) or (plan.order, plan.batches) != (tuple(shown.order), shown.batches):
             return stats
         return replace(stats, plan=replace(shown, promised=promises(swapping.profile, plan)))
 

@@ -219,7 +219,9 @@ def _read(folder: Path, bundle: Bundle) -> CompiledModels:
         record = CompiledModels.model_validate({**json.loads(path.read_bytes()), "folder": folder})
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise BundleError(f"{path}: is damaged") from error
-    expected = {name: set(model.stages) for name, model in bundle.manifest.models.items() if name not in record.left_out}
+    expected = {
+        name: set(model.stages) for name, model in bundle.manifest.models.items() if name not in record.left_out
+    }
     if record.bundle != bundle.id or {name: set(made) for name, made in record.models.items()} != expected:
         raise BundleError(f"{path}: these are not the programs of this bundle")
     for name, made in record.models.items():

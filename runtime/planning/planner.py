@@ -28,7 +28,6 @@ from .search import Found, best_of_orders, search
 __all__ = ["POLICIES", "Plan", "Policy", "check_objective", "check_policy", "make_plan", "plan_of", "policy_of"]
 
 
-
 @dataclass(frozen=True)
 class Policy:
     """Objective and constraints of plans."""
