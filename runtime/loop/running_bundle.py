@@ -246,7 +246,8 @@ class RunningBundle:
 
     def _with_promises(self, stats: RunStats) -> RunStats:
         """Return statistics with what the plan promises each query, if the run follows the plan that it began with."""
-        plan, swapping, shown = self._plan, self.deployment and self.deployment.swapping, stats.plan
+        plan, shown = self._plan, stats.plan
+        swapping = None if self.deployment is None else self.deployment.swapping
         if plan is None or swapping is None or (plan.order, plan.batches) != (tuple(shown.order), shown.batches):
             return stats
         return replace(stats, plan=replace(shown, promised=promises(swapping.profile, plan)))
