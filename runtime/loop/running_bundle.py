@@ -202,7 +202,9 @@ class RunningBundle:
         prepare_apart(bundle, before.backend.name, lambda: self.ended)
         deployment = deploy(bundle, queries, device, before=before)
         try:
-            swapping = deployment.swapping = deployment.swapping and with_first_plan(deployment.swapping)
+            if deployment.swapping is not None:
+                deployment.swapping = with_first_plan(deployment.swapping)
+            swapping = deployment.swapping
             changes = _changes(self.bundle.manifest, bundle.manifest)
             # New queries may be seen by sinks before they run; those that are gone must not be missing while they run.
             self.queries.add(queries)
@@ -241,9 +243,9 @@ class RunningBundle:
 
     def _with_promises(self, stats: RunStats) -> RunStats:
         """Return statistics with what the plan promises each query, if the run follows the plan that it began with."""
-        swapping, shown = self.deployment and self.deployment.swapping, stats.plan
-        plan = swapping and swapping.plan
-        if not (plan and swapping) or (plan.order, plan.batches) != (tuple(shown.order), shown.batches):
+        swapping, shown = None if self.deployment is None else self.deployment.swapping, stats.plan
+        plan = None if swapping is None else swapping.plan
+        if plan is None or swapping is None or (plan.order, plan.batches) != (tuple(shown.order), shown.batches):
             return stats
         return replace(stats, plan=replace(shown, promised=promises(swapping.profile, plan)))
 
