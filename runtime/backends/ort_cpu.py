@@ -27,6 +27,7 @@ from .session_modes import decide_modes, own_graph, own_key, private_bytes_of
 
 __all__ = ["OrtCpu", "Runnable"]
 
+
 class Runnable(Protocol):
     """Stage of a model that is ready to run."""
 

@@ -31,7 +31,7 @@ from .openvino_times import measure_beside
 __all__ = ["CompiledModels", "CompiledStage", "compiled_models", "has_compiled_models"]
 
 _LAYOUT = "1"
-"""Version number of how programs are compiled and stored. It must change when a bundle would be compiled differently."""
+"""Version number of how programs are compiled and stored. Change it when a bundle would be compiled differently."""
 _RECORD = "compiled.json"
 """Name of the file that holds the record of a device cache, which is a :class:`CompiledModels` as JSON."""
 
@@ -219,7 +219,9 @@ def _read(folder: Path, bundle: Bundle) -> CompiledModels:
         record = CompiledModels.model_validate({**json.loads(path.read_bytes()), "folder": folder})
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise BundleError(f"{path}: is damaged") from error
-    expected = {name: set(model.stages) for name, model in bundle.manifest.models.items() if name not in record.left_out}
+    expected = {
+        name: set(model.stages) for name, model in bundle.manifest.models.items() if name not in record.left_out
+    }
     if record.bundle != bundle.id or {name: set(made) for name, made in record.models.items()} != expected:
         raise BundleError(f"{path}: these are not the programs of this bundle")
     for name, made in record.models.items():
