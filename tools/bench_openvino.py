@@ -1,10 +1,10 @@
 """Measure OpenVINO's CPU plugin beside ort-cpu: CPU time of a run in each precision, and weights as inputs.
 
-    .venv/bin/python tools/bench_openvino.py BUNDLE [--int8 BUNDLE] [--rounds 30]
+    .venv/bin/python tools/bench_openvino.py BUNDLE [--int8 BUNDLE] [--rounds 30] [--block NAME]
 
 Both bundles are of one workload; the second was compiled with ``--precision int8``. All forms of a model run in turn on
 one thread and on one image of noise. Times are medians of the thread's CPU time. The table is written into
-docs/benchmarks.md.
+docs/benchmarks.md, in the block that ``--block`` names.
 """
 
 from __future__ import annotations
@@ -94,6 +94,7 @@ def main() -> None:
     parser.add_argument("bundle", type=Path, help="bundle in float32")
     parser.add_argument("--int8", type=Path, help="bundle of the same workload in int8")
     parser.add_argument("--rounds", type=int, default=30, help="timed runs of each form")
+    parser.add_argument("--block", default="openvino", help="block of docs/benchmarks.md that the table replaces")
     arguments = parser.parse_args()
     bundle = open_bundle(arguments.bundle)
     int8 = None if arguments.int8 is None else open_bundle(arguments.int8)
@@ -107,7 +108,7 @@ def main() -> None:
     for model in bundle.manifest.models:
         lines.append(row(bundle, int8, model, arguments.rounds))
         print(lines[-1])
-    write_between(DOC, "openvino", "\n".join(lines))
+    write_between(DOC, arguments.block, "\n".join(lines))
     print(DOC)
 
 
