@@ -47,7 +47,7 @@ class PrivateCopy(BaseModel):
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
     mode: Literal["packed", "openvino"] = "packed"
-    """Form of the private copy. ``packed``: INT8 kernels in an ONNX Runtime session. ``openvino``: a compiled program."""
+    """Form of the private copy. ``packed``: INT8 kernels in ONNX Runtime. ``openvino``: a program of OpenVINO."""
     copies: dict[Name, Size]
     """Stage -> bytes of the private copy of the stage's weights."""
     bound_ms: float = Field(ge=0)

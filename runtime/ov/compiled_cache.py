@@ -31,7 +31,7 @@ from .openvino_times import measure_beside
 __all__ = ["CompiledModels", "CompiledStage", "compiled_models", "has_compiled_models"]
 
 _LAYOUT = "1"
-"""Version number of how programs are compiled and stored. It must change when a bundle would be compiled differently."""
+"""Version number of how programs are compiled and stored. Change it when a bundle would be compiled differently."""
 _RECORD = "compiled.json"
 """Name of the file that holds the record of a device cache, which is a :class:`CompiledModels` as JSON."""
 

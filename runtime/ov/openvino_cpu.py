@@ -20,7 +20,7 @@ __all__ = ["OvPrecision", "OvProgram", "compile_program", "load_program", "openv
 OvPrecision = Literal["f32", "default"]
 """Precision in which OpenVINO computes layers that are not int8.
 
-``f32``: float32. ``default``: the precision that OpenVINO chooses for the CPU, such as bf16 where the CPU has bf16 units.
+``f32``: float32. ``default``: what OpenVINO chooses for the CPU, such as bf16 if the CPU has bf16 units.
 """
 
 _DEVICE = "CPU"
@@ -123,7 +123,7 @@ def load_program(path: Path, threads: int, precision: OvPrecision) -> OvProgram:
 
 
 def _differs_in_images(stage: Stage) -> bool:
-    """Return whether the number of images is the first dimension of all ports of a stage, and all other sizes are known."""
+    """Return whether the number of images is the first dimension of all ports, and all other sizes are known."""
     shapes = [port.shape for port in (*stage.inputs, *stage.outputs)]
     first = {shape[0] if shape else 1 for shape in shapes}
     return (

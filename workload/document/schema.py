@@ -42,9 +42,9 @@ _LABELS = {"anyOf": [{"type": "array", "items": {"type": "string"}, "minItems": 
 class DeviceSettings(Strict):
     """Device that runs the workload: its backend, and its memory for weights."""
 
-    backend: Literal[
-        "ort-cpu", "auto-cpu", "openvino", "openvino-fast", "ort-cuda", "tensorrt", "tensorrt-rtx"
-    ] = "ort-cpu"
+    backend: Literal["ort-cpu", "auto-cpu", "openvino", "openvino-fast", "ort-cuda", "tensorrt", "tensorrt-rtx"] = (
+        "ort-cpu"
+    )
     """Backend that runs models; ``gemel-run --backend`` replaces it."""
     memory: Annotated[int | str, BeforeValidator(meant.parse_memory_key), WithJsonSchema(_MEMORY)] = "all"
     """Memory budget for weights: ``64MiB``, ``all``, ``min`` (what the largest model needs), or a share such as ``50%``

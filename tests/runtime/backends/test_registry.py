@@ -32,7 +32,19 @@ CLASSES: tuple[BackendOpener, ...] = (
 )  # fmt: skip
 ON_OPENVINO = ("auto-cpu", "openvino", "openvino-fast")
 HAS_OPENVINO = find_spec("openvino") is not None
-HEAVY = ("av", "cv2", "numpy", "onnx", "onnxruntime", "openvino", "pycuda", "pydantic", "tensorrt", "tensorrt_rtx", "torch")
+HEAVY = (
+    "av",
+    "cv2",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "pycuda",
+    "pydantic",
+    "tensorrt",
+    "tensorrt_rtx",
+    "torch",
+)
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
@@ -58,7 +70,9 @@ def test_public_names() -> None:
 
 
 def test_an_unknown_backend(bundle: Path) -> None:
-    message = "backend 'abacus' is not available; this version has: ort-cpu, auto-cpu, ort-cuda, tensorrt, tensorrt-rtx, op"
+    message = (
+        "backend 'abacus' is not available; this version has: ort-cpu, auto-cpu, ort-cuda, tensorrt, tensorrt-rtx, op"
+    )
     with pytest.raises(InputError, match=message):
         check_backend("abacus")
     with pytest.raises(InputError, match=message):

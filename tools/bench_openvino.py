@@ -1,0 +1,116 @@
+"""Measure OpenVINO's CPU plugin beside ort-cpu: CPU time of a run in each precision, and weights as inputs.
+
+    .venv/bin/python tools/bench_openvino.py BUNDLE [--int8 BUNDLE] [--rounds 30] [--block NAME]
+
+Both bundles are of one workload; the second was compiled with ``--precision int8``. All forms of a model run in turn on
+one thread and on one image of noise. Times are medians of the thread's CPU time. The table is written into
+docs/benchmarks.md, in the block that ``--block`` names.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from time import thread_time
+from typing import Any
+
+import no_telemetry  # noqa: F401
+import onnxruntime
+from documents import write_between
+from numpy.typing import NDArray
+
+from gemel.bundles.manifest import Stage
+from gemel.bundles.program import read_model, split_model
+from gemel.bundles.reader import Bundle, open_bundle
+from gemel.runtime.backends import Backend, open_backend
+from gemel.runtime.ort.trial_run import noise_inputs
+from gemel.runtime.ov.openvino_cpu import OvProgram, compile_program, openvino_version
+from gemel.runtime.timing import medians
+
+ROOT = Path(__file__).resolve().parent.parent
+DOC = ROOT / "docs" / "benchmarks.md"
+_WARM_UP = 3
+
+
+def activated(stack: ExitStack, bundle: Bundle, backend: str, model: str) -> Backend:
+    """Open a backend on one thread with all memory, and make a model ready to run."""
+    opened = stack.enter_context(open_backend(bundle, backend, memory="all", threads=1))
+    opened.activate(model)
+    return opened
+
+
+def with_weights_as_inputs(bundle: Bundle, stage: Stage) -> tuple[OvProgram, Mapping[str, NDArray[Any]]]:
+    """Compile a stage for one image with all weights as inputs; return the program, and the weights by input name."""
+    from openvino import Core
+
+    program = split_model(read_model(bundle.file(stage.file).read_bytes()))
+    core = Core()
+    model = core.read_model(program.proto, b"")
+    ports = [port.any_name for port in model.inputs]
+    own = [port.name for port in stage.inputs]
+    weights = dict(zip((name for name in ports if name not in own), stage.weights, strict=True))
+    model.reshape({port.name: [1 if isinstance(size, str) else size for size in port.shape] for port in stage.inputs})
+    settings = {"NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    return OvProgram(core.compile_model(model, "CPU", settings)), {
+        name: bundle.tensor(tensor) for name, tensor in weights.items()
+    }
+
+
+def row(bundle: Bundle, int8: Bundle | None, model: str, rounds: int) -> str:
+    """Measure all forms of a model in turn, and return them as a row of a Markdown table."""
+    stage = bundle.manifest.models[model].stages["main"]
+    inputs = noise_inputs(stage)
+    with ExitStack() as stack:
+        runs: list[Callable[[], object]] = [
+            partial(activated(stack, bundle, name, model).run, model, "main", inputs)
+            for name in ("ort-cpu", "openvino", "openvino-fast")
+        ]
+        if int8 is not None:
+            runs += [
+                partial(activated(stack, int8, name, model).run, model, "main", inputs)
+                for name in ("ort-cpu", "openvino")
+            ]
+        bound, weights = with_weights_as_inputs(bundle, stage)
+        runs.append(partial(bound.run, {**inputs, **weights}))
+        times = medians(runs, thread_time, warm_up=_WARM_UP, rounds=rounds)
+    first, *others = times
+    cells = [f"{each:.2f} ({each / first:.2f})" for each in others]
+    if int8 is None:
+        cells[2:2] = ["", ""]
+    return f"| {model} | {first:.2f} | " + " | ".join(cells) + " |"
+
+
+def default_precision(bundle: Bundle) -> str:
+    """Return the precision that OpenVINO chooses on this CPU."""
+    stage = next(iter(bundle.manifest.models.values())).stages["main"]
+    return compile_program(bundle.file(stage.file), stage, 1, "default").precision
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("bundle", type=Path, help="bundle in float32")
+    parser.add_argument("--int8", type=Path, help="bundle of the same workload in int8")
+    parser.add_argument("--rounds", type=int, default=30, help="timed runs of each form")
+    parser.add_argument("--block", default="openvino", help="block of docs/benchmarks.md that the table replaces")
+    arguments = parser.parse_args()
+    bundle = open_bundle(arguments.bundle)
+    int8 = None if arguments.int8 is None else open_bundle(arguments.int8)
+    lines = [
+        f"OpenVINO {openvino_version()}, ONNX Runtime {onnxruntime.__version__}. `openvino-fast` computes in"
+        f" {default_precision(bundle)} on this CPU. Milliseconds of CPU time, and in brackets the ratio to `ort-cpu`.",
+        "",
+        "| model | ort-cpu | openvino (f32) | openvino-fast | ort-cpu, int8 | openvino, int8 | weights as inputs |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for model in bundle.manifest.models:
+        lines.append(row(bundle, int8, model, arguments.rounds))
+        print(lines[-1])
+    write_between(DOC, arguments.block, "\n".join(lines))
+    print(DOC)
+
+
+if __name__ == "__main__":
+    main()
