@@ -18,8 +18,9 @@ import numpy as np
 from .objectives import ObjectiveName, Worth
 from .orders import short_tour
 from .profile import Profile
+from .query_runs import Sizes
 from .residency import Rule, Step, settled
-from .timeline import Outcome, Sizes, Timeline
+from .timeline import Outcome, Timeline
 
 __all__ = ["Found", "best_of_orders", "search"]
 
@@ -29,9 +30,11 @@ _EVERY_SIZES = 300
 """Maximum number of combinations of turn sizes that are all tried for each order."""
 _EVERY_SIZES_ONCE = 20_000
 """Maximum number of combinations of turn sizes that are all tried where there is one order only."""
-_WORK = 150.0
+_FINALISTS = 16
+"""Number of orders for which all combinations of turn sizes are tried after every order was tried with some."""
+_WORK = 140.0
 """Work that a search may do for any workload, in about milliseconds of CPU time."""
-_WORK_PER_QUERY = 5.0
+_WORK_PER_QUERY = 4.0
 """Work that a search may do in addition for each query, in about milliseconds of CPU time."""
 _ELEMENTS = 500_000
 """Maximum number of turns x queries x plans that are computed at once."""
@@ -85,6 +88,8 @@ class _Search:
         """Plan that the search goes on from."""
         self.leader: Found | None = None
         """Best plan by what the search goes by at this stage."""
+        self.plans: list[Found] = []
+        """Plan of each order and rule that was tried since the stage began."""
         self.smooth = False
         """Whether the search goes by :meth:`.objectives.Worth.smooth` first, at this stage."""
         self._random = Random(0)
@@ -102,17 +107,18 @@ class _Search:
             return False
         self._seen.add((order, rule))
         cycles = settled(self.profile, self.budget, order, rule)
-        self.work -= len(order) * 0.02 * (1 + len(order) / 40)
         timeline = Timeline(
             self.profile, self.queries, cycles, fill=rule.fill, accuracy=self.worth.needs_accuracy
         )
+        self.work -= timeline.work
         turns = sum(map(len, cycles))
         if prod(map(len, self.options)) <= combinations:
             found = self._tried(timeline, turns, np.array(list(product(*self.options)), np.intp))
         else:
             found = self._climbed(timeline, turns)
         sizes, outcome, key = found
-        plan = Found(order, sizes, rule, cycles, outcome, key[1:] if self.smooth else key, key)
+        plan = Found(order, sizes, rule, cycles, outcome, key[-self._columns :], key)
+        self.plans.append(plan)
         if self.best is None or plan.row > self.best.row:
             self.best = plan
         if self.leader is None or key > self.leader.key:
@@ -121,6 +127,13 @@ class _Search:
             self.current = plan
             return True
         return False
+
+    def improve_sizes(self) -> None:
+        """Try all combinations of turn sizes for the best orders so far, if there were too many to do so for each."""
+        if _EVERY_SIZES < prod(map(len, self.options)) <= _EVERY_SIZES_ONCE:
+            for plan in sorted(self.plans, key=lambda plan: plan.row, reverse=True)[:_FINALISTS]:
+                self._seen.discard((plan.order, plan.rule))
+                self.consider(plan.order, plan.rule, _EVERY_SIZES_ONCE)
 
     def start_elsewhere(self, random: Random) -> None:
         """Go on from a plan that three random moves lead to from the best plan of this stage."""
@@ -141,6 +154,7 @@ class _Search:
         assert self.best is not None
         self.smooth = smooth
         self._seen.clear()
+        self.plans.clear()
         self.current = self.leader = None
         self.consider(self.best.order, self.best.rule, _EVERY_SIZES)
 
@@ -180,9 +194,11 @@ class _Search:
         best: tuple[Sizes, Outcome, tuple[float, ...]] | None = None
         for start in range(0, len(sizes), at_once):
             part = sizes[start : start + at_once]
+            before = timeline.work
             outcome = timeline.outcome(part)
-            self.work -= 2 * turns * (0.03 + len(part) * len(self.queries) * 2e-5)
+            self.work -= timeline.work - before
             rows = self.worth.rows(outcome.frames, outcome.accuracy, outcome.cycle_ms)
+            self._columns = rows.shape[1]
             if self.smooth:
                 rows = np.concatenate([self.worth.smooth(outcome.frames, outcome.accuracy), rows], axis=1)
             place = Worth.best(rows)
@@ -208,7 +224,6 @@ def best_of_orders(
     All combinations of turn sizes are tried if there are few.
     """
     found = _Search(profile, budget, objective, np.inf)
-    found.smooth = False
     for order in orders:
         for rule in rules:
             found.consider(order, rule, _EVERY_SIZES_ONCE)
@@ -237,6 +252,7 @@ def search(profile: Profile, budget: int, rule: Rule, objective: ObjectiveName) 
     for order in orders:
         for each in rules:
             found.consider(order, each, _EVERY_SIZES)
+    found.improve_sizes()
     random, whole = Random(0), found.work
     for smooth in (True, False) if found.worth.is_steep else (False,):
         found.begin(smooth=smooth)
@@ -252,6 +268,7 @@ def search(profile: Profile, budget: int, rule: Rule, objective: ObjectiveName) 
                 # No move helps any more: a few at once may lead to another, better plan.
                 failed, kicks = 0, kicks + 1
                 found.start_elsewhere(random)
+        found.improve_sizes()
     assert found.best is not None
     return found.best
 
