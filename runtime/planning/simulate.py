@@ -172,7 +172,7 @@ class _World:
         for index in frames:
             latency = self.now - camera.arrival(index)
             outcome.latencies.append(latency)
-            outcome.late += latency > self._profile.sla_ms + 1e-6
+            outcome.late += latency > self._profile.sla_of(query) + 1e-6
 
     def wait(self, until: float) -> None:
         # Wake only for frames of queries whose weights will be in memory; for all frames if the wait has no other end.
