@@ -103,7 +103,9 @@ class Worth:
             frames: frames per second of each query, ``[C, Q]``.
             group: columns of the group.
         """
-        missing: _Array = (np.maximum(self._least[group] - frames[:, group], 0) / self._fps[group]).sum(1, keepdims=True)
+        missing: _Array = (np.maximum(self._least[group] - frames[:, group], 0) / self._fps[group]).sum(
+            1, keepdims=True
+        )
         return missing
 
     @property

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .objectives import kept_accuracy
 from .profile import Profile
 
-__all__ = ["QueryRuns", "Sizes", "State"]
+__all__ = ["QueryRuns", "Sizes", "TimelineState"]
 
 _Array = NDArray[np.float64]
 _Places = NDArray[np.intp]
@@ -26,7 +26,7 @@ _RUNS_EACH = 6
 """Maximum number of runs in one wait that are followed one by one; the time after them is shared out at once."""
 
 
-class State:
+class TimelineState:
     """State of C timelines at the end of a turn.
 
     Args:
@@ -83,7 +83,7 @@ class QueryRuns:
             self._kept = np.array([kept_accuracy(profile.queries[query], _OLDEST) for query in queries])
             """Sum of the accuracies of answers 1 to n frames old, for each query, ``[Q, ages]``."""
 
-    def turn(self, state: State, query: int, begin: _Array, size: _Places, young: _Array) -> None:
+    def turn(self, state: TimelineState, query: int, begin: _Array, size: _Places, young: _Array) -> None:
         """Run a query's turn of at most ``size`` frames, ``[C]``, from ``begin`` milliseconds on.
 
         The turn takes the frames that came in the last ``young`` milliseconds, ``[C]``. If there is none, it takes the
@@ -115,7 +115,7 @@ class QueryRuns:
         timely = np.maximum(fresh, np.minimum(fps * np.minimum(since, self._young_alone[query]), 1))
         return taken, timely
 
-    def fill(self, state: State, others: _Places, until: _Array, sizes: Sizes, young: _Array) -> None:
+    def fill(self, state: TimelineState, others: _Places, until: _Array, sizes: Sizes, young: _Array) -> None:
         """Run queries between the end of the last turn and ``until`` milliseconds, ``[C]``.
 
         As in :class:`.conductor.Conductor`, the query that ran longest ago runs first, on the newest frames that it can
@@ -151,7 +151,9 @@ class QueryRuns:
             before = last[rows, chosen]
             since = np.maximum(begin - before, 0)
             came = np.maximum(self.fps[query] * since, 1)
-            fresh = np.minimum(np.minimum(self.fps[query] * np.minimum(since, young[rows, query]), sizes[rows, query]), fits)
+            fresh = np.minimum(
+                np.minimum(self.fps[query] * np.minimum(since, young[rows, query]), sizes[rows, query]), fits
+            )
             taken = np.where(runs, np.maximum(fresh, 1), 0)
             alone = np.where(since <= self._young_alone[query], 1, self.fps[query] * self._young_alone[query])
             timely = np.where(runs, np.maximum(fresh, np.minimum(alone, 1)), 0)
@@ -165,7 +167,7 @@ class QueryRuns:
         state.last[:, others] = last
 
     def _share_out(
-        self, state: State, others: _Places, now: _Array, until: _Array, sizes: Sizes, last: _Array
+        self, state: TimelineState, others: _Places, now: _Array, until: _Array, sizes: Sizes, last: _Array
     ) -> None:
         """Share out the time from ``now`` until ``until``, ``[C]``, among queries by the frames that they have then.
 

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .profile import Profile
-from .query_runs import QueryRuns, Sizes, State
+from .query_runs import QueryRuns, Sizes, TimelineState
 from .residency import Step
 
-__all__ = ["Outcome", "Timeline"]
+__all__ = ["Expectation", "PlanTimeline"]
 
 _Array = NDArray[np.float64]
 
@@ -26,8 +26,9 @@ _SHORTEST_MS = 1e-6
 _GUESSES = 8
 """Maximum number of steps in which the length of a cycle is guessed."""
 
+
 @dataclass(frozen=True)
-class Outcome:
+class Expectation:
     """What C plans with the same order of turns are expected to do, in cycles that repeat."""
 
     cycle_ms: _Array
@@ -40,7 +41,7 @@ class Outcome:
     """Expected accuracy of each query, 0 to 1, ``[C, Q]``; None if it was not asked for."""
 
 
-class Timeline:
+class PlanTimeline:
     """Expected times and frames of cycles of turns whose loads are known.
 
     Args:
@@ -80,7 +81,7 @@ class Timeline:
         """Work so far, in about milliseconds of CPU time; counted, not measured, so that it is always the same."""
         self._accuracy = accuracy
 
-    def outcome(self, sizes: Sizes) -> Outcome:
+    def outcome(self, sizes: Sizes) -> Expectation:
         """Return what is expected of each of C choices of turn sizes, ``[C, Q]``.
 
         The cycles are gone through twice, turn by turn, with frames as a fluid: fractions of a frame count. The first
@@ -91,7 +92,7 @@ class Timeline:
         # A query whose turn takes longer than the SLA is always late. All its frames count, so that it gets a turn.
         young = np.where(runs.sla_ms >= full, runs.sla_ms - full, np.inf)
         # As if a cycle went before.
-        state = State((self._last_turns - 1) * self._guessed(sizes, full, young)[:, None])
+        state = TimelineState((self._last_turns - 1) * self._guessed(sizes, full, young)[:, None])
         began = state.end
         for _ in range(2):
             began = state.end
@@ -109,7 +110,7 @@ class Timeline:
         came = fps * np.maximum(period, _SHORTEST_MS)[:, None] / 1e3
         frames = np.where(busy, np.minimum(state.answered / came, 1), 1) * fps
         accuracy = np.where(busy, np.minimum(state.worth / came, 1), 1) if self._accuracy else None
-        return Outcome(period / self._cycles, state.waited / self._cycles, frames, accuracy)
+        return Expectation(period / self._cycles, state.waited / self._cycles, frames, accuracy)
 
     def _guessed(self, sizes: Sizes, full: _Array, young: _Array) -> _Array:
         """Return about how many milliseconds all cycles take, ``[C]``: as long as their loads, or as their runs.
@@ -136,8 +137,8 @@ class Timeline:
                 break
         return found
 
-    def _begin(self, state: State, turn: int) -> _Array:
-        """Return when a turn begins, in milliseconds, ``[C]``: after the turn before, and when its weights are there."""
+    def _begin(self, state: TimelineState, turn: int) -> _Array:
+        """Return the begin of a turn in milliseconds, ``[C]``: after the turn before, when its weights are there."""
         if self._ahead[turn]:
             # These loads were requested when the turn before began.
             state.free = np.maximum(state.free, state.begin)

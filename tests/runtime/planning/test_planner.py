@@ -84,7 +84,9 @@ def test_no_order_and_no_turn_sizes_give_more_frames_in_all(seed: int) -> None:
 @pytest.mark.parametrize("objective", ["max-min", "sum"])
 def test_the_best_turn_sizes_where_models_run_many(objective: ObjectiveName) -> None:
     firsts, more = {"a": 15, "b": 35, "c": 40, "d": 15}, {"a": 12, "b": 18, "c": 18, "d": 2}
-    run = {name: {size: first + more[name] * (size - 1.0) for size in (1, 2, 4, 6, 9)} for name, first in firsts.items()}
+    run = {
+        name: {size: first + more[name] * (size - 1.0) for size in (1, 2, 4, 6, 9)} for name, first in firsts.items()
+    }
     fps = {"a": 10.0, "b": 20.0, "c": 15.0, "d": 30.0}
     known = profile({name: ["s"] for name in "abcd"}, None, run, fps, sla_ms=400.5)
     outcomes = [replay(known, 1, "abcd", QUIET, sizes, 8).frames for sizes in choices(known)]
@@ -117,7 +119,9 @@ def test_a_plan_says_what_it_costs(case: tuple[Profile, int], policy: str) -> No
 def test_turn_sizes_for_many_queries() -> None:
     # A larger turn of one query makes the others slower; only if all turns grow, all queries gain.
     names = [f"q{index}" for index in range(16)]
-    known = profile({name: ["s"] for name in names}, None, {key: {1: 10.0, 2: 11.0, 4: 12.0} for key in names}, 30, sla_ms=400.5)
+    known = profile(
+        {name: ["s"] for name in names}, None, {key: {1: 10.0, 2: 11.0, 4: 12.0} for key in names}, 30, sla_ms=400.5
+    )
     found = make_plan(known, 1, Policy(listed=True))
     assert shares(known, found.frames)[0] == pytest.approx(4 / (16 * 12) * 1e3 / 30)
 
@@ -214,7 +218,9 @@ def test_a_batch_that_leaves_no_time_to_wait_is_no_gain() -> None:
 
 def test_a_slow_query_pays_for_fast_ones_only_where_the_sum_counts() -> None:
     # A frame of a takes as long as ten of b.
-    known = profile({"a": ["s"], "b": ["s"]}, None, {"a": {1: 100.0}, "b": {1: 10.0, 8: 40.0}}, {"a": 10, "b": 150}, sla_ms=400.5)
+    known = profile(
+        {"a": ["s"], "b": ["s"]}, None, {"a": {1: 100.0}, "b": {1: 10.0, 8: 40.0}}, {"a": 10, "b": 150}, sla_ms=400.5
+    )
     equal, most = (make_plan(known, 1, Policy(objective=objective)) for objective in ("max-min", "sum"))
     assert shares(known, equal.frames)[0] > 1.2 * shares(known, most.frames)[0]
     assert sum(most.frames.values()) > 1.2 * sum(equal.frames.values())
@@ -248,7 +254,9 @@ def test_a_priority_comes_first() -> None:
 
 def test_each_query_has_its_own_sla() -> None:
     # A cycle takes at least 200 ms; a has 50 ms to answer a frame, b has 400 ms.
-    known = profile({"a": ["A"], "b": ["B"]}, {"A": 90, "B": 90}, {"a": {1: 10.0, 4: 13.0}, "b": {1: 10.0, 4: 13.0}}, 20)
+    known = profile(
+        {"a": ["A"], "b": ["B"]}, {"A": 90, "B": 90}, {"a": {1: 10.0, 4: 13.0}, "b": {1: 10.0, 4: 13.0}}, 20
+    )
     known = with_queries(known, a={"sla_ms": 50.0}, b={"sla_ms": 400.0})
     found = make_plan(known, 90, Policy(QUIET, listed=True, objective="sum"))
     assert found.frames["b"] > 3 * found.frames["a"]
@@ -275,7 +283,9 @@ def test_a_query_whose_answers_keep_gets_less_where_accuracy_counts() -> None:
 def test_accuracy_is_what_answers_of_a_simulated_run_are_worth(seed: int) -> None:
     known = scattered(seed, 4, 6, {1: 18, 2: 27, 4: 50})
     chance = random.Random(seed)
-    curves = {name: {"staleness": tuple(chance.uniform(0.6, 0.95) ** age for age in range(1, 40))} for name in known.queries}
+    curves = {
+        name: {"staleness": tuple(chance.uniform(0.6, 0.95) ** age for age in range(1, 40))} for name in known.queries
+    }
     known = with_queries(known, **curves)
     budget = between(known, (seed % 2) / 2)
     found = make_plan(known, budget, Policy(objective="accuracy"))

@@ -14,7 +14,7 @@ from slow_plans import replay
 
 from gemel.runtime.planning.profile import Profile
 from gemel.runtime.planning.residency import Rule, settled
-from gemel.runtime.planning.timeline import Outcome, Timeline
+from gemel.runtime.planning.timeline import Expectation, PlanTimeline
 
 QUIET = Rule(fill=False)
 
@@ -26,16 +26,16 @@ def expected(
     sizes: Mapping[str, int] | Sequence[Mapping[str, int]],
     rule: Rule = QUIET,
     accuracy: bool = False,
-) -> Outcome:
+) -> Expectation:
     """Return what the timeline expects of one or several choices of turn sizes."""
     queries = tuple(known.queries)
     each = [sizes] if isinstance(sizes, Mapping) else sizes
     rows = np.array([[size[query] for query in queries] for size in each])
     cycles = settled(known, budget, order, rule)
-    return Timeline(known, queries, cycles, fill=rule.fill, accuracy=accuracy).outcome(rows)
+    return PlanTimeline(known, queries, cycles, fill=rule.fill, accuracy=accuracy).outcome(rows)
 
 
-def frames(found: Outcome, place: int = 0) -> list[float]:
+def frames(found: Expectation, place: int = 0) -> list[float]:
     return found.frames[place].tolist()
 
 
@@ -173,7 +173,9 @@ def test_accuracies_are_computed_only_where_they_are_asked_for() -> None:
 class TestFill:
     """A and B take 100 ms to load each, and only one of them fits beside C."""
 
-    known = profile({"a": ["A"], "b": ["B"], "c": ["C"]}, {"A": 100, "B": 100}, 2, {"a": 5, "b": 5, "c": 100}, sla_ms=400)
+    known = profile(
+        {"a": ["A"], "b": ["B"], "c": ["C"]}, {"A": 100, "B": 100}, 2, {"a": 5, "b": 5, "c": 100}, sla_ms=400
+    )
     sizes = dict.fromkeys("abc", 1)
 
     def test_who_is_in_memory_runs_while_others_wait(self) -> None:
@@ -198,7 +200,11 @@ class TestFill:
 
     def test_nobody_runs_whose_weights_are_on_their_way(self) -> None:
         # c shares S with b; S loads first, then B, and while B loads c could run, but not while S does.
-        segments = {"A": {"bytes": 2, "load_ms": 1.0}, "S": {"bytes": 1, "load_ms": 100.0}, "B": {"bytes": 2, "load_ms": 50.0}}
+        segments = {
+            "A": {"bytes": 2, "load_ms": 1.0},
+            "S": {"bytes": 1, "load_ms": 100.0},
+            "B": {"bytes": 2, "load_ms": 50.0},
+        }
         known = profile({"a": ["A"], "b": ["S", "B"], "c": ["S"]}, None, 1, 1000, sla_ms=1000, segments=segments)
         filled = expected(known, 3, "abc", self.sizes, Rule())
         assert frames(filled)[2] * filled.cycle_ms[0] / 1e3 < 55
