@@ -15,6 +15,7 @@ RULES = st.builds(
     evict=st.sampled_from(["farthest", "recent", "least-recent"]),
     whole=st.booleans(),
     ahead=st.sampled_from(["part", "all", "none"]),
+    far=st.booleans(),
 )
 
 

@@ -23,7 +23,7 @@ HALF_LIVES = (100, 300, 1000)
 _TARGET = 0.95
 """Accuracy of a merged query relative to its original: the lowest that merging accepts."""
 
-_POLICIES = {**POLICIES, "gemel, fair": replace(POLICIES["gemel"], fair=True)}
+_POLICIES = {**POLICIES, "gemel, sum": replace(POLICIES["gemel"], objective="sum")}
 
 
 class Cell(NamedTuple):
@@ -32,7 +32,7 @@ class Cell(NamedTuple):
     workload: str
     memory: str
     policy: str
-    """Name of a policy in :data:`POLICIES`, or "gemel, fair": gemel's policy with nexus's choice of batch sizes."""
+    """Name of a policy in :data:`POLICIES`, or "gemel, sum": gemel's policy for the most frames of all queries."""
     setting: Setting
 
 

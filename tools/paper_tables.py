@@ -22,12 +22,12 @@ SHORT = ("min", "50 %", "75 %")
 Pair = tuple[tuple[str, bool], tuple[str, bool]]
 """Two sides of a comparison of simulated runs, the new side first: (policy, whether the workload is merged)."""
 MERGING: Pair = ("nexus+shared", True), ("nexus", False)
-FAIR: Pair = ("gemel, fair", True), ("nexus", False)
 BOTH: Pair = ("gemel", True), ("nexus", False)
+SUM: Pair = ("gemel, sum", True), ("nexus", False)
 _PAIRS = {
     "merging alone": MERGING,
-    "and swap planning, batches as nexus": FAIR,
     "and swap planning": BOTH,
+    "and swap planning for the sum": SUM,
     "gemel, merged and not": (("gemel", True), ("gemel", False)),
 }
 
@@ -180,7 +180,7 @@ def _saved(runs: Runs, name: str, setting: Setting) -> tuple[float, int]:
 def classes(runs: Runs) -> str:
     """Return a Markdown table of frames processed: medians over the workloads with low, medium and high potential."""
     columns = [("nexus", UNMERGED), ("nexus+shared", MERGED), ("lru", MERGED)]
-    columns += [("gemel", UNMERGED), ("gemel, fair", MERGED), ("gemel", MERGED)]
+    columns += [("gemel", UNMERGED), ("gemel, sum", MERGED), ("gemel", MERGED)]
     rows = []
     for kind, memory in product(dict.fromkeys(name.partition("-")[0] for name in runs.workloads), MEMORY):
         names = [name for name in runs.workloads if name.startswith(kind)]
@@ -188,7 +188,7 @@ def classes(runs: Runs) -> str:
         processed = [percent(median(each.processed for each in column)) for column in found]
         blocked = [percent(median(each.blocked for each in found[place])) for place in (0, 1, -1)]
         rows.append([kind, memory, *processed, *blocked])
-    head = ["potential", "memory", "nexus, unmerged", "nexus+shared", "lru", "gemel, unmerged", "gemel, fair", "gemel"]
+    head = ["potential", "memory", "nexus, unmerged", "nexus+shared", "lru", "gemel, unmerged", "gemel, sum", "gemel"]
     return table([*head, "blocked: nexus, unmerged", "nexus+shared", "gemel"], rows, 2)
 
 

@@ -217,5 +217,5 @@ class Conductor:
     def _fresh(self, query: str) -> Sequence[float]:
         """Return the arrival times, in milliseconds, of the frames that a query would take if its turn began now."""
         # A full turn could not answer an older frame within the SLA.
-        oldest = self._world.now + self._turn_ms[query] - self._profile.sla_ms
+        oldest = self._world.now + self._turn_ms[query] - self._profile.sla_of(query)
         return self._world.fresh(query, self.plan.batches[query], oldest)

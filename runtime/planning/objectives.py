@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from ...bundles.goals import OBJECTIVES, ObjectiveName
 from .profile import Profile, QueryProfile
 
-__all__ = ["OBJECTIVES", "ObjectiveName", "Worth", "kept_accuracy"]
+__all__ = ["OBJECTIVES", "STEP", "ObjectiveName", "Worth", "kept_accuracy"]
 
-_STEP = 1e-4
+STEP = 1e-4
 """Difference between two shares or accuracies below which they count as equal, so that the next number decides."""
 
 _Array = NDArray[np.float64]
@@ -59,12 +59,10 @@ class Worth:
         values = accuracy if self.needs_accuracy and accuracy is not None else frames / self._fps
         columns: list[_Array] = []
         for group in self._groups:
-            least = self._least[group]
-            if least.any():
-                missing = np.maximum(least - frames[:, group], 0) / self._fps[group]
-                columns.append(-np.round(missing.sum(1, keepdims=True) / _STEP))
+            if self._least[group].any():
+                columns.append(-np.round(self._missing(frames, group) / STEP))
             if self._lexicographic:
-                columns.append(np.sort(np.round(values[:, group] / self._weights[group] / _STEP), axis=1))
+                columns.append(np.sort(np.round(values[:, group] / self._weights[group] / STEP), axis=1))
             else:
                 scale = 1.0 if self.needs_accuracy else self._fps[group]
                 total = (values[:, group] * scale * self._weights[group]).sum(1, keepdims=True)
@@ -75,14 +73,31 @@ class Worth:
         return np.concatenate(columns, axis=1)
 
     def smooth(self, frames: _Array, accuracy: _Array | None) -> _Array:
-        """Return one number for each of C plans, ``[C, 1]``, that grows where any query gets more, the poorest most.
+        """Return numbers for each of C plans, ``[C, K]``, that grow where any query gets more, the poorest most.
 
         A search for the best lowest share passes plans of which it cannot tell by the lowest share alone whether they
-        lead on; the sum of the inverse cubes of all shares can.
+        lead on; the sum of the inverse cubes of all shares can. Priorities and minimum rates decide first here, too.
         """
         values = accuracy if self.needs_accuracy and accuracy is not None else frames / self._fps
-        found: _Array = -(np.maximum(values / self._weights, 1e-3) ** -3.0).sum(1, keepdims=True)
-        return found
+        columns: list[_Array] = []
+        for group in self._groups:
+            if self._least[group].any():
+                columns.append(-self._missing(frames, group))
+            scaled = np.maximum(values[:, group] / self._weights[group], 1e-3)
+            columns.append(-(scaled**-3.0).sum(1, keepdims=True))
+        return np.concatenate(columns, axis=1)
+
+    def _missing(self, frames: _Array, group: NDArray[np.intp]) -> _Array:
+        """Return the sum of what queries of a group miss to their minimum rates, in parts of their frames, ``[C, 1]``.
+
+        Args:
+            frames: frames per second of each query, ``[C, Q]``.
+            group: columns of the group.
+        """
+        missing: _Array = (np.maximum(self._least[group] - frames[:, group], 0) / self._fps[group]).sum(
+            1, keepdims=True
+        )
+        return missing
 
     @property
     def is_steep(self) -> bool:

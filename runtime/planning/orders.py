@@ -1,16 +1,22 @@
-"""Orders in which many queries take turns: a short tour, which loads few weights from query to query.
+"""Orders in which many queries take turns: short tours, which load few weights from query to query, and random moves.
 
-The tour begins with nearest neighbours and is improved by Or-opt moves (Or 1976).
+A tour begins with nearest neighbours and is improved by Or-opt moves (Or 1976).
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .profile import Profile
 
-__all__ = ["short_tour"]
+__all__ = ["random_move", "short_tour"]
+
+_TURNS_EACH = 4
+"""Maximum number of turns that a query may have in one cycle."""
 
 
 def short_tour(profile: Profile, queries: tuple[str, ...]) -> tuple[str, ...]:
@@ -49,3 +55,36 @@ def _shortened(order: list[int], length: NDArray[np.float64]) -> list[int]:
                 if costs[place] < gained - 1e-9:
                     tour, improved = np.insert(rest, place + 1, stretch), True
     return [int(each) for each in tour]
+
+
+def random_move(order: tuple[str, ...], queries: Sequence[str], random: Random) -> tuple[str, ...]:
+    """Return an order after a random move.
+
+    Moves exchange two turns, move one to three turns elsewhere, reverse some turns, or add or remove a turn of a query.
+    """
+    turns = list(order)
+    count = len(turns)
+    kind = random.choice(("exchange", "neighbours", "move", "reverse", "add", "add", "remove"))
+    first, second = sorted((random.randrange(count), random.randrange(count)))
+    if kind == "exchange":
+        turns[first], turns[second] = turns[second], turns[first]
+    elif kind == "neighbours":
+        second = (first + 1) % count
+        turns[first], turns[second] = turns[second], turns[first]
+    elif kind == "move":
+        length = random.randint(1, min(3, count))
+        stretch = turns[first : first + length]
+        del turns[first : first + length]
+        place = random.randint(0, len(turns))
+        turns[place:place] = stretch
+    elif kind == "reverse":
+        turns[first : second + 1] = turns[first : second + 1][::-1]
+    elif kind == "add":
+        query = random.choice(queries)
+        if turns.count(query) < _TURNS_EACH:
+            turns.insert(first, query)
+    else:
+        many = [place for place, query in enumerate(turns) if turns.count(query) > 1]
+        if many:
+            del turns[random.choice(many)]
+    return tuple(turns)

@@ -23,7 +23,7 @@ from ...errors import InputError
 from .objectives import OBJECTIVES, ObjectiveName
 from .profile import Profile
 from .residency import Rule
-from .search import Found, best_of_orders, search
+from .search import FoundPlan, best_of_orders, search_plan
 
 __all__ = ["POLICIES", "Plan", "Policy", "check_objective", "check_policy", "make_plan", "plan_of", "policy_of"]
 
@@ -153,10 +153,10 @@ def make_plan(profile: Profile, budget: int, policy: Policy | None = None) -> Pl
     if policy.listed:
         rules = (policy.rule, replace(policy.rule, ahead="none")) if policy.lazy else (policy.rule,)
         return plan_of(profile, best_of_orders(profile, budget, [queries], rules, policy.objective))
-    return plan_of(profile, search(profile, budget, policy.rule, policy.objective))
+    return plan_of(profile, search_plan(profile, budget, policy.rule, policy.objective))
 
 
-def plan_of(profile: Profile, found: Found) -> Plan:
+def plan_of(profile: Profile, found: FoundPlan) -> Plan:
     """Return what a search found as a plan."""
     queries = tuple(profile.queries)
     used = {segment for query in queries for segment in profile.segments_of(query)}

@@ -43,7 +43,10 @@ class Rule:
     fill: bool = True
     """Whether to run other queries, whose weights are in memory, while the query whose turn it is waits for weights."""
     far: bool = False
-    """Whether to prefetch for the turns after the next one too, if everything fits that the turns before them need."""
+    """Whether to prefetch for the turns after the next one too, if everything fits that the turns before them need.
+
+    Nothing is prefetched if ``ahead`` is ``none``.
+    """
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,8 @@ class _Memory:
         missing = [segment for segment in wanted if segment not in self._segments]
         early = self._early(missing, wanted)
         ahead = self._load(early, {*(self._running or ()), *wanted}, position)
-        if self._rule.far and self._running is not None and len(early) == len(missing):
+        ahead_of_all = self._rule.far and self._rule.ahead != "none" and self._running is not None
+        if ahead_of_all and len(early) == len(missing):
             ahead = self._farther(ahead, position)
         then = self._load([segment for segment in missing if segment not in early], set(wanted), position)
         for unit in self._units_of(query):
@@ -180,17 +184,17 @@ class _Memory:
         evict, load = list(ahead.evict), list(ahead.load)
         held = {*(self._running or ()), *self._profile.segments_of(self._order[position % len(self._order)])}
         for later in range(position + 1, position + len(self._order) - 1):
-            wanted = self._profile.segments_of(self._order[later % len(self._order)])
+            query = self._order[later % len(self._order)]
+            wanted = self._profile.segments_of(query)
             held.update(wanted)
             if self._bytes(held) > self._budget:
                 break
             if missing := [segment for segment in wanted if segment not in self._segments]:
                 more = self._load(missing, held, later)
-                # A unit that is loaded before its turn was not used recently.
                 evict += more.evict
                 load += more.load
-                for segment in missing:
-                    self._resident.setdefault(segment)
+                for unit in self._units_of(query):
+                    self._resident.setdefault(unit)
         return Transfer(tuple(evict), tuple(load))
 
     def _load(self, segments: Sequence[str], held: Collection[str], position: int) -> Transfer:

@@ -16,12 +16,13 @@ from random import Random
 import numpy as np
 
 from .objectives import ObjectiveName, Worth
-from .orders import short_tour
+from .orders import random_move, short_tour
 from .profile import Profile
+from .query_runs import Sizes
 from .residency import Rule, Step, settled
-from .timeline import Outcome, Sizes, Timeline
+from .timeline import Expectation, PlanTimeline
 
-__all__ = ["Found", "best_of_orders", "search"]
+__all__ = ["FoundPlan", "best_of_orders", "search_plan"]
 
 _EVERY_ORDER = 6
 """Maximum number of queries for which every order is tried before moves are."""
@@ -29,9 +30,11 @@ _EVERY_SIZES = 300
 """Maximum number of combinations of turn sizes that are all tried for each order."""
 _EVERY_SIZES_ONCE = 20_000
 """Maximum number of combinations of turn sizes that are all tried where there is one order only."""
-_WORK = 150.0
+_FINALISTS = 16
+"""Number of orders for which all combinations of turn sizes are tried after every order was tried with some."""
+_WORK = 140.0
 """Work that a search may do for any workload, in about milliseconds of CPU time."""
-_WORK_PER_QUERY = 5.0
+_WORK_PER_QUERY = 4.0
 """Work that a search may do in addition for each query, in about milliseconds of CPU time."""
 _ELEMENTS = 500_000
 """Maximum number of turns x queries x plans that are computed at once."""
@@ -41,12 +44,10 @@ _PATIENCE = 8
 """Number of moves in a row that help nothing, per query, before the search starts elsewhere."""
 _KICKS = 60
 """Maximum number of times that a stage of the search starts elsewhere."""
-_TURNS_EACH = 4
-"""Maximum number of turns that a query may have in one cycle."""
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundPlan:
     """Order, turn sizes and rule of a plan, and what the plan is expected to give."""
 
     order: tuple[str, ...]
@@ -55,7 +56,7 @@ class Found:
     rule: Rule
     cycles: Sequence[Sequence[Step]]
     """Turns and their loads, in the cycles that repeat."""
-    outcome: Outcome
+    outcome: Expectation
     """What is expected of the plan, as the only one of an outcome."""
     row: tuple[float, ...]
     """What the plan is worth; see :class:`.objectives.Worth`."""
@@ -79,14 +80,18 @@ class _Search:
         self.options = [profile.batches(query) for query in self.queries]
         self.worth = Worth(profile, self.queries, objective)
         self.work = work
-        self.best: Found | None = None
+        self.best: FoundPlan | None = None
         """Best plan so far."""
-        self.current: Found | None = None
+        self.current: FoundPlan | None = None
         """Plan that the search goes on from."""
-        self.leader: Found | None = None
+        self.leader: FoundPlan | None = None
         """Best plan by what the search goes by at this stage."""
+        self.plans: list[FoundPlan] = []
+        """Plan of each order and rule that was tried since the stage began."""
         self.smooth = False
         """Whether the search goes by :meth:`.objectives.Worth.smooth` first, at this stage."""
+        self._columns = 0
+        """Numbers in a row of :class:`.objectives.Worth`."""
         self._random = Random(0)
         self._seen: set[tuple[tuple[str, ...], Rule]] = set()
 
@@ -102,17 +107,18 @@ class _Search:
             return False
         self._seen.add((order, rule))
         cycles = settled(self.profile, self.budget, order, rule)
-        self.work -= len(order) * 0.02 * (1 + len(order) / 40)
-        timeline = Timeline(self.profile, self.queries, cycles, fill=rule.fill, accuracy=self.worth.needs_accuracy)
+        timeline = PlanTimeline(self.profile, self.queries, cycles, fill=rule.fill, accuracy=self.worth.needs_accuracy)
+        self.work -= timeline.work
         turns = sum(map(len, cycles))
         if prod(map(len, self.options)) <= combinations:
             found = self._tried(timeline, turns, np.array(list(product(*self.options)), np.intp))
         else:
             found = self._climbed(timeline, turns)
-        sizes, outcome, (*most, cycle) = found
+        sizes, outcome, (*most, cycle_ms) = found
         # Of plans that are equal otherwise, the one with fewer turns is better, then the one with the shorter cycle.
-        key = (*most, -len(order), cycle)
-        plan = Found(order, sizes, rule, cycles, outcome, key[1:] if self.smooth else key, key)
+        key = (*most, -len(order), cycle_ms)
+        plan = FoundPlan(order, sizes, rule, cycles, outcome, key[-self._columns :], key)
+        self.plans.append(plan)
         if self.best is None or plan.row > self.best.row:
             self.best = plan
         if self.leader is None or key > self.leader.key:
@@ -122,12 +128,19 @@ class _Search:
             return True
         return False
 
+    def improve_sizes(self) -> None:
+        """Try all combinations of turn sizes for the best orders so far, if there were too many to do so for each."""
+        if _EVERY_SIZES < prod(map(len, self.options)) <= _EVERY_SIZES_ONCE:
+            for plan in sorted(self.plans, key=lambda plan: plan.row, reverse=True)[:_FINALISTS]:
+                self._seen.discard((plan.order, plan.rule))
+                self.consider(plan.order, plan.rule, _EVERY_SIZES_ONCE)
+
     def start_elsewhere(self, random: Random) -> None:
         """Go on from a plan that three random moves lead to from the best plan of this stage."""
         assert self.leader is not None
         order = self.leader.order
         for _ in range(3):
-            order = _moved(order, self.queries, random)
+            order = random_move(order, self.queries, random)
         self.current = None
         self._seen.discard((order, self.leader.rule))
         self.consider(order, self.leader.rule, _EVERY_SIZES)
@@ -141,10 +154,11 @@ class _Search:
         assert self.best is not None
         self.smooth = smooth
         self._seen.clear()
+        self.plans.clear()
         self.current = self.leader = None
         self.consider(self.best.order, self.best.rule, _EVERY_SIZES)
 
-    def _climbed(self, timeline: Timeline, turns: int) -> tuple[Sizes, Outcome, tuple[float, ...]]:
+    def _climbed(self, timeline: PlanTimeline, turns: int) -> tuple[Sizes, Expectation, tuple[float, ...]]:
         """Return the turn sizes that hill climbing finds, from those of the best plan so far or from equal ones."""
         most = max(map(len, self.options))
         if (near := self.current or self.leader or self.best) is not None:
@@ -174,15 +188,18 @@ class _Search:
             row[place] = size
         return rows
 
-    def _tried(self, timeline: Timeline, turns: int, sizes: Sizes) -> tuple[Sizes, Outcome, tuple[float, ...]]:
+    def _tried(self, timeline: PlanTimeline, turns: int, sizes: Sizes) -> tuple[Sizes, Expectation, tuple[float, ...]]:
         """Return the best of C choices of turn sizes ``[C, Q]``, what is expected of it, and what it is worth."""
         at_once = max(1, _ELEMENTS // (turns * len(self.queries)))
-        best: tuple[Sizes, Outcome, tuple[float, ...]] | None = None
+        best: tuple[Sizes, Expectation, tuple[float, ...]] | None = None
         for start in range(0, len(sizes), at_once):
             part = sizes[start : start + at_once]
+            before = timeline.work
             outcome = timeline.outcome(part)
-            self.work -= 2 * turns * (0.03 + len(part) * len(self.queries) * 2e-5)
+            self.work -= timeline.work - before
             rows = self.worth.rows(outcome.frames, outcome.accuracy, outcome.cycle_ms)
+            # With the number of turns.
+            self._columns = rows.shape[1] + 1
             if self.smooth:
                 rows = np.concatenate([self.worth.smooth(outcome.frames, outcome.accuracy), rows], axis=1)
             place = Worth.best(rows)
@@ -190,7 +207,9 @@ class _Search:
             if best is None or row > best[2]:
                 accuracy = None if outcome.accuracy is None else outcome.accuracy[place : place + 1]
                 chosen = slice(place, place + 1)
-                alone = Outcome(outcome.cycle_ms[chosen], outcome.blocked_ms[chosen], outcome.frames[chosen], accuracy)
+                alone = Expectation(
+                    outcome.cycle_ms[chosen], outcome.blocked_ms[chosen], outcome.frames[chosen], accuracy
+                )
                 best = part[place], alone, row
         assert best is not None
         return best
@@ -202,13 +221,12 @@ def best_of_orders(
     orders: Iterable[tuple[str, ...]],
     rules: Sequence[Rule],
     objective: ObjectiveName,
-) -> Found:
+) -> FoundPlan:
     """Return the best plan of some orders of turns and some rules of eviction and prefetch.
 
     All combinations of turn sizes are tried if there are few.
     """
     found = _Search(profile, budget, objective, np.inf)
-    found.smooth = False
     for order in orders:
         for rule in rules:
             found.consider(order, rule, _EVERY_SIZES_ONCE)
@@ -216,7 +234,7 @@ def best_of_orders(
     return found.best
 
 
-def search(profile: Profile, budget: int, rule: Rule, objective: ObjectiveName) -> Found:
+def search_plan(profile: Profile, budget: int, rule: Rule, objective: ObjectiveName) -> FoundPlan:
     """Return the best plan that the search finds. The same arguments give the same plan.
 
     Args:
@@ -237,6 +255,7 @@ def search(profile: Profile, budget: int, rule: Rule, objective: ObjectiveName) 
     for order in orders:
         for each in rules:
             found.consider(order, each, _EVERY_SIZES)
+    found.improve_sizes()
     random, whole = Random(0), found.work
     for smooth in (True, False) if found.worth.is_steep else (False,):
         found.begin(smooth=smooth)
@@ -245,45 +264,13 @@ def search(profile: Profile, budget: int, rule: Rule, objective: ObjectiveName) 
         while found.work > rest and kicks < _KICKS:
             current = found.current
             assert current is not None
-            moved = _moved(current.order, queries, random)
+            moved = random_move(current.order, queries, random)
             rule_ = random.choice(rules) if random.random() < 0.2 else current.rule
             failed = 0 if found.consider(moved, rule_, _EVERY_SIZES) else failed + 1
             if failed > _PATIENCE * len(queries):
                 # No move helps any more: a few at once may lead to another, better plan.
                 failed, kicks = 0, kicks + 1
                 found.start_elsewhere(random)
+        found.improve_sizes()
     assert found.best is not None
     return found.best
-
-
-def _moved(order: tuple[str, ...], queries: Sequence[str], random: Random) -> tuple[str, ...]:
-    """Return an order after a random move.
-
-    Moves exchange two turns, move one to three turns elsewhere, reverse some turns, or add or remove a turn of a query.
-    """
-    turns = list(order)
-    count = len(turns)
-    kind = random.choice(("exchange", "neighbours", "move", "reverse", "add", "add", "remove"))
-    first, second = sorted((random.randrange(count), random.randrange(count)))
-    if kind == "exchange":
-        turns[first], turns[second] = turns[second], turns[first]
-    elif kind == "neighbours":
-        second = (first + 1) % count
-        turns[first], turns[second] = turns[second], turns[first]
-    elif kind == "move":
-        length = random.randint(1, min(3, count))
-        stretch = turns[first : first + length]
-        del turns[first : first + length]
-        place = random.randint(0, len(turns))
-        turns[place:place] = stretch
-    elif kind == "reverse":
-        turns[first : second + 1] = turns[first : second + 1][::-1]
-    elif kind == "add":
-        query = random.choice(queries)
-        if turns.count(query) < _TURNS_EACH:
-            turns.insert(first, query)
-    else:
-        many = [place for place, query in enumerate(turns) if turns.count(query) > 1]
-        if many:
-            del turns[random.choice(many)]
-    return tuple(turns)

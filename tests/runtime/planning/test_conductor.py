@@ -195,11 +195,20 @@ class TestWhileOthersWait:
         assert runs[1:] == [(47, 43), (51, 46)]
         assert stage.answered[3][:2] == (61, "b")
 
-    def test_the_one_whose_frame_came_first(self) -> None:
+    def test_the_one_that_ran_longest_ago(self) -> None:
         known = profile({**ALL, "d": ["D"]}, {"B": 50}, run=4, sla_ms=1000)
-        stage = Stage(known, {"a": [0.0, 22.0], "c": [0.0, 20.0], "d": [0.0, 21.0], "b": [0.0]}, 70)
+        # While a runs from 20 ms on, frames of c and then of d come; d ran before c did.
+        stage = Stage(known, {"a": [0.0, 20.0], "c": [0.0, 21.0], "d": [0.0, 22.0], "b": [0.0]}, 70)
+        lead(stage, known, "dcab", Rule(), 53)
+        assert [query for _, query, frame in stage.answered if frame > 0] == ["a", "d", "c"]
+
+    def test_no_query_keeps_the_time_to_itself(self) -> None:
+        known = profile({**ALL, "d": ["D"]}, {"B": 50}, run=4, sla_ms=1000)
+        stage = Stage(known, {"a": EVERY_MS, "c": EVERY_MS, "d": EVERY_MS, "b": [0.0]}, 70)
         lead(stage, known, "acdb", Rule(), 53)
-        assert [query for _, query, frame in stage.answered if frame > 0] == ["c", "d", "a"]
+        runs = [query for _, query, _ in stage.answered]
+        assert runs[: runs.index("b")] == list("acd" * 5)[: runs.index("b")]
+        assert runs.index("b") >= 11
 
 
 class TestAnotherProfile:
