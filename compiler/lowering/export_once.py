@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -102,7 +103,7 @@ def _without_weights(graph: ir.Model, name: str, weights: Mapping[str, Tensor]) 
     return Architecture(name, copy, found)
 
 
-def _same_bytes(one: NDArray[np.generic], other: NDArray[np.generic]) -> bool:
+def _same_bytes(one: NDArray[Any], other: NDArray[Any]) -> bool:
     return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
 
 
@@ -149,7 +150,7 @@ def _session(known: Architecture) -> ort.InferenceSession:
     return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
-def _close(given: NDArray[np.generic], wanted: NDArray[np.generic]) -> bool:
+def _close(given: NDArray[Any], wanted: NDArray[Any]) -> bool:
     """Return whether an output of a graph equals a module's output up to rounding."""
     if given.shape != wanted.shape or given.dtype != wanted.dtype:
         return False
@@ -159,6 +160,6 @@ def _close(given: NDArray[np.generic], wanted: NDArray[np.generic]) -> bool:
     return bool(np.abs(given - wanted).max(initial=0.0) <= _RELATIVE * largest)
 
 
-def _array(value: Tensor) -> NDArray[np.generic]:
+def _array(value: Tensor) -> NDArray[Any]:
     """Return the values of a weight as an array that shares the weight's memory where that is possible."""
     return np.asarray(value.detach().contiguous().numpy())

@@ -85,9 +85,9 @@ def fingerprint(stage: StageModule) -> Fingerprint | None:
         walk.visit(stage.module)
     except (_UnknownError, RecursionError):
         return None
-    named = [*stage.module.named_parameters(remove_duplicate=False)]
-    named += stage.module.named_buffers(remove_duplicate=False)
-    weights = {name: value for name, value in named if walk.is_weight(value)}
+    weights: dict[str, Tensor] = {}
+    for named in (stage.module.named_parameters, stage.module.named_buffers):
+        weights |= {name: value for name, value in named(remove_duplicate=False) if walk.is_weight(value)}
     return Fingerprint(tuple(walk.tokens), weights, tuple(walk.alive))
 
 
@@ -153,7 +153,7 @@ class _Walk:
             self.add("partial")
             self.visit([value.func, value.args, value.keywords, vars(value)])
         elif kind is np.ndarray and value.dtype.kind in "biufc":
-            self.add("array", value.dtype.str, value.shape, hashlib.sha256(np.ascontiguousarray(value)).hexdigest())
+            self.add("array", value.dtype.str, value.shape, hashlib.sha256(value.tobytes()).hexdigest())
         elif isinstance(value, np.generic | np.dtype | torch.device | pathlib.PurePath | re.Pattern | slice):
             self.add(f"{kind.__module__}.{kind.__qualname__}", repr(value))
         else:
@@ -224,7 +224,7 @@ class _Walk:
         self.add(value.requires_grad, place, value.storage_offset())
         if not weight:
             data = value.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-            self.add(hashlib.sha256(data).hexdigest())
+            self.add(hashlib.sha256(data.tobytes()).hexdigest())
         if vars(value):
             self.visit(vars(value))
 

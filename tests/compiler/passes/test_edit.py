@@ -13,7 +13,7 @@ from gemel.compiler.passes import edit
 def test_an_initializer_is_hashed_once_until_it_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[int] = []
 
-    def counted(array: np.ndarray) -> str:  # type: ignore[type-arg]
+    def counted(array: np.ndarray) -> str:
         hashed.append(array.nbytes)
         return tensor_id(array)
 
