@@ -30,7 +30,7 @@ def workload(seed: int, count: int) -> tuple[Profile, int]:
     return known, (known.budget("min") + known.budget("all")) // 2
 
 
-@pytest.mark.parametrize("count", [1, 2, 5, 8])
+@pytest.mark.parametrize("count", [1, 5, 8])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_equal_arguments_give_equal_plans(count: int, objective: ObjectiveName) -> None:
     first, second = (search_plan(*workload(3, count), Rule(), objective) for _ in range(2))
@@ -38,9 +38,9 @@ def test_equal_arguments_give_equal_plans(count: int, objective: ObjectiveName) 
     assert first.row == second.row
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("count", [3, 8, 14])
+@pytest.mark.parametrize("count", [3, 9])
 def test_it_is_never_worse_than_the_listed_order(seed: int, objective: ObjectiveName, count: int) -> None:
     known, budget = workload(seed, count)
     queries = tuple(known.queries)
