@@ -85,7 +85,7 @@ class TestPlansAnew:
             time.sleep(0.005)
             answers.append(query)
             # By then, all three models were measured and planned for.
-            if told.is_set() and min(map(answers.count, "abc")) >= 60:
+            if told.is_set() and min(map(answers.count, "abc")) >= 150:
                 measured.set()
             return answer(query, frame)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from profiles import RULES, budgets, profile, profiles
 
 from gemel.runtime.planning.conductor import Conductor, Link
-from gemel.runtime.planning.planner import Plan, Policy
+from gemel.runtime.planning.planner import Plan, Policy, make_plan
 from gemel.runtime.planning.profile import Profile
 from gemel.runtime.planning.residency import Rule, Transfer
 
@@ -32,13 +32,14 @@ class Stage:
     ) -> None:
         self.now = 0.0
         self.done: list[str] = []
-        """Events: ``+A`` (a load), ``-A`` (an eviction), ``a2`` (a turn of two frames), ``clear``."""
+        """Events: ``+A`` (a load), ``-A`` (an eviction), ``a2`` (a turn of two frames), ``planned``."""
         self.answered: list[tuple[float, str, float]] = []
         """(time of the answer, query, arrival of the frame)."""
         self.waits: list[tuple[float, float]] = []
         """(begin of the wait, time to wait for)."""
         self.next_profile: Callable[[float], Profile | None] = lambda now: None
         self._profile, self._end, self._late = known, end, late or {}
+        self._budget = 3
         self._link = Link()
         self._frames = {query: sorted(when) for query, when in frames.items()}
         self._taken_in = -math.inf
@@ -55,9 +56,8 @@ class Stage:
         self.done += [f"-{segment}" for segment in transfer.evict] + [f"+{segment}" for segment in transfer.load]
         self._link.transfer(self._profile, transfer, self.now)
 
-    def clear(self) -> None:
-        self.done.append("clear")
-        self._link.clear()
+    def kept(self) -> Sequence[str]:
+        return self._link.kept
 
     def due(self, query: str) -> float:
         segments = self._profile.segments_of(query)
@@ -85,15 +85,17 @@ class Stage:
     def _there(self, query: str) -> list[float]:
         return [when for when in self._frames.get(query, []) if when <= self._taken_in]
 
-    def revised(self) -> Profile | None:
-        found = self.next_profile(self.now)
-        self._profile = found or self._profile
-        return found
+    def revised(self) -> tuple[Profile, Plan] | None:
+        if (found := self.next_profile(self.now)) is None:
+            return None
+        self._profile = found
+        self.done.append("planned")
+        return found, make_plan(found, self._budget)
 
 
 def lead(stage: Stage, known: Profile, order: str, rule: Rule, budget: int = 2, batch: int = 1) -> Conductor:
     made = Plan(tuple(order), dict.fromkeys(order, batch), rule, frozenset(), 0.0, 0.0, {})
-    conductor = Conductor(known, budget, stage, Policy(rule), made)
+    conductor = Conductor(known, budget, stage, made)
     conductor.run()
     return conductor
 
@@ -212,18 +214,27 @@ class TestWhileOthersWait:
 
 
 class TestAnotherProfile:
-    def test_memory_is_emptied_and_its_plan_followed(self) -> None:
+    def test_its_plan_is_followed_and_what_it_needs_stays_in_memory(self) -> None:
         known = profile(ALL, run=10)
         less = known.model_copy(update={"queries": {name: known.queries[name] for name in "ac"}})
         stage = Stage(known, dict.fromkeys("abc", EVERY_MS), 200)
         coming = [less]
         stage.next_profile = lambda now: coming.pop() if now > 40 and coming else None
         conductor = lead(stage, known, "abc", Rule(), 3)
-        assert stage.done.count("clear") == 1
-        after = stage.done[stage.done.index("clear") + 1 :]
+        assert stage.done.count("planned") == 1
+        after = stage.done[stage.done.index("planned") + 1 :]
         assert [key for key, _ in groupby(sorted(each[0] for each in after if each[0].isalpha()))] == ["a", "c"]
-        assert sorted(each for each in after if each[0] == "+") == ["+A", "+C"]
-        assert conductor.plan.order == ("a", "c")
+        assert sorted(each for each in after if each[0] in "+-") == ["-B"]
+        assert set(conductor.plan.order) == {"a", "c"}
+
+    def test_what_it_needs_and_was_not_loaded_is_loaded(self) -> None:
+        known = profile(ALL, run=10)
+        only = {name: known.model_copy(update={"queries": {name: known.queries[name]}}) for name in "ab"}
+        stage = Stage(only["a"], dict.fromkeys("ab", EVERY_MS), 100)
+        coming = [only["b"]]
+        stage.next_profile = lambda now: coming.pop() if now > 40 and coming else None
+        lead(stage, only["a"], "a", Rule(), 1)
+        assert [each for each in stage.done if each[0] in "+-"] == ["+A", "-A", "+B"]
 
     def test_it_is_asked_for_while_nobody_has_frames(self) -> None:
         known = profile(ALL, run=10)
@@ -271,7 +282,7 @@ def test_only_what_is_in_memory_runs_and_the_newest_frame_is_never_forgotten(dat
     frames = {query: data.draw(st.lists(st.integers(0, 3000), max_size=12, unique=True)) for query in known.queries}
     stage = Stage(known, frames, 100_000)
     rule = data.draw(RULES)
-    Conductor(known, budget, stage, Policy(rule, listed=True)).run()
+    Conductor(known, budget, stage, make_plan(known, budget, Policy(rule, listed=True))).run()
     for query, when in frames.items():
         answered = [frame for _, each, frame in stage.answered if each == query]
         assert answered == sorted(set(answered))

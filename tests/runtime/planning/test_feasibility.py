@@ -112,7 +112,7 @@ def test_changes_of_every_kind_are_found() -> None:
 
 
 def test_no_more_memory_than_is_needed() -> None:
-    known = asked(three(), a={"min_fps": 7.0})
+    known = asked(three(), a={"min_fps": 5.5})
     shortage = find_shortage(known, 60, LISTED, make_plan(known, 60, LISTED))
     assert shortage is not None
     (more,) = [int(match[1]) for change in shortage.changes if (match := _MORE.fullmatch(change))]
