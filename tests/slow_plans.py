@@ -70,15 +70,15 @@ def replay(
         longer = known.run_ms(query, min(below + 1, sizes[query]))
         end = begin + shorter + (taken - below) * (longer - shorter)
     seconds = (end - since) / 1e3
-    part = cycles - cycles // 2
+    rounds = cycles - cycles // 2
     if seconds < 1e-6:
         # Without loads, cycles become shorter and shorter on a device that answers everything.
         rates = {query: spec.fps for query, spec in known.queries.items()}
-        return Replayed(0.0, blocked / part, rates, dict.fromkeys(rates, 1.0))
+        return Replayed(0.0, blocked / rounds, rates, dict.fromkeys(rates, 1.0))
     accurate = all(spec.staleness for spec in known.queries.values())
     return Replayed(
-        seconds * 1e3 / part,
-        blocked / part,
+        seconds * 1e3 / rounds,
+        blocked / rounds,
         {query: min(count / seconds, known.queries[query].fps) for query, count in answered.items()},
         {query: min(total / seconds / known.queries[query].fps, 1.0) for query, total in worth.items()}
         if accurate

@@ -20,7 +20,9 @@ class Planner:
     """A planner that waits for a sign before it makes a plan, and notes for which queries and on which thread."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.go, self.made, self.calls, self.threads = Event(), Event(), [], set[int]()
+        self.go, self.made = Event(), Event()
+        self.calls: list[str] = []
+        self.threads: set[int] = set()
         self.error: Exception | None = None
         self.review = Review(KNOWN)
         monkeypatch.setattr(plans_in_background, "make_plan", self.make)

@@ -36,7 +36,8 @@ def expected(
 
 
 def frames(found: Expectation, place: int = 0) -> list[float]:
-    return found.frames[place].tolist()
+    rates: list[float] = found.frames[place].tolist()
+    return rates
 
 
 @st.composite
