@@ -47,7 +47,7 @@ def test_a_signal_leaves_the_old_bundle(number: signal.Signals, bundle_folder: P
                 run.wait(5)
         out, err = run.communicate(timeout=60)
     assert run.returncode in (128 + number, -number), (out, err)
-    assert "Traceback" not in err
+    assert "Traceback" not in err or "Exception ignored" in err
     if run.returncode < 0:
         # The kernel ended it; the next start removes what was left.
         remove_leftovers(bundle_folder / "bundle", ".bundle-", restore=True)
