@@ -114,8 +114,8 @@ _PLACES: dict[str, dict[str, tuple[int, str, bool]]] = {
         "sparse_tensors": (23, "SparseTensorProto", True),
     },
     "SparseTensorProto": {"values": (1, "TensorProto", False), "indices": (2, "TensorProto", False)},
-    "TensorProto": {"external_data": (13, "StringStringEntryProto", True)},
-    "StringStringEntryProto": {"key": (1, "string", False), "value": (2, "string", False)},
+    "TensorProto": {"external_data": _FIELDS["TensorProto"]["external_data"]},
+    "StringStringEntryProto": _FIELDS["StringStringEntryProto"],
 }
 """Fields, as in ``_FIELDS``, through which a model refers to a file, wherever the format allows a tensor."""
 

@@ -36,7 +36,7 @@ def drain(feed: Feed, *, live: bool = False, limit: int | None = None) -> list[F
 
 
 def take_until(feed: Feed, enough: Callable[[list[Frame]], bool]) -> list[Frame]:
-    """Start a feed, take frames until ``enough`` returns true, and stop the feed."""
+    """Start a feed, take frames until ``enough`` returns true, stop the feed, and take a frame that is left."""
     frames: list[Frame] = []
     wake, end = Condition(), time.monotonic() + LONG_S
     feed.start(wake, live=True)
@@ -49,6 +49,8 @@ def take_until(feed: Feed, enough: Callable[[list[Frame]], bool]) -> list[Frame]
             frames.append(frame)
     feed.stop()
     feed.join(LONG_S)
+    if (frame := feed.take()) is not None:
+        frames.append(frame)
     stats = FeedStats.of(feed)
     assert stats.captured == stats.delivered + stats.corrupt + stats.withheld + stats.behind
     return frames

@@ -107,6 +107,8 @@ class Bound:
 
     def __init__(self, session: ort.InferenceSession, weights: Sequence[ort.OrtValue] = ()) -> None:
         self.session = session
+        # ONNX Runtime 1.22 binds an address and does not keep the memory behind it.
+        self.weights = tuple(weights)
         self.binding = session.io_binding()
         self.outputs = [port.name for port in session.get_outputs()]
         # Weights are a program's last inputs; its first are the model's own.

@@ -100,19 +100,17 @@ def claims_to_be(side: int) -> bytes:
         ("a.png", claims_to_be(60000)),
         ("a.png", claims_to_be(30000)),
         ("a.jpg", os.urandom(5000)),
+        pytest.param(
+            "a.tiff",
+            cv2.imencode(".tiff", PICTURE.astype(np.float32) / 255)[1].tobytes(),
+            marks=pytest.mark.skipif(cv2.__version__ == "4.10.0", reason="OpenCV 4.10.0 stretches it to 8 bits"),
+        ),
     ],
-    ids=["a header of 60000x60000", "a header of 30000x30000", "random bytes"],
+    ids=["a header of 60000x60000", "a header of 30000x30000", "random bytes", "floating-point numbers"],
 )
 def test_what_cannot_be_read_is_counted(name: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     assert read(tmp_path / name) == []
-
-
-def test_floating_point_numbers_are_converted_or_refused(tmp_path: Path) -> None:
-    """OpenCV 4.10 stretches such files to 8 bits; later versions refuse them."""
-    content = cv2.imencode(".tiff", PICTURE.astype(np.float32) / 255)[1].tobytes()
-    (tmp_path / "a.tiff").write_bytes(content)
-    assert all((image.dtype, image.shape) == (np.uint8, PICTURE.shape) for image in read(tmp_path / "a.tiff"))
 
 
 def test_names_of_many_alphabets(tmp_path: Path) -> None:

@@ -19,10 +19,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from take_frames import LONG_S, drain
+from take_frames import LONG_S, drain, take_until
 
 from gemel.errors import FeedError, InputError
-from gemel.frames.frame import Frame
 from gemel.frames.reader import Picture
 from gemel.frames.reference import is_local_file, package_file
 from gemel.frames.source import resolve
@@ -312,8 +311,7 @@ class TestCamera:
             partial(pictures, 5, OSError("connection reset")), FeedError("nobody answers"), partial(pictures, 5)
         )
         feed = Feed("gate", camera, backoff=SOON)
-        wake = Condition()
-        frames = drain_until(feed, wake, lambda: feed.counts.restarts >= 4)
+        frames = take_until(feed, lambda frames: feed.counts.restarts >= 4)
         assert feed.delivered == 10
         assert frames[-1].index == 9
         assert feed.error == "nobody answers"
@@ -342,9 +340,7 @@ class TestCamera:
 
     def test_stop_while_backing_off(self) -> None:
         feed = Feed("gate", FakeCamera(), backoff=Backoff(1000, 1000))
-        wake = Condition()
-        feed.start(wake)
-        drain_until(feed, wake, lambda: feed.counts.restarts == 1, start=False)
+        take_until(feed, lambda frames: feed.counts.restarts == 1)
         assert feed.finished
         assert feed.delivered == 0
 
@@ -477,23 +473,6 @@ class TestTiming:
         assert [timeline(100.0), timeline(100.5)] == [0, 0.5]
         timeline.begin(8.0)
         assert [timeline(3.0), timeline(3.5)] == [8.0, 8.5]
-
-
-def drain_until(feed: Feed, wake: Condition, enough: Callable[[], bool], *, start: bool = True) -> list[Frame]:
-    """Take frames until ``enough`` returns true, then stop the feed."""
-    if start:
-        feed.start(wake)
-    frames = []
-    while not enough():
-        with wake:
-            wake.wait(0.01)
-            frame = feed.take()
-        if frame is not None:
-            frames.append(frame)
-    feed.stop()
-    feed.join(LONG_S)
-    last = feed.take()
-    return frames if last is None else [*frames, last]
 
 
 class serve:  # noqa: N801
