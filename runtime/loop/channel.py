@@ -88,13 +88,14 @@ class QueryState:
         return [frame for frame in newest if frame.arrived >= oldest or frame is newest[-1]]
 
     def take(self, count: int, *, live: bool) -> list[Frame]:
-        """Take and return the newest ``count`` frames that wait for the query (live), or the oldest (otherwise).
+        """Take and return up to ``count`` frames that wait for the query: the newest (live), or the oldest (otherwise).
 
         Frames older than those taken do not wait for the query any more.
         """
         waiting = self.waiting
         taken = waiting[-count:] if live else waiting[:count]
-        self.handled = taken[-1].index
+        if taken:
+            self.handled = taken[-1].index
         return taken
 
     def succeeded(self, frame: Frame, result: Result, latency_ms: float) -> None:
@@ -151,6 +152,13 @@ class Channel:
     def wanted(self) -> bool:
         """Whether the feed still needs to deliver frames, because a query takes them now or is tried again later."""
         return any(query.tried_again_at < math.inf for query in self.queries)
+
+    def can_advance(self, *, live: bool) -> bool:
+        """Return whether the feed has delivered a frame that can be taken in now.
+
+        At least one query of the feed must still run. In an offline run, the channel must not be full.
+        """
+        return self.wanted and self.feed.waiting and (live or len(self.frames) < self.depth)
 
     def advance(self, *, live: bool) -> list[Left]:
         """Take in the frames that the feed holds.

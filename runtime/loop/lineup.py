@@ -8,6 +8,7 @@ from threading import Event
 
 from ..feeds import Feed
 from .answerer import Infer
+from .channel import Channel, QueryState
 from .plan_input import Swapping
 
 __all__ = ["Change", "Lineup"]
@@ -26,6 +27,26 @@ class Lineup:
     """Input of the run's plans; None if all weights are in memory and each turn takes one frame."""
     begin: Callable[[], None] = lambda: None
     """Function called on the runner's thread, between two frames, before new queries, feeds and models take over."""
+
+    def states(
+        self, depths: Mapping[str, int], channels: Mapping[str, Channel], queries: Mapping[str, QueryState]
+    ) -> tuple[dict[str, Channel], dict[str, QueryState]]:
+        """Return the states of the lineup's feeds and queries, by name; those that ran before go on with theirs.
+
+        Args:
+            depths: feed -> maximum number of frames that wait for its queries at once.
+            channels: name of a feed -> its state in the lineup before.
+            queries: name of a query -> its state in the lineup before.
+        """
+        feeds = {name: Channel(self.feeds[name], depth) for name, depth in depths.items()}
+        for name in feeds.keys() & channels.keys():
+            feeds[name].go_on(channels[name])
+        states = {name: QueryState(name, feeds[feed]) for name, feed in self.queries.items()}
+        for name, state in states.items():
+            if name in queries:
+                state.go_on(queries[name])
+            state.channel.queries.append(state)
+        return feeds, states
 
 
 @dataclass(frozen=True, eq=False)

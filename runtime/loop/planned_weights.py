@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from ...errors import BackendError
 from ..planning.conductor import Link
@@ -57,11 +57,14 @@ class PlannedWeights:
         """Segments that are in memory or on their way, as far as the plan loaded them."""
         return self._link.kept
 
-    def due(self, query: str, now: float) -> float:
-        """Return the time in milliseconds at which a query's weights are expected; at most ``now`` if loaded."""
+    def due(self, queries: Iterable[str], now: float) -> float:
+        """Return the time in milliseconds at which the weights of all of some queries are expected.
+
+        It is at most ``now`` if they are loaded.
+        """
         if self._review.lost:
             # The model loads its own weights when it runs.
             return 0.0
-        segments = self._review.profile.segments_of(query)
+        segments = [segment for query in queries for segment in self._review.profile.segments_of(query)]
         due = self._link.due(segments)
         return min(due, now) if self._memory.loaded(segments) else max(due, now + _RETRY_MS)

@@ -14,6 +14,7 @@ from ..feeds import Feed
 from ..planning.conductor import Conductor
 from ..planning.planner import Plan, make_plan
 from ..planning.profile import Profile
+from ..planning.promises import promises
 from ..planning.residency import Transfer
 from ..planning.review import Review
 from .answerer import Answerer
@@ -164,23 +165,30 @@ class Runner:
     def kept(self) -> tuple[str, ...]:
         return self._weights.kept
 
-    def due(self, query: str) -> float:
-        return self._weights.due(query, self.now)
+    def due(self, turn: str) -> float:
+        return self._weights.due(self._conductor.plan.queries_of(turn), self.now)
 
-    def fresh(self, query: str, most: int, oldest: float) -> Sequence[float]:
-        found = self._queries[query].fresh(most, self._began + oldest / 1e3, live=self._live)
-        return [(frame.arrived - self._began) * 1e3 for frame in found]
+    def fresh(self, turn: str, most: int, oldest: float) -> Sequence[float]:
+        since = self._began + oldest / 1e3
+        found = [state.fresh(most, since, live=self._live) for state in self._members(turn)]
+        return [(frame.arrived - self._began) * 1e3 for frame in max(found, key=len)]
 
-    def process(self, query: str, count: int) -> None:
-        state, began = self._queries[query], monotonic()
-        errors = state.counters.errors
-        for frame in state.take(count, live=self._live):
-            if self._stop.is_set() or not state.alive:
+    def process(self, turn: str, count: int) -> None:
+        states, began = self._members(turn), monotonic()
+        errors = sum(state.counters.errors for state in states)
+        taken = [(state, frame) for state in states for frame in state.take(count, live=self._live)]
+        # Frame by frame, so that queries of one feed find what they share ready.
+        taken.sort(key=lambda pair: pair[1].arrived)
+        for state, frame in taken:
+            if self._stop.is_set():
                 return
-            self._answerer.answer(state, frame)
-        # The time of a turn with a failure, or of one that had to load its own weights, says nothing about the model.
-        if state.counters.errors == errors and not self._review.lost:
-            self._review.ran(query, count, (monotonic() - began) * 1e3)
+            if state.alive:
+                self._answerer.answer(state, frame)
+        failed = sum(state.counters.errors for state in states) > errors
+        # A turn with a failure, with fewer frames of a query, or that loads its own weights, says nothing about times.
+        if not failed and not self._review.lost and len(taken) == count * len(states):
+            names, expected_ms = [state.name for state in states], self._conductor.expected_ms(turn, count)
+            self._review.ran(names, expected_ms, (monotonic() - began) * 1e3)
 
     def wait(self, until: float) -> None:
         end = min(self._deadline, self._began + min(until, self.now + _SILENT_MS) / 1e3)
@@ -211,7 +219,7 @@ class Runner:
 
     def _line_up(self, lineup: Lineup) -> None:
         """Make a plan for a lineup (queries, feeds, models), and give each its state; those that ran keep theirs."""
-        queries, feeds, self._planned = lineup.queries, lineup.feeds, lineup.swapping is not None
+        queries, self._planned = lineup.queries, lineup.swapping is not None
         swapping = lineup.swapping or in_turn(queries)
         self._fps = {name: query.fps for name, query in swapping.profile.queries.items()}
         self._review = Review(swapping.profile)
@@ -219,17 +227,8 @@ class Runner:
         self._planning = PlansInBackground(self._review, swapping.budget, swapping.policy, self._notify)
         plan = swapping.plan or make_plan(swapping.profile, swapping.budget, swapping.policy)
         self._conductor = Conductor(swapping.profile, swapping.budget, self, plan)
-        depths = swapping.depths(queries) if self._live else deepest_turns(queries, self._conductor.plan.batches)
-        channels = {name: Channel(feeds[name], depth) for name, depth in depths.items()}
-        for name, channel in channels.items():
-            if (before := self._channels.get(name)) is not None:
-                channel.go_on(before)
-        states = {name: QueryState(name, channels[feed]) for name, feed in queries.items()}
-        for name, state in states.items():
-            if (known := self._queries.get(name)) is not None:
-                state.go_on(known)
-            state.channel.queries.append(state)
-        self._channels, self._queries = channels, states
+        depths = swapping.depths(queries) if self._live else deepest_turns(queries, plan.sizes)
+        self._channels, self._queries = lineup.states(depths, self._channels, self._queries)
 
     def _switch(self, change: Change, frames: int | None) -> None:
         """Replace the lineup (queries, feeds and models that run), and stop feeds that are not in the new one."""
@@ -242,17 +241,20 @@ class Runner:
         if self._planned:
             # The new plan begins with empty memory.
             self._weights.clear()
-        known = [channel.feed for channel in before.values()]
+        known, going = ([channel.feed for channel in each.values()] for each in (before, self._channels))
         for channel in self._channels.values():
             if channel.feed not in known:
                 channel.feed.start(self._wake, live=self._live, limit=frames, depth=channel.depth)
-        going = [channel.feed for channel in self._channels.values()]
         for channel in before.values():
             if channel.feed not in going:
                 self._answerer.tell_left(channel.close())
                 channel.feed.stop()
         self._next = None
         change.done.set()
+
+    def _members(self, turn: str) -> list[QueryState]:
+        """Return the queries that run in a turn of the plan."""
+        return [self._queries[query] for query in self._conductor.plan.queries_of(turn)]
 
     @property
     def _ended(self) -> bool:
@@ -267,15 +269,8 @@ class Runner:
 
     @property
     def _frame_came(self) -> bool:
-        """Whether a feed has delivered a frame that the runner can take in now.
-
-        At least one query of the feed must still run. In an offline run, the feed's channel (the frames that wait for
-        the feed's queries) must not be full.
-        """
-        return any(
-            channel.wanted and channel.feed.waiting and (self._live or len(channel.frames) < channel.depth)
-            for channel in self._channels.values()
-        )
+        """Whether a feed has delivered a frame that the runner can take in now."""
+        return any(channel.can_advance(live=self._live) for channel in self._channels.values())
 
     def _is_active(self, name: str) -> bool:
         """Return whether a query has waiting frames, or may have some soon."""
@@ -289,12 +284,13 @@ class Runner:
 
     def stats(self) -> RunStats:
         """Return the statistics up to now. May be called on any thread while the runner runs."""
-        plan = self._conductor.plan
+        profile, plan = self._conductor.followed
+        promised = promises(profile, plan) if self._planned and self._live else {}
         feeds = {name: channel.feed for name, channel in self._channels.items()}
         return RunStats(
             seconds=monotonic() - self._began,
             queries={name: query.stats() for name, query in self._queries.items()},
             feeds={name: FeedStats.of(feed) for name, feed in feeds.items()},
             blocked_ms=self._blocked_ms + self._conductor.blocked_ms,
-            plan=PlanStats(plan.order, plan.batches, self._replans + self._review.replans),
+            plan=PlanStats(plan.order, plan.batches, self._replans + self._review.replans, promised),
         )

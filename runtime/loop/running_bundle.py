@@ -18,7 +18,6 @@ from ...errors import GemelError, InputError
 from ..backends.prepare_apart import prepare_apart
 from ..feeds import Feed
 from ..memory.arena_stats import ArenaStats
-from ..planning.promises import promises
 from ..sinks import OutputSink
 from ..sinks.run_queries import RunQueries
 from ..trace import Watch, unwatched
@@ -107,7 +106,7 @@ class RunningBundle:
         assert deployment is not None and outputs is not None, "summarise() is called during the run"
         loads = self._past + deployment.loads
         return Summary(
-            self._with_broken(self._with_promises(stats)),
+            self._with_broken(stats),
             deployment.backend.name,
             MemoryUse(deployment.backend.budget, loads.peak),
             SwapStats(loads.loads, loads.loaded, loads.blocked_s * 1e3 + stats.blocked_ms),
@@ -240,14 +239,6 @@ class RunningBundle:
     def _take_feeds(self, feeds: Mapping[str, Feed], specs: Mapping[str, FeedSpec], broken: Mapping[str, str]) -> None:
         self.feeds, self._specs, self._broken = feeds, specs, broken
         self.queries.replace(_queries_of(self.bundle, feeds))
-
-    def _with_promises(self, stats: RunStats) -> RunStats:
-        """Return statistics with what the plan promises each query, if the run follows the plan that it began with."""
-        swapping, shown = None if self.deployment is None else self.deployment.swapping, stats.plan
-        plan = None if swapping is None else swapping.plan
-        if plan is None or swapping is None or (plan.order, plan.batches) != (tuple(shown.order), shown.batches):
-            return stats
-        return replace(stats, plan=replace(shown, promised=promises(swapping.profile, plan)))
 
     def _with_broken(self, stats: RunStats) -> RunStats:
         """Return statistics with the feeds that could not be opened, and their queries, each with the reason."""

@@ -127,13 +127,13 @@ class PlanStats:
     """Plan that the runner followed at the end of the run, and the number of new plans."""
 
     order: Sequence[str] = ()
-    """Queries of the plan, in the order of their turns."""
+    """Turns of the plan in their order, each a query or several (``a+b``) that run together."""
     batches: Mapping[str, int] = field(default_factory=dict)
-    """Query -> maximum number of frames in its turn."""
+    """Turn -> maximum number of frames of each of its queries."""
     replans: int = 0
     """Number of new plans that were made during the run."""
     promised: Mapping[str, Promise] = field(default_factory=dict)
-    """Query -> what the plan promises it; empty if nothing was planned, or not known."""
+    """Query -> what the plan promises it; empty if nothing was planned."""
 
 
 @dataclass(frozen=True, slots=True)

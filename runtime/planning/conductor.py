@@ -10,6 +10,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
+from .joint_turns import turn_profile
 from .planner import Plan
 from .profile import Profile
 from .residency import Step, Transfer, steps
@@ -42,26 +43,30 @@ class World(Protocol):
         """Return the segments that are in memory, or on their way, when a new plan begins."""
         ...
 
-    def due(self, query: str) -> float:
-        """Return the time at which a query's weights are expected in memory, in milliseconds since the run began.
+    def due(self, turn: str) -> float:
+        """Return the time at which a turn's weights are expected in memory, in milliseconds since the run began.
 
         The time is infinite if a segment is neither in memory nor being loaded.
         """
         ...
 
-    def fresh(self, query: str, most: int, oldest: float) -> Sequence[float]:
-        """Return the arrival times, in milliseconds, of the frames that a query should take now, oldest first.
+    def fresh(self, turn: str, most: int, oldest: float) -> Sequence[float]:
+        """Return the arrival times, in milliseconds, of the frames that a turn should take now, oldest first.
 
         Args:
-            query: name of the query.
+            turn: name of a query, or of a joint turn of the plan. Of a joint turn, the frames of that query are
+                returned which has most.
             most: maximum number of frames to return; a live run returns the newest frames.
             oldest: earliest arrival time of a frame that can still be answered in time. A live run leaves out earlier
                 frames, except the newest frame of all.
         """
         ...
 
-    def process(self, query: str, count: int) -> None:
-        """Run a query on ``count`` of its frames: in a live run, the newest frames. Its weights must be in memory."""
+    def process(self, turn: str, count: int) -> None:
+        """Run a query, or each query of a joint turn, on up to ``count`` of its frames; in a live run, on the newest.
+
+        The turn's weights must be in memory.
+        """
         ...
 
     def wait(self, until: float) -> None:
@@ -123,12 +128,21 @@ class Conductor:
     """
 
     def __init__(self, profile: Profile, budget: int, world: World, plan: Plan) -> None:
-        self._profile, self._budget, self._world = profile, budget, world
+        self._budget, self._world = budget, world
         self._begin(profile, plan)
         self._ran: dict[str, float] = {}
         """Query -> begin of its last run, in milliseconds since the beginning."""
         self.blocked_ms = 0.0
         """Milliseconds in which no model ran, because the next query's weights were still being loaded."""
+
+    def expected_ms(self, turn: str, frames: int) -> float:
+        """Return the milliseconds that a turn of the plan takes, by the profile, on ``frames`` frames of each query."""
+        return self._profile.between_ms(turn, frames)
+
+    @property
+    def plan(self) -> Plan:
+        """Plan that is followed now."""
+        return self.followed[1]
 
     def run(self) -> None:
         """Lead the world from turn to turn until the run is over."""
@@ -158,8 +172,14 @@ class Conductor:
             turn, idle = following, not frames
 
     def _begin(self, profile: Profile, made: Plan) -> None:
-        """Switch to another plan, from its first turn on. What the plan needs and is in memory stays there."""
-        self._profile, self.plan = profile, made
+        """Switch to another plan, from its first turn on. What the plan needs and is in memory stays there.
+
+        Args:
+            profile: profile that the plan was made from.
+            made: plan to follow.
+        """
+        self.followed = profile, made
+        self._profile = profile = turn_profile(profile, made.joint, profile.objective)
         kept = self._world.kept()
         used = {segment for query in made.order for segment in profile.segments_of(query)}
         stays = [] if made.rule.whole else [segment for segment in kept if segment in used]

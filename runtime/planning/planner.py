@@ -1,26 +1,30 @@
 """Making a plan: the order in which queries take turns, and the frames of each turn, for what the user wants most.
 
 A device has memory for some of the models only, so queries take turns in a cycle, and weights are swapped between
-turns. A plan decides two things.
+turns. A plan decides three things.
 
 - The *order* of turns. Queries that share weights should follow each other, because then there is less to load. The
   order determines which segments are loaded and evicted at each turn (:mod:`.residency`). A query may have several
   turns in a cycle.
 - The *turn size* of each query: how many frames its turn takes. A long turn loads weights once for many frames, but
   frames get old while a query waits for its turn. A frame that cannot be answered within the SLA is lost.
+- Which queries run together, in one *joint turn* (:mod:`.joint_turns`), if that saves time.
 
-Both determine when turns begin, and how many frames are answered in time (:mod:`.timeline`). What is better is the
+They determine when turns begin, and how many frames are answered in time (:mod:`.timeline`). What is better is the
 user's to say (:mod:`.objectives`). :mod:`.search` looks for the best plan.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
+import numpy as np
+
 from ...errors import InputError
-from .objectives import OBJECTIVES, ObjectiveName
+from .joint_turns import find_joint_turns, turn_profile
+from .objectives import OBJECTIVES, ObjectiveName, Worth
 from .profile import Profile
 from .residency import Rule
 from .search import FoundPlan, best_of_orders, search_plan
@@ -115,7 +119,7 @@ class Plan:
     order: tuple[str, ...]
     """Queries in the order of their turns; a query may have several. After the last turn, the cycle begins again."""
     batches: dict[str, int]
-    """Query -> turn size: maximum number of frames that a turn of the query takes."""
+    """Query -> turn size: maximum number of frames that a turn of the query takes. In a joint turn, each query does."""
     rule: Rule
     """Rule that chooses the segments to evict and to prefetch."""
     pinned: frozenset[str]
@@ -128,6 +132,17 @@ class Plan:
     """Query -> expected frames per second that are answered within the SLA."""
     accuracy: dict[str, float] | None = None
     """Query -> expected accuracy of every frame's answer, 0 to 1; None if the objective is not about accuracy."""
+    joint: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Name of a joint turn -> queries that run in it; the name stands for them in ``order`` and ``batches``."""
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Query -> maximum number of frames that a turn of the query, or a joint turn with it, takes of its frames."""
+        return {query: size for turn, size in self.batches.items() for query in self.queries_of(turn)}
+
+    def queries_of(self, turn: str) -> tuple[str, ...]:
+        """Return the queries that run in a turn of the plan's order."""
+        return self.joint.get(turn, (turn,))
 
 
 def make_plan(profile: Profile, budget: int, policy: Policy | None = None) -> Plan:
@@ -153,7 +168,34 @@ def make_plan(profile: Profile, budget: int, policy: Policy | None = None) -> Pl
     if policy.listed:
         rules = (policy.rule, replace(policy.rule, ahead="none")) if policy.lazy else (policy.rule,)
         return plan_of(profile, best_of_orders(profile, budget, [queries], rules, policy.objective))
-    return plan_of(profile, search_plan(profile, budget, policy.rule, policy.objective))
+    plan = plan_of(profile, search_plan(profile, budget, policy.rule, policy.objective))
+    joint = find_joint_turns(profile, budget)
+    if not joint:
+        return plan
+    turns = turn_profile(profile, joint, policy.objective)
+    together = _for_queries(plan_of(turns, search_plan(turns, budget, policy.rule, policy.objective)), queries, joint)
+    return max(plan, together, key=lambda made: _worth(profile, made, policy.objective))
+
+
+def _for_queries(plan: Plan, queries: Sequence[str], joint: Mapping[str, tuple[str, ...]]) -> Plan:
+    """Return a plan whose expectations are stated for joint turns, with the expectations of the queries in them."""
+    turn_of = {query: query for query in queries} | {query: turn for turn, group in joint.items() for query in group}
+    accuracy = plan.accuracy
+    return replace(
+        plan,
+        frames={query: plan.frames[turn] for query, turn in turn_of.items()},
+        accuracy=None if accuracy is None else {query: accuracy[turn] for query, turn in turn_of.items()},
+        joint=joint,
+    )
+
+
+def _worth(profile: Profile, plan: Plan, objective: ObjectiveName) -> tuple[float, ...]:
+    """Return what a plan is worth by an objective; of two plans, the one with the larger value is better."""
+    queries = tuple(profile.queries)
+    frames = np.array([[plan.frames[query] for query in queries]])
+    accuracy = None if plan.accuracy is None else np.array([[plan.accuracy[query] for query in queries]])
+    rows = Worth(profile, queries, objective).rows(frames, accuracy, np.array([plan.cycle_ms]))
+    return tuple(rows[0].tolist())
 
 
 def plan_of(profile: Profile, found: FoundPlan) -> Plan:

@@ -9,13 +9,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ...bundles.budget import budget, parse_memory
 from ...bundles.goals import ObjectiveName
 from ...errors import InputError
 
-__all__ = ["LinkProfile", "ModelProfile", "Profile", "QueryProfile", "SegmentProfile", "parse_profile", "unmerged"]
+__all__ = [
+    "LinkProfile",
+    "ModelProfile",
+    "Profile",
+    "QueryProfile",
+    "SegmentProfile",
+    "StemProfile",
+    "parse_profile",
+    "unmerged",
+]
 
 Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 """Finite number of milliseconds, not negative."""
@@ -42,6 +52,15 @@ class SegmentProfile(_Value):
     """Measured milliseconds of a load; None if they are calculated from the bandwidth and latency of the link."""
 
 
+class StemProfile(_Value):
+    """Stem of a model: the layers at its beginning that other models have as well, with equal weights."""
+
+    id: str
+    """Identity of the stem, equal for all models that begin with it."""
+    run_ms: Mapping[Annotated[int, Field(gt=0)], Milliseconds]
+    """Number of frames in a turn -> milliseconds of the stem's part of the turn."""
+
+
 class ModelProfile(_Value):
     """Segments and run times of one model."""
 
@@ -49,12 +68,23 @@ class ModelProfile(_Value):
     """Segments that must be in memory while the model runs."""
     run_ms: Mapping[Annotated[int, Field(gt=0)], Milliseconds]
     """Number of frames in a turn -> milliseconds that the turn runs. The time for one frame must be present."""
+    stem: StemProfile | None = None
+    """Stem that the model shares with other models of the profile; None if it shares none."""
 
     @model_validator(mode="after")
     def _has_one(self) -> ModelProfile:
         if 1 not in self.run_ms:
             raise ValueError(f"run_ms has no time for 1 frame, only for {sorted(self.run_ms) or 'none'}")
         return self
+
+    def slower(self, factor: float) -> ModelProfile:
+        """Return the profile of a model that takes ``factor`` times as long to run."""
+        stem = self.stem and self.stem.model_copy(update={"run_ms": _times(self.stem.run_ms, factor)})
+        return self.model_copy(update={"run_ms": _times(self.run_ms, factor), "stem": stem})
+
+
+def _times(run_ms: Mapping[int, float], factor: float) -> dict[int, float]:
+    return {frames: time * factor for frames, time in run_ms.items()}
 
 
 class QueryProfile(_Value):
@@ -132,6 +162,11 @@ class Profile(_Value):
         """
         known = self.models[self.queries[query].model].run_ms
         return known[min((size for size in known if size >= frames), default=max(known))]
+
+    def between_ms(self, query: str, frames: int) -> float:
+        """Return the milliseconds that a query's turn on ``frames`` frames runs, interpolated between known sizes."""
+        sizes, times = zip(*sorted(self.models[self.queries[query].model].run_ms.items()), strict=True)
+        return float(np.interp(frames, sizes, times))
 
     def sla_of(self, query: str) -> float:
         """Return the milliseconds after a frame's arrival by which a query's result is due."""

@@ -6,8 +6,6 @@ from collections import defaultdict, deque
 from collections.abc import Collection, Mapping
 from statistics import median
 
-import numpy as np
-
 from .profile import ModelProfile, Profile
 
 __all__ = ["Review"]
@@ -46,14 +44,17 @@ class Review:
         self._ratios: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_RUNS))
         """Model -> measured milliseconds of its newest turns, divided by the milliseconds that the profile expects."""
 
-    def ran(self, query: str, frames: int, milliseconds: float) -> None:
-        """Note how many milliseconds a turn of a query on ``frames`` frames took."""
-        model = self.profile.queries[query].model
-        sizes, times = zip(*sorted(self.profile.models[model].run_ms.items()), strict=True)
-        # Interpolated: a turn with fewer frames than planned must not count as faster than the profile says.
-        expected = float(np.interp(frames, sizes, times))
-        if expected > 0:
-            self._ratios[model].append(milliseconds / expected)
+    def ran(self, queries: Collection[str], expected_ms: float, milliseconds: float) -> None:
+        """Note how many milliseconds a turn took.
+
+        Args:
+            queries: queries that ran in the turn.
+            expected_ms: milliseconds that the turn takes by the current profile.
+            milliseconds: milliseconds that the turn took.
+        """
+        if expected_ms > 0:
+            for model in {self.profile.queries[query].model for query in queries}:
+                self._ratios[model].append(milliseconds / expected_ms)
 
     def due(self, now: float) -> bool:
         """Return whether the next regular review of the current plan is due, ``now`` milliseconds after the run began.
@@ -112,6 +113,5 @@ class Review:
             return models
         for model, ratio in off.items():
             self._ratios[model].clear()
-            times = {frames: time * ratio for frames, time in models[model].run_ms.items()}
-            models = {**models, model: models[model].model_copy(update={"run_ms": times})}
+            models = {**models, model: models[model].slower(ratio)}
         return models

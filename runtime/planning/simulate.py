@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .conductor import Conductor, Link
+from .joint_turns import turn_profile
 from .planner import Plan
 from .profile import Profile
 from .residency import Transfer
@@ -90,12 +91,12 @@ class _Camera:
         return [index for index in young if index == end - 1 or self.arrival(index) >= oldest - 1e-9]
 
     def take(self, now: float, count: int) -> range:
-        """Take the camera's newest ``count`` frames, and return their indices.
+        """Take the camera's newest frames that were not taken yet, at most ``count``, and return their indices.
 
         No frame that has arrived by ``now`` milliseconds can be taken afterwards.
         """
-        self._next = self.arrived(now)
-        return range(self._next - count, self._next)
+        first, self._next = self._next, self.arrived(now)
+        return range(max(first, self._next - count), self._next)
 
 
 def simulate(profile: Profile, budget: int, plan: Plan, seconds: float = 60.0, seed: int = 0) -> Simulation:
@@ -108,7 +109,7 @@ def simulate(profile: Profile, budget: int, plan: Plan, seconds: float = 60.0, s
         seconds: length of the simulated run in seconds.
         seed: seed of the random phases of the cameras' clocks.
     """
-    world = _World(profile, seconds, seed)
+    world = _World(profile, plan, seconds, seed)
     conductor = Conductor(profile, budget, world, plan)
     conductor.run()
     return world.finish(conductor.blocked_ms)
@@ -117,8 +118,10 @@ def simulate(profile: Profile, budget: int, plan: Plan, seconds: float = 60.0, s
 class _World:
     """Cameras, memory and a device in virtual time; implements :class:`.conductor.World`."""
 
-    def __init__(self, profile: Profile, seconds: float, seed: int) -> None:
-        self._profile, self._end = profile, seconds * 1e3
+    def __init__(self, profile: Profile, plan: Plan, seconds: float, seed: int) -> None:
+        self._profile, self._plan, self._end = profile, plan, seconds * 1e3
+        self._turns = turn_profile(profile, plan.joint, profile.objective)
+        """Profile in which joint turns take the place of their queries."""
         self.now = 0.0
         self._link = Link()
         self._bytes = 0
@@ -151,22 +154,30 @@ class _World:
     def kept(self) -> tuple[str, ...]:
         return self._link.kept
 
-    def due(self, query: str) -> float:
-        return self._link.due(self._profile.segments_of(query))
+    def due(self, turn: str) -> float:
+        return self._link.due(self._turns.segments_of(turn))
 
-    def fresh(self, query: str, most: int, oldest: float) -> list[float]:
-        camera = self._cameras[query]
-        return [camera.arrival(index) for index in camera.fresh(self.now, most, oldest)]
+    def fresh(self, turn: str, most: int, oldest: float) -> list[float]:
+        cameras = [self._cameras[query] for query in self._plan.queries_of(turn)]
+        found = [[camera.arrival(index) for index in camera.fresh(self.now, most, oldest)] for camera in cameras]
+        return max(found, key=len)
 
-    def process(self, query: str, count: int) -> None:
-        camera, outcome = self._cameras[query], self.result.queries[query]
-        frames = camera.take(self.now, count)
-        time = self._profile.run_ms(query, count)
+    def process(self, turn: str, count: int) -> None:
+        cameras = {query: self._cameras[query] for query in self._plan.queries_of(turn)}
+        taken = {query: camera.take(self.now, count) for query, camera in cameras.items()}
+        time = self._turns.run_ms(turn, count)
         self.now += time
         self.result.busy_ms += max(0.0, min(time, self._end - self.now + time))
         if self.now > self._end:
             return
-        outcome.processed += count
+        for query, frames in taken.items():
+            if frames:
+                self._answer(query, frames)
+
+    def _answer(self, query: str, frames: range) -> None:
+        """Count frames that a query has answered just now."""
+        camera, outcome = self._cameras[query], self.result.queries[query]
+        outcome.processed += len(frames)
         outcome.answers.append((self.now, frames[-1]))
         for index in frames:
             latency = self.now - camera.arrival(index)
@@ -175,7 +186,8 @@ class _World:
 
     def wait(self, until: float) -> None:
         # Wake only for frames of queries whose weights will be in memory; for all frames if the wait has no other end.
-        cameras = (camera for query, camera in self._cameras.items() if until == math.inf or self.due(query) <= until)
+        turns = [turn for turn in self._plan.batches if until == math.inf or self.due(turn) <= until]
+        cameras = [self._cameras[query] for turn in turns for query in self._plan.queries_of(turn)]
         frame = min((camera.next_arrival(self.now) for camera in cameras), default=math.inf)
         self.now = min(until, frame, self._link.coming(self.now), self._end)
 

@@ -103,7 +103,9 @@ class TestPlansAnew:
 
     def test_failures_are_not_measured(self, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
         measured = []
-        monkeypatch.setattr(review.Review, "ran", lambda self, query, frames, milliseconds: measured.append(query))
+        monkeypatch.setattr(
+            review.Review, "ran", lambda self, queries, expected_ms, milliseconds: measured.extend(queries)
+        )
 
         def infer(query: str, frame: Frame) -> Result:
             if query == "b":

@@ -30,7 +30,7 @@ def times(found: Profile | None) -> Mapping[str, Mapping[int, float]]:
 
 def ran(review: Review, query: str, milliseconds: float, *, frames: int = 1, count: int = 9) -> None:
     for _ in range(count):
-        review.ran(query, frames, milliseconds)
+        review.ran([query], review.profile.between_ms(query, frames), milliseconds)
 
 
 def test_the_plan_is_looked_at_once_a_second(review: Review) -> None:

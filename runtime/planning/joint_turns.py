@@ -1,0 +1,124 @@
+"""Joint turns: queries that run together in one turn, because that takes less time than one after the other.
+
+Queries of one feed whose models begin with the same *stem* run the stem once for each frame. Queries of one model that
+watch different feeds run the model once for the frames of all their feeds, if larger batches are faster. In a plan, a
+joint turn takes the place of its queries: it has a name of its own, and stands in the order of turns like a query.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+
+from .objectives import ObjectiveName
+from .profile import ModelProfile, Profile, QueryProfile, StemProfile
+
+__all__ = ["find_joint_turns", "turn_profile"]
+
+_GAIN = 0.97
+"""Fraction of the time of separate turns that a joint turn may take at most."""
+
+
+def find_joint_turns(profile: Profile, budget: int) -> dict[str, tuple[str, ...]]:
+    """Return name of a joint turn -> queries that run in it, for the joint turns that save time.
+
+    The queries of a joint turn have equal rates, weights and priorities, and their weights fit into memory together.
+
+    Args:
+        profile: sizes, times and rates of the workload on its device.
+        budget: maximum bytes of weights that may be in memory at once.
+    """
+    groups: dict[tuple[object, ...], list[str]] = defaultdict(list)
+    for name, query in profile.queries.items():
+        stem = _stem(profile, name)
+        shared = (query.model,) if stem is None else (stem.id, query.feed)
+        groups[shared, query.fps, query.weight, query.priority, query.staleness is None].append(name)
+    found = [part for group in groups.values() for part in _parts(profile, group) if len(part) > 1]
+    return {"+".join(group): group for group in found if _pays(profile, budget, group)}
+
+
+def turn_profile(profile: Profile, members: Mapping[str, Sequence[str]], objective: ObjectiveName) -> Profile:
+    """Return a profile in which each joint turn takes the place of its queries, as one query of one model.
+
+    Args:
+        profile: sizes, times and rates of the workload on its device.
+        members: name of a joint turn -> the queries that run in it.
+        objective: name of the objective of the plan, which decides how much the joint turn counts.
+    """
+    if not members:
+        return profile
+    models, queries = dict(profile.models), dict(profile.queries)
+    for name, group in members.items():
+        models[name] = ModelProfile(segments=_segments(profile, group), run_ms=_run_ms(profile, group))
+        queries[name] = _as_one(profile, name, group, objective)
+    for query in chain.from_iterable(members.values()):
+        del queries[query]
+    return profile.model_copy(update={"models": models, "queries": queries})
+
+
+def _parts(profile: Profile, group: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return a group in parts; those of queries of one model have no more frames than the largest measured batch."""
+    first = group[0]
+    most = max(profile.models[profile.queries[first].model].run_ms) if _stem(profile, first) is None else len(group)
+    return [tuple(group[start : start + most]) for start in range(0, len(group), most)]
+
+
+def _stem(profile: Profile, query: str) -> StemProfile | None:
+    """Return the stem of a query's model; None if it has none, or no other query can have the query's frames."""
+    spec = profile.queries[query]
+    return None if spec.feed is None else profile.models[spec.model].stem
+
+
+def _pays(profile: Profile, budget: int, group: Sequence[str]) -> bool:
+    """Return whether a joint turn saves time for some turn size, and its weights fit into memory."""
+    if sum(profile.segments[segment].bytes for segment in _segments(profile, group)) > budget:
+        return False
+    together = _run_ms(profile, group)
+    sla_ms = min(map(profile.sla_of, group))
+    return any(
+        time <= _GAIN * sum(profile.run_ms(query, size) for query in group)
+        for size, time in together.items()
+        if time <= sla_ms
+    )
+
+
+def _segments(profile: Profile, group: Iterable[str]) -> tuple[str, ...]:
+    """Return the segments of all queries of a group, each once."""
+    return tuple(dict.fromkeys(chain.from_iterable(map(profile.segments_of, group))))
+
+
+def _run_ms(profile: Profile, group: Sequence[str]) -> dict[int, float]:
+    """Return turn size -> milliseconds of a joint turn in which each query takes that number of frames."""
+    first, stem = profile.models[profile.queries[group[0]].model], _stem(profile, group[0])
+    if stem is None:
+        # One model: the frames of all queries together are one turn of the model.
+        sizes = [size for size in first.run_ms if size * len(group) <= max(first.run_ms)]
+        return {size: profile.run_ms(group[0], size * len(group)) for size in sizes}
+    times = [profile.models[profile.queries[query].model].run_ms for query in group]
+    sizes = [size for size in stem.run_ms if all(size in each for each in times)]
+    # Each model's time has the stem's in it, which is needed once.
+    return {size: sum(each[size] for each in times) - (len(group) - 1) * stem.run_ms[size] for size in sizes}
+
+
+def _as_one(profile: Profile, model: str, group: Sequence[str], objective: ObjectiveName) -> QueryProfile:
+    """Return the query that stands for a group: what is best for it is best for the queries of the group."""
+    specs = [profile.queries[query] for query in group]
+    first = specs[0]
+    lexicographic = objective in ("max-min", "accuracy")
+    staleness = None
+    if all(spec.staleness for spec in specs):
+        curves = [spec.staleness or () for spec in specs]
+        ages = range(max(map(len, curves)))
+        values = [[curve[min(age, len(curve) - 1)] for curve in curves] for age in ages]
+        staleness = tuple(min(each) if lexicographic else sum(each) / len(each) for each in values)
+    return first.model_copy(
+        update={
+            "model": model,
+            "sla_ms": min(map(profile.sla_of, group)),
+            "min_fps": max(spec.min_fps for spec in specs),
+            # In a sum, the turn counts once for each of its queries.
+            "weight": first.weight if lexicographic else first.weight * len(group),
+            "staleness": staleness,
+        }
+    )
