@@ -108,7 +108,7 @@ def deploy(
         swapping = _swapping(bundle, backend, settings, queries, profiling, before)
         loads = replace(backend.stats)
         _warm(bundle, backend, queries)
-        infer = Inference(bundle, backend, None if swapping is None else swapping.depths(queries))
+        infer = Inference(bundle, backend, None if swapping is None else swapping.depths(queries), _batches(swapping))
     except BaseException:
         backend.close()
         raise
@@ -144,6 +144,11 @@ def _swapping(
             "query %s: a run takes %.0f ms, longer than the SLA of %g ms", query, run_ms, profile.sla_of(query)
         )
     return Swapping(profile, backend.room, backend, policy_of(settings.policy, profile, settings.objective))
+
+
+def _batches(swapping: Swapping | None) -> dict[str, tuple[int, ...]]:
+    """Return model -> numbers of frames that run as one batch; empty if nothing was measured."""
+    return {} if swapping is None else {name: model.as_batch for name, model in swapping.profile.models.items()}
 
 
 def _warm(bundle: Bundle, backend: Backend, queries: Collection[str]) -> None:
