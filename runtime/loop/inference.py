@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -18,22 +17,11 @@ from ..decode import DecodeContext, Decoder, FloatArray, build_decoder
 from ..decode.results import Result
 from .batches import ModelRun, allowed_sizes, plan_runs
 from .prepared_frames import PreparedFrames
+from .summary import RunCounts
 
-__all__ = ["Inference", "RunCounts"]
+__all__ = ["Inference"]
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RunCounts:
-    """Counts of the runs of a query's model that answered frames of the query."""
-
-    runs: int = 0
-    frames: int = 0
-    """Number of frames in all these runs together, frames of other queries included."""
-
-    def __add__(self, other: RunCounts) -> RunCounts:
-        return RunCounts(self.runs + other.runs, self.frames + other.frames)
 
 
 class Inference:

@@ -21,7 +21,8 @@ from gemel.runtime.backends.ort_cpu import OrtCpu
 from gemel.runtime.decode import Decoder, FloatArray
 from gemel.runtime.decode.results import Class, Result
 from gemel.runtime.loop import prepared_frames
-from gemel.runtime.loop.inference import Inference, RunCounts
+from gemel.runtime.loop.inference import Inference
+from gemel.runtime.loop.summary import RunCounts
 
 RED_MEAN, RED_STD = 0.485, 0.229
 """Normalisation of the first channel of the bundle's inputs."""
