@@ -176,17 +176,13 @@ class Runner:
     def process(self, turn: str, count: int) -> None:
         states, began = self._members(turn), monotonic()
         errors = sum(state.counters.errors for state in states)
-        taken = [(state, frame) for state in states for frame in state.take(count, live=self._live)]
+        pairs = [(state, frame) for state in states for frame in state.take(count, live=self._live)]
         # Frame by frame, so that queries of one feed find what they share ready.
-        taken.sort(key=lambda pair: pair[1].arrived)
-        for state, frame in taken:
-            if self._stop.is_set():
-                return
-            if state.alive:
-                self._answerer.answer(state, frame)
+        pairs.sort(key=lambda pair: pair[1].arrived)
+        whole = self._answerer.answer(pairs, self._stop.is_set) and len(pairs) == count * len(states)
         failed = sum(state.counters.errors for state in states) > errors
         # A turn with a failure, with fewer frames of a query, or that loads its own weights, says nothing about times.
-        if not failed and not self._review.lost and len(taken) == count * len(states):
+        if whole and not failed and not self._review.lost:
             names, expected_ms = [state.name for state in states], self._conductor.expected_ms(turn, count)
             self._review.ran(names, expected_ms, (monotonic() - began) * 1e3)
 

@@ -1,8 +1,9 @@
 """Joint turns: queries that run together in one turn, because that takes less time than one after the other.
 
-Queries of one feed whose models begin with the same *stem* run the stem once for each frame. Queries of one model that
-watch different feeds run the model once for the frames of all their feeds, if larger batches are faster. In a plan, a
-joint turn takes the place of its queries: it has a name of its own, and stands in the order of turns like a query.
+Queries of one feed whose models begin with the same *stem* run the stem once for each frame. Queries of one model on
+one feed run the model once for each frame. Queries of one model on different feeds run the model once for the frames of
+all their feeds, if larger batches are faster. In a plan, a joint turn takes the place of its queries: it has a name of
+its own, and stands in the order of turns like a query.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ def find_joint_turns(profile: Profile, budget: int) -> dict[str, tuple[str, ...]
         stem = _stem(profile, name)
         shared = (query.model,) if stem is None else (stem.id, query.feed)
         groups[shared, query.fps, query.weight, query.priority, query.staleness is None].append(name)
-    found = [part for group in groups.values() for part in _parts(profile, group) if len(part) > 1]
-    return {"+".join(group): group for group in found if _pays(profile, budget, group)}
+    parts = [part for group in groups.values() for part in _parts(profile, group)]
+    return {"+".join(part): part for part in parts if len(part) > 1 and _fits(profile, budget, part)}
 
 
 def turn_profile(profile: Profile, members: Mapping[str, Sequence[str]], objective: ObjectiveName) -> Profile:
@@ -58,10 +59,26 @@ def turn_profile(profile: Profile, members: Mapping[str, Sequence[str]], objecti
 
 
 def _parts(profile: Profile, group: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return a group in parts; those of queries of one model have no more frames than the largest measured batch."""
-    first = group[0]
-    most = max(profile.models[profile.queries[first].model].run_ms) if _stem(profile, first) is None else len(group)
-    return [tuple(group[start : start + most]) for start in range(0, len(group), most)]
+    """Return a group in parts of queries that run together because that saves time.
+
+    Args:
+        profile: sizes, times and rates of the workload on its device.
+        group: queries whose models share a stem on one feed, or queries of one model.
+    """
+    if _stem(profile, group[0]) is not None:
+        return [tuple(group)] if _pays(profile, [[query] for query in group]) else []
+    by_feed: dict[str, list[str]] = defaultdict(list)
+    for query in group:
+        by_feed[_feed(profile, query)].append(query)
+    # Queries of one model on one feed always run together: the model runs once for all of them.
+    parts = list(by_feed.values())
+    most = max(profile.models[profile.queries[group[0]].model].run_ms)
+    larger = [parts[start : start + most] for start in range(0, len(parts), most)]
+    return [
+        part
+        for joined in larger
+        for part in ([tuple(chain(*joined))] if _pays(profile, joined) else map(tuple, joined))
+    ]
 
 
 def _stem(profile: Profile, query: str) -> StemProfile | None:
@@ -70,16 +87,24 @@ def _stem(profile: Profile, query: str) -> StemProfile | None:
     return None if spec.feed is None else profile.models[spec.model].stem
 
 
-def _pays(profile: Profile, budget: int, group: Sequence[str]) -> bool:
-    """Return whether a joint turn saves time for some turn size, and its weights fit into memory."""
-    if sum(profile.segments[segment].bytes for segment in _segments(profile, group)) > budget:
-        return False
-    together = _run_ms(profile, group)
+def _feed(profile: Profile, query: str) -> str:
+    """Return the feed of a query; of a query that has its own feed, a name that no feed has."""
+    return profile.queries[query].feed or f"query {query}"
+
+
+def _fits(profile: Profile, budget: int, group: Sequence[str]) -> bool:
+    """Return whether the weights of a group's queries fit into memory together."""
+    return sum(profile.segments[segment].bytes for segment in _segments(profile, group)) <= budget
+
+
+def _pays(profile: Profile, parts: Sequence[Sequence[str]]) -> bool:
+    """Return whether one turn for all parts of a group takes less time than a turn for each, for some turn size."""
+    group = list(chain(*parts))
     sla_ms = min(map(profile.sla_of, group))
-    return any(
-        time <= _GAIN * sum(profile.run_ms(query, size) for query in group)
-        for size, time in together.items()
-        if time <= sla_ms
+    apart = [_run_ms(profile, part) for part in parts]
+    return len(parts) > 1 and any(
+        time <= min(sla_ms, _GAIN * sum(times[size] for times in apart))
+        for size, time in _run_ms(profile, group).items()
     )
 
 
@@ -90,15 +115,15 @@ def _segments(profile: Profile, group: Iterable[str]) -> tuple[str, ...]:
 
 def _run_ms(profile: Profile, group: Sequence[str]) -> dict[int, float]:
     """Return turn size -> milliseconds of a joint turn in which each query takes that number of frames."""
-    first, stem = profile.models[profile.queries[group[0]].model], _stem(profile, group[0])
-    if stem is None:
-        # One model: the frames of all queries together are one turn of the model.
-        sizes = [size for size in first.run_ms if size * len(group) <= max(first.run_ms)]
-        return {size: profile.run_ms(group[0], size * len(group)) for size in sizes}
-    times = [profile.models[profile.queries[query].model].run_ms for query in group]
+    models = dict.fromkeys(profile.queries[query].model for query in group)
+    times = [profile.models[model].run_ms for model in models]
+    stem = _stem(profile, group[0])
+    if stem is None or len(models) == 1:
+        feeds = len({_feed(profile, query) for query in group})
+        return {size: profile.run_ms(group[0], size * feeds) for size in times[0] if size * feeds <= max(times[0])}
     sizes = [size for size in stem.run_ms if all(size in each for each in times)]
     # Each model's time has the stem's in it, which is needed once.
-    return {size: sum(each[size] for each in times) - (len(group) - 1) * stem.run_ms[size] for size in sizes}
+    return {size: sum(each[size] for each in times) - (len(models) - 1) * stem.run_ms[size] for size in sizes}
 
 
 def _as_one(profile: Profile, model: str, group: Sequence[str], objective: ObjectiveName) -> QueryProfile:

@@ -70,6 +70,8 @@ class ModelProfile(_Value):
     """Number of frames in a turn -> milliseconds that the turn runs. The time for one frame must be present."""
     stem: StemProfile | None = None
     """Stem that the model shares with other models of the profile; None if it shares none."""
+    as_batch: tuple[Annotated[int, Field(gt=1)], ...] = ()
+    """Numbers of frames, of those in ``run_ms``, that the model runs as one batch; others run one by one."""
 
     @model_validator(mode="after")
     def _has_one(self) -> ModelProfile:

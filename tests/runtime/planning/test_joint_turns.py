@@ -89,6 +89,17 @@ def test_queries_of_one_model_run_together_if_larger_batches_are_faster() -> Non
     assert find_joint_turns(cameras(times={1: 20, 2: 40, 4: 80}), 5) == {}
 
 
+def test_queries_of_one_model_on_one_feed_run_it_once() -> None:
+    known = cameras(3, times={1: 20, 2: 40, 4: 80})
+    queries = {name: query.model_copy(update={"feed": "yard"}) for name, query in known.queries.items()}
+    known = known.model_copy(update={"queries": queries | {"q2": known.queries["q2"]}})
+    assert find_joint_turns(known, 5) == {"q0+q1": ("q0", "q1")}
+    assert dict(turn_profile(known, {"q0+q1": ("q0", "q1")}, "sum").models["q0+q1"].run_ms) == {1: 20, 2: 40, 4: 80}
+    known = known.model_copy(update={"models": cameras().models})
+    assert find_joint_turns(known, 5) == {"q0+q1+q2": ("q0", "q1", "q2")}
+    assert dict(turn_profile(known, {"all": ("q0", "q1", "q2")}, "sum").models["all"].run_ms) == {1: 20, 2: 40}
+
+
 def test_no_more_queries_run_together_than_batches_were_measured_for() -> None:
     assert list(find_joint_turns(cameras(5), 5)) == ["q0+q1+q2+q3"]
     assert find_joint_turns(cameras(times={1: 20}), 5) == {}
