@@ -27,15 +27,17 @@ __all__ = ["FoundPlan", "best_of_orders", "search_plan"]
 _EVERY_ORDER = 6
 """Maximum number of queries for which every order is tried before moves are."""
 _EVERY_SIZES = 300
-"""Maximum number of combinations of turn sizes that are all tried for each order."""
+"""Maximum number of combinations of turn sizes that are all tried for an order that a move led to."""
+_EVERY_SIZES_AT_FIRST = 1100
+"""Maximum number of combinations of turn sizes that are all tried for each order, where every order is tried."""
 _EVERY_SIZES_ONCE = 20_000
 """Maximum number of combinations of turn sizes that are all tried where there is one order only."""
 _FINALISTS = 16
 """Number of orders for which all combinations of turn sizes are tried after every order was tried with some."""
 _WORK = 140.0
-"""Work that a search may do for any workload, in about milliseconds of CPU time."""
+"""Work that moves may do for any workload, in about milliseconds of CPU time."""
 _WORK_PER_QUERY = 4.0
-"""Work that a search may do in addition for each query, in about milliseconds of CPU time."""
+"""Work that moves may do in addition for each query, in about milliseconds of CPU time."""
 _ELEMENTS = 500_000
 """Maximum number of turns x queries x plans that are computed at once."""
 _NEIGHBOURS = 32
@@ -130,7 +132,7 @@ class _Search:
 
     def improve_sizes(self) -> None:
         """Try all combinations of turn sizes for the best orders so far, if there were too many to do so for each."""
-        if _EVERY_SIZES < prod(map(len, self.options)) <= _EVERY_SIZES_ONCE:
+        if _EVERY_SIZES_AT_FIRST < prod(map(len, self.options)) <= _EVERY_SIZES_ONCE:
             for plan in sorted(self.plans, key=lambda plan: plan.row, reverse=True)[:_FINALISTS]:
                 self._seen.discard((plan.order, plan.rule))
                 self.consider(plan.order, plan.rule, _EVERY_SIZES_ONCE)
@@ -244,7 +246,8 @@ def search_plan(profile: Profile, budget: int, rule: Rule, objective: ObjectiveN
         objective: name of the objective.
     """
     queries = tuple(profile.queries)
-    found = _Search(profile, budget, objective, _WORK + _WORK_PER_QUERY * len(queries))
+    work = _WORK + _WORK_PER_QUERY * len(queries)
+    found = _Search(profile, budget, objective, work)
     rules = (rule, replace(rule, far=True)) if rule.ahead != "none" and not rule.whole else (rule,)
     orders: Iterator[tuple[str, ...]]
     if len(queries) <= _EVERY_ORDER:
@@ -254,12 +257,14 @@ def search_plan(profile: Profile, budget: int, rule: Rule, objective: ObjectiveN
         orders = iter(dict.fromkeys((queries, short_tour(profile, queries))))
     for order in orders:
         for each in rules:
-            found.consider(order, each, _EVERY_SIZES)
+            found.consider(order, each, _EVERY_SIZES_AT_FIRST)
     found.improve_sizes()
-    random, whole = Random(0), found.work
+    # Trying every order must not leave moves without work: these give queries a second turn.
+    found.work = work
+    random = Random(0)
     for smooth in (True, False) if found.worth.is_steep else (False,):
         found.begin(smooth=smooth)
-        rest = whole / 2 if smooth else 0.0
+        rest = work / 2 if smooth else 0.0
         failed = kicks = 0
         while found.work > rest and kicks < _KICKS:
             current = found.current
