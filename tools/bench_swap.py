@@ -8,9 +8,9 @@ and their latency are measured. In the merged bundle, the models of a family sha
 last stage and have private BatchNorm and heads, as after a merge; in the unmerged bundle they share nothing. Evicted
 segments leave the page cache, so each load reads from disk.
 
-Arms take turns. Each round is a ``gemel-run`` process, whose memory is sampled from outside in /proc/PID/smaps. Then
-the simulator is compared with real runs whose loads are slowed down to one bandwidth. Writes tables into
-docs/swapping.md.
+Arms take turns. Each round is a ``gemel-run`` process, whose memory is sampled from outside in /proc/PID/smaps. There
+is a table for the disk, and one for each bandwidth to which loads are slowed down. Plans, the simulator and real runs
+are compared. Writes the tables into docs/swapping.md.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -53,6 +53,8 @@ _EACH = 4
 """Number of models of each family."""
 _CLIP_S = 10
 """Length of each video in seconds."""
+_BANDWIDTHS = (300.0, 60.0)
+"""Megabytes per second to which loads are slowed down, one table each."""
 _SAMPLE_S = 0.1
 """Seconds between two samples of a process's memory."""
 
@@ -88,8 +90,6 @@ _ARMS = (
     Arm("nexus, merged", True, "nexus+shared"),
     Arm("gemel, merged", True, "gemel"),
 )
-_COLD = Loading(cold=True)
-_SLOW = Loading(bandwidth=300e6)
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,8 @@ class Round:
 
     processed: int
     frames: int
+    slowest: float
+    """Smallest fraction of its frames that any query processed."""
     in_time: float
     """Fraction of the processed frames that were answered within the SLA."""
     blocked: float
@@ -107,6 +109,14 @@ class Round:
     """Maximum bytes of the blob that were seen in the process's memory."""
 
 
+class Expected(NamedTuple):
+    """Fractions of frames that a plan or the simulator expects of an arm."""
+
+    processed: float
+    slowest: float
+    """Smallest fraction of its frames that any query is expected to process."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder with videos (*.mp4)")
@@ -114,6 +124,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=96, help="height and width of the models' input, pixels")
     parser.add_argument("--fps", type=int, default=30, help="frames a second of the videos")
     parser.add_argument("--sla", type=int, default=100, help="milliseconds from a frame to its answer")
+    parser.add_argument(
+        "--bandwidth",
+        type=float,
+        action="append",
+        help="MB per second to which loads are slowed down; once for each table; default 300 and 60",
+    )
+    parser.add_argument("--no-cold", action="store_true", help="leave out the table of loads from the cold disk")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each arm")
     parser.add_argument("--seconds", type=float, default=20.0, help="seconds of each arm in each round")
     parser.add_argument("--report", type=Path, default=_ROOT / "docs/swapping.md", help="page to write the tables into")
@@ -126,8 +143,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     manifest = json.loads((bundles[True] / "manifest.json").read_text())
     budget = sum(segment["length"] for segment in manifest["segments"].values()) // 2
     tables = {}
-    for name, loading in (("cold", _COLD), ("slow", _SLOW)):
-        simulated = {arm.name: _simulate(arm, bundles[arm.merged], budget, loading, options.seconds) for arm in _ARMS}
+    loadings = {} if options.no_cold else {"cold": Loading(cold=True)}
+    loadings |= {f"{each:g} MB/s": Loading(bandwidth=each * 1e6) for each in options.bandwidth or _BANDWIDTHS}
+    for name, loading in loadings.items():
+        expected = {arm.name: _expect(arm, bundles[arm.merged], budget, loading, options.seconds) for arm in _ARMS}
         found: dict[str, list[Round]] = {arm.name: [] for arm in _ARMS}
         for number in range(options.rounds):
             for arm in _ARMS:
@@ -135,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 found[arm.name].append(result)
                 what = f"{name} {number + 1}: {arm.name}: {result.processed} of {result.frames} frames"
                 console.print(what, highlight=False)
-        tables[name] = table(found, simulated)
+        tables[name] = table(found, expected)
         console.print(tables[name], highlight=False, soft_wrap=True)
     for name, content in tables.items():
         write_between(options.report, f"{name}, {setting}", content)
@@ -215,15 +234,22 @@ def _command(name: str) -> str:
     return str(Path(sys.executable).with_name(name))
 
 
-def _simulate(arm: Arm, path: Path, budget: int, loading: Loading, seconds: float) -> float:
-    """Return the fraction of frames that the simulator processes.
+def _expect(arm: Arm, path: Path, budget: int, loading: Loading, seconds: float) -> tuple[Expected, Expected]:
+    """Return what the plan of an arm promises, and what the simulator makes of it.
 
     The load and run times that are measured for it are kept in the device cache, for the real runs.
     """
     bundle = open_bundle(path)
     with open_backend(bundle, arm.backend, memory=budget, threads=1, loading=loading) as backend:
         profile, room = profile_of(bundle, backend, fresh=True), backend.room
-    return simulate(profile, room, make_plan(profile, room, POLICIES[arm.policy]), seconds).processed
+    plan = make_plan(profile, room, POLICIES[arm.policy])
+    shares = {name: plan.frames[name] / query.fps for name, query in profile.queries.items()}
+    all_fps = sum(query.fps for query in profile.queries.values())
+    found = simulate(profile, room, plan, seconds)
+    return (
+        Expected(sum(plan.frames.values()) / all_fps, min(shares.values())),
+        Expected(found.processed, min(each.processed / max(1, each.frames) for each in found.queries.values())),
+    )
 
 
 def _run(arm: Arm, bundle: Path, budget: int, loading: Loading, seconds: float, sla: int, output: Path) -> Round:
@@ -246,6 +272,7 @@ def _run(arm: Arm, bundle: Path, budget: int, loading: Loading, seconds: float, 
     return Round(
         sum(query["processed"] for query in queries),
         sum(query["frames"] for query in queries),
+        min(query["processed"] / max(1, query["frames"]) for query in queries),
         sum(latency <= sla for latency in latencies) / max(1, len(latencies)),
         found["swaps"]["blocked_ms"] / found["seconds"] / 1e3,
         found["memory"]["budget"],
@@ -265,18 +292,28 @@ def _mapped(process: psutil.Popen, name: str) -> int:
     return 0
 
 
-def table(found: dict[str, list[Round]], simulated: dict[str, float]) -> str:
-    """Return a Markdown table of frames, times and memory of each way to run the workload: medians over rounds."""
+def table(found: dict[str, list[Round]], expected: dict[str, tuple[Expected, Expected]]) -> str:
+    """Return a Markdown table of frames, times and memory of each way to run the workload: medians over rounds.
+
+    Args:
+        found: name of an arm -> its rounds.
+        expected: name of an arm -> what its plan promises, and what the simulator makes of the plan.
+    """
     lines = [
-        "| runs as | frames processed | beside sessions | simulated | within the SLA | time blocked | budget | seen |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
+        "| runs as | frames | planned | simulated | slowest query | beside sessions | planned | simulated | in time"
+        " | blocked | budget | seen |",
+        f"|---|{'--:|' * 11}",
     ]
-    first = statistics.median(each.processed / each.frames for each in next(iter(found.values())))
+    first = statistics.median(each.slowest for each in next(iter(found.values())))
     for name, rounds in found.items():
         part = statistics.median(each.processed / each.frames for each in rounds)
+        slowest = statistics.median(each.slowest for each in rounds)
+        plan, simulated = expected[name]
         seen = max(each.seen for each in rounds)
+        beside = f"{slowest / first:.2f}x" if first else ""
         lines.append(
-            f"| {name} | {part:.1%} | {part / first:.2f}x | {simulated[name]:.1%}"
+            f"| {name} | {part:.1%} | {plan.processed:.1%} | {simulated.processed:.1%}"
+            f" | {slowest:.1%} | {beside} | {plan.slowest:.1%} | {simulated.slowest:.1%}"
             f" | {statistics.median(each.in_time for each in rounds):.1%}"
             f" | {statistics.median(each.blocked for each in rounds):.1%}"
             f" | {rounds[0].budget / 1e6:.1f} MB | {f'{seen / 1e6:.1f} MB' if seen else ''} |"
