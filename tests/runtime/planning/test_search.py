@@ -38,9 +38,8 @@ def test_equal_arguments_give_equal_plans(count: int, objective: ObjectiveName) 
     assert first.row == second.row
 
 
-@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("count", [3, 9])
+@pytest.mark.parametrize(("count", "seed"), [(3, 0), (3, 1), (9, 0)])
 def test_it_is_never_worse_than_the_listed_order(seed: int, objective: ObjectiveName, count: int) -> None:
     known, budget = workload(seed, count)
     queries = tuple(known.queries)
