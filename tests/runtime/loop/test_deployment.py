@@ -92,3 +92,19 @@ def test_a_run_of_batches_has_the_same_answers(bundle: Path, monkeypatch: pytest
         assert isinstance(result, tuple) and isinstance(other, tuple)
         assert [each.label for each in result] == [each.label for each in other]
         assert [each.score for each in result] == pytest.approx([each.score for each in other], abs=1e-5)
+
+
+def test_batches_that_were_measured_before_are_run_where_nothing_is_planned(bundle: Path) -> None:
+    opened = open_bundle(bundle)
+    frames = [Frame("gate", index, np.zeros((8, 8, 3), np.uint8), 0.0, 0.0) for index in range(4)]
+    for measured in (False, True):
+        if measured:
+            with OrtCpu(opened, threads=1) as backend:
+                device_profile.profile_of(opened, backend)
+        deployment = deploy(opened, QUERIES, DeployOptions("ort-cpu", "all", threads=1))
+        try:
+            assert deployment.swapping is None
+            list(deployment.infer([("c", frame) for frame in frames]))
+            assert deployment.infer.counts == {"c": RunCounts(1, 4) if measured else RunCounts(4, 4)}
+        finally:
+            deployment.close()

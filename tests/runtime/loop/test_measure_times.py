@@ -240,7 +240,8 @@ class TestBatches:
         measured(bundle, device, monkeypatch)
         rows = [count for model, count in device.rows if model == "a"]
         # A turn of one frame, not timed and timed; in the first round, a batch is compared with single frames.
-        assert rows == [1, 1, 2, 1, 1, 1, 1, 2, *([1, 1, 2, 1, 1] + [1, 1, 1, 1, 2]) * 2]
+        first, batch_first, batch_last = [1, 1, 2, 1, 1, 1, 1, 2], [1, 1, 2, 1, 1], [1, 1, 1, 1, 2]
+        assert rows == [*first, *batch_first, *batch_last, *batch_first, *batch_last]
 
     def test_no_larger_ones_are_tried_than_the_backend_runs(
         self, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
