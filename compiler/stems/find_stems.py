@@ -90,7 +90,8 @@ def _cut(
         key = first.keys[name]
         if key in common and first.can_be_passed_on(key):
             inside = first.before(key)
-            if first.work(inside) >= enough and _edge(members, inside) == {key}:
+            # The prepared image is at hand anyway: exported graphs read the size of the batch from it.
+            if first.work(inside) >= enough and _edge(members, inside) <= {key, first.image_key}:
                 keys = inside
                 break
     work = first.work(keys)

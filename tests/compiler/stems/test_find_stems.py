@@ -170,13 +170,15 @@ def test_a_stem_may_end_inside_a_block_where_much_is_gained() -> None:
 def test_one_value_is_preferred_where_little_is_lost() -> None:
     def deep(name: str, seed: int) -> MainGraph:
         nodes = [conv("image", "c0", "w0"), conv("c0", "r0", "v"), conv("r0", "c1", "w1"), conv("c1", "c2", "w2")]
-        nodes.append(N("Add", ["r0", "c2"], ["y"]))
+        nodes += [N("Add", ["r0", "c2"], ["sum"]), N("Shape", ["image"], ["s"]), N("Reshape", ["sum", "s"], ["y"])]
         weights = [weight("w0", 64, 3, 3, 3), weight("v", 64, 64, 3, 3, seed=2), weight("w1", 2, 64, 3, 3, seed=1)]
         return graph(name, nodes, [*weights, weight("w2", 64, 2, 3, 3, seed=10 + seed)])
 
     graphs = [deep("a", 0), deep("b", 1)]
     (found,) = find_stems(graphs, FEED)
     assert outputs_of(found, graphs[0]) == ["r0"]
+    # As exported graphs do, the rest reads a size of the image.
+    assert len(cut_graphs(found, graphs).rests["a"].graph.input) == 2
 
 
 def test_the_rest_may_read_the_image_too() -> None:
