@@ -35,6 +35,14 @@ class Stage(Value):
     """Ids of the weights' tensors of one ONNX file, in the order in which the file's program (its graph) first uses
     them."""
 
+    @property
+    def takes_batches(self) -> bool:
+        """Whether the number of images is the first dimension of all ports, and every other size is known."""
+        shapes = [port.shape for port in (*self.inputs, *self.outputs)]
+        first = {shape[0] if shape else 1 for shape in shapes}
+        rest = (size for shape in shapes for size in shape[1:])
+        return len(first) == 1 and isinstance(first.pop(), str) and all(isinstance(size, int) for size in rest)
+
     @field_validator("file")
     @classmethod
     def _inside(cls, value: str) -> str:

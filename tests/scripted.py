@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from threading import Event
 
@@ -14,6 +14,7 @@ from gemel.frames.frame import Frame
 from gemel.frames.reader import Picture
 from gemel.runtime.decode.results import Class, Result
 from gemel.runtime.feeds import Backoff, Feed
+from gemel.runtime.loop.answerer import Infer
 from gemel.runtime.loop.summary import RunStats
 from gemel.runtime.sinks import Sink
 
@@ -113,6 +114,20 @@ class Recorder(Sink):
 def answer(query: str, frame: Frame) -> Result:
     """Answer with a class whose label names the query and the frame."""
     return (Class(f"{query}-{frame.index}", 1.0),)
+
+
+def one_by_one(run: Callable[[str, Frame], Result] = answer) -> Infer:
+    """Return a function that answers a turn by calling ``run`` for each query and frame, when its outcome is wanted."""
+
+    def infer(pairs: Sequence[tuple[str, Frame]]) -> Iterator[Result | Exception]:
+        for query, frame in pairs:
+            try:
+                outcome: Result | Exception = run(query, frame)
+            except Exception as error:
+                outcome = error
+            yield outcome
+
+    return infer
 
 
 def check(stats: RunStats, feeds: Mapping[str, Feed], recorder: Recorder) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from profiles import profile
-from scripted import Recorder, answer, check
+from scripted import Recorder, answer, check, one_by_one
 
 from gemel.errors import BackendError
 from gemel.frames.frame import Frame
@@ -181,7 +181,9 @@ class Runs:
 
         swapping = Swapping(spec, budget, memory, POLICIES[policy])
         try:
-            stats = pipeline.run_pipeline(queries, feeds, run, [self.recorder], swapping=swapping, **options)
+            stats = pipeline.run_pipeline(
+                queries, feeds, one_by_one(run), [self.recorder], swapping=swapping, **options
+            )
         finally:
             memory.close()
         check(stats, feeds, self.recorder)

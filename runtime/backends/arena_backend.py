@@ -71,6 +71,10 @@ class ArenaBackend(ABC, Generic[_A]):
         self.activate(model)
         self.release(model)
 
+    def batch_limit(self, model: str) -> int:
+        """Return 1: a backend that can run several frames at once says so itself."""
+        return 1
+
     def take_over(self, before: Backend) -> None:
         """Take the place of the backend that ran before. Nothing is shared: weights are loaded again."""
 

@@ -153,6 +153,14 @@ class Backend(Protocol):
         """
         ...
 
+    def batch_limit(self, model: str) -> int:
+        """Return the maximum number of frames that one run of a model's stage ``main`` can take on this backend.
+
+        It is 1 where the backend's programs have a fixed number of frames. Whether the model itself takes more than one
+        frame is :attr:`gemel.bundles.manifest.Stage.takes_batches`.
+        """
+        ...
+
     def close(self) -> None:
         """Close the backend: free its memory and its device. The backend cannot be used afterwards."""
         ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import count
 from time import monotonic
 from types import TracebackType
@@ -13,6 +13,7 @@ from ...bundles.reader import Bundle
 from ...errors import InputError
 from ...frames.frame import Frame, Image
 from ..backends import open_backend
+from ..backends.share_stems import shared_stems
 from ..decode.results import Result
 from .inference import Inference
 
@@ -52,7 +53,8 @@ class BundleSession:
     ) -> None:
         self._feed_of = {name: query.feed for name, query in bundle.manifest.queries.items()}
         self._backend = open_backend(bundle, backend, memory=memory, threads=threads)
-        self._infer = Inference(bundle, self._backend)
+        stems = shared_stems(bundle.manifest, self._backend.stems, self._feed_of)
+        self._infer = Inference(bundle, self._backend, stems=stems)
         self._index = count()
 
     @property
@@ -87,10 +89,12 @@ class BundleSession:
         """
         if query not in self._feed_of:
             raise InputError(f"query {query!r} is not in the bundle; its queries are {', '.join(self._feed_of)}")
-        return self._infer(query, self._frame(self._feed_of[query], image))
+        return self._answers([(query, self._frame(self._feed_of[query], image))])[query]
 
     def answer_feed(self, feed: str, image: Image) -> dict[str, Result]:
         """Run all queries of a feed on one image. Queries whose models take equal inputs share the resized image.
+
+        Queries of one model share its run.
 
         Args:
             feed: name of a feed that has queries.
@@ -109,7 +113,7 @@ class BundleSession:
                 f"feed {feed!r} has no query; feeds are {', '.join(dict.fromkeys(self._feed_of.values()))}"
             )
         frame = self._frame(feed, image)
-        return {query: self._infer(query, frame) for query in queries}
+        return self._answers([(query, frame) for query in queries])
 
     def close(self) -> None:
         """Close the backend, which frees the weights and the device. Idempotent."""
@@ -122,6 +126,15 @@ class BundleSession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _answers(self, pairs: Sequence[tuple[str, Frame]]) -> dict[str, Result]:
+        """Run different queries on frames, and return query -> result; raise the first failure."""
+        found: dict[str, Result] = {}
+        for (query, _), outcome in zip(pairs, self._infer(pairs), strict=True):
+            if isinstance(outcome, Exception):
+                raise outcome
+            found[query] = outcome
+        return found
 
     def _frame(self, feed: str, image: Image) -> Frame:
         # An array of another kind would give plausible answers about a picture that nobody took.

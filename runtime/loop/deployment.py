@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from ...bundles.reader import Bundle
 from ...errors import BackendError
 from ..backends import Backend, open_backend
+from ..backends.share_stems import shared_stems
 from ..memory.arena_stats import ArenaStats
 from ..memory.loading import WARM, Loading
 from ..planning.planner import check_objective, check_policy, policy_of
@@ -108,7 +109,9 @@ def deploy(
         swapping = _swapping(bundle, backend, settings, queries, profiling, before)
         loads = replace(backend.stats)
         _warm(bundle, backend, queries)
-        infer = Inference(bundle, backend, None if swapping is None else swapping.depths(queries))
+        depths = None if swapping is None else swapping.depths(queries)
+        stems = shared_stems(bundle.manifest, backend.stems, queries)
+        infer = Inference(bundle, backend, depths, _batches(swapping), stems)
     except BaseException:
         backend.close()
         raise
@@ -144,6 +147,11 @@ def _swapping(
             "query %s: a run takes %.0f ms, longer than the SLA of %g ms", query, run_ms, profile.sla_of(query)
         )
     return Swapping(profile, backend.room, backend, policy_of(settings.policy, profile, settings.objective))
+
+
+def _batches(swapping: Swapping | None) -> dict[str, tuple[int, ...]]:
+    """Return model -> numbers of frames that run as one batch; empty if nothing was measured."""
+    return {} if swapping is None else {name: model.as_batch for name, model in swapping.profile.models.items()}
 
 
 def _warm(bundle: Bundle, backend: Backend, queries: Collection[str]) -> None:

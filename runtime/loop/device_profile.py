@@ -30,7 +30,7 @@ DEFAULT_FPS = 30.0
 
 _USUAL_MS_PER_BYTE = 1e-6
 """Milliseconds of loading one byte that are assumed where nothing was measured: 1 GB/s, a usual disk's rate."""
-_VERSION = "1"
+_VERSION = "2"
 """Version number of :mod:`.measure_times`. It must change when the same bundle would be measured differently."""
 
 
@@ -114,15 +114,14 @@ def profile_after(bundle: Bundle, backend: Backend, earlier: Bundle, known: Prof
     size, time = (sum(each) for each in zip(*loads, strict=True)) if loads else (0, 0.0)
     per_byte = time / size if size and time else _USUAL_MS_PER_BYTE
     models = dict.fromkeys(query.model for query in bundle.manifest.queries.values())
-    run = {}
+    run, as_batch = {}, {}
     for name in models:
         before = earlier.manifest.models.get(name)
         if known is not None and name in known.models and before is not None and _same_programs(before, bundle, name):
-            run[name] = dict(known.models[name].run_ms)
-    run |= measure_runs(bundle, backend, [name for name in models if name not in run])
-    return _profile(
-        bundle, backend, Times(load={name: each * per_byte for name, each in backend.segments.items()}, run=run)
-    )
+            run[name], as_batch[name] = dict(known.models[name].run_ms), known.models[name].as_batch
+    new = measure_runs(bundle, backend, [name for name in models if name not in run])
+    load = {name: each * per_byte for name, each in backend.segments.items()}
+    return _profile(bundle, backend, Times(load=load, run=run | new.run, as_batch=as_batch | new.as_batch))
 
 
 def _same_programs(before: ModelSpec, bundle: Bundle, name: str) -> bool:
@@ -161,7 +160,14 @@ def _profile(bundle: Bundle, backend: Backend, times: Times) -> Profile:
         "objective": content.objective,
         "link": {"bandwidth": float(f"{size / load_ms * 1e3:.4g}")} if size and load_ms else {},
         "segments": segments,
-        "models": {name: {"segments": backend.segments_of(name), "run_ms": times.run[name]} for name in models},
+        "models": {
+            name: {
+                "segments": backend.segments_of(name),
+                "run_ms": times.run[name],
+                "as_batch": times.as_batch.get(name, ()),
+            }
+            for name in models
+        },
         "queries": {
             name: {
                 "model": query.model,

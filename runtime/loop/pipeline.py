@@ -37,10 +37,10 @@ def run_pipeline(
     """Run every query on its feed until the feeds end, a limit is reached or ``stop`` is set.
 
     In a live run, a query takes the newest frames of its feed in its turn: as many as the plan allows and as can be
-    answered in time. Other frames are skipped. In an offline run, every query processes every frame. The frames of a
-    turn are run one after the other. A query that fails on a frame skips that frame and goes on; after ``max_failures``
-    failures in a row the query is given up. A live run tries it again after a pause, which doubles each time. An
-    offline run does not, and ends when all queries are given up.
+    answered in time. Other frames are skipped. In an offline run, every query processes every frame. A query that
+    fails on a frame skips that frame and goes on; after ``max_failures`` failures in a row the query is given up. A
+    live run tries it again after a pause, which doubles each time. An offline run does not, and ends when all queries
+    are given up.
 
     A new plan is made when a query is given up, when a feed has ended or gives no frames, and when runs take much
     longer or shorter than the profile says.
@@ -48,7 +48,7 @@ def run_pipeline(
     Args:
         queries: query -> name of its feed, in the order of the workload.
         feeds: name -> feed that was not started yet; feeds without a query are left alone.
-        infer: function that runs a query on a frame; called on this thread, never twice at once.
+        infer: function that runs queries on the frames of a turn; called on this thread, never twice at once.
         sinks: receivers of results; closed at the end, also after an error.
         live: whether to run live; otherwise offline.
         frames: number of frames of each feed after which the run ends, once these frames are handled.

@@ -174,12 +174,10 @@ class Runner:
     def process(self, query: str, count: int) -> None:
         state, began = self._queries[query], monotonic()
         errors = state.counters.errors
-        for frame in state.take(count, live=self._live):
-            if self._stop.is_set() or not state.alive:
-                return
-            self._answerer.answer(state, frame)
+        pairs = [(state, frame) for frame in state.take(count, live=self._live)]
+        whole = self._answerer.answer(pairs, self._stop.is_set)
         # The time of a turn with a failure, or of one that had to load its own weights, says nothing about the model.
-        if state.counters.errors == errors and not self._review.lost:
+        if whole and state.counters.errors == errors and not self._review.lost:
             self._review.ran(query, count, (monotonic() - began) * 1e3)
 
     def wait(self, until: float) -> None:

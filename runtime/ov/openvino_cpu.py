@@ -101,7 +101,7 @@ def compile_program(path: Path, stage: Stage, threads: int, precision: OvPrecisi
     core = _core()
     try:
         model = core.read_model(str(path))
-        if _differs_in_images(stage):
+        if stage.takes_batches:
             model.reshape({port.name: [1, *port.shape[1:]] for port in stage.inputs})
         return OvProgram(core.compile_model(model, _DEVICE, _settings(threads, precision)))
     except Exception as error:
@@ -120,17 +120,6 @@ def load_program(path: Path, threads: int, precision: OvPrecision) -> OvProgram:
         return OvProgram(core.import_model(path.read_bytes(), _DEVICE, _settings(threads, precision)))
     except Exception as error:
         raise BackendError(f"{path}: OpenVINO {openvino_version()} refuses it: {reason(error)}") from error
-
-
-def _differs_in_images(stage: Stage) -> bool:
-    """Return whether the number of images is the first dimension of all ports, and all other sizes are known."""
-    shapes = [port.shape for port in (*stage.inputs, *stage.outputs)]
-    first = {shape[0] if shape else 1 for shape in shapes}
-    return (
-        len(first) == 1
-        and isinstance(first.pop(), str)
-        and all(isinstance(size, int) for shape in shapes for size in shape[1:])
-    )
 
 
 def _settings(threads: int, precision: OvPrecision) -> dict[str, Any]:

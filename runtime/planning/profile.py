@@ -49,6 +49,8 @@ class ModelProfile(_Value):
     """Segments that must be in memory while the model runs."""
     run_ms: Mapping[Annotated[int, Field(gt=0)], Milliseconds]
     """Number of frames in a turn -> milliseconds that the turn runs. The time for one frame must be present."""
+    as_batch: tuple[Annotated[int, Field(gt=1)], ...] = ()
+    """Numbers of frames, of those in ``run_ms``, that the model runs as one batch; others run one by one."""
 
     @model_validator(mode="after")
     def _has_one(self) -> ModelProfile:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import termios
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -244,10 +244,10 @@ def test_a_query_that_fails_on_every_frame_is_named(
 ) -> None:
     answer = Inference.__call__
 
-    def fails(self: Inference, query: str, frame: Frame) -> Result:
-        if query == "b":
+    def fails(self: Inference, pairs: Sequence[tuple[str, Frame]]) -> Iterator[Result | Exception]:
+        if pairs[0][0] == "b":
             raise ValueError("shape mismatch")
-        return answer(self, query, frame)
+        return answer(self, pairs)
 
     monkeypatch.setattr(Inference, "__call__", fails)
     path = tmp_path / "summary.json"

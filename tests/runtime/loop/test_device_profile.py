@@ -16,8 +16,9 @@ from gemel.compiler import compile_workload
 from gemel.errors import InputError
 from gemel.runtime.backends.ort_cpu import OrtCpu
 from gemel.runtime.loop import device_profile
+from gemel.runtime.loop.batches import BATCHES
 from gemel.runtime.loop.device_profile import kept_at, measure_profile, profile_of
-from gemel.runtime.loop.measure_times import BATCHES, Times
+from gemel.runtime.loop.measure_times import Times
 from gemel.runtime.memory.loading import WARM, Loading
 from gemel.runtime.ort.bake import verify_cache
 from gemel.runtime.planning.planner import make_plan

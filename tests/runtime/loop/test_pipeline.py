@@ -11,7 +11,7 @@ from threading import Event, Thread
 
 import numpy as np
 import pytest
-from scripted import Recorder, answer, check, feed
+from scripted import Recorder, answer, check, feed, one_by_one
 
 from gemel.errors import FeedError, InputError
 from gemel.frames.frame import Frame
@@ -28,7 +28,7 @@ class TestOffline:
     def test_every_query_processes_every_frame(self) -> None:
         feeds = {"yard": feed("yard", 20), "gate": feed("gate", 7)}
         recorder = Recorder()
-        stats = run_pipeline({"a": "yard", "b": "yard", "c": "gate"}, feeds, answer, [recorder], live=False)
+        stats = run_pipeline({"a": "yard", "b": "yard", "c": "gate"}, feeds, one_by_one(), [recorder], live=False)
         check(stats, feeds, recorder)
         assert recorder.indices("a") == recorder.indices("b") == list(range(20))
         assert recorder.indices("c") == list(range(7))
@@ -41,7 +41,7 @@ class TestOffline:
     def test_limit_of_frames_in_a_loop(self) -> None:
         feeds = {"yard": feed("yard", 3, loop=True)}
         recorder = Recorder()
-        stats = run_pipeline({"a": "yard"}, feeds, answer, [recorder], live=False, frames=10)
+        stats = run_pipeline({"a": "yard"}, feeds, one_by_one(), [recorder], live=False, frames=10)
         check(stats, feeds, recorder)
         assert recorder.indices("a") == list(range(10))
 
@@ -55,13 +55,13 @@ class TestOffline:
         encoder.close()
         feeds = {"yard": Feed("yard", resolve("yard", str(tmp_path / "a.mp4")))}
         recorder = Recorder()
-        stats = run_pipeline({"a": "yard"}, feeds, answer, [recorder], live=False)
+        stats = run_pipeline({"a": "yard"}, feeds, one_by_one(), [recorder], live=False)
         check(stats, feeds, recorder)
         assert stats.queries["a"].processed == 12
 
     def test_a_feed_without_queries_is_left_alone(self) -> None:
         feeds = {"yard": feed("yard", 3), "spare": feed("spare", 3)}
-        stats = run_pipeline({"a": "yard"}, feeds, answer, live=False)
+        stats = run_pipeline({"a": "yard"}, feeds, one_by_one(), live=False)
         assert set(stats.feeds) == {"yard"}
         assert feeds["spare"].delivered == 0
 
@@ -77,7 +77,7 @@ class TestLive:
                 time.sleep(0.0005)
             return answer(query, frame)
 
-        stats = run_pipeline({"a": "yard"}, feeds, slow, [recorder], frames=200)
+        stats = run_pipeline({"a": "yard"}, feeds, one_by_one(slow), [recorder], frames=200)
         check(stats, feeds, recorder)
         assert stats.queries["a"].skipped > 100
         assert recorder.indices("a")[-1] == 199
@@ -85,7 +85,7 @@ class TestLive:
     def test_frames_are_delivered_and_handled(self) -> None:
         feeds = {"yard": feed("yard", 5, live=True), "gate": feed("gate", 50, pause=0.001)}
         recorder = Recorder()
-        stats = run_pipeline({"a": "yard", "b": "yard", "c": "gate"}, feeds, answer, [recorder], frames=23)
+        stats = run_pipeline({"a": "yard", "b": "yard", "c": "gate"}, feeds, one_by_one(), [recorder], frames=23)
         check(stats, feeds, recorder)
         assert all(query.frames == 23 for query in stats.queries.values())
         assert all(recorder.indices(query)[-1] == 22 for query in "abc")
@@ -93,14 +93,14 @@ class TestLive:
     def test_duration(self) -> None:
         feeds = {"yard": feed("yard", 10, live=True, pause=0.001)}
         recorder = Recorder()
-        stats = run_pipeline({"a": "yard"}, feeds, answer, [recorder], duration=0.1)
+        stats = run_pipeline({"a": "yard"}, feeds, one_by_one(), [recorder], duration=0.1)
         check(stats, feeds, recorder)
         assert stats.seconds >= 0.1
         assert stats.feeds["yard"].restarts > 0
 
     def test_duration_without_any_frame(self) -> None:
         feeds = {"yard": feed("yard", 0, live=True, failure=OSError("no route to host"))}
-        stats = run_pipeline({"a": "yard"}, feeds, answer, duration=0.05)
+        stats = run_pipeline({"a": "yard"}, feeds, one_by_one(), duration=0.05)
         assert stats.queries["a"].frames == 0
         assert stats.feeds["yard"].error == "no route to host"
 
@@ -109,13 +109,13 @@ class TestLive:
         stop.set()
         feeds = {"yard": feed("yard", 10, live=True)}
         recorder = Recorder()
-        check(run_pipeline({"a": "yard"}, feeds, answer, [recorder], stop=stop), feeds, recorder)
+        check(run_pipeline({"a": "yard"}, feeds, one_by_one(), [recorder], stop=stop), feeds, recorder)
         assert not recorder.results
 
     def test_the_latest_result_of_every_query_is_shown(self) -> None:
         feeds = {"yard": feed("yard", 60, live=True, pause=0.002)}
         recorder = Recorder()
-        stats = run_pipeline({"a": "yard", "b": "yard"}, feeds, answer, [recorder], frames=60)
+        stats = run_pipeline({"a": "yard", "b": "yard"}, feeds, one_by_one(), [recorder], frames=60)
         check(stats, feeds, recorder)
         for frame, results in recorder.frames:
             for query in "ab":
@@ -158,7 +158,9 @@ def test_frames_are_processed_or_skipped(seed: int) -> None:
         return answer(query, frame)
 
     recorder = Recorder()
-    stats = run_pipeline(queries, feeds, infer, [recorder], live=live, stop=stop, **generator.choice(endings))  # type: ignore[arg-type]
+    stats = run_pipeline(
+        queries, feeds, one_by_one(infer), [recorder], live=live, stop=stop, **generator.choice(endings)
+    )  # type: ignore[arg-type]
     used = {name: feeds[name] for name in set(queries.values())}
     check(stats, used, recorder)
 
@@ -172,7 +174,7 @@ class TestTrouble:
 
         feeds = {"yard": feed("yard", 30)}
         recorder = Recorder()
-        stats = run_pipeline({"bad": "yard", "good": "yard"}, feeds, infer, [recorder], live=False)
+        stats = run_pipeline({"bad": "yard", "good": "yard"}, feeds, one_by_one(infer), [recorder], live=False)
         check(stats, feeds, recorder)
         bad, good = stats.queries["bad"], stats.queries["good"]
         assert (bad.processed, bad.skipped, bad.errors, bad.gave_up) == (0, 30, 10, True)
@@ -190,7 +192,7 @@ class TestTrouble:
 
         feeds = {"yard": feed("yard", 60)}
         recorder = Recorder()
-        stats = run_pipeline({"a": "yard"}, feeds, infer, [recorder], live=False, max_failures=2)
+        stats = run_pipeline({"a": "yard"}, feeds, one_by_one(infer), [recorder], live=False, max_failures=2)
         check(stats, feeds, recorder)
         assert (stats.queries["a"].processed, stats.queries["a"].errors, stats.queries["a"].gave_up) == (30, 30, False)
 
@@ -200,7 +202,7 @@ class TestTrouble:
 
         feeds = {"yard": feed("yard", 10, loop=True)}
         recorder = Recorder()
-        stats = run_pipeline({"a": "yard", "b": "yard"}, feeds, infer, [recorder], live=False)
+        stats = run_pipeline({"a": "yard", "b": "yard"}, feeds, one_by_one(infer), [recorder], live=False)
         check(stats, feeds, recorder)
         assert all(query.gave_up for query in stats.queries.values())
 
@@ -217,7 +219,7 @@ class TestTrouble:
             return answer(query, frame)
 
         feeds = {"yard": feed("yard", 10, live=True, pause=0.002, until=stop)}
-        stats = run_pipeline({"a": "yard"}, feeds, infer, [recorder], stop=stop)
+        stats = run_pipeline({"a": "yard"}, feeds, one_by_one(infer), [recorder], stop=stop)
         check(stats, feeds, recorder)
         found = stats.queries["a"]
         assert (found.errors, found.given_up, found.gave_up, found.processed) == (12, 3, False, 1)
@@ -241,7 +243,7 @@ class TestTrouble:
         watcher = Thread(target=watch)
         watcher.start()
         recorder, feeds = Recorder(), {"yard": feed("yard", 40, pause=0.002)}
-        stats = run_pipeline({"a": "yard"}, feeds, answer, [recorder], live=False, started=begin)
+        stats = run_pipeline({"a": "yard"}, feeds, one_by_one(), [recorder], live=False, started=begin)
         watcher.join(10)
         assert not watcher.is_alive()
         assert stats.queries["a"].processed == 40
@@ -252,7 +254,7 @@ class TestTrouble:
     def test_a_feed_that_dies_is_not_noticed_by_others(self) -> None:
         feeds = {"dead": feed("dead", 3, failure=OSError("read error")), "well": feed("well", 40)}
         recorder = Recorder()
-        stats = run_pipeline({"a": "dead", "b": "well"}, feeds, answer, [recorder], live=False)
+        stats = run_pipeline({"a": "dead", "b": "well"}, feeds, one_by_one(), [recorder], live=False)
         check(stats, feeds, recorder)
         assert (stats.queries["a"].processed, stats.queries["b"].processed) == (3, 40)
         assert stats.feeds["dead"].error == "read error"
@@ -261,7 +263,7 @@ class TestTrouble:
     def test_a_camera_that_stops_is_restarted(self) -> None:
         feeds = {"gate": feed("gate", 5, live=True, failure=OSError("connection reset"))}
         recorder = Recorder()
-        stats = run_pipeline({"a": "gate"}, feeds, answer, [recorder], frames=18)
+        stats = run_pipeline({"a": "gate"}, feeds, one_by_one(), [recorder], frames=18)
         check(stats, feeds, recorder)
         assert (stats.feeds["gate"].delivered, stats.feeds["gate"].restarts) == (18, 3)
         assert stats.feeds["gate"].error == "connection reset"
@@ -274,7 +276,7 @@ class TestTrouble:
         feeds = {"yard": feed("yard", 10, loop=True)}
         sinks = [Recorder(), Full(), Recorder()]
         with pytest.raises(InputError, match="no space left"):
-            run_pipeline({"a": "yard"}, feeds, answer, sinks, live=False)
+            run_pipeline({"a": "yard"}, feeds, one_by_one(), sinks, live=False)
         assert [sink.closed for sink in sinks] == [1, 1, 1]
         count = feeds["yard"].delivered
         feeds["yard"].join(10)
@@ -286,20 +288,20 @@ class TestTrouble:
 
         recorder = Recorder()
         with pytest.raises(KeyboardInterrupt):
-            run_pipeline({"a": "yard"}, {"yard": feed("yard", 10)}, infer, [recorder], live=False)
+            run_pipeline({"a": "yard"}, {"yard": feed("yard", 10)}, one_by_one(infer), [recorder], live=False)
         assert recorder.closed == 1
 
     def test_bad_input(self) -> None:
         feeds = {"yard": feed("yard", 1)}
         with pytest.raises(FeedError, match="query 'a': feed 'gate' does not exist; feeds are yard"):
-            run_pipeline({"a": "gate"}, feeds, answer)
+            run_pipeline({"a": "gate"}, feeds, one_by_one())
         with pytest.raises(InputError, match="no queries"):
-            run_pipeline({}, feeds, answer)
+            run_pipeline({}, feeds, one_by_one())
         with pytest.raises(InputError, match="frames must be at least 1, got 0"):
-            run_pipeline({"a": "yard"}, feeds, answer, frames=0)
+            run_pipeline({"a": "yard"}, feeds, one_by_one(), frames=0)
         with pytest.raises(InputError, match="duration must be more than 0 seconds, got -1"):
-            run_pipeline({"a": "yard"}, feeds, answer, duration=-1)
+            run_pipeline({"a": "yard"}, feeds, one_by_one(), duration=-1)
         recorder = Recorder()
         with pytest.raises(InputError):
-            run_pipeline({}, feeds, answer, [recorder])
+            run_pipeline({}, feeds, one_by_one(), [recorder])
         assert recorder.closed == 1

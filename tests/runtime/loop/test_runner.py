@@ -5,7 +5,7 @@ from __future__ import annotations
 from threading import Condition, Event
 
 import pytest
-from scripted import Recorder, answer, feed
+from scripted import Recorder, feed, one_by_one
 
 from gemel.runtime.loop.answerer import Answerer
 from gemel.runtime.loop.runner import Runner
@@ -21,7 +21,9 @@ def recorder() -> Recorder:
 def started(recorder: Recorder, frames: int, *, stop: Event | None = None) -> Runner:
     """Return a runner of one query, whose feed has delivered all its frames and ended."""
     yard = feed("yard", frames)
-    runner = Runner({"a": "yard"}, {"yard": yard}, Answerer(answer, [recorder]), None, live=True, stop=stop or Event())
+    runner = Runner(
+        {"a": "yard"}, {"yard": yard}, Answerer(one_by_one(), [recorder]), None, live=True, stop=stop or Event()
+    )
     yard.start(Condition(), depth=max(frames, 1))
     yard.join(LONG_S)
     return runner

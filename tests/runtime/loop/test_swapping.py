@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from profiles import profile
-from scripted import answer, feed
+from scripted import answer, feed, one_by_one
 from swaps import MODELS, ON, SIZES, SPEEDS, Runs, known, unanswered
 
 from gemel.frames.frame import Frame
@@ -129,7 +129,7 @@ class TestTurnsTakeNoTimeForNothing:
 
 def test_a_run_whose_weights_are_all_in_memory_is_not_planned_anew(soon: None) -> None:
     feeds = {"yard": feed("yard", 30, pause=0.004), "gate": feed("gate", 1)}
-    stats = pipeline.run_pipeline(ON, feeds, answer)
+    stats = pipeline.run_pipeline(ON, feeds, one_by_one())
     assert (stats.plan.replans, set(stats.plan.order)) == (0, set("abc"))
 
 
