@@ -9,10 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stem_bundles import stem_workload
 
 from gemel.bundles.reader import MANIFEST, Bundle, open_bundle
-from gemel.compiler import compile_workload
 from gemel.errors import BackendError, BundleError
 from gemel.runtime.backends.ort_cpu import OrtCpu
 from gemel.runtime.backends.protocol import StemTimes
@@ -20,16 +18,8 @@ from gemel.runtime.backends.share_stems import shared_stems
 from gemel.runtime.ort import bake_stems, baked
 from gemel.runtime.ort.bake import bake
 from gemel.runtime.ort.baked import CACHE_RECORD, load_cache
-from gemel.workload import Workload
 
 FAST = StemTimes(10.0, 6.0, 4.0)
-
-
-@pytest.fixture
-def stems(tmp_path: Path, workload_in: Callable[..., Workload]) -> Bundle:
-    """Return a bundle of three models, of which ``a`` and ``b`` have a stem in common."""
-    workload = stem_workload(tmp_path, workload_in, [0, 1, 2], [0, 1, 8], [5, 6, 7])
-    return open_bundle(compile_workload(workload, tmp_path / "bundle").path)
 
 
 def test_queries_of_one_feed_share_a_stem(stems: Bundle) -> None:
