@@ -13,7 +13,7 @@ from ..memory.arena import Arena
 from ..memory.arena_stats import ArenaStats
 from .protocol import Backend, StemTimes
 
-__all__ = ["ArenaBackend"]
+__all__ = ["ArenaBackend", "images_within"]
 
 _A = TypeVar("_A", bound=Arena)
 _B = TypeVar("_B", bound="ArenaBackend[Any]")
@@ -111,3 +111,9 @@ class ArenaBackend(ABC, Generic[_A]):
         """
         if model not in self._active:
             raise BackendError(f"model {model!r}, stage {stage!r}: not active; call activate() first")
+
+
+def images_within(bundle: Bundle, model: str, pixels: int) -> int:
+    """Return how many inputs of a model have at most ``pixels`` pixels together; at least 1."""
+    height, width = bundle.manifest.models[model].input.size
+    return max(1, pixels // (height * width))

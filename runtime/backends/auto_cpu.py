@@ -52,6 +52,10 @@ class AutoCpu(OrtCpu):
     def private_bytes(self) -> int:
         return super().private_bytes + sum(self._copies[key] for key in self._programs)
 
+    def batch_limit(self, model: str) -> int:
+        # OpenVINO's programs are compiled for one image.
+        return 1 if self.modes[model] == "openvino" else super().batch_limit(model)
+
     def close(self) -> None:
         self._programs.clear()
         super().close()

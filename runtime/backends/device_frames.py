@@ -1,4 +1,4 @@
-"""Inputs of programs on a device: recent frames, and arrays that one stage of a model passes to another."""
+"""Inputs of programs on a device: recent frames, batches, and arrays that one stage of a model passes to another."""
 
 from __future__ import annotations
 
@@ -59,7 +59,9 @@ class DeviceFrames:
         return DeviceArray(self._frames[id(array)][1], array.dtype, array.shape)
 
     def pass_on(self, program: str, name: str, array: NDArray[Any]) -> DeviceArray:
-        """Upload an array that another stage of the model made, and return the array on the device.
+        """Upload an array that is used once, and return the array on the device.
+
+        That is a batch of frames, or an array that another stage of the model made.
 
         The uploaded array is valid until the next call for the same input of the same program.
 

@@ -200,7 +200,9 @@ class OnDevice(ArenaBackend[DeviceArena]):
 
     def _upload(self, program: str, stage: str, name: str, array: Array) -> DeviceArray:
         array = np.ascontiguousarray(array)
-        return self._frames.frame(array) if stage == "main" else self._frames.pass_on(program, name, array)
+        # A batch is an array of its own each time, so nobody asks for it again.
+        again = stage == "main" and len(array) == 1
+        return self._frames.frame(array) if again else self._frames.pass_on(program, name, array)
 
     def _weight(self, tensor: str) -> DeviceArray:
         spec = self._bundle.manifest.tensors[tensor]

@@ -21,12 +21,15 @@ from ..memory.mapped_blob import MappedBlob
 from ..ort.bake import bake, is_baked
 from ..ort.baked import Baked, PrivateCopy
 from ..ort.session import Bound, open_baked, usual_threads
-from .arena_backend import ArenaBackend
+from .arena_backend import ArenaBackend, images_within
 from .protocol import Backend, BackendOptions, StemTimes
 from .session_modes import decide_modes, own_graph, own_key, private_bytes_of
 from .share_stems import shared_stems
 
-__all__ = ["OrtCpu", "Runnable"]
+__all__ = ["BATCH_PIXELS", "OrtCpu", "Runnable"]
+
+BATCH_PIXELS = 1 << 20
+"""Maximum number of pixels of all frames of a batch on a CPU, because the activations of a batch take memory."""
 
 
 class Runnable(Protocol):
@@ -175,6 +178,9 @@ class OrtCpu(ArenaBackend[HostArena]):
             return self._runnable(model, stage).run(inputs)
         except Exception as error:
             raise BackendError(f"model {model}, stage {stage}: {first_line(error)}") from error
+
+    def batch_limit(self, model: str) -> int:
+        return images_within(self._bundle, model, BATCH_PIXELS)
 
     @property
     def private_bytes(self) -> int:

@@ -18,6 +18,7 @@ from ..device import Device, DeviceArray, Stream
 from ..device_cache import folder_for
 from ..memory.loading import WARM, Loading
 from ..ort.session import CPU, open_session, quiet
+from .arena_backend import images_within
 from .on_device import Array, Executable, OnDevice, open_on_card
 from .protocol import BackendOptions
 
@@ -40,6 +41,10 @@ def _share_activations(provider: str) -> bool:
         _log.warning("every program has activations of its own, which takes more memory: %s", first_line(error))
         return False
     return True
+
+
+_BATCH_PIXELS = 1 << 22
+"""Maximum number of pixels of all frames of a batch on a card, because the activations of a batch take memory."""
 
 
 class _Session:
@@ -133,6 +138,9 @@ class OrtCuda(OnDevice):
     @property
     def folder(self) -> Path:
         return self._folder
+
+    def batch_limit(self, model: str) -> int:
+        return images_within(self._bundle, model, _BATCH_PIXELS)
 
     def _open(self, stage: Stage) -> Executable:
         path = self._bundle.file(stage.file)

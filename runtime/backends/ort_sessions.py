@@ -22,7 +22,8 @@ from ..memory.arena import Arena
 from ..memory.loading import WARM, Loading
 from ..memory.mapped_blob import forget
 from ..ort.session import open_session, quiet
-from .arena_backend import ArenaBackend
+from .arena_backend import ArenaBackend, images_within
+from .ort_cpu import BATCH_PIXELS
 from .protocol import BackendOptions
 
 __all__ = ["OrtSessions"]
@@ -83,7 +84,7 @@ class OrtSessions(ArenaBackend[_LoadedSessions]):
         threads: int = 1,
         loading: Loading = WARM,
     ) -> None:
-        self.threads, self.loading = threads, loading
+        self._bundle, self.threads, self.loading = bundle, threads, loading
         self.folder: Path = folder_for(bundle, self.name)
         sizes = _sizes(bundle)
         self.budget = budget(memory, sum(sizes.values()), sizes.values())
@@ -96,6 +97,9 @@ class OrtSessions(ArenaBackend[_LoadedSessions]):
 
     def segments_of(self, model: str) -> tuple[str, ...]:
         return (model,)
+
+    def batch_limit(self, model: str) -> int:
+        return images_within(self._bundle, model, BATCH_PIXELS)
 
     def run(self, model: str, stage: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         self._check_active(model, stage)

@@ -17,6 +17,7 @@ from ..planning.planner import check_objective, check_policy, policy_of
 from .device_profile import profile_after, profile_of
 from .inference import Inference
 from .plan_input import Swapping
+from .summary import RunCounts, RunStats
 
 __all__ = ["DeployOptions", "Deployment", "deploy"]
 
@@ -49,6 +50,8 @@ class Deployment:
     infer: Inference
     _before: ArenaStats = field(default_factory=ArenaStats)
     """Counters of the arena before the first query ran."""
+    _ran: Mapping[str, RunCounts] = field(default_factory=dict)
+    """Query -> counts of its runs in deployments before this one, on the feed that the query has now."""
 
     @property
     def loads(self) -> ArenaStats:
@@ -64,6 +67,17 @@ class Deployment:
     def take_over(self, before: Deployment) -> None:
         """Replace another deployment; called on the runner's thread, between two frames."""
         self.backend.take_over(before.backend)
+        self._ran = {
+            name: before._counts_of(name) for name, feed in before.queries.items() if self.queries.get(name) == feed
+        }
+
+    def with_runs(self, stats: RunStats) -> RunStats:
+        """Return statistics with the counts of the runs that answered each query's frames. Any thread may call this."""
+        queries = {name: replace(each, ran=self._counts_of(name)) for name, each in stats.queries.items()}
+        return replace(stats, queries=queries)
+
+    def _counts_of(self, query: str) -> RunCounts:
+        return self._ran.get(query, RunCounts()) + self.infer.counts.get(query, RunCounts())
 
     def close(self) -> None:
         """Free the bundle's weights, and the device that runs it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from ...bundles.reader import Bundle
@@ -17,22 +16,11 @@ from ..decode.results import Result
 from .batches import ModelRun, allowed_sizes, plan_runs
 from .prepared_frames import PreparedFrames
 from .shared_stems import SharedStems, split_rows, stacked
+from .summary import RunCounts
 
-__all__ = ["Inference", "RunCounts"]
+__all__ = ["Inference"]
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RunCounts:
-    """Counts of the runs of a query's model that answered frames of the query."""
-
-    runs: int = 0
-    frames: int = 0
-    """Number of frames in all these runs together, frames of other queries included."""
-
-    def __add__(self, other: RunCounts) -> RunCounts:
-        return RunCounts(self.runs + other.runs, self.frames + other.frames)
 
 
 class Inference:
@@ -96,7 +84,7 @@ class Inference:
     @property
     def stem_counts(self) -> dict[str, RunCounts]:
         """Id of a shared stem -> counts of the stem's runs so far."""
-        return {stem: RunCounts(*counts) for stem, counts in self._stems.counts.items()}
+        return dict(self._stems.counts)
 
     def outputs(self, model: str, frames: Sequence[Frame]) -> list[dict[str, FloatArray]]:
         """Run a model's stage ``main`` once on frames, and return each frame's outputs by name, ``[1, ...]``.

@@ -107,7 +107,7 @@ class RunningBundle:
         assert deployment is not None and outputs is not None, "summarise() is called during the run"
         loads = self._past + deployment.loads
         return Summary(
-            self._with_broken(self._with_promises(stats)),
+            self._with_broken(self._with_promises(deployment.with_runs(stats))),
             deployment.backend.name,
             MemoryUse(deployment.backend.budget, loads.peak),
             SwapStats(loads.loads, loads.loaded, loads.blocked_s * 1e3 + stats.blocked_ms),

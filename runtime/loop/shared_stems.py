@@ -11,6 +11,7 @@ from ...errors import BackendError
 from ...frames.frame import Frame
 from ..backends import Backend
 from ..decode import FloatArray
+from .summary import RunCounts
 
 __all__ = ["SharedStems", "split_rows", "stacked"]
 
@@ -35,8 +36,8 @@ class SharedStems:
         """Models and feeds whose frames other models need the stem of, too."""
         self._kept: dict[tuple[str, str], dict[int, _Outputs]] = {}
         """(feed, stem id) -> frame index -> outputs of the stem, ``[1, ...]`` each."""
-        self.counts: dict[str, tuple[int, int]] = {}
-        """Stem id -> runs so far, and frames of all runs together."""
+        self.counts: dict[str, RunCounts] = {}
+        """Stem id -> counts of the stem's runs so far."""
 
     def has(self, model: str, frames: Sequence[Frame]) -> bool:
         """Return whether to run a model on some frames in parts: if the outputs of the stem on one are shared."""
@@ -62,11 +63,10 @@ class SharedStems:
         missing = [number for number, outputs in enumerate(known) if outputs is None]
         if missing:
             found = self._backend.run(model, "stem", {image: stacked([images[number] for number in missing])})
-            runs, frames_so_far = self.counts.get(spec.id, (0, 0))
-            self.counts[spec.id] = runs + 1, frames_so_far + len(missing)
             for number, outputs in zip(missing, split_rows(model, found, len(missing)), strict=True):
                 known[number] = outputs
                 self._keep(frames[number], spec.id, outputs)
+            self.counts[spec.id] = self.counts.get(spec.id, RunCounts()) + RunCounts(1, len(missing))
         values = [{image: pixels, **(outputs or {})} for pixels, outputs in zip(images, known, strict=True)]
         inputs = {port.name: stacked([each[port.name] for each in values]) for port in spec.rest.inputs}
         return split_rows(model, self._backend.run(model, "rest", inputs), len(frames))

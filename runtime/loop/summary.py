@@ -12,7 +12,17 @@ from ..feeds import Feed
 from ..feeds.feed_state import StateName
 from ..planning.promises import Promise
 
-__all__ = ["FeedStats", "Latency", "MemoryUse", "PlanStats", "QueryStats", "RunStats", "Summary", "SwapStats"]
+__all__ = [
+    "FeedStats",
+    "Latency",
+    "MemoryUse",
+    "PlanStats",
+    "QueryStats",
+    "RunCounts",
+    "RunStats",
+    "Summary",
+    "SwapStats",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +47,23 @@ class Latency:
 
 
 @dataclass(frozen=True, slots=True)
+class RunCounts:
+    """Counts of the runs of a query's model that answered frames of the query."""
+
+    runs: int = 0
+    frames: int = 0
+    """Number of frames in all runs that are counted together, frames of other queries included."""
+
+    @property
+    def frames_per_run(self) -> float | None:
+        """Mean number of frames that really ran together; None if there was no run."""
+        return self.frames / self.runs if self.runs else None
+
+    def __add__(self, other: RunCounts) -> RunCounts:
+        return RunCounts(self.runs + other.runs, self.frames + other.frames)
+
+
+@dataclass(frozen=True, slots=True)
 class QueryStats:
     """Statistics of one query in a run."""
 
@@ -56,6 +83,8 @@ class QueryStats:
     paused: bool = False
     """Whether the user has paused the query."""
     latency: Latency = field(default_factory=Latency)
+    ran: RunCounts = RunCounts()
+    """Counts of the runs that answered frames of the query; none if they are not known."""
 
     @property
     def skipped(self) -> int:
@@ -247,6 +276,8 @@ def _query(stats: QueryStats, seconds: float) -> dict[str, Any]:
         "skipped": stats.skipped,
         "fps": _rounded(stats.processed / seconds if seconds > 0 else 0.0),
         "latency_ms": stats.latency.to_json(),
+        "runs": stats.ran.runs,
+        "frames_per_run": _rounded(stats.ran.frames_per_run),
         "errors": stats.errors,
         "last_error": stats.last_error,
         "gave_up": stats.gave_up,

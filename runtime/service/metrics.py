@@ -23,6 +23,7 @@ _QUERY_COUNTERS = {
     "processed": "Frames that the query answered.",
     "skipped": "Delivered frames that the query did not answer.",
     "errors": "Frames on which the query failed.",
+    "runs": "Runs of the query's model that answered frames of the query.",
 }
 _FEED_COUNTERS = {
     "frames": "Frames that the feed delivered.",
@@ -107,12 +108,15 @@ def _queries(queries: dict[str, Any]) -> Iterator[Metric]:
     age = GaugeMetricFamily("gemel_query_answer_age_seconds", "Time since the query's last answer.", labels=["query"])
     lost = GaugeMetricFamily("gemel_query_given_up", "Whether the query is left out after failures.", labels=["query"])
     paused = GaugeMetricFamily("gemel_query_paused", "Whether the user has paused the query.", labels=["query"])
+    batch = GaugeMetricFamily("gemel_query_frames_per_run", "Mean frames that ran together.", labels=["query"])
     for query, figures in queries.items():
+        if figures["frames_per_run"] is not None:
+            batch.add_metric([query], figures["frames_per_run"])
         if figures["age_s"] is not None:
             age.add_metric([query], figures["age_s"])
         lost.add_metric([query], float(figures["gave_up"]))
         paused.add_metric([query], float(figures["paused"]))
-    yield from (age, lost, paused)
+    yield from (age, lost, paused, batch)
 
 
 def _feeds(feeds: dict[str, Any]) -> Iterator[Metric]:

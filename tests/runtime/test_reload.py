@@ -72,6 +72,9 @@ def test_one_of_five_models_is_exchanged(run: Callable[..., Run], bundles: dict[
     summary = box.end()
     assert not box.sink.errors and not summary.failures
     for name in NAMES:
+        # Runs before the reload count, too. Each had one frame, because nothing is planned.
+        stats = summary.run.queries[name]
+        assert (stats.ran.runs, stats.ran.frames) == (stats.processed, stats.processed)
         frames = [index for index, _ in box.sink.answers[name]]
         assert frames == sorted(set(frames))
         # A looping clip of 50 frames: the same frame has the same answer before and after, but for the new model.

@@ -57,6 +57,8 @@ def test_the_faster_one_runs(made: Bundle, measured: Measured) -> None:
     measured((10, 9.6), (10, 5))
     with AutoCpu(made, threads=1) as backend, OrtCpu(made, threads=1) as other:
         assert backend.modes == {"a": "bound", "b": "openvino"}
+        # OpenVINO's programs take one image.
+        assert backend.batch_limit("a") == other.batch_limit("a") > 8 and backend.batch_limit("b") == 1
         assert backend.segments_of("a")
         assert backend.segments_of("b") == ()
         assert backend.private_bytes == 0

@@ -97,6 +97,21 @@ def test_a_frame_is_uploaded_once_for_all_its_queries(opened: Open, bundle: Path
     assert device.uploads.count(frame.nbytes) == 2
 
 
+def test_batches_do_not_pile_up_and_leave_frames_where_they_are(opened: Open, bundle: Path) -> None:
+    device = Device(capacity=1 << 24)
+    backend = opened(open_bundle(bundle), device)
+    frame = IMAGES[:1].copy()
+    first = run(backend, "a", frame)
+    taken = []
+    for _ in range(2 * device_frames._FRAMES):
+        np.testing.assert_allclose(run(backend, "a", IMAGES.copy())[:1], first, rtol=1e-4, atol=1e-6)
+        taken.append(device.memory()[0])
+    assert len(set(taken)) == 1
+    device.uploads.clear()
+    np.testing.assert_array_equal(run(backend, "a", frame), first)
+    assert device.uploads == []
+
+
 def test_frames_do_not_pile_up(opened: Open, bundle: Path) -> None:
     device = Device(capacity=1 << 24)
     backend = opened(open_bundle(bundle), device)
@@ -254,8 +269,8 @@ class TestEngines:
             for model in ("a", "b"):
                 answers = np.repeat(expected[model], 3, axis=0)
                 np.testing.assert_allclose(run(backend, model, more), answers, rtol=1e-4, atol=1e-6)
-            # The first upload was for a run that found too little memory.
-            assert device.uploads.count(more.nbytes) == 2
+            # The first upload was for a run that found too little memory. Models do not share a batch.
+            assert device.uploads.count(more.nbytes) == 3
 
     def test_without_room_for_activations_are_one_line(self, bundle: Path) -> None:
         device = Device(capacity=1 << 24)

@@ -17,7 +17,7 @@ from gemel.errors import InputError
 from gemel.runtime.backends.ort_cpu import OrtCpu
 from gemel.runtime.loop import device_profile
 from gemel.runtime.loop.batches import BATCHES
-from gemel.runtime.loop.device_profile import kept_at, measure_profile, profile_of
+from gemel.runtime.loop.device_profile import kept_at, measure_profile, profile_after, profile_of
 from gemel.runtime.loop.measure_times import Times
 from gemel.runtime.memory.loading import WARM, Loading
 from gemel.runtime.ort.bake import verify_cache
@@ -41,7 +41,8 @@ def measurements(monkeypatch: pytest.MonkeyPatch) -> list[Times]:
     def measure_times(bundle: Bundle, backend: OrtCpu, progress: Callable[[str], None]) -> Times:
         time = 1.5 + len(made)
         run = {name: {1: time, 2: 2 * time} for name in bundle.manifest.models}
-        made.append(Times(load=dict.fromkeys(backend.segments, time / 100), run=run))
+        as_batch = {"a": (2,)}
+        made.append(Times(load=dict.fromkeys(backend.segments, time / 100), run=run, as_batch=as_batch))
         return made[-1]
 
     monkeypatch.setattr(device_profile, "measure_times", measure_times)
@@ -130,6 +131,51 @@ def test_measured_once(path: Path, measurements: list[Times]) -> None:
     with OrtCpu(open_bundle(path), threads=1) as backend:
         profile_of(bundle, backend)
         assert len(measurements) == 2
+
+
+def test_batches_are_kept_with_the_times(path: Path, measurements: list[Times]) -> None:
+    bundle = open_bundle(path)
+    with OrtCpu(bundle, threads=1) as backend:
+        for _ in range(2):
+            profile = profile_of(bundle, backend)
+            assert {name: model.as_batch for name, model in profile.models.items()} == {"a": (2,), "b": ()}
+        # Changed by somebody else, they are measured again.
+        kept_at(backend).write_text(kept_at(backend).read_text().replace('"as_batch": {', '"as_batch": {"b": [2],'))
+        assert profile_of(bundle, backend).models["b"].as_batch == ()
+    assert len(measurements) == 2
+
+
+def test_a_file_without_batches_is_measured_again(path: Path, measurements: list[Times]) -> None:
+    bundle = open_bundle(path)
+    with OrtCpu(bundle, threads=1) as backend:
+        profile_of(bundle, backend)
+        document = json.loads(kept_at(backend).read_text())
+        del document["times"]["as_batch"]
+        kept_at(backend).write_text(json.dumps(document))
+        assert profile_of(bundle, backend).models["a"].as_batch == (2,)
+    assert len(measurements) == 2
+
+
+def test_a_model_that_ran_before_in_the_same_programs_keeps_its_batches(
+    path: Path, measurements: list[Times], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, asked = open_bundle(path), list[list[str]]()
+
+    def measure_runs(bundle: Bundle, backend: OrtCpu, models: list[str]) -> Times:
+        asked.append(models)
+        return Times(load={}, run={name: {1: 9.0, 4: 12.0} for name in models}, as_batch=dict.fromkeys(models, (4,)))
+
+    monkeypatch.setattr(device_profile, "measure_runs", measure_runs)
+    with OrtCpu(bundle, threads=1) as backend:
+        known = profile_of(bundle, backend)
+        found = profile_after(bundle, backend, bundle, known)
+        assert {name: model.as_batch for name, model in found.models.items()} == {"a": (2,), "b": ()}
+        assert found.models["a"].run_ms == known.models["a"].run_ms
+        # b was not known before.
+        less = known.model_copy(update={"models": {"a": known.models["a"]}})
+        found = profile_after(bundle, backend, bundle, less)
+        assert {name: model.as_batch for name, model in found.models.items()} == {"a": (2,), "b": (4,)}
+    assert asked == [[], ["b"]]
 
 
 def test_measured_for_each_number_of_threads_and_way_to_load(path: Path, measurements: list[Times]) -> None:

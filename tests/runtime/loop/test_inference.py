@@ -18,10 +18,11 @@ from gemel.frames.frame import Frame, Image
 from gemel.frames.preprocess import preprocess
 from gemel.runtime.backends import Backend
 from gemel.runtime.backends.ort_cpu import OrtCpu
-from gemel.runtime.decode import FloatArray
+from gemel.runtime.decode import Decoder, FloatArray
 from gemel.runtime.decode.results import Class, Result
 from gemel.runtime.loop import prepared_frames
-from gemel.runtime.loop.inference import Inference, RunCounts
+from gemel.runtime.loop.inference import Inference
+from gemel.runtime.loop.summary import RunCounts
 
 RED_MEAN, RED_STD = 0.485, 0.229
 """Normalisation of the first channel of the bundle's inputs."""
@@ -238,7 +239,7 @@ class TestBatches:
                 raise ValueError("no boxes")
             return decode(outputs, *rest)
 
-        infer._decoders["a"] = sometimes
+        infer._decoders["a"] = cast(Decoder, sometimes)
         first, second = infer([("a", frame) for frame in frames("yard", 0, 1)])
         assert labels([first]) == [0] and str(second) == "no boxes"
         assert device.rows == [("a", 2)] and device.held == 0
@@ -278,7 +279,8 @@ def test_a_model_is_released_after_a_failure(loaded: Bundle, monkeypatch: pytest
     monkeypatch.setattr(device, "release", released.append)
     monkeypatch.setattr(device, "run", lambda *_: SimpleNamespace().nothing)
     with pytest.raises(AttributeError):
-        list(Inference(loaded, cast(Backend, device)).outputs("a", frames("yard", 0)))
-    (outcome,) = Inference(loaded, cast(Backend, device))([("a", *frames("yard", 0))])
+        Inference(loaded, cast(Backend, device)).outputs("a", frames("yard", 0))
+    (frame,) = frames("yard", 0)
+    (outcome,) = Inference(loaded, cast(Backend, device))([("a", frame)])
     assert isinstance(outcome, AttributeError)
     assert released == ["a", "a"]

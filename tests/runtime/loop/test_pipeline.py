@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 
 import numpy as np
 import pytest
@@ -158,9 +159,8 @@ def test_frames_are_processed_or_skipped(seed: int) -> None:
         return answer(query, frame)
 
     recorder = Recorder()
-    stats = run_pipeline(
-        queries, feeds, one_by_one(infer), [recorder], live=live, stop=stop, **generator.choice(endings)
-    )  # type: ignore[arg-type]
+    ending: Any = generator.choice(endings)
+    stats = run_pipeline(queries, feeds, one_by_one(infer), [recorder], live=live, stop=stop, **ending)
     used = {name: feeds[name] for name in set(queries.values())}
     check(stats, used, recorder)
 

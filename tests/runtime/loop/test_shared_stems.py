@@ -20,7 +20,8 @@ from gemel.runtime.backends.ort_cpu import OrtCpu
 from gemel.runtime.backends.share_stems import shared_stems
 from gemel.runtime.decode.results import Embedding
 from gemel.runtime.loop.bundle_session import BundleSession
-from gemel.runtime.loop.inference import Inference, RunCounts
+from gemel.runtime.loop.inference import Inference
+from gemel.runtime.loop.summary import RunCounts
 from gemel.runtime.ort import bake_stems
 from gemel.runtime.run import RunOptions, run_bundle
 

@@ -17,7 +17,7 @@ import pytest
 from gemel.errors import InputError
 from gemel.frames.frame import Frame
 from gemel.runtime.decode.results import Detection
-from gemel.runtime.loop.summary import FeedStats, Latency, MemoryUse, QueryStats, RunStats, Summary
+from gemel.runtime.loop.summary import FeedStats, Latency, MemoryUse, QueryStats, RunCounts, RunStats, Summary
 from gemel.runtime.service.latest_frames import LatestFrames
 from gemel.runtime.service.status import STALLED_S, RunStatus, SegmentStatus
 
@@ -31,7 +31,7 @@ IMAGE = np.full((48, 64, 3), 90, np.uint8)
 
 def summary() -> Summary:
     queries = {
-        "gate-cars": QueryStats("gate", 10, 7, 1, "it failed", latency=Latency(1.0, 2.0, 3.0)),
+        "gate-cars": QueryStats("gate", 10, 7, 1, "it failed", latency=Latency(1.0, 2.0, 3.0), ran=RunCounts(4, 10)),
         'odd "name"': QueryStats("gate", 10, 10),
     }
     stats = RunStats(5.0, queries, {"gate": FeedStats(10, 2, 1)})
@@ -144,9 +144,11 @@ def test_metrics_are_what_prometheus_reads(site: Callable[..., Site]) -> None:
     }
     counts = {
         name: samples[f"gemel_query_{name}_total", ("feed", "gate"), ("query", "gate-cars")]
-        for name in ("frames", "processed", "skipped", "errors")
+        for name in ("frames", "processed", "skipped", "errors", "runs")
     }
-    assert counts == {"frames": 10, "processed": 7, "skipped": 3, "errors": 1}
+    assert counts == {"frames": 10, "processed": 7, "skipped": 3, "errors": 1, "runs": 4}
+    assert samples["gemel_query_frames_per_run", ("query", "gate-cars")] == 2.5
+    assert ("gemel_query_frames_per_run", ("query", 'odd "name"')) not in samples
     assert samples["gemel_query_processed_total", ("feed", "gate"), ("query", 'odd "name"')] == 10
     assert samples["gemel_feed_restarts_total", ("feed", "gate")] == 2
     assert samples["gemel_memory_resident_bytes",] == 600
