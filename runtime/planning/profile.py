@@ -15,7 +15,16 @@ from ...bundles.budget import budget, parse_memory
 from ...bundles.goals import ObjectiveName
 from ...errors import InputError
 
-__all__ = ["LinkProfile", "ModelProfile", "Profile", "QueryProfile", "SegmentProfile", "parse_profile", "unmerged"]
+__all__ = [
+    "LinkProfile",
+    "ModelProfile",
+    "Profile",
+    "QueryProfile",
+    "SegmentProfile",
+    "StemProfile",
+    "parse_profile",
+    "unmerged",
+]
 
 Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 """Finite number of milliseconds, not negative."""
@@ -42,6 +51,16 @@ class SegmentProfile(_Value):
     """Measured milliseconds of a load; None if they are calculated from the bandwidth and latency of the link."""
 
 
+class StemProfile(_Value):
+    """First layers of a model that run once for a frame, for all queries of the frame's feed whose models have them."""
+
+    id: str
+    """Id of the stem; equal for all models that have it."""
+    run_ms: Milliseconds
+    """Milliseconds that the stem runs on one frame: what a turn saves for each frame on which another query of the feed
+    whose model has the same stem had its turn before."""
+
+
 class ModelProfile(_Value):
     """Segments and run times of one model."""
 
@@ -51,6 +70,8 @@ class ModelProfile(_Value):
     """Number of frames in a turn -> milliseconds that the turn runs. The time for one frame must be present."""
     as_batch: tuple[Annotated[int, Field(gt=1)], ...] = ()
     """Numbers of frames, of those in ``run_ms``, that the model runs as one batch; others run one by one."""
+    stem: StemProfile | None = None
+    """Stem of the model, whose time is part of ``run_ms``; None if the model shares none with another query."""
 
     @model_validator(mode="after")
     def _has_one(self) -> ModelProfile:

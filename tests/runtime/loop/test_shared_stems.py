@@ -22,14 +22,7 @@ from gemel.runtime.decode.results import Embedding
 from gemel.runtime.loop.bundle_session import BundleSession
 from gemel.runtime.loop.inference import Inference
 from gemel.runtime.loop.summary import RunCounts
-from gemel.runtime.ort import bake_stems
 from gemel.runtime.run import RunOptions, run_bundle
-
-
-@pytest.fixture
-def faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let baking measure that stems pay."""
-    monkeypatch.setattr(bake_stems, "cpu_times", lambda runs: [10.0, 6.0, 4.0])
 
 
 class Device:
