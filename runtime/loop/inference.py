@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from ...bundles.reader import Bundle
 from ...errors import first_line
@@ -82,9 +83,9 @@ class Inference:
             yield found.pop(number)
 
     @property
-    def stem_counts(self) -> dict[str, RunCounts]:
-        """Id of a shared stem -> counts of the stem's runs so far."""
-        return dict(self._stems.counts)
+    def stems(self) -> dict[str, dict[str, Any]]:
+        """Id of a shared stem -> queries that share the stem, and counts of its runs, as JSON fields."""
+        return self._stems.to_json()
 
     def outputs(self, model: str, frames: Sequence[Frame]) -> list[dict[str, FloatArray]]:
         """Run a model's stage ``main`` once on frames, and return each frame's outputs by name, ``[1, ...]``.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -34,10 +35,19 @@ class SharedStems:
         self._content, self._backend, self._depths = content, backend, depths
         self._shared = {(content.queries[query].model, content.queries[query].feed) for query in stems}
         """Models and feeds whose frames other models need the stem of, too."""
+        self._queries = {stem: [name for name, each in stems.items() if each == stem] for stem in stems.values()}
         self._kept: dict[tuple[str, str], dict[int, _Outputs]] = {}
         """(feed, stem id) -> frame index -> outputs of the stem, ``[1, ...]`` each."""
         self.counts: dict[str, RunCounts] = {}
         """Stem id -> counts of the stem's runs so far."""
+
+    def to_json(self) -> dict[str, dict[str, Any]]:
+        """Return stem id -> queries that share the stem, and counts of its runs. May be called on any thread."""
+        counts = {stem: self.counts.get(stem, RunCounts()) for stem in self._queries}
+        return {
+            stem: {"queries": self._queries[stem], "runs": each.runs, "frames": each.frames}
+            for stem, each in counts.items()
+        }
 
     def has(self, model: str, frames: Sequence[Frame]) -> bool:
         """Return whether to run a model on some frames in parts: if the outputs of the stem on one are shared."""

@@ -21,7 +21,6 @@ from gemel.runtime.backends.share_stems import shared_stems
 from gemel.runtime.decode.results import Embedding
 from gemel.runtime.loop.bundle_session import BundleSession
 from gemel.runtime.loop.inference import Inference
-from gemel.runtime.loop.summary import RunCounts
 from gemel.runtime.run import RunOptions, run_bundle
 
 
@@ -68,6 +67,11 @@ def turns(infer: Inference, queries: str, turn: Sequence[Frame]) -> NDArray[np.f
     return np.concatenate([vectors(infer([(query, frame) for frame in turn])) for query in queries])
 
 
+def counted(infer: Inference) -> list[tuple[int, int]]:
+    """Return the runs of each stem, and the frames of these runs."""
+    return [(counts["runs"], counts["frames"]) for counts in infer.stems.values()]
+
+
 def opened(stems: Bundle, backend: OrtCpu, **settings: Any) -> tuple[Device, Inference]:
     device = Device(backend)
     shared = shared_stems(stems.manifest, backend.stems, stems.manifest.queries)
@@ -81,7 +85,8 @@ def test_a_stem_runs_once_for_a_frame(stems: Bundle, faster: None) -> None:
         device, infer = opened(stems, backend, depths={"yard": 3})
         np.testing.assert_allclose(turns(infer, "abc", frames(0, 1, 2)), whole, rtol=1e-4)
         assert device.stages == {("a", "stem"): 3, ("a", "rest"): 3, ("b", "rest"): 3, ("c", "main"): 3}
-        assert list(infer.stem_counts.values()) == [RunCounts(3, 3)]
+        (counts,) = infer.stems.values()
+        assert counts == {"queries": ["a", "b"], "runs": 3, "frames": 3}
 
 
 def test_whoever_comes_first_runs_it(stems: Bundle, faster: None) -> None:
@@ -98,7 +103,7 @@ def test_batches_run_the_stem_on_stacked_frames(stems: Bundle, faster: None) -> 
         device, infer = opened(stems, backend, depths={"yard": 4}, batches=sizes)
         np.testing.assert_allclose(turns(infer, "ab", frames(0, 1, 2, 3)), whole, rtol=1e-4)
         assert device.runs == [("a", "stem", 4), ("a", "rest", 4), ("b", "rest", 4)]
-        assert list(infer.stem_counts.values()) == [RunCounts(1, 4)]
+        assert counted(infer) == [(1, 4)]
         # Frames 2 and 3 are known, and only 4 and 5 are not.
         device.runs.clear()
         turns(infer, "b", frames(2, 3, 4, 5))
@@ -111,9 +116,9 @@ def test_outputs_of_as_many_frames_as_of_prepared_ones_are_kept(stems: Bundle, f
         for index in range(9):
             turns(infer, "a", frames(index))
         turns(infer, "b", frames(8, 7))
-        assert list(infer.stem_counts.values()) == [RunCounts(9, 9)]
+        assert counted(infer) == [(9, 9)]
         turns(infer, "b", frames(6))
-        assert list(infer.stem_counts.values()) == [RunCounts(10, 10)]
+        assert counted(infer) == [(10, 10)]
         assert [len(kept) for kept in infer._stems._kept.values()] == [2]
 
 
@@ -156,12 +161,13 @@ def test_offline_runs_give_equal_answers(
     runs: Counter[tuple[str, str]] = Counter()
     run = OrtCpu.run
 
-    def counted(self: OrtCpu, model: str, stage: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def noted(self: OrtCpu, model: str, stage: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         runs[model, stage] += 1
         return run(self, model, stage, inputs)
 
-    monkeypatch.setattr(OrtCpu, "run", counted)
-    run_bundle(stems, RunOptions(offline=True, results=tmp_path / "parts.jsonl"))
+    monkeypatch.setattr(OrtCpu, "run", noted)
+    summary = run_bundle(stems, RunOptions(offline=True, results=tmp_path / "parts.jsonl")).to_json()
+    assert list(summary["stems"].values()) == [{"queries": ["a", "b"], "runs": 12, "frames": 12}]
     assert sum(count for (_, stage), count in runs.items() if stage == "stem") == 12
     assert {key: count for key, count in runs.items() if key[1] != "stem"} == {
         ("a", "rest"): 12,
@@ -170,7 +176,8 @@ def test_offline_runs_give_equal_answers(
     }
     runs.clear()
     monkeypatch.setattr(OrtCpu, "stems", {})
-    run_bundle(stems, RunOptions(offline=True, results=tmp_path / "whole.jsonl"))
+    summary = run_bundle(stems, RunOptions(offline=True, results=tmp_path / "whole.jsonl")).to_json()
+    assert summary["stems"] == {}
     assert {stage for _, stage in runs} == {"main"}
     parts, whole = rows(tmp_path / "parts.jsonl"), rows(tmp_path / "whole.jsonl")
     assert parts.keys() == whole.keys()
@@ -183,4 +190,4 @@ def test_a_session_shares_stems_of_one_image(stems: Bundle, faster: None) -> Non
     with BundleSession(stems) as session:
         found = session.answer_feed("yard", frame.image)
         assert set(found) == {"a", "b", "c"}
-        assert list(session._infer.stem_counts.values()) == [RunCounts(1, 1)]
+        assert counted(session._infer) == [(1, 1)]
