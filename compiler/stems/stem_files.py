@@ -34,14 +34,19 @@ def add_stems(folder: Path, content: Manifest, step: Callable[[str, str], None])
     Returns:
         The content of the manifest that was written; ``content`` if there are no stems.
     """
-    graphs = {
-        name: graph
-        for name, model in content.models.items()
-        if model.mode == "bound" and model.precision == "fp32" and (graph := _main_graph(folder, name, model))
-    }
     models_of: dict[str, set[str]] = defaultdict(set)
     for query in content.queries.values():
         models_of[query.feed].add(query.model)
+    # A model that is alone on its feeds has nothing in common with anyone, and need not be read.
+    together = {model for models in models_of.values() if len(models) > 1 for model in models}
+    graphs = {
+        name: graph
+        for name, model in content.models.items()
+        if name in together
+        and model.mode == "bound"
+        and model.precision == "fp32"
+        and (graph := _main_graph(folder, name, model))
+    }
     stems: dict[str, StemSpec] = {}
     files: dict[str, FileSpec] = {}
     for found in find_stems(list(graphs.values()), models_of):

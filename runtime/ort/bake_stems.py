@@ -6,6 +6,10 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ...bundles.blob import tensor_id
 from ...bundles.manifest import Stage
@@ -22,6 +26,8 @@ __all__ = ["bake_parts", "measure_stems"]
 
 _log = logging.getLogger(__name__)
 
+_ROUNDING = 1e-3
+"""Largest difference of an output of the parts from the whole's, relative to the output's largest value."""
 _Parts = Mapping[str, tuple[BakedStage, BakedStage]]
 """Model -> stem and rest of its stage ``main``."""
 
@@ -70,6 +76,8 @@ def bake_parts(
 def measure_stems(bundle: Bundle, baked: Baked, parts: _Parts) -> dict[str, BakedStem]:
     """Return the parts of every model with the CPU times of whole and parts, measured on one image of noise.
 
+    A model whose parts cannot be run, or give other outputs than the whole, is left out.
+
     Args:
         bundle: an open bundle.
         baked: record of a device cache that has the programs of the parts.
@@ -86,9 +94,20 @@ def measure_stems(bundle: Bundle, baked: Baked, parts: _Parts) -> dict[str, Bake
                 image, frame = noise_inputs(bundle.manifest.models[name].stages["main"]), noise_inputs(spec.stem)
                 values = {**frame, **first.run(frame)}
                 inputs = {port.name: values[port.name] for port in spec.rest.inputs}
+                if not _equal(whole.run(image), second.run(inputs)):
+                    raise BackendError("its parts give other outputs than the whole, once baked")
                 times = cpu_times([partial(whole.run, image), partial(first.run, frame), partial(second.run, inputs)])
         except Exception as error:
             _log.warning("model %s: runs whole, its stem cannot be used: %s", name, first_line(error))
             continue
         stems[name] = BakedStem(stem=stem, rest=rest, main_ms=times[0], stem_ms=times[1], rest_ms=times[2])
     return stems
+
+
+def _equal(whole: Mapping[str, NDArray[Any]], parts: Mapping[str, NDArray[Any]]) -> bool:
+    """Return whether outputs are equal but for rounding, which differs between optimised programs."""
+    return whole.keys() == parts.keys() and all(
+        array.shape == parts[name].shape
+        and np.allclose(array, parts[name], rtol=0.0, atol=_ROUNDING * np.abs(array).max(initial=0.0), equal_nan=True)
+        for name, array in whole.items()
+    )

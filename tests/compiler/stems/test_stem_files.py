@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
+from helpers import query, save
 from numpy.typing import NDArray
 from stem_bundles import stem_workload
+from tiny_models import tiny
 
 from gemel.bundles.manifest import Manifest
 from gemel.bundles.reader import MANIFEST, open_bundle, verify
@@ -54,6 +56,23 @@ def test_parts_compute_what_the_whole_computes(tmp_path: Path, workload_in: Make
     assert one is not None and other is not None
     assert (one.id, one.stem.program, one.stem.weights) == (other.id, other.stem.program, other.stem.weights)
     assert one.rest.weights != other.rest.weights
+
+
+def test_exported_modules_have_a_stem_too(tmp_path: Path, workload_in: Make, one_thread: None) -> None:
+    first = tiny(0)
+    save(first, tmp_path / "a.safetensors")
+    second = tiny(0)
+    second.head.weight.data.add_(1)
+    save(second, tmp_path / "b.safetensors")
+    lines: list[str] = []
+    workload = workload_in(query("a"), query("b"))
+    content = compile_workload(workload, tmp_path / "bundle", lambda name, what: lines.append(what)).manifest
+    assert any("a, b share a stem: 3 layers" in line for line in lines), lines
+    stem = content.models["b"].stem
+    assert stem is not None and len(stem.stem.outputs) == 1
+    # The heads differ, and all before them is equal.
+    assert len(stem.rest.weights) == 2
+    assert stem.rest.outputs == content.models["b"].stages["main"].outputs
 
 
 def run(file: Path, inputs: dict[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:

@@ -117,6 +117,23 @@ def test_a_stem_that_cannot_be_baked_or_run_is_left_out(
         assert backend.stems == {}
 
 
+def test_baked_parts_that_give_other_outputs_are_left_out(
+    stems: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened = bake_stems.open_stage
+
+    class Wrong:
+        def __init__(self, *given: Any) -> None:
+            self.inner = opened(*given)
+
+        def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: -array for name, array in self.inner.run(inputs).items()}
+
+    monkeypatch.setattr(bake_stems, "open_stage", Wrong)
+    assert not bake(stems).stems
+    assert "model b: runs whole, its stem cannot be used: its parts give other outputs" in caplog.text
+
+
 def test_a_device_cache_whose_stem_uses_other_tensors_is_refused(stems: Bundle) -> None:
     folder = bake(stems).folder
     document = json.loads((folder / CACHE_RECORD).read_text())
