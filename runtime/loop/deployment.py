@@ -14,7 +14,7 @@ from ..backends.share_stems import shared_stems
 from ..memory.arena_stats import ArenaStats
 from ..memory.loading import WARM, Loading
 from ..planning.planner import check_objective, check_policy, policy_of
-from .device_profile import profile_after, profile_of
+from .device_profile import kept_batches, profile_after, profile_of
 from .inference import Inference
 from .plan_input import Swapping
 from .summary import RunCounts, RunStats
@@ -125,7 +125,7 @@ def deploy(
         _warm(bundle, backend, queries)
         depths = None if swapping is None else swapping.depths(queries)
         stems = shared_stems(bundle.manifest, backend.stems, queries)
-        infer = Inference(bundle, backend, depths, _batches(swapping), stems)
+        infer = Inference(bundle, backend, depths, _batches(bundle, backend, swapping), stems)
     except BaseException:
         backend.close()
         raise
@@ -163,9 +163,12 @@ def _swapping(
     return Swapping(profile, backend.room, backend, policy_of(settings.policy, profile, settings.objective))
 
 
-def _batches(swapping: Swapping | None) -> dict[str, tuple[int, ...]]:
+def _batches(bundle: Bundle, backend: Backend, swapping: Swapping | None) -> dict[str, tuple[int, ...]]:
     """Return model -> numbers of frames that run as one batch; empty if nothing was measured."""
-    return {} if swapping is None else {name: model.as_batch for name, model in swapping.profile.models.items()}
+    if swapping is None:
+        # Starting must not take long for turns of more than one frame that may never come.
+        return kept_batches(bundle, backend)
+    return {name: model.as_batch for name, model in swapping.profile.models.items()}
 
 
 def _warm(bundle: Bundle, backend: Backend, queries: Collection[str]) -> None:

@@ -24,7 +24,7 @@ from ..backends.share_stems import shared_stems
 from ..planning.profile import Profile, parse_profile
 from .measure_times import MeasureProgress, Times, measure_runs, measure_times
 
-__all__ = ["DEFAULT_FPS", "kept_at", "measure_profile", "profile_after", "profile_of"]
+__all__ = ["DEFAULT_FPS", "kept_at", "kept_batches", "measure_profile", "profile_after", "profile_of"]
 
 DEFAULT_FPS = 30.0
 """Frames per second that are assumed for a feed whose rate the bundle does not state: a usual camera's rate."""
@@ -147,6 +147,12 @@ def kept_at(backend: Backend) -> Path:
     The file may not exist yet. :func:`profile_of` reads and writes the file.
     """
     return backend.folder / f"profile-{backend.threads}-threads-{backend.loading}.json"
+
+
+def kept_batches(bundle: Bundle, backend: Backend) -> dict[str, tuple[int, ...]]:
+    """Return model -> numbers of frames that run as one batch, from the device cache; empty if nothing was measured."""
+    times = _read(kept_at(backend), bundle, backend)
+    return {} if times is None else times.as_batch
 
 
 def _profile(bundle: Bundle, backend: Backend, times: Times) -> Profile:

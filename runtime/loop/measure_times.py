@@ -59,8 +59,8 @@ def measure_times(bundle: Bundle, backend: Backend, progress: MeasureProgress = 
     The frames are artificial and as large as the model's input: frames of a camera take longer to resize, and may show
     more objects to decode. Models alternate, so that other work on the machine does not slow down one model alone.
 
-    Batches: if the model and the backend can run several frames at once, a turn is also measured as one batch, right
-    after the same turn with frames one by one. A batch is used if it saves 3 % of the time, and if its outputs are
+    Batches: if the model and the backend can run several frames at once, a turn is also measured as one batch, beside
+    the same turn with frames one by one. A batch is used if it saves 3 % of the time, and if its outputs are
     those of single frames but for rounding. If the smallest and the largest batch save nothing, others are not tried.
     A model with the same programs as one before it is not measured as batches: what was found holds for both.
 

@@ -64,7 +64,7 @@ class TurnTimes:
         self._times: dict[int, list[float]] = {}
         """Number of frames in a turn -> seconds of each measured turn with frames one by one."""
         self._batches: dict[int, list[tuple[float, float]]] = {}
-        """Number of frames -> seconds of a turn with frames one by one, and of the batch that was measured after it."""
+        """Number of frames -> seconds of a turn with frames one by one, and of the batch measured beside it."""
 
     def take(self, long: float) -> None:
         """Measure a turn for each number of frames, unless the model's turns took long enough so far.
@@ -77,13 +77,16 @@ class TurnTimes:
         # Not timed: this turn loads the weights, and the very first also creates what the model keeps from then on.
         self._turn(self._singly, 1)
         for frames in BATCHES:
-            fastest = seconds = self._turn(self._singly, frames)
-            self._times.setdefault(frames, []).append(seconds)
-            if self._tries(frames):
-                batch = self._turn(self._together, frames)
-                self._batches.setdefault(frames, []).append((seconds, batch))
-                fastest = min(seconds, batch)
-            if fastest > long:
+            ways = [self._singly, self._together] if self._tries(frames) else [self._singly]
+            # Each way comes first in every second round.
+            if len(self._times.setdefault(frames, [])) % 2:
+                ways.reverse()
+            seconds = {way: self._turn(way, frames) for way in ways}
+            self._times[frames].append(seconds[self._singly])
+            if self._together in seconds:
+                pair = seconds[self._singly], seconds[self._together]
+                self._batches.setdefault(frames, []).append(pair)
+            if min(seconds.values()) > long:
                 break
 
     @property

@@ -18,7 +18,7 @@ from gemel.errors import BackendError, FeedError, InputError
 from gemel.frames.frame import Image
 from gemel.frames.preprocess import preprocess
 from gemel.runtime.backends import Backend
-from gemel.runtime.loop import deployment, device_profile, inference
+from gemel.runtime.loop import deployment, device_profile, prepared_frames
 from gemel.runtime.loop.measure_times import Times
 from gemel.runtime.planning.planner import POLICIES
 from gemel.runtime.planning.profile import Profile
@@ -245,7 +245,7 @@ def test_turns_of_several_frames_prepare_each_frame_once(bundle: Path, monkeypat
         prepared += 1
         return preprocess(image, spec)
 
-    monkeypatch.setattr(inference, "preprocess", counted)
+    monkeypatch.setattr(prepared_frames, "preprocess", counted)
     summary = run_bundle(open_bundle(bundle), RunOptions(memory="min", offline=True, threads=1))
     assert summary.run.plan.batches["a"] == 4
     # a and b want the same input of the 12 frames of yard; c has the 6 frames of gate.

@@ -235,6 +235,15 @@ class TestBatches:
         assert found.run["a"] == {1: 10.0, 2: 20.0, 4: 40.0, 8: 80.0}
         assert batches_of(device, "a") == [2, 2, 8, 8]
 
+    def test_each_way_comes_first_in_every_second_round(self, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+        device = Device({"a": 1.0, "b": 1.0}, {2: 0.5})
+        monkeypatch.setattr(turn_times, "BATCHES", (1, 2))
+        measured(bundle, device, monkeypatch)
+        rows = [count for model, count in device.rows if model == "a"]
+        # A turn of one frame, not timed and timed; in the first round, a batch is compared with single frames.
+        first, batch_first, batch_last = [1, 1, 2, 1, 1, 1, 1, 2], [1, 1, 2, 1, 1], [1, 1, 1, 1, 2]
+        assert rows == [*first, *batch_first, *batch_last, *batch_first, *batch_last]
+
     def test_no_larger_ones_are_tried_than_the_backend_runs(
         self, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
     ) -> None:
