@@ -32,6 +32,7 @@ def check_manifest(where: str, content: Manifest) -> None:
     check_spans(where, content.files[content.blob].bytes, content.tensors, content.segments)
     for name, model in content.models.items():
         _check_model(f"{where}: models.{name}", content, model)
+    _check_stems(where, content)
     for name, program in content.programs.items():
         if program.inputs < 0:
             raise BundleError(f"{where}: programs.{name}.inputs: {program.inputs} is not allowed: at least 0")
@@ -148,6 +149,36 @@ def _check_model(where: str, content: Manifest, model: ModelSpec) -> None:
         )
     if model.bytes < 0:
         raise BundleError(f"{where}: bytes: {model.bytes} is not allowed: at least 0")
+
+
+def _check_stems(where: str, content: Manifest) -> None:
+    """Check the stems of all models, whose other fields were checked before.
+
+    Raises:
+        BundleError: a stem does not fit its model, or is not what other models of that stem have.
+    """
+    first: dict[str, str] = {}
+    for name, model in content.models.items():
+        if model.stem is None:
+            continue
+        here, stem, rest, main = f"{where}: models.{name}.stem", model.stem.stem, model.stem.rest, model.stages["main"]
+        if model.mode != "bound" or model.precision != "fp32":
+            raise BundleError(f"{here}: a model of mode {model.mode} and precision {model.precision} has none")
+        if taken := model.stages.keys() & {"stem", "rest"}:
+            raise BundleError(f"{here}: the model has a stage {min(taken)!r} of its own")
+        for part in (stem, rest):
+            if part.file not in content.files or _missing(part.weights, dict.fromkeys(main.weights)):
+                raise BundleError(f"{here}: {part.file} is not listed, or refers to a tensor that 'main' does not use")
+        known = {port.name: port for port in (*stem.inputs, *stem.outputs)}
+        if len(stem.inputs) != 1 or len(main.inputs) != 1 or _missing([port.name for port in rest.inputs], known):
+            raise BundleError(f"{here}: 'rest' takes other values than the frame and the outputs of 'stem'")
+        if rest.outputs != main.outputs:
+            raise BundleError(f"{here}: 'rest' has other outputs than 'main'")
+        other = content.models[first.setdefault(model.stem.id, name)]
+        assert other.stem is not None  # only models with a stem are noted
+        parts = [(each.program, each.weights, each.inputs, each.outputs) for each in (stem, other.stem.stem)]
+        if parts[0] != parts[1] or model.input != other.input:
+            raise BundleError(f"{here}: is not the stem of models.{first[model.stem.id]}, which has the same id")
 
 
 def _missing(names: Iterable[str], known: Mapping[str, object]) -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
@@ -17,6 +16,7 @@ from ..errors import BundleError
 from .decode_specs import DecodeSpec
 from .goals import ObjectiveName, QueryGoals
 from .output_specs import OutputSpec
+from .stage_specs import Id, Port, Stage, StemSpec, flat_name
 from .value import Value, problem
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "QuerySpec",
     "SegmentSpec",
     "Stage",
+    "StemSpec",
     "TensorSpec",
     "Transport",
     "parse_manifest",
@@ -49,8 +50,6 @@ MOST_PIXELS = 7680 * 4320
 """Maximum number of pixels of a model's input: those of an 8K frame."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
 """Name of a feed, query, model or stage. Names become parts of file names, so none may lead out of a folder."""
-Id = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
-"""First 128 bits of a SHA-256, in hex: names tensors and programs by their content."""
 DType = Annotated[str, Field(pattern=r"^(float(16|32|64)|u?int(8|16|32|64)|bool)$")]
 """Name of an array's element type, as NumPy calls it."""
 Size = Annotated[int, Field(ge=0)]
@@ -82,40 +81,6 @@ class InputSpec(Value):
     """Way to round the sides of a letterboxed frame to whole pixels."""
 
 
-class Port(Value):
-    """Name, dtype and shape of an input or output of a graph. A dimension that is a string is free: the batch, or a
-    number of rows that varies."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
-
-
-class Stage(Value):
-    """One ONNX file of a model: a program, and the tensors that make the program this model."""
-
-    file: str
-    program: Id
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
-    weights: tuple[Id, ...]
-    """Ids of the weights' tensors of one ONNX file, in the order in which the file's program (its graph) first uses
-    them."""
-
-    @property
-    def takes_batches(self) -> bool:
-        """Whether the number of images is the first dimension of all ports, and every other size is known."""
-        shapes = [port.shape for port in (*self.inputs, *self.outputs)]
-        first = {shape[0] if shape else 1 for shape in shapes}
-        rest = (size for shape in shapes for size in shape[1:])
-        return len(first) == 1 and isinstance(first.pop(), str) and all(isinstance(size, int) for size in rest)
-
-    @field_validator("file")
-    @classmethod
-    def _inside(cls, value: str) -> str:
-        return _flat(value)
-
-
 class ModelSpec(Value):
     """Entry of the manifest for one distinct model, which one or more queries use."""
 
@@ -135,6 +100,9 @@ class ModelSpec(Value):
     """Bytes of a model's distinct tensors."""
     segments: tuple[str, ...]
     """Names of the segments that must be resident before a model can run."""
+    stem: StemSpec | None = None
+    """Parts of ``main`` of which the first can run once for several models; None if no model of the same feed begins
+    with the same layers."""
     source: dict[str, Any] = Field(default={})
     """Copy of the workload's ``model`` entry (factory or ONNX file, weights, input) that was compiled."""
 
@@ -247,26 +215,14 @@ class Manifest(Value):
     @field_validator("blob")
     @classmethod
     def _blob_inside(cls, value: str) -> str:
-        return _flat(value)
+        return flat_name(value)
 
     @field_validator("files")
     @classmethod
     def _files_inside(cls, value: dict[str, FileSpec]) -> dict[str, FileSpec]:
         for name in value:
-            _flat(name)
+            flat_name(name)
         return value
-
-
-def _flat(name: str) -> str:
-    """Return a file name if the file lies directly in the bundle's folder.
-
-    Raises:
-        ValueError: the name could lead out of the folder, or is not printable or too long for a file system.
-    """
-    plain = name.isprintable() and "\\" not in name and len(name.encode()) < 256
-    if name in ("", ".", "..") or PurePosixPath(name).name != name or not plain:
-        raise ValueError(f"{name!r} is not a plain file name; files of a bundle lie directly in its folder")
-    return name
 
 
 def parse_manifest(document: Mapping[str, Any], where: str) -> Manifest:

@@ -16,6 +16,7 @@ from ..workload.document.schema import Query, Workload
 from ..workload.models.identity import models_of
 from .lowering.lower import Lowered, lower
 from .passes import choose_batch_norm, fold
+from .stems import add_stems
 from .writing.merged import Account, account, find_merged, locate_shared
 from .writing.nearly_equal import NearlyEqual, find_nearly_equal
 from .writing.output import replacing
@@ -103,6 +104,7 @@ def compile_workload(
         kept = account(merged, places, models, content) if merged is not None else None
         if kept is not None:
             step("merge", _describe(kept))
+        content = add_stems(work, content, step)
     step("bundle", f"{output}: {_mb(content.files[content.blob].bytes)} in {len(content.tensors)} tensors")
     return Report(output, content, shared, kept, nearly)
 

@@ -21,7 +21,7 @@ ORDERS = {
         "engines", "backends", "sinks", "loop", "service", "run",
     ),
     "merging": ("models", "layers", "analysis", "tasks", "training", "strategies", "search", "output", "merge"),
-    "compiler": ("recognition", "heads", "passes", "lowering", "writing", "compile", "drafting"),
+    "compiler": ("recognition", "heads", "passes", "lowering", "writing", "stems", "compile", "drafting"),
     "workload": ("document", "zoo", "models", "data"),
     "check": ("contents", "bench", "source", "regression", "evaluation"),
 }  # fmt: skip

@@ -22,7 +22,8 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     ``bytes`` is the result of :func:`sizes`. ``packings`` holds the run times of INT8 models on this CPU with and
     without private copies of weights, if they were measured. ``engines`` lists the TensorRT engines in the bundle's
     device cache, one entry per library and set of devices. ``device`` has the workload's settings, and the bytes that
-    the largest model needs. ``merge`` is present if the workload was merged.
+    the largest model needs. ``stems`` lists the first layers that models have in common. ``merge`` is present if the
+    workload was merged.
 
     Raises:
         BundleError: an engine is damaged.
@@ -41,6 +42,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "programs": len(content.programs),
         "tensors": len(content.tensors),
         "segments": len(content.segments),
+        "stems": _stems(bundle),
         "bytes": sizes(bundle),
         "packings": {
             name: {**copy.model_dump(), "bytes": copy.bytes, "packed": copy.is_faster}
@@ -105,6 +107,16 @@ def _model(bundle: Bundle, name: str, model: ModelSpec) -> dict[str, Any]:
         "input": input_figures(model),
         "queries": [query for query, spec in bundle.manifest.queries.items() if spec.model == name],
     }
+
+
+def _stems(bundle: Bundle) -> dict[str, Any]:
+    """Return id of a stem -> models that begin with the stem, and bytes of the stem's weights."""
+    stems: dict[str, Any] = {}
+    for name, model in bundle.manifest.models.items():
+        if model.stem is not None:
+            size = sum(bundle.manifest.tensors[tensor].length for tensor in set(model.stem.stem.weights))
+            stems.setdefault(model.stem.id, {"models": [], "bytes": size})["models"].append(name)
+    return stems
 
 
 def _engines(bundle: Bundle, engines: Engines) -> dict[str, Any]:

@@ -29,6 +29,8 @@ def bundle_tables(bundle: Bundle, figures: Mapping[str, Any]) -> Iterator[Table 
     for name, model in figures["models"].items():
         yield f"input of {escape(name)}: {escape(describe_input(model['input']))}"
     yield _models(bundle, figures["models"])
+    for stem in figures["stems"].values():
+        yield f"stem: {', '.join(stem['models'])} begin with the same layers, of {_mb(stem['bytes'])} MB"
     yield _segments(bundle)
     if figures["packings"]:
         yield _private_copies(figures["packings"])

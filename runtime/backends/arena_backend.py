@@ -11,7 +11,7 @@ from ...bundles.reader import Bundle
 from ...errors import BackendError
 from ..memory.arena import Arena
 from ..memory.arena_stats import ArenaStats
-from .protocol import Backend
+from .protocol import Backend, StemTimes
 
 __all__ = ["ArenaBackend", "images_within"]
 
@@ -53,6 +53,10 @@ class ArenaBackend(ABC, Generic[_A]):
     @property
     def stats(self) -> ArenaStats:
         return self.arena.stats
+
+    @property
+    def stems(self) -> Mapping[str, StemTimes]:
+        return {}
 
     def prefetch(self, load: Sequence[str], evict: Sequence[str] = (), done: Callable[[], None] = lambda: None) -> None:
         self.arena.prefetch(load, evict, done)

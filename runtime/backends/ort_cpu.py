@@ -22,8 +22,9 @@ from ..ort.bake import bake, is_baked
 from ..ort.baked import Baked, PrivateCopy
 from ..ort.session import Bound, open_baked, usual_threads
 from .arena_backend import ArenaBackend, images_within
-from .protocol import Backend, BackendOptions
+from .protocol import Backend, BackendOptions, StemTimes
 from .session_modes import decide_modes, own_graph, own_key, private_bytes_of
+from .share_stems import shared_stems
 
 __all__ = ["BATCH_PIXELS", "OrtCpu", "Runnable"]
 
@@ -106,6 +107,9 @@ class OrtCpu(ArenaBackend[HostArena]):
         self._known: dict[str, _Session] = {} if before is None else dict(before._sessions)
         """Key of a graph's content -> its session in the previous backend; empty if there is no previous backend."""
         self._bound: dict[tuple[str, str], Runnable] = {}
+        content = bundle.manifest
+        self._in_parts = {content.queries[query].model for query in shared_stems(content, self.stems, content.queries)}
+        """Models whose queries can share a run of the model's stem with other queries."""
 
     @classmethod
     def open(cls, bundle: Bundle, name: str, options: BackendOptions) -> OrtCpu:
@@ -131,11 +135,20 @@ class OrtCpu(ArenaBackend[HostArena]):
     def folder(self) -> Path:
         return self.baked.folder
 
+    @property
+    def stems(self) -> Mapping[str, StemTimes]:
+        # A part with a private copy of its weights would hold a second copy of them.
+        return {
+            name: StemTimes(stem.main_ms, stem.stem_ms, stem.rest_ms)
+            for name, stem in self.baked.stems.items()
+            if self.modes[name] == "bound"
+        }
+
     def prepare(self, model: str) -> None:
         # Nothing is loaded: weights have addresses also when they are not in memory.
-        for stage in self._bundle.manifest.models[model].stages:
-            if (model, stage) not in self._bound:
-                self._bound[model, stage] = self._bind(model, stage)
+        parts = ("stem", "rest") if model in self._in_parts else ()
+        for stage in (*self._bundle.manifest.models[model].stages, *parts):
+            self._runnable(model, stage)
 
     def take_over(self, before: Backend) -> None:
         if isinstance(before, OrtCpu):
@@ -158,13 +171,13 @@ class OrtCpu(ArenaBackend[HostArena]):
     def unbind(self, model: str) -> None:
         """Release a model and forget its bindings, so that the next :meth:`activate` makes a full swap-in."""
         self.release(model)
-        for stage in self._bundle.manifest.models[model].stages:
+        for stage in (*self._bundle.manifest.models[model].stages, "stem", "rest"):
             self._bound.pop((model, stage), None)
 
     def run(self, model: str, stage: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         self._check_active(model, stage)
         try:
-            return self._bound[model, stage].run(inputs)
+            return self._runnable(model, stage).run(inputs)
         except Exception as error:
             raise BackendError(f"model {model}, stage {stage}: {first_line(error)}") from error
 
@@ -199,13 +212,19 @@ class OrtCpu(ArenaBackend[HostArena]):
         """Return model -> private copy that the model may run on if that is faster and the memory setting has room."""
         return self.baked.packings
 
+    def _runnable(self, model: str, stage: str) -> Runnable:
+        """Return a stage that is ready to run; the stage is bound at the first call."""
+        if (model, stage) not in self._bound:
+            self._bound[model, stage] = self._bind(model, stage)
+        return self._bound[model, stage]
+
     def _bind(self, model: str, stage: str) -> Runnable:
         """Return a stage's session with the stage's weights bound; a session with a private copy has none to bind."""
         mode = self.modes[model]
         if mode != "bound":
             path, key = own_graph(self.baked, model, stage, mode), own_key(self.baked, model, stage, mode)
             return Bound(self._session(key, path, prepack=True))
-        baked = self.baked.models[model][stage]
+        baked = self.baked.stage(model, stage)
         session = self._session(baked.program, self.baked.program(baked.program), prepack=False)
         return Bound(session, [self._value(tensor) for tensor in baked.weights])
 

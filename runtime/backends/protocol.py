@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,7 +16,18 @@ if TYPE_CHECKING:
     from ..memory.arena_stats import ArenaStats
     from ..memory.loading import Loading
 
-__all__ = ["Backend", "BackendOpener", "BackendOptions"]
+__all__ = ["Backend", "BackendOpener", "BackendOptions", "StemTimes"]
+
+
+class StemTimes(NamedTuple):
+    """Run times of a model whole and in two parts, in milliseconds for one image."""
+
+    main_ms: float
+    """Milliseconds of the whole model."""
+    stem_ms: float
+    """Milliseconds of the first part, which other models may have in common."""
+    rest_ms: float
+    """Milliseconds of the second part."""
 
 
 class Backend(Protocol):
@@ -56,6 +67,14 @@ class Backend(Protocol):
     @property
     def stats(self) -> ArenaStats:
         """Counters of loads and evictions since the backend was opened."""
+        ...
+
+    @property
+    def stems(self) -> Mapping[str, StemTimes]:
+        """Model -> run times, for the models whose stage ``main`` may also be run as the stages ``stem`` and ``rest``.
+
+        A backend that runs no stems has none.
+        """
         ...
 
     def segments_of(self, model: str) -> tuple[str, ...]:
@@ -122,7 +141,8 @@ class Backend(Protocol):
 
         Args:
             model: name of the model in the manifest.
-            stage: ``main`` or the name of another stage of the model.
+            stage: ``main`` or the name of another stage of the model; also ``stem`` or ``rest`` for a model in
+                :attr:`stems`.
             inputs: arrays by input name, contiguous, with the dtypes that the manifest states.
 
         Returns:

@@ -13,6 +13,7 @@ from ...bundles.reader import Bundle
 from ...errors import InputError
 from ...frames.frame import Frame, Image
 from ..backends import open_backend
+from ..backends.share_stems import shared_stems
 from ..decode.results import Result
 from .inference import Inference
 
@@ -52,7 +53,8 @@ class BundleSession:
     ) -> None:
         self._feed_of = {name: query.feed for name, query in bundle.manifest.queries.items()}
         self._backend = open_backend(bundle, backend, memory=memory, threads=threads)
-        self._infer = Inference(bundle, self._backend)
+        stems = shared_stems(bundle.manifest, self._backend.stems, self._feed_of)
+        self._infer = Inference(bundle, self._backend, stems=stems)
         self._index = count()
 
     @property

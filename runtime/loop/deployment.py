@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from ...bundles.reader import Bundle
 from ...errors import BackendError
 from ..backends import Backend, open_backend
+from ..backends.share_stems import shared_stems
 from ..memory.arena_stats import ArenaStats
 from ..memory.loading import WARM, Loading
 from ..planning.planner import check_objective, check_policy, policy_of
@@ -123,7 +124,8 @@ def deploy(
         loads = replace(backend.stats)
         _warm(bundle, backend, queries)
         depths = None if swapping is None else swapping.depths(queries)
-        infer = Inference(bundle, backend, depths, _batches(bundle, backend, swapping))
+        stems = shared_stems(bundle.manifest, backend.stems, queries)
+        infer = Inference(bundle, backend, depths, _batches(bundle, backend, swapping), stems)
     except BaseException:
         backend.close()
         raise

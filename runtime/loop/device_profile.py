@@ -20,6 +20,7 @@ from ...bundles.reader import Bundle
 from ...durable import write_whole
 from ...errors import InputError
 from ..backends import Backend
+from ..backends.share_stems import shared_stems
 from ..planning.profile import Profile, parse_profile
 from .measure_times import MeasureProgress, Times, measure_runs, measure_times
 
@@ -114,14 +115,17 @@ def profile_after(bundle: Bundle, backend: Backend, earlier: Bundle, known: Prof
     size, time = (sum(each) for each in zip(*loads, strict=True)) if loads else (0, 0.0)
     per_byte = time / size if size and time else _USUAL_MS_PER_BYTE
     models = dict.fromkeys(query.model for query in bundle.manifest.queries.values())
-    run, as_batch = {}, {}
+    run, as_batch, stem = {}, {}, {}
     for name in models:
         before = earlier.manifest.models.get(name)
         if known is not None and name in known.models and before is not None and _same_programs(before, bundle, name):
             run[name], as_batch[name] = dict(known.models[name].run_ms), known.models[name].as_batch
+            if (measured := known.models[name].stem) is not None and measured.id == _stem_of(bundle, name):
+                stem[name] = measured.run_ms
     new = measure_runs(bundle, backend, [name for name in models if name not in run])
     load = {name: each * per_byte for name, each in backend.segments.items()}
-    return _profile(bundle, backend, Times(load=load, run=run | new.run, as_batch=as_batch | new.as_batch))
+    times = Times(load=load, run=run | new.run, as_batch=as_batch | new.as_batch, stem=stem | new.stem)
+    return _profile(bundle, backend, times)
 
 
 def _same_programs(before: ModelSpec, bundle: Bundle, name: str) -> bool:
@@ -129,6 +133,12 @@ def _same_programs(before: ModelSpec, bundle: Bundle, name: str) -> bool:
     now = bundle.manifest.models[name]
     programs = ({stage: each.program for stage, each in model.stages.items()} for model in (before, now))
     return len({tuple(sorted(each.items())) for each in programs}) == 1 and before.input == now.input
+
+
+def _stem_of(bundle: Bundle, model: str) -> str | None:
+    """Return the id of a model's stem; None if it has none."""
+    stem = bundle.manifest.models[model].stem
+    return None if stem is None else stem.id
 
 
 def kept_at(backend: Backend) -> Path:
@@ -160,6 +170,9 @@ def _profile(bundle: Bundle, backend: Backend, times: Times) -> Profile:
     segments = {name: {"bytes": size, "load_ms": times.load[name]} for name, size in backend.segments.items()}
     size, load_ms = sum(backend.segments.values()), sum(times.load[name] for name in segments)
     models = dict.fromkeys(query.model for query in content.queries.values())
+    shared = times.stem.keys() & {
+        content.queries[name].model for name in shared_stems(content, backend.stems, content.queries)
+    }
     document = {
         "memory": backend.room,
         "sla_ms": content.sla_ms,
@@ -171,6 +184,7 @@ def _profile(bundle: Bundle, backend: Backend, times: Times) -> Profile:
                 "segments": backend.segments_of(name),
                 "run_ms": times.run[name],
                 "as_batch": times.as_batch.get(name, ()),
+                "stem": {"id": _stem_of(bundle, name), "run_ms": times.stem[name]} if name in shared else None,
             }
             for name in models
         },

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
-
-import numpy as np
+from typing import Any
 
 from ...bundles.reader import Bundle
-from ...errors import BackendError, first_line
+from ...errors import first_line
 from ...frames.frame import Frame
 from ...frames.preprocess import Geometry
 from ..backends import Backend
@@ -17,6 +16,7 @@ from ..decode import DecodeContext, Decoder, FloatArray, build_decoder
 from ..decode.results import Result
 from .batches import ModelRun, allowed_sizes, plan_runs
 from .prepared_frames import PreparedFrames
+from .shared_stems import SharedStems, split_rows, stacked
 from .summary import RunCounts
 
 __all__ = ["Inference"]
@@ -34,6 +34,8 @@ class Inference:
             It should be the number of frames in a turn. A feed that is left out keeps 1 frame.
         batches: model -> numbers of frames, of :data:`.batches.BATCHES`, that run as one batch. The frames of a model
             that is left out run one by one.
+        stems: query -> id of the stem that it shares with other queries of its feed, as
+            :func:`gemel.runtime.backends.share_stems.shared_stems` returns them. The stem runs once for a frame.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Inference:
         backend: Backend,
         depths: Mapping[str, int] | None = None,
         batches: Mapping[str, Collection[int]] | None = None,
+        stems: Mapping[str, str] | None = None,
     ) -> None:
         self._manifest = bundle.manifest
         self._backend = backend
@@ -54,6 +57,7 @@ class Inference:
         }
         self._model_of = {name: query.model for name, query in self._manifest.queries.items()}
         self._prepared = PreparedFrames(depths or {})
+        self._stems = SharedStems(bundle.manifest, backend, depths or {}, stems or {})
         self._sizes = {model: allowed_sizes(sizes) for model, sizes in (batches or {}).items()}
         self._counts: dict[str, RunCounts] = {}
 
@@ -78,6 +82,11 @@ class Inference:
                 found |= self._outcomes(runs[number], pairs)
             yield found.pop(number)
 
+    @property
+    def stems(self) -> dict[str, dict[str, Any]]:
+        """Id of a shared stem -> queries that share the stem, and counts of its runs, as JSON fields."""
+        return self._stems.to_json()
+
     def outputs(self, model: str, frames: Sequence[Frame]) -> list[dict[str, FloatArray]]:
         """Run a model's stage ``main`` once on frames, and return each frame's outputs by name, ``[1, ...]``.
 
@@ -88,7 +97,7 @@ class Inference:
         images = [self._prepared.prepare(frame, spec)[0] for frame in frames]
         self._backend.activate(model)
         try:
-            return self._run_main(model, images)
+            return self._run_main(model, frames, images)
         finally:
             self._backend.release(model)
 
@@ -131,7 +140,7 @@ class Inference:
         prepared = [self._prepared.prepare(frame, spec) for frame in run.frames]
         self._backend.activate(run.model)
         try:
-            rows = self._run_main(run.model, [image for image, _ in prepared])
+            rows = self._run_main(run.model, run.frames, [image for image, _ in prepared])
             for query in dict.fromkeys(queries.values()):
                 self._counts[query] = self._counts.get(query, RunCounts()) + RunCounts(1, len(run.frames))
             return {
@@ -149,13 +158,18 @@ class Inference:
         except Exception as error:
             return error
 
-    def _run_main(self, model: str, images: Sequence[FloatArray]) -> list[dict[str, FloatArray]]:
-        """Run the stage ``main`` of an active model once on images ``[1, C, H, W]``; return each image's outputs."""
+    def _run_main(
+        self, model: str, frames: Sequence[Frame], images: Sequence[FloatArray]
+    ) -> list[dict[str, FloatArray]]:
+        """Run the stage ``main`` of an active model once, whole or in two parts, and return each image's outputs.
+
+        Args:
+            model: name of the model.
+            frames: frames that the images were made of.
+            images: prepared images ``[1, C, H, W]``.
+        """
+        if self._stems.has(model, frames):
+            return self._stems.run(model, frames, images)
         name = self._manifest.models[model].stages["main"].inputs[0].name
-        if len(images) == 1:
-            # The very same array: a backend on a device uploads it once for all queries of a feed.
-            return [self._backend.run(model, "main", {name: images[0]})]
-        found = self._backend.run(model, "main", {name: np.concatenate(images)})
-        if wrong := [port for port, array in found.items() if array.ndim == 0 or len(array) != len(images)]:
-            raise BackendError(f"model {model}: output {wrong[0]} has no row for each of {len(images)} frames")
-        return [{port: array[row : row + 1] for port, array in found.items()} for row in range(len(images))]
+        # Of one image, the very same array: a backend on a device uploads it once for all queries of a feed.
+        return split_rows(model, self._backend.run(model, "main", {name: stacked(images)}), len(images))

@@ -13,8 +13,10 @@ from pydantic import BaseModel, ConfigDict
 from ...bundles.reader import Bundle
 from ...errors import BackendError, GemelError, first_line
 from ..backends import Backend
+from ..backends.share_stems import shared_stems
 from .batches import BATCHES
 from .inference import Inference
+from .stem_times import measure_stem
 from .turn_times import ENOUGH_S, TurnTimes, median_ms, pictures_of
 
 __all__ = ["ROUNDS", "MeasureProgress", "Times", "measure_runs", "measure_times"]
@@ -41,6 +43,8 @@ class Times(BaseModel):
     """Model -> number of frames in a turn -> median milliseconds of the turn, run in the faster way."""
     as_batch: dict[str, tuple[int, ...]] = {}
     """Model -> numbers of frames that are faster as one batch than one by one; models without such are left out."""
+    stem: dict[str, float] = {}
+    """Model -> median milliseconds of a run of its stem on one frame; models that share no stem are left out."""
 
 
 def measure_times(bundle: Bundle, backend: Backend, progress: MeasureProgress = lambda what: None) -> Times:
@@ -59,6 +63,8 @@ def measure_times(bundle: Bundle, backend: Backend, progress: MeasureProgress = 
     the same turn with frames one by one. A batch is used if it saves 3 % of the time, and if its outputs are
     those of single frames but for rounding. If the smallest and the largest batch save nothing, others are not tried.
     A model with the same programs as one before it is not measured as batches: what was found holds for both.
+
+    Stems: models of which a part runs once for several queries are timed whole, and then that part alone.
 
     All times are medians: of 15 loads, and of :data:`ROUNDS` turns of each size. Fewer are measured if they take three
     seconds together, but at least one.
@@ -132,6 +138,8 @@ def measure_runs(
                 raise
             except Exception as error:
                 raise BackendError(f"model {model}: cannot be measured: {first_line(error)}") from error
+    shared = {content.queries[name].model for name in shared_stems(content, backend.stems, content.queries)}
+    stems = {model: measure_stem(bundle, backend, model) for model in turns if model in shared}
     if turns:
         backend.evict()
     gains = {model: turns[alike[_programs(bundle, backend, model)]].gains for model in turns}
@@ -139,6 +147,7 @@ def measure_runs(
         load={},
         run={model: each.run_ms(gains[model]) for model, each in turns.items()},
         as_batch={model: tuple(found) for model, found in gains.items() if found},
+        stem=stems,
     )
 
 

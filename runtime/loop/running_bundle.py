@@ -113,6 +113,7 @@ class RunningBundle:
             self._device.policy,
             outputs.info.run,
             {name: counts.to_json() for name, counts in outputs.counts().items()},
+            deployment.infer.stems,
             stopped=stopped,
         )
 

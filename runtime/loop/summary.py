@@ -212,6 +212,8 @@ class Summary:
     """Identifier of the run, which stands in every line of its results."""
     outputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Name of an output of the run -> its counts and state."""
+    stems: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Id of a shared stem -> queries that share it, and counts of its runs; those of the bundle that runs last."""
     stopped: bool = False
     """Whether the run was stopped from outside, such as by a signal."""
     unwritten: str | None = None
@@ -264,6 +266,7 @@ class Summary:
                 "replans": run.plan.replans,
                 "promised": {name: promise.to_json() for name, promise in run.plan.promised.items()},
             },
+            "stems": {stem: dict(counts) for stem, counts in self.stems.items()},
             "outputs": {name: dict(output) for name, output in self.outputs.items()},
         }
 

@@ -21,6 +21,7 @@ __all__ = [
     "CACHE_RECORD",
     "Baked",
     "BakedStage",
+    "BakedStem",
     "PrivateCopy",
     "check_hashes",
     "hashes",
@@ -80,6 +81,20 @@ class BakedStage(BaseModel):
     """Ids of the tensors that are bound to the program's weight inputs, in the order of these inputs."""
 
 
+class BakedStem(BaseModel):
+    """Parts of one model's stage ``main`` that were baked (optimised once for this CPU), and run times on this CPU."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+    stem: BakedStage
+    rest: BakedStage
+    main_ms: float = Field(ge=0)
+    """Milliseconds of CPU time of ``main``, for one image on one thread."""
+    stem_ms: float = Field(ge=0)
+    """Milliseconds of CPU time of ``stem``, for one image on one thread."""
+    rest_ms: float = Field(ge=0)
+    """Milliseconds of CPU time of ``rest``, for one image on one thread."""
+
+
 class Baked(BaseModel):
     """Record of what the device cache of one bundle holds."""
 
@@ -96,6 +111,9 @@ class Baked(BaseModel):
     """File name -> size and SHA-256, for every file of the device cache except the record."""
     packings: dict[Name, PrivateCopy] = {}
     """INT8 model -> size and run times of its private copy."""
+    stems: dict[Name, BakedStem] = {}
+    """Model -> parts of its stage ``main``, for models that have a stem in the bundle and whose parts need no other
+    tensors than ``main`` once they are baked."""
 
     @property
     def blob(self) -> Path:
@@ -105,6 +123,14 @@ class Baked(BaseModel):
     def program(self, name: str) -> Path:
         """Return the path of a program's ONNX file in the device cache."""
         return self.folder / f"{name}.onnx"
+
+    def stage(self, model: str, stage: str) -> BakedStage:
+        """Return the program and weights of a model's stage; ``stem`` and ``rest`` are the parts of a model with a
+        stem."""
+        stem = self.stems.get(model)
+        if stem is not None and stage in ("stem", "rest"):
+            return stem.stem if stage == "stem" else stem.rest
+        return self.models[model][stage]
 
     def constant(self, model: str, stage: str) -> Path:
         """Return the device cache's path of a stage's graph with constant weights, for models in mode ``constant``."""
@@ -140,6 +166,8 @@ def load_cache(folder: Path, bundle: Bundle) -> Baked:
             raise BundleError(f"{path}: has {size} bytes, {CACHE_RECORD} {expected}")
     check_spans(str(record), baked.files[BLOB].bytes, baked.tensors, baked.segments)
     for name in bundle.manifest.models:
+        if name in baked.stems and not _fits(baked.stems[name], baked.models[name]["main"]):
+            raise BundleError(f"{record}: models.{name}: its stem refers to tensors that 'main' does not use")
         weights = (weight for stage in baked.models[name].values() for weight in stage.weights)
         check_weights(f"{record}: models.{name}", weights, baked.segments_of[name], baked.segments)
     return baked
@@ -198,6 +226,13 @@ def _needed(baked: Baked, bundle: Bundle) -> list[Path]:
                 raise BundleError(
                     f"{baked.folder / CACHE_RECORD}: model {name!r} refers to tensors that are not listed"
                 )
+        if name in baked.stems:
+            paths.update(baked.program(part.program) for part in (baked.stems[name].stem, baked.stems[name].rest))
         if not baked.segments.keys() >= set(baked.segments_of[name]):
             raise BundleError(f"{baked.folder / CACHE_RECORD}: model {name!r} refers to segments that are not listed")
     return sorted(paths)
+
+
+def _fits(stem: BakedStem, main: BakedStage) -> bool:
+    """Return whether the parts of a model's stage ``main`` use no other tensors than ``main``."""
+    return {*stem.stem.weights, *stem.rest.weights} <= {*main.weights}

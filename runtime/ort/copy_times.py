@@ -14,11 +14,11 @@ from ...bundles.onnx_wire import tensor_array
 from ...bundles.program import read_model
 from ...bundles.reader import view
 from ..timing import medians
-from .baked import Baked, PrivateCopy
+from .baked import Baked, BakedStage, PrivateCopy
 from .session import Bound, open_baked
 from .trial_run import noise_inputs
 
-__all__ = ["cpu_times", "measure_private_copy", "open_bound"]
+__all__ = ["cpu_times", "measure_private_copy", "open_bound", "open_stage"]
 
 _WARM_UP, _ROUNDS = 3, 15
 """Number of warm-up runs of each function that is timed, and maximum number of its timed runs."""
@@ -33,7 +33,11 @@ def cpu_times(runs: Sequence[Callable[[], object]]) -> list[float]:
 
 def open_bound(baked: Baked, model: str, stage: str) -> Bound:
     """Open the program of a stage on one thread, bound to the stage's weights in the device cache's blob."""
-    made = baked.models[model][stage]
+    return open_stage(baked, baked.models[model][stage])
+
+
+def open_stage(baked: Baked, made: BakedStage) -> Bound:
+    """Open a program of a device cache on one thread, bound to its weights in the device cache's blob."""
     # An empty file cannot be mapped.
     blob = np.memmap(baked.blob, np.uint8, "r") if made.weights else np.zeros(0, np.uint8)
     weights = [ort.OrtValue.ortvalue_from_numpy(view(blob, baked.tensors[tensor])) for tensor in made.weights]

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from ...bundles.blob import Layout, layout, tensor_id, write_blob
 from ...bundles.manifest import FileSpec, Precision, Stage
 from ...bundles.onnx_wire import Message, tensor_array
-from ...bundles.program import read_model, tensors_of, with_constants
+from ...bundles.program import Program, read_model, tensors_of, with_constants
 from ...bundles.reader import Bundle
+from .bake_stems import bake_parts, measure_stems
 from .baked import BLOB, Baked, BakedStage, write_record
 from .copy_times import measure_private_copy
 from .cpu_fp32 import kernel_scales, to_fp32
@@ -43,6 +44,7 @@ def write_cache(bundle: Bundle, folder: Path, progress: Callable[[str], None]) -
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tensors-") as temporary:
         tensors = _Tensors(Path(temporary))
         models = _optimised_models(bundle, files, tensors, progress)
+        parts = bake_parts(bundle, models, files.put_program, tensors.folder)
         placed, digest = tensors.write(folder / BLOB)
     files.specs[BLOB] = FileSpec(bytes=placed.bytes, sha256=digest)
     _put_constant_graphs(bundle, models, placed, files)
@@ -63,7 +65,7 @@ def write_cache(bundle: Bundle, folder: Path, progress: Callable[[str], None]) -
     }
     run_each_program(bundle, baked)
     _forget(folder / BLOB)
-    baked = baked.model_copy(update={"packings": copies})
+    baked = baked.model_copy(update={"packings": copies, "stems": measure_stems(bundle, baked, parts)})
     write_record(baked)
 
 
@@ -78,6 +80,10 @@ class _Files:
         """Write a file of the device cache, and record its size and SHA-256."""
         (self.folder / name).write_bytes(data)
         self.specs[name] = FileSpec(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+    def put_program(self, program: Program) -> None:
+        """Write the file of a program that was optimised for this CPU, and record its size and SHA-256."""
+        self.put(f"{program.id}.onnx", program.proto)
 
 
 class _Tensors:
@@ -131,7 +137,7 @@ def _optimised_models(
             path = bundle.file(stage.file)
             fp32, int8 = _converted(bundle, stage, model.precision, several_scales)
             program, arrays = optimise(path, fp32, tensors.folder)
-            files.put(f"{program.id}.onnx", program.proto)
+            files.put_program(program)
             if int8 is not None:
                 files.put(f"{name}.{stage_name}.int8.onnx", optimise_int8(path, int8, tensors.folder))
             weights = tuple(tensors.add(array, name) for array in arrays)

@@ -121,9 +121,12 @@ def _run_ms(profile: Profile, group: Sequence[str]) -> dict[int, float]:
     if stem is None or len(models) == 1:
         feeds = len({_feed(profile, query) for query in group})
         return {size: profile.run_ms(group[0], size * feeds) for size in times[0] if size * feeds <= max(times[0])}
-    sizes = [size for size in stem.run_ms if all(size in each for each in times)]
+    sizes = [size for size in times[0] if all(size in each for each in times)]
     # Each model's time has the stem's in it, which is needed once.
-    return {size: sum(each[size] for each in times) - (len(models) - 1) * stem.run_ms[size] for size in sizes}
+    saved = (len(models) - 1) * stem.run_ms
+    return {
+        size: max(max(each[size] for each in times), sum(each[size] for each in times) - saved * size) for size in sizes
+    }
 
 
 def _as_one(profile: Profile, model: str, group: Sequence[str], objective: ObjectiveName) -> QueryProfile:

@@ -53,12 +53,13 @@ class SegmentProfile(_Value):
 
 
 class StemProfile(_Value):
-    """Stem of a model: the layers at its beginning that other models have as well, with equal weights."""
+    """First layers of a model that run once for a frame, for all queries of the frame's feed whose models have them."""
 
     id: str
-    """Identity of the stem, equal for all models that begin with it."""
-    run_ms: Mapping[Annotated[int, Field(gt=0)], Milliseconds]
-    """Number of frames in a turn -> milliseconds of the stem's part of the turn."""
+    """Id of the stem; equal for all models that have it."""
+    run_ms: Milliseconds
+    """Milliseconds that the stem runs on one frame: what a turn saves for each frame on which another query of the feed
+    whose model has the same stem had its turn before."""
 
 
 class ModelProfile(_Value):
@@ -68,10 +69,10 @@ class ModelProfile(_Value):
     """Segments that must be in memory while the model runs."""
     run_ms: Mapping[Annotated[int, Field(gt=0)], Milliseconds]
     """Number of frames in a turn -> milliseconds that the turn runs. The time for one frame must be present."""
-    stem: StemProfile | None = None
-    """Stem that the model shares with other models of the profile; None if it shares none."""
     as_batch: tuple[Annotated[int, Field(gt=1)], ...] = ()
     """Numbers of frames, of those in ``run_ms``, that the model runs as one batch; others run one by one."""
+    stem: StemProfile | None = None
+    """Stem of the model, whose time is part of ``run_ms``; None if the model shares none with another query."""
 
     @model_validator(mode="after")
     def _has_one(self) -> ModelProfile:
@@ -81,12 +82,9 @@ class ModelProfile(_Value):
 
     def slower(self, factor: float) -> ModelProfile:
         """Return the profile of a model that takes ``factor`` times as long to run."""
-        stem = self.stem and self.stem.model_copy(update={"run_ms": _times(self.stem.run_ms, factor)})
-        return self.model_copy(update={"run_ms": _times(self.run_ms, factor), "stem": stem})
-
-
-def _times(run_ms: Mapping[int, float], factor: float) -> dict[int, float]:
-    return {frames: time * factor for frames, time in run_ms.items()}
+        stem = self.stem and self.stem.model_copy(update={"run_ms": self.stem.run_ms * factor})
+        times = {frames: time * factor for frames, time in self.run_ms.items()}
+        return self.model_copy(update={"run_ms": times, "stem": stem})
 
 
 class QueryProfile(_Value):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
+from stem_bundles import stem_workload
 
 from gemel.bundles.manifest import InputSpec
 from gemel.bundles.reader import open_bundle
 from gemel.check.contents.input_words import describe_input, input_figures
 from gemel.check.contents.inspect import describe, least_memory
 from gemel.check.contents.inspect_tables import bundle_tables, shown_source
+from gemel.compiler import compile_workload
+from gemel.workload import Workload
 
 
 def printed(bundle: Path) -> str:
@@ -48,6 +52,14 @@ def test_tables(bundle: Path) -> None:
         " std [0.229, 0.224, 0.225] (ImageNet's), stretch; given: size; the rest: the model's defaults"
     ) in lines
     assert any(line.startswith("device: ort-cpu, memory all (at least 0.0") for line in lines)
+
+
+def test_stems(bundle: Path, tmp_path: Path, workload_in: Callable[..., Workload]) -> None:
+    assert "stem: " not in printed(bundle)
+    report = compile_workload(stem_workload(tmp_path, workload_in, [0, 1, 2], [0, 1, 8]), tmp_path / "made")
+    (stem,) = describe(open_bundle(report.path))["stems"].values()
+    assert stem == {"models": ["a", "b"], "bytes": 4 * 9 * 16 * (3 + 16)}
+    assert "stem: a, b begin with the same layers, of 0.01 MB" in printed(report.path).splitlines()
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ class Device:
     """
 
     segments: Mapping[str, int] = {"s0": 100, "s1": 200}
+    stems: Mapping[str, object] = {}
 
     def __init__(self, run: Mapping[str, float] | None = None, batches: Mapping[int, float] | None = None) -> None:
         self.now = 0.0

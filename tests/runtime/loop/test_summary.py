@@ -109,6 +109,7 @@ def test_the_object_of_the_contract() -> None:
                 "cars": {"fps": 0.333, "feed_fps": 10.0, "min_fps": 0.0, "accuracy": None},
             },
         },
+        "stems": {},
         "outputs": outputs,
     }
 

@@ -22,7 +22,7 @@ def stems(**changes: Any) -> Profile:
     Args:
         changes: name of a query -> fields of it to change.
     """
-    stem = {"id": "s", "run_ms": {1: 8, 2: 16}}
+    stem = {"id": "s", "run_ms": 8}
     models = {
         name: {"segments": ["stem", name], "run_ms": {1: 10, 2: 20}, "stem": stem} for name in ("people", "faces")
     }

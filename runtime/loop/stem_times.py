@@ -1,0 +1,46 @@
+"""Times of stems: what a turn saves where the outputs of its model's stem are there already."""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+import numpy as np
+
+from ...bundles.reader import Bundle
+from ..backends import Backend
+from .turn_times import median_ms
+
+__all__ = ["measure_stem"]
+
+_RUNS = 5
+"""Number of timed runs of a stem."""
+
+
+def measure_stem(bundle: Bundle, backend: Backend, model: str) -> float:
+    """Return the median milliseconds of a run of a model's stem on one frame, with the model's weights in memory.
+
+    Args:
+        bundle: an open bundle.
+        backend: backend that was opened for the bundle, with no model active.
+        model: name of a model that the backend runs in parts.
+
+    Raises:
+        BackendError: the stem cannot be run.
+    """
+    spec = bundle.manifest.models[model].stem
+    assert spec is not None  # the backend runs only such models in parts
+    (port,) = spec.stem.inputs
+    shape = [1 if isinstance(size, str) else size for size in port.shape]
+    inputs = {port.name: np.random.default_rng(0).random(shape).astype(port.dtype)}
+    backend.activate(model)
+    try:
+        # Not timed: the first run creates what the stem keeps from then on.
+        backend.run(model, "stem", inputs)
+        times = []
+        for _ in range(_RUNS):
+            began = perf_counter()
+            backend.run(model, "stem", inputs)
+            times.append(perf_counter() - began)
+        return median_ms(times)
+    finally:
+        backend.release(model)

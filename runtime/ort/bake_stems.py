@@ -1,0 +1,113 @@
+"""Baking of stems: the two parts of a model's stage ``main``, and their run times on this CPU."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...bundles.blob import tensor_id
+from ...bundles.manifest import Stage
+from ...bundles.program import Program
+from ...bundles.reader import Bundle
+from ...errors import BackendError, first_line
+from ...memory_limit import limited_memory
+from .baked import BLOB, Baked, BakedStage, BakedStem
+from .copy_times import cpu_times, open_bound, open_stage
+from .optimise import optimise
+from .trial_run import noise_inputs
+
+__all__ = ["bake_parts", "measure_stems"]
+
+_log = logging.getLogger(__name__)
+
+_ROUNDING = 1e-3
+"""Largest difference of an output of the parts from the whole's, relative to the output's largest value."""
+_Parts = Mapping[str, tuple[BakedStage, BakedStage]]
+"""Model -> stem and rest of its stage ``main``."""
+
+
+def bake_parts(
+    bundle: Bundle, models: Mapping[str, Mapping[str, BakedStage]], put: Callable[[Program], None], folder: Path
+) -> _Parts:
+    """Optimise the parts of all models that have a stem, and return those that need no more tensors than the whole.
+
+    ONNX Runtime chooses the layout of a kernel by the nodes around it. Where a part has another layout than the whole,
+    the model would need a second copy of the kernel, and its stem is left out.
+
+    Args:
+        bundle: an open bundle.
+        models: model -> stage -> program and weights of the optimised stage.
+        put: function that stores a program.
+        folder: folder for temporary files.
+    """
+    known: dict[str, tuple[Program, tuple[str, ...]]] = {}
+
+    def optimised(stage: Stage) -> tuple[Program, tuple[str, ...]]:
+        # Members of a stem have equal files of it.
+        key = " ".join((stage.program, *stage.weights))
+        if key not in known:
+            program, arrays = optimise(bundle.file(stage.file), None, folder)
+            known[key] = program, tuple(map(tensor_id, arrays))
+        return known[key]
+
+    parts = {}
+    for name, model in bundle.manifest.models.items():
+        if model.stem is None:
+            continue
+        try:
+            made = [optimised(stage) for stage in (model.stem.stem, model.stem.rest)]
+        except BackendError as error:
+            _log.warning("model %s: runs whole, its stem cannot be used: %s", name, first_line(error))
+            continue
+        if {tensor for _, weights in made for tensor in weights} <= {*models[name]["main"].weights}:
+            for program, _ in made:
+                put(program)
+            stem, rest = (BakedStage(program=program.id, weights=weights) for program, weights in made)
+            parts[name] = (stem, rest)
+    return parts
+
+
+def measure_stems(bundle: Bundle, baked: Baked, parts: _Parts) -> dict[str, BakedStem]:
+    """Return the parts of every model with the CPU times of whole and parts, measured on one image of noise.
+
+    A model whose parts cannot be run, or give other outputs than the whole, is left out.
+
+    Args:
+        bundle: an open bundle.
+        baked: record of a device cache that has the programs of the parts.
+        parts: result of :func:`bake_parts`.
+    """
+    stems = {}
+    for name, (stem, rest) in parts.items():
+        spec = bundle.manifest.models[name].stem
+        assert spec is not None  # only such models have parts
+        try:
+            # A bundle may come from anywhere: a value that a graph computes may have any size.
+            with limited_memory(baked.files[BLOB].bytes):
+                whole, first, second = open_bound(baked, name, "main"), open_stage(baked, stem), open_stage(baked, rest)
+                image, frame = noise_inputs(bundle.manifest.models[name].stages["main"]), noise_inputs(spec.stem)
+                values = {**frame, **first.run(frame)}
+                inputs = {port.name: values[port.name] for port in spec.rest.inputs}
+                if not _equal(whole.run(image), second.run(inputs)):
+                    raise BackendError("its parts give other outputs than the whole, once baked")
+                times = cpu_times([partial(whole.run, image), partial(first.run, frame), partial(second.run, inputs)])
+        except Exception as error:
+            _log.warning("model %s: runs whole, its stem cannot be used: %s", name, first_line(error))
+            continue
+        stems[name] = BakedStem(stem=stem, rest=rest, main_ms=times[0], stem_ms=times[1], rest_ms=times[2])
+    return stems
+
+
+def _equal(whole: Mapping[str, NDArray[Any]], parts: Mapping[str, NDArray[Any]]) -> bool:
+    """Return whether outputs are equal but for rounding, which differs between optimised programs."""
+    return whole.keys() == parts.keys() and all(
+        array.shape == parts[name].shape
+        and np.allclose(array, parts[name], rtol=0.0, atol=_ROUNDING * np.abs(array).max(initial=0.0), equal_nan=True)
+        for name, array in whole.items()
+    )
