@@ -1,10 +1,11 @@
-"""Compare the frames per second of ``gemel-run --offline`` with a bare loop of PyAV and ONNX Runtime, in turns.
+"""Compare ``gemel-run --offline`` with a bare loop of PyAV and ONNX Runtime: answers per second, CPU time per answer.
 
     .venv/bin/python tools/bench_end_to_end.py [BUNDLE] [WORKLOAD.YAML] [--rounds 5] [--frames 200]
 
 The bare loop is what one would write without gemel: a default ONNX Runtime session for each model, from the file that
 PyTorch exports; PyAV decodes each feed; the same preprocessing and the same decoders; no budget, no queue, no output.
-Both sides read the same frames and use the same number of threads. Start-up is not counted on either side.
+Both sides read the same frames and use the same number of threads, in turns. Start-up is not counted on either side: CPU
+time is that of a run less that of a run of few frames.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter, process_time
@@ -37,7 +39,11 @@ ROOT = Path(__file__).resolve().parent.parent
 DOC = ROOT / "docs" / "operations.md"
 BUNDLE = ROOT / "out" / "street" / "bundle"
 WORKLOAD = ROOT / "examples" / "street" / "merged" / "workload.yaml"
-MODES = ("gemel", "bare")
+BARE = "bare loop of PyAV and ONNX Runtime"
+MEMORY = {"`gemel-run --offline`": "all", "`gemel-run --offline --memory 20MiB`": "20MiB"}
+"""Name of a way to run the bundle -> its memory setting."""
+FEW = 10
+"""Number of frames of the run whose CPU time counts as start-up."""
 
 
 def run_bare(bundle_path: Path, exports: Path, frames: int, threads: int) -> dict[str, float]:
@@ -98,15 +104,15 @@ def _no_stage(stage: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArr
     raise NotImplementedError("models with several stages are not part of this benchmark")
 
 
-def run_gemel(bundle: Path, frames: int, threads: int, folder: Path) -> dict[str, float]:
-    """Run ``gemel-run --offline`` in a process of its own, and return the times that its summary states."""
+def run_gemel(bundle: Path, memory: str, frames: int, threads: int, folder: Path) -> dict[str, float]:
+    """Run ``gemel-run --offline`` in a process of its own, and return its answers, seconds, and CPU seconds."""
     import resource
 
     summary = folder / "summary.json"
     command = [str(Path(sys.executable).parent / "gemel-run"), str(bundle), "--offline", "--frames", str(frames)]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(
-        [*command, "--threads", str(threads), "--memory", "all", "--json", str(summary)],
+        [*command, "--threads", str(threads), "--memory", memory, "--json", str(summary)],
         check=True,
         capture_output=True,
     )
@@ -134,29 +140,41 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="gemel-end-to-end-") as name:
         folder = Path(name)
         export_plain(load_workload(arguments.workload), folder)
-        rates: dict[str, list[float]] = {mode: [] for mode in MODES}
+        names = (BARE, *MEMORY)
+        rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
         for turn in range(arguments.rounds + 1):
-            for mode in MODES if turn % 2 else reversed(MODES):
-                if mode == "gemel":
-                    found = run_gemel(arguments.bundle, arguments.frames, arguments.threads, folder)
-                else:
-                    found = _bare_process(arguments, folder)
+            for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                found = _measured(name, arguments, folder)
                 if turn:  # the first turn warms up caches
-                    rates[mode].append(found["answers"] / found["seconds"])
-                print(f"{mode}: {found['answers']:.0f} answers in {found['seconds']:.2f} s", flush=True)
-    ratios = [ours / theirs for ours, theirs in zip(rates["gemel"], rates["bare"], strict=True)]
+                    rounds[name].append(found)
+                print(f"{name}: {found[0]:.1f} answers per second, {found[1]:.2f} ms of CPU time each", flush=True)
     lines = [
         f"{arguments.frames} frames of each feed, {arguments.threads} thread a run, medians of {arguments.rounds}"
-        f" rounds in turns, ONNX Runtime {onnxruntime.__version__}.",
+        f" rounds in turns, ONNX Runtime {onnxruntime.__version__}. Ratios are beside the bare loop.",
         "",
-        "| | answers per second |",
-        "|---|--:|",
-        f"| bare loop of PyAV and ONNX Runtime | {median(rates['bare']):.1f} |",
-        f"| `gemel-run --offline` | {median(rates['gemel']):.1f} |",
-        f"| ratio | {median(ratios):.3f} |",
+        "| | answers per second | ratio | ms of CPU time per answer | ratio |",
+        "|---|--:|--:|--:|--:|",
     ]
+    for name, found in rounds.items():
+        rates, costs = zip(*found, strict=True)
+        faster, dearer = (
+            median(ours / theirs for ours, theirs in zip(column, bare, strict=True))
+            for column, bare in zip((rates, costs), zip(*rounds[BARE], strict=True), strict=True)
+        )
+        lines.append(f"| {name} | {median(rates):.1f} | {faster:.3f} | {median(costs):.2f} | {dearer:.3f} |")
     print("\n".join(lines))
     write_between(DOC, "end-to-end", "\n".join(lines))
+
+
+def _measured(name: str, arguments: argparse.Namespace, folder: Path) -> tuple[float, float]:
+    """Run the bundle in one way, and return answers per second and milliseconds of CPU time per answer."""
+    if name == BARE:
+        found = _bare_process(arguments, folder)
+        return found["answers"] / found["seconds"], found["cpu"] / found["answers"] * 1e3
+    run = partial(run_gemel, arguments.bundle, MEMORY[name], threads=arguments.threads, folder=folder)
+    few, many = run(frames=FEW), run(frames=arguments.frames)
+    cost = (many["cpu"] - few["cpu"]) / (many["answers"] - few["answers"])
+    return many["answers"] / many["seconds"], cost * 1e3
 
 
 def _bare_process(arguments: argparse.Namespace, exports: Path) -> dict[str, float]:
