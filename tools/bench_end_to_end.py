@@ -1,4 +1,4 @@
-"""Compare ``gemel-run --offline`` with a bare loop of PyAV and ONNX Runtime: answers per second, CPU time per answer.
+"""Compare ``gemel-run --offline`` with a bare loop of PyAV and ONNX Runtime, by answers per second and CPU time.
 
     .venv/bin/python tools/bench_end_to_end.py [BUNDLE] [WORKLOAD.YAML] [--rounds 5] [--frames 200]
 
@@ -144,10 +144,10 @@ def main() -> None:
         rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
         for turn in range(arguments.rounds + 1):
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                found = _measured(name, arguments, folder)
+                rate, cost = _measured(name, arguments, folder)
                 if turn:  # the first turn warms up caches
-                    rounds[name].append(found)
-                print(f"{name}: {found[0]:.1f} answers per second, {found[1]:.2f} ms of CPU time each", flush=True)
+                    rounds[name].append((rate, cost))
+                print(f"{name}: {rate:.1f} answers per second, {cost:.2f} ms of CPU time each", flush=True)
     lines = [
         f"{arguments.frames} frames of each feed, {arguments.threads} thread a run, medians of {arguments.rounds}"
         f" rounds in turns, ONNX Runtime {onnxruntime.__version__}. Ratios are beside the bare loop.",
@@ -156,12 +156,10 @@ def main() -> None:
         "|---|--:|--:|--:|--:|",
     ]
     for name, found in rounds.items():
-        rates, costs = zip(*found, strict=True)
-        faster, dearer = (
-            median(ours / theirs for ours, theirs in zip(column, bare, strict=True))
-            for column, bare in zip((rates, costs), zip(*rounds[BARE], strict=True), strict=True)
-        )
-        lines.append(f"| {name} | {median(rates):.1f} | {faster:.3f} | {median(costs):.2f} | {dearer:.3f} |")
+        faster = median(ours / theirs for (ours, _), (theirs, _) in zip(found, rounds[BARE], strict=True))
+        dearer = median(ours / theirs for (_, ours), (_, theirs) in zip(found, rounds[BARE], strict=True))
+        rate, cost = median(each for each, _ in found), median(each for _, each in found)
+        lines.append(f"| {name} | {rate:.1f} | {faster:.3f} | {cost:.2f} | {dearer:.3f} |")
     print("\n".join(lines))
     write_between(DOC, "end-to-end", "\n".join(lines))
 
