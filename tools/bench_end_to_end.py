@@ -4,8 +4,8 @@
 
 The bare loop is what one would write without gemel: a default ONNX Runtime session for each model, from the file that
 PyTorch exports; PyAV decodes each feed; the same preprocessing and the same decoders; no budget, no queue, no output.
-Both sides read the same frames and use the same number of threads, in turns. Start-up is not counted on either side: CPU
-time is that of a run less that of a run of few frames.
+Both sides read the same frames and use the same number of threads, in turns. Start-up is not counted on either side:
+CPU time is that of a run less that of a run of few frames.
 """
 
 from __future__ import annotations
