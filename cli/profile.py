@@ -117,7 +117,7 @@ def _models(measured: Profile) -> Table:
     batches = sorted({batch for model in measured.models.values() for batch in model.run_ms})
     table = Table("model", title="models, milliseconds", title_justify="left", box=SIMPLE)
     runs = [f"{batch} frame{'s' if batch > 1 else ''}" for batch in batches]
-    for title in ("segments", "MB", "load", *runs, "fps alone"):
+    for title in ("segments", "MB", "load", *runs, "fps alone", "as a batch"):
         table.add_column(title, justify="right")
     slas: dict[str, float] = {}
     for query, spec in measured.queries.items():
@@ -131,6 +131,7 @@ def _models(measured: Profile) -> Table:
             f"{sum(map(measured.load_ms, model.segments)):.4g}",
             *(f"{model.run_ms[batch]:.4g}" if batch in model.run_ms else "" for batch in batches),
             _alone(model, slas[name]),
+            ", ".join(map(str, model.as_batch)),
         )
     return table
 

@@ -70,9 +70,10 @@ class Answerer:
         for number, (query, frame) in enumerate(pairs):
             if stopped() or not any(each.alive for each, _ in pairs[number:]):
                 return False
-            began = monotonic()
+            # A query that is paused while its frame runs still answers that frame.
+            began, takes = monotonic(), query.alive
             outcome = next(outcomes)
-            if not query.alive:
+            if not takes:
                 whole = False
             elif isinstance(outcome, Exception):
                 self._fail(query, frame, f"{type(outcome).__name__}: {outcome}")

@@ -54,12 +54,15 @@ def test_always_measured_afresh(profile: Call, bundle: Path, tmp_path: Path, mon
     written, ticks = tmp_path / "profile.yaml", count(1)
 
     def measure_times(_: Bundle, backend: OrtCpu, *rest: object) -> Times:
-        return Times(load=dict.fromkeys(backend.segments, next(ticks)), run={"a": {1: 1}, "b": {1: 1}})
+        run = {"a": {1: 1, 2: 1, 4: 1}, "b": {1: 1}}
+        return Times(load=dict.fromkeys(backend.segments, next(ticks)), run=run, as_batch={"a": (2, 4)})
 
     monkeypatch.setattr(device_profile, "measure_times", measure_times)
     for flags in ((), (), ("--cold",)):
         code, out, _ = profile(bundle, "-o", written, "--threads", "1", *flags)
         assert code == 0
+    assert any(line.split()[:1] == ["a"] and line.split()[-2:] == ["2,", "4"] for line in out.splitlines())
+    assert read_profile(written).models["a"].as_batch == (2, 4)
     assert {segment.load_ms for segment in read_profile(written).segments.values()} == {3}
     assert "cold" in written.read_text().splitlines()[0]
     cold, warm = sorted(bundle.glob("device-cache/*/profile-1-threads-*.json"))

@@ -81,6 +81,17 @@ def test_others_go_on_where_a_query_of_the_turn_is_given_up(states: dict[str, Qu
     assert [(query, index) for query, index, _ in recorder.results] == [("b", 2), ("b", 4)]
 
 
+def test_a_query_that_is_paused_while_its_frame_runs_answers_that_frame(
+    states: dict[str, QueryState], recorder: Recorder
+) -> None:
+    def run(query: str, frame: Frame) -> Result:
+        states["a"].pause(True)
+        return answer(query, frame)
+
+    assert not Answerer(one_by_one(run), [recorder]).answer(turn(states, "aba"))
+    assert [(query, index) for query, index, _ in recorder.results] == [("a", 0), ("b", 1)]
+
+
 def test_a_turn_that_is_stopped_runs_no_more_frames(states: dict[str, QueryState], recorder: Recorder) -> None:
     assert not Answerer(one_by_one(), [recorder]).answer(turn(states, "aaa"), lambda: len(recorder.results) == 2)
     assert recorder.indices("a") == [0, 1]
