@@ -163,12 +163,13 @@ class MainGraph:
     def _multiply_adds(self, node: Message) -> int:
         kernel = self._kernel(node)
         assert kernel is not None  # works() asks only about layers with a kernel
+        size: int = prod(kernel.dims)
         if node.op_type == "Gemm":
-            return prod(kernel.dims)
+            return size
         value = node.input[0] if node.op_type == "ConvTranspose" else node.output[0]
         shape = port_shape(self.types[value]) if value in self.types else ()
         positions = shape[1:-1] if node.op_type == "MatMul" else shape[2:]
-        return prod(kernel.dims) * prod(size for size in positions if isinstance(size, int))
+        return size * prod(count for count in positions if isinstance(count, int))
 
 
 def _sorted(attributes: Iterable[Message]) -> list[Message]:

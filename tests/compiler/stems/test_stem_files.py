@@ -14,9 +14,11 @@ from stem_bundles import stem_workload
 from tiny_models import tiny
 
 from gemel.bundles.manifest import Manifest
+from gemel.bundles.program import tensors_of
 from gemel.bundles.reader import MANIFEST, open_bundle, verify
 from gemel.compiler import compile_workload
 from gemel.compiler.stems import stem_files
+from gemel.compiler.stems.cut_graph import cut_graphs
 from gemel.compiler.stems.stem_files import add_stems
 from gemel.workload import Workload
 
@@ -112,11 +114,10 @@ def test_private_copies_have_no_stem(tmp_path: Path, workload_in: Make, change: 
 def test_a_stem_that_gives_other_outputs_is_left_out(
     tmp_path: Path, workload_in: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cut = stem_files.cut_graphs
 
     def wrong(*arguments: object) -> object:
         """Cut the graphs, and make the rest of ``b`` negate its output."""
-        parts = cut(*arguments)  # type: ignore[arg-type]
+        parts = cut_graphs(*arguments)  # type: ignore[arg-type]
         next(node for node in parts.rests["b"].graph.node if node.op_type == "Relu").op_type = "Neg"
         return parts
 
@@ -132,10 +133,9 @@ def test_a_stem_that_gives_other_outputs_is_left_out(
 def test_a_stem_that_does_not_run_is_left_out(
     tmp_path: Path, workload_in: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cut = stem_files.cut_graphs
 
     def wrong(*arguments: object) -> object:
-        parts = cut(*arguments)  # type: ignore[arg-type]
+        parts = cut_graphs(*arguments)  # type: ignore[arg-type]
         parts.stem.graph.node[0].op_type = "Nothing"
         return parts
 
@@ -148,7 +148,6 @@ def test_a_stem_that_does_not_run_is_left_out(
 def test_a_part_that_needs_a_tensor_of_its_own_is_left_out(
     tmp_path: Path, workload_in: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    listed = stem_files.tensors_of
-    monkeypatch.setattr(stem_files, "tensors_of", lambda *given: {**listed(*given), "w0": "a" * 32})
+    monkeypatch.setattr(stem_files, "tensors_of", lambda *given: {**tensors_of(*given), "w0": "a" * 32})
     _, lines = compiled(tmp_path, workload_in, [0, 1, 2], [0, 1, 8])
     assert lines == ["stems: a, b: no stem, the parts of a would need more tensors than the whole"]

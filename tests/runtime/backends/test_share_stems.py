@@ -18,6 +18,8 @@ from gemel.runtime.backends.share_stems import shared_stems
 from gemel.runtime.ort import bake_stems, baked
 from gemel.runtime.ort.bake import bake
 from gemel.runtime.ort.baked import CACHE_RECORD, load_cache
+from gemel.runtime.ort.copy_times import open_stage
+from gemel.runtime.ort.optimise import optimise
 
 FAST = StemTimes(10.0, 6.0, 4.0)
 
@@ -93,7 +95,6 @@ def test_baked_parts_need_no_tensors_of_their_own(stems: Bundle, tmp_path: Path)
 def test_parts_with_another_layout_than_the_whole_are_left_out(stems: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     rest = stems.manifest.models["b"].stem
     assert rest is not None
-    optimise = bake_stems.optimise
 
     def other_layout(path: Path, *given: Any) -> Any:
         program, arrays = optimise(path, *given)
@@ -120,11 +121,10 @@ def test_a_stem_that_cannot_be_baked_or_run_is_left_out(
 def test_baked_parts_that_give_other_outputs_are_left_out(
     stems: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    opened = bake_stems.open_stage
 
     class Wrong:
         def __init__(self, *given: Any) -> None:
-            self.inner = opened(*given)
+            self.inner = open_stage(*given)
 
         def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
             return {name: -array for name, array in self.inner.run(inputs).items()}
