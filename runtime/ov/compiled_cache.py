@@ -1,15 +1,17 @@
 """Device cache of OpenVINO programs: each stage of each model, compiled for this CPU with its weights inside.
 
 The backends ``openvino`` and ``openvino-fast`` use a cache of all models. ``auto-cpu`` uses a cache of the models that
-are faster in OpenVINO than bound in ONNX Runtime, with the times of both.
+are faster in OpenVINO than bound in ONNX Runtime, with the times of both. In the latter, a model is in bf16 if that was
+accepted (:mod:`.accepted`) and is faster.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,13 +27,18 @@ from ..device_cache import check_folder, find_or_make, places, plain_size
 from ..ort.bake import cpu_flags
 from ..ort.baked import Baked, PrivateCopy
 from ..ort.trial_run import noise_inputs
-from .openvino_cpu import OvPrecision, OvProgram, compile_program, openvino_version, reason
+from .accepted import QueryAgreement, read_acceptance
+from .openvino_cpu import OvPrecision, OvProgram, compile_program, computes_in_bf16, openvino_version, reason
 from .openvino_times import measure_beside
 
 __all__ = ["CompiledModels", "CompiledStage", "compiled_models", "has_compiled_models"]
 
+_log = logging.getLogger(__name__)
+
 _LAYOUT = "1"
 """Version number of how programs are compiled and stored. Change it when a bundle would be compiled differently."""
+_BF16_WORTH = 0.95
+"""Fraction of the time of a float32 run below which a bf16 run counts as faster. Measured times are 5 % uncertain."""
 _RECORD = "compiled.json"
 """Name of the file that holds the record of a device cache, which is a :class:`CompiledModels` as JSON."""
 
@@ -62,6 +69,9 @@ class CompiledModels(BaseModel):
     """Model -> reason why there is no compiled program. ONNX Runtime runs such a model."""
     copies: dict[Name, PrivateCopy] = {}
     """Model -> size and run times of the compiled programs, beside the model bound in ONNX Runtime; if measured."""
+    bf16: dict[Name, dict[Name, QueryAgreement]] = {}
+    """Model -> query -> agreement with float32, for the models that this record has in bf16 because they keep their
+    accuracy."""
 
     def path(self, model: str, stage: str) -> Path:
         """Return the file that holds the compiled program of a stage."""
@@ -87,11 +97,12 @@ def compiled_models(
         BackendError: no folder can be written.
         MissingExtraError: OpenVINO is not installed.
     """
+    accepted = {} if beside is None else _accepted(bundle)
     return find_or_make(
-        _folders(bundle, precision, beside is not None),
+        _folders(bundle, precision, None if beside is None else accepted),
         bundle,
         lambda folder: _verified(folder, bundle),
-        lambda folder: _fill(folder, bundle, precision, progress, beside),
+        lambda folder: _fill(folder, bundle, precision, progress, beside, accepted),
     )
 
 
@@ -103,18 +114,39 @@ def has_compiled_models(bundle: Bundle, precision: OvPrecision, *, measured: boo
         precision: precision of layers that are not int8.
         measured: whether the cache is asked for that has only models which are faster in OpenVINO.
     """
-    for folder in _folders(bundle, precision, measured):
+    for folder in _folders(bundle, precision, _accepted(bundle) if measured else None):
         with suppress(BundleError):
             _read(folder, bundle)
             return True
     return False
 
 
-def _folders(bundle: Bundle, precision: OvPrecision, measured: bool) -> tuple[Path, Path]:
-    """Return the folders that may hold a bundle's compiled programs, the preferred folder first."""
-    parts = (bundle.id, openvino_version(), platform.machine(), cpu_flags(), precision, _LAYOUT)
-    key = hashlib.sha256(chr(10).join((*parts, ort.__version__) if measured else parts).encode()).hexdigest()[:16]
-    return places(bundle, f"{'auto-cpu' if measured else 'openvino'}-{key}")
+_Accepted = Mapping[str, Mapping[str, QueryAgreement]]
+"""Model -> query -> agreement with float32, for models that may run in bf16."""
+
+
+def _accepted(bundle: Bundle) -> _Accepted:
+    """Return the models of a bundle that may run in bf16, with the agreement of their queries."""
+    known = read_acceptance(bundle)
+    return {} if known is None else known.models(bundle)
+
+
+def _folders(bundle: Bundle, precision: OvPrecision, accepted: _Accepted | None) -> tuple[Path, Path]:
+    """Return the folders that may hold a bundle's compiled programs, the preferred folder first.
+
+    Args:
+        bundle: an open bundle.
+        precision: precision of layers that are not int8.
+        accepted: models that may run in bf16, in the cache of ``auto-cpu``; None for the cache of another backend.
+    """
+    parts = [bundle.id, openvino_version(), platform.machine(), cpu_flags(), precision, _LAYOUT]
+    if accepted is not None:
+        parts.append(ort.__version__)
+    if accepted:
+        # A cache that was made before bf16 was accepted, or with other models in bf16, must not be used.
+        parts.append(" ".join(sorted(accepted)))
+    key = hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:16]
+    return places(bundle, f"{'openvino' if accepted is None else 'auto-cpu'}-{key}")
 
 
 def _file(folder: Path, model: str, stage: str) -> Path:
@@ -127,31 +159,55 @@ def _fill(
     precision: OvPrecision,
     progress: Callable[[str], None],
     beside: Baked | None,
+    accepted: _Accepted,
 ) -> None:
     """Compile models into a folder, and write their record. Why a model is left out is recorded."""
     models: dict[str, dict[str, CompiledStage]] = {}
     left_out: dict[str, str] = {}
     copies: dict[str, PrivateCopy] = {}
+    bf16: dict[str, dict[str, QueryAgreement]] = {}
+    if beside is not None and read_acceptance(bundle) is None and computes_in_bf16():
+        # Said once, because the cache is made once.
+        _log.warning(
+            "auto-cpu does not use bf16: its accuracy was not measured; gemel eval %s --accept bf16 does so",
+            bundle.path,
+        )
     for name, model in bundle.manifest.models.items():
         progress(name)
-        try:
-            made = _compiled(bundle, model, precision)
-        except BackendError as error:
-            left_out[name] = str(error)
-            continue
-        exported = {stage: program.export() for stage, program in made.items()}
-        memory = {stage: _memory(bundle, model.stages[stage], data) for stage, data in exported.items()}
-        if beside is not None:
-            copy = measure_beside(beside, name, model.stages, made, memory)
-            if not copy.is_faster:
-                left_out[name] = f"{copy.packed_ms:.3g} ms in OpenVINO, {copy.bound_ms:.3g} ms bound in ONNX Runtime"
+        forms: list[tuple[PrivateCopy | None, OvPrecision, dict[str, bytes], dict[str, int]]] = []
+        for form in (precision, *(("default",) if name in accepted else ())):
+            try:
+                made = _compiled(bundle, model, form)
+            except BackendError as error:
+                left_out[name] = str(error)
                 continue
+            exported = {stage: program.export() for stage, program in made.items()}
+            memory = {stage: _memory(bundle, model.stages[stage], data) for stage, data in exported.items()}
+            copy = None if beside is None else measure_beside(beside, name, model.stages, made, memory)
+            forms.append((copy, form, exported, memory))
+        if not forms:
+            continue
+        left_out.pop(name, None)
+        copy, form, exported, memory = forms[0]
+        if len(forms) > 1 and _relative_time(forms[1][0]) < _BF16_WORTH * _relative_time(copy):
+            copy, form, exported, memory = forms[1]
+        if copy is not None and not copy.is_faster:
+            left_out[name] = f"{copy.packed_ms:.3g} ms in OpenVINO, {copy.bound_ms:.3g} ms bound in ONNX Runtime"
+            continue
+        if copy is not None:
             copies[name] = copy
+        if form != precision:
+            bf16[name] = dict(accepted[name])
         models[name] = {
             stage: _write(_file(folder, name, stage), data, memory[stage]) for stage, data in exported.items()
         }
-    record = CompiledModels(folder=folder, bundle=bundle.id, models=models, left_out=left_out, copies=copies)
+    record = CompiledModels(folder=folder, bundle=bundle.id, models=models, left_out=left_out, copies=copies, bf16=bf16)
     (folder / _RECORD).write_text(record.model_dump_json(exclude={"folder"}, indent=1))
+
+
+def _relative_time(copy: PrivateCopy | None) -> float:
+    """Return the time of a run in OpenVINO divided by that of a run bound in ONNX Runtime; 0 if not measured."""
+    return copy.packed_ms / max(copy.bound_ms, 1e-9) if copy is not None else 0.0
 
 
 def _write(path: Path, data: bytes, memory: int) -> CompiledStage:
