@@ -348,4 +348,6 @@ def test_accuracy_is_expected_under_every_objective(objective: ObjectiveName) ->
         assert plan.accuracy[name] == pytest.approx(frames / 10 + 0.5 * (1 - frames / 10), abs=0.01)
     without = {**known.queries, "b": known.queries["b"].model_copy(update={"staleness": None})}
     if objective != "accuracy":
-        assert make_plan(known.model_copy(update={"queries": without}), 60, Policy(objective=objective)).accuracy is None
+        assert (
+            make_plan(known.model_copy(update={"queries": without}), 60, Policy(objective=objective)).accuracy is None
+        )
