@@ -18,18 +18,16 @@ from pathlib import Path
 import onnxruntime as ort
 from pydantic import BaseModel, ConfigDict
 
-from ...bundles.manifest import ModelSpec, Name, Size, Stage
+from ...bundles.manifest import Name, Size
 from ...bundles.reader import Bundle
 from ...bundles.verified import verify_once
 from ...errors import BackendError, BundleError
-from ...memory_limit import limited_memory
 from ..device_cache import check_folder, find_or_make, places, plain_size
 from ..ort.bake import cpu_flags
 from ..ort.baked import Baked, PrivateCopy
-from ..ort.trial_run import noise_inputs
 from .accepted import QueryAgreement, read_acceptance
-from .openvino_cpu import OvPrecision, OvProgram, compile_program, computes_in_bf16, openvino_version, reason
-from .openvino_times import measure_beside
+from .compiled_form import best_form
+from .openvino_cpu import OvPrecision, computes_in_bf16, openvino_version
 
 __all__ = ["CompiledModels", "CompiledStage", "compiled_models", "has_compiled_models"]
 
@@ -37,8 +35,6 @@ _log = logging.getLogger(__name__)
 
 _LAYOUT = "1"
 """Version number of how programs are compiled and stored. Change it when a bundle would be compiled differently."""
-_BF16_WORTH = 0.95
-"""Fraction of the time of a float32 run below which a bf16 run counts as faster. Measured times are 5 % uncertain."""
 _RECORD = "compiled.json"
 """Name of the file that holds the record of a device cache, which is a :class:`CompiledModels` as JSON."""
 
@@ -172,80 +168,34 @@ def _fill(
             "auto-cpu does not use bf16: its accuracy was not measured; gemel eval %s --accept bf16 does so",
             bundle.path,
         )
-    for name, model in bundle.manifest.models.items():
+    for name in bundle.manifest.models:
         progress(name)
-        forms: list[tuple[PrivateCopy | None, OvPrecision, dict[str, bytes], dict[str, int]]] = []
-        for form in (precision, *(("default",) if name in accepted else ())):
-            try:
-                made = _compiled(bundle, model, form)
-            except BackendError as error:
-                left_out[name] = str(error)
-                continue
-            exported = {stage: program.export() for stage, program in made.items()}
-            memory = {stage: _memory(bundle, model.stages[stage], data) for stage, data in exported.items()}
-            copy = None if beside is None else measure_beside(beside, name, model.stages, made, memory)
-            forms.append((copy, form, exported, memory))
-        if not forms:
+        allowed: tuple[OvPrecision, ...] = (precision, "default") if name in accepted else (precision,)
+        try:
+            chosen = best_form(bundle, name, allowed, beside)
+        except BackendError as error:
+            left_out[name] = str(error)
             continue
-        left_out.pop(name, None)
-        copy, form, exported, memory = forms[0]
-        if len(forms) > 1 and _relative_time(forms[1][0]) < _BF16_WORTH * _relative_time(copy):
-            copy, form, exported, memory = forms[1]
+        copy = chosen.copy
         if copy is not None and not copy.is_faster:
             left_out[name] = f"{copy.packed_ms:.3g} ms in OpenVINO, {copy.bound_ms:.3g} ms bound in ONNX Runtime"
             continue
         if copy is not None:
             copies[name] = copy
-        if form != precision:
+        if chosen.precision != precision:
             bf16[name] = dict(accepted[name])
         models[name] = {
-            stage: _write(_file(folder, name, stage), data, memory[stage]) for stage, data in exported.items()
+            stage: _write(_file(folder, name, stage), data, chosen.memory[stage])
+            for stage, data in chosen.exported.items()
         }
     record = CompiledModels(folder=folder, bundle=bundle.id, models=models, left_out=left_out, copies=copies, bf16=bf16)
     (folder / _RECORD).write_text(record.model_dump_json(exclude={"folder"}, indent=1))
-
-
-def _relative_time(copy: PrivateCopy | None) -> float:
-    """Return the time of a run in OpenVINO divided by that of a run bound in ONNX Runtime; 0 if not measured."""
-    return copy.packed_ms / max(copy.bound_ms, 1e-9) if copy is not None else 0.0
 
 
 def _write(path: Path, data: bytes, memory: int) -> CompiledStage:
     """Write a compiled program into a file, and return the file's entry for the record."""
     path.write_bytes(data)
     return CompiledStage(bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), weights=memory)
-
-
-def _memory(bundle: Bundle, stage: Stage, data: bytes) -> int:
-    """Return the bytes of memory that the weights of a compiled program take.
-
-    OpenVINO keeps the weights as they are in the program's file, and once more as its kernels want them: in the type
-    of the bundle, except that float16 becomes float32.
-    """
-    specs = [bundle.manifest.tensors[tensor] for tensor in set(stage.weights)]
-    return len(data) + sum(spec.length * (2 if spec.dtype == "float16" else 1) for spec in specs)
-
-
-def _compiled(bundle: Bundle, model: ModelSpec, precision: OvPrecision) -> dict[str, OvProgram]:
-    """Compile all stages of a model, and run each once: some programs compile and cannot be run.
-
-    Returns:
-        Stage -> compiled program.
-
-    Raises:
-        BackendError: OpenVINO refuses a stage, or fails to run it.
-    """
-    made: dict[str, OvProgram] = {}
-    for name, stage in model.stages.items():
-        path = bundle.file(stage.file)
-        # A bundle may come from anywhere: a value that a graph computes may have any size.
-        with limited_memory(model.bytes):
-            made[name] = compile_program(path, stage, 1, precision)
-            try:
-                made[name].run(noise_inputs(stage))
-            except Exception as error:
-                raise BackendError(f"{path}: OpenVINO {openvino_version()} cannot run it: {reason(error)}") from error
-    return made
 
 
 def _verified(folder: Path, bundle: Bundle) -> CompiledModels:

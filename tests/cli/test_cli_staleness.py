@@ -68,8 +68,8 @@ def test_measured_and_promised(gemel: Gemel, bundle: Path, tmp_path: Path) -> No
     code, _, err = gemel("run", bundle, *flags)
     assert (code, err) == (
         2,
-        "error: objective accuracy: query a has no staleness curve, which says how accurate an old answer is; gemel eval"
-        " BUNDLE --staleness FILE measures it\n",
+        "error: objective accuracy: query a has no staleness curve, which says how accurate an old answer is; gemel"
+        " eval BUNDLE --staleness FILE measures it\n",
     )
 
 

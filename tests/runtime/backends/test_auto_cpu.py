@@ -19,7 +19,7 @@ from gemel.runtime.backends.auto_cpu import AutoCpu
 from gemel.runtime.backends.ort_cpu import OrtCpu
 from gemel.runtime.backends.protocol import Backend
 from gemel.runtime.ort import copy_times
-from gemel.runtime.ov import compiled_cache, openvino_times
+from gemel.runtime.ov import compiled_cache, compiled_form, openvino_times
 from gemel.runtime.ov.accepted import Acceptance, QueryAgreement, write_acceptance
 from gemel.runtime.run import RunOptions, run_bundle
 
@@ -77,7 +77,7 @@ def test_times_are_measured_once(made: Bundle, measured: Measured, monkeypatch: 
     measured((10, 5), (10, 5))
     AutoCpu(made, threads=1).close()
     assert AutoCpu.is_prepared(made)
-    monkeypatch.setattr(compiled_cache, "measure_beside", lambda *arguments: pytest.fail("measured again"))
+    monkeypatch.setattr(compiled_form, "measure_beside", lambda *arguments: pytest.fail("measured again"))
     with AutoCpu(made, threads=1) as backend:
         assert set(backend.modes.values()) == {"openvino"}
 
