@@ -85,8 +85,8 @@ def objectives_table(cells: Mapping[str, Cells]) -> str:
         texts = [f"{words(accuracy, given or 0.0)} ({100 * part:.0f})" for _, accuracy, given, part in row]
         lines.append(f"| {name} | {' | '.join(texts)} |")
     for title, total in (("lowest", min), ("mean", fmean)):
-        row = [words(*(total(each[at] or 0.0 for each in found.values()) for at in (1, 2))) for found in cells.values()]
-        lines.append(f"| **{title}** | {' | '.join(row)} |")
+        sums = [[total(each[at] or 0.0 for each in found.values()) for at in (1, 2)] for found in cells.values()]
+        lines.append(f"| **{title}** | {' | '.join(words(*pair) for pair in sums)} |")
     return "\n".join(lines)
 
 
@@ -108,7 +108,7 @@ def main() -> None:
         copy = with_curves(bundle, found, Path(folder) / "bundle")
         with open_backend(copy, memory=arguments.memory, threads=1, loading=loading) as backend:
             profile = profile_of(copy, backend)
-        cells = {}
+        cells: dict[str, Cells] = {}
         for objective in OBJECTIVES:
             settings = EvaluationSettings(
                 memory=[parse_memory(arguments.memory)],
