@@ -95,6 +95,45 @@ def test_files_that_are_no_curves(text: str, expected: str, tmp_path: Path) -> N
     assert expected in str(caught.value) and "\n" not in str(caught.value)
 
 
+TOKENS = [
+    "[",
+    "]",
+    "{",
+    "}",
+    ":",
+    " ",
+    "\n",
+    "&a ",
+    "*a",
+    "!!",
+    '"',
+    "|",
+    "%",
+    "1e999",
+    ".nan",
+    "<<: ",
+    "9" * 5000,
+    "\0",
+]
+
+
+@given(st.lists(st.tuples(st.integers(0, len(GOOD)), st.sampled_from(TOKENS) | st.text(max_size=2)), max_size=4))
+def test_any_text_is_curves_or_refused_in_one_line(
+    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, str]]
+) -> None:
+    text = GOOD
+    for place, token in changes:
+        text = text[:place] + token + text[place + 1 :]
+    path = tmp_path_factory.getbasetemp() / "garbled.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    try:
+        found = read_curves(path)
+    except InputError as error:
+        assert "\n" not in str(error)
+    else:
+        assert all(0 <= value <= 1 for each in found.values() for value in each.curve)
+
+
 def test_what_is_no_file(tmp_path: Path) -> None:
     path = tmp_path / "staleness.yaml"
     with pytest.raises(InputError, match=r"staleness\.yaml: cannot be read: no such file"):
