@@ -17,8 +17,10 @@ from pydantic import Field, TypeAdapter, ValidationError
 from ..errors import InputError, first_line
 from .value import Value, problem
 
-__all__ = ["MOST_AGES", "Staleness", "check_curves", "parse_curves", "read_curves"]
+__all__ = ["LEAST_FPS", "MOST_AGES", "MOST_FPS", "Staleness", "check_curves", "parse_curves", "read_curves"]
 
+LEAST_FPS, MOST_FPS = 0.001, 1000.0
+"""Lowest and highest frames per second of a curve."""
 MOST_AGES = 600
 """Maximum number of ages of one curve, in frames."""
 _MOST_RESAMPLED = 10_000
@@ -34,7 +36,7 @@ _Part = Annotated[float, Field(strict=True, ge=0, le=1)]
 class Staleness(Value):
     """Staleness curve of one query."""
 
-    fps: Annotated[float, Field(strict=True, ge=0.001, le=1000)]
+    fps: Annotated[float, Field(strict=True, ge=LEAST_FPS, le=MOST_FPS)]
     """Frames per second of the frames that the ages of the curve count."""
     frames: Annotated[int, Field(strict=True, ge=1, le=1 << 31)]
     """Number of frames on which every value of the curve was measured."""
@@ -54,7 +56,7 @@ class Staleness(Value):
         step = self.fps / fps
         if abs(step - 1) <= _SAME:
             return self.curve
-        count = min(ceil(len(self.curve) / step), _MOST_RESAMPLED)
+        count = ceil(min(len(self.curve) / step, _MOST_RESAMPLED))
         ages = np.arange(1, count + 1) * step
         values = np.interp(ages, np.arange(len(self.curve) + 1), (1.0, *self.curve)).round(6).tolist()
         # A curve that was cut off must not promise that older answers are as good as those at the cut.

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...bundles.reader import Bundle
-from ...bundles.staleness import Staleness
+from ...bundles.staleness import LEAST_FPS, MOST_FPS, Staleness
 from ...runtime.decode.agreement import MEASURES, SURE, TaskName, agreement
 from ...runtime.decode.results import Detection, Result, Segmentation, Text
 from .answers import Answer
@@ -134,7 +134,7 @@ def _curve(
     """
     fps = _rate(answers, stated)
     if fps is None:
-        raise _TooLittleError(f"feed {feed} has {len(answers)} frames")
+        raise _TooLittleError(f"feed {feed} has {len(answers)} frames, whose times give no frame rate")
     ages = min(_MOST_AGES, max(1, round(_SECONDS * fps)))
     if len(answers) < ages + _LEAST_FRAMES:
         needed = f"{ages + _LEAST_FRAMES} are needed at {fps:g} frames per second"
@@ -157,7 +157,8 @@ def _rate(answers: Sequence[Answer], stated: float | None) -> float | None:
         return None
     rate = (answers[-1].frame - answers[0].frame) / (answers[-1].time - answers[0].time)
     # A feed that leaves out frames of a recording reaches its rate only on average.
-    return stated if stated is not None and abs(rate / stated - 1) <= _NEAR else float(f"{rate:.4g}")
+    fps = stated if stated is not None and abs(rate / stated - 1) <= _NEAR else float(f"{rate:.4g}")
+    return fps if LEAST_FPS <= fps <= MOST_FPS else None
 
 
 def _holds(result: Result) -> bool:

@@ -98,8 +98,9 @@ def test_too_few_frames(measured: Curves) -> None:
         "a": "feed yard has 39 frames, and 40 are needed at 10 frames per second, so no curve"
     }
     assert measured([box(0.0)] * 40, "detection").curves.keys() == {"a"}
-    assert measured([box(0.0)], "detection").omitted == {"a": "feed yard has 1 frames, so no curve"}
-    assert measured([], "detection").omitted == {"a": "feed yard has 0 frames, so no curve"}
+    for count, fps in ((0, 10.0), (1, 10.0), (60, 1e6), (60, 1e-4)):
+        reason = f"feed yard has {count} frames, whose times give no frame rate, so no curve"
+        assert measured([box(0.0)] * count, "detection", fps).omitted == {"a": reason}
 
 
 def test_ages_are_frames_of_the_feed(measured: Curves) -> None:
