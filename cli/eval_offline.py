@@ -159,7 +159,9 @@ def _acceptance_table(bundle: Bundle, found: Acceptance) -> Table:
     accepted = found.models(bundle)
     for name, each in found.queries.items():
         model = bundle.manifest.queries[name].model
-        agreed = "nothing found" if each.agreement is None else f"{each.agreement:.4f}"
+        agreed = (
+            f"{each.agreement:.4f}" if each.agreement is not None else "no frames" if not each.frames else "nothing"
+        )
         allowed = "accepted" if model in accepted else "refused"
         target = f"{bundle.manifest.queries[name].target:g}"
         table.add_row(escape(name), escape(model), agreed, str(each.frames), target, allowed)

@@ -27,7 +27,8 @@ def measure_bf16(
 ) -> Acceptance:
     """Measure how much each query's answers in bf16 agree with its answers on ``ort-cpu``.
 
-    Both answer the same frames of recordings, with all weights in memory. On fewer than 20 frames nothing is judged.
+    Both answer the same frames of recordings, with all weights in memory. Nothing is judged on fewer than 20 frames, or
+    on a camera.
 
     Args:
         bundle: open bundle.
@@ -36,14 +37,15 @@ def measure_bf16(
         told: function that receives progress: the number of answers so far, and the number expected.
 
     Raises:
-        FeedError: a feed is not a recording, or cannot be read.
+        FeedError: no feed is a recording that can be read, or a source in ``settings`` is none.
         BackendError: this CPU does not compute in bf16, or cannot run the bundle.
         MissingExtraError: OpenVINO is not installed.
     """
     if not computes_in_bf16():
         raise BackendError("OpenVINO does not compute in bf16 on this CPU, so there is nothing to accept")
     queries = bundle.manifest.queries
-    sources = recordings(bundle, settings.sources)
+    left_out: dict[str, str] = {}
+    sources = recordings(bundle, settings.sources, left_out)
     total = 2 * settings.frames * len(queries)
     runs = []
     for place, backend in enumerate(("ort-cpu", "openvino-fast")):
@@ -61,6 +63,9 @@ def measure_bf16(
         runs.append({query: {each.frame: each.result for each in recorder.answers[query]} for query in queries})
     found = {}
     for name, query in queries.items():
+        if query.feed in left_out:
+            found[name] = QueryAgreement(agreement=None, frames=0)
+            continue
         right, given = (run[name] for run in runs)
         # A frame that has an answer in float32 only counts as wrong.
         answers = [given.get(frame) for frame in right]

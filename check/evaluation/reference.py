@@ -69,29 +69,51 @@ def has_several_labels(bundle: Bundle, query: str) -> bool:
     return isinstance(decode, ClassificationDecode) and decode.multi_label
 
 
-def recordings(bundle: Bundle, sources: Mapping[str, str]) -> dict[str, Source]:
+def recordings(bundle: Bundle, sources: Mapping[str, str], left_out: dict[str, str] | None = None) -> dict[str, Source]:
     """Return feed name -> source for all feeds that have a query, and check that each source can be played twice.
 
     Args:
         bundle: open bundle.
         sources: feed name -> source that replaces the source in the bundle.
+        left_out: dict that receives feed name -> reason, for feeds that are left out because the bundle's source cannot
+            be played twice; None if every feed must be a recording.
 
     Raises:
-        FeedError: a source is a camera or a stream, or cannot be read, or ``sources`` names a feed that does not exist.
+        FeedError: a source is a camera or a stream, or cannot be read, and may not be left out; no feed is left; or
+            ``sources`` names a feed that does not exist.
     """
     specs = feeds_from(bundle.manifest.feeds, sources)
     options = FeedOptions(sources, known_variables(bundle))
     found: dict[str, Source] = {}
+    errors: list[FeedError] = []
     for name in dict.fromkeys(query.feed for query in bundle.manifest.queries.values()):
-        source = open_source(name, specs[name], options)
-        if source.live:
-            raise FeedError(
-                f"feed {name!r}: {source} cannot be played again for the reference answers;"
-                f" give a recording with --feed {name}=FILE"
-            )
-        source.probe()
-        found[name] = source
+        # A source that the user names now is never left out.
+        absent = None if name in sources else left_out
+        try:
+            found[name] = _recording(name, open_source(name, specs[name], options))
+        except FeedError as error:
+            if absent is None:
+                raise
+            absent[name] = str(error)
+            errors.append(error)
+    if errors and not found:
+        raise errors[0]
     return found
+
+
+def _recording(name: str, source: Source) -> Source:
+    """Return the source of a feed, checked to be a recording that can be read.
+
+    Raises:
+        FeedError: the source is a camera or a stream, or cannot be read.
+    """
+    if source.live:
+        raise FeedError(
+            f"feed {name!r}: {source} cannot be played again for the reference answers;"
+            f" give a recording with --feed {name}=FILE"
+        )
+    source.probe()
+    return source
 
 
 def answer_all(

@@ -81,11 +81,12 @@ def measure_curves(
         told: function that receives progress: the number of answers so far, and the number expected.
 
     Raises:
-        FeedError: a feed is not a recording, or cannot be read.
+        FeedError: no feed is a recording that can be read, or a source in ``settings`` is none.
         BackendError: the device cannot run the bundle.
     """
     queries = bundle.manifest.queries
-    sources = recordings(bundle, settings.sources)
+    left_out: dict[str, str] = {}
+    sources = recordings(bundle, settings.sources, left_out)
     count = AnswerCount(lambda done: told(done, settings.frames * len(queries)))
     answers = answer_all(
         bundle,
@@ -100,6 +101,9 @@ def measure_curves(
     curves: dict[str, MeasuredCurve] = {}
     omitted: dict[str, str] = {}
     for name, query in queries.items():
+        if query.feed in left_out:
+            omitted[name] = left_out[query.feed]
+            continue
         if name in count.errors:
             omitted[name] = f"failed on a frame of feed {query.feed}: {count.errors[name]}"
             continue

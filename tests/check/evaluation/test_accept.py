@@ -79,6 +79,21 @@ def test_a_camera(made: Bundle) -> None:
         measure_bf16(made, OfflineSettings(sources={"yard": "rtsp://host/1"}))
 
 
+def test_a_camera_beside_a_recording(made: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = answers(a="x" * 40, b="x" * 40)
+    monkeypatch.setattr(module, "answer_all", lambda *_, **__: given)
+    feeds = {**made.manifest.feeds, "gate": made.manifest.feeds["gate"].model_copy(update={"source": "rtsp://host/1"})}
+    mixed = Bundle(made.path, made.manifest.model_copy(update={"feeds": feeds}), made.id)
+    found = measure_bf16(mixed, OfflineSettings())
+    assert {name: (each.agreement, each.frames) for name, each in found.queries.items()} == {
+        "a": (1.0, 40),
+        "b": (1.0, 40),
+        "c": (None, 0),
+    }
+    # Query c of the camera has model a, too.
+    assert found.models(mixed).keys() == {"b"}
+
+
 def test_flags(made: Bundle, gemel: Gemel) -> None:
     for flags, expected in (
         (("--accept", "int8"), "--accept: 'int8' is not allowed: bf16 is expected"),
@@ -102,7 +117,7 @@ def test_the_command(made: Bundle, gemel: Gemel, tmp_path: Path) -> None:
     assert {name: each.frames for name, each in found.queries.items()} == {"a": 22, "b": 22, "c": 6}
     # Query c has too few frames, so its model a is refused for query a, too.
     rows = {line.split()[0]: line.split() for line in out.splitlines() if line.split()[:1] in (["a"], ["b"], ["c"])}
-    assert rows["c"] == ["c", "a", "nothing", "found", "6", "0.95", "refused"]
+    assert rows["c"] == ["c", "a", "nothing", "6", "0.95", "refused"]
     assert rows["a"][-1] == "refused"
     assert rows["b"][1:] == ["b", f"{found.queries['b'].agreement:.4f}", "22", "0.95", rows["b"][-1]]
     assert out.splitlines()[-1] == f"Next: gemel-run {made.path} --backend auto-cpu"

@@ -176,6 +176,23 @@ def test_a_query_that_fails(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp
     assert "# b: failed on a frame of feed yard: out of order ?" in path.read_text().splitlines()
 
 
+def test_a_camera_beside_a_recording_is_named(bundle: Bundle, tmp_path: Path) -> None:
+    content = bundle.manifest
+    feeds = {**content.feeds, "gate": content.feeds["gate"].model_copy(update={"source": "rtsp://me:secret@host/1"})}
+    mixed = Bundle(bundle.path, content.model_copy(update={"feeds": feeds}), bundle.id)
+    video = write_video(tmp_path / "long.mp4", 45)
+    found = measure_curves(mixed, OfflineSettings(threads=1, sources={"yard": str(video)}))
+    assert found.curves.keys() == {"a", "b"}
+    assert found.omitted == {
+        "c": "feed 'gate': rtsp://host cannot be played again for the reference answers; give a recording with --feed"
+        " gate=FILE"
+    }
+    feeds["yard"] = feeds["gate"]
+    cameras = Bundle(bundle.path, content.model_copy(update={"feeds": feeds}), bundle.id)
+    with pytest.raises(FeedError, match=r"feed 'yard': .* give a recording with --feed yard=FILE"):
+        measure_curves(cameras, OfflineSettings())
+
+
 def test_a_camera_cannot_be_measured(bundle: Bundle) -> None:
     with pytest.raises(FeedError, match="give a recording with --feed yard=FILE"):
         measure_curves(bundle, OfflineSettings(sources={"yard": "rtsp://host/1"}))
