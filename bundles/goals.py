@@ -6,6 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
+from .staleness import Staleness
 from .value import Value
 
 __all__ = ["OBJECTIVES", "ObjectiveName", "QueryGoals"]
@@ -31,3 +32,5 @@ class QueryGoals(Value):
     """Importance of a query, compared with others of the same priority."""
     priority: int = 0
     """Queries of a higher priority get what they can before those of a lower one."""
+    staleness: Staleness | None = None
+    """Staleness curve of a query, which objectives about accuracy need; None if it was not measured."""

@@ -21,6 +21,7 @@ from ..console import (
     write_json,
 )
 from ..errors import InputError
+from .eval_offline import accept_precision, measure_staleness, refuse_flags
 from .options import (
     BackendOpt,
     BandwidthOpt,
@@ -58,10 +59,36 @@ def eval_command(
         ),
     ] = None,
     policy: Annotated[
-        str, typer.Option(help="Policies by which queries take turns if not all weights fit.", metavar="NAME,...")
-    ] = "gemel,nexus",
+        str | None,
+        typer.Option(
+            help="Policies by which queries take turns if not all weights fit. Default: gemel,nexus.",
+            metavar="NAME,...",
+        ),
+    ] = None,
     objective: ObjectiveOpt = None,
-    seconds: Annotated[float, typer.Option(help="Length of each run in seconds.")] = 20.0,
+    seconds: Annotated[
+        float | None, typer.Option(help="Length of each run in seconds. Default: 20.", show_default=False)
+    ] = None,
+    staleness: Annotated[
+        Path | None,
+        typer.Option(
+            help="Run nothing live: measure how accurate each query's answer still is for later frames, and write these"
+            " curves to this file (YAML, or JSON if it ends in .json).",
+            metavar="FILE",
+        ),
+    ] = None,
+    accept: Annotated[
+        str | None,
+        typer.Option(
+            help="Run nothing live: compare answers in bf16 with those in float32, and let the backend auto-cpu use"
+            " bf16 for models whose queries keep their target.",
+            metavar="bf16",
+        ),
+    ] = None,
+    frames: Annotated[
+        int | None,
+        typer.Option(help="Frames of each feed for --staleness and --accept. Default: 300.", min=1, show_default=False),
+    ] = None,
     feed: Annotated[
         list[str] | None,
         typer.Option(help="Read a feed from this recording; may be given more than once.", metavar="NAME=FILE"),
@@ -79,6 +106,8 @@ def eval_command(
     answer of the unmerged models, which have as much memory and time as they need.
 
     [dim]gemel eval bundle/ --against unmerged/ --memory min,50% --json eval.json[/dim]
+
+    [dim]gemel eval bundle/ --staleness staleness.yaml[/dim]
     """
     from ..bundles.reader import open_bundle
     from ..runtime.backends import check_backend
@@ -88,11 +117,35 @@ def eval_command(
         from ..check.evaluation.evaluate import EvaluationSettings
         from ..check.evaluation.evaluate import evaluate_bundles as run
         from ..check.evaluation.evaluation_report import best_run, evaluation_tables, evaluation_to_json
+        from ..check.evaluation.reference import OfflineSettings
     except ModuleNotFoundError as error:
         raise missing_extra(error, "gemel eval", "eval") from error
     if backend is not None:
         check_backend(backend)
-    policies = tuple(dict.fromkeys(name.strip() for name in policy.split(",")))
+    live = {
+        "--against": against,
+        "--memory": memory,
+        "--policy": policy,
+        "--objective": objective,
+        "--seconds": seconds,
+        "--cold": cold or None,
+        "--bandwidth": bandwidth,
+        "--json": json_file,
+    }
+    sources = dict(parse_pair(item) for item in feed or ())
+    offline = OfflineSettings(frames=frames or 300, backend=backend, threads=threads, sources=sources)
+    if staleness is not None:
+        refuse_flags("--staleness", {**live, "--accept": accept})
+        measure_staleness(bundle, staleness, offline)
+        return
+    if accept is not None:
+        refuse_flags("--accept", {**live, "--backend": backend})
+        accept_precision(bundle, accept, offline)
+        return
+    if frames is not None:
+        raise InputError("--frames: --staleness or --accept is needed with it; live runs have --seconds")
+    seconds = 20.0 if seconds is None else seconds
+    policies = tuple(dict.fromkeys(name.strip() for name in ("gemel,nexus" if policy is None else policy).split(",")))
     for name in policies:
         check_policy(name)
     check_objective(objective, policies)
@@ -106,7 +159,7 @@ def eval_command(
         backend=backend,
         threads=threads,
         loading=loading_of(cold, bandwidth),
-        sources=dict(parse_pair(item) for item in feed or ()),
+        sources=sources,
     )
     check_writable(json_file)
     opened, other = open_bundle(bundle), None if against is None else open_bundle(against)

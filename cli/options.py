@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ from ..errors import InputError
 from .file_kinds import require_bundle
 
 if TYPE_CHECKING:
+    from ..bundles.staleness import Staleness
     from ..runtime.memory.loading import Loading
 
 __all__ = [
@@ -22,9 +24,11 @@ __all__ = [
     "JsonOpt",
     "MemoryOpt",
     "ObjectiveOpt",
+    "StalenessOpt",
     "ThreadsOpt",
     "VersionOpt",
     "WorkloadArg",
+    "curves_of",
     "loading_of",
     "memory_of",
 ]
@@ -65,6 +69,14 @@ ObjectiveOpt = Annotated[
         help="What plans serve: max-min, sum, accuracy or mean-accuracy. Default: the workload's.", metavar="NAME"
     ),
 ]
+StalenessOpt = Annotated[
+    Path | None,
+    typer.Option(
+        help="File of staleness curves that gemel eval --staleness wrote, for objectives about accuracy. Default: the"
+        " workload's.",
+        metavar="FILE",
+    ),
+]
 DebugOpt = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")]
 ColdOpt = Annotated[
     bool, typer.Option("--cold", help="Drop evicted weights from the page cache, so that they load from disk again.")
@@ -76,6 +88,25 @@ BandwidthOpt = Annotated[
 VersionOpt = Annotated[
     bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
 ]
+
+
+def curves_of(path: Path | None, queries: Collection[str]) -> dict[str, Staleness]:
+    """Return the staleness curves in the file of the flag ``--staleness``; none if the flag was not given.
+
+    Args:
+        path: path of the file.
+        queries: names of the queries that exist.
+
+    Raises:
+        InputError: the file is no file of curves, or has a curve of a query that does not exist.
+    """
+    from ..bundles.staleness import check_curves, read_curves
+
+    if path is None:
+        return {}
+    curves = read_curves(path)
+    check_curves(curves, queries, str(path))
+    return curves
 
 
 def loading_of(cold: bool, bandwidth: str | None) -> Loading:

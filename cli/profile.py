@@ -22,7 +22,9 @@ from .options import (
     ColdOpt,
     DebugOpt,
     MemoryOpt,
+    StalenessOpt,
     ThreadsOpt,
+    curves_of,
     loading_of,
     memory_of,
 )
@@ -40,6 +42,7 @@ def profile_command(
     ] = Path("profile.yaml"),
     backend: BackendOpt = None,
     memory: MemoryOpt = None,
+    staleness: StalenessOpt = None,
     threads: ThreadsOpt = None,
     cold: ColdOpt = False,
     bandwidth: BandwidthOpt = None,
@@ -55,12 +58,14 @@ def profile_command(
     from ..runtime.backends import check_backend, open_backend
     from ..runtime.loop.device_profile import kept_at, profile_of
     from ..runtime.loop.measure_times import ROUNDS
+    from ..runtime.planning.profile import with_curves
 
     if backend is not None:
         check_backend(backend)
     size = memory_of(memory)
     check_writable(output)
     opened = open_bundle(bundle)
+    curves = curves_of(staleness, opened.manifest.queries)
     console, began = open_console(), perf_counter()
     with open_backend(
         opened,
@@ -79,7 +84,7 @@ def profile_command(
             def show(what: str) -> None:
                 bar.update(bar.task_ids[0], description=escape(what), completed=next(done))
 
-            measured = profile_of(opened, device, fresh=True, progress=show)
+            measured = with_curves(profile_of(opened, device, fresh=True, progress=show), curves)
         print_stage(console, "times", f"segments: {len(device.segments)}, models: {len(models)}", began=began)
         kept = kept_at(device)
     if kept.exists():

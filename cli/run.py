@@ -18,8 +18,10 @@ from .options import (
     DebugOpt,
     MemoryOpt,
     ObjectiveOpt,
+    StalenessOpt,
     ThreadsOpt,
     VersionOpt,
+    curves_of,
     loading_of,
     memory_of,
 )
@@ -79,6 +81,7 @@ def run_command(
         str, typer.Option(help="Policy by which queries take turns if not all weights fit.", metavar="NAME")
     ] = "gemel",
     objective: ObjectiveOpt = None,
+    staleness: StalenessOpt = None,
     metrics_port: Annotated[
         int | None,
         typer.Option(
@@ -137,6 +140,7 @@ def run_command(
     for path in (summary, trace):
         check_writable(path)
     opened = open_bundle(bundle)
+    curves = curves_of(staleness, opened.manifest.queries)
     given = None if outputs is None else _outputs_of(outputs)
     chosen = opened.manifest.outputs if given is None else given
     to_stdout = str(results) == STDOUT or any(each.jsonl and each.jsonl.path == STDOUT for each in chosen)
@@ -148,6 +152,7 @@ def run_command(
         memory=size,
         policy=policy,
         objective=objective,
+        staleness=curves,
         loading=loading_of(cold, bandwidth),
         frames=frames,
         duration=duration,

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from ..console import check_writable, open_console, print_stage, write_json
 from .file_kinds import require_profile
-from .options import DebugOpt, JsonOpt, ObjectiveOpt
+from .options import DebugOpt, JsonOpt, ObjectiveOpt, StalenessOpt, curves_of
 
 if TYPE_CHECKING:
     from ..runtime.planning.planner import Plan
@@ -36,6 +36,7 @@ def simulate_command(
         typer.Option(help="Simulate only this policy; may be given more than once. Default: all.", metavar="NAME"),
     ] = None,
     objective: ObjectiveOpt = None,
+    staleness: StalenessOpt = None,
     memory: Annotated[
         str | None, typer.Option(help="Budget for weights. Default: the profile's.", metavar="SIZE")
     ] = None,
@@ -50,6 +51,7 @@ def simulate_command(
     """
     from ..runtime.planning.feasibility import find_shortage
     from ..runtime.planning.planner import POLICIES, check_objective, check_policy, make_plan, policy_of
+    from ..runtime.planning.profile import with_curves
     from ..runtime.planning.promises import promises
     from ..runtime.planning.read import read_profile
     from ..runtime.planning.simulate import simulate as run
@@ -61,6 +63,7 @@ def simulate_command(
     check_writable(json_file)
     console, began = open_console(), perf_counter()
     read = read_profile(profile)
+    read = with_curves(read, curves_of(staleness, read.queries))
     budget = read.budget(memory)
     late = [name for name in read.queries if name in read.late()]
     print_stage(console, "profile", f"{profile}: {len(read.queries)} queries, {budget / 1e6:.1f} MB for weights")

@@ -32,7 +32,7 @@ def status_tables(status: Mapping[str, Any]) -> Iterator[Table | Text]:
             Text(name),
             Text(query["feed"]),
             _number(query["fps"]),
-            _number(promised[name]["fps"]) if name in promised else "-",
+            _promise(promised[name]) if name in promised else "-",
             str(query["processed"]),
             str(query["skipped"]),
             _number(latency["p50"]),
@@ -80,6 +80,12 @@ def _table(*columns: str) -> Table:
         }
         table.add_column(name, justify="right" if right else "left")
     return table
+
+
+def _promise(promise: Mapping[str, Any]) -> str:
+    """Return the frames per second that were promised, and the expected accuracy if it is known."""
+    accuracy = "" if promise["accuracy"] is None else f" ({promise['accuracy']:.1%})"
+    return f"{_number(promise['fps'])}{accuracy}"
 
 
 def _number(value: float | None) -> str:

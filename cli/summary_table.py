@@ -13,12 +13,17 @@ __all__ = ["summary_table"]
 def summary_table(summary: Summary) -> Table:
     """Return a table of a run's frames and latencies, one row per query.
 
-    The caption tells the peak of resident weights, which feeds were restarted, corrupt or failed, and which outputs
-    lost something.
+    The caption tells the peak of resident weights, the accuracies that a plan promised, which feeds were restarted,
+    corrupt or failed, and which outputs lost something.
     """
     run = summary.run
     caption = [
         f"{run.seconds:.1f} s on {summary.backend}, weights resident: at most {summary.memory.peak / 1e6:.1f} MB",
+        *(
+            f"query {name}: an expected accuracy of {promise.accuracy:.1%} was promised"
+            for name, promise in run.plan.promised.items()
+            if promise.accuracy is not None
+        ),
         *(
             f"feed {name}: {feed.restarts} restarts, {feed.corrupt} corrupt frames, {feed.error or 'no error'}"
             for name, feed in run.feeds.items()

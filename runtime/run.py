@@ -12,6 +12,7 @@ from threading import Event
 from ..bundles.known_variables import known_variables
 from ..bundles.output_specs import OutputSpec
 from ..bundles.reader import Bundle
+from ..bundles.staleness import Staleness, check_curves
 from ..errors import InputError
 from .loop import pipeline
 from .loop.deployment import DeployOptions
@@ -43,6 +44,8 @@ class RunOptions:
     """Name of the policy by which a run is planned if not all weights fit, in :data:`.planning.planner.POLICIES`."""
     objective: str | None = None
     """Name of the objective of plans, in :data:`gemel.bundles.goals.OBJECTIVES`."""
+    staleness: Mapping[str, Staleness] = field(default_factory=dict)
+    """Query -> staleness curve that replaces the one in the bundle."""
     loading: Loading = WARM
     """Settings of how weights are loaded: from the page cache or the disk, at full speed or slower."""
     frames: int | None = None
@@ -102,9 +105,11 @@ def run_bundle(
     Raises:
         FeedError: no feed can be opened, or ``options.sources`` names a feed that does not exist.
         InputError: a limit or the memory setting is not possible, the policy cannot serve the objective, the objective
-            is about accuracy and a query has no staleness curve, or the HTTP server cannot listen.
+            is about accuracy and a query has no staleness curve, a staleness curve is of no query of the bundle, or the
+            HTTP server cannot listen.
         BackendError: the device cannot run the bundle.
     """
+    check_curves(options.staleness, bundle.manifest.queries, "staleness")
     trace = None if options.trace is None else Trace()
     variables = {*options.variables, *known_variables(bundle)}
     running = _running(bundle, options, trace)
@@ -166,7 +171,15 @@ def _running(bundle: Bundle, options: RunOptions, trace: Trace | None) -> Runnin
     loading = replace(options.loading, watch=_watch(trace, "load"))
     return RunningBundle(
         bundle,
-        DeployOptions(options.backend, options.memory, options.policy, options.objective, options.threads, loading),
+        DeployOptions(
+            options.backend,
+            options.memory,
+            options.policy,
+            options.objective,
+            options.threads,
+            loading,
+            options.staleness,
+        ),
         FeedOptions(options.sources, set(options.variables), endless),
         live=not options.offline,
         watch=lambda name: _watch(trace, f"decode {name}"),

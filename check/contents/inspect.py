@@ -11,6 +11,7 @@ from ...bundles.reader import Bundle
 from ...runtime.engines.record import Engines
 from ...runtime.engines.store import engines_in
 from ...runtime.ort.bake import private_copies_of
+from ...runtime.ov.accepted import read_acceptance
 from .input_words import input_figures
 
 __all__ = ["describe", "least_memory", "sizes"]
@@ -48,6 +49,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
             name: {**copy.model_dump(), "bytes": copy.bytes, "packed": copy.is_faster}
             for name, copy in private_copies_of(bundle).items()
         },
+        "bf16": _bf16(bundle),
         "engines": [_engines(bundle, engines) for engines in engines_in(bundle)],
     }
     merge = read_merge(bundle)
@@ -117,6 +119,19 @@ def _stems(bundle: Bundle) -> dict[str, Any]:
             size = sum(bundle.manifest.tensors[tensor].length for tensor in set(model.stem.stem.weights))
             stems.setdefault(model.stem.id, {"models": [], "bytes": size})["models"].append(name)
     return stems
+
+
+def _bf16(bundle: Bundle) -> dict[str, Any]:
+    """Return query -> its agreement in bf16 with float32, and whether ``auto-cpu`` may run its model in bf16."""
+    known = read_acceptance(bundle)
+    if known is None:
+        return {}
+    accepted = known.models(bundle)
+    return {
+        name: {**each.model_dump(), "model": query.model, "target": query.target, "accepted": query.model in accepted}
+        for name, query in bundle.manifest.queries.items()
+        if (each := known.queries.get(name)) is not None
+    }
 
 
 def _engines(bundle: Bundle, engines: Engines) -> dict[str, Any]:

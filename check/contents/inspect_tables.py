@@ -34,6 +34,8 @@ def bundle_tables(bundle: Bundle, figures: Mapping[str, Any]) -> Iterator[Table 
     yield _segments(bundle)
     if figures["packings"]:
         yield _private_copies(figures["packings"])
+    for model in dict.fromkeys(each["model"] for each in figures["bf16"].values()):
+        yield escape(_bf16(model, figures["bf16"]))
     for engines in figures["engines"]:
         yield _engines(engines)
     if "merge" in figures:
@@ -83,7 +85,11 @@ def _goals(query: Mapping[str, Any]) -> str:
         "priority": "priority {}",
     }
     usual = QueryGoals().model_dump()
-    return ", ".join(text.format(query[name]) for name, text in texts.items() if query[name] != usual[name])
+    goals = [text.format(query[name]) for name, text in texts.items() if query[name] != usual[name]]
+    if (staleness := query["staleness"]) is not None:
+        seconds = len(staleness["curve"]) / staleness["fps"]
+        goals.append(f"answers {staleness['curve'][-1]:.1%} accurate after {seconds:.3g} s")
+    return ", ".join(goals)
 
 
 def _labels(query: Mapping[str, Any]) -> str:
@@ -154,6 +160,17 @@ def _merge(merge: Mapping[str, Any]) -> Table:
     for query, accuracies in merge["queries"].items():
         table.add_row(escape(query), *(f"{accuracies[name]:.1%}" for name in columns))
     return table
+
+
+def _bf16(model: str, queries: Mapping[str, Any]) -> str:
+    """Return a line about the accuracy of a model in bf16, relative to float32 on this CPU."""
+    own = {name: each for name, each in queries.items() if each["model"] == model}
+    words = []
+    for name, each in own.items():
+        agreed = "nothing to judge by" if each["agreement"] is None else f"agreement {each['agreement']:.4f}"
+        words.append(f"{name} {agreed} on {each['frames']} frames, target {each['target']:g}")
+    allowed = "accepted" if next(iter(own.values()))["accepted"] else "refused"
+    return f"bf16 of {model} in auto-cpu: {allowed}; {'; '.join(words)}"
 
 
 def _mb(size: int) -> str:

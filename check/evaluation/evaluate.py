@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from threading import Event
 
-from ...bundles.decode_specs import ClassificationDecode
 from ...bundles.reader import Bundle
 from ...runtime.backends import open_backend
 from ...runtime.decode.agreement import agreement
@@ -16,7 +15,7 @@ from ...runtime.planning.planner import POLICIES
 from ...runtime.run import RunOptions, run_bundle
 from .answers import Answer, Recorder, arrivals, standing
 from .cases import Case, WeightBytes, budgets, cases, check_same
-from .reference import answer_all, recordings
+from .reference import answer_all, has_several_labels, recordings
 
 __all__ = ["Evaluation", "EvaluationProgress", "EvaluationSettings", "Run", "Score", "evaluate_bundles", "judge"]
 
@@ -165,8 +164,7 @@ def judge(bundle: Bundle, summary: Summary, given: Recorder, reference: Recorder
         right = [answer for answer in reference.answers[name] if answer.frame < stats.frames]
         due = arrivals([answer.time for answer in right], heard[query.feed]) + sla_s
         found = standing(own, [answer.frame for answer in right], due)
-        decode = bundle.manifest.models[query.model].decode
-        multi_label = isinstance(decode, ClassificationDecode) and decode.multi_label
+        multi_label = has_several_labels(bundle, name)
         scores[name] = Score(
             stats.processed / stats.frames if stats.frames else 0.0,
             agreement(query.task, found, [answer.result for answer in right], multi_label=multi_label),

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ...bundles import blob, manifest, program
 from ...bundles.decode_specs import DecodeSpec
 from ...bundles.reader import MANIFEST
+from ...bundles.staleness import Staleness
 from ...frames.reference import is_local_file
 from ...version import find_version
 from ...workload.document.output_schema import output_specs
@@ -120,7 +121,10 @@ def write_bundle(
         sla_ms=workload.sla,
         objective=workload.objective,
         feeds={name: _feed(feed, workload.root) for name, feed in workload.feeds.items()},
-        queries={query.name: _query(query, model_of[query.name]) for query in workload.queries},
+        queries={
+            query.name: _query(query, model_of[query.name], workload.staleness.get(query.name))
+            for query in workload.queries
+        },
         models=specs,
         programs=programs,
         tensors=placed.tensors,
@@ -143,7 +147,7 @@ def _same(array: NDArray[Any]) -> NDArray[Any]:
     return array
 
 
-def _query(query: Query, model: str) -> manifest.QuerySpec:
+def _query(query: Query, model: str, staleness: Staleness | None) -> manifest.QuerySpec:
     return manifest.QuerySpec(
         feed=query.feed,
         model=model,
@@ -156,6 +160,7 @@ def _query(query: Query, model: str) -> manifest.QuerySpec:
         min_fps=query.min_fps,
         weight=query.weight,
         priority=query.priority,
+        staleness=staleness,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ from ...bundles.verified import forget_verified
 from ...errors import BackendError
 from ..ort.baked import PrivateCopy
 from ..ov.compiled_cache import compiled_models, has_compiled_models
-from ..ov.openvino_cpu import OvProgram, load_program
+from ..ov.openvino_cpu import OvPrecision, OvProgram, load_program
 from .ort_cpu import OrtCpu, Runnable
 from .session_modes import own_key
 
 __all__ = ["AutoCpu"]
+
+_log = logging.getLogger(__name__)
 
 
 class AutoCpu(OrtCpu):
@@ -24,6 +27,7 @@ class AutoCpu(OrtCpu):
     Both are timed once, when the device cache is made. OpenVINO holds a private copy of a model's weights, which stays
     loaded like those of ``ort-cpu``. A model gets one if that is faster by more than the uncertainty of the times
     (5 %) and if no other model has to be swapped more because of it. All other models are bound and share weights.
+    OpenVINO computes in float32, or in bf16 if ``gemel eval --accept bf16`` found that the queries keep their accuracy.
 
     The arguments are those of :class:`.ort_cpu.OrtCpu`.
 
@@ -62,6 +66,9 @@ class AutoCpu(OrtCpu):
 
     def _offers(self, progress: Callable[[str], None]) -> Mapping[str, PrivateCopy]:
         self._compiled = compiled_models(self._bundle, "f32", progress, self.baked)
+        for model, queries in self._compiled.bf16.items():
+            agreed = ", ".join(f"{name} {each.agreement:.4f} on {each.frames} frames" for name, each in queries.items())
+            _log.info("model %s may run in bf16: agreement with float32 %s", model, agreed)
         offers = dict(super()._offers(progress))
         for model, copy in self._compiled.copies.items():
             if model not in offers or copy.packed_ms * offers[model].bound_ms < offers[model].packed_ms * copy.bound_ms:
@@ -74,7 +81,8 @@ class AutoCpu(OrtCpu):
         key = own_key(self.baked, model, stage, "openvino")
         if key not in self._programs:
             try:
-                self._programs[key] = load_program(self._compiled.path(model, stage), self.threads, "f32")
+                precision: OvPrecision = "default" if model in self._compiled.bf16 else "f32"
+                self._programs[key] = load_program(self._compiled.path(model, stage), self.threads, precision)
             except BackendError:
                 # The file may have been damaged since it was verified. The next start verifies it again.
                 forget_verified(self._compiled.folder)

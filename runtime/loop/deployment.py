@@ -8,12 +8,14 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from ...bundles.reader import Bundle
+from ...bundles.staleness import Staleness
 from ...errors import BackendError
 from ..backends import Backend, open_backend
 from ..backends.share_stems import shared_stems
 from ..memory.arena_stats import ArenaStats
 from ..memory.loading import WARM, Loading
 from ..planning.planner import check_objective, check_policy, policy_of
+from ..planning.profile import with_curves
 from .device_profile import kept_batches, profile_after, profile_of
 from .inference import Inference
 from .plan_input import Swapping
@@ -36,6 +38,8 @@ class DeployOptions:
     """Name of the objective of plans."""
     threads: int | None = None
     loading: Loading = WARM
+    staleness: Mapping[str, Staleness] = field(default_factory=dict)
+    """Query -> staleness curve that replaces the bundle's. Queries that the bundle does not have are left out."""
 
 
 @dataclass
@@ -154,7 +158,7 @@ def _swapping(
         return None
     backend.evict()
     used = {name: query for name, query in profile.queries.items() if name in queries}
-    profile = profile.model_copy(update={"queries": used})
+    profile = with_curves(profile.model_copy(update={"queries": used}), settings.staleness)
     for query in profile.late():
         run_ms = profile.run_ms(query, 1)
         _log.warning(

@@ -193,7 +193,8 @@ def _profile(bundle: Bundle, backend: Backend, times: Times) -> Profile:
                 "model": query.model,
                 "fps": fps[query.feed],
                 "feed": query.feed,
-                **query.model_dump(include=set(QueryGoals.model_fields)),
+                **query.model_dump(include=set(QueryGoals.model_fields) - {"staleness"}),
+                "staleness": None if query.staleness is None else query.staleness.at(fps[query.feed]),
             }
             for name, query in content.queries.items()
         },

@@ -1,34 +1,37 @@
 """Device cache of OpenVINO programs: each stage of each model, compiled for this CPU with its weights inside.
 
 The backends ``openvino`` and ``openvino-fast`` use a cache of all models. ``auto-cpu`` uses a cache of the models that
-are faster in OpenVINO than bound in ONNX Runtime, with the times of both.
+are faster in OpenVINO than bound in ONNX Runtime, with the times of both. In the latter, a model is in bf16 if that was
+accepted (:mod:`.accepted`) and is faster.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import onnxruntime as ort
 from pydantic import BaseModel, ConfigDict
 
-from ...bundles.manifest import ModelSpec, Name, Size, Stage
+from ...bundles.manifest import Name, Size
 from ...bundles.reader import Bundle
 from ...bundles.verified import verify_once
 from ...errors import BackendError, BundleError
-from ...memory_limit import limited_memory
 from ..device_cache import check_folder, find_or_make, places, plain_size
 from ..ort.bake import cpu_flags
 from ..ort.baked import Baked, PrivateCopy
-from ..ort.trial_run import noise_inputs
-from .openvino_cpu import OvPrecision, OvProgram, compile_program, openvino_version, reason
-from .openvino_times import measure_beside
+from .accepted import QueryAgreement, read_acceptance
+from .compiled_form import best_form
+from .openvino_cpu import OvPrecision, computes_in_bf16, openvino_version
 
 __all__ = ["CompiledModels", "CompiledStage", "compiled_models", "has_compiled_models"]
+
+_log = logging.getLogger(__name__)
 
 _LAYOUT = "1"
 """Version number of how programs are compiled and stored. Change it when a bundle would be compiled differently."""
@@ -62,6 +65,9 @@ class CompiledModels(BaseModel):
     """Model -> reason why there is no compiled program. ONNX Runtime runs such a model."""
     copies: dict[Name, PrivateCopy] = {}
     """Model -> size and run times of the compiled programs, beside the model bound in ONNX Runtime; if measured."""
+    bf16: dict[Name, dict[Name, QueryAgreement]] = {}
+    """Model -> query -> agreement with float32, for the models that this record has in bf16 because they keep their
+    accuracy."""
 
     def path(self, model: str, stage: str) -> Path:
         """Return the file that holds the compiled program of a stage."""
@@ -87,11 +93,12 @@ def compiled_models(
         BackendError: no folder can be written.
         MissingExtraError: OpenVINO is not installed.
     """
+    accepted = {} if beside is None else _accepted(bundle)
     return find_or_make(
-        _folders(bundle, precision, beside is not None),
+        _folders(bundle, precision, None if beside is None else accepted),
         bundle,
         lambda folder: _verified(folder, bundle),
-        lambda folder: _fill(folder, bundle, precision, progress, beside),
+        lambda folder: _fill(folder, bundle, precision, progress, beside, accepted),
     )
 
 
@@ -103,18 +110,39 @@ def has_compiled_models(bundle: Bundle, precision: OvPrecision, *, measured: boo
         precision: precision of layers that are not int8.
         measured: whether the cache is asked for that has only models which are faster in OpenVINO.
     """
-    for folder in _folders(bundle, precision, measured):
+    for folder in _folders(bundle, precision, _accepted(bundle) if measured else None):
         with suppress(BundleError):
             _read(folder, bundle)
             return True
     return False
 
 
-def _folders(bundle: Bundle, precision: OvPrecision, measured: bool) -> tuple[Path, Path]:
-    """Return the folders that may hold a bundle's compiled programs, the preferred folder first."""
-    parts = (bundle.id, openvino_version(), platform.machine(), cpu_flags(), precision, _LAYOUT)
-    key = hashlib.sha256(chr(10).join((*parts, ort.__version__) if measured else parts).encode()).hexdigest()[:16]
-    return places(bundle, f"{'auto-cpu' if measured else 'openvino'}-{key}")
+_Accepted = Mapping[str, Mapping[str, QueryAgreement]]
+"""Model -> query -> agreement with float32, for models that may run in bf16."""
+
+
+def _accepted(bundle: Bundle) -> _Accepted:
+    """Return the models of a bundle that may run in bf16, with the agreement of their queries."""
+    known = read_acceptance(bundle)
+    return {} if known is None else known.models(bundle)
+
+
+def _folders(bundle: Bundle, precision: OvPrecision, accepted: _Accepted | None) -> tuple[Path, Path]:
+    """Return the folders that may hold a bundle's compiled programs, the preferred folder first.
+
+    Args:
+        bundle: an open bundle.
+        precision: precision of layers that are not int8.
+        accepted: models that may run in bf16, in the cache of ``auto-cpu``; None for the cache of another backend.
+    """
+    parts = [bundle.id, openvino_version(), platform.machine(), cpu_flags(), precision, _LAYOUT]
+    if accepted is not None:
+        parts.append(ort.__version__)
+    if accepted:
+        # A cache that was made before bf16 was accepted, or with other models in bf16, must not be used.
+        parts.append(" ".join(sorted(accepted)))
+    key = hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:16]
+    return places(bundle, f"{'openvino' if accepted is None else 'auto-cpu'}-{key}")
 
 
 def _file(folder: Path, model: str, stage: str) -> Path:
@@ -127,30 +155,40 @@ def _fill(
     precision: OvPrecision,
     progress: Callable[[str], None],
     beside: Baked | None,
+    accepted: _Accepted,
 ) -> None:
     """Compile models into a folder, and write their record. Why a model is left out is recorded."""
     models: dict[str, dict[str, CompiledStage]] = {}
     left_out: dict[str, str] = {}
     copies: dict[str, PrivateCopy] = {}
-    for name, model in bundle.manifest.models.items():
+    bf16: dict[str, dict[str, QueryAgreement]] = {}
+    if beside is not None and read_acceptance(bundle) is None and computes_in_bf16():
+        # Said once, because the cache is made once.
+        _log.warning(
+            "auto-cpu does not use bf16: its accuracy was not measured; gemel eval %s --accept bf16 does so",
+            bundle.path,
+        )
+    for name in bundle.manifest.models:
         progress(name)
+        allowed: tuple[OvPrecision, ...] = (precision, "default") if name in accepted else (precision,)
         try:
-            made = _compiled(bundle, model, precision)
+            chosen = best_form(bundle, name, allowed, beside)
         except BackendError as error:
             left_out[name] = str(error)
             continue
-        exported = {stage: program.export() for stage, program in made.items()}
-        memory = {stage: _memory(bundle, model.stages[stage], data) for stage, data in exported.items()}
-        if beside is not None:
-            copy = measure_beside(beside, name, model.stages, made, memory)
-            if not copy.is_faster:
-                left_out[name] = f"{copy.packed_ms:.3g} ms in OpenVINO, {copy.bound_ms:.3g} ms bound in ONNX Runtime"
-                continue
+        copy = chosen.copy
+        if copy is not None and not copy.is_faster:
+            left_out[name] = f"{copy.packed_ms:.3g} ms in OpenVINO, {copy.bound_ms:.3g} ms bound in ONNX Runtime"
+            continue
+        if copy is not None:
             copies[name] = copy
+        if chosen.precision != precision:
+            bf16[name] = dict(accepted[name])
         models[name] = {
-            stage: _write(_file(folder, name, stage), data, memory[stage]) for stage, data in exported.items()
+            stage: _write(_file(folder, name, stage), data, chosen.memory[stage])
+            for stage, data in chosen.exported.items()
         }
-    record = CompiledModels(folder=folder, bundle=bundle.id, models=models, left_out=left_out, copies=copies)
+    record = CompiledModels(folder=folder, bundle=bundle.id, models=models, left_out=left_out, copies=copies, bf16=bf16)
     (folder / _RECORD).write_text(record.model_dump_json(exclude={"folder"}, indent=1))
 
 
@@ -158,38 +196,6 @@ def _write(path: Path, data: bytes, memory: int) -> CompiledStage:
     """Write a compiled program into a file, and return the file's entry for the record."""
     path.write_bytes(data)
     return CompiledStage(bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), weights=memory)
-
-
-def _memory(bundle: Bundle, stage: Stage, data: bytes) -> int:
-    """Return the bytes of memory that the weights of a compiled program take.
-
-    OpenVINO keeps the weights as they are in the program's file, and once more as its kernels want them: in the type
-    of the bundle, except that float16 becomes float32.
-    """
-    specs = [bundle.manifest.tensors[tensor] for tensor in set(stage.weights)]
-    return len(data) + sum(spec.length * (2 if spec.dtype == "float16" else 1) for spec in specs)
-
-
-def _compiled(bundle: Bundle, model: ModelSpec, precision: OvPrecision) -> dict[str, OvProgram]:
-    """Compile all stages of a model, and run each once: some programs compile and cannot be run.
-
-    Returns:
-        Stage -> compiled program.
-
-    Raises:
-        BackendError: OpenVINO refuses a stage, or fails to run it.
-    """
-    made: dict[str, OvProgram] = {}
-    for name, stage in model.stages.items():
-        path = bundle.file(stage.file)
-        # A bundle may come from anywhere: a value that a graph computes may have any size.
-        with limited_memory(model.bytes):
-            made[name] = compile_program(path, stage, 1, precision)
-            try:
-                made[name].run(noise_inputs(stage))
-            except Exception as error:
-                raise BackendError(f"{path}: OpenVINO {openvino_version()} cannot run it: {reason(error)}") from error
-    return made
 
 
 def _verified(folder: Path, bundle: Bundle) -> CompiledModels:

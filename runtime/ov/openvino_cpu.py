@@ -15,7 +15,15 @@ from ...bundles.manifest import Stage
 from ...errors import BackendError, MissingExtraError, first_line
 from ..ort.session import refuse_files_elsewhere
 
-__all__ = ["OvPrecision", "OvProgram", "compile_program", "load_program", "openvino_version", "reason"]
+__all__ = [
+    "OvPrecision",
+    "OvProgram",
+    "compile_program",
+    "computes_in_bf16",
+    "load_program",
+    "openvino_version",
+    "reason",
+]
 
 OvPrecision = Literal["f32", "default"]
 """Precision in which OpenVINO computes layers that are not int8.
@@ -35,6 +43,15 @@ def openvino_version() -> str:
         MissingExtraError: OpenVINO is not installed.
     """
     return str(_openvino().__version__)
+
+
+def computes_in_bf16() -> bool:
+    """Return whether OpenVINO computes float layers in bf16 on this CPU, unless it is told to compute in float32.
+
+    Raises:
+        MissingExtraError: OpenVINO is not installed.
+    """
+    return "BF16" in _core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
 
 
 class OvProgram:

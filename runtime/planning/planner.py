@@ -131,7 +131,7 @@ class Plan:
     frames: dict[str, float]
     """Query -> expected frames per second that are answered within the SLA."""
     accuracy: dict[str, float] | None = None
-    """Query -> expected accuracy of every frame's answer, 0 to 1; None if the objective is not about accuracy."""
+    """Query -> expected accuracy of every frame's answer, 0 to 1; None if a query has no staleness curve."""
     joint: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Name of a joint turn -> queries that run in it; the name stands for them in ``order`` and ``batches``."""
 
@@ -162,7 +162,7 @@ def make_plan(profile: Profile, budget: int, policy: Policy | None = None) -> Pl
             if query.staleness is None:
                 raise InputError(
                     f"objective {policy.objective}: query {name} has no staleness curve, which says how accurate an old"
-                    " answer is; gemel eval measures it"
+                    " answer is; gemel eval BUNDLE --staleness FILE measures it"
                 )
     queries = tuple(profile.queries)
     if policy.listed:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ...bundles.budget import budget, parse_memory
 from ...bundles.goals import ObjectiveName
+from ...bundles.staleness import Staleness
 from ...errors import InputError
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "StemProfile",
     "parse_profile",
     "unmerged",
+    "with_curves",
 ]
 
 Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -224,6 +226,21 @@ def parse_profile(document: Any, where: str = "profile") -> Profile:
         field = ".".join(map(str, first["loc"]))
         message = first["msg"].removeprefix("Value error, ")
         raise InputError(f"{where}: {field + ': ' if field else ''}{message}") from error
+
+
+def with_curves(profile: Profile, curves: Mapping[str, Staleness]) -> Profile:
+    """Return the profile with the staleness curves of some queries replaced.
+
+    Args:
+        profile: profile of a workload.
+        curves: query -> staleness curve, which is converted to the frame rate of the query's feed. Curves of queries
+            that the profile does not have are left out.
+    """
+    queries = {
+        name: query.model_copy(update={"staleness": curves[name].at(query.fps)}) if name in curves else query
+        for name, query in profile.queries.items()
+    }
+    return profile.model_copy(update={"queries": queries})
 
 
 def unmerged(profile: Profile) -> Profile:

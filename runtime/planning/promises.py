@@ -21,7 +21,7 @@ class Promise:
     min_fps: float
     """Frames per second that the query must at least answer, as the user asked."""
     accuracy: float | None = None
-    """Expected accuracy of every frame's answer, 0 to 1; None if the objective is not about accuracy."""
+    """Expected accuracy of every frame's answer, 0 to 1; None if a query of the plan has no staleness curve."""
 
     def to_json(self) -> dict[str, float | None]:
         """Return the promise as JSON fields, as in ``plan.promised`` of summary.json."""

@@ -79,6 +79,8 @@ class _Search:
     def __init__(self, profile: Profile, budget: int, objective: ObjectiveName, work: float) -> None:
         self.profile, self.budget = profile, budget
         self.queries = tuple(profile.queries)
+        self.has_curves = all(spec.staleness is not None for spec in profile.queries.values())
+        """Whether plans have expected accuracies, which also other objectives than those about accuracy show."""
         self.options = [profile.batches(query) for query in self.queries]
         self.worth = Worth(profile, self.queries, objective)
         self.work = work
@@ -109,7 +111,7 @@ class _Search:
             return False
         self._seen.add((order, rule))
         cycles = settled(self.profile, self.budget, order, rule)
-        timeline = PlanTimeline(self.profile, self.queries, cycles, fill=rule.fill, accuracy=self.worth.needs_accuracy)
+        timeline = PlanTimeline(self.profile, self.queries, cycles, fill=rule.fill, accuracy=self.has_curves)
         self.work -= timeline.work
         turns = sum(map(len, cycles))
         if prod(map(len, self.options)) <= combinations:

@@ -7,6 +7,7 @@ from io import StringIO
 from rich.console import Console
 
 from gemel.cli.status_tables import status_tables
+from gemel.cli.summary_table import summary_table
 from gemel.runtime.loop.summary import FeedStats, PlanStats, QueryStats, RunStats, Summary
 from gemel.runtime.planning.promises import Promise
 
@@ -32,6 +33,19 @@ def test_promises() -> None:
     assert rows["query"][:5] == ["query", "feed", "fps", "promised", "processed"]
     assert rows["people"][:5] == ["people", "yard", "7.1", "7.2", "71"]
     assert rows["cars"][:5] == ["cars", "yard", "2.0", "-", "20"]
+
+
+def test_promised_accuracy() -> None:
+    plan = PlanStats(("people",), {"people": 1}, 0, {"people": Promise(7.25, 10.0, 5.0, 0.9314)})
+    assert printed(plan)["people"][:6] == ["people", "yard", "7.1", "7.2", "(93.1%)", "71"]
+
+
+def test_the_table_at_the_end_of_a_run() -> None:
+    queries = {"people": QueryStats("yard", 100, 71), "cars": QueryStats("yard", 100, 20)}
+    promised = {"people": Promise(7.25, 10.0, 5.0, 0.9314), "cars": Promise(7.25, 10.0, 5.0)}
+    run = RunStats(10.0, queries, {"yard": FeedStats(100)}, plan=PlanStats(promised=promised))
+    caption = str(summary_table(Summary(run, "ort-cpu")).caption)
+    assert caption.splitlines()[1:] == ["query people: an expected accuracy of 93.1% was promised"]
 
 
 def test_nothing_is_promised() -> None:

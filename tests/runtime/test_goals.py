@@ -15,6 +15,7 @@ from small_bundle import write_model
 
 from gemel.bundles.goals import QueryGoals
 from gemel.bundles.reader import MANIFEST, Bundle, open_bundle
+from gemel.bundles.staleness import Staleness
 from gemel.compiler import compile_workload
 from gemel.errors import InputError
 from gemel.runtime.backends import Backend
@@ -32,6 +33,8 @@ GOALS: dict[str, dict[str, Any]] = {
     "c": {},
 }
 """Query -> keys of workload.yaml."""
+CURVE = {"fps": FPS / 2, "frames": 50, "curve": (0.8, 0.6)}
+"""Staleness curve of query a, measured at half the feed's frame rate."""
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +49,9 @@ def _compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         task = {"task": "classification", "labels": ["none", "some", "many"], "activation": "softmax"}
         queries.append({"name": name, "feed": "yard", "model": model, **task, **goals})
     feed = {"source": "yard.mp4", "fps": FPS, "loop": True}
-    document = {"schema_version": "1", "objective": "sum", "feeds": {"yard": feed}, "queries": queries}
+    (folder / "staleness.yaml").write_text(json.dumps({"a": CURVE}))
+    keys = {"objective": "sum", "staleness": "staleness.yaml"}
+    document = {"schema_version": "1", **keys, "feeds": {"yard": feed}, "queries": queries}
     (folder / "workload.yaml").write_text(yaml.safe_dump(document))
     return compile_workload(load_workload(folder / "workload.yaml"), folder / "bundle").path
 
@@ -93,8 +98,8 @@ def test_the_compiler_writes_goals_into_the_manifest(goals: Path) -> None:
     assert content.objective == "sum"
     keys = set(QueryGoals.model_fields)
     assert {name: query.model_dump(include=keys) for name, query in content.queries.items()} == {
-        "a": {"sla_ms": None, "min_fps": 5.0, "weight": 2.0, "priority": 0},
-        "b": {"sla_ms": 50.0, "min_fps": 0.0, "weight": 1.0, "priority": -1},
+        "a": {"sla_ms": None, "min_fps": 5.0, "weight": 2.0, "priority": 0, "staleness": CURVE},
+        "b": {"sla_ms": 50.0, "min_fps": 0.0, "weight": 1.0, "priority": -1, "staleness": None},
         "c": QueryGoals().model_dump(),
     }
     assert {name: content.sla_of(name) for name in content.queries} == {"a": 100.0, "b": 50.0, "c": 100.0}
@@ -108,6 +113,9 @@ def test_a_measured_profile_carries_them(goals: Path, gemel: Gemel, tmp_path: Pa
     assert profile.objective == "sum"
     found = {name: (each.sla_ms, each.min_fps, each.weight, each.priority) for name, each in profile.queries.items()}
     assert found == {"a": (None, 5.0, 2.0, 0), "b": (50.0, 0.0, 1.0, -1), "c": (None, 0.0, 1.0, 0)}
+    # The feed has twice the frame rate at which the curve was measured.
+    curves = {name: each.staleness for name, each in profile.queries.items()}
+    assert curves == {"a": pytest.approx((0.9, 0.8, 0.7, 0.6)), "b": None, "c": None}
 
 
 @pytest.mark.usefixtures("slow")
@@ -159,6 +167,28 @@ def test_the_summary_says_what_is_promised(goals: Path, monkeypatch: pytest.Monk
     assert all(0 <= each["fps"] <= FPS for each in promised.values()) and promised["a"]["fps"] >= 5.0
 
 
+@pytest.mark.usefixtures("slow")
+def test_accuracy_is_promised(goals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans = []
+
+    def noted(*arguments: Any) -> Any:
+        plans.append(make_plan(*arguments))
+        return plans[-1]
+
+    monkeypatch.setattr(first_plan, "make_plan", noted)
+    # The curve of a query that is in the bundle stays; that of a query that is not there is refused.
+    given = {"b": Staleness(fps=FPS, frames=20, curve=(0.5,)), "c": Staleness(fps=FPS, frames=20, curve=(0.25,))}
+    live(goals, objective="accuracy", staleness=given)
+    (plan,) = plans
+    parts = {name: frames / FPS for name, frames in plan.frames.items()}
+    accuracy = plan.accuracy or {}
+    assert accuracy["b"] == pytest.approx(parts["b"] + 0.5 * (1 - parts["b"]), abs=0.01)
+    assert accuracy["c"] == pytest.approx(parts["c"] + 0.25 * (1 - parts["c"]), abs=0.01)
+    assert 0.6 <= accuracy["a"] <= 1
+    with pytest.raises(InputError, match="staleness: 'd' is not a query; queries: a, b, c"):
+        live(goals, objective="accuracy", staleness={"d": given["b"]})
+
+
 def test_nothing_is_promised_where_nothing_is_planned(goals: Path) -> None:
     options = RunOptions(memory="all", threads=1, frames=3)
     assert run_bundle(open_bundle(goals), options).to_json()["plan"]["promised"] == {}
@@ -193,7 +223,7 @@ def test_rates_that_are_reached_are_not_talked_about(goals: Path, caplog: pytest
             {"objective": "sum", "policy": "nexus"},
             "'sum' is not allowed with --policy nexus: nexus serves max-min",
         ),
-        ({"objective": "accuracy"}, "objective accuracy: query a has no staleness curve"),
+        ({"objective": "accuracy"}, "objective accuracy: query b has no staleness curve"),
         ({"policy": "luck"}, "--policy: 'luck' is not allowed: one of gemel"),
     ],
 )
@@ -243,6 +273,7 @@ def test_inspect_shows_goals(goals: Path, gemel: Gemel, tmp_path: Path) -> None:
     assert "SLA 100 ms, objective sum" in out
     words = " ".join(out.split())
     assert "at least 5 fps" in words and "weight 2" in words and "priority -1" in words
+    assert f"answers 60.0% accurate after {4 / FPS:.3g} s" in words
     found = json.loads((tmp_path / "bundle.json").read_text())
     assert found["device"]["objective"] == "sum"
     assert found["queries"]["b"]["sla_ms"] == 50.0

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic_core import PydanticCustomError
 
 from ...bundles.budget import parse_memory
+from ...bundles.staleness import read_curves
 from ...errors import InputError
 from ...frames.reference import package_file
 
@@ -29,6 +30,7 @@ __all__ = [
     "parse_numbers",
     "parse_size",
     "parse_source",
+    "parse_staleness",
 ]
 
 _UNITS_MS = {"ms": 1.0, "s": 1000.0}
@@ -178,6 +180,21 @@ def parse_labels(value: Any, root: Path) -> Any:
         raise mistake(f"a text file with one label per line is expected; its line {lines.index('') + 1} is empty")
     # A line of one blank is a label: the alphabet of a text reader has it.
     return [line.strip() or line for line in lines]
+
+
+def parse_staleness(value: Any, root: Path) -> Any:
+    """Return a workload's staleness curves as a mapping: as given, or from a file.
+
+    Args:
+        value: mapping of a query's name to its curve, or path of a file of curves.
+        root: folder that a relative path starts from.
+    """
+    if not isinstance(value, str):
+        return value
+    try:
+        return read_curves(package_file(value) if value.startswith("package:") else root / Path(value).expanduser())
+    except (InputError, OSError, ValueError) as error:
+        raise mistake(f"a file that gemel eval --staleness wrote is expected; {error}") from error
 
 
 def check_factory(value: str) -> str:

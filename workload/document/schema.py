@@ -23,6 +23,7 @@ from pydantic_core import PydanticCustomError
 
 from ...bundles.goals import ObjectiveName
 from ...bundles.manifest import Hardware, Name, Precision, Transport
+from ...bundles.staleness import Staleness
 from . import meant, output_meant
 from .model_schema import NAMES_SCHEMA, Input, Model
 from .output_schema import OutputList
@@ -36,6 +37,7 @@ _Duration = Annotated[
     float, BeforeValidator(meant.parse_duration), Field(gt=0, allow_inf_nan=False), WithJsonSchema(_DURATION)
 ]
 _SECONDS = {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string"}], "examples": ["5s", "30s", "1m"]}
+_CURVES = {"anyOf": [{"type": "string"}, {"type": "object"}], "examples": ["staleness.yaml"]}
 _LABELS = {"anyOf": [{"type": "array", "items": {"type": "string"}, "minItems": 1}, {"type": "string"}]}
 
 
@@ -165,6 +167,9 @@ class Workload(Strict):
     objective: ObjectiveName = "max-min"
     """What plans serve if not all weights fit: ``max-min`` (the lowest share of frames that a query gets), ``sum`` (the
     frames of all queries), ``accuracy`` (the lowest expected accuracy) or ``mean-accuracy``."""
+    staleness: Annotated[dict[Name, Staleness], WithJsonSchema(_CURVES)] = Field(default={})
+    """File of staleness curves, which ``gemel eval --staleness`` writes: how accurate an answer still is for later
+    frames. The objectives ``accuracy`` and ``mean-accuracy`` need one for each query."""
     feeds: Annotated[dict[Name, FeedSettings], Field(min_length=1)]
     """Feeds by name: cameras, videos and folders that frames come from."""
     queries: Annotated[list[Query], Field(min_length=1)]
@@ -183,6 +188,12 @@ class Workload(Strict):
     def root(self) -> Path:
         """Folder of the workload file, from which the file's relative paths start."""
         return self._path.parent
+
+    @field_validator("staleness", mode="before")
+    @classmethod
+    def _read_staleness(cls, value: Any, info: ValidationInfo) -> Any:
+        """Read the staleness curves from the file that ``staleness`` names; a mapping stays as it is."""
+        return meant.parse_staleness(value, (info.context or {}).get("root", Path()))
 
     @model_validator(mode="after")
     def _consistent(self) -> Workload:
@@ -206,4 +217,15 @@ class Workload(Strict):
                 most = f"at most the {fps:g} frames per second of feed {query.feed}"
                 context = {"at": ("queries", index, "min_fps"), "min_fps": f"{query.min_fps:g}", "most": most}
                 raise PydanticCustomError("min_fps", "{min_fps} is not allowed: {most}", context)
+        for name in self.staleness:
+            if name not in seen:
+                context = {
+                    "at": ("staleness",),
+                    "curve": repr(name),
+                    "queries": ", ".join(query.name for query in self.queries),
+                    # The value that is at fault is not in this file.
+                    "secret": True,
+                }
+                message = "it has a curve of {curve}, which is not a query; queries: {queries}"
+                raise PydanticCustomError("staleness", message, context)
         return self

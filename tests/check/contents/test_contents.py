@@ -33,7 +33,7 @@ def test_figures(bundle: Path) -> None:
     figures = describe(opened)
     assert figures["queries"]["c"] == {
         "feed": "gate", "model": "a", "task": "classification", "labels": None, "classes": None, "threshold": None,
-        "target": 0.95, "sla_ms": None, "min_fps": 0.0, "weight": 1.0, "priority": 0,
+        "target": 0.95, "sla_ms": None, "min_fps": 0.0, "weight": 1.0, "priority": 0, "staleness": None,
     }  # fmt: skip
     assert figures["feeds"]["gate"]["loop"] is True
     given = figures["models"]["a"]["input"]

@@ -50,6 +50,12 @@ def test_merged_models_have_new_files_and_others_keep_theirs(workload_in: Worklo
     assert [each["model"]["input"] for each in found["queries"]] == [{"size": [32, 32]}] * 3
 
 
+def test_staleness_curves_are_kept(workload_in: WorkloadIn, tmp_path: Path) -> None:
+    (tmp_path / "curves.yaml").write_text("a: {fps: 10, frames: 100, curve: [0.9, 0.8]}")
+    found = write(workload_in(query("a"), staleness="curves.yaml"), tmp_path / "merged")
+    assert found["staleness"] == {"a": {"fps": 10.0, "frames": 100, "curve": [0.9, 0.8]}}
+
+
 def test_onnx_models_stay_onnx_models(workload_in: WorkloadIn, tmp_path: Path) -> None:
     models = [{"onnx": f"{name}.onnx", "input": {"size": [32, 32]}} for name in "ab"]
     workload = workload_in(*(query(name, model=model) for name, model in zip("ab", models, strict=True)))

@@ -19,7 +19,8 @@ from gemel.runtime.backends.auto_cpu import AutoCpu
 from gemel.runtime.backends.ort_cpu import OrtCpu
 from gemel.runtime.backends.protocol import Backend
 from gemel.runtime.ort import copy_times
-from gemel.runtime.ov import compiled_cache, openvino_times
+from gemel.runtime.ov import compiled_cache, compiled_form, openvino_times
+from gemel.runtime.ov.accepted import Acceptance, QueryAgreement, write_acceptance
 from gemel.runtime.run import RunOptions, run_bundle
 
 IMAGES = np.random.default_rng(0).random((2, 3, 32, 32), np.float32)
@@ -78,7 +79,7 @@ def test_times_are_measured_once(made: Bundle, measured: Measured, monkeypatch: 
     measured((10, 5), (10, 5))
     AutoCpu(made, threads=1).close()
     assert AutoCpu.is_prepared(made)
-    monkeypatch.setattr(compiled_cache, "measure_beside", lambda *arguments: pytest.fail("measured again"))
+    monkeypatch.setattr(compiled_form, "measure_beside", lambda *arguments: pytest.fail("measured again"))
     with AutoCpu(made, threads=1) as backend:
         assert set(backend.modes.values()) == {"openvino"}
 
@@ -129,3 +130,77 @@ def test_a_run(made: Bundle, measured: Measured) -> None:
     summary = run_bundle(made, RunOptions(backend="auto-cpu", offline=True, frames=3, threads=1))
     assert summary.backend == "auto-cpu"
     assert all(query.processed == 3 for query in summary.run.queries.values())
+
+
+def accept(bundle: Bundle, **agreements: float) -> None:
+    """Write into the device cache how much queries agree in bf16 with float32."""
+    queries = {name: QueryAgreement(agreement=value, frames=120) for name, value in agreements.items()}
+    write_acceptance(bundle, Acceptance(bundle=bundle.id, queries=queries))
+
+
+def test_bf16_where_it_was_accepted_and_is_faster(
+    made: Bundle, measured: Measured, caplog: pytest.LogCaptureFixture
+) -> None:
+    accept(made, a=0.9, b=0.9876, c=1.0)
+    # Model b is measured in float32, and then in bf16. Query a of model a lost too much.
+    measured((10, 9.6), (10, 9.8), (10, 5))
+    caplog.set_level("INFO")
+    with AutoCpu(made, threads=1) as backend, OrtCpu(made, threads=1) as other:
+        assert backend.modes == {"a": "bound", "b": "openvino"}
+        assert {model: list(queries) for model, queries in backend._compiled.bf16.items()} == {"b": ["b"]}
+        assert backend._compiled.copies["b"].packed_ms == 5
+        # Eight bits of mantissa: about 1 % of the largest output.
+        np.testing.assert_allclose(answer(backend, "b"), answer(other, "b"), atol=0.05)
+    said = [each.getMessage() for each in caplog.records if "bf16" in each.getMessage()]
+    assert said == ["model b may run in bf16: agreement with float32 b 0.9876 on 120 frames"]
+    assert AutoCpu.is_prepared(made)
+
+
+@pytest.mark.parametrize(
+    ("f32", "bf16", "chosen"), [((10, 5), (10, 4.9), "f32"), ((10, 5), (20, 9.0), "bf16"), ((10, 9.6), (10, 9.6), None)]
+)
+def test_bf16_must_be_faster_than_float32(
+    made: Bundle,
+    measured: Measured,
+    f32: tuple[float, float],
+    bf16: tuple[float, float],
+    chosen: str | None,
+) -> None:
+    accept(made, b=1.0)
+    measured((10, 10), f32, bf16)
+    with AutoCpu(made, threads=1) as backend:
+        assert backend.modes["b"] == ("bound" if chosen is None else "openvino")
+        assert ("b" in backend._compiled.bf16) == (chosen == "bf16")
+
+
+def test_a_cache_from_before_bf16_was_accepted_is_not_used(made: Bundle, measured: Measured) -> None:
+    measured((10, 10), (10, 10))
+    with AutoCpu(made, threads=1) as backend:
+        folder = backend.folder
+    accept(made, a=1.0, b=0.94, c=1.0)
+    assert not AutoCpu.is_prepared(made)
+    measured((10, 10), (10, 5), (10, 10))
+    with AutoCpu(made, threads=1) as backend:
+        assert backend.folder != folder
+        assert backend.modes == {"a": "openvino", "b": "bound"}
+    # Nothing is accepted any more: the old cache is used again.
+    accept(made, a=0.5)
+    with AutoCpu(made, threads=1) as backend:
+        assert backend.folder == folder
+
+
+@pytest.mark.parametrize("computes", [True, False])
+def test_that_bf16_was_not_measured_is_said_once(
+    made: Bundle,
+    measured: Measured,
+    computes: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(compiled_cache, "computes_in_bf16", lambda: computes)
+    measured((10, 10), (10, 10))
+    for _ in range(2):
+        AutoCpu(made, threads=1).close()
+    said = [each.getMessage() for each in caplog.records if "bf16" in each.getMessage()]
+    hint = "auto-cpu does not use bf16: its accuracy was not measured"
+    assert said == ([f"{hint}; gemel eval {made.path} --accept bf16 does so"] if computes else [])

@@ -27,7 +27,7 @@ from gemel.runtime.backends.ort_cpu import OrtCpu
 from gemel.runtime.backends.prepare_apart import prepare_apart
 from gemel.runtime.backends.protocol import Backend
 from gemel.runtime.memory.loading import Loading
-from gemel.runtime.ov import compiled_cache, openvino_cpu
+from gemel.runtime.ov import compiled_form, openvino_cpu
 from gemel.runtime.run import RunOptions, run_bundle
 
 IMAGES = np.random.default_rng(0).random((2, 3, 32, 32), np.float32)
@@ -170,7 +170,7 @@ def test_the_cache_is_used_again(made: Bundle, monkeypatch: pytest.MonkeyPatch) 
     assert prepared == ["a", "b"]
     assert OpenVino.is_prepared(made)
     assert not OpenVinoFast.is_prepared(made)
-    monkeypatch.setattr(compiled_cache, "compile_program", lambda *arguments: pytest.fail("compiled again"))
+    monkeypatch.setattr(compiled_form, "compile_program", lambda *arguments: pytest.fail("compiled again"))
     with OpenVino(made, threads=2, progress=prepared.append) as backend:
         np.testing.assert_allclose(answer(backend, "a"), before, rtol=1e-5, atol=1e-6)
     assert prepared == ["a", "b"]

@@ -336,3 +336,18 @@ def test_a_policy_that_does_not_exist() -> None:
     check_policy("gemel")
     with pytest.raises(InputError, match="'fair' is not allowed: one of gemel, nexus"):
         check_policy("fair")
+
+
+@pytest.mark.parametrize("objective", ["max-min", "sum", "accuracy"])
+def test_accuracy_is_expected_under_every_objective(objective: ObjectiveName) -> None:
+    curves = {name: {"model": name, "fps": 10.0, "staleness": [0.5]} for name in "ab"}
+    known = profile({"a": ["a"], "b": ["b"]}, {"a": 60, "b": 60}, queries=curves)
+    plan = make_plan(known, 60, Policy(objective=objective))
+    assert plan.accuracy is not None
+    for name, frames in plan.frames.items():
+        assert plan.accuracy[name] == pytest.approx(frames / 10 + 0.5 * (1 - frames / 10), abs=0.01)
+    without = {**known.queries, "b": known.queries["b"].model_copy(update={"staleness": None})}
+    if objective != "accuracy":
+        assert (
+            make_plan(known.model_copy(update={"queries": without}), 60, Policy(objective=objective)).accuracy is None
+        )

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from profiles import profile, profiles
 
+from gemel.bundles.staleness import Staleness
 from gemel.errors import InputError
-from gemel.runtime.planning.profile import LinkProfile, Profile, QueryProfile, parse_profile, unmerged
+from gemel.runtime.planning.profile import LinkProfile, Profile, QueryProfile, parse_profile, unmerged, with_curves
 
 MISSING = object()
 
@@ -217,3 +218,11 @@ def test_the_given_profile_is_not_changed_by_unmerging_it() -> None:
     known = profile({"a": ["s", "t"], "b": ["t"]})
     unmerged(known)
     assert known == profile({"a": ["s", "t"], "b": ["t"]})
+
+
+def test_curves_of_queries_that_are_not_there_are_left_out() -> None:
+    known = profile({"a": ["a"], "b": ["b"]}, fps={"a": 10.0, "b": 5.0})
+    curve = Staleness(fps=10.0, frames=30, curve=(0.9, 0.8))
+    found = with_curves(known, {"b": curve, "c": curve})
+    assert {name: query.staleness for name, query in found.queries.items()} == {"a": None, "b": (0.8,)}
+    assert with_curves(found, {}) == found

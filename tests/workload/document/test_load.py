@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gemel.bundles.staleness import Staleness
 from gemel.errors import WorkloadError
 from gemel.workload import load_workload
 
@@ -117,3 +118,34 @@ def test_addresses_of_cameras_keep_their_variables(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("PASSWORD", "secret")
     source = "rtsp://me:${PASSWORD}@camera/live"
     assert load_workload(write(tmp_path, GOOD.replace("vtest.avi", f"'{source}'"))).feeds["junction"].source == source
+
+
+CURVES = "people: {fps: 10, frames: 100, curve: [0.9, 0.8]}"
+
+
+def test_staleness_curves(tmp_path: Path) -> None:
+    (tmp_path / "curves.yaml").write_text(CURVES)
+    wanted = {"people": Staleness(fps=10, frames=100, curve=(0.9, 0.8))}
+    for value in ("curves.yaml", str(tmp_path / "curves.yaml"), f"{{{CURVES}}}"):
+        assert load_workload(write(tmp_path, GOOD + f"staleness: {value}\n")).staleness == wanted
+    assert load_workload(write(tmp_path, GOOD)).staleness == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "curves.yaml: cannot be read: no such file"),
+        ("people: [", "curves.yaml: not YAML"),
+        ("people: {fps: 10, frames: 100, curve: [2]}", "curves.yaml: people.curve.0: Input should be less than"),
+        ("persons: {fps: 10, frames: 100, curve: [1]}",
+         "it has a curve of 'persons', which is not a query; queries: people, faces"),
+    ],
+)  # fmt: skip
+def test_files_that_are_no_staleness_curves(tmp_path: Path, content: str | None, words: str) -> None:
+    if content is not None:
+        (tmp_path / "curves.yaml").write_text(content)
+    file = write(tmp_path, GOOD + "staleness: curves.yaml\n")
+    with pytest.raises(WorkloadError) as caught:
+        load_workload(file)
+    assert str(caught.value).startswith(f"{file}:19: staleness: ")
+    assert words in str(caught.value) and "\n" not in str(caught.value)

@@ -153,11 +153,11 @@ queries:
         ("cars.mp4, fps", '"a\\ud800b", fps', "5: the character U+D800 is not allowed"),
         ("sla: 100ms", "sla: 100ms # \a", "3: not YAML: the character U+0007 is not allowed"),
         ("sla: 100ms", 'sla: 100ms\n"a\\n\\eb": 1',
-         r"4: 'a\n\x1bb': unknown key 'a\n\x1bb'; allowed: schema_version, device, sla, objective, feeds,"
-         " queries, outputs"),
+         r"4: 'a\n\x1bb': unknown key 'a\n\x1bb'; allowed: schema_version, device, sla, objective, staleness,"
+         " feeds, queries, outputs"),
         ("sla: 100ms", "sla: 100ms\n? " + "x" * 2000 + "\n: 1",
          f"4: {'x' * 60}...: unknown key '{'x' * 63}; allowed: schema_version, device, sla, objective,"
-         " feeds, queries, outputs"),
+         " staleness, feeds, queries, outputs"),
         ("name: gate-cars", "name: gate cars",
          "7: queries[0].name: 'gate cars' is not allowed: letters, digits, - and _ are expected, with a letter or a"
          " digit first"),
@@ -178,13 +178,22 @@ queries:
          "12: queries[0].model.factory: 'models:detector(3)' is not allowed: module:callable is expected, such as"
          " torchvision.models:resnet18; did you mean models:detector, with its arguments in args?"),
         # Goals of plans.
+        ("sla: 100ms", "staleness: 3", "3: staleness: 3 is not allowed: a mapping is expected"),
+        ("sla: 100ms", "staleness: {gate-cars: {fps: 10, frames: 20, curve: [1, -0.5]}}",
+         "3: staleness.gate-cars.curve[1]: -0.5 is not allowed: greater than or equal to 0"),
+        ("sla: 100ms", "staleness: {gate-cats: {fps: 10, frames: 20, curve: [1]}}",
+         "3: staleness: it has a curve of 'gate-cats', which is not a query; queries: gate-cars"),
+        ("    task:", "    staleness: s.yaml\n    task:",
+         "9: queries[0].staleness: unknown key 'staleness'; it belongs in the top level of the file; allowed: name,"
+         " feed, task, model, decode, activation, labels, classes, threshold, target, precision, data, sla, min_fps,"
+         " weight, priority"),
         ("sla: 100ms", "objective: maxmin",
          "3: objective: 'maxmin' is not allowed: 'max-min', 'sum', 'accuracy' or 'mean-accuracy' is expected; did you"
          " mean max-min?"),
         ("sla: 100ms", "weight: 2", "3: weight: unknown key 'weight'; allowed: schema_version, device, sla, objective,"
-         " feeds, queries, outputs"),
+         " staleness, feeds, queries, outputs"),
         ("sla: 100ms", "min_fps: 2", "3: min_fps: unknown key 'min_fps'; it belongs in a query; allowed:"
-         " schema_version, device, sla, objective, feeds, queries, outputs"),
+         " schema_version, device, sla, objective, staleness, feeds, queries, outputs"),
         ("    task:", "    objective: sum\n    task:",
          "9: queries[0].objective: unknown key 'objective'; it belongs in the top level of the file; allowed: name,"
          " feed, task, model, decode, activation, labels, classes, threshold, target, precision, data, sla, min_fps,"
