@@ -1,4 +1,4 @@
-"""Bundles on a device: what was measured decides which frames run together."""
+"""Bundles on a device: what was measured decides which frames run together, and which loads count."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from gemel.runtime.backends.ort_cpu import OrtCpu
 from gemel.runtime.loop import device_profile
 from gemel.runtime.loop.deployment import DeployOptions, deploy
 from gemel.runtime.loop.measure_times import Times
+from gemel.runtime.memory.loading import Loading
 
 QUERIES = {"a": "yard", "b": "yard", "c": "gate"}
 
@@ -44,5 +45,23 @@ def test_batches_that_pay_are_run(
         pairs = [("a", yard), ("b", yard), ("c", gate[0]), ("c", gate[1])]
         assert not [each for each in deployment.infer(pairs) if isinstance(each, Exception)]
         assert sorted(rows) == expected
+    finally:
+        deployment.close()
+
+
+def test_loads_of_opening_models_do_not_count(bundle: Path) -> None:
+    options = DeployOptions("ort-cpu", "all", threads=1, loading=Loading(bandwidth=1e5))
+    deployment = deploy(open_bundle(bundle), QUERIES, options)
+    try:
+        assert set(deployment.backend.residents) == set(deployment.backend.segments)
+        assert (deployment.loads.loads, deployment.loads.loaded, deployment.loads.blocked_s) == (0, 0, 0)
+        # Loads in the run count.
+        deployment.backend.evict()
+        deployment.backend.activate("a")
+        deployment.backend.release("a")
+        own = deployment.backend.segments_of("a")
+        sizes = [deployment.backend.segments[segment] for segment in own]
+        assert (deployment.loads.loads, deployment.loads.loaded) == (len(sizes), sum(sizes))
+        assert deployment.loads.blocked_s > 0
     finally:
         deployment.close()
