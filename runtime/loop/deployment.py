@@ -53,13 +53,13 @@ class Deployment:
     swapping: Swapping | None
     infer: Inference
     _before: ArenaStats = field(default_factory=ArenaStats)
-    """Counters of the arena before the first query ran."""
+    """Counters of the arena when the run could begin; after a reload, those before its new weights were loaded."""
     _ran: Mapping[str, RunCounts] = field(default_factory=dict)
     """Query -> counts of its runs in deployments before this one, on the feed that the query has now."""
 
     @property
     def loads(self) -> ArenaStats:
-        """Counters of loads and evictions since queries run, without those of measuring and of opening models."""
+        """Counters of loads and evictions in the run, without those of measuring and of opening models before it."""
         return self.backend.stats.since(self._before)
 
     @property
@@ -125,8 +125,11 @@ def deploy(
     )
     try:
         swapping = _swapping(bundle, backend, settings, queries, profiling, before)
-        loads = replace(backend.stats)
-        _warm(bundle, backend, queries)
+        earlier = replace(backend.stats)
+        # At a reload, weights that both bundles have are taken over later, so that they are not loaded twice.
+        _warm(bundle, backend, queries, load=before is None)
+        # The run goes on during a reload: new weights are loads of the run, but no running model waits for them.
+        loads = replace(backend.stats if before is None else earlier, blocked_s=backend.stats.blocked_s)
         depths = None if swapping is None else swapping.depths(queries)
         stems = shared_stems(bundle.manifest, backend.stems, queries)
         infer = Inference(bundle, backend, depths, _batches(bundle, backend, swapping), stems)
@@ -175,11 +178,22 @@ def _batches(bundle: Bundle, backend: Backend, swapping: Swapping | None) -> dic
     return {name: model.as_batch for name, model in swapping.profile.models.items()}
 
 
-def _warm(bundle: Bundle, backend: Backend, queries: Collection[str]) -> None:
-    """Open the programs of all models, so that no camera waits for this later."""
+def _warm(bundle: Bundle, backend: Backend, queries: Collection[str], *, load: bool) -> None:
+    """Open the programs of all models, so that no camera waits for this later.
+
+    Args:
+        bundle: an open bundle.
+        backend: backend on which the bundle is open.
+        queries: names of the queries that will run.
+        load: whether to load weights as well, if all fit into the budget.
+    """
+    fits = sum(backend.segments.values()) <= backend.room
     for model in dict.fromkeys(bundle.manifest.queries[query].model for query in queries):
         # A model that cannot be used fails again when its queries run, and is reported then.
         with contextlib.suppress(BackendError):
             backend.prepare(model)
-    if sum(backend.segments.values()) > backend.room:
+            if fits and load:
+                backend.activate(model)
+                backend.release(model)
+    if not fits:
         backend.evict()

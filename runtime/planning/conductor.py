@@ -132,8 +132,11 @@ class Conductor:
         self._begin(profile, plan)
         self._ran: dict[str, float] = {}
         """Query -> begin of its last run, in milliseconds since the beginning."""
+        self._frame_came = False
+        """Whether a query has had a frame since the run began."""
         self.blocked_ms = 0.0
-        """Milliseconds in which no model ran, because the next query's weights were still being loaded."""
+        """Milliseconds in which no model ran, because the next query's weights were still being loaded. The time before
+        the first frame does not count, because a model could not have run."""
 
     def expected_ms(self, turn: str, frames: int) -> float:
         """Return the milliseconds that a turn of the plan takes, by the profile, on ``frames`` frames of each query."""
@@ -208,8 +211,9 @@ class Conductor:
             if other is not None:
                 self._process(*other)
             else:
+                self._frame_came = self._frame_came or any(self._fresh(each) for each in self.plan.order)
                 world.wait(due)
-                self.blocked_ms += world.now - now
+                self.blocked_ms += world.now - now if self._frame_came else 0.0
 
     def _process(self, query: str, count: int) -> None:
         """Run a query on ``count`` of its frames."""

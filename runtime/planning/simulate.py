@@ -185,6 +185,10 @@ class _World:
             outcome.late += latency > self._profile.sla_of(query) + 1e-6
 
     def wait(self, until: float) -> None:
+        if until < math.inf and not self._plan.rule.fill:
+            # No other query may run meanwhile, so that nothing is to be decided before.
+            self.now = min(until, self._end)
+            return
         # Wake only for frames of queries whose weights will be in memory; for all frames if the wait has no other end.
         turns = [turn for turn in self._plan.batches if until == math.inf or self.due(turn) <= until]
         cameras = [self._cameras[query] for turn in turns for query in self._plan.queries_of(turn)]

@@ -48,7 +48,8 @@ def test_offline_sees_every_frame(bundle: Path, tmp_path: Path) -> None:
     }
     assert summary["backend"] == "ort-cpu"
     assert 0 < summary["memory"]["peak"] <= summary["memory"]["budget"]
-    assert summary["swaps"]["count"] > 0
+    # All weights fit, and were loaded before the run began.
+    assert summary["swaps"] == {"count": 0, "bytes": 0, "blocked_ms": 0.0}
 
 
 def test_queries_of_one_model_and_frame_agree(bundle: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Bundles on a device: what was measured decides which frames run together."""
+"""Bundles on a device: what was measured decides which frames run together, and which loads count."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from gemel.runtime.loop import device_profile
 from gemel.runtime.loop.deployment import DeployOptions, deploy
 from gemel.runtime.loop.measure_times import Times
 from gemel.runtime.loop.summary import RunCounts
+from gemel.runtime.memory.loading import Loading
 from gemel.runtime.run import RunOptions, run_bundle
 
 QUERIES = {"a": "yard", "b": "yard", "c": "gate"}
@@ -108,3 +109,21 @@ def test_batches_that_were_measured_before_are_run_where_nothing_is_planned(bund
             assert deployment.infer.counts == {"c": RunCounts(1, 4) if measured else RunCounts(4, 4)}
         finally:
             deployment.close()
+
+
+def test_loads_of_opening_models_do_not_count(bundle: Path) -> None:
+    options = DeployOptions("ort-cpu", "all", threads=1, loading=Loading(bandwidth=1e5))
+    deployment = deploy(open_bundle(bundle), QUERIES, options)
+    try:
+        assert set(deployment.backend.residents) == set(deployment.backend.segments)
+        assert (deployment.loads.loads, deployment.loads.loaded, deployment.loads.blocked_s) == (0, 0, 0)
+        # Loads in the run count.
+        deployment.backend.evict()
+        deployment.backend.activate("a")
+        deployment.backend.release("a")
+        own = deployment.backend.segments_of("a")
+        sizes = [deployment.backend.segments[segment] for segment in own]
+        assert (deployment.loads.loads, deployment.loads.loaded) == (len(sizes), sum(sizes))
+        assert deployment.loads.blocked_s > 0
+    finally:
+        deployment.close()

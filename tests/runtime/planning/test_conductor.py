@@ -129,6 +129,14 @@ def test_time_in_which_weights_are_awaited_counts() -> None:
     assert conductor.blocked_ms == 7
 
 
+@pytest.mark.parametrize("fill", [False, True])
+def test_time_before_the_first_frame_is_not_lost_to_weights(fill: bool) -> None:
+    known = profile(ALL, {"A": 7, "B": 50}, run=10)
+    conductor = lead(Stage(known, {"a": [3.0], "b": [3.0]}, 80), known, "ab", Rule(fill=fill), 57)
+    # The weights of a come at 7, those of b at 57, while a runs until 17.
+    assert conductor.blocked_ms == 4 + 40
+
+
 def test_it_ends_while_weights_are_awaited() -> None:
     known = profile(ALL, {"A": 100}, run=10)
     stage = Stage(known, {"a": [0.0]}, 50)

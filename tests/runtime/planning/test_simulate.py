@@ -102,7 +102,8 @@ def test_no_more_time_is_lost_than_there_is() -> None:
     known = profile({"a": ["s"]}, {"s": 60_000})
     found = simulate(known, 60_000, make_plan(known, 60_000), 1.0)
     assert found.queries["a"].processed == 0
-    assert found.blocked_ms == pytest.approx(1000)
+    # The first frame comes within 100 ms. Before that, there is nothing to lose.
+    assert 900 <= found.blocked_ms < 1000
 
 
 @settings(deadline=None, max_examples=10)
@@ -124,7 +125,7 @@ def test_alone_on_a_device_a_frame_is_answered_after_a_run() -> None:
     assert outcome.latencies[1:] == pytest.approx([7] * (outcome.processed - 1))
     assert [frame for _, frame in outcome.answers] == list(range(outcome.processed))
     assert outcome.skipped <= 1
-    assert (found.swaps, found.loaded, found.peak, found.blocked_ms) == (1, 5, 5, 5)
+    assert (found.swaps, found.loaded, found.peak, found.blocked_ms) == (1, 5, 5, 0)
     assert found.busy_ms == pytest.approx(7 * outcome.processed, abs=7)
 
 
