@@ -120,7 +120,10 @@ def _run_ms(profile: Profile, group: Sequence[str]) -> dict[int, float]:
     stem = _stem(profile, group[0])
     if stem is None or len(models) == 1:
         feeds = len({_feed(profile, query) for query in group})
-        return {size: profile.run_ms(group[0], size * feeds) for size in times[0] if size * feeds <= max(times[0])}
+        batches = profile.models[next(iter(models))].as_batch
+        # Frames of several feeds gain nothing where they run one by one, whatever was measured by chance.
+        sizes = [size for size in times[0] if feeds == 1 or any(size * feeds <= batch for batch in batches)]
+        return {size: profile.run_ms(group[0], size * feeds) for size in sizes if size * feeds <= max(times[0])}
     sizes = [size for size in times[0] if all(size in each for each in times)]
     # Each model's time has the stem's in it, which is needed once.
     saved = (len(models) - 1) * stem.run_ms

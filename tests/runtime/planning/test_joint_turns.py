@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -36,12 +37,14 @@ def stems(**changes: Any) -> Profile:
     )
 
 
-def cameras(count: int = 2, times: dict[int, float] | None = None, **fields: Any) -> Profile:
+def cameras(
+    count: int = 2, times: dict[int, float] | None = None, as_batch: Sequence[int] = (2, 4), **fields: Any
+) -> Profile:
     """Return a profile of queries of one model on a feed each; by default, two frames take as long as one."""
     return parse_profile(
         {
             "segments": {"w": {"bytes": 5}},
-            "models": {"people": {"segments": ["w"], "run_ms": times or {1: 20, 2: 20, 4: 40}}},
+            "models": {"people": {"segments": ["w"], "run_ms": times or {1: 20, 2: 20, 4: 40}, "as_batch": as_batch}},
             "queries": {
                 f"q{index}": {"model": "people", "fps": 40, "feed": f"camera {index}"} for index in range(count)
             },
@@ -87,6 +90,8 @@ def test_queries_of_one_model_run_together_if_larger_batches_are_faster() -> Non
     turns = turn_profile(cameras(), {"q0+q1": ("q0", "q1")}, "max-min")
     assert dict(turns.models["q0+q1"].run_ms) == {1: 20, 2: 40}
     assert find_joint_turns(cameras(times={1: 20, 2: 40, 4: 80}), 5) == {}
+    # Times that say so by chance: these frames run one by one.
+    assert find_joint_turns(cameras(as_batch=()), 5) == {}
 
 
 def test_queries_of_one_model_on_one_feed_run_it_once() -> None:
