@@ -144,8 +144,12 @@ def test_a_run_plans_for_the_objective(goals: Path, monkeypatch: pytest.MonkeyPa
     assert served == [given or "sum"]
 
 
-@pytest.mark.usefixtures("slow")
-def test_the_summary_says_what_is_promised(goals: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture
+def plans(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Plans in the summaries of a run, the first of which is written when the run begins.
+
+    Later the run may follow another plan, for fewer queries.
+    """
     written: list[dict[str, Any]] = []
     told = running_bundle.RunningBundle.summarise
 
@@ -155,10 +159,14 @@ def test_the_summary_says_what_is_promised(goals: Path, monkeypatch: pytest.Monk
         return found
 
     monkeypatch.setattr(running_bundle.RunningBundle, "summarise", noted)
+    return written
+
+
+@pytest.mark.usefixtures("slow")
+def test_the_summary_says_what_is_promised(goals: Path, plans: list[dict[str, Any]], tmp_path: Path) -> None:
     live(goals, summary=tmp_path / "summary.json")
-    # The summary is written first when the run begins. Later the run may follow another plan, for fewer queries.
-    promised = written[0]["promised"]
-    assert list(promised) == ["a", "b", "c"] and set(written[0]["order"]) == {"a", "b", "c"}
+    promised = plans[0]["promised"]
+    assert list(promised) == ["a", "b", "c"] and set(plans[0]["order"]) == {"a", "b", "c"}
     assert {name: (each["feed_fps"], each["min_fps"], each["accuracy"]) for name, each in promised.items()} == {
         "a": (FPS, 5.0, None),
         "b": (FPS, 0.0, None),
@@ -168,25 +176,21 @@ def test_the_summary_says_what_is_promised(goals: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.usefixtures("slow")
-def test_accuracy_is_promised(goals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plans = []
-
-    def noted(*arguments: Any) -> Any:
-        plans.append(make_plan(*arguments))
-        return plans[-1]
-
-    monkeypatch.setattr(first_plan, "make_plan", noted)
-    # The curve of a query that is in the bundle stays; that of a query that is not there is refused.
+@pytest.mark.parametrize("objective", ["accuracy", "sum"])
+def test_accuracy_is_promised(goals: Path, plans: list[dict[str, Any]], tmp_path: Path, objective: str) -> None:
+    # The curve of query a is in the bundle.
     given = {"b": Staleness(fps=FPS, frames=20, curve=(0.5,)), "c": Staleness(fps=FPS, frames=20, curve=(0.25,))}
-    live(goals, objective="accuracy", staleness=given)
-    (plan,) = plans
-    parts = {name: frames / FPS for name, frames in plan.frames.items()}
-    accuracy = plan.accuracy or {}
-    assert accuracy["b"] == pytest.approx(parts["b"] + 0.5 * (1 - parts["b"]), abs=0.01)
-    assert accuracy["c"] == pytest.approx(parts["c"] + 0.25 * (1 - parts["c"]), abs=0.01)
-    assert 0.6 <= accuracy["a"] <= 1
+    live(goals, objective=objective, staleness=given, summary=tmp_path / "summary.json")
+    promised = plans[0]["promised"]
+    for name, old in (("b", 0.5), ("c", 0.25)):
+        part = promised[name]["fps"] / FPS
+        assert promised[name]["accuracy"] == pytest.approx(part + old * (1 - part), abs=0.01)
+    assert 0.6 <= promised["a"]["accuracy"] <= 1
+
+
+def test_curves_of_other_queries_are_refused(goals: Path) -> None:
     with pytest.raises(InputError, match="staleness: 'd' is not a query; queries: a, b, c"):
-        live(goals, objective="accuracy", staleness={"d": given["b"]})
+        live(goals, staleness={"d": Staleness(fps=FPS, frames=20, curve=(0.5,))})
 
 
 def test_nothing_is_promised_where_nothing_is_planned(goals: Path) -> None:

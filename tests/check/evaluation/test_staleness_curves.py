@@ -105,11 +105,11 @@ def test_too_few_frames(measured: Curves) -> None:
 
 def test_ages_are_frames_of_the_feed(measured: Curves) -> None:
     # 2 seconds, but at most 60 frames; a recording that is slower than the feed's fps gives fewer frames.
-    results = [box(float(at % 7)) for at in range(300)]
+    results = [(Class(str(at % 7), 0.9),) for at in range(300)]
     assert [
         (len(each.curve), each.fps)
         for fps, stated in ((25.0, None), (30.0, 30), (100.0, None), (4.98, 5), (4.0, 10), (0.2, None))
-        for each in (measured(results, "detection", fps, stated).curves["a"].staleness,)
+        for each in (measured(results, "classification", fps, stated).curves["a"].staleness,)
     ] == [(50, 25.0), (60, 30.0), (60, 100.0), (10, 5.0), (8, 4.0), (1, 0.2)]
 
 

@@ -144,7 +144,7 @@ def test_bf16_where_it_was_accepted_and_is_faster(
     accept(made, a=0.9, b=0.9876, c=1.0)
     # Model b is measured in float32, and then in bf16. Query a of model a lost too much.
     measured((10, 9.6), (10, 9.8), (10, 5))
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="gemel.runtime.backends.auto_cpu")
     with AutoCpu(made, threads=1) as backend, OrtCpu(made, threads=1) as other:
         assert backend.modes == {"a": "bound", "b": "openvino"}
         assert {model: list(queries) for model, queries in backend._compiled.bf16.items()} == {"b": ["b"]}
