@@ -19,7 +19,7 @@ import argparse
 import json
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from documents import write_between
 from engines_coverage import to_int8
 from model_coverage import CASES, bundle_of
 from numpy.typing import NDArray
+from small_bundle import make_small_bundle
 
 from gemel.bundles.manifest import Stage
 from gemel.bundles.reader import MANIFEST, Bundle, open_bundle
@@ -148,7 +149,7 @@ def figures(batches: dict[int, Run], shape: list[int], clock: Callable[[], float
     return " | ".join([f"{first:.1f}", *gains])
 
 
-def rows(model: str, bundle: Bundle, backends: list[str], rounds: int) -> Iterator[str]:
+def rows(model: str, bundle: Bundle, backends: Sequence[str], rounds: int) -> Iterator[str]:
     """Yield a table row for each model of a bundle and each backend."""
     for name, spec in bundle.manifest.models.items():
         title = model if len(bundle.manifest.models) == 1 else f"{model} {name}"
@@ -158,14 +159,28 @@ def rows(model: str, bundle: Bundle, backends: list[str], rounds: int) -> Iterat
             continue
         shape = [1, *(int(size) for size in stage.inputs[0].shape[1:])]
         for backend in backends:
-            try:
-                with open_backend(bundle, backend, memory="all", threads=1) as opened:
-                    opened.activate(name)
-                    clock = perf_counter if backend == "ort-cuda" else process_time
-                    cells = figures(runs_of(opened, bundle, name), shape, clock, rounds)
-            except GemelError as error:
-                cells = f"not run: {first_line(error)}" + " |" * (len(BATCHES) - 1)
+            with open_backend(bundle, backend, memory="all", threads=1) as opened:
+                opened.activate(name)
+                clock = perf_counter if backend == "ort-cuda" else process_time
+                cells = figures(runs_of(opened, bundle, name), shape, clock, rounds)
             yield f"| {title} | {backend} | {cells} |"
+
+
+def missing(backends: Sequence[str]) -> dict[str, str]:
+    """Return backend -> reason, for the backends that cannot be opened on this machine."""
+    with tempfile.TemporaryDirectory(prefix="gemel-batches-") as folder:
+        bundle = open_bundle(make_small_bundle(Path(folder)))
+        reasons = {backend: _refusal(bundle, backend) for backend in backends}
+    return {backend: reason for backend, reason in reasons.items() if reason}
+
+
+def _refusal(bundle: Bundle, backend: str) -> str:
+    """Return why a backend cannot be opened on this machine; an empty string if it can."""
+    try:
+        open_backend(bundle, backend).close()
+    except GemelError as error:
+        return first_line(error)
+    return ""
 
 
 def main() -> None:
@@ -177,6 +192,8 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
+    absent = missing(arguments.backend)
+    backends = [backend for backend in arguments.backend if backend not in absent]
     sizes = " | ".join(f"{count} as a batch" for count in BATCHES[1:])
     lines = [
         f"ONNX Runtime {onnxruntime.__version__}. Ratios are those of frames per second; above 1 the batch is faster.",
@@ -186,9 +203,13 @@ def main() -> None:
     ]
     for model in arguments.models:
         with tempfile.TemporaryDirectory(prefix="gemel-batches-") as folder:
-            for row in rows(model, bundles_of(model, Path(folder)), arguments.backend, arguments.rounds):
+            for row in rows(model, bundles_of(model, Path(folder)), backends, arguments.rounds):
                 print(row, flush=True)
                 lines.append(row)
+    for backend, reason in absent.items():
+        print(f"{backend}: not run: {reason}")
+    if absent:
+        lines += ["", f"Not run here: {', '.join(absent)}."]
     write_between(DOC, arguments.block, "\n".join(lines))
     print(DOC)
 
