@@ -18,6 +18,9 @@ from .try_stem import stem_difference
 
 __all__ = ["add_stems"]
 
+_NO_TENSOR = "0" * 32
+"""Stand-in for the id of a weight that the whole graph holds as a constant."""
+
 
 def add_stems(folder: Path, content: Manifest, step: Callable[[str, str], None]) -> Manifest:
     """Add stems to a bundle: where models of one feed begin with the same layers, the model's parts before and after.
@@ -105,7 +108,7 @@ def _stage(file: str, proto: Message, tensors: Mapping[str, str]) -> Stage:
         file: name of the part's file.
         proto: the part's graph.
         tensors: initializer name -> tensor id, for the weights of the graph that the part was cut from. A weight that
-            is a constant there has no tensor: the part then names an empty id, which :func:`_problem` refuses.
+            is a constant there has no tensor: the part then names :data:`_NO_TENSOR`, which :func:`_problem` refuses.
     """
     program = split_model(proto)
     ports = [
@@ -114,10 +117,6 @@ def _stage(file: str, proto: Message, tensors: Mapping[str, str]) -> Stage:
     ]
     weights = tuple(tensors.get(name, _NO_TENSOR) for name in program.weights)
     return Stage(file=file, program=program.id, inputs=ports[0], outputs=ports[1], weights=weights)
-
-
-_NO_TENSOR = "0" * 32
-"""Stand-in for the id of a weight that the whole graph holds as a constant."""
 
 
 def _problem(folder: Path, content: Manifest, specs: Mapping[str, StemSpec]) -> str | None:
