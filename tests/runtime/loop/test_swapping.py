@@ -20,6 +20,7 @@ from gemel.runtime.decode.results import Result
 from gemel.runtime.loop import pipeline
 from gemel.runtime.loop.summary import RunStats
 from gemel.runtime.planning.planner import POLICIES
+from gemel.runtime.planning.profile import StemProfile
 
 
 @pytest.mark.parametrize("load", SPEEDS, ids=["at once", "later"])
@@ -74,6 +75,26 @@ def test_offline_the_batch_of_one_query_does_not_hold_up_the_others(runs: Runs) 
     assert stats.plan.batches == {"a": 4, "b": 1}
     turns = [len(list(turn)) for query, turn in groupby(name for name, *_ in runs.recorder.results) if query == "a"]
     assert max(turns) > 1
+
+
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("load", SPEEDS, ids=["at once", "later"])
+def test_queries_in_a_joint_turn_answer_the_same_frames_together(
+    runs: Runs, live: bool, load: Callable[[], object] | None
+) -> None:
+    spec = known(10.0, sla_ms=1000)
+    stem = StemProfile(id="first layers", run_ms=9.0)
+    models = {name: model.model_copy(update={"stem": stem}) for name, model in spec.models.items()}
+    queries = {name: query.model_copy(update={"feed": ON[name]}) for name, query in spec.queries.items()}
+    spec = spec.model_copy(update={"models": models, "queries": queries})
+    feeds = {name: feed(name, 30, pause=0.004 if live else 0.0) for name in ("yard", "gate")}
+    stats = runs(feeds, spec=spec, size=9, load=load, live=live)
+    assert set(stats.plan.order) == set(stats.plan.batches) == {"a+b", "c"}
+    assert stats.plan.promised.keys() == ({"a", "b", "c"} if live else set())
+    both = [(query, index) for query, index, _ in runs.recorder.results if query != "c"]
+    assert [query for query, _ in both] == ["a", "b"] * (len(both) // 2)
+    assert all(first == second for (_, first), (_, second) in zip(both[::2], both[1::2], strict=True))
+    assert unanswered(feeds, runs.recorder) == []
 
 
 class TestWeightsThatNeverCome:
