@@ -119,8 +119,8 @@ class QueryRuns:
         """Run queries between the end of the last turn and ``until`` milliseconds, ``[C]``.
 
         As in :class:`.conductor.Conductor`, the query that ran longest ago runs first, on the newest frames that it can
-        answer until then, and passes over older frames. It is expected to have a frame half a frame's time after it
-        took the last one.
+        answer until then, and passes over older frames. It is sure to have a frame one period of its camera after it
+        took the last one. It may have one earlier, but then it often falls into step with its camera and has none.
 
         Args:
             state: state of C timelines.
@@ -137,7 +137,7 @@ class QueryRuns:
         rows = state.rows
         for _ in range(_RUNS_EACH):
             state.steps += 1
-            start = np.maximum(last + 0.5 / fps, now[:, None])
+            start = np.maximum(last + 1 / fps, now[:, None])
             # Queries that have a frame now come first, the one that ran longest ago before the others.
             rank = np.where(start > now[:, None], start, last - 1e9)
             rank = np.where(start + one <= until[:, None], rank, np.inf)
@@ -160,7 +160,7 @@ class QueryRuns:
             state.answered[rows, query] += timely
             if self._kept is not None:
                 state.worth[rows, query] += np.where(runs, timely + self._accuracy_of(came - timely, query), 0)
-            last[rows, chosen] = np.where(runs, np.maximum(begin, before + 1 / self.fps[query]), before)
+            last[rows, chosen] = np.where(runs, begin, before)
             now = begin + self.interpolated(taken, query)
         else:
             self._share_out(state, others, now, until, sizes, last)

@@ -25,6 +25,10 @@ _SHORTEST_MS = 1e-6
 """Milliseconds of a cycle below which it takes no time."""
 _GUESSES = 8
 """Maximum number of steps in which the length of a cycle is guessed."""
+_ROUNDS = 12
+"""Maximum number of times that the cycles are gone through."""
+_SETTLED_MS = 0.1
+"""Milliseconds that the loads may fall behind in the cycles, for a timeline to count as settled."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,9 @@ class PlanTimeline:
     def outcome(self, sizes: Sizes) -> Expectation:
         """Return what is expected of each of C choices of turn sizes, ``[C, Q]``.
 
-        The cycles are gone through twice, turn by turn, with frames as a fluid: fractions of a frame count. The first
-        time only brings loads and waiting frames into step.
+        The cycles are gone through turn by turn, with frames as a fluid: fractions of a frame count. The first time
+        only brings loads and waiting frames into step. Usually the second time counts. Loads that are prefetched for
+        several turns may fall behind a little in every cycle, until turns wait for them; then a later time counts.
         """
         runs = self._runs
         full = np.take_along_axis(runs.run_ms[None], sizes[..., None], 2)[..., 0]
@@ -93,16 +98,19 @@ class PlanTimeline:
         young = np.where(runs.sla_ms >= full, runs.sla_ms - full, np.inf)
         # As if a cycle went before.
         state = TimelineState((self._last_turns - 1) * self._guessed(sizes, full, young)[:, None])
-        began = state.end
-        for _ in range(2):
-            began = state.end
+        began, behind, rounds = state.end, state.end, 0
+        for rounds in range(1, _ROUNDS + 1):
+            began, before = state.end, behind
             state.count_anew()
             for turn, query in enumerate(self._turn_of.tolist()):
                 begin = self._begin(state, turn)
                 if self._others[turn].size:
                     runs.fill(state, self._others[turn], begin, sizes, young)
                 runs.turn(state, query, begin, sizes[:, query], young[:, query])
-        self.work += (0.13 + 2 * len(self._turn_of) * 0.013 + state.steps * 0.04) * (1 + len(sizes) / 300)
+            behind = np.maximum(state.free - state.end, 0)
+            if rounds > 1 and (behind - before <= _SETTLED_MS).all():
+                break
+        self.work += (0.13 + rounds * len(self._turn_of) * 0.013 + state.steps * 0.04) * (1 + len(sizes) / 300)
         period = state.end - began
         fps = runs.fps * 1e3
         # A device with turns that take no time answers everything.

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from profiles import RULES, budgets, profile, profiles
 from slow_plans import replay
 
+from gemel.runtime.planning.planner import Plan
 from gemel.runtime.planning.profile import Profile
 from gemel.runtime.planning.residency import Rule, settled
+from gemel.runtime.planning.simulate import simulate
 from gemel.runtime.planning.timeline import Expectation, PlanTimeline
 
 QUIET = Rule(fill=False)
@@ -118,6 +120,26 @@ def test_loads_for_several_turns_ahead_do_not_wait_for_turns_between() -> None:
     far = expected(known, 121, turns, sizes, replace(QUIET, far=True))
     assert near.blocked_ms[0] == pytest.approx(replay(known, 121, turns, QUIET, sizes).blocked_ms)
     assert far.blocked_ms[0] == pytest.approx(replay(known, 121, turns, replace(QUIET, far=True), sizes).blocked_ms)
+
+
+def test_loads_for_several_turns_ahead_fall_behind_until_turns_wait_for_them() -> None:
+    # Of five models four fit. Runs take 150 ms a cycle, loads 175 ms: the link decides, although loads begin early.
+    known = profile({name: [name.upper()] for name in "abcde"}, dict.fromkeys("ABCDE", 35), 30.0, 1000)
+    found = expected(known, 4 * 35, "abcde", dict.fromkeys("abcde", 1), replace(QUIET, far=True))
+    assert (found.cycle_ms[0], found.blocked_ms[0]) == pytest.approx((175, 25))
+    assert frames(found) == pytest.approx([1000 / 175] * 5)
+
+
+def test_nothing_is_expected_of_a_wait_before_there_must_be_a_frame() -> None:
+    # While B is awaited, a could run again, 30 ms after it took the newest frame. Cycles and cameras are in step: there
+    # is never a frame then.
+    run = {"a": {1: 20.0, 2: 40.0}, "b": {1: 5.0, 2: 10.0}, "c": {1: 15.0, 2: 30.0}}
+    known = profile({"a": ["A"], "b": ["B"], "c": ["C"]}, {"A": 25, "B": 45, "C": 25}, run, 30)
+    sizes = {"a": 1, "b": 1, "c": 2}
+    plan = Plan(("a", "b", "c"), sizes, Rule(), frozenset(), 0.0, 0.0, {})
+    found = {name: each.processed / 20 for name, each in simulate(known, 75, plan, 20).queries.items()}
+    expectation = dict(zip("abc", frames(expected(known, 75, "abc", sizes, Rule())), strict=True))
+    assert expectation["a"] == pytest.approx(found["a"], rel=0.02) == pytest.approx(10, rel=0.02)
 
 
 def test_a_query_with_two_turns_gets_more() -> None:
