@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import stat
@@ -107,7 +108,9 @@ def find_or_make(
             continue
         try:
             _create(folder, bundle, fill, whole)
-            return read(folder)
+            found = read(folder)
+            _return_free_memory()
+            return found
         except OSError as error:
             reasons.append(f"{error.filename or folder}: {error.strerror or error}")
         except BundleError as error:
@@ -166,6 +169,17 @@ def _create(folder: Path, bundle: Bundle, fill: Callable[[Path], None], whole: C
             return
         # The names of temporary files say nothing to a user.
         raise OSError(error.errno, error.strerror, str(folder.parent)) from error
+
+
+def _return_free_memory() -> None:
+    """Return memory that the process has freed to the system, where the C library can do that.
+
+    The copies of weights that making a cache needs are gone by now, but glibc keeps their pages for later allocations,
+    and a run that only maps weights has none: eight ResNet18 took 585 MB instead of 436 MB after a first start.
+    """
+    # musl and other systems than Linux have no such function.
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _status(path: Path) -> os.stat_result:

@@ -280,3 +280,21 @@ def test_a_graph_that_takes_gigabytes_is_refused(bundle: Path) -> None:
     with pytest.raises(BackendError, match=r"a\.onnx(: ONNX Runtime .* refuses it| does not run once baked): "):
         OrtCpu(open_bundle(bundle))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
+
+
+def test_memory_that_making_a_cache_took_is_given_back(made: Bundle, tmp_path: Path) -> None:
+    kept: list[bytes] = []
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    def fill(folder: Path) -> None:
+        """Free 64 MB between blocks that stay, because of which the C library keeps the pages for later."""
+        blocks = [b"x" * (1 << 16) for _ in range(1 << 10)]
+        kept.extend(blocks[::16])
+        assert resident() > before + (32 << 20)
+        (folder / "file").touch()
+
+    before = resident()
+    cache.find_or_make([tmp_path / "made" / "cache"], made, lambda folder: cache.plain_size(folder / "file"), fill)
+    assert resident() < before + (16 << 20)
