@@ -14,10 +14,17 @@ from gemel.merging.layers.groups import groups_of
 from gemel.merging.layers.layers import Layer
 from gemel.runtime.planning.profile import Profile, parse_profile
 
-__all__ = ["BATCHES", "Query", "Setting", "potential", "profile_of", "read_workloads"]
+__all__ = ["BATCHES", "MERGES", "Query", "Setting", "potential", "profile_of", "read_workloads"]
 
 BATCHES = (1, 2, 4)
 """Batch sizes that the scheduler of the Gemel paper chooses from."""
+
+MERGES = {"siblings": 64.5 / 64.5, "siblings, heuristic": 31.9 / 64.5, "strangers": 3.68 / 15.88}
+"""Kind of merge -> part of a workload's potential that such a merge saves at a target of 95 %, by docs/merging.md.
+
+``siblings``: W1 between models, 64.5 % of the bytes of layers, which is all that can be shared; at 98 % too. W2 also
+saves all, 58.4 %. ``siblings, heuristic``: W1 by the paper's heuristic. ``strangers``: W3, 3.68 of 15.88 MB.
+"""
 
 
 @dataclass(frozen=True)
@@ -35,11 +42,11 @@ class Query:
 
 @dataclass(frozen=True)
 class Setting:
-    """Parameters of a simulated run that sweeps vary; the defaults are those of the Gemel paper."""
+    """Parameters of a simulated run that sweeps vary; the defaults are the paper's, and a merge of siblings."""
 
     fps: float = 30.0
     sla_ms: float = 100.0
-    merged: float = 0.7
+    merged: float = MERGES["siblings"]
     """Fraction of a workload's potential saving that is merged, heaviest layers first; 0 is the unmerged workload."""
     batches: tuple[int, ...] = BATCHES
     """Batch sizes that the scheduler chooses from; a batch of n frames takes n times as long as one frame."""
@@ -150,12 +157,16 @@ def _saving(column: Column) -> int:
 
 
 def _merged(columns: Sequence[Column], part: float) -> list[Column]:
-    """Return the first columns (layers that share) that together save at least the fraction ``part`` of all savings."""
-    wanted = part * sum(map(_saving, columns))
+    """Return the layers that share if at most the fraction ``part`` of all savings is saved, the heaviest first.
+
+    Where a whole column would save too much, as many of its models as possible share their layers.
+    """
+    left = part * sum(map(_saving, columns))
     found: list[Column] = []
     for column in columns:
-        if wanted <= 0:
-            break
-        found.append(column)
-        wanted -= _saving(column)
+        # The small number keeps rounding from losing a model.
+        members = min(len(column), 1 + int(left / column[0].bytes + 1e-9))
+        if members > 1:
+            found.append(column[:members])
+            left -= _saving(found[-1])
     return found

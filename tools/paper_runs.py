@@ -7,19 +7,22 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
+from paper_baseline import Worth, baseline_plan
 from paper_merge import Query, Setting, profile_of
 from paper_models import Architecture, Fit
 
-from gemel.runtime.planning.planner import POLICIES, Policy, make_plan
+from gemel.runtime.planning.planner import POLICIES, Plan, Policy, make_plan
 from gemel.runtime.planning.profile import Profile
 from gemel.runtime.planning.simulate import QueryOutcome, simulate
 
-__all__ = ["HALF_LIVES", "MEMORY", "Cell", "Outcome", "Runs", "ages", "memory_bytes"]
+__all__ = ["HALF_LIVES", "MEMORY", "Cell", "Outcome", "Runs", "ages", "memory_bytes", "worth_of"]
 
 MEMORY = {"min": 0.0, "50 %": 0.5, "75 %": 0.75, "all": 1.0}
 """Memory setting of the published scheduler -> budget, from the bytes of the largest model (0) to those of all (1)."""
 HALF_LIVES = (100, 300, 1000)
 """Milliseconds in which an old result loses half of its accuracy; several are tried, as scenes differ in speed."""
+_START = 0.1
+"""Seconds of a simulated run before those that count, as a fraction of these: the first cycles, and some more."""
 _TARGET = 0.95
 """Accuracy of a merged query relative to its original: the lowest that merging accepts."""
 
@@ -88,25 +91,62 @@ class Runs:
         return _simulated(profile, budget, _POLICIES[cell.policy], self.seconds)
 
 
+def worth_of(profile: Profile, budget: int, seconds: float) -> Worth:
+    """Return a function that simulates a plan and returns the fraction of frames of each query, the lowest first."""
+    return lambda plan: tuple(sorted(_Counted(profile, budget, plan, seconds).shares))
+
+
 def _simulated(profile: Profile, budget: int, policy: Policy, seconds: float) -> Outcome:
-    found = simulate(profile, budget, make_plan(profile, budget, policy), seconds)
-    stale = [
-        np.array([np.inf if age is None else age for age in ages(each, profile.queries[name].fps, profile.sla_ms)])
-        for name, each in found.queries.items()
-    ]
+    if policy.listed and policy.objective == "max-min":
+        plan = baseline_plan(profile, budget, policy, worth_of(profile, budget, seconds))
+    else:
+        plan = make_plan(profile, budget, policy)
+    counted = _Counted(profile, budget, plan, seconds)
+    stale = [np.array([np.inf if age is None else age for age in each]) for each in counted.ages()]
     # A query with more than one segment shares one with others, so it was retrained.
-    quality = [_TARGET if len(profile.segments_of(name)) > 1 else 1.0 for name in found.queries]
+    quality = [_TARGET if len(profile.segments_of(name)) > 1 else 1.0 for name in profile.queries]
     seen = np.concatenate(stale)
     return Outcome(
-        found.processed,
-        min(each.processed / max(1, each.frames) for each in found.queries.values()),
-        found.blocked_ms / (found.seconds * 1e3),
+        counted.processed,
+        min(counted.shares),
+        counted.blocked_ms / (seconds * 1e3),
         float(seen[np.isfinite(seen)].mean()) if np.isfinite(seen).any() else np.inf,
         tuple(
             float(np.mean([part * (0.5 ** (age / life)).mean() for part, age in zip(quality, stale, strict=True)]))
             for life in HALF_LIVES
         ),
     )
+
+
+class _Counted:
+    """Counts of a simulated run of a plan, without those of its start, when weights are loaded for the first time.
+
+    Args:
+        profile: workload that is planned.
+        budget: maximum bytes of weights that may be in memory at once.
+        plan: plan to follow.
+        seconds: seconds of the run that count, after a tenth as many that do not.
+    """
+
+    def __init__(self, profile: Profile, budget: int, plan: Plan, seconds: float) -> None:
+        # A run is the same up to any moment, however long it goes on.
+        start = simulate(profile, budget, plan, _START * seconds)
+        whole = simulate(profile, budget, plan, (1 + _START) * seconds)
+        self._profile, self._start, self._whole = profile, start, whole
+        self.blocked_ms = whole.blocked_ms - start.blocked_ms
+        counts = [(start.queries[name], whole.queries[name]) for name in profile.queries]
+        frames = [after.frames - before.frames for before, after in counts]
+        processed = [after.processed - before.processed for before, after in counts]
+        self.shares = [part / max(1, count) for part, count in zip(processed, frames, strict=True)]
+        """Fraction of its frames that each query processes."""
+        self.processed = sum(processed) / max(1, sum(frames))
+        """Fraction of all frames that is processed."""
+
+    def ages(self) -> Iterator[list[float | None]]:
+        """Yield for each query the ages of the answers to its frames; see :func:`ages`."""
+        for name, query in self._profile.queries.items():
+            found = list(ages(self._whole.queries[name], query.fps, self._profile.sla_ms))
+            yield found[self._start.queries[name].frames :]
 
 
 def ages(outcome: QueryOutcome, fps: float, sla_ms: float) -> Iterator[float | None]:
