@@ -40,8 +40,8 @@ def for_ort_int8(model: Message, values: Callable[[Message], _Array]) -> Message
 
     An activation that cannot be negative gets zero point 0. The activation then has the integers 0 to 255 instead of 0
     to 127, so that fewer large values are cut off, and a Relu in front of it has no effect. Behind a Clip, its scale is
-    made smaller where 255 would otherwise mean more than the maximum of the Clip, which then has no effect either. Other
-    activations get zero point 128 with the same scale, which represents the same values as int8.
+    made smaller where 255 would otherwise mean more than the Clip's maximum, so that the Clip has no effect either.
+    Other activations get zero point 128 with the same scale, which represents the same values as int8.
 
     Args:
         model: a ModelProto, which is not changed.
