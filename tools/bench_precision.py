@@ -92,7 +92,7 @@ def accuracy_table(records: Sequence[Calibration]) -> str:
     return "\n".join(lines)
 
 
-def quantise_static(plain: Path, made: Path, frames: Sequence[NDArray[np.float32]]) -> None:
+def write_static_int8(plain: Path, made: Path, frames: Sequence[NDArray[np.float32]]) -> None:
     """Let ONNX Runtime's own tool quantize a float32 file to int8, with a scale for each channel of a kernel."""
     with tempfile.TemporaryDirectory(prefix="gemel-precision-") as folder:
         ready = Path(folder) / "ready.onnx"
@@ -117,7 +117,7 @@ def times(case: Case, folder: Path) -> str:
     frames = frames_for(spec.input)
     plain = export_plain(workload, folder)["a"]
     static_int8 = folder / "quantised.onnx"
-    quantise_static(plain, static_int8, frames)
+    write_static_int8(plain, static_int8, frames)
     port = spec.stages["main"].inputs[0].name
     sessions = [open_session(path, quiet(threads=1)) for path in (plain, static_int8)]
     (folder / "fp32").mkdir()

@@ -32,7 +32,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 from bench_cpu import STREET, eight_resnets
-from bench_precision import quantise_static
+from bench_precision import write_static_int8
 from documents import write_between
 from engines_coverage import frames_for, to_int8
 from rival_ways import WAYS
@@ -77,7 +77,9 @@ def prepare(workload_path: Path, at: Path) -> None:
     for name in bundle.manifest.models:
         plain, static = at / "plain" / f"{name}.onnx", at / f"{name}.onnx"
         optimise(plain, at / "optimised")
-        quantise_static(raised_file(plain, at / "raised.onnx"), static, frames_for(bundle.manifest.models[name].input))
+        write_static_int8(
+            raised_file(plain, at / "raised.onnx"), static, frames_for(bundle.manifest.models[name].input)
+        )
         optimise(static, at / "static-int8")
 
 
