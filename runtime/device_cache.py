@@ -175,7 +175,7 @@ def _return_free_memory() -> None:
     """Return memory that the process has freed to the system, where the C library can do that.
 
     The copies of weights that making a cache needs are gone by now, but glibc keeps their pages for later allocations,
-    and a run that only maps weights has none: eight ResNet18 took 585 MB instead of 436 MB after a first start.
+    and a run that only maps weights has none: eight ResNet18 took 585 MB instead of 435 MB after a first start.
     """
     # musl and other systems than Linux have no such function.
     with suppress(OSError, AttributeError):

@@ -39,13 +39,19 @@ DOC = ROOT / "docs" / "benchmarks.md"
 STREET = ROOT / "examples" / "street" / "workload.yaml"
 
 
-def eight_resnets(folder: Path, copies: int) -> Path:
-    """Write a workload of eight queries that use ``copies`` different ResNet50 models; return the workload's path."""
+def eight_resnets(folder: Path, copies: int, model: str = "resnet50") -> Path:
+    """Write a workload of eight queries that use ``copies`` different ResNets; return the workload's path.
+
+    Args:
+        folder: folder to make for the workload and its weights.
+        copies: number of different models.
+        model: torchvision's name of the models.
+    """
     folder.mkdir()
     for index in range(copies):
         torch.manual_seed(index)
-        save_file(torchvision.models.resnet50().state_dict(), folder / f"{index}.safetensors")
-    return _workload(folder, "resnet50", [index % copies for index in range(8)])
+        save_file(torchvision.models.get_model(model).state_dict(), folder / f"{index}.safetensors")
+    return _workload(folder, model, [index % copies for index in range(8)])
 
 
 def two_resnet18(folder: Path) -> Path:

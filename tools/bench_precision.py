@@ -17,6 +17,7 @@ from pathlib import Path
 
 import no_telemetry  # noqa: F401
 import numpy as np
+import onnx
 import onnxruntime as ort
 import torch
 from documents import write_between
@@ -91,6 +92,21 @@ def accuracy_table(records: Sequence[Calibration]) -> str:
     return "\n".join(lines)
 
 
+def write_static_int8(plain: Path, made: Path, frames: Sequence[NDArray[np.float32]]) -> None:
+    """Let ONNX Runtime's own tool quantize a float32 file to int8, with a scale for each channel of a kernel."""
+    with tempfile.TemporaryDirectory(prefix="gemel-precision-") as folder:
+        ready = Path(folder) / "ready.onnx"
+        quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
+        quantize_static(
+            str(ready),
+            str(made),
+            _Frames(onnx.load(str(ready)).graph.input[0].name, frames),
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+
+
 def times(case: Case, folder: Path) -> str:
     """Measure the run times of one architecture in several forms, and return them as a row of a Markdown table.
 
@@ -101,16 +117,8 @@ def times(case: Case, folder: Path) -> str:
     frames = frames_for(spec.input)
     plain = export_plain(workload, folder)["a"]
     static_int8 = folder / "quantised.onnx"
-    quant_pre_process(str(plain), str(folder / "ready.onnx"), skip_symbolic_shape=True)
+    write_static_int8(plain, static_int8, frames)
     port = spec.stages["main"].inputs[0].name
-    quantize_static(
-        str(folder / "ready.onnx"),
-        str(static_int8),
-        _Frames(port, frames),
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-    )
     sessions = [open_session(path, quiet(threads=1)) for path in (plain, static_int8)]
     (folder / "fp32").mkdir()
     fp32_bundle = bundle_of(case, folder / "fp32")[1]

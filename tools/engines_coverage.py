@@ -27,6 +27,7 @@ from rich.console import Console
 
 from gemel.bundles.manifest import InputSpec, Precision
 from gemel.calib.fp16 import to_fp16
+from gemel.calib.opset import raised
 from gemel.calib.quantize import observed, quantize
 from gemel.calib.ranges import peaks_of
 from gemel.compiler.compile import CompileProgress, ConvertPrecision
@@ -88,7 +89,7 @@ def measure(case: Case, library: Library, target: str, precision: Precision, fol
 def to_int8(models: Sequence[Lowered], step: CompileProgress) -> Mapping[str, bytes]:
     """Convert the stages of models that see frames to int8, with every layer quantized and no accuracy judged."""
     for model in models:
-        graph = model.stages["main"]
+        graph = model.stages["main"] = raised(model.stages["main"])
         quantize(graph, peaks_of(graph, observed(graph), frames_for(model.input), "min-max"))
         model.precision = "int8"
     return {}

@@ -33,7 +33,7 @@ from .write_cache import write_cache
 
 __all__ = ["bake", "cpu_flags", "is_baked", "private_copies_of", "verify_cache"]
 
-_LAYOUT = "7"
+_LAYOUT = "8"
 """Version number of what baking writes. It must change when the same bundle would be baked differently."""
 
 

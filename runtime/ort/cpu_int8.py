@@ -39,8 +39,9 @@ def for_ort_int8(model: Message, values: Callable[[Message], _Array]) -> Message
     """Return a copy of an INT8 graph with uint8 activations and int32 biases, as ONNX Runtime's integer routines want.
 
     An activation that cannot be negative gets zero point 0. The activation then has the integers 0 to 255 instead of 0
-    to 127, so that fewer large values are cut off, and a Relu in front of it has no effect. Other activations get zero
-    point 128 with the same scale, which represents the same values as int8.
+    to 127, so that fewer large values are cut off, and a Relu in front of it has no effect. Behind a Clip, its scale is
+    made smaller where 255 would otherwise mean more than the Clip's maximum, so that the Clip has no effect either.
+    Other activations get zero point 128 with the same scale, which represents the same values as int8.
 
     Args:
         model: a ModelProto, which is not changed.
@@ -49,6 +50,7 @@ def for_ort_int8(model: Message, values: Callable[[Message], _Array]) -> Message
     made = copy_without_types(model)
     graph = made.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
+    _fill_clips(graph, constants)
     never_negative = _never_negative(graph, constants)
     zeros = {"zero.uint8": 0, "middle.uint8": 128}
     zero_of: dict[str, str] = {}
@@ -67,6 +69,34 @@ def for_ort_int8(model: Message, values: Callable[[Message], _Array]) -> Message
     _round_biases(graph, constants, values)
     drop_unread(graph)
     return made
+
+
+def _fill_clips(graph: Message, constants: dict[str, Message]) -> None:
+    """Let the integers 0 to 255 behind a Clip that is never negative end at the Clip's maximum, where they go further.
+
+    ONNX Runtime leaves a layer in float32 if a Clip behind the layer has an effect: the person detector of the street
+    example took 28.4 ms instead of 14.7 ms in float32. The new scale is smaller, so that values are rounded less.
+
+    Args:
+        graph: graph that is changed; its nodes are in the order in which they run.
+        constants: name -> initializer of the graph, which gets the new scales.
+    """
+    highest: dict[str, np.float32] = {}
+    scales: dict[str, str] = {}
+    for node in graph.node:
+        if node.op_type == "Clip" and len(node.input) == 3 and constants.keys() >= {*node.input[1:]}:
+            least, most = (tensor_array(constants[name]) for name in node.input[1:])
+            if least >= 0:
+                # ONNX Runtime multiplies the scale by 255 again, which must not be more than the maximum.
+                highest[node.output[0]] = np.nextafter(np.float32(most / 255), np.float32(0))
+        elif node.op_type == "QuantizeLinear" and node.input[0] in highest:
+            scale, name = highest[node.input[0]], f"{node.output[0]}.scale"
+            if 0 < scale < tensor_array(constants[node.input[1]]):
+                constants[name] = make_tensor(name, np.array(scale))
+                graph.initializer.append(constants[name])
+                node.input[1] = scales[node.output[0]] = name
+        elif node.op_type == "DequantizeLinear" and node.input[0] in scales:
+            node.input[1] = scales[node.input[0]]
 
 
 def _set_zero_point(node: Message, zero: str) -> None:

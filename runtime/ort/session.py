@@ -78,7 +78,7 @@ def refuse_files_elsewhere(path: Path, proto: bytes) -> None:
             raise BackendError(f"{path}: its weights {location} lie outside the model's folder, and are not read")
 
 
-def open_baked(path: Path, threads: int, *, prepack: bool) -> ort.InferenceSession:
+def open_baked(path: Path, threads: int, *, prepack: bool, trial: bool = False) -> ort.InferenceSession:
     """Open an ONNX Runtime session of a graph that was baked (optimised for this CPU) before.
 
     Args:
@@ -86,13 +86,15 @@ def open_baked(path: Path, threads: int, *, prepack: bool) -> ort.InferenceSessi
         threads: maximum number of threads that one run may use.
         prepack: whether ONNX Runtime may re-arrange (prepack) constant weights, which makes a private copy of them. A
             program has no constant weights, because its weights are inputs.
+        trial: whether the session is closed again soon. Its activations then have an arena of their own, which is freed
+            with it; the arena that all other sessions share never gets smaller.
 
     Raises:
         BackendError: ONNX Runtime refuses the file.
     """
     options = quiet(threads)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.add_session_config_entry("session.use_env_allocators", "1")
+    options.add_session_config_entry("session.use_env_allocators", "0" if trial else "1")
     options.add_session_config_entry("session.disable_prepacking", "0" if prepack else "1")
     return open_session(path, options)
 

@@ -40,7 +40,8 @@ def run_each_program(bundle: Bundle, baked: Baked) -> None:
             try:
                 # A bundle may come from anywhere: a value that a graph computes may have any size.
                 with limited_memory(len(blob)):
-                    Bound(open_baked(baked.program(made.program), 1, prepack=False), weights).run(noise_inputs(stage))
+                    session = open_baked(baked.program(made.program), 1, prepack=False, trial=True)
+                    Bound(session, weights).run(noise_inputs(stage))
             except Exception as error:
                 raise BackendError(
                     f"model {name}: {stage.file} does not run once baked: {first_line(error)}"

@@ -69,6 +69,32 @@ def test_layers_become_integer_ones(tmp_path: Path) -> None:
     assert not kinds["Conv"] and not kinds["Gemm"] and not kinds["Relu"]
 
 
+@pytest.mark.parametrize(("most", "peak"), [(6, 6), (6, 4), (1, 1), (3.3, 3.3)])
+def test_a_layer_before_a_clip_becomes_an_integer_one(most: float, peak: float, tmp_path: Path) -> None:
+    draw = Drawing()
+    kernel = draw.kernel(np.ones((2, 3, 3, 3), np.int8), np.array([0.1, 0.2]), 0)
+    ends = draw.constant(np.float32(0)), draw.constant(np.float32(most))
+    value = draw.node("Clip", draw.node("Conv", draw.rounded("image", 2.0), kernel, draw.bias(2)), *ends)
+    model = draw.model(draw.rounded(value, peak))
+    found = for_ort_int8(wired(model), tensor_array)
+    optimised = optimise_int8(tmp_path / "model.onnx", found.SerializeToString(), tmp_path)
+    kinds = Counter(node.op_type for node in read_model(optimised).graph.node)
+    assert kinds["QLinearConv"] == 1 and not {"Clip", "Conv", "FusedConv"} & kinds.keys()
+    # Rounding is finer than in the bundle's graph, which cuts values off above its peak.
+    finer, coarse = (run_as_written(each, images(4)) for each in (found, model))
+    assert np.abs(finer.clip(0, peak) - coarse).max() <= peak / 127
+
+
+@pytest.mark.parametrize(("least", "most", "peak"), [(0, 6, 2.9), (0, 0, 1), (0, np.inf, 6), (-1, 6, 6)])
+def test_a_scale_that_a_clip_does_not_limit_stays(least: float, most: float, peak: float) -> None:
+    draw = Drawing()
+    value = draw.node("Clip", "image", draw.constant(np.float32(least)), draw.constant(np.float32(most)))
+    found = for_ort_int8(wired(draw.model(draw.rounded(value, peak))), tensor_array)
+    constants = arrays(found)
+    scales = {float(constants[node.input[1]]) for node in found.graph.node if "Linear" in node.op_type}
+    assert scales == {float(np.float32(peak / 127))}
+
+
 def is_taken_for_positive(last: Layer) -> bool:
     """Return whether the conversion takes a value for one that cannot be negative."""
     draw = Drawing()
