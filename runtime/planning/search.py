@@ -261,8 +261,9 @@ def search_plan(profile: Profile, budget: int, rule: Rule, objective: ObjectiveN
         for each in rules:
             found.consider(order, each, _EVERY_SIZES_AT_FIRST)
     found.improve_sizes()
-    # Trying every order must not leave moves without work: these give queries a second turn.
-    found.work = work
+    if len(queries) <= _EVERY_ORDER:
+        # Trying every order must not leave moves without work: these give queries a second turn.
+        found.work = work
     random = Random(0)
     for smooth in (True, False) if found.worth.is_steep else (False,):
         found.begin(smooth=smooth)

@@ -110,7 +110,7 @@ class PlanTimeline:
             behind = np.maximum(state.free - state.end, 0)
             if rounds > 1 and (behind - before <= _SETTLED_MS).all():
                 break
-        self.work += (0.13 + rounds * len(self._turn_of) * 0.013 + state.steps * 0.04) * (1 + len(sizes) / 300)
+        self.work += (0.17 + rounds * len(self._turn_of) * 0.017 + state.steps * 0.053) * (1 + len(sizes) / 300)
         period = state.end - began
         fps = runs.fps * 1e3
         # A device with turns that take no time answers everything.
