@@ -17,8 +17,12 @@ from helpers import query, save, single_thread, write_video
 from hypothesis import settings
 from tiny_models import tiny
 
+from gemel.bundles.reader import Bundle
 from gemel.cli import main
 from gemel.compiler import compile_workload
+from gemel.runtime.backends import Backend
+from gemel.runtime.loop import device_profile
+from gemel.runtime.loop.measure_times import Times
 from gemel.workload import Workload, load_workload
 
 pytest_plugins = ["trained_models"]
@@ -44,6 +48,18 @@ def _same_noise(request: pytest.FixtureRequest) -> None:
         for each in vars(module).values():
             if isinstance(each, np.random.Generator):
                 each.bit_generator.state = np.random.default_rng(0).bit_generator.state
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace the measurement of times: a run takes 2 ms, and a load 30 ms."""
+
+    def measure_times(bundle: Bundle, backend: Backend, *_: object) -> Times:
+        return Times(
+            load=dict.fromkeys(backend.segments, 30.0), run={name: {1: 2.0} for name in bundle.manifest.models}
+        )
+
+    monkeypatch.setattr(device_profile, "measure_times", measure_times)
 
 
 @pytest.fixture

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from time import perf_counter
 
-import numpy as np
-
 from ...bundles.reader import Bundle
 from ..backends import Backend
+from ..ort.trial_run import noise_inputs
 from .turn_times import median_ms
 
 __all__ = ["measure_stem"]
@@ -29,9 +28,7 @@ def measure_stem(bundle: Bundle, backend: Backend, model: str) -> float:
     """
     spec = bundle.manifest.models[model].stem
     assert spec is not None  # the backend runs only such models in parts
-    (port,) = spec.stem.inputs
-    shape = [1 if isinstance(size, str) else size for size in port.shape]
-    inputs = {port.name: np.random.default_rng(0).random(shape).astype(port.dtype)}
+    inputs = noise_inputs(spec.stem)
     backend.activate(model)
     try:
         # Not timed: the first run creates what the stem keeps from then on.

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...errors import first_line
 from ...frames.frame import Frame, Image
-from ..decode import FloatArray
+from ..ort.rounding import equal_but_for_rounding
 from .batches import BATCHES
 from .inference import Inference
 
@@ -22,11 +22,6 @@ ENOUGH_S = 3.0
 
 _PAYS = 0.03
 """Part of a turn's time that a batch must save at least: less is within the uncertainty of times."""
-_ROUNDING = 1e-3
-"""Largest difference of a batch's outputs from those of single frames, relative to an output's largest value.
-
-Kernels for more rows add float32 numbers in another order, and graphics cards round factors to TF32.
-"""
 
 _log = logging.getLogger(__name__)
 
@@ -134,7 +129,7 @@ class TurnTimes:
             port
             for end, expected in zip((0, -1), alone, strict=True)
             for port, values in expected.items()
-            if not _equal(rows[end][port], values)
+            if not equal_but_for_rounding(rows[end][port], values)
         ]
         return f"gives other values of output {wrong[0]}" if wrong else ""
 
@@ -163,12 +158,3 @@ def pictures_of(size: tuple[int, int]) -> list[Image]:
     y, x = np.indices(size)
     textures = ((x + 8 * shift) ^ y for shift in range(max(BATCHES)))
     return [np.stack([texture, 2 * texture, 3 * texture], 2).astype(np.uint8) for texture in textures]
-
-
-def _equal(found: FloatArray, expected: FloatArray) -> bool:
-    """Return whether two arrays are equal but for rounding; infinities and NaN must be in the same places."""
-    if found.shape != expected.shape:
-        return False
-    one, other = found.astype(np.float64), expected.astype(np.float64)
-    most = np.abs(other, where=np.isfinite(other), out=np.zeros_like(other)).max(initial=0.0)
-    return np.allclose(one, other, rtol=0.0, atol=_ROUNDING * float(most), equal_nan=True)

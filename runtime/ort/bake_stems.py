@@ -6,10 +6,6 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ...bundles.blob import tensor_id
 from ...bundles.manifest import Stage
@@ -20,14 +16,13 @@ from ...memory_limit import limited_memory
 from .baked import BLOB, Baked, BakedStage, BakedStem
 from .copy_times import cpu_times, open_bound, open_stage
 from .optimise import optimise
+from .rounding import equal_but_for_rounding
 from .trial_run import noise_inputs
 
 __all__ = ["bake_parts", "measure_stems"]
 
 _log = logging.getLogger(__name__)
 
-_ROUNDING = 1e-3
-"""Largest difference of an output of the parts from the whole's, relative to the output's largest value."""
 _Parts = Mapping[str, tuple[BakedStage, BakedStage]]
 """Model -> stem and rest of its stage ``main``."""
 
@@ -94,7 +89,9 @@ def measure_stems(bundle: Bundle, baked: Baked, parts: _Parts) -> dict[str, Bake
                 image, frame = noise_inputs(bundle.manifest.models[name].stages["main"]), noise_inputs(spec.stem)
                 values = {**frame, **first.run(frame)}
                 inputs = {port.name: values[port.name] for port in spec.rest.inputs}
-                if not _equal(whole.run(image), second.run(inputs)):
+                expected, found = whole.run(image), second.run(inputs)
+                same = (equal_but_for_rounding(found[port], output) for port, output in expected.items())
+                if found.keys() != expected.keys() or not all(same):
                     raise BackendError("its parts give other outputs than the whole, once baked")
                 times = cpu_times([partial(whole.run, image), partial(first.run, frame), partial(second.run, inputs)])
         except Exception as error:
@@ -102,12 +99,3 @@ def measure_stems(bundle: Bundle, baked: Baked, parts: _Parts) -> dict[str, Bake
             continue
         stems[name] = BakedStem(stem=stem, rest=rest, main_ms=times[0], stem_ms=times[1], rest_ms=times[2])
     return stems
-
-
-def _equal(whole: Mapping[str, NDArray[Any]], parts: Mapping[str, NDArray[Any]]) -> bool:
-    """Return whether outputs are equal but for rounding, which differs between optimised programs."""
-    return whole.keys() == parts.keys() and all(
-        array.shape == parts[name].shape
-        and np.allclose(array, parts[name], rtol=0.0, atol=_ROUNDING * np.abs(array).max(initial=0.0), equal_nan=True)
-        for name, array in whole.items()
-    )

@@ -12,13 +12,9 @@ from typing import Any
 import pytest
 from helpers import write_video
 
-from gemel.bundles.reader import Bundle
 from gemel.bundles.staleness import Staleness, read_curves
 from gemel.check.evaluation import staleness_curves
 from gemel.check.evaluation.staleness_curves import CurveMeasurement, MeasuredCurve
-from gemel.runtime.backends import Backend
-from gemel.runtime.loop import device_profile
-from gemel.runtime.loop.measure_times import Times
 from gemel.runtime.planning.read import read_profile
 
 Gemel = Callable[..., tuple[int, str, str]]
@@ -31,18 +27,6 @@ def curves(tmp_path: Path) -> Path:
     curve = {"fps": 10, "frames": 100, "curve": [0.9, 0.8, 0.7, 0.5]}
     path.write_text(json.dumps(dict.fromkeys("abc", curve)))
     return path
-
-
-@pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replace the measurement of times: a run takes 2 ms, and a load 30 ms."""
-
-    def measure_times(bundle: Bundle, backend: Backend, *_: object) -> Times:
-        return Times(
-            load=dict.fromkeys(backend.segments, 30.0), run={name: {1: 2.0} for name in bundle.manifest.models}
-        )
-
-    monkeypatch.setattr(device_profile, "measure_times", measure_times)
 
 
 def test_measured_and_promised(gemel: Gemel, bundle: Path, tmp_path: Path) -> None:

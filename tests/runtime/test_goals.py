@@ -14,13 +14,11 @@ from reloads import FPS, Run
 from small_bundle import write_model
 
 from gemel.bundles.goals import QueryGoals
-from gemel.bundles.reader import MANIFEST, Bundle, open_bundle
+from gemel.bundles.reader import MANIFEST, open_bundle
 from gemel.bundles.staleness import Staleness
 from gemel.compiler import compile_workload
 from gemel.errors import InputError
-from gemel.runtime.backends import Backend
-from gemel.runtime.loop import device_profile, first_plan, running_bundle
-from gemel.runtime.loop.measure_times import Times
+from gemel.runtime.loop import first_plan, running_bundle
 from gemel.runtime.planning.planner import make_plan
 from gemel.runtime.planning.read import read_profile
 from gemel.runtime.run import RunOptions, run_bundle
@@ -62,18 +60,6 @@ def goals(_compiled: Path) -> Iterator[Path]:
     before = (_compiled / MANIFEST).read_text()
     yield _compiled
     (_compiled / MANIFEST).write_text(before)
-
-
-@pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replace the measurement of times: a run takes 2 ms, and a load 30 ms."""
-
-    def measure_times(bundle: Bundle, backend: Backend, *_: object) -> Times:
-        return Times(
-            load=dict.fromkeys(backend.segments, 30.0), run={name: {1: 2.0} for name in bundle.manifest.models}
-        )
-
-    monkeypatch.setattr(device_profile, "measure_times", measure_times)
 
 
 def change(bundle: Path, edit: Callable[[dict[str, Any]], None]) -> None:

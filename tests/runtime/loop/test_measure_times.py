@@ -297,22 +297,3 @@ class TestBatches:
         device = Device(batches={2: 0.1, 4: 0.1, 8: 0.1})
         assert measured(open_bundle(bundle_folder / "bundle"), device, monkeypatch).as_batch == {}
         assert batches_of(device, "a") == batches_of(device, "b") == []
-
-
-@pytest.mark.parametrize(
-    ("found", "expected", "equal"),
-    [
-        ([1.0, 100.0], [1.05, 100.0], True),
-        ([1.0, 100.0], [1.2, 100.0], False),
-        ([np.nan, 1.0], [np.nan, 1.0], True),
-        ([np.nan, 1.0], [0.0, 1.0], False),
-        ([np.inf, 1.0], [np.inf, 1.0], True),
-        ([np.inf, 1.0], [-np.inf, 1.0], False),
-        ([np.inf, 1.0], [np.inf, 1.2], False),
-        ([0.0], [0.0], True),
-        ([], [], True),
-        ([1.0], [1.0, 1.0], False),
-    ],
-)
-def test_outputs_may_differ_by_rounding(found: list[float], expected: list[float], equal: bool) -> None:
-    assert turn_times._equal(np.array(found, np.float32), np.array(expected, np.float32)) is equal
