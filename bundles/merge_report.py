@@ -89,7 +89,7 @@ class MergeReport(Value):
     strategy: str
     seed: int
     original_bytes: ByteCount
-    """Bytes of weights if each original model is compiled into a bundle of its own, summed over these bundles."""
+    """Bytes of weights in one bundle of all original models. Tensors that they have in common count once."""
     merged_bytes: ByteCount
     """Bytes of weights in one bundle of all merged models, as ``gemel-compile`` writes it."""
     layer_bytes: ByteCount

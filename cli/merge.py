@@ -18,7 +18,8 @@ from .options import DebugOpt, WorkloadArg
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from ..merging.merge import Listener
+    from ..bundles.merge_report import MergeReport
+    from ..merging.search.forecast import Forecast
 
 __all__ = ["merge_command", "parse_budget"]
 
@@ -83,6 +84,8 @@ def merge_command(
 
     [dim]gemel merge examples/street/workload.yaml -o merged/ --budget 20m[/dim]
     """
+    # Imports take seconds, on a busy machine minutes; they count towards the budget.
+    began = monotonic()
     try:
         from ..bundles.merge_report import MERGE_REPORT
         from ..merging.merge import MergeOptions, merge_workload
@@ -112,7 +115,7 @@ def merge_command(
         definition=cast("Any", definition),
         seed=seed,
         device=device,
-        budget=parse_budget(budget) if budget is not None else None,
+        budget=parse_budget(budget) - (monotonic() - began) if budget is not None else None,
         resume=resume,
         ray=ray,
     )
@@ -130,7 +133,8 @@ def merge_command(
     )
     with Stop() as stop, bar:
         try:
-            report = merge_workload(load_workload(workload), output, options, _listener(bar, stop))
+            listener = _listener(bar, stop)
+            report = merge_workload(load_workload(workload), output, options, listener)
         except KeyboardInterrupt:
             bar.stop()
             what = "has what was found so far" if (output / MERGE_REPORT).exists() else "has nothing yet"
@@ -147,8 +151,43 @@ def merge_command(
         f" {report.saving:.1%} saved, of {report.potential:.1%} that models could share with each other",
     )
     if not report.finished:
-        console.print("time is up; --resume goes on with a larger --budget")
+        console.print(escape(_what_helps(report, listener, monotonic() - began)), soft_wrap=True)
     console.print(escape(f"Next: gemel-compile {output}/workload.yaml -o bundle/"), soft_wrap=True)
+
+
+def _what_helps(report: MergeReport, listener: Any, seconds: float) -> str:
+    """Return the line that says how to go on after the time was up.
+
+    Args:
+        report: the report on the merge.
+        listener: the listener of the merge (:func:`_listener`).
+        seconds: time that the command has taken.
+    """
+    if listener.unloaded:
+        what = f"time is up before {listener.unloaded} of the models were loaded"
+    elif not report.trials:
+        what = "time is up before the first look at starting weights was over"
+    else:
+        return f"time is up, left: {_left(listener.forecasts[-1])}; --resume goes on with a larger --budget"
+    return f"{what}, after {_duration(seconds)}; --resume goes on with a larger --budget"
+
+
+def _left(forecast: Forecast) -> str:
+    """Return the text for what is left of a search if each training that is to come reaches its targets."""
+    counts = ((forecast.looks, "look"), (forecast.trainings, "training"))
+    text = " and ".join(f"{count} {word}{'s' * (count != 1)}" for count, word in counts if count) or "nothing"
+    return text + (f" (about {_duration(forecast.seconds)})" if forecast.seconds else "")
+
+
+def _duration(seconds: float) -> str:
+    """Return a time in the largest unit in which it is at least 2, such as ``95 s`` or ``12 min``.
+
+    >>> _duration(95), _duration(700), _duration(8000)
+    ('95 s', '12 min', '2.2 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def parse_budget(text: str) -> float:
@@ -166,12 +205,13 @@ def parse_budget(text: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
-def _listener(bar: Progress, stop: Stop) -> Listener:
+def _listener(bar: Progress, stop: Stop) -> Any:
     """Return a listener for a merge that prints a line per model and trial, and shows progress on a bar.
 
-    The bar shows training steps, losses and accuracies.
+    The bar shows training steps, losses and accuracies. The listener's attribute ``forecasts`` has the forecasts of the
+    search so far, and ``unloaded`` the number of models that were not loaded in time.
     """
-    from ..merging.merge import Listener
+    from ..merging.merge import NOT_LOADED, Listener
 
     console, began = bar.console, perf_counter()
     looked = [monotonic()]
@@ -180,12 +220,17 @@ def _listener(bar: Progress, stop: Stop) -> Listener:
         print_stage(console, stage, what, began=began)
 
     class Printer(Listener):
+        def __init__(self) -> None:
+            self.forecasts: list[Forecast] = []
+            self.unloaded = 0
+
         def model(self, subject: Any) -> None:
             stop.check()
             scores = ", ".join(f"{held.query.name} {held.original:.1%}" for held in subject.held)
             say("model", f"{subject.name}: {len(subject.layers)} layers, {len(subject.train)} images; {scores}")
 
         def left_out(self, model: str, error: Exception) -> None:
+            self.unloaded += str(error) == NOT_LOADED
             say("model", f"{model} stays as it is: {error}")
 
         def trial(self, trial: Any) -> None:
@@ -193,6 +238,11 @@ def _listener(bar: Progress, stop: Stop) -> Listener:
             for task in bar.task_ids:
                 bar.remove_task(task)
             bar.add_task(escape(trial.group), total=None, steps="")
+
+        def forecast(self, forecast: Forecast) -> None:
+            self.forecasts.append(forecast)
+            if len(self.forecasts) == 1:
+                say("search", f"{_left(forecast)} to come if each training reaches its targets")
 
         def waiting(self) -> None:
             stop.check()
@@ -223,7 +273,8 @@ def _listener(bar: Progress, stop: Stop) -> Listener:
             say(
                 "trial",
                 f"{verdict.trial.group}: {word} ({outcome.ended}); worst query {worst[0]} keeps {worst[1]:.1%};"
-                f" {report.saving:.1%} saved; {outcome.samples} images in {outcome.seconds:.0f} s",
+                f" {report.saving:.1%} saved; {outcome.samples} images in {outcome.seconds:.0f} s;"
+                f" left: {_left(self.forecasts[-1])}",
             )
 
     return Printer()

@@ -18,9 +18,20 @@ __all__ = ["FolderReader", "list_images"]
 def list_images(folder: Path) -> list[Path]:
     """Return the image files of a folder in the order of their names, in which 2 comes before 10.
 
+    If the folder itself has no images, those of its subfolders are returned, one subfolder after the other. A data set
+    with a folder for each class is such a folder.
+
     Raises:
         OSError: the folder cannot be listed.
     """
+    if found := _images(folder):
+        return found
+    parts = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return [path for part in sorted(parts, key=_natural) for path in _images(part)]
+
+
+def _images(folder: Path) -> list[Path]:
+    """Return the image files that lie in a folder itself, in the order of their names."""
     found = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     return sorted(found, key=_natural)
 

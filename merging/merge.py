@@ -4,35 +4,36 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import monotonic
 
 import torch
-from safetensors.torch import save
 
 from ..bundles.merge_report import MergeReport
 from ..errors import InputError, RetrainError, first_line
-from ..workload.document.paths import locate
 from ..workload.document.schema import Workload
-from ..workload.models.factory import read_state
-from ..workload.models.identity import models_of
+from .layers.families import distances_of
 from .layers.layers import Definition
 from .layers.problem import Problem
-from .models.networks import Network, each_network
-from .models.onnx_models import cut_onnx, onnx_bytes
+from .models.networks import each_network, users_of
+from .output.disk_journal import DiskJournal
 from .output.modules import imported_beside, modules_beside
-from .output.report import Reporter, merged_workload
+from .output.report import Reporter
 from .output.store import Store
+from .search.forecast import Forecast, forecast
 from .search.search import Found, Job, search
 from .strategies import SearchSettings, Strategy, Verdict, strategy
 from .training.start import is_narrow
-from .training.subjects import State, Subject, subject_of
+from .training.subjects import Subject, subject_of
 from .training.training import GLANCE, TrainingProgress
 from .training.trial import STATISTICS_IMAGES, Outcome, Trial, TrialRunner, some
 
-__all__ = ["Listener", "MergeOptions", "build_subjects", "merge_workload", "weight_file"]
+__all__ = ["NOT_LOADED", "Listener", "MergeOptions", "build_subjects", "merge_workload"]
+
+NOT_LOADED = "the time was up before it was loaded"
+"""Reason for which a model is left out when the budget ends while models are loaded."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,9 @@ class Listener:
     def waiting(self) -> None:
         """Handle about a second of waiting for trials on Ray. May raise KeyboardInterrupt to stop the merge."""
 
+    def forecast(self, forecast: Forecast) -> None:
+        """Handle a forecast of what is left of the search; it comes before the search and before each verdict."""
+
     def verdict(self, verdict: Verdict, report: MergeReport) -> None:
         """Handle the search's decision on a trial, after the trial's changes were written to disk."""
 
@@ -83,7 +87,7 @@ def merge_workload(
 ) -> MergeReport:
     """Merge the models of a workload, write the merged workload to a folder, and return the report.
 
-    The folder holds a usable workload as soon as all models are loaded, and after every batch of trials.
+    The folder holds a usable workload as soon as all models are loaded, and after every trial.
 
     Args:
         workload: the workload whose models are merged.
@@ -119,19 +123,34 @@ def _merge(
     deadline: float,
 ) -> MergeReport:
     """Load the models, search until ``time.monotonic()`` passes ``deadline``, and write the merged workload."""
-    subjects = build_subjects(workload, options.definition, device, listener)
+    # A resumed search needs all models to repeat its trials.
+    until = math.inf if store.replaying else deadline
+    subjects = build_subjects(workload, options.definition, device, listener, until)
+    originals = {name: subject.state() for name, subject in subjects.items()}
     problem = Problem(
         {name: subject.layers for name, subject in subjects.items()},
         options.seed,
         {name: tuple(query.name for query in subject.network.queries) for name, subject in subjects.items()},
         {query.name: query.target for query in workload.queries},
+        distances_of({name: subject.layers for name, subject in subjects.items()}, originals),
     )
-    originals = {name: subject.state() for name, subject in subjects.items()}
-    journal = _DiskJournal(workload, store, subjects, Reporter(problem, subjects, options.strategy), listener)
+
+    def look_ahead(verdicts: Sequence[Verdict]) -> None:
+        """Call the listener with a forecast of the search."""
+        listener.forecast(forecast(lambda: plan(problem, options.settings), problem, verdicts))
+
+    def settled(verdict: Verdict, report: MergeReport, found: Found) -> None:
+        """Call the listener with the forecast after a trial and with the verdict on it."""
+        look_ahead(found.verdicts)
+        listener.verdict(verdict, report)
+
+    reporter = Reporter(problem, subjects, options.strategy)
+    journal = DiskJournal(workload, store, subjects, reporter, settled)
     store.place(modules_beside(workload))
     if not store.replaying:
         # Write the unmerged workload first, so that the folder is usable even if no trial succeeds.
         journal.commit(Found(originals), finished=False)
+        look_ahead(())
     steps = plan(problem, options.settings)
     if options.ray is not None:
         from .search.cluster import Cluster
@@ -139,30 +158,35 @@ def _merge(
         modules = imported_beside(workload)
         with Cluster(options.ray, subjects, options.seed, deadline, listener.waiting, modules) as cluster:
 
-            def execute_on_ray(jobs: Sequence[Job]) -> list[Outcome] | None:
+            def execute_on_ray(jobs: Sequence[Job]) -> Generator[Outcome, None, None]:
                 for job in jobs:
                     listener.trial(job.trial)
-                return cluster.execute(jobs)
+                yield from cluster.execute(jobs)
 
             found = search(problem, steps, originals, execute_on_ray, journal, deadline)
     else:
         runner = TrialRunner(subjects, options.seed)
 
-        def execute(jobs: Sequence[Job]) -> list[Outcome] | None:
-            outcomes: list[Outcome] = []
+        def execute(jobs: Sequence[Job]) -> Generator[Outcome, None, None]:
             for job in jobs:
-                if outcomes and monotonic() > deadline:
-                    return None
+                if monotonic() > deadline:
+                    return
                 listener.trial(job.trial)
-                outcomes.append(runner(job.trial, job.states, job.shared, deadline, listener.progress))
-            return outcomes
+                outcome = runner(job.trial, job.states, job.shared, deadline, listener.progress)
+                if outcome is None:
+                    return
+                yield outcome
 
         found = search(problem, steps, originals, execute, journal, deadline)
     return journal.commit(found, finished=monotonic() <= deadline)
 
 
 def build_subjects(
-    workload: Workload, definition: Definition, device: torch.device, listener: Listener | None = None
+    workload: Workload,
+    definition: Definition,
+    device: torch.device,
+    listener: Listener | None = None,
+    deadline: float = math.inf,
 ) -> dict[str, Subject]:
     """Load the models of a workload that can be retrained, with images and teachers; return them by model name.
 
@@ -171,18 +195,32 @@ def build_subjects(
         definition: rule that says when two layers may share a weight.
         device: device to retrain on.
         listener: callbacks, called for each model that is loaded or left out; None for no callbacks.
+        deadline: time of ``time.monotonic`` after which no further model is loaded; the models that are left keep their
+            weights.
 
     Raises:
         InputError: a model or data set cannot be used.
     """
     listener = listener or Listener()
     subjects: dict[str, Subject] = {}
-    for network in each_network(workload, listener.left_out):
+    waiting = list(users_of(workload))
+
+    def leave_out(name: str, error: RetrainError) -> None:
+        """Note that a model keeps its weights."""
+        waiting.remove(name)
+        listener.left_out(name, error)
+
+    for network in each_network(workload, leave_out):
+        if monotonic() > deadline:
+            for name in tuple(waiting):
+                leave_out(name, RetrainError(NOT_LOADED))
+            break
         try:
             subject = subject_of(network, workload, definition, device)
-        except RetrainError as error:  # noqa: PERF203 - a model is far slower than the handler
-            listener.left_out(network.name, error)
+        except RetrainError as error:
+            leave_out(network.name, error)
         else:
+            waiting.remove(network.name)
             subject.narrow = is_narrow(subject, some(subject, STATISTICS_IMAGES, 0), GLANCE)
             subjects[network.name] = subject
             listener.model(subject)
@@ -210,91 +248,3 @@ def _header(workload: Workload, options: MergeOptions) -> dict[str, object]:
         "seed": options.seed,
         **asdict(options.settings),
     }
-
-
-def weight_file(network: Network, state: State, root: Path) -> tuple[bytes, str]:
-    """Return content and suffix of a model's weight file: safetensors, or onnx for a model from an ONNX file.
-
-    Args:
-        network: the model.
-        state: new weights of the model.
-        root: folder that the workload's paths are relative to.
-    """
-    query = network.queries[0]
-    if query.model.onnx is None:
-        return save(state), "safetensors"
-    source = locate(query.model.onnx, root, f"query {query.name}: onnx")
-    return onnx_bytes(source, state, query.model.input), "onnx"
-
-
-class _DiskJournal:
-    """Search :class:`.Journal` on disk that also writes the report and a usable workload after each batch of trials."""
-
-    def __init__(
-        self,
-        workload: Workload,
-        store: Store,
-        subjects: Mapping[str, Subject],
-        reporter: Reporter,
-        listener: Listener,
-    ) -> None:
-        self._workload, self._store, self._subjects = workload, store, subjects
-        self._reporter, self._listener = reporter, listener
-        self._replayed = store.replaying
-        self._files: dict[str, tuple[State, str]] = {}
-
-    def recall(self, trials: Sequence[Trial]) -> list[Outcome] | None:
-        """Return the recorded outcomes of a batch of trials, or None if the batch has not run yet."""
-        return self._store.recall(trials)
-
-    def restore(self, found: Found) -> tuple[dict[str, State], dict[str, State]] | None:
-        """Return, once all batches of an interrupted search are recalled, its committed and last trained weights."""
-        if not self._replayed:
-            return None
-        self._replayed = False
-        files = self._store.weights
-        return {name: self._read(name, files[name]) for name in found.sharing.models}, self._store.last_states()
-
-    def record(self, verdicts: Sequence[Verdict], found: Found, last: Mapping[str, State]) -> None:
-        """Write a batch of verdicts, the report and the workload to disk, then call the listener for each verdict."""
-        self._store.record(verdicts, last, self._contents(found))
-        report = self.commit(found, finished=False)
-        for verdict in verdicts:
-            self._listener.verdict(verdict, report)
-
-    def commit(self, found: Found, *, finished: bool) -> MergeReport:
-        """Write the merged weights, the report and the workload to disk and return the report."""
-        report = self._reporter.report(found, finished=finished)
-        files = self._contents(found)
-        names = {name: f"weights/{file}" for name, (file, _) in files.items()}
-        workload = merged_workload(self._workload, names, models_of(self._workload), self._store.output)
-        self._store.commit(dict(files.values()), report, workload)
-        return report
-
-    def _contents(self, found: Found) -> dict[str, tuple[str, bytes | None]]:
-        """Return merged model -> (weight file name, content); content is None if an earlier call returned it."""
-        files: dict[str, tuple[str, bytes | None]] = {}
-        for name in sorted(found.sharing.models):
-            state, known = found.states[name], self._files.get(name)
-            if known is not None and known[0] is state:
-                files[name] = known[1], None
-            else:
-                files[name] = file, _ = self._file(name, state)
-                self._files[name] = state, file
-        return files
-
-    def _file(self, name: str, state: State) -> tuple[str, bytes]:
-        """Return the name and the content of a model's weight file; the name contains a hash of the content."""
-        content, suffix = weight_file(self._subjects[name].network, state, self._workload.root)
-        digest = hashlib.sha256(content).hexdigest()[:8]
-        return f"{name}-{digest}.{suffix}", content
-
-    def _read(self, name: str, path: Path) -> State:
-        """Read a model's weights from a weight file with the content that :meth:`_file` makes."""
-        query = self._subjects[name].network.queries[0]
-        if query.model.onnx is None:
-            return read_state(path)
-        model = query.model.model_copy(update={"onnx": str(path)})
-        query = query.model_copy(update={"model": model})
-        state = Network(name, (query,), cut_onnx(query, self._workload.root)).module.state_dict()
-        return {key: value.clone() for key, value in state.items()}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from .layers import Kind, Layer, shareable
@@ -45,6 +45,9 @@ class Problem:
     targets: Mapping[str, float] = field(default_factory=dict)
     """Query name -> fraction (0 to 1) of the original accuracy that the query must keep. The fraction is 1 for a query
     without an entry."""
+    distances: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    """Pair of model names, in the order of the alphabet -> distance between the models' weights, 0 if they are equal
+    and about 1 if they have nothing in common. The distance is 1 for a pair without an entry."""
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -72,6 +75,10 @@ class Problem:
     def shareable(self, model: str) -> tuple[Layer, ...]:
         """Return the layers of a model that may share."""
         return shareable(self.layers[model])
+
+    def of(self, models: Collection[str]) -> Problem:
+        """Return the problem that is left if only ``models`` may share."""
+        return replace(self, layers={name: part for name, part in self.layers.items() if name in models})
 
     def groups(self) -> list[Candidates]:
         """Return the slots between models (:func:`pair_layers`), grouped by definition and models.

@@ -34,14 +34,15 @@ class Reporter:
 
     def __init__(self, problem: Problem, subjects: Mapping[str, Subject], strategy: str) -> None:
         self._problem, self._subjects, self._strategy = problem, subjects, strategy
-        self._original = sum(bundle_bytes([held_by(subject)]) for subject in subjects.values())
+        # All at once: what originals have in common, such as the anchors of two detectors, merging does not save.
+        self._original = bundle_bytes(held_by(subject) for subject in subjects.values())
         self._least = _least_bytes(problem, subjects)
 
     def report(self, found: Found, *, finished: bool) -> MergeReport:
         """Return a report on a search, which may be still going on.
 
-        ``original_bytes`` and ``merged_bytes`` count what bundles hold (:mod:`.footprint`): the sum of one bundle per
-        original model, and one bundle with all merged models. ``layer_bytes`` and ``layer_saving`` follow from the
+        ``original_bytes`` and ``merged_bytes`` count what bundles hold (:mod:`.footprint`): one bundle with all
+        original models, and one bundle with all merged models. ``layer_bytes`` and ``layer_saving`` follow from the
         sharing map alone: every shared kernel counts as held once, even a small kernel that the compiler folds and so
         holds several times.
 
@@ -69,11 +70,11 @@ class Reporter:
 
 
 def _query_reports(subjects: Mapping[str, Subject], found: Found) -> Iterator[tuple[str, QueryReport]]:
-    """Yield each query's name and report. A query whose model shares no weights gets its original accuracy."""
+    """Yield each query's name and report. A query whose model kept its weights has its original accuracy."""
     for name, subject in subjects.items():
         for held in subject.held:
-            merged = name in found.sharing.models
-            reached = found.accuracies[held.query.name] if merged else held.original
+            # A model that lends its weights and does not change shares, too.
+            reached = found.accuracies.get(held.query.name, held.original)
             yield (
                 held.query.name,
                 QueryReport(

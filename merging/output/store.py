@@ -7,13 +7,13 @@
       workload.yaml             refers to weights/, and to the feeds and data of the original workload
       weights/NAME-DIGEST.*     a file for each merged model; the digest is a hash of the content
       *.py                      modules in the original workload's folder that make its models
-      search/journal.jsonl      a header that says what is searched for, then a line for each batch of trials
-      search/last-N.safetensors weights after the last trial that trained, written with the N-th batch
+      search/journal.jsonl      a header that says what is searched for, then a line for each trial
+      search/last-N.safetensors weights after the last trial that trained, written with the N-th trial
       search/lock               locked by the process that writes the folder
 
-A batch of trials is written in this order: the models that the batch changed; the weights that the next batch may start
-from; the batch's line in the journal; merge.json; workload.yaml. Every file is written under another name and renamed
-when it is whole, and old weights are deleted last. So a crash or a full disk leaves the state before or after a batch.
+A trial is written in this order: the models that the trial changed; the weights that the next trial may start from; the
+trial's line in the journal; merge.json; workload.yaml. Every file is written under another name and renamed when it is
+whole, and old weights are deleted last. So a crash or a full disk leaves the state before or after a trial.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from .records import entry_of, key_of, outcome_of, pack_states, unpack_states
 __all__ = ["Store", "write_atomically"]
 
 _SEARCH, _JOURNAL, _LOCK, _WEIGHTS = "search", "journal.jsonl", "lock", "weights"
-_VERSION = 2
+_VERSION = 3
 """Version of the format of the search journal; a journal of another version cannot be resumed."""
 _OWN_FILES = re.compile(r".+-[0-9a-f]{8}\.(safetensors|onnx)|\..+\.part")
 """Pattern for the names of files in ``weights/`` that a merge writes and may delete."""
@@ -113,7 +113,7 @@ class Store:
         lines = self._journal.read_text(encoding="utf-8", errors="replace").splitlines()
         try:
             entries = [json.loads(line) for line in lines[:-1]]
-            # A crash may have cut off the last line; its batch is run again.
+            # A crash may have cut off the last line; its trial is run again.
             with suppress(json.JSONDecodeError):
                 entries += [json.loads(line) for line in lines[-1:]]
         except json.JSONDecodeError as error:
@@ -136,25 +136,25 @@ class Store:
 
     @property
     def replaying(self) -> bool:
-        """Whether the journal still has batches of trials of an earlier run that this resumed search has not read."""
+        """Whether the journal still has trials of an earlier run that this resumed search has not read."""
         return self._count < len(self._known)
 
-    def recall(self, trials: Sequence[Trial]) -> list[Outcome] | None:
-        """Return the outcomes, without weights, of the next recorded batch of trials; None after the last one.
+    def recall(self, trial: Trial) -> Outcome | None:
+        """Return the outcome, without weights, of the next recorded trial; None after the last one.
 
         Args:
-            trials: the batch that the strategy asks for now.
+            trial: the trial that the strategy asks for now.
 
         Raises:
-            InputError: the earlier run tried other trials, because another version of gemel ran it.
+            InputError: the earlier run tried another trial, because another version of gemel ran it.
         """
         if not self.replaying:
             return None
-        entries = self._known[self._count]["trials"]
-        if [entry["key"] for entry in entries] != [key_of(trial) for trial in trials]:
+        entry = self._known[self._count]["trial"]
+        if entry["key"] != key_of(trial):
             raise self._other_version()
         self._count += 1
-        return [outcome_of(entry) for entry in entries]
+        return outcome_of(entry)
 
     @property
     def weights(self) -> dict[str, Path]:
@@ -172,32 +172,32 @@ class Store:
         Raises:
             InputError: the file is damaged.
         """
-        # Ignore weights of a batch without a line in the journal: a crash came before the line was written.
-        files = {number: path for path in self._last_files() if (number := _batch_number(path)) <= len(self._known)}
+        # Ignore weights of a trial without a line in the journal: a crash came before the line was written.
+        files = {number: path for path in self._last_files() if (number := _trial_number(path)) <= len(self._known)}
         return unpack_states(files[max(files)]) if files else {}
 
     def record(
-        self, verdicts: Sequence[Verdict], last: Mapping[str, State], files: Mapping[str, tuple[str, bytes | None]]
+        self, verdict: Verdict, last: Mapping[str, State], files: Mapping[str, tuple[str, bytes | None]]
     ) -> None:
-        """Write the weights that a batch of trials leaves, then append the batch to the journal.
+        """Write the weights that a trial leaves, then append the trial to the journal.
 
         Args:
-            verdicts: one verdict for each trial of the batch.
-            last: model name -> weights after the last trial that trained, which the next batch may start from.
+            verdict: verdict on the trial.
+            last: model name -> weights after the last trial that trained, which the next trial may start from.
             files: merged model -> name and content of its weight file; content is None if the file was written before.
 
         Raises:
             InputError: the disk is full or cannot be written; earlier records are intact.
         """
         entry = {
-            "trials": [entry_of(verdict) for verdict in verdicts],
+            "trial": entry_of(verdict),
             "weights": {model: name for model, (name, _) in files.items()},
         }
         with _explain_disk_errors(self.output):
             self._begin_journal()
             self._write_weights(dict(files.values()))
             number, old = self._count + 1, []
-            if any(verdict.trial.recipe is not None for verdict in verdicts):
+            if verdict.trial.recipe is not None:
                 target = self._search / f"last-{number}.safetensors"
                 write_atomically(target, pack_states(last))
                 old = [path for path in self._last_files() if path != target]
@@ -287,7 +287,7 @@ def _explain_disk_errors(output: Path) -> Iterator[None]:
         raise InputError(f"{reason}; the last commit is whole, --resume goes on from it") from error
 
 
-def _batch_number(path: Path) -> int:
+def _trial_number(path: Path) -> int:
     """Return the number N of a file that is named ``last-N.safetensors``; 0 if the name has no number."""
     digits = path.stem.partition("-")[2]
     return int(digits) if digits.isdigit() else 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from time import monotonic
 from types import ModuleType
 from typing import Any
@@ -75,14 +75,12 @@ class Cluster:
             self._ray.cloudpickle.unregister_pickle_by_value(module)
         self._ray.shutdown()
 
-    def execute(self, jobs: Sequence[Job]) -> list[Outcome] | None:
-        """Run jobs (trials of a merge) in parallel on the Ray cluster, and return the outcomes of the trials.
+    def execute(self, jobs: Sequence[Job]) -> Generator[Outcome, None, None]:
+        """Run jobs (trials of a merge) in parallel on the Ray cluster, and yield the outcomes in the order of the jobs.
 
-        The training of each trial stops at the deadline of the search by itself. If there are several jobs, all that
-        are not done at the deadline are cancelled, because some of them may still wait for a worker.
-
-        Returns:
-            Outcomes in the order of the jobs, with weights on the CPU; None if jobs were cancelled.
+        Outcomes have their weights on the CPU. Each trial stops at the deadline of the search by itself. If there are
+        several jobs, the generator ends at the deadline, because some of them may still wait for a worker. Jobs that
+        are not done when the generator ends are cancelled.
 
         Raises:
             GemelError: a worker was lost, or a trial raised the error.
@@ -91,28 +89,42 @@ class Cluster:
         task = self._ray.remote(num_cpus=cpus, num_gpus=int(self._gpu), max_retries=2)(_run)
         # Monotonic clocks differ between machines, so workers get the remaining seconds.
         left = self._deadline - monotonic()
-        references = [task.remote(self._subjects, job, self._seed, left, cpus) for job in jobs]
-        pending = references
-        while pending:
-            self._waiting()
-            _, pending = self._ray.wait(pending, num_returns=len(pending), timeout=1.0)
-            if len(jobs) > 1 and pending and monotonic() > self._deadline:
-                for reference in pending:
-                    self._ray.cancel(reference)
-                return None
+        pending = [task.remote(self._subjects, job, self._seed, left, cpus) for job in jobs]
+        try:
+            while pending:
+                self._waiting()
+                done, _ = self._ray.wait(pending[:1], timeout=1.0)
+                if not done:
+                    if len(jobs) > 1 and monotonic() > self._deadline:
+                        return
+                    continue
+                outcome = self._outcome(pending.pop(0))
+                if outcome is None:
+                    return
+                yield outcome
+        finally:
+            for reference in pending:
+                self._ray.cancel(reference)
+
+    def _outcome(self, reference: Any) -> Outcome | None:
+        """Return the outcome of a trial that is done; None if the deadline cut the trial off.
+
+        Raises:
+            GemelError: the trial's worker was lost, or the trial raised the error.
+        """
         errors = self._ray.exceptions
         try:
-            outcomes: list[Outcome] = self._ray.get(references)
+            outcome: Outcome | None = self._ray.get(reference)
         except errors.RayTaskError as error:
             if isinstance(error.cause, GemelError):
                 raise error.cause from None
             raise
         except errors.RayError as error:
             raise GemelError(f"--ray: a trial was lost: {first_line(error)}") from error
-        return outcomes
+        return outcome
 
 
-def _run(subjects: dict[str, Subject], job: Job, seed: int, left: float, threads: int) -> Outcome:
+def _run(subjects: dict[str, Subject], job: Job, seed: int, left: float, threads: int) -> Outcome | None:
     """Run the trial of a job in a worker process; ``left`` is the time to the deadline in seconds."""
     torch.set_num_threads(threads)
     return TrialRunner(subjects, seed)(job.trial, job.states, job.shared, monotonic() + left)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Protocol
@@ -16,8 +16,9 @@ from ..layers.sharing import SharingMap
 from ..strategies import Search, Verdict
 from ..training.subjects import State
 from ..training.trial import Outcome, Trial
+from .keeping import is_outdated, kept, skipped
 
-__all__ = ["Executor", "Found", "Job", "Journal", "kept", "search"]
+__all__ = ["Executor", "Found", "Job", "Journal", "search"]
 
 
 @dataclass(frozen=True)
@@ -31,18 +32,19 @@ class Job:
     """Sharing map that the weights in ``states``, from which the trial starts, already follow."""
 
 
-Executor = Callable[[Sequence[Job]], Sequence[Outcome] | None]
-"""Function that runs independent jobs (trials with weights); returns outcomes, or None if the deadline cut them off."""
+Executor = Callable[[Sequence[Job]], Generator[Outcome, None, None]]
+"""Function that runs independent jobs (trials with weights). It yields the outcomes in the order of the jobs, each as
+soon as it is known. It ends early if the deadline cuts the next job off."""
 
 
 class Journal(Protocol):
-    """Record of a search, from which it can continue after a crash. A batch of trials is kept whole or not at all."""
+    """Record of a search, from which it can continue after a crash. A trial is kept whole or not at all."""
 
-    def recall(self, trials: Sequence[Trial]) -> Sequence[Outcome] | None:
-        """Return the recorded outcomes of the next batch of trials, or None if the batch has not run yet.
+    def recall(self, trial: Trial) -> Outcome | None:
+        """Return the recorded outcome of the next trial, or None if the trial has not run yet.
 
         Args:
-            trials: the trials of the batch.
+            trial: the trial that the search asks for.
         """
         ...
 
@@ -59,12 +61,12 @@ class Journal(Protocol):
         """
         ...
 
-    def record(self, verdicts: Sequence[Verdict], found: Found, last: Mapping[str, State]) -> None:
-        """Record a batch of trials so that it survives a crash.
+    def record(self, verdict: Verdict, found: Found, last: Mapping[str, State]) -> None:
+        """Record a trial so that it survives a crash.
 
         Args:
-            verdicts: verdicts on the trials of the batch.
-            found: state of the search after the batch.
+            verdict: verdict on the trial.
+            found: state of the search after the trial.
             last: model name -> weights after the last trial that trained.
         """
         ...
@@ -111,9 +113,9 @@ def search(
         strategy: generator that asks for trials.
         originals: model name -> weights of the unmerged model.
         execute: function that runs the jobs of a batch; it must stop at the deadline too.
-        journal: record of every batch; batches that the journal recalls are not run again.
-        deadline: time of ``time.monotonic`` after which no batch begins. A batch that the deadline cuts off is
-            discarded. Recalled batches are settled even after the deadline.
+        journal: record of every trial; trials that the journal recalls are not run again.
+        deadline: time of ``time.monotonic`` after which no trial begins. A trial that the deadline cuts off is
+            discarded; earlier trials of its batch are kept. Recalled trials are settled even after the deadline.
 
     Returns:
         The state of the search at its end.
@@ -121,25 +123,102 @@ def search(
     Raises:
         GemelError: weights that should be one shared tensor differ after a trial.
     """
-    found = Found(dict(originals))
-    last = _Last(dict(originals), {}, frozenset())
+    running = _Running(problem, originals, execute, journal, deadline)
     verdicts: list[Verdict] | None = None
     while (trials := _ask(strategy, verdicts)) is not None:
-        known = journal.recall(trials)
-        outcomes = known
-        if outcomes is None and monotonic() <= deadline:
-            _restore(found, last, journal)
-            outcomes = execute([_job(trial, found, last) for trial in trials])
-        if outcomes is None:
-            # Discard a batch without all of its outcomes: the strategy decides on the whole batch.
+        verdicts = running.batch(trials)
+        if verdicts is None:
+            # The strategy decides on whole batches only.
             strategy.close()
             break
-        verdicts, last = _settle(trials, outcomes, problem, found, last)
-        if known is None:
-            _prove(found)
-            journal.record(verdicts, found, last.states)
-    _restore(found, last, journal)
-    return found
+    running.restore()
+    return running.found
+
+
+class _Running:
+    """Search that is running: its state, and what it needs to run and settle trials."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        originals: Mapping[str, State],
+        execute: Executor,
+        journal: Journal,
+        deadline: float,
+    ) -> None:
+        self._problem, self._execute, self._journal, self._deadline = problem, execute, journal, deadline
+        self.found = Found(dict(originals))
+        self._last = _Last(dict(originals), {}, frozenset(originals))
+
+    def batch(self, trials: Sequence[Trial]) -> list[Verdict] | None:
+        """Run the trials of a batch, and settle and record each as soon as its outcome is known.
+
+        The trials are independent of each other. A trial that would change models that an earlier trial of the batch
+        has changed is skipped (:func:`is_outdated`).
+
+        Returns:
+            A verdict on each trial; None if the deadline cut the batch off.
+        """
+        shared, changed = self.found.sharing, frozenset[str]()
+        verdicts: list[Verdict] = []
+        running: Generator[Outcome, None, None] | None = None
+        try:
+            for index, trial in enumerate(trials):
+                if is_outdated(trial, changed):
+                    verdicts.append(Verdict(trial, skipped(), False, self.found.sharing))
+                    if running is not None:
+                        running.close()
+                        running = None
+                    continue
+                outcome = known = self._journal.recall(trial)
+                if outcome is None:
+                    if running is None:
+                        if monotonic() > self._deadline:
+                            return None
+                        self.restore()
+                        waiting = [each for each in trials[index:] if not is_outdated(each, changed)]
+                        running = self._execute([self._job(each, shared) for each in waiting])
+                    outcome = next(running, None)
+                if outcome is None:
+                    return None
+                verdict = self._settle(trial, outcome)
+                if verdict.accepted:
+                    changed |= trial.sharing.tied(trial.learners)
+                verdicts.append(verdict)
+                if known is None:
+                    _prove(self.found)
+                    self._journal.record(verdict, self.found, self._last.states)
+        finally:
+            if running is not None:
+                running.close()
+        return verdicts
+
+    def restore(self) -> None:
+        """Load the journal's weights into the state of the search, if the last recorded trial was just recalled."""
+        if (restored := self._journal.restore(self.found)) is not None:
+            self.found.states.update(restored[0])
+            self._last.states.update(restored[1])
+
+    def _job(self, trial: Trial, shared: SharingMap) -> Job:
+        """Return the job for a trial, with the committed weights or the weights after the last trial that trained.
+
+        Args:
+            trial: the trial.
+            shared: sharing map at the beginning of the trial's batch. Trials of the batch that are settled already did
+                not change the models of this trial, but may have changed others.
+        """
+        return Job(trial, dict(self.found.states if trial.base == "committed" else self._last.states), shared)
+
+    def _settle(self, trial: Trial, outcome: Outcome) -> Verdict:
+        """Decide on a trial, commit the sharing that its outcome allows, and return the verdict without weights."""
+        if trial.recipe is not None:
+            self._last = _advance(trial, outcome, self.found, self._last)
+        verdict = _judge(trial, outcome, self._problem, self.found, self._last)
+        # Committed weights are in ``found``; the weights of every trial would fill the memory.
+        verdict = replace(verdict, outcome=replace(outcome, states={}))
+        self.found.verdicts.append(verdict)
+        self.found.samples += outcome.samples
+        return verdict
 
 
 def _ask(strategy: Search, verdicts: Sequence[Verdict] | None) -> Sequence[Trial] | None:
@@ -148,18 +227,6 @@ def _ask(strategy: Search, verdicts: Sequence[Verdict] | None) -> Sequence[Trial
         return next(strategy) if verdicts is None else strategy.send(verdicts)
     except StopIteration:
         return None
-
-
-def _job(trial: Trial, found: Found, last: _Last) -> Job:
-    """Return the job for a trial, with the committed weights or the weights after the last trial that trained."""
-    return Job(trial, found.states if trial.base == "committed" else last.states, found.sharing)
-
-
-def _restore(found: Found, last: _Last, journal: Journal) -> None:
-    """Load the journal's weights into the state of the search, if the last recorded batch was just recalled."""
-    if (restored := journal.restore(found)) is not None:
-        found.states.update(restored[0])
-        last.states.update(restored[1])
 
 
 def _prove(found: Found) -> None:
@@ -178,48 +245,10 @@ def _prove(found: Found) -> None:
                 )
 
 
-def _settle(
-    trials: Sequence[Trial], outcomes: Sequence[Outcome], problem: Problem, found: Found, last: _Last
-) -> tuple[list[Verdict], _Last]:
-    """Decide on the trials of a batch in order, and commit the sharing that their outcomes allow.
-
-    The trials ran independently of each other. Of several trials that would change the same models, only the first one
-    that is accepted is committed.
-
-    Args:
-        trials: the trials.
-        outcomes: the outcome of each trial.
-        problem: the layers and queries of all models.
-        found: state of the search; commits change it in place.
-        last: weights after the last trial that trained.
-
-    Returns:
-        A verdict on each trial, and the weights after the last trial of the batch that trained.
-    """
-    verdicts: list[Verdict] = []
-    changed: frozenset[str] = frozenset()
-    for trial, outcome in zip(trials, outcomes, strict=True):
-        if trial.recipe is not None:
-            last = _advance(trial, outcome, found, last)
-        touched = trial.sharing.tied(trial.learners)
-        verdict = (
-            Verdict(trial, outcome, False, found.sharing)
-            if touched & changed
-            else _judge(trial, outcome, problem, found, last)
-        )
-        if verdict.accepted:
-            changed |= touched
-        # Committed weights are in ``found``; the weights of every trial would fill the memory.
-        verdict = replace(verdict, outcome=replace(outcome, states={}))
-        verdicts.append(verdict)
-        found.verdicts.append(verdict)
-        found.samples += outcome.samples
-    return verdicts, last
-
-
 def _advance(trial: Trial, outcome: Outcome, found: Found, last: _Last) -> _Last:
     """Return all models' weights after a trial: new for the models that it retrained, else those it started from."""
-    base = last if trial.base == "last" else _Last(found.states, found.accuracies, frozenset(found.sharing.models))
+    # Committed weights reach their goals, and so do the original weights of models that share nothing.
+    base = last if trial.base == "last" else _Last(found.states, found.accuracies, frozenset(found.states))
     return _Last(
         {**base.states, **outcome.states},
         {**base.accuracies, **outcome.accuracies},
@@ -255,23 +284,3 @@ def _judge(trial: Trial, outcome: Outcome, problem: Problem, found: Found, last:
 def _better(accuracies: Mapping[str, float], than: Mapping[str, float]) -> bool:
     """Check whether the mean ratio of ``accuracies`` to the earlier accuracies ``than``, both by query, is above 1."""
     return sum(value / than[query] for query, value in accuracies.items()) > len(accuracies)
-
-
-def kept(wanted: SharingMap, committed: SharingMap, met: frozenset[str]) -> SharingMap | None:
-    """Return the sharing map that remains when only some models keep the new weights of a trial.
-
-    The other models go back to their committed weights. Going back is impossible if a model that goes back shares
-    committed weights, directly or through other models, with a model that keeps its new weights.
-
-    Args:
-        wanted: sharing map of the trial.
-        committed: sharing map before the trial.
-        met: names of the models that reach their goals and keep their new weights.
-
-    Returns:
-        The sharing map, or None if going back is impossible.
-    """
-    back = frozenset(wanted.models) - met
-    if committed.tied(back) & met:
-        return None
-    return committed.joined(wanted.of(met).slots)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 
+from ..layers.families import by_size, representatives
 from ..layers.problem import Problem
 from ..layers.sharing import SharingMap
 from ..training.trial import Outcome, Start, Trial
 from . import SearchSettings, Verdict
 
-__all__ = ["LEAST_MODELS", "by_size", "is_usable", "start_score", "try_starts"]
+__all__ = ["LEAST_MODELS", "is_usable", "start_score", "try_starts"]
 
 LEAST_MODELS = 2
 """Minimum number of models that must share with each other for training to be worth it, or for one more model to join.
 
 A model that shares only with itself is not enough."""
+_MOST_DONORS = 4
+"""Maximum number of models that are tried as the donor of one set of models."""
 _LEAST = 0.01
 """Minimum relative accuracy (accuracy / original accuracy) of a query in the score of starting weights.
 
@@ -25,16 +28,13 @@ _USABLE = 0.1
 With less at the starting weights, training is not expected to restore the model."""
 
 
-def by_size(problem: Problem, models: frozenset[str]) -> tuple[str, ...]:
-    """Return model names by number of layers, largest first; models with equally many layers are ordered by name."""
-    # The order of a set differs from process to process, but a repeated search must make the same trials.
-    return tuple(sorted(models, key=lambda name: (-len(problem.layers[name]), name)))
-
-
 def try_starts(
     problem: Problem, settings: SearchSettings, wanted: SharingMap, models: frozenset[str]
 ) -> Generator[Sequence[Trial], Sequence[Verdict], Sequence[Verdict]]:
-    """Evaluate each model as the donor of all shared weights, and the average of all models, without training.
+    """Evaluate models as the donor of all shared weights, and the average of all models, without training.
+
+    At most four models are tried as the donor (:func:`.families.representatives`), so that the cost grows with the
+    number of models and not with its square: a look applies the donor to every model.
 
     Args:
         problem: the layers of all models.
@@ -48,8 +48,9 @@ def try_starts(
     if settings.start in ("first", "average"):
         return []
     ordered = by_size(problem, models)
-    starts = [Start("donor", (name, *(other for other in ordered if other != name))) for name in ordered]
-    titles = [f"donor {name}" for name in ordered]
+    donors = representatives(problem, models, _MOST_DONORS)
+    starts = [Start("donor", (name, *(other for other in ordered if other != name))) for name in donors]
+    titles = [f"donor {name}" for name in donors]
     starts.append(Start("average", ordered))
     titles.append("average")
     trials = [Trial(title, wanted, models, start) for title, start in zip(titles, starts, strict=True)]
@@ -57,20 +58,21 @@ def try_starts(
     return verdicts
 
 
-def is_usable(problem: Problem, models: frozenset[str], start: Outcome) -> bool:
-    """Check whether starting weights leave at least two models accurate enough for training to restore them.
+def is_usable(problem: Problem, units: Sequence[frozenset[str]], start: Outcome) -> bool:
+    """Check whether starting weights leave at least two units accurate enough for training to restore them.
 
     Args:
         problem: the layers and queries of all models.
-        models: names of the models to consider.
+        units: sets of models, each a single model or a family of models that share already; a unit is usable if all of
+            its models are.
         start: outcome of the evaluation of the starting weights.
     """
-    alive = [
-        model
-        for model in models
-        if all(start.relative[query] >= _USABLE for query in problem.queries.get(model, (model,)))
-    ]
-    return len(alive) >= LEAST_MODELS
+
+    def alive(model: str) -> bool:
+        """Check whether no query of a model lost nearly all of its accuracy."""
+        return all(start.relative[query] >= _USABLE for query in problem.queries.get(model, (model,)))
+
+    return sum(all(map(alive, unit)) for unit in units) >= LEAST_MODELS
 
 
 def start_score(problem: Problem, wanted: SharingMap, start: Outcome) -> float:

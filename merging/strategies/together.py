@@ -1,8 +1,12 @@
 """The default strategy: share everything at once, retrain, then make private again only what a query needs.
 
-1. Starting weights. Each model is tried as the donor of all shared weights, and so is the average of all models with
-   aligned channels (:mod:`gemel.merging.training.start`). Nothing is trained in this step. The starting weights that
-   preserve most accuracy are taken.
+Families (:mod:`gemel.merging.layers.families`) come first: models that have most of their layers in common are merged
+with each other. Models that are left over form groups of their own. Then families are joined with each other where that
+saves enough. Each of these groups goes through the following steps.
+
+1. Starting weights. Up to four models are tried as the donor of all shared weights, and so is the average of all
+   models with aligned channels (:mod:`gemel.merging.training.start`). Nothing is trained in this step. The starting
+   weights that preserve most accuracy are taken.
 2. Joint retraining. All models are retrained together by distillation, in up to three rounds, each twice as long as the
    one before, until every query meets its target with a margin. A model is left out of a round if that round is
    unlikely to bring its queries to their targets.
@@ -10,61 +14,154 @@
    gradient sensitivity per byte: an eighth of the bytes that the model shares, then a quarter, then half. Only this
    model is retrained, and shared weights are frozen, so the other models lose nothing. If half is not enough, the model
    keeps its original weights.
-4. Bisection. It replaces step 3 if fewer than two models meet their targets, and step 2 if no starting weights leave
-   two models usable. Steps 1 to 3 are repeated from the original weights for the heaviest slots (sets of layer weights
-   that hold one tensor) that make up half of the saving, then for the other slots in addition.
-5. Folding, if all queries meet their targets with everything shared. Cross-layer parameter sharing inside models halves
+4. Between models only. It replaces step 3 if fewer than two models meet their targets, and step 2 if no starting
+   weights leave two models usable. Steps 1 to 3 are repeated from the original weights without sharing inside models.
+5. One way, if that does not help either. One model stays as it is and lends its weights to the others, which are
+   retrained one by one (:mod:`.one_way`).
+6. Bisection, if that does not help either. Steps 1 to 3 are repeated from the original weights for the heaviest slots
+   (sets of layer weights that hold one tensor) that make up half of the saving, then for the other slots in addition.
+7. Folding, if all queries meet their targets with everything shared. Cross-layer parameter sharing inside models halves
    the number of different blocks in a model, heaviest first, and all models are retrained.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
 
+from ..layers.families import by_size, find_families, pair_families
 from ..layers.problem import Problem, pair_layers
-from ..layers.sharing import SharingMap, Slot, Use
-from ..training.training import Recipe
+from ..layers.sharing import SharingMap, Slot
 from ..training.trial import Start, Trial
-from . import Search, SearchSettings, Verdict
-from .starts import LEAST_MODELS, by_size, is_usable, start_score, try_starts
+from . import Search, SearchSettings
+from .joint import Phase, long_recipe, merge_all
+from .one_way import one_way, one_way_each
+from .starts import LEAST_MODELS
 
 __all__ = ["together"]
 
-_Phase = Generator[Sequence[Trial], Sequence[Verdict], SharingMap]
-"""Generator that runs one phase of the search: it yields batches of trials and returns the committed sharing map."""
-_RATE = 0.02
-"""Default learning rate of SGD, for batches of 64 images."""
-_ROUNDS = 3
-"""Maximum number of rounds of joint retraining."""
-_SPARE = 0.5
-"""Fraction of the allowed accuracy loss that must be unused before training stops, because later images will differ."""
-_ENDED = ("start", "met")
-"""Values of :attr:`.Outcome.ended` after which another training round is useless."""
 _WORTH = 0.05
 """Minimum saving, as a fraction of all layers' bytes, for which some slots (sets of shared weights) are tried alone."""
-_GIVEN_BACK = (1 / 8, 1 / 4, 1 / 2)
-"""Fractions of the bytes of a model's shared weights that become private, tried one after the other."""
 
 
 def together(problem: Problem, settings: SearchSettings) -> Search:
-    """Search for each set of models that can share weights: share all, retrain, then give back, bisect or fold."""
-    everything = _full_map(problem, settings, 0)
-    for models in _components(everything):
-        wanted = everything.of(models)
-        shared = yield from _merge(problem, settings, wanted, models, usable=True)
-        if len(models & shared.models) < LEAST_MODELS:
-            yield from _bisect(problem, settings, wanted, shared)
+    """Merge each family of models, then the models that are left over, then families with each other."""
+    shared, alone, left = SharingMap(), frozenset[str](), frozenset[str]()
+    families = find_families(problem)
+    for family in families:
+        if len(family) < LEAST_MODELS:
+            alone |= family
             continue
-        for folds in range(1, settings.folds + 1):
-            before, wanted = wanted, _full_map(problem, settings, folds).of(models)
+        for models in _components(_full_map(problem.of(family), settings, 0)):
+            shared = yield from _merge_group(problem, settings, models, shared)
+        left |= family - _across_models(shared).models
+    for models in _components(_full_map(problem.of(alone | left), settings, 0)):
+        # Models that fell out of one family were tried with each other when that family was merged.
+        if not any(models <= family for family in families):
+            shared = yield from _merge_group(problem, settings, models, shared)
+    units = [*_components(_across_models(shared)), *(frozenset({name}) for name in sorted(alone - shared.models))]
+    shared = yield from _join(problem, settings, units, shared)
+    if settings.start in (None, "donor"):
+        yield from _lend(problem, settings, alone, shared)
+
+
+def _merge_group(problem: Problem, settings: SearchSettings, models: frozenset[str], shared: SharingMap) -> Phase:
+    """Merge some models with each other: all layers, otherwise part of them; then the models that are left over.
+
+    If too few models keep their targets with layers shared inside models too, all begin anew with layers shared only
+    between models: sharing inside may break a model, the donor included, that sharing between models leaves intact.
+
+    Args:
+        problem: the layers of all models.
+        settings: the user's settings.
+        models: names of the models. None of them shares with another model yet.
+        shared: sharing map that is committed so far.
+    """
+    part = problem.of(models)
+    wanted = shared.of(models).joined(_full_map(part, settings, 0).slots)
+    shared = yield from merge_all(problem, settings, wanted, models, units=_each(models))
+    folds = settings.folds
+    if not _enough(models, shared) and settings.inside:
+        between = shared.of(models).joined(_full_map(part, replace(settings, inside=False), 0).slots)
+        if between != wanted:
+            # Blocks are not halved inside models that could not share inside at all.
+            wanted, folds = between, 0
+            what = "all layers between models"
+            shared = yield from merge_all(problem, settings, wanted, models, what, units=_each(models))
+    if not _enough(models, shared) and settings.start in (None, "donor"):
+        alone = models - _across_models(shared).models
+        shared = yield from one_way_each(problem, settings, alone, shared, _WORTH * problem.bytes)
+        folds = 0
+    if not _enough(models, shared):
+        shared = yield from _bisect(problem, settings, wanted, shared)
+    else:
+        for fold in range(1, folds + 1):
+            before, wanted = wanted, _full_map(part, settings, fold)
             if wanted == before or not set(before.slots) <= set(shared.slots):
                 break
             shared = yield from _fold(problem, settings, wanted, shared, models)
+    left = models - _across_models(shared).models
+    if LEAST_MODELS <= len(left) < len(models):
+        for group in _components(_full_map(problem.of(left), settings, 0)):
+            shared = yield from _merge_group(problem, settings, group, shared)
+    return shared
 
 
-def _bisect(problem: Problem, settings: SearchSettings, wanted: SharingMap, shared: SharingMap) -> _Phase:
+def _each(models: frozenset[str]) -> list[frozenset[str]]:
+    """Return a set of its own for each model, in the order of the alphabet."""
+    return [frozenset({name}) for name in sorted(models)]
+
+
+def _enough(models: frozenset[str], shared: SharingMap) -> bool:
+    """Check whether at least two of some models share weights with each other."""
+    return len(_across_models(shared.of(models)).models) >= LEAST_MODELS
+
+
+def _join(problem: Problem, settings: SearchSettings, units: Sequence[frozenset[str]], shared: SharingMap) -> Phase:
+    """Let families share with each other what they have in common, if that saves enough.
+
+    Args:
+        problem: the layers of all models.
+        settings: the user's settings.
+        units: sets of models that share already, and single models that no family has.
+        shared: sharing map that is committed so far.
+    """
+    between = pair_families(problem, shared, units)
+    joined = shared.joined(between.slots)
+    for models in _components(joined):
+        before = shared
+        part, wanted = between.of(models), joined.of(models)
+        if _gain(problem, shared, part.slots) < _WORTH * problem.bytes:
+            continue
+        inside = [unit for unit in units if unit <= models]
+        if all(len(unit) == 1 for unit in inside):
+            # Models without a family were tried with each other already.
+            continue
+        shared = yield from merge_all(problem, settings, wanted, models, "all layers between families", units=inside)
+        if shared == before:
+            shared = yield from _bisect(problem, settings, part, shared)
+    return shared
+
+
+def _lend(problem: Problem, settings: SearchSettings, alone: frozenset[str], shared: SharingMap) -> Phase:
+    """Let each model without a family take weights of the family with which it has most bytes in common.
+
+    Args:
+        problem: the layers of all models.
+        settings: the user's settings.
+        alone: names of the models that no family has.
+        shared: sharing map that is committed so far.
+    """
+    for model in sorted(alone - _across_models(shared).models):
+        units = _components(_across_models(shared))
+        gains = [_gain(problem, shared, pair_families(problem, shared, [unit, {model}]).slots) for unit in units]
+        if units and max(gains) >= _WORTH * problem.bytes:
+            shared = yield from one_way(problem, settings, units[gains.index(max(gains))], model, shared)
+    return shared
+
+
+def _bisect(problem: Problem, settings: SearchSettings, wanted: SharingMap, shared: SharingMap) -> Phase:
     """Share the heaviest slots (sets of layer weights that hold one tensor) with half of the saving, then the rest.
 
     A half that adds no committed sharing between models is bisected again.
@@ -75,20 +172,27 @@ def _bisect(problem: Problem, settings: SearchSettings, wanted: SharingMap, shar
         wanted: sharing map that too few models could keep.
         shared: sharing map that is committed so far.
     """
-    heaviest = _heaviest(wanted.slots, [problem.saved(SharingMap((slot,))) for slot in wanted.slots])
+    heaviest = _heaviest(wanted.slots, [_gain(problem, shared, (slot,)) for slot in wanted.slots])
     if len(heaviest) == len(wanted.slots):
         return shared
     rest = [slot for slot in wanted.slots if slot not in heaviest]
     for slots, what in ((heaviest, "heaviest"), (rest, "lighter")):
         for models in _components(half := SharingMap().joined(slots)):
             part = half.of(models)
-            if problem.saved(part) < _WORTH * problem.bytes:
+            if _gain(problem, shared, part.slots) < _WORTH * problem.bytes:
                 continue
-            before, joined = shared, shared.of(models).joined(part.slots)
-            shared = yield from _merge(problem, settings, joined, models, f"the {len(part.slots)} {what} layers")
+            # Models that share committed weights with these must train too, as they hold the same tensors.
+            tied = shared.tied(models)
+            before, joined = shared, shared.of(tied).joined(part.slots)
+            shared = yield from merge_all(problem, settings, joined, tied, f"the {len(part.slots)} {what} layers")
             if _across_models(shared.of(models)) == _across_models(before.of(models)):
                 shared = yield from _bisect(problem, settings, part, shared)
     return shared
+
+
+def _gain(problem: Problem, shared: SharingMap, slots: Sequence[Slot]) -> int:
+    """Return the bytes that more slots (sets of layer weights that hold one tensor) free beside those of a map."""
+    return problem.saved(shared.joined(slots)) - problem.saved(shared)
 
 
 def _across_models(sharing: SharingMap) -> SharingMap:
@@ -110,102 +214,9 @@ def _components(sharing: SharingMap) -> list[frozenset[str]]:
     return found
 
 
-def _merge(
-    problem: Problem,
-    settings: SearchSettings,
-    wanted: SharingMap,
-    models: frozenset[str],
-    what: str = "all layers",
-    *,
-    usable: bool = False,
-) -> _Phase:
-    """Merge one set of connected models: choose starting weights, retrain jointly, make weights private where needed.
-
-    Args:
-        problem: the layers of all models.
-        settings: the user's settings.
-        wanted: sharing map to reach.
-        models: names of the models in ``wanted``.
-        what: name of the layers in ``wanted``, for the titles of trials.
-        usable: whether to give up before training if the best starting weights leave fewer than two models usable.
-    """
-    tried = yield from try_starts(problem, settings, wanted, models)
-    best = max(tried, key=lambda verdict: start_score(problem, wanted, verdict.outcome), default=None)
-    if any(verdict.accepted for verdict in tried) or (
-        best is not None and usable and not is_usable(problem, models, best.outcome)
-    ):
-        return tried[-1].sharing
-    start = best.trial.start if best else Start(settings.start or "first", by_size(problem, models))
-    first = Trial(f"{what} of {', '.join(sorted(models))}", wanted, models, start)
-    shared, strain = yield from _rounds(problem, settings, first, best.outcome.relative if best else {})
-    for model in sorted(models - shared.models):
-        done = models & shared.models
-        if len(done) < LEAST_MODELS:
-            break
-        own = {use for use in wanted.uses - shared.uses if use.model in done}
-        rest = wanted.of(done | {model}).without(own)
-        pulled = {use: value for use, value in strain.items() if use.model == model and use in rest.uses}
-        shared = yield from _give_back(problem, settings, shared, rest, model, pulled)
-    return shared
-
-
-def _rounds(
-    problem: Problem, settings: SearchSettings, first: Trial, start: Mapping[str, float]
-) -> Generator[Sequence[Trial], Sequence[Verdict], tuple[SharingMap, Mapping[Use, float]]]:
-    """Retrain models in up to three rounds, each twice as long as the one before, while another round is promising.
-
-    Args:
-        problem: the layers, queries and targets of all models.
-        settings: the user's settings.
-        first: the trial of the first round, still without a recipe.
-        start: query name -> accuracy at the starting weights / original accuracy, as far as known.
-
-    Returns:
-        The committed sharing map, and the gradient sensitivity of each shared weight in the last round of its model.
-    """
-    before, trial, strain = dict(start), first, dict[Use, float]()
-    for length in range(_ROUNDS):
-        if length:
-            title = f"{first.group}, round {length + 1}"
-            trial = replace(trial, group=title, start=Start("keep"), base="last")
-        (verdict,) = yield [replace(trial, recipe=_recipe(settings, length))]
-        outcome = verdict.outcome
-        strain |= outcome.strain
-        if outcome.ended in _ENDED:
-            break
-        if not length:
-            # Do not judge queries whose accuracy fell in the first round, as a donor's does: they may recover later.
-            before = {query: value for query, value in before.items() if value <= outcome.relative[query]}
-        hopeless = {model for model in trial.learners if not _promising(problem, model, before, outcome.relative)}
-        if hopeless:
-            # Models that share committed weights with a hopeless model cannot be retrained without this model.
-            rest = trial.learners - verdict.sharing.tied(hopeless)
-            if len(rest) < LEAST_MODELS or rest <= outcome.met:
-                break
-            trial = replace(trial, sharing=trial.sharing.of(rest), learners=rest)
-        before = outcome.relative
-    return verdict.sharing, strain
-
-
-def _promising(problem: Problem, model: str, before: Mapping[str, float], after: Mapping[str, float]) -> bool:
-    """Check whether every query of a model would reach its target with the same accuracy gain as in the last round.
-
-    Args:
-        problem: the queries and targets of all models.
-        model: name of the model.
-        before: query name -> accuracy before the round / original accuracy; queries without an entry are not judged.
-        after: query name -> accuracy after the round / original accuracy.
-    """
-    return all(
-        problem.targets.get(query, 1.0) - after[query] <= max(after[query] - before[query], 0.0)
-        for query in problem.queries.get(model, (model,))
-        if query in before
-    )
-
-
 def _fold(
     problem: Problem, settings: SearchSettings, wanted: SharingMap, shared: SharingMap, models: frozenset[str]
-) -> _Phase:
+) -> Phase:
     """Halve the number of different blocks inside models, first for half of the saving, then for all of it.
 
     Each of the two steps is one trial. The second trial is left out if the first one fails.
@@ -218,11 +229,11 @@ def _fold(
         models: names of the models in ``wanted``.
     """
     new = [slot for slot in wanted.slots if slot not in shared.slots]
-    heaviest = _heaviest(new, [problem.saved(shared.joined([slot])) - problem.saved(shared) for slot in new])
+    heaviest = _heaviest(new, [_gain(problem, shared, (slot,)) for slot in new])
     for slots, what in ((heaviest, "the heaviest blocks halved"), (new, "all blocks halved")):
         title = f"{what} in {', '.join(sorted(models))}"
         start = Start("donor", by_size(problem, models))
-        (verdict,) = yield [Trial(title, shared.joined(slots), models, start, _recipe(settings, _ROUNDS - 1))]
+        (verdict,) = yield [Trial(title, shared.joined(slots), models, start, long_recipe(settings))]
         shared = verdict.sharing
         if not verdict.accepted or len(slots) == len(new):
             break
@@ -235,52 +246,3 @@ def _heaviest(slots: Sequence[Slot], savings: Sequence[int]) -> list[Slot]:
     sums = list(accumulate(saving for saving, _ in ranked))
     count = next(count for count, saved in enumerate(sums, 1) if saved >= sums[-1] / 2)
     return [slot for _, slot in ranked[:count]]
-
-
-def _recipe(settings: SearchSettings, length: int) -> Recipe:
-    """Return the recipe of a training with ``2 ** length`` times as many steps as the first round."""
-    # No early stopping by pace: under cosine decay most accuracy is gained at the end, so the pace before says little.
-    steps = settings.steps << length
-    return Recipe(steps, rate=settings.rate or _RATE, batch=settings.batch, gives_up=False, spare=_SPARE)
-
-
-def _give_back(
-    problem: Problem,
-    settings: SearchSettings,
-    shared: SharingMap,
-    wanted: SharingMap,
-    model: str,
-    strain: Mapping[Use, float],
-) -> _Phase:
-    """Retrain one model alone, with more and more of its weights private, until its queries meet their targets.
-
-    Args:
-        problem: the layers of all models.
-        settings: the user's settings.
-        shared: sharing map that is committed so far; the model joins its models.
-        wanted: sharing map between the model and the committed models, before any weight becomes private.
-        model: name of the model to retrain.
-        strain: gradient sensitivity of each weight that the model would share.
-    """
-    total = sum(map(problem.size, strain))
-    first = Trial("", shared, frozenset({model}), Start("donor", (*sorted(wanted.models - {model}), model)))
-    own: set[Use] = set()
-    for part in _GIVEN_BACK:
-        before, own = own, _most_strained(strain, problem, part * total)
-        if own == before:
-            continue
-        title = f"{model} without {len(own)} of {len(strain)} layers"
-        smaller = shared.joined(wanted.without(own).slots)
-        trial = replace(first, group=title, sharing=smaller, recipe=_recipe(settings, _ROUNDS - 1))
-        (verdict,) = yield [trial]
-        if verdict.accepted:
-            return verdict.sharing
-        first = replace(first, start=Start("keep"), base="last")
-    return shared
-
-
-def _most_strained(strain: Mapping[Use, float], problem: Problem, bytes_: float) -> set[Use]:
-    """Return weights of at most ``bytes_`` in total, highest gradient sensitivity first, but at least one weight."""
-    ranked = sorted(strain, key=lambda use: (-strain[use], use))
-    sizes = accumulate(map(problem.size, ranked))
-    return {use for use, size in zip(ranked, sizes, strict=True) if size <= bytes_} or set(ranked[:1])

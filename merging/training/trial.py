@@ -112,19 +112,22 @@ class TrialRunner:
         shared: SharingMap,
         deadline: float = math.inf,
         watch: Callable[[TrainingProgress], None] = lambda progress: None,
-    ) -> Outcome:
-        """Run a trial and return its outcome.
+    ) -> Outcome | None:
+        """Run a trial and return its outcome; None if the deadline passed before the starting weights were measured.
 
         Args:
             trial: the trial.
             states: model name -> weights to start from, for all models.
             shared: sharing map that ``states`` already follows.
-            deadline: time of ``time.monotonic`` at which training stops.
+            deadline: time of ``time.monotonic`` at which the trial stops. A training that has begun is measured and
+                kept.
             watch: function called after each training step with the state of the training.
         """
         try:
             with _seeded(self._seed, self.subjects.values()):
                 return self._run(trial, states, shared, deadline, watch)
+        except _TimeUpError:
+            return None
         finally:
             release(self._modules, self._own)
 
@@ -141,10 +144,11 @@ class TrialRunner:
         learners = {name: self.subjects[name] for name in sorted(trial.learners)}
         for name, subject in self.subjects.items():
             subject.restore(states[name])
-        self._begin(trial, learners, shared)
-        accuracies = accuracies_of(learners.values(), GLANCE if trial.recipe is not None else GLANCE // 2)
-        if _met(learners, accuracies) == trial.learners:
-            accuracies = accuracies_of(learners.values())
+        with _stopping(learners.values(), deadline):
+            self._begin(trial, learners, shared)
+            accuracies = accuracies_of(learners.values(), GLANCE if trial.recipe is not None else GLANCE // 2)
+            if _met(learners, accuracies) == trial.learners:
+                accuracies = accuracies_of(learners.values())
         met = _met(learners, accuracies)
         samples, ended = 0, "start"
         strained: dict[Use, float] = {}
@@ -231,6 +235,31 @@ def some(subject: Subject, count: int, seed: int) -> Iterator[Tensor]:
     order = torch.randperm(len(subject.train), generator=generator)[: fitting(count, subject.train)]
     for part in in_batches(order, fitting(_START_BATCH, subject.train)):
         yield subject.train.batch(part).to(subject.device)
+
+
+class _TimeUpError(Exception):
+    """Signal that the deadline has passed."""
+
+
+@contextmanager
+def _stopping(subjects: Iterable[Subject], deadline: float) -> Iterator[None]:
+    """Raise :class:`_TimeUpError` in a ``with`` block when one of the models runs after the deadline.
+
+    Starting weights cost thousands of images. The check comes before each batch, so that a budget shorter than one
+    choice of starting weights still holds.
+    """
+
+    def check(*_: object) -> None:
+        """Raise :class:`_TimeUpError` after the deadline; PyTorch calls this function before the model runs."""
+        if monotonic() > deadline:
+            raise _TimeUpError
+
+    hooks = [subject.student.register_forward_pre_hook(check) for subject in subjects]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager

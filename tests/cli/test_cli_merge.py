@@ -54,23 +54,29 @@ def test_a_line_for_each_model_trial_and_query(path: Path, merge: Call, tmp_path
     code, out, err = merge(path, "-o", merged, *SHORT)
     assert (code, err) == (0, "")
     lines = [line.split(maxsplit=1) for line in out.splitlines()]
-    assert [first for first, _ in lines] == ["model"] * 2 + ["trial"] * (len(lines) - 6) + ["query"] * 2 + [
+    trials = len(lines) - 7
+    assert [first for first, _ in lines] == [
+        *["model"] * 2,
+        "search",
+        *["trial"] * trials,
+        *["query"] * 2,
         "weights",
         "Next:",
     ]
     rest = [text for _, text in lines]
+    assert re.fullmatch(r"\d+\.\d s  3 looks and \d trainings? to come if each training reaches its targets", rest[2])
     assert re.fullmatch(r"\d+\.\d s  a: 4 layers, \d+ images; a 100\.0%", rest[0])
     assert re.fullmatch(
         r"\d+\.\d s  .+: (accepted|not accepted|measured) \(.+\); worst query [ab] keeps \d+\.\d%; \d+\.\d% saved; \d+"
-        r" images in \d+ s",
-        rest[2],
+        r" images in \d+ s; left: (nothing|.*(look|training)s?.*)",
+        rest[3],
     )
     assert re.fullmatch(r"a: \d+\.\d% of 100\.0%, \d+\.\d% of the original \(target 95%\)", rest[-4])
     assert re.match(r"\d+\.\d\d MB, merged \d+\.\d\d MB: \d+\.\d% saved", rest[-2])
     assert rest[-1] == f"gemel-compile {merged}/workload.yaml -o bundle/"
     assert "\x1b" not in out
     report = read_report(merged / "merge.json")
-    assert len(report.trials) == len(lines) - 6
+    assert len(report.trials) == trials
     load_workload(merged / "workload.yaml")
 
 
@@ -91,7 +97,10 @@ def test_no_time_is_said_and_leaves_what_there_was(path: Path, merge: Call, tmp_
     code, out, _ = merge(path, "-o", merged, *SHORT, "--budget", "0.001s")
     assert code == 0
     *_, notice, last = out.splitlines()
-    assert notice == "time is up; --resume goes on with a larger --budget"
+    assert re.fullmatch(
+        r"time is up before 2 of the models were loaded, after \d+ s; --resume goes on with a larger --budget", notice
+    )
+    assert sum("stays as it is: the time was up before it was loaded" in line for line in out.splitlines()) == 2
     assert last.startswith("Next: gemel-compile ")
     report = read_report(merged / "merge.json")
     assert (report.finished, report.trials) == (False, ())
@@ -101,6 +110,32 @@ def test_no_time_is_said_and_leaves_what_there_was(path: Path, merge: Call, tmp_
     ]
     code, out, _ = merge(path, "-o", merged, *SHORT, "--resume", "--budget", "1h")
     assert code == 0
+    assert read_report(merged / "merge.json").finished
+
+
+def test_a_budget_shorter_than_one_look_is_said(
+    path: Path, merge: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merged, late = tmp_path / "merged", False
+
+    def slow(*arguments: Any, **options: Any) -> frozenset[str]:
+        nonlocal late
+        late = True
+        return donate(*arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("gemel.merging.training.trial.donate", slow)
+        for module in ("merge", "search.search", "training.trial"):
+            patched.setattr(f"gemel.merging.{module}.monotonic", lambda: 1e9 if late else 0.0)
+        code, out, _ = merge(path, "-o", merged, *SHORT, "--budget", "1h")
+    assert code == 0
+    *_, notice, last = out.splitlines()
+    assert notice.startswith("time is up before the first look at starting weights was over, after ")
+    assert notice.endswith("; --resume goes on with a larger --budget")
+    assert last.startswith("Next: gemel-compile ")
+    assert read_report(merged / "merge.json").trials == ()
+    assert len(load_workload(merged / "workload.yaml").queries) == 2
+    assert merge(path, "-o", merged, *SHORT, "--resume")[0] == 0
     assert read_report(merged / "merge.json").finished
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from contextlib import closing
 from pathlib import Path
 
 import cv2
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from gemel.frames.folder import FolderReader, list_images
+from gemel.frames.source import resolve
 
 IMAGE = cv2.resize(np.random.default_rng(0).integers(0, 256, (9, 16, 3)).astype(np.uint8), (160, 90))
 
@@ -36,6 +38,21 @@ def test_order_of_numbers(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(encode(".png"))
     found = [path.name for path in list_images(tmp_path)]
     assert found == ["1.png", "2.png", "10.png", "a9b9.png", "a9b10.png", "a10b2.png"]
+
+
+def test_a_folder_with_a_folder_for_each_class(tmp_path: Path) -> None:
+    for name in ("class10/1.png", "class2/2.png", "class2/1.png", ".hidden/1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(encode(".png"))
+    found = [str(path.relative_to(tmp_path)) for path in list_images(tmp_path)]
+    assert found == ["class2/1.png", "class2/2.png", "class10/1.png"]
+    source = resolve("yard", str(tmp_path))
+    assert source.kind == "folder"
+    with closing(source.open()) as reader:
+        assert len([load() for _, load in reader]) == 3
+    # Images beside the folders are the feed, as they are the data of a merge.
+    (tmp_path / "0.png").write_bytes(encode(".png"))
+    assert [path.name for path in list_images(tmp_path)] == ["0.png"]
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp", ".tif"])

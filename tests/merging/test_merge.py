@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 
 from gemel.bundles.merge_report import MergeReport, read_report
 from gemel.compiler import compile_workload
-from gemel.errors import DataError, InputError
-from gemel.merging.merge import Listener, MergeOptions, merge_workload
+from gemel.errors import DataError, InputError, RetrainError
+from gemel.merging import merge
+from gemel.merging.merge import NOT_LOADED, Listener, MergeOptions, merge_workload
 from gemel.merging.strategies import STRATEGIES, SearchSettings
 from gemel.merging.training.training import TrainingProgress
 from gemel.workload import load_workload
@@ -176,11 +177,31 @@ def test_kill_and_resume(trained: Path) -> None:
 
 
 def test_no_time_leaves_everything_as_it_was(trained: Path) -> None:
-    report = merge_workload(load_workload(trained / "workload.yaml"), trained / "merged", options(budget=0.001))
+    lines = Lines()
+    report = merge_workload(load_workload(trained / "workload.yaml"), trained / "merged", options(budget=0.0), lines)
     assert not report.finished
+    assert set(lines.left.values()) == {NOT_LOADED}
+    assert (report.trials, report.saving) == ((), 0)
     merged = load_workload(trained / "merged" / "workload.yaml")
-    assert {found.relative for found in report.queries.values()} >= {1.0} or report.saving > 0
     compile_workload(merged, trained / "bundle")
+
+
+def test_the_search_goes_on_without_a_model_that_is_left_out(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = merge.subject_of
+
+    def subject_of(network: Any, *arguments: Any) -> Any:
+        if network.name == "direction":
+            raise RetrainError("no object to judge by in any image")
+        return real(network, *arguments)
+
+    monkeypatch.setattr(merge, "subject_of", subject_of)
+    lines = Lines()
+    report = merge_workload(load_workload(trained / "workload.yaml"), trained / "merged", options(), lines)
+    assert lines.left == {"direction": "no object to judge by in any image"}
+    assert report.finished
+    assert set(report.queries) == {"colour"}
+    assert (report.trials, report.saving) == ((), 0)
+    assert len(load_workload(trained / "merged" / "workload.yaml").queries) == 2
 
 
 def test_a_loss_that_is_no_number_ends_its_trial(trained: Path) -> None:

@@ -33,8 +33,9 @@ class Boxes:
 class Images:
     """Data set of images, resized for a model. Without labels or boxes, the original model's answers are the truth."""
 
-    pixels: Tensor
-    """Pixels of all images of a data set, ``[N, C, height, width]`` uint8 in the colour order of the model's input."""
+    stored: Tensor
+    """Pixels in memory, ``[M, C, height, width]`` uint8 in the colour order of the model's input. Several data sets may
+    hold the same tensor, such as those of models that watch one feed."""
     geometry: tuple[Geometry, ...]
     """Size and place of each resized image within the model's input, which a letterbox leaves partly empty."""
     spec: InputSpec
@@ -43,16 +44,31 @@ class Images:
     """Class number of each image, ``[N]`` int64; None for a data set without classes."""
     boxes: tuple[Boxes, ...] | None = None
     """Ground-truth objects in each image; None for a data set without boxes."""
+    chosen: Tensor | None = None
+    """Number of each image among those in memory, ``[N]`` int64; None if the data set is all of them in their order."""
 
     def __len__(self) -> int:
-        return len(self.pixels)
+        return len(self.geometry)
+
+    @property
+    def pixels(self) -> Tensor:
+        """Pixels of all images of the data set, ``[N, C, height, width]`` uint8; a copy if the data set is a part."""
+        return self.stored if self.chosen is None else self.stored[self.chosen]
 
     def select(self, indices: Tensor) -> Images:
-        """Return a data set of the images with the numbers ``indices`` (``[N]`` int64), in that order."""
+        """Return a data set of the images with the numbers ``indices`` (``[N]`` int64), in that order.
+
+        No pixels are copied.
+        """
         rows = indices.tolist()
         labels = None if self.labels is None else self.labels[indices]
         boxes = None if self.boxes is None else tuple(self.boxes[row] for row in rows)
-        return Images(self.pixels[indices], tuple(self.geometry[row] for row in rows), self.spec, labels, boxes)
+        places = tuple(self.geometry[row] for row in rows)
+        return Images(self.stored, places, self.spec, labels, boxes, self._stored_at(indices))
+
+    def _stored_at(self, indices: Tensor) -> Tensor:
+        """Return the numbers in memory of the images with the numbers ``indices`` in the data set."""
+        return indices if self.chosen is None else self.chosen[indices]
 
     def batch(self, indices: Tensor, mirrored: bool = False) -> Tensor:
         """Return a batch of normalised images as the model's input.
@@ -64,7 +80,7 @@ class Images:
         Returns:
             ``[B, C, height, width]`` float32, bit for bit what :func:`gemel.frames.preprocess.preprocess` makes.
         """
-        pixels = self.pixels[indices]
+        pixels = self.stored[self._stored_at(indices)]
         if mirrored:
             for rows, (left, top, right, bottom) in self._covered(indices):
                 pixels[rows, :, top:bottom, left:right] = pixels[rows, :, top:bottom, left:right].flip(-1)
@@ -80,7 +96,7 @@ class Images:
     @cached_property
     def _constants(self) -> tuple[Tensor, Tensor]:
         """Factor and offset that normalise pixels (``pixel * factor - offset``), ``[C, 1, 1]`` each."""
-        channels = self.pixels.shape[1]
+        channels = self.stored.shape[1]
         # A single number holds for all channels; a gray image takes the first of three numbers.
         mean, std = (np.resize(np.asarray(value, np.float32), channels) for value in (self.spec.mean, self.spec.std))
         factor, offset = (torch.from_numpy(value).view(-1, 1, 1) for value in (self.spec.scale / std, mean / std))

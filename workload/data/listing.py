@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
+from weakref import ref
 
 import cv2
 import numpy as np
@@ -32,6 +33,11 @@ _CHUNK = 256
 """Maximum number of a data set's image files to decode ahead of their use."""
 _HELD_OUT = 5
 """Number N such that one of every N images of a data set is held out for evaluation."""
+
+_Key = tuple[tuple[Path | int, ...], Source | None, tuple[int, int], str, str, str]
+_IN_MEMORY: dict[_Key, tuple[ref[Tensor], tuple[Geometry, ...]]] = {}
+"""Images and the way in which they were resized -> their pixels, while a data set uses them, and their places in the
+model's input. Twenty models that watch one feed would otherwise hold 20 times the feed's frames."""
 
 Resized = tuple[NDArray[np.uint8], Geometry]
 """Type of one image, resized for a model, with its position in the model's input."""
@@ -102,6 +108,9 @@ class Listing:
     def read(self, spec: InputSpec) -> Images:
         """Read every image of the data set and resize it for a model.
 
+        Data sets of the same images for inputs of the same size and colours have their pixels in memory once, as long
+        as one of them is in use.
+
         Args:
             spec: input size and colour order of the model.
 
@@ -118,6 +127,26 @@ class Listing:
                 f"{self.what}: {len(self)} images of {spec.size[0]} x {spec.size[1]} pixels need {size} bytes of"
                 f" memory, more than {_MOST_BYTES}; use fewer images"
             )
+        pixels, geometry = self._read(spec)
+        self._check_boxes(geometry)
+        labels: Tensor | None = None if self.labels is None else torch.tensor(self.labels)
+        return Images(pixels, geometry, spec, labels, self.boxes)
+
+    def _read(self, spec: InputSpec) -> tuple[Tensor, tuple[Geometry, ...]]:
+        """Return the pixels of all images, ``[N, C, height, width]`` uint8, and their places in the model's input.
+
+        Raises:
+            DataError: an image cannot be read, or a video has fewer than two readable frames.
+        """
+        # Normalisation and padding are not in the pixels.
+        key = (self.items, self.video, spec.size, spec.color, spec.fit, spec.rounding)
+        for old in [each for each, (held, _) in _IN_MEMORY.items() if held() is None]:
+            del _IN_MEMORY[old]
+        if key in _IN_MEMORY:
+            held, places = _IN_MEMORY[key]
+            if (known := held()) is not None:
+                return known, places
+        channels = 1 if spec.color == "gray" else 3
         pixels = torch.zeros(len(self), channels, *spec.size, dtype=torch.uint8)
         geometry: list[Geometry] = []
         for image, place in self._of_video(spec) if self.video else self._of_files(spec):
@@ -126,9 +155,9 @@ class Listing:
             geometry.append(place)
         if len(geometry) < 2:
             raise DataError(f"{self.what}: {self.video} gives {len(geometry)} readable frames; at least 2 are needed")
-        self._check_boxes(geometry)
-        labels: Tensor | None = None if self.labels is None else torch.tensor(self.labels)
-        return Images(pixels[: len(geometry)], tuple(geometry), spec, labels, self.boxes)
+        pixels = pixels[: len(geometry)]
+        _IN_MEMORY[key] = ref(pixels), tuple(geometry)
+        return pixels, tuple(geometry)
 
     def _of_files(self, spec: InputSpec) -> Iterator[Resized]:
         """Read the data set's image files in parallel threads, and yield the images resized for a model, in order."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from helpers import query
@@ -195,19 +197,37 @@ def test_original_models_are_counted_once(subject: Callable[..., Subject], monke
     monkeypatch.setattr(report, "bundle_bytes", count)
     found = Found({name: each.state() for name, each in subjects.items()})
     reporter = Reporter(problem, subjects, "together")
-    assert counted == [1, 1, 2]
+    assert counted == [2, 2]
     for _ in range(3):
-        assert reporter.report(found, finished=False).original_bytes == 200
-    assert counted == [1, 1, 2, 2, 2, 2]
+        assert reporter.report(found, finished=False).original_bytes == 100
+    assert counted == [2, 2, 2, 2, 2]
 
 
 def test_before_anything_is_merged_everything_is_original(subject: Callable[..., Subject]) -> None:
     problem, subjects = made(subject)
     found = Found({name: each.state() for name, each in subjects.items()})
     report = Reporter(problem, subjects, "together").report(found, finished=False)
-    assert 0 < report.merged_bytes <= report.original_bytes
+    assert 0 < report.merged_bytes == report.original_bytes
     assert (report.layer_saving, report.shared) == (0, ())
     assert all(each.relative == 1 for each in report.queries.values())
+
+
+def test_what_originals_have_in_common_is_no_saving(
+    subject: Callable[..., Subject], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem, subjects = made(subject)
+    anchors = np.arange(1000, dtype=np.float32)
+    real = report.held_by
+
+    def with_anchors(each: Subject, state: Any = None) -> StoredModel:
+        """Return a model with a tensor of its decoder that all models have."""
+        return replace(real(each, state), others=(anchors,))
+
+    monkeypatch.setattr(report, "held_by", with_anchors)
+    found = Found({name: each.state() for name, each in subjects.items()})
+    unmerged = Reporter(problem, subjects, "together").report(found, finished=False)
+    assert unmerged.saving == 0
+    assert unmerged.original_bytes == unmerged.merged_bytes > anchors.nbytes
 
 
 def test_where_no_model_can_be_retrained_there_is_nothing_to_save() -> None:

@@ -228,7 +228,7 @@ def test_a_budget_that_loading_uses_up_loses_nothing(
     assert whole["report"]["shared"]
 
 
-def test_no_trial_of_a_batch_begins_after_the_deadline(
+def test_no_trial_of_a_batch_begins_after_the_deadline_and_earlier_ones_are_kept(
     run: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(nobody, tmp_path / "whole")
@@ -240,14 +240,20 @@ def test_no_trial_of_a_batch_begins_after_the_deadline(
         tried.append(trial.group)
         return ""
 
+    def counted(trial: Trial) -> str:
+        tried.append(trial.group)
+        return ""
+
     for name in ("merge", "search.search"):
         monkeypatch.setattr(f"gemel.merging.{name}.monotonic", lambda: now)
     cut = run(slow, tmp_path / "merged", budget=30.0)
-    # Only the first of three donors was tried, since each trial asks its script twice and takes 80 s. Nothing of an
-    # unfinished batch is kept.
+    # Only the first of three donors was tried, since each trial asks its script twice and takes 80 s. It is kept.
     assert set(tried) == {"donor a"}
-    assert (cut["report"]["trials"], cut["report"]["finished"]) == ((), False)
-    assert run(nobody, tmp_path / "merged", resume=True) == whole
+    assert [each["group"] for each in cut["report"]["trials"]] == ["donor a"]
+    assert not cut["report"]["finished"]
+    tried.clear()
+    assert run(counted, tmp_path / "merged", resume=True) == whole
+    assert tried[0] == "donor b"
 
 
 def test_a_second_merge_into_the_same_folder_is_refused(

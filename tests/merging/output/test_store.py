@@ -67,8 +67,9 @@ def files(value: int = 1) -> dict[str, tuple[str, bytes | None]]:
 
 
 def record(store: Store, *verdicts: Verdict, value: int = 1) -> None:
-    """Record a batch of verdicts with the weight files for ``value``."""
-    store.record(verdicts, verdicts[-1].outcome.states, files(value))
+    """Record verdicts, one after the other, with the weight files for ``value``."""
+    for each in verdicts:
+        store.record(each, each.outcome.states, files(value))
 
 
 def report(**fields: Any) -> MergeReport:
@@ -90,16 +91,17 @@ def report(**fields: Any) -> MergeReport:
     return MergeReport(**{**base, **fields})
 
 
-def test_a_recorded_batch_is_recalled(opened: Opened) -> None:
+def test_recorded_trials_are_recalled(opened: Opened) -> None:
     first = opened(HEADER)
-    assert first.recall([trial()]) is None
+    assert first.recall(trial()) is None
     record(first, verdict(), verdict("second"))
     again = opened(HEADER, resume=True)
-    found = again.recall([trial(), trial("second")])
-    assert found is not None
+    found = [again.recall(each) for each in (trial(), trial("second"))]
+    assert found[0] is not None
+    assert found[1] is not None
     assert (found[0].accuracies, found[0].met, found[0].samples) == ({"qa": 0.5, "qb": 0.75}, frozenset("a"), 20)
     assert found[1].strain == {A: 0.25}
-    assert again.recall([trial("next")]) is None
+    assert again.recall(trial("next")) is None
     assert torch.equal(again.last_states()["b"]["0.weight"], torch.ones(2, 2))
     assert again.weights["b"].read_bytes() == b"1"
 
@@ -115,8 +117,8 @@ def test_a_line_cut_off_by_a_crash_is_forgotten_with_its_weights(tmp_path: Path,
     write_atomically(search / "last-1.safetensors", pack_states(verdict().outcome.states))
     (search / "journal.jsonl").write_text(text[:-40])
     again = opened(HEADER, resume=True)
-    assert again.recall([trial()]) is not None
-    assert again.recall([trial()]) is None
+    assert again.recall(trial()) is not None
+    assert again.recall(trial()) is None
     assert torch.equal(again.last_states()["a"]["0.weight"], torch.ones(2, 2))
     assert again.weights["a"].read_bytes() == b"1"
     # The trial runs again; the file that the crash left is not mistaken for the weights of an older trial.
@@ -130,7 +132,7 @@ def test_a_trial_that_went_wrong_keeps_the_weights_that_the_next_goes_on_from(op
     store = opened(HEADER)
     record(store, verdict())
     wrong = verdict(ended="the loss is nan at step 1")
-    store.record([replace(wrong, outcome=replace(wrong.outcome, states={}))], verdict(value=2).outcome.states, {})
+    store.record(replace(wrong, outcome=replace(wrong.outcome, states={})), verdict(value=2).outcome.states, {})
     again = opened(HEADER, resume=True)
     assert torch.equal(again.last_states()["a"]["0.weight"], torch.full((2, 2), 2.0))
 
@@ -143,9 +145,8 @@ def test_another_search_is_not_resumed(opened: Opened) -> None:
 
 def test_other_trials_are_not_taken_for_these(opened: Opened) -> None:
     record(opened(HEADER), verdict())
-    for trials in ([trial("other")], [trial(), trial()]):
-        with pytest.raises(InputError, match="another version"):
-            opened(HEADER, resume=True).recall(trials)
+    with pytest.raises(InputError, match="another version"):
+        opened(HEADER, resume=True).recall(trial("other"))
 
 
 def test_a_journal_of_another_form_is_not_resumed(tmp_path: Path, opened: Opened) -> None:
@@ -238,7 +239,7 @@ def test_a_full_disk_leaves_the_last_commit(
 
 
 @pytest.mark.parametrize("name", [SECOND, "last-2.safetensors", "journal.jsonl"])
-def test_a_disk_that_fills_in_a_record_leaves_the_batch_before(
+def test_a_disk_that_fills_in_a_record_leaves_the_trial_before(
     name: str, monkeypatch: pytest.MonkeyPatch, opened: Opened
 ) -> None:
     store = opened(HEADER)
@@ -261,12 +262,12 @@ def test_a_disk_that_fills_in_a_record_leaves_the_batch_before(
     else:
         monkeypatch.setattr(module, "write_atomically", full)
     with pytest.raises(InputError, match="No space left on device; the last commit is whole"):
-        store.record([verdict(value=2)], verdict(value=2).outcome.states, {"a": (SECOND, b"2")})
+        store.record(verdict(value=2), verdict(value=2).outcome.states, {"a": (SECOND, b"2")})
     monkeypatch.undo()
     again = opened(HEADER, resume=True)
-    assert again.recall([trial()]) is not None
+    assert again.recall(trial()) is not None
     if name != "journal.jsonl":  # in that case the line may or may not be on the disk
-        assert again.recall([trial()]) is None
+        assert again.recall(trial()) is None
         assert again.weights["a"].read_bytes() == b"1"
         assert torch.equal(again.last_states()["a"]["0.weight"], torch.ones(2, 2))
 

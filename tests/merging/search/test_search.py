@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,11 +16,12 @@ from gemel.errors import GemelError
 from gemel.merging.layers.layers import Layer
 from gemel.merging.layers.problem import Problem
 from gemel.merging.layers.sharing import SharingMap, Use
-from gemel.merging.search.search import Found, Job, kept, search
+from gemel.merging.search.keeping import kept
+from gemel.merging.search.search import Found, Job, search
 from gemel.merging.strategies import Search, Verdict
 from gemel.merging.training.subjects import State
 from gemel.merging.training.training import Recipe
-from gemel.merging.training.trial import Outcome, Trial
+from gemel.merging.training.trial import Outcome, Start, Trial
 
 LAYERS = 3
 MODELS = "abcd"
@@ -55,8 +56,9 @@ class Trainer:
         self.jobs: list[Job] = []
         self.accuracies: dict[tuple[str, float], float] = {}
 
-    def __call__(self, jobs: Sequence[Job]) -> list[Outcome]:
-        return [self._run(job) for job in jobs]
+    def __call__(self, jobs: Sequence[Job]) -> Generator[Outcome, None, None]:
+        for job in jobs:
+            yield self._run(job)
 
     def _run(self, job: Job) -> Outcome:
         """Run one job; weights shared with models that do not train are copied from these."""
@@ -76,27 +78,29 @@ class Trainer:
 
 
 class Quiet:
-    """Journal that recalls the given outcomes of batches, and keeps what is recorded in memory.
+    """Journal that recalls the given outcomes of trials, and keeps what is recorded in memory.
 
     Args:
-        known: outcomes of each batch to recall.
+        known: outcomes of the trials to recall.
         states: weights to restore once.
     """
 
-    def __init__(self, *known: Sequence[Outcome], states: Mapping[str, State] | None = None) -> None:
+    def __init__(self, *known: Outcome, states: Mapping[str, State] | None = None) -> None:
         self._known = list(known)
         self._states = states
-        self.recorded: list[tuple[int, dict[str, State], dict[str, State]]] = []
+        self.recorded: list[tuple[Trial, dict[str, State], dict[str, State]]] = []
 
-    def recall(self, trials: Sequence[Trial]) -> Sequence[Outcome] | None:
+    def recall(self, trial: Trial) -> Outcome | None:
         return self._known.pop(0) if self._known else None
 
     def restore(self, found: Found) -> tuple[Mapping[str, State], Mapping[str, State]] | None:
+        if self._known:
+            return None
         states, self._states = self._states, None
         return None if states is None else (states, states)
 
-    def record(self, verdicts: Sequence[Verdict], found: Found, last: Mapping[str, State]) -> None:
-        self.recorded.append((len(verdicts), dict(found.states), dict(last)))
+    def record(self, verdict: Verdict, found: Found, last: Mapping[str, State]) -> None:
+        self.recorded.append((verdict.trial, dict(found.states), dict(last)))
 
 
 def ask(*batches: Iterable[Trial], told: list[Sequence[Verdict]] | None = None) -> Search:
@@ -224,18 +228,21 @@ def test_on_the_committed_weights_what_failed_is_forgotten() -> None:
     trainer = Trainer("a", "b")
     found = run(trainer, [trial(shared("ab0"), "ab")], [trial(shared("ab0"), "b")])
     assert int(trainer.jobs[1].states["a"]["mark"]) == 0
-    # Only b meets its goal, and a has its original weights in the second trial, so nothing is shared.
-    assert found.sharing == SharingMap()
+    # In the second trial a has its original weights and does not learn, so b shares with the original a.
+    assert found.sharing == shared("ab0")
+    assert marks(found) == {"a": 0, "b": 2, "c": 0, "d": 0}
+    assert found.accuracies == {"b": 2.5}
 
 
 def test_a_trial_that_went_wrong_leaves_the_last_weights() -> None:
     trainer = Trainer("a", "b")
 
-    def diverge_first(jobs: Sequence[Job]) -> list[Outcome]:
+    def diverge_first(jobs: Sequence[Job]) -> Generator[Outcome, None, None]:
         if len(trainer.jobs) == 1:
             trainer.jobs.append(jobs[0])
-            return [Outcome({"b": 0.0}, {"b": 0.0}, frozenset(), 0, 0.0, "the loss is nan")]
-        return trainer(jobs)
+            yield Outcome({"b": 0.0}, {"b": 0.0}, frozenset(), 0, 0.0, "the loss is nan")
+        else:
+            yield from trainer(jobs)
 
     last = trial(shared("ab0"), "b", base="last")
     found = search(PROBLEM, ask([trial(shared("ab0"), "ab")], [last], [last]), ORIGINALS, diverge_first, Quiet())
@@ -280,15 +287,62 @@ def test_of_trials_side_by_side_that_touch_one_model_the_first_is_kept() -> None
     assert found.sharing == shared("ac0", "ac1")
 
 
-def test_a_batch_is_recorded_as_one() -> None:
+def test_a_trial_is_skipped_when_an_earlier_one_of_its_batch_changed_its_models() -> None:
+    trainer, told = Trainer("ab", "cd"), list[Sequence[Verdict]]()
+    batch = [trial(shared("ab0"), "ab"), trial(shared("ac0"), "ac"), trial(shared("cd0"), "cd")]
+    found = search(PROBLEM, ask(batch, told=told), ORIGINALS, trainer, Quiet())
+    assert [verdict.outcome.ended for verdict in told[0]] == ["done", "skipped", "done"]
+    assert [verdict.accepted for verdict in told[0]] == [True, False, True]
+    assert [job.trial for job in trainer.jobs] == [batch[0], batch[2]]
+    # The trial that did not run is not reported.
+    assert [verdict.trial for verdict in found.verdicts] == [batch[0], batch[2]]
+
+
+def test_every_trial_of_a_batch_is_recorded_when_it_is_over() -> None:
     journal = Quiet()
-    batches = [trial(shared("ab0"), "ab"), trial(shared("cd0"), "cd")], [trial(shared("ab0", "ab1", "cd0"), "ab")]
-    search(PROBLEM, ask(*batches), ORIGINALS, Trainer("ab", "c", ""), journal)
-    (first, found, last), (second, _, after) = journal.recorded
-    assert (first, second) == (2, 1)
+    first, second = trial(shared("ab0"), "ab"), trial(shared("cd0"), "cd")
+    seen: list[int] = []
+    trainer = Trainer("ab", "c")
+
+    def execute(jobs: Sequence[Job]) -> Generator[Outcome, None, None]:
+        for outcome in trainer(jobs):
+            seen.append(len(journal.recorded))
+            yield outcome
+
+    search(PROBLEM, ask([first, second]), ORIGINALS, execute, journal)
+    assert seen == [0, 1]
+    assert [each for each, _, _ in journal.recorded] == [first, second]
+    (_, found, last), (_, after, end) = journal.recorded
     assert [int(found[name]["mark"]) for name in MODELS] == [1, 1, 0, 0]
-    assert [int(last[name]["mark"]) for name in MODELS] == [1, 1, 2, 2]
-    assert [int(after[name]["mark"]) for name in MODELS] == [3, 3, 0, 0]
+    assert [int(last[name]["mark"]) for name in MODELS] == [1, 1, 0, 0]
+    assert [int(after[name]["mark"]) for name in MODELS] == [1, 1, 0, 0]
+    assert [int(end[name]["mark"]) for name in MODELS] == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("recorded", [1, 2, 3])
+def test_a_kill_between_the_looks_of_a_batch_loses_only_the_running_look(recorded: int) -> None:
+    looks = [trial(shared("abcd0"), "abcd", None, start=Start("donor", (name,))) for name in MODELS]
+    told: list[Sequence[Verdict]] = []
+    whole = search(PROBLEM, ask(looks, told=told), ORIGINALS, Trainer("a", "b", "c", "d"), Quiet())
+    known = [verdict.outcome for verdict in whole.verdicts[:recorded]]
+    trainer, journal, again = Trainer(*"abcd"[recorded:]), Quiet(*known), list[Sequence[Verdict]]()
+    search(PROBLEM, ask(looks, told=again), ORIGINALS, trainer, journal)
+    assert [job.trial for job in trainer.jobs] == looks[recorded:]
+    assert [each for each, _, _ in journal.recorded] == looks[recorded:]
+    assert [verdict.outcome.met for verdict in again[0]] == [verdict.outcome.met for verdict in told[0]]
+
+
+def test_a_kill_in_a_batch_after_a_commit_resumes_to_the_same_end() -> None:
+    batch = [trial(shared("ab0"), "ab"), trial(shared("ab1"), "ab"), trial(shared("cd0"), "cd")]
+    whole = run(Trainer("ab", "cd"), batch)
+    trainer = Trainer("", "cd")
+    trainer.jobs.append(Job(batch[0], {}, SharingMap()))  # Counts as the trial that ran before the kill.
+    trainer._met.pop(0)
+    states = {name: whole.states[name] if name in "ab" else ORIGINALS[name] for name in MODELS}
+    journal = Quiet(whole.verdicts[0].outcome, states=states)
+    found = search(PROBLEM, ask(batch), ORIGINALS, trainer, journal)
+    assert found == whole
+    assert trainer.jobs[-1].shared == SharingMap()
 
 
 def test_no_batch_begins_after_the_deadline() -> None:
@@ -298,16 +352,17 @@ def test_no_batch_begins_after_the_deadline() -> None:
     assert not trainer.jobs
 
 
-def test_a_batch_that_the_deadline_cuts_off_is_forgotten() -> None:
-    trainer, journal = Trainer("ab"), Quiet()
+def test_what_was_over_when_the_deadline_cut_a_batch_off_is_kept() -> None:
+    trainer, journal = Trainer("ab", "cd"), Quiet()
     told: list[Sequence[Verdict]] = []
 
-    def execute(jobs: Sequence[Job]) -> list[Outcome] | None:
-        return trainer(jobs) if len(jobs) == 1 else None
+    def execute(jobs: Sequence[Job]) -> Generator[Outcome, None, None]:
+        yield from trainer(jobs[:1])
 
-    steps = ask([trial(shared("ab0"), "ab")], [trial(shared("ab1"), "ab"), trial(shared("cd1"), "cd")], told=told)
-    found = search(PROBLEM, steps, ORIGINALS, execute, journal)
-    assert len(journal.recorded) == len(told) == len(found.verdicts) == 1
+    batches = [trial(shared("ab0"), "ab"), trial(shared("cd1"), "cd")], [trial(shared("abcd0"), "abcd")]
+    found = search(PROBLEM, ask(*batches, told=told), ORIGINALS, execute, journal)
+    assert len(journal.recorded) == len(found.verdicts) == 1
+    assert not told
     assert found.sharing == shared("ab0")
 
 
@@ -324,7 +379,7 @@ def test_what_is_recalled_is_found_again_however_late_it_is() -> None:
     batches = [trial(shared("ab0"), "ab")], [trial(shared("ab0", "cd0"), "cd")], [trial(shared("abcd0"), "abcd")]
     trainer = Trainer("ab", "cd")
     whole = run(trainer, *batches[:2])
-    known = [[verdict.outcome] for verdict in whole.verdicts]
+    known = [verdict.outcome for verdict in whole.verdicts]
     journal = Quiet(*known, states=whole.states)
     found = search(PROBLEM, ask(*batches), ORIGINALS, trainer, journal, -math.inf)
     assert found == whole
@@ -333,9 +388,9 @@ def test_what_is_recalled_is_found_again_however_late_it_is() -> None:
 
 
 def test_weights_that_differ_are_never_reported_as_shared() -> None:
-    def careless(jobs: Sequence[Job]) -> list[Outcome]:
+    def careless(jobs: Sequence[Job]) -> Generator[Outcome, None, None]:
         states = {name: {**ORIGINALS[name]} for name in "ab"}
-        return [Outcome({}, {}, frozenset("ab"), 0, 0.0, "done", {}, states)]
+        yield Outcome({}, {}, frozenset("ab"), 0, 0.0, "done", {}, states)
 
     with pytest.raises(GemelError, match=r"a: 0\.weight was to be shared with b: 0\.weight, but their weights differ"):
         search(PROBLEM, ask([trial(shared("ab0"), "ab")]), ORIGINALS, careless, Quiet())
@@ -393,11 +448,12 @@ def test_only_models_that_met_share_and_saving_never_falls(script: Script) -> No
         else:
             assert found.states[name] is ORIGINALS[name]
     # Recalling the search gives the same result.
-    known, states = iter(found.verdicts), found.states
-    recalled = Quiet(*([next(known).outcome for _ in range(count)] for count, _, _ in journal.recorded), states=states)
+    assert [each for each, _, _ in journal.recorded] == [verdict.trial for verdict in found.verdicts]
+    recalled = Quiet(*(verdict.outcome for verdict in found.verdicts), states=found.states)
     assert search(PROBLEM, strategy(), ORIGINALS, _never, recalled) == found
 
 
-def _never(jobs: Sequence[Job]) -> list[Outcome]:
+def _never(jobs: Sequence[Job]) -> Generator[Outcome, None, None]:
     """Fail if any job has to run."""
     raise AssertionError("everything is recalled")
+    yield

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from string import ascii_letters
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from gemel.merging.layers.problem import Problem
 from gemel.merging.layers.sharing import SharingMap, Use
 from gemel.merging.search.search import Found, Job, search
 from gemel.merging.strategies import STRATEGIES, SearchSettings, Verdict, strategy
-from gemel.merging.training.trial import Outcome, Trial
+from gemel.merging.training.trial import Outcome, Start, Trial
 
 Met = Callable[[Trial], str]
 
@@ -39,13 +40,13 @@ def problem(seed: int = 0, /, **models: str) -> Problem:
 class Quiet:
     """Journal that remembers nothing."""
 
-    def recall(self, trials: Sequence[Trial]) -> None:
+    def recall(self, trial: Trial) -> None:
         return None
 
     def restore(self, found: Found) -> None:
         return None
 
-    def record(self, verdicts: Sequence[Verdict], found: Found, last: Mapping[str, Any]) -> None:
+    def record(self, verdict: Verdict, found: Found, last: Mapping[str, Any]) -> None:
         pass
 
 
@@ -75,9 +76,9 @@ def drive(
     batches: list[list[Trial]] = []
     originals = {model: {layer.parameter: torch.zeros(1) for layer in made.layers[model]} for model in made.models}
 
-    def execute(jobs: Sequence[Job]) -> list[Outcome]:
+    def execute(jobs: Sequence[Job]) -> Generator[Outcome, None, None]:
         batches.append([job.trial for job in jobs])
-        return [outcome(job.trial) for job in jobs]
+        yield from (outcome(job.trial) for job in jobs)
 
     def outcome(trial: Trial) -> Outcome:
         good = frozenset(met(trial)) & trial.learners
@@ -244,7 +245,9 @@ def test_every_search_ends_with_what_its_models_met(name: str, outcomes: str) ->
     met: Met = {"everyone": everyone, "nobody": nobody}.get(outcomes, lambda trial: outcomes)
     batches, found = drive(made, name, met)
     assert batches
-    assert found.sharing.models <= (set(made.models) if outcomes == "everyone" else set(outcomes))
+    # A model that shares has met its targets, or it is the one that lends its weights and did not change.
+    good = set(made.models) if outcomes == "everyone" else set(outcomes)
+    assert all(len({use.model for use in slot} - good) <= (name == "together") for slot in found.sharing.slots)
     if outcomes == "everyone":
         assert made.saved(found.sharing) >= sum(group.saving for group in made.groups())
 
@@ -553,10 +556,14 @@ def test_where_sharing_all_leaves_nobody_with_anything_that_is_not_trained() -> 
         donor = trial.start.order[0]
         return {**dict.fromkeys("xy", 0.05), donor: 1.0}
 
-    batches, found = drive(made, "together", lambda trial: "" if looks(trial) else "xy", accuracies=accuracies)
-    trained = [len(trial.sharing.slots) for batch in batches for trial in batch if not looks(trial)]
+    def met(trial: Trial) -> str:
+        return "" if looks(trial) or len(trial.learners) == 1 else "xy"
+
+    batches, found = drive(made, "together", met, accuracies=accuracies)
+    trained = [len(trial.sharing.slots) for batch in batches for trial in batch if len(trial.learners) > 1]
+    trained = trained[3:]  # without the looks at all layers
     # Halves are trained whatever their starting weights keep.
-    assert trained == [2, 4]
+    assert trained == [2, 2, 2, 2, 4, 4, 4, 4]
     assert len(found.sharing.slots) == 4
 
 
@@ -586,3 +593,197 @@ def test_models_that_have_nothing_in_common_are_merged_apart() -> None:
     assert {trial.learners for batch in batches for trial in batch} >= {frozenset("wx"), frozenset("yz")}
     assert not any(trial.learners & set("wx") and trial.learners & set("yz") for batch in batches for trial in batch)
     assert found.sharing.models == {"y", "z"}
+
+
+# Families, groups of their own, and looks.
+
+# v and w are one family, x and y another; they have the layer c in common.
+TWO = {"v": "cdd", "w": "cdd", "x": "cee", "y": "cee"}
+
+
+def apart(trial: Trial) -> str:
+    """Say that models meet their targets if they share with their own family only."""
+    mixed = any(
+        {use.model for use in slot} & set("vw") and {use.model for use in slot} & set("xy") for slot in slots(trial)
+    )
+    return "" if mixed or looks(trial) else "vwxy"
+
+
+def slots(trial: Trial) -> Sequence[Sequence[Use]]:
+    """Return the slots of a trial."""
+    return trial.sharing.slots
+
+
+def test_families_are_merged_among_themselves_first() -> None:
+    made = problem(**TWO)
+    batches, found = drive(made, "together", apart, inside=False)
+    first = [trial.learners for batch in batches for trial in batch if not looks(trial)][:2]
+    assert first == [frozenset("xy"), frozenset("vw")]
+    # Each family is one model in the end, half of all bytes. Merged all at once, no trial would have met its targets.
+    assert made.saved(found.sharing) == made.bytes / 2
+    # The layer that both have, 30 of 480 bytes, is tried between them in the end.
+    assert batches[-1][0].learners == frozenset("vwxy")
+
+
+def test_families_share_with_each_other_what_they_have_in_common() -> None:
+    made = problem(**TWO)
+    _, found = drive(made, "together", lambda trial: "" if looks(trial) else "vwxy", inside=False)
+    assert [len(slot) for slot in found.sharing.slots].count(4) == 1
+    assert made.saved(found.sharing) == made.bytes / 2 + 30
+
+
+def test_what_families_have_in_common_is_not_tried_when_it_saves_too_little() -> None:
+    made = problem(v="aii", w="aii", x="ajj", y="ajj")
+    batches, _ = drive(made, "together", lambda trial: "" if looks(trial) else "vwxy", inside=False)
+    assert {trial.learners for batch in batches for trial in batch} == {frozenset("vw"), frozenset("xy")}
+
+
+def test_models_that_fall_out_of_their_family_form_a_group_of_their_own() -> None:
+    # One list of layers, but w and x are trained from one checkpoint and y and z from another.
+    made = problem(w="aa", x="aa", y="aa", z="aa")
+
+    def met(trial: Trial) -> str:
+        if looks(trial):
+            return ""
+        return "wx" if trial.learners >= set("wx") else "yz" if trial.learners == set("yz") else ""
+
+    _, found = drive(made, "together", met, strained(made), inside=False)
+    # Half of the bytes; if y and z could only join w and x, it would be a quarter.
+    assert made.saved(found.sharing) == made.bytes / 2
+    assert {frozenset(use.model for use in slot) for slot in found.sharing.slots} == {frozenset("wx"), frozenset("yz")}
+
+
+def test_models_left_over_from_several_families_form_groups() -> None:
+    made = problem(u="ad", v="ad", w="ad", x="ae", y="ae", z="ae")
+
+    def met(trial: Trial) -> str:
+        if looks(trial):
+            return ""
+        if trial.learners in (set("uvw"), set("xyz")):
+            return "uvxy"
+        return "wz" if trial.learners == set("wz") else ""
+
+    batches, found = drive(made, "together", met, strained(made), inside=False)
+    assert frozenset("wz") in {trial.learners for batch in batches for trial in batch}
+    assert (Use("w", "0.weight"), Use("z", "0.weight")) in found.sharing.slots
+
+
+def test_a_model_without_a_family_is_tried_with_the_others_once() -> None:
+    made = problem(x="ab", y="ac")
+    batches, found = drive(made, "together", nobody, start="first")
+    shared = [trial.sharing for trial in one_each(batches) if trial.base == "committed"]
+    assert found.sharing == SharingMap()
+    assert len(shared) == len(set(shared))
+
+
+def inside(trial: Trial) -> bool:
+    """Check whether a trial shares layers inside a model."""
+    return any(len({use.model for use in slot}) < len(slot) for slot in trial.sharing.slots)
+
+
+def test_sharing_between_models_is_tried_where_sharing_inside_breaks_them() -> None:
+    made = problem(x="aaaa", y="aa")
+
+    def accuracies(trial: Trial) -> Mapping[str, float]:
+        # Sharing inside breaks even the donor.
+        return {"x": 0.079, "y": 1.0} if inside(trial) else {"x": 0.5, "y": 0.5}
+
+    batches, found = drive(
+        made, "together", lambda trial: "" if looks(trial) or inside(trial) else "xy", accuracies=accuracies
+    )
+    assert inside(batches[0][0])
+    trained = [trial for batch in batches for trial in batch if not looks(trial)]
+    # Nothing is trained with layers shared inside models.
+    assert not any(map(inside, trained))
+    assert [len(slot) for slot in found.sharing.slots] == [2, 2]
+
+
+def test_sharing_between_models_is_tried_where_training_with_sharing_inside_fails() -> None:
+    made = problem(x="aaaa", y="aa")
+    batches, found = drive(made, "together", lambda trial: "" if inside(trial) else "xy", start="first")
+    # Two rounds with layers shared inside models, and one without. Blocks are not halved afterwards.
+    assert [inside(trial) for trial in one_each(batches)] == [True, True, False]
+    assert made.saved(found.sharing) == 20
+
+
+def test_each_family_decides_for_itself_about_sharing_inside() -> None:
+    made = problem(v="bbbb", w="bb", x="eeee", y="ee")
+
+    def met(trial: Trial) -> str:
+        return "" if looks(trial) or (inside(trial) and "v" in trial.learners) else "vwxy"
+
+    _, found = drive(made, "together", met, folds=0)
+    sizes = sorted((slot[0].model, len(slot)) for slot in found.sharing.slots)
+    assert sizes == [("v", 2), ("v", 2), ("x", 3), ("x", 3)]
+
+
+def test_models_that_share_committed_weights_train_with_the_others_when_more_is_tried() -> None:
+    # z shares the heaviest layer with x and y. When x and y try the lighter one, z must train with them.
+    made = problem(x="bd", y="bd", z="d")
+
+    def met(trial: Trial) -> str:
+        return "xyz" if not looks(trial) and len(trial.sharing.slots) == 1 else ""
+
+    batches, found = drive(made, "together", met, start="first", inside=False)
+    assert found.sharing.models == set("xyz")
+    late = one_each(batches)[-1]
+    assert len(late.sharing.slots) == 2
+    assert late.learners == set("xyz")
+
+
+@pytest.mark.parametrize("count", [2, 5, 20, 40])
+def test_the_number_of_looks_does_not_grow_with_the_number_of_models(count: int) -> None:
+    made = problem(**{name: "ab" * (index % 7 + 1) for index, name in enumerate(ascii_letters[:count])})
+    batches, _ = drive(made, "together", lambda trial: "" if looks(trial) else everyone(trial), folds=0)
+    seen = [trial for batch in batches for trial in batch if looks(trial)]
+    assert len(seen) == min(count, 4) + 1
+    assert [trial.start.kind for trial in seen].count("average") == 1
+    # Donors of different depth are among them.
+    assert len({len(made.layers[trial.start.order[0]]) for trial in seen}) > 1
+    assert all(set(trial.start.order) == set(made.models) for trial in seen)
+
+
+def test_where_no_look_is_usable_one_model_lends_its_weights_unchanged() -> None:
+    made = problem(x="abbc", y="abbc", z="abb")
+
+    def accuracies(trial: Trial) -> Mapping[str, float]:
+        return dict.fromkeys("xyz", 0.05)
+
+    batches, found = drive(made, "together", lambda trial: "" if looks(trial) else "yz", accuracies=accuracies)
+    trained = [trial for batch in batches for trial in batch if not looks(trial)]
+    # x stays as it is; y and z learn one after the other.
+    assert [set(trial.learners) for trial in trained] == [{"y"}, {"z"}]
+    assert all(trial.start == Start("donor", ("x", *trial.learners)) for trial in trained)
+    assert sorted(len(slot) for slot in found.sharing.slots) == [2, 3, 3, 3]
+    assert set(found.accuracies) == {"y", "z"}
+
+
+def test_one_way_gives_back_what_the_model_pulls_at_hardest() -> None:
+    made = problem(x="a" * 16, y="a" * 16)
+
+    def met(trial: Trial) -> str:
+        alone = trial.learners == {"y"} and not looks(trial)
+        return "y" if alone and len(own_layers(trial, "y", 16)) >= 4 else ""
+
+    batches, found = drive(made, "together", met, strained(made), lambda trial: 0.05)
+    assert [len(slot) for slot in found.sharing.slots] == [2] * 12
+    alone = [trial for batch in batches for trial in batch if trial.learners == {"y"}]
+    # A look, a round, and two trials with private layers.
+    assert [looks(trial) for trial in alone] == [True, False, False, False]
+
+
+def test_with_a_start_that_is_given_nothing_is_lent() -> None:
+    batches, _ = drive(problem(x="aa", y="aa"), "together", nobody, start="first", inside=False)
+    assert all(trial.learners == {"x", "y"} for trial in one_each(batches))
+
+
+def test_a_model_without_a_family_takes_weights_of_one() -> None:
+    # z has a c in common with the family, 30 of 360 bytes; no training of all of them meets its targets.
+    made = problem(x="cdd", y="cdd", z="cf")
+    batches, found = drive(
+        made, "together", lambda trial: "" if looks(trial) or len(trial.learners) == 3 else "xyz", inside=False
+    )
+    assert found.sharing.models == set("xyz")
+    last = batches[-1][0]
+    assert (last.learners, last.recipe is not None) == ({"z"}, True)
+    assert found.sharing.slots[0] == (Use("x", "0.weight"), Use("y", "0.weight"), Use("z", "0.weight"))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gemel.errors import DataError
 from gemel.merging.layers.sharing import SharingMap, Use
+from gemel.merging.training import training
 from gemel.merging.training import trial as trials
 from gemel.merging.training.subjects import Subject
 from gemel.merging.training.training import Recipe, TrainingProgress
@@ -250,3 +251,49 @@ def test_a_glance_that_tells_nothing_is_a_look_at_all(subject: MakeSubject, monk
     monkeypatch.setattr(type(made.held[0].task), "accuracy", accuracy)
     assert made.accuracies(3) == {"a": 0.5}
     assert seen == [3, len(made.held[0].images)]
+
+
+@pytest.mark.parametrize("recipe", [None, Recipe(4, batch=32)])
+@pytest.mark.parametrize("runs", [0, 1, 5])
+def test_starting_weights_are_given_up_at_the_deadline(
+    recipe: Recipe | None, runs: int, subjects: dict[str, Subject], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    originals, now = states(subjects), 0.0
+    seen: list[float] = []
+
+    def clock() -> float:
+        nonlocal now
+        now += 1
+        seen.append(now)
+        return now
+
+    monkeypatch.setattr(trials, "monotonic", clock)
+    runner, tried = TrialRunner(subjects), trial(start=Start("donor", ("b", "a", "c")), recipe=recipe)
+    # The clock advances each time that it is read: at the trial's begin, and before each batch of a model.
+    assert runner(tried, originals, SharingMap(), deadline=runs + 1.5) is None
+    assert len(seen) == runs + 2
+    monkeypatch.undo()
+    # The trial left nothing behind.
+    whole = runner(tried, originals, SharingMap())
+    other = TrialRunner(subjects)(tried, originals, SharingMap())
+    assert whole is not None
+    assert other is not None
+    assert equal(whole, other)
+    assert not any(each.student._forward_pre_hooks for each in subjects.values())
+
+
+def test_a_training_that_has_begun_is_measured_after_the_deadline(
+    subjects: dict[str, Subject], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = False
+
+    def watch(progress: TrainingProgress) -> None:
+        nonlocal late
+        late = True
+
+    for module in (trials, training):
+        monkeypatch.setattr(module, "monotonic", lambda: 100.0 if late else 0.0)
+    outcome = TrialRunner(subjects)(trial(), states(subjects), SharingMap(), deadline=50.0, watch=watch)
+    assert outcome is not None
+    assert outcome.ended == "time"
+    assert set(outcome.states) == set("abc")

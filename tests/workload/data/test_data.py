@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +175,32 @@ def test_without_val_every_fifth_image_of_a_class_is_kept_for_it(tmp_path: Path)
     assert [val.labels.tolist().count(label) for label in range(3)] == [2, 1, 0]
     again = load(tmp_path, "train", classes=3)
     assert torch.equal(again[1].pixels, val.pixels)
+
+
+def test_data_sets_of_the_same_images_hold_their_pixels_once(tmp_path: Path) -> None:
+    for index in range(10):
+        write_image(tmp_path / "frames" / f"{index}.png", index * 20, size=(24, 32))
+    train, val = load(tmp_path, "frames")
+    again, _ = load(tmp_path, "frames")
+    assert again.stored is train.stored
+    assert val.stored is not train.stored
+    # A part has the pixels of the whole, and numbers its images from 0.
+    part = train.select(torch.tensor([3, 1])).select(torch.tensor([1, 0]))
+    assert part.stored is train.stored
+    assert len(part) == 2
+    assert torch.equal(part.pixels, train.pixels[[1, 3]])
+    assert torch.equal(part.batch(torch.tensor([1])), train.batch(torch.tensor([3])))
+    # Other pixels: another size or other colours. The same pixels: another normalisation.
+    gray, _ = load(tmp_path, "frames", spec=SPEC.model_copy(update={"color": "gray"}))
+    assert gray.stored.shape[1] == 1
+    bright, _ = load(tmp_path, "frames", spec=SPEC.model_copy(update={"mean": (0.5,) * 3}))
+    assert bright.stored is train.stored
+    assert not torch.equal(bright.batch(torch.tensor([0])), train.batch(torch.tensor([0])))
+    # Pixels that nobody uses any more are freed.
+    held = weakref.ref(train.stored)
+    del train, again, part, bright
+    gc.collect()
+    assert held() is None
 
 
 def test_without_val_the_last_fifth_of_frames_is_kept_for_it(tmp_path: Path) -> None:

@@ -1,0 +1,119 @@
+"""Journal of a search on disk, with the weights, the report and the merged workload that belong to each trial."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from safetensors.torch import save
+
+from ...bundles.merge_report import MergeReport
+from ...workload.document.paths import locate
+from ...workload.document.schema import Workload
+from ...workload.models.factory import read_state
+from ...workload.models.identity import models_of
+from ..models.networks import Network
+from ..models.onnx_models import cut_onnx, onnx_bytes
+from ..search.search import Found
+from ..strategies import Verdict
+from ..training.subjects import State, Subject
+from ..training.trial import Outcome, Trial
+from .report import Reporter, merged_workload
+from .store import Store
+
+__all__ = ["DiskJournal", "weight_file"]
+
+
+def weight_file(network: Network, state: State, root: Path) -> tuple[bytes, str]:
+    """Return content and suffix of a model's weight file: safetensors, or onnx for a model from an ONNX file.
+
+    Args:
+        network: the model.
+        state: new weights of the model.
+        root: folder that the workload's paths are relative to.
+    """
+    query = network.queries[0]
+    if query.model.onnx is None:
+        return save(state), "safetensors"
+    source = locate(query.model.onnx, root, f"query {query.name}: onnx")
+    return onnx_bytes(source, state, query.model.input), "onnx"
+
+
+class DiskJournal:
+    """Search :class:`.Journal` on disk that also writes the report and a usable workload after each trial.
+
+    Args:
+        workload: the workload whose models are merged.
+        store: folder of the merge.
+        subjects: the models, by name.
+        reporter: maker of the report.
+        settled: function called after each trial with the verdict, the report and the state of the search.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        store: Store,
+        subjects: Mapping[str, Subject],
+        reporter: Reporter,
+        settled: Callable[[Verdict, MergeReport, Found], None],
+    ) -> None:
+        self._workload, self._store, self._subjects = workload, store, subjects
+        self._reporter, self._settled = reporter, settled
+        self._replayed = store.replaying
+        self._files: dict[str, tuple[State, str]] = {}
+
+    def recall(self, trial: Trial) -> Outcome | None:
+        """Return the recorded outcome of a trial, or None if the trial has not run yet."""
+        return self._store.recall(trial)
+
+    def restore(self, found: Found) -> tuple[dict[str, State], dict[str, State]] | None:
+        """Return, once all trials of an interrupted search are recalled, its committed and last trained weights."""
+        if not self._replayed:
+            return None
+        self._replayed = False
+        files = self._store.weights
+        return {name: self._read(name, files[name]) for name in found.sharing.models}, self._store.last_states()
+
+    def record(self, verdict: Verdict, found: Found, last: Mapping[str, State]) -> None:
+        """Write the verdict on a trial, the report and the workload to disk, then call ``settled``."""
+        self._store.record(verdict, last, self._contents(found))
+        self._settled(verdict, self.commit(found, finished=False), found)
+
+    def commit(self, found: Found, *, finished: bool) -> MergeReport:
+        """Write the merged weights, the report and the workload to disk and return the report."""
+        report = self._reporter.report(found, finished=finished)
+        files = self._contents(found)
+        names = {name: f"weights/{file}" for name, (file, _) in files.items()}
+        workload = merged_workload(self._workload, names, models_of(self._workload), self._store.output)
+        self._store.commit(dict(files.values()), report, workload)
+        return report
+
+    def _contents(self, found: Found) -> dict[str, tuple[str, bytes | None]]:
+        """Return merged model -> (weight file name, content); content is None if an earlier call returned it."""
+        files: dict[str, tuple[str, bytes | None]] = {}
+        for name in sorted(found.sharing.models):
+            state, known = found.states[name], self._files.get(name)
+            if known is not None and known[0] is state:
+                files[name] = known[1], None
+            else:
+                files[name] = file, _ = self._file(name, state)
+                self._files[name] = state, file
+        return files
+
+    def _file(self, name: str, state: State) -> tuple[str, bytes]:
+        """Return the name and the content of a model's weight file; the name contains a hash of the content."""
+        content, suffix = weight_file(self._subjects[name].network, state, self._workload.root)
+        digest = hashlib.sha256(content).hexdigest()[:8]
+        return f"{name}-{digest}.{suffix}", content
+
+    def _read(self, name: str, path: Path) -> State:
+        """Read a model's weights from a weight file with the content that :meth:`_file` makes."""
+        query = self._subjects[name].network.queries[0]
+        if query.model.onnx is None:
+            return read_state(path)
+        model = query.model.model_copy(update={"onnx": str(path)})
+        query = query.model_copy(update={"model": model})
+        state = Network(name, (query,), cut_onnx(query, self._workload.root)).module.state_dict()
+        return {key: value.clone() for key, value in state.items()}

@@ -1,0 +1,178 @@
+"""Joint retraining of one set of models: starting weights, rounds of training, and giving weights back."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
+
+from ..layers.families import by_size
+from ..layers.problem import Problem
+from ..layers.sharing import SharingMap, Use
+from ..training.training import Recipe
+from ..training.trial import Start, Trial
+from . import SearchSettings, Verdict
+from .starts import LEAST_MODELS, is_usable, start_score, try_starts
+
+__all__ = ["Phase", "give_back", "long_recipe", "merge_all", "rounds"]
+
+Phase = Generator[Sequence[Trial], Sequence[Verdict], SharingMap]
+"""Generator that runs one phase of the search: it yields batches of trials and returns the committed sharing map."""
+_RATE = 0.02
+"""Default learning rate of SGD, for batches of 64 images."""
+_ROUNDS = 3
+"""Maximum number of rounds of joint retraining."""
+_SPARE = 0.5
+"""Fraction of the allowed accuracy loss that must be unused before training stops, because later images will differ."""
+_ENDED = ("start", "met")
+"""Values of :attr:`.Outcome.ended` after which another training round is useless."""
+_GIVEN_BACK = (1 / 8, 1 / 4, 1 / 2)
+"""Fractions of the bytes of a model's shared weights that become private, tried one after the other."""
+
+
+def merge_all(
+    problem: Problem,
+    settings: SearchSettings,
+    wanted: SharingMap,
+    models: frozenset[str],
+    what: str = "all layers",
+    *,
+    units: Sequence[frozenset[str]] = (),
+) -> Phase:
+    """Merge one set of connected models: choose starting weights, retrain jointly, make weights private where needed.
+
+    Args:
+        problem: the layers of all models.
+        settings: the user's settings.
+        wanted: sharing map to reach.
+        models: names of the models in ``wanted``.
+        what: name of the layers in ``wanted``, for the titles of trials.
+        units: sets of models of which the best starting weights must leave two usable; otherwise the search gives up
+            before training. Without units, it trains whatever the starting weights are.
+    """
+    tried = yield from try_starts(problem, settings, wanted, models)
+    if any(verdict.accepted for verdict in tried):
+        return tried[-1].sharing
+    best = max(tried, key=lambda verdict: start_score(problem, wanted, verdict.outcome), default=None)
+    if best is not None and units and not is_usable(problem, units, best.outcome):
+        return best.sharing
+    start = best.trial.start if best else Start(settings.start or "first", by_size(problem, models))
+    first = Trial(f"{what} of {', '.join(sorted(models))}", wanted, models, start)
+    shared, strain = yield from rounds(problem, settings, first, best.outcome.relative if best else {})
+    for model in sorted(models - shared.models):
+        done = models & shared.models
+        if len(done) < LEAST_MODELS:
+            break
+        own = {use for use in wanted.uses - shared.uses if use.model in done}
+        rest = wanted.of(done | {model}).without(own)
+        pulled = {use: value for use, value in strain.items() if use.model == model and use in rest.uses}
+        shared = yield from give_back(problem, settings, shared, rest, model, pulled)
+    return shared
+
+
+def rounds(
+    problem: Problem, settings: SearchSettings, first: Trial, start: Mapping[str, float]
+) -> Generator[Sequence[Trial], Sequence[Verdict], tuple[SharingMap, Mapping[Use, float]]]:
+    """Retrain models in up to three rounds, each twice as long as the one before, while another round is promising.
+
+    Args:
+        problem: the layers, queries and targets of all models.
+        settings: the user's settings.
+        first: the trial of the first round, still without a recipe.
+        start: query name -> accuracy at the starting weights / original accuracy, as far as known.
+
+    Returns:
+        The committed sharing map, and the gradient sensitivity of each shared weight in the last round of its model.
+    """
+    before, trial, strain = dict(start), first, dict[Use, float]()
+    for length in range(_ROUNDS):
+        if length:
+            title = f"{first.group}, round {length + 1}"
+            trial = replace(trial, group=title, start=Start("keep"), base="last")
+        (verdict,) = yield [replace(trial, recipe=_recipe(settings, length))]
+        outcome = verdict.outcome
+        strain |= outcome.strain
+        if outcome.ended in _ENDED:
+            break
+        if not length:
+            # Do not judge queries whose accuracy fell in the first round, as a donor's does: they may recover later.
+            before = {query: value for query, value in before.items() if value <= outcome.relative[query]}
+        hopeless = {model for model in trial.learners if not _promising(problem, model, before, outcome.relative)}
+        if hopeless:
+            # Models that share committed weights with a hopeless model cannot be retrained without this model.
+            rest = trial.learners - verdict.sharing.tied(hopeless)
+            if len(rest) < LEAST_MODELS or rest <= outcome.met:
+                break
+            trial = replace(trial, sharing=trial.sharing.of(rest), learners=rest)
+        before = outcome.relative
+    return verdict.sharing, strain
+
+
+def _promising(problem: Problem, model: str, before: Mapping[str, float], after: Mapping[str, float]) -> bool:
+    """Check whether every query of a model would reach its target with the same accuracy gain as in the last round.
+
+    Args:
+        problem: the queries and targets of all models.
+        model: name of the model.
+        before: query name -> accuracy before the round / original accuracy; queries without an entry are not judged.
+        after: query name -> accuracy after the round / original accuracy.
+    """
+    return all(
+        problem.targets.get(query, 1.0) - after[query] <= max(after[query] - before[query], 0.0)
+        for query in problem.queries.get(model, (model,))
+        if query in before
+    )
+
+
+def _recipe(settings: SearchSettings, length: int) -> Recipe:
+    """Return the recipe of a training with ``2 ** length`` times as many steps as the first round."""
+    # No early stopping by pace: under cosine decay most accuracy is gained at the end, so the pace before says little.
+    steps = settings.steps << length
+    return Recipe(steps, rate=settings.rate or _RATE, batch=settings.batch, gives_up=False, spare=_SPARE)
+
+
+def long_recipe(settings: SearchSettings) -> Recipe:
+    """Return the recipe of a training that is as long as the last round of a joint retraining."""
+    return _recipe(settings, _ROUNDS - 1)
+
+
+def give_back(
+    problem: Problem,
+    settings: SearchSettings,
+    shared: SharingMap,
+    wanted: SharingMap,
+    model: str,
+    strain: Mapping[Use, float],
+) -> Phase:
+    """Retrain one model alone, with more and more of its weights private, until its queries meet their targets.
+
+    Args:
+        problem: the layers of all models.
+        settings: the user's settings.
+        shared: sharing map that is committed so far; the model joins its models.
+        wanted: sharing map between the model and the committed models, before any weight becomes private.
+        model: name of the model to retrain.
+        strain: gradient sensitivity of each weight that the model would share.
+    """
+    total = sum(map(problem.size, strain))
+    first = Trial("", shared, frozenset({model}), Start("donor", (*sorted(wanted.models - {model}), model)))
+    own: set[Use] = set()
+    for part in _GIVEN_BACK:
+        before, own = own, _most_strained(strain, problem, part * total)
+        if own == before:
+            continue
+        title = f"{model} without {len(own)} of {len(strain)} layers"
+        smaller = shared.joined(wanted.without(own).slots)
+        trial = replace(first, group=title, sharing=smaller, recipe=long_recipe(settings))
+        (verdict,) = yield [trial]
+        if verdict.accepted:
+            return verdict.sharing
+        first = replace(first, start=Start("keep"), base="last")
+    return shared
+
+
+def _most_strained(strain: Mapping[Use, float], problem: Problem, bytes_: float) -> set[Use]:
+    """Return weights of at most ``bytes_`` in total, highest gradient sensitivity first, but at least one weight."""
+    ranked = sorted(strain, key=lambda use: (-strain[use], use))
+    sizes = accumulate(map(problem.size, ranked))
+    return {use for use, size in zip(ranked, sizes, strict=True) if size <= bytes_} or set(ranked[:1])
