@@ -26,9 +26,9 @@ from .search.forecast import Forecast, forecast
 from .search.search import Found, Job, search
 from .strategies import SearchSettings, Strategy, Verdict, strategy
 from .training.start import is_narrow
-from .training.subjects import Subject, subject_of
+from .training.subjects import Subject, fitting, subject_of
 from .training.training import GLANCE, TrainingProgress
-from .training.trial import STATISTICS_IMAGES, Outcome, Trial, TrialRunner, some
+from .training.trial import STATISTICS_IMAGES, Outcome, TimeUpError, Trial, TrialRunner, some
 
 __all__ = ["NOT_LOADED", "Listener", "MergeOptions", "build_subjects", "merge_workload"]
 
@@ -172,8 +172,9 @@ def _merge(
                 if monotonic() > deadline:
                     return
                 listener.trial(job.trial)
-                outcome = runner(job.trial, job.states, job.shared, deadline, listener.progress)
-                if outcome is None:
+                try:
+                    outcome = runner(job.trial, job.states, job.shared, deadline, listener.progress)
+                except TimeUpError:
                     return
                 yield outcome
 
@@ -221,7 +222,9 @@ def build_subjects(
             leave_out(network.name, error)
         else:
             waiting.remove(network.name)
-            subject.narrow = is_narrow(subject, some(subject, STATISTICS_IMAGES, 0), GLANCE)
+            subject.narrow = is_narrow(
+                subject, some(subject, STATISTICS_IMAGES, 0), fitting(GLANCE, subject.held[0].images)
+            )
             subjects[network.name] = subject
             listener.model(subject)
     return subjects

@@ -136,7 +136,8 @@ def _settle(model: nn.Module, batch: torch.Tensor) -> None:
     model(batch)
     model.eval()
     answers = model(batch)
-    head = model.classifier[1]
+    head = model.get_submodule("classifier.1")
+    assert isinstance(head, nn.Linear)
     head.weight.div_(answers.std(0).clamp(min=1e-6)[:, None])
     head.bias.sub_(answers.mean(0)).div_(answers.std(0).clamp(min=1e-6))
 

@@ -13,7 +13,7 @@ import torch
 
 from ...errors import GemelError, InputError, MissingExtraError, first_line
 from ..training.subjects import Subject
-from ..training.trial import Outcome, TrialRunner
+from ..training.trial import Outcome, TimeUpError, TrialRunner
 from .search import Job
 
 __all__ = ["Cluster"]
@@ -125,6 +125,17 @@ class Cluster:
 
 
 def _run(subjects: dict[str, Subject], job: Job, seed: int, left: float, threads: int) -> Outcome | None:
-    """Run the trial of a job in a worker process; ``left`` is the time to the deadline in seconds."""
+    """Run the trial of a job in a worker process; return None if the deadline cut the trial off.
+
+    Args:
+        subjects: the models of the workload, by name.
+        job: the trial with its weights.
+        seed: seed for all random numbers of the trial.
+        left: time to the deadline in seconds.
+        threads: number of threads that PyTorch may use.
+    """
     torch.set_num_threads(threads)
-    return TrialRunner(subjects, seed)(job.trial, job.states, job.shared, monotonic() + left)
+    try:
+        return TrialRunner(subjects, seed)(job.trial, job.states, job.shared, monotonic() + left)
+    except TimeUpError:
+        return None

@@ -51,12 +51,21 @@ def merge_all(
             before training. Without units, it trains whatever the starting weights are.
     """
     tried = yield from try_starts(problem, settings, wanted, models)
-    if any(verdict.accepted for verdict in tried):
+    best = next((verdict for verdict in tried if verdict.accepted), None)
+    if best is not None and best.trial.learners == models:
         return tried[-1].sharing
-    best = max(tried, key=lambda verdict: start_score(problem, wanted, verdict.outcome), default=None)
-    if best is not None and units and not is_usable(problem, units, best.outcome):
+    if best is None:
+        # All looks are at the same models.
+        best = max(
+            tried, key=lambda verdict: start_score(problem, verdict.trial.sharing, verdict.outcome), default=None
+        )
+    if best is not None and units and not is_usable(problem, units, best.trial.learners, best.outcome):
         return best.sharing
-    start = best.trial.start if best else Start(settings.start or "first", by_size(problem, models))
+    ordered = by_size(problem, models)
+    start = Start(settings.start or "first", ordered)
+    if best is not None:
+        chosen = best.trial.start
+        start = replace(chosen, order=tuple(dict.fromkeys((*chosen.order[: chosen.kind == "donor"], *ordered))))
     first = Trial(f"{what} of {', '.join(sorted(models))}", wanted, models, start)
     shared, strain = yield from rounds(problem, settings, first, best.outcome.relative if best else {})
     for model in sorted(models - shared.models):

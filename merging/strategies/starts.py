@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 
-from ..layers.families import by_size, representatives
+from ..layers.families import representatives
 from ..layers.problem import Problem
 from ..layers.sharing import SharingMap
 from ..training.trial import Outcome, Start, Trial
@@ -18,6 +18,8 @@ LEAST_MODELS = 2
 A model that shares only with itself is not enough."""
 _MOST_DONORS = 4
 """Maximum number of models that are tried as the donor of one set of models."""
+_MOST_SEEN = 8
+"""Maximum number of models to which starting weights are applied in order to choose between them."""
 _LEAST = 0.01
 """Minimum relative accuracy (accuracy / original accuracy) of a query in the score of starting weights.
 
@@ -33,8 +35,8 @@ def try_starts(
 ) -> Generator[Sequence[Trial], Sequence[Verdict], Sequence[Verdict]]:
     """Evaluate models as the donor of all shared weights, and the average of all models, without training.
 
-    At most four models are tried as the donor (:func:`.families.representatives`), so that the cost grows with the
-    number of models and not with its square: a look applies the donor to every model.
+    At most four models are tried as the donor, and of many models at most eight are looked at
+    (:func:`.families.representatives`), so that the cost does not grow with the number of models.
 
     Args:
         problem: the layers of all models.
@@ -47,24 +49,26 @@ def try_starts(
     """
     if settings.start in ("first", "average"):
         return []
-    ordered = by_size(problem, models)
-    donors = representatives(problem, models, _MOST_DONORS)
-    starts = [Start("donor", (name, *(other for other in ordered if other != name))) for name in donors]
+    seen = representatives(problem, models, _MOST_SEEN)
+    wanted = wanted.of(seen)
+    donors = representatives(problem, seen, _MOST_DONORS)
+    starts = [Start("donor", (name, *(other for other in seen if other != name))) for name in donors]
     titles = [f"donor {name}" for name in donors]
-    starts.append(Start("average", ordered))
+    starts.append(Start("average", seen))
     titles.append("average")
-    trials = [Trial(title, wanted, models, start) for title, start in zip(titles, starts, strict=True)]
+    trials = [Trial(title, wanted, frozenset(seen), start) for title, start in zip(titles, starts, strict=True)]
     verdicts: Sequence[Verdict] = yield trials
     return verdicts
 
 
-def is_usable(problem: Problem, units: Sequence[frozenset[str]], start: Outcome) -> bool:
+def is_usable(problem: Problem, units: Sequence[frozenset[str]], looked_at: frozenset[str], start: Outcome) -> bool:
     """Check whether starting weights leave at least two units accurate enough for training to restore them.
 
     Args:
         problem: the layers and queries of all models.
         units: sets of models, each a single model or a family of models that share already; a unit is usable if all of
-            its models are.
+            its models are, as far as they were looked at.
+        looked_at: names of the models to which the starting weights were applied.
         start: outcome of the evaluation of the starting weights.
     """
 
@@ -72,7 +76,9 @@ def is_usable(problem: Problem, units: Sequence[frozenset[str]], start: Outcome)
         """Check whether no query of a model lost nearly all of its accuracy."""
         return all(start.relative[query] >= _USABLE for query in problem.queries.get(model, (model,)))
 
-    return sum(all(map(alive, unit)) for unit in units) >= LEAST_MODELS
+    # Of many models, only some were looked at.
+    seen = [unit & looked_at for unit in units]
+    return sum(bool(unit) and all(map(alive, unit)) for unit in seen) >= LEAST_MODELS
 
 
 def start_score(problem: Problem, wanted: SharingMap, start: Outcome) -> float:

@@ -35,8 +35,9 @@ __all__ = [
 State = dict[str, Tensor]
 """A model's state dict, on the CPU, with contiguous tensors."""
 
-_EVALUATION_BATCH = 250
-"""Number of images of 64 x 64 pixels in a batch when a model is evaluated; batches of larger images are smaller."""
+_EVALUATION_BATCH = 128
+"""Number of images of 64 x 64 pixels in a batch when a model is evaluated; of larger images, as many pixels, but at
+least 8 images. Of a MobileNetV2 at 224 x 224, batches of 8 take half of the CPU's time of batches of 71."""
 _MOST_KEPT = 2 << 30
 """Maximum size in bytes of the outputs that a teacher caches.
 
@@ -219,7 +220,9 @@ def outputs_on(module: nn.Module, images: Images, device: torch.device) -> Outpu
 
 def _batches(images: Images) -> Iterator[Tensor]:
     """Yield the images of a data set, normalised, in batches ``[B, C, H, W]`` for evaluation."""
-    for indices in torch.arange(len(images)).split(fitting(_EVALUATION_BATCH, images)):
+    height, width = images.spec.size
+    size = max(8, round(_EVALUATION_BATCH * min(1.0, 64 * 64 / (height * width))))
+    for indices in torch.arange(len(images)).split(size):
         yield images.batch(indices)
 
 

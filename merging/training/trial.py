@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ...workload.data import Images
 from ..layers.sharing import SharingMap, Slot, Use, bind, own_parameters, release
 from .align import align
 from .goals import reached
@@ -19,16 +20,19 @@ from .start import average, donate, refit_heads, reset_statistics
 from .subjects import State, Subject, accuracies_of, fitting, in_batches
 from .training import GLANCE, Recipe, TrainingProgress, retrain, strain
 
-__all__ = ["STATISTICS_IMAGES", "Outcome", "Start", "Trial", "TrialRunner", "some"]
+__all__ = ["STATISTICS_IMAGES", "Outcome", "Start", "TimeUpError", "Trial", "TrialRunner", "some"]
 
 STATISTICS_IMAGES = 1280
-"""Number of images of 64 x 64 pixels to measure BatchNorm statistics on; of larger images, fewer are used."""
+"""Number of images of 64 x 64 pixels to measure BatchNorm statistics on; of larger images, as many pixels."""
 _HEAD_IMAGES = 2000
-"""Number of images of 64 x 64 pixels to refit heads on; of larger images, fewer are used."""
+"""Number of images of 64 x 64 pixels to refit heads on; of larger images, as many pixels."""
+_LEAST_IMAGES = 32
+"""Minimum number of images to measure BatchNorm statistics and refit heads on, however large they are."""
 _HEAD_ROWS = 20000
 """Maximum number of equations to fit a head to, summed over all batches."""
 _START_BATCH = 128
-"""Number of images of 64 x 64 pixels in a batch when starting weights are computed; of larger images, fewer."""
+"""Number of images of 64 x 64 pixels in a batch when starting weights are computed; of larger images, as many pixels,
+but at least 16. With larger batches half of the CPU's time goes into fetching memory from the system."""
 _COMPARISON_PART = 4
 """Divisor of the numbers of images used for starting weights that are only compared with others and not trained."""
 
@@ -112,8 +116,8 @@ class TrialRunner:
         shared: SharingMap,
         deadline: float = math.inf,
         watch: Callable[[TrainingProgress], None] = lambda progress: None,
-    ) -> Outcome | None:
-        """Run a trial and return its outcome; None if the deadline passed before the starting weights were measured.
+    ) -> Outcome:
+        """Run a trial and return its outcome.
 
         Args:
             trial: the trial.
@@ -122,12 +126,13 @@ class TrialRunner:
             deadline: time of ``time.monotonic`` at which the trial stops. A training that has begun is measured and
                 kept.
             watch: function called after each training step with the state of the training.
+
+        Raises:
+            TimeUpError: the deadline passed before the starting weights were measured.
         """
         try:
             with _seeded(self._seed, self.subjects.values()):
                 return self._run(trial, states, shared, deadline, watch)
-        except _TimeUpError:
-            return None
         finally:
             release(self._modules, self._own)
 
@@ -146,7 +151,10 @@ class TrialRunner:
             subject.restore(states[name])
         with _stopping(learners.values(), deadline):
             self._begin(trial, learners, shared)
-            accuracies = accuracies_of(learners.values(), GLANCE if trial.recipe is not None else GLANCE // 2)
+            accuracies = {}
+            for subject in learners.values():
+                glance = GLANCE if trial.recipe is not None else fitting(GLANCE // 2, subject.held[0].images)
+                accuracies |= accuracies_of([subject], glance)
             if _met(learners, accuracies) == trial.learners:
                 accuracies = accuracies_of(learners.values())
         met = _met(learners, accuracies)
@@ -196,8 +204,8 @@ class TrialRunner:
             for subject in (learners[name] for name in learners if name in changed):
                 if not subject.narrow:
                     reset_statistics(subject, some(subject, STATISTICS_IMAGES // part, self._seed))
-                images = min(fitting(_HEAD_IMAGES // part, subject.train), len(subject.train))
-                rows = _HEAD_ROWS // math.ceil(images / fitting(_START_BATCH, subject.train))
+                images = min(_by_area(_HEAD_IMAGES // part, subject.train, _LEAST_IMAGES), len(subject.train))
+                rows = _HEAD_ROWS // math.ceil(images / _by_area(_START_BATCH, subject.train, 16))
                 refit_heads(subject, some(subject, _HEAD_IMAGES // part, self._seed), rows)
 
     def _align(self, slots: Sequence[Slot], order: Sequence[str], fixed: frozenset[str]) -> None:
@@ -228,31 +236,38 @@ def some(subject: Subject, count: int, seed: int) -> Iterator[Tensor]:
 
     Args:
         subject: the model.
-        count: number of images of 64 x 64 pixels to draw; of larger images, fewer (:func:`.subjects.fitting`).
+        count: number of images of 64 x 64 pixels to draw; of larger images, as many pixels, but at least 32 images.
         seed: seed of the sample.
     """
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(subject.train), generator=generator)[: fitting(count, subject.train)]
-    for part in in_batches(order, fitting(_START_BATCH, subject.train)):
+    order = torch.randperm(len(subject.train), generator=generator)[
+        : _by_area(count, subject.train, min(count, _LEAST_IMAGES))
+    ]
+    for part in in_batches(order, _by_area(_START_BATCH, subject.train, 16)):
         yield subject.train.batch(part).to(subject.device)
 
 
-class _TimeUpError(Exception):
-    """Signal that the deadline has passed."""
+def _by_area(count: int, images: Images, least: int) -> int:
+    """Return how many images of a data set have as many pixels as ``count`` of 64 x 64: ``least`` to ``count``."""
+    height, width = images.spec.size
+    return max(least, round(count * min(1.0, 64 * 64 / (height * width))))
+
+
+class TimeUpError(Exception):
+    """Signal that the deadline passed before the starting weights of a trial were measured."""
 
 
 @contextmanager
 def _stopping(subjects: Iterable[Subject], deadline: float) -> Iterator[None]:
-    """Raise :class:`_TimeUpError` in a ``with`` block when one of the models runs after the deadline.
+    """Raise :class:`TimeUpError` in a ``with`` block when a model runs after the deadline.
 
-    Starting weights cost thousands of images. The check comes before each batch, so that a budget shorter than one
-    choice of starting weights still holds.
+    The check comes before each batch, so that a budget that is shorter than one look still holds.
     """
 
     def check(*_: object) -> None:
-        """Raise :class:`_TimeUpError` after the deadline; PyTorch calls this function before the model runs."""
+        """Raise :class:`TimeUpError` after the deadline; PyTorch calls this function before the model runs."""
         if monotonic() > deadline:
-            raise _TimeUpError
+            raise TimeUpError
 
     hooks = [subject.student.register_forward_pre_hook(check) for subject in subjects]
     try:

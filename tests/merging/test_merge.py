@@ -22,6 +22,7 @@ from gemel.errors import DataError, InputError, RetrainError
 from gemel.merging import merge
 from gemel.merging.merge import NOT_LOADED, Listener, MergeOptions, merge_workload
 from gemel.merging.strategies import STRATEGIES, SearchSettings
+from gemel.merging.training.subjects import subject_of
 from gemel.merging.training.training import TrainingProgress
 from gemel.workload import load_workload
 
@@ -187,14 +188,12 @@ def test_no_time_leaves_everything_as_it_was(trained: Path) -> None:
 
 
 def test_the_search_goes_on_without_a_model_that_is_left_out(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = merge.subject_of
-
-    def subject_of(network: Any, *arguments: Any) -> Any:
+    def left_out(network: Any, *arguments: Any) -> Any:
         if network.name == "direction":
             raise RetrainError("no object to judge by in any image")
-        return real(network, *arguments)
+        return subject_of(network, *arguments)
 
-    monkeypatch.setattr(merge, "subject_of", subject_of)
+    monkeypatch.setattr(merge, "subject_of", left_out)
     lines = Lines()
     report = merge_workload(load_workload(trained / "workload.yaml"), trained / "merged", options(), lines)
     assert lines.left == {"direction": "no object to judge by in any image"}

@@ -18,7 +18,7 @@ from gemel.bundles.merge_report import read_report
 from gemel.merging.layers.problem import Problem
 from gemel.merging.layers.sharing import SharingMap, Use
 from gemel.merging.output import report
-from gemel.merging.output.footprint import StoredModel
+from gemel.merging.output.footprint import StoredModel, held_by
 from gemel.merging.output.report import Reporter, merged_workload
 from gemel.merging.search.search import Found
 from gemel.merging.strategies import Verdict
@@ -217,11 +217,10 @@ def test_what_originals_have_in_common_is_no_saving(
 ) -> None:
     problem, subjects = made(subject)
     anchors = np.arange(1000, dtype=np.float32)
-    real = report.held_by
 
     def with_anchors(each: Subject, state: Any = None) -> StoredModel:
         """Return a model with a tensor of its decoder that all models have."""
-        return replace(real(each, state), others=(anchors,))
+        return replace(held_by(each, state), others=(anchors,))
 
     monkeypatch.setattr(report, "held_by", with_anchors)
     found = Found({name: each.state() for name, each in subjects.items()})

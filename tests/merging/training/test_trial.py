@@ -17,7 +17,7 @@ from gemel.merging.training import training
 from gemel.merging.training import trial as trials
 from gemel.merging.training.subjects import Subject
 from gemel.merging.training.training import Recipe, TrainingProgress
-from gemel.merging.training.trial import Outcome, Start, Trial, TrialRunner, some
+from gemel.merging.training.trial import Outcome, Start, TimeUpError, Trial, TrialRunner, some
 from gemel.workload.data import Images
 
 MakeSubject = Callable[..., Subject]
@@ -270,15 +270,12 @@ def test_starting_weights_are_given_up_at_the_deadline(
     monkeypatch.setattr(trials, "monotonic", clock)
     runner, tried = TrialRunner(subjects), trial(start=Start("donor", ("b", "a", "c")), recipe=recipe)
     # The clock advances each time that it is read: at the trial's begin, and before each batch of a model.
-    assert runner(tried, originals, SharingMap(), deadline=runs + 1.5) is None
+    with pytest.raises(TimeUpError):
+        runner(tried, originals, SharingMap(), deadline=runs + 1.5)
     assert len(seen) == runs + 2
     monkeypatch.undo()
     # The trial left nothing behind.
-    whole = runner(tried, originals, SharingMap())
-    other = TrialRunner(subjects)(tried, originals, SharingMap())
-    assert whole is not None
-    assert other is not None
-    assert equal(whole, other)
+    assert equal(runner(tried, originals, SharingMap()), TrialRunner(subjects)(tried, originals, SharingMap()))
     assert not any(each.student._forward_pre_hooks for each in subjects.values())
 
 
@@ -294,6 +291,5 @@ def test_a_training_that_has_begun_is_measured_after_the_deadline(
     for module in (trials, training):
         monkeypatch.setattr(module, "monotonic", lambda: 100.0 if late else 0.0)
     outcome = TrialRunner(subjects)(trial(), states(subjects), SharingMap(), deadline=50.0, watch=watch)
-    assert outcome is not None
     assert outcome.ended == "time"
     assert set(outcome.states) == set("abc")
