@@ -151,7 +151,7 @@ class TrialRunner:
             subject.restore(states[name])
         with _stopping(learners.values(), deadline):
             self._begin(trial, learners, shared)
-            accuracies = {}
+            accuracies: dict[str, float] = {}
             for subject in learners.values():
                 glance = GLANCE if trial.recipe is not None else fitting(GLANCE // 2, subject.held[0].images)
                 accuracies |= accuracies_of([subject], glance)
