@@ -105,7 +105,10 @@ def _cut(
 
 
 def _last_values(graph: MainGraph, enough: float) -> Iterator[str]:
-    """Yield the names of a graph's values from the last one on, while the layers up to there have enough work."""
+    """Yield the names of a graph's values from the last one back, until the layers up to a value are too little work.
+
+    Too little are fewer than ``enough`` multiply-adds.
+    """
     names = [name for node in graph.nodes for name in node.output if name]
     left = sum(graph.works.values())
     for name in reversed(names):

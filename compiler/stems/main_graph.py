@@ -31,7 +31,7 @@ class MainGraph:
         model: name of the model.
         proto: ModelProto of the stage, with weights outside.
         tensors: initializer name -> tensor id, for the weights.
-        input_key: everything else that equal inputs have in common, such as how a frame is prepared.
+        input_key: text that is equal for models whose inputs are prepared from a frame in the same way.
 
     Raises:
         ValueError: the graph does not have exactly one input.
@@ -70,7 +70,7 @@ class MainGraph:
                     (self.keys if depends else known)[name] = _digest(key, str(index))
 
     def _header(self) -> bytes:
-        """Return what a graph's operators depend on beside the graph: their versions, and functions of the model."""
+        """Return what a graph's operators depend on outside it: their versions, and functions of the model."""
         header = type(self.proto)()
         header.CopyFrom(self.proto)
         header.ClearField("graph")
@@ -89,7 +89,7 @@ class MainGraph:
 
     @cached_property
     def names(self) -> Mapping[str, str]:
-        """Key -> name of the first value with that key."""
+        """Key of what a value computes -> name of the graph's first value with that key."""
         names: dict[str, str] = {}
         for name, key in self.keys.items():
             names.setdefault(key, name)

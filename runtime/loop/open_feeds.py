@@ -73,7 +73,7 @@ def open_feeds(
         specs: feeds of the bundle, by name.
         used: names of the feeds that queries use.
         options: options of the run.
-        watch: function that returns, for the name of a feed, what is told of its decoding.
+        watch: function that returns, for a feed's name, the function to tell when decoding of a frame began and ended.
         known: feeds that run already; they are returned as they are.
 
     Returns:
