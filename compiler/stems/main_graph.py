@@ -115,7 +115,7 @@ class MainGraph:
         return sum(work for key, work in self.works.items() if key in keys)
 
     def edge(self, keys: Set[str]) -> frozenset[str]:
-        """Return the keys of the values that the rest of the graph reads, if values with the keys ``keys`` are known.
+        """Return the keys of the values that the rest of the graph reads, if a stem computes those with ``keys``.
 
         The key of the image is among them if the rest reads the image.
         """
@@ -135,7 +135,7 @@ class MainGraph:
         return frozenset(found - {self.image_key})
 
     def after(self, keys: Set[str]) -> frozenset[str]:
-        """Return the keys of all values that are computed from values with the keys ``keys``, and ``keys``."""
+        """Return the keys of all values that depend on a value whose key is in ``keys``, ``keys`` included."""
         found = set(keys)
         for node in self.nodes:
             if any(self.keys.get(name) in found for name in node.input):

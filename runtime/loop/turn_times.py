@@ -94,7 +94,7 @@ class TurnTimes:
         return {frames: ratio for frames, ratio in ratios.items() if ratio <= 1 - _PAYS}
 
     def run_ms(self, gains: Mapping[int, float]) -> dict[int, float]:
-        """Return the number of frames in a turn -> median milliseconds of the turn, run in the faster way.
+        """Return the number of frames in a turn -> median milliseconds of the turn, as one batch if that is faster.
 
         Args:
             gains: :attr:`gains` of this model, or of another model with the same programs.
