@@ -28,7 +28,8 @@ _MOST_AGES = 60
 _LEAST_FRAMES = 20
 """Minimum number of frames on which the values of a staleness curve are measured."""
 _NEAR = 0.05
-"""Largest relative difference between a recording's measured frame rate and its feed's, for the latter to be used."""
+"""Largest relative difference between the measured frame rate of answers and the feed's rate, up to which the feed's
+rate is used."""
 _NOTHING: Mapping[TaskName, str] = {
     "classification": "no classes",
     "detection": "no objects",

@@ -52,7 +52,7 @@ def _has_queries(found: Evidence) -> bool:
 
 
 def _layout(shape: tuple[int, ...], size: tuple[int, int]) -> Literal["NCHW", "NHWC"]:
-    """Return the order of an output's axes: pixels are about as far apart in one direction as in the other.
+    """Return the order of an output's axes that makes pixels about equally far apart in height and in width.
 
     Args:
         shape: shape of the output.

@@ -32,7 +32,7 @@ class FeedOptions:
     variables: Collection[str] = ()
     """Environment variables that the bundle's sources may use, besides those that begin with ``GEMEL_``."""
     endless: bool = True
-    """Whether recordings may loop."""
+    """Whether recordings of feeds that loop may start again at their end."""
 
 
 def decoder_threads(feeds: int) -> int:
