@@ -1,7 +1,10 @@
 """Search strategies: each decides which sharing to try next, given the results of earlier trials.
 
 A strategy is a generator. It yields a batch of independent trials and is sent a verdict on each trial. The strategy's
-decisions depend on nothing but the verdicts, so that a search can be repeated, resumed and compared.
+decisions depend on nothing but the verdicts, so that a search can be repeated, resumed, forecast and compared.
+
+When a trial of a batch is accepted, later trials of the batch that would change the same models are skipped: their
+outcomes have no accuracies, and ``ended`` is ``skipped``.
 """
 
 from __future__ import annotations
