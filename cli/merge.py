@@ -212,6 +212,7 @@ def _listener(bar: Progress, stop: Stop) -> Any:
     search so far, and ``unloaded`` the number of models that were not loaded in time.
     """
     from ..merging.merge import NOT_LOADED, Listener
+    from ..merging.training.closed_form import summary
 
     console, began = bar.console, perf_counter()
     looked = [monotonic()]
@@ -238,6 +239,11 @@ def _listener(bar: Progress, stop: Stop) -> Any:
             for task in bar.task_ids:
                 bar.remove_task(task)
             bar.add_task(escape(trial.group), total=None, steps="")
+
+        def errors(self, models: Any, errors: Any) -> None:
+            stop.check()
+            if len(models) > 1 and errors:
+                say("layers", f"{', '.join(models)}: {summary(list(errors.values()))}")
 
         def forecast(self, forecast: Forecast) -> None:
             self.forecasts.append(forecast)

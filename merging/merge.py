@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -14,9 +14,10 @@ import torch
 from ..bundles.merge_report import MergeReport
 from ..errors import InputError, RetrainError, first_line
 from ..workload.document.schema import Workload
-from .layers.families import distances_of
+from .layers.families import distances_of, find_families, representatives
 from .layers.layers import Definition
-from .layers.problem import Problem
+from .layers.problem import Problem, pair_layers
+from .layers.sharing import Slot
 from .models.networks import each_network, users_of
 from .output.disk_journal import DiskJournal
 from .output.modules import imported_beside, modules_beside
@@ -25,6 +26,7 @@ from .output.store import Store
 from .search.forecast import Forecast, forecast
 from .search.search import Found, Job, search
 from .strategies import SearchSettings, Strategy, Verdict, strategy
+from .training.closed_form import JointErrors
 from .training.start import is_narrow
 from .training.subjects import Subject, fitting, subject_of
 from .training.training import GLANCE, TrainingProgress
@@ -32,6 +34,8 @@ from .training.trial import STATISTICS_IMAGES, Outcome, TimeUpError, Trial, Tria
 
 __all__ = ["NOT_LOADED", "Listener", "MergeOptions", "build_subjects", "merge_workload"]
 
+_MOST_TOLD = 8
+"""Maximum number of models of a family whose closed-form errors are measured before the search."""
 NOT_LOADED = "the time was up before it was loaded"
 """Reason for which a model is left out when the budget ends while models are loaded."""
 
@@ -74,6 +78,13 @@ class Listener:
 
     def waiting(self) -> None:
         """Handle about a second of waiting for trials on Ray. May raise KeyboardInterrupt to stop the merge."""
+
+    def errors(self, models: Sequence[str], errors: Mapping[Slot, float | None]) -> None:
+        """Handle the closed-form errors of the layers that some models could share (:class:`.JointErrors`).
+
+        The errors come before the search, for each family and for all models. None stands for a layer that was not
+        fitted.
+        """
 
     def forecast(self, forecast: Forecast) -> None:
         """Handle a forecast of what is left of the search; it comes before the search and before each verdict."""
@@ -133,7 +144,10 @@ def _merge(
         {name: tuple(query.name for query in subject.network.queries) for name, subject in subjects.items()},
         {query.name: query.target for query in workload.queries},
         distances_of({name: subject.layers for name, subject in subjects.items()}, originals),
+        JointErrors(subjects, options.seed),
     )
+    if len(subjects) > 1 and not store.replaying and monotonic() <= deadline:
+        _tell_errors(problem, listener)
 
     def look_ahead(verdicts: Sequence[Verdict]) -> None:
         """Call the listener with a forecast of the search."""
@@ -180,6 +194,17 @@ def _merge(
 
         found = search(problem, steps, originals, execute, journal, deadline)
     return journal.commit(found, finished=monotonic() <= deadline)
+
+
+def _tell_errors(problem: Problem, listener: Listener) -> None:
+    """Call the listener with the closed-form errors of each family and of all models, of eight models at most."""
+    assert problem.joint_error is not None
+    for family in [*find_families(problem), frozenset(problem.models)]:
+        seen = problem.of(representatives(problem, family, _MOST_TOLD))
+        slots = [slot for _, slot in pair_layers(seen)]
+        listener.errors(tuple(sorted(family)), {slot: problem.joint_error(slot) for slot in slots})
+        if len(family) == len(problem.models):
+            break
 
 
 def build_subjects(

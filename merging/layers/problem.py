@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -48,6 +48,10 @@ class Problem:
     distances: Mapping[tuple[str, str], float] = field(default_factory=dict)
     """Pair of model names, in the order of the alphabet -> distance between the models' weights, 0 if they are equal
     and about 1 if they have nothing in common. The distance is 1 for a pair without an entry."""
+
+    joint_error: Callable[[Slot], float | None] | None = None
+    """Function that returns, for a slot (set of layer weights that can be one tensor), the part of the layers' outputs
+    that one kernel for all cannot explain (:mod:`.closed_form`), from 0 to 1; None where that is unknown."""
 
     @property
     def models(self) -> tuple[str, ...]:

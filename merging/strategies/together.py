@@ -33,6 +33,7 @@ from itertools import accumulate
 from ..layers.families import by_size, find_families, pair_families
 from ..layers.problem import Problem, pair_layers
 from ..layers.sharing import SharingMap, Slot
+from ..training.closed_form import HOPELESS
 from ..training.trial import Start, Trial
 from . import Search, SearchSettings
 from .joint import Phase, long_recipe, merge_all
@@ -131,10 +132,11 @@ def _join(problem: Problem, settings: SearchSettings, units: Sequence[frozenset[
     joined = shared.joined(between.slots)
     for models in _components(joined):
         before = shared
-        part, wanted = between.of(models), joined.of(models)
+        inside = [unit for unit in units if unit <= models]
+        part = SharingMap(tuple(slot for slot in between.of(models).slots if not _is_hopeless(problem, inside, slot)))
+        wanted = shared.of(models).joined(part.slots)
         if _gain(problem, shared, part.slots) < _WORTH * problem.bytes:
             continue
-        inside = [unit for unit in units if unit <= models]
         if all(len(unit) == 1 for unit in inside):
             # Models without a family were tried with each other already.
             continue
@@ -142,6 +144,21 @@ def _join(problem: Problem, settings: SearchSettings, units: Sequence[frozenset[
         if shared == before:
             shared = yield from _bisect(problem, settings, part, shared)
     return shared
+
+
+def _is_hopeless(problem: Problem, units: Sequence[frozenset[str]], slot: Slot) -> bool:
+    """Check whether the closed form says that families cannot share a slot (set of layer weights), before any training.
+
+    Args:
+        problem: the layers of all models, and perhaps their closed-form errors.
+        units: sets of models that share already; one layer of each is compared.
+        slot: weights of layers of several units.
+    """
+    if problem.joint_error is None:
+        return False
+    of_each = [next((use for use in slot if use.model in unit), None) for unit in units]
+    error = problem.joint_error(tuple(use for use in of_each if use is not None))
+    return error is not None and error > HOPELESS
 
 
 def _lend(problem: Problem, settings: SearchSettings, alone: frozenset[str], shared: SharingMap) -> Phase:

@@ -54,9 +54,10 @@ def test_a_line_for_each_model_trial_and_query(path: Path, merge: Call, tmp_path
     code, out, err = merge(path, "-o", merged, *SHORT)
     assert (code, err) == (0, "")
     lines = [line.split(maxsplit=1) for line in out.splitlines()]
-    trials = len(lines) - 7
+    trials = len(lines) - 8
     assert [first for first, _ in lines] == [
         *["model"] * 2,
+        "layers",
         "search",
         *["trial"] * trials,
         *["query"] * 2,
@@ -64,12 +65,17 @@ def test_a_line_for_each_model_trial_and_query(path: Path, merge: Call, tmp_path
         "Next:",
     ]
     rest = [text for _, text in lines]
-    assert re.fullmatch(r"\d+\.\d s  3 looks and \d trainings? to come if each training reaches its targets", rest[2])
+    assert re.fullmatch(r"\d+\.\d s  3 looks and \d trainings? to come if each training reaches its targets", rest[3])
+    assert re.fullmatch(
+        r"\d+\.\d s  a, b: \d+ layers: one kernel for all models leaves \d+% of their outputs unexplained"
+        r" \(median; \d+% to \d+%\), \d+ of them more than half",
+        rest[2],
+    )
     assert re.fullmatch(r"\d+\.\d s  a: 4 layers, \d+ images; a 100\.0%", rest[0])
     assert re.fullmatch(
         r"\d+\.\d s  .+: (accepted|not accepted|measured) \(.+\); worst query [ab] keeps \d+\.\d%; \d+\.\d% saved; \d+"
         r" images in \d+ s; left: (nothing|.*(look|training)s?.*)",
-        rest[3],
+        rest[4],
     )
     assert re.fullmatch(r"a: \d+\.\d% of 100\.0%, \d+\.\d% of the original \(target 95%\)", rest[-4])
     assert re.match(r"\d+\.\d\d MB, merged \d+\.\d\d MB: \d+\.\d% saved", rest[-2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
 from string import ascii_letters
 from typing import Any
 
@@ -803,3 +804,23 @@ def test_a_model_without_a_family_takes_weights_of_one() -> None:
     assert last.learners == {"z"}
     assert not looks(last)
     assert found.sharing.slots[0] == (Use("x", "0.weight"), Use("y", "0.weight"), Use("z", "0.weight"))
+
+
+def test_layers_that_the_closed_form_calls_hopeless_are_not_tried_between_families() -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def joint_error(slot: Sequence[Use]) -> float | None:
+        asked.append(tuple(use.model for use in slot))
+        return 0.7
+
+    made = replace(problem(**TWO), joint_error=joint_error)
+    batches, found = drive(made, "together", lambda trial: "" if looks(trial) else "vwxy", inside=False)
+    # One layer of each family is compared; what families share inside is not asked.
+    assert set(asked) == {("v", "x")} or set(asked) == {("x", "v")}
+    assert {trial.learners for batch in batches for trial in batch} == {frozenset("vw"), frozenset("xy")}
+    assert made.saved(found.sharing) == made.bytes / 2
+    answers: Sequence[Callable[[object], float | None]] = (lambda slot: None, lambda slot: 0.3)
+    for answer in answers:
+        made = replace(made, joint_error=answer)
+        found = drive(made, "together", lambda trial: "" if looks(trial) else "vwxy", inside=False)[1]
+        assert made.saved(found.sharing) == made.bytes / 2 + 30
