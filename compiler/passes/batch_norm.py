@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .edit import constant, constant_id, replace_constant
+from .edit import constant, constant_id, note_gain, replace_constant
 
 __all__ = ["BatchNormChoice", "BatchNormToConv", "FoldBatchNorm", "choose_batch_norm"]
 
@@ -182,6 +182,8 @@ class FoldBatchNorm(ir.passes.InPlacePass):
                 bias = bias + constant(conv.inputs[2]).astype(np.float64) * scale
             if index == 0:
                 replace_constant(kernel, (weight * scale.reshape(shape)).astype(dtype))
+                if axis == 0:
+                    note_gain(kernel, scale)
             # The folded bias comes from the BatchNorm's bias, and takes its name.
             value = _own(graph, norm, _BETA, bias.astype(dtype))
             conv.resize_inputs(3)
