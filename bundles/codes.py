@@ -51,7 +51,8 @@ def pack_codes(codes: NDArray[Any], bits: Bits) -> NDArray[np.uint8]:
     padded = np.zeros(packed_bytes(flat.size, bits) * each, np.uint8)
     padded[: flat.size] = small
     shifted = padded.reshape(-1, each) << (np.arange(each, dtype=np.uint8) * np.uint8(bits))
-    return np.bitwise_or.reduce(shifted, axis=1).astype(np.uint8)
+    packed: NDArray[np.uint8] = np.bitwise_or.reduce(shifted, axis=1).astype(np.uint8)
+    return packed
 
 
 def unpack_codes(packed: NDArray[np.uint8], bits: Bits, count: int) -> NDArray[np.int8]:
@@ -164,7 +165,7 @@ def _decode(out: _F, codes: NDArray[np.uint8], bits: Bits) -> None:
 
 
 def _largest(bits: Bits) -> int:
-    return max(1, 2 ** (bits - 1) - 1)
+    return max(1, (1 << bits - 1) - 1)
 
 
 @cache

@@ -185,6 +185,7 @@ class HostArena(Arena):
             stays = place is not None and place[0].stays
             groups.setdefault(before._part_of[tensor] if before is not None and stays else None, []).append(tensor)
         names: list[str] = []
+        places: dict[str, tuple[MappedBlob | ComputedKernels, TensorSpec]]
         for kept, members in groups.items():
             if before is None or kept is None:
                 whole = len(members) == len(spec.tensors)

@@ -174,7 +174,7 @@ class _Memory:
         room = self._budget - self._bytes(kept)
         if self._bytes(missing) <= room:
             return list(missing)
-        found = []
+        found: list[str] = []
         if self._rule.ahead == "part":
             specs = self._profile.segments
             for segment in sorted(missing, key=lambda name: (bool(specs[name].sources), -self._profile.load_ms(name))):

@@ -25,7 +25,8 @@ def some(bits: Bits, count: int, seed: int = 0) -> np.ndarray:
 def test_packed_codes_come_back(bits: Bits, count: int) -> None:
     found = some(bits, count)
     packed = pack_codes(found, bits)
-    assert (packed.dtype, packed.size) == (np.uint8, packed_bytes(count, bits))
+    assert packed.dtype == np.uint8
+    assert packed.size == packed_bytes(count, bits)
     np.testing.assert_array_equal(unpack_codes(packed, bits, count), found)
 
 
@@ -51,9 +52,8 @@ def test_damaged_bytes_are_refused(bits: Bits, byte: int) -> None:
 
 
 def test_codes_get_as_many_bits_as_fill_whole_bytes() -> None:
-    assert [wider_bits(bits, count) for bits, count in ((1, 8), (1, 4), (1, 2), (2, 6), (4, 6), (2, 7), (8, 7))] == (
-        [1, 2, 4, 4, 4, 8, 8]
-    )
+    cases: tuple[tuple[Bits, int], ...] = ((1, 8), (1, 4), (1, 2), (2, 6), (4, 6), (2, 7), (8, 7))
+    assert [wider_bits(bits, count) for bits, count in cases] == [1, 2, 4, 4, 4, 8, 8]
 
 
 def test_the_table_cannot_be_written_to() -> None:

@@ -22,6 +22,7 @@ from gemel.runtime.backends.ort_cpu import OrtCpu
 from gemel.runtime.backends.ort_cuda import OrtCuda
 from gemel.runtime.loop.device_profile import measure_profile, profile_after
 from gemel.runtime.ort import bake_forms
+from gemel.runtime.ort import optimise as ort_optimise
 
 IMAGES = np.random.default_rng(0).random((2, 3, 32, 32), np.float32)
 
@@ -134,7 +135,7 @@ def test_kernels_that_cannot_be_reordered_are_stored(
     forms: Bundle, problem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if problem == "another program":
-        optimise = bake_forms.optimise
+        optimise = ort_optimise.optimise
 
         def other(*arguments: Any) -> Any:
             program, arrays = optimise(*arguments)

@@ -37,9 +37,9 @@ class Differences(NamedTuple):
     kernels: dict[str, NDArray[np.float32]]
     """Model -> its kernel."""
 
-    def open(self, budget: int | None = None, before: HostArena | None = None, **loading: bool) -> HostArena:
+    def open(self, budget: int | None = None, before: HostArena | None = None, *, cold: bool = False) -> HostArena:
         return HostArena(
-            *(self.path, self.placed.tensors, self.placed.segments, budget, Loading(**loading), before),
+            *(self.path, self.placed.tensors, self.placed.segments, budget, Loading(cold), before),
             forms=self.forms,
             computed=self.computed,
         )
@@ -95,11 +95,16 @@ def test_a_kernel_is_computed_when_it_is_loaded(some: Differences) -> None:
     arena.close()
 
 
-def test_sources_come_first_whatever_the_order(some: Differences) -> None:
+def test_sources_come_first_whatever_the_order(some: Differences, monkeypatch: pytest.MonkeyPatch) -> None:
     arena = some.open()
     order: list[str] = []
     load = arena._load
-    arena._load = lambda segment: (order.append(segment), load(segment))[1]  # type: ignore[method-assign]
+
+    def noted(segment: str) -> None:
+        order.append(segment)
+        load(segment)
+
+    monkeypatch.setattr(arena, "_load", noted)
     arena.acquire(reversed(some.needs("a")))
     assert order[-1] == some.computed_of("a")
     some.check(arena, "a")
