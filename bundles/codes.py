@@ -22,7 +22,7 @@ Bits = Literal[1, 2, 4, 8]
 _WIDTHS: tuple[Bits, ...] = (1, 2, 4, 8)
 _CHUNK = 1 << 16
 """Number of elements of a kernel that are restored at once, so that they stay in the CPU's cache between two steps."""
-_RUN = 256
+_RUN = 128
 """Number of neighbouring elements that one step of a multiplication by a scale should cover at least, if it can."""
 _F = NDArray[np.float32]
 
@@ -124,7 +124,7 @@ def restore(
         # Short rows of factors are repeated: NumPy handles one row at a time.
         repeats = next(count for count in range(min(rows, max(1, _RUN // block)), 0, -1) if rows % count == 0)
         inner, rows = block * repeats, rows // repeats
-        factors = [None if each is None else np.tile(each, repeats) for each in factors]
+        factors = [None if each is None else _repeated(each, repeats) for each in factors]
     shape = (blocks, rows, inner)
     target, start = flat.reshape(shape), None if base is None else base.reshape(shape)
     each = 8 // bits
@@ -146,6 +146,15 @@ def restore(
                     np.multiply(chunk, factor[first : first + whole], out=chunk)
                 if values is not None:
                     np.add(values[first : first + whole, row : row + part], chunk, out=chunk)
+
+
+def _repeated(factors: _F, repeats: int) -> _F:
+    """Return factors ``[blocks, 1, block]`` with every block repeated along the last axis."""
+    blocks, _, block = factors.shape
+    # As np.tile, in a quarter of the time for small arrays.
+    made = np.empty((blocks, repeats, block), np.float32)
+    made[...] = factors
+    return made.reshape(blocks, 1, repeats * block)
 
 
 def _whole_bytes(count: int, size: int, each: int) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..bundles.blob import tensor_id
 from ..bundles.decode_specs import DecodeSpec
 from ..bundles.manifest import Manifest
 from ..bundles.merge_report import MERGE_REPORT
@@ -83,7 +84,8 @@ def compile_workload(
         before = kernels(models)
         places = locate_shared(merged, before, models) if merged is not None else ()
         forms = locate_forms(merged, before, models) if merged is not None else {}
-        choice = choose_batch_norm(graph for model in models for graph in model.stages.values())
+        bases = (tensor_id(form.base) for form in forms.values() if form.base is not None)
+        choice = choose_batch_norm((graph for model in models for graph in model.stages.values()), bases)
         for model in models:
             for graph in model.stages.values():
                 fold(graph, choice.keep)

@@ -88,7 +88,7 @@ class BatchNormChoice:
     cost of a kept BatchNorm."""
 
 
-def choose_batch_norm(models: Iterable[ir.Model]) -> BatchNormChoice:
+def choose_batch_norm(models: Iterable[ir.Model], stored: Iterable[str] = ()) -> BatchNormChoice:
     """Decide for every shared kernel of a workload whether to keep its BatchNorms.
 
     A kernel that another model reads in another way (through a Mul with a gain, say) is not folded there, so it counts
@@ -96,9 +96,11 @@ def choose_batch_norm(models: Iterable[ir.Model]) -> BatchNormChoice:
 
     Args:
         models: every stage of every distinct model, cleaned, with no BatchNorm folded yet.
+        stored: ids of tensors that the bundle holds as they are in any case, because other kernels are computed from
+            them.
     """
     held: dict[str, list[_Site]] = defaultdict(list)
-    unfolded: Counter[str] = Counter()
+    unfolded: Counter[str] = Counter(set(stored))
     for model in models:
         by_kernel = _sites_by_kernel(model.graph)
         for value in model.graph.initializers.values():

@@ -239,7 +239,8 @@ def _settled(form: KernelForm, value: ir.Value) -> KernelForm | None:
     gain = noted_gain(value)
     if gain is None or form.block != 1 or now.shape != kernel.shape:
         return None
-    form = replace(form, gain=gain.astype(np.float32))
+    factor = gain.astype(np.float32)
+    form = replace(form, scale=form.scale * factor) if form.base is None else replace(form, gain=factor)
     kernel = form.kernel()
     if not np.abs(kernel - now).max() <= _ROUNDING * np.abs(now).max():
         return None

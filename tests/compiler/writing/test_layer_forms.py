@@ -84,8 +84,8 @@ def test_bytes_are_counted_and_shown(tmp_path: Path) -> None:
 
 def test_folded_layers_have_a_gain(form_folder: Path) -> None:
     forms = open_bundle(form_folder / "bundle").manifest.forms.values()
-    # The classifier has no BatchNorm behind it.
-    assert sorted(len(form.shape) for form in forms if form.gain is None) == [2]
+    # A coded kernel has its gain in the scale.
+    assert all((form.gain is None) == (form.base is None) for form in forms)
 
 
 def test_other_weights_are_refused(tmp_path: Path) -> None:
@@ -153,6 +153,20 @@ def test_a_base_may_be_a_models_own_parameter(tmp_path: Path, workload_in: Calla
     (form,) = made_bundle.manifest.forms.values()
     assert form.base in made_bundle.manifest.models["a"].stages["main"].weights
     assert form.base == base.removeprefix("base.")
+
+
+def test_a_base_that_a_layer_holds_is_stored_once(tmp_path: Path) -> None:
+    """The BatchNorm behind that layer is kept apart."""
+    workload = form_workload(tmp_path, {"a": {}, "b": {"pointwise.weight": Kept(2, True)}})
+    tensors = load_file(tmp_path / FORMS_FILE)
+    (name,) = (name for name in tensors if name.startswith("base."))
+    state = load_file(tmp_path / "a.safetensors")
+    save_file({**state, "pointwise.weight": tensors.pop(name)}, tmp_path / "a.safetensors")
+    save_file(tensors, tmp_path / FORMS_FILE)
+    made, _ = compiled(workload)
+    (form,) = made.manifest.forms.values()
+    assert form.base == name.removeprefix("base.")
+    assert form.base in made.manifest.models["a"].stages["main"].weights
 
 
 def graph_of(folder: Path, name: str, array: Any) -> None:
