@@ -13,9 +13,9 @@ from ...bundles.blob import tensor_id
 __all__ = ["constant", "constant_id", "note_gain", "noted_gain", "replace_constant"]
 
 _ID = "gemel.tensor_id"
-"""Key of a tensor's id in the tensor's notes, which are not written into files."""
+"""Key under which a tensor's id is cached in the tensor's metadata in memory, which is not written into files."""
 _GAIN = "gemel.gain"
-"""Key, in the notes of a folded kernel, of the factors by which its channels were multiplied."""
+"""Key, in the metadata in memory of a folded kernel, of the factors by which its channels were multiplied."""
 
 
 def constant(value: ir.Value | None) -> NDArray[Any]:
