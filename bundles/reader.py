@@ -15,7 +15,7 @@ from ..errors import BundleError
 from . import consistency, manifest
 from .manifest import Manifest, TensorSpec
 
-__all__ = ["CACHE", "MANIFEST", "Bundle", "open_bundle", "sha256_of", "verify", "view"]
+__all__ = ["CACHE", "MANIFEST", "Bundle", "decode_manifest", "open_bundle", "sha256_of", "verify", "view"]
 
 MANIFEST = "manifest.json"
 """Name of the manifest file in a bundle."""
@@ -96,6 +96,22 @@ def open_bundle(path: str | Path) -> Bundle:
         raise BundleError(f"{path}: not a bundle (no {MANIFEST}); gemel-compile writes one") from error
     except OSError as error:
         raise BundleError(f"{where}: cannot be read: {error.strerror}") from error
+    content = decode_manifest(data, str(where))
+    _check_files(path, content)
+    consistency.check_manifest(str(where), content)
+    return Bundle(path, content, hashlib.sha256(data).hexdigest())
+
+
+def decode_manifest(data: bytes, where: str) -> Manifest:
+    """Return the content of a manifest.json. What it refers to is not checked.
+
+    Args:
+        data: bytes of the file.
+        where: path of the file, for error messages.
+
+    Raises:
+        BundleError: the bytes are no manifest, or one that is too new.
+    """
     try:
         document = json.loads(data)
     except ValueError as error:
@@ -104,10 +120,7 @@ def open_bundle(path: str | Path) -> Bundle:
         raise BundleError(f"{where}: nested too deeply") from error
     if not isinstance(document, dict):
         raise BundleError(f"{where}: a JSON object is expected")
-    content = manifest.parse_manifest(document, str(where))
-    _check_files(path, content)
-    consistency.check_manifest(str(where), content)
-    return Bundle(path, content, hashlib.sha256(data).hexdigest())
+    return manifest.parse_manifest(document, where)
 
 
 def verify(bundle: Bundle) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..bundles.decode_specs import DecodeSpec
 from ..bundles.manifest import Manifest
 from ..bundles.merge_report import MERGE_REPORT
+from ..bundles.replace_bundle import replacing
 from ..errors import WorkloadError
 from ..workload.document.fit import check_fit
 from ..workload.document.schema import Query, Workload
@@ -19,7 +20,6 @@ from .passes import choose_batch_norm, fold
 from .stems import add_stems
 from .writing.merged import Account, account, find_merged, locate_shared
 from .writing.nearly_equal import NearlyEqual, find_nearly_equal
-from .writing.output import replacing
 from .writing.sharing import SharedBytes, kernels, prove
 from .writing.writer import write_bundle
 
