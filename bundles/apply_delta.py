@@ -36,7 +36,9 @@ class AppliedDelta:
     """Bytes of the tensors that the old bundle had."""
 
 
-def apply_delta(delta: Path, bundle: Path, output: Path | None = None, key: bytes | None = None) -> AppliedDelta:
+def apply_delta(
+    delta: Path, bundle: Path, output: Path | None = None, *, key: bytes | None = None, where: str | None = None
+) -> AppliedDelta:
     """Make a new bundle of an old one and a delta.
 
     The new bundle is written beside its place and verified by the hashes in its manifest. Then it takes the place of
@@ -48,21 +50,23 @@ def apply_delta(delta: Path, bundle: Path, output: Path | None = None, key: byte
         bundle: folder of the old bundle.
         output: folder for the new bundle; None for that of the old one.
         key: public ed25519 key that must have signed the delta; None to accept any delta.
+        where: name of the delta for error messages; its path if None.
 
     Raises:
         BundleError: the delta is cut off, damaged, not signed, starts from another bundle or was applied before, or a
             bundle cannot be read or written. The message says which.
     """
+    where = where or str(delta)
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(_opened(delta))
-        header = _read(file, delta, key)
+        header = _read(file, where, key)
         stack.enter_context(_alone(bundle))
         old = open_bundle(bundle)
-        check_base(header.content, old, str(delta))
+        check_base(header.content, old, where)
         target = old.path if output is None else output
         try:
             with replacing(target) as work:
-                done = build_bundle(file, header.content, old, work, str(delta))
+                done = build_bundle(file, header.content, old, work, where)
         except OSError as error:
             raise BundleError(f"{target}: cannot be written: {error.strerror or first_line(error)}") from error
     opened = open_bundle(target)
@@ -104,17 +108,17 @@ def _opened(delta: Path) -> Iterator[BinaryIO]:
         raise BundleError(f"{delta}: cannot be read: {error.strerror}") from error
 
 
-def _read(file: BinaryIO, delta: Path, key: bytes | None) -> StoredHeader:
+def _read(file: BinaryIO, where: str, key: bytes | None) -> StoredHeader:
     """Read the header of a delta, and compare the size that it says with that of the file.
 
     Raises:
         BundleError: the header cannot be used, or the file has another size.
     """
-    header = read_header(file, str(delta), key)
+    header = read_header(file, where, key)
     size = os.fstat(file.fileno()).st_size
     if size != header.bytes:
         what = "is cut off" if size < header.bytes else "goes on behind its end"
-        raise BundleError(f"{delta}: {what}: has {size} bytes, its header says {header.bytes}")
+        raise BundleError(f"{where}: {what}: has {size} bytes, its header says {header.bytes}")
     return header
 
 
