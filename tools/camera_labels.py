@@ -1,9 +1,9 @@
 """Label the objects in a fixed camera's video with a public detector, more carefully than the detector does by itself.
 
 The detector looks at each frame and its mirror image, and at four overlapping parts of the frame, which show small
-objects larger. What these views find is joined, and followed over time. An object is labelled if one frame at least is
-sure of it and it is there for some frames; frames between two sightings get a box in between. So the labels are
-steadier than the detector's answers, and a detector that is trained on them can become better at this camera.
+objects larger. What these views find is joined, and followed over time. An object is labelled if it is seen for some
+frames, surely enough in their mean; frames between two sightings get a box in between. So the labels are steadier than
+the detector's answers, and a detector that is trained on them can become better at this camera.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ SeenBoxes = NDArray[np.float32]
 
 _PART = 0.6
 """Side of each of the four overlapping parts of a frame, as a fraction of the frame's side."""
-_WEAK, _SURE = 0.25, 0.5
-"""Minimum score of a sighting, and of the best sighting of an object that is labelled."""
+_WEAK, _SURE = 0.25, 0.45
+"""Minimum score of a sighting, and minimum mean of the scores of an object that is labelled: a stone that looks like a
+person is seen surely in a few frames only."""
 _SAME, _NEXT = 0.5, 0.25
 """Minimum overlap of two boxes of one object, in two views of a frame, and in neighbouring frames."""
 _SHORTEST = 3
@@ -202,7 +203,7 @@ class _Track:
 
 
 def follow(seen: Sequence[SeenBoxes]) -> list[SeenBoxes]:
-    """Keep the objects that are seen for some frames, and surely in one at least, and fill short gaps.
+    """Keep the objects that are seen for some frames, surely enough in their mean, and fill short gaps.
 
     Args:
         seen: boxes in each frame, in order of time.
@@ -222,7 +223,7 @@ def follow(seen: Sequence[SeenBoxes]) -> list[SeenBoxes]:
         tracks += [_Track({number: boxes[box]}) for box in sorted(free)]
     kept: list[list[NDArray[np.float32]]] = [[] for _ in seen]
     for track in tracks:
-        if len(track.seen) >= _SHORTEST and max(box[4] for box in track.seen.values()) >= _SURE:
+        if len(track.seen) >= _SHORTEST and np.mean([box[4] for box in track.seen.values()]) >= _SURE:
             for number, box in _filled(track):
                 kept[number].append(box)
     return [np.array(boxes, np.float32).reshape(-1, 5) for boxes in kept]

@@ -1,6 +1,6 @@
 """Make data sets of a fixed camera's video for detectors and classifiers, apart in time, labelled by a detector.
 
-The first part of a video is for training, a later one to choose by, and the last one to confirm. Some seconds between
+Each third of a video has a part for training, a later one to choose by, and a last one to confirm. The frames between
 them are left out. What stands still for long is in all of them.
 """
 
@@ -21,10 +21,12 @@ from gemel.frames.source import resolve
 from gemel.workload.data.video import count_frames, pictures
 from gemel.workload.zoo.ssdlite import SsdMobileNetV2
 
-__all__ = ["PARTS", "Camera", "Scene", "read_scenes", "window_class", "write_scenes", "write_windows"]
+__all__ = ["PARTS", "Camera", "Scene", "label_camera", "read_scenes", "window_class", "write_scenes", "write_windows"]
 
-PARTS: Mapping[str, tuple[float, float]] = {"train": (0.0, 0.58), "val": (0.62, 0.8), "test": (0.82, 1.0)}
-"""Part of a data set -> the fractions of the video's frames at which it begins and ends."""
+PARTS: Mapping[str, tuple[float, float]] = {"train": (0.0, 0.54), "val": (0.6, 0.76), "test": (0.82, 0.98)}
+"""Part of a data set -> the fractions of each third of the video at which it begins and ends."""
+_STRETCHES = 3
+"""Number of stretches of a video that have all parts: one would be too few where objects come seldom."""
 _ANNOTATIONS = "annotations.json"
 _WINDOW = 128
 """Side of the windows that classifiers look at, in pixels."""
@@ -53,8 +55,6 @@ class Camera:
     is in them (none, part, whole)."""
     query: str
     """Name of the query that classifies windows."""
-    first: int = 0
-    """Number of the first frame that is used."""
     most: int = 400
     """Maximum number of frames that are used."""
 
@@ -73,26 +73,49 @@ class Scene:
     """Boxes of the objects, ``[K, 4]``, x1 y1 x2 y2 in pixels of the frame."""
 
 
-def write_scenes(camera: Camera, model: SsdMobileNetV2, target: Path) -> None:
-    """Write labelled frames of a camera as JPEG and COCO files into ``train``, ``val`` and ``test``.
+def label_camera(camera: Camera, model: SsdMobileNetV2, target: Path) -> None:
+    """Label the frames of a camera that are used, and write the labels as JSON: number of the frame -> boxes.
 
     Args:
         camera: the camera.
         model: detector with one class, the camera's, in eval mode.
-        target: folder to make; one that exists is kept as it is.
+        target: file to write; one that exists is kept as it is.
     """
     if target.exists():
         return
     source = resolve(camera.name, camera.video)
     count = count_frames(source, camera.name)
-    numbers = list(range(camera.first, count, camera.step))[: camera.most]
-    frames = list(pictures(source, numbers, camera.name))
-    labelled = label_frames(model, frames)
+    numbers = list(range(0, count, camera.step))[: camera.most]
+    labelled = label_frames(model, list(pictures(source, numbers, camera.name)))
+    found = {number: boxes.round(2).tolist() for number, boxes in zip(numbers, labelled, strict=True)}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.with_suffix(".part").write_text(json.dumps(found))
+    target.with_suffix(".part").rename(target)
+
+
+def write_scenes(camera: Camera, labels: Path, target: Path) -> None:
+    """Write labelled frames of a camera as JPEG and COCO files into ``train``, ``val`` and ``test``.
+
+    Args:
+        camera: the camera.
+        labels: file that :func:`label_camera` wrote.
+        target: folder to make; one that exists is kept as it is.
+    """
+    if target.exists():
+        return
+    boxes = {
+        int(number): np.array(found, np.float32).reshape(-1, 5)
+        for number, found in json.loads(labels.read_text()).items()
+    }
+    numbers = list(boxes)
+    frames = dict(zip(numbers, pictures(resolve(camera.name, camera.video), numbers, camera.name), strict=True))
     work = target.with_name(f".{target.name}")
     shutil.rmtree(work, ignore_errors=True)
     for part, (begin, end) in PARTS.items():
-        rows = range(round(begin * len(frames)), round(end * len(frames)))
-        _write_part(work / part, camera, {numbers[row]: (frames[row], labelled[row]) for row in rows})
+        # Of each stretch, positions from 0 to 1.
+        places = {number: index * _STRETCHES / len(numbers) % 1 for index, number in enumerate(numbers)}
+        kept = [number for number, place in places.items() if begin <= place < end]
+        _write_part(work / part, camera, {number: (frames[number], boxes[number]) for number in kept})
     work.rename(target)
 
 
@@ -146,7 +169,7 @@ def write_windows(camera: Camera, scenes: Path, target: Path, most: Mapping[str,
     for part in PARTS:
         frames = read_scenes(scenes / part)
         sides = np.concatenate([(each.boxes[:, 2:] - each.boxes[:, :2]).max(1) for each in frames])
-        side = float(np.median(sides)) * (2.4 if camera.counts else 1.4)
+        side = float(np.median(sides)) * (2.4 if camera.counts else 1.2)
         found: dict[str, list[tuple[int, Frame]]] = {name: [] for name in camera.classes}
         for number, scene in enumerate(frames):
             for name, window in _windows(camera, scene, side, rng):
@@ -175,7 +198,7 @@ def _windows(camera: Camera, scene: Scene, side: float, rng: np.random.Generator
         centre = rng.uniform([0, 0], [width, height])
         if len(scene.boxes) and rng.uniform() < _NEAR:
             x1, y1, x2, y2 = scene.boxes[rng.integers(len(scene.boxes))]
-            centre = np.array([(x1 + x2) / 2, (y1 + y2) / 2]) + rng.uniform(-0.75, 0.75, 2) * size
+            centre = np.array([(x1 + x2) / 2, (y1 + y2) / 2]) + rng.uniform(-0.9, 0.9, 2) * size
         left, top = (int(each) for each in np.clip(centre - size / 2, 0, [width - size, height - size]))
         area = (left, top, left + int(size), top + int(size))
         name = window_class(camera, scene.boxes, area)

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 import yaml
 from camera_labels import one_class
-from camera_sets import Camera, read_scenes, write_scenes, write_windows
+from camera_sets import Camera, label_camera, read_scenes, write_scenes, write_windows
 from objectron_models import OPEN_IMAGES, prepare_objectron
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -91,7 +91,9 @@ def prepare_cameras(data: Path, output: Path) -> Path:
         number = OPEN_IMAGES.index(camera.object)
         own = one_class(detector, len(OPEN_IMAGES), number)
         if not (scenes.exists() and windows.exists()):
-            write_scenes(camera, _detector(own), scenes)
+            labels = scenes.with_suffix(".json")
+            label_camera(camera, _detector(own), labels)
+            write_scenes(camera, labels, scenes)
             write_windows(camera, scenes, windows, _WINDOWS)
             print(f"{camera.name}: labelled in {time.process_time() - began:.0f} s", flush=True)
         tunings: dict[str, Callable[[], _Tuned]] = {

@@ -32,7 +32,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
-from fine_tunes import prepare_cameras
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
@@ -85,9 +84,16 @@ def prepare(data: Path, output: Path, names: Collection[str] = ALL) -> dict[str,
         "w2": lambda: _labelled("w2", data, output),
         "w3": lambda: prepare_street(data, output),
         "w4": lambda: prepare_family(data, output),
-        "w5": lambda: prepare_cameras(data, output),
+        "w5": lambda: _cameras(data, output),
     }
     return {name: make() for name, make in made.items() if name in names}
+
+
+def _cameras(data: Path, output: Path) -> Path:
+    # Imported only when needed, because the schema of TensorFlow Lite's files takes a package of its own.
+    from fine_tunes import prepare_cameras
+
+    return prepare_cameras(data, output)
 
 
 def _labelled(workload: str, data: Path, output: Path) -> Path:

@@ -23,7 +23,6 @@ import cv2
 import make_street_example
 import numpy as np
 import yaml
-from objectron_models import LANDMARKS, OPEN_IMAGES, prepare_objectron
 
 from gemel.frames.source import Source, resolve
 from gemel.workload.data.video import count_frames, pictures
@@ -65,6 +64,9 @@ def prepare_family(data: Path, output: Path) -> Path:
         data: folder with further videos, among them ``car-detection.mp4``.
         output: folder for images, converted models and the workload.
     """
+    # Imported only when needed, because the schema of TensorFlow Lite's files takes a package of its own.
+    from objectron_models import LANDMARKS, OPEN_IMAGES, prepare_objectron
+
     folders = _write_frames(data, output)
     models = prepare_objectron(output / "objectron")
     write_crops(folders, output / "data" / "street" / "crops")

@@ -14,11 +14,10 @@ from camera_labels import detect
 from camera_sets import Scene
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torchvision.ops import box_iou
 
 from gemel.bundles.decode_specs import SsdDecode
 from gemel.frames.preprocess import preprocess
-from gemel.merging.tasks.anchors import anchor_loss
-from gemel.merging.tasks.heads import heads_of
 from gemel.runtime.decode.average_precision import mean_average_precision
 from gemel.runtime.decode.results import Detection
 from gemel.workload.zoo.ssdlite import SsdMobileNetV2
@@ -38,6 +37,8 @@ _THRESHOLD = 0.3
 _DETECTOR_STEPS, _DETECTOR_BATCH, _DETECTOR_RATE = 90, 8, 2e-4
 _CLASSIFIER_STEPS, _CLASSIFIER_BATCH, _CLASSIFIER_RATE = 90, 32, 5e-4
 _HEAD_STEPS, _HEAD_RATE = 400, 1e-2
+_POSITIVE, _NEGATIVE = 0.5, 0.4
+"""Minimum overlap of an anchor that shows an object, and maximum overlap of one that does not."""
 _SMALLEST = 0.6
 """Smallest part of a frame that training sees, as a fraction of its sides."""
 _VISIBLE = 0.4
@@ -55,6 +56,43 @@ def _schedule(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_sc
         return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def _detection_loss(
+    logits: Tensor, boxes: Tensor, anchors: Tensor, weights: Sequence[float], truth: Sequence[Tensor]
+) -> Tensor:
+    """Return cross-entropy of scores plus smooth L1 loss of boxes, divided by the number of anchors with an object.
+
+    All anchors count alike, without hard negatives or focal weights: the public detector is good from the start, and
+    its scores should stay probabilities, because queries report what scores above a threshold.
+
+    Args:
+        logits: scores of the class before the sigmoid, ``[N, A]``.
+        boxes: ``[N, A, 4]``, relative to the anchors.
+        anchors: ``[A, 4]``, x1 y1 x2 y2 in input pixels.
+        weights: factors of (dx, dy, dw, dh).
+        truth: boxes of each image's objects, ``[K, 4]`` in input pixels.
+    """
+    total, count = logits.new_zeros(()), 0
+    for scores, deltas, objects in zip(logits, boxes, truth, strict=True):
+        overlap, target = anchors.new_zeros(len(anchors)), torch.zeros(len(anchors), dtype=torch.int64)
+        if len(objects):
+            overlaps = box_iou(objects, anchors)
+            overlap, target = overlaps.max(0)
+            # Each object has its best anchor, however little they overlap.
+            best = overlaps.argmax(1)
+            overlap[best], target[best] = 1.0, torch.arange(len(objects))
+        found = overlap >= _POSITIVE
+        clear = found | (overlap < _NEGATIVE)
+        total = total + F.binary_cross_entropy_with_logits(scores[clear], found[clear].float(), reduction="sum")
+        if found.any():
+            wanted, own = objects[target[found]], anchors[found]
+            size, own_size = wanted[:, 2:] - wanted[:, :2], own[:, 2:] - own[:, :2]
+            middle = (wanted[:, :2] + wanted[:, 2:] - own[:, :2] - own[:, 2:]) / 2 / own_size
+            code = torch.cat([middle, (size.clamp(min=1.0) / own_size).log()], 1) * boxes.new_tensor(weights)
+            total = total + F.smooth_l1_loss(deltas[found], code, reduction="sum")
+            count += int(found.sum())
+    return total / max(count, 1)
 
 
 def augment(scene: Scene, rng: np.random.Generator) -> Scene:
@@ -91,7 +129,7 @@ def train_detector(model: SsdMobileNetV2, scenes: Sequence[Scene], seed: int, st
     spec = model.input_defaults()
     decode, tensors = model.decode(spec.size)
     assert isinstance(decode, SsdDecode)
-    anchors, heads = torch.from_numpy(tensors[decode.anchors]), heads_of(decode, model.output_names)
+    anchors = torch.from_numpy(tensors[decode.anchors])
     full = [each for each in scenes if len(each.boxes)]
     empty = [each for each in scenes if not len(each.boxes)]
     optimizer = torch.optim.Adam(model.parameters(), _DETECTOR_RATE)
@@ -99,7 +137,7 @@ def train_detector(model: SsdMobileNetV2, scenes: Sequence[Scene], seed: int, st
     model.train()
     for _ in range(steps):
         inputs: list[NDArray[np.float32]] = []
-        truth: list[tuple[Tensor, Tensor]] = []
+        truth: list[Tensor] = []
         for number in range(_DETECTOR_BATCH):
             pool = empty if empty and number % 4 == 3 else full
             scene = augment(pool[rng.integers(len(pool))], rng)
@@ -107,9 +145,10 @@ def train_detector(model: SsdMobileNetV2, scenes: Sequence[Scene], seed: int, st
             height, width = place.source
             scale = np.array([spec.size[1] / width, spec.size[0] / height] * 2, np.float32)
             inputs.append(planes)
-            truth.append((torch.from_numpy(scene.boxes * scale), torch.zeros(len(scene.boxes), dtype=torch.int64)))
+            truth.append(torch.from_numpy(scene.boxes * scale))
         images = torch.from_numpy(np.concatenate(inputs)).contiguous(memory_format=torch.channels_last)
-        loss = anchor_loss(heads(model(images)), anchors, decode.box_weights, truth)
+        logits, boxes = model(images)
+        loss = _detection_loss(logits[..., 1], boxes, anchors, decode.box_weights, truth)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 10.0)

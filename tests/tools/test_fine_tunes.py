@@ -143,16 +143,15 @@ def test_the_workload_has_four_detectors_and_four_classifiers(
         return {"w": torch.tensor([float(len(tuned))])}, {**figures, **moved}
 
     def make(*arguments: Any) -> None:
-        next(each for each in arguments if isinstance(each, Path) and not each.exists()).mkdir(parents=True)
+        [each for each in arguments if isinstance(each, Path)][-1].mkdir(parents=True, exist_ok=True)
 
     monkeypatch.setattr(fine_tunes, "_public_models", lambda output, weights: ({}, {}))
     monkeypatch.setattr(fine_tunes, "_detector", lambda state: None)
     monkeypatch.setattr(fine_tunes, "_STREET", tmp_path / "street")
     (tmp_path / "street" / "data").mkdir(parents=True)
     (tmp_path / "street" / "data" / "junction.avi").touch()
-    for name, function in (
-        ("write_scenes", make), ("write_windows", make), ("_tune_detector", tune), ("_tune_classifier", tune)
-    ):  # fmt: skip
+    fakes = {"label_camera": lambda *_: None, "write_scenes": make, "write_windows": make}
+    for name, function in {**fakes, "_tune_detector": tune, "_tune_classifier": tune}.items():
         monkeypatch.setattr(fine_tunes, name, function)
     fine_tunes.main([str(tmp_path), "-o", str(tmp_path / "out")])
     workload = load_workload(tmp_path / "out" / "w5.yaml")
