@@ -34,12 +34,14 @@ __all__ = [
 
 _THRESHOLD = 0.3
 """Minimum score of a detection that a query reports."""
-_DETECTOR_STEPS, _DETECTOR_BATCH, _DETECTOR_RATE = 90, 8, 2e-4
+_DETECTOR_STEPS, _DETECTOR_BATCH, _DETECTOR_RATE = 100, 8, 7e-4
 _CLASSIFIER_STEPS, _CLASSIFIER_BATCH, _CLASSIFIER_RATE = 90, 32, 5e-4
 _HEAD_STEPS, _HEAD_RATE = 400, 1e-2
 _POSITIVE, _NEGATIVE = 0.5, 0.4
 """Minimum overlap of an anchor that shows an object, and maximum overlap of one that does not."""
-_SMALLEST = 0.6
+_BOXES = 2.0
+"""Weight of the loss of boxes beside that of scores."""
+_SMALLEST = 0.7
 """Smallest part of a frame that training sees, as a fraction of its sides."""
 _VISIBLE = 0.4
 """Fraction of an object's box that must be inside the part of a frame for the object to count."""
@@ -90,15 +92,16 @@ def _detection_loss(
             size, own_size = wanted[:, 2:] - wanted[:, :2], own[:, 2:] - own[:, :2]
             middle = (wanted[:, :2] + wanted[:, 2:] - own[:, :2] - own[:, 2:]) / 2 / own_size
             code = torch.cat([middle, (size.clamp(min=1.0) / own_size).log()], 1) * boxes.new_tensor(weights)
-            total = total + F.smooth_l1_loss(deltas[found], code, reduction="sum")
+            total = total + _BOXES * F.smooth_l1_loss(deltas[found], code, reduction="sum")
             count += int(found.sum())
     return total / max(count, 1)
 
 
 def augment(scene: Scene, rng: np.random.Generator) -> Scene:
-    """Return a random part of a frame with its objects, perhaps mirrored, with other brightness and contrast."""
+    """Return a frame or a random part of it with its objects, perhaps mirrored, with other brightness and contrast."""
     height, width = scene.frame.shape[:2]
-    part = rng.uniform(_SMALLEST, 1, 2)
+    # Half of the images are whole frames, which queries look at.
+    part = rng.uniform(_SMALLEST, 1, 2) if rng.uniform() < 0.5 else np.ones(2)
     size = (part * [width, height]).astype(int)
     left, top = (int(each) for each in rng.uniform([0, 0], [width - size[0] + 1, height - size[1] + 1]))
     area = np.array([left, top, left + size[0], top + size[1]], np.float32)
