@@ -22,8 +22,8 @@ from .value import Value, problem
 __all__ = [
     "MERGE_REPORT",
     "FormsReport",
-    "LayerReport",
     "IntervalReport",
+    "LayerReport",
     "MergeReport",
     "QueryReport",
     "SharedTensor",
