@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,7 +61,7 @@ class Ratios:
     @property
     def counted(self) -> NDArray[np.bool_]:
         """Whether an image adds to any denominator, ``[N]``."""
-        found: NDArray[np.bool_] = (self.total > 0).any(1)
+        found: NDArray[np.bool_] = (self.total > 0).sum(1) > 0
         return found
 
     def accuracies(self, weights: _Array) -> _Array:
@@ -72,7 +72,7 @@ class Ratios:
         return found
 
 
-def mean_of(values: Sequence[float] | NDArray[np.floating]) -> Ratios:
+def mean_of(values: Sequence[float] | NDArray[Any]) -> Ratios:
     """Return the evidence of a measure that is the mean of one value per image. Not-a-number counts as 0."""
     column = np.nan_to_num(np.asarray(values, np.float64)).reshape(-1, 1)
     return Ratios(column, np.ones_like(column))
@@ -105,7 +105,7 @@ class PrecisionEvidence:
     @property
     def counted(self) -> NDArray[np.bool_]:
         """Whether an image shows a true object, ``[N]``."""
-        found: NDArray[np.bool_] = (np.stack([each.objects for each in self.labels]) > 0).any(0)
+        found: NDArray[np.bool_] = np.stack([each.objects for each in self.labels]).sum(0) > 0
         return found
 
     def accuracies(self, weights: _Array) -> _Array:

@@ -73,10 +73,14 @@ def test_a_bundle_is_as_accurate_as_its_models(compiled: Path) -> None:
         assert 98 <= found["images"] <= 100
         low, high = found["interval"]
         assert 0.9 < low < 1 <= high
-        assert f"({found['images']} images, {low:.3f} to {high:.3f} of the source; merge.json: " in text
+        assert f"({found['images']} images, {low:.3f} to {high:.3f} of the source" in text
         own = reached[name]["own"]
-        assert f"of the original, {own['low']:.3f} to {own['high']:.3f}, n={own['images']}" in text
+        # The donor of all weights is unchanged, which takes no images to prove.
+        if own["images"]:
+            merged = f"merge.json: {own['value']:.3f} of the original, {own['low']:.3f} to {own['high']:.3f}"
+            assert f"; {merged}, n={own['images']})" in text
         assert f"accuracy  {name}: {found['bundle']:.2%}, source {found['source']:.2%}, merge.json" in text
+    assert any(reached[name]["own"]["images"] == found["images"] for name, found in report["accuracy"].items())
     assert text.splitlines()[-1].startswith("Next: ")
 
 
