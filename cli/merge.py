@@ -18,7 +18,7 @@ from .options import DebugOpt, WorkloadArg
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from ..bundles.merge_report import MergeReport
+    from ..bundles.merge_report import MergeReport, QueryReport
     from ..merging.search.forecast import Forecast
 
 __all__ = ["merge_command", "parse_budget"]
@@ -142,8 +142,9 @@ def merge_command(
             console.print(escape(line), soft_wrap=True)
             raise typer.Exit(stop.exit_code) from None
     for query, found in report.queries.items():
-        kept = f"{found.reached:.1%} of {found.original:.1%}, {found.relative:.1%} of the original"
-        print_stage(console, "query", f"{query}: {kept} (target {found.target:.0%})")
+        print_stage(console, "query", f"{query}: {_kept(found)}")
+        for note in found.notes:
+            print_stage(console, "query", f"{query}: {note}")
     print_stage(
         console,
         "weights",
@@ -190,6 +191,16 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
+def _kept(found: QueryReport) -> str:
+    """Return what one query keeps of its accuracy on the images that confirm, as text."""
+    text = f"{found.reached:.1%} of {found.original:.1%}, {found.relative:.1%} of the original"
+    names = (("own images", found.own), ("mix", found.mix), ("scores on the mix", found.scores))
+    parts = [
+        f"{name} {part.low:.3f} to {part.high:.3f}, n={part.images}" for name, part in names if part and part.images
+    ]
+    return f"{text} (target {found.target:.0%}{''.join(f'; {part}' for part in parts)})"
+
+
 def parse_budget(text: str) -> float:
     """Return the seconds of a time such as ``90s``, ``20m`` or ``2h``.
 
@@ -211,8 +222,9 @@ def _listener(bar: Progress, stop: Stop) -> Any:
     The bar shows training steps, losses and accuracies. The listener's attribute ``forecasts`` has the forecasts of the
     search so far, and ``unloaded`` the number of models that were not loaded in time.
     """
-    from ..merging.merge import NOT_LOADED, Listener
+    from ..merging.merge import Listener
     from ..merging.training.closed_form import summary
+    from ..merging.training.loading import NOT_LOADED
 
     console, began = bar.console, perf_counter()
     looked = [monotonic()]

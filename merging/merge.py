@@ -12,13 +12,12 @@ from time import monotonic
 import torch
 
 from ..bundles.merge_report import MergeReport
-from ..errors import InputError, RetrainError, first_line
+from ..errors import InputError, first_line
 from ..workload.document.schema import Workload
 from .layers.families import distances_of, find_families, representatives
 from .layers.layers import Definition
 from .layers.problem import Problem, pair_layers
 from .layers.sharing import Slot
-from .models.networks import each_network, users_of
 from .output.disk_journal import DiskJournal
 from .output.modules import imported_beside, modules_beside
 from .output.report import Reporter
@@ -27,17 +26,15 @@ from .search.forecast import Forecast, forecast
 from .search.search import Found, Job, search
 from .strategies import SearchSettings, Strategy, Verdict, strategy
 from .training.closed_form import JointErrors
-from .training.start import is_narrow
-from .training.subjects import Subject, fitting, subject_of
-from .training.training import GLANCE, TrainingProgress
-from .training.trial import STATISTICS_IMAGES, Outcome, TimeUpError, Trial, TrialRunner, some
+from .training.loading import build_subjects
+from .training.subjects import Subject
+from .training.training import TrainingProgress
+from .training.trial import Outcome, TimeUpError, Trial, TrialRunner
 
-__all__ = ["NOT_LOADED", "Listener", "MergeOptions", "build_subjects", "merge_workload"]
+__all__ = ["Listener", "MergeOptions", "merge_workload"]
 
 _MOST_TOLD = 8
 """Maximum number of models of a family whose closed-form errors are measured before the search."""
-NOT_LOADED = "the time was up before it was loaded"
-"""Reason for which a model is left out when the budget ends while models are loaded."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +64,8 @@ class Listener:
     def model(self, subject: Subject) -> None:
         """Handle a model that was just loaded together with its images."""
 
-    def left_out(self, model: str, error: RetrainError) -> None:
-        """Handle a model that keeps its weights because it cannot be retrained; the error says why."""
+    def left_out(self, model: str, error: InputError) -> None:
+        """Handle a model that keeps its weights because it cannot be retrained or judged; the error says why."""
 
     def trial(self, trial: Trial) -> None:
         """Handle the start of a trial, which applies one sharing map and measures the accuracies."""
@@ -134,9 +131,16 @@ def _merge(
     deadline: float,
 ) -> MergeReport:
     """Load the models, search until ``time.monotonic()`` passes ``deadline``, and write the merged workload."""
+    left: dict[str, str] = {}
+
+    def leave(model: str, error: InputError) -> None:
+        """Note that a model keeps its weights, and call the listener."""
+        left[model] = str(error)
+        listener.left_out(model, error)
+
     # A resumed search needs all models to repeat its trials.
     until = math.inf if store.replaying else deadline
-    subjects = build_subjects(workload, options.definition, device, listener, until)
+    subjects = build_subjects(workload, options.definition, device, listener.model, leave, until)
     originals = {name: subject.state() for name, subject in subjects.items()}
     problem = Problem(
         {name: subject.layers for name, subject in subjects.items()},
@@ -158,7 +162,7 @@ def _merge(
         look_ahead(found.verdicts)
         listener.verdict(verdict, report)
 
-    reporter = Reporter(problem, subjects, options.strategy)
+    reporter = Reporter(problem, subjects, options.strategy, left)
     journal = DiskJournal(workload, store, subjects, reporter, settled)
     store.place(modules_beside(workload))
     if not store.replaying:
@@ -207,54 +211,6 @@ def _tell_errors(problem: Problem, listener: Listener) -> None:
             break
 
 
-def build_subjects(
-    workload: Workload,
-    definition: Definition,
-    device: torch.device,
-    listener: Listener | None = None,
-    deadline: float = math.inf,
-) -> dict[str, Subject]:
-    """Load the models of a workload that can be retrained, with images and teachers; return them by model name.
-
-    Args:
-        workload: the workload whose models are loaded.
-        definition: rule that says when two layers may share a weight.
-        device: device to retrain on.
-        listener: callbacks, called for each model that is loaded or left out; None for no callbacks.
-        deadline: time of ``time.monotonic`` after which no further model is loaded; the models that are left keep their
-            weights.
-
-    Raises:
-        InputError: a model or data set cannot be used.
-    """
-    listener = listener or Listener()
-    subjects: dict[str, Subject] = {}
-    waiting = list(users_of(workload))
-
-    def leave_out(name: str, error: RetrainError) -> None:
-        """Note that a model keeps its weights."""
-        waiting.remove(name)
-        listener.left_out(name, error)
-
-    for network in each_network(workload, leave_out):
-        if monotonic() > deadline:
-            for name in tuple(waiting):
-                leave_out(name, RetrainError(NOT_LOADED))
-            break
-        try:
-            subject = subject_of(network, workload, definition, device)
-        except RetrainError as error:
-            leave_out(network.name, error)
-        else:
-            waiting.remove(network.name)
-            subject.narrow = is_narrow(
-                subject, some(subject, STATISTICS_IMAGES, 0), fitting(GLANCE, subject.held[0].images)
-            )
-            subjects[network.name] = subject
-            listener.model(subject)
-    return subjects
-
-
 def _device(name: str) -> torch.device:
     """Return the PyTorch device that a ``--device`` value names; raise InputError for an unknown or missing device."""
     if name == "auto":
@@ -268,7 +224,7 @@ def _device(name: str) -> torch.device:
 
 def _header(workload: Workload, options: MergeOptions) -> dict[str, object]:
     """Return the header of the search journal: everything that must be equal for a search to be resumed."""
-    queries = workload.model_dump_json(include={"queries", "feeds"})
+    queries = workload.model_dump_json(include={"queries", "feeds", "stills"})
     return {
         "workload": hashlib.sha256(queries.encode()).hexdigest()[:32],
         "strategy": options.strategy,

@@ -85,7 +85,8 @@ class DiskJournal:
         """Write the merged weights, the report and the workload to disk and return the report."""
         report = self._reporter.report(found, finished=finished)
         files = self._contents(found)
-        names = {name: f"weights/{file}" for name, (file, _) in files.items()}
+        written = self._reporter.confirmed(found).sharing.models
+        names = {name: f"weights/{file}" for name, (file, _) in files.items() if name in written}
         workload = merged_workload(self._workload, names, models_of(self._workload), self._store.output)
         self._store.commit(dict(files.values()), report, workload)
         return report

@@ -12,12 +12,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ...workload.data import Images
 from ..layers.sharing import SharingMap, Slot, Use, bind, own_parameters, release
 from .align import align
 from .goals import reached
 from .start import average, donate, refit_heads, reset_statistics
-from .subjects import State, Subject, accuracies_of, fitting, in_batches
+from .subjects import Judgement, State, Subject, by_area, fitting, in_batches, judgements_of
 from .training import GLANCE, Recipe, TrainingProgress, retrain, strain
 
 __all__ = ["STATISTICS_IMAGES", "Outcome", "Start", "TimeUpError", "Trial", "TrialRunner", "some"]
@@ -77,11 +76,13 @@ class Outcome:
 
     accuracies: dict[str, float]
     """Query name -> accuracy, for the queries of the trial's learners (models to retrain). It is measured on all
-    held-out images, but on a subset for starting weights that do not meet all goals."""
+    images that choose, but on a subset for starting weights that do not meet all goals."""
     relative: dict[str, float]
-    """Query name -> accuracy / original model's accuracy, for queries of the trial's learners (models to retrain)."""
+    """Query name -> smallest relative accuracy (accuracy / original model's accuracy) of all parts of the exam, for
+    queries of the trial's learners (models to retrain)."""
     met: frozenset[str]
-    """Names of the trial's learners (models to retrain) whose queries all reach their goals."""
+    """Names of the trial's learners (models to retrain) whose queries all reach their targets by their lower bounds, on
+    the images that choose."""
     samples: int
     """Number of images that models were trained on, summed over models and steps."""
     seconds: float
@@ -151,35 +152,34 @@ class TrialRunner:
             subject.restore(states[name])
         with _stopping(learners.values(), deadline):
             self._begin(trial, learners, shared)
-            accuracies: dict[str, float] = {}
+            judged: dict[str, Judgement] = {}
             for subject in learners.values():
-                glance = GLANCE if trial.recipe is not None else fitting(GLANCE // 2, subject.held[0].images)
-                accuracies |= accuracies_of([subject], glance)
-            if _met(learners, accuracies) == trial.learners:
-                accuracies = accuracies_of(learners.values())
-        met = _met(learners, accuracies)
+                own = subject.held[0].choose.own.images
+                judged |= judgements_of([subject], limit=GLANCE if trial.recipe else fitting(GLANCE // 2, own))
+            # The first images may be too few for lower bounds at the targets, which all images together reach.
+            if _reaches(learners, judged):
+                judged = judgements_of(learners.values())
+        met = _met(learners, judged)
         samples, ended = 0, "start"
         strained: dict[Use, float] = {}
-        if trial.recipe is not None and not reached(learners.values(), accuracies, trial.recipe.spare):
+        if trial.recipe is not None and not reached(learners.values(), judged, trial.recipe.spare):
             result = retrain(
                 self.subjects, trial.learners, trial.recipe, seed=self._seed, deadline=deadline, watch=watch
             )
             samples, ended = result.samples, result.trouble or result.ended
             if result.trouble:
                 # The trained weights are unusable: report the accuracies of the starting weights, and no weights.
-                relative = _relative(learners, accuracies)
-                return Outcome(accuracies, relative, frozenset(), samples, monotonic() - began, ended)
-            accuracies = result.accuracies or accuracies_of(learners.values())
-            met = _met(learners, accuracies)
-            if ended == "done" and reached(learners.values(), accuracies, trial.recipe.spare):
+                return Outcome(*_values(judged), frozenset(), samples, monotonic() - began, ended)
+            judged = result.judgements or judgements_of(learners.values())
+            met = _met(learners, judged)
+            if ended == "done" and reached(learners.values(), judged, trial.recipe.spare):
                 # Measured on a subset of the images, some goal was missed; on all images, every goal is met.
                 ended = "met"
             if met < trial.learners:
                 for subject in learners.values():
                     strained |= strain(subject, trial.sharing, seed=self._seed)
         found = {name: subject.state() for name, subject in learners.items()}
-        relative = _relative(learners, accuracies)
-        return Outcome(accuracies, relative, met, samples, monotonic() - began, ended, strained, found)
+        return Outcome(*_values(judged), met, samples, monotonic() - began, ended, strained, found)
 
     def _begin(self, trial: Trial, learners: Mapping[str, Subject], shared: SharingMap) -> None:
         """Set the starting weights of a trial, and bind the layer weights that share a tensor to one parameter."""
@@ -204,8 +204,8 @@ class TrialRunner:
             for subject in (learners[name] for name in learners if name in changed):
                 if not subject.narrow:
                     reset_statistics(subject, some(subject, STATISTICS_IMAGES // part, self._seed))
-                images = min(_by_area(_HEAD_IMAGES // part, subject.train, _LEAST_IMAGES), len(subject.train))
-                rows = _HEAD_ROWS // math.ceil(images / _by_area(_START_BATCH, subject.train, 16))
+                images = min(by_area(_HEAD_IMAGES // part, subject.train, _LEAST_IMAGES), len(subject.train))
+                rows = _HEAD_ROWS // math.ceil(images / by_area(_START_BATCH, subject.train, 16))
                 refit_heads(subject, some(subject, _HEAD_IMAGES // part, self._seed), rows)
 
     def _align(self, slots: Sequence[Slot], order: Sequence[str], fixed: frozenset[str]) -> None:
@@ -241,16 +241,10 @@ def some(subject: Subject, count: int, seed: int) -> Iterator[Tensor]:
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(subject.train), generator=generator)[
-        : _by_area(count, subject.train, min(count, _LEAST_IMAGES))
+        : by_area(count, subject.train, min(count, _LEAST_IMAGES))
     ]
-    for part in in_batches(order, _by_area(_START_BATCH, subject.train, 16)):
+    for part in in_batches(order, by_area(_START_BATCH, subject.train, 16)):
         yield subject.train.batch(part).to(subject.device)
-
-
-def _by_area(count: int, images: Images, least: int) -> int:
-    """Return how many images of a data set have as many pixels as ``count`` of 64 x 64: ``least`` to ``count``."""
-    height, width = images.spec.size
-    return max(least, round(count * min(1.0, 64 * 64 / (height * width))))
 
 
 class TimeUpError(Exception):
@@ -289,12 +283,18 @@ def _seeded(seed: int, subjects: Iterable[Subject]) -> Iterator[None]:
         yield
 
 
-def _relative(learners: Mapping[str, Subject], accuracies: Mapping[str, float]) -> dict[str, float]:
-    """Return query name -> accuracy divided by the original model's accuracy, for all queries of some models."""
-    held = [each for subject in learners.values() for each in subject.held]
-    return {each.query.name: accuracies[each.query.name] / each.original for each in held}
+def _values(judged: Mapping[str, Judgement]) -> tuple[dict[str, float], dict[str, float]]:
+    """Return query name -> accuracy, and query name -> relative accuracy."""
+    accuracies = {query: each.accuracy for query, each in judged.items()}
+    return accuracies, {query: each.relative for query, each in judged.items()}
 
 
-def _met(learners: Mapping[str, Subject], accuracies: Mapping[str, float]) -> frozenset[str]:
-    """Return the names of those models in ``learners`` whose queries all reach their goals."""
-    return frozenset(name for name, subject in learners.items() if reached([subject], accuracies))
+def _met(learners: Mapping[str, Subject], judged: Mapping[str, Judgement]) -> frozenset[str]:
+    """Return the names of those models in ``learners`` whose queries all reach their targets."""
+    return frozenset(name for name, subject in learners.items() if reached([subject], judged))
+
+
+def _reaches(learners: Mapping[str, Subject], judged: Mapping[str, Judgement]) -> bool:
+    """Check whether every query of some models has a relative accuracy at its target, whatever its lower bound is."""
+    held = (held for subject in learners.values() for held in subject.held)
+    return all(judged[each.query.name].relative >= each.query.target for each in held)

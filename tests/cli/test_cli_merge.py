@@ -131,7 +131,7 @@ def test_a_budget_shorter_than_one_look_is_said(
 
     with monkeypatch.context() as patched:
         patched.setattr("gemel.merging.training.trial.donate", slow)
-        for module in ("merge", "search.search", "training.trial"):
+        for module in ("merge", "search.search", "training.loading", "training.trial"):
             patched.setattr(f"gemel.merging.{module}.monotonic", lambda: 1e9 if late else 0.0)
         code, out, _ = merge(path, "-o", merged, *SHORT, "--budget", "1h")
     assert code == 0

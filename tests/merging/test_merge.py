@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 from gemel.bundles.merge_report import MergeReport, read_report
 from gemel.compiler import compile_workload
 from gemel.errors import DataError, InputError, RetrainError
-from gemel.merging import merge
-from gemel.merging.merge import NOT_LOADED, Listener, MergeOptions, merge_workload
+from gemel.merging.merge import Listener, MergeOptions, merge_workload
 from gemel.merging.strategies import STRATEGIES, SearchSettings
-from gemel.merging.training.subjects import subject_of
+from gemel.merging.training import loading
+from gemel.merging.training.loading import NOT_LOADED, subject_of
 from gemel.merging.training.training import TrainingProgress
 from gemel.workload import load_workload
 
@@ -130,14 +130,14 @@ HARD = SearchSettings(steps=2, batch=10, rate=0.001, start="first")
 def whole(_trained: Path, tmp_path_factory: pytest.TempPathFactory) -> MergeReport:
     """Return the report of a merge of a few images that was not stopped."""
     folder = shutil.copytree(_trained, tmp_path_factory.mktemp("whole") / "trained")
-    keep_images(folder, 10)
+    keep_images(folder, 60)
     with single_thread():
         return merge_workload(load_workload(folder / "workload.yaml"), folder / "merged", options(settings=HARD))
 
 
 @pytest.mark.parametrize("after", [1, 2, 3])
 def test_a_merge_that_was_stopped_goes_on(after: int, whole: MergeReport, trained: Path) -> None:
-    keep_images(trained, 10)
+    keep_images(trained, 60)
     workload = load_workload(trained / "workload.yaml")
     hard = options(settings=HARD)
     # The merge continues an uncommitted training, commits more than once, and stops before its end.
@@ -193,7 +193,7 @@ def test_the_search_goes_on_without_a_model_that_is_left_out(trained: Path, monk
             raise RetrainError("no object to judge by in any image")
         return subject_of(network, *arguments)
 
-    monkeypatch.setattr(merge, "subject_of", left_out)
+    monkeypatch.setattr(loading, "subject_of", left_out)
     lines = Lines()
     report = merge_workload(load_workload(trained / "workload.yaml"), trained / "merged", options(), lines)
     assert lines.left == {"direction": "no object to judge by in any image"}

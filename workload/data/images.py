@@ -1,19 +1,24 @@
-"""Data sets in memory: images resized to a model's input, but not yet normalised."""
+"""Data sets: images resized to a model's input, but not yet normalised, in memory or in temporary files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...bundles.manifest import InputSpec
 from ...frames.preprocess import Geometry
+from .pixels import MOST_IN_MEMORY, JoinedPixels, Pixels, in_memory, stored
 
-__all__ = ["Boxes", "Images", "joined"]
+__all__ = ["Boxes", "Images", "Resized", "joined", "made_of", "pixel_key"]
+
+Resized = tuple[NDArray[np.uint8], Geometry]
+"""Type of one image ``[h, w, C]``, resized for a model, with its position in the model's input."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +38,9 @@ class Boxes:
 class Images:
     """Data set of images, resized for a model. Without labels or boxes, the original model's answers are the truth."""
 
-    stored: Tensor
-    """Pixels in memory, ``[M, C, height, width]`` uint8 in the colour order of the model's input. Several data sets may
-    hold the same tensor, such as those of models that watch one feed."""
+    stored: Pixels
+    """Pixels in memory or on disk, ``[M, C, height, width]`` uint8 in the colour order of the model's input. Several
+    data sets may hold the same pixels, such as those of models that watch one feed."""
     geometry: tuple[Geometry, ...]
     """Size and place of each resized image within the model's input, which a letterbox leaves partly empty."""
     spec: InputSpec
@@ -45,15 +50,15 @@ class Images:
     boxes: tuple[Boxes, ...] | None = None
     """Ground-truth objects in each image; None for a data set without boxes."""
     chosen: Tensor | None = None
-    """Number of each image among those in memory, ``[N]`` int64; None if the data set is all of them in their order."""
+    """Number of each image among the stored ones, ``[N]`` int64; None if the data set is all of them in their order."""
 
     def __len__(self) -> int:
         return len(self.geometry)
 
     @property
     def pixels(self) -> Tensor:
-        """Pixels of all images of the data set, ``[N, C, height, width]`` uint8; a copy if the data set is a part."""
-        return self.stored if self.chosen is None else self.stored[self.chosen]
+        """Copy of the pixels of all images of a data set in memory, ``[N, C, height, width]`` uint8."""
+        return self.at(torch.arange(len(self)))
 
     def select(self, indices: Tensor) -> Images:
         """Return a data set of the images with the numbers ``indices`` (``[N]`` int64), in that order.
@@ -66,8 +71,12 @@ class Images:
         places = tuple(self.geometry[row] for row in rows)
         return Images(self.stored, places, self.spec, labels, boxes, self._stored_at(indices))
 
+    def at(self, indices: Tensor) -> Tensor:
+        """Return a copy of the pixels of the images with the numbers ``indices`` (``[B]`` int64), as in ``pixels``."""
+        return self.stored[self._stored_at(indices)]
+
     def _stored_at(self, indices: Tensor) -> Tensor:
-        """Return the numbers in memory of the images with the numbers ``indices`` in the data set."""
+        """Return the stored numbers of the images with the numbers ``indices`` in the data set."""
         return indices if self.chosen is None else self.chosen[indices]
 
     def batch(self, indices: Tensor, mirrored: bool = False) -> Tensor:
@@ -80,7 +89,7 @@ class Images:
         Returns:
             ``[B, C, height, width]`` float32, bit for bit what :func:`gemel.frames.preprocess.preprocess` makes.
         """
-        pixels = self.stored[self._stored_at(indices)]
+        pixels = self.at(indices)
         if mirrored:
             for rows, (left, top, right, bottom) in self._covered(indices):
                 pixels[rows, :, top:bottom, left:right] = pixels[rows, :, top:bottom, left:right].flip(-1)
@@ -121,16 +130,62 @@ class Images:
             yield row, self.geometry[index].area
 
 
+def pixel_key(spec: InputSpec) -> tuple[tuple[int, int], str, str, str]:
+    """Return all that the pixels of a data set depend on besides its images; normalisation and padding come later."""
+    return spec.size, spec.color, spec.fit, spec.rounding
+
+
+def made_of(resized: Iterable[Resized], count: int, spec: InputSpec) -> Images:
+    """Collect resized images into a data set, in a temporary file if they would take more than 256 MiB of memory.
+
+    Args:
+        resized: the images, without labels.
+        count: maximum number of images.
+        spec: input size and colour order of the model that the images are resized for.
+    """
+    size = (1 if spec.color == "gray" else 3, *spec.size)
+    places: list[Geometry] = []
+
+    def pictures() -> Iterator[NDArray[np.uint8]]:
+        """Yield the pixels of each image in its place within the model's input, and note the place."""
+        for image, place in resized:
+            rows, columns = place.covered
+            picture = np.zeros(size, np.uint8)
+            picture[:, rows, columns] = image.transpose(2, 0, 1)
+            places.append(place)
+            yield picture
+
+    on_disk = count * size[0] * size[1] * size[2] > MOST_IN_MEMORY
+    pixels = stored(pictures(), size) if on_disk else in_memory(pictures(), count, size)
+    return Images(pixels, tuple(places), spec)
+
+
 def joined(parts: Sequence[Images]) -> Images:
-    """Concatenate data sets of images for one model. Labels and boxes are kept only if all data sets have them."""
+    """Concatenate data sets of images for one model. Labels and boxes are kept only if all data sets have them.
+
+    No pixels are copied.
+    """
     if len(parts) == 1:
         return parts[0]
     labels = [part.labels for part in parts if part.labels is not None]
     boxes = [part.boxes for part in parts if part.boxes is not None]
     return Images(
-        torch.cat([part.pixels for part in parts]),
+        JoinedPixels([part.stored for part in parts]),
         tuple(place for part in parts for place in part.geometry),
         parts[0].spec,
         torch.cat(labels) if len(labels) == len(parts) else None,
         tuple(each for part in boxes for each in part) if len(boxes) == len(parts) else None,
+        _joined_numbers(parts),
     )
+
+
+def _joined_numbers(parts: Sequence[Images]) -> Tensor | None:
+    """Return :attr:`Images.chosen` of data sets that are concatenated."""
+    if all(part.chosen is None for part in parts):
+        return None
+    numbers: list[Tensor] = []
+    before = 0
+    for part in parts:
+        numbers.append(before + (torch.arange(len(part)) if part.chosen is None else part.chosen))
+        before += len(part.stored)
+    return torch.cat(numbers)
