@@ -8,18 +8,22 @@ workload, and ``gemel-compile`` copies it into the bundle. :func:`read_report` r
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from ..errors import WorkloadError
+from .codes import Bits
 from .manifest import Id
 from .reader import Bundle
+from .stage_specs import flat_name
 from .value import Value, problem
 
 __all__ = [
     "MERGE_REPORT",
+    "FormsReport",
     "IntervalReport",
+    "LayerReport",
     "MergeReport",
     "QueryReport",
     "SharedTensor",
@@ -105,6 +109,38 @@ class SharedTensor(Value):
     uses: Annotated[tuple[UseReport, ...], Field(min_length=2)]
 
 
+class LayerReport(Value):
+    """Form of one parameter of one model: small integers times a scale, perhaps beside a base, see :mod:`.codes`."""
+
+    model: str
+    """Name of the model: the name of the first query that uses the model."""
+    parameter: str
+    index: ByteCount
+    """Number ``n`` of the layer in the file of the forms, which has tensors ``n.codes`` and ``n.scale``."""
+    shape: tuple[Annotated[int, Field(ge=1)], ...]
+    """Shape of the parameter."""
+    kind: Literal["difference", "coded"]
+    """``coded``: the parameter is the codes times the scale. ``difference``: the base is added."""
+    bits: Bits
+    """Number of bits of one code."""
+    base: str | None = None
+    """``base.`` and the id of the base's tensor. The tensor is in the file of the forms under this name, or a model's
+    parameter holds it. None for a coded parameter."""
+
+
+class FormsReport(Value):
+    """Parameters of merged models that are kept as codes, and the file that has the codes."""
+
+    file: str
+    """Name of the safetensors file, in the folder of merge.json."""
+    layers: tuple[LayerReport, ...]
+
+    @field_validator("file")
+    @classmethod
+    def _inside(cls, value: str) -> str:
+        return flat_name(value)
+
+
 class MergeReport(Value):
     """Content of merge.json. A field added in a later version needs a default, so that older files stay readable."""
 
@@ -129,6 +165,8 @@ class MergeReport(Value):
     queries: dict[str, QueryReport]
     trials: tuple[TrialReport, ...]
     shared: tuple[SharedTensor, ...]
+    forms: FormsReport | None = None
+    """Parameters that are kept as codes; None if there are none."""
     left: dict[str, str] = Field(default={})
     """Model -> reason, for models that keep their weights because they cannot be retrained or judged."""
 
