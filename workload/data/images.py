@@ -55,9 +55,8 @@ class Images:
     def __len__(self) -> int:
         return len(self.geometry)
 
-    @property
-    def pixels(self) -> Tensor:
-        """Copy of the pixels of all images of a data set in memory, ``[N, C, height, width]`` uint8."""
+    def loaded(self) -> Tensor:
+        """Return a copy of the pixels of all images, in memory, ``[N, C, height, width]`` uint8."""
         return self.at(torch.arange(len(self)))
 
     def select(self, indices: Tensor) -> Images:
@@ -72,7 +71,7 @@ class Images:
         return Images(self.stored, places, self.spec, labels, boxes, self._stored_at(indices))
 
     def at(self, indices: Tensor) -> Tensor:
-        """Return a copy of the pixels of the images with the numbers ``indices`` (``[B]`` int64), as in ``pixels``."""
+        """Return a copy of the pixels of the images with the numbers ``indices`` (``[B]`` int64), ``[B, C, H, W]``."""
         return self.stored[self._stored_at(indices)]
 
     def _stored_at(self, indices: Tensor) -> Tensor:

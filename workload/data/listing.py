@@ -89,10 +89,10 @@ class Listing:
         Single frames of a video would not do: their neighbours, which are near copies, would be trained on.
         """
         if self.labels is None:
-            train, choose, confirm = self._blocks(3, 1, 1)
-        else:
-            choose, confirm = self._every(5, 0), self._every(5, 2)
-            train = sorted(set(range(len(self))) - set(choose) - set(confirm))
+            first, second, third = self._blocks(3, 1, 1)
+            return self.chosen(first), *self._judging(second, third)
+        choose, confirm = self._every(5, 0), self._every(5, 2)
+        train = sorted(set(range(len(self))) - set(choose) - set(confirm))
         return self.chosen(train), *self._judging(choose, confirm)
 
     def halved(self) -> tuple[Listing, Listing]:
@@ -111,7 +111,7 @@ class Listing:
             members[label].append(row)
         return sorted(row for rows in members.values() if len(rows) > 1 for row in rows[first::step])
 
-    def _blocks(self, *parts: int) -> list[Sequence[int]]:
+    def _blocks(self, *parts: int) -> list[range]:
         """Split the numbers of all images into runs of lengths in the ratio ``parts``, with a gap before all but the
         first."""
         gap = max(1, len(self) // _GAP)

@@ -268,6 +268,24 @@ def test_a_model_that_meets_its_target_by_its_value_alone_has_not_met_it(
         assert outcome.relative == {"a": 0.97}
 
 
+@pytest.mark.parametrize(("relative", "looks"), [(0.94, [500]), (0.95, [500, None])])
+def test_a_glance_at_the_target_is_followed_by_a_look_at_all(
+    relative: float, looks: list[int | None], subject: MakeSubject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, seen = subject("a"), list[int | None]()
+
+    def judgements(*_: object, limit: int | None = None) -> Any:
+        # The lower bound of a few images is below the target whatever they show.
+        seen.append(limit)
+        return {"a": judgement(relative, relative if limit is None else 0.9)}
+
+    monkeypatch.setattr(trials, "judgements_of", judgements)
+    tried = Trial("test", SharingMap(), frozenset("a"), Start("keep"))
+    outcome = TrialRunner({"a": made})(tried, {"a": made.state()}, SharingMap())
+    assert seen == looks
+    assert outcome.met == (frozenset("a") if relative >= 0.95 else frozenset())
+
+
 @pytest.mark.parametrize("recipe", [None, Recipe(4, batch=32)])
 @pytest.mark.parametrize("runs", [0, 1, 5])
 def test_starting_weights_are_given_up_at_the_deadline(

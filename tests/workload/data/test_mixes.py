@@ -43,9 +43,9 @@ def mix(made: Workload) -> Splits:
     return Mixer(made).of(query, load_data(query, made, SPEC, None), SPEC)
 
 
-def shades(images: Images) -> set[int]:
+def shades(images: Images) -> set[float]:
     """Return the shades of the frames, to tens."""
-    return {round(float(picture[0, -1, -1]), -1) // 1 for picture in images.pixels[torch.arange(len(images))]}
+    return {round(float(picture[0, -1, -1]), -1) for picture in images.loaded()}
 
 
 def test_a_mix_is_of_all_other_feeds_and_stills(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_mix_is_of_all_other_feeds_and_stills(tmp_path: Path) -> None:
     assert [shades(part) for part in parts] == [{100, 160, 200}] * 3
     # Each part is of the same part of every feed: the frames that train are none of those that judge.
     seen = [
-        sorted(round(float(picture[0, 0, 0]) - float(picture[0, -1, -1])) for picture in part.pixels[:])
+        sorted(round(float(picture[0, 0, 0]) - float(picture[0, -1, -1])) for picture in part.loaded())
         for part in parts
     ]
     assert max(seen[0]) < min(seen[1]) <= max(seen[1]) < min(seen[2])
@@ -88,7 +88,7 @@ def test_models_of_one_feed_and_size_have_the_pixels_of_a_mix_once(others: tuple
     assert of(query, SPEC.model_copy(update={"size": (8, 8)})).stored.shape[2:] == (8, 8)
     # Frames of other data are altered into other pixels.
     other = of(query.model_copy(update={"data": Data(train=str(tmp_path / "other"))}), SPEC)
-    assert torch.equal(other.pixels, first.pixels) == bool(others)
+    assert torch.equal(other.loaded(), first.loaded()) == bool(others)
 
 
 def test_frames_are_shared_out_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,15 +112,15 @@ def test_without_other_feeds_frames_are_altered(others: tuple[str, ...], tmp_pat
     found, again = (Mixer(made).of(made.queries[0], own, SPEC) for _ in range(2))
     for part, mixed, same in zip(own, found, again, strict=True):
         assert mixed.geometry == part.geometry
-        assert torch.equal(mixed.pixels[:], same.pixels[:])
-        assert all(not torch.equal(ours, theirs) for ours, theirs in zip(part.pixels, mixed.pixels, strict=True))
+        assert torch.equal(mixed.loaded(), same.loaded())
+        assert all(not torch.equal(ours, theirs) for ours, theirs in zip(part.loaded(), mixed.loaded(), strict=True))
 
 
 def test_frames_of_another_size_are_resized(tmp_path: Path) -> None:
     write(tmp_path / "yard", 20)
     write(tmp_path / "street", 100, size=(900, 1200))
     parts = mix(workload(tmp_path, "yard", "street"))
-    assert parts.choose.pixels.shape[1:] == (3, 16, 24)
+    assert parts.choose.loaded().shape[1:] == (3, 16, 24)
     assert shades(parts.choose) == {100}
     assert parts.choose.geometry[0].source == (480, 640)
 
