@@ -13,7 +13,7 @@ import json
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, BinaryIO
+from typing import Annotated, Protocol
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -105,6 +105,13 @@ class DeltaHeader(Value):
         return (frame for part in self.parts for frame in part.frames)
 
 
+class _Readable(Protocol):
+    """File, here or in a store, that can be read from where it stands."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return the next ``size`` bytes; fewer at the end."""
+
+
 @dataclass(frozen=True)
 class StoredHeader:
     """Header of a delta as it stands in a file, with the bytes before it."""
@@ -141,7 +148,7 @@ def header_json(content: DeltaHeader) -> bytes:
     return json.dumps(content.model_dump(exclude_defaults=True), separators=(",", ":")).encode()
 
 
-def read_header(file: BinaryIO, where: str, key: bytes | None = None) -> StoredHeader:
+def read_header(file: _Readable, where: str, key: bytes | None = None) -> StoredHeader:
     """Read the beginning of a delta.
 
     Args:

@@ -122,7 +122,8 @@ def _differences(new: NDArray[np.uint8], old: NDArray[np.uint8], item: int) -> N
     """Return new minus old bit patterns, as integers whose size grows with the distance: 0, -1, 1, -2, 2, ..."""
     unsigned, signed = f"<u{item}", f"<i{item}"
     change = (new.view(unsigned) - old.view(unsigned)).view(signed)
-    return ((change << 1) ^ (change >> (8 * item - 1))).view(np.uint8)
+    folded: NDArray[np.uint8] = ((change << 1) ^ (change >> (8 * item - 1))).view(np.uint8)
+    return folded
 
 
 def _sums(changes: NDArray[np.uint8], old: NDArray[np.uint8], item: int) -> bytes:
