@@ -372,6 +372,17 @@ def test_killed_at_each_write(made: tuple[Path, Path, Path], box: tuple[Path, Pa
     assert content_of(box[1]) == content_of(made[1])
 
 
+def test_killed_where_folders_cannot_be_exchanged(made: tuple[Path, Path, Path], box: tuple[Path, Path]) -> None:
+    """A kill between two renames leaves the old bundle aside; the next call moves it back."""
+    delta, bundle = box
+    aside = bundle.with_name(".bundle-0a1b2c3d")
+    (aside / "new").mkdir(parents=True)
+    bundle.rename(aside / "old")
+    apply_delta(delta, bundle)
+    assert content_of(bundle) == content_of(made[1])
+    assert names(bundle.parent) == ["bundle"]
+
+
 def test_one_at_a_time(box: tuple[Path, Path]) -> None:
     with applying._alone(box[1]):
         refused(*box, "another process applies a delta to it")
