@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from ..errors import BundleError
 from . import consistency, manifest
+from .blob import tensor_id
+from .forms import compute_kernel
 from .manifest import Manifest, TensorSpec
 
 __all__ = ["CACHE", "MANIFEST", "Bundle", "decode_manifest", "open_bundle", "sha256_of", "verify", "view"]
@@ -51,11 +53,23 @@ class Bundle:
         return self.path / name
 
     def tensor(self, name: str) -> NDArray[Any]:
-        """Read a tensor from a bundle's blob. The array is read-only.
+        """Return a weight or another tensor of a bundle: read it from the blob, or compute it from tensors in the blob.
+
+        The array is read-only.
 
         Raises:
-            BundleError: the blob was shortened since the bundle was opened, or cannot be read.
+            BundleError: the blob was shortened since the bundle was opened, or cannot be read, or the tensors that a
+                kernel is computed from are damaged.
         """
+        if (form := self.manifest.forms.get(name)) is not None:
+            kernel = compute_kernel(form, self.tensor)
+            if tensor_id(kernel) != name:
+                raise BundleError(
+                    f"{self.file(self.manifest.blob)}: kernel {name} is damaged: one of the tensors that it is computed"
+                    f" from has changed: {', '.join(form.stored)}"
+                )
+            kernel.flags.writeable = False
+            return kernel
         path, spec = self.file(self.manifest.blob), self.manifest.tensors[name]
         try:
             # Not mapped: a page that is gone because another program shortened the file would end this process.
@@ -73,7 +87,7 @@ def view(data: NDArray[np.uint8], spec: TensorSpec, *, at: int | None = None) ->
 
     Args:
         data: bytes that hold the tensor.
-        spec: dtype, shape and place of the tensor in the blob.
+        spec: dtype and shape of the tensor, and its offset in the blob.
         at: offset of the tensor in ``data``; if left out, ``data`` is the whole blob.
     """
     begin = spec.offset if at is None else at
