@@ -95,9 +95,9 @@ class DeltaHeader(Value):
     parts: tuple[DeltaPart, ...]
     """Manifest, changed files, and the blob's new tensors, in the order of their frames."""
     bits: dict[Id, Id] = Field(default={})
-    """New tensor -> old tensor, for new tensors in the form ``bits``."""
+    """New tensor -> old tensor, for new tensors in the encoding ``bits``."""
     steps: dict[Id, Id] = Field(default={})
-    """New tensor -> old tensor, for new tensors in the form ``steps``."""
+    """New tensor -> old tensor, for new tensors in the encoding ``steps``."""
 
     @property
     def frames(self) -> Iterator[PackedFrame]:
@@ -213,4 +213,4 @@ def _check(content: DeltaHeader, where: str) -> None:
         if frame.packed > most_packed(frame.bytes):
             raise BundleError(f"{where}: a frame of {frame.packed} bytes for {frame.bytes} bytes of data")
     if both := content.bits.keys() & content.steps.keys():
-        raise BundleError(f"{where}: tensor {min(both)} has two forms")
+        raise BundleError(f"{where}: tensor {min(both)} has two encodings")

@@ -90,7 +90,7 @@ def test_equal_deltas_of_equal_bundles(made: tuple[Path, Path, Path], tmp_path: 
 def test_weights_that_changed_a_little(made: tuple[Path, Path, Path], tmp_path: Path) -> None:
     new = retrained(made[1], tmp_path / "new", noise(1e-4))
     written = write_delta(*opened(made[1], new), tmp_path / "step")
-    assert written.forms.get("bits")
+    assert written.encodings.get("bits")
     assert written.part_bytes["weights.bin"] < 0.6 * written.tensor_bytes
     shutil.copytree(made[1], tmp_path / "box")
     apply_delta(tmp_path / "step", tmp_path / "box")
@@ -115,7 +115,7 @@ def test_changes_of_8_bits(made: tuple[Path, Path, Path], tmp_path: Path) -> Non
         error = np.abs(rounded.bundle.tensor(name) - exact).reshape(len(change), -1).max(1)
         assert (error <= 0.51 * step + 1e-7).all()
     written = write_delta(opened(made[1])[0], rounded.bundle, tmp_path / "step", rounded=rounded)
-    assert written.forms["steps"] >= 0.8 * written.tensor_bytes
+    assert written.encodings["steps"] >= 0.8 * written.tensor_bytes
     assert written.part_bytes["weights.bin"] <= 0.37 * written.tensor_bytes
     shutil.copytree(made[1], tmp_path / "box")
     apply_delta(tmp_path / "step", tmp_path / "box")
@@ -136,6 +136,21 @@ def test_weights_that_are_far_from_the_old_ones_are_not_rounded(made: tuple[Path
         rounded = write_rounded(*opened(made[1], new), tmp_path / f"rounded{number}")
         assert rounded.bases == {}
         assert content_of(tmp_path / f"rounded{number}")["weights.bin"] == content_of(new)["weights.bin"]
+
+
+def test_kernels_that_are_computed(form_folder: Path, bundle: Path, tmp_path: Path) -> None:
+    """Tensors that kernels are computed from are sent like others, but never rounded: kernels have ids, too."""
+    first = form_folder / "bundle"
+    second = retrained(first, tmp_path / "second", noise(1e-3))
+    rounded = write_rounded(*opened(first, second), tmp_path / "rounded")
+    sources = {tensor for form in rounded.bundle.manifest.forms.values() for tensor in form.stored}
+    assert sources and not sources & rounded.bases.keys()
+    for name in rounded.bundle.manifest.forms:
+        rounded.bundle.tensor(name)
+    for number, (old, new) in enumerate(((bundle, first), (first, second), (first, tmp_path / "rounded"))):
+        step = write_delta(*opened(old, new), tmp_path / f"{number}", rounded=rounded if number == 2 else None)
+        made = apply_delta(step.path, old, tmp_path / f"made{number}").bundle
+        assert content_of(made.path) == content_of(new)
 
 
 def refused(delta: Path, bundle: Path, message: str, **options: Any) -> None:
@@ -210,7 +225,7 @@ def forge(delta: Path, change: Any, frames: Any = lambda data: data) -> None:
         (lambda d: d["parts"][0]["frames"][0].update(bytes=4 << 20), "is damaged in manifest.json"),
         (lambda d: d["parts"][-1]["frames"][0].update(bytes=4 << 20), r"is damaged in weights\.bin"),
         (lambda d: d.update(makes="0" * 64), r"its manifest\.json is not that of the bundle 0000"),
-        (lambda d: d.update(steps={next(iter(d["bits"])): next(iter(d["bits"].values()))}), "has two forms"),
+        (lambda d: d.update(steps={next(iter(d["bits"])): next(iter(d["bits"].values()))}), "has two encodings"),
         (lambda d: d.update(bits=dict.fromkeys(d["bits"], "0" * 32)), "is a change of 0000.*, which does not fit"),
         (lambda d: d.update(bits={}), r"weights\.bin would not be as its manifest says"),
     ],
