@@ -83,10 +83,12 @@ def noise(size: float) -> Callable[[NDArray[Any]], NDArray[Any]]:
 
     def add(array: NDArray[Any]) -> NDArray[Any]:
         change = rng.normal(size=array.shape) * array.std() * size
-        return (array + change).astype(array.dtype)
+        made: NDArray[Any] = (array + change).astype(array.dtype)
+        return made
 
     return add
 
 
-def opened(*folders: Path) -> list[Bundle]:
-    return [open_bundle(folder) for folder in folders]
+def opened(old: Path, new: Path) -> tuple[Bundle, Bundle]:
+    """Open two bundles."""
+    return open_bundle(old), open_bundle(new)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from delta_bundles import content_of, delta_between, noise, opened, retrained, two_bundles, with_header
 from helpers import swap_for_a_link, swap_for_a_pipe
+from numpy.typing import NDArray
 
 from gemel.bundles import apply_delta as applying
 from gemel.bundles import build_bundle, zstd_frames
@@ -54,7 +55,7 @@ def test_the_receiver_gets_the_same_bundle(made: tuple[Path, Path, Path], box: t
     assert content_of(bundle) == content_of(made[1])
     assert done.bundle.id == open_bundle(made[1]).id
     assert names(bundle.parent) == ["bundle"]
-    tensors, kept = (opened(folder)[0].manifest.tensors for folder in (made[1], made[0]))
+    tensors, kept = (open_bundle(folder).manifest.tensors for folder in (made[1], made[0]))
     assert done.kept_bytes == sum(spec.length for name, spec in tensors.items() if name in kept) > 0
     assert done.new_bytes == sum(spec.length for name, spec in tensors.items() if name not in kept) > 0
 
@@ -104,7 +105,7 @@ def test_changes_of_8_bits(made: tuple[Path, Path, Path], tmp_path: Path) -> Non
     assert content_of(tmp_path / "rounded").keys() == content_of(new).keys()
     list(verify(rounded.bundle))
     for name, base in rounded.bases.items():
-        (before,) = opened(made[1])
+        before = open_bundle(made[1])
         change = rounded.bundle.tensor(name) - before.tensor(base)
         step = np.abs(change.reshape(len(change), -1)).max(1) / 127
         exact = next(
@@ -114,7 +115,7 @@ def test_changes_of_8_bits(made: tuple[Path, Path, Path], tmp_path: Path) -> Non
         )
         error = np.abs(rounded.bundle.tensor(name) - exact).reshape(len(change), -1).max(1)
         assert (error <= 0.51 * step + 1e-7).all()
-    written = write_delta(opened(made[1])[0], rounded.bundle, tmp_path / "step", rounded=rounded)
+    written = write_delta(open_bundle(made[1]), rounded.bundle, tmp_path / "step", rounded=rounded)
     assert written.encodings["steps"] >= 0.8 * written.tensor_bytes
     assert written.part_bytes["weights.bin"] <= 0.37 * written.tensor_bytes
     shutil.copytree(made[1], tmp_path / "box")
@@ -125,14 +126,19 @@ def test_changes_of_8_bits(made: tuple[Path, Path, Path], tmp_path: Path) -> Non
 def test_weights_that_are_rounded_already_stay(made: tuple[Path, Path, Path], tmp_path: Path) -> None:
     new = retrained(made[1], tmp_path / "new", noise(1e-2))
     once = write_rounded(*opened(made[1], new), tmp_path / "once")
-    twice = write_rounded(opened(made[1])[0], once.bundle, tmp_path / "twice")
+    twice = write_rounded(open_bundle(made[1]), once.bundle, tmp_path / "twice")
     assert twice.bases == once.bases
     assert (tmp_path / "twice" / "weights.bin").read_bytes() == (tmp_path / "once" / "weights.bin").read_bytes()
 
 
 def test_weights_that_are_far_from_the_old_ones_are_not_rounded(made: tuple[Path, Path, Path], tmp_path: Path) -> None:
-    for number, change in enumerate((lambda array: array * 1e-3, lambda array: array * np.float32(np.inf))):
-        new = retrained(made[1], tmp_path / f"new{number}", lambda array, do=change: do(array).astype(array.dtype))
+    for number, factor in enumerate((1e-3, np.inf)):
+
+        def change(array: NDArray[Any], by: float = factor) -> NDArray[Any]:
+            made: NDArray[Any] = (array * np.float32(by)).astype(array.dtype)
+            return made
+
+        new = retrained(made[1], tmp_path / f"new{number}", change)
         rounded = write_rounded(*opened(made[1], new), tmp_path / f"rounded{number}")
         assert rounded.bases == {}
         assert content_of(tmp_path / f"rounded{number}")["weights.bin"] == content_of(new)["weights.bin"]
@@ -246,7 +252,7 @@ def test_a_forged_header(change: Any, message: str, made: tuple[Path, Path, Path
 
 def test_a_bomb_is_not_unpacked(box: tuple[Path, Path]) -> None:
     """A frame that would grow to 128 MiB gives no more than the bytes that its entry names."""
-    packer = zstd_frames.zstd.ZstdCompressor(1)
+    packer = zstd_frames.zstd.ZstdCompressor(1)  # type: ignore[attr-defined]
     bomb = b"".join([*(packer.compress(bytes(1 << 24)) for _ in range(8)), packer.flush()])
 
     def change(document: dict[str, Any]) -> None:
