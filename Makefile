@@ -7,7 +7,7 @@ STREET := examples/street
 .PHONY: setup demo test test-oldest test-pythons test-gpu lint check-engines bench model-coverage model-answers clean
 
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
-EXTRAS := --extra merge --extra examples --extra outputs --extra service --extra supervision --extra tensorrt-rtx \
+EXTRAS := --extra merge --extra examples --extra outputs --extra service --extra fsspec --extra supervision --extra tensorrt-rtx \
 	--extra openvino
 # Test models are tiny: with more than one thread per process, threads only wait for each other.
 # One worker more than cores, because many tests wait: for a camera, a process, or a lease.
