@@ -20,6 +20,7 @@ from .analyze import analyze_command
 from .bench import bench_command
 from .check import check_command
 from .compile import compile_command
+from .drift import drift_command
 from .eval import eval_command
 from .init import init_command
 from .inspect import inspect_command
@@ -58,6 +59,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "check": check_command,
     "bench": bench_command,
     "eval": eval_command,
+    "drift": drift_command,
     "profile": profile_command,
     "simulate": simulate_command,
 }

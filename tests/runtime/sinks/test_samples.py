@@ -240,7 +240,8 @@ class TestHook:
         assert not (tmp_path / "none").exists()
 
     def test_it_is_imported_by_name(self) -> None:
-        assert load_hook("os.path:join") is os.path.join
+        hook: object = load_hook("os.path:join")
+        assert hook is os.path.join
         for text, message in (
             ("faces", "'faces' is not allowed: module:function is expected"),
             ("no_such_module:f", "no_such_module:f: ModuleNotFoundError: No module named 'no_such_module'"),
