@@ -17,7 +17,7 @@ from .evidence import Detector, confidence_interval
 from .image_scores import ImageScores
 from .sample_files import DamagedSampleError, StoredSample
 
-__all__ = ["Answers", "DriftJudge", "DriftLimits", "DriftVerdict", "LeftOut", "QueryDrift", "Window", "in_order"]
+__all__ = ["DriftJudge", "DriftLimits", "DriftVerdict", "FrameAnswers", "LeftOut", "QueryDrift", "Window", "in_order"]
 
 DriftVerdict = Literal["holds", "watch", "revert", "unknown"]
 """What is known of a query. ``holds``: nothing says that its accuracy is below the target. ``watch``: something does.
@@ -29,7 +29,7 @@ _MOST_REASONS = 5
 """Maximum number of examples that are kept of what was left out."""
 
 
-class Answers(Protocol):
+class FrameAnswers(Protocol):
     """Bundle on a device that answers single frames, as :class:`.bundle_answers.BundleAnswers`."""
 
     bundle: Bundle
@@ -171,7 +171,7 @@ class DriftJudge:
         InputError: the bundle of the original models lacks a query, or has another task for it.
     """
 
-    def __init__(self, merged: Answers, originals: Answers, limits: DriftLimits | None = None) -> None:
+    def __init__(self, merged: FrameAnswers, originals: FrameAnswers, limits: DriftLimits | None = None) -> None:
         self._merged, self._originals, self.limits = merged, originals, limits or DriftLimits()
         queries, known = merged.bundle.manifest.queries, originals.bundle.manifest.queries
         for name, query in queries.items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,8 +69,8 @@ class SampleStore:
     def __init__(self, shown: str, folder: Path | None, store: tuple[Any, str] | None = None) -> None:
         self.shown, self._folder, self._store = shown, folder, store
 
-    def names(self, known: Collection[str] = ()) -> list[str]:
-        """Return the names of the records that are not in ``known``, sorted.
+    def names(self) -> list[str]:
+        """Return the names of all records, sorted.
 
         Raises:
             InputError: the folder cannot be listed.
@@ -91,7 +90,7 @@ class SampleStore:
             raise InputError(f"{self.shown}: cannot be listed: {first_line(error)}") from error
         if found is None:
             raise InputError(f"{self.shown}: there is no such folder")
-        return sorted(name for name in found if name.endswith(RECORD_SUFFIX) and name[0] != "." and name not in known)
+        return sorted(name for name in found if name.endswith(RECORD_SUFFIX) and name[0] != ".")
 
     def read(self, name: str) -> StoredSample:
         """Read the record of a sample.
@@ -143,7 +142,7 @@ def open_samples(where: str) -> SampleStore:
     try:
         from fsspec.core import url_to_fs
     except ModuleNotFoundError as error:
-        raise MissingExtraError(f"{shown_server(where)}", "fsspec") from error
+        raise MissingExtraError(f"{shown_server(where)}", "pull") from error
     try:
         store, root = url_to_fs(where)
     except Exception as error:

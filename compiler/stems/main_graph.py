@@ -8,6 +8,7 @@ from functools import cached_property
 from math import prod
 from operator import attrgetter
 
+from ...bundles.form_nodes import without_forms
 from ...bundles.onnx_wire import Message
 from ...bundles.program import port_shape
 
@@ -31,7 +32,7 @@ class MainGraph:
         model: name of the model.
         proto: ModelProto of the stage, with weights outside.
         tensors: initializer name -> tensor id, for the weights.
-        input_key: everything else that equal inputs have in common, such as how a frame is prepared.
+        input_key: text that is equal for models whose inputs are prepared from a frame in the same way.
 
     Raises:
         ValueError: the graph does not have exactly one input.
@@ -39,7 +40,8 @@ class MainGraph:
 
     def __init__(self, model: str, proto: Message, tensors: Mapping[str, str], input_key: str) -> None:
         self.model, self.proto, self.tensors = model, proto, tensors
-        graph = proto.graph
+        # Nodes that compute a weight are no layers of the model.
+        self._graph = graph = without_forms(proto).graph
         self._initializers = {tensor.name: tensor for tensor in graph.initializer}
         ports = [port for port in graph.input if port.name not in self._initializers]
         if len(ports) != 1:
@@ -57,7 +59,7 @@ class MainGraph:
         """Compute the keys of all values of the graph."""
         known = {name: self._weight_key(name) for name in self._initializers}
         self.image_key = self.keys[self.image.name] = _digest("image", self._header(), _type(self.image), input_key)
-        for node in self.proto.graph.node:
+        for node in self._graph.node:
             attributes = [each.SerializeToString(deterministic=True) for each in _sorted(node.attribute)]
             inputs = [self.keys.get(name) or known.get(name, "") for name in node.input]
             own = f"{self.model} {node.output[0]}" if node.op_type.startswith(_RANDOM) else ""
@@ -70,7 +72,7 @@ class MainGraph:
                     (self.keys if depends else known)[name] = _digest(key, str(index))
 
     def _header(self) -> bytes:
-        """Return what a graph's operators depend on beside the graph: their versions, and functions of the model."""
+        """Return what a graph's operators depend on outside it: their versions, and functions of the model."""
         header = type(self.proto)()
         header.CopyFrom(self.proto)
         header.ClearField("graph")
@@ -89,7 +91,7 @@ class MainGraph:
 
     @cached_property
     def names(self) -> Mapping[str, str]:
-        """Key -> name of the first value with that key."""
+        """Key of what a value computes -> name of the graph's first value with that key."""
         names: dict[str, str] = {}
         for name, key in self.keys.items():
             names.setdefault(key, name)
@@ -99,7 +101,7 @@ class MainGraph:
     def value_names(self) -> frozenset[str]:
         """Names of all values of the graph but the image."""
         nodes = (name for node in self.proto.graph.node for name in node.output)
-        return frozenset((*nodes, *self._initializers))
+        return frozenset((*nodes, *(tensor.name for tensor in self.proto.graph.initializer)))
 
     @cached_property
     def works(self) -> Mapping[str, int]:
@@ -115,7 +117,7 @@ class MainGraph:
         return sum(work for key, work in self.works.items() if key in keys)
 
     def edge(self, keys: Set[str]) -> frozenset[str]:
-        """Return the keys of the values that the rest of the graph reads, if values with the keys ``keys`` are known.
+        """Return the keys of the values that the rest of the graph reads, if a stem computes those with ``keys``.
 
         The key of the image is among them if the rest reads the image.
         """
@@ -135,7 +137,7 @@ class MainGraph:
         return frozenset(found - {self.image_key})
 
     def after(self, keys: Set[str]) -> frozenset[str]:
-        """Return the keys of all values that are computed from values with the keys ``keys``, and ``keys``."""
+        """Return the keys of all values that depend on a value whose key is in ``keys``, ``keys`` included."""
         found = set(keys)
         for node in self.nodes:
             if any(self.keys.get(name) in found for name in node.input):

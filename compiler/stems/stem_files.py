@@ -82,7 +82,7 @@ def _main_graph(folder: Path, name: str, model: ModelSpec) -> MainGraph | None:
 
 
 def _write(folder: Path, found: FoundStem, graphs: list[MainGraph]) -> tuple[dict[str, StemSpec], dict[str, FileSpec]]:
-    """Write the files of a stem's members; return the members' entries in the manifest, and those of the files."""
+    """Write the files of a stem and of its members' rests; return the manifest's entries of members and files."""
     parts = cut_graphs(found, graphs)
     specs: dict[str, StemSpec] = {}
     files: dict[str, FileSpec] = {}
@@ -102,7 +102,7 @@ def _write(folder: Path, found: FoundStem, graphs: list[MainGraph]) -> tuple[dic
 
 
 def _stage(file: str, proto: Message, tensors: Mapping[str, str]) -> Stage:
-    """Return the manifest's entry of a part.
+    """Return the manifest's entry of a part of a model: the stem or the rest.
 
     Args:
         file: name of the part's file.
@@ -134,7 +134,7 @@ def _describe(content: Manifest, found: FoundStem, graph: MainGraph, specs: Mapp
     """Return a line about a stem: queries, layers, and the share of the models' weights."""
     queries = [name for name, query in content.queries.items() if query.model in found.members]
     layers = len(graph.works.keys() & found.keys)
-    held = sum(content.tensors[tensor].length for tensor in set(specs[graph.model].stem.weights))
+    held = sum(map(content.bytes_of, set(specs[graph.model].stem.weights)))
     shares = [held / max(1, content.models[name].bytes) for name in found.members]
     low, high = f"{min(shares):.0%}", f"{max(shares):.0%}"
     share = low if low == high else f"{low} to {high}"

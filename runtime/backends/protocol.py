@@ -23,11 +23,11 @@ class StemTimes(NamedTuple):
     """Run times of a model whole and in two parts, in milliseconds for one image."""
 
     main_ms: float
-    """Milliseconds of the whole model."""
+    """Milliseconds of a run of the whole model on one image."""
     stem_ms: float
-    """Milliseconds of the first part, which other models may have in common."""
+    """Milliseconds of a run of a model's stem on one image: the first part, which other models may have in common."""
     rest_ms: float
-    """Milliseconds of the second part."""
+    """Milliseconds of a run on one image of what follows a model's stem."""
 
 
 class Backend(Protocol):
@@ -47,6 +47,11 @@ class Backend(Protocol):
     @property
     def segments(self) -> Mapping[str, int]:
         """Segment -> bytes, for the segments that can be loaded and evicted."""
+        ...
+
+    @property
+    def sources(self) -> Mapping[str, tuple[str, ...]]:
+        """Segment that is computed -> segments that must be in memory when it is loaded."""
         ...
 
     @property
@@ -91,8 +96,8 @@ class Backend(Protocol):
                 to be loaded.
 
         Raises:
-            BackendError: an active model holds a segment to be evicted, or the segments to be loaded do not fit. In
-                both cases nothing was evicted or loaded.
+            BackendError: an active model holds a segment to be evicted, the segments to be loaded do not fit, or one of
+                them is computed from a segment that would not be in memory. Then nothing was evicted or loaded.
         """
         ...
 

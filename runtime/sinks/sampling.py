@@ -67,7 +67,7 @@ def check_upload(address: str) -> None:
     try:
         import fsspec
     except ModuleNotFoundError as error:
-        raise MissingExtraError("--sample-upload", "fsspec") from error
+        raise MissingExtraError("--sample-upload", "pull") from error
     try:
         fsspec.get_filesystem_class(scheme)
     except (ImportError, ValueError) as error:
