@@ -8,17 +8,22 @@ workload, and ``gemel-compile`` copies it into the bundle. :func:`read_report` r
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from ..errors import WorkloadError
+from .codes import Bits
 from .manifest import Id
 from .reader import Bundle
+from .stage_specs import flat_name
 from .value import Value, problem
 
 __all__ = [
     "MERGE_REPORT",
+    "FormsReport",
+    "IntervalReport",
+    "LayerReport",
     "MergeReport",
     "QueryReport",
     "SharedTensor",
@@ -34,8 +39,20 @@ MERGE_REPORT = "merge.json"
 ByteCount = Annotated[int, Field(ge=0)]
 
 
+class IntervalReport(Value):
+    """Relative accuracy of one query on some images that chose nothing: accuracy divided by the original model's."""
+
+    images: Annotated[int, Field(ge=0)]
+    """Number of images that show something to judge by; 0 for a query whose weights did not change."""
+    value: float
+    low: float
+    """Lower end of a relative accuracy: a one-sided bound at 95 % of a paired bootstrap over images."""
+    high: float
+    """Upper end of a relative accuracy: a one-sided bound at 95 % of a paired bootstrap over images."""
+
+
 class QueryReport(Value):
-    """Accuracies of one query before and after merging, from 0 to 1, on the images that the merge search used."""
+    """Accuracies of one query before and after merging, from 0 to 1, on images that chose nothing in the search."""
 
     model: str
     original: float
@@ -46,6 +63,16 @@ class QueryReport(Value):
     """Accuracy of a query after the merge, divided by the query's accuracy before the merge."""
     target: float
     """Minimum that a query allows for its accuracy after the merge, divided by its accuracy before the merge."""
+    own: IntervalReport | None = None
+    """Relative accuracy of a query on images of its own data or feed. None in files of version 1.0."""
+    mix: IntervalReport | None = None
+    """Agreement of a query's answers with the original model's on frames of other feeds and stills; None for a query
+    with labels, and where the original finds nothing on them."""
+    scores: IntervalReport | None = None
+    """Agreement of a query's raw scores with the original model's on frames of other feeds and stills; None for a query
+    with labels."""
+    notes: tuple[str, ...] = ()
+    """Lines that say what limits a query's merge, and what would help."""
 
 
 class TrialReport(Value):
@@ -82,10 +109,42 @@ class SharedTensor(Value):
     uses: Annotated[tuple[UseReport, ...], Field(min_length=2)]
 
 
+class LayerReport(Value):
+    """Form of one parameter of one model: small integers times a scale, perhaps beside a base, see :mod:`.codes`."""
+
+    model: str
+    """Name of the model: the name of the first query that uses the model."""
+    parameter: str
+    index: ByteCount
+    """Number ``n`` of the layer in the file of the forms, which has tensors ``n.codes`` and ``n.scale``."""
+    shape: tuple[Annotated[int, Field(ge=1)], ...]
+    """Shape of the parameter."""
+    kind: Literal["difference", "coded"]
+    """``coded``: the parameter is the codes times the scale. ``difference``: the base is added."""
+    bits: Bits
+    """Number of bits of one code."""
+    base: str | None = None
+    """``base.`` and the id of the base's tensor. The tensor is in the file of the forms under this name, or a model's
+    parameter holds it. None for a coded parameter."""
+
+
+class FormsReport(Value):
+    """Parameters of merged models that are kept as codes, and the file that has the codes."""
+
+    file: str
+    """Name of the safetensors file, in the folder of merge.json."""
+    layers: tuple[LayerReport, ...]
+
+    @field_validator("file")
+    @classmethod
+    def _inside(cls, value: str) -> str:
+        return flat_name(value)
+
+
 class MergeReport(Value):
     """Content of merge.json. A field added in a later version needs a default, so that older files stay readable."""
 
-    schema_version: str = "1.0"
+    schema_version: str = "1.1"
     strategy: str
     seed: int
     original_bytes: ByteCount
@@ -106,6 +165,10 @@ class MergeReport(Value):
     queries: dict[str, QueryReport]
     trials: tuple[TrialReport, ...]
     shared: tuple[SharedTensor, ...]
+    forms: FormsReport | None = None
+    """Parameters that are kept as codes; None if there are none."""
+    left: dict[str, str] = Field(default={})
+    """Model -> reason, for models that keep their weights because they cannot be retrained or judged."""
 
 
 def read_report(path: Path) -> MergeReport:

@@ -13,26 +13,26 @@ import torch
 from safetensors.torch import save
 
 from ..bundles.merge_report import MergeReport
-from ..errors import InputError, RetrainError, first_line
+from ..errors import InputError, first_line
 from ..workload.document.paths import locate
 from ..workload.document.schema import Workload
 from ..workload.models.factory import read_state
 from ..workload.models.identity import models_of
 from .layers.layers import Definition
 from .layers.problem import Problem
-from .models.networks import Network, each_network
+from .models.networks import Network
 from .models.onnx_models import cut_onnx, onnx_bytes
 from .output.modules import imported_beside, modules_beside
 from .output.report import Reporter, merged_workload
 from .output.store import Store
 from .search.search import Found, Job, search
 from .strategies import SearchSettings, Strategy, Verdict, strategy
-from .training.start import is_narrow
-from .training.subjects import State, Subject, subject_of
-from .training.training import GLANCE, TrainingProgress
-from .training.trial import STATISTICS_IMAGES, Outcome, Trial, TrialRunner, some
+from .training.loading import build_subjects
+from .training.subjects import State, Subject
+from .training.training import TrainingProgress
+from .training.trial import Outcome, Trial, TrialRunner
 
-__all__ = ["Listener", "MergeOptions", "build_subjects", "merge_workload", "weight_file"]
+__all__ = ["Listener", "MergeOptions", "merge_workload", "weight_file"]
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class Listener:
     def model(self, subject: Subject) -> None:
         """Handle a model that was just loaded together with its images."""
 
-    def left_out(self, model: str, error: RetrainError) -> None:
-        """Handle a model that keeps its weights because it cannot be retrained; the error says why."""
+    def left_out(self, model: str, error: InputError) -> None:
+        """Handle a model that keeps its weights because it cannot be retrained or judged; the error says why."""
 
     def trial(self, trial: Trial) -> None:
         """Handle the start of a trial, which applies one sharing map and measures the accuracies."""
@@ -119,7 +119,13 @@ def _merge(
     deadline: float,
 ) -> MergeReport:
     """Load the models, search until ``time.monotonic()`` passes ``deadline``, and write the merged workload."""
-    subjects = build_subjects(workload, options.definition, device, listener)
+    left: dict[str, str] = {}
+
+    def leave(model: str, error: InputError) -> None:
+        left[model] = str(error)
+        listener.left_out(model, error)
+
+    subjects = build_subjects(workload, options.definition, device, listener.model, leave)
     problem = Problem(
         {name: subject.layers for name, subject in subjects.items()},
         options.seed,
@@ -127,7 +133,7 @@ def _merge(
         {query.name: query.target for query in workload.queries},
     )
     originals = {name: subject.state() for name, subject in subjects.items()}
-    journal = _DiskJournal(workload, store, subjects, Reporter(problem, subjects, options.strategy), listener)
+    journal = _DiskJournal(workload, store, subjects, Reporter(problem, subjects, options.strategy, left), listener)
     store.place(modules_beside(workload))
     if not store.replaying:
         # Write the unmerged workload first, so that the folder is usable even if no trial succeeds.
@@ -161,34 +167,6 @@ def _merge(
     return journal.commit(found, finished=monotonic() <= deadline)
 
 
-def build_subjects(
-    workload: Workload, definition: Definition, device: torch.device, listener: Listener | None = None
-) -> dict[str, Subject]:
-    """Load the models of a workload that can be retrained, with images and teachers; return them by model name.
-
-    Args:
-        workload: the workload whose models are loaded.
-        definition: rule that says when two layers may share a weight.
-        device: device to retrain on.
-        listener: callbacks, called for each model that is loaded or left out; None for no callbacks.
-
-    Raises:
-        InputError: a model or data set cannot be used.
-    """
-    listener = listener or Listener()
-    subjects: dict[str, Subject] = {}
-    for network in each_network(workload, listener.left_out):
-        try:
-            subject = subject_of(network, workload, definition, device)
-        except RetrainError as error:  # noqa: PERF203 - a model is far slower than the handler
-            listener.left_out(network.name, error)
-        else:
-            subject.narrow = is_narrow(subject, some(subject, STATISTICS_IMAGES, 0), GLANCE)
-            subjects[network.name] = subject
-            listener.model(subject)
-    return subjects
-
-
 def _device(name: str) -> torch.device:
     """Return the PyTorch device that a ``--device`` value names; raise InputError for an unknown or missing device."""
     if name == "auto":
@@ -202,7 +180,7 @@ def _device(name: str) -> torch.device:
 
 def _header(workload: Workload, options: MergeOptions) -> dict[str, object]:
     """Return the header of the search journal: everything that must be equal for a search to be resumed."""
-    queries = workload.model_dump_json(include={"queries", "feeds"})
+    queries = workload.model_dump_json(include={"queries", "feeds", "stills"})
     return {
         "workload": hashlib.sha256(queries.encode()).hexdigest()[:32],
         "strategy": options.strategy,
@@ -266,7 +244,8 @@ class _DiskJournal:
         """Write the merged weights, the report and the workload to disk and return the report."""
         report = self._reporter.report(found, finished=finished)
         files = self._contents(found)
-        names = {name: f"weights/{file}" for name, (file, _) in files.items()}
+        written = self._reporter.confirmed(found).sharing.models
+        names = {name: f"weights/{file}" for name, (file, _) in files.items() if name in written}
         workload = merged_workload(self._workload, names, models_of(self._workload), self._store.output)
         self._store.commit(dict(files.values()), report, workload)
         return report

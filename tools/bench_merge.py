@@ -33,11 +33,12 @@ from merge_workloads import prepare
 from rich.console import Console
 
 from gemel.bundles.merge_report import MergeReport, read_report
+from gemel.merging.judging.running import answers_on
 from gemel.merging.merge import Listener, MergeOptions, merge_workload
 from gemel.merging.models.networks import networks_of
 from gemel.merging.strategies import SearchSettings
 from gemel.merging.tasks import task_of
-from gemel.merging.training.subjects import outputs_on
+from gemel.runtime.decode.evidence import accuracy_of
 from gemel.workload import load_workload
 from gemel.workload.data import load_data
 
@@ -198,11 +199,13 @@ def confirm(original: Path, merged: Path) -> dict[str, float]:
             unseen = query.data.model_copy(update={"val": query.data.val.replace("/val", "/test")})
             judged = query.model_copy(update={"data": unseen})
             classes = getattr(network.cut.decode, "classes", None)
-            _, images = load_data(judged, workload, network.cut.input, classes)
-            teacher, student = (outputs_on(module, images, device) for module in modules)
-            task = task_of(network, query)
-            was, now = (task.accuracy(outputs, teacher, images) for outputs in (teacher, student))
-            found[query.name] = now / was
+            splits, task = load_data(judged, workload, network.cut.input, classes), task_of(network, query)
+            values = []
+            for images in (splits.choose, splits.confirm):
+                teacher, student = (answers_on(task, module, images, device) for module in modules)
+                was, now = (accuracy_of(task.evidence(answers, teacher, images)) for answers in (teacher, student))
+                values.append(now / was)
+            found[query.name] = statistics.mean(values)
     return found
 
 

@@ -22,10 +22,10 @@ from weight_changes import apply, pack
 from gemel.bundles.merge_report import MERGE_REPORT, read_report
 from gemel.merging.layers.problem import Problem
 from gemel.merging.layers.sharing import SharingMap, Use
-from gemel.merging.merge import build_subjects
 from gemel.merging.models.networks import networks_of
 from gemel.merging.output.report import Reporter, merged_workload
 from gemel.merging.search.search import Found
+from gemel.merging.training.loading import build_subjects
 from gemel.workload import load_workload
 from gemel.workload.models.identity import models_of
 

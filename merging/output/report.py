@@ -10,14 +10,15 @@ from pathlib import Path
 import yaml
 
 from ...bundles.blob import tensor_id
-from ...bundles.merge_report import MergeReport, QueryReport, SharedTensor, TrialReport, UseReport
+from ...bundles.merge_report import IntervalReport, MergeReport, QueryReport, SharedTensor, TrialReport, UseReport
 from ...frames.reference import is_local_file
 from ...workload.document.schema import Workload
 from ...workload.models.identity import PRETRAINED_FOLDER
 from ..layers.groups import ratio
 from ..layers.problem import Problem, pair_layers
 from ..search.search import Found
-from ..training.subjects import Subject
+from ..training.subjects import JudgedQuery, Judgement, Subject
+from .confirm import Confirmer
 from .footprint import bundle_bytes, held_by
 
 __all__ = ["Reporter", "merged_workload"]
@@ -30,15 +31,27 @@ class Reporter:
         problem: the layers of all models.
         subjects: the models, by name.
         strategy: name of the search strategy.
+        left: model -> reason, for models that the search leaves as they are.
     """
 
-    def __init__(self, problem: Problem, subjects: Mapping[str, Subject], strategy: str) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        subjects: Mapping[str, Subject],
+        strategy: str,
+        left: Mapping[str, str] | None = None,
+    ) -> None:
         self._problem, self._subjects, self._strategy = problem, subjects, strategy
+        self._left, self._confirmer = dict(left or {}), Confirmer(subjects)
         self._original = sum(bundle_bytes([held_by(subject)]) for subject in subjects.values())
         self._least = _least_bytes(problem, subjects)
 
+    def confirmed(self, found: Found) -> Found:
+        """Return the part of a search's result that holds on images which chose nothing, and so may be written."""
+        return self._confirmer.confirmed(found)
+
     def report(self, found: Found, *, finished: bool) -> MergeReport:
-        """Return a report on a search, which may be still going on.
+        """Return a report on a search, which may be still going on, with what may be written of its result.
 
         ``original_bytes`` and ``merged_bytes`` count what bundles hold (:mod:`.footprint`): the sum of one bundle per
         original model, and one bundle with all merged models. ``layer_bytes`` and ``layer_saving`` follow from the
@@ -50,6 +63,7 @@ class Reporter:
             finished: whether the search has come to its end.
         """
         problem, subjects = self._problem, self._subjects
+        searched, found = found, self.confirmed(found)
         merged = bundle_bytes(held_by(subject, found.states[name]) for name, subject in subjects.items())
         layers = sum(layer.bytes for part in problem.layers.values() for layer in part)
         return MergeReport(
@@ -62,28 +76,57 @@ class Reporter:
             layer_saving=ratio(problem.saved(found.sharing), layers),
             potential=ratio(self._original - self._least, self._original),
             finished=finished,
-            queries=dict(_query_reports(subjects, found)),
+            queries=dict(self._query_reports(searched, found)),
+            left=self._left,
             trials=tuple(_trial_reports(problem, found)),
             shared=tuple(_shared_tensors(problem, found)),
         )
 
+    def _query_reports(self, searched: Found, written: Found) -> Iterator[tuple[str, QueryReport]]:
+        """Yield each query's name and report, by the images that confirm.
 
-def _query_reports(subjects: Mapping[str, Subject], found: Found) -> Iterator[tuple[str, QueryReport]]:
-    """Yield each query's name and report. A query whose model shares no weights gets its original accuracy."""
-    for name, subject in subjects.items():
-        for held in subject.held:
-            merged = name in found.sharing.models
-            reached = found.accuracies[held.query.name] if merged else held.original
-            yield (
-                held.query.name,
-                QueryReport(
-                    model=name,
-                    original=held.original,
-                    reached=reached,
-                    relative=reached / held.original,
-                    target=held.query.target,
-                ),
-            )
+        Args:
+            searched: state of the search.
+            written: the part of it that is confirmed.
+        """
+        for name, subject in self._subjects.items():
+            found = self._confirmer.judgements(name, searched.states[name])
+            refused = {} if written.states[name] is searched.states[name] else found
+            kept = self._confirmer.originals(name) if refused else found
+            for held in subject.held:
+                query = held.query.name
+                yield query, _query_report(name, held, kept[query], refused.get(query))
+
+
+def _query_report(model: str, held: JudgedQuery, found: Judgement, refused: Judgement | None) -> QueryReport:
+    """Return the report on one query.
+
+    Args:
+        model: name of the query's model.
+        held: the query.
+        found: judgement of the weights that are written.
+        refused: judgement of the weights that the search found, if these were not confirmed.
+    """
+    target, notes = held.query.target, list(held.notes)
+    if refused is not None:
+        state = "not confirmed" if not refused.passes(target) else "not merged, as its partners were not confirmed"
+        advice = refused.advice(target) or "more frames, or a lower target, would help"
+        notes.append(f"{state}: {refused}; it has its original weights; {advice}")
+    parts = {
+        name: None
+        if part is None
+        else IntervalReport(images=part.images, value=part.value, low=part.low, high=part.high)
+        for name, part in (("own", found.own), ("mix", found.mix), ("scores", found.scores))
+    }
+    return QueryReport(
+        model=model,
+        original=found.original,
+        reached=found.accuracy,
+        relative=found.own.value,
+        target=target,
+        notes=tuple(notes),
+        **parts,
+    )
 
 
 def _least_bytes(problem: Problem, subjects: Mapping[str, Subject]) -> int:
@@ -133,6 +176,8 @@ def merged_workload(workload: Workload, files: Mapping[str, str], model_of: Mapp
         # A source that still begins with a variable is a camera's address, which is filled in where the bundle runs.
         if is_local_file(feed["source"]) and not feed["source"].startswith("${"):
             feed["source"] = _rebase(feed["source"], workload.root, output)
+    if workload.stills is not None:
+        content["stills"] = _rebase(workload.stills, workload.root, output)
     for query, entry in zip(workload.queries, content["queries"], strict=True):
         model = entry["model"]
         field = "onnx" if query.model.onnx is not None else "weights"

@@ -174,6 +174,9 @@ class Workload(Strict):
     """Feeds by name: cameras, videos and folders that frames come from."""
     queries: Annotated[list[Query], Field(min_length=1)]
     """Queries: each runs a model on the frames of a feed."""
+    stills: str | None = None
+    """Still images on which ``gemel merge`` judges queries without labels as well: a folder of images, a video, or
+    ``package:NAME/path``. They should show what the cameras may see one day."""
     outputs: OutputList = Field(default=[])
     """Outputs that results are sent to when the bundle runs: files, videos, pictures, a broker, a web server."""
 
