@@ -60,21 +60,32 @@ def cameras(data: Path) -> tuple[Camera, ...]:
     Args:
         data: folder with the videos of Intel's samples.
     """
-    junction = str(_STREET / "data" / "junction.avi")
+    junction, road, hall, shelf = (
+        str(path)
+        for path in (
+            _STREET / "data" / "junction.avi",
+            data / "car-detection.mp4",
+            data / "one-by-one-person-detection.mp4",
+            data / "bottle-detection.mp4",
+        )
+    )
+    # Four cars pass in the video of the road: one in the part to train on, then two, then one.
+    passes = {"train": (0.0, 0.47), "val": (0.475, 0.72), "test": (0.8, 1.0)}
     return (
-        Camera("junction", junction, "Person", "person", 2, True, "junction-crowd"),
-        Camera("road", str(data / "car-detection.mp4"), "Car", "car", 1, False, "road-lane"),
-        Camera("hall", str(data / "one-by-one-person-detection.mp4"), "Person", "person", 3, False, "hall-passage"),
-        Camera("shelf", str(data / "bottle-detection.mp4"), "Bottle", "bottle", 3, False, "shelf-stock"),
+        Camera("junction", junction, "Person", "person", 2, True, "junction-crowd", 2.4),
+        Camera("road", road, "Car", "car", 1, False, "road-entry", 1.5, stretches=1, parts=passes),
+        Camera("hall", hall, "Person", "person", 3, False, "hall-passage", 1.2),
+        Camera("shelf", shelf, "Bottle", "bottle", 3, False, "shelf-stock", 1.2),
     )
 
 
-def prepare_cameras(data: Path, output: Path) -> Path:
+def prepare_cameras(data: Path, output: Path, only: str | None = None) -> Path:
     """Make the images, the fine-tuned models and the file of W5, and return the workload file.
 
     Args:
         data: folder with the videos.
         output: folder for images, weights, the package with the public detector, and the workload.
+        only: name of the only camera whose models are made, so that several calls can work at a time; all when None.
     """
     torch.set_num_threads(1)
     if not (_STREET / "data" / "junction.avi").exists():
@@ -82,10 +93,10 @@ def prepare_cameras(data: Path, output: Path) -> Path:
     weights = output / "weights" / "w5"
     weights.mkdir(parents=True, exist_ok=True)
     detector, classifier = _public_models(output, weights)
-    report = weights / "report.json"
-    found: dict[str, dict[str, Any]] = json.loads(report.read_text()) if report.exists() else {}
     places = cameras(data)
     for camera in places:
+        if only not in (None, camera.name):
+            continue
         scenes, windows = (output / "data" / "w5" / name for name in (camera.name, f"{camera.name}-windows"))
         began = time.process_time()
         number = OPEN_IMAGES.index(camera.object)
@@ -105,12 +116,12 @@ def prepare_cameras(data: Path, output: Path) -> Path:
             if target.exists():
                 continue
             began = time.process_time()
-            state, found[name] = tune()
-            found[name]["seconds"] = round(time.process_time() - began)
+            state, figures = tune()
+            figures["seconds"] = round(time.process_time() - began)
             save_file({key: value.contiguous() for key, value in state.items()}, target.with_suffix(".part"))
             target.with_suffix(".part").rename(target)
-            report.write_text(json.dumps(found, indent=1))
-            print(_line(name, found[name]), flush=True)
+            target.with_suffix(".json").write_text(json.dumps(figures, indent=1))
+            print(_line(name, figures), flush=True)
     return _workload(places, output)
 
 
@@ -144,7 +155,9 @@ def _tune_detector(public: Mapping[str, Tensor], scenes: Path) -> _Tuned:
     unseen = (*parts["val"], *parts["test"])
     before = detector_accuracy(model, unseen)
     images = train_detector(model, parts["train"], _SEED)
-    figures = {"measure": "AP@50", "public": before, "tuned": detector_accuracy(model, unseen), "images": images}
+    after = detector_accuracy(model, unseen)
+    figures = {"measure": "AP@50", "public": before.precision, "tuned": after.precision, "images": images}
+    figures |= {"public_f1": before.f1, "tuned_f1": after.f1}
     return _state(model), figures | {"evaluated": len(unseen)} | distances(public, model)
 
 
@@ -198,9 +211,10 @@ def distances(public: Mapping[str, Tensor], model: nn.Module) -> dict[str, float
 
 
 def _line(name: str, figures: Mapping[str, Any]) -> str:
+    f1 = f", F1 {figures['public_f1']:.3f} and {figures['tuned_f1']:.3f}" if "public_f1" in figures else ""
     return (
         f"{name}: {figures['measure']} {figures['public']:.3f} of the public model, {figures['tuned']:.3f} fine-tuned"
-        f" (n={figures['evaluated']}); kernels moved by {figures['distance']:.3f} of their norm"
+        f"{f1} (n={figures['evaluated']}); kernels moved by {figures['distance']:.3f} of their norm"
         f" ({figures['least']:.3f} to {figures['most']:.3f}, median {figures['median']:.3f});"
         f" {figures['images']} images, {figures['seconds']} s"
     )
@@ -252,8 +266,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder with the sample videos of cars, people and bottles")
     parser.add_argument("-o", "--output", type=Path, default=Path("out/merge"), help="folder to make the workload in")
+    parser.add_argument("--camera", help="make only this camera's models: several calls can work at a time")
     options = parser.parse_args(arguments)
-    print(prepare_cameras(options.data, options.output))
+    print(prepare_cameras(options.data, options.output, options.camera))
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def test_a_detector_finds_boxes_in_pixels_of_the_frame() -> None:
         np.testing.assert_allclose(boxes[:, :4], [[100 + 4 * step, 80, 140 + 4 * step, 120]], atol=4)
 
 
-_CAMERA = Camera("gate", "gate.avi", "Car", "car", 2, False, "gate-cars", most=30)
+_CAMERA = Camera("gate", "gate.avi", "Car", "car", 2, False, "gate-cars", 1.2, most=30)
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ def test_windows_are_in_folders_by_class(folder: Path) -> None:
 def test_windows_that_are_no_clear_case_have_no_class(
     counts: bool, boxes: list[list[float]], expected: str | None
 ) -> None:
-    camera = Camera("a", "a.avi", "Car", "car", 1, counts, "a")
+    camera = Camera("a", "a.avi", "Car", "car", 1, counts, "a", 1.0)
     assert window_class(camera, np.array(boxes, np.float32).reshape(-1, 4), (0, 0, 100, 100)) == expected
 
 
