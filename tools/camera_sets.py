@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -126,7 +127,8 @@ def write_scenes(camera: Camera, labels: Path, target: Path) -> None:
 def _write_part(folder: Path, camera: Camera, frames: Mapping[int, tuple[Frame, SeenBoxes]]) -> None:
     """Write one part of a camera's frames, given by their numbers, with their boxes."""
     (folder / "images").mkdir(parents=True)
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, (frame, boxes) in frames.items():
         name = f"{number:05}.jpg"
         cv2.imwrite(str(folder / "images" / name), frame, _QUALITY)

@@ -123,7 +123,8 @@ def augment(scene: Scene, rng: np.random.Generator) -> Scene:
         frame = frame[:, ::-1]
         boxes[:, [0, 2]] = size[0] - boxes[:, [2, 0]]
     contrast, brightness = rng.uniform(0.8, 1.25), rng.uniform(-20, 20)
-    return Scene(cv2.convertScaleAbs(np.ascontiguousarray(frame), alpha=contrast, beta=brightness), boxes)
+    bright = cv2.convertScaleAbs(np.ascontiguousarray(frame), alpha=contrast, beta=brightness)
+    return Scene(np.asarray(bright, np.uint8), boxes)
 
 
 def train_detector(model: SsdMobileNetV2, scenes: Sequence[Scene], seed: int, steps: int = _DETECTOR_STEPS) -> int:

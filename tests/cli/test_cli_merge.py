@@ -42,7 +42,7 @@ def path(workload_in: Callable[..., Workload]) -> Path:
         model = tiny(seed)
         # A model that was never trained gives one class; without the mean of its scores it gives several.
         with torch.no_grad():
-            model.head.bias -= model.eval()(images).mean(0)
+            model.head.bias.sub_(model.eval()(images).mean(0))
         save(model, root / f"{name}.safetensors")
     return root / "workload.yaml"
 

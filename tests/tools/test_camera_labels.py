@@ -72,7 +72,7 @@ class _Bright(SsdMobileNetV2):
     """Detector that finds bright squares of about 40 pixels in an input of 100 x 100."""
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        _, tensors = self.decode(tuple(image.shape[2:]))
+        _, tensors = self.decode((image.shape[2], image.shape[3]))
         anchors = torch.from_numpy(tensors["anchors"])
         logits = torch.full((len(image), len(anchors), 2), -20.0)
         boxes = torch.zeros(len(image), len(anchors), 4)
@@ -146,7 +146,7 @@ def test_labelled_frames_are_read_as_a_data_set(folder: Path) -> None:
         "  model: {factory: 'gemel.workload.zoo.ssdlite:ssd_mobilenet_v2', args: {num_classes: 1}}\n"
     )
     workload = load_workload(folder / "w.yaml")
-    train, _ = load_data(workload.queries[0], workload, ssd_mobilenet_v2(1).input_defaults(), 1)
+    train = load_data(workload.queries[0], workload, ssd_mobilenet_v2(1).input_defaults(), 1).train
     assert train.boxes is not None
     assert [len(each) for each in train.boxes] == [1] * len(scenes)
 

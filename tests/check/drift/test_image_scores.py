@@ -57,7 +57,7 @@ def test_one_frame(task: TaskName, answer: Result | None, reference: Result, exp
 
 def test_several_labels() -> None:
     scores = ImageScores("classification", several=True)
-    assert scores.score(((CAT,),), (CAT, DOG)) == [pytest.approx(2 / 3)]
+    assert scores.score(((CAT,),), (CAT, DOG)) == pytest.approx([2 / 3])
     assert scores.score(((CAT,),), ()) == [0.0]
 
 
