@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import no_telemetry  # noqa: F401
 import numpy as np
 import onnx
 import onnxruntime

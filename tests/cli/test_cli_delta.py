@@ -103,7 +103,8 @@ def test_a_run_goes_on_with_the_new_bundle(
     try:
         run.wait_for("a")
         code, out, err = gemel(command, delta if command == "apply" else delta.parent, box, "--port", str(run.port))
-        assert (code, err) == (0, "")
+        # Another thread of this process, the run, may log that it goes on with the new bundle.
+        assert code == 0, err
         assert f"{box} runs now" in out
         run.wait_for("a")
         run.wait_for("b")
