@@ -146,7 +146,7 @@ def test_labelled_frames_are_read_as_a_data_set(folder: Path) -> None:
         "  model: {factory: 'gemel.workload.zoo.ssdlite:ssd_mobilenet_v2', args: {num_classes: 1}}\n"
     )
     workload = load_workload(folder / "w.yaml")
-    train, _ = load_data(workload.queries[0], workload, ssd_mobilenet_v2(1).input_defaults(), 1)
+    train = load_data(workload.queries[0], workload, ssd_mobilenet_v2(1).input_defaults(), 1).train
     assert train.boxes is not None
     assert [len(each) for each in train.boxes] == [1] * len(scenes)
 
