@@ -22,7 +22,17 @@ from gemel.frames.source import resolve
 from gemel.workload.data.video import count_frames, pictures
 from gemel.workload.zoo.ssdlite import SsdMobileNetV2
 
-__all__ = ["PARTS", "Camera", "Scene", "label_camera", "read_scenes", "window_class", "write_scenes", "write_windows"]
+__all__ = [
+    "PARTS",
+    "Camera",
+    "Scene",
+    "label_camera",
+    "link_feed",
+    "read_scenes",
+    "window_class",
+    "write_scenes",
+    "write_windows",
+]
 
 PARTS: Mapping[str, tuple[float, float]] = {"train": (0.0, 0.54), "val": (0.6, 0.76), "test": (0.82, 0.98)}
 """Part of a data set -> the fractions of each stretch of a video at which it begins and ends."""
@@ -187,6 +197,27 @@ def write_windows(camera: Camera, scenes: Path, target: Path, most: Mapping[str,
                 number, window = windows[place]
                 cv2.imwrite(str(work / part / name / f"{number:04}-{place:05}.jpg"), window, _QUALITY)
     work.rename(target)
+
+
+def link_feed(windows: Path, part: str = "val") -> Path:
+    """Return a folder with links to all windows of one part of a data set, which a feed can read.
+
+    Feeds read the images in a folder, and not those in its folders. Windows of all classes take turns.
+
+    Args:
+        windows: folder that :func:`write_windows` made.
+        part: part of the data set.
+    """
+    target = windows / "feed"
+    if not target.exists():
+        work = windows / ".feed"
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        for folder in (windows / part).iterdir():
+            for number, picture in enumerate(sorted(folder.iterdir())):
+                (work / f"{number:05}-{folder.name}.jpg").hardlink_to(picture)
+        work.rename(target)
+    return target
 
 
 def _windows(camera: Camera, scene: Scene, side: float, rng: np.random.Generator) -> Iterator[tuple[str, Frame]]:

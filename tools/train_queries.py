@@ -37,15 +37,13 @@ __all__ = [
 
 _THRESHOLD = 0.3
 """Minimum score of a detection that a query reports."""
-_DETECTOR_STEPS, _DETECTOR_BATCH, _DETECTOR_RATE = 100, 8, 1e-3
+_DETECTOR_STEPS, _DETECTOR_BATCH, _DETECTOR_RATE = 120, 8, 1e-3
 _CLASSIFIER_STEPS, _CLASSIFIER_BATCH, _CLASSIFIER_RATE = 90, 32, 5e-4
 _HEAD_STEPS, _HEAD_RATE = 400, 1e-2
 _HALF = 0.5
 """Minimum overlap of a reported box and the object that it finds."""
 _POSITIVE, _NEGATIVE = 0.5, 0.4
 """Minimum overlap of an anchor that shows an object, and maximum overlap of one that does not."""
-_FOUND = 2.0
-"""Weight of the scores of anchors with an object. With 1, objects that are hard to see scored below the threshold."""
 _BOXES = 2.0
 """Weight of the loss of boxes beside that of scores."""
 _SMALLEST = 0.7
@@ -73,7 +71,7 @@ def _detection_loss(
     """Return cross-entropy of scores plus smooth L1 loss of boxes, divided by the number of anchors with an object.
 
     There are no hard negatives and no focal weights: the public detector is good from the start, and its scores should
-    stay near probabilities, because queries report what scores above a threshold.
+    stay probabilities, because queries report what scores above a threshold.
 
     Args:
         logits: scores of the class before the sigmoid, ``[N, A]``.
@@ -93,9 +91,7 @@ def _detection_loss(
             overlap[best], target[best] = 1.0, torch.arange(len(objects))
         found = overlap >= _POSITIVE
         clear = found | (overlap < _NEGATIVE)
-        total = total + F.binary_cross_entropy_with_logits(
-            scores[clear], found[clear].float(), reduction="sum", pos_weight=scores.new_tensor(_FOUND)
-        )
+        total = total + F.binary_cross_entropy_with_logits(scores[clear], found[clear].float(), reduction="sum")
         if found.any():
             wanted, own = objects[target[found]], anchors[found]
             size, own_size = wanted[:, 2:] - wanted[:, :2], own[:, 2:] - own[:, :2]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from camera_labels import Frame, SeenBoxes, detect, follow, join_views, label_frames, one_class
-from camera_sets import Camera, Scene, label_camera, read_scenes, window_class, write_scenes, write_windows
+from camera_sets import Camera, Scene, label_camera, link_feed, read_scenes, window_class, write_scenes, write_windows
 from train_queries import augment, load_windows
 
 from gemel.workload import load_workload
@@ -159,6 +159,9 @@ def test_windows_are_in_folders_by_class(folder: Path) -> None:
     bright = (images[:, 0] > 128).float().mean((1, 2))
     assert float(bright[labels == 0].max()) < 0.06
     assert float(bright[labels == 1].mean()) < float(bright[labels == 2].mean())
+    feed = link_feed(folder / "windows")
+    assert len(list(feed.iterdir())) == len(load_windows(folder / "windows" / "val", _CAMERA.classes)[1])
+    assert {path.name[:5] for path in list(feed.iterdir())} >= {"00000", "00001"}
     # A second call keeps what is there.
     before = (folder / "windows").stat().st_mtime_ns
     write_windows(_CAMERA, folder / "scenes", folder / "windows", {})

@@ -160,7 +160,7 @@ def test_the_workload_has_four_detectors_and_four_classifiers(
     monkeypatch.setattr(fine_tunes, "_STREET", tmp_path / "street")
     (tmp_path / "street" / "data").mkdir(parents=True)
     (tmp_path / "street" / "data" / "junction.avi").touch()
-    fakes = {"label_camera": lambda *_: None, "write_scenes": make, "write_windows": make}
+    fakes = {"label_camera": lambda *_: None, "write_scenes": make, "write_windows": make, "link_feed": make}
     for name, function in {**fakes, "_tune_detector": tune, "_tune_classifier": tune}.items():
         monkeypatch.setattr(fine_tunes, name, function)
     fine_tunes.main([str(tmp_path), "-o", str(tmp_path / "out")])
@@ -177,5 +177,9 @@ def test_the_workload_has_four_detectors_and_four_classifiers(
     (tmp_path / "out" / "weights" / "w5" / "junction-person.safetensors").unlink()
     fine_tunes.main([str(tmp_path), "-o", str(tmp_path / "out"), "--camera", "hall"])
     assert len(tuned) == 8
-    fine_tunes.main([str(tmp_path), "-o", str(tmp_path / "out"), "--camera", "junction"])
+    page = tmp_path / "page.md"
+    fine_tunes.main([str(tmp_path), "-o", str(tmp_path / "out"), "--camera", "junction", "--report", str(page)])
     assert len(tuned) == 9
+    rows = [line for line in page.read_text().splitlines() if "AP@50" in line]
+    assert len(rows) == 8
+    assert rows[0].startswith("| junction-person | AP@50 | 0.250 | 0.750 |  |  | 9 | 0.100 (0.100, 0.200) | 8 |")
