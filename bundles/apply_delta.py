@@ -15,7 +15,7 @@ from .build_bundle import build_bundle, short_id
 from .delta_format import DeltaHeader, StoredHeader, read_header
 from .known_variables import hand_on_variables
 from .reader import Bundle, open_bundle
-from .replace_bundle import replacing
+from .replace_bundle import replacing, restore_bundle
 
 __all__ = ["AppliedDelta", "apply_delta", "check_base"]
 
@@ -60,6 +60,7 @@ def apply_delta(
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(_opened(delta))
         header = _read(file, where, key)
+        restore_bundle(bundle)
         stack.enter_context(_alone(bundle))
         old = open_bundle(bundle)
         check_base(header.content, old, where)

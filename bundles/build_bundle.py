@@ -16,7 +16,7 @@ from .delta_format import DeltaHeader
 from .delta_reader import PartReader
 from .manifest import FileSpec, Manifest, TensorSpec
 from .reader import MANIFEST, Bundle, decode_manifest
-from .tensor_forms import TensorForm, fits_form, restore_tensor
+from .tensor_encodings import TensorEncoding, fits_encoding, restore_tensor
 from .zstd_frames import MOST_PREFIX
 
 __all__ = ["build_bundle", "hash_zeros", "in_blob_order", "reader_of", "short_id"]
@@ -175,18 +175,18 @@ class _Building:
             return
         if reader is None:
             raise BundleError(f"{self._where}: lacks tensor {name}, which the old bundle does not have")
-        form, base = self._form(name)
+        encoding, base = self._encoding(name)
         old = None
         if base is not None:
             source = self._old.manifest.tensors.get(base)
-            if source is None or not fits_form(spec, form, source):
+            if source is None or not fits_encoding(spec, encoding, source):
                 raise BundleError(f"{self._where}: tensor {name} is a change of {base}, which does not fit")
             old = reader_of(blob, source)
         self._new_bytes += spec.length
-        yield from restore_tensor(spec, form, reader.read, old)
+        yield from restore_tensor(spec, encoding, reader.read, old)
 
-    def _form(self, tensor: str) -> tuple[TensorForm, str | None]:
-        """Return the form in which the delta carries a tensor, and the old tensor that the form needs."""
+    def _encoding(self, tensor: str) -> tuple[TensorEncoding, str | None]:
+        """Return the encoding in which the delta carries a tensor, and the old tensor that the encoding needs."""
         if tensor in self._header.steps:
             return "steps", self._header.steps[tensor]
         if tensor in self._header.bits:

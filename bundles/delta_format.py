@@ -13,7 +13,7 @@ import json
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, BinaryIO
+from typing import Annotated, Protocol
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -95,14 +95,21 @@ class DeltaHeader(Value):
     parts: tuple[DeltaPart, ...]
     """Manifest, changed files, and the blob's new tensors, in the order of their frames."""
     bits: dict[Id, Id] = Field(default={})
-    """New tensor -> old tensor, for new tensors in the form ``bits``."""
+    """New tensor -> old tensor, for new tensors in the encoding ``bits``."""
     steps: dict[Id, Id] = Field(default={})
-    """New tensor -> old tensor, for new tensors in the form ``steps``."""
+    """New tensor -> old tensor, for new tensors in the encoding ``steps``."""
 
     @property
     def frames(self) -> Iterator[PackedFrame]:
         """All frames in the order in which they stand in the file."""
         return (frame for part in self.parts for frame in part.frames)
+
+
+class _Readable(Protocol):
+    """File, here or in a store, that can be read from where it stands."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return the next ``size`` bytes; fewer at the end."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +148,7 @@ def header_json(content: DeltaHeader) -> bytes:
     return json.dumps(content.model_dump(exclude_defaults=True), separators=(",", ":")).encode()
 
 
-def read_header(file: BinaryIO, where: str, key: bytes | None = None) -> StoredHeader:
+def read_header(file: _Readable, where: str, key: bytes | None = None) -> StoredHeader:
     """Read the beginning of a delta.
 
     Args:
@@ -206,4 +213,4 @@ def _check(content: DeltaHeader, where: str) -> None:
         if frame.packed > most_packed(frame.bytes):
             raise BundleError(f"{where}: a frame of {frame.packed} bytes for {frame.bytes} bytes of data")
     if both := content.bits.keys() & content.steps.keys():
-        raise BundleError(f"{where}: tensor {min(both)} has two forms")
+        raise BundleError(f"{where}: tensor {min(both)} has two encodings")

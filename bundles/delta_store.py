@@ -84,7 +84,7 @@ class RemoteFile:
         """
         return bool(self._try(self._opened))
 
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int, /) -> bytes:
         """Return the next bytes of the file; fewer than ``size`` at its end.
 
         Raises:

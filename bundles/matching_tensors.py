@@ -48,10 +48,22 @@ def matching_tensors(old: Bundle, new: Bundle) -> dict[str, tuple[str, ...]]:
 def _pairs(old: Bundle, before: Stage, new: Bundle, after: Stage) -> Iterator[tuple[str, str]]:
     """Yield the old and the new tensor of each weight that two versions of a stage have."""
     if before.program == after.program:
-        yield from zip(before.weights, after.weights, strict=False)
-        return
-    names = [_names(bundle, stage) for bundle, stage in ((old, before), (new, after))]
-    yield from ((names[0][name], tensor) for name, tensor in names[1].items() if name in names[0])
+        weights = list(zip(before.weights, after.weights, strict=False))
+    else:
+        names = [_names(bundle, stage) for bundle, stage in ((old, before), (new, after))]
+        weights = [(names[0][name], weight) for name, weight in names[1].items() if name in names[0]]
+    for one, other in weights:
+        parts = _stored(old, one)
+        yield from ((parts[part], tensor) for part, tensor in _stored(new, other).items() if part in parts)
+
+
+def _stored(bundle: Bundle, weight: str) -> dict[str, str]:
+    """Return part -> stored tensor of a weight. A weight that is stored as it is counts as a base without codes."""
+    form = bundle.manifest.forms.get(weight)
+    if form is None:
+        return {"base": weight}
+    parts = {"base": form.base, "codes": form.codes, "scale": form.scale, "gain": form.gain}
+    return {part: tensor for part, tensor in parts.items() if tensor is not None}
 
 
 def _names(bundle: Bundle, stage: Stage) -> dict[str, str]:

@@ -1,5 +1,5 @@
-"""Outputs that a run sends results to, as the manifest states them: files of results, videos, snapshots, a broker, a
-web server.
+"""Outputs that a run sends results to, as the manifest states them: files of results, videos, pictures, a broker, a web
+server.
 
 Strings may have variables, ``${VAR}``, which are replaced when the bundle runs.
 """
@@ -25,6 +25,7 @@ __all__ = [
     "MqttSpec",
     "OutputSpec",
     "RotateSpec",
+    "SamplesSpec",
     "SnapshotsSpec",
     "VideoSpec",
     "WebhookSpec",
@@ -166,6 +167,20 @@ class SnapshotsSpec(Value):
     None."""
 
 
+class SamplesSpec(Value):
+    """Folder of samples for ``gemel drift``: frames (JPEG) with the answers that queries gave on them (JSON)."""
+
+    folder: _Text
+    every: _Seconds = 30.0
+    """Seconds of media time between two samples of a query."""
+    keep: _Bytes | None = 1_000_000_000
+    """Maximum bytes of samples in the folder, above which the oldest samples are deleted; no limit if None."""
+    age: _Seconds | None = 604_800.0
+    """Seconds after which a sample is deleted; never if None."""
+    quality: Annotated[int, Field(ge=1, le=100)] = 95
+    """JPEG quality of frames in samples."""
+
+
 class MqttSpec(Value):
     """MQTT broker, to which each result is published as a message."""
 
@@ -228,6 +243,7 @@ class OutputSpec(Value):
     webhook: WebhookSpec | None = None
     video: VideoSpec | None = None
     snapshots: SnapshotsSpec | None = None
+    samples: SamplesSpec | None = None
 
     @model_validator(mode="after")
     def _one(self) -> OutputSpec:
@@ -247,7 +263,7 @@ class OutputSpec(Value):
         spec = getattr(self, self.kind or "", None)
         if isinstance(spec, JsonlSpec):
             return "standard output" if spec.path == STDOUT else spec.path
-        if isinstance(spec, VideoSpec | SnapshotsSpec):
+        if isinstance(spec, VideoSpec | SnapshotsSpec | SamplesSpec):
             return spec.folder
         return shown_server(spec.url) if isinstance(spec, MqttSpec | WebhookSpec) else "a kind of a newer gemel"
 

@@ -20,6 +20,7 @@ from .build_bundle import short_id
 from .delta_format import PackedFrame, StoredHeader, delta_name, read_header
 from .delta_store import DeltaStore, RemoteFile
 from .reader import Bundle, open_bundle
+from .replace_bundle import restore_bundle
 
 __all__ = ["PullProgress", "pull_deltas"]
 
@@ -88,6 +89,7 @@ def _part(bundle: Path) -> Iterator[tuple[Path, BinaryIO]]:
     Raises:
         BundleError: the folder cannot be written, or another process fetches a delta for the bundle.
     """
+    restore_bundle(bundle)
     open_bundle(bundle)
     bundle = bundle.absolute()
     path = bundle.with_name(f".{bundle.name}.pull")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..durable import replace_folder, work_folder
+from ..durable import remove_leftovers, replace_folder, work_folder
 from ..errors import BundleError
 from .reader import CACHE, MANIFEST, open_bundle
 
-__all__ = ["replacing"]
+__all__ = ["replacing", "restore_bundle"]
 
 
 @contextlib.contextmanager
@@ -33,7 +34,7 @@ def replacing(output: Path) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         try:
             # Before the check: a killed process may have left the old bundle aside.
-            work = stack.enter_context(work_folder(output, f".{output.name}-", restore=True))
+            work = stack.enter_context(work_folder(output, _prefix(output), restore=True))
         except OSError as error:
             raise BundleError(f"{output}: cannot be written: {error.strerror}") from error
         _check(output)
@@ -42,6 +43,21 @@ def replacing(output: Path) -> Iterator[Path]:
             replace_folder(work, output)
         except OSError as error:
             raise BundleError(f"{output}: cannot be written: {error.strerror}") from error
+
+
+def restore_bundle(path: Path) -> None:
+    """Move a bundle back to its place that a killed process had moved aside.
+
+    That can only be where the file system cannot exchange two folders in one step.
+    """
+    path = path.absolute()
+    if path.name and not os.path.lexists(path):
+        remove_leftovers(path, _prefix(path), restore=True)
+
+
+def _prefix(output: Path) -> str:
+    """Return the beginning of the names of work folders for a bundle."""
+    return f".{output.name}-"
 
 
 def _check(output: Path) -> None:

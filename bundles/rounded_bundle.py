@@ -20,7 +20,7 @@ from .matching_tensors import matching_tensors
 from .reader import MANIFEST, Bundle, open_bundle
 from .replace_bundle import replacing
 from .rounded_changes import add_change, round_change, rounding_error
-from .tensor_forms import fits_form
+from .tensor_encodings import fits_encoding
 
 __all__ = ["Rounded", "write_rounded"]
 
@@ -52,8 +52,8 @@ def write_rounded(old: Bundle, new: Bundle, output: Path) -> Rounded:
         output: folder for the bundle that is written; a bundle that is there is replaced.
 
     Returns:
-        The written bundle. Small tensors in it, those of other types than float32, and those whose changes are too
-        large to be rounded are those of ``new``.
+        The written bundle. Small tensors in it, those of other types than float32, those that kernels are computed
+        from, and those whose changes are too large to be rounded are those of ``new``.
 
     Raises:
         BundleError: a bundle cannot be read, or ``output`` cannot be written.
@@ -95,9 +95,11 @@ def write_rounded(old: Bundle, new: Bundle, output: Path) -> Rounded:
 def _bases(old: Bundle, new: Bundle) -> dict[str, str]:
     """Return tensor of the new bundle -> nearest old tensor, for tensors whose changes may be rounded."""
     found: dict[str, str] = {}
+    # A kernel that is computed from rounded tensors would be another one, with another id.
+    sources = {tensor for form in new.manifest.forms.values() for tensor in form.stored}
     for tensor, candidates in matching_tensors(old, new).items():
         spec = new.manifest.tensors[tensor]
-        if spec.length < _LEAST or not fits_form(spec, "steps", spec):
+        if tensor in sources or spec.length < _LEAST or not fits_encoding(spec, "steps", spec):
             continue
         after = new.tensor(tensor)
         errors = {base: rounding_error(old.tensor(base), after) for base in candidates}

@@ -39,7 +39,8 @@ def sign(private_key: Path, text: bytes) -> bytes:
         raise InputError(f"{private_key}: is no private key in PEM form without a password") from error
     if not isinstance(key, Ed25519PrivateKey):
         raise InputError(f"{private_key}: is no ed25519 key; openssl genpkey -algorithm ed25519 makes one")
-    return key.sign(text)
+    signature: bytes = key.sign(text)
+    return signature
 
 
 def read_public_key(path: Path) -> bytes:
@@ -60,7 +61,8 @@ def read_public_key(path: Path) -> bytes:
         raise InputError(f"{path}: is no public key in PEM form") from error
     if not isinstance(key, Ed25519PublicKey):
         raise InputError(f"{path}: is no ed25519 key")
-    return key.public_bytes_raw()
+    raw: bytes = key.public_bytes_raw()
+    return raw
 
 
 def is_signed_by(public_key: bytes, signature: bytes, text: bytes) -> bool:

@@ -29,7 +29,7 @@ from .matching_tensors import matching_tensors
 from .reader import MANIFEST, Bundle, verify
 from .rounded_bundle import Rounded
 from .signature import NO_SIGNATURE, sign
-from .tensor_forms import TensorForm, encode_tensor, fits_form
+from .tensor_encodings import TensorEncoding, encode_tensor, fits_encoding
 from .zstd_frames import MOST_FRAME, MOST_PREFIX, compress
 
 __all__ = ["WrittenDelta", "write_delta"]
@@ -39,7 +39,7 @@ _FILE_LEVEL, _TENSOR_LEVEL = 19, 9
 _LEAST = 4096
 """Size in bytes below which a tensor is not compared with old ones: its entry would outweigh the saving."""
 _SAMPLE = 1 << 18
-"""Bytes of a tensor that are compressed to find the smaller of two forms."""
+"""Bytes of a tensor that are compressed to find the smaller of two encodings."""
 _GAIN = 0.98
 """Part of the bytes of a plain tensor that a change must stay below to be sent instead."""
 
@@ -61,8 +61,8 @@ class WrittenDelta:
     """Number of the new bundle's tensors that the old one lacks."""
     kept_bytes: int
     """Bytes of the new bundle's tensors that the old one has."""
-    forms: dict[TensorForm, int]
-    """Form -> bytes of the tensors that are sent in it, before any compression."""
+    encodings: dict[TensorEncoding, int]
+    """Encoding -> bytes of the tensors that are sent in it, before any compression."""
     part_bytes: dict[str, int]
     """File of the bundle -> bytes in the delta."""
 
@@ -106,7 +106,7 @@ def write_delta(
     except OSError as error:
         raise BundleError(f"{path}: cannot be written: {error.strerror}") from error
     sizes = {part.name: sum(frame.packed for frame in part.frames) for part in content.parts}
-    return WrittenDelta(path, old.id, new.id, size, *writer.counts(), writer.forms, sizes)
+    return WrittenDelta(path, old.id, new.id, size, *writer.counts(), writer.encodings, sizes)
 
 
 @dataclass
@@ -117,7 +117,7 @@ class _Writer:
     new: Bundle
     rounded: Rounded | None
     out: BinaryIO
-    forms: dict[TensorForm, int] = field(default_factory=dict)
+    encodings: dict[TensorEncoding, int] = field(default_factory=dict)
     _parts: list[DeltaPart] = field(default_factory=list)
     _bits: dict[str, str] = field(default_factory=dict)
     _steps: dict[str, str] = field(default_factory=dict)
@@ -149,7 +149,7 @@ class _Writer:
 
     def counts(self) -> tuple[int, int, int]:
         """Return the bytes of new tensors, their number, and the bytes of kept tensors."""
-        return sum(self.forms.values()), self._new, self._kept_bytes
+        return sum(self.encodings.values()), self._new, self._kept_bytes
 
     def _add_file(self, name: str, path: Path, like: Path | None) -> None:
         """Add a file of the new bundle, as a difference from an old file where both are small."""
@@ -179,7 +179,7 @@ class _Writer:
             self._parts.append(DeltaPart(name=content.blob, frames=tuple(frames)))
 
     def _tensors(self) -> Iterator[bytes]:
-        """Yield the new tensors in their forms; check meanwhile that the blob holds nothing but tensors."""
+        """Yield the new tensors in their encodings; check meanwhile that the blob holds nothing but tensors."""
         content, old = self.new.manifest, self.old.manifest
         spec, digest, position = content.files[content.blob], hashlib.sha256(), 0
         candidates = matching_tensors(self.old, self.new)
@@ -198,22 +198,22 @@ class _Writer:
                 if name in old.tensors:
                     self._kept_bytes += tensor.length
                     continue
-                form, base = self._form(name, tensor, read, candidates.get(name, ()), before.fileno())
-                self.forms[form] = self.forms.get(form, 0) + tensor.length
+                encoding, base = self._encoding(name, tensor, read, candidates.get(name, ()), before.fileno())
+                self.encodings[encoding] = self.encodings.get(encoding, 0) + tensor.length
                 self._new += 1
-                if form == "steps":
+                if encoding == "steps":
                     # The steps of a sum that was rounded would be other ones.
                     read = reader_of(exact.fileno(), tensor)
                 source = None if base is None else reader_of(before.fileno(), old.tensors[base])
-                yield from encode_tensor(tensor, form, read, source)
+                yield from encode_tensor(tensor, encoding, read, source)
             hash_zeros(digest, spec.bytes - position)
         if digest.hexdigest() != spec.sha256:
             raise BundleError(f"{self.new.file(content.blob)}: has bytes beside its tensors, so no delta can make it")
 
-    def _form(
+    def _encoding(
         self, name: str, spec: TensorSpec, read: Callable[[int, int], bytes], candidates: tuple[str, ...], old_blob: int
-    ) -> tuple[TensorForm, str | None]:
-        """Return the form of a new tensor, and the old tensor that the form needs: the smaller of the exact forms."""
+    ) -> tuple[TensorEncoding, str | None]:
+        """Return the encoding of a new tensor, and the old tensor that it needs: the smaller of the exact encodings."""
         if self.rounded is not None and name in self.rounded.bases:
             self._steps[name] = self.rounded.bases[name]
             return "steps", self._steps[name]
@@ -222,13 +222,13 @@ class _Writer:
         size = min(_SAMPLE, spec.length)
         sample = spec.model_copy(update={"length": size})
 
-        def packed(form: TensorForm, old: Callable[[int, int], bytes] | None = None) -> int:
-            return len(compress(b"".join(encode_tensor(sample, form, read, old)), 1))
+        def packed(encoding: TensorEncoding, old: Callable[[int, int], bytes] | None = None) -> int:
+            return len(compress(b"".join(encode_tensor(sample, encoding, read, old)), 1))
 
         least, best = _GAIN * packed("plain"), None
         for base in candidates:
             source = self.old.manifest.tensors[base]
-            if fits_form(spec, "bits", source) and (found := packed("bits", reader_of(old_blob, source))) < least:
+            if fits_encoding(spec, "bits", source) and (found := packed("bits", reader_of(old_blob, source))) < least:
                 least, best = found, base
         if best is None:
             return "plain", None

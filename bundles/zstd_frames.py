@@ -32,7 +32,8 @@ def compress(data: bytes, level: int, prefix: bytes = b"") -> bytes:
     if prefix:
         options[parameter.window_log] = _WINDOW_LOG
     packer = zstd.ZstdCompressor(options=options, zstd_dict=_dictionary(prefix))
-    return packer.compress(data, zstd.ZstdCompressor.FLUSH_FRAME)
+    packed: bytes = packer.compress(data, zstd.ZstdCompressor.FLUSH_FRAME)
+    return packed
 
 
 def decompress(packed: bytes, size: int, prefix: bytes = b"") -> bytes:
@@ -52,7 +53,7 @@ def decompress(packed: bytes, size: int, prefix: bytes = b"") -> bytes:
         zstd_dict=_dictionary(prefix), options={zstd.DecompressionParameter.window_log_max: _WINDOW_LOG}
     )
     try:
-        data = unpacker.decompress(packed, max_length=size)
+        data: bytes = unpacker.decompress(packed, max_length=size)
         # A frame may end with bytes that give no content, such as a checksum.
         rest = b"" if unpacker.eof or unpacker.needs_input else unpacker.decompress(b"", max_length=1)
     except zstd.ZstdError as error:

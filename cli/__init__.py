@@ -22,6 +22,7 @@ from .bench import bench_command
 from .check import check_command
 from .compile import compile_command
 from .diff import diff_command
+from .drift import drift_command
 from .eval import eval_command
 from .init import init_command
 from .inspect import inspect_command
@@ -64,6 +65,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "check": check_command,
     "bench": bench_command,
     "eval": eval_command,
+    "drift": drift_command,
     "profile": profile_command,
     "simulate": simulate_command,
 }

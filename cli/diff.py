@@ -82,7 +82,7 @@ def diff_command(
     say(f"{done.path}: {done.bytes / 1e6:.2f} MB, from bundle {done.base[:12]} to {done.makes[:12]}")
     say(f"new: {done.tensors} tensors of {done.tensor_bytes / 1e6:.2f} MB; kept: {done.kept_bytes / 1e6:.2f} MB")
     if rounded is not None:
-        say(f"rounded: {done.forms.get('steps', 0) / 1e6:.2f} MB of them")
+        say(f"rounded: {done.encodings.get('steps', 0) / 1e6:.2f} MB of them")
     write_json(json_file, {**asdict(done), "path": str(done.path)})
     if output_bundle is not None:
         say(f"Next: gemel eval {output_bundle}")

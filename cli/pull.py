@@ -43,11 +43,12 @@ def pull_command(
         console.print(applied_line(done), soft_wrap=True, markup=False)
         steps.append(applied_figures(done))
 
+    store = DeltaStore(source)
     public = None if key is None else read_public_key(key)
     try:
         with console.status("fetching") as status:
             pull_deltas(
-                DeltaStore(source),
+                store,
                 bundle,
                 public,
                 applied,
@@ -59,6 +60,6 @@ def pull_command(
         if steps and port is not None:
             reload_command(port, bundle, host, token_file)
     if not steps:
-        console.print(f"{bundle}: is up to date", soft_wrap=True, markup=False)
+        console.print(f"{bundle}: is up to date, {store.shown} has no delta for it", soft_wrap=True, markup=False)
     elif port is None:
         console.print(f"Next: gemel reload {bundle} --port PORT", soft_wrap=True, markup=False)

@@ -25,6 +25,7 @@ from .options import (
     loading_of,
     memory_of,
 )
+from .sample_flags import sampling_of
 
 if TYPE_CHECKING:
     from ..bundles.output_specs import OutputSpec
@@ -73,6 +74,25 @@ def run_command(
     ] = None,
     video: Annotated[
         Path | None, typer.Option(help="Write annotated videos of every feed to this folder.", metavar="DIR")
+    ] = None,
+    samples: Annotated[
+        Path | None,
+        typer.Option(help="Write frames with the answers given to this folder, for gemel drift.", metavar="DIR"),
+    ] = None,
+    sample_every: Annotated[
+        str | None, typer.Option(help="Time between two samples of a query. Default: 30s.", metavar="TIME")
+    ] = None,
+    sample_hook: Annotated[
+        str | None,
+        typer.Option(
+            help="Python function that gets each sampled frame and its answers, and returns the frame to store, such as"
+            " one with blurred faces, or None to store nothing.",
+            metavar="MODULE:FUNCTION",
+        ),
+    ] = None,
+    sample_upload: Annotated[
+        str | None,
+        typer.Option(help="Move samples to this folder of a store. Default: samples stay here.", metavar="s3://..."),
     ] = None,
     trace: Annotated[
         Path | None, typer.Option(help="Write a Chrome trace of loading, running and decoding.", metavar="FILE")
@@ -143,6 +163,7 @@ def run_command(
     curves = curves_of(staleness, opened.manifest.queries)
     given = None if outputs is None else _outputs_of(outputs)
     chosen = opened.manifest.outputs if given is None else given
+    sampled = sampling_of(chosen, samples, sample_every, sample_hook, sample_upload)
     to_stdout = str(results) == STDOUT or any(each.jsonl and each.jsonl.path == STDOUT for each in chosen)
     console = open_console(stderr=to_stdout)
     for each in chosen:
@@ -163,6 +184,9 @@ def run_command(
         outputs=given,
         results=results,
         video=video,
+        samples=sampled.spec,
+        sample_hook=sampled.hook,
+        sample_upload=sample_upload,
         trace=trace,
         summary=summary,
         live_table=console.is_terminal and not to_stdout,
@@ -195,7 +219,8 @@ def run_command(
             console.print("stopped while models were prepared for this device; nothing was run")
             raise typer.Exit(stop.exit_code) from None
     console.print(summary_table(outcome))
-    for what, path in (("results", results), ("summary", summary), ("video", video), ("trace", trace)):
+    files = {"results": results, "summary": summary, "video": video, "samples": samples, "trace": trace}
+    for what, path in files.items():
         written = what != "summary" or outcome.unwritten is None
         if path is not None and str(path) != STDOUT and written:
             print_stage(console, what, str(path))

@@ -10,7 +10,7 @@ from pathlib import Path
 from threading import Event
 
 from ..bundles.known_variables import known_variables
-from ..bundles.output_specs import OutputSpec
+from ..bundles.output_specs import OutputSpec, SamplesSpec
 from ..bundles.reader import Bundle
 from ..bundles.staleness import Staleness, check_curves
 from ..errors import InputError
@@ -25,6 +25,7 @@ from .memory.loading import WARM, Loading
 from .service.run_service import RunService, ServiceOptions
 from .sinks import LiveTable, RunInfo, Sink, open_outputs
 from .sinks.run_outputs import outputs_of_run
+from .sinks.sampling import SampleHook, Sampling, check_upload
 from .trace import Trace, Watch, unwatched
 
 __all__ = ["RunOptions", "run_bundle"]
@@ -67,6 +68,12 @@ class RunOptions:
     """File that results are appended to, as JSON lines; ``-`` for the standard output; not written if None."""
     video: Path | None = None
     """Folder that annotated videos are written to; not written if None."""
+    samples: SamplesSpec | None = None
+    """Folder that samples (frames with the answers given) are written to, and how often; not written if None."""
+    sample_hook: SampleHook | None = None
+    """Function that changes each frame of all outputs ``samples`` before it is stored, for example blurs faces."""
+    sample_upload: str | None = None
+    """Folder in a store that samples are moved to, such as ``s3://bucket/box7``; samples stay on the box if None."""
     trace: Path | None = None
     """File that a Chrome trace is written to; not written if None."""
     summary: Path | None = None
@@ -104,12 +111,15 @@ def run_bundle(
 
     Raises:
         FeedError: no feed can be opened, or ``options.sources`` names a feed that does not exist.
+        MissingExtraError: samples are to be uploaded, and fsspec is not installed.
         InputError: a limit or the memory setting is not possible, the policy cannot serve the objective, the objective
             is about accuracy and a query has no staleness curve, a staleness curve is of no query of the bundle, or the
             HTTP server cannot listen.
         BackendError: the device cannot run the bundle.
     """
     check_curves(options.staleness, bundle.manifest.queries, "staleness")
+    if options.sample_upload is not None:
+        check_upload(options.sample_upload)
     trace = None if options.trace is None else Trace()
     variables = {*options.variables, *known_variables(bundle)}
     running = _running(bundle, options, trace)
@@ -119,10 +129,16 @@ def run_bundle(
         # Outputs are opened last: only the pipeline closes them, so nothing may fail before the pipeline begins.
         table = [LiveTable(running.queries, feeds=running.feeds)] if options.live_table else []
         specs = outputs_of_run(
-            bundle.manifest.outputs, options.outputs, allowed=variables, results=options.results, video=options.video
+            bundle.manifest.outputs,
+            options.outputs,
+            allowed=variables,
+            results=options.results,
+            video=options.video,
+            samples=options.samples,
         )
         own = [*table, *service.sinks, *sinks]
-        outputs = open_outputs(specs, running.queries, RunInfo(), own, patient=options.offline)
+        sampling = Sampling(lambda: running.queries.bundle, options.sample_hook, options.sample_upload)
+        outputs = open_outputs(specs, running.queries, RunInfo(), own, patient=options.offline, sampling=sampling)
         running.outputs = outputs
         file = SummaryFile(options.summary)
 

@@ -25,10 +25,11 @@ def two_bundles(folder: Path) -> tuple[Path, Path]:
 
 
 def retrained(bundle: Path, output: Path, change: Callable[[NDArray[Any]], NDArray[Any]]) -> Path:
-    """Write a copy of a bundle in which all tensors of two or more dimensions are changed; return its folder."""
+    """Write a copy of a bundle in which all kernels that are stored as they are are changed; return its folder."""
     old = open_bundle(bundle)
     arrays = {name: old.tensor(name) for name in old.manifest.tensors}
-    made = {name: change(array) if array.ndim > 1 else array for name, array in arrays.items()}
+    sources = {tensor for form in old.manifest.forms.values() for tensor in form.stored}
+    made = {name: change(array) if array.ndim > 1 and name not in sources else array for name, array in arrays.items()}
     names = {name: tensor_id(array) for name, array in made.items()}
     shutil.copytree(bundle, output)
     text = (bundle / MANIFEST).read_text()
@@ -82,10 +83,12 @@ def noise(size: float) -> Callable[[NDArray[Any]], NDArray[Any]]:
 
     def add(array: NDArray[Any]) -> NDArray[Any]:
         change = rng.normal(size=array.shape) * array.std() * size
-        return (array + change).astype(array.dtype)
+        made: NDArray[Any] = (array + change).astype(array.dtype)
+        return made
 
     return add
 
 
-def opened(*folders: Path) -> list[Bundle]:
-    return [open_bundle(folder) for folder in folders]
+def opened(old: Path, new: Path) -> tuple[Bundle, Bundle]:
+    """Open two bundles."""
+    return open_bundle(old), open_bundle(new)

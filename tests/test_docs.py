@@ -9,7 +9,7 @@ from urllib.parse import unquote
 import pytest
 
 from gemel.workload import load_workload
-from gemel.workload.document.output_schema import Jsonl, Mqtt, Output, Rotate, Snapshots, Video, Webhook
+from gemel.workload.document.output_schema import Jsonl, Mqtt, Output, Rotate, Samples, Snapshots, Video, Webhook
 from gemel.workload.document.schema import Data, DeviceSettings, FeedSettings, Input, Model, Query, Workload
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,7 +83,7 @@ def test_readme_leads_to_every_page() -> None:
 
 def test_workload_page_has_every_field_and_a_valid_example(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "workload.md").read_text(encoding="utf-8")
-    outputs = (Output, Jsonl, Rotate, Mqtt, Webhook, Video, Snapshots)
+    outputs = (Output, Jsonl, Rotate, Mqtt, Webhook, Video, Snapshots, Samples)
     for part in (Workload, DeviceSettings, FeedSettings, Query, Data, Model, Input, *outputs):
         for field in part.model_fields:
             assert re.search(rf"`(\w+\.)?{field}[`.:]|^{field}:|{field}: ", page, re.MULTILINE), (

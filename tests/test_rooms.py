@@ -25,7 +25,7 @@ ORDERS = {
     ),
     "compiler": ("recognition", "heads", "passes", "lowering", "writing", "stems", "compile", "drafting"),
     "workload": ("document", "zoo", "models", "data"),
-    "check": ("contents", "bench", "source", "regression", "evaluation"),
+    "check": ("contents", "bench", "source", "regression", "evaluation", "drift"),
 }  # fmt: skip
 MOST_LINES = 300
 MOST_LOOSE = 4

@@ -81,7 +81,7 @@ def measure(old: Bundle, new: Bundle, frames: int, folder: Path) -> dict[str, An
             "of_compressed": round(delta.bytes / packed, 4),
             "of_raw": round(delta.bytes / raw, 4),
             "tensors": delta.part_bytes.get(new.manifest.blob, 0),
-            "forms": delta.forms,
+            "encodings": delta.encodings,
             "apply_s": round(applied(old, delta, folder), 3),
         }
     if frames:

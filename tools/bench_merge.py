@@ -61,7 +61,7 @@ _DONE = "confirmed.json"
 never saw."""
 _COUNTED = "images.json"
 """Name of the file in the folder of a run with the numbers of images that went through models so far."""
-_MINUTES = {"w1": 2.25, "w3": 3.0, "w5": 3.0}
+_MINUTES = {"w1": 2.25, "w3": 3.0}
 """Budget in minutes of each merge without --full, by workload; all merges take half an hour. Long enough for the
 default strategy's first round on W1."""
 _BETWEEN = SearchSettings(inside=False)
@@ -73,9 +73,8 @@ def _arms() -> Iterator[Arm]:
     yield Arm("together, between models", "w1", settings=_BETWEEN)
     for name in ("heaviest", "earliest", "latest", "random", "two-group", "one-model"):
         yield Arm(name, "w1", name, _GOOD)
-    for workload in ("w3", "w5"):
-        yield Arm("together", workload)
-        yield Arm("heaviest", workload, "heaviest", _GOOD)
+    yield Arm("together", "w3")
+    yield Arm("heaviest", "w3", "heaviest", _GOOD)
 
 
 def _full_arms() -> Iterator[Arm]:
@@ -95,8 +94,8 @@ def _full_arms() -> Iterator[Arm]:
         yield Arm("together, published start", workload, settings=replace(_BETWEEN, start="first"))
         yield Arm("heaviest, published rate", workload, "heaviest")
         yield Arm("heaviest, donor start", workload, "heaviest", _DONOR)
-    yield Arm("together", "w4")
-    yield Arm("heaviest", "w4", "heaviest", _GOOD)
+        yield Arm("together", workload)
+        yield Arm("heaviest", workload, "heaviest", _GOOD)
 
 
 @dataclass

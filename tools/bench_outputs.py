@@ -141,6 +141,7 @@ def _sets(folder: Path, web: int, broker: int | None) -> dict[str, list[dict[str
         names: [lines, webhook, third],
         f"{names}, metrics, page": [lines, webhook, third],
         f"{names}, metrics, page with pictures": [lines, webhook, third],
+        "samples, 30 times as often as by default": [{"samples": {"folder": str(folder / "samples"), "every": 1.0}}],
         "video": [video],
         "all five": [lines, webhook, mqtt, snapshots, video],
     }
@@ -185,7 +186,7 @@ def main() -> None:
                         times.setdefault(name, []).append(_run(command, folder))
                 else:
                     times.setdefault(name, []).append(_run(command, folder))
-                for made in ("results.jsonl", "video", "snapshots"):
+                for made in ("results.jsonl", "video", "snapshots", "samples"):
                     path = folder / made
                     shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
     table = Table("outputs", "CPU s (median)", "quartiles", "of none, median of rounds", "wall s (median)")

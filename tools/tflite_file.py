@@ -109,7 +109,7 @@ def _constant(model: Any, graph: Any, index: int) -> NDArray[Any] | None:
     shape = _shape(tensor)
     if kind is None or content.DataLength() != math.prod(shape) * np.dtype(kind).itemsize:
         return None
-    value = content.DataAsNumpy().view(kind).reshape(shape)
+    value: NDArray[Any] = content.DataAsNumpy().view(kind).reshape(shape)
     return value.astype(np.float32) if kind == "<f2" else value
 
 

@@ -14,7 +14,7 @@ from ..training.trial import Start, Trial
 from . import SearchSettings, Verdict
 from .starts import LEAST_MODELS, is_usable, start_score, try_starts
 
-__all__ = ["Phase", "give_back", "long_recipe", "merge_all", "rounds"]
+__all__ = ["Phase", "give_back", "long_recipe", "merge_all", "retrain_in_rounds"]
 
 Phase = Generator[Sequence[Trial], Sequence[Verdict], SharingMap]
 """Generator that runs one phase of the search: it yields batches of trials and returns the committed sharing map."""
@@ -67,7 +67,7 @@ def merge_all(
         chosen = best.trial.start
         start = replace(chosen, order=tuple(dict.fromkeys((*chosen.order[: chosen.kind == "donor"], *ordered))))
     first = Trial(f"{what} of {', '.join(sorted(models))}", wanted, models, start)
-    shared, strain = yield from rounds(problem, settings, first, best.outcome.relative if best else {})
+    shared, strain = yield from retrain_in_rounds(problem, settings, first, best.outcome.relative if best else {})
     for model in sorted(models - shared.models):
         done = models & shared.models
         if len(done) < LEAST_MODELS:
@@ -79,7 +79,7 @@ def merge_all(
     return shared
 
 
-def rounds(
+def retrain_in_rounds(
     problem: Problem, settings: SearchSettings, first: Trial, start: Mapping[str, float]
 ) -> Generator[Sequence[Trial], Sequence[Verdict], tuple[SharingMap, Mapping[Use, float]]]:
     """Retrain models in up to three rounds, each twice as long as the one before, while another round is promising.

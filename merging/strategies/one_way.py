@@ -15,7 +15,7 @@ from ..layers.problem import Problem
 from ..layers.sharing import SharingMap
 from ..training.trial import Start, Trial
 from . import SearchSettings
-from .joint import Phase, give_back, rounds
+from .joint import Phase, give_back, retrain_in_rounds
 
 __all__ = ["one_way", "one_way_each"]
 
@@ -67,7 +67,7 @@ def one_way(
     (look,) = yield [replace(first, group=f"{model} from {', '.join(sorted(donors))}")]
     if look.accepted:
         return look.sharing
-    found, strain = yield from rounds(problem, settings, first, look.outcome.relative)
+    found, strain = yield from retrain_in_rounds(problem, settings, first, look.outcome.relative)
     if found == shared:
         pulled = {use: value for use, value in strain.items() if use.model == model and use in lent.uses}
         found = yield from give_back(problem, settings, shared, lent, model, pulled)

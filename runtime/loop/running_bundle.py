@@ -72,6 +72,7 @@ class RunningBundle:
         """Name -> feed, for the feeds that could be opened."""
         self.queries = RunQueries({})
         """Query -> feed, for the queries whose feeds could be opened."""
+        self.queries.bundle = bundle.id
         self.deployment: Deployment | None = None
         self.runner: Runner | None = None
         self.outputs: OutputSink | None = None
@@ -208,7 +209,13 @@ class RunningBundle:
             changes = _changes(self.bundle.manifest, bundle.manifest)
             # New queries may be seen by sinks before they run; those that are gone must not be missing while they run.
             self.queries.add(queries)
-            self.runner.change(Lineup(queries, feeds, deployment.infer, swapping, lambda: deployment.take_over(before)))
+
+            def begin() -> None:
+                """Take over from the earlier deployment, on the runner's thread."""
+                deployment.take_over(before)
+                self.queries.bundle = bundle.id
+
+            self.runner.change(Lineup(queries, feeds, deployment.infer, swapping, begin))
         except BaseException:
             deployment.close()
             self.queries.replace(before.queries)

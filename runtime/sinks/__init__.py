@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from .live import LiveTable
 from .outputs import OutputSink, open_outputs
-from .queued import SinkCounts
 from .run_info import RunInfo
 from .sink import Sink
+from .sink_counts import SinkCounts
 
 __all__ = ["LiveTable", "OutputSink", "RunInfo", "Sink", "SinkCounts", "open_outputs"]

@@ -12,9 +12,11 @@ from ...errors import GemelError, InputError, MissingExtraError
 from ...frames.frame import Frame
 from ..decode.results import Result
 from .events import EVENT_KINDS, EventKind, SinkEvent, without_pixels
-from .queued import QueuedWriter, SinkCounts, reason_of_output
+from .queued import QueuedWriter, reason_of_output
 from .run_info import RunInfo
+from .sampling import Sampling
 from .sink import Sink
+from .sink_counts import SinkCounts
 from .writer import SinkWriter, Writer
 
 __all__ = ["OutputSink", "open_outputs"]
@@ -53,7 +55,11 @@ class OutputSink(Sink):
 
     def counts(self) -> dict[str, SinkCounts]:
         """Return name -> counts of each output so far. Any thread may call this."""
-        return {queue.name: queue.counts() for queue in self._queues}
+        found: dict[str, SinkCounts] = {}
+        for queue in self._queues:
+            found[queue.name] = queue.counts()
+            found |= {f"{queue.name}-{name}": counts for name, counts in queue.writer.counts_beside().items()}
+        return found
 
     def on_result(self, query: str, frame: Frame, result: Result, latency_ms: float) -> None:
         self._tell(lambda sink: sink.on_result(query, frame, result, latency_ms))
@@ -99,6 +105,7 @@ def open_outputs(
     sinks: Sequence[Sink] = (),
     *,
     patient: bool = False,
+    sampling: Sampling | None = None,
 ) -> OutputSink:
     """Open the outputs of a run.
 
@@ -108,6 +115,7 @@ def open_outputs(
         info: identification of the run.
         sinks: further sinks.
         patient: whether a full queue makes the run wait as long as its output makes progress.
+        sampling: settings of all outputs ``samples`` that only the user of the run can give.
 
     Raises:
         InputError: another run writes to the same file.
@@ -120,7 +128,7 @@ def open_outputs(
                 _log.warning("an output of the bundle is of a kind that this gemel does not know; it is left out")
                 continue
             name = _free_name(spec.kind, writers)
-            writers[name] = _writer(spec, queries, info)
+            writers[name] = _writer(spec, queries, info, sampling or Sampling())
             writers[name].target = spec.target
     except BaseException:
         for writer in writers.values():
@@ -129,7 +137,7 @@ def open_outputs(
     return OutputSink(info, writers, sinks, patient=patient)
 
 
-def _writer(spec: OutputSpec, queries: Mapping[str, str], info: RunInfo) -> Writer:
+def _writer(spec: OutputSpec, queries: Mapping[str, str], info: RunInfo, sampling: Sampling) -> Writer:
     """Return the writer that an output's settings ask for: to a file, videos, pictures, a web server or MQTT."""
     # Imported here, so that a run pays only for the outputs that it has.
     try:
@@ -147,6 +155,10 @@ def _writer(spec: OutputSpec, queries: Mapping[str, str], info: RunInfo) -> Writ
             from .snapshots import SnapshotWriter
 
             return SnapshotWriter(spec.snapshots, queries)
+        if spec.samples is not None:
+            from .samples import SampleWriter
+
+            return SampleWriter(spec.samples, queries, info, sampling)
         if spec.webhook is not None:
             from .webhook import WebhookWriter
 

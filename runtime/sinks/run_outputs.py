@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from ...bundles.output_specs import JsonlSpec, OutputSpec, RotateSpec, VideoSpec, map_strings
+from ...bundles.output_specs import JsonlSpec, OutputSpec, RotateSpec, SamplesSpec, VideoSpec, map_strings
 from ...bundles.value import problem
 from ...environment import VariableError, expand
 from ...errors import InputError
@@ -24,6 +24,7 @@ def outputs_of_run(
     allowed: Collection[str] = (),
     results: Path | None = None,
     video: Path | None = None,
+    samples: SamplesSpec | None = None,
 ) -> list[OutputSpec]:
     """Return the outputs of a run, with environment variables replaced.
 
@@ -34,6 +35,7 @@ def outputs_of_run(
             caller may use any.
         results: further file of results, which is never renamed; ``-`` for the standard output.
         video: further folder of videos, in which nothing is deleted.
+        samples: further folder of samples.
 
     Raises:
         InputError: a variable is not set, or an output is not allowed with its variables replaced.
@@ -45,6 +47,8 @@ def outputs_of_run(
         specs.append(OutputSpec(jsonl=JsonlSpec.model_construct(path=str(results), rotate=_NEVER)))
     if video is not None:
         specs.append(OutputSpec(video=VideoSpec(folder=str(video), keep=None)))
+    if samples is not None:
+        specs.append(OutputSpec(samples=samples))
     return specs
 
 

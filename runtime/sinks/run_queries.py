@@ -19,6 +19,9 @@ class RunQueries(Mapping[str, str]):
         """Present queries and their feeds. This dictionary is never changed, only replaced, so that any thread may read
         it."""
 
+        self.bundle = ""
+        """Id of the bundle that answers the queries now; the thread that runs models sets it between two frames."""
+
     def replace(self, queries: Mapping[str, str]) -> None:
         """Replace all queries of the run by the given ones."""
         self._now = dict(queries)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 
 from .events import EventKind, SinkEvent
 from .sink import Sink
+from .sink_counts import SinkCounts
 
 __all__ = ["RefusedError", "SinkWriter", "Writer"]
 
@@ -61,6 +63,10 @@ class Writer:
         Raises:
             OSError: the output does not work now.
         """
+
+    def counts_beside(self) -> Mapping[str, SinkCounts]:
+        """Return name -> counts of further queues that the writer has, as of uploads. Any thread may call this."""
+        return {}
 
     def close(self) -> None:
         """Finish the output. Called once, after the last event."""

@@ -89,6 +89,9 @@ def test_topics_that_are_refused(topic: str) -> None:
         {"webhook": {"url": "http://h", "headers": {"Content-Length": "5"}}},
         {"webhook": {"url": "http://h", "batch": 10**9}},
         {"snapshots": {"folder": "s", "cooldown": -1}},
+        {"samples": {"folder": "s", "every": 0}},
+        {"samples": {"folder": "s", "quality": 101}},
+        {"samples": {"every": 30}},
         {"jsonl": {"path": "a.jsonl"}, "video": {"folder": "v"}},
     ],
 )

@@ -239,6 +239,14 @@ def test_one_at_a_time(steps: tuple[list[Path], Path], box: Path) -> None:
             pull_deltas.pull_deltas(DeltaStore(str(steps[1])), box)
 
 
+def test_killed_where_folders_cannot_be_exchanged(steps: tuple[list[Path], Path], box: Path) -> None:
+    aside = box.with_name(".bundle-0a1b2c3d")
+    (aside / "new").mkdir(parents=True)
+    box.rename(aside / "old")
+    assert pull_deltas.pull_deltas(DeltaStore(str(steps[1])), box) == 2
+    assert names(box.parent) == ["bundle"]
+
+
 def test_a_link_in_the_place_of_the_part(steps: tuple[list[Path], Path], box: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
     box.with_name(".bundle.pull").symlink_to(tmp_path / "mine")

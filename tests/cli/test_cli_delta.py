@@ -79,7 +79,7 @@ def test_rounded_changes(bundles: tuple[Path, Path], box: Path, tmp_path: Path, 
 def test_pull(bundles: tuple[Path, Path], box: Path, tmp_path: Path, gemel: Gemel) -> None:
     (tmp_path / "deltas").mkdir()
     code, out, err = gemel("pull", tmp_path / "deltas", box, "--json", tmp_path / "pull.json")
-    assert (code, out, err) == (0, f"{box}: is up to date\n", "")
+    assert (code, out, err) == (0, f"{box}: is up to date, {tmp_path / 'deltas'} has no delta for it\n", "")
     assert json.loads((tmp_path / "pull.json").read_text())["applied"] == []
     assert gemel("diff", *bundles, "-o", tmp_path / "deltas")[0] == 0
     code, out, _ = gemel("pull", tmp_path / "deltas", box, "--json", tmp_path / "pull.json")
@@ -103,7 +103,8 @@ def test_a_run_goes_on_with_the_new_bundle(
     try:
         run.wait_for("a")
         code, out, err = gemel(command, delta if command == "apply" else delta.parent, box, "--port", str(run.port))
-        assert (code, err) == (0, "")
+        # Another thread of this process, the run, may log that it goes on with the new bundle.
+        assert code == 0, err
         assert f"{box} runs now" in out
         run.wait_for("a")
         run.wait_for("b")

@@ -92,7 +92,7 @@ def test_onnx_files_open_as_they_are(bundle_folder: Path) -> None:
 def test_lost_sharing_names_the_layer(tmp_path: Path, workload_in: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     write_pair(tmp_path)
     # A broken choice: a BatchNorm that must be kept is folded.
-    broken = lambda models: BatchNormChoice(frozenset(), choose_batch_norm(models).waived)  # noqa: E731
+    broken = lambda *given: BatchNormChoice(frozenset(), choose_batch_norm(*given).waived)  # noqa: E731
     monkeypatch.setattr("gemel.compiler.compile.choose_batch_norm", broken)
     with pytest.raises(SharingLostError, match=r"stem\.weight of a and stem\.weight of b"):
         compile_workload(workload_in(query("a"), query("b")), tmp_path / "bundle")

@@ -17,8 +17,8 @@ from gemel.durable import remove_leftovers
 COMPILE = """
 import time
 from gemel.cli import compile_main
-from gemel.compiler.writing import output
-output.replace_folder = lambda *_: time.sleep(60)
+from gemel.bundles import replace_bundle
+replace_bundle.replace_folder = lambda *_: time.sleep(60)
 compile_main()
 """
 """Program that is gemel-compile, but waits with a complete new bundle: a signal must never come too late."""

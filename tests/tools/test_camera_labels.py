@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from camera_labels import Frame, SeenBoxes, detect, follow, join_views, label_frames, one_class
-from camera_sets import Camera, Scene, label_camera, read_scenes, window_class, write_scenes, write_windows
+from camera_sets import Camera, Scene, label_camera, link_feed, read_scenes, window_class, write_scenes, write_windows
 from train_queries import augment, load_windows
 
 from gemel.workload import load_workload
@@ -72,7 +72,7 @@ class _Bright(SsdMobileNetV2):
     """Detector that finds bright squares of about 40 pixels in an input of 100 x 100."""
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        _, tensors = self.decode(tuple(image.shape[2:]))
+        _, tensors = self.decode((image.shape[2], image.shape[3]))
         anchors = torch.from_numpy(tensors["anchors"])
         logits = torch.full((len(image), len(anchors), 2), -20.0)
         boxes = torch.zeros(len(image), len(anchors), 4)
@@ -105,7 +105,7 @@ def test_a_detector_finds_boxes_in_pixels_of_the_frame() -> None:
         np.testing.assert_allclose(boxes[:, :4], [[100 + 4 * step, 80, 140 + 4 * step, 120]], atol=4)
 
 
-_CAMERA = Camera("gate", "gate.avi", "Car", "car", 2, False, "gate-cars", most=30)
+_CAMERA = Camera("gate", "gate.avi", "Car", "car", 2, False, "gate-cars", 1.2, most=30)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def test_labelled_frames_are_read_as_a_data_set(folder: Path) -> None:
         "  model: {factory: 'gemel.workload.zoo.ssdlite:ssd_mobilenet_v2', args: {num_classes: 1}}\n"
     )
     workload = load_workload(folder / "w.yaml")
-    train, *_ = load_data(workload.queries[0], workload, ssd_mobilenet_v2(1).input_defaults(), 1)
+    train = load_data(workload.queries[0], workload, ssd_mobilenet_v2(1).input_defaults(), 1).train
     assert train.boxes is not None
     assert [len(each) for each in train.boxes] == [1] * len(scenes)
 
@@ -159,6 +159,9 @@ def test_windows_are_in_folders_by_class(folder: Path) -> None:
     bright = (images[:, 0] > 128).float().mean((1, 2))
     assert float(bright[labels == 0].max()) < 0.06
     assert float(bright[labels == 1].mean()) < float(bright[labels == 2].mean())
+    feed = link_feed(folder / "windows")
+    assert len(list(feed.iterdir())) == len(load_windows(folder / "windows" / "val", _CAMERA.classes)[1])
+    assert {path.name[:5] for path in list(feed.iterdir())} >= {"00000", "00001"}
     # A second call keeps what is there.
     before = (folder / "windows").stat().st_mtime_ns
     write_windows(_CAMERA, folder / "scenes", folder / "windows", {})
@@ -183,7 +186,7 @@ def test_windows_are_in_folders_by_class(folder: Path) -> None:
 def test_windows_that_are_no_clear_case_have_no_class(
     counts: bool, boxes: list[list[float]], expected: str | None
 ) -> None:
-    camera = Camera("a", "a.avi", "Car", "car", 1, counts, "a")
+    camera = Camera("a", "a.avi", "Car", "car", 1, counts, "a", 1.0)
     assert window_class(camera, np.array(boxes, np.float32).reshape(-1, 4), (0, 0, 100, 100)) == expected
 
 

@@ -26,7 +26,7 @@ _SAME, _RELU6, _TANH = 0, 3, 4
 
 def _halves(rng: np.random.Generator, *shape: int) -> NDArray[np.float32]:
     """Return numbers that half precision holds exactly."""
-    return rng.integers(-8, 9, shape).astype(np.float32) / 8
+    return np.asarray(rng.integers(-8, 9, shape) / 8, np.float32)
 
 
 def _landmarks(activation: int = _RELU6, axes: tuple[int, ...] = (1, 2)) -> tuple[bytes, dict[str, NDArray[Any]]]:
@@ -113,6 +113,7 @@ def _as_graph(model: nn.Module) -> TfliteGraph:
     order = sorted(named, key=lambda each: "heads" in each[0])
     order = order[:40] + order[60:62] + order[40:60] + order[62:]
     for name, layer in order:
+        assert layer.bias is not None
         kernel, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
         if name.startswith("box_heads"):
             rows = [4 * anchor + place for anchor in range(len(kernel) // 4) for place in (1, 0, 3, 2)]

@@ -13,6 +13,7 @@ from ...bundles.output_specs import STDOUT, check_header, check_results_path, ch
 from .meant import mistake
 
 __all__ = [
+    "parse_age",
     "parse_bytes",
     "parse_folder",
     "parse_headers",
@@ -44,6 +45,11 @@ def parse_period(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise mistake(expected)
     return value
+
+
+def parse_age(value: Any) -> Any:
+    """Parse an age at which files are deleted, such as ``7d``, into seconds; ``all`` becomes None: no limit."""
+    return None if value is None or value == "all" else parse_period(value)
 
 
 def parse_bytes(value: Any) -> Any:

@@ -20,6 +20,7 @@ __all__ = [
     "OutputList",
     "OutputsFile",
     "Rotate",
+    "Samples",
     "Snapshots",
     "Video",
     "Webhook",
@@ -31,6 +32,9 @@ _PERIOD = {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string"}], "exa
 _TEXT = {"type": "string"}
 _Bytes = Annotated[int | None, BeforeValidator(output_meant.parse_bytes), WithJsonSchema(_SIZE)]
 _Period = Annotated[float, BeforeValidator(output_meant.parse_period), Field(gt=0, le=1e9), WithJsonSchema(_PERIOD)]
+_Age = Annotated[
+    Annotated[float, Field(gt=0, le=1e9)] | None, BeforeValidator(output_meant.parse_age), WithJsonSchema(_PERIOD)
+]
 _Folder = Annotated[str, BeforeValidator(output_meant.parse_folder), WithJsonSchema(_TEXT)]
 
 
@@ -95,6 +99,25 @@ class Snapshots(Strict):
     keep: _Bytes = 1_000_000_000
     """Size of all annotated pictures in the folder, above which the oldest pictures are deleted; ``all`` for no
     limit."""
+
+    @classmethod
+    def _meant(cls, value: Any) -> str:
+        return f"folder: {value}" if isinstance(value, str) else ""
+
+
+class Samples(Strict):
+    """Folder of samples: frames with the answers given, for ``gemel drift``."""
+
+    folder: _Folder
+    """Folder that frames with their answers are written to."""
+    every: _Period = 30.0
+    """Media time between two samples of a query, such as ``30s``."""
+    keep: _Bytes = 1_000_000_000
+    """Size of all samples in the folder, above which the oldest are deleted; ``all`` for no limit."""
+    age: _Age = 604_800.0
+    """Age at which a sample is deleted, such as ``7d``; ``all`` for no limit."""
+    quality: Annotated[int, Field(ge=1, le=100)] = 95
+    """JPEG quality of frames in samples, from 1 to 100."""
 
     @classmethod
     def _meant(cls, value: Any) -> str:
@@ -176,6 +199,8 @@ class Output(Strict):
     """Folder of annotated videos."""
     snapshots: Snapshots | None = None
     """Folder of pictures of events."""
+    samples: Samples | None = None
+    """Folder of frames with the answers given."""
 
     @classmethod
     def _meant(cls, value: Any) -> str:

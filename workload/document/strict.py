@@ -25,7 +25,7 @@ _HOMES = {
         ),
         "a query",
     ),
-    **dict.fromkeys(("jsonl", "mqtt", "webhook", "video", "snapshots"), "outputs"),
+    **dict.fromkeys(("jsonl", "mqtt", "webhook", "video", "snapshots", "samples"), "outputs"),
     **dict.fromkeys(("sla", "objective", "staleness", "device", "feeds", "queries"), "the top level of the file"),
 }
 """Key of workload.yaml -> section that the key belongs in, for messages about a key in the wrong section."""

@@ -115,6 +115,10 @@ def test_the_report_is_part_of_the_bundle(merged: Workload) -> None:
         "reached": 0.78,
         "relative": 0.975,
         "target": 0.95,
+        "own": None,
+        "mix": None,
+        "scores": None,
+        "notes": (),
     }
     assert "merged: 0.01 MB to 0.01 MB, 40.0% saved" in printed(bundle)
     path.write_text(path.read_text().replace("0.78", "0.88"))

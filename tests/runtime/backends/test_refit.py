@@ -17,6 +17,7 @@ from on_devices import Device, add_stage, run
 from onnx import TensorProto, helper, numpy_helper
 from tiny_models import tiny
 
+from gemel.bundles.manifest import TensorSpec
 from gemel.bundles.program import read_model, split_model, with_constants
 from gemel.bundles.reader import open_bundle
 from gemel.check.contents.inspect import describe
@@ -274,7 +275,7 @@ class TestScaled:
         np.arange(4, dtype=np.float32).tofile(blob)
         module = FakeTensorRt(device.streams, seconds=FASTER, **options)
         library = Library("tensorrt", module)
-        place: Any = SimpleNamespace(offset=0, length=16, shape=(4,))
+        place = TensorSpec(offset=0, length=16, dtype="float32", shape=(4,))
         constant = with_constants(proto, blob.name, [place])
         built = build_engine(library, constant, {}, blob=blob, flags=("STRIP_PLAN", "REFIT"))
         return EngineOpener(library, device, device.stream()).refitted(built.data, self.STAGE, proto)

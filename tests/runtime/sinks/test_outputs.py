@@ -119,14 +119,14 @@ def test_a_sink_that_never_returns_does_not_hold_up_the_run(monkeypatch: pytest.
 
 def test_the_line_of_a_result_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = 0
-    to_line = events._to_line
+    to_line = events.json_line
 
     def counted(row: dict[str, object]) -> bytes:
         nonlocal made
         made += 1
         return to_line(row)
 
-    monkeypatch.setattr(events, "_to_line", counted)
+    monkeypatch.setattr(events, "json_line", counted)
     specs = [OutputSpec(jsonl=JsonlSpec(path=str(tmp_path / f"{name}.jsonl"))) for name in "abc"]
     outputs = open_outputs(specs, QUERIES, INFO)
     assert list(outputs.counts()) == ["jsonl", "jsonl-2", "jsonl-3"]

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from gemel.compiler.recognition import FAMILIES
 from gemel.workload.document.json_schema import SCHEMA_FILE, workload_schema
-from gemel.workload.document.output_schema import Jsonl, Mqtt, Snapshots, Video, Webhook
+from gemel.workload.document.output_schema import Jsonl, Mqtt, Samples, Snapshots, Video, Webhook
 from gemel.workload.document.schema import Data, DeviceSettings, FeedSettings, Input, Model, Query, Workload
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -30,6 +30,7 @@ PARTS: dict[type[BaseModel], str] = {
     Webhook: "webhook.",
     Video: "video.",
     Snapshots: "snapshots.",
+    Samples: "samples.",
 }
 """Part of a workload -> what stands before its keys in the tables of docs/workload.md."""
 EXAMPLES = sorted(ROOT.glob("examples/**/workload.yaml"))

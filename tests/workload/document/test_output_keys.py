@@ -12,6 +12,7 @@ from gemel.bundles.output_specs import (
     MqttSpec,
     OutputSpec,
     RotateSpec,
+    SamplesSpec,
     SnapshotsSpec,
     VideoSpec,
     WebhookSpec,
@@ -64,6 +65,11 @@ def specs(path: Path) -> tuple[OutputSpec, ...]:
             "snapshots: {folder: s, labels: [person, 7], cooldown: 500ms}",
             OutputSpec(snapshots=SnapshotsSpec(folder="s", labels=("person", "7"), cooldown=0.5)),
         ),
+        ("samples: {folder: s}", OutputSpec(samples=SamplesSpec(folder="s"))),
+        (
+            "samples: {folder: s, every: 1m, keep: all, age: all, quality: 80}",
+            OutputSpec(samples=SamplesSpec(folder="s", every=60, keep=None, age=None, quality=80)),
+        ),
         ("mqtt: {url: 'mqtt://${BROKER}'}", OutputSpec(mqtt=MqttSpec(url="mqtt://${BROKER}"))),
         ("mqtt: {url: '${URL}'}", OutputSpec(mqtt=MqttSpec(url="${URL}"))),
         (
@@ -105,6 +111,7 @@ PASSWORD = (
     "a password does not belong in a file: write ${GEMEL_PASSWORD} in its place,"
     " and set that variable where gemel-run runs"
 )
+KINDS = "one of jsonl, mqtt, webhook, video, snapshots, samples"
 SUFFIXES = "a file that ends with .jsonl, .ndjson, .json, or - for the standard output, is expected"
 PERIOD = "a period such as 10s, 10m, 1h or 7d is expected"
 
@@ -121,11 +128,10 @@ PERIOD = "a period such as 10s, 10m, 1h or 7d is expected"
         ("\n  - https://h/s3cret", "6: outputs[0]: a mapping is expected; did you mean {webhook: {url: ...}}?"),
         ("\n  - {mqt: {url: x}}",
          "6: outputs[0].mqt: unknown key 'mqt'; did you mean 'mqtt'? allowed: jsonl, mqtt, webhook, video,"
-         " snapshots"),
-        ("\n  - {}", "6: outputs[0]: one of jsonl, mqtt, webhook, video, snapshots is expected; none is given"),
+         " snapshots, samples"),
+        ("\n  - {}", f"6: outputs[0]: {KINDS} is expected; none is given"),
         ("\n  - jsonl: {path: a.jsonl}\n    video: {folder: b}",
-         "6: outputs[0]: one of jsonl, mqtt, webhook, video, snapshots is expected; give jsonl and video an item"
-         " each, with - in front"),
+         f"6: outputs[0]: {KINDS} is expected; give jsonl and video an item each, with - in front"),
         # Files and folders.
         ("\n  - jsonl: r.jsonl",
          "6: outputs[0].jsonl: 'r.jsonl' is not allowed: a mapping is expected; did you mean {path: r.jsonl}?"),
@@ -156,6 +162,11 @@ PERIOD = "a period such as 10s, 10m, 1h or 7d is expected"
          "6: outputs[0].video.keep: 10 is not allowed: a bare number is bytes; did you mean 10MB?"),
         ("\n  - snapshots: {folder: s, labels: person}",
          "6: outputs[0].snapshots.labels: 'person' is not allowed: a list is expected: [person]"),
+        ("\n  - samples: s",
+         "6: outputs[0].samples: 's' is not allowed: a mapping is expected; did you mean {folder: s}?"),
+        ("\n  - samples: {folder: s, upload: 's3://b'}",
+         "6: outputs[0].samples.upload: unknown key 'upload'; allowed: folder, every, keep, age, quality"),
+        ("\n  - samples: {folder: s, age: old}", f"6: outputs[0].samples.age: 'old' is not allowed: {PERIOD}"),
         # Servers.
         ("\n  - mqtt: {url: 'broker:1883'}",
          "6: outputs[0].mqtt.url: 'broker:1883' is not allowed: mqtt://HOST or mqtts://HOST is expected; did you"

@@ -99,9 +99,8 @@ def test_plain_ssd_has_the_outputs_and_anchors_of_ssdlite(model: SsdMobileNetV2,
     layers = [layer for layer in plain.modules() if isinstance(layer, nn.Conv2d)]
     # 52 in the backbone, two for each of four extra levels, two heads on each of six levels.
     assert len(layers) == 72
-    assert not [
-        head for head in plain.class_heads for layer in head if isinstance(layer, nn.Conv2d) and layer.groups > 1
-    ]
+    heads = plain.class_heads.modules()
+    assert not [layer for layer in heads if isinstance(layer, nn.Conv2d) and layer.groups > 1]
     norms = sum(isinstance(layer, nn.BatchNorm2d) for layer in plain.modules())
     assert (norms, sum(layer.bias is not None for layer in layers)) == ((60, 12) if batch_norm else (0, 72))
 

@@ -1,4 +1,4 @@
-"""Forms in which a delta carries a tensor: as bytes that compress well, in blocks, so that memory stays bounded.
+"""Encodings in which a delta carries a tensor: as bytes that compress well, in blocks, so that memory stays bounded.
 
 ``plain``: the bytes of the elements, sorted by significance (all first bytes, all second bytes, ...). The exponents of
 weights are alike, and their low bits are noise. ``bits``: the difference between the elements' bit patterns and those
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from .manifest import TensorSpec
 from .rounded_changes import add_change, round_change
 
-__all__ = ["MOST_CHANNELS", "TensorForm", "encode_tensor", "encoded_size", "fits_form", "restore_tensor"]
+__all__ = ["MOST_CHANNELS", "TensorEncoding", "encode_tensor", "encoded_size", "fits_encoding", "restore_tensor"]
 
-TensorForm = Literal["plain", "bits", "steps"]
+TensorEncoding = Literal["plain", "bits", "steps"]
 MOST_CHANNELS = 1 << 20
-"""Maximum number of channels of a tensor in the form ``steps``; their scales are held in memory."""
+"""Maximum number of channels of a tensor in the encoding ``steps``; their scales are held in memory."""
 _BLOCK = 1 << 20
 """Bytes of a tensor that are encoded at once."""
 _FLOAT = np.dtype(np.float32)
@@ -30,30 +30,30 @@ _Read = Callable[[int, int], bytes]
 """Function that returns bytes of a tensor: those from an offset in bytes, and how many."""
 
 
-def fits_form(spec: TensorSpec, form: TensorForm, base: TensorSpec) -> bool:
+def fits_encoding(spec: TensorSpec, encoding: TensorEncoding, base: TensorSpec) -> bool:
     """Return whether a tensor can be carried as a change of another one of equal dtype and shape."""
     if (spec.dtype, spec.shape) != (base.dtype, base.shape) or not spec.length:
         return False
-    if form == "bits":
+    if encoding == "bits":
         return np.dtype(spec.dtype).itemsize <= 8
     return spec.dtype == "float32" and len(spec.shape) > 1 and spec.shape[0] <= MOST_CHANNELS
 
 
-def encoded_size(spec: TensorSpec, form: TensorForm) -> int:
-    """Return the bytes that a tensor takes in a form, before compression."""
-    return 4 * spec.shape[0] + spec.length // 4 if form == "steps" else spec.length
+def encoded_size(spec: TensorSpec, encoding: TensorEncoding) -> int:
+    """Return the bytes that a tensor takes in an encoding, before compression."""
+    return 4 * spec.shape[0] + spec.length // 4 if encoding == "steps" else spec.length
 
 
-def encode_tensor(spec: TensorSpec, form: TensorForm, new: _Read, old: _Read | None = None) -> Iterator[bytes]:
-    """Yield a tensor in a form.
+def encode_tensor(spec: TensorSpec, encoding: TensorEncoding, new: _Read, old: _Read | None = None) -> Iterator[bytes]:
+    """Yield a tensor in an encoding.
 
     Args:
         spec: dtype, shape and length of the tensor.
-        form: the form.
+        encoding: the encoding.
         new: function that reads the tensor.
-        old: function that reads the old tensor, for the forms ``bits`` and ``steps``.
+        old: function that reads the old tensor, for the encodings ``bits`` and ``steps``.
     """
-    if form == "steps":
+    if encoding == "steps":
         assert old is not None
         arrays = [np.frombuffer(read(0, spec.length), np.float32).reshape(spec.shape) for read in (old, new)]
         steps, scale = round_change(*arrays)
@@ -65,24 +65,24 @@ def encode_tensor(spec: TensorSpec, form: TensorForm, new: _Read, old: _Read | N
     item = np.dtype(spec.dtype).itemsize
     for begin, size in _blocks(spec.length):
         data = np.frombuffer(new(begin, size), np.uint8)
-        if form == "bits":
+        if encoding == "bits":
             assert old is not None
             data = _differences(data, np.frombuffer(old(begin, size), np.uint8), item)
         yield _planes(data, item)
 
 
 def restore_tensor(
-    spec: TensorSpec, form: TensorForm, read: Callable[[int], bytes], old: _Read | None = None
+    spec: TensorSpec, encoding: TensorEncoding, read: Callable[[int], bytes], old: _Read | None = None
 ) -> Iterator[bytes]:
-    """Yield the bytes of a tensor, given its form: the inverse of :func:`encode_tensor`.
+    """Yield the bytes of a tensor, given its encoding: the inverse of :func:`encode_tensor`.
 
     Args:
         spec: dtype, shape and length of the tensor.
-        form: the form, which must fit the tensor, see :func:`fits_form`.
-        read: function that returns the next bytes of the form, given how many.
-        old: function that reads the old tensor, for the forms ``bits`` and ``steps``.
+        encoding: the encoding, which must fit the tensor, see :func:`fits_encoding`.
+        read: function that returns the next bytes of the encoding, given how many.
+        old: function that reads the old tensor, for the encodings ``bits`` and ``steps``.
     """
-    if form == "steps":
+    if encoding == "steps":
         assert old is not None
         channels = spec.shape[0]
         scale = np.frombuffer(_unplanes(read(4 * channels), 4), "<f4")
@@ -97,7 +97,7 @@ def restore_tensor(
     item = np.dtype(spec.dtype).itemsize
     for begin, size in _blocks(spec.length):
         data = _unplanes(read(size), item)
-        if form == "bits":
+        if encoding == "bits":
             assert old is not None
             data = _sums(np.frombuffer(data, np.uint8), np.frombuffer(old(begin, size), np.uint8), item)
         yield data
@@ -122,7 +122,8 @@ def _differences(new: NDArray[np.uint8], old: NDArray[np.uint8], item: int) -> N
     """Return new minus old bit patterns, as integers whose size grows with the distance: 0, -1, 1, -2, 2, ..."""
     unsigned, signed = f"<u{item}", f"<i{item}"
     change = (new.view(unsigned) - old.view(unsigned)).view(signed)
-    return ((change << 1) ^ (change >> (8 * item - 1))).view(np.uint8)
+    folded: NDArray[np.uint8] = ((change << 1) ^ (change >> (8 * item - 1))).view(np.uint8)
+    return folded
 
 
 def _sums(changes: NDArray[np.uint8], old: NDArray[np.uint8], item: int) -> bytes:

@@ -1,0 +1,97 @@
+"""Judging of the samples that a folder has now, once or again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from threading import Event
+
+from ...errors import InputError
+from .judge import DriftJudge, DriftVerdict, in_order
+from .sample_files import DamagedSampleError, SampleStore, StoredSample
+
+__all__ = ["Round", "judge_new", "rounds"]
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one look at a folder of samples has changed."""
+
+    changes: dict[str, tuple[DriftVerdict, DriftVerdict]] = field(default_factory=dict)
+    """Query whose verdict has changed -> its verdict before and now."""
+    trouble: str | None = None
+    """Why the folder cannot be read, where it could be before; None if it can."""
+
+
+def judge_new(
+    judge: DriftJudge,
+    store: SampleStore,
+    known: frozenset[str] = frozenset(),
+    *,
+    stop: Event | None = None,
+    told: Callable[[int, int], None] = lambda done, total: None,
+) -> frozenset[str]:
+    """Judge all samples of a folder that are not known yet.
+
+    Args:
+        judge: judge of the samples.
+        store: folder of samples.
+        known: names of the records that were judged before.
+        stop: event that ends the judging early.
+        told: function called with the number of samples judged so far, and of all.
+
+    Returns:
+        Names of the records in the folder that were judged, now or before.
+
+    Raises:
+        InputError: the folder cannot be listed.
+    """
+    names = store.names()
+    samples: list[StoredSample] = []
+    for name in names:
+        if name not in known:
+            try:
+                samples.append(store.read(name))
+            except DamagedSampleError as error:
+                judge.leave_out("damaged", str(error))
+
+    def back(sample: StoredSample) -> None:
+        judge.clocks_back += 1
+
+    ordered = in_order(samples, back)
+    for number, (sample, at) in enumerate(ordered):
+        if stop is not None and stop.is_set():
+            return known | set(names) - {each.name for each, _ in ordered[number:]}
+        told(number, len(ordered))
+        judge.add(sample, at)
+    # Names of deleted samples are forgotten, so that they do not add up.
+    return frozenset(names)
+
+
+def rounds(judge: DriftJudge, store: SampleStore, pause: float, stop: Event) -> Iterator[Round]:
+    """Judge new samples again and again until ``stop`` is set, and yield what each look has changed.
+
+    A folder that is missing or cannot be read now is looked at again later.
+
+    Args:
+        judge: judge of the samples.
+        store: folder of samples.
+        pause: seconds between two looks.
+        stop: event that ends the judging.
+    """
+    known: frozenset[str] = frozenset()
+    trouble: str | None = None
+    while not stop.is_set():
+        before = {query: drift.verdict for query, drift in judge.drifts.items()}
+        earlier = trouble
+        try:
+            known, trouble = judge_new(judge, store, known, stop=stop), None
+        except InputError as error:
+            trouble = str(error)
+        changes = {
+            query: (before[query], drift.verdict)
+            for query, drift in judge.drifts.items()
+            if drift.verdict != before[query]
+        }
+        yield Round(changes, trouble if trouble != earlier else None)
+        stop.wait(pause)

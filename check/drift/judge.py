@@ -1,0 +1,270 @@
+"""Judge of samples: scores of each query's answers beside the original models', over windows of time, and verdicts."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from ...bundles.reader import Bundle
+from ...errors import InputError, first_line
+from ...frames.frame import Image
+from ...runtime.decode.read_results import result_from_json
+from ...runtime.decode.results import Result
+from ..evaluation.reference import has_several_labels
+from .evidence import Detector, confidence_interval
+from .image_scores import ImageScores
+from .sample_files import DamagedSampleError, StoredSample
+
+__all__ = ["DriftJudge", "DriftLimits", "DriftVerdict", "FrameAnswers", "LeftOut", "QueryDrift", "Window", "in_order"]
+
+DriftVerdict = Literal["holds", "watch", "revert", "unknown"]
+"""What is known of a query. ``holds``: nothing says that its accuracy is below the target. ``watch``: something does.
+``revert``: it is, with the stated rate of false alarms. ``unknown``: no sample could be judged."""
+LeftOut = Literal["damaged", "other bundle", "unknown query", "unreadable answer", "failed"]
+"""Why a sample, or an answer in it, is left out of a judgement."""
+
+_MOST_REASONS = 5
+"""Maximum number of examples that are kept of what was left out."""
+
+
+class FrameAnswers(Protocol):
+    """Bundle on a device that answers single frames, as :class:`.bundle_answers.BundleAnswers`."""
+
+    bundle: Bundle
+
+    def answer(self, image: Image, queries: list[str]) -> dict[str, Result]:
+        """Return query -> answer to a frame."""
+        ...
+
+
+@dataclass(frozen=True)
+class DriftLimits:
+    """Limits of verdicts, and the rates of false alarms that follow from them."""
+
+    samples: int = 20
+    """Number of samples that the rates of false alarms are stated for."""
+    false_reverts: float = 0.001
+    """Chance that a query which keeps its target is reverted within that many samples."""
+    false_watches: float = 0.05
+    """Chance that a query which keeps its target is to be watched within that many samples, for lack of accuracy."""
+    tolerance: float = 0.005
+    """Accuracy below the target that is still allowed: scores of single frames, averaged, differ by as much from the
+    accuracy by which a merge was accepted."""
+    window_s: float = 3600.0
+    """Length of a window of time in seconds, for which accuracies are shown."""
+
+    def level(self, target: float) -> float:
+        """Return the mean score that a query with a target has at least, as long as it keeps the target."""
+        return max(target - self.tolerance, 0.01)
+
+    @property
+    def revert(self) -> float:
+        """Evidence at which a query is reverted."""
+        return self.samples / self.false_reverts
+
+    @property
+    def watch(self) -> float:
+        """Evidence at which a query is to be watched."""
+        return self.samples / self.false_watches
+
+
+@dataclass
+class Window:
+    """Scores of a query in one window of time."""
+
+    start: float
+    """Begin of the window in Unix seconds, by the boxes' clocks."""
+    scores: list[float] = field(default_factory=list)
+
+    @property
+    def accuracy(self) -> float:
+        """Mean score in the window."""
+        return sum(self.scores) / len(self.scores)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Interval that contains the window's accuracy with 95 % confidence."""
+        return confidence_interval(self.scores)
+
+
+class QueryDrift:
+    """What samples say about one query.
+
+    Args:
+        target: accuracy relative to the original model that the query must keep, from 0 to 1.
+        scores: scores of the query's answers.
+        limits: limits of verdicts.
+    """
+
+    def __init__(self, target: float, scores: ImageScores, limits: DriftLimits) -> None:
+        self.target, self._scores, self._limits = target, scores, limits
+        self._detector = Detector(limits.level(target))
+        self.windows: dict[float, Window] = {}
+        self.samples = 0
+        """Number of samples with an answer of the query."""
+        self._given = 0.0
+        self.evidence = 0.0
+        """Evidence that the accuracy is below the target now; see :class:`.evidence.Detector`."""
+        self.reverted_at: float | None = None
+        """Unix time of the sample that made the verdict ``revert``; None if none did. The verdict then stays."""
+
+    @property
+    def judged(self) -> int:
+        """Number of samples that have a score."""
+        return sum(len(window.scores) for window in self.windows.values())
+
+    @property
+    def accuracy(self) -> float | None:
+        """Mean of all scores; None without one."""
+        return sum(sum(window.scores) for window in self.windows.values()) / self.judged if self.judged else None
+
+    @property
+    def given(self) -> float | None:
+        """Mean score of the answers that boxes gave, whatever compression and hooks have changed; None without one."""
+        return self._given / self.judged if self.judged else None
+
+    @property
+    def verdict(self) -> DriftVerdict:
+        """What is known of the query."""
+        if self.reverted_at is not None:
+            return "revert"
+        if not self.judged:
+            return "unknown"
+        return "watch" if self.evidence >= self._limits.watch else "holds"
+
+    def add(self, at: float, given: Result | None, again: Result, reference: Result) -> None:
+        """Take in one sample.
+
+        A score is that of the better of two answers: the one that the box gave on the live frame, and the one that the
+        bundle gives on the stored frame. So neither compression nor a hook that changed the frame counts as a loss.
+
+        Args:
+            at: time of the sample in Unix seconds.
+            given: answer that the box gave; None if it cannot be used.
+            again: answer of the box's bundle to the stored frame.
+            reference: answer of the original model to the stored frame.
+        """
+        self.samples += 1
+        scores = self._scores.score((given, again), reference)
+        if scores is None:
+            return
+        score = max(scores)
+        self._given += scores[0]
+        start = at // self._limits.window_s * self._limits.window_s
+        self.windows.setdefault(start, Window(start)).scores.append(score)
+        self.evidence = self._detector.add(score)
+        if self.reverted_at is None and self.evidence >= self._limits.revert:
+            self.reverted_at = at
+
+
+class DriftJudge:
+    """Judge of the samples of one bundle.
+
+    Args:
+        merged: bundle that the boxes run, on a device.
+        originals: bundle of the original models, on a device.
+        limits: limits of verdicts.
+
+    Raises:
+        InputError: the bundle of the original models lacks a query, or has another task for it.
+    """
+
+    def __init__(self, merged: FrameAnswers, originals: FrameAnswers, limits: DriftLimits | None = None) -> None:
+        self._merged, self._originals, self.limits = merged, originals, limits or DriftLimits()
+        queries, known = merged.bundle.manifest.queries, originals.bundle.manifest.queries
+        for name, query in queries.items():
+            if name not in known:
+                raise InputError(f"{originals.bundle.path}: has no query {name!r}, which the bundle of the boxes has")
+            if known[name].task != query.task:
+                raise InputError(f"{originals.bundle.path}: query {name} is of the task {known[name].task}")
+        self.bundle, self.original = merged.bundle, originals.bundle
+        self._queries = queries
+        self.drifts = {
+            name: QueryDrift(
+                query.target, ImageScores(query.task, has_several_labels(merged.bundle, name)), self.limits
+            )
+            for name, query in queries.items()
+        }
+        """Query of the bundle -> what samples say about it."""
+        self.left_out: Counter[LeftOut] = Counter()
+        self.reasons: dict[LeftOut, list[str]] = defaultdict(list)
+        """Why something was left out -> the first few examples."""
+        self.newest: float | None = None
+        """Unix time of the newest sample that was judged."""
+        self.clocks_back = 0
+        """Number of samples whose clock is behind that of an earlier frame of the same run and feed."""
+
+    def leave_out(self, why: LeftOut, what: str) -> None:
+        """Count something that is left out."""
+        self.left_out[why] += 1
+        if len(self.reasons[why]) < _MOST_REASONS and what not in self.reasons[why]:
+            self.reasons[why].append(what)
+
+    def add(self, sample: StoredSample, at: float) -> None:
+        """Judge one sample. Samples of a run and feed must come in the order of their frames.
+
+        Args:
+            sample: sample of any bundle.
+            at: time of the sample in Unix seconds, from :func:`in_order`.
+        """
+        record = sample.record
+        if record.bundle != self._merged.bundle.id:
+            self.leave_out("other bundle", f"{sample.name}: bundle {record.bundle[:12]}")
+            return
+        known = [query for query in record.answers if query in self._queries]
+        for query in record.answers.keys() - self._queries.keys():
+            self.leave_out("unknown query", f"{sample.name}: {query}")
+        if not known:
+            return
+        try:
+            image = sample.image()
+        except DamagedSampleError as error:
+            self.leave_out("damaged", str(error))
+            return
+        try:
+            again, reference = (each.answer(image, known) for each in (self._merged, self._originals))
+        except Exception as error:
+            self.leave_out("failed", f"{sample.name}: {type(error).__name__}: {first_line(error)}")
+            return
+        for query in known:
+            try:
+                given: Result | None = result_from_json(self._queries[query].task, record.answers[query])
+            except ValueError as error:
+                self.leave_out("unreadable answer", f"{sample.name}: {query}: {first_line(error)}")
+                given = None
+            self.drifts[query].add(at, given, again[query], reference[query])
+        self.newest = at if self.newest is None else max(self.newest, at)
+
+
+def in_order(
+    samples: Iterable[StoredSample], back: Callable[[StoredSample], None] = lambda sample: None
+) -> list[tuple[StoredSample, float]]:
+    """Return samples in the order in which they are judged, each with its time in Unix seconds.
+
+    Frames of one run and feed are in the order of their indices, whatever the box's clock did meanwhile. A clock that
+    was set back was wrong before: earlier samples count as no later than later ones. Runs and feeds are merged by these
+    times, each box's by its own clock.
+
+    Args:
+        samples: samples of any runs and feeds.
+        back: function called with each sample whose clock is behind that of an earlier frame.
+    """
+    groups: dict[tuple[str, str], list[StoredSample]] = defaultdict(list)
+    for sample in samples:
+        groups[sample.record.run, sample.record.feed].append(sample)
+    found: list[tuple[float, str, str, int, StoredSample]] = []
+    for (run, feed), group in groups.items():
+        group.sort(key=lambda sample: sample.record.frame)
+        latest = float("-inf")
+        for sample in group:
+            if sample.record.at < latest:
+                back(sample)
+            latest = max(latest, sample.record.at)
+        earliest = float("inf")
+        for sample in reversed(group):
+            earliest = min(earliest, sample.record.at)
+            found.append((earliest, run, feed, sample.record.frame, sample))
+    found.sort(key=lambda item: item[:4])
+    return [(sample, at) for at, *_, sample in found]

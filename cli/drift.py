@@ -1,0 +1,143 @@
+"""Command ``gemel drift``: judge by samples whether a merged bundle still answers as the original models do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..console import Stop, check_writable, missing_extra, open_console, print_stage, progress_bar, write_json
+from ..errors import InputError
+from .options import BackendOpt, BundleArg, DebugOpt, JsonOpt, ThreadsOpt
+from .sample_flags import period_of
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..check.drift.follow import Round
+    from ..check.drift.judge import DriftJudge
+
+__all__ = ["REVERT_EXIT", "drift_command"]
+
+REVERT_EXIT = 3
+"""Exit status if a query should be reverted; 1 and 2 are errors, as for every command."""
+
+
+def drift_command(
+    bundle: BundleArg,
+    samples: Annotated[
+        str, typer.Argument(help="Folder of samples, or its address in a store.", metavar="DIR|s3://...")
+    ],
+    originals: Annotated[
+        Path,
+        typer.Option(help="Bundle of the original models, or their workload.yaml.", metavar="BUNDLE|WORKLOAD.YAML"),
+    ],
+    window: Annotated[str, typer.Option(help="Length of a window of time.", metavar="TIME")] = "1h",
+    false_reverts: Annotated[
+        float,
+        typer.Option(
+            help="Chance that a query which keeps its target is reverted within 20 samples.", min=1e-9, max=0.5
+        ),
+    ] = 0.001,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on with new samples until stopped.")] = False,
+    every: Annotated[
+        str, typer.Option(help="With --follow, time after which new samples are looked for.", metavar="TIME")
+    ] = "30s",
+    metrics: Annotated[
+        Path | None,
+        typer.Option(help="Write a metric text file (.prom) for Prometheus' node exporter.", metavar="FILE"),
+    ] = None,
+    backend: BackendOpt = None,
+    threads: ThreadsOpt = None,
+    json_file: JsonOpt = None,
+    debug: DebugOpt = False,
+) -> None:
+    """Judge by samples whether a merged bundle still answers as the original models do.
+
+    The original models answer the stored frames. A query whose accuracy relative to them falls below
+    its target should be reverted to its original weights; the exit status is then 3.
+
+    [dim]gemel drift bundle/ samples/ --originals original/[/dim]
+
+    [dim]gemel drift bundle/ s3://bucket/box7 --originals original/ --follow --metrics drift.prom[/dim]
+    """
+    from ..bundles.reader import open_bundle
+    from ..runtime.backends import check_backend
+
+    try:
+        from ..check.drift.bundle_answers import BundleAnswers, open_originals
+        from ..check.drift.drift_report import drift_lines, drift_table, drift_to_json, write_metrics
+        from ..check.drift.follow import judge_new, rounds
+        from ..check.drift.judge import DriftJudge, DriftLimits
+        from ..check.drift.sample_files import open_samples
+    except ModuleNotFoundError as error:
+        raise missing_extra(error, "gemel drift", "eval") from error
+    if backend is not None:
+        check_backend(backend)
+    limits = DriftLimits(false_reverts=false_reverts, window_s=period_of("--window", window))
+    pause = period_of("--every", every)
+    for path in (json_file, metrics):
+        check_writable(path)
+    console, merged = open_console(), open_bundle(bundle)
+    store = open_samples(samples)
+    if not follow and not store.names():
+        raise InputError(f"{store.shown}: has no samples; gemel-run --samples writes them")
+
+    def tell(what: str) -> None:
+        print_stage(console, "compile", what)
+
+    with (
+        Stop() as stop,
+        open_originals(originals, tell) as original,
+        BundleAnswers(merged, backend, threads) as ours,
+        BundleAnswers(original, backend, threads) as theirs,
+    ):
+        judge = DriftJudge(ours, theirs, limits)
+
+        def report() -> None:
+            write_json(json_file, drift_to_json(judge))
+            if metrics is not None:
+                write_metrics(metrics, judge)
+
+        if follow:
+            for found in rounds(judge, store, pause, stop.event):
+                _print_round(console, found)
+                report()
+        else:
+            with progress_bar(console, 0) as bar:
+                bar.update(bar.task_ids[0], description="judging")
+                judge_new(
+                    judge,
+                    store,
+                    stop=stop.event,
+                    told=lambda done, total: bar.update(bar.task_ids[0], completed=done, total=total),
+                )
+            report()
+    console.print(drift_table(judge))
+    for line in drift_lines(judge):
+        console.print(line, soft_wrap=True, markup=False)
+    console.print(
+        f"A query that keeps its target is reverted within {limits.samples} samples with a chance of at most"
+        f" {limits.false_reverts:g}.",
+        soft_wrap=True,
+    )
+    if json_file is not None:
+        print_stage(console, "json", str(json_file))
+    _exit(judge, stop.exit_code, follow)
+
+
+def _print_round(console: Console, found: Round) -> None:
+    """Print a line about each verdict that has changed, and about a folder that cannot be read."""
+    for query, (before, now) in found.changes.items():
+        console.print(f"query {query}: {now} (before: {before})", soft_wrap=True, markup=False)
+    if found.trouble is not None:
+        console.print(f"samples: {found.trouble}", soft_wrap=True, markup=False)
+
+
+def _exit(judge: DriftJudge, signal: int, follow: bool) -> None:
+    """End with the exit status that verdicts and signals give."""
+    if any(drift.verdict == "revert" for drift in judge.drifts.values()):
+        raise typer.Exit(REVERT_EXIT)
+    if signal and not follow:
+        raise typer.Exit(signal)

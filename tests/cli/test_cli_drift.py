@@ -1,0 +1,82 @@
+"""``gemel drift``: a bundle, its own samples and its originals, exit status, and mistakes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from drift_samples import put_sample
+
+from gemel.bundles.reader import open_bundle
+from gemel.check.drift import bundle_answers, follow
+from gemel.cli.drift import REVERT_EXIT
+from gemel.runtime.decode.results import Class
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+def test_a_bundle_agrees_with_itself(gemel: Call, bundle: Path, tmp_path: Path) -> None:
+    samples = tmp_path / "samples"
+    code, _, err = gemel("run", bundle, "--offline", "--samples", samples, "--sample-every", "300ms")
+    assert code == 0, err
+    flags = ("--json", tmp_path / "d.json", "--metrics", tmp_path / "d.prom")
+    # The folder's workload has the same models, and is compiled.
+    code, out, err = gemel("drift", bundle, samples, "--originals", bundle.parent / "workload.yaml", *flags)
+    assert code == 0, err
+    assert "compiled for this time" in out and out.count("holds") == 3
+    found = json.loads((tmp_path / "d.json").read_text())
+    assert {query: each["accuracy"] for query, each in found["queries"].items()} == {"a": 1.0, "b": 1.0, "c": 1.0}
+    assert found["bundle"] == open_bundle(bundle).id and found["left_out"] == {}
+    assert 'gemel_drift_verdict{query="a",verdict="holds"} 1.0' in (tmp_path / "d.prom").read_text()
+
+
+def test_the_exit_status_says_revert(
+    gemel: Call, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(10):
+        put_sample(tmp_path / "s", number, open_bundle(bundle).id)
+    labels = iter([*["wrong", "right"] * 10])
+
+    def answer(_: object, image: object, queries: list[str]) -> dict[str, tuple[Class, ...]]:
+        label = next(labels)
+        return {query: (Class(label, 0.9),) for query in queries}
+
+    monkeypatch.setattr(bundle_answers.BundleAnswers, "answer", answer)
+    code, out, _ = gemel("drift", bundle, tmp_path / "s", "--originals", bundle)
+    assert code == REVERT_EXIT and "revert since 2026-11-27 12:0" in out
+
+
+def test_it_follows_until_it_is_stopped(
+    gemel: Call, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = follow.judge_new
+
+    def judge_new(*given: object, stop: object, **more: object) -> frozenset[str]:
+        found = real(*given, stop=stop, **more)  # type: ignore[arg-type]
+        stop.set()  # type: ignore[attr-defined]
+        return found
+
+    monkeypatch.setattr(follow, "judge_new", judge_new)
+    put_sample(tmp_path / "s", 0, open_bundle(bundle).id)
+    flags = ("--follow", "--every", "1s", "--metrics", tmp_path / "d.prom")
+    code, out, err = gemel("drift", bundle, tmp_path / "s", "--originals", bundle, *flags)
+    assert code == 0, err
+    assert "query a: holds (before: unknown)" in out
+    assert "gemel_drift_samples" in (tmp_path / "d.prom").read_text()
+
+
+def test_mistakes(gemel: Call, bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for arguments, message in (
+        ((tmp_path / "empty", "--originals", bundle), "has no samples; gemel-run --samples writes them"),
+        ((tmp_path / "none", "--originals", bundle), "there is no such folder"),
+        (("s", "--originals", bundle, "--window", "soon"), "--window: 'soon' is not allowed: a period such as"),
+        (("s", "--originals", bundle, "--metrics", tmp_path / "empty"), "cannot be written: Is a directory"),
+    ):
+        code, _, err = gemel("drift", bundle, *arguments)
+        assert (code, message in err, err.count("\n")) == (2, True, 1), err
+    put_sample(tmp_path / "s", 0, "f" * 64)
+    code, _, err = gemel("drift", bundle, tmp_path / "s", "--originals", tmp_path / "s" / "originals")
+    assert code == 2 and "a bundle of the original models, or their workload.yaml, is expected" in err
