@@ -48,4 +48,4 @@ def test_disturbances_keep_the_size_of_a_frame() -> None:
     image = np.full((48, 64, 3), 120, np.uint8)
     for disturb in DISTURBANCES.values():
         found = disturb(image, np.random.default_rng(0))
-        assert (found.shape, found.dtype) == (image.shape, np.uint8)
+        assert found.shape == image.shape and found.dtype == np.uint8
