@@ -190,8 +190,11 @@ def judged_query(
     papers = [
         Paper(images, found, task.evidence(found, found, images)) for images, found in zip(own, answers, strict=True)
     ]
-    mixed = [_mixed_paper(task, images, found) for images, found in zip(mixes or (), others, strict=True)]
-    choose, confirm = (Exam(paper, mix) for paper, mix in zip(papers, mixed or [None, None], strict=True))
+    exams = [Exam(paper) for paper in papers]
+    if mixes is not None:
+        mixed = [_mixed_paper(task, images, found) for images, found in zip(mixes, others, strict=True)]
+        exams = [Exam(paper, mix) for paper, mix in zip(papers, mixed, strict=True)]
+    choose, confirm = exams
     return JudgedQuery(query, task, choose, confirm)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 import yaml
 from helpers import call, query, save, without
 from tiny_models import tiny
@@ -31,13 +32,18 @@ Call = Callable[..., tuple[int, str, str]]
 def path(workload_in: Callable[..., Workload]) -> Path:
     """Return a workload of two untrained models on unlabelled frames, where each model is its own teacher."""
     root = workload_in(query("a"), query("b"), feeds={"yard": {"source": "frames"}}).root
-    for name, seed in (("a", 0), ("b", 1)):
-        save(tiny(seed), root / f"{name}.safetensors")
     (root / "frames").mkdir()
     rng = np.random.default_rng(0)
-    for index in range(40):
-        frame = (rng.integers(0, 200, 3) + rng.integers(0, 55, (32, 32, 3))).astype(np.uint8)
+    frames = [(rng.integers(0, 200, 3) + rng.integers(0, 55, (32, 32, 3))).astype(np.uint8) for _ in range(40)]
+    for index, frame in enumerate(frames):
         cv2.imwrite(str(root / "frames" / f"{index:02}.png"), frame)
+    images = torch.from_numpy(np.stack(frames)[..., ::-1].copy()).permute(0, 3, 1, 2) / 255
+    for name, seed in (("a", 0), ("b", 1)):
+        model = tiny(seed)
+        # A model that was never trained gives one class; without the mean of its scores it gives several.
+        with torch.no_grad():
+            model.head.bias -= model.eval()(images).mean(0)
+        save(model, root / f"{name}.safetensors")
     return root / "workload.yaml"
 
 
@@ -54,7 +60,8 @@ def test_a_line_for_each_model_trial_and_query(path: Path, merge: Call, tmp_path
     code, out, err = merge(path, "-o", merged, *SHORT)
     assert (code, err) == (0, "")
     lines = [line.split(maxsplit=1) for line in out.splitlines()]
-    assert [first for first, _ in lines] == ["model"] * 2 + ["trial"] * (len(lines) - 6) + ["query"] * 2 + [
+    # Each query has a second line: its frames are too few for its target.
+    assert [first for first, _ in lines] == ["model"] * 2 + ["trial"] * (len(lines) - 8) + ["query"] * 4 + [
         "weights",
         "Next:",
     ]
@@ -65,12 +72,15 @@ def test_a_line_for_each_model_trial_and_query(path: Path, merge: Call, tmp_path
         r" images in \d+ s",
         rest[2],
     )
-    assert re.fullmatch(r"a: \d+\.\d% of 100\.0%, \d+\.\d% of the original \(target 95%\)", rest[-4])
+    assert rest[-6] == "a: 100.0% of 100.0%, 100.0% of the original (target 95%)"
+    assert re.fullmatch(
+        r"a: the images that choose are too few: n=7: .+ takes 60 images .+: give more frames", rest[-5]
+    )
     assert re.match(r"\d+\.\d\d MB, merged \d+\.\d\d MB: \d+\.\d% saved", rest[-2])
     assert rest[-1] == f"gemel-compile {merged}/workload.yaml -o bundle/"
     assert "\x1b" not in out
     report = read_report(merged / "merge.json")
-    assert len(report.trials) == len(lines) - 6
+    assert len(report.trials) == len(lines) - 8
     load_workload(merged / "workload.yaml")
 
 

@@ -52,6 +52,10 @@ class Images:
     def __len__(self) -> int:
         return len(self.pixels)
 
+    def loaded(self) -> Tensor:
+        """Return the pixels of all images in memory, ``[N, C, height, width]`` uint8."""
+        return self.pixels[torch.arange(len(self))]
+
     def select(self, indices: Tensor) -> Images:
         """Return a data set of the images with the numbers ``indices`` (``[N]`` int64), in that order."""
         rows = indices.tolist()

@@ -82,10 +82,10 @@ class Listing:
         Single frames of a video would not do: their neighbours, which are near copies, would be trained on.
         """
         if self.labels is None:
-            train, choose, confirm = self._blocks(3, 1, 1)
-        else:
-            choose, confirm = self._every(5, 0), self._every(5, 2)
-            train = sorted(set(range(len(self))) - set(choose) - set(confirm))
+            first, second, third = self._blocks(3, 1, 1)
+            return self.chosen(first), *self._judging(second, third)
+        choose, confirm = self._every(5, 0), self._every(5, 2)
+        train = sorted(set(range(len(self))) - set(choose) - set(confirm))
         return self.chosen(train), *self._judging(choose, confirm)
 
     def halved(self) -> tuple[Listing, Listing]:

@@ -162,5 +162,5 @@ def _altered(image: Tensor, generator: torch.Generator) -> Tensor:
     values = F.interpolate(crop[None], (height, width), mode="bilinear", align_corners=False)[0]
     tint = 0.8 + 0.4 * torch.rand(channels, 1, 1, generator=generator)
     values = (values - values.mean()) * (0.6 + 0.8 * contrast) + values.mean() * (0.6 + 0.8 * light)
-    values = (values * tint).clamp(0, 255).round().to(torch.uint8)
-    return values.flip(-1) if mirror < 0.5 else values
+    found: Tensor = (values * tint).clamp(0, 255).round().to(torch.uint8)
+    return found.flip(-1) if mirror < 0.5 else found

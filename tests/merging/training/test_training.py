@@ -66,7 +66,7 @@ def share(subjects: Mapping[str, Subject], *slots: Iterable[tuple[str, str]]) ->
 
 def symmetric(subject: Subject) -> Subject:
     """Return the model with training images that equal their mirrored versions."""
-    left = subject.train.pixels[..., :4]
+    left = subject.train.loaded()[..., :4]
     images = replace(subject.train, pixels=torch.cat([left, left.flip(-1)], -1))
     return replace(subject, train=images, teacher=type(subject.teacher)(subject.teacher.module, images, subject.device))
 

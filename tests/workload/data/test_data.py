@@ -125,9 +125,9 @@ def test_a_batch_is_what_the_runtime_makes_of_frames(
 def test_a_batch_leaves_the_data_set_as_it_was(tmp_path: Path) -> None:
     write_classes(tmp_path, a=2)
     images = read_images(tmp_path, LETTERBOX, "query door")
-    before = images.pixels.clone()
+    before = images.loaded().clone()
     images.batch(torch.arange(2), mirrored=True)
-    assert torch.equal(images.pixels, before)
+    assert torch.equal(images.loaded(), before)
 
 
 def test_select(tmp_path: Path) -> None:
@@ -173,14 +173,10 @@ def test_without_val_two_of_five_images_of_a_class_judge(tmp_path: Path) -> None
     counts = [[part.labels.tolist().count(label) for label in range(3)] for part in parts if part.labels is not None]
     assert counts == [[6, 2, 1], [2, 1, 0], [2, 1, 0]]
     # No image is in two parts.
-    pictures = {
-        picture.numpy().tobytes()
-        for part in (train, choose, confirm)
-        for picture in part.pixels[torch.arange(len(part))]
-    }
+    pictures = {picture.numpy().tobytes() for part in (train, choose, confirm) for picture in part.loaded()}
     assert len(pictures) == 10
     again = load(tmp_path, "train", classes=3)
-    assert torch.equal(again.confirm.pixels, confirm.pixels)
+    assert torch.equal(again.confirm.loaded(), confirm.loaded())
 
 
 def test_labelled_val_alternates_between_choosing_and_confirming(tmp_path: Path) -> None:
@@ -188,8 +184,8 @@ def test_labelled_val_alternates_between_choosing_and_confirming(tmp_path: Path)
     write_classes(tmp_path / "val", a=6, b=4)
     _, choose, confirm = load(tmp_path, "train", "val", classes=2)
     assert choose.labels is not None and confirm.labels is not None
-    assert [sorted(part.labels.tolist()) for part in (choose, confirm)] == [[0, 0, 0, 1, 1]] * 2
-    assert [part.pixels[:, 0, 0, 0].max().item() for part in (choose, confirm)] == [4, 5]
+    assert [sorted(labels.tolist()) for labels in (choose.labels, confirm.labels)] == [[0, 0, 0, 1, 1]] * 2
+    assert [part.loaded()[:, 0, 0, 0].max().item() for part in (choose, confirm)] == [4, 5]
 
 
 def frames_in(folder: Path, count: int) -> Path:
@@ -202,12 +198,12 @@ def frames_in(folder: Path, count: int) -> Path:
 def test_without_labels_parts_are_apart_in_time(tmp_path: Path) -> None:
     frames_in(tmp_path / "frames", 50)
     parts = load(tmp_path, "frames")
-    shades = [part.pixels[:, 0, 0, 0].tolist() for part in parts]
+    shades = [part.loaded()[:, 0, 0, 0].tolist() for part in parts]
     # Two frames, a twenty-fifth, are left out between the parts.
     assert shades == [list(range(30)), list(range(32, 40)), list(range(42, 50))]
     assert parts.train.labels is None and parts.train.boxes is None
     frames_in(tmp_path / "val", 20)
-    shades = [part.pixels[:, 0, 0, 0].tolist() for part in load(tmp_path, "frames", "val")]
+    shades = [part.loaded()[:, 0, 0, 0].tolist() for part in load(tmp_path, "frames", "val")]
     assert shades == [list(range(50)), list(range(10)), list(range(11, 20))]
 
 
@@ -216,9 +212,9 @@ def test_frames_are_spread_evenly_over_a_video(tmp_path: Path) -> None:
     everything, *_ = load(tmp_path, "clip.mp4", "clip.mp4")
     few, fewer, fewest = load(tmp_path, "clip.mp4", "clip.mp4", frames=(4, 3, 2))
     assert len(everything) == 40
-    assert torch.equal(few.pixels, everything.pixels[[0, 13, 26, 39]])
-    assert torch.equal(fewer.pixels, everything.pixels[[0, 10, 19]])
-    assert torch.equal(fewest.pixels, everything.pixels[[21, 39]])
+    assert torch.equal(few.loaded(), everything.loaded()[[0, 13, 26, 39]])
+    assert torch.equal(fewer.loaded(), everything.loaded()[[0, 10, 19]])
+    assert torch.equal(fewest.loaded(), everything.loaded()[[21, 39]])
 
 
 def test_without_data_frames_come_from_the_feed(tmp_path: Path) -> None:
@@ -417,7 +413,7 @@ def test_pixels_that_do_not_fit_in_memory_are_read_from_disk(tmp_path: Path, mon
     every = torch.cat([order, torch.arange(7), torch.arange(7)])
     assert torch.equal(both.batch(torch.arange(18)), known.batch(every))
     # Another process gets the pixels themselves.
-    assert torch.equal(pickle.loads(pickle.dumps(both)).pixels, known.pixels[every])
+    assert torch.equal(pickle.loads(pickle.dumps(both)).pixels, known.loaded()[every])
 
 
 @pytest.mark.usefixtures("small_memory")

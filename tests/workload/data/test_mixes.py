@@ -43,9 +43,9 @@ def mix(made: Workload) -> Splits:
     return Mixer(made).of(query, load_data(query, made, SPEC, None), SPEC)
 
 
-def shades(images: Images) -> set[int]:
+def shades(images: Images) -> set[float]:
     """Return the shades of the frames, to tens."""
-    return {round(float(picture[0, -1, -1]), -1) // 1 for picture in images.pixels[torch.arange(len(images))]}
+    return {round(float(picture[0, -1, -1]), -1) for picture in images.loaded()}
 
 
 def test_a_mix_is_of_all_other_feeds_and_stills(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_mix_is_of_all_other_feeds_and_stills(tmp_path: Path) -> None:
     assert [shades(part) for part in parts] == [{100, 160, 200}] * 3
     # Each part is of the same part of every feed: the frames that train are none of those that judge.
     seen = [
-        sorted(round(float(picture[0, 0, 0]) - float(picture[0, -1, -1])) for picture in part.pixels[:])
+        sorted(round(float(picture[0, 0, 0]) - float(picture[0, -1, -1])) for picture in part.loaded())
         for part in parts
     ]
     assert max(seen[0]) < min(seen[1]) <= max(seen[1]) < min(seen[2])
@@ -93,8 +93,8 @@ def test_without_other_feeds_frames_are_altered(others: tuple[str, ...], tmp_pat
     found, again = (Mixer(made).of(made.queries[0], own, SPEC) for _ in range(2))
     for part, mixed, same in zip(own, found, again, strict=True):
         assert mixed.geometry == part.geometry
-        assert torch.equal(mixed.pixels[:], same.pixels[:])
-        assert all(not torch.equal(ours, theirs) for ours, theirs in zip(part.pixels, mixed.pixels, strict=True))
+        assert torch.equal(mixed.loaded(), same.loaded())
+        assert all(not torch.equal(ours, theirs) for ours, theirs in zip(part.loaded(), mixed.loaded(), strict=True))
 
 
 def test_frames_of_another_size_are_resized(tmp_path: Path) -> None:
