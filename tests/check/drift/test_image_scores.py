@@ -52,9 +52,8 @@ EMPTY = Segmentation((2, 2), ())
 )
 def test_one_frame(task: TaskName, answer: Result | None, reference: Result, expected: float | None) -> None:
     found = ImageScores(task).score((answer,), reference)
-    if expected is None or found is None:
-        assert found is expected
-    else:
+    assert (found is None) == (expected is None)
+    if found is not None and expected is not None:
         assert found[0] == pytest.approx(expected, abs=0.005)
 
 
