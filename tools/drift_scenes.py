@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -84,7 +84,7 @@ def read_frames(bundle: Bundle, count: int) -> dict[str, list[Image]]:
 
 
 def answer_scenes(
-    merged: BundleAnswers, originals: BundleAnswers, count: int, told: Callable[[str], None]
+    merged: BundleAnswers, originals: BundleAnswers, count: int, scenes: Sequence[str], told: Callable[[str], None]
 ) -> dict[tuple[str, str], Answered]:
     """Return (disturbance, query) -> answers.
 
@@ -92,13 +92,15 @@ def answer_scenes(
         merged: bundle that a box would run.
         originals: bundle of the original models.
         count: maximum number of frames of each feed.
+        scenes: names of disturbances.
         told: function called with the name of each disturbance.
     """
     random = np.random.default_rng(0)
     frames = read_frames(merged.bundle, count)
     found: dict[tuple[str, str], Answered] = {}
-    for scene, disturb in DISTURBANCES.items():
+    for scene in scenes:
         told(scene)
+        disturb = DISTURBANCES[scene]
         for feed, images in frames.items():
             queries = [name for name, query in merged.bundle.manifest.queries.items() if query.feed == feed]
             for image in images:

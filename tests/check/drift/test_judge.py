@@ -58,6 +58,7 @@ def test_a_drift_of_one_query(make: Make, opened: Bundle, tmp_path: Path) -> Non
     assert (found["queries"]["a"]["samples"], found["queries"]["a"]["judged"]) == (40, 40)
     assert (found["queries"]["c"]["accuracy"], found["left_out"]) == (None, {})
     assert drift_table(judge).row_count == 3 and list(drift_lines(judge)) == []
+    pytest.importorskip("prometheus_client", reason="needs prometheus-client (the extra service)")
     write_metrics(tmp_path / "m" / "drift.prom", judge)
     text = (tmp_path / "m" / "drift.prom").read_text()
     assert 'gemel_drift_verdict{query="a",verdict="revert"} 1.0' in text
