@@ -21,9 +21,11 @@ from pathlib import Path
 __all__ = [
     "check_room",
     "is_plain",
+    "lock_at",
     "remove_leftovers",
     "replace_folder",
     "sync_tree",
+    "try_lock",
     "work_folder",
     "write_through",
     "write_whole",
@@ -224,7 +226,7 @@ def _temporary(path: Path) -> tuple[Path, int]:
         made = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         # Not with tempfile, whose files only their owner can read.
         descriptor = os.open(made, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
-        if _own(descriptor, made):
+        if lock_at(descriptor, made):
             return made, descriptor
         os.close(descriptor)
 
@@ -238,13 +240,13 @@ def _locked_folder(parent: Path, prefix: str) -> tuple[Path, int]:
             descriptor = _opened(work)
         except FileNotFoundError:
             continue
-        if _own(descriptor, work):
+        if lock_at(descriptor, work):
             return work, descriptor
         os.close(descriptor)
 
 
-def _own(descriptor: int, path: Path) -> bool:
-    """Lock a new file or folder; return False if another process took it for a leftover before it was locked."""
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file or folder; return False if another process holds the lock. Without locks, return True."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -252,6 +254,13 @@ def _own(descriptor: int, path: Path) -> bool:
     except OSError:
         # Some network file systems have no locks; there, leftovers stay.
         return True
+    return True
+
+
+def lock_at(descriptor: int, path: Path) -> bool:
+    """Lock an open file or folder; return False if another process holds the lock, or has removed or replaced it."""
+    if not try_lock(descriptor):
+        return False
     try:
         return os.path.samestat(os.fstat(descriptor), path.lstat())
     except FileNotFoundError:

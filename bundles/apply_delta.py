@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from ..durable import try_lock
 from ..errors import BundleError, first_line
 from .build_bundle import build_bundle, short_id
 from .delta_format import DeltaHeader, StoredHeader, read_header
@@ -92,8 +92,7 @@ def check_base(header: DeltaHeader, bundle: Bundle, where: str) -> None:
         )
 
 
-@contextlib.contextmanager
-def _opened(delta: Path) -> Iterator[BinaryIO]:
+def _opened(delta: Path) -> BinaryIO:
     """Open a delta that is a plain file.
 
     Raises:
@@ -103,9 +102,8 @@ def _opened(delta: Path) -> Iterator[BinaryIO]:
         # A pipe may block.
         if not delta.is_file():
             raise BundleError(f"{delta}: is {'not a file' if delta.exists() else 'missing'}")
-        with delta.open("rb") as file:
-            yield file
-    except PermissionError as error:
+        return delta.open("rb")
+    except OSError as error:
         raise BundleError(f"{delta}: cannot be read: {error.strerror}") from error
 
 
@@ -135,12 +133,8 @@ def _alone(bundle: Path) -> Iterator[None]:
     except OSError as error:
         raise BundleError(f"{bundle}: not a bundle: {error.strerror}") from error
     try:
-        # Some network file systems have no locks.
-        with contextlib.suppress(OSError):
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise BundleError(f"{bundle}: another process applies a delta to it") from error
+        if not try_lock(folder):
+            raise BundleError(f"{bundle}: another process applies a delta to it")
         if not os.path.samestat(os.fstat(folder), bundle.stat()):
             raise BundleError(f"{bundle}: another process has just replaced it; try again")
         yield

@@ -12,7 +12,7 @@ from typing import BinaryIO
 from ..errors import BundleError
 from .blob import PAGE
 from .consistency import check_spans
-from .delta_format import DeltaHeader
+from .delta_format import DeltaHeader, DeltaPart
 from .delta_reader import PartReader
 from .manifest import FileSpec, Manifest, TensorSpec
 from .reader import MANIFEST, Bundle, decode_manifest
@@ -83,7 +83,7 @@ class _Building:
             if name != content.blob:
                 reader = PartReader(self._file, part, self._where, self._prefix(part.like))
                 self._write(name, content.files[name], reader.pieces())
-        self._write_blob(content)
+        self._write_blob(content, parts.get(content.blob))
         if self._file.read(1):
             raise BundleError(f"{self._where}: goes on behind its end")
         return self._new_bytes, self._kept_bytes
@@ -131,7 +131,7 @@ class _Building:
                 _put(out, piece)
         self._check(name, spec, size, digest.hexdigest())
 
-    def _write_blob(self, content: Manifest) -> None:
+    def _write_blob(self, content: Manifest, part: DeltaPart | None) -> None:
         """Write the blob of the new bundle: tensors of the old blob and those of the delta. Padding becomes holes."""
         spec = content.files.get(content.blob)
         if spec is None:
@@ -140,7 +140,6 @@ class _Building:
         data = sum(tensor.length for tensor in content.tensors.values())
         if spec.bytes > 2 * data + 3 * PAGE * (len(content.segments) + 1):
             raise BundleError(f"{self._where}: {content.blob} has {spec.bytes} bytes for {data} bytes of tensors")
-        part = next((part for part in self._header.parts[1:] if part.name == content.blob), None)
         reader = None if part is None else PartReader(self._file, part, self._where)
         digest, position = hashlib.sha256(), 0
         with (
@@ -212,7 +211,7 @@ def reader_of(blob: int, spec: TensorSpec) -> Callable[[int, int], bytes]:
     def read(begin: int, size: int) -> bytes:
         data = os.pread(blob, size, spec.offset + begin)
         if len(data) < size:
-            raise BundleError("the blob of the old bundle was shortened while a delta was applied")
+            raise BundleError("the blob of a bundle was shortened while it was read")
         return data
 
     return read

@@ -138,8 +138,7 @@ def _check_model(where: str, content: Manifest, model: ModelSpec) -> None:
             raise BundleError(f"{where}: {stage.file} refers to a tensor, file or program that is not listed")
     for segment in _missing(model.segments, content.segments):
         raise BundleError(f"{where}: segment {segment!r} is not listed")
-    weights = (weight for stage in model.stages.values() for weight in stored_of(stage.weights, content.forms))
-    check_weights(where, weights, model.segments, content.segments)
+    check_weights(where, stored_of(model.weights, content.forms), model.segments, content.segments)
     anchors = getattr(model.decode, "anchors", ())
     for tensor in _missing((anchors,) if isinstance(anchors, str) else anchors, content.tensors):
         raise BundleError(f"{where}: decode.anchors: tensor {tensor!r} is not listed")

@@ -25,6 +25,7 @@ from .value import Value, problem
 from .zstd_frames import MOST_FRAME, most_packed
 
 __all__ = [
+    "DELTA_VERSION",
     "PRELUDE_BYTES",
     "DeltaHeader",
     "DeltaPart",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Annotated
 
 from pydantic import Field
@@ -36,6 +37,17 @@ class FormSpec(Value):
     """Number of channels that are interleaved in the kernel; 1 if the elements of a channel lie side by side."""
 
     @property
+    def bytes(self) -> int:
+        """Bytes of the computed kernel."""
+        return 4 * prod(self.shape)
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """Field of the form -> id of the stored tensor, for the tensors that the kernel is computed from."""
+        found = {"base": self.base, "codes": self.codes, "scale": self.scale, "gain": self.gain}
+        return {field: tensor for field, tensor in found.items() if tensor is not None}
+
+    @property
     def stored(self) -> tuple[str, ...]:
         """Ids of the tensors that the kernel is computed from."""
-        return tuple(each for each in (self.base, self.codes, self.scale, self.gain) if each is not None)
+        return tuple(self.parts.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import prod
 from typing import Any
@@ -15,18 +16,13 @@ from .codes import packed_bytes, restore
 from .form_specs import FormSpec
 from .manifest import Manifest, TensorSpec
 
-__all__ = ["Parts", "check_forms", "compute_kernel", "computed_layout", "form_bytes", "source_segments", "stored_of"]
+__all__ = ["Parts", "check_forms", "compute_kernel", "computed_layout", "source_segments", "stored_of", "weight_users"]
 
 Parts = Callable[[str], NDArray[Any]]
 """Function that returns the values of a stored tensor, given the tensor's id."""
 
 _MOST_BYTES = 1 << 40
 """Maximum bytes of one computed kernel; no model has a larger one."""
-
-
-def form_bytes(form: FormSpec) -> int:
-    """Return the bytes of the kernel that a form describes."""
-    return 4 * prod(form.shape)
 
 
 def compute_kernel(form: FormSpec, read: Parts, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
@@ -49,6 +45,19 @@ def stored_of(weights: Iterable[str], forms: Mapping[str, FormSpec]) -> Iterator
         yield from forms[weight].stored if weight in forms else (weight,)
 
 
+def weight_users(weights: Mapping[str, Iterable[str]]) -> dict[str, set[str]]:
+    """Return weight -> models that use it.
+
+    Args:
+        weights: model -> its weights.
+    """
+    users: dict[str, set[str]] = defaultdict(set)
+    for model, used in weights.items():
+        for weight in used:
+            users[weight].add(model)
+    return users
+
+
 def computed_layout(forms: Mapping[str, FormSpec], users: Mapping[str, Iterable[str]]) -> Layout:
     """Return the places of computed kernels in memory of their own, in segments ``d0``, ``d1``, ...
 
@@ -65,8 +74,7 @@ def computed_layout(forms: Mapping[str, FormSpec], users: Mapping[str, Iterable[
 def source_segments(content: Manifest) -> frozenset[str]:
     """Return the segments of a bundle whose tensors are only there to compute kernels from."""
     sources = {tensor for form in content.forms.values() for tensor in form.stored}
-    models = content.models.values()
-    sources.difference_update(weight for model in models for stage in model.stages.values() for weight in stage.weights)
+    sources.difference_update(*(model.weights for model in content.models.values()))
     return frozenset(name for name, spec in content.segments.items() if sources.issuperset(spec.tensors))
 
 
@@ -85,13 +93,13 @@ def check_forms(where: str, forms: Mapping[str, FormSpec], tensors: Mapping[str,
         here, count = f"{where}: forms.{name}", prod(form.shape)
         if name in tensors:
             raise BundleError(f"{here}: the kernel is also stored as a tensor")
-        if 4 * count > _MOST_BYTES:
+        if form.bytes > _MOST_BYTES:
             raise BundleError(f"{here}: shape: {list(form.shape)} is not allowed: at most {_MOST_BYTES} bytes")
-        parts = {"codes": form.codes, "scale": form.scale, "base": form.base, "gain": form.gain}
-        found = {field: tensors.get(tensor) for field, tensor in parts.items() if tensor is not None}
+        order = ("codes", "scale", "base", "gain")
+        found = {field: tensors.get(form.parts[field]) for field in order if field in form.parts}
         for field, spec in found.items():
             if spec is None:
-                raise BundleError(f"{here}: {field}: tensor {parts[field]!r} is not listed")
+                raise BundleError(f"{here}: {field}: tensor {form.parts[field]!r} is not listed")
         channels = prod(found["scale"].shape)  # type: ignore[union-attr]
         if not channels or channels % form.block or count % channels:
             raise BundleError(f"{here}: scale: {channels} channels do not fit the shape {list(form.shape)}")
@@ -104,6 +112,6 @@ def check_forms(where: str, forms: Mapping[str, FormSpec], tensors: Mapping[str,
         for field, spec in found.items():
             assert spec is not None  # the loop above refused those
             if (spec.dtype, prod(spec.shape)) != expected[field]:
-                kind, size = expected[field]
+                (kind, size), tensor = expected[field], form.parts[field]
                 has = f"{spec.dtype}{list(spec.shape)}"
-                raise BundleError(f"{here}: {field}: tensor {parts[field]} is {has}, {size} values {kind} are expected")
+                raise BundleError(f"{here}: {field}: tensor {tensor} is {has}, {size} values {kind} are expected")

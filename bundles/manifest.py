@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from math import prod
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
@@ -115,6 +114,11 @@ class ModelSpec(Value):
     with the same layers."""
     source: dict[str, Any] = Field(default={})
     """Copy of the workload's ``model`` entry (factory or ONNX file, weights, input) that was compiled."""
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """Weights of all stages of a model, in order; a weight that two stages use stands there twice."""
+        return tuple(weight for stage in self.stages.values() for weight in stage.weights)
 
 
 class ProgramSpec(Value):
@@ -223,7 +227,7 @@ class Manifest(Value):
     def bytes_of(self, weight: str) -> int:
         """Return the bytes that a weight takes in memory, whether it is a tensor or a computed kernel."""
         form = self.forms.get(weight)
-        return self.tensors[weight].length if form is None else 4 * prod(form.shape)
+        return self.tensors[weight].length if form is None else form.bytes
 
     def sla_of(self, query: str) -> float:
         """Return the milliseconds after a frame's arrival by which a query's result is due."""

@@ -60,10 +60,7 @@ def _pairs(old: Bundle, before: Stage, new: Bundle, after: Stage) -> Iterator[tu
 def _stored(bundle: Bundle, weight: str) -> dict[str, str]:
     """Return part -> stored tensor of a weight. A weight that is stored as it is counts as a base without codes."""
     form = bundle.manifest.forms.get(weight)
-    if form is None:
-        return {"base": weight}
-    parts = {"base": form.base, "codes": form.codes, "scale": form.scale, "gain": form.gain}
-    return {part: tensor for part, tensor in parts.items() if tensor is not None}
+    return {"base": weight} if form is None else form.parts
 
 
 def _names(bundle: Bundle, stage: Stage) -> dict[str, str]:

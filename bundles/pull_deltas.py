@@ -7,13 +7,13 @@ on from there. Every frame is verified before the next one is fetched, and the w
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from ..durable import lock_at
 from ..errors import BackendError, BundleError, first_line
 from .apply_delta import AppliedDelta, apply_delta, check_base
 from .build_bundle import short_id
@@ -98,12 +98,9 @@ def _part(bundle: Path) -> Iterator[tuple[Path, BinaryIO]]:
     except OSError as error:
         raise BundleError(f"{path}: cannot be written: {error.strerror}") from error
     with os.fdopen(number, "r+b", buffering=0) as file:
-        # Some network file systems have no locks.
-        with contextlib.suppress(OSError):
-            try:
-                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise BundleError(f"{bundle}: another gemel pull is going on") from error
+        # Another process may have ended with this delta, and deleted the file, since it was opened here.
+        if not lock_at(number, path):
+            raise BundleError(f"{bundle}: another gemel pull is going on")
         yield path, file
 
 

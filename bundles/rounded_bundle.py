@@ -5,7 +5,6 @@ Only tensors differ from the bundle whose changes are rounded: offsets, graphs a
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ from .manifest import FileSpec, Manifest
 from .matching_tensors import matching_tensors
 from .reader import MANIFEST, Bundle, open_bundle
 from .replace_bundle import replacing
-from .rounded_changes import add_change, round_change, rounding_error
+from .rounded_changes import rounded, rounding_error
+from .stage_specs import stem_id
 from .tensor_encodings import fits_encoding
 
 __all__ = ["Rounded", "write_rounded"]
@@ -62,7 +62,7 @@ def write_rounded(old: Bundle, new: Bundle, output: Path) -> Rounded:
     taken = {*new.manifest.tensors}
     renamed: dict[str, str] = {}
     for tensor, base in bases.items():
-        name = tensor_id(_rounded(old, base, new, tensor))
+        name = tensor_id(rounded(old.tensor(base), new.tensor(tensor)))
         # Two tensors that became equal would need another layout. Weights that were rounded before stay as they are.
         if name == tensor or name not in taken:
             taken.add(name)
@@ -71,7 +71,7 @@ def write_rounded(old: Bundle, new: Bundle, output: Path) -> Rounded:
 
     def read(name: str) -> NDArray[Any]:
         tensor = before.get(name, name)
-        return new.tensor(tensor) if tensor not in renamed else _rounded(old, bases[tensor], new, tensor)
+        return new.tensor(tensor) if tensor not in renamed else rounded(old.tensor(bases[tensor]), new.tensor(tensor))
 
     with replacing(output) as work:
         content = new.manifest
@@ -109,12 +109,6 @@ def _bases(old: Bundle, new: Bundle) -> dict[str, str]:
     return found
 
 
-def _rounded(old: Bundle, base: str, new: Bundle, tensor: str) -> NDArray[Any]:
-    before = old.tensor(base)
-    steps, scale = round_change(before, new.tensor(tensor))
-    return add_change(before, steps, scale.reshape(-1, *[1] * (before.ndim - 1)))
-
-
 def _renamed(document: Any, names: Mapping[str, str]) -> Any:
     """Return a manifest's document with other tensor ids, wherever they stand."""
     if isinstance(document, dict):
@@ -129,8 +123,7 @@ def _with_stem_ids(content: Manifest) -> Manifest:
     models = {}
     for name, model in content.models.items():
         if model.stem is not None:
-            made = model.stem.stem
-            digest = hashlib.sha256("\n".join((made.program, *made.weights)).encode()).hexdigest()
-            model = model.model_copy(update={"stem": model.stem.model_copy(update={"id": digest[:32]})})
+            stem = model.stem.model_copy(update={"id": stem_id(model.stem.stem)})
+            model = model.model_copy(update={"stem": stem})
         models[name] = model
     return content.model_copy(update={"models": models})

@@ -40,6 +40,12 @@ def add_change(old: _Floats, steps: NDArray[np.int8], scale: _Floats) -> _Floats
         return np.add(old, product, dtype=np.float32)
 
 
+def rounded(old: _Floats, new: _Floats) -> _Floats:
+    """Return old weights with the rounded change to new ones; both as for :func:`round_change`."""
+    steps, scale = round_change(old, new)
+    return add_change(old, steps, scale.reshape(-1, *[1] * (old.ndim - 1)))
+
+
 def rounding_error(old: _Floats, new: _Floats) -> float:
     """Return the error that rounding a change gives the new weights, in parts of them (Euclidean norms); inf where
     weights are not finite.
@@ -48,8 +54,7 @@ def rounding_error(old: _Floats, new: _Floats) -> float:
         old: weights before, as for :func:`round_change`.
         new: weights after.
     """
-    steps, scale = round_change(old, new)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        made = add_change(old, steps, scale.reshape(-1, *[1] * (old.ndim - 1)))
+        made = rounded(old, new)
         error = np.linalg.norm((made - new).ravel()) / np.linalg.norm(new.ravel())
     return float(error) if np.isfinite(error) else float("inf")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError, MissingExtraError
 
@@ -14,7 +15,6 @@ NO_SIGNATURE = bytes(SIGNATURE_BYTES)
 """Bytes that stand in the place of the signature of a delta that is not signed."""
 _MOST_KEY = 1 << 16
 """Maximum size in bytes of a file with a key."""
-_MISSING = "signing of deltas"
 
 
 def sign(private_key: Path, text: bytes) -> bytes:
@@ -28,18 +28,7 @@ def sign(private_key: Path, text: bytes) -> bytes:
         InputError: the file has no such key.
         MissingExtraError: ``cryptography`` is not installed.
     """
-    try:
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-        from cryptography.hazmat.primitives.serialization import load_pem_private_key
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(_MISSING, "sign") from error
-    try:
-        key = load_pem_private_key(_read(private_key), None)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{private_key}: is no private key in PEM form without a password") from error
-    if not isinstance(key, Ed25519PrivateKey):
-        raise InputError(f"{private_key}: is no ed25519 key; openssl genpkey -algorithm ed25519 makes one")
-    signature: bytes = key.sign(text)
+    signature: bytes = _key(private_key, private=True).sign(text)
     return signature
 
 
@@ -50,18 +39,7 @@ def read_public_key(path: Path) -> bytes:
         InputError: the file has no such key.
         MissingExtraError: ``cryptography`` is not installed.
     """
-    try:
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-        from cryptography.hazmat.primitives.serialization import load_pem_public_key
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(_MISSING, "sign") from error
-    try:
-        key = load_pem_public_key(_read(path))
-    except ValueError as error:
-        raise InputError(f"{path}: is no public key in PEM form") from error
-    if not isinstance(key, Ed25519PublicKey):
-        raise InputError(f"{path}: is no ed25519 key")
-    raw: bytes = key.public_bytes_raw()
+    raw: bytes = _key(path, private=False).public_bytes_raw()
     return raw
 
 
@@ -75,6 +53,30 @@ def is_signed_by(public_key: bytes, signature: bytes, text: bytes) -> bool:
     except InvalidSignature:
         return False
     return True
+
+
+def _key(path: Path, *, private: bool) -> Any:
+    """Return the private or public ed25519 key in a PEM file, as an object of ``cryptography``.
+
+    Raises:
+        InputError: the file has no such key.
+        MissingExtraError: ``cryptography`` is not installed.
+    """
+    try:
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("signing of deltas", "sign") from error
+    data = _read(path)
+    try:
+        key = load_pem_private_key(data, None) if private else load_pem_public_key(data)
+    except (ValueError, TypeError) as error:
+        kind = "private key in PEM form without a password" if private else "public key in PEM form"
+        raise InputError(f"{path}: is no {kind}") from error
+    if not isinstance(key, Ed25519PrivateKey if private else Ed25519PublicKey):
+        hint = "; openssl genpkey -algorithm ed25519 makes one" if private else ""
+        raise InputError(f"{path}: is no ed25519 key{hint}")
+    return key
 
 
 def _read(path: Path) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import PurePosixPath
 from typing import Annotated
 
@@ -9,7 +10,7 @@ from pydantic import Field, field_validator
 
 from .value import Value
 
-__all__ = ["Id", "Port", "Stage", "StemSpec", "flat_name"]
+__all__ = ["Id", "Port", "Stage", "StemSpec", "flat_name", "stem_id"]
 
 Id = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 """First 128 bits of a SHA-256, in hex: names tensors and programs by their content."""
@@ -62,6 +63,11 @@ class StemSpec(Value):
     rest: Stage
     """Second part: from outputs of ``stem``, and the frame where a port has the name of the stem's input, to the
     outputs of ``main``."""
+
+
+def stem_id(stem: Stage) -> str:
+    """Return the id of a stem: equal for stems with equal programs and weights."""
+    return hashlib.sha256("\n".join((stem.program, *stem.weights)).encode()).hexdigest()[:32]
 
 
 def flat_name(name: str) -> str:

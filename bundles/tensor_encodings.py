@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from .manifest import TensorSpec
 from .rounded_changes import add_change, round_change
 
-__all__ = ["MOST_CHANNELS", "TensorEncoding", "encode_tensor", "encoded_size", "fits_encoding", "restore_tensor"]
+__all__ = ["TensorEncoding", "encode_tensor", "fits_encoding", "restore_tensor"]
 
 TensorEncoding = Literal["plain", "bits", "steps"]
-MOST_CHANNELS = 1 << 20
+_MOST_CHANNELS = 1 << 20
 """Maximum number of channels of a tensor in the encoding ``steps``; their scales are held in memory."""
 _BLOCK = 1 << 20
 """Bytes of a tensor that are encoded at once."""
@@ -36,12 +36,7 @@ def fits_encoding(spec: TensorSpec, encoding: TensorEncoding, base: TensorSpec) 
         return False
     if encoding == "bits":
         return np.dtype(spec.dtype).itemsize <= 8
-    return spec.dtype == "float32" and len(spec.shape) > 1 and spec.shape[0] <= MOST_CHANNELS
-
-
-def encoded_size(spec: TensorSpec, encoding: TensorEncoding) -> int:
-    """Return the bytes that a tensor takes in an encoding, before compression."""
-    return 4 * spec.shape[0] + spec.length // 4 if encoding == "steps" else spec.length
+    return spec.dtype == "float32" and len(spec.shape) > 1 and spec.shape[0] <= _MOST_CHANNELS
 
 
 def encode_tensor(spec: TensorSpec, encoding: TensorEncoding, new: _Read, old: _Read | None = None) -> Iterator[bytes]:

@@ -67,7 +67,7 @@ def drift_command(
 
     try:
         from ..check.drift.bundle_answers import BundleAnswers, open_originals
-        from ..check.drift.drift_report import drift_lines, drift_table, drift_to_json, write_metrics
+        from ..check.drift.drift_report import check_metrics, drift_lines, drift_table, drift_to_json, write_metrics
         from ..check.drift.follow import judge_new, rounds
         from ..check.drift.judge import DriftJudge, DriftLimits
         from ..check.drift.sample_files import open_samples
@@ -79,6 +79,8 @@ def drift_command(
     pause = period_of("--every", every)
     for path in (json_file, metrics):
         check_writable(path)
+    if metrics is not None:
+        check_metrics()
     console, merged = open_console(), open_bundle(bundle)
     store = open_samples(samples)
     if not follow and not store.names():
@@ -96,7 +98,8 @@ def drift_command(
         judge = DriftJudge(ours, theirs, limits)
 
         def report() -> None:
-            write_json(json_file, drift_to_json(judge))
+            if json_file is not None:
+                write_json(json_file, drift_to_json(judge))
             if metrics is not None:
                 write_metrics(metrics, judge)
 

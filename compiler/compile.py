@@ -111,7 +111,7 @@ def compile_workload(
         if merged is not None:
             beside[MERGE_REPORT] = merged.content
         content = write_bundle(work, _with_labels(workload, models, model_of), models, model_of, beside, forms)
-        coded = count_forms(forms) if forms else None
+        coded = count_forms(len(forms), content) if forms else None
         if coded is not None:
             step("forms", _describe_forms(coded))
         kept = account(merged, places, models, content) if merged is not None else None

@@ -7,7 +7,6 @@ between them are left out. What stands still for long is in all of them.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ import cv2
 import numpy as np
 from camera_labels import Frame, SeenBoxes, label_frames
 from numpy.typing import NDArray
+from whole_folder import whole_folder
 
 from gemel.frames.source import resolve
 from gemel.workload.data.video import count_frames, pictures
@@ -124,14 +124,12 @@ def write_scenes(camera: Camera, labels: Path, target: Path) -> None:
     }
     numbers = list(boxes)
     frames = dict(zip(numbers, pictures(resolve(camera.name, camera.video), numbers, camera.name), strict=True))
-    work = target.with_name(f".{target.name}")
-    shutil.rmtree(work, ignore_errors=True)
-    # Number of a frame -> its position in its stretch, from 0 to 1.
-    places = {number: index * camera.stretches / len(numbers) % 1 for index, number in enumerate(numbers)}
-    for part, (begin, end) in camera.parts.items():
-        kept = [number for number, place in places.items() if begin <= place < end]
-        _write_part(work / part, camera, {number: (frames[number], boxes[number]) for number in kept})
-    work.rename(target)
+    with whole_folder(target) as work:
+        # Number of a frame -> its position in its stretch, from 0 to 1.
+        places = {number: index * camera.stretches / len(numbers) % 1 for index, number in enumerate(numbers)}
+        for part, (begin, end) in camera.parts.items():
+            kept = [number for number, place in places.items() if begin <= place < end]
+            _write_part(work / part, camera, {number: (frames[number], boxes[number]) for number in kept})
 
 
 def _write_part(folder: Path, camera: Camera, frames: Mapping[int, tuple[Frame, SeenBoxes]]) -> None:
@@ -180,23 +178,21 @@ def write_windows(camera: Camera, scenes: Path, target: Path, most: Mapping[str,
     if target.exists():
         return
     rng = np.random.default_rng(seed)
-    work = target.with_name(f".{target.name}")
-    shutil.rmtree(work, ignore_errors=True)
-    for part in PARTS:
-        frames = read_scenes(scenes / part)
-        sides = np.concatenate([(each.boxes[:, 2:] - each.boxes[:, :2]).max(1) for each in frames])
-        side = float(np.median(sides)) * camera.side
-        found: dict[str, list[tuple[int, Frame]]] = {name: [] for name in camera.classes}
-        for number, scene in enumerate(frames):
-            for name, window in _windows(camera, scene, side, rng):
-                found[name].append((number, window))
-        for name, windows in found.items():
-            (work / part / name).mkdir(parents=True)
-            chosen = rng.permutation(len(windows))[: most[part]]
-            for place in sorted(chosen.tolist()):
-                number, window = windows[place]
-                cv2.imwrite(str(work / part / name / f"{number:04}-{place:05}.jpg"), window, _QUALITY)
-    work.rename(target)
+    with whole_folder(target) as work:
+        for part in PARTS:
+            frames = read_scenes(scenes / part)
+            sides = np.concatenate([(each.boxes[:, 2:] - each.boxes[:, :2]).max(1) for each in frames])
+            side = float(np.median(sides)) * camera.side
+            found: dict[str, list[tuple[int, Frame]]] = {name: [] for name in camera.classes}
+            for number, scene in enumerate(frames):
+                for name, window in _windows(camera, scene, side, rng):
+                    found[name].append((number, window))
+            for name, windows in found.items():
+                (work / part / name).mkdir(parents=True)
+                chosen = rng.permutation(len(windows))[: most[part]]
+                for place in sorted(chosen.tolist()):
+                    number, window = windows[place]
+                    cv2.imwrite(str(work / part / name / f"{number:04}-{place:05}.jpg"), window, _QUALITY)
 
 
 def link_feed(windows: Path, part: str = "val") -> Path:
@@ -210,13 +206,10 @@ def link_feed(windows: Path, part: str = "val") -> Path:
     """
     target = windows / "feed"
     if not target.exists():
-        work = windows / ".feed"
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
-        for folder in (windows / part).iterdir():
-            for number, picture in enumerate(sorted(folder.iterdir())):
-                (work / f"{number:05}-{folder.name}.jpg").hardlink_to(picture)
-        work.rename(target)
+        with whole_folder(target) as work:
+            for folder in (windows / part).iterdir():
+                for number, picture in enumerate(sorted(folder.iterdir())):
+                    (work / f"{number:05}-{folder.name}.jpg").hardlink_to(picture)
     return target
 
 

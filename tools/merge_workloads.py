@@ -21,7 +21,6 @@ import argparse
 import gzip
 import io
 import random
-import shutil
 import subprocess
 import tarfile
 import tempfile
@@ -38,6 +37,7 @@ from safetensors.torch import save_file
 from street_workloads import prepare_family, prepare_street
 from torch import Tensor
 from torchvision.datasets import ImageFolder
+from whole_folder import whole_folder
 
 from gemel.workload.models.factory import read_state
 from gemel.workload.zoo.cifar_resnet import CifarResNet, cifar_resnet
@@ -157,24 +157,21 @@ def _link(images: Path, target: Path, classes: Classes, source: str) -> None:
     if target.exists():
         return
     rng = random.Random(0)
-    work = target.with_name(f".{target.name}")
-    shutil.rmtree(work, ignore_errors=True)
-    total = sum(len(members) for members in classes.values())
-    for name, members in classes.items():
-        for member in members:
-            train = sorted((images / source / "train" / member).iterdir())
-            test = sorted((images / source / "test" / member).iterdir())
-            rng.shuffle(train)
-            rng.shuffle(test)
-            half = len(test) // 2
-            parts = {"train": train[: _TRAIN_IMAGES // total], "val": test[:half], "test": test[half:]}
-            for part, files in parts.items():
-                folder = work / part / name
-                folder.mkdir(parents=True, exist_ok=True)
-                for file in files:
-                    (folder / f"{member}-{file.name}").symlink_to(file.resolve())
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work.rename(target)
+    with whole_folder(target) as work:
+        total = sum(len(members) for members in classes.values())
+        for name, members in classes.items():
+            for member in members:
+                train = sorted((images / source / "train" / member).iterdir())
+                test = sorted((images / source / "test" / member).iterdir())
+                rng.shuffle(train)
+                rng.shuffle(test)
+                half = len(test) // 2
+                parts = {"train": train[: _TRAIN_IMAGES // total], "val": test[:half], "test": test[half:]}
+                for part, files in parts.items():
+                    folder = work / part / name
+                    folder.mkdir(parents=True, exist_ok=True)
+                    for file in files:
+                        (folder / f"{member}-{file.name}").symlink_to(file.resolve())
 
 
 def _fine_tune(name: str, depth: int, classes: Classes, checkpoint: Path | None, output: Path, target: Path) -> None:

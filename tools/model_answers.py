@@ -114,10 +114,7 @@ def _shared(case: Case, folder: Path, workload: Workload, query: Query) -> Figur
     report = compile_workload(both, folder / "both")
     nearly = report.nearly_equal.bytes / 1e6 if report.nearly_equal is not None else 0.0
     bundle = open_bundle(folder / "both")
-    tensors = {
-        name: {tensor for stage in model.stages.values() for tensor in stage.weights}
-        for name, model in bundle.manifest.models.items()
-    }
+    tensors = {name: set(model.weights) for name, model in bundle.manifest.models.items()}
     if "b" not in tensors:  # one model for both queries
         return {"shared": 1.0, "sibling_mb": bundle.manifest.models["a"].bytes / 1e6}
     common = sum(bundle.manifest.tensors[name].length for name in tensors["a"] & tensors["b"])

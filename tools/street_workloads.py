@@ -14,7 +14,6 @@ are compared like embeddings.
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import cv2
 import make_street_example
 import numpy as np
 import yaml
+from whole_folder import whole_folder
 
 from gemel.frames.source import Source, resolve
 from gemel.workload.data.video import count_frames, pictures
@@ -139,28 +139,23 @@ def _frames(source: Source, target: Path) -> None:
     what = target.name
     count = count_frames(source, what)
     numbers = list(range(0, count, math.ceil(count / _MOST_FRAMES)))
-    work = target.with_name(f".{target.name}")
-    shutil.rmtree(work, ignore_errors=True)
-    for part in _PARTS:
-        (work / part).mkdir(parents=True)
-    for number, picture in zip(numbers, pictures(source, numbers, what), strict=False):
-        place = number * 5 / count % 1
-        part = next(part for part, end in _PARTS.items() if place < end)
-        cv2.imwrite(str(work / part / f"{number:05}.jpg"), picture, [cv2.IMWRITE_JPEG_QUALITY, 95])
-    work.rename(target)
+    with whole_folder(target) as work:
+        for part in _PARTS:
+            (work / part).mkdir(parents=True)
+        for number, picture in zip(numbers, pictures(source, numbers, what), strict=False):
+            place = number * 5 / count % 1
+            part = next(part for part, end in _PARTS.items() if place < end)
+            cv2.imwrite(str(work / part / f"{number:05}.jpg"), picture, [cv2.IMWRITE_JPEG_QUALITY, 95])
 
 
 def _together(folders: Sequence[Path], target: Path) -> None:
     """Make one folder with hard links to the images of several folders."""
     if target.exists():
         return
-    work = target.with_name(f".{target.name}")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    for folder in folders:
-        for picture in folder.iterdir():
-            (work / f"{folder.parent.name}-{picture.name}").hardlink_to(picture)
-    work.rename(target)
+    with whole_folder(target) as work:
+        for folder in folders:
+            for picture in folder.iterdir():
+                (work / f"{folder.parent.name}-{picture.name}").hardlink_to(picture)
 
 
 def write_crops(folders: Sequence[Path], target: Path, seed: int = 0) -> None:
@@ -174,19 +169,17 @@ def write_crops(folders: Sequence[Path], target: Path, seed: int = 0) -> None:
     if target.exists():
         return
     rng = np.random.default_rng(seed)
-    work = target.with_name(f".{target.name}")
-    shutil.rmtree(work, ignore_errors=True)
-    for part, count in _CROPS.items():
-        (work / part).mkdir(parents=True)
-        frames = [sorted((folder / part).iterdir()) for folder in folders]
-        for number in range(count):
-            # The videos take turns, so that neighbours in the list are of different cameras.
-            paths = frames[number % len(frames)]
-            picture = cv2.imread(str(paths[rng.integers(len(paths))]))
-            assert picture is not None
-            height, width = picture.shape[:2]
-            side = int(min(height, width) * rng.uniform(0.35, 0.9))
-            left, top = (int(each) for each in rng.uniform([0, 0], [width - side + 1, height - side + 1]))
-            crop = cv2.resize(picture[top : top + side, left : left + side], (_CROP, _CROP))
-            cv2.imwrite(str(work / part / f"{number:04}.jpg"), crop, [cv2.IMWRITE_JPEG_QUALITY, 95])
-    work.rename(target)
+    with whole_folder(target) as work:
+        for part, count in _CROPS.items():
+            (work / part).mkdir(parents=True)
+            frames = [sorted((folder / part).iterdir()) for folder in folders]
+            for number in range(count):
+                # The videos take turns, so that neighbours in the list are of different cameras.
+                paths = frames[number % len(frames)]
+                picture = cv2.imread(str(paths[rng.integers(len(paths))]))
+                assert picture is not None
+                height, width = picture.shape[:2]
+                side = int(min(height, width) * rng.uniform(0.35, 0.9))
+                left, top = (int(each) for each in rng.uniform([0, 0], [width - side + 1, height - side + 1]))
+                crop = cv2.resize(picture[top : top + side, left : left + side], (_CROP, _CROP))
+                cv2.imwrite(str(work / part / f"{number:04}.jpg"), crop, [cv2.IMWRITE_JPEG_QUALITY, 95])

@@ -16,10 +16,10 @@ from camera_sets import Scene
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
-from torchvision.ops import box_iou
 
 from gemel.bundles.decode_specs import SsdDecode
 from gemel.frames.preprocess import preprocess
+from gemel.merging.tasks.anchors import match_anchors
 from gemel.runtime.decode.average_precision import mean_average_precision
 from gemel.runtime.decode.results import Detection
 from gemel.workload.zoo.ssdlite import SsdMobileNetV2
@@ -82,13 +82,7 @@ def _detection_loss(
     """
     total, count = logits.new_zeros(()), 0
     for scores, deltas, objects in zip(logits, boxes, truth, strict=True):
-        overlap, target = anchors.new_zeros(len(anchors)), torch.zeros(len(anchors), dtype=torch.int64)
-        if len(objects):
-            overlaps = box_iou(objects, anchors)
-            overlap, target = overlaps.max(0)
-            # Each object has its best anchor, however little they overlap.
-            best = overlaps.argmax(1)
-            overlap[best], target[best] = 1.0, torch.arange(len(objects))
+        overlap, target = match_anchors(objects, anchors)
         found = overlap >= _POSITIVE
         clear = found | (overlap < _NEGATIVE)
         total = total + F.binary_cross_entropy_with_logits(scores[clear], found[clear].float(), reduction="sum")
@@ -186,8 +180,8 @@ def detector_accuracy(model: SsdMobileNetV2, scenes: Sequence[Scene], batch: int
         for boxes, scene in zip(detect(model, [each.frame for each in part], _THRESHOLD), part, strict=True):
             found.append([Detection((x1, y1, x2, y2), score, "0") for x1, y1, x2, y2, score in boxes.tolist()])
             if len(boxes) and len(scene.boxes):
-                pairs = linear_sum_assignment(-overlaps(boxes, scene.boxes))
-                right += int((overlaps(boxes, scene.boxes)[pairs] >= _HALF).sum())
+                common = overlaps(boxes, scene.boxes)
+                right += int((common[linear_sum_assignment(-common)] >= _HALF).sum())
     truth = [[Detection((x1, y1, x2, y2), 1.0, "0") for x1, y1, x2, y2 in each.boxes.tolist()] for each in scenes]
     total = sum(map(len, found)) + sum(map(len, truth))
     return DetectorAccuracy(mean_average_precision(found, truth, by_count=False), 2 * right / max(total, 1))

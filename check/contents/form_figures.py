@@ -19,9 +19,7 @@ def form_figures(content: Manifest) -> dict[str, dict[str, int]]:
     """
     if not content.forms:
         return {}
-    uses = Counter(
-        weight for model in content.models.values() for stage in model.stages.values() for weight in stage.weights
-    )
+    uses = Counter(weight for model in content.models.values() for weight in model.weights)
     kinds: dict[str, list[str]] = {"own": [], "shared": [], "coded": [], "difference": []}
     for weight, count in uses.items():
         if weight in content.forms:
@@ -39,11 +37,8 @@ def form_figures(content: Manifest) -> dict[str, dict[str, int]]:
     }
     bases = {form.base for form in content.forms.values() if form.base is not None} - uses.keys()
     if bases:
-        figures["base"] = {
-            "weights": len(bases),
-            "memory_bytes": _stored(content, bases),
-            "bytes": _stored(content, bases),
-        }
+        size = _stored(content, bases)
+        figures["base"] = {"weights": len(bases), "memory_bytes": size, "bytes": size}
     return figures
 
 

@@ -101,8 +101,7 @@ def sizes(bundle: Bundle) -> dict[str, int]:
 
 def _computed(content: Manifest, model: ModelSpec) -> int:
     """Return the bytes of a model's kernels that are computed from stored tensors."""
-    weights = {weight for stage in model.stages.values() for weight in stage.weights}
-    return footprint(sum(content.bytes_of(weight) for weight in weights & content.forms.keys()))
+    return footprint(sum(content.bytes_of(weight) for weight in content.forms.keys() & set(model.weights)))
 
 
 def _model(bundle: Bundle, name: str, model: ModelSpec) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -88,10 +87,8 @@ def open_originals(path: Path, told: Callable[[str], None] = lambda what: None) 
         from ...workload import load_workload
     except ModuleNotFoundError as error:
         raise missing_extra(error, "gemel drift --originals WORKLOAD.YAML", "compiler") from error
-    folder = Path(tempfile.mkdtemp(prefix="gemel-originals-"))
-    try:
+    with tempfile.TemporaryDirectory(prefix="gemel-originals-", ignore_cleanup_errors=True) as folder:
         told(f"{path}: compiled for this time; gemel-compile makes a bundle that can be used again")
-        compile_workload(load_workload(path), folder / "bundle")
-        yield open_bundle(folder / "bundle")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        made = Path(folder) / "bundle"
+        compile_workload(load_workload(path), made)
+        yield open_bundle(made)

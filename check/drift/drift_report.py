@@ -15,7 +15,7 @@ from rich.text import Text
 from ...errors import InputError, MissingExtraError
 from .judge import DriftJudge, DriftVerdict, LeftOut, QueryDrift, Window
 
-__all__ = ["drift_lines", "drift_table", "drift_to_json", "write_metrics"]
+__all__ = ["check_metrics", "drift_lines", "drift_table", "drift_to_json", "write_metrics"]
 
 _COLORS: dict[DriftVerdict, str] = {"holds": "green", "watch": "yellow", "revert": "red", "unknown": "dim"}
 
@@ -80,6 +80,18 @@ def strength(evidence: float, judge: DriftJudge) -> float:
     return min(1.0, math.log1p(evidence) / math.log1p(judge.limits.revert))
 
 
+def check_metrics() -> None:
+    """Check that metrics can be written.
+
+    Raises:
+        MissingExtraError: prometheus-client is not installed.
+    """
+    try:
+        import prometheus_client  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("--metrics", "service") from error
+
+
 def write_metrics(path: Path, judge: DriftJudge) -> None:
     """Write verdicts as a metric text file, in one step.
 
@@ -87,10 +99,9 @@ def write_metrics(path: Path, judge: DriftJudge) -> None:
         InputError: the file cannot be written.
         MissingExtraError: prometheus-client is not installed.
     """
-    try:
-        from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("--metrics", "service") from error
+    check_metrics()
+    from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
+
     registry = CollectorRegistry()
 
     def gauge(name: str, words: str, *labels: str) -> Gauge:

@@ -77,6 +77,8 @@ class Window:
     start: float
     """Begin of the window in Unix seconds, by the boxes' clocks."""
     scores: list[float] = field(default_factory=list)
+    _known: tuple[int, tuple[float, float]] = (0, (0.0, 1.0))
+    """Number of scores, and the interval that was computed from them. Scores are only ever added."""
 
     @property
     def accuracy(self) -> float:
@@ -86,7 +88,9 @@ class Window:
     @property
     def interval(self) -> tuple[float, float]:
         """Interval that contains the window's accuracy with 95 % confidence."""
-        return confidence_interval(self.scores)
+        if self._known[0] != len(self.scores):
+            self._known = len(self.scores), confidence_interval(self.scores)
+        return self._known[1]
 
 
 class QueryDrift:

@@ -11,6 +11,7 @@ from ...bundles.manifest import FileSpec, Manifest, ModelSpec, Port, Stage, Stem
 from ...bundles.onnx_wire import Message
 from ...bundles.program import port_dtype, port_shape, read_model, split_model, tensors_of
 from ...bundles.reader import MANIFEST
+from ...bundles.stage_specs import stem_id
 from .cut_graph import cut_graphs
 from .find_stems import FoundStem, find_stems
 from .main_graph import MainGraph
@@ -95,9 +96,7 @@ def _write(folder: Path, found: FoundStem, graphs: list[MainGraph]) -> tuple[dic
             files[file] = FileSpec(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
             # The stem is cut out of the first member's graph, which may name equal weights otherwise.
             stages[stage] = _stage(file, proto, graphs[0].tensors if stage == "stem" else graph.tensors)
-        made = stages["stem"]
-        digest = hashlib.sha256("\n".join((made.program, *made.weights)).encode()).hexdigest()
-        specs[graph.model] = StemSpec(id=digest[:32], stem=made, rest=stages["rest"])
+        specs[graph.model] = StemSpec(id=stem_id(stages["stem"]), stem=stages["stem"], rest=stages["rest"])
     return specs, files
 
 

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 from ...bundles.blob import tensor_id
 from ...bundles.codes import unpack_codes, wider_bits
 from ...bundles.kernel_forms import KernelForm
+from ...bundles.manifest import Manifest
 from ...bundles.merge_report import LayerReport
 from ...errors import SharingLostError, WorkloadError
 from ..lowering.lower import Lowered
@@ -136,19 +137,17 @@ def unchanged_forms(forms: LayerForms, models: Iterable[Lowered]) -> dict[StageP
     return kept
 
 
-def count_forms(forms: LayerForms) -> FormBytes:
-    """Count the bytes of kernels and of the tensors that they are computed from."""
-    plain: dict[str, int] = {}
-    stored: dict[str, int] = {}
-    bases: dict[str, int] = {}
-    for form in forms.values():
-        kernel = form.kernel()
-        plain[tensor_id(kernel)] = kernel.nbytes
-        arrays = (form.base, form.packed, form.scale, form.gain)
-        stored |= {tensor_id(array): array.nbytes for array in arrays if array is not None}
-        if form.base is not None:
-            bases[tensor_id(form.base)] = form.base.nbytes
-    return FormBytes(len(forms), *(sum(each.values()) for each in (plain, stored, bases)))
+def count_forms(layers: int, content: Manifest) -> FormBytes:
+    """Count the bytes of a bundle's computed kernels and of the tensors that they are computed from.
+
+    Args:
+        layers: number of layers that have such a kernel.
+        content: manifest of the bundle.
+    """
+    forms = content.forms.values()
+    stored = {tensor for form in forms for tensor in form.stored}
+    bases = {form.base for form in forms if form.base is not None}
+    return FormBytes(layers, *(sum(map(content.bytes_of, each)) for each in (content.forms, stored, bases)))
 
 
 def _read(

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from ...bundles import blob, manifest, program
 from ...bundles.decode_specs import DecodeSpec
 from ...bundles.form_nodes import put_forms
-from ...bundles.forms import form_bytes
 from ...bundles.reader import MANIFEST
 from ...bundles.staleness import Staleness
 from ...bundles.tensor_users import TensorUsers
@@ -114,7 +113,7 @@ def write_bundle(
             mode=session_mode(model),
             precision=model.precision,
             bytes=sum(
-                form_bytes(computed[tensor]) if tensor in computed else placed.tensors[tensor].length
+                computed[tensor].bytes if tensor in computed else placed.tensors[tensor].length
                 for tensor in {*used[model.name], *(tensor for each in stages.values() for tensor in each.weights)}
             ),
             segments=tuple(name for name, spec in placed.segments.items() if model.name in spec.models),

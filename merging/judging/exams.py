@@ -24,7 +24,7 @@ from ..tasks import Answers, Task
 from ..tasks.classification import ClassificationTask
 from ..tasks.embedding import EmbeddingTask, retrieval
 from .intervals import Interval, relative_interval
-from .judgement import Judgement
+from .judgement import Judgement, same_as_original
 from .running import answers_and_scores, answers_on
 
 __all__ = [
@@ -34,10 +34,10 @@ __all__ = [
     "best_judgement",
     "check_exams",
     "contradictions",
-    "exam_images",
     "judge_query",
     "judged_query",
     "original_accuracy",
+    "unchanged",
 ]
 
 _MIX_PART = 5
@@ -181,8 +181,8 @@ def judged_query(
     Raises:
         UnjudgedError: the images show too little to judge by.
     """
-    own = [exam_images(images) for images in (splits.choose, splits.confirm)]
-    mixes = None if mixes is None else (exam_images(mixes[0]), exam_images(mixes[1]))
+    own = [_exam_images(images) for images in (splits.choose, splits.confirm)]
+    mixes = None if mixes is None else (_exam_images(mixes[0]), _exam_images(mixes[1]))
     answers = [answers_on(task, module, images, device) for images in own]
     others = [answers_on(task, module, images, device) for images in mixes or ()]
     if isinstance(task, EmbeddingTask) and others:
@@ -206,6 +206,11 @@ def _mixed_paper(task: Task, images: Images, answers: Answers) -> Paper:
         return Paper(images, answers, None)
 
 
+def unchanged(exam: Exam) -> Judgement:
+    """Return the judgement of a model with its original weights."""
+    return same_as_original(original_accuracy(exam), exam.mix is not None)
+
+
 def best_judgement(held: JudgedQuery, exam: Exam) -> Judgement:
     """Return the judgement that a model with the original's answers would get, if it had other weights.
 
@@ -218,8 +223,8 @@ def best_judgement(held: JudgedQuery, exam: Exam) -> Judgement:
     if mix is None:
         return Judgement(accuracy, accuracy, found)
     same = mean_of(np.ones(len(mix.images)))
-    others = None if mix.original is None else relative_interval(mix.original, mix.original)
-    return Judgement(accuracy, accuracy, found, others, relative_interval(same, same))
+    # The answers on the mix may have an interval of any width: where it is wide, their value decides.
+    return Judgement(accuracy, accuracy, found, scores=relative_interval(same, same))
 
 
 def contradictions(parts: Sequence[Images]) -> int:
@@ -232,7 +237,7 @@ def contradictions(parts: Sequence[Images]) -> int:
     return sum(len(found) for found in labels.values() if len(set(found)) > 1)
 
 
-def exam_images(images: Images) -> Images:
+def _exam_images(images: Images) -> Images:
     """Return the images in a random order that is always the same, so that the first of them are a fair sample."""
     return images.select(torch.randperm(len(images), generator=torch.Generator().manual_seed(0)))
 

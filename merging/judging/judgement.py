@@ -36,11 +36,6 @@ class Judgement:
         """Smallest relative accuracy of all parts."""
         return min(part.value for part in self.parts)
 
-    @property
-    def low(self) -> float:
-        """Smallest lower end of all parts that decide by their lower end."""
-        return min(part.low for part in (self.own, self.scores) if part is not None)
-
     def __str__(self) -> str:
         """Return the relative accuracies with their intervals and numbers of images, as text."""
         names = (("own images", self.own), ("mix", self.mix), ("scores on the mix", self.scores))

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from ..judging.exams import original_accuracy
-from ..judging.judgement import same_as_original
+from ..judging.exams import unchanged
 from ..search.search import Found
 from ..training.goals import reached
 from ..training.subjects import Judgement, State, Subject
@@ -57,10 +56,7 @@ class Confirmer:
 
     def originals(self, model: str) -> dict[str, Judgement]:
         """Return query -> judgement of a model with its original weights, by the images that confirm."""
-        return {
-            held.query.name: same_as_original(original_accuracy(held.confirm), held.confirm.mix is not None)
-            for held in self._subjects[model].held
-        }
+        return {held.query.name: unchanged(held.confirm) for held in self._subjects[model].held}
 
     def _passes(self, model: str, found: Found) -> bool:
         return reached([self._subjects[model]], self.judgements(model, found.states[model]))

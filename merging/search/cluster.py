@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
 from time import monotonic
 from types import ModuleType
 from typing import Any
@@ -65,7 +66,13 @@ class Cluster:
         self._modules = modules
         for module in modules:
             self._ray.cloudpickle.register_pickle_by_value(module)
-        self._subjects = ray.put(dict(subjects))
+        # Trials look at no image that confirms.
+        self._subjects = ray.put(
+            {
+                name: replace(each, held=tuple(replace(held, confirm=held.choose) for held in each.held))
+                for name, each in subjects.items()
+            }
+        )
 
     def __enter__(self) -> Cluster:
         return self

@@ -17,7 +17,7 @@ from ...frames.preprocess import Geometry
 from ...workload.data import Boxes
 from .heads import Heads
 
-__all__ = ["anchor_loss", "to_input"]
+__all__ = ["anchor_loss", "match_anchors", "to_input"]
 
 _MATCH_OVERLAP = 0.5
 """Minimum intersection over union of an anchor and an object's box for which the anchor is matched with the object."""
@@ -61,7 +61,7 @@ def anchor_loss(
     total = heads.scores.new_zeros(())
     count = 0
     for scores, deltas, (boxes, classes) in zip(heads.scores, heads.boxes, truth, strict=True):
-        overlap, match = _match(boxes, anchors)
+        overlap, match = match_anchors(boxes, anchors)
         positive = overlap >= _MATCH_OVERLAP
         count += int(positive.sum())
         target = _encode(boxes[match[positive]], anchors[positive], weights)
@@ -71,7 +71,7 @@ def anchor_loss(
     return total / max(count, 1)
 
 
-def _match(boxes: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
+def match_anchors(boxes: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
     """Match every anchor with the box that the anchor overlaps most, and every box with its best anchor.
 
     The best anchor of a box counts as overlapping the box fully (1).

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -12,7 +11,6 @@ from ...bundles.decode_specs import EndToEndDecode, GridDecode, RawDecode, Tripl
 from ...compiler.heads import Cut, as_tuple
 from ...errors import RetrainError, UnjudgedError
 from ...frames.preprocess import Geometry
-from ...runtime.decode import DecodeContext, build_decoder
 from ...runtime.decode.agreement import agreement_evidence
 from ...runtime.decode.average_precision import matched
 from ...runtime.decode.evidence import ImageEvidence, Ratios, mean_of
@@ -22,6 +20,7 @@ from ...workload.document.schema import Query
 from . import Answers, Outputs
 from .detection import objects_of
 from .likeness import correlation, score_agreement
+from .stage_decoder import StageDecoder
 
 __all__ = ["DecodedTask", "refuse_training"]
 
@@ -42,6 +41,7 @@ class DecodedTask:
     def __init__(self, query: Query, cut: Cut) -> None:
         self._query, self._cut, self._spec = query, cut, cut.decode
         self._names = cut.stages["main"].outputs
+        self._decode = StageDecoder(cut, query.threshold)
 
     def distance(self, outputs: Outputs, teacher: Outputs) -> Tensor:
         """Return the squared error of all outputs, relative to the variance of the teacher's channels.
@@ -65,14 +65,7 @@ class DecodedTask:
 
     def answers(self, outputs: Outputs, places: Sequence[Geometry]) -> Answers:
         """Decode raw outputs into the answer to each image. Classes are named by their index."""
-        labels = [str(index) for index in range(getattr(self._spec, "classes", 0))] or None
-        context = DecodeContext(self._cut.tensors.__getitem__, labels, self._query.threshold)
-        decoder = build_decoder(self._spec, context)
-        arrays = {name: value.numpy() for name, value in zip(self._names, outputs, strict=True)}
-        return [
-            decoder({name: value[[row]] for name, value in arrays.items()}, place, _no_stage)
-            for row, place in enumerate(places)
-        ]
+        return self._decode(outputs, places)
 
     def evidence(self, answers: Answers, teacher: Answers, images: Images) -> ImageEvidence:
         """Return what each image says about the decoded answers, by the measure of the query's task.
@@ -115,8 +108,8 @@ class DecodedTask:
     def _grid_scores(self, spec: GridDecode, rows: Tensor) -> Tensor:
         """Return the class probabilities of all candidates of a grid, ``[N, P, classes]``."""
         rows = rows.movedim(1, -1) if spec.transposed else rows
-        first = _BOX if spec.boxes is None else 0
-        scores = rows[..., first : first + int(spec.objectness) + spec.classes]
+        first, last = _score_columns(spec)
+        scores = rows[..., first:last]
         scores = scores.sigmoid() if spec.activation == "sigmoid" else scores.clamp(0, 1)
         return scores[..., :1] * scores[..., 1:] if spec.objectness else scores
 
@@ -131,12 +124,20 @@ class DecodedTask:
         variance = variance.clamp(min=float(variance.mean()) * _LEAST_PART + torch.finfo(variance.dtype).tiny)
         error = (student - teacher).square() / variance
         if isinstance(spec, GridDecode) and name == spec.output:
-            last = _BOX + int(spec.objectness) + spec.classes
+            first, last = _score_columns(spec)
             scores = teacher[..., last - spec.classes : last]
             sure = (scores.sigmoid() if spec.activation == "sigmoid" else scores).amax(-1, keepdim=True)
-            parts = torch.cat([error[..., :_BOX], error[..., last:]], -1)
-            return error[..., _BOX:last].mean() + (parts * sure).mean(-1).sum() / sure.sum().clamp(min=1e-6)
+            loss, parts = error[..., first:last].mean(), torch.cat([error[..., :first], error[..., last:]], -1)
+            if parts.shape[-1]:
+                loss = loss + (parts * sure).mean(-1).sum() / sure.sum().clamp(min=1e-6)
+            return loss
         return error.mean()
+
+
+def _score_columns(spec: GridDecode) -> tuple[int, int]:
+    """Return the columns of a grid's rows where the scores begin and end; boxes may be an output of their own."""
+    first = _BOX if spec.boxes is None else 0
+    return first, first + int(spec.objectness) + spec.classes
 
 
 def refuse_training(query: str, cut: Cut) -> None:
@@ -177,8 +178,3 @@ def _best_class(answer: Result) -> int | None:
     """Return the number of the best class of a classification; None if the answer has no class."""
     best = answer[0] if isinstance(answer, tuple) and answer else None
     return best.class_id if best is not None else None
-
-
-def _no_stage(name: str, inputs: object) -> NoReturn:
-    """Raise AssertionError: models with stages behind ``main`` are refused before, so no judge asks for a stage."""
-    raise AssertionError(f"a model of one stage asks for stage {name}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,6 @@ from ...bundles.decode_specs import CenterFaceDecode, SsdDecode, YoloDecode
 from ...compiler.heads import Cut
 from ...errors import UnjudgedError
 from ...frames.preprocess import Geometry
-from ...runtime.decode import DecodeContext, build_decoder
 from ...runtime.decode.agreement import SURE
 from ...runtime.decode.average_precision import matched
 from ...runtime.decode.evidence import PrecisionEvidence, Ratios
@@ -24,6 +23,7 @@ from . import Answers, Outputs
 from .anchors import anchor_loss, to_input
 from .heads import Heads, heads_of
 from .likeness import score_agreement
+from .stage_decoder import StageDecoder
 
 __all__ = ["DetectionTask", "objects_of"]
 
@@ -39,9 +39,9 @@ class DetectionTask:
 
     def __init__(self, query: Query, cut: Cut, spec: SsdDecode | YoloDecode | CenterFaceDecode) -> None:
         self._query, self._cut, self._spec = query.name, cut, spec
-        self._names = cut.stages["main"].outputs
-        self._heads = heads_of(spec, self._names)
+        self._heads = heads_of(spec, cut.stages["main"].outputs)
         self._threshold = spec.score_threshold if query.threshold is None else query.threshold
+        self._decode = StageDecoder(cut, self._threshold)
 
     def distance(self, outputs: Outputs, teacher: Outputs) -> Tensor:
         """Return the distillation loss against the teacher: divergence of scores plus smooth L1 loss of boxes.
@@ -82,12 +82,8 @@ class DetectionTask:
 
     def answers(self, outputs: Outputs, places: Sequence[Geometry]) -> Answers:
         """Decode the detections of each image that pass the query's threshold."""
-        labels = [str(index) for index in range(self._spec.classes)]
-        decoder = build_decoder(self._spec, DecodeContext(self._cut.tensors.__getitem__, labels, self._threshold))
-        arrays = {name: value.numpy() for name, value in zip(self._names, outputs, strict=True)}
         answers: list[Any] = []
-        for row, place in enumerate(places):
-            answer = decoder({name: value[[row]] for name, value in arrays.items()}, place, _no_stage)
+        for answer in self._decode(outputs, places):
             assert isinstance(answer, tuple)
             answers.append(tuple(each for each in answer if isinstance(each, Found)))
         return answers
@@ -146,8 +142,3 @@ def _divergence(student: Heads, teacher: Heads) -> Tensor:
     if teacher.gated:
         divergence = torch.cat([divergence[..., :1], divergence[..., 1:] * wanted[..., :1]], -1)
     return divergence.sum(-1)
-
-
-def _no_stage(name: str, inputs: object) -> NoReturn:
-    """Raise AssertionError, because the decoder of a one-stage detector must not run any further stage."""
-    raise AssertionError(f"a one-stage detector asks for stage {name}")

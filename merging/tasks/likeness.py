@@ -41,15 +41,18 @@ def score_agreement(ours: Tensor, theirs: Tensor, *, exclusive: bool) -> Ratios:
             every anchor is a candidate of its own.
     """
     if exclusive:
-        parts = divergence(ours, theirs).sum(-1)
         confidence = 1 - torch.minimum(ours[..., 0], theirs[..., 0])
     else:
-        ours, theirs = ours.flatten(1), theirs.flatten(1)
-        parts = divergence(ours, theirs) + divergence(1 - ours, 1 - theirs)
-        confidence = torch.maximum(ours, theirs)
+        ours, theirs = ours.flatten(1)[..., None], theirs.flatten(1)[..., None]
+        confidence = torch.maximum(ours, theirs)[..., 0]
     best, places = confidence.topk(min(_CANDIDATES, confidence.shape[1]), dim=1)
+    # Most anchors are no candidates: their divergence is not computed.
+    ours, theirs = (torch.take_along_dim(each, places[..., None], 1) for each in (ours, theirs))
+    parts = divergence(ours, theirs)
+    if not exclusive:
+        parts = parts + divergence(1 - ours, 1 - theirs)
     total = best.sum(1)
-    right = total - parts.gather(1, places).sum(1)
+    right = total - parts.sum(-1).sum(1)
     pairs = torch.stack([right, total]).nan_to_num(0.0).double().cpu().numpy()
     return Ratios(np.maximum(pairs[0], 0)[:, None], pairs[1][:, None])
 

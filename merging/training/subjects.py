@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ...workload.data import Images
-from ..judging.exams import Exam, JudgedQuery, judge_query, original_accuracy
-from ..judging.judgement import Judgement, same_as_original
+from ..judging.exams import Exam, JudgedQuery, judge_query, unchanged
+from ..judging.judgement import Judgement
 from ..judging.running import by_area, fitting, in_batches, outputs_of
 from ..layers.layers import Layer
 from ..models.networks import Network
@@ -143,7 +143,7 @@ class Subject:
         for held in self.held:
             images: Exam = getattr(held, exam)
             found[held.query.name] = (
-                same_as_original(original_accuracy(images), images.mix is not None)
+                unchanged(images)
                 if same
                 else judge_query(held, images, self.student, self.teacher.module, self.device, limit)
             )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...bundles.blob import Layout
-from ...bundles.forms import computed_layout, source_segments
+from ...bundles.forms import computed_layout, source_segments, weight_users
 from ...bundles.manifest import Manifest, SegmentSpec, TensorSpec
 
 __all__ = ["DeviceWeights", "device_weights"]
@@ -34,10 +33,7 @@ class DeviceWeights:
 
 def device_weights(content: Manifest) -> DeviceWeights:
     """Return the segments that a device holds for the models of a bundle."""
-    users: dict[str, set[str]] = defaultdict(set)
-    for name, model in content.models.items():
-        for weight in (weight for stage in model.stages.values() for weight in stage.weights):
-            users[weight].add(name)
+    users = weight_users({name: model.weights for name, model in content.models.items()})
     computed, sources = computed_layout(content.forms, users), source_segments(content)
     return DeviceWeights(
         segments={name: spec for name, spec in content.segments.items() if name not in sources},

@@ -24,7 +24,7 @@ from ..memory.device_arena import DeviceArena
 from ..memory.loading import Loading
 from .arena_backend import ArenaBackend
 from .device_frames import DeviceFrames
-from .device_weights import device_weights
+from .device_weights import DeviceWeights, device_weights
 from .on_host import OnHost
 
 __all__ = ["Array", "Executable", "OnDevice", "allowed", "open_on_card"]
@@ -89,10 +89,10 @@ class OnDevice(ArenaBackend[DeviceArena]):
         self._bundle, self.device = bundle, device
         self._copies = dict(copies or {})
         private, content = sum(self._copies.values()), bundle.manifest
-        self.budget = allowed(bundle, memory, private)
+        self._held = device_weights(content)
+        self.budget = allowed(self._held, memory, private)
         arena = self.budget - private
         blob = bundle.file(content.blob)
-        self._held = device_weights(content)
         # The device reads the bundle's own weights. A damaged one would give other answers, silently.
         files = {bundle.file(name): spec.sha256 for name, spec in content.files.items()}
         verify_once(files, folder_for(bundle, "verified"))
@@ -217,18 +217,17 @@ class OnDevice(ArenaBackend[DeviceArena]):
         return DeviceArray(self.arena.address(tensor), np.dtype(spec.dtype), spec.shape)
 
 
-def allowed(bundle: Bundle, memory: str | int, private: int = 0) -> int:
+def allowed(held: DeviceWeights, memory: str | int, private: int = 0) -> int:
     """Return the bytes of weights that a memory setting allows on a device.
 
     Args:
-        bundle: an open bundle.
+        held: segments that the device holds for the models of a bundle.
         memory: memory setting; see :mod:`gemel.bundles.budget`.
         private: bytes of the private copies of weights, which the result includes.
 
     Raises:
         InputError: the setting allows less than the largest model and the private copies need.
     """
-    held = device_weights(bundle.manifest)
     sizes = {name: DeviceArena.footprint(length) for name, length in held.lengths.items()}
     needs = [sum(sizes[segment] for segment in segments) for segments in held.segments_of.values()]
     return budget(memory, sum(sizes.values()), needs, private)

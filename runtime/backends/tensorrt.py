@@ -19,6 +19,7 @@ from ..engines.library import Library, find_library
 from ..engines.record import Engines
 from ..engines.store import BuildProgress, engines_for
 from ..memory.loading import WARM, Loading
+from .device_weights import device_weights
 from .on_device import Executable, OnDevice, allowed, open_on_card
 from .on_host import OnHost
 from .protocol import BackendOptions
@@ -143,8 +144,9 @@ def _copies(bundle: Bundle, engines: Engines) -> dict[str, int]:
 
 def _fit(bundle: Bundle, device: Device, memory: str | int, copies: int) -> bool:
     """Return whether the budget and the device have room for the arena and ``copies`` bytes of private copies."""
+    held = device_weights(bundle.manifest)
     try:
-        needed = min(allowed(bundle, memory, copies), allowed(bundle, "all", copies))
+        needed = min(allowed(held, memory, copies), allowed(held, "all", copies))
     except InputError:
         return False
     return needed <= device.memory()[0]

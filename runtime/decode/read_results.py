@@ -41,9 +41,7 @@ def result_from_json(task: TaskName, value: Any) -> Result:
         if task == "raw":
             return Raw({str(name): _output(name, output) for name, output in dict(value).items()})
         if task == "classification":
-            return tuple(
-                Class(_text(each["label"]), _number(each["score"]), _class_id(each)) for each in _listed(value)
-            )
+            return tuple(map(_class, _listed(value)))
         if isinstance(value, Mapping):
             return _segmentation(value)
         return tuple(_detection(each) for each in _listed(value))

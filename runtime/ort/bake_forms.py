@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from ...bundles.codes import unpack_codes, wider_bits
 from ...bundles.form_nodes import without_forms
 from ...bundles.form_specs import FormSpec
-from ...bundles.forms import form_bytes
 from ...bundles.kernel_forms import KernelForm
 from ...bundles.onnx_wire import Message
 from ...bundles.program import Program
@@ -84,7 +83,7 @@ class FormBaker:
         spans: dict[str, _Span] = {}
         first = 1
         for name, form in computed.items():
-            count = form_bytes(form) // 4
+            count = form.bytes // 4
             # A kernel for which no numbers are left has zeros, and is stored as it is.
             spans[name] = (first, first + count) if first + count < _MOST else (0, 0)
             first = max(first, spans[name][1])
@@ -126,7 +125,7 @@ class FormBaker:
     def _moved(self, spec: FormSpec, order: _Order, shape: tuple[int, ...]) -> Iterator[KernelForm]:
         """Yield the form of a kernel whose elements were moved; nothing if channels lie in no regular way."""
         read = self._bundle.tensor
-        count, channels = form_bytes(spec) // 4, read(spec.scale).size
+        count, channels = spec.bytes // 4, read(spec.scale).size
         padded = bool((order < 0).any())
         bits = wider_bits(2 if spec.bits == 1 and padded else spec.bits, order.size)
         codes = _taken(unpack_codes(read(spec.codes), spec.bits, count), order)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ...bundles.blob import Layout, footprint
 from ...bundles.consistency import check_spans, check_weights
-from ...bundles.forms import check_forms, compute_kernel, computed_layout, form_bytes, stored_of
+from ...bundles.forms import check_forms, compute_kernel, computed_layout, stored_of, weight_users
 from ...bundles.manifest import FileSpec, FormSpec, Id, Name, SegmentSpec, Size, TensorSpec
 from ...bundles.reader import Bundle, sha256_of, view
 from ...errors import BundleError
@@ -131,11 +130,11 @@ class Baked(BaseModel):
     @cached_property
     def computed(self) -> Layout:
         """Places of the kernels that are computed from tensors, in memory of their own."""
-        users: dict[str, set[str]] = defaultdict(set)
-        for name, stages in self.models.items():
-            for weight in (weight for stage in stages.values() for weight in stage.weights):
-                users[weight].add(name)
-        return computed_layout(self.forms, users)
+        weights = {
+            name: [weight for stage in stages.values() for weight in stage.weights]
+            for name, stages in self.models.items()
+        }
+        return computed_layout(self.forms, weight_users(weights))
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -150,7 +149,7 @@ class Baked(BaseModel):
 
     def bytes_of(self, weight: str) -> int:
         """Return the bytes that a weight takes in memory, whether it is a tensor or a computed kernel."""
-        return form_bytes(self.forms[weight]) if weight in self.forms else self.tensors[weight].length
+        return self.forms[weight].bytes if weight in self.forms else self.tensors[weight].length
 
     def weight(self, blob: NDArray[np.uint8], weight: str) -> NDArray[Any]:
         """Return a weight as an array: a view of the blob's bytes, or a kernel that is computed from them."""

@@ -176,11 +176,12 @@ class _Memory:
             return list(missing)
         found: list[str] = []
         if self._rule.ahead == "part":
-            specs = self._profile.segments
+            specs, absent = self._profile.segments, set(missing)
             for segment in sorted(missing, key=lambda name: (bool(specs[name].sources), -self._profile.load_ms(name))):
-                spec, absent = specs[segment], set(missing).difference(found)
+                spec = specs[segment]
                 if spec.bytes <= room and absent.isdisjoint(spec.sources):
                     found.append(segment)
+                    absent.discard(segment)
                     room -= spec.bytes
         return found
 

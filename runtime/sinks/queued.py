@@ -9,6 +9,7 @@ from time import monotonic
 
 from ...errors import first_line
 from .events import SinkEvent
+from .priority import step_back
 from .sink_counts import SinkCounts
 from .writer import RefusedError, Writer
 
@@ -153,6 +154,8 @@ class QueuedWriter:
 
     def _run(self) -> None:
         """Write events until the output's queue is finished and empty. Runs on its thread and raises nothing."""
+        if self.writer.polite:
+            step_back()
         self._keep_ready()
         while True:
             if batch := self._take():

@@ -13,7 +13,7 @@ from time import time
 
 from .run_info import utc_stamp
 from .sample_record import PICTURE_SUFFIX, RECORD_SUFFIX
-from .stamped_folder import StampedFolder
+from .stamped_folder import StampedFolder, put_whole
 
 __all__ = ["SampleFolder"]
 
@@ -75,8 +75,8 @@ class SampleFolder:
             if self._most is not None and size > self._most:
                 raise ValueError(f"a sample of {size} bytes is larger than all samples together may be, {self._most}")
             self._make_room(size)
-            _put(path, picture)
-            _put(beside, content)
+            put_whole(path, picture)
+            put_whole(beside, content)
         except BaseException:
             for each in (beside, path):
                 _remove(each)
@@ -92,14 +92,10 @@ class SampleFolder:
             too_old = oldest is not None and pair.at < oldest
             if not too_old and (self._most is None or self._bytes + room <= self._most):
                 return
-            # The record goes first: a record without its picture would be a damaged sample.
-            for suffix in (RECORD_SUFFIX, PICTURE_SUFFIX):
-                path = self.folder / f"{stem}{suffix}"
-                try:
-                    path.unlink(missing_ok=True)
-                except OSError as error:
-                    _log.warning("%s: cannot be deleted: %s", path, error.strerror)
-                    break
+            try:
+                self.remove(self.folder / f"{stem}{RECORD_SUFFIX}")
+            except OSError as error:
+                _log.warning("%s: cannot be deleted: %s", error.filename, error.strerror)
             else:
                 self._bytes -= pair.bytes
 
@@ -121,6 +117,7 @@ class SampleFolder:
         Raises:
             OSError: a file cannot be deleted.
         """
+        # A record without its picture would be a damaged sample.
         record.unlink(missing_ok=True)
         record.with_suffix(PICTURE_SUFFIX).unlink(missing_ok=True)
 
@@ -149,21 +146,6 @@ class SampleFolder:
                     elif _PART.fullmatch(entry.name) and time() - found.st_mtime > _PART_S:
                         _remove(Path(entry.path))
         return pairs
-
-
-def _put(path: Path, data: bytes) -> None:
-    """Write a file, which gets its name when it is whole, so that nobody sees half of it.
-
-    Raises:
-        OSError: the file cannot be written; no unfinished file is left.
-    """
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    except BaseException:
-        _remove(part)
-        raise
 
 
 def _remove(path: Path) -> None:

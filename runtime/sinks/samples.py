@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from threading import get_native_id
 
 import cv2
 import numpy as np
@@ -32,8 +29,6 @@ _PATIENCE = 0.25
 """Part of the time between two samples for which a frame that all queries of the feed have answered is waited for."""
 _MOST_NOTED = 256
 """Maximum number of frames of which it is remembered which queries have answered them."""
-_NICENESS = 10
-"""Nice value of the writer's thread, so that the models' threads get the processor first."""
 
 _Noted = tuple[str, frozenset[str]]
 """Id of the bundle that answered a frame, and the queries that did."""
@@ -51,13 +46,11 @@ class SampleWriter(Writer):
         queries: query -> its feed; the mapping may change while the run goes on.
         info: identification of the run.
         sampling: hook and upload, which only the user of the run can give.
-
-    Raises:
-        GemelError: the store to upload to cannot be used.
     """
 
     kinds = frozenset({"result", "frame"})
     pixels = True
+    polite = True
     depth = 8
     most_bytes = 128 << 20
     idle_every = 60.0
@@ -75,7 +68,6 @@ class SampleWriter(Writer):
         """Feed -> media time since which a sample of it is due, in seconds."""
         self._quiet: dict[str, tuple[float, float]] = {}
         """Feed -> media times in seconds between which none of its queries needs a sample."""
-        self._polite = False
         self._uploader = None if sampling.upload is None else Uploader(self._folder, sampling.upload)
 
     def wants(self, event: SinkEvent) -> bool:
@@ -94,10 +86,6 @@ class SampleWriter(Writer):
         return True
 
     def write(self, batch: deque[SinkEvent]) -> None:
-        if not self._polite:
-            self._polite = True
-            with contextlib.suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, get_native_id(), _NICENESS)
         event = batch[0]
         key = (event.frame.feed, event.frame.index)
         bundle, names = self._chosen[key]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from ...bundles.output_specs import SnapshotsSpec
 from ..decode.results import Class, Detection, Result, Segmentation, Text
 from .draw import Palette, annotate
 from .events import SinkEvent, wall_time
-from .stamped_folder import StampedFolder
+from .stamped_folder import StampedFolder, put_whole
 from .writer import Writer
 
 __all__ = ["SnapshotWriter", "event_labels"]
@@ -73,15 +72,11 @@ class SnapshotWriter(Writer):
         self._count += 1
         labels = event_labels(event.result, self._labels)
         path = self._folder.new("-".join((event.query, *labels)), time)
-        part = path.with_name(f".{path.name}.part")
         try:
-            # Renamed when it is whole, so that nobody sees half of a picture.
-            part.write_bytes(encoded.tobytes())
-            part.replace(path)
+            put_whole(path, encoded.tobytes())
         except BaseException:
-            for each in (part, path):
-                with contextlib.suppress(OSError):
-                    os.unlink(each)  # noqa: PTH108
+            with contextlib.suppress(OSError):
+                path.unlink()
             raise
         batch.popleft()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import logging
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from .run_info import utc_stamp
 
-__all__ = ["StampedFolder"]
+__all__ = ["StampedFolder", "put_whole"]
 
 _log = logging.getLogger(__name__)
 
@@ -126,6 +127,22 @@ class StampedFolder:
 
     def _stamped(self, name: str, at: float) -> Path:
         return self.folder / f"{_safe(name)}-{utc_stamp(at)}{self._suffix}"
+
+
+def put_whole(path: Path, data: bytes) -> None:
+    """Write a file, which gets its name when it is whole, so that nobody sees half of it.
+
+    Raises:
+        OSError: the file cannot be written; no unfinished file is left.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
 
 
 def _safe(name: str) -> str:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from threading import Condition, Thread, get_native_id
+from threading import Condition, Thread
 from time import monotonic
 from typing import Any
 
 from ...bundles.addresses import shown_server
 from ...errors import first_line
+from .priority import step_back
 from .sample_folder import SampleFolder
 from .sample_record import PICTURE_SUFFIX
 from .sink_counts import SinkCounts
@@ -27,8 +27,6 @@ _LOOK_EVERY_S = 60.0
 """Seconds after which the folder is looked at again, although no sample was announced."""
 _GRACE_S = 5.0
 """Maximum seconds to wait for an upload that is going on when the run ends."""
-_NICENESS = 10
-"""Amount by which the priority of the uploading thread is lower, on Linux."""
 
 
 class Uploader:
@@ -82,12 +80,11 @@ class Uploader:
 
     def _run(self) -> None:
         """Upload samples until the run ends. Runs on the uploader's thread and raises nothing."""
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, get_native_id(), _NICENESS)
+        step_back()
         pause, seen = _FIRST_PAUSE_S, set[Path]()
         while True:
             try:
-                seen = self._upload_all(seen)
+                self._upload_all(seen)
             except Exception as error:
                 # Stores raise exceptions of their own libraries, of no common class.
                 self._fail(error)
@@ -103,11 +100,11 @@ class Uploader:
                 if self._ending:
                     return
 
-    def _upload_all(self, seen: set[Path]) -> set[Path]:
-        """Upload every sample that is in the folder now, and count those that were deleted since ``seen`` was listed.
+    def _upload_all(self, seen: set[Path]) -> None:
+        """Upload every sample that is in the folder now, and count those that were deleted since the last call.
 
-        Returns:
-            The samples that still wait.
+        Args:
+            seen: samples that waited after the last call; in the end, those that wait now.
 
         Raises:
             Exception: the store does not take a sample now.
@@ -135,7 +132,6 @@ class Uploader:
                 self._written += sent
                 self._dropped += not sent
                 self._waiting -= 1
-        return seen
 
     def _send(self, files: list[tuple[Path, bytes]]) -> None:
         if self._store is None:

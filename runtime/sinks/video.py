@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from threading import get_native_id
 
 from ...bundles.output_specs import VideoSpec
 from ...frames.frame import Frame
@@ -20,9 +19,6 @@ from .stamped_folder import StampedFolder
 from .writer import Writer
 
 __all__ = ["VideoWriter"]
-
-_NICENESS = 10
-"""Nice value of the encoder's thread, so that the models' threads get the processor first."""
 
 
 @dataclass
@@ -51,6 +47,7 @@ class VideoWriter(Writer):
 
     kinds = frozenset({"frame"})
     pixels = True
+    polite = True
     depth = 32
     most_bytes = 256 << 20
 
@@ -59,13 +56,8 @@ class VideoWriter(Writer):
         self._colors = Palette(queries)
         self._folder = StampedFolder(Path(spec.folder), ".mp4", spec.keep)
         self._parts: dict[str, _Part] = {}
-        self._polite = False
 
     def write(self, batch: deque[SinkEvent]) -> None:
-        if not self._polite:
-            self._polite = True
-            with contextlib.suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, get_native_id(), _NICENESS)
         event = batch[0]
         try:
             self._write(event.frame, event.results)

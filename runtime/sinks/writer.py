@@ -27,6 +27,8 @@ class Writer:
     """Kinds of events that the writer takes."""
     pixels = False
     """Whether the writer needs the pixels of frames."""
+    polite = False
+    """Whether the writer takes much processor time, so that its thread gets a lower priority."""
     depth = 10_000
     """Maximum number of events that wait for the writer."""
     most_bytes = 64 << 20

@@ -18,6 +18,7 @@ from gemel.bundles.decode_specs import (
     DecodeSpec,
     EmbeddingDecode,
     FasterRcnnDecode,
+    GridDecode,
     SsdDecode,
     YoloDecode,
     YoloHead,
@@ -350,6 +351,20 @@ def test_embeddings_are_judged_by_how_they_differ_from_their_mean() -> None:
     # Lengths do not count if the query reports vectors of unit length.
     assert accuracy(made, (3 * teacher,), (teacher,), images(20)) == pytest.approx(1)
     assert accuracy(EmbeddingTask("door", unit=False), (3 * teacher,), (teacher,), images(20)) < 0.9
+
+
+@pytest.mark.parametrize("classes", [1, 4, 80])
+def test_every_class_counts_where_boxes_are_an_output_of_their_own(classes: int) -> None:
+    spec = GridDecode(classes=classes, output="scores", boxes="boxes", transposed=False, objectness=False)
+    made = task(spec, "scores", "boxes")
+    torch.manual_seed(0)
+    teacher = torch.rand(2, 10, classes), torch.rand(2, 10, 4)
+    assert float(made.distance(teacher, teacher)) == 0
+    changed = teacher[0].clone()
+    changed[..., 0] += 0.1
+    # All columns are scores: none of them counts only in proportion to the others.
+    wanted = 0.01 / teacher[0][..., 0].var(unbiased=False) / classes / 2
+    assert float(made.distance((changed, teacher[1]), teacher)) == pytest.approx(float(wanted), rel=1e-4)
 
 
 def test_a_batch_of_equal_frames_gives_no_wild_distance() -> None:
