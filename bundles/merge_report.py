@@ -8,19 +8,23 @@ workload, and ``gemel-compile`` copies it into the bundle. :func:`read_report` r
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from ..errors import WorkloadError
 from .manifest import Id
 from .reader import Bundle
+from .stage_specs import flat_name
 from .value import Value, problem
 
 __all__ = [
     "MERGE_REPORT",
+    "FormsReport",
+    "LayerReport",
     "MergeReport",
     "QueryReport",
+    "SavingParts",
     "SharedTensor",
     "TrialReport",
     "UseReport",
@@ -82,6 +86,52 @@ class SharedTensor(Value):
     uses: Annotated[tuple[UseReport, ...], Field(min_length=2)]
 
 
+class LayerReport(Value):
+    """Form of one parameter of one model: small integers times a scale, perhaps beside a base."""
+
+    model: str
+    """Name of the model: the name of the first query that uses the model."""
+    parameter: str
+    index: ByteCount
+    """Number ``n`` of the layer in the file of the forms, which has tensors ``n.codes`` and ``n.scale``."""
+    shape: tuple[Annotated[int, Field(ge=1)], ...]
+    """Shape of the parameter."""
+    kind: Literal["difference", "coded"]
+    """``coded``: the parameter is the codes times the scale. ``difference``: the base is added."""
+    bits: Literal[1, 2, 4, 8]
+    """Number of bits of one code."""
+    base: str | None = None
+    """``base.`` and the id of the base's tensor. The tensor is in the file of the forms under this name, or a model's
+    parameter holds it. None for a coded parameter."""
+
+
+class FormsReport(Value):
+    """Parameters of merged models that are kept as codes, and the file that has the codes."""
+
+    file: str
+    """Name of the safetensors file, in the folder of merge.json."""
+    layers: tuple[LayerReport, ...]
+
+    @field_validator("file")
+    @classmethod
+    def _inside(cls, value: str) -> str:
+        return flat_name(value)
+
+
+class SavingParts(Value):
+    """Parts of what a merge saves, as fractions of the bytes of convolutions and linear layers, from 0 to 1."""
+
+    sharing: float
+    """Fraction that is saved by sharing: tensors that several layers hold, and differences to common bases."""
+    compression: float
+    """Fraction that is saved by keeping tensors as codes of their own, on top of sharing."""
+    sharing_alone: float
+    """Largest fraction that the search found without codes of tensors' own, with every query at its target."""
+    compression_alone: float | None
+    """Fraction that codes of the original models' own weights would save, with every query at its target; None if the
+    search did not come to measure it."""
+
+
 class MergeReport(Value):
     """Content of merge.json. A field added in a later version needs a default, so that older files stay readable."""
 
@@ -106,6 +156,10 @@ class MergeReport(Value):
     queries: dict[str, QueryReport]
     trials: tuple[TrialReport, ...]
     shared: tuple[SharedTensor, ...]
+    forms: FormsReport | None = None
+    """Parameters that are kept as codes; None if there are none."""
+    parts: SavingParts | None = None
+    """Parts of the saving; None in files of earlier versions."""
 
 
 def read_report(path: Path) -> MergeReport:

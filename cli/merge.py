@@ -18,6 +18,7 @@ from .options import DebugOpt, WorkloadArg
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from ..bundles.merge_report import MergeReport
     from ..merging.merge import Listener
 
 __all__ = ["merge_command", "parse_budget"]
@@ -47,6 +48,13 @@ def merge_command(
             metavar="NAME",
         ),
     ] = "together",
+    differences: Annotated[
+        bool, typer.Option(help="Keep fine-tunes of one checkpoint as small differences to a common base.")
+    ] = True,
+    compress: Annotated[
+        bool, typer.Option(help="Keep weights of 4 or 8 bits, in place of float32, where every query allows it.")
+    ] = False,
+    retrain: Annotated[bool, typer.Option(help="Retrain models so that they share whole layers.")] = True,
     inside: Annotated[bool, typer.Option(help="Let layers inside one model share too.")] = True,
     folds: Annotated[
         int,
@@ -108,6 +116,9 @@ def merge_command(
             batch=batch,
             rate=rate,
             start=cast("Any", start),
+            differences=differences,
+            compress=compress,
+            retrain=retrain,
         ),
         definition=cast("Any", definition),
         seed=seed,
@@ -146,9 +157,26 @@ def merge_command(
         f"{report.original_bytes / 1e6:.2f} MB, merged {report.merged_bytes / 1e6:.2f} MB:"
         f" {report.saving:.1%} saved, of {report.potential:.1%} that models could share with each other",
     )
+    for line in _describe_parts(report):
+        print_stage(console, "saving", line)
     if not report.finished:
         console.print("time is up; --resume goes on with a larger --budget")
     console.print(escape(f"Next: gemel-compile {output}/workload.yaml -o bundle/"), soft_wrap=True)
+
+
+def _describe_parts(report: MergeReport) -> list[str]:
+    """Return lines that say which part of a saving is sharing, which is compression, and what either alone gives."""
+    parts = report.parts
+    if parts is None:
+        return []
+    lines = [
+        f"of the bytes of convolutions and linear layers: {parts.sharing:.1%} by sharing, {parts.compression:.1%} by"
+        f" compression; sharing alone {parts.sharing_alone:.1%}, compression alone"
+        f" {'not measured' if parts.compression_alone is None else format(parts.compression_alone, '.1%')}"
+    ]
+    if parts.compression_alone is not None and parts.compression_alone > report.layer_saving:
+        lines.append("compression alone saves more than this merge: try --compress, or gemel-compile --precision int8")
+    return lines
 
 
 def parse_budget(text: str) -> float:
@@ -187,6 +215,9 @@ def _listener(bar: Progress, stop: Stop) -> Listener:
 
         def left_out(self, model: str, error: Exception) -> None:
             say("model", f"{model} stays as it is: {error}")
+
+        def fine_tunes(self, models: Any) -> None:
+            say("family", models.description)
 
         def trial(self, trial: Any) -> None:
             stop.check()

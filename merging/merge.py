@@ -4,35 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import monotonic
 
 import torch
-from safetensors.torch import save
 
 from ..bundles.merge_report import MergeReport
 from ..errors import InputError, RetrainError, first_line
-from ..workload.document.paths import locate
 from ..workload.document.schema import Workload
-from ..workload.models.factory import read_state
-from ..workload.models.identity import models_of
+from .forms.fine_tunes import FineTunes
 from .layers.layers import Definition
 from .layers.problem import Problem
-from .models.networks import Network, each_network
-from .models.onnx_models import cut_onnx, onnx_bytes
+from .models.networks import each_network
+from .output.disk_journal import DiskJournal
 from .output.modules import imported_beside, modules_beside
-from .output.report import Reporter, merged_workload
+from .output.report import Reporter
 from .output.store import Store
+from .search.find_forms import find_forms
 from .search.search import Found, Job, search
 from .strategies import SearchSettings, Strategy, Verdict, strategy
+from .strategies.cheapest_forms import with_forms
 from .training.start import is_narrow
-from .training.subjects import State, Subject, subject_of
+from .training.subjects import Subject, subject_of
 from .training.training import GLANCE, TrainingProgress
 from .training.trial import STATISTICS_IMAGES, Outcome, Trial, TrialRunner, some
 
-__all__ = ["Listener", "MergeOptions", "build_subjects", "merge_workload", "weight_file"]
+__all__ = ["Listener", "MergeOptions", "build_subjects", "device_of", "merge_workload"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,9 @@ class Listener:
 
     def left_out(self, model: str, error: RetrainError) -> None:
         """Handle a model that keeps its weights because it cannot be retrained; the error says why."""
+
+    def fine_tunes(self, models: FineTunes) -> None:
+        """Handle a set of models that were found to be fine-tunes of one checkpoint."""
 
     def trial(self, trial: Trial) -> None:
         """Handle the start of a trial, which applies one sharing map and measures the accuracies."""
@@ -97,7 +99,7 @@ def merge_workload(
     """
     options, listener = options or MergeOptions(), listener or Listener()
     deadline = monotonic() + options.budget if options.budget is not None else math.inf
-    device = _device(options.device)
+    device = device_of(options.device)
     plan = strategy(options.strategy)
     with Store(Path(output), _header(workload, options), resume=options.resume) as store:
         try:
@@ -127,12 +129,13 @@ def _merge(
         {query.name: query.target for query in workload.queries},
     )
     originals = {name: subject.state() for name, subject in subjects.items()}
-    journal = _DiskJournal(workload, store, subjects, Reporter(problem, subjects, options.strategy), listener)
+    costs = find_forms(workload, subjects, listener.fine_tunes, differences=options.settings.differences)
+    journal = DiskJournal(workload, store, subjects, Reporter(problem, subjects, options.strategy), listener.verdict)
     store.place(modules_beside(workload))
     if not store.replaying:
         # Write the unmerged workload first, so that the folder is usable even if no trial succeeds.
         journal.commit(Found(originals), finished=False)
-    steps = plan(problem, options.settings)
+    steps = with_forms(plan, problem, options.settings, costs)
     if options.ray is not None:
         from .search.cluster import Cluster
 
@@ -189,7 +192,7 @@ def build_subjects(
     return subjects
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
     """Return the PyTorch device that a ``--device`` value names; raise InputError for an unknown or missing device."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -210,91 +213,3 @@ def _header(workload: Workload, options: MergeOptions) -> dict[str, object]:
         "seed": options.seed,
         **asdict(options.settings),
     }
-
-
-def weight_file(network: Network, state: State, root: Path) -> tuple[bytes, str]:
-    """Return content and suffix of a model's weight file: safetensors, or onnx for a model from an ONNX file.
-
-    Args:
-        network: the model.
-        state: new weights of the model.
-        root: folder that the workload's paths are relative to.
-    """
-    query = network.queries[0]
-    if query.model.onnx is None:
-        return save(state), "safetensors"
-    source = locate(query.model.onnx, root, f"query {query.name}: onnx")
-    return onnx_bytes(source, state, query.model.input), "onnx"
-
-
-class _DiskJournal:
-    """Search :class:`.Journal` on disk that also writes the report and a usable workload after each batch of trials."""
-
-    def __init__(
-        self,
-        workload: Workload,
-        store: Store,
-        subjects: Mapping[str, Subject],
-        reporter: Reporter,
-        listener: Listener,
-    ) -> None:
-        self._workload, self._store, self._subjects = workload, store, subjects
-        self._reporter, self._listener = reporter, listener
-        self._replayed = store.replaying
-        self._files: dict[str, tuple[State, str]] = {}
-
-    def recall(self, trials: Sequence[Trial]) -> list[Outcome] | None:
-        """Return the recorded outcomes of a batch of trials, or None if the batch has not run yet."""
-        return self._store.recall(trials)
-
-    def restore(self, found: Found) -> tuple[dict[str, State], dict[str, State]] | None:
-        """Return, once all batches of an interrupted search are recalled, its committed and last trained weights."""
-        if not self._replayed:
-            return None
-        self._replayed = False
-        files = self._store.weights
-        return {name: self._read(name, files[name]) for name in found.sharing.models}, self._store.last_states()
-
-    def record(self, verdicts: Sequence[Verdict], found: Found, last: Mapping[str, State]) -> None:
-        """Write a batch of verdicts, the report and the workload to disk, then call the listener for each verdict."""
-        self._store.record(verdicts, last, self._contents(found))
-        report = self.commit(found, finished=False)
-        for verdict in verdicts:
-            self._listener.verdict(verdict, report)
-
-    def commit(self, found: Found, *, finished: bool) -> MergeReport:
-        """Write the merged weights, the report and the workload to disk and return the report."""
-        report = self._reporter.report(found, finished=finished)
-        files = self._contents(found)
-        names = {name: f"weights/{file}" for name, (file, _) in files.items()}
-        workload = merged_workload(self._workload, names, models_of(self._workload), self._store.output)
-        self._store.commit(dict(files.values()), report, workload)
-        return report
-
-    def _contents(self, found: Found) -> dict[str, tuple[str, bytes | None]]:
-        """Return merged model -> (weight file name, content); content is None if an earlier call returned it."""
-        files: dict[str, tuple[str, bytes | None]] = {}
-        for name in sorted(found.sharing.models):
-            state, known = found.states[name], self._files.get(name)
-            if known is not None and known[0] is state:
-                files[name] = known[1], None
-            else:
-                files[name] = file, _ = self._file(name, state)
-                self._files[name] = state, file
-        return files
-
-    def _file(self, name: str, state: State) -> tuple[str, bytes]:
-        """Return the name and the content of a model's weight file; the name contains a hash of the content."""
-        content, suffix = weight_file(self._subjects[name].network, state, self._workload.root)
-        digest = hashlib.sha256(content).hexdigest()[:8]
-        return f"{name}-{digest}.{suffix}", content
-
-    def _read(self, name: str, path: Path) -> State:
-        """Read a model's weights from a weight file with the content that :meth:`_file` makes."""
-        query = self._subjects[name].network.queries[0]
-        if query.model.onnx is None:
-            return read_state(path)
-        model = query.model.model_copy(update={"onnx": str(path)})
-        query = query.model_copy(update={"model": model})
-        state = Network(name, (query,), cut_onnx(query, self._workload.root)).module.state_dict()
-        return {key: value.clone() for key, value in state.items()}

@@ -10,15 +10,26 @@ from pathlib import Path
 import yaml
 
 from ...bundles.blob import tensor_id
-from ...bundles.merge_report import MergeReport, QueryReport, SharedTensor, TrialReport, UseReport
+from ...bundles.merge_report import (
+    FormsReport,
+    MergeReport,
+    QueryReport,
+    SavingParts,
+    SharedTensor,
+    TrialReport,
+    UseReport,
+)
 from ...frames.reference import is_local_file
 from ...workload.document.schema import Workload
 from ...workload.models.identity import PRETRAINED_FOLDER
+from ..forms.form_map import FormMap, saved_bytes
+from ..forms.quantize import Coded
 from ..layers.groups import ratio
 from ..layers.problem import Problem, pair_layers
+from ..layers.sharing import SharingMap, Use
 from ..search.search import Found
 from ..training.subjects import Subject
-from .footprint import bundle_bytes, held_by
+from .footprint import StoredForm, bundle_bytes, held_by
 
 __all__ = ["Reporter", "merged_workload"]
 
@@ -37,7 +48,14 @@ class Reporter:
         self._original = sum(bundle_bytes([held_by(subject)]) for subject in subjects.values())
         self._least = _least_bytes(problem, subjects)
 
-    def report(self, found: Found, *, finished: bool) -> MergeReport:
+    def report(
+        self,
+        found: Found,
+        *,
+        finished: bool,
+        codes: Mapping[Use, Coded] | None = None,
+        forms: FormsReport | None = None,
+    ) -> MergeReport:
         """Return a report on a search, which may be still going on.
 
         ``original_bytes`` and ``merged_bytes`` count what bundles hold (:mod:`.footprint`): the sum of one bundle per
@@ -48,9 +66,14 @@ class Reporter:
         Args:
             found: state of the search.
             finished: whether the search has come to its end.
+            codes: codes of all weights that are kept as codes.
+            forms: entry of these weights in the report.
         """
         problem, subjects = self._problem, self._subjects
-        merged = bundle_bytes(held_by(subject, found.states[name]) for name, subject in subjects.items())
+        stored = _stored_forms(found.forms, codes or {}, subjects)
+        merged = bundle_bytes(
+            held_by(subject, found.states[name], stored.get(name)) for name, subject in subjects.items()
+        )
         layers = sum(layer.bytes for part in problem.layers.values() for layer in part)
         return MergeReport(
             strategy=self._strategy,
@@ -59,20 +82,62 @@ class Reporter:
             merged_bytes=merged,
             layer_bytes=layers,
             saving=ratio(self._original - merged, self._original),
-            layer_saving=ratio(problem.saved(found.sharing), layers),
+            layer_saving=ratio(saved_bytes(problem, found.sharing, found.forms), layers),
             potential=ratio(self._original - self._least, self._original),
             finished=finished,
             queries=dict(_query_reports(subjects, found)),
             trials=tuple(_trial_reports(problem, found)),
             shared=tuple(_shared_tensors(problem, found)),
+            forms=forms,
+            parts=_saving_parts(problem, found),
         )
 
 
+def _stored_forms(
+    forms: FormMap, codes: Mapping[Use, Coded], subjects: Mapping[str, Subject]
+) -> dict[str, dict[str, StoredForm]]:
+    """Return model -> name in the state dict -> what a bundle holds of the kernel, for kernels kept as codes."""
+    found: dict[str, dict[str, StoredForm]] = {}
+    for use, form in forms.forms:
+        if form.bits:
+            base = subjects[use.model].bases[form.base] if form.base is not None else None
+            found.setdefault(use.model, {})[use.parameter] = StoredForm(codes[use], base)
+    return found
+
+
+def _saving_parts(problem: Problem, found: Found) -> SavingParts:
+    """Return what sharing and compression save of a merge's layers, together and alone."""
+    total = saved_bytes(problem, found.sharing, found.forms)
+    sharing = saved_bytes(problem, found.sharing, found.forms.differences)
+    alone = [
+        saved_bytes(problem, verdict.sharing, verdict.forms.differences)
+        for verdict in found.verdicts
+        if verdict.accepted
+    ]
+    # Codes of original weights are measured one model at a time; the best of each model add up.
+    measured = [
+        verdict
+        for verdict in found.verdicts
+        if verdict.trial.measure and verdict.trial.forms.own == verdict.trial.forms
+    ]
+    best = dict[str, int]()
+    for verdict in measured:
+        if verdict.trial.base == "original" and verdict.outcome.met:
+            (name,) = verdict.trial.learners
+            best[name] = max(best.get(name, 0), saved_bytes(problem, SharingMap(), verdict.trial.forms))
+    return SavingParts(
+        sharing=ratio(sharing, problem.bytes),
+        compression=ratio(total - sharing, problem.bytes),
+        sharing_alone=ratio(max([sharing, *alone]), problem.bytes),
+        compression_alone=ratio(sum(best.values()), problem.bytes) if measured else None,
+    )
+
+
 def _query_reports(subjects: Mapping[str, Subject], found: Found) -> Iterator[tuple[str, QueryReport]]:
-    """Yield each query's name and report. A query whose model shares no weights gets its original accuracy."""
+    """Yield each query's name and report. A query whose model keeps its weights gets its original accuracy."""
     for name, subject in subjects.items():
         for held in subject.held:
-            merged = name in found.sharing.models
+            merged = name in found.models
             reached = found.accuracies[held.query.name] if merged else held.original
             yield (
                 held.query.name,
@@ -107,13 +172,13 @@ def _trial_reports(problem: Problem, found: Found) -> Iterator[TrialReport]:
             samples=verdict.outcome.samples,
             accuracies=verdict.outcome.accuracies,
             ended=verdict.outcome.ended,
-            saved_bytes=problem.saved(verdict.sharing),
+            saved_bytes=saved_bytes(problem, verdict.sharing, verdict.forms),
         )
 
 
 def _shared_tensors(problem: Problem, found: Found) -> Iterator[SharedTensor]:
     """Yield a report on each tensor that several layer weights share."""
-    for slot in found.sharing.slots:
+    for slot in (*found.sharing.slots, *found.forms.slots):
         value = found.states[slot[0].model][slot[0].parameter]
         uses = tuple(UseReport(query=use.model, parameter=use.parameter) for use in slot)
         yield SharedTensor(tensor=tensor_id(value.numpy()), bytes=problem.size(slot[0]), uses=uses)
@@ -129,6 +194,8 @@ def merged_workload(workload: Workload, files: Mapping[str, str], model_of: Mapp
         output: folder of the merged workload.yaml; relative paths are rewritten so that they start from this folder.
     """
     content = workload.model_dump(mode="json", exclude_unset=True)
+    if workload.base is not None:
+        content["base"] = _rebase(workload.base, workload.root, output)
     for feed in content["feeds"].values():
         # A source that still begins with a variable is a camera's address, which is filled in where the bundle runs.
         if is_local_file(feed["source"]) and not feed["source"].startswith("${"):
@@ -140,6 +207,8 @@ def merged_workload(workload: Workload, files: Mapping[str, str], model_of: Mapp
             model[field] = file
         elif (reference := getattr(query.model, field)) is not None:
             model[field] = _rebase(reference, workload.root, output)
+        if query.model.base is not None:
+            model["base"] = _rebase(query.model.base, workload.root, output)
         folder = (model.get("args") or {}).get(PRETRAINED_FOLDER)
         if isinstance(folder, str) and (workload.root / Path(folder).expanduser()).is_dir():
             model["args"][PRETRAINED_FOLDER] = _rebase(folder, workload.root, output)

@@ -11,11 +11,14 @@ from typing import Protocol
 import torch
 
 from ...errors import GemelError
+from ..forms.form_map import NO_FORMS, FormMap, saved_bytes
+from ..forms.quantize import Coded
 from ..layers.problem import Problem
-from ..layers.sharing import SharingMap
+from ..layers.sharing import SharingMap, Use
 from ..strategies import Search, Verdict
 from ..training.subjects import State
 from ..training.trial import Outcome, Trial
+from .skipped import useful_trials, with_skipped
 
 __all__ = ["Executor", "Found", "Job", "Journal", "kept", "search"]
 
@@ -84,6 +87,15 @@ class Found:
     """Number of images that models were trained on, summed over models, steps and trials."""
     verdicts: list[Verdict] = field(default_factory=list)
     """Verdicts on all trials, in the order of the search, without weights."""
+    forms: FormMap = NO_FORMS
+    """Forms of weights that the search has committed so far."""
+    codes: dict[Use, Coded] = field(default_factory=dict)
+    """Weight -> codes of its committed form. Codes of trials that a journal recalled are missing."""
+
+    @property
+    def models(self) -> frozenset[str]:
+        """Names of the models whose weights are not those before the merge, because they share or have forms."""
+        return self.sharing.models | self.forms.models
 
 
 @dataclass
@@ -129,7 +141,9 @@ def search(
         outcomes = known
         if outcomes is None and monotonic() <= deadline:
             _restore(found, last, journal)
-            outcomes = execute([_job(trial, found, last) for trial in trials])
+            useful = useful_trials(trials, problem, found.sharing, found.forms)
+            done = execute([_job(trial, found, last, originals) for trial in useful]) if useful else ()
+            outcomes = with_skipped(trials, useful, done, problem)
         if outcomes is None:
             # Discard a batch without all of its outcomes: the strategy decides on the whole batch.
             strategy.close()
@@ -150,9 +164,10 @@ def _ask(strategy: Search, verdicts: Sequence[Verdict] | None) -> Sequence[Trial
         return None
 
 
-def _job(trial: Trial, found: Found, last: _Last) -> Job:
-    """Return the job for a trial, with the committed weights or the weights after the last trial that trained."""
-    return Job(trial, found.states if trial.base == "committed" else last.states, found.sharing)
+def _job(trial: Trial, found: Found, last: _Last, originals: Mapping[str, State]) -> Job:
+    """Return the job for a trial, with the weights that the trial starts from."""
+    states = {"committed": found.states, "last": last.states, "original": originals}
+    return Job(trial, states[trial.base], found.sharing)
 
 
 def _restore(found: Found, last: _Last, journal: Journal) -> None:
@@ -210,7 +225,7 @@ def _settle(
         if verdict.accepted:
             changed |= touched
         # Committed weights are in ``found``; the weights of every trial would fill the memory.
-        verdict = replace(verdict, outcome=replace(outcome, states={}))
+        verdict = replace(verdict, outcome=replace(outcome, states={}, codes={}), forms=found.forms)
         verdicts.append(verdict)
         found.verdicts.append(verdict)
         found.samples += outcome.samples
@@ -231,8 +246,10 @@ def _judge(trial: Trial, outcome: Outcome, problem: Problem, found: Found, last:
     """Commit a trial's sharing between the models that reach their goals, if it saves more bytes; return the verdict.
 
     A further round of the same training with the same sharing is committed, too, if accuracies improve. A trial without
-    training is committed as a whole or not at all.
+    training is committed as a whole or not at all. Models that get new weights lose the forms that they had.
     """
+    if trial.measure:
+        return Verdict(trial, outcome, False, found.sharing)
     if trial.recipe is None:
         if outcome.met < trial.learners:
             return Verdict(trial, outcome, False, found.sharing)
@@ -240,13 +257,16 @@ def _judge(trial: Trial, outcome: Outcome, problem: Problem, found: Found, last:
     sharing = kept(trial.sharing, found.sharing, last.met)
     if sharing is None:
         return Verdict(trial, outcome, False, found.sharing)
-    touched = frozenset(sharing.models) & last.met
+    touched = (frozenset(sharing.models) | trial.forms.models) & last.met
+    forms = found.forms.without(touched).joined(trial.forms.of(touched))
     # Models that miss their goals go back to their earlier weights, and so to their earlier accuracies.
     queries = {query for name in touched for query in problem.queries.get(name, (name,))}
     accuracies = {query: value for query, value in last.accuracies.items() if query in queries}
-    accepted = problem.saved(sharing) > problem.saved(found.sharing)
+    accepted = saved_bytes(problem, sharing, forms) > saved_bytes(problem, found.sharing, found.forms)
     if accepted or (trial.base == "last" and sharing == found.sharing and _better(accuracies, found.accuracies)):
-        found.sharing = sharing
+        found.sharing, found.forms = sharing, forms
+        codes = found.codes | {use: each for use, each in outcome.codes.items() if use.model in touched}
+        found.codes = {use: each for use, each in codes.items() if use in forms.uses}
         found.states |= {name: last.states[name] for name in touched}
         found.accuracies |= accuracies
     return Verdict(trial, outcome, accepted, found.sharing)

@@ -12,6 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..forms.apply import FormCoder
+from ..forms.form_map import NO_FORMS, FormMap
+from ..forms.quantize import Coded
 from ..layers.sharing import SharingMap, Slot, Use, bind, own_parameters, release
 from .align import align
 from .goals import reached
@@ -63,8 +66,12 @@ class Trial:
     start: Start = Start()
     recipe: Recipe | None = None
     """Settings of the retraining; None evaluates the starting weights without training."""
-    base: Literal["committed", "last"] = "committed"
-    """Weights that the trial starts from: those of the last commit, or those after the last trial that trained."""
+    base: Literal["committed", "last", "original"] = "committed"
+    """Weights that the trial starts from: of the last commit, after the last trial that trained, or before merging."""
+    forms: FormMap = NO_FORMS
+    """Forms that weights of the learners get, after the starting weights are set."""
+    measure: bool = False
+    """Whether the trial only measures. Its result is then never committed."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,8 @@ class Outcome:
     nothing was trained."""
     states: dict[str, State] = field(default_factory=dict)
     """Model name -> weights after the trial, for the trial's learners (models to retrain); empty after a failure."""
+    codes: dict[Use, Coded] = field(default_factory=dict)
+    """Weight -> codes of its form, for the forms of the trial; empty if the trial only measures."""
 
 
 class TrialRunner:
@@ -141,7 +150,7 @@ class TrialRunner:
         learners = {name: self.subjects[name] for name in sorted(trial.learners)}
         for name, subject in self.subjects.items():
             subject.restore(states[name])
-        self._begin(trial, learners, shared)
+        coder = self._begin(trial, learners, shared)
         accuracies = accuracies_of(learners.values(), GLANCE if trial.recipe is not None else GLANCE // 2)
         if _met(learners, accuracies) == trial.learners:
             accuracies = accuracies_of(learners.values())
@@ -150,7 +159,7 @@ class TrialRunner:
         strained: dict[Use, float] = {}
         if trial.recipe is not None and not reached(learners.values(), accuracies, trial.recipe.spare):
             result = retrain(
-                self.subjects, trial.learners, trial.recipe, seed=self._seed, deadline=deadline, watch=watch
+                self.subjects, trial.learners, trial.recipe, coder, seed=self._seed, deadline=deadline, watch=watch
             )
             samples, ended = result.samples, result.trouble or result.ended
             if result.trouble:
@@ -165,12 +174,18 @@ class TrialRunner:
             if met < trial.learners:
                 for subject in learners.values():
                     strained |= strain(subject, trial.sharing, seed=self._seed)
-        found = {name: subject.state() for name, subject in learners.items()}
         relative = _relative(learners, accuracies)
-        return Outcome(accuracies, relative, met, samples, monotonic() - began, ended, strained, found)
+        if trial.measure:
+            return Outcome(accuracies, relative, met, samples, monotonic() - began, ended, strained)
+        found = {name: subject.state() for name, subject in learners.items()}
+        return Outcome(accuracies, relative, met, samples, monotonic() - began, ended, strained, found, coder.codes)
 
-    def _begin(self, trial: Trial, learners: Mapping[str, Subject], shared: SharingMap) -> None:
-        """Set the starting weights of a trial, and bind the layer weights that share a tensor to one parameter."""
+    def _begin(self, trial: Trial, learners: Mapping[str, Subject], shared: SharingMap) -> FormCoder:
+        """Set the starting weights of a trial, and bind the layer weights that share a tensor to one parameter.
+
+        Returns:
+            The weights that the trial gives a form.
+        """
         known = set(shared.slots)
         new = [slot for slot in trial.sharing.slots if slot not in known]
         start = trial.start
@@ -195,6 +210,8 @@ class TrialRunner:
                 images = min(fitting(_HEAD_IMAGES // part, subject.train), len(subject.train))
                 rows = _HEAD_ROWS // math.ceil(images / fitting(_START_BATCH, subject.train))
                 refit_heads(subject, some(subject, _HEAD_IMAGES // part, self._seed), rows)
+        bases = {key: base for subject in learners.values() for key, base in subject.bases.items()}
+        return FormCoder(self._modules, trial.forms, bases)
 
     def _align(self, slots: Sequence[Slot], order: Sequence[str], fixed: frozenset[str]) -> None:
         """Align the channels of each model with the models before it, in place.

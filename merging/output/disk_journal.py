@@ -1,0 +1,149 @@
+"""Journal of a search on disk, with the weights, the report and the merged workload that belong to each batch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from safetensors.torch import save
+from torch import Tensor
+
+from ...bundles.merge_report import FormsReport, MergeReport
+from ...workload.document.paths import locate
+from ...workload.document.schema import Workload
+from ...workload.models.factory import read_state
+from ...workload.models.identity import models_of
+from ..forms.form_map import FormMap
+from ..forms.quantize import Coded
+from ..layers.sharing import Use
+from ..models.networks import Network
+from ..models.onnx_models import cut_onnx, onnx_bytes
+from ..search.search import Found
+from ..strategies import Verdict
+from ..training.subjects import State, Subject
+from ..training.trial import Outcome, Trial
+from .forms_file import forms_file, read_codes
+from .report import Reporter, merged_workload
+from .store import Store
+
+__all__ = ["DiskJournal", "weight_file"]
+
+
+def weight_file(network: Network, state: State, root: Path) -> tuple[bytes, str]:
+    """Return content and suffix of a model's weight file: safetensors, or onnx for a model from an ONNX file.
+
+    Args:
+        network: the model.
+        state: new weights of the model.
+        root: folder that the workload's paths are relative to.
+    """
+    query = network.queries[0]
+    if query.model.onnx is None:
+        return save(state), "safetensors"
+    source = locate(query.model.onnx, root, f"query {query.name}: onnx")
+    return onnx_bytes(source, state, query.model.input), "onnx"
+
+
+class DiskJournal:
+    """Search :class:`.Journal` on disk that also writes the report and a usable workload after each batch of trials.
+
+    Args:
+        workload: the workload whose models are merged.
+        store: folder of the merge.
+        subjects: the models, by name.
+        reporter: maker of the report.
+        settled: function called after each trial with the verdict and the report.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        store: Store,
+        subjects: Mapping[str, Subject],
+        reporter: Reporter,
+        settled: Callable[[Verdict, MergeReport], None],
+    ) -> None:
+        self._workload, self._store, self._subjects = workload, store, subjects
+        self._reporter, self._settled = reporter, settled
+        self._replayed = store.replaying
+        self._files: dict[str, tuple[State, str]] = {}
+        self._codes: dict[Use, Coded] = {}
+        self._forms: tuple[FormMap, FormsReport | None] = FormMap(), None
+        self._bases: dict[str, Tensor] = {}
+        for subject in subjects.values():
+            self._bases |= subject.bases
+
+    def recall(self, trials: Sequence[Trial]) -> list[Outcome] | None:
+        """Return the recorded outcomes of a batch of trials, or None if the batch has not run yet."""
+        return self._store.recall(trials)
+
+    def restore(self, found: Found) -> tuple[dict[str, State], dict[str, State]] | None:
+        """Return, once all batches of an interrupted search are recalled, its committed and last trained weights."""
+        if not self._replayed:
+            return None
+        self._replayed = False
+        files, forms = self._store.weights, self._store.forms
+        if forms is not None:
+            self._codes = read_codes(self._store.output / forms.file, forms.layers)
+        return {name: self._read(name, files[name]) for name in found.models}, self._store.last_states()
+
+    def record(self, verdicts: Sequence[Verdict], found: Found, last: Mapping[str, State]) -> None:
+        """Write a batch of verdicts, the report and the workload to disk, then call ``settled`` for each verdict."""
+        self._store.record(verdicts, last, self._contents(found), self._place_forms(found))
+        report = self.commit(found, finished=False)
+        for verdict in verdicts:
+            self._settled(verdict, report)
+
+    def commit(self, found: Found, *, finished: bool) -> MergeReport:
+        """Write the merged weights, the report and the workload to disk and return the report."""
+        forms = self._place_forms(found)
+        report = self._reporter.report(found, finished=finished, codes=self._codes, forms=forms)
+        files = self._contents(found)
+        names = {name: f"weights/{file}" for name, (file, _) in files.items()}
+        workload = merged_workload(self._workload, names, models_of(self._workload), self._store.output)
+        self._store.commit(dict(files.values()), report, workload)
+        return report
+
+    def _contents(self, found: Found) -> dict[str, tuple[str, bytes | None]]:
+        """Return merged model -> (weight file name, content); content is None if an earlier call returned it."""
+        files: dict[str, tuple[str, bytes | None]] = {}
+        for name in sorted(found.models):
+            state, known = found.states[name], self._files.get(name)
+            if known is not None and known[0] is state:
+                files[name] = known[1], None
+            else:
+                files[name] = file, _ = self._file(name, state)
+                self._files[name] = state, file
+        return files
+
+    def _place_forms(self, found: Found) -> FormsReport | None:
+        """Write the file of codes that belongs to a search's state, and return its entry in merge.json."""
+        known, report = self._forms
+        if known is not found.forms:
+            self._codes = {
+                use: found.codes.get(use) or self._codes[use] for use, form in found.forms.forms if form.bits
+            }
+            made = forms_file(found.forms, self._codes, found.states, self._bases)
+            report = None
+            if made is not None:
+                content, report = made
+                self._store.place({report.file: content})
+            self._forms = found.forms, report
+        return report
+
+    def _file(self, name: str, state: State) -> tuple[str, bytes]:
+        """Return the name and the content of a model's weight file; the name contains a hash of the content."""
+        content, suffix = weight_file(self._subjects[name].network, state, self._workload.root)
+        digest = hashlib.sha256(content).hexdigest()[:8]
+        return f"{name}-{digest}.{suffix}", content
+
+    def _read(self, name: str, path: Path) -> State:
+        """Read a model's weights from a weight file with the content that :meth:`_file` makes."""
+        query = self._subjects[name].network.queries[0]
+        if query.model.onnx is None:
+            return read_state(path)
+        model = query.model.model_copy(update={"onnx": str(path)})
+        query = query.model_copy(update={"model": model})
+        state = Network(name, (query,), cut_onnx(query, self._workload.root)).module.state_dict()
+        return {key: value.clone() for key, value in state.items()}
