@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from gemel.errors import DataError
+from gemel.merging.forms.form_map import Form, FormMap
+from gemel.merging.forms.quantize import materialize
 from gemel.merging.layers.sharing import SharingMap, Use
 from gemel.merging.training import trial as trials
 from gemel.merging.training.subjects import Subject
@@ -88,6 +90,32 @@ def test_trials_leave_nothing_behind(kind: Any, subjects: dict[str, Subject]) ->
         runner(tried, originals, SharingMap(), watch=stop)
     torch.rand(7)
     assert equal(runner(tried, originals, SharingMap()), first)
+
+
+def test_a_trial_with_forms_reports_weights_and_codes_that_agree(subjects: dict[str, Subject]) -> None:
+    originals = states(subjects)
+    base = {"base": originals["a"]["conv2.weight"] + 0.01}
+    for each in subjects.values():
+        each.bases = base
+    use = Use("b", "conv2.weight")
+    forms = FormMap().joined({use: Form(2, "base")})
+    for recipe in (None, Recipe(4, batch=32, checks=0)):
+        wanted = Trial("test", SharingMap(), frozenset("b"), Start("keep"), recipe, forms=forms)
+        outcome = TrialRunner(subjects)(wanted, originals, SharingMap())
+        coded = outcome.codes[use]
+        assert torch.equal(outcome.states["b"]["conv2.weight"], materialize(coded, base["base"]))
+        assert torch.equal(outcome.states["b"]["conv1.weight"], originals["b"]["conv1.weight"]) is (recipe is None)
+    # Training moved the plain weight, not only the others.
+    untrained = TrialRunner(subjects)(replace(wanted, recipe=None), originals, SharingMap())
+    assert not torch.equal(untrained.codes[use].scale, coded.scale)
+
+
+def test_a_trial_that_only_measures_returns_no_weights(subjects: dict[str, Subject]) -> None:
+    wanted = Trial("test", SharingMap(), frozenset("b"), Start("keep"), measure=True)
+    outcome = TrialRunner(subjects)(wanted, states(subjects), SharingMap())
+    assert outcome.states == {}
+    assert outcome.codes == {}
+    assert outcome.relative == {"b": 1.0}
 
 
 def stop(progress: TrainingProgress) -> None:
