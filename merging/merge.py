@@ -129,13 +129,16 @@ def _merge(
         {query.name: query.target for query in workload.queries},
     )
     originals = {name: subject.state() for name, subject in subjects.items()}
-    costs = find_forms(workload, subjects, listener.fine_tunes, differences=options.settings.differences)
+    settings = options.settings
+    costs = find_forms(
+        workload, subjects, listener.fine_tunes, differences=settings.differences, compress=settings.compress
+    )
     journal = DiskJournal(workload, store, subjects, Reporter(problem, subjects, options.strategy), listener.verdict)
     store.place(modules_beside(workload))
     if not store.replaying:
         # Write the unmerged workload first, so that the folder is usable even if no trial succeeds.
         journal.commit(Found(originals), finished=False)
-    steps = with_forms(plan, problem, options.settings, costs)
+    steps = with_forms(plan, problem, settings, costs)
     if options.ray is not None:
         from .search.cluster import Cluster
 

@@ -117,7 +117,7 @@ def materialize(coded: Coded, base: Tensor | None = None) -> Tensor:
 
 
 def relative_error(found: Tensor, wanted: Tensor, importance: Tensor | None = None) -> float:
-    """Return the norm of ``found - wanted`` divided by the norm of ``wanted``; 0 if both are 0.
+    """Return the norm of ``found - wanted`` divided by the norm of ``wanted``; 1 if only the latter is 0.
 
     Args:
         found: values to judge.
@@ -127,7 +127,7 @@ def relative_error(found: Tensor, wanted: Tensor, importance: Tensor | None = No
     weight = torch.ones(()) if importance is None else importance
     error = float((weight * (found - wanted).double().square()).sum())
     whole = float((weight * wanted.double().square()).sum())
-    return math.sqrt(error / whole) if whole else (math.inf if error else 0.0)
+    return math.sqrt(error / whole) if whole else float(error > 0)
 
 
 def low_rank_error(values: Tensor, size: int) -> float:

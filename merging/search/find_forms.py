@@ -20,6 +20,7 @@ def find_forms(
     found: Callable[[FineTunes], None] = lambda models: None,
     *,
     differences: bool = True,
+    compress: bool = False,
 ) -> FormCosts:
     """Return the errors of all forms that weights can have, and give each model the bases of its fine-tunes.
 
@@ -28,6 +29,7 @@ def find_forms(
         subjects: the models with their original weights, by name; their ``bases`` are set.
         found: function called with each set of fine-tunes of one checkpoint.
         differences: whether to look for fine-tunes at all.
+        compress: whether to measure the errors of codes of the models' own weights.
 
     Raises:
         InputError: a base that the workload gives is no ancestor of its models.
@@ -42,5 +44,6 @@ def find_forms(
         families.append({name: difference_costs(each, layers[name], states[name]) for name in each.members})
         for name in each.members:
             subjects[name].bases = each.bases
-    own = {name: own_costs(layers[name], states[name], OWN_BITS) for name in layers}
+    # The errors of own codes only serve to mix numbers of bits, which takes long to prepare for large models.
+    own = {name: own_costs(layers[name], states[name], OWN_BITS if compress else ()) for name in layers}
     return FormCosts(tuple(families), own)

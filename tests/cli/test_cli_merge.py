@@ -54,10 +54,9 @@ def test_a_line_for_each_model_trial_and_query(path: Path, merge: Call, tmp_path
     code, out, err = merge(path, "-o", merged, *SHORT)
     assert (code, err) == (0, "")
     lines = [line.split(maxsplit=1) for line in out.splitlines()]
-    assert [first for first, _ in lines] == ["model"] * 2 + ["trial"] * (len(lines) - 6) + ["query"] * 2 + [
-        "weights",
-        "Next:",
-    ]
+    report = read_report(merged / "merge.json")
+    ending = ["query"] * 2 + ["weights", "saving", "Next:"]
+    assert [first for first, _ in lines] == ["model"] * 2 + ["trial"] * len(report.trials) + ending
     rest = [text for _, text in lines]
     assert re.fullmatch(r"\d+\.\d s  a: 4 layers, \d+ images; a 100\.0%", rest[0])
     assert re.fullmatch(
@@ -65,13 +64,26 @@ def test_a_line_for_each_model_trial_and_query(path: Path, merge: Call, tmp_path
         r" images in \d+ s",
         rest[2],
     )
-    assert re.fullmatch(r"a: \d+\.\d% of 100\.0%, \d+\.\d% of the original \(target 95%\)", rest[-4])
-    assert re.match(r"\d+\.\d\d MB, merged \d+\.\d\d MB: \d+\.\d% saved", rest[-2])
+    assert re.fullmatch(r"a: \d+\.\d% of 100\.0%, \d+\.\d% of the original \(target 95%\)", rest[-5])
+    assert re.match(r"\d+\.\d\d MB, merged \d+\.\d\d MB: \d+\.\d% saved", rest[-3])
+    assert re.match(r"of the bytes of .+: \d+\.\d% by sharing, 0\.0% by compression; sharing alone", rest[-2])
     assert rest[-1] == f"gemel-compile {merged}/workload.yaml -o bundle/"
     assert "\x1b" not in out
-    report = read_report(merged / "merge.json")
-    assert len(report.trials) == len(lines) - 6
     load_workload(merged / "workload.yaml")
+
+
+def test_compression_is_the_users_choice(path: Path, merge: Call, tmp_path: Path) -> None:
+    flags = ("--compress", "--no-differences", "--no-retrain")
+    code, out, _ = merge(path, "-o", tmp_path / "merged", *SHORT, *flags)
+    assert code == 0
+    report = read_report(tmp_path / "merged" / "merge.json")
+    assert report.forms is not None
+    assert {layer.kind for layer in report.forms.layers} == {"coded"}
+    assert "0.0% by sharing" in out
+    assert "try --compress" not in out
+    code, out, _ = merge(path, "-o", tmp_path / "plain", *SHORT, "--no-differences", "--no-retrain")
+    assert code == 0
+    assert "compression alone saves more than this merge: try --compress" in out
 
 
 def test_options_reach_the_search(path: Path, merge: Call, tmp_path: Path) -> None:
