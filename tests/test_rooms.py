@@ -20,7 +20,9 @@ ORDERS = {
         "timing", "trace", "device_cache", "device", "decode", "feeds", "planning", "memory", "ort", "ov",
         "engines", "backends", "sinks", "loop", "service", "run",
     ),
-    "merging": ("models", "layers", "forms", "analysis", "tasks", "training", "strategies", "search", "output", "merge"),
+    "merging": (
+        "models", "layers", "forms", "analysis", "tasks", "training", "strategies", "search", "output", "merge",
+    ),
     "compiler": ("recognition", "heads", "passes", "lowering", "writing", "stems", "compile", "drafting"),
     "workload": ("document", "zoo", "models", "data"),
     "check": ("contents", "bench", "source", "regression", "evaluation"),
