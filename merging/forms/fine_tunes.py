@@ -122,7 +122,8 @@ def _given_family(
             far = "no numbers" if math.isnan(distance) else f"{distance:.0%} of their own norm away"
             raise InputError(
                 f"query {name}: base: {path} is no ancestor of the model: its kernels are {far}; those of a fine-tune"
-                f" are less than {_NEAR:.0%} away, those of models that were trained apart about 140%"
+                f" are less than {_NEAR:.0%} away, those of models that were trained apart about 140%; give the weights"
+                " that the model was fine-tuned from, or leave base out"
             )
         for each in fitting:
             key = f"{path}/{each.parameter}"
