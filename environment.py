@@ -10,7 +10,7 @@ __all__ = ["VariableError", "expand", "variables_of"]
 
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}", re.ASCII)
 _OWN = "GEMEL_"
-"""Beginning of the names that every bundle may use."""
+"""Beginning of the names of the environment variables that every bundle may use."""
 
 
 class VariableError(KeyError):

@@ -155,7 +155,7 @@ def _check_stems(where: str, content: Manifest) -> None:
     """Check the stems of all models, whose other fields were checked before.
 
     Raises:
-        BundleError: a stem does not fit its model, or is not what other models of that stem have.
+        BundleError: a stem does not fit its model, or two models have different stems with the same id.
     """
     first: dict[str, str] = {}
     for name, model in content.models.items():

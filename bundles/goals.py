@@ -25,12 +25,12 @@ class QueryGoals(Value):
     """Goals of one query, which plans weigh against those of other queries."""
 
     sla_ms: Annotated[float, Field(gt=0)] | None = None
-    """Milliseconds after a frame's arrival by which a query's result is due; None for those of the workload."""
+    """Milliseconds after a frame's arrival by which a query's result is due; None for the workload's own limit."""
     min_fps: Annotated[float, Field(ge=0)] = 0.0
     """Frames per second that a query must at least answer; this comes before the objective."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Importance of a query, compared with others of the same priority."""
     priority: int = 0
-    """Queries of a higher priority get what they can before those of a lower one."""
+    """Priority of a query: plans serve queries of a higher priority as far as possible before the others."""
     staleness: Staleness | None = None
     """Staleness curve of a query, which objectives about accuracy need; None if it was not measured."""

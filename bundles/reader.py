@@ -73,7 +73,7 @@ def view(data: NDArray[np.uint8], spec: TensorSpec, *, at: int | None = None) ->
 
     Args:
         data: bytes that hold the tensor.
-        spec: dtype, shape and place of the tensor in the blob.
+        spec: dtype and shape of the tensor, and its offset in the blob.
         at: offset of the tensor in ``data``; if left out, ``data`` is the whole blob.
     """
     begin = spec.offset if at is None else at

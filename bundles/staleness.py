@@ -20,13 +20,13 @@ from .value import Value, problem
 __all__ = ["LEAST_FPS", "MOST_AGES", "MOST_FPS", "Staleness", "check_curves", "parse_curves", "read_curves"]
 
 LEAST_FPS, MOST_FPS = 0.001, 1000.0
-"""Lowest and highest frames per second of a curve."""
+"""Lowest and highest frame rate, in frames per second, whose frames a staleness curve may count."""
 MOST_AGES = 600
-"""Maximum number of ages of one curve, in frames."""
+"""Maximum number of ages, counted in frames, for which one staleness curve has values."""
 _MOST_RESAMPLED = 10_000
-"""Maximum number of ages of a curve that was converted to another frame rate."""
+"""Maximum number of ages of a staleness curve that was converted to another frame rate."""
 _MOST_BYTES = 1 << 20
-"""Maximum size in bytes of a file of curves."""
+"""Maximum size in bytes of a file of staleness curves."""
 _SAME = 1e-3
 """Relative difference of two frame rates up to which they count as equal."""
 
@@ -47,8 +47,8 @@ class Staleness(Value):
     def at(self, fps: float) -> tuple[float, ...]:
         """Return the curve for another frame rate: the ages in seconds stay the same.
 
-        Values between two measured ages are interpolated; an answer of age 0 has accuracy 1. The last value is that of
-        the oldest age that was measured.
+        Values between two measured ages are interpolated; an answer of age 0 has accuracy 1. The returned curve always
+        ends with the value of the oldest age that was measured.
 
         Args:
             fps: frames per second of the frames that the ages of the returned curve count.

@@ -22,7 +22,7 @@ __all__ = ["Measured", "measure_models"]
 
 @dataclass(frozen=True)
 class Measured:
-    """Value ranges, judges and accuracy floors of the models that can be converted."""
+    """Value ranges and accuracy floors (minimum accuracies) of the models to convert, and objects that measure them."""
 
     records: dict[str, ModelRecord]
     """Model -> the model's requested precision and value ranges."""

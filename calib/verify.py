@@ -28,7 +28,7 @@ def hold_floors(weights: WeightUse, measured: Measured, method: Method, step: Co
 
     Args:
         weights: index of all models' weights, before conversion to lower precision.
-        measured: value ranges, judges and accuracy floors of the models.
+        measured: value ranges and accuracy floors of the models, and objects that measure converted models.
         method: name of the method that chose the value ranges.
         step: called with the stage ``judge`` and a line of text for each model that misses a floor.
     """

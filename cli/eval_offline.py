@@ -115,7 +115,7 @@ def _stoppable(console: Console, stopped: str) -> Iterator[tuple[Event, Callable
 
     Args:
         console: console to print to.
-        stopped: words for what was not done.
+        stopped: message that a stopped command prints, which says what was not done.
 
     Yields:
         Event that is set by a signal; and a function that shows progress, called with the number of answers so far and

@@ -142,7 +142,7 @@ def _models(measured: Profile) -> Table:
 
 
 def _alone(model: ModelProfile, sla_ms: float) -> str:
-    """Return the frames per second that a model could process within the SLA if it had the device for itself."""
+    """Return the frames per second that a model could process within the SLA if no other model used the device."""
     found = [batch / ms * 1e3 for batch, ms in model.run_ms.items() if 0 < ms <= sla_ms]
     return f"{max(found):.1f}" if found else f"none in {sla_ms:g} ms"
 

@@ -83,7 +83,7 @@ def _table(*columns: str) -> Table:
 
 
 def _promise(promise: Mapping[str, Any]) -> str:
-    """Return the frames per second that were promised, and the expected accuracy if it is known."""
+    """Return text for what a plan promises a query: frames per second, and the expected accuracy if it is known."""
     accuracy = "" if promise["accuracy"] is None else f" ({promise['accuracy']:.1%})"
     return f"{_number(promise['fps'])}{accuracy}"
 

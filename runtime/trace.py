@@ -84,5 +84,8 @@ class Trace:
 
 
 def _named(what: str, number: int, name: str) -> dict[str, object]:
-    """Return the event of kind ``what`` that gives a name to the process or, by number, to a lane."""
+    """Return the event of a Chrome trace that names the process or a lane (row), which ``number`` identifies.
+
+    ``what`` is the kind of the event, ``process_name`` or ``thread_name``.
+    """
     return {"name": what, "ph": "M", "pid": 0, "tid": number, "args": {"name": name}}

@@ -8,9 +8,10 @@ and their latency are measured. In the merged bundle, the models of a family sha
 last stage and have private BatchNorm and heads, as after a merge; in the unmerged bundle they share nothing. Evicted
 segments leave the page cache, so each load reads from disk.
 
-Arms take turns. Each round is a ``gemel-run`` process, whose memory is sampled from outside in /proc/PID/smaps. There
-is a table for the disk, and one for each bandwidth to which loads are slowed down. Plans, the simulator and real runs
-are compared. Writes the tables into docs/swapping.md.
+Arms take turns. Each round is a ``gemel-run`` process. A short run of its own comes before: its memory is sampled from
+outside in /proc/PID/smaps, with the process stopped meanwhile, which costs frames. There is a table for the disk, and
+one for each bandwidth to which loads are slowed down. Plans, the simulator and real runs are compared. Writes the
+tables into docs/swapping.md.
 """
 
 from __future__ import annotations
@@ -57,6 +58,8 @@ _BANDWIDTHS = (300.0, 60.0)
 """Megabytes per second to which loads are slowed down, one table each."""
 _SAMPLE_S = 0.1
 """Seconds between two samples of a process's memory."""
+_SAMPLED_S = 5.0
+"""Seconds of the run whose memory is sampled."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +108,6 @@ class Round:
     blocked: float
     """Fraction of the time in which nothing ran because weights were still loading."""
     budget: int
-    seen: int
-    """Maximum bytes of the blob that were seen in the process's memory."""
 
 
 class Expected(NamedTuple):
@@ -147,6 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     loadings |= {f"{each:g} MB/s": Loading(bandwidth=each * 1e6) for each in options.bandwidth or _BANDWIDTHS}
     for name, loading in loadings.items():
         expected = {arm.name: _expect(arm, bundles[arm.merged], budget, loading, options.seconds) for arm in _ARMS}
+        seen = {arm.name: _seen(_command_of(arm, bundles[arm.merged], budget, loading)) for arm in _ARMS}
         found: dict[str, list[Round]] = {arm.name: [] for arm in _ARMS}
         for number in range(options.rounds):
             for arm in _ARMS:
@@ -154,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 found[arm.name].append(result)
                 what = f"{name} {number + 1}: {arm.name}: {result.processed} of {result.frames} frames"
                 console.print(what, highlight=False)
-        tables[name] = table(found, expected)
+        tables[name] = table(found, expected, seen)
         console.print(tables[name], highlight=False, soft_wrap=True)
     for name, content in tables.items():
         write_between(options.report, f"{name}, {setting}", content)
@@ -252,20 +254,20 @@ def _expect(arm: Arm, path: Path, budget: int, loading: Loading, seconds: float)
     )
 
 
-def _run(arm: Arm, bundle: Path, budget: int, loading: Loading, seconds: float, sla: int, output: Path) -> Round:
-    summary, results = output / "summary.json", output / "results.jsonl"
-    command = [_command("gemel-run"), bundle, "--memory", str(budget), "--threads", "1"]
+def _command_of(arm: Arm, bundle: Path, budget: int, loading: Loading) -> list[str]:
+    """Return the command line of ``gemel-run`` for an arm, without the length of the run."""
+    command = [_command("gemel-run"), bundle, "--memory", budget, "--threads", 1]
     command += ["--backend", arm.backend, "--policy", arm.policy, *(["--cold"] if loading.cold else [])]
     command += ["--bandwidth", f"{loading.bandwidth:.0f}"] if loading.bandwidth else []
-    command += ["--duration", str(seconds), "--json", summary, "--results", results]
-    process = psutil.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)
-    seen = 0
-    while process.poll() is None:
-        if arm.backend == "ort-cpu":
-            seen = max(seen, _mapped(process, "weights.bin"))
-        time.sleep(_SAMPLE_S)
-    if process.returncode:
-        raise SystemExit(f"{arm.name}: gemel-run ended with {process.returncode}")
+    return [str(part) for part in command]
+
+
+def _run(arm: Arm, bundle: Path, budget: int, loading: Loading, seconds: float, sla: int, output: Path) -> Round:
+    summary, results = output / "summary.json", output / "results.jsonl"
+    command = _command_of(arm, bundle, budget, loading)
+    command += ["--duration", str(seconds), "--json", str(summary), "--results", str(results)]
+    if code := subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+        raise SystemExit(f"{arm.name}: gemel-run ended with {code}")
     found = json.loads(summary.read_text())
     latencies = [json.loads(line)["latency_ms"] for line in results.read_text().splitlines()]
     queries = found["queries"].values()
@@ -276,8 +278,19 @@ def _run(arm: Arm, bundle: Path, budget: int, loading: Loading, seconds: float, 
         sum(latency <= sla for latency in latencies) / max(1, len(latencies)),
         found["swaps"]["blocked_ms"] / found["seconds"] / 1e3,
         found["memory"]["budget"],
-        seen,
     )
+
+
+def _seen(command: Sequence[str]) -> int:
+    """Return the maximum bytes of the blob that are seen in the memory of a short run; 0 for plain sessions."""
+    if "ort-sessions" in command:
+        return 0
+    process = psutil.Popen([*command, "--duration", str(_SAMPLED_S)], stdout=subprocess.DEVNULL)
+    seen = 0
+    while process.poll() is None:
+        seen = max(seen, _mapped(process, "weights.bin"))
+        time.sleep(_SAMPLE_S)
+    return seen
 
 
 def _mapped(process: psutil.Popen, name: str) -> int:
@@ -292,12 +305,13 @@ def _mapped(process: psutil.Popen, name: str) -> int:
     return 0
 
 
-def table(found: dict[str, list[Round]], expected: dict[str, tuple[Expected, Expected]]) -> str:
+def table(found: dict[str, list[Round]], expected: dict[str, tuple[Expected, Expected]], seen: dict[str, int]) -> str:
     """Return a Markdown table of frames, times and memory of each way to run the workload: medians over rounds.
 
     Args:
         found: name of an arm -> its rounds.
         expected: name of an arm -> what its plan promises, and what the simulator makes of the plan.
+        seen: name of an arm -> maximum bytes of the blob that were seen in memory.
     """
     lines = [
         "| runs as | frames | planned | simulated | slowest query | beside sessions | planned | simulated | in time"
@@ -309,14 +323,13 @@ def table(found: dict[str, list[Round]], expected: dict[str, tuple[Expected, Exp
         part = statistics.median(each.processed / each.frames for each in rounds)
         slowest = statistics.median(each.slowest for each in rounds)
         plan, simulated = expected[name]
-        seen = max(each.seen for each in rounds)
         beside = f"{slowest / first:.2f}x" if first else ""
         lines.append(
             f"| {name} | {part:.1%} | {plan.processed:.1%} | {simulated.processed:.1%}"
             f" | {slowest:.1%} | {beside} | {plan.slowest:.1%} | {simulated.slowest:.1%}"
             f" | {statistics.median(each.in_time for each in rounds):.1%}"
             f" | {statistics.median(each.blocked for each in rounds):.1%}"
-            f" | {rounds[0].budget / 1e6:.1f} MB | {f'{seen / 1e6:.1f} MB' if seen else ''} |"
+            f" | {rounds[0].budget / 1e6:.1f} MB | {f'{seen[name] / 1e6:.1f} MB' if seen[name] else ''} |"
         )
     return "\n".join(lines)
 

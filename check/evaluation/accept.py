@@ -27,8 +27,8 @@ def measure_bf16(
 ) -> Acceptance:
     """Measure how much each query's answers in bf16 agree with its answers on ``ort-cpu``.
 
-    Both answer the same frames of recordings, with all weights in memory. Nothing is judged on fewer than 20 frames, or
-    on a camera.
+    Both precisions answer the same frames of recordings, with all weights in memory. A query with fewer than 20 frames,
+    or whose feed is a camera, has None as its agreement.
 
     Args:
         bundle: open bundle.

@@ -49,7 +49,7 @@ class EvaluationSettings:
     """Feed name -> source that replaces the source in the bundle."""
 
     def objective_for(self, policy: str) -> str | None:
-        """Return the objective for runs with a policy; None for that of the bundle, or of a baseline."""
+        """Return the objective for runs with a policy; None for the bundle's, or a baseline policy's own."""
         return None if POLICIES[policy].listed else self.objective
 
 

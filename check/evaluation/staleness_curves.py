@@ -22,13 +22,14 @@ from .reference import AnswerCount, OfflineSettings, answer_all, has_several_lab
 __all__ = ["CurveMeasurement", "MeasuredCurve", "curves_text", "measure_curves", "without_noise"]
 
 _SECONDS = 2.0
-"""Seconds of the oldest age of a curve."""
+"""Age in seconds of the oldest answer for which a staleness curve is measured."""
 _MOST_AGES = 60
-"""Maximum number of ages of a curve, in frames."""
+"""Maximum number of ages, counted in frames, for which a staleness curve is measured."""
 _LEAST_FRAMES = 20
-"""Minimum number of frames on which the values of a curve are measured."""
+"""Minimum number of frames on which the values of a staleness curve are measured."""
 _NEAR = 0.05
-"""Relative difference up to which a recording is taken to have the frame rate that the feed states."""
+"""Largest relative difference between the measured frame rate of answers and the feed's rate, up to which the feed's
+rate is used."""
 _NOTHING: Mapping[TaskName, str] = {
     "classification": "no classes",
     "detection": "no objects",
@@ -38,12 +39,12 @@ _NOTHING: Mapping[TaskName, str] = {
     "ocr": "no text",
     "raw": "no outputs",
 }
-"""Task of a query -> words for answers from which no curve can be measured."""
+"""Task of a query -> description of answers that hold nothing, from which no staleness curve can be measured."""
 
 
 @dataclass(frozen=True)
 class MeasuredCurve:
-    """Staleness curve of one query, with what it was measured on."""
+    """Staleness curve of one query, with facts about its measurement."""
 
     staleness: Staleness
     objects: int | None
@@ -57,9 +58,9 @@ class CurveMeasurement:
     """Staleness curves of a bundle's queries."""
 
     curves: Mapping[str, MeasuredCurve]
-    """Query -> curve, in the order of the bundle."""
+    """Query -> measured staleness curve, in the order of the bundle's queries."""
     omitted: Mapping[str, str]
-    """Query -> reason why it has no curve."""
+    """Query -> reason why no staleness curve could be measured for it."""
 
 
 def measure_curves(
@@ -71,8 +72,8 @@ def measure_curves(
 ) -> CurveMeasurement:
     """Measure the staleness curve of every query on the frames of its feed, at the feed's frame rate.
 
-    Every query answers every frame, with all weights in memory. A recording is played once, because its end and its
-    beginning do not follow each other before a camera.
+    Every query answers every frame, with all weights in memory. A recording is played only once, because the
+    scene jumps where a recording starts again, which does not happen with a camera.
 
     Args:
         bundle: open bundle.
@@ -156,7 +157,7 @@ def _curve(
 
 
 def _rate(answers: Sequence[Answer], stated: float | None) -> float | None:
-    """Return the frames per second of answered frames; None if it cannot be told."""
+    """Return the frames per second of the feed that answers belong to; None if there are too few answers to tell."""
     if len(answers) < 2 or answers[-1].time <= answers[0].time:
         return None
     rate = (answers[-1].frame - answers[0].frame) / (answers[-1].time - answers[0].time)
@@ -179,19 +180,22 @@ def _objects(task: TaskName, truth: Sequence[Result]) -> int | None:
 
 
 def without_noise(values: NDArray[np.float64], frames: int) -> tuple[NDArray[np.float64], bool]:
-    """Return a curve that does not rise, if its rises are small enough to be noise; and whether they are not.
+    """Remove rises that are only noise from a staleness curve, and return whether the curve rises by more than noise.
 
-    An answer to an older frame does not become more accurate by being older, except where a scene repeats itself. So a
-    small rise is chance: the frames that were compared are few and resemble each other. Plans are compared to 1e-4,
-    and with such a rise a plan could seem better because its answers are older. The nearest curve that does not rise
-    is returned (isotonic regression, least squares), which keeps the mean. A running minimum would be too low, as it
-    collects the lowest chances. A value counts as noise if it is moved by less than two standard errors of a share that
-    is measured on that many frames, at most 1 / sqrt(frames). Larger rises are real: the curve is returned as it was
-    measured.
+    An answer does not become more accurate by being older, except where a scene repeats itself. A small rise is
+    therefore chance: few frames were compared, and these resemble each other. Plans are compared to 1e-4, so a rise
+    could make a plan seem better because its answers are older. The function fits the nearest curve that never rises
+    (isotonic regression, least squares), which keeps the mean. A running minimum would be too low, because it keeps the
+    lowest values, which are low by chance. A change counts as noise if it is at most 1 / sqrt(frames): two standard
+    errors of a fraction near 1/2 that is measured on that many frames.
 
     Args:
         values: agreement at ages of 1, 2, ... frames.
         frames: number of frames on which each value was measured.
+
+    Returns:
+        The fitted curve and False; or the curve as it was measured and True, if fitting changes a value by more than
+        noise.
     """
     sums = np.concatenate([[0.0], np.cumsum(values)])
     count = len(values)

@@ -29,7 +29,7 @@ _FACTORY_TASKS = (
     (r".*\.zoo\.mobilenet", "embedding"),
     (r"torchvision\.models|timm|.*\.zoo\.cifar_resnet", "classification"),
 )
-"""Pairs of a pattern for a factory and the task of the models that it makes; the first match holds."""
+"""Pairs of a regular expression for a factory's name and the task of the factory's models; the first match decides."""
 
 _ARCHITECTURES = (
     ("ForImageClassification", "classification"),
@@ -37,7 +37,7 @@ _ARCHITECTURES = (
     ("ForSemanticSegmentation", "segmentation"),
     ("(Model|WithProjection)$", "embedding"),
 )
-"""Pairs of a pattern for a class of Hugging Face and the task of its models; the first match holds."""
+"""Pairs of a regular expression for a Hugging Face class's name and the task of its models; the first match decides."""
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,10 @@ def _tasks(model: ir.Model, metadata: FileMetadata) -> Iterator[tuple[str, str]]
 
 
 def _choice(source: OnnxSource, task: str, reason: str) -> str | None:
-    """Return the reason for a guessed task where it leaves out outputs or the number's meaning; None elsewhere."""
+    """Return a longer reason for a guessed task if it ignores some outputs, or if the output is a single number.
+
+    The reason is a comment in the drafted workload. None if the given ``reason`` is enough.
+    """
     if not reason.startswith("a guess: one output"):
         return None
     decode, outputs = source.decode, source.model.graph.outputs

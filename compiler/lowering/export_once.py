@@ -85,7 +85,7 @@ def export_once(
 
 
 def _without_weights(graph: ir.Model, name: str, weights: Mapping[str, Tensor]) -> Architecture | None:
-    """Return a copy of a clean graph without the values of its weights; None if a weight is not what the module holds.
+    """Return a copy of a clean graph without the values of its weights; None if the module holds other values.
 
     Args:
         graph: clean graph of an exported stage.

@@ -34,9 +34,9 @@ _COUNTER = "num_batches_tracked"
 _SOURCES = frozenset({"_name_or_path", "name_or_path"})
 """Attributes of Hugging Face's configurations that name the folder of the weights. No ``forward`` reads them."""
 _SKIPPED = frozenset({"__annotations__", "__dict__", "__doc__", "__module__", "__weakref__", "_abc_impl"})
-"""Attributes of classes that no export depends on."""
+"""Attributes of classes that no export to ONNX depends on."""
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, range, type(Ellipsis))
-"""Types whose values are compared by type and text."""
+"""Types of values that a module's fingerprint compares by type and printed text."""
 _UNIQUE = (
     enum.Enum,
     torch.dtype,
@@ -48,11 +48,11 @@ _UNIQUE = (
     types.MethodDescriptorType,
     functools._lru_cache_wrapper,
 )
-"""Types whose values are equal only if they are one object."""
+"""Types of values that a module's fingerprint compares by identity: only one and the same object is equal."""
 _VALUES = (tuple, torch.Size)
-"""Types of containers that cannot change."""
+"""Types of immutable containers, which a module's fingerprint compares by value and never by identity."""
 _CONTAINERS = (list, tuple, dict, OrderedDict, torch.Size)
-"""Types whose values are compared item by item, in order."""
+"""Types of containers that a module's fingerprint compares item by item, in order."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Fingerprint:
 
 
 class _UnknownError(Exception):
-    """Error about an object that cannot be compared."""
+    """Error about an object that a module's fingerprint cannot compare, so that the module has no fingerprint."""
 
 
 def fingerprint(stage: StageModule) -> Fingerprint | None:
@@ -92,7 +92,7 @@ def fingerprint(stage: StageModule) -> Fingerprint | None:
 
 
 class _Walk:
-    """Depth-first walk over all objects that can be reached from a module, which writes down what they are."""
+    """Depth-first walk over all objects that can be reached from a module, which makes the module's fingerprint."""
 
     def __init__(self) -> None:
         self.tokens: list[Any] = []
@@ -103,7 +103,7 @@ class _Walk:
         self._storages: dict[int, int] = {}
 
     def add(self, *tokens: Any) -> None:
-        """Write down tokens: texts, numbers, and tuples of these."""
+        """Append tokens (texts, numbers, and tuples of these) to the fingerprint."""
         self.tokens.extend(tokens)
 
     def is_weight(self, value: Tensor) -> bool:
@@ -111,7 +111,7 @@ class _Walk:
         return self._weights.get(id(value), False)
 
     def visit(self, value: Any) -> None:
-        """Write down an object and all objects that can be reached from it.
+        """Add an object, and all objects that can be reached from it, to the fingerprint.
 
         Raises:
             _UnknownError: an object cannot be compared.
@@ -131,7 +131,7 @@ class _Walk:
             self._compound(value, kind)
 
     def _compound(self, value: Any, kind: type) -> None:
-        """Write down an object that has parts, and that the walk meets for the first time."""
+        """Add an object that has parts, and that the walk meets for the first time, to the fingerprint."""
         if isinstance(value, nn.Module):
             self._module(value)
         elif isinstance(value, type):
@@ -160,7 +160,7 @@ class _Walk:
             self._object(value, kind)
 
     def _is_new(self, value: Any) -> bool:
-        """Return whether the walk meets an object for the first time; otherwise write down which object it is."""
+        """Return whether the walk meets an object for the first time; otherwise add its number to the fingerprint."""
         number = self._seen.get(id(value))
         if number is not None:
             self.add("again", number)
@@ -171,12 +171,12 @@ class _Walk:
         return True
 
     def _same(self, value: Any) -> None:
-        """Write down an object that equals only itself."""
+        """Add an object that equals only itself to the fingerprint, by its ``id``."""
         self.alive.append(value)
         self.add("same", id(value))
 
     def _module(self, module: nn.Module) -> None:
-        """Write down a module: its class, and its attributes with parameters and buffers among them."""
+        """Add a module to the fingerprint: its class, and its attributes with parameters and buffers among them."""
         if isinstance(module, torch.jit.ScriptModule):
             raise _UnknownError
         self.add("module")
@@ -197,14 +197,14 @@ class _Walk:
                 self.visit(value)
 
     def _maybe(self, value: Tensor | None, *, weight: bool) -> None:
-        """Write down a parameter or buffer of a module, which may be None."""
+        """Add a parameter or buffer of a module, which may be None, to the fingerprint."""
         if value is None:
             self.add("none")
         else:
             self._tensor(value, weight=weight)
 
     def _tensor(self, value: Tensor, *, weight: bool) -> None:
-        """Write down a tensor: its type and place, and its values unless it is a weight.
+        """Add a tensor to the fingerprint: type, shape and place in storage, and the values unless it is a weight.
 
         Raises:
             _UnknownError: the tensor is of a special kind; or one attribute holds it as a weight, and another as a
@@ -229,7 +229,7 @@ class _Walk:
             self.visit(vars(value))
 
     def _class(self, kind: type) -> None:
-        """Write down a class by identity, with the data that it and its bases hold: a factory may have changed it."""
+        """Add a class to the fingerprint: identity, and data of it and its bases, which a factory may have changed."""
         self._same(kind)
         for each in kind.__mro__:
             if each.__module__.split(".")[0] in ("torch", "builtins", "typing", "abc", "enum"):
@@ -244,14 +244,14 @@ class _Walk:
                     self._same(value)
 
     def _function(self, value: types.FunctionType) -> None:
-        """Write down a function: its code, its globals by identity, its defaults, and the variables it closes over."""
+        """Add a function to the fingerprint: code, globals by identity, defaults, and the variables it closes over."""
         self.add("function", value.__code__)
         self._same(value.__globals__)
         cells = [each.cell_contents for each in value.__closure__ or ()]
         self.visit([value.__defaults__, value.__kwdefaults__, cells, vars(value)])
 
     def _object(self, value: Any, kind: type) -> None:
-        """Write down an object of a Python class that keeps all its state in attributes and items.
+        """Add an object to the fingerprint whose class keeps all state in attributes and items.
 
         Raises:
             _UnknownError: the object may have state that Python does not see, or says itself how it is copied.

@@ -91,8 +91,8 @@ class BatchNormChoice:
 def choose_batch_norm(models: Iterable[ir.Model]) -> BatchNormChoice:
     """Decide for every shared kernel of a workload whether to keep its BatchNorms.
 
-    A kernel that another model reads in another way (through a Mul with a gain, say) is not folded there, so it counts
-    like a kernel without a BatchNorm.
+    A model may read a shared kernel in another way, for example through a Mul with a gain. No BatchNorm can be folded
+    into the kernel in that model, so the use counts like that of a convolution without a BatchNorm.
 
     Args:
         models: every stage of every distinct model, cleaned, with no BatchNorm folded yet.

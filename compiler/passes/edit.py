@@ -13,7 +13,7 @@ from ...bundles.blob import tensor_id
 __all__ = ["constant", "constant_id", "replace_constant"]
 
 _ID = "gemel.tensor_id"
-"""Key of a tensor's id in the tensor's notes, which are not written into files."""
+"""Key under which a tensor's id is cached in the tensor's metadata in memory, which is not written into files."""
 
 
 def constant(value: ir.Value | None) -> NDArray[Any]:

@@ -26,7 +26,7 @@ _SCRFD_INPUT = {
 }
 _RETINAFACE_INPUT = {"color": "bgr", "scale": 1.0, "mean": (104.0, 117.0, 123.0), "std": (1.0,) * 3}
 _PLATE_VALUES = 8
-"""Values per place of a RetinaFace for licence plates: x and y of four corners."""
+"""Number of landmark values per candidate box of a RetinaFace for licence plates: x and y of four corners."""
 _PLATE_SIZES = ((24, 48), (96, 192), (384, 768))
 """Sides of the priors of the RetinaFace for licence plates (License-Plate-Detector, trained on CCPD), for each
 level."""

@@ -11,14 +11,15 @@ from .evidence import Evidence, MeasuredOutput, Recognised, are_scores, sum_to_o
 __all__ = ["recognise_pixels"]
 
 _ASPECT = 0.2
-"""Difference of two aspect ratios, as a logarithm, that a border lost in convolutions explains."""
+"""Largest difference between the logarithms of the aspect ratios of an output and the input, for an output that is a
+map of the input. The ratios differ where convolutions without padding cut off a border."""
 
 
 def recognise_pixels(found: Evidence) -> Recognised | None:
     """Recognise the first output of semantic segmentation.
 
     The output has scores ``[N, C, h, w]`` or ``[N, h, w, C]``, or class numbers, with one channel or without that axis.
-    Masks of object queries (Mask2Former, MaskFormer, OneFormer) are none: their channels are no classes.
+    Masks of object queries (Mask2Former, MaskFormer, OneFormer) are not recognised: their channels are no classes.
     """
     if _has_queries(found):
         return None
@@ -51,7 +52,7 @@ def _has_queries(found: Evidence) -> bool:
 
 
 def _layout(shape: tuple[int, ...], size: tuple[int, int]) -> Literal["NCHW", "NHWC"]:
-    """Return the order of an output's axes: pixels are about as far apart in one direction as in the other.
+    """Return the order of an output's axes that makes pixels about equally far apart in height and in width.
 
     Args:
         shape: shape of the output.

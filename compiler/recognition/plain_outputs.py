@@ -17,8 +17,8 @@ def recognise_classes(found: Evidence) -> Recognised | None:
     """Recognise a classifier by class scores ``[N, C]`` (further axes may be 1), or by the class number of an ArgMax.
 
     Of several such outputs, the first with as many values as there are labels is taken, or else the first. Scores of
-    the best K classes, whose numbers are in an output beside them, are none: their positions are no classes. Neither
-    is a vector of length 1, unless the workload says more about it.
+    the best K classes, whose numbers are in another output, do not count: their positions are no classes. A vector of
+    length 1 does not count either, unless the workload says more about it.
     """
     scores = [output for output in found.floats if output.shape[:1] == (1,) and _columns(output) is not None]
     scores = [output for output in scores if not _are_best(found, output)]

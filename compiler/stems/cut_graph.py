@@ -45,7 +45,7 @@ def cut_graphs(found: FoundStem, graphs: Sequence[MainGraph]) -> StemGraphs:
 
 
 def _fresh(prefix: str, taken: frozenset[str]) -> Iterator[str]:
-    """Yield names that begin with ``prefix`` and are not taken."""
+    """Yield names for values of a graph that begin with ``prefix`` and are not taken."""
     return (name for name in (f"{prefix}{index or ''}" for index in count()) if name not in taken)
 
 

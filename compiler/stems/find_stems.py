@@ -34,7 +34,7 @@ class FoundStem:
     outputs: tuple[str, ...]
     """Keys of the values of the stem that the rest of at least one model reads."""
     saved: int
-    """Multiply-adds that are saved for one frame of each feed."""
+    """Number of multiply-adds that the stem saves on one frame of each feed, by running once for several models."""
 
 
 def find_stems(graphs: Sequence[MainGraph], models_of: Mapping[str, Collection[str]]) -> list[FoundStem]:
@@ -57,7 +57,7 @@ def find_stems(graphs: Sequence[MainGraph], models_of: Mapping[str, Collection[s
 
 
 def _candidates(graphs: Sequence[MainGraph], models_of: Mapping[str, Collection[str]]) -> Iterator[FoundStem]:
-    """Yield one stem for every two models of one feed that have a beginning in common worth running once."""
+    """Yield a stem for every two models of one feed that have enough first layers in common."""
     values = {graph.model: frozenset(graph.names) for graph in graphs}
     seen: set[frozenset[str]] = set()
     for one, other in combinations(graphs, 2):
@@ -105,7 +105,10 @@ def _cut(
 
 
 def _last_values(graph: MainGraph, enough: float) -> Iterator[str]:
-    """Yield the names of a graph's values from the last one on, while the layers up to there have enough work."""
+    """Yield the names of a graph's values from the last one back, until the layers up to a value are too little work.
+
+    Too little are fewer than ``enough`` multiply-adds.
+    """
     names = [name for node in graph.nodes for name in node.output if name]
     left = sum(graph.works.values())
     for name in reversed(names):

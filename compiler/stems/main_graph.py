@@ -31,7 +31,7 @@ class MainGraph:
         model: name of the model.
         proto: ModelProto of the stage, with weights outside.
         tensors: initializer name -> tensor id, for the weights.
-        input_key: everything else that equal inputs have in common, such as how a frame is prepared.
+        input_key: text that is equal for models whose inputs are prepared from a frame in the same way.
 
     Raises:
         ValueError: the graph does not have exactly one input.
@@ -70,7 +70,7 @@ class MainGraph:
                     (self.keys if depends else known)[name] = _digest(key, str(index))
 
     def _header(self) -> bytes:
-        """Return what a graph's operators depend on beside the graph: their versions, and functions of the model."""
+        """Return what a graph's operators depend on outside it: their versions, and functions of the model."""
         header = type(self.proto)()
         header.CopyFrom(self.proto)
         header.ClearField("graph")
@@ -89,7 +89,7 @@ class MainGraph:
 
     @cached_property
     def names(self) -> Mapping[str, str]:
-        """Key -> name of the first value with that key."""
+        """Key of what a value computes -> name of the graph's first value with that key."""
         names: dict[str, str] = {}
         for name, key in self.keys.items():
             names.setdefault(key, name)
@@ -115,7 +115,7 @@ class MainGraph:
         return sum(work for key, work in self.works.items() if key in keys)
 
     def edge(self, keys: Set[str]) -> frozenset[str]:
-        """Return the keys of the values that the rest of the graph reads, if values with the keys ``keys`` are known.
+        """Return the keys of the values that the rest of the graph reads, if a stem computes those with ``keys``.
 
         The key of the image is among them if the rest reads the image.
         """
@@ -135,7 +135,7 @@ class MainGraph:
         return frozenset(found - {self.image_key})
 
     def after(self, keys: Set[str]) -> frozenset[str]:
-        """Return the keys of all values that are computed from values with the keys ``keys``, and ``keys``."""
+        """Return the keys of all values that depend on a value whose key is in ``keys``, ``keys`` included."""
         found = set(keys)
         for node in self.nodes:
             if any(self.keys.get(name) in found for name in node.input):

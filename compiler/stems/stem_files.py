@@ -82,7 +82,7 @@ def _main_graph(folder: Path, name: str, model: ModelSpec) -> MainGraph | None:
 
 
 def _write(folder: Path, found: FoundStem, graphs: list[MainGraph]) -> tuple[dict[str, StemSpec], dict[str, FileSpec]]:
-    """Write the files of a stem's members; return the members' entries in the manifest, and those of the files."""
+    """Write the files of a stem and of its members' rests; return the manifest's entries of members and files."""
     parts = cut_graphs(found, graphs)
     specs: dict[str, StemSpec] = {}
     files: dict[str, FileSpec] = {}
@@ -102,7 +102,7 @@ def _write(folder: Path, found: FoundStem, graphs: list[MainGraph]) -> tuple[dic
 
 
 def _stage(file: str, proto: Message, tensors: Mapping[str, str]) -> Stage:
-    """Return the manifest's entry of a part.
+    """Return the manifest's entry of a part of a model: the stem or the rest.
 
     Args:
         file: name of the part's file.

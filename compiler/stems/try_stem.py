@@ -29,8 +29,8 @@ def stem_difference(folder: Path, main: Stage, parts: StemSpec) -> str | None:
 
     Args:
         folder: folder of the bundle, with the weights.
-        main: entry of the whole in the manifest.
-        parts: entry of the parts in the manifest.
+        main: the manifest's entry of the whole model (its stage ``main``).
+        parts: the manifest's entry of the model's stem and rest.
     """
     try:
         weights = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())

@@ -82,7 +82,7 @@ def layers_of(network: Network, definition: Definition = "shape", traced: LayerT
 
 
 def _define(layer: nn.Module, definition: Definition) -> str:
-    """Return the text that is a layer's definition under the rule ``definition``."""
+    """Return a text that is equal for layers that can share a weight under the rule ``definition``."""
     if definition == "strict":
         return str(layer)
     assert isinstance(layer, LAYERS)

@@ -72,7 +72,7 @@ class ArenaBackend(ABC, Generic[_A]):
         self.release(model)
 
     def batch_limit(self, model: str) -> int:
-        """Return 1: a backend that can run several frames at once says so itself."""
+        """Return 1, the maximum number of frames of one run. Backends that can run several frames override this."""
         return 1
 
     def take_over(self, before: Backend) -> None:

@@ -90,6 +90,9 @@ class AutoCpu(OrtCpu):
         return self._programs[key]
 
     def _may_be_bound(self, model: str) -> bool:
-        """Return whether a model can run on shared weights. The copies of others are not exchanged for OpenVINO's."""
+        """Return whether a model can run on shared weights in ONNX Runtime. No other model is moved to OpenVINO.
+
+        Models in mode ``constant`` that are not int8 keep their private copies in ONNX Runtime.
+        """
         spec = self._bundle.manifest.models[model]
         return spec.precision == "int8" or spec.mode == "bound"

@@ -59,9 +59,7 @@ class DeviceFrames:
         return DeviceArray(self._frames[id(array)][1], array.dtype, array.shape)
 
     def pass_on(self, program: str, name: str, array: NDArray[Any]) -> DeviceArray:
-        """Upload an array that is used once, and return the array on the device.
-
-        That is a batch of frames, or an array that another stage of the model made.
+        """Upload an array that is used once (a batch, or an output of another stage), and return it on the device.
 
         The uploaded array is valid until the next call for the same input of the same program.
 

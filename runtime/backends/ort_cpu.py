@@ -268,7 +268,10 @@ class OrtCpu(ArenaBackend[HostArena]):
 
 
 class _Session(NamedTuple):
-    """Session of a graph, and the blob whose weights the session may have mapped; None if it has no weights."""
+    """ONNX Runtime session of a graph, and the blob that holds the weights which the session may have mapped.
+
+    The blob is None for the session of a program, which holds no weights.
+    """
 
     session: ort.InferenceSession
     blob: MappedBlob | None

@@ -23,11 +23,11 @@ class StemTimes(NamedTuple):
     """Run times of a model whole and in two parts, in milliseconds for one image."""
 
     main_ms: float
-    """Milliseconds of the whole model."""
+    """Milliseconds of a run of the whole model on one image."""
     stem_ms: float
-    """Milliseconds of the first part, which other models may have in common."""
+    """Milliseconds of a run of a model's stem on one image: the first part, which other models may have in common."""
     rest_ms: float
-    """Milliseconds of the second part."""
+    """Milliseconds of a run on one image of what follows a model's stem."""
 
 
 class Backend(Protocol):

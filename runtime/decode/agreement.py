@@ -17,11 +17,11 @@ from .results import Class, Detection, Embedding, Raw, Result, Segmentation, Tex
 __all__ = ["LEAST_SPREAD", "MEASURES", "SURE", "TaskName", "agreement"]
 
 SURE = 0.3
-"""Minimum score of a reference detection that counts as a true object; those that score less are mostly mistakes."""
+"""Minimum score of a reference detection that counts as a true object; detections below are mostly mistakes."""
 LEAST_SPREAD = 1e-3
-"""Minimum mean distance of reference embeddings from their mean, divided by their mean length, to judge answers by.
+"""Minimum mean distance of reference embeddings from their mean, as a fraction of their mean length.
 
-If the distance is smaller, the embeddings of different frames differ by rounding only.
+If the distance is smaller, the embeddings of different frames differ by rounding only, and no answer can be judged.
 """
 
 TaskName = Literal["classification", "detection", "embedding", "segmentation", "pose", "ocr", "raw"]
@@ -49,10 +49,10 @@ def agreement(
     - classification: fraction of the frames whose best class is the same. With ``multi_label``, F1 of all classes of
       all frames.
     - embedding: mean cosine between answer and reference, after subtracting the reference's mean; 0 if negative.
-    - detection: mAP@50. The truth are the reference's detections that score 0.3 or more; classes are weighted by
-      their number of objects.
-    - segmentation: intersection over union of each class of the reference, over all frames together; the mean of the
-      classes. For objects with masks, mAP@50 of the masks, as for detection.
+    - detection: mAP@50. Reference detections that score 0.3 or more count as true objects. Classes are weighted by
+      their number of true objects.
+    - segmentation: mean over the classes of the reference of their intersection over union, each over all frames
+      together. For objects with masks, mAP@50 of the masks, as for detection.
     - pose: as for detection, by object keypoint similarity.
     - ocr: 1 - edit distance divided by the length of the longer text, mean over frames.
     - raw: cosine between outputs, mean over outputs and frames; 0 if negative.
@@ -64,8 +64,8 @@ def agreement(
         multi_label: whether all classes of a result count, not only the best one.
 
     Returns:
-        None if the reference has nothing to judge by: no frame, no object, class or text at all, or the same embedding
-        for all frames.
+        Accuracy, 0 to 1; None if the reference cannot judge answers, because it has no frames, has no object, class or
+        text in any frame, or has the same embedding for all frames.
     """
     if not reference:
         return None

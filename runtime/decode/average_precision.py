@@ -25,9 +25,9 @@ _MATCH = 0.5
 _BODY = 0.53
 """Area of an object divided by the area of its box, which scales the distances of keypoints; from Ultralytics."""
 _VISIBLE = 0.3
-"""Minimum score of a true object's keypoint that counts. If no keypoint of an object reaches it, all of them count."""
+"""Minimum score at which a true object's keypoint counts. If all its keypoints score less, all its keypoints count."""
 _FAR = 1e6
-"""Coordinate in pixels that stands for a keypoint which a detection lacks: far from every object."""
+"""Coordinate in pixels, far from every object, of a keypoint that a detection lacks."""
 _COCO_POINTS = 17
 _KINDS: Mapping[Overlap, str] = {"boxes": "bbox", "masks": "segm", "keypoints": "keypoints"}
 

@@ -59,7 +59,7 @@ def corners(boxes: FloatArray) -> FloatArray:
 
 
 def clip(boxes: FloatArray, area: tuple[int, int, int, int], min_side: float = _MIN_SIDE) -> Indices:
-    """Clip boxes to an area in place, and return the indices of those that still have a width and height.
+    """Clip boxes to an area in place, and return the indices of the boxes that still have a width and height.
 
     Args:
         boxes: ``[K, 4]``, x1 y1 x2 y2 in pixels.

@@ -22,7 +22,7 @@ __all__ = ["CenterFaceDecoder"]
 class CenterFaceDecoder:
     """Decoder of CenterFace that returns a face box for every cell of the heatmap above the score threshold.
 
-    The box has its centre at (cell + offset + 0.5) * stride and the size exp(scale) * stride. Scale and offset have the
+    A box has its centre at (cell + offset + 0.5) * stride and the size exp(scale) * stride. Scale and offset have the
     vertical value first. The heatmap holds probabilities. The published code moves a face that is cut by the left or
     upper edge into the frame; this decoder clips the face.
     """

@@ -11,13 +11,13 @@ from .decoder import DecodeContext
 __all__ = ["MOST_CLASSES", "ClassNames"]
 
 MOST_CLASSES = 2**31
-"""Limit of class numbers: a model's output with this number or a higher one is damaged."""
+"""Limit of class numbers: a class number that is this high or higher shows that a model's output is damaged."""
 
 
 class ClassNames:
     """Names and numbers of a model's classes, and the choice of classes that a query reports.
 
-    A class has an index, from 0 and without the background, and a number, which counts as in the model's own library.
+    A class has an index, counted from 0 without the background, and a number, counted as the model's own library does.
 
     Args:
         context: labels of the query, and the labels or numbers of the classes that it reports.

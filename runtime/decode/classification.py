@@ -25,8 +25,8 @@ class ClassificationDecoder:
 
     Classes are sorted by score, best first.
 
-    A binary classifier, whose only output is the score of "yes", has the classes 0 and 1 ("no" and "yes", unless the
-    query has two labels); if the query has one label, the score is that label's.
+    A binary classifier has one output, the score of "yes". Its classes are 0 and 1, named "no" and "yes" unless the
+    query has two labels. If the query has one label, the only class has this label and the score.
     """
 
     def __init__(self, spec: ClassificationDecode, context: DecodeContext) -> None:

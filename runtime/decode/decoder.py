@@ -27,11 +27,12 @@ class DecodeContext:
     tensor: Callable[[str], FloatArray]
     """Function that returns a tensor which the decoder's spec names, such as anchors. Called only to make a decoder."""
     labels: Sequence[str] | None = None
-    """Names of the classes: ``labels[i]`` is class i, the background not counted. Nameless classes go by number."""
+    """Names of the classes: ``labels[i]`` is class i, the background not counted. A class without a name is reported by
+    its number."""
     threshold: float | None = None
-    """Score that a result must exceed to be reported; the threshold of the decoder's spec when None."""
+    """Score that a result must exceed to be reported; None for the threshold of the decoder's spec."""
     classes: Sequence[str] | None = None
-    """Labels or numbers of the classes that the query reports; all classes when None."""
+    """Labels or numbers of the classes that the query reports; None for all classes."""
 
 
 class Decoder(Protocol):

@@ -52,7 +52,7 @@ def build_decoder(spec: DecodeSpec, context: DecodeContext) -> Decoder:
     decoder = cast(Decoder, getattr(import_module(module, __package__), name)(spec, context))
 
     def decode(outputs: Mapping[str, FloatArray], geometry: Geometry, run: RunStage) -> Result:
-        # A diverged model gives infinities and NaN, of which decoders make no results; NumPy need not warn of them.
+        # A diverged model gives infinities and NaN, which decoders leave out. NumPy need not warn of them.
         with np.errstate(all="ignore"):
             return decoder(outputs, geometry, run)
 

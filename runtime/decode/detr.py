@@ -42,7 +42,7 @@ class DetrDecoder:
             return best_class(softmax(logits)[:, :-1].T, threshold, count)
         places, classes = np.nonzero(logits > logit(threshold))
         values = logits[places, classes]
-        # One object query may be reported under several classes, and only as many pairs as there are object queries.
+        # An object query may be reported under several classes, but at most as many pairs as there are object queries.
         best = highest(values, count)
         scores = sigmoid(values[best])
         above = np.flatnonzero(scores > threshold)

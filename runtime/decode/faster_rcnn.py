@@ -1,4 +1,4 @@
-"""Decoder of Faster R-CNN and its kin (Mask R-CNN, Keypoint R-CNN): two-stage detectors with a feature pyramid.
+"""Decoder of Faster R-CNN, Mask R-CNN and Keypoint R-CNN, which are two-stage detectors with a feature pyramid.
 
 Results are those of torchvision's RegionProposalNetwork.filter_proposals, MultiScaleRoIAlign and
 RoIHeads.postprocess_detections. The networks between these steps are stages of the model.

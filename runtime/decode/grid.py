@@ -1,4 +1,4 @@
-"""Decoder of YOLOs, of Ultralytics' RT-DETR, and of RTMDet and its like: box and class scores per candidate.
+"""Decoder of YOLOs, of Ultralytics' RT-DETR, and of detectors like RTMDet: a box and class scores per candidate.
 
 Results are those of Ultralytics' ``non_max_suppression`` with one label per candidate.
 """

@@ -22,7 +22,7 @@ def prototype_masks(
 ) -> tuple[Mask | None, ...]:
     """Return the mask of each object at the frame's size: sigmoid(coefficients @ prototypes) above 0.5, inside the box.
 
-    Logits are enlarged bilinearly, as Ultralytics does, and only where the box is. Cells beside the frame do not count:
+    Logits are enlarged bilinearly, as Ultralytics does, and only in the box. Cells outside the frame do not count:
     at the frame's edge the outermost cell is repeated. The mask of an object without any pixel is None.
 
     Args:
@@ -35,7 +35,7 @@ def prototype_masks(
     edges = geometry.to_source(boxes)
     masks: list[Mask | None] = []
     for weights, (left, top, right, bottom) in zip(coefficients, edges.tolist(), strict=True):
-        # A pixel belongs to the box if its corner does, as in Ultralytics' crop_mask.
+        # A pixel belongs to the box if its top left corner lies in the box, as in Ultralytics' crop_mask.
         columns, rows = (math.ceil(left), math.ceil(right)), (math.ceil(top), math.ceil(bottom))
         if columns[0] == columns[1] or rows[0] == rows[1]:
             masks.append(None)
@@ -57,13 +57,13 @@ def _positions(
     """Return the two cells of a prototype mask that each pixel of the frame lies between, along one axis.
 
     Args:
-        pixels: first pixel, and the pixel behind the last.
+        pixels: first pixel, and the pixel after the last.
         geometry: position of the frame in the input.
         axis: 0 for rows, 1 for columns.
-        count: number of cells, which cover the input.
+        count: number of cells along the axis, which cover the input.
 
     Returns:
-        For each pixel: the cell before its centre, the cell behind, and the weight (0 to 1) of the cell behind.
+        For K pixels: the cell before the pixel's centre, the cell after, and its weight (0 to 1), each ``[K]``.
     """
     cell = geometry.input[axis] / count
     start, length = geometry.offset[axis], geometry.valid[axis]

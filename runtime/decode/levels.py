@@ -16,7 +16,7 @@ __all__ = ["cells_of_levels"]
 def _cells(size: tuple[int, int], strides: tuple[int, ...], kinds: int) -> tuple[FloatArray, FloatArray]:
     cells, steps = [], []
     for stride in strides:
-        # A level covers the input: a cell that the input fills in part counts.
+        # A level covers the whole input, so a cell that the input fills only partly counts.
         height, width = -(-size[0] // stride), -(-size[1] // stride)
         y, x = np.divmod(np.arange(height * width).repeat(kinds), width)
         cells.append(np.stack([x, y], axis=1).astype(np.float32))

@@ -1,9 +1,9 @@
 """Compressed run-length encoding of masks, byte for byte as COCO's tools (pycocotools.mask) write it.
 
 A mask is read column by column. Counts are the lengths of its runs: first of pixels outside the mask (0 if the first
-pixel is inside), then of pixels inside, and so on alternately. From the fourth count on, its difference to the
-last-but-one count is written. Every number becomes digits of 5 bits, the lowest first: a character is chr(48 + digit),
-plus 32 if more digits follow. The highest bit of the last digit is the sign.
+pixel is inside), then of pixels inside, and so on alternately. From the fourth count on, the difference to
+the count two places before is written. Every number becomes digits of 5 bits, the lowest first: a character is
+chr(48 + digit), plus 32 if more digits follow. The highest bit of the last digit is the sign.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _DIGITS = 7
 _LEAST, _MORE, _SIGN, _DIGIT = 48, 0x20, 0x10, 0x1F
 
 _Places = NDArray[np.int64]
-"""Array ``[K]`` of pixel numbers or run lengths in a mask, whose pixels are counted down the columns."""
+"""Array ``[K]`` of pixel numbers or run lengths in a mask, whose pixels are numbered column by column."""
 
 
 def encode_mask(inside: NDArray[np.generic], size: tuple[int, int] | None = None, at: tuple[int, int] = (0, 0)) -> str:
@@ -47,8 +47,8 @@ def encode_mask(inside: NDArray[np.generic], size: tuple[int, int] | None = None
         raise ValueError(f"a part of {rows} x {columns} at {at} reaches beyond a mask of {height} x {width}")
     if rows == 0 or columns == 0:
         return _compress(np.array([height * width], np.int64))
-    # Columns one behind the other, with a pixel outside before each and behind the last, so that every run of a column
-    # begins and ends with a change. Changes are then starts and ends in turn.
+    # All columns in sequence, with a pixel outside before each and after the last, so that every run of a column begins
+    # and ends with a change. Changes are then alternately starts and ends.
     flat = np.zeros(columns * (rows + 1) + 1, np.uint8)
     flat[1:].reshape(columns, rows + 1)[:, :-1] = _turned(np.asarray(inside != 0).view(np.uint8))
     column, row = np.divmod(np.flatnonzero(flat[1:] != flat[:-1]), rows + 1)
@@ -106,7 +106,7 @@ def mask_counts(counts: str, size: tuple[int, int]) -> _Places:
 
 
 def mask_columns(counts: str, size: tuple[int, int]) -> tuple[int, NDArray[np.bool_]]:
-    """Return the columns that an encoded mask touches: the first one's number, and ``[height, columns]``, true inside.
+    """Return the columns that an encoded mask touches: number of the first, and ``[height, columns]``, true inside.
 
     Args:
         counts: compressed counts of the mask.
@@ -130,7 +130,7 @@ def mask_columns(counts: str, size: tuple[int, int]) -> tuple[int, NDArray[np.bo
 
 
 def class_map(masks: Sequence[str], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Return for each pixel the number of the mask it lies in, ``[height, width]``: from 1, and 0 outside all masks.
+    """Return for each pixel the number of the mask that covers the pixel, ``[height, width]``: from 1, 0 for no mask.
 
     Args:
         masks: compressed counts of at most 255 masks. Where masks overlap, a pixel may count as outside all of them.
@@ -147,7 +147,7 @@ def class_map(masks: Sequence[str], size: tuple[int, int]) -> NDArray[np.uint8]:
     owners = np.repeat(np.arange(1, len(runs) + 1), [len(each) // 2 for each in runs])[order]
     starts = starts[order]
     ends = np.minimum(ends[order], np.append(starts[1:], size[0] * size[1]))
-    # Gaps between the runs of all masks and the runs themselves, in turn.
+    # Alternately the gaps between the runs of all masks, and the runs themselves.
     bounds = np.empty(2 * len(starts) + 1, np.int64)
     bounds[:-1:2], bounds[1::2], bounds[-1] = starts, ends, size[0] * size[1]
     values = np.zeros(len(bounds), np.uint8)

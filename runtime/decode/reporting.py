@@ -59,7 +59,7 @@ class DetectionReport:
         keypoints: FloatArray | None = None,
         masks: Sequence[Mask | None] | None = None,
     ) -> tuple[Detection, ...]:
-        """Return chosen boxes as detections in source pixels, without boxes outside the frame and with an empty mask.
+        """Return chosen boxes as detections in source pixels; leave out boxes outside the frame or with an empty mask.
 
         Args:
             boxes: chosen boxes, ``[K, 4]`` in input pixels, best first.
@@ -120,7 +120,7 @@ def best_class(scores: FloatArray, threshold: float, count: int) -> tuple[Indice
 
     Args:
         scores: scores of C classes for A candidates, ``[C, A]``.
-        threshold: score to exceed.
+        threshold: score that the best class of a candidate must exceed.
         count: maximum number of candidates to return: those with the highest scores, in no particular order.
 
     Returns:
@@ -137,7 +137,7 @@ def every_class(scores: FloatArray, threshold: float, count: int) -> tuple[Indic
     """Return all pairs of a candidate and a class that score above the threshold.
 
     Args:
-        scores: ``[C, A]`` of C classes for A candidates.
+        scores: scores of C classes for A candidates, ``[C, A]``.
         threshold: score that a pair must exceed.
         count: maximum number of pairs to return, those with the highest scores, in no particular order.
 

@@ -67,7 +67,7 @@ class Mask:
         return whole
 
     def columns(self) -> tuple[int, NDArray[np.bool_]]:
-        """Return the columns of the frame that the mask touches: the first one's number, and ``[height, columns]``.
+        """Return the columns of the frame that the mask touches: number of the first, and ``[height, columns]``.
 
         Raises:
             ValueError: the encoded mask is damaged.
@@ -228,7 +228,7 @@ def _output(name: str, values: NDArray[Any], save: SaveArray | None) -> dict[str
 
 
 def _flat(values: NDArray[Any]) -> list[Any]:
-    """Return an array as a flat list for JSON. Floats of 16 and 32 bits get no more digits than tell them apart."""
+    """Return an array as a flat list for JSON. Floats of 16 and 32 bits get the fewest digits that identify them."""
     flat = values.reshape(-1)
     if values.dtype in (np.float16, np.float32):
         return [float(str(value)) for value in flat]

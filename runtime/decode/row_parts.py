@@ -1,4 +1,4 @@
-"""Masks and keypoints that a detector's output holds in each row, behind box and scores."""
+"""Masks and keypoints that a detector's output holds in each row, after the box and scores."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class RowParts:
     """Reader of the last values in each row of a detector's output: mask coefficients, keypoints, or nothing.
 
     Args:
-        spec: decoder's spec, with the numbers of mask coefficients and keypoints.
+        spec: spec of the decoder, with the numbers of mask coefficients and keypoints in a row.
     """
 
     def __init__(self, spec: GridDecode | EndToEndDecode) -> None:

@@ -32,10 +32,11 @@ _Numbers = NDArray[np.int16]
 class SegmentationDecoder:
     """Decoder of segmentation models that gives every pixel its best class, and returns a mask for each class.
 
-    Scores are resized bilinearly to the frame, as Hugging Face's ``post_process_semantic_segmentation`` does. Those of
-    a letterboxed frame are first resized to the model's input and cut to the part that the frame covers. Class numbers
-    are taken from the nearest pixel. A pixel must exceed the query's threshold. Without one, the threshold is 0.5 for
-    one class and for scores that are sigmoids; otherwise every pixel has a class.
+    Scores are resized bilinearly to the frame, as Hugging Face's ``post_process_semantic_segmentation`` does. Scores
+    of a letterboxed frame are first resized to the model's input and cut to the area of the frame. From a model that
+    gives class numbers, the nearest pixel is taken. A pixel belongs to a class only if the class scores
+    above the query's threshold. If the query has none, the threshold is 0.5 for models with one class or with sigmoids;
+    with other models, every pixel has a class.
 
     If the query has one label less than the model has classes, class 0 is the background. The background is never
     reported, nor is a class whose label is "background".
@@ -125,7 +126,7 @@ def _resized(plane: FloatArray, size: Sequence[int]) -> FloatArray:
 
 
 def _nearest(plane: NDArray[Any], geometry: Geometry) -> _Numbers:
-    """Resize a map of class numbers from the model's input to the frame's size, by the nearest pixel."""
+    """Resize a map of class numbers from the model's input to the frame's size, taking the nearest pixel."""
     rows, columns = (
         (((np.arange(source) + 0.5) * (valid / source) + before) * (have / whole)).astype(np.intp).clip(0, have - 1)
         for source, valid, before, whole, have in zip(
@@ -143,12 +144,12 @@ def _nearest(plane: NDArray[Any], geometry: Geometry) -> _Numbers:
 def _possible(scores: FloatArray, size: tuple[int, int]) -> list[int]:
     """Return the numbers of the classes that may have the highest score of some pixel after resizing; never empty.
 
-    A resized score is a weighted mean of neighbours: at most their maximum, at least their minimum. A class whose
-    maximum is everywhere below another class's minimum is nowhere the best. This excludes most classes of a model with
-    many, before their scores are resized.
+    A resized score is a weighted mean of neighbouring scores, so it lies between their minimum and maximum. A class
+    whose maximum is everywhere below the minimum of another class is nowhere the best. In a model with many classes,
+    this excludes most of them before their scores are resized.
 
     Args:
-        scores: ``[C, h, w]``.
+        scores: scores of C classes, ``[C, h, w]``.
         size: (height, width) of the model's input.
     """
     everyone = list(range(len(scores)))

@@ -18,13 +18,13 @@ def results_to_detections(result: Result, labels: Sequence[str] | None = None) -
     """Return a query's result as supervision's ``Detections``.
 
     A row is an object, or a class of a semantically segmented frame with the box around its pixels and score 1. The
-    data field ``class_name`` holds the labels, and ``keypoints`` the key points or landmarks, ``[rows, points, 3]``
-    (x, y, score), if every object has as many.
+    data field ``class_name`` holds the labels. The data field ``keypoints`` holds the key points or landmarks,
+    ``[rows, points, 3]`` (x, y, score), if all objects have the same number of points.
 
     Args:
         result: result of a detection, pose or segmentation query.
-        labels: labels in the order of their class numbers, for results whose labels have no number. Without them, such
-            labels are numbered from 0 in their alphabetical order in this result.
+        labels: labels in the order of their class numbers, for objects that have a label but no number. If left out,
+            these labels are numbered from 0, in the alphabetical order of the labels in the result.
 
     Raises:
         MissingExtraError: supervision is not installed.
@@ -111,7 +111,7 @@ def _points(rows: Sequence[Detection]) -> NDArray[np.float32] | None:
 
 
 def _numbers(rows: Sequence[Detection], labels: Sequence[str] | None) -> NDArray[np.int_]:
-    """Return the class number of each object, which its label decides if the object has no number."""
+    """Return the class number of each object; if an object has no number, return the number of its label."""
     names = list(labels) if labels is not None else sorted({row.label for row in rows if row.class_id < 0})
     place = {name: number for number, name in reversed(list(enumerate(names)))}
     return np.array([row.class_id if row.class_id >= 0 else place.get(row.label, -1) for row in rows], int)

@@ -17,7 +17,7 @@ __all__ = ["TripletDecoder"]
 
 
 class TripletDecoder:
-    """Decoder of final detections (labels, boxes, scores) that reports those with a score above the threshold."""
+    """Decoder of final detections (labels, boxes, scores) that reports the detections above the score threshold."""
 
     def __init__(self, spec: TripletDecode, context: DecodeContext) -> None:
         self._spec, self._report = spec, DetectionReport(spec, context)

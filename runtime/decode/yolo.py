@@ -18,7 +18,7 @@ __all__ = ["YoloDecoder"]
 
 
 class YoloDecoder:
-    """Decoder of YOLOv3-style models, which have several outputs, each with its stride and anchors.
+    """Decoder of YOLOv3-style models, which have several outputs, each with a stride and anchors of its own.
 
     A box has its centre at (sigmoid(t_xy) + cell) * stride and the size exp(t_wh) * anchor. A score is
     sigmoid(objectness) * sigmoid(class). As in Darknet, a box is reported under every class whose score is above the

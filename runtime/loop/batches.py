@@ -21,10 +21,10 @@ class ModelRun:
     model: str
     frames: tuple[Frame, ...]
     wanted: tuple[tuple[int, ...], ...]
-    """For each frame, the numbers of the (query, frame) pairs that want an answer. Queries of one model share a run."""
+    """Tuple for each frame: the indices of the (query, frame) pairs that want an answer to the frame."""
 
     def singly(self) -> Iterator[ModelRun]:
-        """Yield a run for each frame alone."""
+        """Split the run into runs of one frame each, and yield these."""
         for frame, numbers in zip(self.frames, self.wanted, strict=True):
             yield ModelRun(self.model, (frame,), (numbers,))
 
@@ -43,7 +43,7 @@ def plan_runs(
             model that is left out run one by one.
 
     Returns:
-        Number of a pair -> its run; all pairs of a run have the same object.
+        Index in ``pairs`` -> run that answers the pair; all pairs of a run have the same object.
     """
     wanted: dict[str, dict[tuple[str, int], tuple[Frame, list[int]]]] = {}
     for number, (query, frame) in enumerate(pairs):
@@ -60,9 +60,9 @@ def plan_runs(
 
 
 def allowed_sizes(measured: Collection[int]) -> frozenset[int]:
-    """Return the numbers of frames that may run together, given those of :data:`BATCHES` that pay.
+    """Return the numbers of frames that may run together, given those of :data:`BATCHES` that are faster as one batch.
 
-    A number between two neighbours of :data:`BATCHES` is allowed if both pay.
+    A number between two neighbours of :data:`BATCHES` is allowed if both neighbours are faster.
     """
     between = (range(low, high) for low, high in pairwise(BATCHES) if low in measured and high in measured)
     return frozenset(measured).union(*between)

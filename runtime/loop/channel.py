@@ -65,7 +65,10 @@ class QueryState:
         self.channel.last.pop(self.name, None)
 
     def go_on(self, before: QueryState) -> None:
-        """Stay paused if the query of this name was paused before the run changed; keep counts if the feed stayed."""
+        """Continue from the state that the query of this name had before a reload of the run.
+
+        A paused query stays paused. If the query has the same feed as before, its counters go on.
+        """
         self.paused = before.paused
         if before.channel.feed is self.channel.feed:
             self.handled, self.counters = before.handled, before.counters
@@ -180,7 +183,10 @@ class Channel:
         return left
 
     def go_on(self, before: Channel) -> None:
-        """Stay paused if the feed of this name was paused before the run changed; keep the frames of the same feed."""
+        """Continue from the state that the feed of this name had before a reload of the run.
+
+        A paused feed stays paused. If the feed itself is the same, its waiting frames and their results are kept.
+        """
         if before.paused:
             self.pause(True)
         if before.feed is self.feed:

@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DeployOptions:
-    """Settings of how a bundle runs on a device. The bundle's own settings apply where one is None."""
+    """Settings of how a bundle runs on a device. The bundle's own setting applies where a setting is None."""
 
     backend: str | None = None
     memory: str | int | None = None
@@ -64,7 +64,7 @@ class Deployment:
 
     @property
     def kept(self) -> dict[str, int]:
-        """Bytes of weights that are kept, and that are new, when this deployment replaces another one."""
+        """Bytes of weights that stay in memory, and bytes that are new, when this deployment replaces another one."""
         kept = self.backend.kept_bytes
         return {"kept_bytes": kept, "new_bytes": sum(self.backend.segments.values()) - kept}
 
@@ -105,7 +105,7 @@ def deploy(
         settings: settings of the device.
         progress: function called with the name of each model that is prepared for the device.
         profiling: function called with a description of what is measured next, if times must be measured.
-        before: deployment that runs now, and whose place the new one takes; its times are used where they are known.
+        before: deployment that runs now, and that the new one replaces; run times that were measured for it are reused.
 
     Raises:
         InputError: the memory setting is not possible, the policy cannot serve the objective, or the backend, policy

@@ -1,4 +1,4 @@
-"""First plan of a run: made before the run begins, so that what cannot be reached is said then."""
+"""First plan of a run, made before the run begins, so that a warning about rates it does not reach comes early."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ _log = logging.getLogger(__name__)
 
 
 def with_first_plan(swapping: Swapping) -> Swapping:
-    """Return the input of a run's plans with the plan to begin with; warn in one line of rates that it does not reach.
+    """Make the plan that a run begins with, and return the input of the run's plans with this plan in it.
 
-    To say what would be enough, more plans are made, each of which may take as long as the first. So this is not called
-    on the runner's thread.
+    If the plan gives a query fewer frames than its minimum rate, one line warns of that and says what would be enough.
+    To find that out, more plans are made, each of which may take as long as the first. The function is therefore not
+    called on the runner's thread.
 
     Args:
         swapping: input of the run's plans.

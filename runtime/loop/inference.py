@@ -63,7 +63,7 @@ class Inference:
 
     @property
     def counts(self) -> dict[str, RunCounts]:
-        """Query -> counts of its runs so far, for the queries that had one. May be read on any thread."""
+        """Query -> counts of its runs so far, for queries that have run. May be read on any thread."""
         return dict(self._counts)
 
     def __call__(self, pairs: Sequence[tuple[str, Frame]]) -> Iterator[Result | Exception]:
@@ -102,7 +102,7 @@ class Inference:
             self._backend.release(model)
 
     def _outcomes(self, run: ModelRun, pairs: Sequence[tuple[str, Frame]]) -> dict[int, Result | Exception]:
-        """Run a model on frames, and return the number of each pair of the run with the pair's outcome."""
+        """Run a model on frames, and return the outcome of each pair of a query and a frame, by the pair's index."""
         queries = {number: pairs[number][0] for numbers in run.wanted for number in numbers}
         try:
             return self._answers(run, queries)

@@ -40,7 +40,7 @@ class Times(BaseModel):
     load: dict[str, float]
     """Segment -> median milliseconds of a load."""
     run: dict[str, dict[int, float]]
-    """Model -> number of frames in a turn -> median milliseconds of the turn, run in the faster way."""
+    """Model -> number of frames in a turn -> median milliseconds of the turn, as one batch if that is faster."""
     as_batch: dict[str, tuple[int, ...]] = {}
     """Model -> numbers of frames that are faster as one batch than one by one; models without such are left out."""
     stem: dict[str, float] = {}

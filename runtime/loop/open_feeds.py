@@ -32,7 +32,7 @@ class FeedOptions:
     variables: Collection[str] = ()
     """Environment variables that the bundle's sources may use, besides those that begin with ``GEMEL_``."""
     endless: bool = True
-    """Whether recordings may loop."""
+    """Whether recordings of feeds that loop may start again at their end."""
 
 
 def decoder_threads(feeds: int) -> int:
@@ -73,7 +73,7 @@ def open_feeds(
         specs: feeds of the bundle, by name.
         used: names of the feeds that queries use.
         options: options of the run.
-        watch: function that returns, for the name of a feed, what is told of its decoding.
+        watch: function that returns, for a feed's name, the function to tell when decoding of a frame began and ended.
         known: feeds that run already; they are returned as they are.
 
     Returns:

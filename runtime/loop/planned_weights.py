@@ -1,4 +1,4 @@
-"""Weights during a run: requests the transfers of a plan from memory, and knows when weights are expected."""
+"""Weights during a run: the loads and evictions of a plan, and the times at which weights are expected in memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["PlannedWeights"]
 _log = logging.getLogger(__name__)
 
 _RETRY_MS = 1.0
-"""Milliseconds after which memory is asked again for the state of weights that are later than the profile says."""
+"""Milliseconds between two checks whether weights are in memory, if their load takes longer than the profile says."""
 
 
 class PlannedWeights:
@@ -54,13 +54,13 @@ class PlannedWeights:
 
     @property
     def kept(self) -> tuple[str, ...]:
-        """Segments that are in memory or on their way, as far as the plan loaded them."""
+        """Segments whose loads a plan requested, and that are in memory or still being loaded."""
         return self._link.kept
 
     def due(self, queries: Iterable[str], now: float) -> float:
-        """Return the time in milliseconds at which the weights of all of some queries are expected.
+        """Return the time in milliseconds at which the weights of all the given queries are expected in memory.
 
-        It is at most ``now`` if they are loaded.
+        The time is at most ``now`` if these weights are loaded already.
         """
         if self._review.lost:
             # The model loads its own weights when it runs.

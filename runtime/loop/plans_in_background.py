@@ -31,7 +31,7 @@ class PlansInBackground:
     def __init__(self, review: Review, budget: int, policy: Policy, made: Callable[[], None]) -> None:
         self._review, self._budget, self._policy, self._made = review, budget, policy, made
         self._wanted: Profile | None = None
-        """Profile for which a plan was requested and is not followed yet."""
+        """Profile from which a new plan was requested, until the run follows that plan; None if there is none."""
         self._plans: list[tuple[Profile, Plan]] = []
         """The newest plans and the profiles that they were made from, the newest last."""
         self._error: Exception | None = None

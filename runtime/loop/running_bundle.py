@@ -52,7 +52,7 @@ class RunningBundle:
         device: settings of the device.
         feeds: options that concern feeds.
         live: whether queries take the newest frames. Only a live run can be changed.
-        watch: function that returns, for the name of a feed, what is told of its decoding.
+        watch: function that returns, for a feed's name, the function to tell when decoding of a frame began and ended.
 
     Raises:
         FeedError: no feed can be opened, or ``feeds.sources`` names a feed that does not exist.

@@ -1,4 +1,4 @@
-"""Runs of models in two parts, of which the first runs once for all queries of a feed that share it."""
+"""Runs of models in two parts: the stem (first layers), once a frame for all queries that share it, and the rest."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _Outputs = Mapping[str, FloatArray]
 
 
 class SharedStems:
-    """Outputs of stems on the newest frames, and the models that run from there on.
+    """Runner of models in two parts, which keeps the outputs of stems (first layers) on the newest frames.
 
     Args:
         content: manifest of the bundle.
@@ -34,7 +34,7 @@ class SharedStems:
     ) -> None:
         self._content, self._backend, self._depths = content, backend, depths
         self._shared = {(content.queries[query].model, content.queries[query].feed) for query in stems}
-        """Models and feeds whose frames other models need the stem of, too."""
+        """(model, feed) for the models that share their stem with other models on frames of the feed."""
         self._queries = {stem: [name for name, each in stems.items() if each == stem] for stem in stems.values()}
         self._kept: dict[tuple[str, str], dict[int, _Outputs]] = {}
         """(feed, stem id) -> frame index -> outputs of the stem, ``[1, ...]`` each."""
@@ -50,7 +50,7 @@ class SharedStems:
         }
 
     def has(self, model: str, frames: Sequence[Frame]) -> bool:
-        """Return whether to run a model on some frames in parts: if the outputs of the stem on one are shared."""
+        """Return whether to run a model in two parts: yes if other models share its stem on one of the frames."""
         return any((model, frame.feed) in self._shared for frame in frames)
 
     def run(self, model: str, frames: Sequence[Frame], images: Sequence[FloatArray]) -> list[dict[str, FloatArray]]:
@@ -82,7 +82,7 @@ class SharedStems:
         return split_rows(model, self._backend.run(model, "rest", inputs), len(frames))
 
     def _keep(self, frame: Frame, stem: str, outputs: _Outputs) -> None:
-        """Keep a stem's outputs on a frame, in place of those on the oldest frame if there are enough."""
+        """Keep a stem's outputs on a frame; drop those on the oldest frame if too many frames are kept."""
         kept = self._kept.setdefault((frame.feed, stem), {})
         if len(kept) >= self._depths.get(frame.feed, 1):
             # Frames leave the channel of their feed in order, the oldest first.

@@ -1,4 +1,4 @@
-"""Times of stems: what a turn saves where the outputs of its model's stem are there already."""
+"""Measurement of a stem's run time, which a turn saves if the stem (first layers) already ran on the turn's frames."""
 
 from __future__ import annotations
 

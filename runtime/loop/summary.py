@@ -226,8 +226,8 @@ class Summary:
         A query failed if it was given up, failed on every frame, or its feed gave no frame. An output failed if it did
         not work at the end of the run.
 
-        A camera that was opened again and then delivered frames is no failure. A recording that could not be read to
-        its end is one. If the run was stopped from outside, a camera that gave no frame until then is none.
+        A camera that was opened again and then delivered frames does not count as a failure. A recording that could not
+        be read to its end does. If the run was stopped from outside, a camera that gave no frame until then does not.
         """
         failed: dict[str, str] = {}
         for name, query in self.run.queries.items():

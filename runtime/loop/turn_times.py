@@ -1,4 +1,4 @@
-"""Times of a model's turns on artificial frames: frames one by one, and as one batch where that may pay."""
+"""Times of a model's turns on artificial frames: frames one by one, and as one batch where that may be faster."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ ENOUGH_S = 3.0
 """Total seconds of one model's turns, or of one segment's loads, after which the measurement is not repeated."""
 
 _PAYS = 0.03
-"""Part of a turn's time that a batch must save at least: less is within the uncertainty of times."""
+"""Minimum fraction of a turn's time that running its frames as one batch must save for batches of that size to be used.
+
+A smaller saving is within the uncertainty of measured times.
+"""
 
 _log = logging.getLogger(__name__)
 
@@ -55,11 +58,11 @@ class TurnTimes:
         self._query, self._model, self._feed = query, model, feed
         self._pictures, self._indices = pictures, indices
         self._tried = [size for size in BATCHES if 1 < size <= most]
-        """Numbers of frames of which batches are tried."""
+        """Numbers of frames for which a turn is also measured as one batch."""
         self._times: dict[int, list[float]] = {}
         """Number of frames in a turn -> seconds of each measured turn with frames one by one."""
         self._batches: dict[int, list[tuple[float, float]]] = {}
-        """Number of frames -> seconds of a turn with frames one by one, and of the batch measured beside it."""
+        """Number of frames -> pairs of seconds: a turn with frames one by one, and the same turn as one batch."""
 
     def take(self, long: float) -> None:
         """Measure a turn for each number of frames, unless the model's turns took long enough so far.
@@ -86,12 +89,12 @@ class TurnTimes:
 
     @property
     def gains(self) -> dict[int, float]:
-        """Number of frames -> time of a batch relative to the same frames one by one, for the batches that pay."""
+        """Number of frames -> time of a batch / time of its frames one by one, for batches that save 3 % or more."""
         ratios = {frames: median(batch / single for single, batch in pairs) for frames, pairs in self._batches.items()}
         return {frames: ratio for frames, ratio in ratios.items() if ratio <= 1 - _PAYS}
 
     def run_ms(self, gains: Mapping[int, float]) -> dict[int, float]:
-        """Return the number of frames in a turn -> median milliseconds of the turn, run in the faster way.
+        """Return the number of frames in a turn -> median milliseconds of the turn, as one batch if that is faster.
 
         Args:
             gains: :attr:`gains` of this model, or of another model with the same programs.
@@ -101,8 +104,8 @@ class TurnTimes:
     def _tries(self, frames: int) -> bool:
         """Return whether to measure a batch of ``frames`` frames now.
 
-        Batches of the fewest and of the most frames are measured once. Others, and further ones, follow only if one of
-        them pays.
+        Batches of the fewest and of the most frames are measured once. Batches of other sizes, and further
+        measurements, follow only if one of these two is faster than its frames one by one.
         """
         if frames not in self._tried:
             return False

@@ -30,7 +30,7 @@ _Parts = Mapping[str, tuple[BakedStage, BakedStage]]
 def bake_parts(
     bundle: Bundle, models: Mapping[str, Mapping[str, BakedStage]], put: Callable[[Program], None], folder: Path
 ) -> _Parts:
-    """Optimise the parts of all models that have a stem, and return those that need no more tensors than the whole.
+    """Optimise stem and rest of all models with a stem; return those that need no more tensors than the whole model.
 
     ONNX Runtime chooses the layout of a kernel by the nodes around it. Where a part has another layout than the whole,
     the model would need a second copy of the kernel, and its stem is left out.
@@ -69,9 +69,9 @@ def bake_parts(
 
 
 def measure_stems(bundle: Bundle, baked: Baked, parts: _Parts) -> dict[str, BakedStem]:
-    """Return the parts of every model with the CPU times of whole and parts, measured on one image of noise.
+    """Measure the CPU times of every model whole, of its stem and of its rest, on one image of noise.
 
-    A model whose parts cannot be run, or give other outputs than the whole, is left out.
+    A model whose stem and rest cannot be run, or give other outputs than the whole model, is left out.
 
     Args:
         bundle: an open bundle.

@@ -19,7 +19,7 @@ __all__ = ["choose_private_copies"]
 
 @dataclass(frozen=True)
 class _Option:
-    """Candidate choice: the smallest set of private copies with which no bound model needs more bytes than a limit."""
+    """Candidate set of private copies: the smallest with which no bound model needs more bytes than a limit."""
 
     limit: int
     """Maximum bytes that the segments of one bound model may take."""

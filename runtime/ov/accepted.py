@@ -27,7 +27,7 @@ __all__ = ["Acceptance", "QueryAgreement", "read_acceptance", "write_acceptance"
 
 _RECORD = "bf16.json"
 _MOST_BYTES = 1 << 20
-"""Maximum size in bytes of a record."""
+"""Maximum size in bytes of the file that records which models may run in bf16."""
 
 
 class QueryAgreement(BaseModel):
@@ -45,7 +45,7 @@ class Acceptance(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     bundle: str
-    """Id of the bundle."""
+    """Id of the bundle whose queries were measured."""
     queries: dict[Name, QueryAgreement]
 
     def models(self, bundle: Bundle) -> dict[str, dict[str, QueryAgreement]]:

@@ -64,7 +64,10 @@ class CompiledModels(BaseModel):
     left_out: dict[Name, str]
     """Model -> reason why there is no compiled program. ONNX Runtime runs such a model."""
     copies: dict[Name, PrivateCopy] = {}
-    """Model -> size and run times of the compiled programs, beside the model bound in ONNX Runtime; if measured."""
+    """Model -> size of the compiled programs, and run times of these and of the model bound in ONNX Runtime.
+
+    Empty if nothing was measured.
+    """
     bf16: dict[Name, dict[Name, QueryAgreement]] = {}
     """Model -> query -> agreement with float32, for the models that this record has in bf16 because they keep their
     accuracy."""
@@ -108,7 +111,7 @@ def has_compiled_models(bundle: Bundle, precision: OvPrecision, *, measured: boo
     Args:
         bundle: an open bundle.
         precision: precision of layers that are not int8.
-        measured: whether the cache is asked for that has only models which are faster in OpenVINO.
+        measured: whether to look for the cache that holds only the models which are faster in OpenVINO.
     """
     for folder in _folders(bundle, precision, _accepted(bundle) if measured else None):
         with suppress(BundleError):

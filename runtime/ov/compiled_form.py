@@ -1,4 +1,4 @@
-"""Form of a model in OpenVINO: compiled in one precision, with its memory, and its run times beside ONNX Runtime."""
+"""Form of a model in OpenVINO: compiled in one precision, with its memory and its run time relative to ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from .openvino_times import measure_beside
 __all__ = ["CompiledForm", "best_form"]
 
 _WORTH = 0.95
-"""Fraction of the time of a form below which the next form counts as faster. Measured times are 5 % uncertain."""
+"""Fraction of one form's run time below which another form (precision) of the model counts as faster.
+
+Measured times are 5 % uncertain.
+"""
 
 
 class CompiledForm(NamedTuple):
@@ -29,22 +32,22 @@ class CompiledForm(NamedTuple):
     memory: Mapping[str, int]
     """Stage -> bytes of memory that the weights of the compiled program take."""
     copy: PrivateCopy | None
-    """Run times beside the model bound in ONNX Runtime; None if they were not measured."""
+    """Run times of the compiled model and of the same model bound in ONNX Runtime; None if they were not measured."""
 
     @property
     def relative_time(self) -> float:
-        """Time of a run divided by that of a run bound in ONNX Runtime; 0 if they were not measured."""
+        """Time of a run in OpenVINO divided by that of a run bound in ONNX Runtime; 0 if they were not measured."""
         return 0.0 if self.copy is None else self.copy.packed_ms / max(self.copy.bound_ms, 1e-9)
 
 
 def best_form(bundle: Bundle, name: str, precisions: Sequence[OvPrecision], beside: Baked | None) -> CompiledForm:
-    """Compile a model in some precisions; return the first form, or a later one that is faster by more than 5 %.
+    """Compile a model in several precisions; return the first result, or a later one that is faster by more than 5 %.
 
     Args:
         bundle: an open bundle.
         name: name of the model.
         precisions: precisions of layers that are not int8, the preferred one first.
-        beside: device cache of ONNX Runtime, beside which the forms are measured; None to measure nothing.
+        beside: device cache of ONNX Runtime, whose run times the results are compared with; None to measure nothing.
 
     Raises:
         BackendError: OpenVINO refuses the model in every precision.
@@ -61,7 +64,7 @@ def best_form(bundle: Bundle, name: str, precisions: Sequence[OvPrecision], besi
 
 
 def _tried(bundle: Bundle, name: str, precision: OvPrecision, beside: Baked | None) -> CompiledForm | BackendError:
-    """Return a model in one precision, or the error of OpenVINO."""
+    """Compile a model in one precision and return the result, or return the error with which OpenVINO refused it."""
     stages = bundle.manifest.models[name].stages
     try:
         made = _compiled(bundle, bundle.manifest.models[name], precision)

@@ -33,7 +33,7 @@ OvPrecision = Literal["f32", "default"]
 
 _DEVICE = "CPU"
 _TELEMETRY = "openvino_telemetry"
-"""Module that reports to Google Analytics, already when OpenVINO is imported. Without it, OpenVINO uses a stub."""
+"""Module that reports to Google Analytics as soon as OpenVINO is imported. Without it, OpenVINO uses a stub."""
 
 
 def openvino_version() -> str:
@@ -67,7 +67,7 @@ class OvProgram:
         self._outputs = [port.any_name for port in compiled.outputs]
         shapes = [port.partial_shape for port in compiled.inputs]
         self._one_image = not any(shape.is_dynamic for shape in shapes)
-        """Whether the program takes one image, and more images one after the other."""
+        """Whether the program takes one image at a time, so that several images are run one after the other."""
 
     @property
     def precision(self) -> str:
@@ -176,7 +176,7 @@ def _openvino() -> Any:
 
 
 def reason(error: BaseException) -> str:
-    """Return the part of OpenVINO's message that says what is wrong: lines before it name places in its source."""
+    """Return the part of OpenVINO's message that says what is wrong, without the lines that name its source files."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = [line for line in lines if not line.startswith(("Exception from ", "Check '"))]
     return said[0] if said else first_line(error)

@@ -1,4 +1,4 @@
-"""CPU times of a model's compiled OpenVINO programs beside the same model bound in ONNX Runtime."""
+"""CPU times of a model's compiled OpenVINO programs, compared with the same model bound in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def measure_beside(
     programs: Mapping[str, OvProgram],
     memory: Mapping[str, int],
 ) -> PrivateCopy:
-    """Measure a model in OpenVINO and bound in ONNX Runtime, in turn, on one image of noise and on one thread each.
+    """Measure a model in OpenVINO and bound in ONNX Runtime, alternately, on one image of noise and one thread.
 
     Args:
         baked: record of the device cache of ONNX Runtime.

@@ -36,17 +36,17 @@ class World(Protocol):
         ...
 
     def transfer(self, transfer: Transfer) -> None:
-        """Evict segments from memory, then load other segments, while models go on running."""
+        """Evict segments from memory, then load other segments. Models continue to run meanwhile."""
         ...
 
     def kept(self) -> Collection[str]:
-        """Return the segments that are in memory, or on their way, when a new plan begins."""
+        """Return the segments that are in memory or being loaded when a new plan begins."""
         ...
 
     def due(self, turn: str) -> float:
         """Return the time at which a turn's weights are expected in memory, in milliseconds since the run began.
 
-        The time is infinite if a segment is neither in memory nor being loaded.
+        The time is infinite if a segment that the turn needs is neither in memory nor being loaded.
         """
         ...
 
@@ -54,8 +54,8 @@ class World(Protocol):
         """Return the arrival times, in milliseconds, of the frames that a turn should take now, oldest first.
 
         Args:
-            turn: name of a query, or of a joint turn of the plan. Of a joint turn, the frames of that query are
-                returned which has most.
+            turn: name of a query, or of a joint turn (several queries that run together). For a joint turn, the frames
+                of the query with the most frames are returned.
             most: maximum number of frames to return; a live run returns the newest frames.
             oldest: earliest arrival time of a frame that can still be answered in time. A live run leaves out earlier
                 frames, except the newest frame of all.
@@ -63,9 +63,13 @@ class World(Protocol):
         ...
 
     def process(self, turn: str, count: int) -> None:
-        """Run a query, or each query of a joint turn, on up to ``count`` of its frames; in a live run, on the newest.
+        """Run a turn: run a query, or each query of a joint turn, on at most ``count`` of the query's frames.
 
-        The turn's weights must be in memory.
+        The turn's weights must be in memory. A live run takes the newest frames.
+
+        Args:
+            turn: name of a query, or of a joint turn (several queries that run together).
+            count: maximum number of frames that each query of the turn takes.
         """
         ...
 
@@ -74,21 +78,21 @@ class World(Protocol):
         ...
 
     def revised(self) -> tuple[Profile, Plan] | None:
-        """Return a new plan to follow, and the profile that it was made from; None while there is none."""
+        """Return a new plan to follow, and the profile that the plan was made from; None while there is no new plan."""
         ...
 
 
 class Link:
-    """Path from storage to memory, on which segments are loaded one by one; records when each load ends."""
+    """Path from storage to memory, on which segments are loaded one by one; records when each load should end."""
 
     def __init__(self) -> None:
         self._due: dict[str, float] = {}
-        """Segment -> time in milliseconds at which the segment is expected in memory."""
+        """Segment -> time in milliseconds since the run began at which the segment is expected in memory."""
         self._free = 0.0
-        """Time in milliseconds at which the last load is expected to end."""
+        """Time in milliseconds since the run began at which the last requested load of a segment is expected to end."""
 
     def transfer(self, profile: Profile, transfer: Transfer, now: float) -> None:
-        """Note that a transfer begins at ``now`` milliseconds, and when each of its loads is expected to end."""
+        """Note that a transfer (evictions, then loads) begins at ``now`` milliseconds, and when its loads will end."""
         for segment in transfer.evict:
             self._due.pop(segment, None)
         self._free = max(now, self._free)
@@ -102,7 +106,7 @@ class Link:
 
     @property
     def kept(self) -> tuple[str, ...]:
-        """Segments that are in memory or on their way."""
+        """Segments that are in memory or being loaded."""
         return tuple(self._due)
 
     def due(self, segments: Collection[str]) -> float:
@@ -131,7 +135,7 @@ class Conductor:
         self._budget, self._world = budget, world
         self._begin(profile, plan)
         self._ran: dict[str, float] = {}
-        """Query -> begin of its last run, in milliseconds since the beginning."""
+        """Query or joint turn -> time at which its last run began, in milliseconds since the run began."""
         self._frame_came = False
         """Whether a query has had a frame since the run began."""
         self.blocked_ms = 0.0
@@ -139,12 +143,12 @@ class Conductor:
         the first frame does not count, because a model could not have run."""
 
     def expected_ms(self, turn: str, frames: int) -> float:
-        """Return the milliseconds that a turn of the plan takes, by the profile, on ``frames`` frames of each query."""
+        """Return the expected milliseconds of a turn of the current plan on ``frames`` frames of each query in it."""
         return self._profile.between_ms(turn, frames)
 
     @property
     def plan(self) -> Plan:
-        """Plan that is followed now."""
+        """Plan that the conductor follows now."""
         return self.followed[1]
 
     def run(self) -> None:
@@ -159,7 +163,7 @@ class Conductor:
                 self._begin(*revision)
                 turn = self._first()
             elif idle and not any(self._fresh(query) for query in self.plan.order):
-                # No query has a frame: going on to the next turn would swap weights for nothing.
+                # No query has a frame, so the next turn would swap weights in and have nothing to run.
                 world.wait(math.inf)
                 continue
             world.transfer(turn.then)
@@ -175,7 +179,9 @@ class Conductor:
             turn, idle = following, not frames
 
     def _begin(self, profile: Profile, made: Plan) -> None:
-        """Switch to another plan, from its first turn on. What the plan needs and is in memory stays there.
+        """Switch to another plan, and begin with its first turn.
+
+        Segments in memory that the plan needs stay there, unless the plan's rule loads whole models.
 
         Args:
             profile: profile that the plan was made from.
@@ -189,7 +195,7 @@ class Conductor:
         self._world.transfer(Transfer(evict=tuple(segment for segment in kept if segment not in stays)))
         self._turns: Iterator[Step] = steps(profile, self._budget, made.order, made.rule, stays)
         self._turn_ms: Mapping[str, float] = {query: profile.run_ms(query, made.batches[query]) for query in made.order}
-        """Query -> milliseconds of a turn with the maximum number of frames that the plan allows."""
+        """Query or joint turn -> milliseconds of a turn with the maximum number of frames that the plan allows."""
 
     def _first(self) -> Step:
         """Return the plan's first turn, after requesting the loads that come ahead of that turn."""
@@ -198,9 +204,9 @@ class Conductor:
         return turn
 
     def _await(self, query: str) -> None:
-        """Wait until a query's weights are in memory or the run is over; meanwhile run other queries if allowed.
+        """Wait until the weights of a query (or joint turn) are in memory, or the run is over.
 
-        The rule of the plan says whether other queries may run.
+        If the plan's rule allows it, run other queries meanwhile.
         """
         world = self._world
         while True:
@@ -216,15 +222,21 @@ class Conductor:
                 self.blocked_ms += world.now - now if self._frame_came else 0.0
 
     def _process(self, query: str, count: int) -> None:
-        """Run a query on ``count`` of its frames."""
+        """Run a query, or each query of a joint turn, on at most ``count`` frames, and note when the run began."""
         self._ran[query] = self._world.now
         self._world.process(query, count)
 
     def _other(self, due: float) -> tuple[str, int] | None:
-        """Choose a query whose run ends by ``due`` milliseconds; of several, the one that ran longest ago.
+        """Choose a query or joint turn to run while another turn waits for weights.
+
+        The weights of the choice must be in memory, and the run must end in time. Of several such queries, the one that
+        ran longest ago is chosen.
+
+        Args:
+            due: time by which the run must end, in milliseconds since the run began.
 
         Returns:
-            The query and the number of frames to run it on; None if no run can end by ``due``.
+            Name of the query or joint turn, and number of frames to run; None if no run can end in time.
         """
         now = self._world.now
         found: list[tuple[float, str, int]] = []
@@ -239,7 +251,10 @@ class Conductor:
         return min(found)[1:] if found else None
 
     def _fresh(self, query: str) -> Sequence[float]:
-        """Return the arrival times, in milliseconds, of the frames that a query would take if its turn began now."""
+        """Return the arrival times, in milliseconds, of the frames that a turn of a query would take if it began now.
+
+        For a joint turn, return the arrival times for the query with the most frames.
+        """
         # A full turn could not answer an older frame within the SLA.
         oldest = self._world.now + self._turn_ms[query] - self._profile.sla_of(query)
         return self._world.fresh(query, self.plan.batches[query], oldest)

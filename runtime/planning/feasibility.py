@@ -1,7 +1,7 @@
 """Feasibility of minimum rates: which queries a plan gives fewer frames than they need, and what would be enough.
 
-The changes that are looked for are more memory, a longer SLA, lower minimum rates, and a query less. Each is tried by
-making plans. At most 19 plans are made, however many queries there are.
+Four changes are tried: more memory, a longer SLA (time from arrival to answer), lower minimum rates, and leaving out a
+query. A change is tried by making plans, at most 19 in all, whatever the number of queries.
 """
 
 from __future__ import annotations
@@ -18,19 +18,22 @@ from .promises import Promise, promises
 __all__ = ["Shortage", "find_shortage"]
 
 _SLACK = 1e-3
-"""Fraction of a feed's rate that a promise may be below the minimum rate and still counts as kept."""
+"""Fraction of a feed's frame rate by which a plan may fall short of a minimum rate that counts as reached."""
 _MEMORY_HALVINGS = 5
-"""Number of times that the range of more memory is halved, after a plan with all weights in memory was enough."""
+"""Maximum number of bisection steps in the search for the least additional memory with which a plan is enough."""
 _BYTES = 10_000
-"""Bytes in whose multiples more memory is stated, if that much is in question."""
+"""Bytes to a multiple of which additional memory is rounded up, unless less than 320,000 bytes are in question."""
 _SLA_TENTHS = 100
-"""Longest SLA that is tried, in tenths of the SLA that was asked for."""
+"""Longest SLA (time from arrival to answer) that is tried, in tenths of the SLA that the user asked for."""
 _SLA_HALVINGS = 4
-"""Number of times that the range of longer SLAs is halved."""
+"""Maximum number of bisection steps in the search for the shortest SLA (time to answer a frame) that is enough."""
 _LESS = (1.0, 0.97, 0.9)
-"""Factors of the reached rates that are tried as minimum rates: a new plan may not reach exactly the same rates."""
+"""Factors by which the rates that a plan reaches are multiplied before they are tried as minimum rates.
+
+A new plan may not reach exactly the same rates as the plan before.
+"""
 _LEFT_OUT = 4
-"""Maximum number of queries of which each is left out of a plan, to see whether the others then get enough."""
+"""Maximum number of queries that are left out, one at a time, to see whether all others reach their minimum rates."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,10 @@ class Shortage:
     """Queries to which a plan gives fewer frames than their minimum rates, and changes that would be enough."""
 
     missing: Mapping[str, Promise]
-    """Query -> what the plan promises it, for the queries below their minimum rates."""
+    """Query -> rates and accuracy that the plan promises, for the queries below their minimum rates."""
     changes: tuple[str, ...]
-    """Smallest changes that were found, in words. After any one of them, every query reaches its minimum rate."""
+    """Changes of the workload or of memory, in words. Any one of these changes lets all queries reach their minimum
+    rates."""
 
     def __str__(self) -> str:
         """Return one line that names the queries, and the changes that would be enough."""
@@ -51,10 +55,10 @@ class Shortage:
 
 
 def find_shortage(profile: Profile, budget: int, policy: Policy, plan: Plan) -> Shortage | None:
-    """Return the queries below their minimum rates, and what would be enough; None if all rates are reached.
+    """Return the queries that a plan keeps below their minimum rates, and changes that would be enough.
 
-    Nothing is searched if all rates are reached. Otherwise up to 19 plans are made, each of which may take as long as
-    the first.
+    If all rates are reached, None is returned at once. Otherwise up to 19 plans are made, each of which may take as
+    long as making ``plan`` took.
 
     Args:
         profile: profile that the plan was made from.
@@ -75,18 +79,21 @@ def find_shortage(profile: Profile, budget: int, policy: Policy, plan: Plan) -> 
 
 
 def _missing(profile: Profile, plan: Plan) -> dict[str, Promise]:
-    """Return query -> what the plan promises it, for the queries below their minimum rates."""
+    """Return query -> promise of a plan (rates and accuracy), for the queries below their minimum rates."""
     found = promises(profile, plan)
     return {name: each for name, each in found.items() if each.fps < each.min_fps - _SLACK * each.feed_fps}
 
 
 def _enough(profile: Profile, budget: int, policy: Policy) -> bool:
-    """Return whether a new plan gives all queries their minimum rates."""
+    """Make a plan, and return whether the plan gives all queries their minimum rates."""
     return not _missing(profile, make_plan(profile, budget, policy))
 
 
 def _more_memory(profile: Profile, budget: int, policy: Policy) -> str | None:
-    """Return how much more memory would be enough, in words; None if all weights in memory are not enough."""
+    """Return, in words, how much more memory lets all queries reach their minimum rates.
+
+    Return None if memory for all weights is not enough.
+    """
     whole = profile.budget("all")
     if budget >= whole or not _enough(profile, whole, policy):
         return None
@@ -101,7 +108,17 @@ def _more_memory(profile: Profile, budget: int, policy: Policy) -> str | None:
 
 
 def _longer_sla(profile: Profile, budget: int, policy: Policy, missing: Collection[str]) -> str | None:
-    """Return how long an SLA would be enough, in words: of the queries that miss frames, or else of all queries."""
+    """Return, in words, how long an SLA (time from arrival to answer) lets all queries reach their minimum rates.
+
+    A longer SLA is tried for the queries in ``missing``, then for all queries. Return None if no SLA up to the longest
+    one tried is enough.
+
+    Args:
+        profile: profile that the plan was made from.
+        budget: maximum bytes of weights that may be in memory at once.
+        policy: objective and constraints of plans.
+        missing: queries below their minimum rates.
+    """
     for names in dict.fromkeys((tuple(missing), tuple(profile.queries))):
         longer = partial(_with_sla, profile, names)
         if not _enough(longer(_SLA_TENTHS), budget, policy):
@@ -129,7 +146,14 @@ def _with_sla(profile: Profile, names: Collection[str], tenths: int) -> Profile:
 
 
 def _lower_rates(profile: Profile, budget: int, policy: Policy, missing: Mapping[str, Promise]) -> str | None:
-    """Return which minimum rates would be reached, in words; None if a plan for them does not reach them."""
+    """Return, in words, lower minimum rates that a new plan reaches; None if no plan reaches those that are tried.
+
+    Args:
+        profile: profile that the plan was made from.
+        budget: maximum bytes of weights that may be in memory at once.
+        policy: objective and constraints of plans.
+        missing: query -> promise of the plan, for the queries below their minimum rates.
+    """
     for factor in _LESS:
         rates = {name: floor(each.fps * factor * 100) / 100 for name, each in missing.items()}
         if _enough(_changed(profile, {name: {"min_fps": rate} for name, rate in rates.items()}), budget, policy):
@@ -138,14 +162,20 @@ def _lower_rates(profile: Profile, budget: int, policy: Policy, missing: Mapping
 
 
 def _one_less(profile: Profile, budget: int, policy: Policy, missing: Collection[str]) -> str | None:
-    """Return a query without which the others would get enough, in words; None if none was found.
+    """Return, in words, a query without which all other queries reach their minimum rates; None if none is found.
 
-    Queries that miss frames are tried last. Before that, lower priorities and weights are tried first, then queries
-    that take much time.
+    At most four queries are left out, one at a time. Queries of low priority come first, among these the ones of low
+    weight, among these the ones that take the most time. Queries in ``missing`` come last.
+
+    Args:
+        profile: profile that the plan was made from.
+        budget: maximum bytes of weights that may be in memory at once.
+        policy: objective and constraints of plans.
+        missing: queries below their minimum rates.
     """
 
     def time(name: str) -> float:
-        """Return the milliseconds of load and run that a query needs for each second."""
+        """Return the milliseconds of loading a query's weights once and running all frames of one second."""
         load_ms = sum(map(profile.load_ms, profile.segments_of(name)))
         return load_ms + profile.run_ms(name, 1) * profile.queries[name].fps
 

@@ -1,9 +1,9 @@
-"""Joint turns: queries that run together in one turn, because that takes less time than one after the other.
+"""Joint turns: queries that run together in one turn, because that takes less time than one turn for each query.
 
-Queries of one feed whose models begin with the same *stem* run the stem once for each frame. Queries of one model on
-one feed run the model once for each frame. Queries of one model on different feeds run the model once for the frames of
-all their feeds, if larger batches are faster. In a plan, a joint turn takes the place of its queries: it has a name of
-its own, and stands in the order of turns like a query.
+Queries of one feed whose models begin with the same *stem* (first layers) run the stem once for each frame. Queries of
+one model on one feed run the model once for each frame. Queries of one model on different feeds run the model once for
+the frames of all their feeds, if larger batches are faster. In a plan, a joint turn takes the place of its queries: it
+has a name of its own, and stands in the order of turns like a query.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from .profile import ModelProfile, Profile, QueryProfile, StemProfile
 __all__ = ["find_joint_turns", "turn_profile"]
 
 _GAIN = 0.97
-"""Fraction of the time of separate turns that a joint turn may take at most."""
+"""Maximum time of a joint turn, as a fraction of the time of separate turns."""
 
 
 def find_joint_turns(profile: Profile, budget: int) -> dict[str, tuple[str, ...]]:
-    """Return name of a joint turn -> queries that run in it, for the joint turns that save time.
+    """Return name of a joint turn -> queries that run together in the turn, for all joint turns that save time.
 
     The queries of a joint turn have equal rates, weights and priorities, and their weights fit into memory together.
 
@@ -44,8 +44,8 @@ def turn_profile(profile: Profile, members: Mapping[str, Sequence[str]], objecti
 
     Args:
         profile: sizes, times and rates of the workload on its device.
-        members: name of a joint turn -> the queries that run in it.
-        objective: name of the objective of the plan, which decides how much the joint turn counts.
+        members: name of a joint turn -> queries that run together in the turn.
+        objective: name of the plan's objective, which decides how much weight a joint turn has.
     """
     if not members:
         return profile
@@ -59,11 +59,13 @@ def turn_profile(profile: Profile, members: Mapping[str, Sequence[str]], objecti
 
 
 def _parts(profile: Profile, group: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return a group in parts of queries that run together because that saves time.
+    """Divide a group of queries into subgroups, each of which saves time by running in one turn.
+
+    A query may be alone in its subgroup. If queries that share a stem save no time, no subgroup is returned.
 
     Args:
         profile: sizes, times and rates of the workload on its device.
-        group: queries whose models share a stem on one feed, or queries of one model.
+        group: queries of one feed whose models share a stem (first layers), or queries of one model.
     """
     if _stem(profile, group[0]) is not None:
         return [tuple(group)] if _pays(profile, [[query] for query in group]) else []
@@ -82,23 +84,31 @@ def _parts(profile: Profile, group: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def _stem(profile: Profile, query: str) -> StemProfile | None:
-    """Return the stem of a query's model; None if it has none, or no other query can have the query's frames."""
+    """Return the stem (first layers) of a query's model; None if there is none, or the query has its own feed."""
     spec = profile.queries[query]
     return None if spec.feed is None else profile.models[spec.model].stem
 
 
 def _feed(profile: Profile, query: str) -> str:
-    """Return the feed of a query; of a query that has its own feed, a name that no feed has."""
+    """Return the name of a query's feed; if the feed has none, a name that is made from the query's name."""
     return profile.queries[query].feed or f"query {query}"
 
 
 def _fits(profile: Profile, budget: int, group: Sequence[str]) -> bool:
-    """Return whether the weights of a group's queries fit into memory together."""
+    """Return whether the weights of all queries of a group fit together into ``budget`` bytes of memory."""
     return sum(profile.segments[segment].bytes for segment in _segments(profile, group)) <= budget
 
 
 def _pays(profile: Profile, parts: Sequence[Sequence[str]]) -> bool:
-    """Return whether one turn for all parts of a group takes less time than a turn for each, for some turn size."""
+    """Return whether one joint turn for several subgroups of queries saves time, for at least one turn size.
+
+    The joint turn must take at most 97 % of the time of one turn for each subgroup, and no longer than the shortest SLA
+    (time from arrival to answer) of the queries.
+
+    Args:
+        profile: sizes, times and rates of the workload on its device.
+        parts: subgroups of queries.
+    """
     group = list(chain(*parts))
     sla_ms = min(map(profile.sla_of, group))
     apart = [_run_ms(profile, part) for part in parts]
@@ -109,7 +119,7 @@ def _pays(profile: Profile, parts: Sequence[Sequence[str]]) -> bool:
 
 
 def _segments(profile: Profile, group: Iterable[str]) -> tuple[str, ...]:
-    """Return the segments of all queries of a group, each once."""
+    """Return the segments that the queries of a group need, without repeats."""
     return tuple(dict.fromkeys(chain.from_iterable(map(profile.segments_of, group))))
 
 
@@ -125,7 +135,7 @@ def _run_ms(profile: Profile, group: Sequence[str]) -> dict[int, float]:
         sizes = [size for size in times[0] if feeds == 1 or any(size * feeds <= batch for batch in batches)]
         return {size: profile.run_ms(group[0], size * feeds) for size in sizes if size * feeds <= max(times[0])}
     sizes = [size for size in times[0] if all(size in each for each in times)]
-    # Each model's time has the stem's in it, which is needed once.
+    # The time of each model includes a run of the stem, but the joint turn runs the stem only once.
     saved = (len(models) - 1) * stem.run_ms
     return {
         size: max(max(each[size] for each in times), sum(each[size] for each in times) - saved * size) for size in sizes
@@ -133,7 +143,18 @@ def _run_ms(profile: Profile, group: Sequence[str]) -> dict[int, float]:
 
 
 def _as_one(profile: Profile, model: str, group: Sequence[str], objective: ObjectiveName) -> QueryProfile:
-    """Return the query that stands for a group: what is best for it is best for the queries of the group."""
+    """Return one query that stands for a group of queries in a joint turn, so that a plan can be made for the group.
+
+    The query has the shortest SLA and the highest minimum rate of the group. If the objective is about the lowest share
+    or accuracy, the query's staleness curve is the lowest of the group at each age, and the weight is that of a single
+    query. Otherwise the curve is the mean, and the weight counts once for each query of the group.
+
+    Args:
+        profile: sizes, times and rates of the workload on its device.
+        model: name of the joint turn, which is also the name of the query's model.
+        group: queries that run together in the joint turn.
+        objective: name of the plan's objective.
+    """
     specs = [profile.queries[query] for query in group]
     first = specs[0]
     lexicographic = objective in ("max-min", "accuracy")

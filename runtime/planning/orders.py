@@ -20,10 +20,10 @@ _TURNS_EACH = 4
 
 
 def short_tour(profile: Profile, queries: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the queries in an order in which little is loaded between two queries. The first query stays first.
+    """Return the queries in an order in which successive queries load few weights. The first query stays first.
 
-    The length of a tour is the milliseconds of loading, for each query, the segments that the query before does not
-    need. Memory is assumed to keep one model only.
+    The length of a tour is the milliseconds of all loads, where each query loads the segments that the previous query
+    does not need. Memory is assumed to hold one model at a time.
     """
     segments = [frozenset(profile.segments_of(query)) for query in queries]
     load_ms = np.array([[sum(map(profile.load_ms, new - old)) for new in segments] for old in segments])
@@ -36,9 +36,11 @@ def short_tour(profile: Profile, queries: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _shortened(order: list[int], length: NDArray[np.float64]) -> list[int]:
-    """Return a tour of queries after Or-opt moves that shorten the tour: one to three queries go to another place.
+    """Shorten a tour of Q queries by Or-opt moves, which move one to three successive queries, and return the tour.
 
-    ``length[i, j]`` is the milliseconds of loading for query j after query i.
+    Args:
+        order: indices of the queries in the order of their turns, ``[Q]``; the first query stays first.
+        length: milliseconds of loading weights for query j after query i, ``[Q, Q]`` with the indices i, j.
     """
     tour = np.array(order)
     improved = len(tour) > 3

@@ -1,4 +1,4 @@
-"""Making a plan: the order in which queries take turns, and the frames of each turn, for what the user wants most.
+"""Making of a plan: the order in which queries take turns, and the frames of each turn, for the user's objective.
 
 A device has memory for some of the models only, so queries take turns in a cycle, and weights are swapped between
 turns. A plan decides three things.
@@ -7,11 +7,12 @@ turns. A plan decides three things.
   order determines which segments are loaded and evicted at each turn (:mod:`.residency`). A query may have several
   turns in a cycle.
 - The *turn size* of each query: how many frames its turn takes. A long turn loads weights once for many frames, but
-  frames get old while a query waits for its turn. A frame that cannot be answered within the SLA is lost.
+  frames get old while a query waits for its turn. A frame that cannot be answered within the SLA (time from arrival to
+  answer) is lost.
 - Which queries run together, in one *joint turn* (:mod:`.joint_turns`), if that saves time.
 
-They determine when turns begin, and how many frames are answered in time (:mod:`.timeline`). What is better is the
-user's to say (:mod:`.objectives`). :mod:`.search` looks for the best plan.
+These decisions determine when turns begin, and how many frames are answered in time (:mod:`.timeline`). The user's
+objective decides which of two plans is better (:mod:`.objectives`). :mod:`.search` looks for the best plan.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ __all__ = ["POLICIES", "Plan", "Policy", "check_objective", "check_policy", "mak
 
 @dataclass(frozen=True)
 class Policy:
-    """Objective and constraints of plans."""
+    """Planning policy: the objective of plans, and the constraints that plans must meet."""
 
     rule: Rule = field(default_factory=Rule)
     """Rule that chooses the segments to evict and to prefetch."""
@@ -43,7 +44,10 @@ class Policy:
     objective: ObjectiveName = "max-min"
     """Name of the objective; see :data:`.objectives.ObjectiveName`."""
     lazy: bool = False
-    """Whether to also plan without prefetch, which leaves room for one more model, and to take the better plan."""
+    """Whether to make a second plan without prefetch, and to take the better of the two plans.
+
+    Without prefetch, memory has room for one more model.
+    """
 
 
 _NEXUS = Rule("recent", whole=True, ahead="all", fill=False)
@@ -94,10 +98,10 @@ def check_objective(objective: str | None, policies: Sequence[str] = ("gemel",))
 
 
 def policy_of(name: str, profile: Profile, objective: str | None = None) -> Policy:
-    """Return the policy by which to plan a workload: with its objective, unless a baseline has one of its own.
+    """Return a planning policy with the objective of a workload; baseline policies keep an objective of their own.
 
     Args:
-        name: name of the policy.
+        name: name of the policy, one of :data:`POLICIES`.
         profile: profile of the workload, which states the workload's objective.
         objective: name of the objective to serve instead of the workload's.
 
@@ -114,30 +118,32 @@ def policy_of(name: str, profile: Profile, objective: str | None = None) -> Poli
 
 @dataclass(frozen=True)
 class Plan:
-    """Order, turn sizes and rule that a conductor follows, and the outcome that is expected of the plan."""
+    """Order of turns, turn sizes and rule of eviction and prefetch, with the expected times, rates and accuracies."""
 
     order: tuple[str, ...]
-    """Queries in the order of their turns; a query may have several. After the last turn, the cycle begins again."""
+    """Queries and joint turns in the order of turns; a query may have several turns. After the last turn, the cycle
+    begins again."""
     batches: dict[str, int]
-    """Query -> turn size: maximum number of frames that a turn of the query takes. In a joint turn, each query does."""
+    """Query or joint turn -> turn size: maximum number of frames that a turn takes of each of its queries."""
     rule: Rule
     """Rule that chooses the segments to evict and to prefetch."""
     pinned: frozenset[str]
     """Segments of the blob that stay in memory in every cycle of the plan."""
     cycle_ms: float
-    """Milliseconds of an average cycle."""
+    """Milliseconds of an average cycle of turns."""
     blocked_ms: float
-    """Milliseconds of a cycle in which a turn waits for weights; queries whose weights are in memory may run then."""
+    """Milliseconds of an average cycle in which a turn waits for weights; other queries may run meanwhile."""
     frames: dict[str, float]
     """Query -> expected frames per second that are answered within the SLA."""
     accuracy: dict[str, float] | None = None
     """Query -> expected accuracy of every frame's answer, 0 to 1; None if a query has no staleness curve."""
     joint: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Name of a joint turn -> queries that run in it; the name stands for them in ``order`` and ``batches``."""
+    """Name of a joint turn -> queries that run together in the turn. ``order`` and ``batches`` have the name of the
+    joint turn instead of the names of its queries."""
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Query -> maximum number of frames that a turn of the query, or a joint turn with it, takes of its frames."""
+        """Query -> maximum number of the query's frames that one turn takes; includes the queries in joint turns."""
         return {query: size for turn, size in self.batches.items() for query in self.queries_of(turn)}
 
     def queries_of(self, turn: str) -> tuple[str, ...]:
@@ -146,7 +152,7 @@ class Plan:
 
 
 def make_plan(profile: Profile, budget: int, policy: Policy | None = None) -> Plan:
-    """Return the best plan of a workload that the search finds. The same arguments give the same plan.
+    """Return the best plan of a workload that the search finds. Equal arguments give equal plans.
 
     Args:
         profile: sizes, times and rates of the workload on its device.
@@ -178,7 +184,13 @@ def make_plan(profile: Profile, budget: int, policy: Policy | None = None) -> Pl
 
 
 def _for_queries(plan: Plan, queries: Sequence[str], joint: Mapping[str, tuple[str, ...]]) -> Plan:
-    """Return a plan whose expectations are stated for joint turns, with the expectations of the queries in them."""
+    """Convert the expected rates and accuracies of a plan from joint turns to single queries, and return the plan.
+
+    Args:
+        plan: plan that states expected rates and accuracies for joint turns instead of their queries.
+        queries: names of all queries of the workload.
+        joint: name of a joint turn -> queries that run together in the turn.
+    """
     turn_of = {query: query for query in queries} | {query: turn for turn, group in joint.items() for query in group}
     accuracy = plan.accuracy
     return replace(
@@ -190,7 +202,7 @@ def _for_queries(plan: Plan, queries: Sequence[str], joint: Mapping[str, tuple[s
 
 
 def _worth(profile: Profile, plan: Plan, objective: ObjectiveName) -> tuple[float, ...]:
-    """Return what a plan is worth by an objective; of two plans, the one with the larger value is better."""
+    """Return the numbers that rank a plan by an objective; of two plans, the better one has the larger tuple."""
     queries = tuple(profile.queries)
     frames = np.array([[plan.frames[query] for query in queries]])
     accuracy = None if plan.accuracy is None else np.array([[plan.accuracy[query] for query in queries]])
@@ -199,7 +211,7 @@ def _worth(profile: Profile, plan: Plan, objective: ObjectiveName) -> tuple[floa
 
 
 def plan_of(profile: Profile, found: FoundPlan) -> Plan:
-    """Return what a search found as a plan."""
+    """Convert the result of a search into a plan for a conductor."""
     queries = tuple(profile.queries)
     used = {segment for query in queries for segment in profile.segments_of(query)}
     turns = [turn for cycle in found.cycles for turn in cycle]

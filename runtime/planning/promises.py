@@ -1,4 +1,4 @@
-"""Promises of a plan: what each query is expected to get, beside what was asked for it."""
+"""Promises of a plan: expected frame rate and accuracy of each query, and the minimum rate that the user asked for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Promise", "promises"]
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """Frames and accuracy that a plan promises one query, beside what was asked for the query."""
+    """Frame rate and accuracy that a plan promises one query, with the minimum rate that the user asked for."""
 
     fps: float
     """Frames per second that are expected to be answered within the SLA."""
@@ -34,7 +34,7 @@ class Promise:
 
 
 def promises(profile: Profile, plan: Plan) -> dict[str, Promise]:
-    """Return query -> what a plan promises it.
+    """Return query -> frame rate and accuracy that a plan promises the query.
 
     Args:
         profile: profile that the plan was made from.

@@ -11,13 +11,13 @@ from .profile import ModelProfile, Profile
 __all__ = ["Review"]
 
 _EVERY_MS = 1000.0
-"""Milliseconds between two regular reviews of a plan."""
+"""Milliseconds between two regular reviews of the plan that a run follows."""
 _RUNS = 9
-"""Number of a model's newest turns whose median time is compared with the time that the profile says."""
+"""Number of a model's newest turns whose median time is compared with the time in the profile."""
 _OFF = 1.5
-"""Factor by which a model's turns may be longer or shorter than the profile says before a new plan is made."""
+"""Factor by which a model's median turn may be longer or shorter than in the profile before a new plan is made."""
 _DOUBLINGS = 4
-"""Maximum number of times that the patience with a query without frames doubles."""
+"""Maximum number of doublings of the time for which a query without frames remains in the plan."""
 
 
 class Review:
@@ -31,7 +31,7 @@ class Review:
         self.profile = profile
         """Profile that the current plan was made from."""
         self.replans = 0
-        """Number of new plans that were followed so far."""
+        """Number of new plans that the run has followed so far."""
         self._whole = profile
         self._last = 0.0
         self.lost = False
@@ -40,7 +40,7 @@ class Review:
         Set by the caller when memory refuses a transfer of the plan.
         """
         self._returns: dict[str, int] = defaultdict(int)
-        """Query -> number of times that it came back into the plan."""
+        """Query -> number of times that the query returned to the plan after it was left out for lack of frames."""
         self._ratios: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_RUNS))
         """Model -> measured milliseconds of its newest turns, divided by the milliseconds that the profile expects."""
 
@@ -66,14 +66,14 @@ class Review:
     def revised(self, active: Collection[str], now: float) -> Profile | None:
         """Review the current plan; return the profile for a new plan, with active queries and measured times.
 
-        The current plan stays, until :meth:`follow` tells that the new one is there.
+        The current plan remains in force until :meth:`follow` is called.
 
         Args:
             active: queries that have frames, or may have some soon. If there are none, the plan stays as it is.
             now: milliseconds since the run began.
 
         Returns:
-            The profile; None if the current plan still fits.
+            Profile for a new plan; None if the current plan still fits.
         """
         self._last = now
         queries = {name: spec for name, spec in self._whole.queries.items() if name in active}
@@ -84,7 +84,7 @@ class Review:
         return self.profile.model_copy(update={"queries": queries, "models": models})
 
     def follow(self, profile: Profile) -> None:
-        """Note that a plan is followed from now on that was made from ``profile``."""
+        """Note that the run follows a new plan from now on, which was made from ``profile``."""
         for query in profile.queries.keys() - self.profile.queries.keys():
             self._returns[query] += 1
         self.lost = False
@@ -92,9 +92,10 @@ class Review:
         self.profile = profile
 
     def patience(self, query: str) -> int:
-        """Return how many times longer a query may be without frames before it is left out of plans.
+        """Return the factor, 1 to 16, of the time that a query may be without frames before plans leave the query out.
 
-        It doubles each time that the query comes back, so that a feed that comes and goes does not change the plan.
+        The factor doubles each time that the query returns to the plan, so that a feed with interruptions does not
+        change the plan again and again.
         """
         return int(2 ** min(self._returns[query], _DOUBLINGS))
 

@@ -1,8 +1,8 @@
-"""Search for the best plan: orders of turns, turn sizes and prefetch, judged by what they are expected to give.
+"""Search for the best plan: the order of turns, the maximum number of frames of each turn, and the rule of prefetch.
 
 The search is an iterated local search (Lourenço, Martin and Stützle 2003): moves change the order, and a change that
 makes the plan better is kept. A query may have several turns in a cycle. For few queries every order is tried first.
-The search ends after a fixed amount of work, so that equal arguments give equal plans; the best plan up to then counts.
+The search ends after a fixed amount of work, so that equal arguments give equal plans, and returns the best plan found.
 """
 
 from __future__ import annotations
@@ -25,87 +25,93 @@ from .timeline import Expectation, PlanTimeline
 __all__ = ["FoundPlan", "best_of_orders", "search_plan"]
 
 _EVERY_ORDER = 6
-"""Maximum number of queries for which every order is tried before moves are."""
+"""Maximum number of queries for which the search tries every order of turns, before random moves change orders."""
 _EVERY_SIZES = 300
-"""Maximum number of combinations of turn sizes that are all tried for an order that a move led to."""
+"""Maximum number of combinations of turn sizes that the search tries in full for an order that random moves made."""
 _EVERY_SIZES_AT_FIRST = 1100
-"""Maximum number of combinations of turn sizes that are all tried for each order, where every order is tried."""
+"""Maximum number of combinations of turn sizes that the search tries in full for each order that it begins with."""
 _EVERY_SIZES_ONCE = 20_000
-"""Maximum number of combinations of turn sizes that are all tried where there is one order only."""
+"""Maximum number of combinations of turn sizes that the search tries in full for the best orders, or for given ones."""
 _FINALISTS = 16
-"""Number of orders for which all combinations of turn sizes are tried after every order was tried with some."""
+"""Maximum number of best plans for whose orders the search finally tries all combinations of turn sizes."""
 _WORK = 140.0
-"""Work that moves may do for any workload, in about milliseconds of CPU time."""
+"""Work of a search for any workload, in about milliseconds of CPU time. Trying every order does not count."""
 _WORK_PER_QUERY = 4.0
-"""Work that moves may do in addition for each query, in about milliseconds of CPU time."""
+"""Additional work of a search for each query of the workload, in about milliseconds of CPU time."""
 _ELEMENTS = 500_000
-"""Maximum number of turns x queries x plans that are computed at once."""
+"""Maximum product of the numbers of turns, queries and plans whose timelines the search computes in one call."""
 _NEIGHBOURS = 32
-"""Maximum number of changes of one query's turn size that are tried at once."""
+"""Maximum number of changes of a single query's turn size that the search tries in one step of hill climbing."""
 _PATIENCE = 8
-"""Number of moves in a row that help nothing, per query, before the search starts elsewhere."""
+"""Number of moves without a better plan, per query, after which the search restarts from another order of turns."""
 _KICKS = 60
-"""Maximum number of times that a stage of the search starts elsewhere."""
+"""Maximum number of times that one stage of the search restarts from another order of turns."""
 
 
 @dataclass(frozen=True)
 class FoundPlan:
-    """Order, turn sizes and rule of a plan, and what the plan is expected to give."""
+    """Plan that a search found: order of turns, turn sizes, rule of eviction and prefetch, and expected results."""
 
     order: tuple[str, ...]
     sizes: Sizes
-    """Maximum number of frames in a turn of each query of the profile, ``[Q]``."""
+    """Maximum number of frames in a turn of each of the profile's Q queries, ``[Q]``."""
     rule: Rule
     cycles: Sequence[Sequence[Step]]
-    """Turns and their loads, in the cycles that repeat."""
+    """Turns with their evictions and loads of segments, in the cycles that the plan repeats."""
     outcome: Expectation
-    """What is expected of the plan, as the only one of an outcome."""
+    """Expected times, rates and accuracies of the plan; the axis of plans has length 1 in each array."""
     row: tuple[float, ...]
-    """What the plan is worth; see :class:`.objectives.Worth`."""
+    """Numbers that rank the plan by its objective (:class:`.objectives.Worth`) and its number of turns.
+
+    Of two plans the better one has the larger row; the first number that differs decides.
+    """
     key: tuple[float, ...]
-    """What the search goes by, at the stage at which the plan was found."""
+    """Numbers that rank the plan within one stage of the search: ``row``, in some stages after
+    :meth:`.objectives.Worth.smooth`."""
 
 
 class _Search:
-    """State of a search: the best plan so far, and the work that is left.
+    """State of a search for a plan: the best plan so far, and the work that is left.
 
     Args:
         profile: sizes, times and rates of the workload on its device.
         budget: maximum bytes of weights that may be in memory at once.
-        objective: name of the objective.
-        work: work that may be done, in about milliseconds of CPU time.
+        objective: name of the objective that ranks plans.
+        work: work that the search may do, in about milliseconds of CPU time.
     """
 
     def __init__(self, profile: Profile, budget: int, objective: ObjectiveName, work: float) -> None:
         self.profile, self.budget = profile, budget
         self.queries = tuple(profile.queries)
         self.has_curves = all(spec.staleness is not None for spec in profile.queries.values())
-        """Whether plans have expected accuracies, which also other objectives than those about accuracy show."""
+        """Whether every query has a staleness curve, so that each plan's expected accuracies are computed."""
         self.options = [profile.batches(query) for query in self.queries]
         self.worth = Worth(profile, self.queries, objective)
         self.work = work
         self.best: FoundPlan | None = None
-        """Best plan so far."""
+        """Best plan that the search has found so far; None before the first plan."""
         self.current: FoundPlan | None = None
-        """Plan that the search goes on from."""
+        """Plan whose order the next random move changes; None before the first plan after a start."""
         self.leader: FoundPlan | None = None
-        """Best plan by what the search goes by at this stage."""
+        """Plan with the largest :attr:`FoundPlan.key` in this stage of the search; None before the first plan."""
         self.plans: list[FoundPlan] = []
-        """Plan of each order and rule that was tried since the stage began."""
+        """Plans found in this stage of the search: the best one for each order of turns and rule that was tried."""
         self.smooth = False
-        """Whether the search goes by :meth:`.objectives.Worth.smooth` first, at this stage."""
+        """Whether this stage of the search ranks plans by :meth:`.objectives.Worth.smooth` before their rows."""
         self._columns = 0
-        """Numbers in a row of :class:`.objectives.Worth`."""
+        """Length of :attr:`FoundPlan.row`, the same for all plans of the search."""
         self._random = Random(0)
         self._seen: set[tuple[tuple[str, ...], Rule]] = set()
 
     def consider(self, order: tuple[str, ...], rule: Rule, combinations: int) -> bool:
-        """Find turn sizes for an order, and return whether the search goes on from that plan.
+        """Find the best plan with an order and a rule, and return whether the search continues from that plan.
+
+        An order that this stage of the search has already tried with the rule is not tried again.
 
         Args:
             order: queries in the order of their turns.
             rule: rule of eviction and prefetch.
-            combinations: maximum number of combinations of turn sizes that are all tried.
+            combinations: maximum number of combinations of turn sizes to try in full; hill climbing if there are more.
         """
         if (order, rule) in self._seen:
             return False
@@ -133,14 +139,14 @@ class _Search:
         return False
 
     def improve_sizes(self) -> None:
-        """Try all combinations of turn sizes for the best orders so far, if there were too many to do so for each."""
+        """Try all combinations of turn sizes for this stage's best orders, if there are too many for each order."""
         if _EVERY_SIZES_AT_FIRST < prod(map(len, self.options)) <= _EVERY_SIZES_ONCE:
             for plan in sorted(self.plans, key=lambda plan: plan.row, reverse=True)[:_FINALISTS]:
                 self._seen.discard((plan.order, plan.rule))
                 self.consider(plan.order, plan.rule, _EVERY_SIZES_ONCE)
 
     def start_elsewhere(self, random: Random) -> None:
-        """Go on from a plan that three random moves lead to from the best plan of this stage."""
+        """Continue the search from another order: three random moves change the order of this stage's best plan."""
         assert self.leader is not None
         order = self.leader.order
         for _ in range(3):
@@ -153,7 +159,7 @@ class _Search:
         """Begin a stage of the search from the best plan so far.
 
         Args:
-            smooth: whether the search goes by :meth:`.objectives.Worth.smooth` first, at this stage.
+            smooth: whether the stage ranks plans by :meth:`.objectives.Worth.smooth` before their rows.
         """
         assert self.best is not None
         self.smooth = smooth
@@ -163,7 +169,10 @@ class _Search:
         self.consider(self.best.order, self.best.rule, _EVERY_SIZES)
 
     def _climbed(self, timeline: PlanTimeline, turns: int) -> tuple[Sizes, Expectation, tuple[float, ...]]:
-        """Return the turn sizes that hill climbing finds, from those of the best plan so far or from equal ones."""
+        """Return turn sizes ``[Q]`` of Q queries from hill climbing, their expectation, and the numbers that rank them.
+
+        Climbing starts at the turn sizes of an earlier plan; if there is none, at equal sizes for all queries.
+        """
         most = max(map(len, self.options))
         if (near := self.current or self.leader or self.best) is not None:
             starts = near.sizes[None]
@@ -171,7 +180,7 @@ class _Search:
             starts = np.array([[each[min(rank, len(each) - 1)] for each in self.options] for rank in range(most)])
         found = self._tried(timeline, turns, np.asarray(starts, np.intp))
         if self.current is not None and len(self.queries) > _EVERY_ORDER and found[2] < self.current.key:
-            # Other turn sizes will hardly make up for it.
+            # With many queries, other turn sizes hardly ever make such an order better than the current plan.
             return found
         while self.work > 0:
             better = self._tried(timeline, turns, self._neighbours(found[0]))
@@ -181,7 +190,7 @@ class _Search:
         return found
 
     def _neighbours(self, sizes: Sizes) -> Sizes:
-        """Return turn sizes of Q queries that differ from ``sizes`` in one query, ``[C, Q]``; some of them if many."""
+        """Return C variants ``[C, Q]`` of turn sizes ``sizes [Q]`` of Q queries, each with one changed turn size."""
         changes = [
             (place, size) for place, options in enumerate(self.options) for size in options if size != sizes[place]
         ]
@@ -193,7 +202,7 @@ class _Search:
         return rows
 
     def _tried(self, timeline: PlanTimeline, turns: int, sizes: Sizes) -> tuple[Sizes, Expectation, tuple[float, ...]]:
-        """Return the best of C choices of turn sizes ``[C, Q]``, what is expected of it, and what it is worth."""
+        """Return the best of C choices ``[C, Q]`` of turn sizes of Q queries, its expectation and ranking numbers."""
         at_once = max(1, _ELEMENTS // (turns * len(self.queries)))
         best: tuple[Sizes, Expectation, tuple[float, ...]] | None = None
         for start in range(0, len(sizes), at_once):
@@ -202,7 +211,7 @@ class _Search:
             outcome = timeline.outcome(part)
             self.work -= timeline.work - before
             rows = self.worth.rows(outcome.frames, outcome.accuracy, outcome.cycle_ms)
-            # With the number of turns.
+            # One more, because the number of turns is added to each row later.
             self._columns = rows.shape[1] + 1
             if self.smooth:
                 rows = np.concatenate([self.worth.smooth(outcome.frames, outcome.accuracy), rows], axis=1)
@@ -228,7 +237,7 @@ def best_of_orders(
 ) -> FoundPlan:
     """Return the best plan of some orders of turns and some rules of eviction and prefetch.
 
-    All combinations of turn sizes are tried if there are few.
+    All combinations of turn sizes are tried if there are at most 20,000; otherwise hill climbing chooses some.
     """
     found = _Search(profile, budget, objective, np.inf)
     for order in orders:
@@ -239,13 +248,13 @@ def best_of_orders(
 
 
 def search_plan(profile: Profile, budget: int, rule: Rule, objective: ObjectiveName) -> FoundPlan:
-    """Return the best plan that the search finds. The same arguments give the same plan.
+    """Return the best plan of a workload that a search of limited work finds. Equal arguments give equal plans.
 
     Args:
         profile: sizes, times and rates of the workload on its device.
         budget: maximum bytes of weights that may be in memory at once.
         rule: rule of eviction and prefetch; prefetch for one turn and for several turns are both tried.
-        objective: name of the objective.
+        objective: name of the objective that ranks plans.
     """
     queries = tuple(profile.queries)
     work = _WORK + _WORK_PER_QUERY * len(queries)
@@ -262,7 +271,7 @@ def search_plan(profile: Profile, budget: int, rule: Rule, objective: ObjectiveN
             found.consider(order, each, _EVERY_SIZES_AT_FIRST)
     found.improve_sizes()
     if len(queries) <= _EVERY_ORDER:
-        # Trying every order must not leave moves without work: these give queries a second turn.
+        # Work spent on every order does not count, because only random moves give a query a second turn.
         found.work = work
     random = Random(0)
     for smooth in (True, False) if found.worth.is_steep else (False,):

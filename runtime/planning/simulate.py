@@ -1,4 +1,4 @@
-"""Discrete-event simulation of a plan: cameras, one device that runs models, one link that loads weights."""
+"""Discrete-event simulation of a plan: cameras, one device that runs models, and one link that loads weights."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Simulation:
 
     @property
     def processed(self) -> float:
-        """Fraction of its frames that the query answered, 0 to 1."""
+        """Fraction of the frames of all queries that were answered in the simulated run, 0 to 1."""
         return sum(q.processed for q in self.queries.values()) / max(1, sum(q.frames for q in self.queries.values()))
 
 
@@ -175,7 +175,12 @@ class _World:
                 self._answer(query, frames)
 
     def _answer(self, query: str, frames: range) -> None:
-        """Count frames that a query has answered just now."""
+        """Count frames of one query as answered at the current simulated time.
+
+        Args:
+            query: name of the query.
+            frames: indices of the answered frames of the query's camera, oldest first.
+        """
         camera, outcome = self._cameras[query], self.result.queries[query]
         outcome.processed += len(frames)
         outcome.answers.append((self.now, frames[-1]))
@@ -186,7 +191,7 @@ class _World:
 
     def wait(self, until: float) -> None:
         if until < math.inf and not self._plan.rule.fill:
-            # No other query may run meanwhile, so that nothing is to be decided before.
+            # No other query may run during the wait, so no frame needs to end the wait earlier.
             self.now = min(until, self._end)
             return
         # Wake only for frames of queries whose weights will be in memory; for all frames if the wait has no other end.

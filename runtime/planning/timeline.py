@@ -1,8 +1,8 @@
-"""Timeline of a plan: when each turn of a cycle begins, and what every query gets out of the cycle.
+"""Timeline of a plan: when each turn of a cycle begins, and how many frames each query answers in time.
 
-The loads of a cycle are known from the order of the turns (:mod:`.residency`). A turn begins when the turn before has
-ended and its own weights are in memory. Loads go one after the other over the link. While a turn waits for weights,
-queries whose weights are in memory run (*fill*).
+The loads of a cycle are known from the order of the turns (:mod:`.residency`). A turn begins when the previous turn has
+ended and the weights of the turn's models are in memory. Segments are loaded one after the other. While a turn waits
+for weights, other queries run whose weights are in memory (*fill*).
 """
 
 from __future__ import annotations
@@ -22,36 +22,39 @@ __all__ = ["Expectation", "PlanTimeline"]
 _Array = NDArray[np.float64]
 
 _SHORTEST_MS = 1e-6
-"""Milliseconds of a cycle below which it takes no time."""
+"""Milliseconds of a plan's cycles below which the cycles count as taking no time, so that every frame is answered."""
 _GUESSES = 8
-"""Maximum number of steps in which the length of a cycle is guessed."""
+"""Maximum number of steps of the secant method that estimates the length of a plan's cycles."""
 _ROUNDS = 12
-"""Maximum number of times that the cycles are gone through."""
+"""Maximum number of rounds through a plan's cycles that are followed, in search of a round that repeats."""
 _SETTLED_MS = 0.1
-"""Milliseconds that the loads may fall behind in the cycles, for a timeline to count as settled."""
+"""Milliseconds by which loads of weights may fall further behind the turns in a round that counts as repeating."""
 
 
 @dataclass(frozen=True)
 class Expectation:
-    """What C plans with the same order of turns are expected to do, in cycles that repeat."""
+    """Expected times, rates and accuracies of C plans of Q queries, which have the same order of turns."""
 
     cycle_ms: _Array
-    """Milliseconds of an average cycle, ``[C]``."""
+    """Milliseconds of an average cycle of each of C plans, ``[C]``."""
     blocked_ms: _Array
-    """Milliseconds of an average cycle in which a turn waits for weights, ``[C]``; other queries may run meanwhile."""
+    """Milliseconds of an average cycle of each of C plans in which a turn waits for weights, ``[C]``.
+
+    Other queries may run meanwhile.
+    """
     frames: _Array
-    """Frames per second of each query that are answered within the SLA, ``[C, Q]``."""
+    """Frames per second of each of Q queries that are answered within the SLA, in each of C plans, ``[C, Q]``."""
     accuracy: _Array | None
-    """Expected accuracy of each query, 0 to 1, ``[C, Q]``; None if it was not asked for."""
+    """Expected accuracy of each of Q queries in each of C plans, 0 to 1, ``[C, Q]``; None if not computed."""
 
 
 class PlanTimeline:
-    """Expected times and frames of cycles of turns whose loads are known.
+    """Timeline of an order of turns, which gives the expected times, rates and accuracies of any turn sizes.
 
     Args:
         profile: sizes, times and rates of the workload on its device.
-        queries: names of the Q queries, in the order of the columns of results.
-        cycles: turns with their loads, in the cycles that repeat; see :func:`.residency.settled`.
+        queries: names of the Q queries, in the order of the columns of results ``[C, Q]``.
+        cycles: turns with their loads of segments, in the cycles that repeat; see :func:`.residency.settled`.
         fill: whether other queries run while a turn waits for weights.
         accuracy: whether to compute expected accuracies; every query must have a staleness curve.
     """
@@ -69,34 +72,38 @@ class PlanTimeline:
         self._cycles = len(cycles)
         turns = [turn for cycle in cycles for turn in cycle]
         self._turn_of = np.array([place[turn.query] for turn in turns])
-        """Index of the query of each turn of all cycles, ``[T]``."""
+        """Index of the query of each of the T turns of all cycles, ``[T]``."""
         self._ahead, self._then = _loads(profile, turns)
         nobody = np.zeros(0, np.intp)
         waits = any(self._ahead) or any(self._then)
         self._others = _usable(profile, queries, turns) if fill and waits else [nobody] * len(turns)
-        """Queries that can run while each turn waits for weights, because their own are in memory."""
+        """Indices of the queries that can run while a turn waits for weights, as one array for each turn."""
         self._turns_each = np.bincount(self._turn_of, minlength=len(queries)).astype(np.float64)
-        """Number of turns of each query in all cycles, ``[Q]``."""
+        """Number of turns of each of Q queries in all cycles, ``[Q]``."""
         self._last_turns = np.zeros(len(queries))
-        """Place of the last turn of each query, as a fraction of all turns, ``[Q]``."""
+        """Number of turns before the last turn of each of Q queries, divided by the number of all turns, ``[Q]``."""
         self._last_turns[self._turn_of] = np.arange(len(turns)) / len(turns)
         self._runs = QueryRuns(profile, queries, accuracy=accuracy)
         self.work = 0.07 * len(turns)
-        """Work so far, in about milliseconds of CPU time; counted, not measured, so that it is always the same."""
+        """Work of this timeline so far, in about milliseconds of CPU time: a count of steps, the same in every run."""
         self._accuracy = accuracy
 
     def outcome(self, sizes: Sizes) -> Expectation:
-        """Return what is expected of each of C choices of turn sizes, ``[C, Q]``.
+        """Return the expected times, rates and accuracies of C choices of the turn sizes of Q queries.
 
-        The cycles are gone through turn by turn, with frames as a fluid: fractions of a frame count. The first time
-        only brings loads and waiting frames into step. Usually the second time counts. Loads that are prefetched for
-        several turns may fall behind a little in every cycle, until turns wait for them; then a later time counts.
+        A round follows all cycles turn by turn. Frames are a fluid: a turn may take a fraction of a frame. The first
+        round only brings loads and waiting frames into step. The result usually comes from the second round. Loads that
+        are prefetched for several turns may fall behind a little in every round, until turns wait for these loads; the
+        result then comes from a later round.
+
+        Args:
+            sizes: maximum number of frames in a turn of each query, ``[C, Q]``.
         """
         runs = self._runs
         full = np.take_along_axis(runs.run_ms[None], sizes[..., None], 2)[..., 0]
         # A query whose turn takes longer than the SLA is always late. All its frames count, so that it gets a turn.
         young = np.where(runs.sla_ms >= full, runs.sla_ms - full, np.inf)
-        # As if a cycle went before.
+        # Each query begins with the frames that would wait for it if one round had gone before.
         state = TimelineState((self._last_turns - 1) * self._guessed(sizes, full, young)[:, None])
         began, behind, rounds = state.end, state.end, 0
         for rounds in range(1, _ROUNDS + 1):
@@ -121,9 +128,14 @@ class PlanTimeline:
         return Expectation(period / self._cycles, state.waited / self._cycles, frames, accuracy)
 
     def _guessed(self, sizes: Sizes, full: _Array, young: _Array) -> _Array:
-        """Return about how many milliseconds all cycles take, ``[C]``: as long as their loads, or as their runs.
+        """Estimate the milliseconds of all cycles together, ``[C]``: the larger of the times of loads and of runs.
 
-        Runs take the frames that came in a cycle; so the longer the cycle, the longer the runs.
+        Runs take the frames that came in a cycle, so a longer cycle makes longer runs.
+
+        Args:
+            sizes: maximum number of frames in a turn of each of Q queries, for C choices, ``[C, Q]``.
+            full: milliseconds of a turn with the maximum number of frames, ``[C, Q]``.
+            young: maximum age in milliseconds of a frame that a full turn still answers in time, ``[C, Q]``.
         """
         waits = sum(self._then)
         loads = max(waits + sum(milliseconds for groups in self._ahead for _, milliseconds in groups), _SHORTEST_MS)
@@ -138,7 +150,7 @@ class PlanTimeline:
         found = taking(before)
         for _ in range(_GUESSES):
             after = taking(found)
-            # The secant method: the time of runs grows with that of the cycle, less and less.
+            # The secant method: the time of runs grows with the length of the cycles, but less and less.
             slope = np.clip((found - after) / np.maximum(before - found, 1e-12), 0, 0.9999)
             before, found = found, np.maximum(found - (found - after) / (1 - slope), loads)
             if (np.abs(found - before) <= 1e-3 * before).all():
@@ -146,9 +158,16 @@ class PlanTimeline:
         return found
 
     def _begin(self, state: TimelineState, turn: int) -> _Array:
-        """Return the begin of a turn in milliseconds, ``[C]``: after the turn before, when its weights are there."""
+        """Return the milliseconds at which a turn begins in each of C timelines, ``[C]``, and note the turn's loads.
+
+        The turn begins when the previous turn has ended and the turn's weights are in memory.
+
+        Args:
+            state: state of the C timelines after the previous turn; changed.
+            turn: index of the turn among the turns of all cycles.
+        """
         if self._ahead[turn]:
-            # These loads were requested when the turn before began.
+            # These loads were requested when the previous turn began.
             state.free = np.maximum(state.free, state.begin)
             for later, milliseconds in self._ahead[turn]:
                 state.free = state.free + milliseconds
@@ -163,12 +182,12 @@ class PlanTimeline:
 
 
 def _loads(profile: Profile, turns: Sequence[Step]) -> tuple[list[list[tuple[int, float]]], list[float]]:
-    """Return the loads of each turn.
+    """Return the loads of weights that each turn of repeating cycles requests.
 
     Returns:
-        For each turn, the loads ahead of it in their order: how many turns later the first turn follows that needs
-        them, and the milliseconds that they take together. And for each turn, the milliseconds of the loads for which
-        no model runs.
+        First, for each turn, the loads that begin while the previous turn runs, as a list of pairs: number of turns
+        until the first turn that needs the loaded segments (0 for the turn itself), and milliseconds of the loads.
+        Second, for each turn, the milliseconds of the loads that begin only when the previous turn has ended.
     """
     uses = [frozenset(profile.segments_of(turn.query)) for turn in turns]
     ahead: list[list[tuple[int, float]]] = []
@@ -185,7 +204,10 @@ def _loads(profile: Profile, turns: Sequence[Step]) -> tuple[list[list[tuple[int
 
 
 def _usable(profile: Profile, queries: Sequence[str], turns: Sequence[Step]) -> list[NDArray[np.intp]]:
-    """Return the indices of the queries whose weights are in memory while each turn waits for its own weights."""
+    """Return, for each turn, the indices of the queries that can run while the turn waits for weights.
+
+    The weights of these queries are in memory, and a run on one frame is no longer than the SLA.
+    """
     uses = [set(profile.segments_of(query)) for query in queries]
     one_ms = [profile.run_ms(query, 1) <= profile.sla_of(query) for query in queries]
     of_turn = [set(profile.segments_of(turn.query)) for turn in turns]
@@ -193,7 +215,7 @@ def _usable(profile: Profile, queries: Sequence[str], turns: Sequence[Step]) -> 
     memory = set().union(*uses) - moved
     coming: set[str] = set()
     usable = [np.zeros(0, np.intp)] * len(turns)
-    # The first round only tells what is in memory when the cycles begin anew.
+    # The first pass only finds out which segments are in memory when the cycles repeat.
     for place in [*range(len(turns)), *range(len(turns))]:
         turn = turns[place]
         for part in (turn.ahead, turn.then):

@@ -257,7 +257,7 @@ def _is_path(text: str) -> bool:
 
 
 def _split(url: str) -> SplitResult:
-    """Return the parts of a URL that a client sent; empty parts if it is none."""
+    """Return the parts of a URL that a client sent; empty parts if the text is no URL."""
     try:
         return urlsplit(url)
     except ValueError:

@@ -29,7 +29,7 @@ _COLORS: tuple[Color, ...] = (
 
 
 class Palette(dict[str, Color]):
-    """Query name -> colour to draw its results in. The colour depends only on the name's position.
+    """Query name -> colour to draw its results in. The colour depends only on the name's position among the names.
 
     A name that is not in the mapping gets the next colour when it is looked up, because a run may get new queries.
 

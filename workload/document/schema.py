@@ -133,10 +133,10 @@ class Query(Strict):
     min_fps: Annotated[float, Field(ge=0)] = 0.0
     """Frames per second that the query must at least answer; plans see to this before the objective."""
     weight: Annotated[float, Field(gt=0)] = 1.0
-    """Importance of the query, compared with others of the same priority: under ``max-min``, one
-    with 2 gets twice the share of one with 1."""
+    """Importance of the query, compared with others of the same priority: under ``max-min``, a query
+    with weight 2 gets twice the share of a query with weight 1."""
     priority: int = 0
-    """Queries of a higher priority get what they can before those of a lower one."""
+    """Priority of the query: plans serve queries of a higher priority as far as possible before the others."""
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -165,8 +165,8 @@ class Workload(Strict):
     sla: _Duration = 100.0
     """Maximum time from a frame's arrival to its result: ``100ms``, ``0.5s``, or a number of milliseconds."""
     objective: ObjectiveName = "max-min"
-    """What plans serve if not all weights fit: ``max-min`` (the lowest share of frames that a query gets), ``sum`` (the
-    frames of all queries), ``accuracy`` (the lowest expected accuracy) or ``mean-accuracy``."""
+    """Objective of plans if not all weights fit: ``max-min`` (the lowest share of frames that a query gets), ``sum``
+    (the frames of all queries), ``accuracy`` (the lowest expected accuracy) or ``mean-accuracy``."""
     staleness: Annotated[dict[Name, Staleness], WithJsonSchema(_CURVES)] = Field(default={})
     """File of staleness curves, which ``gemel eval --staleness`` writes: how accurate an answer still is for later
     frames. The objectives ``accuracy`` and ``mean-accuracy`` need one for each query."""
