@@ -1,15 +1,15 @@
 """Fine-tunes: models that were fine-tuned from one checkpoint, and the base to which their weights are near.
 
-A base is given in the workload, or found from the models: their mean. Kernels of fine-tunes lie near each other, while
-kernels of models that were trained apart are as far from each other as random directions: the norm of their difference
-is about 1.4 times their own norm.
+The ancestor is given in the workload, or the models are found by their weights. Kernels of fine-tunes lie near each
+other, while kernels of models that were trained apart are as far from each other as random directions: the norm of
+their difference is about 1.4 times their own norm. The base is the mean of the models in either case.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -42,7 +42,7 @@ class FineTunes:
     name: str
     """Path of the base as the workload gives it, or the name of the first model, for a base that was found."""
     given: bool
-    """Whether the workload gives the base."""
+    """Whether the workload gives the common ancestor."""
     distances: Mapping[str, float]
     """Model name -> norm of the difference of its kernels to their bases, divided by the norm of the kernels."""
     bases: Mapping[str, Tensor]
@@ -59,8 +59,9 @@ class FineTunes:
     def description(self) -> str:
         """Line of text that names the models, the base, and how far the models are from it."""
         near, far = min(self.distances.values()), max(self.distances.values())
-        base = f"their base {self.name}" if self.given else "the mean of them"
-        return f"{', '.join(self.members)}: fine-tunes of one checkpoint, {near:.0%} to {far:.0%} away from {base}"
+        ancestor = self.name if self.given else "one checkpoint"
+        where = f"{near:.0%} to {far:.0%} away from the mean of them" if len(self.members) > 1 else f"{far:.0%} away"
+        return f"{', '.join(self.members)}: fine-tunes of {ancestor}, {where}"
 
 
 def find_fine_tunes(
@@ -105,9 +106,7 @@ def _given_family(
     Raises:
         InputError: the base fits no kernel of a model, or is too far from it.
     """
-    bases: dict[str, Tensor] = {}
-    base_of: dict[Use, str] = {}
-    distances: dict[str, float] = {}
+    held: dict[str, list[Use]] = {}
     for name, part in layers.items():
         wanted = _candidates(part)
         fitting = [each for each in wanted if _shape(base.get(each.parameter)) == each.shape]
@@ -116,8 +115,7 @@ def _given_family(
                 f"query {name}: base: {path} is no ancestor of the model: by name and shape it has {len(fitting)} of"
                 f" the {len(wanted)} kernels that could be kept as a difference"
             )
-        pairs = [(states[name][each.parameter], base[each.parameter]) for each in fitting]
-        distances[name] = distance = _distance(pairs)
+        distance = _distance([(states[name][each.parameter], base[each.parameter]) for each in fitting])
         if not distance <= _NEAR:
             far = "no numbers" if math.isnan(distance) else f"{distance:.0%} of their own norm away"
             raise InputError(
@@ -126,10 +124,8 @@ def _given_family(
                 " that the model was fine-tuned from, or leave base out"
             )
         for each in fitting:
-            key = f"{path}/{each.parameter}"
-            bases[key] = base[each.parameter].detach().float().contiguous()
-            base_of[Use(name, each.parameter)] = key
-    return FineTunes(path, True, distances, bases, base_of)
+            held.setdefault(each.parameter, []).append(Use(name, each.parameter))
+    return _family(path, True, held.values(), states, base)
 
 
 def _found_family(layers: Mapping[str, Sequence[Layer]], states: Mapping[str, Weights]) -> FineTunes:
@@ -138,23 +134,37 @@ def _found_family(layers: Mapping[str, Sequence[Layer]], states: Mapping[str, We
     for name, part in layers.items():
         for place, layer in _placed(_candidates(part)):
             held.setdefault(place, []).append(Use(name, layer.parameter))
-    first = next(iter(layers))
+    return _family(next(iter(layers)), False, [uses for uses in held.values() if len(uses) > 1], states)
+
+
+def _family(
+    name: str, given: bool, held: Iterable[Sequence[Use]], states: Mapping[str, Weights], base: Weights | None = None
+) -> FineTunes:
+    """Return the family in which the base of each kernel is the mean of the members that have it.
+
+    The mean is nearer to the members than any other base, their ancestor included: fine-tunes have moved together. The
+    given base is taken for a kernel that one member alone has.
+
+    Args:
+        name: name of the family.
+        given: whether the workload gives the base.
+        held: sets of weights that have one base.
+        states: model name -> weights.
+        base: weights of the given base.
+    """
     bases: dict[str, Tensor] = {}
     base_of: dict[Use, str] = {}
-    for uses in held.values():
-        if len(uses) < 2:
-            continue
-        key = f"{first}/{uses[0].parameter}"
+    for uses in held:
+        key = f"{name}/{uses[0].parameter}"
         kernels = torch.stack([states[use.model][use.parameter] for use in uses])
-        bases[key] = kernels.double().mean(0).float()
+        if len(uses) == 1 and base is not None:
+            kernels = base[uses[0].parameter][None]
+        bases[key] = kernels.double().mean(0).float().contiguous()
         base_of |= dict.fromkeys(uses, key)
-    distances = {
-        name: _distance(
-            [(states[use.model][use.parameter], bases[key]) for use, key in base_of.items() if use.model == name]
-        )
-        for name in layers
-    }
-    return FineTunes(first, False, distances, bases, base_of)
+    pairs: dict[str, list[tuple[Tensor, Tensor]]] = {use.model: [] for use in base_of}
+    for use, key in base_of.items():
+        pairs[use.model].append((states[use.model][use.parameter], bases[key]))
+    return FineTunes(name, given, {model: _distance(part) for model, part in pairs.items()}, bases, base_of)
 
 
 def _clusters(layers: Mapping[str, Sequence[Layer]], states: Mapping[str, Weights]) -> list[list[str]]:

@@ -86,14 +86,24 @@ def test_models_with_nan_weights_are_left_alone() -> None:
     assert found.members == ("a", "b")
 
 
-def test_a_given_base_is_used_as_it_is() -> None:
+def test_a_given_ancestor_names_the_family_and_the_mean_is_its_base() -> None:
     first = state(1)
-    states = {name: tuned(first, seed) for seed, name in enumerate("ab")}
+    # Without the ancestor, models this far from it would be strangers to each other.
+    states = {"a": tuned(first, 11, 0.6), "b": tuned(first, 12, 0.6)}
+    assert find_fine_tunes({name: layers(name) for name in states}, states) == []
     given = dict.fromkeys(states, ("base.pt", first))
     (found,) = find_fine_tunes({name: layers(name) for name in states}, states, given)
     assert found.given
+    base = found.bases[found.base_of[Use("a", "one.weight")]]
+    assert torch.allclose(base, (states["a"]["one.weight"] + states["b"]["one.weight"]) / 2, atol=1e-6)
+    assert "a, b: fine-tunes of base.pt" in found.description
+
+
+def test_the_ancestor_of_one_model_is_its_base() -> None:
+    first = state(1)
+    (found,) = find_fine_tunes({"a": layers("a")}, {"a": tuned(first, 12)}, {"a": ("base.pt", first)})
     assert torch.equal(found.bases[found.base_of[Use("a", "one.weight")]], first["one.weight"])
-    assert "base.pt" in found.description
+    assert found.description in ("a: fine-tunes of base.pt, 19% away", "a: fine-tunes of base.pt, 20% away")
 
 
 @pytest.mark.parametrize(
