@@ -9,6 +9,7 @@ what is allowed. The commands print the message as one line and exit with ``exit
     ├── InputError                the user's files, flags or environment (exit 2)
     │   ├── WorkloadError         workload.yaml: syntax, fields, values
     │   ├── DataError             images or labels that a query cannot be retrained or judged on
+    │   │   └── UnjudgedError     images that can be read but show too little to judge by
     │   ├── CalibrationError      frames or ranges that a model cannot be quantized with
     │   ├── ModelError            a factory, a state dict or an ONNX file that does not fit
     │   │   └── RetrainError      a model that can be run but not retrained
@@ -37,6 +38,7 @@ __all__ = [
     "ModelError",
     "RetrainError",
     "SharingLostError",
+    "UnjudgedError",
     "WorkloadError",
     "first_line",
     "install_hint",
@@ -103,6 +105,10 @@ class WorkloadError(InputError):
 
 class DataError(InputError):
     """Error about a query's images or labels that are missing or do not fit the query's model."""
+
+
+class UnjudgedError(DataError):
+    """Error about images that can be read, but show too little to judge a query by. Merging leaves its model alone."""
 
 
 class CalibrationError(InputError):

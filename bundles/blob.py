@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,12 @@ class Layout:
     """Size of a blob in bytes, padding included."""
 
 
-def layout(shapes: Mapping[str, tuple[str, tuple[int, ...]]], users: Mapping[str, Iterable[str]]) -> Layout:
+def layout(
+    shapes: Mapping[str, tuple[str, tuple[int, ...]]],
+    users: Mapping[str, Iterable[str]],
+    apart: Collection[str] = (),
+    prefix: str = "s",
+) -> Layout:
     """Assign tensors to segments, and tensors and segments to offsets in a blob. The function is deterministic.
 
     Segments start at a multiple of :data:`PAGE` (large ones, of :data:`HUGE_PAGE`) with at least one page between
@@ -58,17 +63,20 @@ def layout(shapes: Mapping[str, tuple[str, tuple[int, ...]]], users: Mapping[str
     Args:
         shapes: tensor id -> (dtype, shape).
         users: tensor id -> names of the models that use the tensor.
+        apart: ids of tensors that share no segment with others, because they are needed at other times.
+        prefix: beginning of the segments' names.
 
     Returns:
         Layout whose segments are named ``s0``, ``s1``, ...; segments that more models use come first.
     """
-    groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    groups: dict[tuple[tuple[str, ...], bool], list[str]] = defaultdict(list)
     for tensor in shapes:
-        groups[tuple(sorted(set(users[tensor])))].append(tensor)
+        groups[tuple(sorted(set(users[tensor]))), tensor in apart].append(tensor)
     tensors: dict[str, TensorSpec] = {}
     segments: dict[str, SegmentSpec] = {}
     end = 0
-    for index, (models, members) in enumerate(sorted(groups.items(), key=lambda item: (-len(item[0]), item[0]))):
+    in_order = sorted(groups.items(), key=lambda item: (-len(item[0][0]), item[0]))
+    for index, ((models, _), members) in enumerate(in_order):
         sizes = {tensor: _nbytes(*shapes[tensor]) for tensor in members}
         length = 0
         relative: dict[str, int] = {}
@@ -81,7 +89,7 @@ def layout(shapes: Mapping[str, tuple[str, tuple[int, ...]]], users: Mapping[str
             tensors[tensor] = TensorSpec(
                 offset=start + relative[tensor], length=sizes[tensor], dtype=dtype, shape=tuple(shape)
             )
-        segments[f"s{index}"] = SegmentSpec(models=models, offset=start, length=length, tensors=tuple(members))
+        segments[f"{prefix}{index}"] = SegmentSpec(models=models, offset=start, length=length, tensors=tuple(members))
         end = start + footprint(length) + PAGE
     # At least a page: an empty file cannot be mapped.
     return Layout(tensors, segments, max(end - PAGE, PAGE))

@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import BundleError
 from .blob import PAGE, TENSOR_ALIGNMENT
 from .budget import parse_memory
+from .forms import check_forms, stored_of
 from .manifest import MOST_PIXELS, Manifest, ModelSpec, SegmentSpec, TensorSpec
 
 __all__ = ["check_manifest", "check_spans", "check_weights"]
@@ -30,6 +31,7 @@ def check_manifest(where: str, content: Manifest) -> None:
         BundleError: a field is wrong; the message names the first wrong field.
     """
     check_spans(where, content.files[content.blob].bytes, content.tensors, content.segments)
+    check_forms(where, content.forms, content.tensors)
     for name, model in content.models.items():
         _check_model(f"{where}: models.{name}", content, model)
     _check_stems(where, content)
@@ -131,12 +133,12 @@ def _check_model(where: str, content: Manifest, model: ModelSpec) -> None:
     if "main" not in model.stages or not model.stages["main"].inputs:
         raise BundleError(f"{where}: stages: a stage 'main' with at least one input is expected")
     for stage in model.stages.values():
-        unknown = _missing(stage.weights, content.tensors)
+        unknown = _missing(stored_of(stage.weights, content.forms), content.tensors)
         if unknown or stage.file not in content.files or stage.program not in content.programs:
             raise BundleError(f"{where}: {stage.file} refers to a tensor, file or program that is not listed")
     for segment in _missing(model.segments, content.segments):
         raise BundleError(f"{where}: segment {segment!r} is not listed")
-    weights = (weight for stage in model.stages.values() for weight in stage.weights)
+    weights = (weight for stage in model.stages.values() for weight in stored_of(stage.weights, content.forms))
     check_weights(where, weights, model.segments, content.segments)
     anchors = getattr(model.decode, "anchors", ())
     for tensor in _missing((anchors,) if isinstance(anchors, str) else anchors, content.tensors):

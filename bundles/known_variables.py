@@ -15,7 +15,7 @@ from ..environment import variables_of
 from .manifest import Manifest
 from .reader import Bundle
 
-__all__ = ["bundle_variables", "known_variables", "remember_variables"]
+__all__ = ["bundle_variables", "hand_on_variables", "known_variables", "remember_variables"]
 
 _log = logging.getLogger(__name__)
 
@@ -28,8 +28,7 @@ _LINE = re.compile(r"([0-9a-f]{64})((?: \w+)*)")
 
 def bundle_variables(content: Manifest) -> tuple[str, ...]:
     """Return the names of the environment variables in the feeds' sources and the outputs of a bundle."""
-    outputs = [each.model_dump_json() for each in content.outputs]
-    return variables_of(" ".join([*(feed.source for feed in content.feeds.values()), *outputs]))
+    return variables_of(" ".join(_texts(content)))
 
 
 def remember_variables(bundle: Bundle) -> tuple[str, ...]:
@@ -56,6 +55,22 @@ def known_variables(bundle: Bundle) -> tuple[str, ...]:
     """Return the names of the environment variables that a bundle may use because the user compiled exactly this bundle
     on this machine."""
     return _read().get(bundle.id, ())
+
+
+def hand_on_variables(old: Bundle, new: Bundle) -> None:
+    """Let the successor of a bundle use the variables that the old bundle may use, for the same addresses only.
+
+    Nothing is noted if the new bundle names variables in a source or output that the old one does not have: these could
+    carry a secret to somebody else.
+    """
+    with_variables = {text for text in _texts(new.manifest) if variables_of(text)}
+    if known_variables(old) and with_variables <= {*_texts(old.manifest)}:
+        remember_variables(new)
+
+
+def _texts(content: Manifest) -> list[str]:
+    """Return the feeds' sources and the outputs of a bundle, which may have variables."""
+    return [*(feed.source for feed in content.feeds.values()), *(each.model_dump_json() for each in content.outputs)]
 
 
 def _path() -> Path:

@@ -1,30 +1,35 @@
 """The manifest of a bundle: everything the runtime needs to know, as one validated value.
 
 ``gemel-compile`` writes the manifest and ``gemel-run`` reads it; nothing else passes between them. A minor version
-adds fields, which older readers ignore. A newer major version is refused.
+adds fields, which older readers ignore. A newer major version is refused. A bundle states the oldest version whose
+readers can run it.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from math import prod
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
 from ..errors import BundleError
 from .decode_specs import DecodeSpec
+from .form_specs import FormSpec
 from .goals import ObjectiveName, QueryGoals
 from .output_specs import OutputSpec
 from .stage_specs import Id, Port, Stage, StemSpec, flat_name
 from .value import Value, problem
 
 __all__ = [
+    "FORMS_VERSION",
     "MOST_PIXELS",
-    "SCHEMA_VERSION",
+    "PLAIN_VERSION",
     "DeviceSpec",
     "FeedSpec",
     "FileSpec",
+    "FormSpec",
     "Hardware",
     "Id",
     "InputSpec",
@@ -43,8 +48,13 @@ __all__ = [
     "parse_manifest",
 ]
 
-SCHEMA_VERSION = "1.0"
-"""Version of the manifest format that this gemel writes; it reads every version of the same major number."""
+PLAIN_VERSION = "1.0"
+"""Version of the manifest of a bundle that stores every weight as it is."""
+FORMS_VERSION = "2.0"
+"""Version of the manifest of a bundle with kernels that are computed from stored tensors, and the newest version.
+
+Earlier readers would take such a kernel for a tensor that is missing, hence the major number. Every version up to the
+same major number is read."""
 
 MOST_PIXELS = 7680 * 4320
 """Maximum number of pixels of a model's input: those of an 8K frame."""
@@ -97,7 +107,7 @@ class ModelSpec(Value):
     values are rounded; layers that lost too much accuracy stay float32. ``fp16``: weights and computation are float16,
     inputs and outputs float32."""
     bytes: int
-    """Bytes of a model's distinct tensors."""
+    """Bytes of a model's distinct weights, computed kernels included, and of its anchors."""
     segments: tuple[str, ...]
     """Names of the segments that must be resident before a model can run."""
     stem: StemSpec | None = None
@@ -186,7 +196,7 @@ class FileSpec(Value):
 class Manifest(Value):
     """Content of manifest.json, the file that describes a bundle."""
 
-    schema_version: str = SCHEMA_VERSION
+    schema_version: str = PLAIN_VERSION
     producer: dict[str, str]
     """Name and version of the program that wrote the bundle."""
     device: DeviceSpec
@@ -200,12 +210,20 @@ class Manifest(Value):
     programs: dict[Id, ProgramSpec]
     tensors: dict[Id, TensorSpec]
     """Tensors of a bundle by id, which is the hash of a tensor's dtype, shape and bytes."""
+    forms: dict[Id, FormSpec] = Field(default={})
+    """Kernels that are computed from tensors when a model is loaded, by the id that the kernel would have as a
+    tensor."""
     segments: dict[Name, SegmentSpec]
     outputs: tuple[OutputSpec, ...] = ()
     """Outputs that a run sends its results to, in the order in which the workload lists them."""
     blob: str = "weights.bin"
     files: dict[str, FileSpec]
     """Name of every file of a bundle except the manifest -> size and SHA-256 of the file."""
+
+    def bytes_of(self, weight: str) -> int:
+        """Return the bytes that a weight takes in memory, whether it is a tensor or a computed kernel."""
+        form = self.forms.get(weight)
+        return self.tensors[weight].length if form is None else 4 * prod(form.shape)
 
     def sla_of(self, query: str) -> float:
         """Return the milliseconds after a frame's arrival by which a query's result is due."""
@@ -239,10 +257,10 @@ def parse_manifest(document: Mapping[str, Any], where: str) -> Manifest:
     version = document.get("schema_version")
     major = str(version).partition(".")[0]
     if not re.fullmatch("[0-9]{1,9}", major):
-        raise BundleError(f"{where}: schema_version is {version!r}; expected a version such as {SCHEMA_VERSION!r}")
-    if int(major) > int(SCHEMA_VERSION.partition(".")[0]):
+        raise BundleError(f"{where}: schema_version is {version!r}; expected a version such as {FORMS_VERSION!r}")
+    if int(major) > int(FORMS_VERSION.partition(".")[0]):
         raise BundleError(
-            f"{where}: schema_version {version} is newer than {SCHEMA_VERSION}, which this gemel reads; upgrade gemel"
+            f"{where}: schema_version {version} is newer than {FORMS_VERSION}, which this gemel reads; upgrade gemel"
         )
     try:
         return Manifest.model_validate(document)

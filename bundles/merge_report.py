@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from ..errors import WorkloadError
+from .codes import Bits
 from .manifest import Id
 from .reader import Bundle
 from .stage_specs import flat_name
@@ -21,6 +22,7 @@ from .value import Value, problem
 __all__ = [
     "MERGE_REPORT",
     "FormsReport",
+    "IntervalReport",
     "LayerReport",
     "MergeReport",
     "QueryReport",
@@ -38,8 +40,20 @@ MERGE_REPORT = "merge.json"
 ByteCount = Annotated[int, Field(ge=0)]
 
 
+class IntervalReport(Value):
+    """Relative accuracy of one query on some images that chose nothing: accuracy divided by the original model's."""
+
+    images: Annotated[int, Field(ge=0)]
+    """Number of images that show something to judge by; 0 for a query whose weights did not change."""
+    value: float
+    low: float
+    """Lower end of a relative accuracy: a one-sided bound at 95 % of a paired bootstrap over images."""
+    high: float
+    """Upper end of a relative accuracy: a one-sided bound at 95 % of a paired bootstrap over images."""
+
+
 class QueryReport(Value):
-    """Accuracies of one query before and after merging, from 0 to 1, on the images that the merge search used."""
+    """Accuracies of one query before and after merging, from 0 to 1, on images that chose nothing in the search."""
 
     model: str
     original: float
@@ -50,6 +64,16 @@ class QueryReport(Value):
     """Accuracy of a query after the merge, divided by the query's accuracy before the merge."""
     target: float
     """Minimum that a query allows for its accuracy after the merge, divided by its accuracy before the merge."""
+    own: IntervalReport | None = None
+    """Relative accuracy of a query on images of its own data or feed. None in files of version 1.0."""
+    mix: IntervalReport | None = None
+    """Agreement of a query's answers with the original model's on frames of other feeds and stills; None for a query
+    with labels, and where the original finds nothing on them."""
+    scores: IntervalReport | None = None
+    """Agreement of a query's raw scores with the original model's on frames of other feeds and stills; None for a query
+    with labels."""
+    notes: tuple[str, ...] = ()
+    """Lines that say what limits a query's merge, and what would help."""
 
 
 class TrialReport(Value):
@@ -87,7 +111,7 @@ class SharedTensor(Value):
 
 
 class LayerReport(Value):
-    """Form of one parameter of one model: small integers times a scale, perhaps beside a base."""
+    """Form of one parameter of one model: small integers times a scale, perhaps beside a base, see :mod:`.codes`."""
 
     model: str
     """Name of the model: the name of the first query that uses the model."""
@@ -98,7 +122,7 @@ class LayerReport(Value):
     """Shape of the parameter."""
     kind: Literal["difference", "coded"]
     """``coded``: the parameter is the codes times the scale. ``difference``: the base is added."""
-    bits: Literal[1, 2, 4, 8]
+    bits: Bits
     """Number of bits of one code."""
     base: str | None = None
     """``base.`` and the id of the base's tensor. The tensor is in the file of the forms under this name, or a model's
@@ -135,7 +159,7 @@ class SavingParts(Value):
 class MergeReport(Value):
     """Content of merge.json. A field added in a later version needs a default, so that older files stay readable."""
 
-    schema_version: str = "1.0"
+    schema_version: str = "1.1"
     strategy: str
     seed: int
     original_bytes: ByteCount
@@ -160,6 +184,8 @@ class MergeReport(Value):
     """Parameters that are kept as codes; None if there are none."""
     parts: SavingParts | None = None
     """Parts of the saving; None in files of earlier versions."""
+    left: dict[str, str] = Field(default={})
+    """Model -> reason, for models that keep their weights because they cannot be retrained or judged."""
 
 
 def read_report(path: Path) -> MergeReport:

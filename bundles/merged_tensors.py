@@ -53,5 +53,5 @@ def merged_tensors(bundle: Bundle) -> Iterator[MergedTensor]:
         places = [(use.query, use.parameter) for use in shared.uses]
         found = {tensor_of[place] for place in places if place in tensor_of}
         if found:
-            dtypes = frozenset(content.tensors[tensor].dtype for tensor in found)
+            dtypes = frozenset("float32" if each in content.forms else content.tensors[each].dtype for each in found)
             yield MergedTensor(": ".join(places[0]), dtypes, len(found))

@@ -17,9 +17,12 @@ from math import prod
 from operator import attrgetter
 from typing import Any
 
+from numpy.typing import NDArray
+
 from ..errors import BackendError, BundleError
+from .form_nodes import without_forms
 from .manifest import Stage, TensorSpec
-from .onnx_wire import DTYPES, Message, ModelProto, dtype_name
+from .onnx_wire import DTYPES, Message, ModelProto, dtype_name, make_tensor
 
 __all__ = ["Program", "port_dtype", "port_shape", "read_model", "split_model", "tensors_of", "with_constants"]
 
@@ -64,11 +67,13 @@ def split_model(model: Message) -> Program:
     """Split an ONNX model into its program (the graph with weights as inputs) and the names of its weights.
 
     Args:
-        model: a ModelProto, which is not changed. Weights may be inline or external: their values are not read.
+        model: a ModelProto, which is not changed. Weights may be inline or external, or computed from forms: their
+            values are not read.
 
     Raises:
         BackendError: the graph has subgraphs (If, Loop, Scan), whose captured names cannot be made canonical.
     """
+    model = without_forms(model)
     graph = model.graph
     producers = {name: node for node in graph.node for name in node.output if name}
     initializers = {tensor.name: tensor for tensor in graph.initializer}
@@ -131,19 +136,23 @@ def tensors_of(model: Message, stage: Stage) -> dict[str, str]:
     return dict(zip(names, stage.weights, strict=True))
 
 
-def with_constants(proto: bytes, location: str, places: Sequence[TensorSpec]) -> bytes:
-    """Return a serialised program with its weights as external initializers: the inverse of :func:`split_model`.
+def with_constants(proto: bytes, location: str, places: Sequence[TensorSpec | NDArray[Any]]) -> bytes:
+    """Return a serialised program with its weights as initializers: the inverse of :func:`split_model`.
 
     Args:
         proto: serialised program from :func:`split_model`.
         location: name of the file that holds the weights, in the folder where the result will be saved.
-        places: offset, length and shape of each weight in the file, in the order of the program's inputs.
+        places: offset, length and shape of each weight in the file, in the order of the program's inputs; the values
+            of a weight that does not lie in the file.
     """
     model = read_model(proto)
     ports = list(model.graph.input)
     first = len(ports) - len(places)
     del model.graph.input[first:]
     for port, place in zip(ports[first:], places, strict=True):
+        if not isinstance(place, TensorSpec):
+            model.graph.initializer.append(make_tensor(port.name, place))
+            continue
         tensor = model.graph.initializer.add(
             name=port.name, data_type=port.type.tensor_type.elem_type, dims=place.shape, data_location=1
         )

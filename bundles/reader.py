@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from ..errors import BundleError
 from . import consistency, manifest
+from .blob import tensor_id
+from .forms import compute_kernel
 from .manifest import Manifest, TensorSpec
 
-__all__ = ["CACHE", "MANIFEST", "Bundle", "open_bundle", "sha256_of", "verify", "view"]
+__all__ = ["CACHE", "MANIFEST", "Bundle", "decode_manifest", "open_bundle", "sha256_of", "verify", "view"]
 
 MANIFEST = "manifest.json"
 """Name of the manifest file in a bundle."""
@@ -51,11 +53,23 @@ class Bundle:
         return self.path / name
 
     def tensor(self, name: str) -> NDArray[Any]:
-        """Read a tensor from a bundle's blob. The array is read-only.
+        """Return a weight or another tensor of a bundle: read it from the blob, or compute it from tensors in the blob.
+
+        The array is read-only.
 
         Raises:
-            BundleError: the blob was shortened since the bundle was opened, or cannot be read.
+            BundleError: the blob was shortened since the bundle was opened, or cannot be read, or the tensors that a
+                kernel is computed from are damaged.
         """
+        if (form := self.manifest.forms.get(name)) is not None:
+            kernel = compute_kernel(form, self.tensor)
+            if tensor_id(kernel) != name:
+                raise BundleError(
+                    f"{self.file(self.manifest.blob)}: kernel {name} is damaged: one of the tensors that it is computed"
+                    f" from has changed: {', '.join(form.stored)}"
+                )
+            kernel.flags.writeable = False
+            return kernel
         path, spec = self.file(self.manifest.blob), self.manifest.tensors[name]
         try:
             # Not mapped: a page that is gone because another program shortened the file would end this process.
@@ -96,6 +110,22 @@ def open_bundle(path: str | Path) -> Bundle:
         raise BundleError(f"{path}: not a bundle (no {MANIFEST}); gemel-compile writes one") from error
     except OSError as error:
         raise BundleError(f"{where}: cannot be read: {error.strerror}") from error
+    content = decode_manifest(data, str(where))
+    _check_files(path, content)
+    consistency.check_manifest(str(where), content)
+    return Bundle(path, content, hashlib.sha256(data).hexdigest())
+
+
+def decode_manifest(data: bytes, where: str) -> Manifest:
+    """Return the content of a manifest.json. What it refers to is not checked.
+
+    Args:
+        data: bytes of the file.
+        where: path of the file, for error messages.
+
+    Raises:
+        BundleError: the bytes are no manifest, or one that is too new.
+    """
     try:
         document = json.loads(data)
     except ValueError as error:
@@ -104,10 +134,7 @@ def open_bundle(path: str | Path) -> Bundle:
         raise BundleError(f"{where}: nested too deeply") from error
     if not isinstance(document, dict):
         raise BundleError(f"{where}: a JSON object is expected")
-    content = manifest.parse_manifest(document, str(where))
-    _check_files(path, content)
-    consistency.check_manifest(str(where), content)
-    return Bundle(path, content, hashlib.sha256(data).hexdigest())
+    return manifest.parse_manifest(document, where)
 
 
 def verify(bundle: Bundle) -> Iterator[str]:

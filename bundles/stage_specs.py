@@ -32,8 +32,8 @@ class Stage(Value):
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     weights: tuple[Id, ...]
-    """Ids of the weights' tensors of one ONNX file, in the order in which the file's program (its graph) first uses
-    them."""
+    """Ids of the weights of one ONNX file, in the order in which the file's program (its graph) first uses them. A
+    weight is a tensor, or a kernel that the manifest's ``forms`` list."""
 
     @property
     def takes_batches(self) -> bool:

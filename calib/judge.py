@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import RetrainError
 from ..merging.models.networks import Network, each_network
-from ..merging.tasks import Outputs, Task, task_of
+from ..merging.tasks import Outputs, Task, accuracy, task_of
 from ..runtime.ort.optimise import DISABLED_OPTIMIZERS
 from ..runtime.ort.session import open_session, quiet, usual_threads
 from ..workload.data import Images, load_data
@@ -23,9 +23,9 @@ from .ranges import CalibrationFrame
 
 __all__ = ["CalibratedQuery", "Judge", "judges_of"]
 
-_FRAMES = (128, 256)
+_FRAMES = (128, 256, 2)
 """Number of frames to calibrate a model on, and number of frames to measure its accuracy on, for a query without
-labels."""
+labels. Frames that confirm are read as few as can be: they are for ``gemel check``."""
 _LABELLED = 2000
 """Maximum number of labelled images to load for one query."""
 _CALIBRATION = 128
@@ -78,7 +78,7 @@ class Judge:
         """Return query -> accuracy, from 0 to 1, of a model's graph in float32 or in lower precision."""
         run = _Runner(graph, self.outputs)
         return {
-            each.query.name: each.task.accuracy(run.all(each.images), each.fp32, each.images) for each in self.queries
+            each.query.name: accuracy(each.task, run.all(each.images), each.fp32, each.images) for each in self.queries
         }
 
     def error(self, graph: ir.Model) -> float:
@@ -127,12 +127,12 @@ def _judge(network: Network, workload: Workload, graph: ir.Model) -> Judge:
     for query in network.queries:
         task = task_of(network, query)
         classes = getattr(network.cut.decode, "classes", None)
-        train, val = load_data(query, workload, network.cut.input, classes, frames=_FRAMES, labelled=_LABELLED)
+        train, val, _ = load_data(query, workload, network.cut.input, classes, frames=_FRAMES, labelled=_LABELLED)
         chosen = train.select(_spread(len(train), _CALIBRATION))
         frames.setdefault(_digest(chosen), tuple(_frames(chosen)))
         val = val.select(_spread(len(val), _fitting(run.all(val.select(torch.tensor([0]))))))
         found = run.all(val)
-        queries.append(CalibratedQuery(query, task, val, found, task.accuracy(found, found, val)))
+        queries.append(CalibratedQuery(query, task, val, found, accuracy(task, found, found, val)))
     return Judge(
         names,
         tuple(frame for part in frames.values() for frame in part),
@@ -178,7 +178,10 @@ def _frames(images: Images) -> Iterator[CalibrationFrame]:
 
 def _digest(images: Images) -> str:
     """Return the SHA-256 of images and of their preprocessing settings."""
-    return hashlib.sha256(images.spec.model_dump_json().encode() + images.pixels.numpy().tobytes()).hexdigest()
+    found = hashlib.sha256(images.spec.model_dump_json().encode())
+    for index in range(len(images)):
+        found.update(images.pixels[torch.tensor([index])].numpy().tobytes())
+    return found.hexdigest()
 
 
 def _tensor(array: CalibrationFrame) -> Tensor:

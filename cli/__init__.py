@@ -17,15 +17,18 @@ from ..console import print_error
 from ..errors import GemelError
 from ..streams import forgiving_output
 from .analyze import analyze_command
+from .apply import apply_command
 from .bench import bench_command
 from .check import check_command
 from .compile import compile_command
+from .diff import diff_command
 from .eval import eval_command
 from .init import init_command
 from .inspect import inspect_command
 from .merge import merge_command
 from .options import VersionOpt
 from .profile import profile_command
+from .pull import pull_command
 from .remote import pause_command, reload_command, resume_command, status_command
 from .run import run_command
 from .simulate import simulate_command
@@ -50,6 +53,9 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "merge": merge_command,
     "compile": compile_command,
     "run": run_command,
+    "diff": diff_command,
+    "apply": apply_command,
+    "pull": pull_command,
     "status": status_command,
     "reload": reload_command,
     "pause": pause_command,

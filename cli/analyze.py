@@ -122,15 +122,15 @@ def _accuracies(
     workload: Workload, definition: Definition, device: str, console: Console, began: float
 ) -> Iterator[KeptAccuracy]:
     """Load data and models, and yield the accuracies that models keep with weights of few bits."""
-    from ..merging.merge import Listener, build_subjects, device_of
+    from ..merging.merge import device_of
     from ..merging.search.find_forms import find_forms
     from ..merging.search.measure_forms import measure_forms
+    from ..merging.training.loading import build_subjects
 
-    class LeftOut(Listener):
-        def left_out(self, model: str, error: Exception) -> None:
-            print_stage(console, "left out", f"{model}: {error}", began=began)
+    def left_out(model: str, error: Exception) -> None:
+        print_stage(console, "left out", f"{model}: {error}", began=began)
 
-    subjects = build_subjects(workload, definition, device_of(device), LeftOut())
+    subjects = build_subjects(workload, definition, device_of(device), left_out=left_out)
     yield from measure_forms(subjects, find_forms(workload, subjects))
 
 

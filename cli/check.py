@@ -44,7 +44,7 @@ def check_command(
         bool,
         typer.Option(
             "--accuracy",
-            help="Also compare the accuracy of every query, on the images that merging judges by.",
+            help="Also compare the accuracy of every query, on images that no merge has chosen by.",
         ),
     ] = False,
     baseline: Annotated[

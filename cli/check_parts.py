@@ -134,7 +134,8 @@ def check_accuracy(console: Console, bundle: Bundle, workload: Workload, report:
                     accuracies[found.query] = {"passed": None, "reason": found.reason}
                     print_stage(bar.console, "accuracy", f"{found.query}: not judged: {found.reason}")
                 else:
-                    accuracies[found.query] = {**asdict(found), "passed": found.passed}
+                    merged = None if found.merged is None else found.merged.model_dump()
+                    accuracies[found.query] = {**asdict(found), "merged": merged, "passed": found.passed}
                     print_stage(bar.console, "accuracy", f"{found.query}: {_in_words(found)}", passed=found.passed)
                 bar.advance(bar.task_ids[0])
     except ModuleNotFoundError as error:
@@ -200,8 +201,12 @@ def _parts(bundle: Bundle) -> dict[str, float]:
 
 def _in_words(found: QueryAccuracy) -> str:
     least = "" if found.part is None else f", at least {found.source * found.part:.2%}"
+    low, high = found.interval
+    ends = f"{found.images} images, {low:.3f} to {high:.3f} of the source"
+    if found.merged is not None and (own := found.merged.own) is not None and own.images:
+        ends += f"; merge.json: {own.value:.3f} of the original, {own.low:.3f} to {own.high:.3f}, n={own.images}"
     if not found.labelled:
         itself = f", which agrees with itself by {found.source:.2%}"
-        return f"agrees with the source by {found.bundle:.2%}{itself}{least} ({found.images} images)"
+        return f"agrees with the source by {found.bundle:.2%}{itself}{least} ({ends})"
     merged = "" if found.reached is None else f", merge.json {found.reached:.2%}"
-    return f"{found.bundle:.2%}, source {found.source:.2%}{merged}{least} ({found.images} images)"
+    return f"{found.bundle:.2%}, source {found.source:.2%}{merged}{least} ({ends})"

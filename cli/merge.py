@@ -18,7 +18,7 @@ from .options import DebugOpt, WorkloadArg
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from ..bundles.merge_report import MergeReport
+    from ..bundles.merge_report import MergeReport, QueryReport
     from ..merging.merge import Listener
 
 __all__ = ["merge_command", "parse_budget"]
@@ -149,8 +149,9 @@ def merge_command(
             console.print(escape(line), soft_wrap=True)
             raise typer.Exit(stop.exit_code) from None
     for query, found in report.queries.items():
-        kept = f"{found.reached:.1%} of {found.original:.1%}, {found.relative:.1%} of the original"
-        print_stage(console, "query", f"{query}: {kept} (target {found.target:.0%})")
+        print_stage(console, "query", f"{query}: {_kept(found)}")
+        for note in found.notes:
+            print_stage(console, "query", f"{query}: {note}")
     print_stage(
         console,
         "weights",
@@ -177,6 +178,16 @@ def _describe_parts(report: MergeReport) -> list[str]:
     if parts.compression_alone is not None and parts.compression_alone > report.layer_saving:
         lines.append("compression alone saves more than this merge: try --compress, or gemel-compile --precision int8")
     return lines
+
+
+def _kept(found: QueryReport) -> str:
+    """Return what one query keeps of its accuracy on the images that confirm, as text."""
+    text = f"{found.reached:.1%} of {found.original:.1%}, {found.relative:.1%} of the original"
+    names = (("own images", found.own), ("mix", found.mix), ("scores on the mix", found.scores))
+    parts = [
+        f"{name} {part.low:.3f} to {part.high:.3f}, n={part.images}" for name, part in names if part and part.images
+    ]
+    return f"{text} (target {found.target:.0%}{''.join(f'; {part}' for part in parts)})"
 
 
 def parse_budget(text: str) -> float:

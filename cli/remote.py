@@ -14,7 +14,7 @@ from ..console import open_console, write_json
 from ..errors import BackendError, InputError
 from .options import DebugOpt, JsonOpt
 
-__all__ = ["pause_command", "reload_command", "resume_command", "status_command"]
+__all__ = ["HostOpt", "TokenOpt", "pause_command", "reload_command", "resume_command", "status_command"]
 
 _TIMEOUT_S = 10.0
 """Seconds to wait for a running gemel-run to answer a request that changes nothing."""

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..bundles.blob import tensor_id
 from ..bundles.decode_specs import DecodeSpec
 from ..bundles.manifest import Manifest
 from ..bundles.merge_report import MERGE_REPORT
+from ..bundles.replace_bundle import replacing
 from ..errors import WorkloadError
 from ..workload.document.fit import check_fit
 from ..workload.document.schema import Query, Workload
@@ -17,9 +19,9 @@ from ..workload.models.identity import models_of
 from .lowering.lower import Lowered, lower
 from .passes import choose_batch_norm, fold
 from .stems import add_stems
+from .writing.layer_forms import FormBytes, count_forms, locate_forms, settle_forms, unchanged_forms
 from .writing.merged import Account, account, find_merged, locate_shared
 from .writing.nearly_equal import NearlyEqual, find_nearly_equal
-from .writing.output import replacing
 from .writing.sharing import SharedBytes, kernels, prove
 from .writing.writer import write_bundle
 
@@ -46,6 +48,8 @@ class Report:
     merged: Account | None = None
     """Bytes that the merge saves in the bundle, and those that merge.json reports; None if no merge wrote the
     workload."""
+    forms: FormBytes | None = None
+    """Bytes of the layers that are kept as codes; None if there are none."""
     nearly_equal: NearlyEqual | None = None
     """Tensors of different models that differ by rounding only, and so are not shared; None if there are none."""
 
@@ -79,7 +83,9 @@ def compile_workload(
         models = _lower_all(workload, model_of, step)
         before = kernels(models)
         places = locate_shared(merged, before, models) if merged is not None else ()
-        choice = choose_batch_norm(graph for model in models for graph in model.stages.values())
+        forms = locate_forms(merged, before, models) if merged is not None else {}
+        bases = (tensor_id(form.base) for form in forms.values() if form.base is not None)
+        choice = choose_batch_norm((graph for model in models for graph in model.stages.values()), bases)
         for model in models:
             for graph in model.stages.values():
                 fold(graph, choice.keep)
@@ -92,21 +98,28 @@ def compile_workload(
                 "passes",
                 f"{_mb(shared.waived)} not shared: {len(choice.waived)} small kernels run faster folded, {named}",
             )
+        forms, plain = settle_forms(forms, models)
+        if plain:
+            step("forms", f"{len(plain)} layers are not kept as codes, such as {plain[0][2]} of {plain[0][0]}")
         nearly = find_nearly_equal(models)
         if nearly is not None:
             step("passes", _describe_nearly(nearly))
         beside = dict(convert(models, step))
         if any(model.precision != "fp32" for model in models):
             prove(models, before, choice.waived)
+            forms = unchanged_forms(forms, models)
         if merged is not None:
             beside[MERGE_REPORT] = merged.content
-        content = write_bundle(work, _with_labels(workload, models, model_of), models, model_of, beside)
+        content = write_bundle(work, _with_labels(workload, models, model_of), models, model_of, beside, forms)
+        coded = count_forms(forms) if forms else None
+        if coded is not None:
+            step("forms", _describe_forms(coded))
         kept = account(merged, places, models, content) if merged is not None else None
         if kept is not None:
             step("merge", _describe(kept))
         content = add_stems(work, content, step)
     step("bundle", f"{output}: {_mb(content.files[content.blob].bytes)} in {len(content.tensors)} tensors")
-    return Report(output, content, shared, kept, nearly)
+    return Report(output, content, shared, kept, coded, nearly)
 
 
 def _describe(kept: Account) -> str:
@@ -115,6 +128,12 @@ def _describe(kept: Account) -> str:
     if kept.unique == kept.reported:
         return f"{shared}; weights of {kept.unique} bytes, as it says"
     return f"{shared}; weights of {kept.unique} bytes, it says {kept.reported}"
+
+
+def _describe_forms(coded: FormBytes) -> str:
+    """Return a message about the layers that are kept as codes."""
+    beside = f", {_mb(coded.bases)} of them bases" if coded.bases else ""
+    return f"{coded.layers} layers of {_mb(coded.plain)} are kept as {_mb(coded.stored)}{beside}"
 
 
 def _describe_nearly(nearly: NearlyEqual) -> str:

@@ -12,12 +12,11 @@ from time import monotonic
 import torch
 
 from ..bundles.merge_report import MergeReport
-from ..errors import InputError, RetrainError, first_line
+from ..errors import InputError, first_line
 from ..workload.document.schema import Workload
 from .forms.fine_tunes import FineTunes
 from .layers.layers import Definition
 from .layers.problem import Problem
-from .models.networks import each_network
 from .output.disk_journal import DiskJournal
 from .output.modules import imported_beside, modules_beside
 from .output.report import Reporter
@@ -26,12 +25,12 @@ from .search.find_forms import find_forms
 from .search.search import Found, Job, search
 from .strategies import SearchSettings, Strategy, Verdict, strategy
 from .strategies.cheapest_forms import with_forms
-from .training.start import is_narrow
-from .training.subjects import Subject, subject_of
-from .training.training import GLANCE, TrainingProgress
-from .training.trial import STATISTICS_IMAGES, Outcome, Trial, TrialRunner, some
+from .training.loading import build_subjects
+from .training.subjects import Subject
+from .training.training import TrainingProgress
+from .training.trial import Outcome, Trial, TrialRunner
 
-__all__ = ["Listener", "MergeOptions", "build_subjects", "device_of", "merge_workload"]
+__all__ = ["Listener", "MergeOptions", "device_of", "merge_workload"]
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,8 @@ class Listener:
     def model(self, subject: Subject) -> None:
         """Handle a model that was just loaded together with its images."""
 
-    def left_out(self, model: str, error: RetrainError) -> None:
-        """Handle a model that keeps its weights because it cannot be retrained; the error says why."""
+    def left_out(self, model: str, error: InputError) -> None:
+        """Handle a model that keeps its weights because it cannot be retrained or judged; the error says why."""
 
     def fine_tunes(self, models: FineTunes) -> None:
         """Handle a set of models that were found to be fine-tunes of one checkpoint."""
@@ -121,7 +120,13 @@ def _merge(
     deadline: float,
 ) -> MergeReport:
     """Load the models, search until ``time.monotonic()`` passes ``deadline``, and write the merged workload."""
-    subjects = build_subjects(workload, options.definition, device, listener)
+    left: dict[str, str] = {}
+
+    def leave(model: str, error: InputError) -> None:
+        left[model] = str(error)
+        listener.left_out(model, error)
+
+    subjects = build_subjects(workload, options.definition, device, listener.model, leave)
     problem = Problem(
         {name: subject.layers for name, subject in subjects.items()},
         options.seed,
@@ -133,7 +138,8 @@ def _merge(
     costs = find_forms(
         workload, subjects, listener.fine_tunes, differences=settings.differences, compress=settings.compress
     )
-    journal = DiskJournal(workload, store, subjects, Reporter(problem, subjects, options.strategy), listener.verdict)
+    reporter = Reporter(problem, subjects, options.strategy, left)
+    journal = DiskJournal(workload, store, subjects, reporter, listener.verdict)
     store.place(modules_beside(workload))
     if not store.replaying:
         # Write the unmerged workload first, so that the folder is usable even if no trial succeeds.
@@ -167,34 +173,6 @@ def _merge(
     return journal.commit(found, finished=monotonic() <= deadline)
 
 
-def build_subjects(
-    workload: Workload, definition: Definition, device: torch.device, listener: Listener | None = None
-) -> dict[str, Subject]:
-    """Load the models of a workload that can be retrained, with images and teachers; return them by model name.
-
-    Args:
-        workload: the workload whose models are loaded.
-        definition: rule that says when two layers may share a weight.
-        device: device to retrain on.
-        listener: callbacks, called for each model that is loaded or left out; None for no callbacks.
-
-    Raises:
-        InputError: a model or data set cannot be used.
-    """
-    listener = listener or Listener()
-    subjects: dict[str, Subject] = {}
-    for network in each_network(workload, listener.left_out):
-        try:
-            subject = subject_of(network, workload, definition, device)
-        except RetrainError as error:  # noqa: PERF203 - a model is far slower than the handler
-            listener.left_out(network.name, error)
-        else:
-            subject.narrow = is_narrow(subject, some(subject, STATISTICS_IMAGES, 0), GLANCE)
-            subjects[network.name] = subject
-            listener.model(subject)
-    return subjects
-
-
 def device_of(name: str) -> torch.device:
     """Return the PyTorch device that a ``--device`` value names; raise InputError for an unknown or missing device."""
     if name == "auto":
@@ -208,7 +186,7 @@ def device_of(name: str) -> torch.device:
 
 def _header(workload: Workload, options: MergeOptions) -> dict[str, object]:
     """Return the header of the search journal: everything that must be equal for a search to be resumed."""
-    queries = workload.model_dump_json(include={"queries", "feeds"})
+    queries = workload.model_dump_json(include={"queries", "feeds", "stills"})
     return {
         "workload": hashlib.sha256(queries.encode()).hexdigest()[:32],
         "strategy": options.strategy,

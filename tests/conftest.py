@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import precision_cases
 import pytest
+from form_bundles import form_workload
 from helpers import query, save, single_thread, write_video
 from hypothesis import settings
 from tiny_models import tiny
@@ -116,6 +117,20 @@ def bundle(bundle_folder: Path) -> Path:
     The feeds have absolute paths into the folder that the bundle was compiled in, which still exists.
     """
     return bundle_folder / "bundle"
+
+
+@pytest.fixture(scope="session")
+def _shared_form_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Compile a bundle of two models that keep kernels as codes; return its folder."""
+    folder = tmp_path_factory.mktemp("forms")
+    compile_workload(form_workload(folder), folder / "bundle")
+    return folder
+
+
+@pytest.fixture
+def form_folder(_shared_form_bundle: Path, tmp_path: Path) -> Path:
+    """Return a copy of a compiled folder whose models keep kernels as codes, which a test may damage."""
+    return Path(shutil.copytree(_shared_form_bundle, tmp_path / "forms"))
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from gemel import durable
-from gemel.compiler.writing.output import replacing
+from gemel.bundles.replace_bundle import replacing
 from gemel.durable import check_room, remove_leftovers, replace_folder, work_folder, write_through, write_whole
 from gemel.errors import BundleError
 

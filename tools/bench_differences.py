@@ -125,17 +125,28 @@ def _cases(
     ]
     eight = {key: materialize(quantize_kernel(value, 8)) for key, value in mean.items()}
     cases += [("mean in 8 bits", f"{bits} bits", eight, coded(bits), size(bits, 8)) for bits in (1, 2, 4)]
-    cases.append(("mean", "low rank, 5 % of the bytes", mean, _low_rank, size(0)))
+    cases.append(("mean", "low rank, 5 % of the bytes", mean, _low_rank, _low_rank_bytes))
     cases += [
         ("none", f"own weights, {bits} bits", mean, coded(bits, own=True), size(bits, 0)) for bits in (1, 2, 4, 8)
     ]
     return cases
 
 
+def _low_rank_bytes(kernels: Kernels, models: int) -> int:
+    """Return the bytes of a float32 base and of N models' factors of low rank."""
+    plain = sum(4 * each.numel() for each in kernels.values())
+    return plain + models * sum(4 * _rank(each) * sum(each.flatten(1).shape) for each in kernels.values())
+
+
+def _rank(kernel: Tensor) -> int:
+    """Return the rank at which float32 factors take a twentieth of a kernel's bytes, but at least 1."""
+    return max(1, int(0.05 * kernel.numel() / sum(kernel.flatten(1).shape)))
+
+
 def _low_rank(kernel: Tensor, base: Tensor, moments: Tensor | None) -> Tensor:
     """Return base plus the difference's best approximation by float32 factors with a twentieth of its bytes."""
     matrix = (kernel - base).reshape(len(kernel), -1)
-    rank = max(1, int(0.05 * matrix.numel() / sum(matrix.shape)))
+    rank = _rank(kernel)
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     return base + ((left[:, :rank] * values[:rank]) @ right[:rank]).reshape(kernel.shape)
 

@@ -17,7 +17,7 @@ import re
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,18 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 import torch
 import yaml
+from count_images import ImageCount, count_images
 from documents import write_between
 from merge_workloads import prepare
 from rich.console import Console
 
 from gemel.bundles.merge_report import MergeReport, read_report
+from gemel.merging.judging.running import answers_on
 from gemel.merging.merge import Listener, MergeOptions, merge_workload
 from gemel.merging.models.networks import networks_of
 from gemel.merging.strategies import SearchSettings
 from gemel.merging.tasks import task_of
-from gemel.merging.training.subjects import outputs_on
+from gemel.runtime.decode.evidence import accuracy_of
 from gemel.workload import load_workload
 from gemel.workload.data import load_data
 
@@ -57,7 +59,9 @@ class Arm:
 _DONE = "confirmed.json"
 """Name of the file in the folder of a finished run with the relative accuracy of each query on images that the search
 never saw."""
-_MINUTES = {"w1": 2.25, "w3": 3.0}
+_COUNTED = "images.json"
+"""Name of the file in the folder of a run with the numbers of images that went through models so far."""
+_MINUTES = {"w1": 2.25, "w3": 3.0, "w5": 3.0}
 """Budget in minutes of each merge without --full, by workload; all merges take half an hour. Long enough for the
 default strategy's first round on W1."""
 _BETWEEN = SearchSettings(inside=False)
@@ -69,8 +73,9 @@ def _arms() -> Iterator[Arm]:
     yield Arm("together, between models", "w1", settings=_BETWEEN)
     for name in ("heaviest", "earliest", "latest", "random", "two-group", "one-model"):
         yield Arm(name, "w1", name, _GOOD)
-    yield Arm("together", "w3")
-    yield Arm("heaviest", "w3", "heaviest", _GOOD)
+    for workload in ("w3", "w5"):
+        yield Arm("together", workload)
+        yield Arm("heaviest", workload, "heaviest", _GOOD)
 
 
 def _full_arms() -> Iterator[Arm]:
@@ -85,6 +90,13 @@ def _full_arms() -> Iterator[Arm]:
     yield Arm("heaviest, published rate", "w1", "heaviest")
     yield Arm("heaviest, published rate", "w2", "heaviest")
     yield Arm("heaviest", "w2", "heaviest", _GOOD)
+    for workload in ("w4", "w5"):
+        yield Arm("together, between models", workload, settings=_BETWEEN)
+        yield Arm("together, published start", workload, settings=replace(_BETWEEN, start="first"))
+        yield Arm("heaviest, published rate", workload, "heaviest")
+        yield Arm("heaviest, donor start", workload, "heaviest", _DONOR)
+    yield Arm("together", "w4")
+    yield Arm("heaviest", "w4", "heaviest", _GOOD)
 
 
 @dataclass
@@ -96,6 +108,9 @@ class Run:
     report: MergeReport
     confirmed: dict[str, float]
     """Relative accuracy of each query on images that the search never saw."""
+    images: int
+    """Number of images that went through models in all of the merge: in training, by teachers, in looks at starts, for
+    statistics and for evaluation."""
 
     @property
     def samples(self) -> tuple[int, int]:
@@ -118,10 +133,13 @@ class Run:
 
 
 class _Printer(Listener):
-    def __init__(self, console: Console) -> None:
-        self._console, self._began = console, time.monotonic()
+    """Progress on the console, and on disk the numbers of images, which a run that is resumed continues."""
+
+    def __init__(self, console: Console, count: ImageCount, path: Path) -> None:
+        self._console, self._began, self._count, self._path = console, time.monotonic(), count, path
 
     def verdict(self, verdict: Any, report: MergeReport) -> None:
+        self._path.write_text(json.dumps(asdict(self._count)))
         word = "accepted" if verdict.accepted else "-"
         self._console.print(
             f"    {time.monotonic() - self._began:6.0f} s  {verdict.trial.group}: {word} ({verdict.outcome.ended});"
@@ -160,9 +178,13 @@ def run_arm(arm: Arm, seed: int, folder: Path, runs: Path, budget: float | None,
         options = MergeOptions(
             arm.strategy, arm.settings, seed=seed, budget=budget, resume=(output / "search").exists()
         )
-        merge_workload(load_workload(workload), output, options, _Printer(console))
-        done.write_text(json.dumps(confirm(workload, output / "workload.yaml")))
-    return Run(arm, seed, read_report(output / "merge.json"), json.loads(done.read_text()))
+        counted = output / _COUNTED
+        earlier = ImageCount(**json.loads(counted.read_text())) if options.resume and counted.exists() else ImageCount()
+        with count_images(earlier) as count:
+            merge_workload(load_workload(workload), output, options, _Printer(console, count, counted))
+        kept = {"confirmed": confirm(workload, output / "workload.yaml"), "images": count.all}
+        done.write_text(json.dumps(kept))
+    return Run(arm, seed, read_report(output / "merge.json"), **json.loads(done.read_text()))
 
 
 def confirm(original: Path, merged: Path) -> dict[str, float]:
@@ -178,19 +200,21 @@ def confirm(original: Path, merged: Path) -> dict[str, float]:
             unseen = query.data.model_copy(update={"val": query.data.val.replace("/val", "/test")})
             judged = query.model_copy(update={"data": unseen})
             classes = getattr(network.cut.decode, "classes", None)
-            _, images = load_data(judged, workload, network.cut.input, classes)
-            teacher, student = (outputs_on(module, images, device) for module in modules)
-            task = task_of(network, query)
-            was, now = (task.accuracy(outputs, teacher, images) for outputs in (teacher, student))
-            found[query.name] = now / was
+            splits, task = load_data(judged, workload, network.cut.input, classes), task_of(network, query)
+            values = []
+            for images in (splits.choose, splits.confirm):
+                teacher, student = (answers_on(task, module, images, device) for module in modules)
+                was, now = (accuracy_of(task.evidence(answers, teacher, images)) for answers in (teacher, student))
+                values.append(now / was)
+            found[query.name] = statistics.mean(values)
     return found
 
 
 def table(runs: Sequence[Run]) -> str:
     """Return a Markdown table of merges: medians over seeds, and the accuracy of the worst query over all seeds."""
     lines = [
-        "| workload | strategy | target | saved | chosen | confirmed | images | in all | minutes | seeds |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| workload | strategy | target | saved | chosen | confirmed | images | in all | run | minutes | seeds |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     by_arm: dict[tuple[str, str, float], list[Run]] = {}
     for run in runs:
@@ -205,6 +229,7 @@ def table(runs: Sequence[Run]) -> str:
         lines.append(
             f"| {workload.upper()} | {name} | {target:.0%} | {statistics.median(saved):.1%}{spread} | {chosen:.3f} |"
             f" {confirmed:.3f} | {until:.0f}k | {samples:.0f}k |"
+            f" {statistics.median(run.images for run in same) / 1e3:.0f}k |"
             f" {statistics.median(run.seconds for run in same) / 60:.1f}{unfinished} | {len(same)} |"
         )
     return "\n".join(lines)
@@ -253,11 +278,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--summary", action="store_true", help="run nothing; report the runs that are finished")
     options = parser.parse_args(arguments)
     console = Console()
-    if not options.summary:
-        prepare(options.data, options.output)
     every, name = (_full_arms(), "runs") if options.full else (_arms(), "short")
     kept = options.output / name
     arms = [arm for arm in every if options.only is None or re.search(options.only, f"{arm.workload} {arm.name}")]
+    if not options.summary:
+        prepare(options.data, options.output, {arm.workload for arm in arms})
     wanted = [(arm, seed) for seed in options.seeds or ([0, 1, 2] if options.full else [0]) for arm in arms]
     if options.summary:
         wanted = [(arm, seed) for arm, seed in wanted if (_output(arm, seed, kept) / _DONE).exists()]

@@ -33,6 +33,7 @@ _SMALL = 1_000_000
 """Size in bytes below which distributions share one row of the table."""
 PURPOSES = {
     "av": "FFmpeg: decodes cameras and files, encodes annotated video",
+    "backports-zstd": "unpacks deltas",
     "gemel": "this package",
     "numpy": "arrays, and decoding of models' outputs",
     "onnxruntime": "runs models on the CPU",

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from weight_changes import apply
 
 from gemel.errors import GemelError, MissingExtraError, ModelError
-from gemel.merging.output.disk_journal import weight_file
 from gemel.merging.models.networks import networks_of
+from gemel.merging.output.disk_journal import weight_file
 from gemel.workload import load_workload
 from gemel.workload.zoo.mobilenet import mobilenet_v2_features
 from gemel.workload.zoo.ssdlite import ssdlite_mobilenet_v2

@@ -10,10 +10,9 @@ W1 has four queries on CIFAR-10 with nested classes. W2 has two of these queries
 fine-tuned on CIFAR-10's training set, and merging may train on 5,000 images of it per query. The test set is halved:
 the search measures accuracy on ``val``, and only the benchmark's report uses ``test``.
 
-W3 is examples/street: a person detector, a face detector and an embedder, all of the MobileNetV2 family, on three
-videos without labels. Each fifth of a video is divided in time into ``train``, ``val`` and ``test``. Every model trains
-on the training frames of all three videos, and of any other video in the folder: a teacher has an answer to any frame,
-and one video has too few frames (75 of one face).
+W3 and W4 have models of the MobileNetV2 family that different people trained (``tools/street_workloads.py``), without
+labels. W5 is the paper's setting: one public detector and one public classifier, each fine-tuned to four cameras
+(``tools/fine_tunes.py``).
 """
 
 from __future__ import annotations
@@ -21,17 +20,14 @@ from __future__ import annotations
 import argparse
 import gzip
 import io
-import math
 import random
 import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
-import cv2
-import make_street_example
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -39,17 +35,14 @@ import yaml
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
+from street_workloads import prepare_family, prepare_street
 from torch import Tensor
 from torchvision.datasets import ImageFolder
 
-from gemel.frames.source import Source, resolve
-from gemel.workload.data.video import count_frames, pictures
 from gemel.workload.models.factory import read_state
 from gemel.workload.zoo.cifar_resnet import CifarResNet, cifar_resnet
 
-__all__ = ["main", "prepare"]
-
-_ROOT = Path(__file__).resolve().parent.parent
+__all__ = ["ALL", "main", "prepare"]
 
 _VEHICLES = ("airplane", "automobile", "ship", "truck")
 _ANIMALS = ("bird", "cat", "deer", "dog", "frog", "horse")
@@ -70,90 +63,54 @@ QUERIES: dict[str, tuple[int, Classes]] = {
     "clothes": (32, {name: (name,) for name in _FASHION}),
 }
 """Query of a CIFAR-10 or Fashion-MNIST workload -> depth of its ResNet, and its classes."""
-_STREET = _ROOT / "examples" / "street"
-_PARTS = {"train": 0.6, "val": 0.8, "test": 1.0}
-"""Folder of frames -> end of the folder's share of each fifth of a video, from 0 to 1."""
-_MOST_FRAMES = 400
-"""Maximum number of frames to take from one video."""
 WORKLOADS = {"w1": ("objects", "vehicles", "animals", "alive"), "w2": ("vehicles", "animals", "clothes")}
+ALL = ("w1", "w2", "w3", "w4", "w5")
+"""Names of all workloads of the merge benchmark."""
 
 
-def prepare(data: Path, output: Path) -> dict[str, Path]:
-    """Make the images, the original models and the files of all workloads for the merge benchmark.
+def prepare(data: Path, output: Path, names: Collection[str] = ALL) -> dict[str, Path]:
+    """Make the images, the original models and the files of workloads for the merge benchmark.
 
     Args:
         data: folder with the CIFAR-10 archive, the checkpoints and further videos.
         output: folder for images, weights and workloads.
+        names: names of the workloads to make.
 
     Returns:
         Name of a workload -> workload file.
     """
-    _cifar(data, output / "images")
-    _fashion(output / "images")
-    for name, (depth, classes) in QUERIES.items():
-        _link(output / "images", output / "data" / name, classes, "fashion" if name == "clothes" else "cifar10")
+    made: dict[str, Callable[[], Path]] = {
+        "w1": lambda: _labelled("w1", data, output),
+        "w2": lambda: _labelled("w2", data, output),
+        "w3": lambda: prepare_street(data, output),
+        "w4": lambda: prepare_family(data, output),
+        "w5": lambda: _cameras(data, output),
+    }
+    return {name: make() for name, make in made.items() if name in names}
+
+
+def _cameras(data: Path, output: Path) -> Path:
+    # Imported only when needed, because the schema of TensorFlow Lite's files takes a package of its own.
+    from fine_tunes import prepare_cameras
+
+    return prepare_cameras(data, output)
+
+
+def _labelled(workload: str, data: Path, output: Path) -> Path:
+    """Make the images and models of the queries of W1 or W2, and return the workload file."""
+    for name in WORKLOADS[workload]:
+        depth, classes = QUERIES[name]
+        source = "fashion" if name == "clothes" else "cifar10"
+        if source == "fashion":
+            _fashion(output / "images")
+        else:
+            _cifar(data, output / "images")
+        _link(output / "images", output / "data" / name, classes, source)
         target = output / "weights" / f"{name}.safetensors"
         if not target.exists():
             start = None if name == "clothes" else data / _CHECKPOINTS[depth]
             _fine_tune(name, depth, classes, start, output, target)
-    return {name: _workload(name, output) for name in WORKLOADS} | {"w3": _street(data, output)}
-
-
-def _street(data: Path, output: Path) -> Path:
-    """Write the workload W3 and return its path.
-
-    W3 is the street example with frames in folders, and with all training frames in one folder.
-    """
-    if not (_STREET / "data" / "junction.avi").exists() or not any((_STREET / "weights").glob("*.safetensors")):
-        make_street_example.main([])
-    document = yaml.safe_load((_STREET / "workload.yaml").read_text())
-    folders = []
-    for name, feed in document["feeds"].items():
-        folders.append(output / "data" / "street" / name)
-        _frames(resolve(name, feed["source"], base=_STREET), folders[-1])
-        feed["source"] = f"data/street/{name}/val"
-    for path in sorted(data.resolve().glob("*.mp4")):
-        folders.append(output / "data" / "street" / path.stem)
-        _frames(resolve(path.stem, str(path)), folders[-1])
-    _together([folder / "train" for folder in folders], output / "data" / "street" / "train")
-    for query in document["queries"]:
-        if "weights" in query["model"]:
-            query["model"]["weights"] = str(_STREET / query["model"]["weights"])
-        query["data"] = {"train": "data/street/train", "val": f"data/street/{query['feed']}/val"}
-    path = output / "w3.yaml"
-    path.write_text(yaml.safe_dump(document, sort_keys=False))
-    return path
-
-
-def _frames(source: Source, target: Path) -> None:
-    """Write at most ``_MOST_FRAMES`` frames of a video as JPEG, evenly spaced, into ``train``, ``val`` and ``test``."""
-    if target.exists():
-        return
-    what = target.name
-    count = count_frames(source, what)
-    numbers = list(range(0, count, math.ceil(count / _MOST_FRAMES)))
-    work = target.with_name(f".{target.name}")
-    shutil.rmtree(work, ignore_errors=True)
-    for part in _PARTS:
-        (work / part).mkdir(parents=True)
-    for number, picture in zip(numbers, pictures(source, numbers, what), strict=False):
-        place = number * 5 / count % 1
-        part = next(part for part, end in _PARTS.items() if place < end)
-        cv2.imwrite(str(work / part / f"{number:05}.jpg"), picture, [cv2.IMWRITE_JPEG_QUALITY, 95])
-    work.rename(target)
-
-
-def _together(folders: Sequence[Path], target: Path) -> None:
-    """Make one folder with hard links to the images of several folders."""
-    if target.exists():
-        return
-    work = target.with_name(f".{target.name}")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    for folder in folders:
-        for picture in folder.iterdir():
-            (work / f"{folder.parent.name}-{picture.name}").hardlink_to(picture)
-    work.rename(target)
+    return _workload(workload, output)
 
 
 def _cifar(data: Path, images: Path) -> None:
@@ -315,10 +272,11 @@ def _workload(name: str, output: Path) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="folder with the CIFAR-10 archive and the checkpoints")
+    parser.add_argument("data", type=Path, help="folder with the CIFAR-10 archive, the checkpoints and the videos")
     parser.add_argument("-o", "--output", type=Path, default=Path("out/merge"), help="folder to make workloads in")
+    parser.add_argument("--only", nargs="+", choices=ALL, default=ALL, help="workloads to make; default all")
     options = parser.parse_args(arguments)
-    for path in prepare(options.data, options.output).values():
+    for path in prepare(options.data, options.output, options.only).values():
         print(path)
 
 

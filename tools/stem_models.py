@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gemel.frames.preprocess import preprocess
-from gemel.workload.zoo.ssdlite import SsdLiteMobileNetV2, ssdlite_mobilenet_v2
+from gemel.workload.zoo.ssdlite import SsdMobileNetV2, ssdlite_mobilenet_v2
 
 __all__ = ["Crowd", "crowd", "train_crowd"]
 
@@ -79,7 +79,7 @@ def train_crowd(people: dict[str, Tensor], video: Path, frames: int = 160, epoch
     return model.eval()
 
 
-def _images(video: Path, count: int, detector: SsdLiteMobileNetV2) -> Sequence[Tensor]:
+def _images(video: Path, count: int, detector: SsdMobileNetV2) -> Sequence[Tensor]:
     """Return frames of a recording, evenly spread, as the detector takes them."""
     with av.open(str(video)) as container:
         pictures = [frame.to_ndarray(format="bgr24") for frame in container.decode(video=0)]

@@ -1,8 +1,9 @@
 """Store retrained weights as changes of public weights, small enough for a repository.
 
-The weight of a convolution or linear layer is stored as its 8-bit difference with a per-channel scale. Other tensors
-are stored unchanged, and a tensor that several layers share is stored once. The differences are rounded, so accuracies
-must be measured on the weights that :func:`apply` returns. Its arithmetic gives the same bits on every machine.
+The weight of a convolution or linear layer is stored as a rounded change, as in a delta
+(:mod:`gemel.bundles.rounded_changes`). Other tensors are stored unchanged, and a tensor that several layers share is
+stored once. Changes are rounded, so accuracies must be measured on the weights that :func:`apply` returns. A delta
+cannot be used here: it is about compiled bundles, and this file makes weights of PyTorch models.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from gemel.bundles.rounded_changes import add_change, round_change
+
 __all__ = ["apply", "pack"]
 
 State = Mapping[str, Tensor]
-_LEVELS = 127
-"""Maximum absolute value of an 8-bit difference of weights."""
 
 
 def pack(
@@ -42,12 +43,10 @@ def pack(
             old = before[model][name]
             if (model, name) in repeated or torch.equal(value, old):
                 continue
-            if value.is_floating_point() and value.ndim >= 2:
-                change = value - old
-                scale = change.flatten(1).abs().amax(1) / _LEVELS
-                steps = change / scale.clamp(min=torch.finfo(scale.dtype).tiny).view(-1, *[1] * (value.ndim - 1))
-                tensors[f"{model}/{name}/steps"] = steps.round().to(torch.int8)
-                tensors[f"{model}/{name}/scale"] = scale
+            if value.dtype == torch.float32 and value.ndim >= 2:
+                steps, scale = round_change(old.numpy(), value.numpy())
+                tensors[f"{model}/{name}/steps"] = torch.from_numpy(steps)
+                tensors[f"{model}/{name}/scale"] = torch.from_numpy(scale)
             else:
                 tensors[f"{model}/{name}"] = value.contiguous()
     save_file(tensors, path, {"shared": json.dumps(slots)})
@@ -72,7 +71,9 @@ def apply(before: Mapping[str, State], path: Path) -> dict[str, dict[str, Tensor
             model, name, kind = (*key.split("/"), "")[:3]
             if kind == "steps":
                 steps, scale = file.get_tensor(key), file.get_tensor(f"{model}/{name}/scale")
-                changed(model)[name] = before[model][name] + steps * scale.view(-1, *[1] * (steps.ndim - 1))
+                stretched = scale.view(-1, *[1] * (steps.ndim - 1))
+                made = add_change(before[model][name].numpy(), steps.numpy(), stretched.numpy())
+                changed(model)[name] = torch.from_numpy(made)
             elif not kind:
                 changed(model)[name] = file.get_tensor(key)
         slots = json.loads(file.metadata()["shared"])

@@ -60,7 +60,8 @@ def measure_bundle(
     files = {name: str(path.absolute()) for name, path in _files(bundle, plain).items()}
     path = str(bundle.path.absolute())
     with OrtCpu(bundle, threads=1) as backend:
-        swapped = sum(backend.baked.segments[name].length for name in backend.segments)
+        specs = {**backend.baked.segments, **backend.baked.computed.segments}
+        swapped = sum(specs[name].length for name in backend.segments)
         weights = swapped + backend.budget - backend.room
     figures: Figures = {"models": len(files), "plain_is": "export" if plain else "bundle", "blob_mb": weights / 1e6}
     say("swap-in and session load")

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from ...bundles.blob import footprint
-from ...bundles.manifest import ModelSpec
+from ...bundles.manifest import Manifest, ModelSpec
 from ...bundles.merge_report import read_merge
 from ...bundles.reader import Bundle
 from ...runtime.engines.record import Engines
 from ...runtime.engines.store import engines_in
 from ...runtime.ort.bake import private_copies_of
 from ...runtime.ov.accepted import read_acceptance
+from .form_figures import form_figures
 from .input_words import input_figures
 
 __all__ = ["describe", "least_memory", "sizes"]
@@ -23,8 +24,8 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     ``bytes`` is the result of :func:`sizes`. ``packings`` holds the run times of INT8 models on this CPU with and
     without private copies of weights, if they were measured. ``engines`` lists the TensorRT engines in the bundle's
     device cache, one entry per library and set of devices. ``device`` has the workload's settings, and the bytes that
-    the largest model needs. ``stems`` lists the first layers that models have in common. ``merge`` is present if the
-    workload was merged.
+    the largest model needs. ``stems`` lists the first layers that models have in common. ``forms`` is the result of
+    :func:`.form_figures.form_figures`. ``merge`` is present if the workload was merged.
 
     Raises:
         BundleError: an engine is damaged.
@@ -44,6 +45,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "tensors": len(content.tensors),
         "segments": len(content.segments),
         "stems": _stems(bundle),
+        "forms": form_figures(content),
         "bytes": sizes(bundle),
         "packings": {
             name: {**copy.model_dump(), "bytes": copy.bytes, "packed": copy.is_faster}
@@ -70,7 +72,7 @@ def least_memory(bundle: Bundle) -> int:
     """
     content = bundle.manifest
     swapped = {
-        name: sum(footprint(content.segments[segment].length) for segment in model.segments)
+        name: sum(footprint(content.segments[segment].length) for segment in model.segments) + _computed(content, model)
         for name, model in content.models.items()
     }
     private = [name for name, model in content.models.items() if model.mode == "constant" and model.precision != "int8"]
@@ -82,8 +84,8 @@ def sizes(bundle: Bundle) -> dict[str, int]:
     """Return the bytes of a bundle's weights, counted in five ways.
 
     ``queries`` is what one session per query would hold, ``models`` what one session per model would hold, ``unique``
-    what the bundle holds, ``saved`` the difference of the last two, and ``file`` the space of the blob on disk, where
-    padding takes none.
+    what the bundle holds, where a kernel that is computed counts as what it is computed from, ``saved`` the difference
+    of the last two, and ``file`` the space of the blob on disk, where padding takes none.
     """
     content = bundle.manifest
     total = sum(model.bytes for model in content.models.values())
@@ -95,6 +97,12 @@ def sizes(bundle: Bundle) -> dict[str, int]:
         "saved": total - unique,
         "file": bundle.file(content.blob).stat().st_blocks * 512,
     }
+
+
+def _computed(content: Manifest, model: ModelSpec) -> int:
+    """Return the bytes of a model's kernels that are computed from stored tensors."""
+    weights = {weight for stage in model.stages.values() for weight in stage.weights}
+    return footprint(sum(content.bytes_of(weight) for weight in weights & content.forms.keys()))
 
 
 def _model(bundle: Bundle, name: str, model: ModelSpec) -> dict[str, Any]:
@@ -116,7 +124,7 @@ def _stems(bundle: Bundle) -> dict[str, Any]:
     stems: dict[str, Any] = {}
     for name, model in bundle.manifest.models.items():
         if model.stem is not None:
-            size = sum(bundle.manifest.tensors[tensor].length for tensor in set(model.stem.stem.weights))
+            size = sum(map(bundle.manifest.bytes_of, set(model.stem.stem.weights)))
             stems.setdefault(model.stem.id, {"models": [], "bytes": size})["models"].append(name)
     return stems
 

@@ -32,6 +32,8 @@ def bundle_tables(bundle: Bundle, figures: Mapping[str, Any]) -> Iterator[Table 
     for stem in figures["stems"].values():
         yield f"stem: {', '.join(stem['models'])} begin with the same layers, of {_mb(stem['bytes'])} MB"
     yield _segments(bundle)
+    if figures["forms"]:
+        yield _forms(figures["forms"])
     if figures["packings"]:
         yield _private_copies(figures["packings"])
     for model in dict.fromkeys(each["model"] for each in figures["bf16"].values()):
@@ -127,6 +129,13 @@ def _segments(bundle: Bundle) -> Table:
     table = _table("segments", ("segment", "used by"), ("tensors", "MB"))
     for name, segment in bundle.manifest.segments.items():
         table.add_row(name, ", ".join(segment.models), str(len(segment.tensors)), _mb(segment.length))
+    return table
+
+
+def _forms(forms: Mapping[str, Any]) -> Table:
+    table = _table("forms of weights", ("form",), ("weights", "MB in memory", "MB in the bundle"))
+    for form, sizes in forms.items():
+        table.add_row(form, str(sizes["weights"]), _mb(sizes["memory_bytes"]), _mb(sizes["bytes"]))
     return table
 
 

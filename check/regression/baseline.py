@@ -139,7 +139,7 @@ def baseline_of(bundle: Bundle, latency: Mapping[str, float] | None = None) -> B
                 uses[tensor].append(f"{name}/{stage}: {weight}")
         models[name] = ModelBaseline(mode=model.mode, stages=stages)
     shared = [
-        SharedBaseline(bytes=content.tensors[tensor].length, uses=tuple(sorted(places)))
+        SharedBaseline(bytes=content.bytes_of(tensor), uses=tuple(sorted(places)))
         for tensor, places in uses.items()
         if len(places) > 1
     ]

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from ...bundles.merge_report import MERGE_REPORT, read_report
+from ...bundles.merge_report import MERGE_REPORT, QueryReport, read_report
 from ...bundles.reader import Bundle
-from ...errors import BundleError, DataError, RetrainError
+from ...errors import BundleError, DataError, RetrainError, UnjudgedError
+from ...merging.judging.intervals import relative_interval
+from ...merging.judging.running import answers_on
 from ...merging.models.networks import Network, each_network
-from ...merging.tasks import Outputs, task_of
-from ...merging.training.subjects import outputs_on
+from ...merging.tasks import Answers, Task, task_of
 from ...runtime.backends import Backend, open_backend
+from ...runtime.decode.evidence import accuracy_of
 from ...workload.data import Images, load_data
 from ...workload.document.schema import Query, Workload
 from ...workload.models.identity import models_of
@@ -28,7 +30,10 @@ _TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class QueryAccuracy:
-    """Accuracies of one query in the bundle and in the source model, from 0 to 1, on the images that merging uses."""
+    """Accuracies of one query in the bundle and in the source model, from 0 to 1, on the images that confirm a merge.
+
+    A search for a merge never sees these images (:class:`gemel.workload.data.Splits`).
+    """
 
     query: str
     bundle: float
@@ -40,8 +45,13 @@ class QueryAccuracy:
     merge.json then holds the agreement with the unmerged model."""
     images: int
     """Number of images on which a query's accuracies in the bundle and in the source model were measured."""
+    interval: tuple[float, float]
+    """Ends of the bundle's accuracy divided by the source model's, each a one-sided bound at 95 % over images."""
     labelled: bool
     """Whether a query's accuracies are measured against labels; otherwise they are agreement with the source model."""
+    merged: QueryReport | None = None
+    """Report of merge.json on a query, with the interval of its accuracy divided by the unmerged model's; None without
+    a merge.json."""
     part: float | None = None
     """Fraction of the source model's accuracy that a bundle's model in lower precision must keep; None in fp32."""
 
@@ -90,13 +100,13 @@ def verify_accuracy(
     queries = bundle.manifest.queries
     if missing := [name for name in queries if name not in {query.name for query in workload.queries}]:
         raise BundleError(f"{workload.path}: has no query {missing[0]!r}, which the bundle has")
-    reached = _reached(bundle)
+    merged = _merged(bundle)
     refused: dict[str, RetrainError] = {}
     with open_backend(bundle) as backend:
         for network in each_network(workload, refused.__setitem__):
             for query in network.queries:
                 if query.name in queries:
-                    found = _judge(bundle, backend, workload, network, query, reached.get(query.name))
+                    found = _judge(bundle, backend, workload, network, query, merged.get(query.name))
                     part = (parts or {}).get(query.name)
                     yield replace(found, part=part) if isinstance(found, QueryAccuracy) else found
     for name, model in models_of(workload).items():
@@ -104,15 +114,15 @@ def verify_accuracy(
             yield UnjudgedQuery(name, str(refused[model]))
 
 
-def _reached(bundle: Bundle) -> dict[str, float]:
-    """Return query name -> accuracy after the merge, from the merge.json of a bundle; empty without a merge.json."""
+def _merged(bundle: Bundle) -> dict[str, QueryReport]:
+    """Return query name -> report, from the merge.json of a bundle; empty without a merge.json."""
     if MERGE_REPORT not in bundle.manifest.files:
         return {}
-    return {name: found.reached for name, found in read_report(bundle.file(MERGE_REPORT)).queries.items()}
+    return dict(read_report(bundle.file(MERGE_REPORT)).queries)
 
 
 def _judge(
-    bundle: Bundle, backend: Backend, workload: Workload, network: Network, query: Query, reached: float | None
+    bundle: Bundle, backend: Backend, workload: Workload, network: Network, query: Query, merged: QueryReport | None
 ) -> QueryAccuracy | UnjudgedQuery:
     name = bundle.manifest.queries[query.name].model
     model = bundle.manifest.models[name]
@@ -120,30 +130,34 @@ def _judge(
         raise BundleError(f"query {query.name}: the bundle was compiled for another input: {model.input}")
     try:
         task = task_of(network, query)
-    except RetrainError as error:
+        images = load_data(query, workload, model.input, getattr(network.cut.decode, "classes", None)).confirm
+    except (RetrainError, UnjudgedError) as error:
         return UnjudgedQuery(query.name, str(error))
-    _, images = load_data(query, workload, model.input, getattr(network.cut.decode, "classes", None))
     stage = network.cut.stages["main"]
-    source = outputs_on(stage.module.eval(), images, torch.device("cpu"))
+    source = answers_on(task, stage.module.eval(), images, torch.device("cpu"))
     try:
-        own = task.accuracy(source, source, images)
+        own = task.evidence(source, source, images)
     except DataError as error:
         return UnjudgedQuery(query.name, str(error))
-    found = _run(backend, name, model.stages["main"].inputs[0].name, stage.outputs, images)
+    answers = _run(backend, name, model.stages["main"].inputs[0].name, stage.outputs, images, task)
+    found = task.evidence(answers, source, images)
+    interval = relative_interval(found, own)
     labelled = images.labels is not None or images.boxes is not None
     return QueryAccuracy(
         query.name,
-        bundle=task.accuracy(found, source, images),
-        source=own,
-        reached=reached if labelled else None,
+        bundle=accuracy_of(found),
+        source=accuracy_of(own),
+        reached=merged.reached if labelled and merged is not None else None,
         images=len(images),
+        interval=(interval.low, interval.high),
         labelled=labelled,
+        merged=merged,
     )
 
 
-def _run(backend: Backend, model: str, port: str, names: tuple[str, ...], images: Images) -> Outputs:
-    """Run a model of a bundle on one image at a time, as the runtime does, and return each output for all images."""
-    rows: list[list[Tensor]] = []
+def _run(backend: Backend, model: str, port: str, names: tuple[str, ...], images: Images, task: Task) -> Answers:
+    """Run a model of a bundle on one image at a time, as the runtime does, and return its answer to each image."""
+    answers: list[Any] = []
     backend.activate(model)
     try:
         for index in range(len(images)):
@@ -153,7 +167,8 @@ def _run(backend: Backend, model: str, port: str, names: tuple[str, ...], images
                 raise BundleError(
                     f"model {model}: the bundle's outputs are {', '.join(outputs)}, not {', '.join(names)}"
                 )
-            rows.append([torch.from_numpy(outputs[name]).float() for name in names])
+            row = tuple(torch.from_numpy(np.array(outputs[name])).float() for name in names)
+            answers += task.answers(row, [images.geometry[index]])
     finally:
         backend.release(model)
-    return tuple(torch.cat(column) for column in zip(*rows, strict=True))
+    return answers

@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .edit import constant, constant_id, replace_constant
+from .edit import constant, constant_id, note_gain, replace_constant
 
 __all__ = ["BatchNormChoice", "BatchNormToConv", "FoldBatchNorm", "choose_batch_norm"]
 
@@ -88,7 +88,7 @@ class BatchNormChoice:
     cost of a kept BatchNorm."""
 
 
-def choose_batch_norm(models: Iterable[ir.Model]) -> BatchNormChoice:
+def choose_batch_norm(models: Iterable[ir.Model], stored: Iterable[str] = ()) -> BatchNormChoice:
     """Decide for every shared kernel of a workload whether to keep its BatchNorms.
 
     A model may read a shared kernel in another way, for example through a Mul with a gain. No BatchNorm can be folded
@@ -96,9 +96,11 @@ def choose_batch_norm(models: Iterable[ir.Model]) -> BatchNormChoice:
 
     Args:
         models: every stage of every distinct model, cleaned, with no BatchNorm folded yet.
+        stored: ids of tensors that the bundle holds as they are in any case, because other kernels are computed from
+            them.
     """
     held: dict[str, list[_Site]] = defaultdict(list)
-    unfolded: Counter[str] = Counter()
+    unfolded: Counter[str] = Counter(set(stored))
     for model in models:
         by_kernel = _sites_by_kernel(model.graph)
         for value in model.graph.initializers.values():
@@ -182,6 +184,8 @@ class FoldBatchNorm(ir.passes.InPlacePass):
                 bias = bias + constant(conv.inputs[2]).astype(np.float64) * scale
             if index == 0:
                 replace_constant(kernel, (weight * scale.reshape(shape)).astype(dtype))
+                if axis == 0:
+                    note_gain(kernel, scale)
             # The folded bias comes from the BatchNorm's bias, and takes its name.
             value = _own(graph, norm, _BETA, bias.astype(dtype))
             conv.resize_inputs(3)

@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from ...bundles.blob import tensor_id
 
-__all__ = ["constant", "constant_id", "replace_constant"]
+__all__ = ["constant", "constant_id", "note_gain", "noted_gain", "replace_constant"]
 
 _ID = "gemel.tensor_id"
 """Key under which a tensor's id is cached in the tensor's metadata in memory, which is not written into files."""
+_GAIN = "gemel.gain"
+"""Key, in the metadata in memory of a folded kernel, of the factors by which its channels were multiplied."""
 
 
 def constant(value: ir.Value | None) -> NDArray[Any]:
@@ -51,3 +53,14 @@ def replace_constant(value: ir.Value, array: NDArray[Any]) -> None:
     value.const_value = tensor
     # New type and shape objects: a clone of the graph holds the old ones too.
     value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(array.shape)
+
+
+def note_gain(value: ir.Value, gain: NDArray[np.float64]) -> None:
+    """Note the factors by which the channels of a kernel, its first axis, were just multiplied."""
+    assert value.const_value is not None  # the caller has just replaced it
+    value.const_value.meta[_GAIN] = gain
+
+
+def noted_gain(value: ir.Value) -> NDArray[np.float64] | None:
+    """Return the factors by which the channels of a kernel were multiplied; None if they were not."""
+    return None if value.const_value is None else value.const_value.meta.get(_GAIN)

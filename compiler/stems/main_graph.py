@@ -8,6 +8,7 @@ from functools import cached_property
 from math import prod
 from operator import attrgetter
 
+from ...bundles.form_nodes import without_forms
 from ...bundles.onnx_wire import Message
 from ...bundles.program import port_shape
 
@@ -39,7 +40,8 @@ class MainGraph:
 
     def __init__(self, model: str, proto: Message, tensors: Mapping[str, str], input_key: str) -> None:
         self.model, self.proto, self.tensors = model, proto, tensors
-        graph = proto.graph
+        # Nodes that compute a weight are no layers of the model.
+        self._graph = graph = without_forms(proto).graph
         self._initializers = {tensor.name: tensor for tensor in graph.initializer}
         ports = [port for port in graph.input if port.name not in self._initializers]
         if len(ports) != 1:
@@ -57,7 +59,7 @@ class MainGraph:
         """Compute the keys of all values of the graph."""
         known = {name: self._weight_key(name) for name in self._initializers}
         self.image_key = self.keys[self.image.name] = _digest("image", self._header(), _type(self.image), input_key)
-        for node in self.proto.graph.node:
+        for node in self._graph.node:
             attributes = [each.SerializeToString(deterministic=True) for each in _sorted(node.attribute)]
             inputs = [self.keys.get(name) or known.get(name, "") for name in node.input]
             own = f"{self.model} {node.output[0]}" if node.op_type.startswith(_RANDOM) else ""
@@ -99,7 +101,7 @@ class MainGraph:
     def value_names(self) -> frozenset[str]:
         """Names of all values of the graph but the image."""
         nodes = (name for node in self.proto.graph.node for name in node.output)
-        return frozenset((*nodes, *self._initializers))
+        return frozenset((*nodes, *(tensor.name for tensor in self.proto.graph.initializer)))
 
     @cached_property
     def works(self) -> Mapping[str, int]:

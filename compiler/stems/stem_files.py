@@ -134,7 +134,7 @@ def _describe(content: Manifest, found: FoundStem, graph: MainGraph, specs: Mapp
     """Return a line about a stem: queries, layers, and the share of the models' weights."""
     queries = [name for name, query in content.queries.items() if query.model in found.members]
     layers = len(graph.works.keys() & found.keys)
-    held = sum(content.tensors[tensor].length for tensor in set(specs[graph.model].stem.weights))
+    held = sum(map(content.bytes_of, set(specs[graph.model].stem.weights)))
     shares = [held / max(1, content.models[name].bytes) for name in found.members]
     low, high = f"{min(shares):.0%}", f"{max(shares):.0%}"
     share = low if low == high else f"{low} to {high}"

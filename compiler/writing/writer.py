@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,14 +13,18 @@ from numpy.typing import NDArray
 
 from ...bundles import blob, manifest, program
 from ...bundles.decode_specs import DecodeSpec
+from ...bundles.form_nodes import put_forms
+from ...bundles.forms import form_bytes
 from ...bundles.reader import MANIFEST
 from ...bundles.staleness import Staleness
+from ...bundles.tensor_users import TensorUsers
 from ...frames.reference import is_local_file
 from ...version import find_version
 from ...workload.document.output_schema import output_specs
 from ...workload.document.schema import FeedSettings, Query, Workload
 from ..lowering.lower import Lowered
 from ..passes.edit import constant, constant_id
+from .layer_forms import LayerForms
 from .session_mode import session_mode
 
 __all__ = ["write_bundle"]
@@ -33,33 +36,13 @@ _NOWHERE = manifest.TensorSpec(offset=0, length=0, dtype="float32", shape=())
 """Placeholder for a weight's offset and length in the blob, until the blob is laid out."""
 
 
-class _Store:
-    """Distinct tensors of all models of a bundle, with the models that use each and functions that read the values."""
-
-    def __init__(self) -> None:
-        self.shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
-        self.users: dict[str, set[str]] = defaultdict(set)
-        self._arrays: dict[str, Callable[[], NDArray[Any]]] = {}
-
-    def add(self, model: str, tensor: str, read: Callable[[], NDArray[Any]]) -> str:
-        """Add a model's tensor to the bundle's, given by its id and a function that reads its values; return the id."""
-        array = read()
-        self.shapes[tensor] = (array.dtype.name, array.shape)
-        self.users[tensor].add(model)
-        self._arrays.setdefault(tensor, read)
-        return tensor
-
-    def read(self, tensor: str) -> NDArray[Any]:
-        """Return the values of a tensor, given its tensor id."""
-        return self._arrays[tensor]()
-
-
 def write_bundle(
     folder: Path,
     workload: Workload,
     models: Sequence[Lowered],
     model_of: Mapping[str, str],
     beside: Mapping[str, bytes],
+    forms: LayerForms,
 ) -> manifest.Manifest:
     """Write a bundle into an empty folder.
 
@@ -69,28 +52,44 @@ def write_bundle(
         models: every distinct model, after all graph passes.
         model_of: query name -> model name.
         beside: name -> content of other files that are part of the bundle.
+        forms: initializer -> form, for kernels that are kept as codes.
 
     Returns:
         The manifest that was written.
     """
-    store = _Store()
+    arrays: dict[str, Callable[[], NDArray[Any]]] = {}
+    """Tensor id -> function that reads the tensor."""
+    users = TensorUsers(lambda tensor, array: arrays.update({tensor: partial(_same, array)}))
     weights: dict[tuple[str, str], dict[str, str]] = {}
     decodes: dict[str, DecodeSpec] = {}
+    used: dict[str, list[str]] = {}
+    """Model -> tensors that its decoder needs."""
+
+    def add(model: str, tensor: str, read: Callable[[], NDArray[Any]]) -> str:
+        users.add(model, tensor, read())
+        arrays.setdefault(tensor, read)
+        return tensor
+
     for model in models:
         for stage, graph in model.stages.items():
             _stamp(graph)
             values = graph.graph.initializers
-            weights[model.name, stage] = {
-                name: store.add(model.name, constant_id(values[name]), partial(constant, values[name]))
-                for name in _weight_names(graph)
-            }
+            weights[model.name, stage] = places = {name: constant_id(values[name]) for name in _weight_names(graph)}
+            for name, tensor in places.items():
+                if (form := forms.get((model.name, stage, name))) is not None:
+                    users.add_form(model.name, tensor, form)
+                else:
+                    add(model.name, tensor, partial(constant, values[name]))
         anchors = {
-            name: store.add(model.name, blob.tensor_id(array), partial(_same, array))
-            for name, array in model.tensors.items()
+            name: add(model.name, blob.tensor_id(array), partial(_same, array)) for name, array in model.tensors.items()
         }
-        decodes[model.name] = _with_tensors(model.decode, anchors)
-    placed = blob.layout(store.shapes, store.users)
-    files = {_BLOB: manifest.FileSpec(sha256=blob.write_blob(folder / _BLOB, placed, store.read), bytes=placed.bytes)}
+        decodes[model.name], used[model.name] = _with_tensors(model.decode, anchors), list(anchors.values())
+    placed, computed = users.layout(), users.forms()
+    files = {
+        _BLOB: manifest.FileSpec(
+            sha256=blob.write_blob(folder / _BLOB, placed, lambda tensor: arrays[tensor]()), bytes=placed.bytes
+        )
+    }
     specs: dict[str, manifest.ModelSpec] = {}
     programs: dict[str, manifest.ProgramSpec] = {}
     by_name = {query.name: query for query in workload.queries}
@@ -99,7 +98,11 @@ def write_bundle(
         for stage, graph in model.stages.items():
             file = f"{model.name}.onnx" if stage == "main" else f"{model.name}.{stage}.onnx"
             places = weights[model.name, stage]
-            data = _serialise(graph, {name: placed.tensors[tensor] for name, tensor in places.items()})
+            data = _serialise(graph, {name: placed.tensors.get(tensor, _NOWHERE) for name, tensor in places.items()})
+            if own := {name: computed[tensor] for name, tensor in places.items() if tensor in computed}:
+                data = put_forms(program.read_model(data), own, placed.tensors, _BLOB).SerializeToString(
+                    deterministic=True
+                )
             files[file] = _put(folder / file, data)
             stages[stage] = made = _stage(file, data, places)
             others = programs[made.program].models if made.program in programs else ()
@@ -110,12 +113,16 @@ def write_bundle(
             decode=decodes[model.name],
             mode=session_mode(model),
             precision=model.precision,
-            bytes=sum(spec.length for tensor, spec in placed.tensors.items() if model.name in store.users[tensor]),
+            bytes=sum(
+                form_bytes(computed[tensor]) if tensor in computed else placed.tensors[tensor].length
+                for tensor in {*used[model.name], *(tensor for each in stages.values() for tensor in each.weights)}
+            ),
             segments=tuple(name for name, spec in placed.segments.items() if model.name in spec.models),
             source=by_name[model.name].model.model_dump(mode="json", exclude_defaults=True),
         )
     files |= {name: _put(folder / name, data) for name, data in beside.items()}
     content = manifest.Manifest(
+        schema_version=manifest.FORMS_VERSION if computed else manifest.PLAIN_VERSION,
         producer={"gemel": find_version()},
         device=manifest.DeviceSpec(backend=workload.device.backend, memory=workload.device.memory),
         sla_ms=workload.sla,
@@ -128,6 +135,7 @@ def write_bundle(
         models=specs,
         programs=programs,
         tensors=placed.tensors,
+        forms=computed,
         segments=placed.segments,
         outputs=output_specs(workload.outputs),
         blob=_BLOB,

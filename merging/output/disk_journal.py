@@ -97,12 +97,15 @@ class DiskJournal:
 
     def commit(self, found: Found, *, finished: bool) -> MergeReport:
         """Write the merged weights, the report and the workload to disk and return the report."""
-        forms = self._place_forms(found)
+        searched, written = self._place_forms(found), self._reporter.confirmed(found)
+        forms = searched if written.forms == found.forms else self._place(written)
         report = self._reporter.report(found, finished=finished, codes=self._codes, forms=forms)
         files = self._contents(found)
-        names = {name: f"weights/{file}" for name, (file, _) in files.items()}
+        names = {name: f"weights/{file}" for name, (file, _) in files.items() if name in written.models}
         workload = merged_workload(self._workload, names, models_of(self._workload), self._store.output)
-        self._store.commit(dict(files.values()), report, workload)
+        # The codes of what the search goes on from stay, too.
+        kept = {} if searched is None else {searched.file: None}
+        self._store.commit({**dict(files.values()), **kept}, report, workload)
         return report
 
     def _contents(self, found: Found) -> dict[str, tuple[str, bytes | None]]:
@@ -119,17 +122,20 @@ class DiskJournal:
 
     def _place_forms(self, found: Found) -> FormsReport | None:
         """Write the file of codes that belongs to a search's state, and return its entry in merge.json."""
-        known, report = self._forms
-        if known is not found.forms:
+        if self._forms[0] is not found.forms:
             self._codes = {
                 use: found.codes.get(use) or self._codes[use] for use, form in found.forms.forms if form.bits
             }
-            made = forms_file(found.forms, self._codes, found.states, self._bases)
-            report = None
-            if made is not None:
-                content, report = made
-                self._store.place({report.file: content})
-            self._forms = found.forms, report
+            self._forms = found.forms, self._place(found)
+        return self._forms[1]
+
+    def _place(self, found: Found) -> FormsReport | None:
+        """Write a file of codes, and return its entry in merge.json; None if no weight is kept as codes."""
+        made = forms_file(found.forms, self._codes, found.states, self._bases)
+        if made is None:
+            return None
+        content, report = made
+        self._store.place({report.file: content})
         return report
 
     def _file(self, name: str, state: State) -> tuple[str, bytes]:

@@ -31,9 +31,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...bundles.blob import tensor_id
+from ...bundles.codes import pack_codes
 from ...compiler.passes import choose_batch_norm, fold
 from ...compiler.passes.edit import constant, replace_constant
-from ..forms.packing import pack_codes
 from ..forms.quantize import Coded
 from ..training.subjects import Subject
 from .skeleton import NORM_FIELDS, Skeleton, skeleton_of
@@ -98,7 +98,8 @@ def bundle_bytes(models: Iterable[StoredModel]) -> int:
     """Return the bytes of weights in a bundle of ``models``, counting each distinct tensor once."""
     models = list(models)
     graphs = [_graph(model) for model in models]
-    keep = choose_batch_norm(graphs).keep
+    forms = (form for model in models for form in model.forms.values())
+    keep = choose_batch_norm(graphs, [tensor_id(form.base.numpy()) for form in forms if form.base is not None]).keep
     sizes: dict[str, int] = {}
     for model, graph in zip(models, graphs, strict=True):
         seen = set(graph.graph.initializers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -12,10 +13,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ...bundles.blob import tensor_id
+from ...bundles.codes import pack_codes, unpack_codes
 from ...bundles.merge_report import FormsReport, LayerReport
 from ...errors import GemelError, InputError, first_line
 from ..forms.form_map import FormMap
-from ..forms.packing import pack_codes, unpack_codes
 from ..forms.quantize import Coded, materialize
 from ..layers.sharing import Use
 from ..training.subjects import State
@@ -92,7 +93,8 @@ def read_codes(path: Path, layers: Iterable[LayerReport]) -> dict[Use, Coded]:
         tensors = load_file(path)
         found = {}
         for layer in layers:
-            codes = unpack_codes(tensors[f"{layer.index}.codes"].numpy(), layer.bits, layer.shape)
+            packed = tensors[f"{layer.index}.codes"].numpy()
+            codes = unpack_codes(packed, layer.bits, math.prod(layer.shape)).reshape(layer.shape)
             scale = tensors[f"{layer.index}.scale"]
             found[Use(layer.model, layer.parameter)] = Coded(torch.from_numpy(codes), scale, layer.bits)
     except (SafetensorError, OSError, KeyError, ValueError) as error:

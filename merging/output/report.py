@@ -12,9 +12,9 @@ import yaml
 from ...bundles.blob import tensor_id
 from ...bundles.merge_report import (
     FormsReport,
+    IntervalReport,
     MergeReport,
     QueryReport,
-    SavingParts,
     SharedTensor,
     TrialReport,
     UseReport,
@@ -22,14 +22,16 @@ from ...bundles.merge_report import (
 from ...frames.reference import is_local_file
 from ...workload.document.schema import Workload
 from ...workload.models.identity import PRETRAINED_FOLDER
-from ..forms.form_map import FormMap, saved_bytes
+from ..forms.form_map import saved_bytes
 from ..forms.quantize import Coded
 from ..layers.groups import ratio
 from ..layers.problem import Problem, pair_layers
-from ..layers.sharing import SharingMap, Use
+from ..layers.sharing import Use
 from ..search.search import Found
-from ..training.subjects import Subject
-from .footprint import StoredForm, bundle_bytes, held_by
+from ..training.subjects import JudgedQuery, Judgement, Subject
+from .confirm import Confirmer
+from .footprint import bundle_bytes, held_by
+from .parts import saving_parts, stored_forms
 
 __all__ = ["Reporter", "merged_workload"]
 
@@ -41,12 +43,24 @@ class Reporter:
         problem: the layers of all models.
         subjects: the models, by name.
         strategy: name of the search strategy.
+        left: model -> reason, for models that the search leaves as they are.
     """
 
-    def __init__(self, problem: Problem, subjects: Mapping[str, Subject], strategy: str) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        subjects: Mapping[str, Subject],
+        strategy: str,
+        left: Mapping[str, str] | None = None,
+    ) -> None:
         self._problem, self._subjects, self._strategy = problem, subjects, strategy
+        self._left, self._confirmer = dict(left or {}), Confirmer(subjects)
         self._original = sum(bundle_bytes([held_by(subject)]) for subject in subjects.values())
         self._least = _least_bytes(problem, subjects)
+
+    def confirmed(self, found: Found) -> Found:
+        """Return the part of a search's result that holds on images which chose nothing, and so may be written."""
+        return self._confirmer.confirmed(found)
 
     def report(
         self,
@@ -56,7 +70,7 @@ class Reporter:
         codes: Mapping[Use, Coded] | None = None,
         forms: FormsReport | None = None,
     ) -> MergeReport:
-        """Return a report on a search, which may be still going on.
+        """Return a report on a search, which may be still going on, with what may be written of its result.
 
         ``original_bytes`` and ``merged_bytes`` count what bundles hold (:mod:`.footprint`): the sum of one bundle per
         original model, and one bundle with all merged models. ``layer_bytes`` and ``layer_saving`` follow from the
@@ -67,10 +81,11 @@ class Reporter:
             found: state of the search.
             finished: whether the search has come to its end.
             codes: codes of all weights that are kept as codes.
-            forms: entry of these weights in the report.
+            forms: entry in the report of the weights that are confirmed and kept as codes.
         """
         problem, subjects = self._problem, self._subjects
-        stored = _stored_forms(found.forms, codes or {}, subjects)
+        searched, found = found, self.confirmed(found)
+        stored = stored_forms(found.forms, codes or {}, subjects)
         merged = bundle_bytes(
             held_by(subject, found.states[name], stored.get(name)) for name, subject in subjects.items()
         )
@@ -85,70 +100,59 @@ class Reporter:
             layer_saving=ratio(saved_bytes(problem, found.sharing, found.forms), layers),
             potential=ratio(self._original - self._least, self._original),
             finished=finished,
-            queries=dict(_query_reports(subjects, found)),
+            queries=dict(self._query_reports(searched, found)),
+            left=self._left,
             trials=tuple(_trial_reports(problem, found)),
             shared=tuple(_shared_tensors(problem, found)),
             forms=forms,
-            parts=_saving_parts(problem, found),
+            parts=saving_parts(problem, searched, found),
         )
 
+    def _query_reports(self, searched: Found, written: Found) -> Iterator[tuple[str, QueryReport]]:
+        """Yield each query's name and report, by the images that confirm.
 
-def _stored_forms(
-    forms: FormMap, codes: Mapping[Use, Coded], subjects: Mapping[str, Subject]
-) -> dict[str, dict[str, StoredForm]]:
-    """Return model -> name in the state dict -> what a bundle holds of the kernel, for kernels kept as codes."""
-    found: dict[str, dict[str, StoredForm]] = {}
-    for use, form in forms.forms:
-        if form.bits:
-            base = subjects[use.model].bases[form.base] if form.base is not None else None
-            found.setdefault(use.model, {})[use.parameter] = StoredForm(codes[use], base)
-    return found
+        Args:
+            searched: state of the search.
+            written: the part of it that is confirmed.
+        """
+        for name, subject in self._subjects.items():
+            found = self._confirmer.judgements(name, searched.states[name])
+            refused = {} if written.states[name] is searched.states[name] else found
+            kept = self._confirmer.originals(name) if refused else found
+            for held in subject.held:
+                query = held.query.name
+                yield query, _query_report(name, held, kept[query], refused.get(query))
 
 
-def _saving_parts(problem: Problem, found: Found) -> SavingParts:
-    """Return what sharing and compression save of a merge's layers, together and alone."""
-    total = saved_bytes(problem, found.sharing, found.forms)
-    sharing = saved_bytes(problem, found.sharing, found.forms.differences)
-    alone = [
-        saved_bytes(problem, verdict.sharing, verdict.forms.differences)
-        for verdict in found.verdicts
-        if verdict.accepted
-    ]
-    # Codes of original weights are measured one model at a time; the best of each model add up.
-    measured = [
-        verdict
-        for verdict in found.verdicts
-        if verdict.trial.measure and verdict.trial.forms.own == verdict.trial.forms
-    ]
-    best = dict[str, int]()
-    for verdict in measured:
-        if verdict.trial.base == "original" and verdict.outcome.met:
-            (name,) = verdict.trial.learners
-            best[name] = max(best.get(name, 0), saved_bytes(problem, SharingMap(), verdict.trial.forms))
-    return SavingParts(
-        sharing=ratio(sharing, problem.bytes),
-        compression=ratio(total - sharing, problem.bytes),
-        sharing_alone=ratio(max([sharing, *alone]), problem.bytes),
-        compression_alone=ratio(sum(best.values()), problem.bytes) if measured else None,
+def _query_report(model: str, held: JudgedQuery, found: Judgement, refused: Judgement | None) -> QueryReport:
+    """Return the report on one query.
+
+    Args:
+        model: name of the query's model.
+        held: the query.
+        found: judgement of the weights that are written.
+        refused: judgement of the weights that the search found, if these were not confirmed.
+    """
+    target, notes = held.query.target, list(held.notes)
+    if refused is not None:
+        state = "not confirmed" if not refused.passes(target) else "not merged, as its partners were not confirmed"
+        advice = refused.advice(target) or "more frames, or a lower target, would help"
+        notes.append(f"{state}: {refused}; it has its original weights; {advice}")
+    parts = {
+        name: None
+        if part is None
+        else IntervalReport(images=part.images, value=part.value, low=part.low, high=part.high)
+        for name, part in (("own", found.own), ("mix", found.mix), ("scores", found.scores))
+    }
+    return QueryReport(
+        model=model,
+        original=found.original,
+        reached=found.accuracy,
+        relative=found.own.value,
+        target=target,
+        notes=tuple(notes),
+        **parts,
     )
-
-
-def _query_reports(subjects: Mapping[str, Subject], found: Found) -> Iterator[tuple[str, QueryReport]]:
-    """Yield each query's name and report. A query whose model keeps its weights gets its original accuracy."""
-    for name, subject in subjects.items():
-        for held in subject.held:
-            merged = name in found.models
-            reached = found.accuracies[held.query.name] if merged else held.original
-            yield (
-                held.query.name,
-                QueryReport(
-                    model=name,
-                    original=held.original,
-                    reached=reached,
-                    relative=reached / held.original,
-                    target=held.query.target,
-                ),
-            )
 
 
 def _least_bytes(problem: Problem, subjects: Mapping[str, Subject]) -> int:
@@ -200,6 +204,8 @@ def merged_workload(workload: Workload, files: Mapping[str, str], model_of: Mapp
         # A source that still begins with a variable is a camera's address, which is filled in where the bundle runs.
         if is_local_file(feed["source"]) and not feed["source"].startswith("${"):
             feed["source"] = _rebase(feed["source"], workload.root, output)
+    if workload.stills is not None:
+        content["stills"] = _rebase(workload.stills, workload.root, output)
     for query, entry in zip(workload.queries, content["queries"], strict=True):
         model = entry["model"]
         field = "onnx" if query.model.onnx is not None else "weights"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -15,14 +16,19 @@ from ...bundles.decode_specs import (
     YoloDecode,
 )
 from ...errors import RetrainError
+from ...frames.preprocess import Geometry
+from ...runtime.decode.evidence import ImageEvidence, Ratios, accuracy_of
 from ...workload.data import Images
 from ...workload.document.schema import Query
 from ..models.networks import Network
 
-__all__ = ["Outputs", "Task", "check_trainable", "task_of"]
+__all__ = ["Answers", "Outputs", "Task", "accuracy", "check_trainable", "task_of"]
 
 Outputs = tuple[Tensor, ...]
 """Outputs of the stage ``main`` for a batch, float32, in the order of the stage's output names."""
+Answers = Sequence[Any]
+"""Answers to images, one per image, in a form that each task chooses: a class, a vector, or decoded detections. Answers
+take bytes where raw outputs take megabytes, so outputs are decoded batch by batch and not kept."""
 
 
 class Task(Protocol):
@@ -52,19 +58,55 @@ class Task(Protocol):
         """
         ...
 
-    def accuracy(self, outputs: Outputs, teacher: Outputs, images: Images) -> float:
-        """Return the accuracy on a whole data set, from 0 to 1.
+    def answers(self, outputs: Outputs, places: Sequence[Geometry]) -> Answers:
+        """Decode the outputs for a batch into one answer per image.
 
         Args:
-            outputs: the judged model's outputs for ``images``.
-            teacher: the original model's outputs for ``images``, which are the truth if the data set has no labels.
-            images: the data set.
+            outputs: the model's outputs for the batch, on the CPU.
+            places: position of each image of the batch in the model's input.
+        """
+        ...
+
+    def evidence(self, answers: Answers, teacher: Answers, images: Images) -> ImageEvidence:
+        """Return what each image says about a model's answers; its accuracy follows from all images together.
+
+        Args:
+            answers: the judged model's answers to ``images``.
+            teacher: the original model's answers, which are the truth if the data set has no labels.
+            images: the data set; only its labels and boxes are used.
 
         Raises:
-            DataError: the images cannot tell good models from bad ones: no image has an object, or all images are
+            UnjudgedError: the images cannot tell good models from bad ones: no image has an object, or all images are
                 alike.
         """
         ...
+
+    def likeness(self, outputs: Outputs, teacher: Outputs) -> Ratios:
+        """Return how far a model's raw outputs agree with the teacher's, per image of a batch, where decoding looks.
+
+        Agreement is a ratio from 0 to 1; 1 means equal outputs. Outputs that decoding ignores count little.
+
+        Args:
+            outputs: the judged model's outputs for the batch.
+            teacher: the original model's outputs for the same batch.
+        """
+        ...
+
+
+def accuracy(task: Task, outputs: Outputs, teacher: Outputs, images: Images) -> float:
+    """Return the accuracy of a model on a whole data set, from 0 to 1, given its raw outputs.
+
+    Args:
+        task: the task by which the model is judged.
+        outputs: the judged model's outputs for ``images``.
+        teacher: the original model's outputs for ``images``, which are the truth if the data set has no labels.
+        images: the data set.
+
+    Raises:
+        UnjudgedError: the images cannot tell good models from bad ones.
+    """
+    places = images.geometry
+    return accuracy_of(task.evidence(task.answers(outputs, places), task.answers(teacher, places), images))
 
 
 def task_of(network: Network, query: Query) -> Task:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_accuracy
 
+from ...frames.preprocess import Geometry
+from ...runtime.decode.evidence import Ratios, mean_of
 from ...workload.data import Images
-from . import Outputs
+from . import Answers, Outputs
+from .likeness import divergence
 
 __all__ = ["ClassificationTask"]
 
@@ -44,11 +48,20 @@ class ClassificationTask:
         assert images.labels is not None
         return F.cross_entropy(self._scores(outputs), images.labels[indices].to(outputs[0].device))
 
-    def accuracy(self, outputs: Outputs, teacher: Outputs, images: Images) -> float:
-        """Return top-1 accuracy against the labels or, without labels, against the teacher's top class."""
-        truth = teacher[0].flatten(1).argmax(1) if images.labels is None else images.labels
-        scores = outputs[0].flatten(1)
-        return float(multiclass_accuracy(scores, truth, scores.shape[1], average="micro"))
+    def answers(self, outputs: Outputs, places: Sequence[Geometry]) -> Answers:
+        """Return the number of the best class of each image."""
+        found: list[int] = outputs[0].flatten(1).argmax(1).tolist()
+        return found
+
+    def evidence(self, answers: Answers, teacher: Answers, images: Images) -> Ratios:
+        """Return whether each image's best class is its label or, without labels, the teacher's best class (top-1)."""
+        truth = teacher if images.labels is None else images.labels.tolist()
+        return mean_of([float(found == right) for found, right in zip(answers, truth, strict=True)])
+
+    def likeness(self, outputs: Outputs, teacher: Outputs) -> Ratios:
+        """Return 1 minus the Jensen-Shannon divergence of the class probabilities, in bits."""
+        ours, theirs = (self._scores(each).softmax(1) for each in (outputs, teacher))
+        return mean_of((1 - divergence(ours, theirs).sum(1)).cpu().numpy())
 
     def _scores(self, outputs: Outputs) -> Tensor:
         """Return scores before the softmax. Log-probabilities serve as well: their softmax is the probabilities."""

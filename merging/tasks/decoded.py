@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NoReturn
 
 import torch
@@ -9,15 +10,18 @@ from torch import Tensor
 
 from ...bundles.decode_specs import EndToEndDecode, GridDecode, RawDecode, TripletDecode
 from ...compiler.heads import Cut, as_tuple
-from ...errors import DataError, RetrainError
+from ...errors import RetrainError, UnjudgedError
+from ...frames.preprocess import Geometry
 from ...runtime.decode import DecodeContext, build_decoder
-from ...runtime.decode.agreement import agreement
-from ...runtime.decode.average_precision import mean_average_precision
+from ...runtime.decode.agreement import agreement_evidence
+from ...runtime.decode.average_precision import matched
+from ...runtime.decode.evidence import ImageEvidence, Ratios, mean_of
 from ...runtime.decode.results import Detection, Result
 from ...workload.data import Images
 from ...workload.document.schema import Query
-from . import Outputs
+from . import Answers, Outputs
 from .detection import objects_of
+from .likeness import correlation, score_agreement
 
 __all__ = ["DecodedTask", "refuse_training"]
 
@@ -59,34 +63,7 @@ class DecodedTask:
         """Raise NotImplementedError: models without a task of their own learn from the teacher only."""
         raise NotImplementedError("labels do not train models of this task")
 
-    def accuracy(self, outputs: Outputs, teacher: Outputs, images: Images) -> float:
-        """Return the accuracy of the decoded answers, by the measure of the query's task.
-
-        The truth is the images' labels or boxes, or else the teacher's answers; see
-        :func:`gemel.runtime.decode.agreement.agreement`.
-
-        Raises:
-            DataError: the truth has nothing to judge by.
-        """
-        answers = self._decode(outputs, images)
-        if images.labels is not None:
-            right = zip(answers, images.labels.tolist(), strict=True)
-            return float(sum(_best_class(answer) == label for answer, label in right) / len(answers))
-        if images.boxes is not None:
-            found = [[each for each in answer if isinstance(each, Detection)] for answer in answers]  # type: ignore[union-attr]
-            truth = [objects_of(each) for each in images.boxes]
-            accuracy = mean_average_precision(found, truth, by_count=False) if any(truth) else None
-        else:
-            multi_label = bool(getattr(self._spec, "multi_label", False))
-            accuracy = agreement(self._query.task, answers, self._decode(teacher, images), multi_label=multi_label)
-        if accuracy is None:
-            raise DataError(
-                f"query {self._query.name}: there is nothing to judge by in {len(images)} images: its model finds"
-                " nothing in them, or the same in all; give a data.val with other images"
-            )
-        return accuracy
-
-    def _decode(self, outputs: Outputs, images: Images) -> list[Result]:
+    def answers(self, outputs: Outputs, places: Sequence[Geometry]) -> Answers:
         """Decode raw outputs into the answer to each image. Classes are named by their index."""
         labels = [str(index) for index in range(getattr(self._spec, "classes", 0))] or None
         context = DecodeContext(self._cut.tensors.__getitem__, labels, self._query.threshold)
@@ -94,8 +71,54 @@ class DecodedTask:
         arrays = {name: value.numpy() for name, value in zip(self._names, outputs, strict=True)}
         return [
             decoder({name: value[[row]] for name, value in arrays.items()}, place, _no_stage)
-            for row, place in enumerate(images.geometry)
+            for row, place in enumerate(places)
         ]
+
+    def evidence(self, answers: Answers, teacher: Answers, images: Images) -> ImageEvidence:
+        """Return what each image says about the decoded answers, by the measure of the query's task.
+
+        The truth is the images' labels or boxes, or else the teacher's answers; see
+        :func:`gemel.runtime.decode.agreement.agreement`.
+
+        Raises:
+            UnjudgedError: the truth has nothing to judge by.
+        """
+        if images.labels is not None:
+            right = zip(answers, images.labels.tolist(), strict=True)
+            return mean_of([float(_best_class(answer) == label) for answer, label in right])
+        found: ImageEvidence | None
+        if images.boxes is not None:
+            boxes = [[each for each in answer if isinstance(each, Detection)] for answer in answers]
+            truth = [objects_of(each) for each in images.boxes]
+            found = matched(boxes, truth, by_count=False) if any(truth) else None
+        else:
+            multi_label = bool(getattr(self._spec, "multi_label", False))
+            found = agreement_evidence(self._query.task, answers, teacher, multi_label=multi_label)
+        if found is None:
+            raise UnjudgedError(
+                f"query {self._query.name}: there is nothing to judge by in {len(answers)} images: its model finds"
+                " nothing in them, or the same in all; give a data.val with other images"
+            )
+        return found
+
+    def likeness(self, outputs: Outputs, teacher: Outputs) -> Ratios:
+        """Return the agreement of class scores for a grid of candidates; otherwise the correlation of all outputs."""
+        spec = self._spec
+        if isinstance(spec, GridDecode):
+            place = self._names.index(spec.output)
+            ours, theirs = (self._grid_scores(spec, each[place]) for each in (outputs, teacher))
+            return score_agreement(ours, theirs, exclusive=False)
+        parts = [correlation(*(_channels_last(each) for each in pair)) for pair in zip(outputs, teacher, strict=True)]
+        right, total = (sum(getattr(part, name) for part in parts) for name in ("right", "total"))
+        return Ratios(right, total)
+
+    def _grid_scores(self, spec: GridDecode, rows: Tensor) -> Tensor:
+        """Return the class probabilities of all candidates of a grid, ``[N, P, classes]``."""
+        rows = rows.movedim(1, -1) if spec.transposed else rows
+        first = _BOX if spec.boxes is None else 0
+        scores = rows[..., first : first + int(spec.objectness) + spec.classes]
+        scores = scores.sigmoid() if spec.activation == "sigmoid" else scores.clamp(0, 1)
+        return scores[..., :1] * scores[..., 1:] if spec.objectness else scores
 
     def _error(self, name: str, student: Tensor, teacher: Tensor) -> Tensor:
         """Return the squared error of one output of the student, relative to the variance of the teacher's channels."""
@@ -141,6 +164,13 @@ def _has_floats(cut: Cut) -> bool:
     """Return whether a model, run on its example inputs, has an output of floats."""
     stage = cut.stages["main"]
     return any(value.is_floating_point() for value in as_tuple(stage.module(*stage.inputs.values())))
+
+
+def _channels_last(output: Tensor) -> Tensor:
+    """Return an output with its channels in the last axis, ``[N, ..., C]``; a feature map has them in the second."""
+    if output.ndim == 4:
+        return output.movedim(1, -1)
+    return output if output.ndim > 1 else output[:, None]
 
 
 def _best_class(answer: Result) -> int | None:

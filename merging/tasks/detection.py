@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -10,16 +11,19 @@ from torch import Tensor
 
 from ...bundles.decode_specs import CenterFaceDecode, SsdDecode, YoloDecode
 from ...compiler.heads import Cut
-from ...errors import DataError
+from ...errors import UnjudgedError
+from ...frames.preprocess import Geometry
 from ...runtime.decode import DecodeContext, build_decoder
 from ...runtime.decode.agreement import SURE
-from ...runtime.decode.average_precision import mean_average_precision
+from ...runtime.decode.average_precision import matched
+from ...runtime.decode.evidence import PrecisionEvidence, Ratios
 from ...runtime.decode.results import Detection as Found
 from ...workload.data import Boxes, Images
 from ...workload.document.schema import Query
-from . import Outputs
+from . import Answers, Outputs
 from .anchors import anchor_loss, to_input
 from .heads import Heads, heads_of
+from .likeness import score_agreement
 
 __all__ = ["DetectionTask", "objects_of"]
 
@@ -76,42 +80,47 @@ class DetectionTask:
         anchors = torch.from_numpy(self._cut.tensors[self._spec.anchors]).to(device)
         return anchor_loss(self._heads(outputs), anchors, self._spec.box_weights, truth)
 
-    def accuracy(self, outputs: Outputs, teacher: Outputs, images: Images) -> float:
-        """Return mAP@50 of the detections that the query would report, which are those that pass its threshold.
+    def answers(self, outputs: Outputs, places: Sequence[Geometry]) -> Answers:
+        """Decode the detections of each image that pass the query's threshold."""
+        labels = [str(index) for index in range(self._spec.classes)]
+        decoder = build_decoder(self._spec, DecodeContext(self._cut.tensors.__getitem__, labels, self._threshold))
+        arrays = {name: value.numpy() for name, value in zip(self._names, outputs, strict=True)}
+        answers: list[Any] = []
+        for row, place in enumerate(places):
+            answer = decoder({name: value[[row]] for name, value in arrays.items()}, place, _no_stage)
+            assert isinstance(answer, tuple)
+            answers.append(tuple(each for each in answer if isinstance(each, Found)))
+        return answers
+
+    def evidence(self, answers: Answers, teacher: Answers, images: Images) -> PrecisionEvidence:
+        """Return the evidence of mAP@50 of the detections that the query would report, which pass its threshold.
 
         The truth is the images' boxes. Without boxes, the truth is the teacher's detections that score above 0.3 and
         above the query's threshold. Unlike in the usual mAP, the threshold applies to the judged model as well: a model
         whose scores have all dropped finds the same boxes in the same order, but reports none of them.
 
         Raises:
-            DataError: no image has an object.
+            UnjudgedError: no image has an object.
         """
-        found = self._decode(outputs, images, self._threshold)
+        truth: list[tuple[Found, ...]]
         if images.boxes is not None:
             truth = [objects_of(each) for each in images.boxes]
             where = "the labels have none"
         else:
             sure = max(self._threshold, SURE)
-            truth = self._decode(teacher, images, sure)
+            truth = [tuple(each for each in answer if each.score >= sure) for answer in teacher]
             where = f"its model finds none that scores above {sure:g}"
         if not any(truth):
-            raise DataError(
-                f"query {self._query}: there is no object to judge by in {len(images)} images: {where}; give a data.val"
+            raise UnjudgedError(
+                f"query {self._query}: there is no object to judge by in {len(truth)} images: {where}; give a data.val"
                 " with objects"
             )
-        return mean_average_precision(found, truth, by_count=images.boxes is None and self._spec.classes > 1)
+        return matched(answers, truth, by_count=images.boxes is None and self._spec.classes > 1)
 
-    def _decode(self, outputs: Outputs, images: Images, threshold: float) -> list[tuple[Found, ...]]:
-        """Decode raw outputs for a data set into the detections of each image that pass ``threshold``."""
-        labels = [str(index) for index in range(self._spec.classes)]
-        decoder = build_decoder(self._spec, DecodeContext(self._cut.tensors.__getitem__, labels, threshold))
-        arrays = {name: value.numpy() for name, value in zip(self._names, outputs, strict=True)}
-        answers = []
-        for row, place in enumerate(images.geometry):
-            answer = decoder({name: value[[row]] for name, value in arrays.items()}, place, _no_stage)
-            assert isinstance(answer, tuple)
-            answers.append(tuple(each for each in answer if isinstance(each, Found)))
-        return answers
+    def likeness(self, outputs: Outputs, teacher: Outputs) -> Ratios:
+        """Return the agreement of the scores of the most likely objects; see :func:`.score_agreement`."""
+        ours, theirs = (self._heads(each) for each in (outputs, teacher))
+        return score_agreement(ours.probabilities, theirs.probabilities, exclusive=theirs.activation == "softmax")
 
 
 def objects_of(boxes: Boxes) -> tuple[Found, ...]:

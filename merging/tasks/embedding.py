@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...errors import DataError
+from ...errors import UnjudgedError
+from ...frames.preprocess import Geometry
 from ...runtime.decode.agreement import LEAST_SPREAD
+from ...runtime.decode.evidence import Ratios, mean_of
 from ...workload.data import Images
-from . import Outputs
+from . import Answers, Outputs
 
-__all__ = ["EmbeddingTask"]
+__all__ = ["EmbeddingTask", "retrieval"]
 
 _MIN_SPREAD = 0.01
 """Minimum variance assumed of the teacher's vectors in a batch, as a fraction of the vectors' mean squared length."""
 _ERROR_WEIGHT = 0.1
 """Weight of the squared error in the distillation loss, in which the cosine term has weight 1."""
+_AS_NEAR = 0.01
+"""Difference of cosines below which two frames are equally near to a third: neighbours in a video are near copies."""
 
 
 class EmbeddingTask:
@@ -27,10 +33,19 @@ class EmbeddingTask:
     Args:
         query: name of the query, for error messages.
         unit: whether the query reports vectors of unit length.
+        centre: vector ``[D]`` that is subtracted before cosines are taken; None for the mean of the judged images.
     """
 
-    def __init__(self, query: str, unit: bool = True) -> None:
-        self._query, self._unit = query, unit
+    def __init__(self, query: str, unit: bool = True, centre: Tensor | None = None) -> None:
+        self._query, self._unit, self.centre = query, unit, centre
+
+    def centred(self, answers: Answers) -> EmbeddingTask:
+        """Return the same task with the mean of the teacher's answers to frames of many feeds as the centre.
+
+        Frames of one fixed camera differ from their own mean by little more than noise. A centre of many feeds asks
+        for the differences that matter.
+        """
+        return EmbeddingTask(self._query, self._unit, torch.stack(list(answers)).mean(0))
 
     def distance(self, outputs: Outputs, teacher: Outputs) -> Tensor:
         """Return the mean of 1 - cosine between a model's and the teacher's vectors, plus 0.1 times the squared error.
@@ -57,28 +72,62 @@ class EmbeddingTask:
         """Raise NotImplementedError, because embeddings learn from the teacher only."""
         raise NotImplementedError("there are no labels for embeddings")
 
-    def accuracy(self, outputs: Outputs, teacher: Outputs, images: Images) -> float:
-        """Return the mean cosine between a model's and the teacher's vectors, or 0 if the mean is negative.
+    def answers(self, outputs: Outputs, places: Sequence[Geometry]) -> Answers:
+        """Return the vector of each image, ``[D]`` float32, as the query reports it."""
+        vectors = _vectors(outputs)
+        return list(F.normalize(vectors, dim=1) if self._unit else vectors)
 
-        The mean of the teacher's vectors is subtracted from all vectors first. Features after a ReLU point in similar
-        directions: the vectors of two different images may have a cosine of 0.9, and only their differences from the
-        mean tell the images apart. A constant output gets 0.
+    def evidence(self, answers: Answers, teacher: Answers, images: Images) -> Ratios:
+        """Return the cosine between a model's and the teacher's vector of each image.
+
+        The task's centre is subtracted from all vectors first, or else the mean of the teacher's vectors. Features
+        after a ReLU point in similar directions: the vectors of two different images may have a cosine of 0.9, and only
+        their differences from the mean tell the images apart. A constant output gets 0.
 
         Raises:
-            DataError: the teacher gives the same vector for all images.
+            UnjudgedError: the teacher gives the same vector for all images.
         """
-        student, wanted = _vectors(outputs), _vectors(teacher)
-        if self._unit:
-            student, wanted = F.normalize(student, dim=1), F.normalize(wanted, dim=1)
+        student, wanted = (torch.stack(list(each)) for each in (answers, teacher))
         mean = wanted.mean(0)
         spread = (wanted - mean).norm(dim=1).mean()
         if spread <= LEAST_SPREAD * wanted.norm(dim=1).mean():
-            raise DataError(
-                f"query {self._query}: its model gives the same embedding for all {len(images)} images to judge by;"
+            raise UnjudgedError(
+                f"query {self._query}: its model gives the same embedding for all {len(wanted)} images to judge by;"
                 " give data.val with images that differ"
             )
-        cosine = F.cosine_similarity(student - mean, wanted - mean, dim=1)
-        return float(cosine.mean().clamp(0, 1))
+        centre = mean if self.centre is None else self.centre
+        return mean_of(F.cosine_similarity(student - centre, wanted - centre, dim=1).numpy())
+
+    def likeness(self, outputs: Outputs, teacher: Outputs) -> Ratios:
+        """Return the cosine of the two vectors of each image, after the centre is taken away."""
+        ours, theirs = (torch.stack(list(self.answers(each, ()))) for each in (outputs, teacher))
+        centre = theirs.mean(0) if self.centre is None else self.centre.to(theirs.device)
+        return mean_of(F.cosine_similarity(ours - centre, theirs - centre, dim=1).cpu().numpy())
+
+
+def retrieval(answers: Answers, teacher: Answers) -> Ratios:
+    """Return whether each image's nearest other image, among a model's vectors, is its nearest among the teacher's.
+
+    Nearest means the largest cosine after the mean is taken away. An image that the teacher finds as near as the
+    nearest one, to 0.01 of the cosine, is right too.
+
+    Args:
+        answers: the judged model's vectors of all images.
+        teacher: the original model's vectors of the same images.
+    """
+    ours, theirs = (_cosines(torch.stack(list(each))) for each in (answers, teacher))
+    nearest = theirs.amax(1)
+    chosen = theirs.gather(1, ours.argmax(1, keepdim=True))[:, 0]
+    return mean_of((chosen >= nearest - _AS_NEAR).double().numpy())
+
+
+def _cosines(vectors: Tensor) -> Tensor:
+    """Return the cosines of all pairs of vectors after their mean is taken away, ``[N, N]``; -1 on the diagonal.
+
+    A vector that is not finite is near to nothing.
+    """
+    unit = F.normalize(vectors - vectors.mean(0), dim=1)
+    return (unit @ unit.T).nan_to_num(-1.0).fill_diagonal_(-1.0)
 
 
 def _vectors(outputs: Outputs) -> Tensor:

@@ -31,6 +31,17 @@ class Heads:
     """Whether a detector's first score of an anchor is an objectness; without an object, the others mean nothing."""
 
     @property
+    def probabilities(self) -> Tensor:
+        """Scores after the activation, ``[N, P, S]``, or ``[N, P, S - 1]`` with an objectness, which is multiplied in.
+
+        With a softmax, the first score is the background's.
+        """
+        if self.activation == "softmax":
+            return self.scores.softmax(-1)
+        values = self.scores.sigmoid()
+        return values[..., :1] * values[..., 1:] if self.gated and values.shape[-1] > 1 else values
+
+    @property
     def confidence(self) -> Tensor:
         """Probability that there is an object at each anchor or cell, ``[N, P]``."""
         if self.activation == "softmax":

@@ -157,7 +157,7 @@ def is_narrow(subject: Subject, batches: Iterable[Tensor], limit: int) -> bool:
     Args:
         subject: a model with its original weights; they are restored before the function returns.
         batches: normalised images, ``[B, C, H, W]`` each.
-        limit: maximum number of held-out images per query to measure accuracy on.
+        limit: maximum number of own images per query to measure accuracy on.
 
     Returns:
         Whether re-estimation leaves some query with less than 97 % of its original accuracy.
@@ -167,10 +167,10 @@ def is_narrow(subject: Subject, batches: Iterable[Tensor], limit: int) -> bool:
     state = subject.state()
     reset_statistics(subject, batches)
     try:
-        found = subject.accuracies(limit)
+        found = subject.judged(limit=limit)
     finally:
         subject.restore(state)
-    return any(found[held.query.name] < _KEPT * held.original for held in subject.held)
+    return any(each.own.value < _KEPT for each in found.values())
 
 
 @torch.no_grad()

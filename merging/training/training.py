@@ -19,7 +19,7 @@ from ..forms.apply import FormCoder
 from ..layers.sharing import SharingMap, Use
 from ..models.trace import NORMS
 from .goals import is_hopeless, loss_weights, reached, resting
-from .subjects import Subject, accuracies_of, fitting, in_batches, outputs_of
+from .subjects import Judgement, Subject, fitting, in_batches, judgements_of, outputs_of
 
 __all__ = ["GLANCE", "Fit", "Recipe", "TrainingProgress", "retrain", "strain"]
 
@@ -74,8 +74,8 @@ class Fit:
     """Why training ended: all steps done, all goals met, goals out of reach, deadline passed, or loss not finite."""
     trouble: str = ""
     """Description of the failure if the training diverged; empty if it did not."""
-    accuracies: dict[str, float] | None = None
-    """Query name -> accuracy on all held-out images if training stopped because all goals were met; otherwise None."""
+    judgements: dict[str, Judgement] | None = None
+    """Query name -> judgement by all images that choose, if training stopped because all goals were met."""
 
 
 TrainingWatch = Callable[[TrainingProgress], None]
@@ -89,7 +89,7 @@ Without clipping, training from poor starting weights diverges."""
 _WARM_UP = 0.1
 """Fraction of the steps in which the learning rate of the cosine schedule rises, as starting weights may be poor."""
 GLANCE = 1000
-"""Maximum number of held-out images per query to estimate accuracy on during training; at the end, all are used."""
+"""Maximum number of own images per query to estimate accuracy on during training; at the end, all are used."""
 
 
 def retrain(
@@ -157,15 +157,14 @@ def retrain(
         with coder.plain() if coder is not None else nullcontext():
             optimizer.step()
         if step in measured:
-            accuracies = accuracies_of(taught, GLANCE)
-            history.append(accuracies)
-            weights = loss_weights(taught, accuracies)
-            halved = resting(taught, accuracies, recipe.spare)
+            found = judgements_of(taught, limit=GLANCE)
+            accuracies = {query: each.accuracy for query, each in found.items()}
+            history.append({query: each.relative for query, each in found.items()})
+            weights = loss_weights(taught, history[-1])
+            halved = resting(taught, found, recipe.spare)
             # Goals that are met on a subset of the images may be missed on all images.
-            if reached(taught, accuracies, recipe.spare) and reached(
-                taught, whole := accuracies_of(taught), recipe.spare
-            ):
-                result.ended, result.accuracies = "met", whole
+            if reached(taught, found, recipe.spare) and reached(taught, whole := judgements_of(taught), recipe.spare):
+                result.ended, result.judgements = "met", whole
             elif recipe.gives_up and step < steps and is_hopeless(taught, history, recipe.checks):
                 result.ended = "hopeless"
         watch(TrainingProgress(step, steps, dict(losses), accuracies))

@@ -19,7 +19,7 @@ from ..layers.sharing import SharingMap, Slot, Use, bind, own_parameters, releas
 from .align import align
 from .goals import reached
 from .start import average, donate, refit_heads, reset_statistics
-from .subjects import State, Subject, accuracies_of, fitting, in_batches
+from .subjects import Judgement, State, Subject, fitting, in_batches, judgements_of
 from .training import GLANCE, Recipe, TrainingProgress, retrain, strain
 
 __all__ = ["STATISTICS_IMAGES", "Outcome", "Start", "Trial", "TrialRunner", "some"]
@@ -80,11 +80,13 @@ class Outcome:
 
     accuracies: dict[str, float]
     """Query name -> accuracy, for the queries of the trial's learners (models to retrain). It is measured on all
-    held-out images, but on a subset for starting weights that do not meet all goals."""
+    images that choose, but on a subset for starting weights that do not meet all goals."""
     relative: dict[str, float]
-    """Query name -> accuracy / original model's accuracy, for queries of the trial's learners (models to retrain)."""
+    """Query name -> smallest relative accuracy (accuracy / original model's accuracy) of all parts of the exam, for
+    queries of the trial's learners (models to retrain)."""
     met: frozenset[str]
-    """Names of the trial's learners (models to retrain) whose queries all reach their goals."""
+    """Names of the trial's learners (models to retrain) whose queries all reach their targets by their lower bounds, on
+    the images that choose."""
     samples: int
     """Number of images that models were trained on, summed over models and steps."""
     seconds: float
@@ -151,34 +153,32 @@ class TrialRunner:
         for name, subject in self.subjects.items():
             subject.restore(states[name])
         coder = self._begin(trial, learners, shared)
-        accuracies = accuracies_of(learners.values(), GLANCE if trial.recipe is not None else GLANCE // 2)
-        if _met(learners, accuracies) == trial.learners:
-            accuracies = accuracies_of(learners.values())
-        met = _met(learners, accuracies)
+        judged = judgements_of(learners.values(), limit=GLANCE if trial.recipe is not None else GLANCE // 2)
+        if _met(learners, judged) == trial.learners:
+            judged = judgements_of(learners.values())
+        met = _met(learners, judged)
         samples, ended = 0, "start"
         strained: dict[Use, float] = {}
-        if trial.recipe is not None and not reached(learners.values(), accuracies, trial.recipe.spare):
+        if trial.recipe is not None and not reached(learners.values(), judged, trial.recipe.spare):
             result = retrain(
                 self.subjects, trial.learners, trial.recipe, coder, seed=self._seed, deadline=deadline, watch=watch
             )
             samples, ended = result.samples, result.trouble or result.ended
             if result.trouble:
                 # The trained weights are unusable: report the accuracies of the starting weights, and no weights.
-                relative = _relative(learners, accuracies)
-                return Outcome(accuracies, relative, frozenset(), samples, monotonic() - began, ended)
-            accuracies = result.accuracies or accuracies_of(learners.values())
-            met = _met(learners, accuracies)
-            if ended == "done" and reached(learners.values(), accuracies, trial.recipe.spare):
+                return Outcome(*_values(judged), frozenset(), samples, monotonic() - began, ended)
+            judged = result.judgements or judgements_of(learners.values())
+            met = _met(learners, judged)
+            if ended == "done" and reached(learners.values(), judged, trial.recipe.spare):
                 # Measured on a subset of the images, some goal was missed; on all images, every goal is met.
                 ended = "met"
             if met < trial.learners:
                 for subject in learners.values():
                     strained |= strain(subject, trial.sharing, seed=self._seed)
-        relative = _relative(learners, accuracies)
         if trial.measure:
-            return Outcome(accuracies, relative, met, samples, monotonic() - began, ended, strained)
+            return Outcome(*_values(judged), met, samples, monotonic() - began, ended, strained)
         found = {name: subject.state() for name, subject in learners.items()}
-        return Outcome(accuracies, relative, met, samples, monotonic() - began, ended, strained, found, coder.codes)
+        return Outcome(*_values(judged), met, samples, monotonic() - began, ended, strained, found, coder.codes)
 
     def _begin(self, trial: Trial, learners: Mapping[str, Subject], shared: SharingMap) -> FormCoder:
         """Set the starting weights of a trial, and bind the layer weights that share a tensor to one parameter.
@@ -262,12 +262,12 @@ def _seeded(seed: int, subjects: Iterable[Subject]) -> Iterator[None]:
         yield
 
 
-def _relative(learners: Mapping[str, Subject], accuracies: Mapping[str, float]) -> dict[str, float]:
-    """Return query name -> accuracy divided by the original model's accuracy, for all queries of some models."""
-    held = [each for subject in learners.values() for each in subject.held]
-    return {each.query.name: accuracies[each.query.name] / each.original for each in held}
+def _values(judged: Mapping[str, Judgement]) -> tuple[dict[str, float], dict[str, float]]:
+    """Return query name -> accuracy, and query name -> relative accuracy."""
+    accuracies = {query: each.accuracy for query, each in judged.items()}
+    return accuracies, {query: each.relative for query, each in judged.items()}
 
 
-def _met(learners: Mapping[str, Subject], accuracies: Mapping[str, float]) -> frozenset[str]:
-    """Return the names of those models in ``learners`` whose queries all reach their goals."""
-    return frozenset(name for name, subject in learners.items() if reached([subject], accuracies))
+def _met(learners: Mapping[str, Subject], judged: Mapping[str, Judgement]) -> frozenset[str]:
+    """Return the names of those models in ``learners`` whose queries all reach their targets."""
+    return frozenset(name for name, subject in learners.items() if reached([subject], judged))

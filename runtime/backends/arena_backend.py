@@ -43,6 +43,10 @@ class ArenaBackend(ABC, Generic[_A]):
         return self.arena.sizes
 
     @property
+    def sources(self) -> Mapping[str, tuple[str, ...]]:
+        return self.arena.sources
+
+    @property
     def residents(self) -> frozenset[str]:
         return frozenset(self.arena.residents)
 

@@ -24,6 +24,7 @@ from ..memory.device_arena import DeviceArena
 from ..memory.loading import Loading
 from .arena_backend import ArenaBackend
 from .device_frames import DeviceFrames
+from .device_weights import device_weights
 from .on_host import OnHost
 
 __all__ = ["Array", "Executable", "OnDevice", "allowed", "open_on_card"]
@@ -91,10 +92,17 @@ class OnDevice(ArenaBackend[DeviceArena]):
         self.budget = allowed(bundle, memory, private)
         arena = self.budget - private
         blob = bundle.file(content.blob)
+        self._held = device_weights(content)
         # The device reads the bundle's own weights. A damaged one would give other answers, silently.
         files = {bundle.file(name): spec.sha256 for name, spec in content.files.items()}
         verify_once(files, folder_for(bundle, "verified"))
-        super().__init__(DeviceArena(device, blob, content.tensors, content.segments, arena, loading))
+        super().__init__(
+            DeviceArena(
+                *(device, blob, content.tensors, self._held.segments, arena, loading),
+                forms=content.forms,
+                computed=self._held.computed,
+            )
+        )
         self.stream: Stream = device.stream()
         self._frames = DeviceFrames(device, self.stream)
         self._executables: dict[str, Executable | OnHost] = {}
@@ -116,7 +124,7 @@ class OnDevice(ArenaBackend[DeviceArena]):
         """
 
     def segments_of(self, model: str) -> tuple[str, ...]:
-        return self._bundle.manifest.models[model].segments
+        return self._held.segments_of[model]
 
     @property
     def private_bytes(self) -> int:
@@ -205,7 +213,7 @@ class OnDevice(ArenaBackend[DeviceArena]):
         return self._frames.frame(array) if again else self._frames.pass_on(program, name, array)
 
     def _weight(self, tensor: str) -> DeviceArray:
-        spec = self._bundle.manifest.tensors[tensor]
+        spec = self._held.tensors[tensor]
         return DeviceArray(self.arena.address(tensor), np.dtype(spec.dtype), spec.shape)
 
 
@@ -220,9 +228,9 @@ def allowed(bundle: Bundle, memory: str | int, private: int = 0) -> int:
     Raises:
         InputError: the setting allows less than the largest model and the private copies need.
     """
-    content = bundle.manifest
-    sizes = {name: DeviceArena.footprint(spec.length) for name, spec in content.segments.items()}
-    needs = [sum(sizes[segment] for segment in model.segments) for model in content.models.values()]
+    held = device_weights(bundle.manifest)
+    sizes = {name: DeviceArena.footprint(length) for name, length in held.lengths.items()}
+    needs = [sum(sizes[segment] for segment in segments) for segments in held.segments_of.values()]
     return budget(memory, sum(sizes.values()), needs, private)
 
 

@@ -174,5 +174,5 @@ def _sizes(bundle: Bundle, compiled: CompiledModels) -> dict[str, int]:
     sizes = {name: sum(file.weights for file in stages.values()) for name, stages in compiled.models.items()}
     for name in compiled.left_out:
         stages = content.models[name].stages.values()
-        sizes[name] = sum(content.tensors[each].length for stage in stages for each in set(stage.weights))
+        sizes[name] = sum(content.bytes_of(each) for stage in stages for each in set(stage.weights))
     return {name: sizes[name] for name in content.models}

@@ -94,11 +94,19 @@ class OrtCpu(ArenaBackend[HostArena]):
         self.modes, self.budget = decide_modes(bundle, self.baked, offers, memory)
         self._copies = private_bytes_of(self.baked, offers, self.modes)
         bound = [model for model, mode in self.modes.items() if mode == "bound"]
-        swapped = {segment for model in bound for segment in self.baked.segments_of[model]}
+        swapped = {segment for model in bound for segment in self.baked.needs(model)}
         segments = {name: spec for name, spec in self.baked.segments.items() if name in swapped}
+        made = self.baked.computed
+        computed = replace(made, segments={name: spec for name, spec in made.segments.items() if name in swapped})
         room = self.budget - sum(self._copies.values())
         earlier = None if before is None else before.arena
-        super().__init__(HostArena(self.baked.blob, self.baked.tensors, segments, room, loading, earlier))
+        super().__init__(
+            HostArena(
+                *(self.baked.blob, self.baked.tensors, segments, room, loading, earlier),
+                forms=self.baked.forms,
+                computed=computed,
+            )
+        )
         # Pages that lie in two parts of the arena count twice.
         self.budget += self.arena.budget - room
         self._values: dict[str, ort.OrtValue] = {}
@@ -128,7 +136,7 @@ class OrtCpu(ArenaBackend[HostArena]):
         return is_baked(bundle)
 
     def segments_of(self, model: str) -> tuple[str, ...]:
-        segments = self.baked.segments_of[model] if self.modes[model] == "bound" else ()
+        segments = self.baked.needs(model) if self.modes[model] == "bound" else ()
         return tuple(part for segment in segments for part in self.arena.parts_of[segment])
 
     @property

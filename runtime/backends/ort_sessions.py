@@ -118,8 +118,8 @@ class OrtSessions(ArenaBackend[_LoadedSessions]):
 
 def _sizes(bundle: Bundle) -> dict[str, int]:
     """Return model -> bytes of its weights. Stages do not share weights: every session holds its own copy."""
-    tensors = bundle.manifest.tensors
+    size = bundle.manifest.bytes_of
     return {
-        name: sum(tensors[each].length for stage in model.stages.values() for each in set(stage.weights))
+        name: sum(size(each) for stage in model.stages.values() for each in set(stage.weights))
         for name, model in bundle.manifest.models.items()
     }

@@ -50,6 +50,11 @@ class Backend(Protocol):
         ...
 
     @property
+    def sources(self) -> Mapping[str, tuple[str, ...]]:
+        """Segment that is computed -> segments that must be in memory when it is loaded."""
+        ...
+
+    @property
     def residents(self) -> frozenset[str]:
         """Segments that are in memory now or are being loaded. May be read on any thread."""
         ...
@@ -91,8 +96,8 @@ class Backend(Protocol):
                 to be loaded.
 
         Raises:
-            BackendError: an active model holds a segment to be evicted, or the segments to be loaded do not fit. In
-                both cases nothing was evicted or loaded.
+            BackendError: an active model holds a segment to be evicted, the segments to be loaded do not fit, or one of
+                them is computed from a segment that would not be in memory. Then nothing was evicted or loaded.
         """
         ...
 

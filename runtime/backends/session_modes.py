@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from ...bundles.blob import footprint
 from ...bundles.reader import Bundle
 from ..ort.baked import Baked, PrivateCopy
 from ..ort.private_copies import choose_private_copies
@@ -35,10 +34,8 @@ def decide_modes(
         name: "bound" if model.precision == "int8" else model.mode
         for name, model in bundle.manifest.models.items()
     }
-    segments_of = {name: baked.segments_of[name] for name, mode in modes.items() if mode == "bound"}
-    sizes = {
-        segment: footprint(baked.segments[segment].length) for segments in segments_of.values() for segment in segments
-    }
+    segments_of = {name: baked.needs(name) for name, mode in modes.items() if mode == "bound"}
+    sizes = {segment: baked.sizes[segment] for segments in segments_of.values() for segment in segments}
     private = sum(private_bytes_of(baked, offers, modes).values())
     packed, allowed = choose_private_copies(memory, sizes, segments_of, offers, private)
     for name in packed:
@@ -53,7 +50,7 @@ def private_bytes_of(
     copies = {}
     for name, mode in modes.items():
         for stage, made in baked.models[name].items() if mode != "bound" else ():
-            weights = sum(baked.tensors[tensor].length for tensor in set(made.weights))
+            weights = sum(map(baked.bytes_of, set(made.weights)))
             size = weights if mode == "constant" else offers[name].copies[stage]
             copies[own_key(baked, name, stage, mode)] = size
     return copies

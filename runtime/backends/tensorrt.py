@@ -134,7 +134,7 @@ def _copies(bundle: Bundle, engines: Engines) -> dict[str, int]:
     """Return program -> bytes of the weights that the program's refitted engine holds."""
     content = bundle.manifest
     return {
-        stage.program: sum(content.tensors[tensor].length for tensor in stage.weights)
+        stage.program: sum(content.bytes_of(tensor) for tensor in stage.weights)
         for model in content.models.values()
         for stage in model.stages.values()
         if stage.program in engines.engines and engines.engines[stage.program].refit is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any, Literal
@@ -10,11 +9,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .average_precision import Overlap, mean_average_precision
+from .average_precision import Overlap, matched
+from .evidence import ImageEvidence, Ratios, accuracy_of, mean_of
 from .masks import common_pixels
 from .results import Class, Detection, Embedding, Raw, Result, Segmentation, Text
 
-__all__ = ["LEAST_SPREAD", "MEASURES", "SURE", "TaskName", "agreement"]
+__all__ = ["LEAST_SPREAD", "MEASURES", "SURE", "TaskName", "agreement", "agreement_evidence"]
 
 SURE = 0.3
 """Minimum score of a reference detection that counts as a true object; detections below are mostly mistakes."""
@@ -67,20 +67,32 @@ def agreement(
         Accuracy, 0 to 1; None if the reference cannot judge answers, because it has no frames, has no object, class or
         text in any frame, or has the same embedding for all frames.
     """
+    found = agreement_evidence(task, answers, reference, multi_label=multi_label)
+    return None if found is None else accuracy_of(found)
+
+
+def agreement_evidence(
+    task: TaskName, answers: _Answers, reference: Sequence[Result], *, multi_label: bool = False
+) -> ImageEvidence | None:
+    """Return what each frame says about a query's answers, by the measures and arguments of :func:`agreement`.
+
+    Returns:
+        None if the reference has nothing to judge by.
+    """
     if not reference:
         return None
     if task == "classification":
         return _f1(answers, reference) if multi_label else _top1(answers, reference)
     if task == "segmentation" and any(isinstance(right, Segmentation) for right in reference):
         return _mean_iou(answers, reference)
-    others: Mapping[str, Callable[[_Answers, Sequence[Result]], float | None]]
+    others: Mapping[str, Callable[[_Answers, Sequence[Result]], ImageEvidence | None]]
     others = {"embedding": _cosine, "ocr": _text, "raw": _outputs}
     return others[task](answers, reference) if task in others else _precision(task, answers, reference)
 
 
-def _top1(answers: _Answers, reference: Sequence[Result]) -> float:
+def _top1(answers: _Answers, reference: Sequence[Result]) -> ImageEvidence:
     pairs = zip(answers, reference, strict=True)
-    return sum(answer is not None and _first(answer) == _first(right) for answer, right in pairs) / len(reference)
+    return mean_of([float(answer is not None and _first(answer) == _first(right)) for answer, right in pairs])
 
 
 def _first(result: Result) -> str | None:
@@ -88,18 +100,18 @@ def _first(result: Result) -> str | None:
     return result[0].label if isinstance(result, tuple) and result else None
 
 
-def _f1(answers: _Answers, reference: Sequence[Result]) -> float | None:
+def _f1(answers: _Answers, reference: Sequence[Result]) -> ImageEvidence | None:
     given, wanted = ([_labels(result) for result in results] for results in (answers, reference))
-    count = sum(map(len, wanted))
-    right = sum(len(labels & others) for labels, others in zip(given, wanted, strict=True))
-    return 2 * right / (sum(map(len, given)) + count) if count else None
+    right = [2.0 * len(labels & others) for labels, others in zip(given, wanted, strict=True)]
+    total = [float(len(labels) + len(others)) for labels, others in zip(given, wanted, strict=True)]
+    return Ratios(np.array(right)[:, None], np.array(total)[:, None]) if any(wanted) else None
 
 
 def _labels(result: Result | None) -> set[str]:
     return {each.label for each in result if isinstance(each, Class)} if isinstance(result, tuple) else set()
 
 
-def _cosine(answers: _Answers, reference: Sequence[Result]) -> float | None:
+def _cosine(answers: _Answers, reference: Sequence[Result]) -> ImageEvidence | None:
     wanted = np.array([_values(right) for right in reference])
     mean = wanted.mean(0)
     if _lengths(wanted - mean).mean() <= LEAST_SPREAD * _lengths(wanted).mean():
@@ -109,7 +121,7 @@ def _cosine(answers: _Answers, reference: Sequence[Result]) -> float | None:
     ours, theirs = given - mean, wanted - mean
     product = (ours * theirs).sum(1) / np.maximum(_lengths(ours) * _lengths(theirs), 1e-12)
     # A diverged model answers NaN, which counts as wrong.
-    return float(np.clip(np.nan_to_num(product).mean(), 0, 1))
+    return mean_of(product)
 
 
 def _values(result: Result) -> tuple[float, ...]:
@@ -122,7 +134,7 @@ def _lengths(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
     return lengths
 
 
-def _precision(task: TaskName, answers: _Answers, reference: Sequence[Result]) -> float | None:
+def _precision(task: TaskName, answers: _Answers, reference: Sequence[Result]) -> ImageEvidence | None:
     truth = [[each for each in _detections(right) if each.score >= SURE] for right in reference]
     overlap: Overlap = "boxes"
     # Objects of the reference without a mask or keypoints are left out where these are compared.
@@ -132,39 +144,41 @@ def _precision(task: TaskName, answers: _Answers, reference: Sequence[Result]) -
         overlap, truth = "keypoints", [[each for each in frame if each.keypoints] for frame in truth]
     if not any(truth):
         return None
-    return mean_average_precision([_detections(answer) for answer in answers], truth, by_count=True, overlap=overlap)
+    return matched([_detections(answer) for answer in answers], truth, by_count=True, overlap=overlap)
 
 
 def _detections(result: Result | None) -> list[Detection]:
     return [each for each in result if isinstance(each, Detection)] if isinstance(result, tuple) else []
 
 
-def _mean_iou(answers: _Answers, reference: Sequence[Result]) -> float | None:
-    common, union = Counter[str](), Counter[str]()
-    for answer, right in zip(answers, reference, strict=True):
+def _mean_iou(answers: _Answers, reference: Sequence[Result]) -> ImageEvidence | None:
+    columns = {label: place for place, label in enumerate(sorted(set(chain.from_iterable(map(_masks, reference)))))}
+    if not columns:
+        return None
+    common, union = np.zeros((2, len(reference), len(columns)))
+    for row, (answer, right) in enumerate(zip(answers, reference, strict=True)):
         wanted, given = _masks(right), _masks(answer)
         # A wrong mask counts also in a frame that does not show its class.
-        for label in wanted.keys() | given.keys():
+        for label in (wanted.keys() | given.keys()) & columns.keys():
             areas = [masks[label].area() for masks in (wanted, given) if label in masks]
             both = 0
             if len(areas) == 2 and wanted[label].size == given[label].size:
                 both = common_pixels(wanted[label].counts, given[label].counts, wanted[label].size)
-            common[label] += both
-            union[label] += sum(areas) - both
-    labels = set(chain.from_iterable(map(_masks, reference)))
-    return sum(common[label] / union[label] for label in labels) / len(labels) if labels else None
+            common[row, columns[label]] = both
+            union[row, columns[label]] = sum(areas) - both
+    return Ratios(common, union)
 
 
 def _masks(result: Result | None) -> dict[str, Any]:
     return {each.label: each.mask for each in result.classes} if isinstance(result, Segmentation) else {}
 
 
-def _text(answers: _Answers, reference: Sequence[Result]) -> float | None:
+def _text(answers: _Answers, reference: Sequence[Result]) -> ImageEvidence | None:
     wanted = [right.text for right in reference if isinstance(right, Text)]
     if not any(wanted):
         return None
     given = [answer.text if isinstance(answer, Text) else None for answer in answers]
-    return float(np.mean([_likeness(text, right) for text, right in zip(given, wanted, strict=True)]))
+    return mean_of([_likeness(text, right) for text, right in zip(given, wanted, strict=True)])
 
 
 def _likeness(text: str | None, right: str) -> float:
@@ -187,13 +201,14 @@ def _edits(text: str, right: str) -> int:
     return row[-1]
 
 
-def _outputs(answers: _Answers, reference: Sequence[Result]) -> float | None:
-    found = []
-    for answer, right in zip(answers, reference, strict=True):
+def _outputs(answers: _Answers, reference: Sequence[Result]) -> ImageEvidence | None:
+    right, total = np.zeros((2, len(reference), 1))
+    for row, (answer, wanted) in enumerate(zip(answers, reference, strict=True)):
         given = answer.outputs if isinstance(answer, Raw) else {}
-        wanted = right.outputs if isinstance(right, Raw) else {}
-        found += [_output_likeness(given.get(name), values) for name, values in wanted.items()]
-    return float(np.clip(np.mean(found), 0, 1)) if found else None
+        values = wanted.outputs if isinstance(wanted, Raw) else {}
+        right[row] = sum(_output_likeness(given.get(name), value) for name, value in values.items())
+        total[row] = len(values)
+    return Ratios(right, total) if total.any() else None
 
 
 def _output_likeness(given: NDArray[Any] | None, wanted: NDArray[Any]) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from functools import partial
@@ -13,9 +12,10 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from .evidence import Matches, PrecisionEvidence, accuracy_of
 from .results import Detection, Mask
 
-__all__ = ["Overlap", "mean_average_precision"]
+__all__ = ["Overlap", "matched", "mean_average_precision"]
 
 Overlap = Literal["boxes", "masks", "keypoints"]
 """Part of a detection (box, mask or keypoints) that is compared with the same part of a true object."""
@@ -41,6 +41,20 @@ def mean_average_precision(
 ) -> float:
     """Return the mAP@50 of detections: average precision at an overlap of 0.5, averaged over the labels in ``truth``.
 
+    The arguments are those of :func:`matched`.
+    """
+    return accuracy_of(matched(found, truth, by_count=by_count, overlap=overlap))
+
+
+def matched(
+    found: Sequence[Sequence[Detection]],
+    truth: Sequence[Sequence[Detection]],
+    *,
+    by_count: bool,
+    overlap: Overlap = "boxes",
+) -> PrecisionEvidence:
+    """Match detections with true objects, frame by frame, at an overlap of 0.5; return the evidence of mAP@50.
+
     Args:
         found: detections of each frame.
         truth: true objects of each frame, at least one in all frames together; their scores are ignored.
@@ -49,13 +63,15 @@ def mean_average_precision(
         overlap: boxes or masks, compared by intersection over union; or keypoints, compared by COCO's object keypoint
             similarity. Detections without a mask or keypoints match no object.
     """
-    counts = Counter(each.label for frame in truth for each in frame)
+    names = {each.label for frame in truth for each in frame}
     # Sorted, as COCOeval sorts categories. Detections with other labels than the truth's are left out.
-    labels = {label: number for number, label in enumerate(sorted(counts), 1)}
+    labels = {label: number for number, label in enumerate(sorted(names), 1)}
     points = max(len(each.keypoints) for frames in (found, truth) for frame in frames for each in frame)
     results = _annotations(found, labels, overlap, points)
     if not results:
-        return 0.0
+        empty = (np.zeros(0, np.int64), np.zeros(0, bool))
+        counts = [[sum(each.label == label for each in frame) for frame in truth] for label in labels]
+        return PrecisionEvidence(tuple(Matches(*empty, np.array(count, np.float64)) for count in counts), by_count)
     # pycocotools prints its progress.
     with redirect_stdout(StringIO()):
         wanted = COCO()
@@ -74,11 +90,29 @@ def mean_average_precision(
             # COCO has spreads for its own 17 points only. Ultralytics judges other points by the same spread as here.
             evaluation.params.kpt_oks_sigmas = np.full(points, 1 / points)
         evaluation.evaluate()
-        evaluation.accumulate()
-    # Axes are [overlaps, recalls, labels, areas, limits]; only recalls and labels have more than one entry.
-    # Rounded, because an epsilon against division by zero in COCOeval takes perfect answers to just below 1.
-    precision = evaluation.eval["precision"][0, :, :, 0, 0].mean(0).round(9)
-    return float(np.average(precision, weights=[counts[label] for label in labels] if by_count else None))
+    # One entry per label and image, in this order; None where an image has neither detections nor objects of a label.
+    entries = [
+        evaluation.evalImgs[first : first + len(truth)] for first in range(0, len(evaluation.evalImgs), len(truth))
+    ]
+    return PrecisionEvidence(tuple(map(_matches, entries)), by_count)
+
+
+def _matches(entries: Sequence[Mapping[str, Any] | None]) -> Matches:
+    """Return the matches of one label, given COCOeval's entry of each image."""
+    rows = [
+        (image, score, match != 0)
+        for image, entry in enumerate(entries)
+        if entry is not None
+        for score, match, ignored in zip(entry["dtScores"], entry["dtMatches"][0], entry["dtIgnore"][0], strict=True)
+        if not ignored
+    ]
+    rows.sort(key=lambda row: -row[1])
+    objects = [0 if entry is None else len(entry["gtIgnore"]) - int(sum(entry["gtIgnore"])) for entry in entries]
+    return Matches(
+        np.array([image for image, _, _ in rows], np.int64),
+        np.array([hit for _, _, hit in rows], bool),
+        np.array(objects, np.float64),
+    )
 
 
 def _annotations(

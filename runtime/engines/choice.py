@@ -72,7 +72,8 @@ def pick(
         for other in model.stages.values()
         if other.program == stage.program and other.weights != stage.weights
     ]
-    constant = with_constants(proto, content.blob, [content.tensors[tensor] for tensor in stage.weights])
+    places = [content.tensors.get(weight) or bundle.tensor(weight) for weight in stage.weights]
+    constant = with_constants(proto, content.blob, places)
     # With one set of weights only, the library may optimise the engine for their values.
     flags = ("STRIP_PLAN", "REFIT" if users else "REFIT_IDENTICAL")
     opener = EngineOpener(library, device, device.stream())

@@ -111,9 +111,7 @@ def profile_after(bundle: Bundle, backend: Backend, earlier: Bundle, known: Prof
         BackendError: a model cannot be run.
         InputError: the bundle has no queries, or an SLA that is not possible.
     """
-    loads = [] if known is None else [(spec.bytes, known.load_ms(name)) for name, spec in known.segments.items()]
-    size, time = (sum(each) for each in zip(*loads, strict=True)) if loads else (0, 0.0)
-    per_byte = time / size if size and time else _USUAL_MS_PER_BYTE
+    rates = {computed: _ms_per_byte(known, computed) for computed in (False, True)}
     models = dict.fromkeys(query.model for query in bundle.manifest.queries.values())
     run, as_batch, stem = {}, {}, {}
     for name in models:
@@ -123,9 +121,17 @@ def profile_after(bundle: Bundle, backend: Backend, earlier: Bundle, known: Prof
             if (measured := known.models[name].stem) is not None and measured.id == _stem_of(bundle, name):
                 stem[name] = measured.run_ms
     new = measure_runs(bundle, backend, [name for name in models if name not in run])
-    load = {name: each * per_byte for name, each in backend.segments.items()}
+    load = {name: size * rates[name in backend.sources] for name, size in backend.segments.items()}
     times = Times(load=load, run=run | new.run, as_batch=as_batch | new.as_batch, stem=stem | new.stem)
     return _profile(bundle, backend, times)
+
+
+def _ms_per_byte(known: Profile | None, computed: bool) -> float:
+    """Return the milliseconds of loading one byte of the segments that are computed from others, or of all others."""
+    segments = {} if known is None else known.segments
+    alike = {name: spec.bytes for name, spec in segments.items() if bool(spec.sources) == computed}
+    time = sum(known.load_ms(name) for name in alike) if known is not None else 0.0
+    return time / sum(alike.values()) if time and any(alike.values()) else _USUAL_MS_PER_BYTE
 
 
 def _same_programs(before: ModelSpec, bundle: Bundle, name: str) -> bool:
@@ -167,8 +173,12 @@ def _profile(bundle: Bundle, backend: Backend, times: Times) -> Profile:
     for query in content.queries.values():
         # A query may ask for more than a usual rate only if its feed's rate is not stated: the feed then has that rate.
         fps[query.feed] = max(fps[query.feed], query.min_fps)
-    segments = {name: {"bytes": size, "load_ms": times.load[name]} for name, size in backend.segments.items()}
-    size, load_ms = sum(backend.segments.values()), sum(times.load[name] for name in segments)
+    segments = {
+        name: {"bytes": size, "load_ms": times.load[name], "sources": backend.sources.get(name, ())}
+        for name, size in backend.segments.items()
+    }
+    read = {name: size for name, size in backend.segments.items() if name not in backend.sources}
+    size, load_ms = sum(read.values()), sum(times.load[name] for name in read)
     models = dict.fromkeys(query.model for query in content.queries.values())
     shared = times.stem.keys() & {
         content.queries[name].model for name in shared_stems(content, backend.stems, content.queries)

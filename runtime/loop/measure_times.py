@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection, Hashable, Sequence
 from functools import cache
 from itertools import count
 from threading import Event
@@ -50,9 +50,10 @@ class Times(BaseModel):
 def measure_times(bundle: Bundle, backend: Backend, progress: MeasureProgress = lambda what: None) -> Times:
     """Measure the load times of all segments, and the run times of all models that have a query.
 
-    Loads: one segment at a time, with no other segment in memory, from the call of ``prefetch`` until the segment is in
-    memory. The first load does not count, because it is unknown where the segment was before. Later loads read from
-    where an eviction leaves a segment: the page cache, or the disk if the backend was opened ``cold``.
+    Loads: one segment at a time, with no other segment in memory but those that it is computed from, from the call of
+    ``prefetch`` until the segment is in memory. The first load does not count, because it is unknown where the segment
+    was before. Later loads read from where an eviction leaves a segment: the page cache, or the disk if the backend was
+    opened ``cold``.
 
     Runs: turns of 1, 2, 4 and 8 different frames, with all weights of the model in memory. Preprocessing, run and
     decoding are timed. A model's longest measured turn is the first that takes longer than both a second and the SLA.
@@ -167,9 +168,16 @@ def _load_ms(backend: Backend, segment: str) -> float:
         backend.evict()
         if backend.loaded([segment]):
             raise BackendError(f"segment {segment}: cannot be measured while a model holds it")
-        there = Event()
-        began = perf_counter()
-        backend.prefetch([segment], done=there.set)
-        there.wait()
-        times.append(perf_counter() - began)
+        _load(backend, backend.sources.get(segment, ()))
+        times.append(_load(backend, [segment]))
     return median_ms(times[1:])
+
+
+def _load(backend: Backend, segments: Sequence[str]) -> float:
+    """Load segments that are not in memory, and return the seconds that this took."""
+    there = Event()
+    began = perf_counter()
+    if segments:
+        backend.prefetch(segments, done=there.set)
+        there.wait()
+    return perf_counter() - began

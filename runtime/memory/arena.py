@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from time import monotonic, perf_counter, sleep
 from typing import ClassVar
@@ -17,6 +17,9 @@ from .residence import Residence, ResidenceState
 
 __all__ = ["Arena"]
 
+_Ticket = Future[None] | None
+"""Future that says when a segment is loaded; None if the segment is in memory."""
+
 
 class Arena(ABC):
     """Base class that records which segments are in memory. Their total bytes never exceed the budget.
@@ -24,19 +27,29 @@ class Arena(ABC):
     One thread calls the methods. Loads and evictions usually run on another thread, the loader, in the order of the
     requests. Every load has a ticket (future that says when the segment is loaded), so that a model waits only for the
     segments that the model needs.
+    A segment may be computed from others, its *sources*, which must be in memory while it is loaded.
 
     Args:
         sizes: segment -> size in bytes.
         budget: maximum bytes that may be resident at once; enough for all segments when left out.
         loading: settings of how segments are loaded and evicted.
+        sources: segment that is computed -> segments that it is computed from.
     """
 
     _inline: ClassVar[bool] = True
     """Whether the calling thread itself does the segment loads that it waits for, if the loader thread is idle."""
 
-    def __init__(self, sizes: Mapping[str, int], budget: int | None = None, loading: Loading = WARM) -> None:
+    def __init__(
+        self,
+        sizes: Mapping[str, int],
+        budget: int | None = None,
+        loading: Loading = WARM,
+        sources: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> None:
         self.sizes = dict(sizes)
         """Segment -> size in bytes."""
+        self.sources = dict(sources or {})
+        """Segment that is computed -> segments that it is computed from."""
         self.budget = sum(self.sizes.values()) if budget is None else budget
         self.stats = ArenaStats()
         self._loading = loading
@@ -89,6 +102,7 @@ class Arena(ABC):
         blocks = any(segment.state is not ResidenceState.RESIDENT for segment in wanted)
         try:
             if missing:
+                self._check_sources(missing, ())
                 self._transfer(self._room(missing), missing, waits=True)
             for segment in wanted:
                 segment.wait()
@@ -108,8 +122,8 @@ class Arena(ABC):
                 if nothing has to be loaded.
 
         Raises:
-            BackendError: a model holds a segment to be evicted, or the segments to be loaded do not fit. In both cases
-                nothing was evicted or loaded.
+            BackendError: a model holds a segment to be evicted, the segments to be loaded do not fit, or one of them is
+                computed from a segment that would not be in memory. In these cases nothing was evicted or loaded.
         """
         self._settle()
         going = [name for name in dict.fromkeys(evict) if self._residences[name].occupies]
@@ -120,6 +134,7 @@ class Arena(ABC):
         needed, free = self._bytes_of(missing), self.budget - self.resident + self._bytes_of(going)
         if needed > free:
             raise BackendError(f"arena: {needed} bytes are to be loaded, and {free} of {self.budget} are free")
+        self._check_sources(missing, going)
         self._transfer(going, missing, waits=False)
         if missing:
             self._last_job.add_done_callback(lambda _: done())
@@ -168,6 +183,17 @@ class Arena(ABC):
         """Wait for all requested loads to end, and stop the loader thread."""
         self._loader.shutdown()
 
+    def _check_sources(self, load: Collection[str], evict: Collection[str]) -> None:
+        """Check that what segments are computed from is in memory, or is loaded with them.
+
+        Raises:
+            BackendError: a source is missing; the message names it.
+        """
+        for name in load:
+            for source in self.sources.get(name, ()):
+                if source not in load and (source in evict or not self._residences[source].occupies):
+                    raise BackendError(f"arena: segment {name} is computed from {source}, which is not in memory")
+
     def _idle(self) -> list[str]:
         return [name for name, segment in self._residences.items() if segment.idle]
 
@@ -208,7 +234,10 @@ class Arena(ABC):
             return
         for name in evict:
             self._residences[name].drop()
+        # What is computed comes after what it is computed from.
+        load = sorted(load, key=self.sources.__contains__)
         tickets = {name: self._residences[name].load() for name in load}
+        awaited = {name: [self._residences[each].ticket for each in self.sources.get(name, ())] for name in load}
         for name in load:
             self._residences.move_to_end(name)
         self.stats.evicted += self._bytes_of(evict)
@@ -218,9 +247,9 @@ class Arena(ABC):
         self._settled = False
         if waits and self._inline and self._last_job.done():
             # Waking a thread would take longer than mapping pages that are in memory.
-            self._work(evict, tickets)
+            self._work(evict, tickets, awaited)
         else:
-            self._last_job = self._loader.submit(self._work, evict, tickets)
+            self._last_job = self._loader.submit(self._work, evict, tickets, awaited)
 
     def _settle(self) -> None:
         """Record which segments were loaded, could not be loaded, or were lost since the last call."""
@@ -232,13 +261,15 @@ class Arena(ABC):
             segment.settle(kept=self._kept(name))
         self._settled = done
 
-    def _work(self, evict: Sequence[str], tickets: Mapping[str, Future[None]]) -> None:
-        """Evict segments, then load others. Each one's ticket (future) is done as soon as that segment is loaded."""
+    def _work(
+        self, evict: Sequence[str], tickets: Mapping[str, Future[None]], sources: Mapping[str, Sequence[_Ticket]]
+    ) -> None:
+        """Evict segments, then load others. Each one's ticket is done as soon as it is loaded, its sources' before."""
         try:
             for name in evict:
                 self._drop(name)
             for name, ticket in tickets.items():
-                self._fetch(name, ticket)
+                self._fetch(name, ticket, sources[name])
         except BaseException as error:
             # An interrupt, or an eviction that failed: tickets that nothing will settle must not be waited for.
             for ticket in tickets.values():
@@ -246,15 +277,18 @@ class Arena(ABC):
                     ticket.set_exception(error)
             raise
 
-    def _fetch(self, segment: str, ticket: Future[None]) -> None:
+    def _fetch(self, segment: str, ticket: Future[None], sources: Iterable[_Ticket]) -> None:
         """Load one segment, no faster than the bandwidth limit, and mark its ticket (future) as done or failed.
 
-        A load error is stored in the ticket; only an interrupt propagates.
+        A load error, also that of a source, is stored in the ticket; only an interrupt propagates.
         """
         began = monotonic()
         try:
+            for source in filter(None, sources):
+                source.result()
             self._load(segment)
-            if self._loading.bandwidth is not None:
+            # A limited bandwidth is that of storage, which nothing is computed from.
+            if self._loading.bandwidth is not None and segment not in self.sources:
                 sleep(max(0.0, began + self.sizes[segment] / self._loading.bandwidth - monotonic()))
             self._loading.watch(segment, began, monotonic())
         except BaseException as error:

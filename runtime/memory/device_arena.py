@@ -2,7 +2,8 @@
 
 The allocation is made once and never grows. A :class:`Slab` chooses the offset of each segment in the allocation.
 Segments are read from the blob's file into two page-locked buffers: one is filled while the other is copied to the
-device. On a device that reads the machine's own memory, they are copied from the mapped file. If free memory is split
+device. On a device that reads the machine's own memory, they are copied from the mapped file. Kernels that are computed
+from stored tensors are computed in this machine's memory, and copied from there. If free memory is split
 into pieces that are too small for a segment, the arena moves its segments together between two runs.
 
 The loader thread does all loads, evictions and moves, in the order of the requests. Only that thread uses the slab, the
@@ -17,13 +18,16 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from threading import Lock
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...bundles import blob
+from ...bundles.form_specs import FormSpec
+from ...bundles.forms import compute_kernel
 from ...bundles.manifest import SegmentSpec, TensorSpec
+from ...bundles.reader import view
 from ...errors import BackendError
 from ..device import Device
 from .arena import Arena
@@ -53,6 +57,8 @@ class DeviceArena(Arena):
         budget: maximum bytes that may be resident at once; enough for all segments when left out. The arena allocates
             this much at its creation, or less if all segments need less.
         loading: settings of how segments are loaded and evicted.
+        forms: tensor id -> form, for kernels that are computed from tensors of the blob.
+        computed: places of these kernels, in segments of other names than those of the blob.
 
     Raises:
         BackendError: the device has too little free memory.
@@ -69,11 +75,15 @@ class DeviceArena(Arena):
         segments: Mapping[str, SegmentSpec],
         budget: int | None = None,
         loading: Loading = WARM,
+        forms: Mapping[str, FormSpec] | None = None,
+        computed: blob.Layout | None = None,
     ) -> None:
-        super().__init__({name: self.footprint(spec.length) for name, spec in segments.items()}, budget, loading)
+        made = blob.Layout({}, {}, 0) if computed is None else computed
+        self._tensors, self._segments = {**tensors, **made.tensors}, {**segments, **made.segments}
+        super().__init__({name: self.footprint(spec.length) for name, spec in self._segments.items()}, budget, loading)
         self._device, self._file = device, GuardedFile(path)
-        self._tensors, self._segments = tensors, segments
-        self._segment_of = {tensor: name for name, spec in segments.items() for tensor in spec.tensors}
+        self._forms, self._computed = dict(forms or {}), made.segments
+        self._segment_of = {tensor: name for name, spec in self._segments.items() for tensor in spec.tensors}
         self._map: mmap.mmap | None = None
         """Mapping of the blob's file, if the device reads the machine's own memory; otherwise None."""
         if device.unified and self._file.guarded:
@@ -145,7 +155,8 @@ class DeviceArena(Arena):
             self._compact()
             place = self._slab.allocate(segment, spec.length)
         assert place is not None, "the segments to be loaded are larger than the budget"
-        self._upload(self._base + place, spec.offset, spec.length)
+        data = self._compute(spec) if segment in self._computed else None
+        self._upload(self._base + place, spec.offset, spec.length, data)
         self._places[segment] = self._base + place
         if self._map is not None:
             # The device has a copy now. Unmapped, the pages count as page cache, which the system may take back.
@@ -156,18 +167,38 @@ class DeviceArena(Arena):
         # A segment whose load failed may have no memory in the slab.
         with suppress(KeyError):
             self._slab.free(segment)
-        if self._loading.cold:
+        if self._loading.cold and segment not in self._computed:
             spec = self._segments[segment]
             forget(self._file.path, spec.offset, blob.footprint(spec.length))
 
-    def _upload(self, target: int, offset: int, length: int) -> None:
-        """Copy bytes of the blob's file to a device address, and wait until the copy is done."""
+    def _compute(self, spec: SegmentSpec) -> NDArray[np.uint8]:
+        """Return the bytes of a segment of kernels, computed from tensors in the blob's file."""
+
+        def read(tensor: str) -> NDArray[Any]:
+            stored = self._tensors[tensor]
+            found = np.empty(stored.length, np.uint8)
+            self._file.read(found, stored.offset)
+            return view(found, stored, at=0)
+
+        data = np.zeros(spec.length, np.uint8)
+        for tensor in spec.tensors:
+            place = self._tensors[tensor]
+            compute_kernel(self._forms[tensor], read, view(data, place, at=place.offset - spec.offset))
+        return data
+
+    def _upload(self, target: int, offset: int, length: int, data: NDArray[np.uint8] | None) -> None:
+        """Copy ``data``, or bytes of the blob's file if None, to a device address, and wait until the copy is done."""
         for begin, size in _pieces(length, _BUFFER):
             buffer, sent = self._buffers[0]
+            piece: NDArray[np.uint8]
             self._buffers.rotate()
-            if self._map is None:
+            if data is not None:
                 sent.synchronize()
-                piece: NDArray[np.uint8] = buffer[:size]
+                piece = buffer[:size]
+                piece[:] = data[begin : begin + size]
+            elif self._map is None:
+                sent.synchronize()
+                piece = buffer[:size]
                 self._file.read(piece, offset + begin)
             else:
                 self._file.check()

@@ -13,10 +13,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ...bundles.blob import PAGE, footprint
+from ...bundles.blob import PAGE, Layout, footprint
+from ...bundles.form_specs import FormSpec
 from ...bundles.manifest import SegmentSpec, TensorSpec
 from ...errors import BackendError
 from .arena import Arena
+from .computed_kernels import ComputedKernels
 from .loading import WARM, Loading
 from .mapped_blob import MappedBlob, Span
 
@@ -27,7 +29,7 @@ __all__ = ["HostArena"]
 class _Part:
     """Segment, or part of one, whose pages lie in one blob. The arena loads and evicts it as a whole."""
 
-    blob: MappedBlob
+    blob: MappedBlob | ComputedKernels
     spans: tuple[Span, ...]
     """Pages of a segment's part; a page that has tensors of two parts belongs to both."""
     kept: str | None = None
@@ -49,6 +51,8 @@ class HostArena(Arena):
         budget: maximum bytes that may be resident at once; enough for all segments when left out.
         loading: settings of how segments are loaded and evicted.
         before: arena that this one takes the place of in :meth:`take_over`. Tensors that both have stay where they are.
+        forms: tensor id -> form, for kernels that are computed from tensors of the blob.
+        computed: places of these kernels, in segments of other names than those of the blob.
 
     Raises:
         BackendError: the kernel refuses to map the blob.
@@ -62,29 +66,34 @@ class HostArena(Arena):
         budget: int | None = None,
         loading: Loading = WARM,
         before: HostArena | None = None,
+        forms: Mapping[str, FormSpec] | None = None,
+        computed: Layout | None = None,
     ) -> None:
         self.blob = MappedBlob(path, segments.values()).hold()
         """Blob that the arena maps itself, besides blobs of earlier arenas whose place it takes."""
         self._parts: dict[str, _Part] = {}
         self.parts_of: dict[str, tuple[str, ...]] = {}
         """Segment -> the parts that it consists of: only itself, unless some tensors lie in an earlier arena's blob."""
-        self._places: dict[str, tuple[MappedBlob, TensorSpec]] = {}
+        self._places: dict[str, tuple[MappedBlob | ComputedKernels, TensorSpec]] = {}
         """Tensor id -> blob that holds the tensor, and place of the tensor in that blob."""
         self._part_of: dict[str, str] = {}
         """Tensor id -> segment, or part of a segment, that holds the tensor."""
         for name, spec in segments.items():
             self._split(name, spec, tensors, before)
+        sources = self._add_computed(forms or {}, computed) if computed is not None else {}
         if before is not None:
-            own = [span for part in self._parts.values() if part.kept is None for span in part.spans]
+            own = [span for part in self._parts.values() if part.blob is self.blob for span in part.spans]
             self.blob.discard(_without([(spec.offset, spec.length) for spec in segments.values()], own))
-        held = {part.blob for part in self._parts.values()} - {self.blob}
+        held = {part.blob for part in self._parts.values() if isinstance(part.blob, MappedBlob)} - {self.blob}
         self._earlier = [blob.hold() for blob in held]
         self._waits = before is not None
         """Whether the previous arena is still in use, so that its pages must not be dropped."""
-        whole = sum(footprint(spec.length) for spec in segments.values())
+        made = computed.segments if computed is not None else {}
+        whole = sum(footprint(spec.length) for spec in (*segments.values(), *made.values()))
         sizes = {name: part.bytes for name, part in self._parts.items()}
         # Pages that count twice are no reason to have less room for weights.
-        super().__init__(sizes, None if budget is None else budget + sum(sizes.values()) - whole, loading)
+        room = None if budget is None else budget + sum(sizes.values()) - whole
+        super().__init__(sizes, room, loading, sources)
 
     @property
     def kept_bytes(self) -> int:
@@ -94,7 +103,8 @@ class HostArena(Arena):
     def tensor(self, name: str) -> NDArray[Any]:
         """Return a view of a tensor at its address in the arena.
 
-        The view stays valid when the tensor's segment is evicted, but reading the view is then slow.
+        The view stays valid when the tensor's segment is evicted, but reading the view is then slow, and gives zeros
+        for a kernel that is computed.
         """
         blob, spec = self._places[name]
         return blob.tensor(spec)
@@ -110,7 +120,7 @@ class HostArena(Arena):
         residents = set(before.residents)
         self._waits = False
         self.adopt([name for name, part in self._parts.items() if part.kept in residents])
-        kept: dict[MappedBlob, list[Span]] = {}
+        kept: dict[MappedBlob | ComputedKernels, list[Span]] = {}
         for part in self._parts.values():
             kept.setdefault(part.blob, []).extend(part.spans)
         for part in before._parts.values():
@@ -119,9 +129,7 @@ class HostArena(Arena):
             part.blob.discard(left)
 
     def acquire(self, segments: Iterable[str]) -> None:
-        self.blob.file.check()
-        for blob in self._earlier:
-            blob.file.check()
+        self._check_files()
         super().acquire(segments)
 
     def close(self) -> None:
@@ -132,6 +140,9 @@ class HostArena(Arena):
     def _load(self, segment: str) -> None:
         part = self._parts[segment]
         try:
+            if segment in self.sources:
+                # Pages of a file that was shortened must not be touched.
+                self._check_files()
             part.blob.populate(part.spans)
         except BackendError as error:
             raise BackendError(f"segment {segment}: {error}") from error
@@ -141,6 +152,31 @@ class HostArena(Arena):
         if not (self._waits and part.kept is not None):
             part.blob.drop(part.spans, cold=self._loading.cold)
 
+    def _check_files(self) -> None:
+        """Check that no file that weights are mapped from was overwritten.
+
+        Raises:
+            BackendError: a file was overwritten.
+        """
+        for blob in (self.blob, *self._earlier):
+            blob.file.check()
+
+    def _add_computed(self, forms: Mapping[str, FormSpec], placed: Layout) -> dict[str, tuple[str, ...]]:
+        """Add the segments of computed kernels; return segment -> parts of the segments that it is computed from.
+
+        Kernels of the previous arena are computed again: what they were computed from may be gone.
+        """
+        kernels = ComputedKernels(forms, placed.tensors, placed.segments.values(), self.tensor)
+        sources: dict[str, tuple[str, ...]] = {}
+        for name, spec in placed.segments.items():
+            self._parts[name] = _Part(kernels, ((spec.offset, spec.length),))
+            self._places |= {tensor: (kernels, placed.tensors[tensor]) for tensor in spec.tensors}
+            self._part_of |= dict.fromkeys(spec.tensors, name)
+            self.parts_of[name] = (name,)
+            parts = (self._part_of[each] for tensor in spec.tensors for each in forms[tensor].stored)
+            sources[name] = tuple(dict.fromkeys(parts))
+        return sources
+
     def _split(self, name: str, spec: SegmentSpec, tensors: Mapping[str, TensorSpec], before: HostArena | None) -> None:
         """Split a segment into parts: what lies in the arena's own blob, and in each part of the previous arena."""
         groups: dict[str | None, list[str]] = {}
@@ -149,6 +185,7 @@ class HostArena(Arena):
             stays = place is not None and place[0].stays
             groups.setdefault(before._part_of[tensor] if before is not None and stays else None, []).append(tensor)
         names: list[str] = []
+        places: dict[str, tuple[MappedBlob | ComputedKernels, TensorSpec]]
         for kept, members in groups.items():
             if before is None or kept is None:
                 whole = len(members) == len(spec.tensors)

@@ -25,7 +25,7 @@ from ...bundles.reader import view
 from ...errors import BackendError
 from .guarded_file import GuardedFile, map_at
 
-__all__ = ["MappedBlob", "Span", "forget"]
+__all__ = ["MappedBlob", "Span", "advise", "forget", "reserved_bytes"]
 
 Span = tuple[int, int]
 """Offset and length in bytes of a part of a blob."""
@@ -53,7 +53,7 @@ class MappedBlob:
         """File of the blob, guarded against other programs that write to it."""
         self._holders = 0
         # Writable only for the blob itself, which fills it with segments that are not mapped.
-        self._writable = _reserved(path.stat().st_size)
+        self._writable = reserved_bytes(path.stat().st_size)
         self._bytes = self._writable.view()
         self._bytes.flags.writeable = False
         specs = [spec for spec in segments if spec.length]
@@ -125,10 +125,15 @@ class MappedBlob:
 
     def _advise(self, offset: int, length: int, advice: int) -> bool:
         """Give the kernel advice on a range's pages (``madvise``), and return whether the kernel accepted it."""
-        return length == 0 or _libc.madvise(self._bytes.ctypes.data + offset, length, advice) == 0
+        return advise(self._bytes[offset : offset + length], advice)
 
 
-def _reserved(size: int) -> NDArray[np.uint8]:
+def advise(data: NDArray[np.uint8], advice: int) -> bool:
+    """Give the kernel advice on the pages of an array (``madvise``), and return whether the kernel accepted it."""
+    return data.size == 0 or _libc.madvise(data.ctypes.data, data.size, advice) == 0
+
+
+def reserved_bytes(size: int) -> NDArray[np.uint8]:
     """Return an array of addresses for a file of ``size`` bytes. It takes memory only where it is written to.
 
     The array begins at a multiple of 2 MiB, as large segments do in the file; otherwise the segments could not have

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from ...bundles.blob import Layout, footprint
 from ...bundles.consistency import check_spans, check_weights
-from ...bundles.manifest import FileSpec, Id, Name, SegmentSpec, Size, TensorSpec
-from ...bundles.reader import Bundle, sha256_of
+from ...bundles.forms import check_forms, compute_kernel, computed_layout, form_bytes, stored_of
+from ...bundles.manifest import FileSpec, FormSpec, Id, Name, SegmentSpec, Size, TensorSpec
+from ...bundles.reader import Bundle, sha256_of, view
 from ...errors import BundleError
 from ..device_cache import check_folder, plain_size
 
@@ -78,7 +84,7 @@ class BakedStage(BaseModel):
     model_config = ConfigDict(frozen=True)
     program: Id
     weights: tuple[Id, ...]
-    """Ids of the tensors that are bound to the program's weight inputs, in the order of these inputs."""
+    """Ids of the weights that are bound to the program's weight inputs, in the order of these inputs."""
 
 
 class BakedStem(BaseModel):
@@ -104,13 +110,15 @@ class Baked(BaseModel):
     models: dict[Name, dict[Name, BakedStage]]
     """Model -> stage -> baked program and weights of the stage."""
     segments_of: dict[Name, tuple[Name, ...]]
-    """Model -> segments that hold the model's weights."""
+    """Model -> segments of the blob that hold the model's weights, or what they are computed from."""
     tensors: dict[Id, TensorSpec]
     segments: dict[Name, SegmentSpec]
     files: dict[str, FileSpec]
     """File name -> size and SHA-256, for every file of the device cache except the record."""
     packings: dict[Name, PrivateCopy] = {}
     """INT8 model -> size and run times of its private copy."""
+    forms: dict[Id, FormSpec] = {}
+    """Kernels that are computed from tensors, by the id that the kernel would have as a tensor."""
     stems: dict[Name, BakedStem] = {}
     """Model -> parts of its stage ``main``, for models that have a stem in the bundle and whose parts need no other
     tensors than ``main`` once they are baked."""
@@ -119,6 +127,36 @@ class Baked(BaseModel):
     def blob(self) -> Path:
         """Path of the file that holds all baked weights."""
         return self.folder / BLOB
+
+    @cached_property
+    def computed(self) -> Layout:
+        """Places of the kernels that are computed from tensors, in memory of their own."""
+        users: dict[str, set[str]] = defaultdict(set)
+        for name, stages in self.models.items():
+            for weight in (weight for stage in stages.values() for weight in stage.weights):
+                users[weight].add(name)
+        return computed_layout(self.forms, users)
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Segment -> bytes of memory that it takes, also for segments of computed kernels."""
+        segments = {**self.segments, **self.computed.segments}
+        return {name: footprint(spec.length) for name, spec in segments.items()}
+
+    def needs(self, model: str) -> tuple[str, ...]:
+        """Return the segments that must be in memory while a model runs; what is computed comes last."""
+        own = (name for name, spec in self.computed.segments.items() if model in spec.models)
+        return (*self.segments_of[model], *own)
+
+    def bytes_of(self, weight: str) -> int:
+        """Return the bytes that a weight takes in memory, whether it is a tensor or a computed kernel."""
+        return form_bytes(self.forms[weight]) if weight in self.forms else self.tensors[weight].length
+
+    def weight(self, blob: NDArray[np.uint8], weight: str) -> NDArray[Any]:
+        """Return a weight as an array: a view of the blob's bytes, or a kernel that is computed from them."""
+        if weight in self.forms:
+            return compute_kernel(self.forms[weight], lambda tensor: view(blob, self.tensors[tensor]))
+        return view(blob, self.tensors[weight])
 
     def program(self, name: str) -> Path:
         """Return the path of a program's ONNX file in the device cache."""
@@ -165,11 +203,13 @@ def load_cache(folder: Path, bundle: Bundle) -> Baked:
             expected = "does not list it" if spec is None else f"says {spec.bytes}"
             raise BundleError(f"{path}: has {size} bytes, {CACHE_RECORD} {expected}")
     check_spans(str(record), baked.files[BLOB].bytes, baked.tensors, baked.segments)
+    check_forms(str(record), baked.forms, baked.tensors)
     for name in bundle.manifest.models:
         if name in baked.stems and not _fits(baked.stems[name], baked.models[name]["main"]):
             raise BundleError(f"{record}: models.{name}: its stem refers to tensors that 'main' does not use")
         weights = (weight for stage in baked.models[name].values() for weight in stage.weights)
-        check_weights(f"{record}: models.{name}", weights, baked.segments_of[name], baked.segments)
+        stored = stored_of(weights, baked.forms)
+        check_weights(f"{record}: models.{name}", stored, baked.segments_of[name], baked.segments)
     return baked
 
 
@@ -222,7 +262,7 @@ def _needed(baked: Baked, bundle: Bundle) -> list[Path]:
                 paths.add(baked.packed(name, stage))
             elif model.mode == "constant":
                 paths.add(baked.constant(name, stage))
-            if not baked.tensors.keys() >= set(made.weights):
+            if not baked.tensors.keys() >= set(stored_of(made.weights, baked.forms)):
                 raise BundleError(
                     f"{baked.folder / CACHE_RECORD}: model {name!r} refers to tensors that are not listed"
                 )

@@ -12,7 +12,6 @@ import onnxruntime as ort
 from ...bundles.manifest import Stage
 from ...bundles.onnx_wire import tensor_array
 from ...bundles.program import read_model
-from ...bundles.reader import view
 from ..timing import medians
 from .baked import Baked, BakedStage, PrivateCopy
 from .session import Bound, open_baked
@@ -40,7 +39,7 @@ def open_stage(baked: Baked, made: BakedStage) -> Bound:
     """Open a program of a device cache on one thread, bound to its weights in the device cache's blob."""
     # An empty file cannot be mapped.
     blob = np.memmap(baked.blob, np.uint8, "r") if made.weights else np.zeros(0, np.uint8)
-    weights = [ort.OrtValue.ortvalue_from_numpy(view(blob, baked.tensors[tensor])) for tensor in made.weights]
+    weights = [ort.OrtValue.ortvalue_from_numpy(baked.weight(blob, weight)) for weight in made.weights]
     return Bound(open_baked(baked.program(made.program), 1, prepack=False, trial=True), weights)
 
 

@@ -10,7 +10,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ...bundles.manifest import Stage
-from ...bundles.reader import Bundle, view
+from ...bundles.reader import Bundle
 from ...errors import BackendError, first_line
 from ...memory_limit import limited_memory
 from .baked import Baked
@@ -36,7 +36,7 @@ def run_each_program(bundle: Bundle, baked: Baked) -> None:
             if made.program in seen:
                 continue
             seen.add(made.program)
-            weights = [ort.OrtValue.ortvalue_from_numpy(view(blob, baked.tensors[tensor])) for tensor in made.weights]
+            weights = [ort.OrtValue.ortvalue_from_numpy(baked.weight(blob, weight)) for weight in made.weights]
             try:
                 # A bundle may come from anywhere: a value that a graph computes may have any size.
                 with limited_memory(len(blob)):

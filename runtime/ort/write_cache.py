@@ -13,11 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...bundles.blob import Layout, layout, tensor_id, write_blob
-from ...bundles.manifest import FileSpec, Precision, Stage
+from ...bundles.blob import Layout, tensor_id, write_blob
+from ...bundles.form_nodes import without_forms
+from ...bundles.form_specs import FormSpec
+from ...bundles.kernel_forms import KernelForm
+from ...bundles.manifest import FileSpec, Precision
 from ...bundles.onnx_wire import Message, tensor_array
 from ...bundles.program import Program, read_model, tensors_of, with_constants
 from ...bundles.reader import Bundle
+from ...bundles.tensor_users import TensorUsers
+from .bake_forms import FormBaker
 from .bake_stems import bake_parts, measure_stems
 from .baked import BLOB, Baked, BakedStage, write_record
 from .copy_times import measure_private_copy
@@ -56,6 +61,7 @@ def write_cache(bundle: Bundle, folder: Path, progress: Callable[[str], None]) -
         },
         tensors=placed.tensors,
         segments=placed.segments,
+        forms=tensors.forms,
         files=files.specs,
     )
     copies = {
@@ -91,22 +97,32 @@ class _Tensors:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._users: dict[str, set[str]] = defaultdict(set)
-        self._shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
+        self._users = TensorUsers(self._keep)
 
-    def add(self, array: NDArray[Any], model: str) -> str:
-        """Store an array of weights that a baked model uses, and return its tensor id."""
+    @property
+    def forms(self) -> dict[str, FormSpec]:
+        """Tensor id -> form, for kernels that are computed from tensors of the blob."""
+        return self._users.forms()
+
+    def add(self, array: NDArray[Any], model: str, form: KernelForm | None = None) -> str:
+        """Store an array of weights that a baked model uses, or what it is computed from; return its tensor id."""
+        if form is not None:
+            tensor = tensor_id(form.kernel())
+            self._users.add_form(model, tensor, form)
+            return tensor
         tensor = tensor_id(array)
-        self._users[tensor].add(model)
-        if tensor not in self._shapes:
-            self._shapes[tensor] = (array.dtype.name, array.shape)
-            np.save(self._file(tensor), array)
+        if tensor not in self._users:
+            self._keep(tensor, array)
+        self._users.add(model, tensor, array)
         return tensor
 
     def write(self, path: Path) -> tuple[Layout, str]:
         """Write all baked tensors into a blob; return the offsets of tensors and segments, and the file's SHA-256."""
-        placed = layout(self._shapes, self._users)
+        placed = self._users.layout()
         return placed, write_blob(path, placed, self._take)
+
+    def _keep(self, tensor: str, array: NDArray[Any]) -> None:
+        np.save(self._file(tensor), array)
 
     def _take(self, tensor: str) -> NDArray[Any]:
         """Return a baked tensor, and delete the temporary file that holds it."""
@@ -129,18 +145,24 @@ def _optimised_models(
         Model -> stage -> program and weights of the stage.
     """
     several_scales = _read_with_several_scales(bundle)
+    baker = FormBaker(bundle, tensors.folder)
     models: dict[str, dict[str, BakedStage]] = {}
     for name, model in bundle.manifest.models.items():
         progress(name)
         models[name] = {}
         for stage_name, stage in model.stages.items():
             path = bundle.file(stage.file)
-            fp32, int8 = _converted(bundle, stage, model.precision, several_scales)
+            graph = read_model(path.read_bytes())
+            weights_of = tensors_of(graph, stage)
+            fp32, int8 = _converted(bundle, graph, weights_of, model.precision, several_scales)
             program, arrays = optimise(path, fp32, tensors.folder)
             files.put_program(program)
             if int8 is not None:
                 files.put(f"{name}.{stage_name}.int8.onnx", optimise_int8(path, int8, tensors.folder))
-            weights = tuple(tensors.add(array, name) for array in arrays)
+            # A private copy of the weights is not computed from anything.
+            bound = model.mode == "bound" and model.precision == "fp32"
+            forms = baker.forms(path, graph, weights_of, program, arrays) if bound else [None] * len(arrays)
+            weights = tuple(tensors.add(array, name, form) for array, form in zip(arrays, forms, strict=True))
             models[name][stage_name] = BakedStage(program=program.id, weights=weights)
     return models
 
@@ -159,16 +181,17 @@ def _read_with_several_scales(bundle: Bundle) -> frozenset[str]:
 
 
 def _converted(
-    bundle: Bundle, stage: Stage, precision: Precision, several_scales: Set[str]
+    bundle: Bundle, graph: Message, tensors: Mapping[str, str], precision: Precision, several_scales: Set[str]
 ) -> tuple[bytes | None, bytes | None]:
     """Return two conversions of a stage's graph: one that computes in float32, and one that computes in integers.
 
-    The first is None if the stage is float32 already; the second is None if the model is not INT8.
+    In both, kernels that are computed from forms are constants. The first is None if the graph needs no conversion; the
+    second is None if the model is not INT8.
     """
+    plain = without_forms(graph, lambda name: bundle.tensor(tensors[name]))
     if precision == "fp32":
-        return None, None
-    graph = read_model(bundle.file(stage.file).read_bytes())
-    tensors = tensors_of(graph, stage)
+        return (None if plain is graph else plain.SerializeToString()), None
+    graph = plain
 
     def values(tensor: Message) -> NDArray[Any]:
         """Return the values of an initializer, which lie in the blob or in the graph."""

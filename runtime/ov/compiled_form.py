@@ -82,8 +82,9 @@ def _memory(bundle: Bundle, stage: Stage, data: bytes) -> int:
     OpenVINO keeps the weights as they are in the program's file, and once more as its kernels want them: in the type
     of the bundle, except that float16 becomes float32.
     """
-    specs = [bundle.manifest.tensors[tensor] for tensor in set(stage.weights)]
-    return len(data) + sum(spec.length * (2 if spec.dtype == "float16" else 1) for spec in specs)
+    content = bundle.manifest
+    halves = {name for name, spec in content.tensors.items() if spec.dtype == "float16"}
+    return len(data) + sum(content.bytes_of(each) * (2 if each in halves else 1) for each in set(stage.weights))
 
 
 def _compiled(bundle: Bundle, model: ModelSpec, precision: OvPrecision) -> dict[str, OvProgram]:

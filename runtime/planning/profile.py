@@ -45,6 +45,10 @@ class LinkProfile(_Value):
     latency_ms: Milliseconds = 0.0
     """Milliseconds that every load takes in addition to its bytes divided by the bandwidth."""
 
+    def load_ms(self, size: int) -> float:
+        """Return the milliseconds that loading ``size`` bytes takes."""
+        return self.latency_ms + size / self.bandwidth * 1e3
+
 
 class SegmentProfile(_Value):
     """Size and load time of one segment."""
@@ -52,6 +56,8 @@ class SegmentProfile(_Value):
     bytes: Annotated[int, Field(ge=0)]
     load_ms: Milliseconds | None = None
     """Measured milliseconds of a load; None if they are calculated from the bandwidth and latency of the link."""
+    sources: tuple[str, ...] = ()
+    """Segments that must be in memory when the segment is loaded, because it is computed from them."""
 
 
 class StemProfile(_Value):
@@ -138,6 +144,10 @@ class Profile(_Value):
                     raise ValueError(f"models.{name}: segment {segment!r} is not among segments")
             if len(set(model.segments)) < len(model.segments):
                 raise ValueError(f"models.{name}: a segment is listed twice")
+            for place, segment in enumerate(model.segments):
+                for source in self.segments[segment].sources:
+                    if source not in model.segments[:place]:
+                        raise ValueError(f"models.{name}: segment {segment!r} comes before its source {source!r}")
         for name, query in self.queries.items():
             if query.model not in self.models:
                 raise ValueError(f"queries.{name}: model {query.model!r} is not among models")
@@ -152,9 +162,7 @@ class Profile(_Value):
     def load_ms(self, segment: str) -> float:
         """Return the milliseconds that loading a segment takes."""
         spec = self.segments[segment]
-        if spec.load_ms is not None:
-            return spec.load_ms
-        return self.link.latency_ms + spec.bytes / self.link.bandwidth * 1e3
+        return self.link.load_ms(spec.bytes) if spec.load_ms is None else spec.load_ms
 
     def run_ms(self, query: str, frames: int) -> float:
         """Return the milliseconds that a query's turn on ``frames`` frames runs.
@@ -244,13 +252,20 @@ def with_curves(profile: Profile, curves: Mapping[str, Staleness]) -> Profile:
 
 
 def unmerged(profile: Profile) -> Profile:
-    """Return the profile of the same workload without sharing: every query has its own model, with one segment."""
+    """Return the profile of the same workload without sharing: every query has its own model, with one segment.
+
+    What is computed from other segments is loaded from storage instead, as fast as the link.
+    """
     segments: dict[str, SegmentProfile] = {}
     models: dict[str, ModelProfile] = {}
     for name in profile.queries:
-        own = profile.segments_of(name)
-        size = sum(profile.segments[segment].bytes for segment in own)
-        segments[name] = SegmentProfile(bytes=size, load_ms=sum(map(profile.load_ms, own)))
+        own = {segment: profile.segments[segment] for segment in profile.segments_of(name)}
+        sources = {source for spec in own.values() for source in spec.sources}
+        held = {segment: spec for segment, spec in own.items() if segment not in sources}
+        times = [
+            profile.link.load_ms(spec.bytes) if spec.sources else profile.load_ms(each) for each, spec in held.items()
+        ]
+        segments[name] = SegmentProfile(bytes=sum(spec.bytes for spec in held.values()), load_ms=sum(times))
         models[name] = ModelProfile(segments=(name,), run_ms=profile.models[profile.queries[name].model].run_ms)
     queries = {name: query.model_copy(update={"model": name}) for name, query in profile.queries.items()}
     return profile.model_copy(update={"segments": segments, "models": models, "queries": queries})

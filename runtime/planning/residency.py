@@ -164,19 +164,24 @@ class _Memory:
         return sum(self._profile.segments[segment].bytes for segment in segments)
 
     def _early(self, missing: Sequence[str], wanted: Collection[str]) -> list[str]:
-        """Choose missing segments to load while the previous turn runs; if not all fit, prefer the slowest loads."""
+        """Choose missing segments to load while the previous turn runs; if not all fit, prefer the slowest loads.
+
+        A segment that is computed comes after those that it is computed from.
+        """
         if self._running is None or self._rule.ahead == "none":
             return []
         kept = {*self._running, *(segment for segment in wanted if segment in self._segments)}
         room = self._budget - self._bytes(kept)
         if self._bytes(missing) <= room:
             return list(missing)
-        found = []
+        found: list[str] = []
         if self._rule.ahead == "part":
-            for segment in sorted(missing, key=self._profile.load_ms, reverse=True):
-                if self._profile.segments[segment].bytes <= room:
+            specs = self._profile.segments
+            for segment in sorted(missing, key=lambda name: (bool(specs[name].sources), -self._profile.load_ms(name))):
+                spec, absent = specs[segment], set(missing).difference(found)
+                if spec.bytes <= room and absent.isdisjoint(spec.sources):
                     found.append(segment)
-                    room -= self._profile.segments[segment].bytes
+                    room -= spec.bytes
         return found
 
     def _farther(self, ahead: Transfer, position: int) -> Transfer:

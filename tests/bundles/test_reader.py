@@ -67,8 +67,8 @@ def test_missing_file(bundle: Path) -> None:
 
 
 def test_newer_major_version(bundle: Path) -> None:
-    edit(bundle, lambda document: document.update(schema_version="2.0"))
-    with pytest.raises(BundleError, match=r"schema_version 2\.0 is newer than 1\.0.*upgrade gemel"):
+    edit(bundle, lambda document: document.update(schema_version="3.0"))
+    with pytest.raises(BundleError, match=r"schema_version 3\.0 is newer than 2\.0.*upgrade gemel"):
         open_bundle(bundle)
 
 

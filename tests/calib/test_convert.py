@@ -36,7 +36,7 @@ def test_all_models_are_int8_and_share_what_they_shared(pair: Path) -> None:
         assert {"image", "logits"} <= model.peaks.keys()
         # A normalised pixel is at most (1 - 0.406) / 0.225.
         assert 2 < model.peaks["image"] < 2.65
-        assert (query_.precision, query_.images, query_.labelled) == ("int8", 30, True)
+        assert (query_.precision, query_.images, query_.labelled) == ("int8", 15, True)
         assert (query_.fp32, query_.accuracy) == (1, 1)
         assert query_.bytes < 0.4 * query_.fp32_bytes
         assert query_.fp32_bytes == sum(each.nbytes for each in initializers(made.before[name]))

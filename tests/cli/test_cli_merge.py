@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 import yaml
 from helpers import call, query, save, without
 from tiny_models import tiny
@@ -31,13 +32,18 @@ Call = Callable[..., tuple[int, str, str]]
 def path(workload_in: Callable[..., Workload]) -> Path:
     """Return a workload of two untrained models on unlabelled frames, where each model is its own teacher."""
     root = workload_in(query("a"), query("b"), feeds={"yard": {"source": "frames"}}).root
-    for name, seed in (("a", 0), ("b", 1)):
-        save(tiny(seed), root / f"{name}.safetensors")
     (root / "frames").mkdir()
     rng = np.random.default_rng(0)
-    for index in range(40):
-        frame = (rng.integers(0, 200, 3) + rng.integers(0, 55, (32, 32, 3))).astype(np.uint8)
+    frames = [(rng.integers(0, 200, 3) + rng.integers(0, 55, (32, 32, 3))).astype(np.uint8) for _ in range(40)]
+    for index, frame in enumerate(frames):
         cv2.imwrite(str(root / "frames" / f"{index:02}.png"), frame)
+    images = torch.from_numpy(np.stack(frames)[..., ::-1].copy()).permute(0, 3, 1, 2) / 255
+    for name, seed in (("a", 0), ("b", 1)):
+        model = tiny(seed)
+        # A model that was never trained gives one class; without the mean of its scores it gives several.
+        with torch.no_grad():
+            model.head.bias -= model.eval()(images).mean(0)
+        save(model, root / f"{name}.safetensors")
     return root / "workload.yaml"
 
 
@@ -54,8 +60,9 @@ def test_a_line_for_each_model_trial_and_query(path: Path, merge: Call, tmp_path
     code, out, err = merge(path, "-o", merged, *SHORT)
     assert (code, err) == (0, "")
     lines = [line.split(maxsplit=1) for line in out.splitlines()]
+    # Each query has a second line: its frames are too few for its target.
     report = read_report(merged / "merge.json")
-    ending = ["query"] * 2 + ["weights", "saving", "Next:"]
+    ending = ["query"] * 4 + ["weights", "saving", "Next:"]
     assert [first for first, _ in lines] == ["model"] * 2 + ["trial"] * len(report.trials) + ending
     rest = [text for _, text in lines]
     assert re.fullmatch(r"\d+\.\d s  a: 4 layers, \d+ images; a 100\.0%", rest[0])
@@ -64,7 +71,10 @@ def test_a_line_for_each_model_trial_and_query(path: Path, merge: Call, tmp_path
         r" images in \d+ s",
         rest[2],
     )
-    assert re.fullmatch(r"a: \d+\.\d% of 100\.0%, \d+\.\d% of the original \(target 95%\)", rest[-5])
+    assert rest[-7] == "a: 100.0% of 100.0%, 100.0% of the original (target 95%)"
+    assert re.fullmatch(
+        r"a: the images that choose are too few: n=7: .+ takes 60 images .+: give more frames", rest[-6]
+    )
     assert re.match(r"\d+\.\d\d MB, merged \d+\.\d\d MB: \d+\.\d% saved", rest[-3])
     assert re.match(r"of the bytes of .+: \d+\.\d% by sharing, 0\.0% by compression; sharing alone", rest[-2])
     assert rest[-1] == f"gemel-compile {merged}/workload.yaml -o bundle/"
@@ -72,16 +82,18 @@ def test_a_line_for_each_model_trial_and_query(path: Path, merge: Call, tmp_path
     load_workload(merged / "workload.yaml")
 
 
-def test_compression_is_the_users_choice(path: Path, merge: Call, tmp_path: Path) -> None:
+def test_compression_is_the_users_choice(trained: Path, merge: Call, tmp_path: Path) -> None:
     flags = ("--compress", "--no-differences", "--no-retrain")
-    code, out, _ = merge(path, "-o", tmp_path / "merged", *SHORT, *flags)
+    code, out, _ = merge(trained / "workload.yaml", "-o", tmp_path / "merged", *SHORT, *flags)
     assert code == 0
     report = read_report(tmp_path / "merged" / "merge.json")
     assert report.forms is not None
     assert {layer.kind for layer in report.forms.layers} == {"coded"}
     assert "0.0% by sharing" in out
     assert "try --compress" not in out
-    code, out, _ = merge(path, "-o", tmp_path / "plain", *SHORT, "--no-differences", "--no-retrain")
+    code, out, _ = merge(
+        trained / "workload.yaml", "-o", tmp_path / "plain", *SHORT, "--no-differences", "--no-retrain"
+    )
     assert code == 0
     assert "compression alone saves more than this merge: try --compress" in out
 

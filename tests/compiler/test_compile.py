@@ -173,7 +173,7 @@ def test_the_old_bundle_comes_back_when_the_new_one_cannot_take_its_place(
     def broken(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gemel.compiler.writing.output.replace_folder", broken)
+    monkeypatch.setattr("gemel.bundles.replace_bundle.replace_folder", broken)
     with pytest.raises(KeyboardInterrupt):
         compile_workload(load_workload(bundle_folder / "workload.yaml"), bundle_folder / "bundle")
     open_bundle(bundle_folder / "bundle")

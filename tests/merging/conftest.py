@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from gemel.bundles.manifest import InputSpec
 from gemel.compiler.heads import cut
 from gemel.frames.preprocess import Geometry
+from gemel.merging.judging.exams import judged_query
 from gemel.merging.layers.layers import layers_of
 from gemel.merging.models.networks import Network
 from gemel.merging.models.trace import trace_layers
 from gemel.merging.tasks import task_of
-from gemel.merging.training.subjects import JudgedQuery, Subject, Teacher, outputs_on
-from gemel.workload.data import Images
+from gemel.merging.training.subjects import Subject, Teacher, outputs_of
+from gemel.workload.data import Images, Splits
 from gemel.workload.document.schema import Query
 
 
@@ -79,14 +80,12 @@ def make_subject(
     images = Images(pixels, (Geometry((8, 8), (8, 8), (8, 8)),) * count, made.input)
     stage = made.stages["main"].module.eval()
     device = torch.device("cpu")
-    answers = outputs_on(stage, images, device)
     if labels:
-        images = replace(images, labels=answers[0].argmax(1))
+        with torch.inference_mode():
+            images = replace(images, labels=outputs_of(stage, images.batch(torch.arange(count)))[0].argmax(1))
     traced = trace_layers(made)
-    held = []
-    for query_ in queries:
-        judge = task_of(network, query_)
-        held.append(JudgedQuery(query_, judge, images, answers, judge.accuracy(answers, answers, images)))
+    splits = Splits(images, images, images)
+    held = [judged_query(query_, task_of(network, query_), stage, splits, None, device) for query_ in queries]
     teacher = Teacher(stage, images, device)
     return Subject(network, traced, tuple(layers_of(network, traced=traced)), images, tuple(held), stage, teacher)
 

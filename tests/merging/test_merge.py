@@ -128,14 +128,14 @@ HARD = SearchSettings(steps=2, batch=10, rate=0.001, start="first")
 def whole(_trained: Path, tmp_path_factory: pytest.TempPathFactory) -> MergeReport:
     """Return the report of a merge of a few images that was not stopped."""
     folder = shutil.copytree(_trained, tmp_path_factory.mktemp("whole") / "trained")
-    keep_images(folder, 10)
+    keep_images(folder, 60)
     with single_thread():
         return merge_workload(load_workload(folder / "workload.yaml"), folder / "merged", options(settings=HARD))
 
 
 @pytest.mark.parametrize("after", [1, 2, 3])
 def test_a_merge_that_was_stopped_goes_on(after: int, whole: MergeReport, trained: Path) -> None:
-    keep_images(trained, 10)
+    keep_images(trained, 60)
     workload = load_workload(trained / "workload.yaml")
     hard = options(settings=HARD)
     # The merge continues an uncommitted training, commits more than once, and stops before its end.

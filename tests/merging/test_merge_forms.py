@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gemel.bundles.blob import tensor_id
+from gemel.bundles.codes import unpack_codes
 from gemel.bundles.merge_report import MergeReport, read_report
+from gemel.compiler import compile_workload
 from gemel.errors import GemelError, InputError
-from gemel.merging.forms.packing import unpack_codes
 from gemel.merging.forms.quantize import Coded, materialize
 from gemel.merging.merge import Listener, MergeOptions, merge_workload
 from gemel.merging.strategies import SearchSettings
@@ -83,7 +84,8 @@ def check_forms(folder: Path, report: MergeReport) -> None:
         tensors |= {f"base.{tensor_id(value.numpy())}": value for value in weights(folder, name).values()}
     for layer in report.forms.layers:
         own = weights(folder, layer.model)[layer.parameter]
-        codes = torch.from_numpy(unpack_codes(tensors[f"{layer.index}.codes"].numpy(), layer.bits, layer.shape))
+        packed = tensors[f"{layer.index}.codes"].numpy()
+        codes = torch.from_numpy(unpack_codes(packed, layer.bits, own.numel()).reshape(own.shape))
         base = None if layer.base is None else tensors[layer.base]
         assert torch.equal(materialize(Coded(codes, tensors[f"{layer.index}.scale"], layer.bits), base), own)
 
@@ -194,6 +196,13 @@ def test_no_differences_where_the_user_wants_none(tuned: Path) -> None:
     report = merge(tuned, heard, settings={"differences": False})
     assert report.forms is None
     assert heard.families == []
+
+
+def test_a_bundle_of_differences_has_the_bytes_that_the_merge_counts(tuned: Path) -> None:
+    report = merge(tuned)
+    content = compile_workload(load_workload(tuned / "merged" / "workload.yaml"), tuned / "bundle").manifest
+    assert len(content.forms) > 0
+    assert sum(spec.length for spec in content.tensors.values()) == report.merged_bytes
 
 
 def test_compression_competes_under_the_same_judge(tuned: Path) -> None:

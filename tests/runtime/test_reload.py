@@ -148,8 +148,8 @@ def cut_weights(bundle: Path) -> str:
 def newer_version(bundle: Path) -> str:
     manifest = bundle / "manifest.json"
     document = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps({**document, "schema_version": "2.0"}))
-    return "2.0"
+    manifest.write_text(json.dumps({**document, "schema_version": "3.0"}))
+    return "3.0"
 
 
 def no_bundle(bundle: Path) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from ...bundles.manifest import InputSpec
-from ...errors import DataError, FeedError, InputError
+from ...errors import DataError, FeedError, InputError, UnjudgedError
 from ...frames.reference import package_file
 from ...frames.source import Source, resolve
 from ..document.schema import Query, Workload
@@ -15,11 +16,22 @@ from .images import Images
 from .listing import Listing
 from .video import count_frames
 
-__all__ = ["load_data", "read_images"]
+__all__ = ["Splits", "list_feed", "list_stills", "load_data", "read_images"]
 
-_LEAST = 4
-"""Minimum number of images of a data set that is split into images for training and for evaluation."""
+_LEAST = 15
+"""Minimum number of images of a data set that is split into parts for training, choosing and confirming."""
 _ALLOWED = "a folder of images, a folder with a folder for each class, a COCO json, a video, or package:NAME/path"
+
+
+class Splits(NamedTuple):
+    """Images of a query in three parts without a common image; without labels, the parts are apart in time."""
+
+    train: Images
+    """Images to retrain the query's model on."""
+    choose: Images
+    """Images that decide between merges while the search goes on."""
+    confirm: Images
+    """Images that choose nothing: they say whether the result keeps the query's accuracy."""
 
 
 def load_data(
@@ -28,25 +40,27 @@ def load_data(
     spec: InputSpec,
     classes: int | None,
     *,
-    frames: tuple[int, int] = (2000, 1000),
+    frames: tuple[int, int, int] = (2000, 1000, 1000),
     labelled: int | None = None,
-) -> tuple[Images, Images]:
-    """Load the training images and the held-out images of a query.
+) -> Splits:
+    """Load the images of a query that its model trains on, those that choose, and those that confirm.
 
-    The images are those of ``data.train`` and ``data.val``. A query without data gets frames of its feed. Without
-    ``data.val``, some of the training images are held out (:meth:`Listing.split`).
+    The images are those of ``data.train`` and ``data.val``, which is halved. A query without data gets frames of its
+    feed. Without ``data.val``, images of ``data.train`` choose and confirm, and are not trained on
+    (:meth:`Listing.split`).
 
     Args:
         query: query of the workload.
         workload: workload, for its feeds and its folder.
         spec: input size and normalisation of the query's model.
         classes: number of the model's classes, the background not counted; None for embeddings.
-        frames: maximum numbers of images for training and held out, for data sets without labels; evenly spread.
-        labelled: maximum number of images of each data set with labels; all when None.
+        frames: maximum numbers of images of the three parts, for data sets without labels; evenly spread.
+        labelled: maximum number of images of each part of a data set with labels; all when None.
 
     Raises:
         DataError: the query has no data and its feed is a camera, or data is missing, cannot be read or does not fit
             the model.
+        UnjudgedError: there are too few images.
     """
     given = query.data
     name = f"query {query.name}"
@@ -57,17 +71,19 @@ def load_data(
     else:
         train = _list(given.train, workload.root, query, classes, f"{name}: data.train")
     if given is not None and given.val is not None:
-        val = _list(given.val, workload.root, query, classes, f"{name}: data.val")
+        choose, confirm = _list(given.val, workload.root, query, classes, f"{name}: data.val").halved()
     else:
         if len(train) < _LEAST:
-            found = f"fewer than {_LEAST} images: {len(train)}"
-            raise DataError(f"{train.what}: {found}; some are held out for evaluation, because data.val is not given")
-        train, val = train.split()
+            raise UnjudgedError(
+                f"{train.what}: fewer than {_LEAST} images: {len(train)}; some choose and some confirm, because"
+                " data.val is not given; give a longer recording or more images"
+            )
+        train, choose, confirm = train.split()
     parts = []
-    for part, limit in zip((train, val), frames, strict=True):
+    for part, limit in zip((train, choose, confirm), frames, strict=True):
         free = part.labels is None and part.boxes is None
         parts.append(part.thinned(limit if free else labelled).read(spec))
-    return parts[0], parts[1]
+    return Splits(*parts)
 
 
 def read_images(
@@ -97,6 +113,22 @@ def _list(reference: str, root: Path, query: Query, classes: int | None, what: s
     Raises:
         DataError: the reference is not allowed, or its target is missing or does not fit the model.
     """
+    path = _located(reference, root, what)
+    if path.is_dir():
+        return _list_folder(path, query, classes, what)
+    if path.suffix.lower() == ".json":
+        if query.task != "detection":
+            raise DataError(f"{what}: {path}: boxes are for detection; the query's task is {query.task}")
+        return list_coco(path, query.labels, classes, what)
+    return _list_video(Source(query.feed, "file", str(path)), what)
+
+
+def _located(reference: str, root: Path, what: str) -> Path:
+    """Return the file or folder that a reference to images means.
+
+    Raises:
+        DataError: the reference is not allowed, or its target is missing.
+    """
     if "://" in reference:
         raise DataError(f"{what}: {reference!r}: not allowed; allowed: {_ALLOWED}")
     if reference.startswith("package:"):
@@ -106,15 +138,9 @@ def _list(reference: str, root: Path, query: Query, classes: int | None, what: s
             raise DataError(f"{what}: {error}") from error
     else:
         path = (root / Path(reference).expanduser()).absolute()
-    if path.is_dir():
-        return _list_folder(path, query, classes, what)
-    if not path.is_file():
+    if not path.exists():
         raise DataError(f"{what}: {path}: no such file or folder; allowed: {_ALLOWED}")
-    if path.suffix.lower() == ".json":
-        if query.task != "detection":
-            raise DataError(f"{what}: {path}: boxes are for detection; the query's task is {query.task}")
-        return list_coco(path, query.labels, classes, what)
-    return _list_video(Source(query.feed, "file", str(path)), what)
+    return path
 
 
 def _list_folder(folder: Path, query: Query, classes: int | None, what: str) -> Listing:
@@ -146,16 +172,41 @@ def _of_feed(query: Query, workload: Workload) -> Listing:
     Raises:
         DataError: the feed is a camera, whose frames cannot be read again, or the feed cannot be read.
     """
-    what = f"query {query.name}: feed {query.feed}"
-    # The address of a camera may hold a password, so it is neither resolved nor part of a message.
-    camera = f"{what}: frames of a camera are not kept; give data.train: {_ALLOWED}"
-    text = workload.feeds[query.feed].source
-    if "://" in text:
-        raise DataError(camera)
     try:
-        source = resolve(query.feed, text, base=workload.root)
+        return list_feed(query.feed, workload, f"query {query.name}: feed {query.feed}")
     except FeedError as error:
         raise DataError(f"query {query.name}: data is not given, and {error}") from error
+
+
+def list_feed(name: str, workload: Workload, what: str) -> Listing:
+    """Return a listing of the frames of a feed of a workload: a video, or a folder of images.
+
+    Args:
+        name: name of the feed.
+        workload: the workload.
+        what: name of the query and field, for errors.
+
+    Raises:
+        DataError: the feed is a camera, whose frames cannot be read again, or has no frames.
+        FeedError: the feed cannot be found.
+    """
+    # The address of a camera may hold a password, so it is neither resolved nor part of a message.
+    camera = f"{what}: frames of a camera are not kept; give data.train: {_ALLOWED}"
+    text = workload.feeds[name].source
+    if "://" in text:
+        raise DataError(camera)
+    source = resolve(name, text, base=workload.root)
     if source.live:
         raise DataError(camera)
     return list_flat(Path(source.location), what) if source.kind == "folder" else _list_video(source, what)
+
+
+def list_stills(workload: Workload) -> Listing:
+    """Return a listing of a workload's still images, without labels: a folder, or frames of a video.
+
+    Raises:
+        DataError: the reference is not allowed, or its target is missing.
+    """
+    what = "stills"
+    path = _located(workload.stills or "", workload.root, what)
+    return list_flat(path, what) if path.is_dir() else _list_video(Source(what, "file", str(path)), what)

@@ -1,19 +1,24 @@
-"""Data sets in memory: images resized to a model's input, but not yet normalised."""
+"""Data sets: images resized to a model's input, but not yet normalised, in memory or in temporary files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...bundles.manifest import InputSpec
 from ...frames.preprocess import Geometry
+from .pixels import MOST_IN_MEMORY, DiskPixels, Pixels, in_memory, stored
 
-__all__ = ["Boxes", "Images", "joined"]
+__all__ = ["Boxes", "Images", "Resized", "joined", "made_of"]
+
+Resized = tuple[NDArray[np.uint8], Geometry]
+"""Type of one image ``[h, w, C]``, resized for a model, with its position in the model's input."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Boxes:
 class Images:
     """Data set of images, resized for a model. Without labels or boxes, the original model's answers are the truth."""
 
-    pixels: Tensor
+    pixels: Pixels
     """Pixels of all images of a data set, ``[N, C, height, width]`` uint8 in the colour order of the model's input."""
     geometry: tuple[Geometry, ...]
     """Size and place of each resized image within the model's input, which a letterbox leaves partly empty."""
@@ -47,12 +52,17 @@ class Images:
     def __len__(self) -> int:
         return len(self.pixels)
 
+    def loaded(self) -> Tensor:
+        """Return the pixels of all images in memory, ``[N, C, height, width]`` uint8."""
+        return self.pixels[torch.arange(len(self))]
+
     def select(self, indices: Tensor) -> Images:
         """Return a data set of the images with the numbers ``indices`` (``[N]`` int64), in that order."""
         rows = indices.tolist()
         labels = None if self.labels is None else self.labels[indices]
         boxes = None if self.boxes is None else tuple(self.boxes[row] for row in rows)
-        return Images(self.pixels[indices], tuple(self.geometry[row] for row in rows), self.spec, labels, boxes)
+        pixels = self.pixels.select(indices) if isinstance(self.pixels, DiskPixels) else self.pixels[indices]
+        return Images(pixels, tuple(self.geometry[row] for row in rows), self.spec, labels, boxes)
 
     def batch(self, indices: Tensor, mirrored: bool = False) -> Tensor:
         """Return a batch of normalised images as the model's input.
@@ -105,6 +115,31 @@ class Images:
             yield row, self.geometry[index].area
 
 
+def made_of(resized: Iterable[Resized], count: int, spec: InputSpec) -> Images:
+    """Collect resized images into a data set, in a temporary file if they would take more than 256 MiB of memory.
+
+    Args:
+        resized: the images, without labels.
+        count: maximum number of images.
+        spec: input size and colour order of the model that the images are resized for.
+    """
+    size = (1 if spec.color == "gray" else 3, *spec.size)
+    places: list[Geometry] = []
+
+    def pictures() -> Iterator[NDArray[np.uint8]]:
+        """Yield the pixels of each image in its place within the model's input, and note the place."""
+        for image, place in resized:
+            rows, columns = place.covered
+            picture = np.zeros(size, np.uint8)
+            picture[:, rows, columns] = image.transpose(2, 0, 1)
+            places.append(place)
+            yield picture
+
+    on_disk = count * size[0] * size[1] * size[2] > MOST_IN_MEMORY
+    pixels = stored(pictures(), size) if on_disk else in_memory(pictures(), count, size)
+    return Images(pixels, tuple(places), spec)
+
+
 def joined(parts: Sequence[Images]) -> Images:
     """Concatenate data sets of images for one model. Labels and boxes are kept only if all data sets have them."""
     if len(parts) == 1:
@@ -112,9 +147,20 @@ def joined(parts: Sequence[Images]) -> Images:
     labels = [part.labels for part in parts if part.labels is not None]
     boxes = [part.boxes for part in parts if part.boxes is not None]
     return Images(
-        torch.cat([part.pixels for part in parts]),
+        _joined_pixels([part.pixels for part in parts]),
         tuple(place for part in parts for place in part.geometry),
         parts[0].spec,
         torch.cat(labels) if len(labels) == len(parts) else None,
         tuple(each for part in boxes for each in part) if len(boxes) == len(parts) else None,
     )
+
+
+def _joined_pixels(parts: Sequence[Pixels]) -> Pixels:
+    """Concatenate pixels; in temporary files if those of one part are in one."""
+    tensors = [part for part in parts if isinstance(part, Tensor)]
+    if len(tensors) == len(parts):
+        return torch.cat(tensors)
+    channels, height, width = parts[0].shape[1:]
+    size = (channels, height, width)
+    files = [part if isinstance(part, DiskPixels) else stored(part.numpy(), size) for part in parts]
+    return reduce(DiskPixels.followed_by, files)

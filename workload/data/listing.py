@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -18,23 +18,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...bundles.manifest import InputSpec
-from ...errors import DataError
+from ...errors import DataError, UnjudgedError
 from ...frames.preprocess import Geometry, resize
 from ...frames.source import Source
-from .images import Boxes, Images
-from .video import pictures
+from .images import Boxes, Images, made_of
+from .video import pictures as frames_of
 
 __all__ = ["Listing"]
 
-_MOST_BYTES = 8 << 30
-"""Maximum bytes of pixels of a data set; the pixels stay in memory while models train."""
 _CHUNK = 256
 """Maximum number of a data set's image files to decode ahead of their use."""
-_HELD_OUT = 5
-"""Number N such that one of every N images of a data set is held out for evaluation."""
+_GAP = 25
+"""Number N such that one of N images of a data set is left out between two parts that are apart in time."""
 
-Resized = tuple[NDArray[np.uint8], Geometry]
-"""Type of one image, resized for a model, with its position in the model's input."""
 _T = TypeVar("_T")
 
 
@@ -78,26 +74,49 @@ class Listing:
             return self.chosen(range(limit))
         return self.chosen(np.linspace(0, len(self) - 1, limit).round().astype(int).tolist())
 
-    def split(self) -> tuple[Listing, Listing]:
-        """Split a data set into four fifths for training and one fifth held out for evaluation, always the same.
+    def split(self) -> tuple[Listing, Listing, Listing]:
+        """Split a data set into three fifths for training, one for choosing and one for confirming, always the same.
 
-        With labels, every fifth image of each class is held out. Without labels, the data set is cut into five runs of
-        consecutive images, and the last fifth of each is held out. Single frames of a video would not do: their
-        neighbours, which are near copies, would be trained on. Several runs cover a scene that changes over time.
+        With labels, the first of every five images of a class chooses and the third confirms. Without labels, the data
+        set is cut in time: the first part trains, the next one chooses, the last one confirms, with gaps between them.
+        Single frames of a video would not do: their neighbours, which are near copies, would be trained on.
         """
         if self.labels is None:
-            last = {row for part in _stretches(len(self)) for row in part[-max(2, len(part) // _HELD_OUT) :]}
-            return self._parted((row for row in range(len(self)) if row not in last), sorted(last))
-        members: dict[int, list[int]] = defaultdict(list)
-        for row, label in enumerate(self.labels):
-            members[label].append(row)
-        val = {row for rows in members.values() if len(rows) > 1 for row in rows[::_HELD_OUT]}
-        return self._parted((row for row in range(len(self)) if row not in val), sorted(val))
+            first, second, third = self._blocks(3, 1, 1)
+            return self.chosen(first), *self._judging(second, third)
+        choose, confirm = self._every(5, 0), self._every(5, 2)
+        train = sorted(set(range(len(self))) - set(choose) - set(confirm))
+        return self.chosen(train), *self._judging(choose, confirm)
 
-    def _parted(self, train: Iterable[int], val: Iterable[int]) -> tuple[Listing, Listing]:
-        """Return two listings of a data set, of the images for training and of those held out, given the images'
-        numbers."""
-        return self.chosen(train), replace(self.chosen(val), what=f"{self.what} (the part kept for val)")
+    def halved(self) -> tuple[Listing, Listing]:
+        """Split a data set into one half for choosing and one for confirming, always the same.
+
+        With labels, the images of each class alternate. Without labels, the halves are apart in time, with a gap.
+        """
+        if self.labels is None:
+            return self._judging(*self._blocks(1, 1))
+        return self._judging(self._every(2, 0), self._every(2, 1))
+
+    def _every(self, step: int, first: int) -> list[int]:
+        """Return the numbers of every ``step``-th labelled image of each class, from the class's image ``first`` on."""
+        members: dict[int, list[int]] = defaultdict(list)
+        for row, label in enumerate(self.labels or ()):
+            members[label].append(row)
+        return sorted(row for rows in members.values() if len(rows) > 1 for row in rows[first::step])
+
+    def _blocks(self, *parts: int) -> list[range]:
+        """Split the numbers of all images into runs of lengths in the ratio ``parts``, with a gap before all but the
+        first."""
+        gap = max(1, len(self) // _GAP)
+        edges = [len(self) * sum(parts[:count]) // sum(parts) for count in range(len(parts) + 1)]
+        return [range(first + gap * (first > 0), end) for first, end in pairwise(edges)]
+
+    def _judging(self, choose: Iterable[int], confirm: Iterable[int]) -> tuple[Listing, Listing]:
+        """Return two listings of a data set, of the images that choose and those that confirm, given their numbers."""
+        return (
+            replace(self.chosen(choose), what=f"{self.what} (the part that chooses)"),
+            replace(self.chosen(confirm), what=f"{self.what} (the part that confirms)"),
+        )
 
     def read(self, spec: InputSpec) -> Images:
         """Read every image of the data set and resize it for a model.
@@ -106,53 +125,44 @@ class Listing:
             spec: input size and colour order of the model.
 
         Raises:
-            DataError: there are fewer than two images or more than 8 GiB of pixels, an image cannot be read, or a box
-                lies outside its image.
+            UnjudgedError: there are fewer than two images.
+            DataError: an image cannot be read, or a box lies outside its image.
         """
         if len(self) < 2:
-            raise DataError(f"{self.what}: fewer than 2 images: {len(self)}")
-        channels = 1 if spec.color == "gray" else 3
-        size = len(self) * channels * spec.size[0] * spec.size[1]
-        if size > _MOST_BYTES:
-            raise DataError(
-                f"{self.what}: {len(self)} images of {spec.size[0]} x {spec.size[1]} pixels need {size} bytes of"
-                f" memory, more than {_MOST_BYTES}; use fewer images"
+            raise UnjudgedError(
+                f"{self.what}: fewer than 2 images: {len(self)}; give more images or a longer recording"
             )
-        pixels = torch.zeros(len(self), channels, *spec.size, dtype=torch.uint8)
-        geometry: list[Geometry] = []
-        for image, place in self._of_video(spec) if self.video else self._of_files(spec):
-            rows, columns = place.covered
-            pixels[len(geometry), :, rows, columns] = torch.from_numpy(image).permute(2, 0, 1)
-            geometry.append(place)
-        if len(geometry) < 2:
-            raise DataError(f"{self.what}: {self.video} gives {len(geometry)} readable frames; at least 2 are needed")
-        self._check_boxes(geometry)
+        images = made_of(self.pictures(lambda image: resize(image, spec)), len(self), spec)
+        if len(images) < 2:
+            raise UnjudgedError(f"{self.what}: {self.video} gives {len(images)} readable frames; at least 2 are needed")
+        self._check_boxes(images.geometry)
         labels: Tensor | None = None if self.labels is None else torch.tensor(self.labels)
-        return Images(pixels[: len(geometry)], tuple(geometry), spec, labels, self.boxes)
+        return replace(images, labels=labels, boxes=self.boxes)
 
-    def _of_files(self, spec: InputSpec) -> Iterator[Resized]:
-        """Read the data set's image files in parallel threads, and yield the images resized for a model, in order."""
+    def pictures(self, change: Callable[[NDArray[np.uint8]], _T]) -> Iterator[_T]:
+        """Read the images one after the other and yield what ``change`` makes of each, files in parallel threads.
 
-        def load(path: Path) -> Resized:
-            """Read one image file and resize it for a model."""
+        Args:
+            change: function of an image, ``[H, W, 3]`` uint8 BGR.
+        """
+        if self.video is not None:
+            numbers: Sequence[int] = [item for item in self.items if isinstance(item, int)]
+            with closing(frames_of(self.video, numbers, self.what)) as found:
+                yield from map(change, found)
+            return
+
+        def load(path: Path) -> _T:
+            """Read one image file and change it."""
             image = cv2.imread(str(path), cv2.IMREAD_COLOR)
             if image is None:
                 raise DataError(f"{self.what}: {path}: cannot be read as an image")
-            return resize(np.asarray(image, np.uint8), spec)
+            return change(np.asarray(image, np.uint8))
 
         paths = [item for item in self.items if isinstance(item, Path)]
         with ThreadPoolExecutor() as pool:
             # Read in chunks: a bad image is reported soon, and few decoded images wait in memory.
             for start in range(0, len(paths), _CHUNK):
                 yield from pool.map(load, paths[start : start + _CHUNK])
-
-    def _of_video(self, spec: InputSpec) -> Iterator[Resized]:
-        """Decode the data set's frames of a video, and yield the frames resized for a model, in order."""
-        assert self.video is not None
-        numbers: Sequence[int] = [item for item in self.items if isinstance(item, int)]
-        with closing(pictures(self.video, numbers, self.what)) as found:
-            for frame in found:
-                yield resize(frame, spec)
 
     def _check_boxes(self, geometry: Sequence[Geometry]) -> None:
         """Check that the ground-truth boxes fit the images that were read.
@@ -181,11 +191,3 @@ class Listing:
 def _picked(values: Sequence[_T], rows: Iterable[int]) -> tuple[_T, ...]:
     """Return the items of a sequence at the positions ``rows``, in that order."""
     return tuple(values[row] for row in rows)
-
-
-def _stretches(count: int) -> list[range]:
-    """Split the numbers of ``count`` images into five runs of nearly equal length, or into fewer runs if five would
-    have under ten images each."""
-    parts = min(5, max(1, count // 10))
-    edges = [count * part // parts for part in range(parts + 1)]
-    return [range(first, end) for first, end in pairwise(edges)]

@@ -176,6 +176,9 @@ class Workload(Strict):
     """Path of the weights that models were fine-tuned from, for all models that it fits; ``model.base`` is for one."""
     queries: Annotated[list[Query], Field(min_length=1)]
     """Queries: each runs a model on the frames of a feed."""
+    stills: str | None = None
+    """Still images on which ``gemel merge`` judges queries without labels as well: a folder of images, a video, or
+    ``package:NAME/path``. They should show what the cameras may see one day."""
     outputs: OutputList = Field(default=[])
     """Outputs that results are sent to when the bundle runs: files, videos, pictures, a broker, a web server."""
 

@@ -6,6 +6,7 @@ factory                                                 architecture
 ``gemel.workload.zoo.darknet:yolov3``                   YOLOv3 (Redmon and Farhadi 2018), with Darknet's layer numbers
 ``gemel.workload.zoo.darknet:yolov3_tiny``              Tiny-YOLOv3, likewise
 ``gemel.workload.zoo.ssdlite:ssdlite_mobilenet_v2``     SSDLite-MobileNetV2 of the TensorFlow object-detection API
+``gemel.workload.zoo.ssdlite:ssd_mobilenet_v2``         SSD-MobileNetV2, likewise
 ``gemel.workload.zoo.mobilenet:mobilenet_v2_features``  MobileNetV2 without its classifier, for embeddings
 ======================================================  ==============================================================
 

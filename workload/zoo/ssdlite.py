@@ -1,4 +1,4 @@
-"""SSDLite with a MobileNetV2 backbone, as the TensorFlow object-detection API builds and trains it.
+"""SSDLite and SSD with a MobileNetV2 backbone, as the TensorFlow object-detection API builds and trains them.
 
 Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks" (2018), section 6.2, and the API's
 ``ssd_mobilenet_v2`` feature extractor, ``ssd_anchor_generator`` and convolutional box predictor. The backbone's
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ...bundles.decode_specs import DecodeSpec, SsdDecode
 from ...bundles.manifest import InputSpec
 
-__all__ = ["SsdLiteMobileNetV2", "same_padding", "ssdlite_mobilenet_v2"]
+__all__ = ["SsdMobileNetV2", "same_padding", "ssd_mobilenet_v2", "ssdlite_mobilenet_v2"]
 
 # Expansion, output channels, blocks, first stride: table 2 of the paper.
 _BLOCKS = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -52,17 +52,24 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
+def _conv(
+    inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, *, batch_norm: bool
+) -> tuple[nn.Module, ...]:
+    """Return a convolution and its BatchNorm, or a convolution with a bias that stands for a folded BatchNorm."""
+    # At stride 1, SAME padding is equal on all sides, and the convolution pads by itself.
+    padding = kernel // 2 if stride == 1 else 0
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=not batch_norm)
+    return (conv, nn.BatchNorm2d(outputs, eps=_BN_EPS)) if batch_norm else (conv,)
+
+
 class _Conv(nn.Sequential):
     """Convolution with SAME padding, BatchNorm and ReLU6, numbered as in torchvision's ``Conv2dNormActivation``."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> None:
-        # At stride 1, SAME padding is equal on all sides, and the convolution pads by itself.
-        padding = kernel // 2 if stride == 1 else 0
-        super().__init__(
-            nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False),
-            nn.BatchNorm2d(outputs, eps=_BN_EPS),
-            nn.ReLU6(inplace=True),
-        )
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, *, batch_norm: bool = True
+    ) -> None:
+        layers = _conv(inputs, outputs, kernel, stride, groups, batch_norm=batch_norm)
+        super().__init__(*layers, nn.ReLU6(inplace=True))
         self.kernel, self.stride = kernel, stride
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,16 +88,15 @@ class _InvertedResidual(nn.Module):
     The input is added to the output if stride is 1 and the channels are equal.
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, expansion: int, batch_norm: bool) -> None:
         super().__init__()
         hidden = inputs * expansion
         self.expands = expansion > 1
         self.residual = stride == 1 and inputs == outputs
         self.conv = nn.Sequential(
-            *([_Conv(inputs, hidden)] if self.expands else []),
-            _Conv(hidden, hidden, 3, stride, groups=hidden),
-            nn.Conv2d(hidden, outputs, 1, bias=False),
-            nn.BatchNorm2d(outputs, eps=_BN_EPS),
+            *([_Conv(inputs, hidden, batch_norm=batch_norm)] if self.expands else []),
+            _Conv(hidden, hidden, 3, stride, groups=hidden, batch_norm=batch_norm),
+            *_conv(hidden, outputs, batch_norm=batch_norm),
         )
 
     def expand(self, x: Tensor) -> Tensor:
@@ -113,11 +119,12 @@ class _InvertedResidual(nn.Module):
 class _Head(nn.Sequential):
     """Head of a detector that gives ``values`` numbers for each anchor of one feature level.
 
-    ``[N, C, H, W]`` -> ``[N, H * W * anchors, values]``.
+    ``[N, C, H, W]`` -> ``[N, H * W * anchors, values]``. SSDLite's head has a depthwise convolution first.
     """
 
-    def __init__(self, channels: int, anchors: int, values: int) -> None:
-        super().__init__(_Conv(channels, channels, 3, groups=channels), nn.Conv2d(channels, anchors * values, 1))
+    def __init__(self, channels: int, anchors: int, values: int, lite: bool, batch_norm: bool) -> None:
+        depthwise = [_Conv(channels, channels, 3, groups=channels, batch_norm=batch_norm)] if lite else []
+        super().__init__(*depthwise, nn.Conv2d(channels, anchors * values, 1))
         self.anchors, self.values = anchors, values
 
     def forward(self, x: Tensor) -> Tensor:
@@ -127,29 +134,41 @@ class _Head(nn.Sequential):
         return x.permute(0, 2, 3, 1).reshape(-1, rows, self.values)
 
 
-class SsdLiteMobileNetV2(nn.Module):
-    """SSDLite-MobileNetV2: a one-stage detector with six feature levels. :func:`ssdlite_mobilenet_v2` makes one."""
+class SsdMobileNetV2(nn.Module):
+    """SSDLite-MobileNetV2 or SSD-MobileNetV2: a one-stage detector with six feature levels.
+
+    :func:`ssdlite_mobilenet_v2` and :func:`ssd_mobilenet_v2` make one.
+
+    Args:
+        num_classes: number of classes to detect, the background not counted.
+        lite: whether extra levels and heads have depthwise convolutions, as SSDLite's do, in place of plain ones.
+        batch_norm: whether convolutions have BatchNorms; otherwise each has a bias, as in files whose BatchNorms were
+            folded.
+    """
 
     output_names: tuple[str, ...] = ("logits", "boxes")
 
-    def __init__(self, num_classes: int = 1) -> None:
+    def __init__(self, num_classes: int = 1, *, lite: bool = True, batch_norm: bool = True) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.features = nn.Sequential(_Conv(3, 32, 3, 2), *_backbone(32), _Conv(320, 1280))
+        self.features = nn.Sequential(
+            _Conv(3, 32, 3, 2, batch_norm=batch_norm),
+            *_backbone(32, batch_norm),
+            _Conv(320, 1280, batch_norm=batch_norm),
+        )
         self.extras = nn.ModuleList(
-            nn.Sequential(
-                _Conv(inputs, outputs // 2),
-                _Conv(outputs // 2, outputs // 2, 3, 2, groups=outputs // 2),
-                _Conv(outputs // 2, outputs),
-            )
+            nn.Sequential(*_extra(inputs, outputs, lite, batch_norm))
             for inputs, outputs in zip(_LEVELS[1:], _EXTRAS, strict=False)
         )
-        anchors = [len(_shapes(level)) for level in range(len(_LEVELS))]
-        self.class_heads = nn.ModuleList(map(_Head, _LEVELS, anchors, [num_classes + 1] * len(_LEVELS)))
-        self.box_heads = nn.ModuleList(map(_Head, _LEVELS, anchors, [4] * len(_LEVELS)))
+        self.class_heads, self.box_heads = (
+            nn.ModuleList(
+                _Head(channels, len(_shapes(level)), values, lite, batch_norm) for level, channels in enumerate(_LEVELS)
+            )
+            for values in (num_classes + 1, 4)
+        )
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the raw outputs of all heads of an SSDLite-MobileNetV2 detector.
+        """Compute the raw outputs of all heads of an SSD or SSDLite detector.
 
         Args:
             image: ``[N, 3, H, W]`` RGB, -1 to 1.
@@ -192,21 +211,42 @@ class SsdLiteMobileNetV2(nn.Module):
         return InputSpec(size=(300, 300), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
-def ssdlite_mobilenet_v2(num_classes: int = 1) -> SsdLiteMobileNetV2:
+def ssdlite_mobilenet_v2(num_classes: int = 1) -> SsdMobileNetV2:
     """Make an SSDLite-MobileNetV2 of the TensorFlow object-detection API with random weights.
 
     Args:
         num_classes: number of classes to detect, the background not counted.
     """
-    return SsdLiteMobileNetV2(num_classes)
+    return SsdMobileNetV2(num_classes)
 
 
-def _backbone(channels: int) -> Iterator[_InvertedResidual]:
+def ssd_mobilenet_v2(num_classes: int = 1, batch_norm: bool = True) -> SsdMobileNetV2:
+    """Make an SSD-MobileNetV2 of the TensorFlow object-detection API with random weights.
+
+    Args:
+        num_classes: number of classes to detect, the background not counted.
+        batch_norm: whether convolutions have BatchNorms; otherwise each has a bias, as in TensorFlow Lite's files.
+    """
+    return SsdMobileNetV2(num_classes, lite=False, batch_norm=batch_norm)
+
+
+def _backbone(channels: int, batch_norm: bool) -> Iterator[_InvertedResidual]:
     """Yield the blocks of MobileNetV2 for a stem with ``channels`` output channels."""
     for expansion, outputs, blocks, stride in _BLOCKS:
         for block in range(blocks):
-            yield _InvertedResidual(channels, outputs, stride if block == 0 else 1, expansion)
+            yield _InvertedResidual(channels, outputs, stride if block == 0 else 1, expansion, batch_norm)
             channels = outputs
+
+
+def _extra(inputs: int, outputs: int, lite: bool, batch_norm: bool) -> Iterator[_Conv]:
+    """Yield the convolutions that lead from one of SSD's feature levels to the next, which is half as large."""
+    half = outputs // 2
+    yield _Conv(inputs, half, batch_norm=batch_norm)
+    if lite:
+        yield _Conv(half, half, 3, 2, groups=half, batch_norm=batch_norm)
+        yield _Conv(half, outputs, batch_norm=batch_norm)
+    else:
+        yield _Conv(half, outputs, 3, 2, batch_norm=batch_norm)
 
 
 def _shapes(level: int) -> list[tuple[float, float]]:

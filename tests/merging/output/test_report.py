@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import yaml
 from helpers import query
+from judgements import judgement
 
 from gemel.bundles.merge_report import read_report
 from gemel.merging.layers.problem import Problem
 from gemel.merging.layers.sharing import SharingMap, Use
 from gemel.merging.output import report
+from gemel.merging.output.confirm import Confirmer
 from gemel.merging.output.footprint import StoredModel
 from gemel.merging.output.report import Reporter, merged_workload
 from gemel.merging.search.search import Found
@@ -157,22 +159,28 @@ def made(subject: Callable[..., Subject]) -> tuple[Problem, dict[str, Subject]]:
     return Problem({name: each.layers for name, each in subjects.items()}, 7, queries), subjects
 
 
-def test_a_report_on_a_search(subject: Callable[..., Subject], tmp_path: Path) -> None:
+def test_a_report_on_a_search(subject: Callable[..., Subject], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     problem, subjects = made(subject)
+    reached = {"a": judgement(0.95, 0.93), "a1": judgement(0.9), "b": judgement(0.97, original=0.5)}
+    monkeypatch.setattr(Confirmer, "judgements", lambda self, model, state: reached)
     sharing = SharingMap().joined([[Use("a", "conv2.weight"), Use("b", "conv2.weight")]])
     states = {name: each.state() for name, each in subjects.items()}
     states["b"]["conv2.weight"] = states["a"]["conv2.weight"]
     outcome = Outcome({"a": 0.95, "a1": 0.9, "b": 0.97}, {}, frozenset("ab"), 30, 1.23456, "done")
     verdict = Verdict(Trial("one layer", sharing, frozenset("ab")), outcome, True, sharing)
     found = Found(states, sharing, {"a": 0.95, "a1": 0.9, "b": 0.97}, 30, [verdict])
-    report = Reporter(problem, subjects, "heaviest").report(found, finished=True)
+    report = Reporter(problem, subjects, "heaviest", {"c": "no object"}).report(found, finished=True)
+    assert report.left == {"c": "no object"}
     assert (report.strategy, report.seed, report.finished) == ("heaviest", 7, True)
     assert {name: (each.model, each.reached, each.target) for name, each in report.queries.items()} == {
         "a": ("a", 0.95, 0.9),
         "a1": ("a", 0.9, 0.8),
-        "b": ("b", 0.97, 0.95),
+        "b": ("b", 0.485, 0.95),
     }
-    assert report.queries["b"].relative == 0.97 / report.queries["b"].original
+    assert (report.queries["b"].relative, report.queries["b"].original) == (0.97, 0.5)
+    own = report.queries["a"].own
+    assert own is not None and (own.images, own.value, own.low, own.high) == (100, 0.95, 0.93, 1.0)
+    assert (report.queries["a"].mix, report.queries["a"].notes) == (None, ())
     (shared,) = report.shared
     assert [(use.query, use.parameter) for use in shared.uses] == [("a", "conv2.weight"), ("b", "conv2.weight")]
     assert shared.bytes == states["a"]["conv2.weight"].nbytes

@@ -27,7 +27,7 @@ from gemel.compiler.heads import Cut, StageModule, cut
 from gemel.errors import DataError, ModelError
 from gemel.frames.preprocess import Geometry
 from gemel.merging.models.networks import Network
-from gemel.merging.tasks import Outputs, Task, task_of
+from gemel.merging.tasks import Outputs, Task, accuracy, task_of
 from gemel.merging.tasks.anchors import to_input
 from gemel.merging.tasks.classification import ClassificationTask
 from gemel.merging.tasks.embedding import EmbeddingTask
@@ -156,8 +156,8 @@ def test_every_detector_agrees_with_itself(name: str) -> None:
     torch.manual_seed(1)
     made, random = detectors()[name]
     teacher = random()
-    assert made.accuracy(teacher, teacher, images(2)) == pytest.approx(1)
-    assert made.accuracy(random(), teacher, images(2)) < 0.9
+    assert accuracy(made, teacher, teacher, images(2)) == pytest.approx(1)
+    assert accuracy(made, random(), teacher, images(2)) < 0.9
 
 
 def test_boxes_of_the_background_do_not_matter() -> None:
@@ -194,9 +194,9 @@ def test_agreement_falls_with_what_is_missed_or_sinks_below_the_threshold() -> N
     teacher = logits((0, 0, 0), (0, 5, 0), (1, 9, 0), (1, 15, 0), classes=1), box_deltas()
     missed = logits((0, 0, 0), (0, 5, 0), classes=1), box_deltas()
     sunk = logits((0, 0, 0), (0, 5, 0), (1, 9, 0), (1, 15, 0), classes=1, height=-2.0), box_deltas()
-    assert made.accuracy(teacher, teacher, images(2)) == 1
-    assert made.accuracy(missed, teacher, images(2)) == pytest.approx(0.5, abs=0.02)
-    assert made.accuracy(sunk, teacher, images(2)) == 0
+    assert accuracy(made, teacher, teacher, images(2)) == 1
+    assert accuracy(made, missed, teacher, images(2)) == pytest.approx(0.5, abs=0.02)
+    assert accuracy(made, sunk, teacher, images(2)) == 0
 
 
 def test_the_threshold_of_the_query_decides_what_the_truth_is() -> None:
@@ -204,15 +204,15 @@ def test_the_threshold_of_the_query_decides_what_the_truth_is() -> None:
     both = logits((0, 0, 0), classes=1), box_deltas()
     both[0][0, 9] = torch.tensor([0.0, faint])
     one = logits((0, 0, 0), classes=1), box_deltas()
-    assert ssd(classes=1).accuracy(one, both, images(2)) == pytest.approx(0.5, abs=0.02)
-    assert ssd(classes=1, threshold=0.6).accuracy(one, both, images(2)) == 1
+    assert accuracy(ssd(classes=1), one, both, images(2)) == pytest.approx(0.5, abs=0.02)
+    assert accuracy(ssd(classes=1, threshold=0.6), one, both, images(2)) == 1
 
 
 def test_a_wrong_class_is_no_agreement_and_classes_count_by_their_objects() -> None:
     teacher = logits((0, 0, 0), (0, 5, 0), (1, 9, 0), (1, 15, 1)), box_deltas()
     student = logits((0, 0, 0), (0, 5, 0), (1, 9, 0), (1, 15, 0)), box_deltas()
-    assert ssd().accuracy(teacher, teacher, images(2)) == 1
-    assert ssd().accuracy(student, teacher, images(2)) == pytest.approx(0.75, abs=0.02)
+    assert accuracy(ssd(), teacher, teacher, images(2)) == 1
+    assert accuracy(ssd(), student, teacher, images(2)) == pytest.approx(0.75, abs=0.02)
 
 
 def test_boxes_in_source_pixels_are_the_truth_where_they_are_known() -> None:
@@ -221,17 +221,17 @@ def test_boxes_in_source_pixels_are_the_truth_where_they_are_known() -> None:
     nothing = Boxes(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
     held = images(2, source=(128, 256), valid=(32, 64), boxes=(objects, nothing))
     right, wrong = (logits((0, 0, 1)), box_deltas()), (logits((0, 1, 1)), box_deltas())
-    assert ssd().accuracy(right, wrong, held) == 1
-    assert ssd().accuracy(wrong, right, held) == 0
+    assert accuracy(ssd(), right, wrong, held) == 1
+    assert accuracy(ssd(), wrong, right, held) == 0
 
 
 def test_nothing_to_judge_by() -> None:
     empty = logits(), box_deltas()
     with pytest.raises(DataError, match=r"query door: .* no object .* 2 images: its model finds none .* above 0\.3"):
-        ssd().accuracy(empty, empty, images(2))
+        accuracy(ssd(), empty, empty, images(2))
     nothing = Boxes(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
     with pytest.raises(DataError, match=r"query door: .* the labels have none"):
-        ssd().accuracy(empty, empty, images(2, boxes=(nothing, nothing)))
+        accuracy(ssd(), empty, empty, images(2, boxes=(nothing, nothing)))
 
 
 def test_mean_average_precision_weighs_classes() -> None:
@@ -310,7 +310,7 @@ def test_training_a_sigmoid_head_on_boxes() -> None:
         learner.loss(student, held, torch.arange(2), False).backward()
         optimizer.step()
     outputs = tuple(value.detach() for value in student)
-    assert learner.accuracy(outputs, outputs, held) == 1
+    assert accuracy(learner, outputs, outputs, held) == 1
 
 
 def test_what_labels_teach() -> None:
@@ -334,22 +334,22 @@ def test_what_cannot_be_retrained_says_so() -> None:
 def test_top_one() -> None:
     scores, teacher = torch.eye(4), torch.eye(4)[[0, 1, 3, 3]]
     made = ClassificationTask()
-    assert made.accuracy((scores,), (teacher,), images(4)) == 0.75
-    assert made.accuracy((scores,), (teacher,), images(4, labels=torch.tensor([0, 1, 0, 0]))) == 0.5
+    assert accuracy(made, (scores,), (teacher,), images(4)) == 0.75
+    assert accuracy(made, (scores,), (teacher,), images(4, labels=torch.tensor([0, 1, 0, 0]))) == 0.5
 
 
 def test_embeddings_are_judged_by_how_they_differ_from_their_mean() -> None:
     torch.manual_seed(0)
     teacher = 5 + torch.rand(20, 8)
     made = EmbeddingTask("door")
-    assert made.accuracy((teacher,), (teacher,), images(20)) == pytest.approx(1)
+    assert accuracy(made, (teacher,), (teacher,), images(20)) == pytest.approx(1)
     # The vectors of all of these answers are nearly parallel to the teacher's.
-    assert made.accuracy((teacher.flip(0),), (teacher,), images(20)) < 0.3
-    assert made.accuracy((teacher.mean(0).expand(20, -1),), (teacher,), images(20)) < 0.1
-    assert made.accuracy((2 * teacher.mean(0) - teacher,), (teacher,), images(20)) == 0
+    assert accuracy(made, (teacher.flip(0),), (teacher,), images(20)) < 0.3
+    assert accuracy(made, (teacher.mean(0).expand(20, -1),), (teacher,), images(20)) < 0.1
+    assert accuracy(made, (2 * teacher.mean(0) - teacher,), (teacher,), images(20)) == 0
     # Lengths do not count if the query reports vectors of unit length.
-    assert made.accuracy((3 * teacher,), (teacher,), images(20)) == pytest.approx(1)
-    assert EmbeddingTask("door", unit=False).accuracy((3 * teacher,), (teacher,), images(20)) < 0.9
+    assert accuracy(made, (3 * teacher,), (teacher,), images(20)) == pytest.approx(1)
+    assert accuracy(EmbeddingTask("door", unit=False), (3 * teacher,), (teacher,), images(20)) < 0.9
 
 
 def test_a_batch_of_equal_frames_gives_no_wild_distance() -> None:
@@ -365,10 +365,10 @@ def test_feature_maps_are_averaged() -> None:
     torch.manual_seed(0)
     features = torch.rand(6, 8, 3, 3)
     made = EmbeddingTask("door")
-    assert made.accuracy((features,), (features.mean((2, 3)),), images(6)) == pytest.approx(1)
+    assert accuracy(made, (features,), (features.mean((2, 3)),), images(6)) == pytest.approx(1)
 
 
 def test_embeddings_of_images_that_are_all_alike() -> None:
     same = torch.rand(1, 8).expand(5, -1)
     with pytest.raises(DataError, match=r"query door: .* same embedding for all 5 images .*data\.val"):
-        EmbeddingTask("door").accuracy((same,), (same,), images(5))
+        accuracy(EmbeddingTask("door"), (same,), (same,), images(5))

@@ -7,8 +7,10 @@ from functools import partial
 
 import pytest
 import torch
+from judgements import judgement
 from torch import Tensor, nn
 
+from gemel.merging.judging.judgement import Judgement
 from gemel.merging.layers.sharing import Use
 from gemel.merging.training import start
 from gemel.merging.training.start import average, donate, is_narrow, refit_heads, reset_statistics
@@ -158,12 +160,12 @@ def test_images_whose_statistics_break_a_model_are_narrow(
     made = subject("a", Net)
     before = made.state()
 
-    def accuracies(judged: Subject, limit: int | None) -> dict[str, float]:
+    def judged(judged: Subject, limit: int | None) -> dict[str, Judgement]:
         assert not torch.equal(values(judged, "norm0.running_var"), before["norm0.running_var"])
         assert limit == 40
-        return {"a": found * judged.held[0].original}
+        return {"a": judgement(found)}
 
-    monkeypatch.setattr(Subject, "accuracies", accuracies)
+    monkeypatch.setattr(Subject, "judged", judged)
     assert is_narrow(made, [made.train.batch(torch.arange(64))], 40) == narrow
     assert all(torch.equal(value, before[name]) for name, value in made.state().items())
 
@@ -173,7 +175,7 @@ def test_a_model_without_statistics_is_not_judged_by_them(
 ) -> None:
     made = subject("a", lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 3)))
     # An accuracy of 0.5 on few images must not count: the images may just be hard ones.
-    monkeypatch.setattr(Subject, "accuracies", lambda *_: {"a": 0.5})
+    monkeypatch.setattr(Subject, "judged", lambda *_, **__: {"a": judgement(0.5)})
     assert not is_narrow(made, iter(()), 8)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from judgements import judgement
 from torch import Tensor, nn
 
 from gemel.merging.layers.sharing import SharingMap, Use, bind
@@ -65,14 +66,15 @@ def share(subjects: Mapping[str, Subject], *slots: Iterable[tuple[str, str]]) ->
 
 def symmetric(subject: Subject) -> Subject:
     """Return the model with training images that equal their mirrored versions."""
-    left = subject.train.pixels[..., :4]
+    left = subject.train.loaded()[..., :4]
     images = replace(subject.train, pixels=torch.cat([left, left.flip(-1)], -1))
     return replace(subject, train=images, teacher=type(subject.teacher)(subject.teacher.module, images, subject.device))
 
 
 def unreachable(subject: Subject) -> Subject:
-    """Return the model with goals that no accuracy reaches."""
-    return replace(subject, held=tuple(replace(each, original=2.0) for each in subject.held))
+    """Return the model with targets that only its original weights reach."""
+    hard = [replace(each, query=each.query.model_copy(update={"target": 1.0})) for each in subject.held]
+    return replace(subject, held=tuple(hard))
 
 
 def loss_of(subject: Subject) -> Tensor:
@@ -245,9 +247,9 @@ def test_training_does_not_end_where_only_the_images_glanced_at_are_right(
     subject: MakeSubject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = subject("a", Net)
-    monkeypatch.setattr(Subject, "accuracies", lambda self, limit=None: {"a": 1.0 if limit else 0.5})
+    monkeypatch.setattr(Subject, "judged", lambda self, exam, limit: {"a": judgement(1.0 if limit else 0.5)})
     assert retrain({"a": made}, "a", Recipe(10, batch=32, checks=4, gives_up=False)).ended == "done"
-    monkeypatch.setattr(Subject, "accuracies", lambda self, limit=None: {"a": 1.0})
+    monkeypatch.setattr(Subject, "judged", lambda self, exam, limit: {"a": judgement(1.0)})
     assert retrain({"a": made}, "a", Recipe(10, batch=32, checks=4, gives_up=False)).ended == "met"
 
 
@@ -255,8 +257,7 @@ def test_training_may_end_early_only_where_something_is_left_to_lose(
     subject: MakeSubject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = subject("a", Net, targets=(0.9,))
-    made = replace(made, held=(replace(made.held[0], original=1.0),))
-    monkeypatch.setattr(Subject, "accuracies", lambda self, limit=None: {"a": 0.94})
+    monkeypatch.setattr(Subject, "judged", lambda self, exam, limit: {"a": judgement(0.94)})
     for spare, ended in ((0.0, "met"), (0.3, "met"), (0.5, "done")):
         assert retrain({"a": made}, "a", Recipe(10, batch=32, gives_up=False, spare=spare)).ended == ended
 

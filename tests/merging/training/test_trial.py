@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from judgements import judgement
 from torch import Tensor, nn
 
-from gemel.errors import DataError
+from gemel.errors import UnjudgedError
 from gemel.merging.forms.form_map import Form, FormMap
 from gemel.merging.forms.quantize import materialize
 from gemel.merging.layers.sharing import SharingMap, Use
@@ -27,10 +28,9 @@ ALL = SharingMap().joined([Use(model, f"conv{index}.weight") for model in "abc"]
 
 @pytest.fixture
 def subjects(subject: MakeSubject) -> dict[str, Subject]:
-    """Return three models with dropout; no accuracy reaches the goal of ``c``."""
-    made = {name: subject(name, Dropping, seed=index) for index, name in enumerate("abc")}
-    made["c"] = replace(made["c"], held=tuple(replace(each, original=2.0) for each in made["c"].held))
-    return made
+    """Return three models with dropout; only its original weights reach the target of ``c``."""
+    targets = {"a": (0.95,), "b": (0.95,), "c": (1.0,)}
+    return {name: subject(name, Dropping, seed=index, targets=targets[name]) for index, name in enumerate("abc")}
 
 
 class Dropping(nn.Module):
@@ -194,7 +194,7 @@ def test_a_trial_that_goes_wrong_says_so(subjects: dict[str, Subject]) -> None:
 
 def test_what_all_images_show_at_the_end_counts(subject: MakeSubject, monkeypatch: pytest.MonkeyPatch) -> None:
     made, found = subject("a"), iter([0.5, 1.0, 0.5, 0.96])
-    monkeypatch.setattr(trials, "accuracies_of", lambda *_: {"a": next(found)})
+    monkeypatch.setattr(trials, "judgements_of", lambda *_, **__: {"a": judgement(next(found))})
     for ended in ("met", "done"):
         few = Trial("test", SharingMap(), frozenset("a"), Start("keep"), Recipe(1, batch=32, checks=0, spare=0.5))
         outcome = TrialRunner({"a": made})(few, {"a": made.state()}, SharingMap())
@@ -268,14 +268,29 @@ def test_a_donor_that_is_given_nothing_stays_as_it_is(subjects: dict[str, Subjec
 
 def test_a_glance_that_tells_nothing_is_a_look_at_all(subject: MakeSubject, monkeypatch: pytest.MonkeyPatch) -> None:
     made = subject("a")
+    nn.init.constant_(made.model.get_parameter("conv1.weight"), 0.1)
     seen: list[int] = []
+    known = made.held[0].task.evidence
 
-    def accuracy(self: object, outputs: object, teacher: object, images: Images) -> float:
+    def evidence(self: object, answers: list[int], teacher: list[int], images: Images) -> Any:
         seen.append(len(images))
-        if len(images) < len(made.held[0].images):
-            raise DataError("no object")
-        return 0.5
+        if len(images) == 3:
+            raise UnjudgedError("no object")
+        return known(answers, teacher, images)
 
-    monkeypatch.setattr(type(made.held[0].task), "accuracy", accuracy)
-    assert made.accuracies(3) == {"a": 0.5}
-    assert seen == [3, len(made.held[0].images)]
+    monkeypatch.setattr(type(made.held[0].task), "evidence", evidence)
+    assert made.judged(limit=3)["a"].own.images == len(made.held[0].choose.own.images)
+    assert seen == [3, len(made.held[0].choose.own.images)]
+
+
+def test_a_model_that_meets_its_target_by_its_value_alone_has_not_met_it(
+    subject: MakeSubject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = subject("a")
+    for low, met in ((0.94, frozenset()), (0.95, frozenset("a"))):
+        monkeypatch.setattr(trials, "judgements_of", lambda *_, low=low, **__: {"a": judgement(0.97, low)})
+        outcome = TrialRunner({"a": made})(
+            Trial("test", SharingMap(), frozenset("a"), Start("keep")), {"a": made.state()}, SharingMap()
+        )
+        assert outcome.met == met
+        assert outcome.relative == {"a": 0.97}

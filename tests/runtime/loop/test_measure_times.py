@@ -29,6 +29,7 @@ class Device:
     """
 
     segments: Mapping[str, int] = {"s0": 100, "s1": 200}
+    sources: Mapping[str, Sequence[str]] = {}
     stems: Mapping[str, object] = {}
 
     def __init__(self, run: Mapping[str, float] | None = None, batches: Mapping[int, float] | None = None) -> None:
@@ -56,12 +57,12 @@ class Device:
         return self.resident >= set(segments)
 
     def prefetch(self, load: Sequence[str], evict: Sequence[str] = (), done: Callable[[], None] = lambda: None) -> None:
-        assert not self.resident
-        (name,) = load
-        # The first load is slow: it comes from somewhere else.
-        self.now += self.load_times[name] if name in self.known else 500.0
-        self.known.add(name)
-        self.resident.add(name)
+        for name in load:
+            assert self.resident == set(self.sources.get(name, ())) | set(load).intersection(self.resident)
+            # The first load is slow: it comes from somewhere else.
+            self.now += self.load_times[name] if name in self.known else 500.0
+            self.known.add(name)
+            self.resident.add(name)
         done()
 
     def activate(self, model: str) -> None:
@@ -102,6 +103,13 @@ def measured(
     monkeypatch.setattr(module, "perf_counter", device.clock)
     monkeypatch.setattr(turn_times, "perf_counter", device.clock)
     return measure_times(bundle, cast(Backend, device), progress)
+
+
+def test_what_a_segment_is_computed_from_is_loaded_before(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device()
+    device.segments, device.sources = {**device.segments, "d0": 300}, {"d0": ("s0", "s1")}
+    device.load_times["d0"] = 7.0
+    assert measured(bundle, device, monkeypatch).load == {"s0": 2.0, "s1": 3.0, "d0": 7.0}
 
 
 def test_loads_are_those_after_an_eviction_and_runs_those_with_all_weights(

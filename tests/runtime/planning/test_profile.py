@@ -226,3 +226,27 @@ def test_curves_of_queries_that_are_not_there_are_left_out() -> None:
     found = with_curves(known, {"b": curve, "c": curve})
     assert {name: query.staleness for name, query in found.queries.items()} == {"a": None, "b": (0.8,)}
     assert with_curves(found, {}) == found
+
+
+def of_differences(**models: list[str]) -> Profile:
+    """Return a profile of kernels that are computed from a base and codes."""
+    segments = {
+        "base": {"bytes": 4000, "load_ms": 1.0},
+        "codes": {"bytes": 100, "load_ms": 1.0},
+        "own": {"bytes": 500, "load_ms": 1.0},
+        "made": {"bytes": 4000, "load_ms": 9.0, "sources": ["base", "codes"]},
+    }
+    return profile(models, segments=segments)
+
+
+def test_an_unmerged_model_loads_what_would_be_computed() -> None:
+    found = unmerged(of_differences(a=["base", "codes", "own", "made"]))
+    assert found.segments["a"].bytes == 4500
+    # A millisecond for each byte of the kernels, as fast as the link.
+    assert found.load_ms("a") == pytest.approx(1.0 + 4000.0)
+
+
+@pytest.mark.parametrize("segments", [["made"], ["made", "base", "codes"], ["base", "own", "made"]])
+def test_what_is_computed_comes_after_its_sources(segments: list[str]) -> None:
+    with pytest.raises(InputError, match=r"models\.a: segment 'made' comes before its source '(base|codes)'"):
+        of_differences(a=segments)

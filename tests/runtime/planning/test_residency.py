@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice, pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -41,6 +42,40 @@ def loaded(found: Sequence[Step]) -> list[str]:
 def evicted(found: Sequence[Step]) -> list[str]:
     """Return the segments that each turn evicts, as sorted letters."""
     return ["".join(sorted((*step.ahead.evict, *step.then.evict))) for step in found]
+
+
+def of_differences(load_ms: float) -> Profile:
+    """Return a profile of models whose kernels are computed from a base of 10 bytes and codes of 1 byte."""
+    segments = {
+        "base": {"bytes": 10},
+        **{f"{name}-codes": {"bytes": 1} for name in "abc"},
+        **{name: {"bytes": 10, "load_ms": load_ms, "sources": ["base", f"{name}-codes"]} for name in "abc"},
+    }
+    models = {name: ["base", f"{name}-codes", name] for name in "abc"}
+    return profile(models, segments=segments)
+
+
+@pytest.mark.parametrize("load_ms", [0.1, 100.0])
+@pytest.mark.parametrize("evict", ["farthest", "recent", "least-recent"])
+@pytest.mark.parametrize("ahead", ["part", "all", "none"])
+@pytest.mark.parametrize("budget", [21, 22, 25, 31, 32, 33, 42, 43])
+def test_what_is_computed_comes_after_its_sources(load_ms: float, evict: Any, ahead: Any, budget: int) -> None:
+    known = of_differences(load_ms)
+    memory: set[str] = set()
+    for step in turns(known, budget, "abc", Rule(evict, ahead=ahead)):
+        for part in (step.ahead, step.then):
+            memory -= set(part.evict)
+            for segment in part.load:
+                assert set(known.segments[segment].sources) <= memory
+                memory.add(segment)
+            assert sum(known.segments[segment].bytes for segment in memory) <= budget
+        assert set(known.segments_of(step.query)) <= memory
+
+
+def test_codes_come_ahead_where_the_kernels_do_not_fit() -> None:
+    found = turns(of_differences(100.0), 23, "abc", Rule(ahead="part"))
+    assert found[1].ahead.load == ("b-codes",)
+    assert found[1].then.load == ("b",)
 
 
 @st.composite

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,10 @@ import torch
 from helpers import write_video
 
 from gemel.bundles.manifest import InputSpec
-from gemel.errors import DataError
+from gemel.errors import DataError, UnjudgedError
 from gemel.frames.preprocess import preprocess
-from gemel.workload.data import Images, load_data, read_images
+from gemel.workload.data import Splits, joined, load_data, read_images
+from gemel.workload.data.pixels import DiskPixels
 from gemel.workload.document.schema import Workload
 
 SPEC = InputSpec(size=(24, 32), mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
@@ -39,7 +42,7 @@ def write_classes(folder: Path, **counts: int) -> Path:
     return folder
 
 
-def write_coco(folder: Path, count: int = 5, name: str = "boxes.json", **changes: Any) -> Path:
+def write_coco(folder: Path, count: int = 15, name: str = "boxes.json", **changes: Any) -> Path:
     """Write a COCO file with images of 30 x 20 pixels, a person in each and a dog in the first; return its path.
 
     Args:
@@ -72,9 +75,7 @@ def workload(folder: Path, source: str = "yard.mp4", task: str = "classification
     return made
 
 
-def load(
-    folder: Path, *data: str, classes: int | None = None, spec: InputSpec = SPEC, **changes: Any
-) -> tuple[Images, Images]:
+def load(folder: Path, *data: str, classes: int | None = None, spec: InputSpec = SPEC, **changes: Any) -> Splits:
     """Load the images of a query.
 
     Args:
@@ -124,14 +125,14 @@ def test_a_batch_is_what_the_runtime_makes_of_frames(
 def test_a_batch_leaves_the_data_set_as_it_was(tmp_path: Path) -> None:
     write_classes(tmp_path, a=2)
     images = read_images(tmp_path, LETTERBOX, "query door")
-    before = images.pixels.clone()
+    before = images.loaded().clone()
     images.batch(torch.arange(2), mirrored=True)
-    assert torch.equal(images.pixels, before)
+    assert torch.equal(images.loaded(), before)
 
 
 def test_select(tmp_path: Path) -> None:
-    write_coco(tmp_path, count=6)
-    images, _ = load(tmp_path, "boxes.json", task="detection", labels=["dog", "person"])
+    write_coco(tmp_path)
+    images, *_ = load(tmp_path, "boxes.json", task="detection", labels=["dog", "person"])
     picked = images.select(torch.tensor([3, 0]))
     assert len(picked) == 2
     assert picked.boxes is not None and [len(each) for each in picked.boxes] == [1, 2]
@@ -141,7 +142,7 @@ def test_select(tmp_path: Path) -> None:
 
 def test_folders_are_classes_by_the_name_of_the_label(tmp_path: Path) -> None:
     write_classes(tmp_path / "train", car=2, bus=3)
-    images, _ = load(tmp_path, "train", "train", classes=3, labels=["truck", "car", "bus"])
+    images, *_ = load(tmp_path, "train", "train", classes=3, labels=["truck", "car", "bus"])
     assert images.labels is not None
     assert sorted(images.labels.tolist()) == [1, 1, 2, 2, 2]
 
@@ -149,89 +150,104 @@ def test_folders_are_classes_by_the_name_of_the_label(tmp_path: Path) -> None:
 def test_folders_are_classes_in_order_where_labels_do_not_name_them(tmp_path: Path) -> None:
     write_classes(tmp_path / "train", n02=2, n01=3)
     for labels in (None, ["car", "bus"]):
-        images, _ = load(tmp_path, "train", "train", classes=2, labels=labels)
+        images, *_ = load(tmp_path, "train", "train", classes=2, labels=labels)
         assert images.labels is not None
         assert sorted(images.labels.tolist()) == [0, 0, 0, 1, 1]
 
 
 def test_the_first_images_are_of_all_classes(tmp_path: Path) -> None:
     write_classes(tmp_path / "train", a=10, b=5)
-    images, few = load(tmp_path, "train", "train", classes=2, labelled=6)
+    images, few, _ = load(tmp_path, "train", "train", classes=2, labelled=6)
     assert images.labels is not None and few.labels is not None
     full = read_images(tmp_path / "train", SPEC, "query door")
     assert full.labels is not None
     assert [full.labels[:6].tolist().count(label) for label in (0, 1)] == [4, 2]
+    # Half of the images choose: five and three of the classes.
     assert len(few) == 6
     assert [few.labels.tolist().count(label) for label in (0, 1)] == [4, 2]
 
 
-def test_without_val_every_fifth_image_of_a_class_is_kept_for_it(tmp_path: Path) -> None:
+def test_without_val_two_of_five_images_of_a_class_judge(tmp_path: Path) -> None:
     write_classes(tmp_path / "train", a=10, b=4, c=1)
-    train, val = load(tmp_path, "train", classes=3)
-    assert train.labels is not None and val.labels is not None
-    assert [train.labels.tolist().count(label) for label in range(3)] == [8, 3, 1]
-    assert [val.labels.tolist().count(label) for label in range(3)] == [2, 1, 0]
+    train, choose, confirm = parts = load(tmp_path, "train", classes=3)
+    counts = [[part.labels.tolist().count(label) for label in range(3)] for part in parts if part.labels is not None]
+    assert counts == [[6, 2, 1], [2, 1, 0], [2, 1, 0]]
+    # No image is in two parts.
+    pictures = {picture.numpy().tobytes() for part in (train, choose, confirm) for picture in part.loaded()}
+    assert len(pictures) == 10
     again = load(tmp_path, "train", classes=3)
-    assert torch.equal(again[1].pixels, val.pixels)
+    assert torch.equal(again.confirm.loaded(), confirm.loaded())
 
 
-def test_without_val_the_last_fifth_of_frames_is_kept_for_it(tmp_path: Path) -> None:
-    for index in range(10):
-        write_image(tmp_path / "frames" / f"{index}.png", index * 20, size=(24, 32))
-    train, val = load(tmp_path, "frames")
-    assert [train.pixels[:, 0, 0, 0].tolist(), val.pixels[:, 0, 0, 0].tolist()] == [
-        list(range(0, 160, 20)),
-        [160, 180],
-    ]
-    assert train.labels is None and train.boxes is None
+def test_labelled_val_alternates_between_choosing_and_confirming(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", a=4, b=4)
+    write_classes(tmp_path / "val", a=6, b=4)
+    _, choose, confirm = load(tmp_path, "train", "val", classes=2)
+    assert choose.labels is not None and confirm.labels is not None
+    assert [sorted(labels.tolist()) for labels in (choose.labels, confirm.labels)] == [[0, 0, 0, 1, 1]] * 2
+    assert [part.loaded()[:, 0, 0, 0].max().item() for part in (choose, confirm)] == [4, 5]
+
+
+def frames_in(folder: Path, count: int) -> Path:
+    """Write frames whose first pixel is their number."""
+    for index in range(count):
+        write_image(folder / f"{index:03}.png", index, size=(24, 32))
+    return folder
+
+
+def test_without_labels_parts_are_apart_in_time(tmp_path: Path) -> None:
+    frames_in(tmp_path / "frames", 50)
+    parts = load(tmp_path, "frames")
+    shades = [part.loaded()[:, 0, 0, 0].tolist() for part in parts]
+    # Two frames, a twenty-fifth, are left out between the parts.
+    assert shades == [list(range(30)), list(range(32, 40)), list(range(42, 50))]
+    assert parts.train.labels is None and parts.train.boxes is None
+    frames_in(tmp_path / "val", 20)
+    shades = [part.loaded()[:, 0, 0, 0].tolist() for part in load(tmp_path, "frames", "val")]
+    assert shades == [list(range(50)), list(range(10)), list(range(11, 20))]
 
 
 def test_frames_are_spread_evenly_over_a_video(tmp_path: Path) -> None:
     write_video(tmp_path / "clip.mp4", frames=40)
-    everything, _ = load(tmp_path, "clip.mp4", "clip.mp4")
-    few, fewer = load(tmp_path, "clip.mp4", "clip.mp4", frames=(4, 2))
+    everything, *_ = load(tmp_path, "clip.mp4", "clip.mp4")
+    few, fewer, fewest = load(tmp_path, "clip.mp4", "clip.mp4", frames=(4, 3, 2))
     assert len(everything) == 40
-    assert torch.equal(few.pixels, everything.pixels[[0, 13, 26, 39]])
-    assert torch.equal(fewer.pixels, everything.pixels[[0, 39]])
-    # There are four stretches of ten frames; the last two of each are held out.
-    train, val = load(tmp_path, "clip.mp4")
-    kept = [row for start in (0, 10, 20, 30) for row in (start + 8, start + 9)]
-    assert torch.equal(val.pixels, everything.pixels[kept])
-    assert torch.equal(train.pixels, everything.pixels[[row for row in range(40) if row not in kept]])
+    assert torch.equal(few.loaded(), everything.loaded()[[0, 13, 26, 39]])
+    assert torch.equal(fewer.loaded(), everything.loaded()[[0, 10, 19]])
+    assert torch.equal(fewest.loaded(), everything.loaded()[[21, 39]])
 
 
 def test_without_data_frames_come_from_the_feed(tmp_path: Path) -> None:
-    write_video(tmp_path / "yard.mp4", frames=10)
-    for index in range(5):
-        write_image(tmp_path / "pictures" / f"{index}.png")
-    assert [len(part) for part in load(tmp_path)] == [8, 2]
-    assert [len(part) for part in load(tmp_path, source="pictures")] == [3, 2]
-    assert [len(part) for part in load(tmp_path, data={})] == [8, 2]
+    write_video(tmp_path / "yard.mp4", frames=20)
+    frames_in(tmp_path / "pictures", 15)
+    assert [len(part) for part in load(tmp_path)] == [12, 3, 3]
+    assert [len(part) for part in load(tmp_path, source="pictures")] == [9, 2, 2]
+    assert [len(part) for part in load(tmp_path, data={})] == [12, 3, 3]
 
 
 def test_package_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips" / "__init__.py").touch()
-    write_video(tmp_path / "clips" / "yard.mp4", frames=10)
+    write_video(tmp_path / "clips" / "yard.mp4", frames=15)
     monkeypatch.syspath_prepend(tmp_path)
-    train, _ = load(tmp_path, "package:clips/yard.mp4")
-    assert len(train) == 8
+    train, *_ = load(tmp_path, "package:clips/yard.mp4")
+    assert len(train) == 9
     with pytest.raises(DataError, match=r"query door: data\.train: .*package 'clips' has no file 'no\.mp4'"):
         load(tmp_path, "package:clips/no.mp4")
 
 
 def test_coco(tmp_path: Path) -> None:
     write_coco(tmp_path)
-    images, _ = load(tmp_path, "boxes.json", "boxes.json", task="detection", classes=2, labels=["dog", "person"])
-    assert images.boxes is not None and len(images) == 5
+    images, *_ = load(tmp_path, "boxes.json", "boxes.json", task="detection", classes=2, labels=["dog", "person"])
+    assert images.boxes is not None and len(images) == 15
     first = images.boxes[0]
     assert first.boxes.tolist() == [[2, 3, 12, 15], [0, 0, 30, 20]]
     assert first.classes.tolist() == [1, 0]
     # Without labels, dog (id 3) is class 0. With labels, objects of other categories are left out.
-    by_id, _ = load(tmp_path, "boxes.json", "boxes.json", task="detection", classes=2)
+    by_id, *_ = load(tmp_path, "boxes.json", "boxes.json", task="detection", classes=2)
     assert by_id.boxes is not None and by_id.boxes[0].classes.tolist() == [1, 0]
-    people, _ = load(tmp_path, "boxes.json", "boxes.json", task="detection", classes=1, labels=["person"])
-    assert people.boxes is not None and [each.classes.tolist() for each in people.boxes] == [[0]] * 5
+    people, *_ = load(tmp_path, "boxes.json", "boxes.json", task="detection", classes=1, labels=["person"])
+    assert people.boxes is not None and [each.classes.tolist() for each in people.boxes] == [[0]] * 15
     # A folder with one JSON file in it is read like the file.
     assert load(tmp_path, ".", task="detection", classes=1, labels=["person"])[0].boxes is not None
 
@@ -239,7 +255,7 @@ def test_coco(tmp_path: Path) -> None:
 def test_coco_leaves_out_crowds_and_boxes_without_area(tmp_path: Path) -> None:
     boxes: list[dict[str, Any]] = [{"bbox": [0, 0, 5, 5]}, {"bbox": [0, 0, 9, 9], "iscrowd": 1}, {"bbox": [3, 3, 0, 4]}]
     write_coco(tmp_path, annotations=[{"image_id": 0, "category_id": 7, **box} for box in boxes])
-    images, _ = load(tmp_path, "boxes.json", "boxes.json", task="detection", labels=["person"])
+    images, *_ = load(tmp_path, "boxes.json", "boxes.json", task="detection", labels=["person"])
     assert images.boxes is not None and images.boxes[0].boxes.tolist() == [[0, 0, 5, 5]]
 
 
@@ -250,12 +266,12 @@ def test_coco_leaves_out_crowds_and_boxes_without_area(tmp_path: Path) -> None:
         ({"annotations": [{"image_id": 0, "category_id": 7, "bbox": [1, 2, 3]}]}, r"annotations\[0\]\.bbox"),
         ({"annotations": [{"image_id": 0, "category_id": 7, "bbox": [1, 2, -3, 4]}]}, "must not be negative"),
         ({"annotations": [{"image_id": 0, "category_id": 7, "bbox": [25, 2, 10, 4]}]}, r"box \[25.0, 2.0, 35.0, 6.0\]"),
-        ({"annotations": [{"image_id": 9, "category_id": 7, "bbox": [1, 2, 3, 4]}]}, "there is no image 9"),
+        ({"annotations": [{"image_id": 99, "category_id": 7, "bbox": [1, 2, 3, 4]}]}, "there is no image 99"),
         ({"annotations": [{"image_id": 0, "category_id": 9, "bbox": [1, 2, 3, 4]}]}, "there is no category 9"),
-        ({"annotations": []}, "none of 5 images has a box of person"),
+        ({"annotations": []}, "none of 15 images has a box of person"),
         ({"categories": [{"id": 7, "name": "cat"}]}, "categories: cat; none is among the query's labels: person"),
         (
-            {"images": [{"id": index, "file_name": "no.png"} for index in range(5)]},
+            {"images": [{"id": index, "file_name": "no.png"} for index in range(15)]},
             r"images\[0\]\.file_name: 'no.png' is neither in",
         ),
         ({"images": [{"id": 0, "file_name": "0.png"}] * 2}, "two have the same id"),
@@ -301,8 +317,7 @@ def test_coco_with_other_classes_than_the_model(tmp_path: Path) -> None:
         ({"a": 2}, {"classes": 2}, "1 folders of classes for a model with 2 classes"),
         ({"car": 2, "bsu": 2}, {"classes": 2, "labels": ["car", "bus"]}, "folder 'bsu' is none of the query's labels"),
         ({"car": 2, "bus": 2}, {"classes": 1, "labels": ["car", "bus"]}, "'bus' is label 1 of the query"),
-        ({"a": 1}, {"classes": 1}, "fewer than 4 images: 1; some are held out for evaluation"),
-        ({"a": 3, "b": 1}, {"classes": 2}, r"\(the part kept for val\): fewer than 2 images: 1"),
+        ({"a": 1}, {"classes": 1}, "fewer than 15 images: 1; some choose and some confirm"),
     ],
 )
 def test_folders_that_do_not_fit(
@@ -323,9 +338,9 @@ def test_images_beside_folders_of_classes(tmp_path: Path) -> None:
 
 
 def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    write_classes(tmp_path / "train", a=5)
-    (tmp_path / "train" / "a" / "002.png").write_bytes(b"not an image")
-    with pytest.raises(DataError, match=r"query door: data\.train: .*002\.png: cannot be read as an image"):
+    write_classes(tmp_path / "train", a=15)
+    (tmp_path / "train" / "a" / "001.png").write_bytes(b"not an image")
+    with pytest.raises(DataError, match=r"query door: data\.train: .*001\.png: cannot be read as an image"):
         load(tmp_path, "train", classes=1)
 
 
@@ -365,17 +380,48 @@ def test_videos_without_frames(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data\.train: .*noise\.mp4: cannot be read as a video"):
         load(tmp_path, "noise.mp4")
     write_video(tmp_path / "short.mp4", frames=1)
-    with pytest.raises(DataError, match="fewer than 4 images: 1; some are held out for evaluation"):
+    with pytest.raises(UnjudgedError, match=r"fewer than 15 images: 1; some choose and some confirm.*longer recording"):
         load(tmp_path, "short.mp4")
-    with pytest.raises(DataError, match="fewer than 2 images: 1"):
+    with pytest.raises(UnjudgedError, match="fewer than 2 images: 1"):
         load(tmp_path, "short.mp4", "short.mp4")
     write_video(tmp_path / "none.avi", frames=0)
     with pytest.raises(DataError, match=r"none\.avi"):
         load(tmp_path, "none.avi")
 
 
-def test_too_many_bytes_are_refused_before_they_are_taken(tmp_path: Path) -> None:
+@pytest.fixture
+def small_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no data set keep its pixels in memory."""
+    monkeypatch.setattr("gemel.workload.data.images.MOST_IN_MEMORY", 100)
+
+
+def test_pixels_that_do_not_fit_in_memory_are_read_from_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_classes(tmp_path / "train", a=3, b=4)
+    known = read_images(tmp_path / "train", LETTERBOX, "query door")
+    monkeypatch.setattr("gemel.workload.data.images.MOST_IN_MEMORY", 100)
+    images = read_images(tmp_path / "train", LETTERBOX, "query door")
+    assert isinstance(images.pixels, DiskPixels) and images.pixels.shape == (7, 3, 32, 32)
+    assert images.labels is not None and known.labels is not None
+    assert torch.equal(images.labels, known.labels)
+    order = torch.tensor([6, 0, 3, 3])
+    for mirrored in (False, True):
+        assert torch.equal(images.batch(order, mirrored), known.batch(order, mirrored))
+    assert torch.equal(images.select(order).batch(torch.arange(4)), known.select(order).batch(torch.arange(4)))
+    # A data set on disk and one in memory become one on disk.
+    both = joined([images.select(order), known, images])
+    assert isinstance(both.pixels, DiskPixels)
+    every = torch.cat([order, torch.arange(7), torch.arange(7)])
+    assert torch.equal(both.batch(torch.arange(18)), known.batch(every))
+    # Another process gets the pixels themselves.
+    assert torch.equal(pickle.loads(pickle.dumps(both)).pixels, known.loaded()[every])
+
+
+@pytest.mark.usefixtures("small_memory")
+def test_a_disk_that_is_full_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(**_: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
     write_classes(tmp_path / "train", a=2)
-    spec = SPEC.model_copy(update={"size": (40000, 40000)})
-    with pytest.raises(DataError, match=r"2 images of 40000 x 40000 pixels need 9600000000 bytes .*use fewer images"):
-        load(tmp_path, "train", "train", classes=1, spec=spec)
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    with pytest.raises(DataError, match="cannot hold pixels: No space left on device; set TMPDIR"):
+        read_images(tmp_path / "train", SPEC, "query door")

@@ -15,19 +15,19 @@ from torchvision.models import mobilenet_v2
 from gemel.bundles.decode_specs import SsdDecode
 from gemel.errors import ModelError
 from gemel.workload.zoo.mobilenet import mobilenet_v2_features
-from gemel.workload.zoo.ssdlite import SsdLiteMobileNetV2, same_padding, ssdlite_mobilenet_v2
+from gemel.workload.zoo.ssdlite import SsdMobileNetV2, same_padding, ssd_mobilenet_v2, ssdlite_mobilenet_v2
 
 _NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
 
 
 @pytest.fixture(scope="module")
-def model() -> SsdLiteMobileNetV2:
+def model() -> SsdMobileNetV2:
     torch.manual_seed(0)
     return ssdlite_mobilenet_v2(num_classes=2).eval()
 
 
 @pytest.mark.parametrize("size", [(300, 300), (160, 224)])
-def test_heads_have_a_row_for_each_anchor(model: SsdLiteMobileNetV2, size: tuple[int, int]) -> None:
+def test_heads_have_a_row_for_each_anchor(model: SsdMobileNetV2, size: tuple[int, int]) -> None:
     with torch.no_grad():
         outputs = model(torch.zeros(2, 3, *size))
     spec, tensors = model.decode(size)
@@ -37,7 +37,7 @@ def test_heads_have_a_row_for_each_anchor(model: SsdLiteMobileNetV2, size: tuple
     assert len(outputs) == len(model.output_names)
 
 
-def test_anchors_are_those_of_the_object_detection_api(model: SsdLiteMobileNetV2) -> None:
+def test_anchors_are_those_of_the_object_detection_api(model: SsdMobileNetV2) -> None:
     anchors = model.decode((300, 300))[1]["anchors"]
     assert anchors.shape == (1917, 4)
     assert anchors.dtype == np.float32
@@ -62,7 +62,7 @@ def test_same_padding_centres_the_windows_and_leans_to_the_end(size: int, stride
     assert after - before in (0, 1)
 
 
-def test_a_strided_convolution_looks_at_the_pixels_tensorflow_looks_at(model: SsdLiteMobileNetV2) -> None:
+def test_a_strided_convolution_looks_at_the_pixels_tensorflow_looks_at(model: SsdMobileNetV2) -> None:
     stem = model.features[0]
     assert isinstance(stem, nn.Sequential)
     image = torch.rand(1, 3, 8, 7)
@@ -80,7 +80,7 @@ def test_a_strided_convolution_looks_at_the_pixels_tensorflow_looks_at(model: Ss
     np.testing.assert_allclose(found, np.clip(expected / np.sqrt(1.001), 0, 6), atol=1e-5)
 
 
-def test_the_backbone_has_the_parameters_of_torchvision(model: SsdLiteMobileNetV2) -> None:
+def test_the_backbone_has_the_parameters_of_torchvision(model: SsdMobileNetV2) -> None:
     theirs = {name: tensor.shape for name, tensor in mobilenet_v2(weights=None).features.state_dict().items()}
     assert {name: tensor.shape for name, tensor in model.features.state_dict().items()} == theirs
     features = mobilenet_v2_features()
@@ -89,7 +89,24 @@ def test_the_backbone_has_the_parameters_of_torchvision(model: SsdLiteMobileNetV
         assert features.eval()(torch.zeros(2, 3, 64, 64)).shape == (2, 1280)
 
 
-def test_exports_with_a_free_batch_and_no_shape_arithmetic(model: SsdLiteMobileNetV2) -> None:
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_plain_ssd_has_the_outputs_and_anchors_of_ssdlite(model: SsdMobileNetV2, batch_norm: bool) -> None:
+    plain = ssd_mobilenet_v2(num_classes=2, batch_norm=batch_norm).eval()
+    with torch.no_grad():
+        shapes = [[output.shape for output in each(torch.zeros(1, 3, 96, 96))] for each in (plain, model)]
+    assert shapes[0] == shapes[1]
+    np.testing.assert_array_equal(plain.decode((96, 96))[1]["anchors"], model.decode((96, 96))[1]["anchors"])
+    layers = [layer for layer in plain.modules() if isinstance(layer, nn.Conv2d)]
+    # 52 in the backbone, two for each of four extra levels, two heads on each of six levels.
+    assert len(layers) == 72
+    assert not [
+        head for head in plain.class_heads for layer in head if isinstance(layer, nn.Conv2d) and layer.groups > 1
+    ]
+    norms = sum(isinstance(layer, nn.BatchNorm2d) for layer in plain.modules())
+    assert (norms, sum(layer.bias is not None for layer in layers)) == ((60, 12) if batch_norm else (0, 72))
+
+
+def test_exports_with_a_free_batch_and_no_shape_arithmetic(model: SsdMobileNetV2) -> None:
     batch = {"image": {0: torch.export.Dim("batch")}}
     exported = torch.export.export(model, (torch.zeros(2, 3, 96, 96),), dynamic_shapes=batch, strict=False)
     image = torch.rand(3, 3, 96, 96)
@@ -147,7 +164,7 @@ def test_refuses_what_is_no_graph() -> None:
         read_constants(short, "a.pb")
 
 
-def _as_tensorflow(model: SsdLiteMobileNetV2) -> dict[str, NDArray[np.float32]]:
+def _as_tensorflow(model: SsdMobileNetV2) -> dict[str, NDArray[np.float32]]:
     """Return the constants that a graph of the object-detection API has for a model, by the graph's names."""
     constants: dict[str, NDArray[np.float32]] = {}
 

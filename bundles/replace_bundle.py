@@ -6,9 +6,9 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...bundles.reader import CACHE, MANIFEST, open_bundle
-from ...durable import replace_folder, work_folder
-from ...errors import BundleError
+from ..durable import replace_folder, work_folder
+from ..errors import BundleError
+from .reader import CACHE, MANIFEST, open_bundle
 
 __all__ = ["replacing"]
 

@@ -1,0 +1,84 @@
+"""Command ``gemel apply``: make a new bundle of an old one and a delta."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..console import open_console, write_json
+from .options import BundleArg, DebugOpt, JsonOpt
+from .remote import HostOpt, TokenOpt, reload_command
+
+if TYPE_CHECKING:
+    from ..bundles.apply_delta import AppliedDelta
+
+__all__ = ["KeyOpt", "ReloadPortOpt", "applied_figures", "applied_line", "apply_command"]
+
+KeyOpt = Annotated[
+    Path | None,
+    typer.Option(help="PEM file with the public ed25519 key that must have signed the delta.", metavar="KEY.PEM"),
+]
+ReloadPortOpt = Annotated[
+    int | None,
+    typer.Option(
+        "--port",
+        help="Have the gemel-run with this --metrics-port go on with the new bundle.",
+        metavar="PORT",
+        min=1,
+        max=65535,
+    ),
+]
+
+
+def apply_command(
+    delta: Annotated[Path, typer.Argument(help="File that gemel diff wrote.", metavar="DELTA")],
+    bundle: BundleArg,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Folder for the new bundle. Default: that of the old one.", metavar="DIR"),
+    ] = None,
+    key: KeyOpt = None,
+    port: ReloadPortOpt = None,
+    host: HostOpt = "127.0.0.1",
+    token_file: TokenOpt = None,
+    json_file: JsonOpt = None,
+    debug: DebugOpt = False,
+) -> None:
+    """Turn a bundle into the one that a delta makes, in one step, also while the bundle runs.
+
+    [dim]gemel apply step.delta bundle/ --port 9464[/dim]
+    """
+    from ..bundles.apply_delta import apply_delta
+    from ..bundles.signature import read_public_key
+
+    done = apply_delta(delta, bundle, output, key=None if key is None else read_public_key(key))
+    console = open_console()
+    console.print(applied_line(done), soft_wrap=True, markup=False)
+    write_json(json_file, applied_figures(done))
+    if port is not None:
+        reload_command(port, done.bundle.path, host, token_file)
+    else:
+        console.print(f"Next: gemel reload {done.bundle.path} --port PORT", soft_wrap=True, markup=False)
+
+
+def applied_line(done: AppliedDelta) -> str:
+    """Return a line about a delta that was applied."""
+    new, kept = done.new_bytes / 1e6, done.kept_bytes / 1e6
+    return (
+        f"{done.bundle.path}: bundle {done.before[:12]} is now {done.bundle.id[:12]};"
+        f" {new:.2f} MB of weights came in a delta of {done.bytes / 1e6:.2f} MB, {kept:.2f} MB were kept"
+    )
+
+
+def applied_figures(done: AppliedDelta) -> dict[str, Any]:
+    """Return JSON fields about a delta that was applied."""
+    return {
+        "bundle": str(done.bundle.path),
+        "before": done.before,
+        "after": done.bundle.id,
+        "bytes": done.bytes,
+        "new_bytes": done.new_bytes,
+        "kept_bytes": done.kept_bytes,
+    }

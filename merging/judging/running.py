@@ -1,0 +1,104 @@
+"""Runs of a model over a data set in batches, whose raw outputs are turned into answers before the next batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...compiler.heads import as_tuple
+from ...runtime.decode.evidence import Ratios
+from ...workload.data import Images
+from ..tasks import Answers, Outputs, Task
+
+__all__ = ["answers_and_scores", "answers_on", "fitting", "in_batches", "outputs_of"]
+
+_BATCH = 250
+"""Number of images of 64 x 64 pixels in a batch when a model is evaluated; batches of larger images are smaller."""
+_MOST_OUTPUTS = 256 << 20
+"""Maximum bytes of the raw outputs of one batch; a detector with many anchors and classes gives 40 MB an image."""
+
+
+def fitting(count: int, images: Images) -> int:
+    """Return how many images of a data set to use instead of ``count`` images of 64 x 64 pixels.
+
+    If the longer side is above 64 pixels, the number is ``count * 64 / longer side``, because a larger image costs more
+    and tells more. Otherwise the number is ``count``. It is never less than 8.
+    """
+    side = max(images.spec.size)
+    return max(8, round(count * min(1.0, 64 / side)))
+
+
+def outputs_of(module: nn.Module, image: Tensor) -> Outputs:
+    """Run a model's stage on a batch ``[B, C, H, W]`` and return the raw outputs as a tuple of float32 tensors."""
+    outputs = module(image.contiguous(memory_format=torch.channels_last))
+    return tuple(value.float() for value in as_tuple(outputs))
+
+
+def in_batches(indices: Tensor, size: int) -> tuple[Tensor, ...]:
+    """Split indices into batches of at most ``size``, all of nearly equal size.
+
+    A last batch much smaller than the others would have poor BatchNorm statistics.
+    """
+    return indices.tensor_split(math.ceil(len(indices) / size))
+
+
+@torch.inference_mode()
+def answers_on(task: Task, module: nn.Module, images: Images, device: torch.device) -> Answers:
+    """Run a model's stage on a whole data set and return its answers, one per image, in the form of the task.
+
+    Args:
+        task: the task that decodes outputs.
+        module: the stage, in eval mode.
+        images: the data set.
+        device: device that the stage is on.
+    """
+    found: list[Any] = []
+    for indices, outputs in _batches(module, images, device):
+        found += _decoded(task, outputs, images, indices)
+    return found
+
+
+@torch.inference_mode()
+def answers_and_scores(
+    task: Task, module: nn.Module, teacher: nn.Module, images: Images, device: torch.device
+) -> tuple[Answers, Ratios]:
+    """Run a model and its teacher on a whole data set; return the model's answers and its likeness to the teacher.
+
+    Args:
+        task: the task that decodes and compares outputs.
+        module: the model's stage, in eval mode.
+        teacher: the original model's stage, in eval mode.
+        images: the data set.
+        device: device that both stages are on.
+    """
+    found: list[Any] = []
+    parts: list[Ratios] = []
+    for indices, outputs in _batches(module, images, device):
+        parts.append(task.likeness(outputs, outputs_of(teacher, images.batch(indices).to(device))))
+        found += _decoded(task, outputs, images, indices)
+    return found, Ratios(np.concatenate([part.right for part in parts]), np.concatenate([part.total for part in parts]))
+
+
+def _decoded(task: Task, outputs: Outputs, images: Images, indices: Tensor) -> Answers:
+    """Return the answers to one batch of a data set, given its raw outputs."""
+    places = [images.geometry[index] for index in indices.tolist()]
+    return task.answers(tuple(value.cpu() for value in outputs), places)
+
+
+def _batches(module: nn.Module, images: Images, device: torch.device) -> Iterator[tuple[Tensor, Outputs]]:
+    """Yield (indices, raw outputs) of a data set, batch by batch. The first image runs alone and shows the size of
+    outputs, so that no batch gives more than 256 MiB."""
+    size, start = 1, 0
+    while start < len(images):
+        indices = torch.arange(start, min(start + size, len(images)))
+        outputs = outputs_of(module, images.batch(indices).to(device))
+        yield indices, outputs
+        if not start:
+            one = sum(value.nbytes for value in outputs)
+            size = max(1, min(fitting(_BATCH, images), _MOST_OUTPUTS // max(one, 1)))
+        start += len(indices)

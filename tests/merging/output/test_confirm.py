@@ -1,0 +1,98 @@
+"""Test that nothing is written that does not hold on images which chose nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from judgements import judgement
+
+from gemel.merging.layers.problem import Problem
+from gemel.merging.layers.sharing import SharingMap, Use
+from gemel.merging.output.confirm import Confirmer
+from gemel.merging.output.report import Reporter
+from gemel.merging.search.search import Found
+from gemel.merging.training.subjects import State, Subject
+
+ALL = SharingMap().joined([[Use(model, "conv2.weight") for model in "abc"]])
+
+
+@pytest.fixture
+def subjects(subject: Callable[..., Subject]) -> dict[str, Subject]:
+    """Return three models."""
+    return {name: subject(name, seed=index) for index, name in enumerate("abc")}
+
+
+def shared(subjects: dict[str, Subject]) -> Found:
+    """Return a search that committed one shared weight and changed every head a little."""
+    states = {name: each.state() for name, each in subjects.items()}
+    for state in states.values():
+        state["conv2.weight"] = states["a"]["conv2.weight"]
+        state["head.bias"] += 1
+    return Found(states, ALL)
+
+
+def fail(monkeypatch: pytest.MonkeyPatch, *models: str) -> None:
+    """Let some models miss their targets on the images that confirm, and all others pass."""
+
+    def judgements(self: Confirmer, model: str, state: State) -> dict[str, object]:
+        return {model: judgement(0.97, 0.9 if model in models else 0.96)}
+
+    monkeypatch.setattr(Confirmer, "judgements", judgements)
+
+
+def test_who_fails_gets_the_original_weights_and_the_others_keep_theirs(
+    subjects: dict[str, Subject], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    originals = {name: each.state() for name, each in subjects.items()}
+    found, confirmer = shared(subjects), Confirmer(subjects)
+    fail(monkeypatch, "b")
+    written = confirmer.confirmed(found)
+    assert written.sharing == ALL.of({"a", "c"})
+    assert all(torch.equal(value, originals["b"][name]) for name, value in written.states["b"].items())
+    assert [written.states[name] is found.states[name] for name in "abc"] == [True, False, True]
+    # The search goes on from what it has: it is not told.
+    assert found.sharing == ALL
+
+
+def test_a_model_without_partners_gets_its_original_weights(
+    subjects: dict[str, Subject], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, confirmer = shared(subjects), Confirmer(subjects)
+    originals = {name: each.state() for name, each in subjects.items()}
+    fail(monkeypatch, "b", "c")
+    written = confirmer.confirmed(found)
+    assert written.sharing == SharingMap()
+    assert torch.equal(written.states["a"]["head.bias"], originals["a"]["head.bias"])
+
+
+def test_the_report_says_who_was_not_confirmed_and_what_would_help(
+    subjects: dict[str, Subject], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queries = {name: (name,) for name in subjects}
+    problem = Problem({name: each.layers for name, each in subjects.items()}, 0, queries)
+    reporter, found = Reporter(problem, subjects, "together"), shared(subjects)
+    fail(monkeypatch, "b")
+    report = reporter.report(found, finished=True)
+    assert (report.queries["a"].relative, report.queries["a"].notes) == (0.97, ())
+    (note,) = report.queries["b"].notes
+    assert note.startswith("not confirmed: own images 0.970 (0.900 to 1.000, n=100); it has its original weights")
+    assert report.queries["b"].relative == 1.0
+    assert {use.query for tensor in report.shared for use in tensor.uses} == {"a", "c"}
+
+
+def test_weights_are_judged_once_by_the_images_that_confirm(
+    subjects: dict[str, Subject], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def judged(self: Subject, exam: str, limit: int | None = None) -> dict[str, object]:
+        asked.append(exam)
+        return {self.name: judgement(1.0)}
+
+    monkeypatch.setattr(Subject, "judged", judged)
+    found, confirmer = shared(subjects), Confirmer(subjects)
+    for _ in range(2):
+        confirmer.confirmed(found)
+    assert asked == ["confirm"] * 3
