@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{name}: {reached[name]:.4f}", flush=True)
     own = {name: _kernels(model) for name, model in models.items()}
     stacked = {key: torch.stack([kernels[key] for kernels in own.values()]) for key in own["all"]}
-    bases = {
+    bases: dict[str, Kernels] = {
         "public checkpoint": _kernels(public),
         "mean": {key: value.mean(0) for key, value in stacked.items()},
         "median": {key: value.median(0).values for key, value in stacked.items()},
@@ -148,7 +148,8 @@ def _low_rank(kernel: Tensor, base: Tensor, moments: Tensor | None) -> Tensor:
     matrix = (kernel - base).reshape(len(kernel), -1)
     rank = _rank(kernel)
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    return base + ((left[:, :rank] * values[:rank]) @ right[:rank]).reshape(kernel.shape)
+    change: Tensor = (left[:, :rank] * values[:rank]) @ right[:rank]
+    return base + change.reshape(kernel.shape)
 
 
 def _load(archive: Path, split: str, count: int) -> Images:

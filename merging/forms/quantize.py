@@ -14,9 +14,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
+
+from ...bundles.codes import Bits
 
 __all__ = ["BITS", "Coded", "coded_bytes", "low_rank_error", "materialize", "quantize_kernel", "relative_error"]
 
@@ -36,7 +39,7 @@ class Coded:
     """Codes, int8, in the shape of the kernel, output channels first."""
     scale: Tensor
     """Scale of each output channel, float32 ``[out]``."""
-    bits: int
+    bits: Bits
     """Bits of one code: 1 (-1 or 1), 2 (-1 to 1), 4 (-7 to 7) or 8 (-127 to 127)."""
 
 
@@ -99,7 +102,7 @@ def _fit(rows: Tensor, codes: Tensor, weight: Tensor) -> Tensor:
 
 def _coded(codes: Tensor, scale: Tensor, bits: int, values: Tensor) -> Coded:
     """Return codes and scales of rows in the shape of a kernel."""
-    return Coded(codes.to(torch.int8).reshape(values.shape), scale.float().flatten(), bits)
+    return Coded(codes.to(torch.int8).reshape(values.shape), scale.float().flatten(), cast("Bits", bits))
 
 
 def materialize(coded: Coded, base: Tensor | None = None) -> Tensor:

@@ -67,4 +67,4 @@ def _read(reference: str, query: Query, root: Path) -> Mapping[str, Tensor]:
 
     model = query.model.model_copy(update={"onnx": str(path.resolve())})
     stage = cut_onnx(query.model_copy(update={"model": model}), root).stages["main"].module
-    return {name: value.clone() for name, value in stage.model.state_dict().items()}  # type: ignore[operator, union-attr]
+    return {name: value.clone() for name, value in stage.model.state_dict().items()}  # type: ignore[union-attr]

@@ -68,7 +68,7 @@ def forms_file(
                 index=index,
                 shape=tuple(coded.codes.shape),
                 kind="coded" if form.base is None else "difference",
-                bits=form.bits,
+                bits=coded.bits,
                 base=names[form.base] if form.base is not None else None,
             )
         )
