@@ -26,6 +26,7 @@ __all__ = [
     "LayerReport",
     "MergeReport",
     "QueryReport",
+    "SavingParts",
     "SharedTensor",
     "TrialReport",
     "UseReport",
@@ -141,6 +142,20 @@ class FormsReport(Value):
         return flat_name(value)
 
 
+class SavingParts(Value):
+    """Parts of what a merge saves, as fractions of the bytes of convolutions and linear layers, from 0 to 1."""
+
+    sharing: float
+    """Fraction that is saved by sharing: tensors that several layers hold, and differences to common bases."""
+    compression: float
+    """Fraction that is saved by keeping tensors as codes of their own, on top of sharing."""
+    sharing_alone: float
+    """Largest fraction that the search found without codes of tensors' own, with every query at its target."""
+    compression_alone: float | None
+    """Fraction that codes of the original models' own weights would save, with every query at its target; None if the
+    search did not come to measure it."""
+
+
 class MergeReport(Value):
     """Content of merge.json. A field added in a later version needs a default, so that older files stay readable."""
 
@@ -167,6 +182,8 @@ class MergeReport(Value):
     shared: tuple[SharedTensor, ...]
     forms: FormsReport | None = None
     """Parameters that are kept as codes; None if there are none."""
+    parts: SavingParts | None = None
+    """Parts of the saving; None in files of earlier versions."""
     left: dict[str, str] = Field(default={})
     """Model -> reason, for models that keep their weights because they cannot be retrained or judged."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, cast, get_args
@@ -13,11 +15,16 @@ from rich.table import Table
 
 from ..console import check_writable, missing_extra, open_console, print_stage, progress_bar, write_json
 from ..errors import InputError
+from .difference_tables import accuracies_table, differences_table
 from .options import DebugOpt, JsonOpt, WorkloadArg
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ..merging.analysis.analysis import Analysis, ModelSizes
     from ..merging.layers.layers import Definition
+    from ..merging.search.measure_forms import KeptAccuracy
+    from ..workload import Workload
 
 __all__ = ["analyze_command"]
 
@@ -42,6 +49,13 @@ def analyze_command(
     heads: Annotated[
         bool, typer.Option("--heads", help="Count the layers of a model's outputs too, which merging keeps private.")
     ] = False,
+    accuracy: Annotated[
+        bool,
+        typer.Option(
+            "--accuracy", help="Measure what accuracy is kept without training if weights have few bits. Needs data."
+        ),
+    ] = False,
+    device: Annotated[str, typer.Option(help="Device to measure accuracy on: auto, cpu or cuda.")] = "auto",
     debug: DebugOpt = False,
 ) -> None:
     """Show which layers the models of a workload could share, and what that would save. Needs neither data nor a GPU.
@@ -52,6 +66,7 @@ def analyze_command(
         check_writable(path)
     try:
         from ..merging.analysis.analysis import analyze_workload as analyze_workload
+        from ..merging.analysis.difference_table import Kernels, analyze_differences
         from ..merging.layers.layers import Definition as Definitions
         from ..workload import load_workload
         from ..workload.models.identity import models_of
@@ -75,20 +90,48 @@ def analyze_command(
             print_stage(console, "layers", what, began=began)
             bar.advance(bar.task_ids[0])
 
-        found = analyze_workload(loaded, cast("Definition", definition), heads, step)
+        found = analyze_workload(loaded, cast("Definition", definition), heads, step, kernels := Kernels())
+    families = analyze_differences(loaded, found, kernels)
     for name, reason in found.left_out.items():
         print_stage(console, "left out", f"{name}: {reason}", began=began)
     if found.groups:
         console.print(_groups(found))
     for line in _totals(found):
         console.print(line, soft_wrap=True)
+    for family in families:
+        print_stage(console, "family", family.fine_tunes.description, began=began)
+        console.print(differences_table(family))
+    kept = list(_accuracies(loaded, cast("Definition", definition), device, console, began)) if accuracy else []
+    if kept:
+        console.print(accuracies_table(kept))
     if json_file is not None:
-        write_json(json_file, found.to_json())
+        content = {
+            **found.to_json(),
+            "fine_tunes": [family.to_json() for family in families],
+            "accuracies": [asdict(each) for each in kept],
+        }
+        write_json(json_file, content)
         print_stage(console, "json", f"{json_file}, {json_file.stat().st_size / 1e3:.0f} kB", began=began)
     if html is not None:
         html.write_text(render(found, str(workload)), encoding="utf-8")
         print_stage(console, "page", f"{html}, {html.stat().st_size / 1e3:.0f} kB", began=began)
     console.print(f"Next: gemel merge {workload} -o merged/", soft_wrap=True)
+
+
+def _accuracies(
+    workload: Workload, definition: Definition, device: str, console: Console, began: float
+) -> Iterator[KeptAccuracy]:
+    """Load data and models, and yield the accuracies that models keep with weights of few bits."""
+    from ..merging.merge import device_of
+    from ..merging.search.find_forms import find_forms
+    from ..merging.search.measure_forms import measure_forms
+    from ..merging.training.loading import build_subjects
+
+    def left_out(model: str, error: Exception) -> None:
+        print_stage(console, "left out", f"{model}: {error}", began=began)
+
+    subjects = build_subjects(workload, definition, device_of(device), left_out=left_out)
+    yield from measure_forms(subjects, find_forms(workload, subjects))
 
 
 def _groups(found: Analysis) -> Table:

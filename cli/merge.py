@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from time import monotonic, perf_counter
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
@@ -13,13 +13,12 @@ from rich.markup import escape
 
 from ..console import Stop, missing_extra, open_console, print_stage
 from ..errors import InputError
+from .difference_tables import describe_parts
+from .merge_progress import merge_listener, what_helps
 from .options import DebugOpt, WorkloadArg
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
-    from ..bundles.merge_report import MergeReport, QueryReport
-    from ..merging.search.forecast import Forecast
+    from ..bundles.merge_report import QueryReport
 
 __all__ = ["merge_command", "parse_budget"]
 
@@ -48,6 +47,9 @@ def merge_command(
             metavar="NAME",
         ),
     ] = "together",
+    differences: Annotated[bool, typer.Option(help="Keep fine-tunes as small differences to a common base.")] = True,
+    compress: Annotated[bool, typer.Option(help="Keep weights of 4 or 8 bits where every query allows it.")] = False,
+    retrain: Annotated[bool, typer.Option(help="Retrain models so that they share whole layers.")] = True,
     inside: Annotated[bool, typer.Option(help="Let layers inside one model share too.")] = True,
     folds: Annotated[
         int,
@@ -111,6 +113,9 @@ def merge_command(
             batch=batch,
             rate=rate,
             start=cast("Any", start),
+            differences=differences,
+            compress=compress,
+            retrain=retrain,
         ),
         definition=cast("Any", definition),
         seed=seed,
@@ -133,7 +138,7 @@ def merge_command(
     )
     with Stop() as stop, bar:
         try:
-            listener = _listener(bar, stop)
+            listener = merge_listener(bar, stop)
             report = merge_workload(load_workload(workload), output, options, listener)
         except KeyboardInterrupt:
             bar.stop()
@@ -151,44 +156,11 @@ def merge_command(
         f"{report.original_bytes / 1e6:.2f} MB, merged {report.merged_bytes / 1e6:.2f} MB:"
         f" {report.saving:.1%} saved, of {report.potential:.1%} that models could share with each other",
     )
+    for line in describe_parts(report):
+        print_stage(console, "saving", line)
     if not report.finished:
-        console.print(escape(_what_helps(report, listener, monotonic() - began)), soft_wrap=True)
+        console.print(escape(what_helps(report, listener, monotonic() - began)), soft_wrap=True)
     console.print(escape(f"Next: gemel-compile {output}/workload.yaml -o bundle/"), soft_wrap=True)
-
-
-def _what_helps(report: MergeReport, listener: Any, seconds: float) -> str:
-    """Return the line that says how to go on after the time was up.
-
-    Args:
-        report: the report on the merge.
-        listener: the listener of the merge (:func:`_listener`).
-        seconds: time that the command has taken.
-    """
-    if listener.unloaded:
-        what = f"time is up before {listener.unloaded} of the models were loaded"
-    elif not report.trials:
-        what = "time is up before the first look at starting weights was over"
-    else:
-        return f"time is up, left: {_left(listener.forecasts[-1])}; --resume goes on with a larger --budget"
-    return f"{what}, after {_duration(seconds)}; --resume goes on with a larger --budget"
-
-
-def _left(forecast: Forecast) -> str:
-    """Return the text for what is left of a search if each training that is to come reaches its targets."""
-    counts = ((forecast.looks, "look"), (forecast.trainings, "training"))
-    text = " and ".join(f"{count} {word}{'s' * (count != 1)}" for count, word in counts if count) or "nothing"
-    return text + (f" (about {_duration(forecast.seconds)})" if forecast.seconds else "")
-
-
-def _duration(seconds: float) -> str:
-    """Return a time in the largest unit in which it is at least 2, such as ``95 s`` or ``12 min``.
-
-    >>> _duration(95), _duration(700), _duration(8000)
-    ('95 s', '12 min', '2.2 h')
-    """
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _kept(found: QueryReport) -> str:
@@ -214,85 +186,3 @@ def parse_budget(text: str) -> float:
     if not match or float(match[1]) == 0:
         raise InputError(f"--budget: {text!r} is not allowed: a time such as 90s, 20m or 2h is expected")
     return float(match[1]) * _UNITS[match[2]]
-
-
-def _listener(bar: Progress, stop: Stop) -> Any:
-    """Return a listener for a merge that prints a line per model and trial, and shows progress on a bar.
-
-    The bar shows training steps, losses and accuracies. The listener's attribute ``forecasts`` has the forecasts of the
-    search so far, and ``unloaded`` the number of models that were not loaded in time.
-    """
-    from ..merging.merge import Listener
-    from ..merging.training.closed_form import summary
-    from ..merging.training.loading import NOT_LOADED
-
-    console, began = bar.console, perf_counter()
-    looked = [monotonic()]
-
-    def say(stage: str, what: str) -> None:
-        print_stage(console, stage, what, began=began)
-
-    class Printer(Listener):
-        def __init__(self) -> None:
-            self.forecasts: list[Forecast] = []
-            self.unloaded = 0
-
-        def model(self, subject: Any) -> None:
-            stop.check()
-            scores = ", ".join(f"{held.query.name} {held.original:.1%}" for held in subject.held)
-            say("model", f"{subject.name}: {len(subject.layers)} layers, {len(subject.train)} images; {scores}")
-
-        def left_out(self, model: str, error: Exception) -> None:
-            self.unloaded += str(error) == NOT_LOADED
-            say("model", f"{model} stays as it is: {error}")
-
-        def trial(self, trial: Any) -> None:
-            stop.check()
-            for task in bar.task_ids:
-                bar.remove_task(task)
-            bar.add_task(escape(trial.group), total=None, steps="")
-
-        def errors(self, models: Any, errors: Any) -> None:
-            stop.check()
-            if len(models) > 1 and errors:
-                say("layers", f"{', '.join(models)}: {summary(list(errors.values()))}")
-
-        def forecast(self, forecast: Forecast) -> None:
-            self.forecasts.append(forecast)
-            if len(self.forecasts) == 1:
-                say("search", f"{_left(forecast)} to come if each training reaches its targets")
-
-        def waiting(self) -> None:
-            stop.check()
-
-        def progress(self, progress: Any) -> None:
-            stop.check()
-            losses = " ".join(f"{model} {loss:.3f}" for model, loss in progress.losses.items())
-            text = f"loss {losses}"
-            if progress.accuracies:
-                text += " accuracy " + " ".join(f"{query} {value:.1%}" for query, value in progress.accuracies.items())
-            if bar.task_ids:
-                steps = f"{progress.step} of {progress.steps} steps"
-                bar.update(
-                    bar.task_ids[-1],
-                    completed=progress.step,
-                    total=progress.steps,
-                    description=escape(text),
-                    steps=steps,
-                )
-            if not console.is_terminal and monotonic() - looked[0] > 30:
-                looked[0] = monotonic()
-                say("step", f"{progress.step} of {progress.steps}, {text}")
-
-        def verdict(self, verdict: Any, report: Any) -> None:
-            outcome = verdict.outcome
-            worst = min(outcome.relative.items(), key=lambda item: item[1], default=("", 0.0))
-            word = "accepted" if verdict.accepted else "measured" if verdict.trial.recipe is None else "not accepted"
-            say(
-                "trial",
-                f"{verdict.trial.group}: {word} ({outcome.ended}); worst query {worst[0]} keeps {worst[1]:.1%};"
-                f" {report.saving:.1%} saved; {outcome.samples} images in {outcome.seconds:.0f} s;"
-                f" left: {_left(self.forecasts[-1])}",
-            )
-
-    return Printer()

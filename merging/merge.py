@@ -14,6 +14,7 @@ import torch
 from ..bundles.merge_report import MergeReport
 from ..errors import InputError, first_line
 from ..workload.document.schema import Workload
+from .forms.fine_tunes import FineTunes
 from .layers.families import distances_of, find_families, representatives
 from .layers.layers import Definition
 from .layers.problem import Problem, pair_layers
@@ -22,16 +23,19 @@ from .output.disk_journal import DiskJournal
 from .output.modules import imported_beside, modules_beside
 from .output.report import Reporter
 from .output.store import Store
+from .search.find_forms import find_forms
 from .search.forecast import Forecast, forecast
 from .search.search import Found, Job, search
-from .strategies import SearchSettings, Strategy, Verdict, strategy
+from .strategies import Search, SearchSettings, Strategy, Verdict, strategy
+from .strategies.cheapest_forms import with_forms
 from .training.closed_form import JointErrors
+from .training.deadline import TimeUpError
 from .training.loading import build_subjects
 from .training.subjects import Subject
 from .training.training import TrainingProgress
-from .training.trial import Outcome, TimeUpError, Trial, TrialRunner
+from .training.trial import Outcome, Trial, TrialRunner
 
-__all__ = ["Listener", "MergeOptions", "merge_workload"]
+__all__ = ["Listener", "MergeOptions", "device_of", "merge_workload"]
 
 _MOST_TOLD = 8
 """Maximum number of models of a family whose closed-form errors are measured before the search."""
@@ -66,6 +70,9 @@ class Listener:
 
     def left_out(self, model: str, error: InputError) -> None:
         """Handle a model that keeps its weights because it cannot be retrained or judged; the error says why."""
+
+    def fine_tunes(self, models: FineTunes) -> None:
+        """Handle a set of models that were found to be fine-tunes of one checkpoint."""
 
     def trial(self, trial: Trial) -> None:
         """Handle the start of a trial, which applies one sharing map and measures the accuracies."""
@@ -109,7 +116,7 @@ def merge_workload(
     """
     options, listener = options or MergeOptions(), listener or Listener()
     deadline = monotonic() + options.budget if options.budget is not None else math.inf
-    device = _device(options.device)
+    device = device_of(options.device)
     plan = strategy(options.strategy)
     with Store(Path(output), _header(workload, options), resume=options.resume) as store:
         try:
@@ -153,9 +160,18 @@ def _merge(
     if len(subjects) > 1 and not store.replaying and monotonic() <= deadline:
         _tell_errors(problem, listener)
 
+    settings = options.settings
+    costs = find_forms(
+        workload, subjects, listener.fine_tunes, differences=settings.differences, compress=settings.compress
+    )
+
+    def start() -> Search:
+        """Start the search for forms and sharing anew."""
+        return with_forms(plan, problem, settings, costs)
+
     def look_ahead(verdicts: Sequence[Verdict]) -> None:
         """Call the listener with a forecast of the search."""
-        listener.forecast(forecast(lambda: plan(problem, options.settings), problem, verdicts))
+        listener.forecast(forecast(start, problem, verdicts))
 
     def settled(verdict: Verdict, report: MergeReport, found: Found) -> None:
         """Call the listener with the forecast after a trial and with the verdict on it."""
@@ -169,7 +185,7 @@ def _merge(
         # Write the unmerged workload first, so that the folder is usable even if no trial succeeds.
         journal.commit(Found(originals), finished=False)
         look_ahead(())
-    steps = plan(problem, options.settings)
+    steps = start()
     if options.ray is not None:
         from .search.cluster import Cluster
 
@@ -211,7 +227,7 @@ def _tell_errors(problem: Problem, listener: Listener) -> None:
             break
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
     """Return the PyTorch device that a ``--device`` value names; raise InputError for an unknown or missing device."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -21,7 +21,8 @@ ORDERS = {
         "engines", "backends", "sinks", "loop", "service", "run",
     ),
     "merging": (
-        "models", "layers", "analysis", "tasks", "judging", "training", "strategies", "search", "output", "merge",
+        "models", "layers", "forms", "analysis", "tasks", "judging", "training", "strategies", "search", "output",
+        "merge",
     ),
     "compiler": ("recognition", "heads", "passes", "lowering", "writing", "stems", "compile", "drafting"),
     "workload": ("document", "zoo", "models", "data"),

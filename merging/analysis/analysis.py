@@ -160,6 +160,7 @@ def analyze_workload(
     definition: Definition = "shape",
     heads: bool = False,
     step: Callable[[ModelSizes], None] = lambda model: None,
+    built: Callable[[Network], None] = lambda network: None,
 ) -> Analysis:
     """Measure every model of a workload, with one model in memory at a time. No data or trained weights are needed.
 
@@ -171,6 +172,7 @@ def analyze_workload(
         definition: what must be equal for two layers to be able to share.
         heads: whether to count layers that give a model's outputs as well.
         step: called after each model that was measured.
+        built: called with each PyTorch model that was built.
 
     Raises:
         ModelError: no model of the workload can be measured.
@@ -179,7 +181,7 @@ def analyze_workload(
     left_out: dict[str, GemelError] = {}
     for name, queries in users_of(workload).items():
         try:
-            models.append(_measure(name, queries, workload, definition))
+            models.append(_measure(name, queries, workload, definition, built))
         except (CompileError, ModelError) as error:  # noqa: PERF203 - one model must not stop the others
             left_out[name] = error
         else:
@@ -189,14 +191,21 @@ def analyze_workload(
     return Analysis(tuple(models), definition, heads, {name: str(error) for name, error in left_out.items()})
 
 
-def _measure(name: str, queries: tuple[Query, ...], workload: Workload, definition: Definition) -> ModelSizes:
+def _measure(
+    name: str,
+    queries: tuple[Query, ...],
+    workload: Workload,
+    definition: Definition,
+    built: Callable[[Network], None],
+) -> ModelSizes:
     """Measure the bytes of one model and of its layers, as a PyTorch module or else in the graph of its ONNX file.
 
     Raises:
         ModelError: the model cannot be built or opened.
     """
     try:
-        return sizes_of(network_of(name, queries, workload), definition)
+        built(network := network_of(name, queries, workload))
+        return sizes_of(network, definition)
     except ModelError as error:
         if queries[0].model.onnx is None:
             raise

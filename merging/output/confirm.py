@@ -31,10 +31,11 @@ class Confirmer:
 
     def confirmed(self, found: Found) -> Found:
         """Return the state of a search in which models that are not confirmed have their original weights."""
-        sharing = found.sharing.of({name for name in found.sharing.models if self._passes(name, found)})
-        back = {name: self._originals[name] for name in found.sharing.models - sharing.models}
+        passed = {name for name in found.models if self._passes(name, found)}
+        sharing, forms = found.sharing.of(passed), found.forms.of(passed)
+        back = {name: self._originals[name] for name in found.models - sharing.models - forms.models}
         states = {**found.states, **back}
-        return replace(found, states=states, sharing=sharing)
+        return replace(found, states=states, sharing=sharing, forms=forms)
 
     def judgements(self, model: str, state: State) -> dict[str, Judgement]:
         """Return query -> judgement of a model with some weights, by the images that confirm.

@@ -7,18 +7,23 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from safetensors.torch import save
+from torch import Tensor
 
-from ...bundles.merge_report import MergeReport
+from ...bundles.merge_report import FormsReport, MergeReport
 from ...workload.document.paths import locate
 from ...workload.document.schema import Workload
 from ...workload.models.factory import read_state
 from ...workload.models.identity import models_of
+from ..forms.form_map import FormMap
+from ..forms.quantize import Coded
+from ..layers.sharing import Use
 from ..models.networks import Network
 from ..models.onnx_models import cut_onnx, onnx_bytes
 from ..search.search import Found
 from ..strategies import Verdict
 from ..training.subjects import State, Subject
 from ..training.trial import Outcome, Trial
+from .forms_file import forms_file, read_codes
 from .report import Reporter, merged_workload
 from .store import Store
 
@@ -63,6 +68,11 @@ class DiskJournal:
         self._reporter, self._settled = reporter, settled
         self._replayed = store.replaying
         self._files: dict[str, tuple[State, str]] = {}
+        self._codes: dict[Use, Coded] = {}
+        self._forms: tuple[FormMap, FormsReport | None] = FormMap(), None
+        self._bases: dict[str, Tensor] = {}
+        for subject in subjects.values():
+            self._bases |= subject.bases
 
     def recall(self, trial: Trial) -> Outcome | None:
         """Return the recorded outcome of a trial, or None if the trial has not run yet."""
@@ -73,28 +83,33 @@ class DiskJournal:
         if not self._replayed:
             return None
         self._replayed = False
-        files = self._store.weights
-        return {name: self._read(name, files[name]) for name in found.sharing.models}, self._store.last_states()
+        files, forms = self._store.weights, self._store.forms
+        if forms is not None:
+            self._codes = read_codes(self._store.output / forms.file, forms.layers)
+        return {name: self._read(name, files[name]) for name in found.models}, self._store.last_states()
 
     def record(self, verdict: Verdict, found: Found, last: Mapping[str, State]) -> None:
         """Write the verdict on a trial, the report and the workload to disk, then call ``settled``."""
-        self._store.record(verdict, last, self._contents(found))
+        self._store.record(verdict, last, self._contents(found), self._place_forms(found))
         self._settled(verdict, self.commit(found, finished=False), found)
 
     def commit(self, found: Found, *, finished: bool) -> MergeReport:
         """Write the merged weights, the report and the workload to disk and return the report."""
-        report = self._reporter.report(found, finished=finished)
+        searched, written = self._place_forms(found), self._reporter.confirmed(found)
+        forms = searched if written.forms == found.forms else self._place(written)
+        report = self._reporter.report(found, finished=finished, codes=self._codes, forms=forms)
         files = self._contents(found)
-        written = self._reporter.confirmed(found).sharing.models
-        names = {name: f"weights/{file}" for name, (file, _) in files.items() if name in written}
+        names = {name: f"weights/{file}" for name, (file, _) in files.items() if name in written.models}
         workload = merged_workload(self._workload, names, models_of(self._workload), self._store.output)
-        self._store.commit(dict(files.values()), report, workload)
+        # The codes of what the search goes on from stay, too.
+        kept = {} if searched is None else {searched.file: None}
+        self._store.commit({**dict(files.values()), **kept}, report, workload)
         return report
 
     def _contents(self, found: Found) -> dict[str, tuple[str, bytes | None]]:
         """Return merged model -> (weight file name, content); content is None if an earlier call returned it."""
         files: dict[str, tuple[str, bytes | None]] = {}
-        for name in sorted(found.sharing.models):
+        for name in sorted(found.models):
             state, known = found.states[name], self._files.get(name)
             if known is not None and known[0] is state:
                 files[name] = known[1], None
@@ -102,6 +117,24 @@ class DiskJournal:
                 files[name] = file, _ = self._file(name, state)
                 self._files[name] = state, file
         return files
+
+    def _place_forms(self, found: Found) -> FormsReport | None:
+        """Write the file of codes that belongs to a search's state, and return its entry in merge.json."""
+        if self._forms[0] is not found.forms:
+            self._codes = {
+                use: found.codes.get(use) or self._codes[use] for use, form in found.forms.forms if form.bits
+            }
+            self._forms = found.forms, self._place(found)
+        return self._forms[1]
+
+    def _place(self, found: Found) -> FormsReport | None:
+        """Write a file of codes, and return its entry in merge.json; None if no weight is kept as codes."""
+        made = forms_file(found.forms, self._codes, found.states, self._bases)
+        if made is None:
+            return None
+        content, report = made
+        self._store.place({report.file: content})
+        return report
 
     def _file(self, name: str, state: State) -> tuple[str, bytes]:
         """Return the name and the content of a model's weight file; the name contains a hash of the content."""

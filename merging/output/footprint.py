@@ -5,6 +5,8 @@ A bundle holds fewer bytes than the state dicts:
 - A BatchNorm behind a convolution is four vectors in PyTorch. In a bundle it is one vector (a bias) if it is folded
   into the convolution, and two vectors (scale and shift) if it stays separate because the kernel is shared.
 - Small kernels take in their BatchNorms even if the kernels are shared, and are then different tensors again.
+- A kernel that is kept as codes counts as its codes and scales, and its base counts once. A BatchNorm that is folded
+  into it is one more vector, its gain.
 - Layers that never run are not compiled.
 - Equal tensors are held once, whether merging made them equal or not.
 
@@ -18,7 +20,8 @@ small.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -28,12 +31,29 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...bundles.blob import tensor_id
+from ...bundles.codes import pack_codes
 from ...compiler.passes import choose_batch_norm, fold
 from ...compiler.passes.edit import constant, replace_constant
+from ..forms.quantize import Coded
 from ..training.subjects import Subject
 from .skeleton import NORM_FIELDS, Skeleton, skeleton_of
 
-__all__ = ["StoredModel", "bundle_bytes", "held_by"]
+__all__ = ["StoredForm", "StoredModel", "bundle_bytes", "held_by"]
+
+
+@dataclass(frozen=True)
+class StoredForm:
+    """What a bundle holds of a kernel that is kept as codes, besides a folded BatchNorm."""
+
+    codes: Coded
+    base: Tensor | None = None
+    """Base that the codes are added to, float32 on the CPU; None if the codes are the kernel itself."""
+
+    def sizes(self) -> Iterator[tuple[str, int]]:
+        """Yield the id and the size in bytes of each tensor that the kernel is computed from."""
+        packed = pack_codes(self.codes.codes.numpy(), self.codes.bits)
+        for array in (packed, self.codes.scale.numpy(), *([] if self.base is None else [self.base.numpy()])):
+            yield tensor_id(array), array.nbytes
 
 
 @dataclass(frozen=True)
@@ -45,18 +65,23 @@ class StoredModel:
     """State dict of the model, on the CPU."""
     others: tuple[NDArray[Any], ...] = ()
     """Tensors of the model's decoder, such as anchors."""
+    forms: Mapping[str, StoredForm] = field(default_factory=dict)
+    """Name in the state dict -> what a bundle holds of the kernel, for kernels that are kept as codes."""
 
 
 _SKELETONS: WeakKeyDictionary[nn.Module, Skeleton] = WeakKeyDictionary()
 """Stage ``main`` of an original model -> the model's structure, kept so that each model is run only once."""
 
 
-def held_by(subject: Subject, state: Mapping[str, Tensor] | None = None) -> StoredModel:
+def held_by(
+    subject: Subject, state: Mapping[str, Tensor] | None = None, forms: Mapping[str, StoredForm] | None = None
+) -> StoredModel:
     """Return a model with its weights in the form that :func:`bundle_bytes` counts.
 
     Args:
         subject: the model.
         state: state dict of the model, on the CPU; None for the weights that the model had before anything was merged.
+        forms: name in the state dict -> what a bundle holds of the kernel, for kernels that are kept as codes.
     """
     stage = subject.teacher.module
     if stage not in _SKELETONS:
@@ -66,27 +91,33 @@ def held_by(subject: Subject, state: Mapping[str, Tensor] | None = None) -> Stor
         model = stage.model
         assert isinstance(model, nn.Module)
         state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
-    return StoredModel(_SKELETONS[stage], state, tuple(subject.network.cut.tensors.values()))
+    return StoredModel(_SKELETONS[stage], state, tuple(subject.network.cut.tensors.values()), forms or {})
 
 
 def bundle_bytes(models: Iterable[StoredModel]) -> int:
     """Return the bytes of weights in a bundle of ``models``, counting each distinct tensor once."""
     models = list(models)
     graphs = [_graph(model) for model in models]
-    keep = choose_batch_norm(graphs).keep
+    forms = (form for model in models for form in model.forms.values())
+    keep = choose_batch_norm(graphs, [tensor_id(form.base.numpy()) for form in forms if form.base is not None]).keep
     sizes: dict[str, int] = {}
     for model, graph in zip(models, graphs, strict=True):
         seen = set(graph.graph.initializers)
         fold(graph, keep)
-        for array in (*map(constant, graph.graph.initializers.values()), *_other_weights(model, seen), *model.others):
+        folded = {name: constant(value) for name, value in graph.graph.initializers.items()}
+        for name, array in chain(folded.items(), _other_weights(model, seen), (("", other) for other in model.others)):
+            if (form := model.forms.get(name)) is not None:
+                sizes |= form.sizes()
+                if not np.array_equal(array, model.state[name].numpy()):
+                    sizes[f"{tensor_id(array)} gain"] = 4 * len(array)
             # A single number is stored in the graph, not among the weights.
-            if array.size > 1:
+            elif array.size > 1:
                 sizes[tensor_id(array)] = array.nbytes
     return sum(sizes.values())
 
 
-def _other_weights(model: StoredModel, seen: Collection[str]) -> Iterator[NDArray[Any]]:
-    """Yield the floating-point weights of a model that its graph of convolutions and BatchNorms does not hold.
+def _other_weights(model: StoredModel, seen: Collection[str]) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield name and value of the floating-point weights that a model's graph of convolutions and BatchNorms lacks.
 
     Integer tensors, such as BatchNorm's counters of training steps, are left out.
 
@@ -96,7 +127,7 @@ def _other_weights(model: StoredModel, seen: Collection[str]) -> Iterator[NDArra
     """
     for name in model.skeleton.used:
         if name not in seen and model.state[name].is_floating_point():
-            yield model.state[name].numpy()
+            yield name, model.state[name].numpy()
 
 
 def _graph(model: StoredModel) -> ir.Model:

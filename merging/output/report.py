@@ -10,16 +10,28 @@ from pathlib import Path
 import yaml
 
 from ...bundles.blob import tensor_id
-from ...bundles.merge_report import IntervalReport, MergeReport, QueryReport, SharedTensor, TrialReport, UseReport
+from ...bundles.merge_report import (
+    FormsReport,
+    IntervalReport,
+    MergeReport,
+    QueryReport,
+    SharedTensor,
+    TrialReport,
+    UseReport,
+)
 from ...frames.reference import is_local_file
 from ...workload.document.schema import Workload
 from ...workload.models.identity import PRETRAINED_FOLDER
+from ..forms.form_map import saved_bytes
+from ..forms.quantize import Coded
 from ..layers.groups import ratio
 from ..layers.problem import Problem, pair_layers
+from ..layers.sharing import Use
 from ..search.search import Found
 from ..training.subjects import JudgedQuery, Judgement, Subject
 from .confirm import Confirmer
 from .footprint import bundle_bytes, held_by
+from .parts import saving_parts, stored_forms
 
 __all__ = ["Reporter", "merged_workload"]
 
@@ -51,7 +63,14 @@ class Reporter:
         """Return the part of a search's result that holds on images which chose nothing, and so may be written."""
         return self._confirmer.confirmed(found)
 
-    def report(self, found: Found, *, finished: bool) -> MergeReport:
+    def report(
+        self,
+        found: Found,
+        *,
+        finished: bool,
+        codes: Mapping[Use, Coded] | None = None,
+        forms: FormsReport | None = None,
+    ) -> MergeReport:
         """Return a report on a search, which may be still going on, with what may be written of its result.
 
         ``original_bytes`` and ``merged_bytes`` count what bundles hold (:mod:`.footprint`): one bundle with all
@@ -62,10 +81,15 @@ class Reporter:
         Args:
             found: state of the search.
             finished: whether the search has come to its end.
+            codes: codes of all weights that are kept as codes.
+            forms: entry in the report of the weights that are confirmed and kept as codes.
         """
         problem, subjects = self._problem, self._subjects
         searched, found = found, self.confirmed(found)
-        merged = bundle_bytes(held_by(subject, found.states[name]) for name, subject in subjects.items())
+        stored = stored_forms(found.forms, codes or {}, subjects)
+        merged = bundle_bytes(
+            held_by(subject, found.states[name], stored.get(name)) for name, subject in subjects.items()
+        )
         layers = sum(layer.bytes for part in problem.layers.values() for layer in part)
         return MergeReport(
             strategy=self._strategy,
@@ -74,13 +98,15 @@ class Reporter:
             merged_bytes=merged,
             layer_bytes=layers,
             saving=ratio(self._original - merged, self._original),
-            layer_saving=ratio(problem.saved(found.sharing), layers),
+            layer_saving=ratio(saved_bytes(problem, found.sharing, found.forms), layers),
             potential=ratio(self._original - self._least, self._original),
             finished=finished,
             queries=dict(self._query_reports(searched, found)),
             left=self._left,
             trials=tuple(_trial_reports(problem, found)),
             shared=tuple(_shared_tensors(problem, found)),
+            forms=forms,
+            parts=saving_parts(problem, searched, found),
         )
 
     def _query_reports(self, searched: Found, written: Found) -> Iterator[tuple[str, QueryReport]]:
@@ -151,13 +177,13 @@ def _trial_reports(problem: Problem, found: Found) -> Iterator[TrialReport]:
             samples=verdict.outcome.samples,
             accuracies=verdict.outcome.accuracies,
             ended=verdict.outcome.ended,
-            saved_bytes=problem.saved(verdict.sharing),
+            saved_bytes=saved_bytes(problem, verdict.sharing, verdict.forms),
         )
 
 
 def _shared_tensors(problem: Problem, found: Found) -> Iterator[SharedTensor]:
     """Yield a report on each tensor that several layer weights share."""
-    for slot in found.sharing.slots:
+    for slot in (*found.sharing.slots, *found.forms.slots):
         value = found.states[slot[0].model][slot[0].parameter]
         uses = tuple(UseReport(query=use.model, parameter=use.parameter) for use in slot)
         yield SharedTensor(tensor=tensor_id(value.numpy()), bytes=problem.size(slot[0]), uses=uses)
@@ -173,6 +199,8 @@ def merged_workload(workload: Workload, files: Mapping[str, str], model_of: Mapp
         output: folder of the merged workload.yaml; relative paths are rewritten so that they start from this folder.
     """
     content = workload.model_dump(mode="json", exclude_unset=True)
+    if workload.base is not None:
+        content["base"] = _rebase(workload.base, workload.root, output)
     for feed in content["feeds"].values():
         # A source that still begins with a variable is a camera's address, which is filled in where the bundle runs.
         if is_local_file(feed["source"]) and not feed["source"].startswith("${"):
@@ -186,6 +214,8 @@ def merged_workload(workload: Workload, files: Mapping[str, str], model_of: Mapp
             model[field] = file
         elif (reference := getattr(query.model, field)) is not None:
             model[field] = _rebase(reference, workload.root, output)
+        if query.model.base is not None:
+            model["base"] = _rebase(query.model.base, workload.root, output)
         folder = (model.get("args") or {}).get(PRETRAINED_FOLDER)
         if isinstance(folder, str) and (workload.root / Path(folder).expanduser()).is_dir():
             model["args"][PRETRAINED_FOLDER] = _rebase(folder, workload.root, output)

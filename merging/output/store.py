@@ -6,14 +6,15 @@
       merge.json                the report on the merge
       workload.yaml             refers to weights/, and to the feeds and data of the original workload
       weights/NAME-DIGEST.*     a file for each merged model; the digest is a hash of the content
+      forms-DIGEST.safetensors  codes of weights that are kept as codes, if there are any
       *.py                      modules in the original workload's folder that make its models
       search/journal.jsonl      a header that says what is searched for, then a line for each trial
       search/last-N.safetensors weights after the last trial that trained, written with the N-th trial
       search/lock               locked by the process that writes the folder
 
-A trial is written in this order: the models that the trial changed; the weights that the next trial may start from; the
-trial's line in the journal; merge.json; workload.yaml. Every file is written under another name and renamed when it is
-whole, and old weights are deleted last. So a crash or a full disk leaves the state before or after a trial.
+A trial is written in this order: codes; the models that the trial changed; the weights that the next trial may start
+from; the trial's line in the journal; merge.json; workload.yaml. Every file is written under another name and renamed
+when it is whole, and old weights are deleted last. So a crash or a full disk leaves the state before or after a trial.
 """
 
 from __future__ import annotations
@@ -21,23 +22,24 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from ...bundles.merge_report import MERGE_REPORT, MergeReport
+from ...bundles.merge_report import MERGE_REPORT, FormsReport, MergeReport
 from ...errors import InputError
 from ..strategies import Verdict
 from ..training.subjects import State
 from ..training.trial import Outcome, Trial
+from .disk import explain_disk_errors, write_atomically
 from .lock import locked
 from .records import entry_of, key_of, outcome_of, pack_states, unpack_states
 
-__all__ = ["Store", "write_atomically"]
+__all__ = ["Store"]
 
 _SEARCH, _JOURNAL, _LOCK, _WEIGHTS = "search", "journal.jsonl", "lock", "weights"
-_VERSION = 3
+_VERSION = 4
 """Version of the format of the search journal; a journal of another version cannot be resumed."""
 _OWN_FILES = re.compile(r".+-[0-9a-f]{8}\.(safetensors|onnx)|\..+\.part")
 """Pattern for the names of files in ``weights/`` that a merge writes and may delete."""
@@ -162,6 +164,12 @@ class Store:
         names = self._known[-1]["weights"] if self._known else {}
         return {model: self.output / _WEIGHTS / name for model, name in names.items()}
 
+    @property
+    def forms(self) -> FormsReport | None:
+        """Entry in merge.json of the weights that the interrupted search had committed as codes; None without such."""
+        entry = self._known[-1].get("forms") if self._known else None
+        return FormsReport.model_validate(entry) if entry is not None else None
+
     def _other_version(self) -> InputError:
         """Return the error for a search that another version of gemel began."""
         return InputError(f"{self.output}: another version of gemel began this search; it cannot be resumed")
@@ -177,7 +185,11 @@ class Store:
         return unpack_states(files[max(files)]) if files else {}
 
     def record(
-        self, verdict: Verdict, last: Mapping[str, State], files: Mapping[str, tuple[str, bytes | None]]
+        self,
+        verdict: Verdict,
+        last: Mapping[str, State],
+        files: Mapping[str, tuple[str, bytes | None]],
+        forms: FormsReport | None = None,
     ) -> None:
         """Write the weights that a trial leaves, then append the trial to the journal.
 
@@ -185,6 +197,7 @@ class Store:
             verdict: verdict on the trial.
             last: model name -> weights after the last trial that trained, which the next trial may start from.
             files: merged model -> name and content of its weight file; content is None if the file was written before.
+            forms: weights that are kept as codes, whose file is written already; None without such weights.
 
         Raises:
             InputError: the disk is full or cannot be written; earlier records are intact.
@@ -192,8 +205,9 @@ class Store:
         entry = {
             "trial": entry_of(verdict),
             "weights": {model: name for model, (name, _) in files.items()},
+            "forms": forms and forms.model_dump(),
         }
-        with _explain_disk_errors(self.output):
+        with explain_disk_errors(self.output):
             self._begin_journal()
             self._write_weights(dict(files.values()))
             number, old = self._count + 1, []
@@ -220,13 +234,14 @@ class Store:
         Raises:
             InputError: the disk is full or cannot be written; the last commit is intact.
         """
-        with _explain_disk_errors(self.output):
+        with explain_disk_errors(self.output):
             self._begin_journal()
             self._write_weights(files)
             write_atomically(self.output / MERGE_REPORT, report.model_dump_json(indent=2).encode() + b"\n")
             write_atomically(self.output / "workload.yaml", workload)
-            for path in (self.output / _WEIGHTS).iterdir():
-                if path.name not in files and _OWN_FILES.fullmatch(path.name):
+            used = {*files, report.forms and report.forms.file}
+            for path in (*(self.output / _WEIGHTS).iterdir(), *self.output.glob("forms-*.safetensors")):
+                if path.name not in used and _OWN_FILES.fullmatch(path.name):
                     path.unlink()
 
     def place(self, files: Mapping[str, bytes]) -> None:
@@ -238,7 +253,7 @@ class Store:
         Raises:
             InputError: a file cannot be written.
         """
-        with _explain_disk_errors(self.output):
+        with explain_disk_errors(self.output):
             self._begin_journal()
             for name, content in files.items():
                 target = self.output / name
@@ -262,29 +277,6 @@ class Store:
     def _last_files(self) -> list[Path]:
         """Return the files with weights after the last trial that trained; a crash may leave more than one file."""
         return list(self._search.glob("last-*.safetensors"))
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: write it under another name, sync it to the disk, then rename it."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-@contextmanager
-def _explain_disk_errors(output: Path) -> Iterator[None]:
-    """Turn an OSError in a ``with`` block into an InputError that says how to go on."""
-    try:
-        yield
-    except OSError as error:
-        reason = f"{error.filename or output}: cannot be written: {error.strerror}"
-        raise InputError(f"{reason}; the last commit is whole, --resume goes on from it") from error
 
 
 def _trial_number(path: Path) -> int:

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from ...errors import GemelError, InputError, MissingExtraError, first_line
+from ..training.deadline import TimeUpError
 from ..training.subjects import Subject
-from ..training.trial import Outcome, TimeUpError, TrialRunner
+from ..training.trial import Outcome, TrialRunner
 from .search import Job
 
 __all__ = ["Cluster"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
+from ..forms.form_map import FormMap, saved_bytes
+from ..layers.problem import Problem
 from ..layers.sharing import SharingMap
 from ..training.trial import Outcome, Trial
 
-__all__ = ["is_outdated", "kept", "skipped"]
+__all__ = ["is_outdated", "kept", "saves_less", "skipped", "useful_trials"]
 
 
 def kept(wanted: SharingMap, committed: SharingMap, met: frozenset[str]) -> SharingMap | None:
@@ -38,3 +40,31 @@ def is_outdated(trial: Trial, changed: Collection[str]) -> bool:
 def skipped() -> Outcome:
     """Return the outcome of a trial that did not run because an earlier trial of its batch was accepted."""
     return Outcome({}, {}, frozenset(), 0, 0.0, "skipped")
+
+
+def useful_trials(trials: Sequence[Trial], problem: Problem, sharing: SharingMap, forms: FormMap) -> list[Trial]:
+    """Return the trials of a batch that could save at least what is committed.
+
+    A strategy knows nothing of forms. Where these save more than the strategy's sharing would, its trial is useless.
+
+    Args:
+        trials: the trials of a batch.
+        problem: the layers of all models.
+        sharing: sharing map that is committed so far.
+        forms: forms that are committed so far.
+    """
+    if not forms.forms:
+        return list(trials)
+    saved = saved_bytes(problem, sharing, forms)
+
+    def best(trial: Trial) -> int:
+        """Return the bytes that are saved if all models of a trial reach their goals."""
+        return saved_bytes(problem, sharing.joined(trial.sharing.slots), forms.without(trial.sharing.models))
+
+    return [trial for trial in trials if trial.forms.forms or best(trial) >= saved]
+
+
+def saves_less(trial: Trial, problem: Problem) -> Outcome:
+    """Return the outcome of a trial that did not run because it could save less than what is committed."""
+    zeros = {query: 0.0 for name in sorted(trial.learners) for query in problem.queries.get(name, (name,))}
+    return Outcome(zeros, dict(zeros), frozenset(), 0, 0.0, "saves less")

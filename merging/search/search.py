@@ -11,12 +11,14 @@ from typing import Protocol
 import torch
 
 from ...errors import GemelError
+from ..forms.form_map import NO_FORMS, FormMap, saved_bytes
+from ..forms.quantize import Coded
 from ..layers.problem import Problem
-from ..layers.sharing import SharingMap
+from ..layers.sharing import SharingMap, Use
 from ..strategies import Search, Verdict
 from ..training.subjects import State
 from ..training.trial import Outcome, Trial
-from .keeping import is_outdated, kept, skipped
+from .keeping import is_outdated, kept, saves_less, skipped, useful_trials
 
 __all__ = ["Executor", "Found", "Job", "Journal", "search"]
 
@@ -85,7 +87,16 @@ class Found:
     samples: int = 0
     """Number of images that models were trained on, summed over models, steps and trials."""
     verdicts: list[Verdict] = field(default_factory=list)
-    """Verdicts on all trials, in the order of the search, without weights."""
+    """Verdicts on all trials, in order, without weights."""
+    forms: FormMap = NO_FORMS
+    """Forms of weights that the search has committed so far."""
+    codes: dict[Use, Coded] = field(default_factory=dict)
+    """Weight -> codes of its committed form. Codes of trials that a journal recalled are missing."""
+
+    @property
+    def models(self) -> frozenset[str]:
+        """Names of the models whose weights are not those before the merge, because they share or have forms."""
+        return self.sharing.models | self.forms.models
 
 
 @dataclass
@@ -139,15 +150,10 @@ class _Running:
     """Search that is running: its state, and what it needs to run and settle trials."""
 
     def __init__(
-        self,
-        problem: Problem,
-        originals: Mapping[str, State],
-        execute: Executor,
-        journal: Journal,
-        deadline: float,
+        self, problem: Problem, originals: Mapping[str, State], execute: Executor, journal: Journal, deadline: float
     ) -> None:
         self._problem, self._execute, self._journal, self._deadline = problem, execute, journal, deadline
-        self.found = Found(dict(originals))
+        self._originals, self.found = originals, Found(dict(originals))
         self._last = _Last(dict(originals), {}, frozenset(originals))
 
     def batch(self, trials: Sequence[Trial]) -> list[Verdict] | None:
@@ -160,23 +166,26 @@ class _Running:
             A verdict on each trial; None if the deadline cut the batch off.
         """
         shared, changed = self.found.sharing, frozenset[str]()
+        useful = useful_trials(trials, self._problem, shared, self.found.forms)
         verdicts: list[Verdict] = []
         running: Generator[Outcome, None, None] | None = None
         try:
             for index, trial in enumerate(trials):
                 if is_outdated(trial, changed):
-                    verdicts.append(Verdict(trial, skipped(), False, self.found.sharing))
+                    verdicts.append(Verdict(trial, skipped(), False, self.found.sharing, self.found.forms))
                     if running is not None:
                         running.close()
                         running = None
                     continue
                 outcome = known = self._journal.recall(trial)
+                if outcome is None and trial not in useful:
+                    outcome = saves_less(trial, self._problem)
                 if outcome is None:
                     if running is None:
                         if monotonic() > self._deadline:
                             return None
                         self.restore()
-                        waiting = [each for each in trials[index:] if not is_outdated(each, changed)]
+                        waiting = [each for each in trials[index:] if each in useful and not is_outdated(each, changed)]
                         running = self._execute([self._job(each, shared) for each in waiting])
                     outcome = next(running, None)
                 if outcome is None:
@@ -200,14 +209,14 @@ class _Running:
             self._last.states.update(restored[1])
 
     def _job(self, trial: Trial, shared: SharingMap) -> Job:
-        """Return the job for a trial, with the committed weights or the weights after the last trial that trained.
+        """Return the job for a trial, with the weights that the trial starts from.
 
         Args:
             trial: the trial.
-            shared: sharing map at the beginning of the trial's batch. Trials of the batch that are settled already did
-                not change the models of this trial, but may have changed others.
+            shared: sharing map at the beginning of the trial's batch; settled trials of the batch changed other models.
         """
-        return Job(trial, dict(self.found.states if trial.base == "committed" else self._last.states), shared)
+        states = {"committed": self.found.states, "last": self._last.states, "original": self._originals}
+        return Job(trial, dict(states[trial.base]), shared)
 
     def _settle(self, trial: Trial, outcome: Outcome) -> Verdict:
         """Decide on a trial, commit the sharing that its outcome allows, and return the verdict without weights."""
@@ -215,7 +224,7 @@ class _Running:
             self._last = _advance(trial, outcome, self.found, self._last)
         verdict = _judge(trial, outcome, self._problem, self.found, self._last)
         # Committed weights are in ``found``; the weights of every trial would fill the memory.
-        verdict = replace(verdict, outcome=replace(outcome, states={}))
+        verdict = replace(verdict, outcome=replace(outcome, states={}, codes={}), forms=self.found.forms)
         self.found.verdicts.append(verdict)
         self.found.samples += outcome.samples
         return verdict
@@ -260,8 +269,10 @@ def _judge(trial: Trial, outcome: Outcome, problem: Problem, found: Found, last:
     """Commit a trial's sharing between the models that reach their goals, if it saves more bytes; return the verdict.
 
     A further round of the same training with the same sharing is committed, too, if accuracies improve. A trial without
-    training is committed as a whole or not at all.
+    training is committed as a whole or not at all. Models that get new weights lose the forms that they had.
     """
+    if trial.measure:
+        return Verdict(trial, outcome, False, found.sharing)
     if trial.recipe is None:
         if outcome.met < trial.learners:
             return Verdict(trial, outcome, False, found.sharing)
@@ -269,13 +280,16 @@ def _judge(trial: Trial, outcome: Outcome, problem: Problem, found: Found, last:
     sharing = kept(trial.sharing, found.sharing, last.met)
     if sharing is None:
         return Verdict(trial, outcome, False, found.sharing)
-    touched = frozenset(sharing.models) & last.met
+    touched = (frozenset(sharing.models) | trial.forms.models) & last.met
+    forms = found.forms.without(touched).joined(trial.forms.of(touched))
     # Models that miss their goals go back to their earlier weights, and so to their earlier accuracies.
     queries = {query for name in touched for query in problem.queries.get(name, (name,))}
     accuracies = {query: value for query, value in last.accuracies.items() if query in queries}
-    accepted = problem.saved(sharing) > problem.saved(found.sharing)
+    accepted = saved_bytes(problem, sharing, forms) > saved_bytes(problem, found.sharing, found.forms)
     if accepted or (trial.base == "last" and sharing == found.sharing and _better(accuracies, found.accuracies)):
-        found.sharing = sharing
+        found.sharing, found.forms = sharing, forms
+        codes = found.codes | {use: each for use, each in outcome.codes.items() if use.model in touched}
+        found.codes = {use: each for use, each in codes.items() if use in forms.uses}
         found.states |= {name: last.states[name] for name in touched}
         found.accuracies |= accuracies
     return Verdict(trial, outcome, accepted, found.sharing)

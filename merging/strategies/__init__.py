@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import Literal, cast
 
 from ...errors import InputError
+from ..forms.form_map import NO_FORMS, FormMap
 from ..layers.problem import Problem
 from ..layers.sharing import SharingMap
 from ..training.trial import Outcome, Trial
@@ -33,6 +34,8 @@ class Verdict:
     """Whether the committed sharing saves more bytes after the trial than before."""
     sharing: SharingMap
     """Sharing map that is committed after the trial."""
+    forms: FormMap = NO_FORMS
+    """Forms of weights that are committed after the trial."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,12 @@ class SearchSettings:
     """Learning rate; None for the strategy's default rate."""
     start: Literal["donor", "first", "average"] | None = None
     """Starting weights of shared layers (:class:`.trial.Start`); None for the strategy's default."""
+    differences: bool = True
+    """Whether fine-tunes of one checkpoint may be kept as differences to a common base, before anything is trained."""
+    compress: bool = False
+    """Whether weights may be kept as codes of their own, after the search for sharing."""
+    retrain: bool = True
+    """Whether to search for sharing by retraining at all."""
 
 
 Search = Generator[Sequence[Trial], Sequence[Verdict], None]

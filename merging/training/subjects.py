@@ -109,6 +109,8 @@ class Subject:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     narrow: bool = False
     """Whether the training images vary too little to measure BatchNorm statistics on; see :func:`.start.is_narrow`."""
+    bases: Mapping[str, Tensor] = field(default_factory=dict)
+    """Name of a base -> base, on the CPU, for weights that may be kept as differences."""
 
     @property
     def name(self) -> str:

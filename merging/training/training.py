@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..forms.apply import FormCoder
 from ..layers.sharing import SharingMap, Use
 from ..models.trace import NORMS
 from .goals import is_hopeless, loss_weights, reached, resting
@@ -95,6 +96,7 @@ def retrain(
     subjects: Mapping[str, Subject],
     models: Collection[str],
     recipe: Recipe,
+    coder: FormCoder | None = None,
     *,
     seed: int = 0,
     deadline: float = math.inf,
@@ -110,6 +112,7 @@ def retrain(
         subjects: all models, by name, with shared parameters bound.
         models: names of the models to retrain.
         recipe: settings of the training.
+        coder: weights that have a form; each step changes their plain values.
         seed: seed for the order of images and for mirroring.
         deadline: time of ``time.monotonic`` at which training stops.
         watch: function called after each step with the state of the training.
@@ -151,7 +154,8 @@ def retrain(
             (loss * weights[subject.name]).backward()
             if count == narrow:
                 nn.utils.clip_grad_norm_(learned, _MAX_NORM)
-        optimizer.step()
+        with coder.plain() if coder is not None else nullcontext():
+            optimizer.step()
         if step in measured:
             found = judgements_of(taught, limit=GLANCE)
             accuracies = {query: each.accuracy for query, each in found.items()}

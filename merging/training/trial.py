@@ -12,14 +12,18 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..forms.apply import FormCoder
+from ..forms.form_map import NO_FORMS, FormMap
+from ..forms.quantize import Coded
 from ..layers.sharing import SharingMap, Slot, Use, bind, own_parameters, release
 from .align import align
+from .deadline import stopping
 from .goals import reached
 from .start import average, donate, refit_heads, reset_statistics
 from .subjects import Judgement, State, Subject, by_area, fitting, in_batches, judgements_of
 from .training import GLANCE, Recipe, TrainingProgress, retrain, strain
 
-__all__ = ["STATISTICS_IMAGES", "Outcome", "Start", "TimeUpError", "Trial", "TrialRunner", "some"]
+__all__ = ["STATISTICS_IMAGES", "Outcome", "Start", "Trial", "TrialRunner", "some"]
 
 STATISTICS_IMAGES = 1280
 """Number of images of 64 x 64 pixels to measure BatchNorm statistics on; of larger images, as many pixels."""
@@ -66,8 +70,12 @@ class Trial:
     start: Start = Start()
     recipe: Recipe | None = None
     """Settings of the retraining; None evaluates the starting weights without training."""
-    base: Literal["committed", "last"] = "committed"
-    """Weights that the trial starts from: those of the last commit, or those after the last trial that trained."""
+    base: Literal["committed", "last", "original"] = "committed"
+    """Weights that the trial starts from: of the last commit, after the last trial that trained, or before merging."""
+    forms: FormMap = NO_FORMS
+    """Forms that weights of the learners get, after the starting weights are set."""
+    measure: bool = False
+    """Whether the trial only measures. Its result is then never committed."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,8 @@ class Outcome:
     nothing was trained."""
     states: dict[str, State] = field(default_factory=dict)
     """Model name -> weights after the trial, for the trial's learners (models to retrain); empty after a failure."""
+    codes: dict[Use, Coded] = field(default_factory=dict)
+    """Weight -> codes of its form, for the forms of the trial; empty if the trial only measures."""
 
 
 class TrialRunner:
@@ -150,8 +160,8 @@ class TrialRunner:
         learners = {name: self.subjects[name] for name in sorted(trial.learners)}
         for name, subject in self.subjects.items():
             subject.restore(states[name])
-        with _stopping(learners.values(), deadline):
-            self._begin(trial, learners, shared)
+        with stopping(learners.values(), deadline):
+            coder = self._begin(trial, learners, shared)
             judged: dict[str, Judgement] = {}
             for subject in learners.values():
                 own = subject.held[0].choose.own.images
@@ -164,7 +174,7 @@ class TrialRunner:
         strained: dict[Use, float] = {}
         if trial.recipe is not None and not reached(learners.values(), judged, trial.recipe.spare):
             result = retrain(
-                self.subjects, trial.learners, trial.recipe, seed=self._seed, deadline=deadline, watch=watch
+                self.subjects, trial.learners, trial.recipe, coder, seed=self._seed, deadline=deadline, watch=watch
             )
             samples, ended = result.samples, result.trouble or result.ended
             if result.trouble:
@@ -178,11 +188,17 @@ class TrialRunner:
             if met < trial.learners:
                 for subject in learners.values():
                     strained |= strain(subject, trial.sharing, seed=self._seed)
+        if trial.measure:
+            return Outcome(*_values(judged), met, samples, monotonic() - began, ended, strained)
         found = {name: subject.state() for name, subject in learners.items()}
-        return Outcome(*_values(judged), met, samples, monotonic() - began, ended, strained, found)
+        return Outcome(*_values(judged), met, samples, monotonic() - began, ended, strained, found, coder.codes)
 
-    def _begin(self, trial: Trial, learners: Mapping[str, Subject], shared: SharingMap) -> None:
-        """Set the starting weights of a trial, and bind the layer weights that share a tensor to one parameter."""
+    def _begin(self, trial: Trial, learners: Mapping[str, Subject], shared: SharingMap) -> FormCoder:
+        """Set the starting weights of a trial, and bind the layer weights that share a tensor to one parameter.
+
+        Returns:
+            The weights that the trial gives a form.
+        """
         known = set(shared.slots)
         new = [slot for slot in trial.sharing.slots if slot not in known]
         start = trial.start
@@ -207,6 +223,8 @@ class TrialRunner:
                 images = min(by_area(_HEAD_IMAGES // part, subject.train, _LEAST_IMAGES), len(subject.train))
                 rows = _HEAD_ROWS // math.ceil(images / by_area(_START_BATCH, subject.train, 16))
                 refit_heads(subject, some(subject, _HEAD_IMAGES // part, self._seed), rows)
+        bases = {key: base for subject in learners.values() for key, base in subject.bases.items()}
+        return FormCoder(self._modules, trial.forms, bases)
 
     def _align(self, slots: Sequence[Slot], order: Sequence[str], fixed: frozenset[str]) -> None:
         """Align the channels of each model with the models before it, in place.
@@ -245,30 +263,6 @@ def some(subject: Subject, count: int, seed: int) -> Iterator[Tensor]:
     ]
     for part in in_batches(order, by_area(_START_BATCH, subject.train, 16)):
         yield subject.train.batch(part).to(subject.device)
-
-
-class TimeUpError(Exception):
-    """Signal that the deadline passed before the starting weights of a trial were measured."""
-
-
-@contextmanager
-def _stopping(subjects: Iterable[Subject], deadline: float) -> Iterator[None]:
-    """Raise :class:`TimeUpError` in a ``with`` block when a model runs after the deadline.
-
-    The check comes before each batch, so that a budget that is shorter than one look still holds.
-    """
-
-    def check(*_: object) -> None:
-        """Raise :class:`TimeUpError` after the deadline; PyTorch calls this function before the model runs."""
-        if monotonic() > deadline:
-            raise TimeUpError
-
-    hooks = [subject.student.register_forward_pre_hook(check) for subject in subjects]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @contextmanager

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers import call, query, save, without
+from safetensors.torch import load_file, save_file
 from tiny_models import tiny
 
 from gemel.errors import install_hint
@@ -49,6 +51,62 @@ def test_table_json_and_page(path: Path, analyze: Call, tmp_path: Path) -> None:
     assert f"{page}, " in lines[-2]
     assert lines[-1] == f"Next: gemel merge {path} -o merged/"
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+@pytest.fixture
+def tuned(trained: Path) -> Path:
+    """Return a workload of two models whose kernels are a hundredth of their norm apart."""
+    document = json.loads((trained / "workload.yaml").read_text())
+    state = load_file(trained / "direction.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    for name in [name for name, value in state.items() if value.ndim == 4]:
+        state[name] += 0.01 * state[name].std() * torch.randn(state[name].shape, generator=generator)
+    save_file(state, trained / "again.safetensors")
+    first = document["queries"][0]
+    document["queries"][1] = {
+        **first,
+        "name": "again",
+        "model": {**first["model"], "weights": "again.safetensors"},
+    }
+    (trained / "workload.yaml").write_text(json.dumps(document))
+    return trained / "workload.yaml"
+
+
+def test_fine_tunes_are_named_and_their_differences_listed(tuned: Path, analyze: Call, tmp_path: Path) -> None:
+    code, out, err = analyze(tuned, "--json", tmp_path / "figures.json")
+    assert (code, err) == (0, "")
+    assert "direction, again: fine-tunes of one checkpoint" in out
+    assert "low rank" in out
+    (family,) = json.loads((tmp_path / "figures.json").read_text())["fine_tunes"]
+    assert family["base"] is None
+    assert family["saving"]["0"] == pytest.approx(0.5)
+    assert family["saving"]["1"] > family["saving"]["2"] > family["saving"]["8"]
+    for layer in family["layers"]:
+        errors = [layer["errors"][bits] for bits in ("0", "1", "2", "4", "8")]
+        assert errors == sorted(errors, reverse=True)
+        assert layer["members"] == 2
+
+
+def test_accuracy_that_is_kept_without_training(tuned: Path, analyze: Call, tmp_path: Path) -> None:
+    code, out, _ = analyze(tuned, "--accuracy", "--device", "cpu", "--json", tmp_path / "figures.json")
+    assert code == 0
+    assert "accuracy kept without training" in out
+    rows = json.loads((tmp_path / "figures.json").read_text())["accuracies"]
+    assert [(row["kind"], row["bits"]) for row in rows] == [
+        *(("difference", bits) for bits in (0, 1, 2, 4, 8)),
+        *(("own", bits) for bits in (4, 8)),
+    ]
+    assert all(row["relative"].keys() == {"direction", "again"} for row in rows)
+    assert rows[3]["relative"]["again"] > 0.95
+
+
+def test_a_base_that_is_no_ancestor(tuned: Path, analyze: Call) -> None:
+    document = json.loads(tuned.read_text())
+    document["base"] = "colour.safetensors"
+    tuned.write_text(json.dumps(document))
+    code, _, err = analyze(tuned)
+    assert code == 2
+    assert "base: colour.safetensors is no ancestor of the model" in err
 
 
 def test_heads_and_strict(path: Path, analyze: Call) -> None:

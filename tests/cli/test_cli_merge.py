@@ -60,19 +60,18 @@ def test_a_line_for_each_model_trial_and_query(path: Path, merge: Call, tmp_path
     code, out, err = merge(path, "-o", merged, *SHORT)
     assert (code, err) == (0, "")
     lines = [line.split(maxsplit=1) for line in out.splitlines()]
-    trials = len(lines) - 10
     # Each query has a second line: its frames are too few for its target.
+    report = read_report(merged / "merge.json")
+    ending = ["query"] * 4 + ["weights", "saving", "Next:"]
     assert [first for first, _ in lines] == [
         *["model"] * 2,
         "layers",
         "search",
-        *["trial"] * trials,
-        *["query"] * 4,
-        "weights",
-        "Next:",
+        *["trial"] * len(report.trials),
+        *ending,
     ]
     rest = [text for _, text in lines]
-    assert re.fullmatch(r"\d+\.\d s  3 looks and \d trainings? to come if each training reaches its targets", rest[3])
+    assert re.fullmatch(r"\d+\.\d s  7 looks and \d trainings? to come if each training reaches its targets", rest[3])
     assert re.fullmatch(
         r"\d+\.\d s  a, b: \d+ layers: one kernel for all models leaves \d+% of their outputs unexplained"
         r" \(median; \d+% to \d+%\), \d+ of them more than half",
@@ -84,16 +83,31 @@ def test_a_line_for_each_model_trial_and_query(path: Path, merge: Call, tmp_path
         r" images in \d+ s; left: (nothing|.*(look|training)s?.*)",
         rest[4],
     )
-    assert rest[-6] == "a: 100.0% of 100.0%, 100.0% of the original (target 95%)"
+    assert rest[-7] == "a: 100.0% of 100.0%, 100.0% of the original (target 95%)"
     assert re.fullmatch(
-        r"a: the images that choose are too few: n=7: .+ takes 60 images .+: give more frames", rest[-5]
+        r"a: the images that choose are too few: n=7: .+ takes 60 images .+: give more frames", rest[-6]
     )
-    assert re.match(r"\d+\.\d\d MB, merged \d+\.\d\d MB: \d+\.\d% saved", rest[-2])
+    assert re.match(r"\d+\.\d\d MB, merged \d+\.\d\d MB: \d+\.\d% saved", rest[-3])
+    assert re.match(r"of the bytes of .+: \d+\.\d% by sharing, 0\.0% by compression; sharing alone", rest[-2])
     assert rest[-1] == f"gemel-compile {merged}/workload.yaml -o bundle/"
     assert "\x1b" not in out
-    report = read_report(merged / "merge.json")
-    assert len(report.trials) == trials
     load_workload(merged / "workload.yaml")
+
+
+def test_compression_is_the_users_choice(trained: Path, merge: Call, tmp_path: Path) -> None:
+    flags = ("--compress", "--no-differences", "--no-retrain")
+    code, out, _ = merge(trained / "workload.yaml", "-o", tmp_path / "merged", *SHORT, *flags)
+    assert code == 0
+    report = read_report(tmp_path / "merged" / "merge.json")
+    assert report.forms is not None
+    assert {layer.kind for layer in report.forms.layers} == {"coded"}
+    assert "0.0% by sharing" in out
+    assert "try --compress" not in out
+    code, out, _ = merge(
+        trained / "workload.yaml", "-o", tmp_path / "plain", *SHORT, "--no-differences", "--no-retrain"
+    )
+    assert code == 0
+    assert "compression alone saves more than this merge: try --compress" in out
 
 
 def test_options_reach_the_search(path: Path, merge: Call, tmp_path: Path) -> None:

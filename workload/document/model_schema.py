@@ -87,6 +87,9 @@ class Model(Strict):
     """Keyword arguments of the model's factory."""
     weights: str | None = None
     """Path of a state dict for the factory's module: ``.safetensors``, ``.pt``, ``.pth`` or ``.th``."""
+    base: str | None = None
+    """Path of the weights that the model was fine-tuned from, in a file like the model's own; that of the workload if
+    left out. Merging then keeps the model's weights as differences to these."""
     outputs: (
         Annotated[list[str], BeforeValidator(meant.parse_names), Field(min_length=1), WithJsonSchema(NAMES_SCHEMA)]
         | None

@@ -172,6 +172,8 @@ class Workload(Strict):
     frames. The objectives ``accuracy`` and ``mean-accuracy`` need one for each query."""
     feeds: Annotated[dict[Name, FeedSettings], Field(min_length=1)]
     """Feeds by name: cameras, videos and folders that frames come from."""
+    base: str | None = None
+    """Path of the weights that models were fine-tuned from, for all models that it fits; ``model.base`` is for one."""
     queries: Annotated[list[Query], Field(min_length=1)]
     """Queries: each runs a model on the frames of a feed."""
     stills: str | None = None

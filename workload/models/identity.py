@@ -16,14 +16,15 @@ PRETRAINED_FOLDER = "pretrained_model_name_or_path"
 def identity(query: Query, root: Path) -> str:
     """Return a key of a query's model; two queries with equal keys use one model.
 
-    Such queries have the same factory or ONNX file, arguments, weights, input, outputs, task, decoder and activation.
+    Such queries have the same factory or ONNX file, arguments, weights, base, input, outputs, task, decoder and
+    activation.
 
     Args:
         query: query of a workload.
         root: folder that relative paths start from.
     """
     fields = query.model.model_dump(mode="json")
-    for name in ("weights", "onnx"):
+    for name in ("weights", "onnx", "base"):
         reference = fields[name]
         if reference and not reference.startswith("package:"):
             fields[name] = str((root / Path(reference).expanduser()).resolve())

@@ -226,9 +226,9 @@ def test_what_originals_have_in_common_is_no_saving(
     problem, subjects = made(subject)
     anchors = np.arange(1000, dtype=np.float32)
 
-    def with_anchors(each: Subject, state: Any = None) -> StoredModel:
+    def with_anchors(each: Subject, *others: Any) -> StoredModel:
         """Return a model with a tensor of its decoder that all models have."""
-        return replace(held_by(each, state), others=(anchors,))
+        return replace(held_by(each, *others), others=(anchors,))
 
     monkeypatch.setattr(report, "held_by", with_anchors)
     found = Found({name: each.state() for name, each in subjects.items()})

@@ -15,8 +15,9 @@ from gemel.bundles.merge_report import MergeReport, read_report
 from gemel.errors import InputError
 from gemel.merging.layers.sharing import SharingMap, Use
 from gemel.merging.output import store as module
+from gemel.merging.output.disk import write_atomically
 from gemel.merging.output.records import key_of, pack_states
-from gemel.merging.output.store import Store, write_atomically
+from gemel.merging.output.store import Store
 from gemel.merging.strategies import Verdict
 from gemel.merging.training.training import Recipe
 from gemel.merging.training.trial import Outcome, Start, Trial

@@ -13,12 +13,16 @@ from judgements import judgement
 from torch import Tensor, nn
 
 from gemel.errors import UnjudgedError
+from gemel.merging.forms.form_map import Form, FormMap
+from gemel.merging.forms.quantize import materialize
 from gemel.merging.layers.sharing import SharingMap, Use
+from gemel.merging.training import deadline as deadlines
 from gemel.merging.training import training
 from gemel.merging.training import trial as trials
+from gemel.merging.training.deadline import TimeUpError
 from gemel.merging.training.subjects import Subject
 from gemel.merging.training.training import Recipe, TrainingProgress
-from gemel.merging.training.trial import Outcome, Start, TimeUpError, Trial, TrialRunner, some
+from gemel.merging.training.trial import Outcome, Start, Trial, TrialRunner, some
 from gemel.workload.data import Images
 
 MakeSubject = Callable[..., Subject]
@@ -89,6 +93,33 @@ def test_trials_leave_nothing_behind(kind: Any, subjects: dict[str, Subject]) ->
         runner(tried, originals, SharingMap(), watch=stop)
     torch.rand(7)
     assert equal(runner(tried, originals, SharingMap()), first)
+
+
+def test_a_trial_with_forms_reports_weights_and_codes_that_agree(subjects: dict[str, Subject]) -> None:
+    originals = states(subjects)
+    base = {"base": originals["a"]["conv2.weight"] + 0.01}
+    for each in subjects.values():
+        each.bases = base
+    # No accuracy reaches the goal of this model, so it is trained.
+    use = Use("c", "conv2.weight")
+    forms = FormMap().joined({use: Form(2, "base")})
+    for recipe in (None, Recipe(4, batch=32, checks=0)):
+        wanted = Trial("test", SharingMap(), frozenset("c"), Start("keep"), recipe, forms=forms)
+        outcome = TrialRunner(subjects)(wanted, originals, SharingMap())
+        coded = outcome.codes[use]
+        assert torch.equal(outcome.states["c"]["conv2.weight"], materialize(coded, base["base"]))
+        assert torch.equal(outcome.states["c"]["conv1.weight"], originals["c"]["conv1.weight"]) is (recipe is None)
+    # Training moved the plain weight, not only the others.
+    untrained = TrialRunner(subjects)(replace(wanted, recipe=None), originals, SharingMap())
+    assert not torch.equal(untrained.codes[use].scale, coded.scale)
+
+
+def test_a_trial_that_only_measures_returns_no_weights(subjects: dict[str, Subject]) -> None:
+    wanted = Trial("test", SharingMap(), frozenset("b"), Start("keep"), measure=True)
+    outcome = TrialRunner(subjects)(wanted, states(subjects), SharingMap())
+    assert outcome.states == {}
+    assert outcome.codes == {}
+    assert outcome.relative == {"b": 1.0}
 
 
 def stop(progress: TrainingProgress) -> None:
@@ -300,7 +331,8 @@ def test_starting_weights_are_given_up_at_the_deadline(
         seen.append(now)
         return now
 
-    monkeypatch.setattr(trials, "monotonic", clock)
+    for module in (trials, deadlines):
+        monkeypatch.setattr(module, "monotonic", clock)
     runner, tried = TrialRunner(subjects), trial(start=Start("donor", ("b", "a", "c")), recipe=recipe)
     # The clock advances each time that it is read: at the trial's begin, and before each batch of a model.
     with pytest.raises(TimeUpError):
@@ -321,7 +353,7 @@ def test_a_training_that_has_begun_is_measured_after_the_deadline(
         nonlocal late
         late = True
 
-    for module in (trials, training):
+    for module in (trials, deadlines, training):
         monkeypatch.setattr(module, "monotonic", lambda: 100.0 if late else 0.0)
     outcome = TrialRunner(subjects)(trial(), states(subjects), SharingMap(), deadline=50.0, watch=watch)
     assert outcome.ended == "time"

@@ -154,10 +154,10 @@ queries:
         ("sla: 100ms", "sla: 100ms # \a", "3: not YAML: the character U+0007 is not allowed"),
         ("sla: 100ms", 'sla: 100ms\n"a\\n\\eb": 1',
          r"4: 'a\n\x1bb': unknown key 'a\n\x1bb'; allowed: schema_version, device, sla, objective, staleness,"
-         " feeds, queries, stills, outputs"),
+         " feeds, base, queries, stills, outputs"),
         ("sla: 100ms", "sla: 100ms\n? " + "x" * 2000 + "\n: 1",
          f"4: {'x' * 60}...: unknown key '{'x' * 63}; allowed: schema_version, device, sla, objective,"
-         " staleness, feeds, queries, stills, outputs"),
+         " staleness, feeds, base, queries, stills, outputs"),
         ("name: gate-cars", "name: gate cars",
          "7: queries[0].name: 'gate cars' is not allowed: letters, digits, - and _ are expected, with a letter or a"
          " digit first"),
@@ -191,9 +191,9 @@ queries:
          "3: objective: 'maxmin' is not allowed: 'max-min', 'sum', 'accuracy' or 'mean-accuracy' is expected; did you"
          " mean max-min?"),
         ("sla: 100ms", "weight: 2", "3: weight: unknown key 'weight'; allowed: schema_version, device, sla, objective,"
-         " staleness, feeds, queries, stills, outputs"),
+         " staleness, feeds, base, queries, stills, outputs"),
         ("sla: 100ms", "min_fps: 2", "3: min_fps: unknown key 'min_fps'; it belongs in a query; allowed:"
-         " schema_version, device, sla, objective, staleness, feeds, queries, stills, outputs"),
+         " schema_version, device, sla, objective, staleness, feeds, base, queries, stills, outputs"),
         ("    task:", "    objective: sum\n    task:",
          "9: queries[0].objective: unknown key 'objective'; it belongs in the top level of the file; allowed: name,"
          " feed, task, model, decode, activation, labels, classes, threshold, target, precision, data, sla, min_fps,"

@@ -1,0 +1,138 @@
+"""Lines and a progress bar that say what a merge is doing, what is left of it, and how to go on after its time."""
+
+from __future__ import annotations
+
+from time import monotonic, perf_counter
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+
+from ..console import Stop, print_stage
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from ..bundles.merge_report import MergeReport
+    from ..merging.search.forecast import Forecast
+
+__all__ = ["merge_listener", "what_helps"]
+
+
+def merge_listener(bar: Progress, stop: Stop) -> Any:
+    """Return a listener for a merge that prints a line per model and trial, and shows progress on a bar.
+
+    The bar shows training steps, losses and accuracies. The listener's attribute ``forecasts`` has the forecasts of the
+    search so far, and ``unloaded`` the number of models that were not loaded in time.
+    """
+    from ..merging.merge import Listener
+    from ..merging.training.closed_form import summary
+    from ..merging.training.loading import NOT_LOADED
+
+    console, began = bar.console, perf_counter()
+    looked = [monotonic()]
+
+    def say(stage: str, what: str) -> None:
+        print_stage(console, stage, what, began=began)
+
+    class Printer(Listener):
+        def __init__(self) -> None:
+            self.forecasts: list[Forecast] = []
+            self.unloaded = 0
+
+        def model(self, subject: Any) -> None:
+            stop.check()
+            scores = ", ".join(f"{held.query.name} {held.original:.1%}" for held in subject.held)
+            say("model", f"{subject.name}: {len(subject.layers)} layers, {len(subject.train)} images; {scores}")
+
+        def left_out(self, model: str, error: Exception) -> None:
+            self.unloaded += str(error) == NOT_LOADED
+            say("model", f"{model} stays as it is: {error}")
+
+        def fine_tunes(self, models: Any) -> None:
+            say("family", models.description)
+
+        def trial(self, trial: Any) -> None:
+            stop.check()
+            for task in bar.task_ids:
+                bar.remove_task(task)
+            bar.add_task(escape(trial.group), total=None, steps="")
+
+        def errors(self, models: Any, errors: Any) -> None:
+            stop.check()
+            if len(models) > 1 and errors:
+                say("layers", f"{', '.join(models)}: {summary(list(errors.values()))}")
+
+        def forecast(self, forecast: Forecast) -> None:
+            self.forecasts.append(forecast)
+            if len(self.forecasts) == 1:
+                say("search", f"{_left(forecast)} to come if each training reaches its targets")
+
+        def waiting(self) -> None:
+            stop.check()
+
+        def progress(self, progress: Any) -> None:
+            stop.check()
+            losses = " ".join(f"{model} {loss:.3f}" for model, loss in progress.losses.items())
+            text = f"loss {losses}"
+            if progress.accuracies:
+                text += " accuracy " + " ".join(f"{query} {value:.1%}" for query, value in progress.accuracies.items())
+            if bar.task_ids:
+                steps = f"{progress.step} of {progress.steps} steps"
+                bar.update(
+                    bar.task_ids[-1],
+                    completed=progress.step,
+                    total=progress.steps,
+                    description=escape(text),
+                    steps=steps,
+                )
+            if not console.is_terminal and monotonic() - looked[0] > 30:
+                looked[0] = monotonic()
+                say("step", f"{progress.step} of {progress.steps}, {text}")
+
+        def verdict(self, verdict: Any, report: Any) -> None:
+            outcome = verdict.outcome
+            worst = min(outcome.relative.items(), key=lambda item: item[1], default=("", 0.0))
+            word = "accepted" if verdict.accepted else "measured" if verdict.trial.recipe is None else "not accepted"
+            say(
+                "trial",
+                f"{verdict.trial.group}: {word} ({outcome.ended}); worst query {worst[0]} keeps {worst[1]:.1%};"
+                f" {report.saving:.1%} saved; {outcome.samples} images in {outcome.seconds:.0f} s;"
+                f" left: {_left(self.forecasts[-1])}",
+            )
+
+    return Printer()
+
+
+def what_helps(report: MergeReport, listener: Any, seconds: float) -> str:
+    """Return the line that says how to go on after the time was up.
+
+    Args:
+        report: the report on the merge.
+        listener: the listener of the merge (:func:`merge_listener`).
+        seconds: time that the command has taken.
+    """
+    if listener.unloaded:
+        what = f"time is up before {listener.unloaded} of the models were loaded"
+    elif not report.trials:
+        what = "time is up before the first look at starting weights was over"
+    else:
+        return f"time is up, left: {_left(listener.forecasts[-1])}; --resume goes on with a larger --budget"
+    return f"{what}, after {_duration(seconds)}; --resume goes on with a larger --budget"
+
+
+def _left(forecast: Forecast) -> str:
+    """Return the text for what is left of a search if each training that is to come reaches its targets."""
+    counts = ((forecast.looks, "look"), (forecast.trainings, "training"))
+    text = " and ".join(f"{count} {word}{'s' * (count != 1)}" for count, word in counts if count) or "nothing"
+    return text + (f" (about {_duration(forecast.seconds)})" if forecast.seconds else "")
+
+
+def _duration(seconds: float) -> str:
+    """Return a time in the largest unit in which it is at least 2, such as ``95 s`` or ``12 min``.
+
+    >>> _duration(95), _duration(700), _duration(8000)
+    ('95 s', '12 min', '2.2 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,102 @@
+"""File of forms beside merge.json: codes and scales of weights, and the bases that no model holds as they are."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from ...bundles.blob import tensor_id
+from ...bundles.codes import pack_codes, unpack_codes
+from ...bundles.merge_report import FormsReport, LayerReport
+from ...errors import GemelError, InputError, first_line
+from ..forms.form_map import FormMap
+from ..forms.quantize import Coded, materialize
+from ..layers.sharing import Use
+from ..training.subjects import State
+
+__all__ = ["forms_file", "read_codes"]
+
+
+def forms_file(
+    forms: FormMap, codes: Mapping[Use, Coded], states: Mapping[str, State], bases: Mapping[str, Tensor]
+) -> tuple[bytes, FormsReport] | None:
+    """Return the content of the file of forms and its entry in merge.json; None if no weight is kept as codes.
+
+    Weights that share codes have one index. A weight whose form has 0 bits is its base, and is not listed.
+
+    Args:
+        forms: committed forms.
+        codes: codes of all forms but those of 0 bits.
+        states: model name -> committed weights, for all models.
+        bases: name of a base -> base.
+
+    Raises:
+        GemelError: a weight is not what its codes and its base give, bit for bit.
+    """
+    tensors: dict[str, Tensor] = {}
+    names = {key: f"base.{tensor_id(base.numpy())}" for key, base in bases.items()}
+    layers: list[LayerReport] = []
+    index_of: dict[str, int] = {}
+    held = {form.base: use for use, form in forms.forms if not form.bits}
+    for use, form in forms.forms:
+        if not form.bits:
+            continue
+        base = bases[form.base] if form.base is not None else None
+        coded = codes[use]
+        if not torch.equal(materialize(coded, base), states[use.model][use.parameter]):
+            raise GemelError(
+                f"{use.model}: {use.parameter} differs from what its codes give; this is a bug; the last commit is"
+                " intact"
+            )
+        packed = torch.from_numpy(pack_codes(coded.codes.numpy(), coded.bits))
+        key = hashlib.sha256(packed.numpy().tobytes() + coded.scale.numpy().tobytes()).hexdigest()
+        index = index_of.setdefault(key, len(index_of))
+        tensors[f"{index}.codes"], tensors[f"{index}.scale"] = packed, coded.scale.contiguous()
+        if form.base is not None and form.base not in held:
+            tensors[names[form.base]] = bases[form.base]
+        layers.append(
+            LayerReport(
+                model=use.model,
+                parameter=use.parameter,
+                index=index,
+                shape=tuple(coded.codes.shape),
+                kind="coded" if form.base is None else "difference",
+                bits=coded.bits,
+                base=names[form.base] if form.base is not None else None,
+            )
+        )
+    if not layers:
+        return None
+    content = save(tensors)
+    digest = hashlib.sha256(content).hexdigest()[:8]
+    return content, FormsReport(file=f"forms-{digest}.safetensors", layers=tuple(layers))
+
+
+def read_codes(path: Path, layers: Iterable[LayerReport]) -> dict[Use, Coded]:
+    """Read the codes of weights from a file that :func:`forms_file` made.
+
+    Args:
+        path: the file.
+        layers: the weights, as merge.json lists them.
+
+    Raises:
+        InputError: the file is damaged or cannot be read.
+    """
+    try:
+        tensors = load_file(path)
+        found = {}
+        for layer in layers:
+            packed = tensors[f"{layer.index}.codes"].numpy()
+            codes = unpack_codes(packed, layer.bits, math.prod(layer.shape)).reshape(layer.shape)
+            scale = tensors[f"{layer.index}.scale"]
+            found[Use(layer.model, layer.parameter)] = Coded(torch.from_numpy(codes), scale, layer.bits)
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise InputError(f"{path}: damaged; the search cannot be resumed: {first_line(error)}") from error
+    return found

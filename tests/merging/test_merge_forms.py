@@ -1,0 +1,246 @@
+"""Tests of merges of fine-tunes: differences are found, judged, written and resumed without training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from gemel.bundles.blob import tensor_id
+from gemel.bundles.codes import unpack_codes
+from gemel.bundles.merge_report import MergeReport, read_report
+from gemel.compiler import compile_workload
+from gemel.errors import GemelError, InputError
+from gemel.merging.forms.quantize import Coded, materialize
+from gemel.merging.merge import Listener, MergeOptions, merge_workload
+from gemel.merging.strategies import SearchSettings
+from gemel.workload import load_workload
+
+NAMES = ("one", "two", "three")
+
+
+def options(**changes: Any) -> MergeOptions:
+    """Return options for a merge without training, on the CPU."""
+    settings = {"retrain": False, **changes.pop("settings", {})}
+    return MergeOptions(**{"settings": SearchSettings(**settings), "device": "cpu", **changes})
+
+
+@pytest.fixture
+def tuned(trained: Path) -> Path:
+    """Make three fine-tunes of the small model that tells the direction of stripes, and their workload.
+
+    Each output channel of a kernel is multiplied by 0.45 or 1.55, and the BatchNorm behind it undoes that. So all
+    models are as accurate as the first, and their kernels are about half of their norm away from those of
+    ``direction.safetensors``, which break them.
+    """
+    document = json.loads((trained / "workload.yaml").read_text())
+    query = document["queries"][0]
+    base = load_file(trained / "direction.safetensors")
+    queries = []
+    for seed, name in enumerate(NAMES):
+        generator = torch.Generator().manual_seed(seed)
+        state = dict(base)
+        for key in [key for key, value in base.items() if value.ndim == 4]:
+            factor = torch.where(torch.rand(len(base[key]), generator=generator) < 0.5, 0.45, 1.55)
+            norm = key.replace("conv", "bn").removesuffix("weight")
+            state[key] = base[key] * factor.view(-1, 1, 1, 1)
+            state[f"{norm}running_mean"] = base[f"{norm}running_mean"] * factor
+            state[f"{norm}running_var"] = base[f"{norm}running_var"] * factor**2
+        save_file(state, trained / f"{name}.safetensors")
+        queries.append({**query, "name": name, "model": {**query["model"], "weights": f"{name}.safetensors"}})
+    document["queries"] = queries
+    (trained / "workload.yaml").write_text(json.dumps(document))
+    return trained
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the workload in a folder."""
+    document = json.loads((folder / "workload.yaml").read_text())
+    change(document)
+    (folder / "workload.yaml").write_text(json.dumps(document))
+
+
+def merge(folder: Path, listener: Listener | None = None, **changes: Any) -> MergeReport:
+    """Merge the workload in a folder into its subfolder ``merged``."""
+    return merge_workload(load_workload(folder / "workload.yaml"), folder / "merged", options(**changes), listener)
+
+
+def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    """Read the merged weights of a model."""
+    return load_file(next((folder / "merged" / "weights").glob(f"{name}-*")))
+
+
+def check_forms(folder: Path, report: MergeReport) -> None:
+    """Check that every weight in merge.json's list of forms is, bit for bit, what the file of forms gives."""
+    assert report.forms is not None
+    tensors = load_file(folder / "merged" / report.forms.file)
+    # A base that a model holds as it is is not in the file.
+    for name in NAMES:
+        tensors |= {f"base.{tensor_id(value.numpy())}": value for value in weights(folder, name).values()}
+    for layer in report.forms.layers:
+        own = weights(folder, layer.model)[layer.parameter]
+        packed = tensors[f"{layer.index}.codes"].numpy()
+        codes = torch.from_numpy(unpack_codes(packed, layer.bits, own.numel()).reshape(own.shape))
+        base = None if layer.base is None else tensors[layer.base]
+        assert torch.equal(materialize(Coded(codes, tensors[f"{layer.index}.scale"], layer.bits), base), own)
+
+
+class Heard(Listener):
+    """Listener that keeps what it is told, and stops the merge after ``stop`` verdicts."""
+
+    def __init__(self, stop: int | None = None) -> None:
+        self.families: list[str] = []
+        self.verdicts: list[Any] = []
+        self._stop = stop
+
+    def fine_tunes(self, models: Any) -> None:
+        self.families.append(models.description)
+
+    def verdict(self, verdict: Any, report: MergeReport) -> None:
+        self.verdicts.append(verdict)
+        if len(self.verdicts) == self._stop:
+            raise KeyboardInterrupt
+
+
+def test_fine_tunes_become_differences_to_a_given_base(tuned: Path) -> None:
+    edit(tuned, lambda document: document.update(base="direction.safetensors"))
+    heard = Heard()
+    report = merge(tuned, heard)
+    assert report.forms is not None
+    assert {layer.kind for layer in report.forms.layers} == {"difference"}
+    check_forms(tuned, report)
+    assert all(found.relative >= found.target for found in report.queries.values())
+    assert report.layer_saving > 0.5
+    assert report.merged_bytes < 0.6 * report.original_bytes
+    assert "direction.safetensors" in heard.families[0]
+    # What trains nothing costs no image.
+    assert sum(trial.samples for trial in report.trials) == 0
+    merged = load_workload(tuned / "merged" / "workload.yaml")
+    assert merged.base == "../direction.safetensors"
+    assert read_report(tuned / "merged" / "merge.json") == report
+
+
+def test_biases_norms_and_heads_stay_as_they_are(tuned: Path) -> None:
+    merge(tuned)
+    for name in NAMES:
+        now, before = weights(tuned, name), load_file(tuned / f"{name}.safetensors")
+        for key, value in before.items():
+            if value.ndim < 4:
+                assert torch.equal(now[key], value)
+
+
+def test_fine_tunes_are_found_without_a_base(tuned: Path) -> None:
+    heard = Heard()
+    report = merge(tuned, heard)
+    assert report.forms is not None
+    assert len(heard.families) == 1
+    assert "the mean of them" in heard.families[0]
+    check_forms(tuned, report)
+    assert report.parts is not None
+    assert report.parts.compression == 0
+    assert report.parts.sharing == pytest.approx(report.layer_saving)
+    assert report.parts.compression_alone is not None
+
+
+def test_a_base_of_one_model_alone_saves_nothing(tuned: Path) -> None:
+    edit(tuned, lambda document: document.update(base="direction.safetensors", queries=document["queries"][:1]))
+    report = merge(tuned)
+    assert report.forms is None
+    assert report.saving == 0
+    assert report.finished
+
+
+@pytest.mark.parametrize("place", ["workload", "model"])
+def test_a_base_that_is_no_ancestor_is_refused(place: str, tuned: Path) -> None:
+    base = load_file(tuned / "direction.safetensors")
+    generator = torch.Generator().manual_seed(9)
+    strange = {
+        key: torch.randn(value.shape, generator=generator) * value.std() if value.ndim == 4 else value
+        for key, value in base.items()
+    }
+    save_file(strange, tuned / "strange.safetensors")
+
+    def change(document: dict[str, Any]) -> None:
+        holder = document if place == "workload" else document["queries"][0]["model"]
+        holder["base"] = "strange.safetensors"
+
+    edit(tuned, change)
+    with pytest.raises(InputError, match=r"query one: base: strange.safetensors is no ancestor .* away"):
+        merge(tuned)
+
+
+def test_a_base_of_another_architecture_is_refused(tuned: Path) -> None:
+    save_file({"layer.weight": torch.zeros(4, 4)}, tuned / "other.safetensors")
+    edit(tuned, lambda document: document.update(base="other.safetensors"))
+    with pytest.raises(InputError, match=r"base: other\.safetensors fits no model"):
+        merge(tuned)
+    edit(tuned, lambda document: document.pop("base"))
+    edit(tuned, lambda document: document["queries"][1]["model"].update(base="other.safetensors"))
+    with pytest.raises(InputError, match=r"query two: base: other.safetensors .* has 0 of"):
+        merge(tuned)
+
+
+def test_a_missing_base_is_named(tuned: Path) -> None:
+    edit(tuned, lambda document: document.update(base="gone.safetensors"))
+    with pytest.raises(InputError, match=r"base: .*gone.safetensors: no such file"):
+        merge(tuned)
+
+
+def test_no_differences_where_the_user_wants_none(tuned: Path) -> None:
+    heard = Heard()
+    report = merge(tuned, heard, settings={"differences": False})
+    assert report.forms is None
+    assert heard.families == []
+
+
+def test_a_bundle_of_differences_has_the_bytes_that_the_merge_counts(tuned: Path) -> None:
+    report = merge(tuned)
+    content = compile_workload(load_workload(tuned / "merged" / "workload.yaml"), tuned / "bundle").manifest
+    assert len(content.forms) > 0
+    assert sum(spec.length for spec in content.tensors.values()) == report.merged_bytes
+
+
+def test_compression_competes_under_the_same_judge(tuned: Path) -> None:
+    report = merge(tuned, settings={"compress": True, "differences": False})
+    assert report.forms is not None
+    assert {layer.kind for layer in report.forms.layers} == {"coded"}
+    check_forms(tuned, report)
+    assert report.parts is not None
+    assert report.parts.sharing == 0
+    assert report.parts.compression == pytest.approx(report.layer_saving)
+    assert all(found.relative >= found.target for found in report.queries.values())
+
+
+@pytest.mark.parametrize("after", [1, 5, 10])
+def test_a_merge_of_differences_that_was_stopped_goes_on(after: int, tuned: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        merge(tuned, Heard(after))
+    heard = Heard()
+    report = merge(tuned, heard, resume=True)
+    assert report.finished
+    assert report.forms is not None
+    check_forms(tuned, report)
+    again = merge(tuned, resume=True)
+    assert again.forms == report.forms
+    assert [path.name for path in (tuned / "merged").glob("forms-*")] == [report.forms.file]
+
+
+def test_damaged_codes_are_named_when_a_merge_is_resumed(tuned: Path) -> None:
+    report = merge(tuned)
+    assert report.forms is not None
+    (tuned / "merged" / report.forms.file).write_bytes(b"nothing")
+    with pytest.raises(InputError, match="damaged; the search cannot be resumed"):
+        merge(tuned, resume=True)
+
+
+def test_a_weight_that_differs_from_its_codes_is_not_written(tuned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gemel.merging.output import forms_file
+
+    monkeypatch.setattr(forms_file, "materialize", lambda coded, base=None: torch.zeros(1))
+    with pytest.raises(GemelError, match="differs from what its codes give"):
+        merge(tuned)
