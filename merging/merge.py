@@ -19,6 +19,7 @@ from .layers.families import distances_of, find_families, representatives
 from .layers.layers import Definition
 from .layers.problem import Problem, pair_layers
 from .layers.sharing import Slot
+from .models.bases import check_bases
 from .output.disk_journal import DiskJournal
 from .output.modules import imported_beside, modules_beside
 from .output.report import Reporter
@@ -145,6 +146,8 @@ def _merge(
         left[model] = str(error)
         listener.left_out(model, error)
 
+    if options.settings.differences:
+        check_bases(workload)
     # A resumed search needs all models to repeat its trials.
     until = math.inf if store.replaying else deadline
     subjects = build_subjects(workload, options.definition, device, listener.model, leave, until)

@@ -261,6 +261,7 @@ def _workload(places: Sequence[Camera], output: Path) -> Path:
                     "factory": "gemel.workload.zoo.ssdlite:ssd_mobilenet_v2",
                     "args": {"num_classes": 1, "batch_norm": False},
                     "weights": f"weights/w5/{_name(camera)}.safetensors",
+                    "base": f"weights/w5/{_DETECTOR}.safetensors",
                 },
                 "data": {"train": f"{folder}/train", "val": f"{folder}/val"},
             }
@@ -275,6 +276,7 @@ def _workload(places: Sequence[Camera], output: Path) -> Path:
                     "factory": "torchvision.models:mobilenet_v2",
                     "args": {"num_classes": len(camera.classes)},
                     "weights": f"weights/w5/{camera.query}.safetensors",
+                    "base": f"weights/w5/{_CLASSIFIER}.safetensors",
                     "input": {"size": [128, 128]},
                 },
                 "data": {"train": f"{folder}-windows/train", "val": f"{folder}-windows/val"},

@@ -13,7 +13,14 @@ from ...workload.document.schema import Query, Workload
 from ...workload.models.factory import read_state
 from .networks import users_of
 
-__all__ = ["given_bases"]
+__all__ = ["check_bases", "given_bases"]
+
+
+def check_bases(workload: Workload) -> None:
+    """Raise ModelError if a file of a base that a workload gives is missing; the files are not read."""
+    for queries in users_of(workload).values():
+        if (reference := queries[0].model.base or workload.base) is not None:
+            locate(reference, workload.root, f"query {queries[0].name}: base")
 
 
 def given_bases(

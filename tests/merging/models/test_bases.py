@@ -13,7 +13,7 @@ from onnx_graphs import N, weight, write_graph
 from tiny_models import tiny
 
 from gemel.errors import InputError, ModelError
-from gemel.merging.models.bases import given_bases
+from gemel.merging.models.bases import check_bases, given_bases
 from gemel.workload import Workload
 
 Make = Callable[..., Workload]
@@ -57,6 +57,12 @@ def test_a_base_that_cannot_be_read_is_named(
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ModelError, match=rf"{name}: .*{message}"):
         given_bases(workload_in(query("a"), base=name), {"a": SHAPES})
+
+
+def test_a_base_that_is_missing_is_told_before_anything_is_loaded(workload_in: Make) -> None:
+    with pytest.raises(ModelError, match=r"query a: base: .*gone\.pt: no such file"):
+        check_bases(workload_in(query("a"), base="gone.pt"))
+    check_bases(workload_in(query("a")))
 
 
 def test_the_base_of_an_onnx_model_is_an_onnx_file(workload_in: Make, tmp_path: Path) -> None:
