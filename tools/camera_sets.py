@@ -1,7 +1,7 @@
 """Make data sets of a fixed camera's video for detectors and classifiers, apart in time, labelled by a detector.
 
 Each stretch of a video has a part for training, a later one to choose by, and a last one to confirm. The frames
-between them are left out. What stands still for long is in all of them.
+between them are left out. What stands still for long is in all of them. A merge is judged by the last two together.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ __all__ = [
     "PARTS",
     "Camera",
     "Scene",
+    "judge_windows",
     "label_camera",
     "link_feed",
     "read_scenes",
     "window_class",
+    "write_judged",
     "write_scenes",
     "write_windows",
 ]
@@ -132,6 +134,29 @@ def write_scenes(camera: Camera, labels: Path, target: Path) -> None:
             _write_part(work / part, camera, {number: (frames[number], boxes[number]) for number in kept})
 
 
+def write_judged(camera: Camera, model: SsdMobileNetV2, target: Path) -> None:
+    """Label every frame in the times of ``val`` and ``test``, and write them in this order: a merge is judged by both.
+
+    ``val`` and ``test`` themselves have every Nth frame. Lower bounds of an accuracy need more.
+
+    Args:
+        camera: the camera.
+        model: detector with one class, the camera's, in eval mode.
+        target: folder to make; one that exists is kept as it is.
+    """
+    if target.exists():
+        return
+    source = resolve(camera.name, camera.video)
+    end = min(count_frames(source, camera.name), camera.most * camera.step)
+    found: dict[int, tuple[Frame, SeenBoxes]] = {}
+    for begin, stop in (camera.parts["val"], camera.parts["test"]):
+        numbers = [number for number in range(end) if begin <= number * camera.stretches / end % 1 < stop]
+        frames = list(pictures(source, numbers, camera.name))
+        found |= dict(zip(numbers, zip(frames, label_frames(model, frames), strict=True), strict=True))
+    with whole_folder(target) as work:
+        _write_part(work, camera, found)
+
+
 def _write_part(folder: Path, camera: Camera, frames: Mapping[int, tuple[Frame, SeenBoxes]]) -> None:
     """Write one part of a camera's frames, given by their numbers, with their boxes."""
     (folder / "images").mkdir(parents=True)
@@ -210,6 +235,19 @@ def link_feed(windows: Path, part: str = "val") -> Path:
             for folder in (windows / part).iterdir():
                 for number, picture in enumerate(sorted(folder.iterdir())):
                     (work / f"{number:05}-{folder.name}.jpg").hardlink_to(picture)
+    return target
+
+
+def judge_windows(windows: Path) -> Path:
+    """Return a folder with links to the windows of ``val`` and ``test``, in folders by class."""
+    target = windows / "judge"
+    if not target.exists():
+        with whole_folder(target) as work:
+            for part in ("val", "test"):
+                for picture in sorted((windows / part).glob("*/*")):
+                    folder = work / picture.parent.name
+                    folder.mkdir(exist_ok=True)
+                    (folder / f"{part}-{picture.name}").hardlink_to(picture)
     return target
 
 

@@ -26,7 +26,16 @@ import numpy as np
 import torch
 import yaml
 from camera_labels import one_class
-from camera_sets import Camera, label_camera, link_feed, read_scenes, write_scenes, write_windows
+from camera_sets import (
+    Camera,
+    judge_windows,
+    label_camera,
+    link_feed,
+    read_scenes,
+    write_judged,
+    write_scenes,
+    write_windows,
+)
 from documents import write_between
 from objectron_models import OPEN_IMAGES, prepare_objectron
 from safetensors.torch import load_file, save_file
@@ -108,6 +117,8 @@ def prepare_cameras(data: Path, output: Path, only: str | None = None) -> Path:
             write_scenes(camera, labels, scenes)
             write_windows(camera, scenes, windows, _WINDOWS)
             print(f"{camera.name}: labelled in {time.process_time() - began:.0f} s", flush=True)
+        write_judged(camera, _detector(own), scenes / "judge")
+        judge_windows(windows)
         link_feed(windows)
         tunings: dict[str, Callable[[], _Tuned]] = {
             _name(camera): partial(_tune_detector, own, scenes),
@@ -263,7 +274,7 @@ def _workload(places: Sequence[Camera], output: Path) -> Path:
                     "weights": f"weights/w5/{_name(camera)}.safetensors",
                     "base": f"weights/w5/{_DETECTOR}.safetensors",
                 },
-                "data": {"train": f"{folder}/train", "val": f"{folder}/val"},
+                "data": {"train": f"{folder}/train", "val": f"{folder}/judge"},
             }
         )
         windows.append(
@@ -279,7 +290,7 @@ def _workload(places: Sequence[Camera], output: Path) -> Path:
                     "base": f"weights/w5/{_CLASSIFIER}.safetensors",
                     "input": {"size": [128, 128]},
                 },
-                "data": {"train": f"{folder}-windows/train", "val": f"{folder}-windows/val"},
+                "data": {"train": f"{folder}-windows/train", "val": f"{folder}-windows/judge"},
             }
         )
     path = output / "w5.yaml"

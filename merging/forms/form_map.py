@@ -66,6 +66,15 @@ class FormMap:
         """Return the forms of the weights of all models but some."""
         return FormMap(tuple((use, form) for use, form in self.forms if use.model not in models))
 
+    def bytes(self, layers: Iterable[Layer]) -> int:
+        """Return the bytes of the codes and scales of one model's weights, without bases.
+
+        Args:
+            layers: layers of the model.
+        """
+        shapes = {Use(layer.model, layer.parameter): layer.shape for layer in layers}
+        return sum(coded_bytes(shapes[use], form.bits) for use, form in self.forms)
+
     @property
     def differences(self) -> FormMap:
         """Forms that have a base."""

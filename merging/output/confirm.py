@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import cast
 
+from torch import nn
+
+from ..forms.apply import FormCoder
+from ..forms.form_map import FormMap
+from ..forms.quantize import Coded
 from ..judging.exams import unchanged
+from ..layers.sharing import Use
 from ..search.search import Found
 from ..training.goals import reached
 from ..training.subjects import Judgement, State, Subject
 
 __all__ = ["Confirmer"]
+
+_Kept = tuple[FormMap, State, Mapping[Use, Coded]]
+"""Forms of one model's weights, the weights that they give, and their codes."""
 
 
 class Confirmer:
@@ -20,6 +31,10 @@ class Confirmer:
     its original weights in what is written; the models that it shared with keep theirs. That is always possible,
     because every model holds all of its weights.
 
+    A model that only has forms gets the last of them that holds. They are tested in an order that the images have no
+    part in: from the most bytes to the fewest, up to the first failure. Such a sequence of tests has the error rate of
+    a single test (Maurer, Hothorn and Lehmacher, 1995).
+
     Args:
         subjects: the models, by name.
     """
@@ -27,37 +42,94 @@ class Confirmer:
     def __init__(self, subjects: Mapping[str, Subject]) -> None:
         self._subjects = dict(subjects)
         self._originals = {name: subject.state() for name, subject in subjects.items()}
-        self._known: dict[str, tuple[State, dict[str, Judgement]]] = {}
+        # Two for each model: the weights that the search found, and those that are written.
+        self._known: dict[str, deque[tuple[State, dict[str, Judgement]]]] = {name: deque(maxlen=2) for name in subjects}
+        self._tested: dict[tuple[str, FormMap], _Kept | None] = {}
+        """Model and forms -> what the forms give, if the images that confirm accept it, else None."""
 
     def confirmed(self, found: Found) -> Found:
-        """Return the state of a search in which models that are not confirmed have their original weights."""
-        passed = {name for name in found.models if self._passes(name, found)}
-        sharing, forms = found.sharing.of(passed), found.forms.of(passed)
-        back = {name: self._originals[name] for name in found.models - sharing.models - forms.models}
-        states = {**found.states, **back}
-        return replace(found, states=states, sharing=sharing, forms=forms)
+        """Return the state of a search in which models that are not confirmed have forms of more bits, if those hold.
+
+        Otherwise they have their original weights. Codes are those of ``found`` and of the forms of more bits.
+        """
+        confirmed = {name: self._confirmed(name, found) for name in sorted(found.models)}
+        kept = {name: each for name, each in confirmed.items() if each is not None}
+        as_found = {name for name, (_, state, _) in kept.items() if state is found.states[name]}
+        sharing, forms = found.sharing.of(as_found), found.forms.of(as_found)
+        states, codes = dict(found.states), dict(found.codes)
+        # A model with which nobody shares any more has its original weights, too, unless it has forms.
+        for name in found.models - sharing.models - forms.models:
+            states[name] = self._originals[name]
+            if name in kept and name not in as_found:
+                more, states[name], new = kept[name]
+                forms, codes = forms.joined(more), {**codes, **new}
+        return replace(found, states=states, sharing=sharing, forms=forms, codes=codes)
 
     def judgements(self, model: str, state: State) -> dict[str, Judgement]:
         """Return query -> judgement of a model with some weights, by the images that confirm.
 
         Args:
             model: name of the model.
-            state: the weights; the last ones that were judged are remembered for each model.
+            state: the weights; the last two that were judged are remembered for each model.
         """
-        known = self._known.get(model)
-        if known is None or known[0] is not state:
+        known = self._known[model]
+        found = next((judged for judged_state, judged in known if judged_state is state), None)
+        if found is None:
             subject = self._subjects[model]
             before = subject.state()
             subject.restore(state)
             try:
-                known = self._known[model] = state, subject.judged("confirm")
+                found = subject.judged("confirm")
             finally:
                 subject.restore(before)
-        return known[1]
+            known.append((state, found))
+        return found
 
     def originals(self, model: str) -> dict[str, Judgement]:
         """Return query -> judgement of a model with its original weights, by the images that confirm."""
         return {held.query.name: unchanged(held.confirm) for held in self._subjects[model].held}
 
-    def _passes(self, model: str, found: Found) -> bool:
-        return reached([self._subjects[model]], self.judgements(model, found.states[model]))
+    def _confirmed(self, model: str, found: Found) -> _Kept | None:
+        """Return the last form of a model's weights that holds, of those that the search went through; None if none.
+
+        Args:
+            model: name of the model.
+            found: state of the search. Before the committed forms come forms of more bytes, untrained, with which the
+                model reached its goals.
+        """
+        layers, committed = self._subjects[model].layers, found.forms.of({model})
+        kept = None
+        if model not in found.sharing.models:
+            tried = {
+                verdict.trial.forms.of({model})
+                for verdict in found.verdicts
+                if verdict.trial.base == "original" and verdict.trial.recipe is None and model in verdict.outcome.met
+            }
+            # Differences and compression are two searches: one is no step on the way to the other.
+            tried = {forms for forms in tried if bool(forms.differences.forms) == bool(committed.differences.forms)}
+            sizes = {forms: forms.bytes(layers) for forms in tried if forms.forms}
+            for forms in sorted(sizes, key=lambda each: (-sizes[each], each.forms)):
+                if sizes[forms] <= committed.bytes(layers):
+                    break
+                if (tested := self._test(model, forms)) is None:
+                    return kept
+                kept = tested
+        last = committed, found.states[model], dict[Use, Coded]()
+        return last if self._passes(model, found.states[model]) else kept
+
+    def _test(self, model: str, forms: FormMap) -> _Kept | None:
+        """Give a model with its original weights some forms; return what they give if the model reaches its goals."""
+        key = model, forms
+        if key not in self._tested:
+            subject = self._subjects[model]
+            before = subject.state()
+            subject.restore(self._originals[model])
+            stage = cast("nn.Module", subject.student.model)
+            coder = FormCoder({model: stage}, forms, subject.bases)
+            kept = forms, subject.state(), dict(coder.codes)
+            subject.restore(before)
+            self._tested[key] = kept if self._passes(model, kept[1]) else None
+        return self._tested[key]
+
+    def _passes(self, model: str, state: State) -> bool:
+        return reached([self._subjects[model]], self.judgements(model, state))

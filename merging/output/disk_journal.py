@@ -129,7 +129,7 @@ class DiskJournal:
 
     def _place(self, found: Found) -> FormsReport | None:
         """Write a file of codes, and return its entry in merge.json; None if no weight is kept as codes."""
-        made = forms_file(found.forms, self._codes, found.states, self._bases)
+        made = forms_file(found.forms, {**self._codes, **found.codes}, found.states, self._bases)
         if made is None:
             return None
         content, report = made

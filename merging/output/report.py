@@ -86,7 +86,7 @@ class Reporter:
         """
         problem, subjects = self._problem, self._subjects
         searched, found = found, self.confirmed(found)
-        stored = stored_forms(found.forms, codes or {}, subjects)
+        stored = stored_forms(found.forms, {**(codes or {}), **found.codes}, subjects)
         merged = bundle_bytes(
             held_by(subject, found.states[name], stored.get(name)) for name, subject in subjects.items()
         )
@@ -117,15 +117,18 @@ class Reporter:
             written: the part of it that is confirmed.
         """
         for name, subject in self._subjects.items():
-            found = self._confirmer.judgements(name, searched.states[name])
-            refused = {} if written.states[name] is searched.states[name] else found
-            kept = self._confirmer.originals(name) if refused else found
+            found = kept = self._confirmer.judgements(name, searched.states[name])
+            refused, now = written.states[name] is not searched.states[name], "its original weights"
+            if refused and name in written.forms.models:
+                kept, now = self._confirmer.judgements(name, written.states[name]), "forms of more bits"
+            elif refused:
+                kept = self._confirmer.originals(name)
             for held in subject.held:
                 query = held.query.name
-                yield query, _query_report(name, held, kept[query], refused.get(query))
+                yield query, _query_report(name, held, kept[query], found[query] if refused else None, now)
 
 
-def _query_report(model: str, held: JudgedQuery, found: Judgement, refused: Judgement | None) -> QueryReport:
+def _query_report(model: str, held: JudgedQuery, found: Judgement, refused: Judgement | None, now: str) -> QueryReport:
     """Return the report on one query.
 
     Args:
@@ -133,12 +136,13 @@ def _query_report(model: str, held: JudgedQuery, found: Judgement, refused: Judg
         held: the query.
         found: judgement of the weights that are written.
         refused: judgement of the weights that the search found, if these were not confirmed.
+        now: name of the weights that are written in their place.
     """
     target, notes = held.query.target, list(held.notes)
     if refused is not None:
         state = "not confirmed" if not refused.passes(target) else "not merged, as its partners were not confirmed"
         advice = refused.advice(target) or "more frames, or a lower target, would help"
-        notes.append(f"{state}: {refused}; it has its original weights; {advice}")
+        notes.append(f"{state}: {refused}; it has {now}; {advice}")
     parts = {
         name: None
         if part is None

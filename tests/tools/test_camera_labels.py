@@ -12,7 +12,18 @@ import numpy as np
 import pytest
 import torch
 from camera_labels import Frame, SeenBoxes, detect, follow, join_views, label_frames, one_class
-from camera_sets import Camera, Scene, label_camera, link_feed, read_scenes, window_class, write_scenes, write_windows
+from camera_sets import (
+    Camera,
+    Scene,
+    judge_windows,
+    label_camera,
+    link_feed,
+    read_scenes,
+    window_class,
+    write_judged,
+    write_scenes,
+    write_windows,
+)
 from train_queries import augment, load_windows
 
 from gemel.workload import load_workload
@@ -208,6 +219,19 @@ def test_augmented_boxes_stay_on_their_objects() -> None:
     # Of an object at the edge of the part, less than two fifths may be left.
     edge = Scene(_frame(0), np.array([[0, 80, 40, 120]], np.float32))
     assert {len(augment(edge, rng).boxes) for _ in range(30)} == {0, 1}
+
+
+def test_a_merge_is_judged_by_every_frame_of_the_last_two_parts(folder: Path) -> None:
+    camera = Camera(**{**_CAMERA.__dict__, "video": str(folder / "gate.avi")})
+    write_judged(camera, _Bright(1, lite=False).eval(), folder / "judge")
+    content = json.loads((folder / "judge" / "annotations.json").read_text())
+    expected = [*range(12, 16), *range(32, 36), *range(52, 56), *(17, 18, 19), *(37, 38, 39), *(57, 58, 59)]
+    assert [each["id"] for each in content["images"]] == expected
+    assert len(read_scenes(folder / "judge")) == len(content["images"])
+    windows = judge_windows(folder / "windows")
+    for name in camera.classes:
+        both = [each for part in ("val", "test") for each in (folder / "windows" / part / name).iterdir()]
+        assert len(list((windows / name).iterdir())) == len(both)
 
 
 def test_parts_leave_something_out_between_them() -> None:

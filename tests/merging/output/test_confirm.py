@@ -8,12 +8,17 @@ import pytest
 import torch
 from judgements import judgement
 
+from gemel.merging.forms.apply import FormCoder
+from gemel.merging.forms.form_map import Form, FormMap
+from gemel.merging.forms.quantize import materialize
 from gemel.merging.layers.problem import Problem
 from gemel.merging.layers.sharing import SharingMap, Use
 from gemel.merging.output.confirm import Confirmer
 from gemel.merging.output.report import Reporter
 from gemel.merging.search.search import Found
+from gemel.merging.strategies import Verdict
 from gemel.merging.training.subjects import State, Subject
+from gemel.merging.training.trial import Outcome, Start, Trial
 
 ALL = SharingMap().joined([[Use(model, "conv2.weight") for model in "abc"]])
 
@@ -96,3 +101,55 @@ def test_weights_are_judged_once_by_the_images_that_confirm(
     for _ in range(2):
         confirmer.confirmed(found)
     assert asked == ["confirm"] * 3
+
+
+def looked(subjects: dict[str, Subject], *bits: int, committed: int) -> Found:
+    """Return a search in which model a held its target with codes of some numbers of bits, one of them committed."""
+    use = Use("a", "conv2.weight")
+    verdicts = [
+        Verdict(
+            Trial("", SharingMap(), frozenset("a"), Start("keep"), base="original", forms=one, measure=True),
+            Outcome({}, {}, frozenset("a"), 0, 0.0, "start"),
+            False,
+            SharingMap(),
+        )
+        for each in bits
+        if (one := FormMap().joined({use: Form(each)}))
+    ]
+    states = {name: each.state() for name, each in subjects.items()}
+    forms = FormMap().joined({use: Form(committed)})
+    coder = FormCoder({"a": subjects["a"].student.model}, forms, {})
+    states["a"] = subjects["a"].state()
+    return Found(states, verdicts=verdicts, forms=forms, codes=dict(coder.codes))
+
+
+@pytest.mark.parametrize(
+    ("holds", "bits"),
+    [({8, 4, 2, 1}, 1), ({8, 4, 2}, 2), ({8, 4}, 4), ({8, 2, 1}, 8), ({4, 2, 1}, None), (set(), None)],
+)
+def test_a_model_gets_the_last_forms_that_hold(
+    holds: set[int], bits: int | None, subjects: dict[str, Subject], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    confirmer = Confirmer(subjects)
+    original = subjects["a"].state()["conv2.weight"]
+    found = looked(subjects, 4, 8, 2, committed=1)
+    subjects["a"].restore({**subjects["a"].state(), "conv2.weight": original})
+
+    def judgements(self: Confirmer, model: str, state: State) -> dict[str, object]:
+        # Codes of b bits have 2 ** b values at most in a channel.
+        values = max(len(row.unique()) for row in state["conv2.weight"].flatten(1))
+        count = next(each for each in (1, 2, 4, 8) if values <= 2**each)
+        return {model: judgement(0.97, 0.96 if count in holds else 0.9)}
+
+    monkeypatch.setattr(Confirmer, "judgements", judgements)
+    written = confirmer.confirmed(found)
+    kept = written.forms.by_use.get(Use("a", "conv2.weight"))
+    assert (kept and kept.bits) == bits
+    if kept is None:
+        assert torch.equal(written.states["a"]["conv2.weight"], original)
+    else:
+        coded = written.codes[Use("a", "conv2.weight")]
+        assert torch.equal(materialize(coded), written.states["a"]["conv2.weight"])
+        assert written.states["a"] is found.states["a"] if bits == 1 else coded.bits == bits
+    # The student has the weights that it had.
+    assert torch.equal(subjects["a"].state()["conv2.weight"], original)
