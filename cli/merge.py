@@ -14,7 +14,7 @@ from rich.markup import escape
 from ..console import Stop, missing_extra, open_console, print_stage
 from ..errors import InputError
 from .difference_tables import describe_parts
-from .merge_progress import merge_listener, what_helps
+from .merge_progress import merge_listener, publish_steps, what_helps
 from .options import DebugOpt, WorkloadArg
 
 if TYPE_CHECKING:
@@ -80,6 +80,13 @@ def merge_command(
             help="Run independent trials as Ray tasks: local, or the address of a cluster.", metavar="ADDRESS"
         ),
     ] = None,
+    publish: Annotated[
+        Path | None,
+        typer.Option(help="Folder to publish each step to, as a delta that gemel pull follows.", metavar="DIR"),
+    ] = None,
+    sign: Annotated[
+        Path | None, typer.Option(help="PEM file with the private ed25519 key that signs deltas.", metavar="KEY.PEM")
+    ] = None,
     debug: DebugOpt = False,
 ) -> None:
     """Retrain the models of a workload so that they share weights and every query keeps its accuracy target.
@@ -101,6 +108,8 @@ def merge_command(
     ):
         if value not in allowed:
             raise InputError(f"{flag}: {value!r} is not allowed: {', '.join(item for item in allowed if item)}")
+    if sign is not None and publish is None:
+        raise InputError("--sign: only deltas are signed; give --publish DIR")
     if rate is not None and not 0 < rate < math.inf:
         raise InputError(f"--rate: {rate} is not allowed: a number above 0 is expected")
     options = MergeOptions(
@@ -138,7 +147,8 @@ def merge_command(
     )
     with Stop() as stop, bar:
         try:
-            listener = merge_listener(bar, stop)
+            publishing = publish_steps(publish, sign, output) if publish is not None else None
+            listener = merge_listener(bar, stop, publishing)
             report = merge_workload(load_workload(workload), output, options, listener)
         except KeyboardInterrupt:
             bar.stop()
@@ -146,6 +156,8 @@ def merge_command(
             line = f"stopped; {output} {what}. Next: the same command with --resume"
             console.print(escape(line), soft_wrap=True)
             raise typer.Exit(stop.exit_code) from None
+    if publishing is not None and (line := publishing(False)):
+        print_stage(console, "publish", line)
     for query, found in report.queries.items():
         print_stage(console, "query", f"{query}: {_kept(found)}")
         for note in found.notes:

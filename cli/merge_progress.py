@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
 from ..console import Stop, print_stage
+from ..errors import GemelError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -15,14 +18,20 @@ if TYPE_CHECKING:
     from ..bundles.merge_report import MergeReport
     from ..merging.search.forecast import Forecast
 
-__all__ = ["merge_listener", "what_helps"]
+__all__ = ["merge_listener", "publish_steps", "what_helps"]
 
 
-def merge_listener(bar: Progress, stop: Stop) -> Any:
+def merge_listener(bar: Progress, stop: Stop, publish: Callable[[bool], str] | None = None) -> Any:
     """Return a listener for a merge that prints a line per model and trial, and shows progress on a bar.
 
     The bar shows training steps, losses and accuracies. The listener's attribute ``forecasts`` has the forecasts of the
     search so far, and ``unloaded`` the number of models that were not loaded in time.
+
+    Args:
+        bar: the bar.
+        stop: flag that a signal sets.
+        publish: function called with True before the search, and with False after each commit, to publish what is
+            written; it returns a line about what was published, or nothing. Its errors do not end the merge.
     """
     from ..merging.merge import Listener
     from ..merging.training.closed_form import summary
@@ -33,6 +42,14 @@ def merge_listener(bar: Progress, stop: Stop) -> Any:
 
     def say(stage: str, what: str) -> None:
         print_stage(console, stage, what, began=began)
+
+    def show_published(first: bool) -> None:
+        try:
+            line = "" if publish is None else publish(first)
+        except GemelError as error:
+            line = f"not published, the next step will be: {error}"
+        if line:
+            say("publish", line)
 
     class Printer(Listener):
         def __init__(self) -> None:
@@ -66,6 +83,7 @@ def merge_listener(bar: Progress, stop: Stop) -> Any:
             self.forecasts.append(forecast)
             if len(self.forecasts) == 1:
                 say("search", f"{_left(forecast)} to come if each training reaches its targets")
+                show_published(True)
 
         def waiting(self) -> None:
             stop.check()
@@ -99,6 +117,8 @@ def merge_listener(bar: Progress, stop: Stop) -> Any:
                 f" {report.saving:.1%} saved; {outcome.samples} images in {outcome.seconds:.0f} s;"
                 f" left: {_left(self.forecasts[-1])}",
             )
+            if verdict.accepted:
+                show_published(False)
 
     return Printer()
 
@@ -136,3 +156,30 @@ def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def publish_steps(folder: Path, key: Path | None, merged: Path) -> Callable[[bool], str]:
+    """Return a function that publishes what a merge has written, and returns a line about it.
+
+    The function's argument says whether the search has yet to begin: then only an empty folder gets something, because
+    boxes that follow an earlier merge have no use for unmerged weights.
+
+    Args:
+        folder: folder to publish to.
+        key: PEM file with the private key that signs the deltas; None to sign nothing.
+        merged: folder that the merge writes.
+    """
+    from ..merging.output.publish import Publisher
+
+    publisher = Publisher(folder, key)
+
+    def publish(first: bool) -> str:
+        empty = publisher.empty
+        if first and not empty:
+            return ""
+        done = publisher.publish(merged / "workload.yaml")
+        if done is not None:
+            return f"{done.path}: {done.bytes / 1e6:.2f} MB, from bundle {done.base[:12]} to {done.makes[:12]}"
+        return f"{folder / 'bundle'}: the bundle that boxes begin with" if empty else ""
+
+    return publish

@@ -94,8 +94,8 @@ def test_a_line_for_each_model_trial_and_query(path: Path, merge: Call, tmp_path
     load_workload(merged / "workload.yaml")
 
 
-def test_compression_is_the_users_choice(trained: Path, merge: Call, tmp_path: Path) -> None:
-    flags = ("--compress", "--no-differences", "--no-retrain")
+def test_compression_is_the_users_choice_and_each_step_is_published(trained: Path, merge: Call, tmp_path: Path) -> None:
+    flags = ("--compress", "--no-differences", "--no-retrain", "--publish", tmp_path / "out")
     code, out, _ = merge(trained / "workload.yaml", "-o", tmp_path / "merged", *SHORT, *flags)
     assert code == 0
     report = read_report(tmp_path / "merged" / "merge.json")
@@ -103,6 +103,10 @@ def test_compression_is_the_users_choice(trained: Path, merge: Call, tmp_path: P
     assert {layer.kind for layer in report.forms.layers} == {"coded"}
     assert "0.0% by sharing" in out
     assert "try --compress" not in out
+    lines = [line.split(maxsplit=1)[1] for line in out.splitlines() if line.split()[0] == "publish"]
+    assert f"{tmp_path}/out/bundle: the bundle that boxes begin with" in lines[0]
+    assert ".delta: " in lines[-1]
+    assert len(list((tmp_path / "out").glob("*.delta"))) == len(lines) - 1
     code, out, _ = merge(
         trained / "workload.yaml", "-o", tmp_path / "plain", *SHORT, "--no-differences", "--no-retrain"
     )
@@ -324,3 +328,8 @@ def test_budgets(text: str, seconds: float) -> None:
 def test_budgets_that_are_none(text: str) -> None:
     with pytest.raises(InputError, match="--budget"):
         parse_budget(text)
+
+
+def test_only_published_deltas_are_signed(path: Path, merge: Call, tmp_path: Path) -> None:
+    code, _, err = merge(path, "-o", tmp_path / "merged", "--sign", "key.pem")
+    assert (code, "--sign: only deltas are signed; give --publish DIR" in err) == (2, True)

@@ -1,0 +1,87 @@
+"""Publishing of a merge's steps: each commit becomes a bundle, and a delta that leads boxes on from the one before."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from ...bundles.apply_delta import apply_delta
+from ...bundles.delta_format import delta_name
+from ...bundles.reader import MANIFEST, Bundle, open_bundle
+from ...bundles.write_delta import WrittenDelta, write_delta
+from ...compiler import compile_workload
+from ...workload import load_workload
+
+__all__ = ["Publisher"]
+
+_BUNDLE, _NEXT = "bundle", "next-bundle"
+
+
+class Publisher:
+    """Folder of deltas that ``gemel pull`` follows, with the bundle to which the last of them leads.
+
+    ::
+
+        DIR/
+          bundle/            the newest bundle; a copy of it is what a new box begins with
+          <id>.delta         leads on from the bundle with this id
+
+    Args:
+        folder: the folder; one that an earlier merge published to is continued.
+        key: PEM file with the private key that signs the deltas; None to sign nothing.
+
+    Raises:
+        BundleError: the folder's bundle or a delta is damaged.
+    """
+
+    def __init__(self, folder: Path, key: Path | None = None) -> None:
+        self._folder, self._key = folder, key
+        self._bundle = folder / _BUNDLE
+        if not self.empty:
+            self._catch_up()
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was published yet."""
+        return not (self._bundle / MANIFEST).exists()
+
+    def publish(self, workload: Path) -> WrittenDelta | None:
+        """Compile a merged workload; publish a delta to it, unless it is the bundle that is published already.
+
+        Args:
+            workload: workload.yaml that a merge wrote.
+
+        Returns:
+            The delta; None for the first bundle, and if nothing changed.
+
+        Raises:
+            InputError: the workload or the key cannot be used.
+            CompileError: the workload cannot be compiled.
+            BundleError: the folder cannot be written.
+        """
+        if self.empty:
+            compile_workload(load_workload(workload), self._bundle)
+            return None
+        target = self._folder / _NEXT
+        try:
+            compile_workload(load_workload(workload), target)
+            before, after = open_bundle(self._bundle), open_bundle(target)
+            if before.id == after.id:
+                return None
+            # Where the search came back to an earlier bundle, the way leads there, and no longer on from there.
+            (self._folder / delta_name(after.id)).unlink(missing_ok=True)
+            done = write_delta(before, after, self._folder, key=self._key)
+        finally:
+            shutil.rmtree(target, ignore_errors=True)
+        self._catch_up()
+        return done
+
+    def _catch_up(self) -> Bundle:
+        """Apply the deltas that lead on from the bundle: also one after whose writing the process was killed.
+
+        A box may have it already, so no other delta may ever start from the same bundle.
+        """
+        bundle = open_bundle(self._bundle)
+        while (delta := self._folder / delta_name(bundle.id)).exists():
+            bundle = apply_delta(delta, self._bundle).bundle
+        return bundle

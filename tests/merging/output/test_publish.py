@@ -1,0 +1,106 @@
+"""Publishing of a merge's steps: boxes that follow get each of them, whenever the merge is killed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from delta_bundles import content_of, noise, retrained, two_bundles
+
+from gemel.bundles.delta_format import delta_name
+from gemel.bundles.delta_store import DeltaStore
+from gemel.bundles.pull_deltas import pull_deltas
+from gemel.bundles.reader import open_bundle
+from gemel.errors import BundleError
+from gemel.merging.output import publish
+from gemel.merging.output.publish import Publisher
+
+Steps = tuple[Path, Path, Path]
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory: pytest.TempPathFactory) -> Steps:
+    """Return three compiled bundles, which no test may change: what a merge has written one after the other."""
+    folder = tmp_path_factory.mktemp("steps")
+    first, second = two_bundles(folder)
+    return first, second, retrained(second, folder / "third", noise(1e-3))
+
+
+@pytest.fixture(autouse=True)
+def compile_one_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the path of a compiled bundle stand for the workload that it is compiled from."""
+    monkeypatch.setattr(publish, "load_workload", lambda path: path)
+    monkeypatch.setattr(publish, "compile_workload", lambda source, target: shutil.copytree(source, target))
+
+
+def followed(box: Path, folder: Path) -> bytes:
+    """Let a box follow a folder of deltas, and return the content of its bundle."""
+    pull_deltas(DeltaStore(str(folder)), box)
+    return content_of(box)
+
+
+def test_boxes_that_follow_get_each_step(steps: Steps, tmp_path: Path) -> None:
+    publisher, folder = Publisher(tmp_path / "out"), tmp_path / "out"
+    assert publisher.empty
+    assert publisher.publish(steps[0]) is None
+    assert not publisher.empty
+    boxes = [shutil.copytree(folder / "bundle", tmp_path / f"box{number}") for number in range(2)]
+    for step in steps[1:]:
+        done = publisher.publish(step)
+        assert done is not None
+        assert done.path.parent == folder
+        assert followed(boxes[0], folder) == content_of(step) == content_of(folder / "bundle")
+    # A box that was away takes both deltas.
+    assert followed(boxes[1], folder) == content_of(steps[2])
+    assert publisher.publish(steps[2]) is None
+    assert len(list(folder.glob("*.delta"))) == 2
+    assert not (folder / "next-bundle").exists()
+
+
+def test_a_search_that_comes_back_to_an_earlier_bundle(steps: Steps, tmp_path: Path) -> None:
+    publisher, folder = Publisher(tmp_path / "out"), tmp_path / "out"
+    publisher.publish(steps[0])
+    box = shutil.copytree(folder / "bundle", tmp_path / "box")
+    publisher.publish(steps[1])
+    followed(box, folder)
+    publisher.publish(steps[0])
+    assert followed(box, folder) == content_of(steps[0])
+    assert followed(shutil.copytree(steps[0], tmp_path / "other"), folder) == content_of(steps[0])
+    publisher.publish(steps[2])
+    assert followed(box, folder) == content_of(steps[2])
+
+
+@pytest.mark.parametrize("place", ["write_delta", "apply_delta", "compile_workload"])
+def test_a_merge_that_is_killed_goes_on_publishing(
+    place: str, steps: Steps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publisher, folder = Publisher(tmp_path / "out"), tmp_path / "out"
+    publisher.publish(steps[0])
+    box = shutil.copytree(folder / "bundle", tmp_path / "box")
+
+    def killed(function: Callable[..., object]) -> Callable[..., object]:
+        def run(*arguments: object, **options: object) -> object:
+            if place != "apply_delta":
+                function(*arguments, **options)
+            raise KeyboardInterrupt
+
+        return run
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publish, place, killed(getattr(publish, place)))
+        with pytest.raises(KeyboardInterrupt):
+            publisher.publish(steps[1])
+    followed(box, folder)
+    # The next merge ends with other weights.
+    Publisher(folder).publish(steps[2])
+    assert followed(box, folder) == content_of(steps[2]) == content_of(folder / "bundle")
+
+
+def test_a_published_bundle_that_is_damaged_is_named(steps: Steps, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    Publisher(folder).publish(steps[0])
+    (folder / delta_name(open_bundle(steps[0]).id)).write_bytes(b"no delta")
+    with pytest.raises(BundleError, match=r"\.delta"):
+        Publisher(folder)
