@@ -74,6 +74,8 @@ class Camera:
     """Number of stretches of time of the video that have all parts of a data set."""
     parts: Mapping[str, tuple[float, float]] = field(default_factory=lambda: PARTS)
     """Part of a data set -> the fractions of each stretch at which it begins and ends."""
+    target: float = 0.95
+    """Fraction of its original accuracy that the detector must keep."""
 
     @property
     def classes(self) -> tuple[str, str, str]:
