@@ -1,8 +1,8 @@
 """Codes: kernels written as small integers times a scale, perhaps beside a base, and the arithmetic that restores them.
 
-``W = base + float32(codes) * scale``, and ``W * gain`` where a layer has a gain of its own. All values are float32, and
-every operation is rounded by itself. So a kernel has the same bits wherever it is restored: in NumPy, in PyTorch and in
-ONNX nodes.
+``W = base + float32(codes) * scale``, and ``W * gain`` where a layer has a gain of its own. A base may be codes, too:
+``base = float32(base_codes) * base_scale``. All values are float32, and every operation is rounded by itself. So a
+kernel has the same bits wherever it is restored: in NumPy, in PyTorch and in ONNX nodes.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Bits", "code_table", "pack_codes", "packed_bytes", "restore", "unpack_codes", "wider_bits"]
+__all__ = ["BASE_BITS", "Bits", "code_table", "pack_codes", "packed_bytes", "restore", "unpack_codes", "wider_bits"]
 
 Bits = Literal[1, 2, 4, 8]
 """Number of bits of one code. 1: -1 and 1. 2: -1 to 1. 4: -7 to 7. 8: -127 to 127."""
+
+BASE_BITS: Bits = 8
+"""Number of bits of one code of a base that a merge writes as codes."""
 
 _WIDTHS: tuple[Bits, ...] = (1, 2, 4, 8)
 _CHUNK = 1 << 16
@@ -95,7 +98,9 @@ def restore(
     scale: _F,
     bits: Bits,
     *,
-    base: _F | None = None,
+    base: NDArray[Any] | None = None,
+    base_scale: _F | None = None,
+    base_bits: Bits | None = None,
     gain: _F | None = None,
     block: int = 1,
 ) -> None:
@@ -109,14 +114,16 @@ def restore(
         codes: packed codes, in the order of ``out``.
         scale: factor of each channel's codes.
         bits: number of bits of one code.
-        base: array with the shape of ``out``; zeros when left out.
+        base: float32 array with the shape of ``out``, or packed codes in the order of ``out`` if ``base_bits`` is
+            given; zeros when left out.
+        base_scale: factor of each channel's codes in the base; left out for a float32 base.
+        base_bits: number of bits of one code of the base; left out for a float32 base.
         gain: factor of each channel's elements; ones when left out.
         block: number of channels that are interleaved.
     """
     flat = out.reshape(-1)
     blocks = scale.size // block
-    inner, rows = block, flat.size // (blocks * block)
-    factors = [None if each is None else each.reshape(blocks, 1, block) for each in (scale, gain)]
+    inner, rows, repeats = block, flat.size // (blocks * block), 1
     if block == 1:
         # One factor for all elements of a row.
         inner, rows = rows, 1
@@ -124,33 +131,48 @@ def restore(
         # Short rows of factors are repeated: NumPy handles one row at a time.
         repeats = next(count for count in range(min(rows, max(1, _RUN // block)), 0, -1) if rows % count == 0)
         inner, rows = block * repeats, rows // repeats
-        factors = [None if each is None else _repeated(each, repeats) for each in factors]
+
+    def spread(factors: _F) -> _F:
+        return _repeated(factors.reshape(blocks, 1, block), repeats)
+
     shape = (blocks, rows, inner)
-    target, start = flat.reshape(shape), None if base is None else base.reshape(shape)
-    each = 8 // bits
+    target = flat.reshape(shape)
     whole = max(1, _CHUNK // max(1, rows * inner))
     part = rows if rows * inner <= _CHUNK else max(1, _CHUNK // inner)
     # Chunks that begin inside a byte could not be decoded one by one.
+    each = 8 // min(bits, base_bits or bits)
     whole, part = _whole_bytes(whole, rows * inner, each), _whole_bytes(part, inner, each)
-    at_once = part < rows and rows * inner % each != 0
-    if at_once:
-        _decode(flat, codes, bits)
+    if part < rows and rows * inner % each:
+        whole, part = blocks, rows
+    scales, gains = spread(scale), None if gain is None else spread(gain)
+    coded = None
+    if base_bits is not None:
+        assert base is not None
+        assert base_scale is not None
+        coded = base, base_bits, spread(base_scale), np.empty(min(flat.size, whole * part * inner), np.float32)
+    elif base is not None:
+        base = base.reshape(shape)
     for first in range(0, blocks, whole):
+        channels = slice(first, first + whole)
         for row in range(0, rows, part):
-            chunk = target[first : first + whole, row : row + part]
-            if not at_once:
-                begin = (first * rows + row) * inner
-                _decode(flat[begin : begin + chunk.size], codes[begin // each :], bits)
-            for factor, values in ((factors[0], start), (factors[1], None)):
-                if factor is not None:
-                    np.multiply(chunk, factor[first : first + whole], out=chunk)
-                if values is not None:
-                    np.add(values[first : first + whole, row : row + part], chunk, out=chunk)
+            chunk, begin = target[channels, row : row + part], (first * rows + row) * inner
+            _multiply(chunk, codes, bits, scales[channels], begin)
+            if coded is not None:
+                base_codes, width, factors, scratch = coded
+                values = scratch[: chunk.size].reshape(chunk.shape)
+                _multiply(values, base_codes, width, factors[channels], begin)
+                np.add(values, chunk, out=chunk)
+            elif base is not None:
+                np.add(base[channels, row : row + part], chunk, out=chunk)
+            if gains is not None:
+                np.multiply(chunk, gains[channels], out=chunk)
 
 
 def _repeated(factors: _F, repeats: int) -> _F:
     """Return factors ``[blocks, 1, block]`` with every block repeated along the last axis."""
     blocks, _, block = factors.shape
+    if repeats == 1:
+        return factors
     # As np.tile, in a quarter of the time for small arrays.
     made = np.empty((blocks, repeats, block), np.float32)
     made[...] = factors
@@ -163,8 +185,26 @@ def _whole_bytes(count: int, size: int, each: int) -> int:
     return -(-count // step) * step
 
 
+def _multiply(out: _F, codes: NDArray[np.uint8], bits: Bits, factors: _F, begin: int) -> None:
+    """Write codes times their factors into a contiguous array.
+
+    Args:
+        out: array to fill.
+        codes: packed codes.
+        bits: number of bits of one code.
+        factors: factors, in a shape that broadcasts to that of ``out``.
+        begin: number of the first code to write, which must be the first in its byte.
+    """
+    _decode(out.reshape(-1), codes[begin * bits // 8 :], bits)
+    np.multiply(out, factors, out=out)
+
+
 def _decode(out: _F, codes: NDArray[np.uint8], bits: Bits) -> None:
     """Write the first codes of packed codes into a vector, as many as it has elements."""
+    if bits == 8:
+        # Without a table, in a seventh of the time.
+        np.copyto(out, codes[: out.size].view(np.int8))
+        return
     table, each = code_table(bits), 8 // bits
     whole = out.size // each
     # With mode "raise", NumPy would fill a copy of the output first.

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BackendError
-from .codes import code_table
+from .codes import Bits, code_table
 from .form_specs import FormSpec
 from .manifest import TensorSpec
 from .onnx_wire import DTYPES, Message, NodeProto, TensorProto, make_tensor
@@ -103,30 +103,37 @@ def _nodes(
         wide = [1] * (len(form.shape) - 1) if form.block == 1 else []
         return part(kind, tensor, [tensors[tensor].length // 4, *wide])
 
-    table, shape = f"{_PREFIX}table/{form.bits}", f"{_PREFIX}{name}/shape"
-    parts[table] = make_tensor(table, code_table(form.bits))
+    shape = f"{_PREFIX}{name}/shape"
     parts[shape] = make_tensor(shape, np.array(form.shape, np.int64))
-    codes = part("codes", form.codes, [tensors[form.codes].length])
-    steps: list[tuple[str, list[str], dict[str, int]]] = [
-        ("Cast", [codes], {"to": _INT32}),
-        ("Gather", [table], {"axis": 0}),
-        ("Reshape", [shape], {}),
-        ("Mul", [channels("scale", form.scale)], {}),
-    ]
-    if form.base is not None:
-        steps.append(("Add", [part("base", form.base, form.shape)], {}))
-    if form.gain is not None:
-        steps.append(("Mul", [channels("gain", form.gain)], {}))
     made: list[Message] = []
-    before = ""
-    for index, (operator, others, attributes) in enumerate(steps):
-        inputs = others if not index else [*others, before] if operator == "Gather" else [before, *others]
-        before = name if index == len(steps) - 1 else f"{_PREFIX}{name}/{index}"
-        node = NodeProto(op_type=operator, input=inputs, output=[before])
+
+    def node(operator: str, *inputs: str, **attributes: int) -> str:
+        """Add a node, and return the name of its output."""
+        made.append(NodeProto(op_type=operator, input=inputs, output=[f"{_PREFIX}{name}/{len(made)}"]))
         for key, number in attributes.items():
-            node.attribute.add(name=key, i=number, type=_INT)
-        node.metadata_props.add(key=_MARK, value=json.dumps(form.shape) if before == name else "")
-        made.append(node)
+            made[-1].attribute.add(name=key, i=number, type=_INT)
+        return str(made[-1].output[0])
+
+    def product(kind: str, codes: str, bits: Bits, scale_kind: str, scale: str) -> str:
+        """Add the nodes that multiply codes by their scale, and return the name of the product."""
+        table = f"{_PREFIX}table/{bits}"
+        parts[table] = make_tensor(table, code_table(bits))
+        places = node("Cast", part(kind, codes, [tensors[codes].length]), to=_INT32)
+        integers = node("Reshape", node("Gather", table, places, axis=0), shape)
+        return node("Mul", integers, channels(scale_kind, scale))
+
+    value = product("codes", form.codes, form.bits, "scale", form.scale)
+    if form.base is not None:
+        if form.base_bits is None or form.base_scale is None:
+            base = part("base", form.base, form.shape)
+        else:
+            base = product("base", form.base, form.base_bits, "base_scale", form.base_scale)
+        value = node("Add", value, base)
+    if form.gain is not None:
+        value = node("Mul", value, channels("gain", form.gain))
+    made[-1].output[0] = name
+    for each in made:
+        each.metadata_props.add(key=_MARK, value=json.dumps(form.shape) if each is made[-1] else "")
     return made
 
 

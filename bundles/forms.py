@@ -34,8 +34,15 @@ def compute_kernel(form: FormSpec, read: Parts, out: NDArray[np.float32] | None 
         out: contiguous array to write the kernel into; a new one when left out.
     """
     kernel = np.empty(form.shape, np.float32) if out is None else out
-    base, gain = (None if each is None else read(each) for each in (form.base, form.gain))
-    restore(kernel, read(form.codes), read(form.scale), form.bits, base=base, gain=gain, block=form.block)
+    base, base_scale, gain = (None if each is None else read(each) for each in (form.base, form.base_scale, form.gain))
+    restore(
+        *(kernel, read(form.codes), read(form.scale), form.bits),
+        base=base,
+        base_scale=base_scale,
+        base_bits=form.base_bits,
+        gain=gain,
+        block=form.block,
+    )
     return kernel
 
 
@@ -95,7 +102,12 @@ def check_forms(where: str, forms: Mapping[str, FormSpec], tensors: Mapping[str,
             raise BundleError(f"{here}: the kernel is also stored as a tensor")
         if form.bytes > _MOST_BYTES:
             raise BundleError(f"{here}: shape: {list(form.shape)} is not allowed: at most {_MOST_BYTES} bytes")
-        order = ("codes", "scale", "base", "gain")
+        if form.base_bits is not None and form.base is None:
+            raise BundleError(f"{here}: base_bits: {form.base_bits}, but there is no base")
+        if (form.base_bits is None) != (form.base_scale is None):
+            given, missing = ("base_scale", "base_bits") if form.base_bits is None else ("base_bits", "base_scale")
+            raise BundleError(f"{here}: {missing}: missing, but {given} is given; a base in codes has both")
+        order = ("codes", "scale", "base", "base_scale", "gain")
         found = {field: tensors.get(form.parts[field]) for field in order if field in form.parts}
         for field, spec in found.items():
             if spec is None:
@@ -106,7 +118,8 @@ def check_forms(where: str, forms: Mapping[str, FormSpec], tensors: Mapping[str,
         expected = {
             "codes": ("uint8", packed_bytes(count, form.bits)),
             "scale": ("float32", channels),
-            "base": ("float32", count),
+            "base": ("float32", count) if form.base_bits is None else ("uint8", packed_bytes(count, form.base_bits)),
+            "base_scale": ("float32", channels),
             "gain": ("float32", channels),
         }
         for field, spec in found.items():

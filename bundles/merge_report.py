@@ -125,8 +125,11 @@ class LayerReport(Value):
     bits: Bits
     """Number of bits of one code."""
     base: str | None = None
-    """``base.`` and the id of the base's tensor. The tensor is in the file of the forms under this name, or a model's
-    parameter holds it. None for a coded parameter."""
+    """``base.`` and the id of a float32 base's tensor. The tensor is in the file of the forms under this name, or a
+    model's parameter holds it. None for a base in codes, and for a coded parameter."""
+    base_index: ByteCount | None = None
+    """Number ``n`` of a base in codes: the file of the forms has its tensors ``n.codes``, with codes of 8 bits, and
+    ``n.scale``. None for a float32 base, and for a coded parameter."""
 
 
 class FormsReport(Value):
@@ -146,9 +149,10 @@ class SavingParts(Value):
     """Parts of what a merge saves, as fractions of the bytes of convolutions and linear layers, from 0 to 1."""
 
     sharing: float
-    """Fraction that is saved by sharing: tensors that several layers hold, and differences to common bases."""
+    """Fraction that is saved by sharing: tensors that several layers hold, and differences to common bases, as if these
+    were float32."""
     compression: float
-    """Fraction that is saved by keeping tensors as codes of their own, on top of sharing."""
+    """Fraction that is saved by keeping tensors, bases included, as codes of their own, on top of sharing."""
     sharing_alone: float
     """Largest fraction that the search found without codes of tensors' own, with every query at its target."""
     compression_alone: float | None

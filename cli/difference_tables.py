@@ -46,7 +46,7 @@ def differences_table(found: DifferenceCosts) -> Table:
         sizes = (_kb(sum(row.bytes[each] for row in more)) for each in bits[1:])
         table.add_row(f"{len(more)} more", "", _kb(sum(row.plain for row in more)), "", *sizes, "")
     savings = (f"{found.saving(each):.1%}" for each in bits)
-    table.add_row("saved, with a float32 base", "", "", *savings, "")
+    table.add_row("saved, base included", "", "", *savings, "")
     return table
 
 

@@ -84,7 +84,8 @@ def compile_workload(
         before = kernels(models)
         places = locate_shared(merged, before, models) if merged is not None else ()
         forms = locate_forms(merged, before, models) if merged is not None else {}
-        bases = (tensor_id(form.base) for form in forms.values() if form.base is not None)
+        # A base in codes is no kernel of any layer, so no BatchNorm can be folded into it.
+        bases = (tensor_id(form.base) for form in forms.values() if form.base is not None and form.base_bits is None)
         choice = choose_batch_norm((graph for model in models for graph in model.stages.values()), bases)
         for model in models:
             for graph in model.stages.values():

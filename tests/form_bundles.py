@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from tiny_models import tiny
 
 from gemel.bundles.blob import tensor_id
-from gemel.bundles.codes import Bits, pack_codes, restore
+from gemel.bundles.codes import BASE_BITS, Bits, pack_codes, restore
 from gemel.workload import load_workload
 from gemel.workload.document.schema import Workload
 
@@ -32,13 +32,17 @@ class Kept(NamedTuple):
     bits: Bits
     beside: bool
     """Whether the codes are added to a base, which all models have in common."""
+    coded: bool = False
+    """Whether that base is kept as codes, too."""
 
 
 FORMS: Mapping[str, Mapping[str, Kept]] = {
-    "a": {"stem.weight": Kept(2, True), "pointwise.weight": Kept(1, True), "head.weight": Kept(4, False)},
-    "b": {"stem.weight": Kept(2, True), "pointwise.weight": Kept(2, True), "depthwise.weight": Kept(8, False)},
+    "a": {"stem.weight": Kept(1, True, True), "pointwise.weight": Kept(1, True), "head.weight": Kept(4, False)},
+    "b": {"stem.weight": Kept(2, True, True), "pointwise.weight": Kept(2, True), "depthwise.weight": Kept(8, False)},
 }
 """Model -> parameter of a TinyNet -> how it is kept."""
+_BASE_INDEX = 100
+"""Number in the file of the forms from which the bases in codes are counted."""
 
 
 def code(array: NDArray[np.float32], base: NDArray[np.float32] | None, bits: Bits) -> tuple[Any, Any, Any]:
@@ -67,14 +71,21 @@ def kept_state(
     layers: list[dict[str, Any]] = []
     made = {model: dict(state) for model, state in states.items()}
     bases: dict[str, NDArray[np.float32]] = {}
+    base_indices: dict[str, int] = {}
     for model, kept in forms.items():
-        for parameter, (bits, beside) in kept.items():
+        for parameter, (bits, beside, coded) in kept.items():
             array, index, base = made[model][parameter], len(layers), None
             if beside:
                 noise = np.random.default_rng(seed).standard_normal(array.shape).astype(np.float32)
-                base = bases.setdefault(parameter, array + np.float32(0.1) * noise)
-            name = None if base is None else f"base.{tensor_id(base)}"
-            if name is not None and base is not None:
+                base = bases.get(parameter, array + np.float32(0.1) * noise)
+            if coded and parameter not in bases:
+                base_index = base_indices[parameter] = _BASE_INDEX + len(base_indices)
+                packed, scale, base = code(base, None, BASE_BITS)
+                tensors |= {f"{base_index}.codes": packed, f"{base_index}.scale": scale}
+            name = None if base is None or coded else f"base.{tensor_id(base)}"
+            if base is not None:
+                bases[parameter] = base
+            if name is not None:
                 tensors[name] = base
             codes, scale, made[model][parameter] = code(array, base, bits)
             tensors |= {f"{index}.codes": codes, f"{index}.scale": scale}
@@ -87,6 +98,7 @@ def kept_state(
                     "kind": "coded" if base is None else "difference",
                     "bits": bits,
                     "base": name,
+                    "base_index": base_indices.get(parameter) if coded else None,
                 }
             )
     return made, tensors, layers

@@ -15,7 +15,7 @@ def form_figures(content: Manifest) -> dict[str, dict[str, int]]:
 
     ``own``: tensors that one layer uses. ``shared``: tensors that several layers use. ``coded`` and ``difference``:
     kernels that are computed from codes, without and with a base. ``base``: tensors that are only there for
-    differences. Empty if no kernel is computed.
+    differences, among whose weights the scales of bases in codes do not count. Empty if no kernel is computed.
     """
     if not content.forms:
         return {}
@@ -35,17 +35,19 @@ def form_figures(content: Manifest) -> dict[str, dict[str, int]]:
         for kind, weights in kinds.items()
         if weights
     }
-    bases = {form.base for form in content.forms.values() if form.base is not None} - uses.keys()
+    held = {tensor for weight in uses for tensor in _own(content, weight)}
+    bases = {tensor for form in content.forms.values() for tensor in form.base_parts} - held
     if bases:
         size = _stored(content, bases)
-        figures["base"] = {"weights": len(bases), "memory_bytes": size, "bytes": size}
+        count = len(bases & {form.base for form in content.forms.values()})
+        figures["base"] = {"weights": count, "memory_bytes": size, "bytes": size}
     return figures
 
 
 def _own(content: Manifest, weight: str) -> Iterable[str]:
     """Return the stored tensors of a weight, without the base that others may have in common."""
     form = content.forms.get(weight)
-    return [weight] if form is None else [each for each in form.stored if each != form.base]
+    return [weight] if form is None else [each for each in form.stored if each not in form.base_parts]
 
 
 def _stored(content: Manifest, tensors: Iterable[str]) -> int:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from ...bundles.blob import tensor_id
-from ...bundles.codes import unpack_codes, wider_bits
+from ...bundles.codes import BASE_BITS, Bits, unpack_codes, wider_bits
 from ...bundles.kernel_forms import KernelForm
 from ...bundles.manifest import Manifest
 from ...bundles.merge_report import LayerReport
@@ -146,7 +146,7 @@ def count_forms(layers: int, content: Manifest) -> FormBytes:
     """
     forms = content.forms.values()
     stored = {tensor for form in forms for tensor in form.stored}
-    bases = {form.base for form in forms if form.base is not None}
+    bases = {tensor for form in forms for tensor in form.base_parts}
     return FormBytes(layers, *(sum(map(content.bytes_of, each)) for each in (content.forms, stored, bases)))
 
 
@@ -163,27 +163,47 @@ def _read(
         WorkloadError: the file lacks a tensor of the form, or the tensor does not fit; the message names both.
     """
     where = f"{path}: {layer.parameter} of {layer.model}"
-    try:
-        packed, scale = (tensors[f"{layer.index}.{kind}"] for kind in ("codes", "scale"))
-    except KeyError as error:
-        raise WorkloadError(f"{where}: tensor {error} is missing") from error
-    count = int(np.prod(layer.shape, dtype=np.int64))
-    try:
-        codes = unpack_codes(packed.astype(np.uint8, casting="safe"), layer.bits, count)
-    except (ValueError, TypeError) as error:
-        raise WorkloadError(f"{where}: {layer.index}.codes: {error}") from error
-    if scale.dtype != np.float32 or scale.size != layer.shape[0] or not np.isfinite(scale).all():
-        raise WorkloadError(f"{where}: {layer.index}.scale: {layer.shape[0]} finite float32 values are expected")
+    codes, bits, scale = _coded(where, tensors, layer.index, layer.bits, layer.shape)
+    if [layer.base, layer.base_index].count(None) != (1 if layer.kind == "difference" else 2):
+        raise WorkloadError(f"{where}: kind {layer.kind} with base {layer.base} and base_index {layer.base_index}")
+    if layer.base_index is not None:
+        base_codes, base_bits, base_scale = _coded(where, tensors, layer.base_index, BASE_BITS, layer.shape)
+        return KernelForm(codes, bits, scale, base_codes, base_scale, base_bits)
     base = None
-    if (layer.kind == "difference") != (layer.base is not None):
-        raise WorkloadError(f"{where}: kind {layer.kind} with base {layer.base}")
     if layer.base is not None:
         base = _base(tensors, layer.base, held, models)
         if base is None or base.dtype != np.float32 or base.shape != layer.shape:
             raise WorkloadError(f"{where}: {layer.base} is missing, or is no float32 array of the shape {layer.shape}")
-    return KernelForm(
-        codes=codes.reshape(layer.shape), bits=wider_bits(layer.bits, count), scale=scale.reshape(-1), base=base
-    )
+    return KernelForm(codes, bits, scale, base)
+
+
+def _coded(
+    where: str, tensors: Mapping[str, NDArray[Any]], index: int, bits: Bits, shape: tuple[int, ...]
+) -> tuple[NDArray[np.int8], Bits, NDArray[np.float32]]:
+    """Return codes in a shape, the number of bits with which they fill whole bytes, and the scale of each channel.
+
+    Args:
+        where: file, parameter and model, for error messages.
+        tensors: tensors of the file of the forms.
+        index: number of the codes in the file.
+        bits: number of bits of one code in the file.
+        shape: shape of the parameter.
+
+    Raises:
+        WorkloadError: the file lacks a tensor, or the tensor does not fit; the message names it.
+    """
+    try:
+        packed, scale = (tensors[f"{index}.{kind}"] for kind in ("codes", "scale"))
+    except KeyError as error:
+        raise WorkloadError(f"{where}: tensor {error} is missing") from error
+    count = int(np.prod(shape, dtype=np.int64))
+    try:
+        codes = unpack_codes(packed.astype(np.uint8, casting="safe"), bits, count)
+    except (ValueError, TypeError) as error:
+        raise WorkloadError(f"{where}: {index}.codes: {error}") from error
+    if scale.dtype != np.float32 or scale.size != shape[0] or not np.isfinite(scale).all():
+        raise WorkloadError(f"{where}: {index}.scale: {shape[0]} finite float32 values are expected")
+    return codes.reshape(shape), wider_bits(bits, count), scale.reshape(-1)
 
 
 def _base(

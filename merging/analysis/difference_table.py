@@ -48,6 +48,8 @@ class LayerRow:
     """Bits -> norm of all members' errors divided by the norm of their weights; 0 bits stand for the base alone."""
     low_rank: float
     """Error, as in ``errors``, of float32 factors of low rank that take the bytes of 2 bits."""
+    base: int
+    """Bytes of the base, which all members have in common."""
 
     @property
     def plain(self) -> int:
@@ -66,8 +68,7 @@ class DifferenceCosts:
     def saving(self, bits: int) -> float:
         """Return the fraction of the bytes of these layers that is saved with some bits in all of them."""
         plain = sum(row.plain for row in self.rows)
-        bases = sum(row.plain // row.members for row in self.rows)
-        return 1 - (bases + sum(row.bytes[bits] for row in self.rows)) / plain
+        return 1 - sum(row.base + row.bytes[bits] for row in self.rows) / plain
 
     def to_json(self) -> dict[str, Any]:
         """Return the family as an entry of the ``--json`` file of ``gemel analyze``."""
@@ -80,6 +81,7 @@ class DifferenceCosts:
                     "layer": row.layer,
                     "shape": list(row.shape),
                     "members": row.members,
+                    "base_bytes": row.base,
                     "bytes": {str(bits): size for bits, size in row.bytes.items()},
                     "errors": {str(bits): error for bits, error in row.errors.items()},
                     "low_rank": row.low_rank,
@@ -137,4 +139,5 @@ def _row(costs: Sequence[tuple[LayerCost, float]]) -> LayerRow:
         {bits: first.bytes(bits) * len(costs) for bits in (0, *BITS)},
         {bits: mean([cost.errors[bits] for cost, _ in costs]) for bits in (0, *BITS)},
         mean([cost.low_rank or 0.0 for cost, _ in costs]),
+        first.base_bytes,
     )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..layers.sharing import Use
 from .form_map import FormMap
-from .quantize import Coded, materialize, quantize_kernel
+from .quantize import Base, Coded, materialize, quantize_kernel
 
 __all__ = ["FormCoder"]
 
@@ -24,10 +24,10 @@ class FormCoder:
     Args:
         modules: model name -> module. Its weights with a form get their coded values at once.
         forms: the forms. A parameter that several weights share is coded once.
-        bases: name of a base -> base, on the CPU.
+        bases: name of a base -> base.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], forms: FormMap, bases: Mapping[str, Tensor]) -> None:
+    def __init__(self, modules: Mapping[str, nn.Module], forms: FormMap, bases: Mapping[str, Base]) -> None:
         self.codes: dict[Use, Coded] = {}
         """Weight -> codes of its form, for all forms but those of 0 bits."""
         self._plain: dict[nn.Parameter, Tensor] = {}
@@ -36,7 +36,7 @@ class FormCoder:
         for use, form in forms.forms:
             weight = modules[use.model].get_parameter(use.parameter)
             self._uses.setdefault(weight, []).append(use)
-            self._forms[weight] = form.bits, None if form.base is None else bases[form.base]
+            self._forms[weight] = form.bits, None if form.base is None else bases[form.base].kernel
         self._encode()
 
     @torch.no_grad()

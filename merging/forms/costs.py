@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from ..layers.layers import Layer
 from ..layers.sharing import Use
 from .fine_tunes import FineTunes, Weights
 from .form_map import Form, FormMap, can_have_form
-from .quantize import BITS, coded_bytes, low_rank_error, materialize, quantize_kernel, relative_error
+from .quantize import BITS, Base, coded_bytes, low_rank_error, materialize, quantize_kernel, relative_error
 
 __all__ = ["LayerCost", "difference_costs", "own_costs", "uniform_forms"]
 
@@ -27,6 +28,8 @@ class LayerCost:
     """Name of the base that the weight differs from; None for codes of the weight itself."""
     errors: Mapping[int, float]
     """Bits -> norm of the weight's error divided by the weight's norm; 0 bits stand for the base alone."""
+    base_bits: int | None = None
+    """Bits of one code of the base; None for a float32 base, and without a base."""
     low_rank: float | None = None
     """Error, as in ``errors``, of float32 factors of low rank that take the bytes of 2 bits; None if not measured."""
 
@@ -36,7 +39,14 @@ class LayerCost:
 
     def form(self, bits: int) -> Form:
         """Return the form with some bits, but with 0 bits for a weight that equals its base."""
-        return Form(0 if self.base is not None and not self.errors[0] else bits, self.base)
+        return Form(0 if self.base is not None and not self.errors[0] else bits, self.base, self.base_bits)
+
+    @property
+    def base_bytes(self) -> int:
+        """Bytes of the base, which several weights have in common; 0 without a base."""
+        if self.base is None:
+            return 0
+        return 4 * math.prod(self.shape) if self.base_bits is None else coded_bytes(self.shape, self.base_bits)
 
 
 def difference_costs(
@@ -80,22 +90,23 @@ def _cost(
     use: Use,
     weight: Tensor,
     key: str | None,
-    base: Tensor | None,
+    base: Base | None,
     counts: Sequence[int] = BITS,
     *,
     low_rank: bool = False,
 ) -> LayerCost:
     """Return the costs of one weight."""
-    values = weight if base is None else weight - base
-    errors = {} if base is None else {0: relative_error(base, weight)}
+    start = None if base is None else base.kernel
+    values = weight if start is None else weight - start
+    errors = {} if start is None else {0: relative_error(start, weight)}
     for bits in counts:
-        errors[bits] = relative_error(materialize(quantize_kernel(values, bits), base), weight)
+        errors[bits] = relative_error(materialize(quantize_kernel(values, bits), start), weight)
     rank = None
     if low_rank:
         norm = float(torch.linalg.vector_norm(weight.double()))
         part = float(torch.linalg.vector_norm(values.double())) / norm if norm else 0.0
         rank = part * low_rank_error(values, coded_bytes(tuple(weight.shape), 2))
-    return LayerCost(use, tuple(weight.shape), key, errors, rank)
+    return LayerCost(use, tuple(weight.shape), key, errors, None if base is None else base.bits, rank)
 
 
 def uniform_forms(costs: Sequence[LayerCost], bits: int) -> FormMap:

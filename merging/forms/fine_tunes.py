@@ -2,7 +2,8 @@
 
 The ancestor is given in the workload, or the models are found by their weights. Kernels of fine-tunes lie near each
 other, while kernels of models that were trained apart are as far from each other as random directions: the norm of
-their difference is about 1.4 times their own norm. The base is the mean of the models in either case.
+their difference is about 1.4 times their own norm. The base is the mean of the models in either case, in codes of 8
+bits. A kernel that is equal in all models (a frozen layer) is its own base, in float32.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from ...bundles.codes import BASE_BITS
 from ...errors import InputError
 from ..layers.layers import Kind, Layer, shareable
 from ..layers.sharing import Use
 from .form_map import can_have_form
+from .quantize import Base, materialize, quantize_kernel
 
 __all__ = ["FineTunes", "find_fine_tunes", "kernel_distance"]
 
@@ -45,8 +48,8 @@ class FineTunes:
     """Whether the workload gives the common ancestor."""
     distances: Mapping[str, float]
     """Model name -> norm of the difference of its kernels to their bases, divided by the norm of the kernels."""
-    bases: Mapping[str, Tensor]
-    """Name of a base -> base, float32 in the shape of the kernel."""
+    bases: Mapping[str, Base]
+    """Name of a base -> base, in the shape of the kernel."""
     base_of: Mapping[Use, str]
     """Weight of a member's layer -> name of its base."""
 
@@ -140,10 +143,11 @@ def _found_family(layers: Mapping[str, Sequence[Layer]], states: Mapping[str, We
 def _family(
     name: str, given: bool, held: Iterable[Sequence[Use]], states: Mapping[str, Weights], base: Weights | None = None
 ) -> FineTunes:
-    """Return the family in which the base of each kernel is the mean of the members that have it.
+    """Return the family in which the base of each kernel is the mean of the members that have it, in 8-bit codes.
 
-    The mean is nearer to the members than any other base, their ancestor included: fine-tunes have moved together. The
-    given base is taken for a kernel that one member alone has.
+    The mean is nearer to the members than any other base, their ancestor included: fine-tunes have moved together. A
+    kernel that is equal in all members is its own base, in float32. The given base is taken, in float32, for a kernel
+    that one member alone has: with a base in codes its difference would be compression under another name.
 
     Args:
         name: name of the family.
@@ -152,18 +156,22 @@ def _family(
         states: model name -> weights.
         base: weights of the given base.
     """
-    bases: dict[str, Tensor] = {}
+    bases: dict[str, Base] = {}
     base_of: dict[Use, str] = {}
     for uses in held:
         key = f"{name}/{uses[0].parameter}"
         kernels = torch.stack([states[use.model][use.parameter] for use in uses])
         if len(uses) == 1 and base is not None:
             kernels = base[uses[0].parameter][None]
-        bases[key] = kernels.double().mean(0).float().contiguous()
+        if bool((kernels == kernels[0]).all()):
+            bases[key] = Base(kernels[0].float().contiguous())
+        else:
+            coded = quantize_kernel(kernels.double().mean(0).float(), BASE_BITS)
+            bases[key] = Base(materialize(coded), coded)
         base_of |= dict.fromkeys(uses, key)
     pairs: dict[str, list[tuple[Tensor, Tensor]]] = {use.model: [] for use in base_of}
     for use, key in base_of.items():
-        pairs[use.model].append((states[use.model][use.parameter], bases[key]))
+        pairs[use.model].append((states[use.model][use.parameter], bases[key].kernel))
     return FineTunes(name, given, {model: _distance(part) for model, part in pairs.items()}, bases, base_of)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ..layers.layers import Layer
@@ -25,6 +25,8 @@ class Form:
     """Bits of one code: 1, 2, 4 or 8. With a base also 0: the weight is the base."""
     base: str | None = None
     """Name of the base, a tensor that the weights of several models refer to; None for the weight's own codes."""
+    base_bits: int | None = None
+    """Bits of one code of the base; None for a float32 base, and without a base."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,11 @@ class FormMap:
         return FormMap(tuple((use, form) for use, form in self.forms if form.base is not None))
 
     @property
+    def plain_differences(self) -> FormMap:
+        """Forms that have a base, as if all bases were float32."""
+        return FormMap(tuple((use, replace(form, base_bits=None)) for use, form in self.differences.forms))
+
+    @property
     def own(self) -> FormMap:
         """Forms that have no base."""
         return FormMap(tuple((use, form) for use, form in self.forms if form.base is None))
@@ -122,7 +129,8 @@ def saved_bytes(problem: Problem, sharing: SharingMap, forms: FormMap = NO_FORMS
             continue
         held += coded_bytes(shapes[unit[0]], form.bits)
         if form.base is not None:
-            bases[form.base] = problem.size(unit[0])
+            plain, bits = problem.size(unit[0]), form.base_bits
+            bases[form.base] = plain if bits is None else coded_bytes(shapes[unit[0]], bits)
     return problem.bytes - held - sum(bases.values())
 
 

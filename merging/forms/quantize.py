@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...bundles.codes import Bits
 
-__all__ = ["BITS", "Coded", "coded_bytes", "low_rank_error", "materialize", "quantize_kernel", "relative_error"]
+__all__ = ["BITS", "Base", "Coded", "coded_bytes", "low_rank_error", "materialize", "quantize_kernel", "relative_error"]
 
 BITS = (1, 2, 4, 8)
 """Numbers of bits that a code may have."""
@@ -41,6 +41,21 @@ class Coded:
     """Scale of each output channel, float32 ``[out]``."""
     bits: Bits
     """Bits of one code: 1 (-1 or 1), 2 (-1 to 1), 4 (-7 to 7) or 8 (-127 to 127)."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """Kernel that differences of several weights are added to."""
+
+    kernel: Tensor
+    """Values, float32 on the CPU: what the codes give, where there are codes."""
+    coded: Coded | None = None
+    """Codes and scales of the base; None for a float32 base."""
+
+    @property
+    def bits(self) -> Bits | None:
+        """Bits of one code of the base; None for a float32 base."""
+        return None if self.coded is None else self.coded.bits
 
 
 def coded_bytes(shape: Sequence[int], bits: int) -> int:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from safetensors.torch import save
-from torch import Tensor
 
 from ...bundles.merge_report import FormsReport, MergeReport
 from ...workload.document.paths import locate
@@ -15,7 +14,7 @@ from ...workload.document.schema import Workload
 from ...workload.models.factory import read_state
 from ...workload.models.identity import models_of
 from ..forms.form_map import FormMap
-from ..forms.quantize import Coded
+from ..forms.quantize import Base, Coded
 from ..layers.sharing import Use
 from ..models.networks import Network
 from ..models.onnx_models import cut_onnx, onnx_bytes
@@ -70,7 +69,7 @@ class DiskJournal:
         self._files: dict[str, tuple[State, str]] = {}
         self._codes: dict[Use, Coded] = {}
         self._forms: tuple[FormMap, FormsReport | None] = FormMap(), None
-        self._bases: dict[str, Tensor] = {}
+        self._bases: dict[str, Base] = {}
         for subject in subjects.values():
             self._bases |= subject.bases
 

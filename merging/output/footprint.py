@@ -5,8 +5,8 @@ A bundle holds fewer bytes than the state dicts:
 - A BatchNorm behind a convolution is four vectors in PyTorch. In a bundle it is one vector (a bias) if it is folded
   into the convolution, and two vectors (scale and shift) if it stays separate because the kernel is shared.
 - Small kernels take in their BatchNorms even if the kernels are shared, and are then different tensors again.
-- A kernel that is kept as codes counts as its codes and scales, and its base counts once. A BatchNorm that is folded
-  into it is one more vector, its gain.
+- A kernel that is kept as codes counts as its codes and scales, and its base, or the codes and scales of its base,
+  counts once. A BatchNorm that is folded into it is one more vector, its gain. Without a base it goes into the scales.
 - Layers that never run are not compiled.
 - Equal tensors are held once, whether merging made them equal or not.
 
@@ -34,7 +34,7 @@ from ...bundles.blob import tensor_id
 from ...bundles.codes import pack_codes
 from ...compiler.passes import choose_batch_norm, fold
 from ...compiler.passes.edit import constant, replace_constant
-from ..forms.quantize import Coded
+from ..forms.quantize import Base, Coded
 from ..training.subjects import Subject
 from .skeleton import NORM_FIELDS, Skeleton, skeleton_of
 
@@ -46,14 +46,29 @@ class StoredForm:
     """What a bundle holds of a kernel that is kept as codes, besides a folded BatchNorm."""
 
     codes: Coded
-    base: Tensor | None = None
-    """Base that the codes are added to, float32 on the CPU; None if the codes are the kernel itself."""
+    base: Base | None = None
+    """Base that the codes are added to; None if the codes are the kernel itself."""
 
-    def sizes(self) -> Iterator[tuple[str, int]]:
-        """Yield the id and the size in bytes of each tensor that the kernel is computed from."""
-        packed = pack_codes(self.codes.codes.numpy(), self.codes.bits)
-        for array in (packed, self.codes.scale.numpy(), *([] if self.base is None else [self.base.numpy()])):
-            yield tensor_id(array), array.nbytes
+    def sizes(self, folded: str | None) -> Iterator[tuple[str, int]]:
+        """Yield the id and the size in bytes of each tensor that the kernel is computed from.
+
+        Args:
+            folded: tensor id of the kernel with the BatchNorm that is folded into it; None if there is none.
+        """
+        arrays: list[NDArray[Any]] = [*_arrays(self.codes)]
+        if self.base is not None:
+            arrays += [self.base.kernel.numpy()] if self.base.coded is None else _arrays(self.base.coded)
+        elif folded is not None:
+            # The gain goes into the scales.
+            del arrays[1]
+        yield from ((tensor_id(array), array.nbytes) for array in arrays)
+        if folded is not None:
+            yield f"{folded} gain", self.codes.scale.numpy().nbytes
+
+
+def _arrays(coded: Coded) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Return codes and scales as a bundle holds them."""
+    return pack_codes(coded.codes.numpy(), coded.bits), coded.scale.numpy()
 
 
 @dataclass(frozen=True)
@@ -98,8 +113,8 @@ def bundle_bytes(models: Iterable[StoredModel]) -> int:
     """Return the bytes of weights in a bundle of ``models``, counting each distinct tensor once."""
     models = list(models)
     graphs = [_graph(model) for model in models]
-    forms = (form for model in models for form in model.forms.values())
-    keep = choose_batch_norm(graphs, [tensor_id(form.base.numpy()) for form in forms if form.base is not None]).keep
+    bases = [form.base for model in models for form in model.forms.values() if form.base is not None]
+    keep = choose_batch_norm(graphs, [tensor_id(base.kernel.numpy()) for base in bases if base.coded is None]).keep
     sizes: dict[str, int] = {}
     for model, graph in zip(models, graphs, strict=True):
         seen = set(graph.graph.initializers)
@@ -107,9 +122,8 @@ def bundle_bytes(models: Iterable[StoredModel]) -> int:
         folded = {name: constant(value) for name, value in graph.graph.initializers.items()}
         for name, array in chain(folded.items(), _other_weights(model, seen), (("", other) for other in model.others)):
             if (form := model.forms.get(name)) is not None:
-                sizes |= form.sizes()
-                if not np.array_equal(array, model.state[name].numpy()):
-                    sizes[f"{tensor_id(array)} gain"] = 4 * len(array)
+                same = np.array_equal(array, model.state[name].numpy())
+                sizes |= form.sizes(None if same else tensor_id(array))
             # A single number is stored in the graph, not among the weights.
             elif array.size > 1:
                 sizes[tensor_id(array)] = array.nbytes

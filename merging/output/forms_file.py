@@ -1,4 +1,4 @@
-"""File of forms beside merge.json: codes and scales of weights, and the bases that no model holds as they are."""
+"""File of forms beside merge.json: codes and scales of weights and bases, and float32 bases that no model holds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ...bundles.codes import pack_codes, unpack_codes
 from ...bundles.merge_report import FormsReport, LayerReport
 from ...errors import GemelError, InputError, first_line
 from ..forms.form_map import FormMap
-from ..forms.quantize import Coded, materialize
+from ..forms.quantize import Base, Coded, materialize
 from ..layers.sharing import Use
 from ..training.subjects import State
 
@@ -25,11 +25,12 @@ __all__ = ["forms_file", "read_codes"]
 
 
 def forms_file(
-    forms: FormMap, codes: Mapping[Use, Coded], states: Mapping[str, State], bases: Mapping[str, Tensor]
+    forms: FormMap, codes: Mapping[Use, Coded], states: Mapping[str, State], bases: Mapping[str, Base]
 ) -> tuple[bytes, FormsReport] | None:
     """Return the content of the file of forms and its entry in merge.json; None if no weight is kept as codes.
 
-    Weights that share codes have one index. A weight whose form has 0 bits is its base, and is not listed.
+    Equal codes with equal scales, of weights or of bases, have one index. A weight whose form has 0 bits is its base:
+    it has the codes of a base in codes, and is not listed if its base is float32.
 
     Args:
         forms: committed forms.
@@ -41,35 +42,46 @@ def forms_file(
         GemelError: a weight is not what its codes and its base give, bit for bit.
     """
     tensors: dict[str, Tensor] = {}
-    names = {key: f"base.{tensor_id(base.numpy())}" for key, base in bases.items()}
     layers: list[LayerReport] = []
     index_of: dict[str, int] = {}
-    held = {form.base: use for use, form in forms.forms if not form.bits}
+    held = {form.base for _, form in forms.forms if not form.bits}
+
+    def index(coded: Coded) -> int:
+        """Return the number of codes in the file."""
+        packed = torch.from_numpy(pack_codes(coded.codes.numpy(), coded.bits))
+        key = hashlib.sha256(packed.numpy().tobytes() + coded.scale.numpy().tobytes()).hexdigest()
+        number = index_of.setdefault(key, len(index_of))
+        tensors[f"{number}.codes"], tensors[f"{number}.scale"] = packed, coded.scale.contiguous()
+        return number
+
     for use, form in forms.forms:
-        if not form.bits:
-            continue
         base = bases[form.base] if form.base is not None else None
-        coded = codes[use]
-        if not torch.equal(materialize(coded, base), states[use.model][use.parameter]):
+        if form.bits:
+            coded = codes[use]
+        elif base is not None and base.coded is not None:
+            coded, base = base.coded, None
+        else:
+            continue
+        if not torch.equal(materialize(coded, None if base is None else base.kernel), states[use.model][use.parameter]):
             raise GemelError(
                 f"{use.model}: {use.parameter} differs from what its codes give; this is a bug; the last commit is"
                 " intact"
             )
-        packed = torch.from_numpy(pack_codes(coded.codes.numpy(), coded.bits))
-        key = hashlib.sha256(packed.numpy().tobytes() + coded.scale.numpy().tobytes()).hexdigest()
-        index = index_of.setdefault(key, len(index_of))
-        tensors[f"{index}.codes"], tensors[f"{index}.scale"] = packed, coded.scale.contiguous()
-        if form.base is not None and form.base not in held:
-            tensors[names[form.base]] = bases[form.base]
+        name = None
+        if base is not None and base.coded is None:
+            name = f"base.{tensor_id(base.kernel.numpy())}"
+            if form.base not in held:
+                tensors[name] = base.kernel
         layers.append(
             LayerReport(
                 model=use.model,
                 parameter=use.parameter,
-                index=index,
+                index=index(coded),
                 shape=tuple(coded.codes.shape),
-                kind="coded" if form.base is None else "difference",
+                kind="coded" if base is None else "difference",
                 bits=coded.bits,
-                base=names[form.base] if form.base is not None else None,
+                base=name,
+                base_index=None if base is None or base.coded is None else index(base.coded),
             )
         )
     if not layers:
@@ -80,7 +92,7 @@ def forms_file(
 
 
 def read_codes(path: Path, layers: Iterable[LayerReport]) -> dict[Use, Coded]:
-    """Read the codes of weights from a file that :func:`forms_file` made.
+    """Read the codes of weights from a file that :func:`forms_file` made. Codes of bases alone are not read.
 
     Args:
         path: the file.

@@ -23,14 +23,18 @@ def stored_forms(
     """Return model -> name in the state dict -> what a bundle holds of the kernel, for kernels kept as codes."""
     found: dict[str, dict[str, StoredForm]] = {}
     for use, form in forms.forms:
+        base = subjects[use.model].bases[form.base] if form.base is not None else None
         if form.bits:
-            base = subjects[use.model].bases[form.base] if form.base is not None else None
             found.setdefault(use.model, {})[use.parameter] = StoredForm(codes[use], base)
+        elif base is not None and base.coded is not None:
+            found.setdefault(use.model, {})[use.parameter] = StoredForm(base.coded)
     return found
 
 
 def saving_parts(problem: Problem, searched: Found, found: Found) -> SavingParts:
     """Return what sharing and compression save of a merge's layers, together and alone.
+
+    Differences are sharing, as if their bases were float32. What codes save of the bases is compression.
 
     Args:
         problem: the layers of all models.
@@ -38,9 +42,9 @@ def saving_parts(problem: Problem, searched: Found, found: Found) -> SavingParts
         found: the part of it that is confirmed.
     """
     total = saved_bytes(problem, found.sharing, found.forms)
-    sharing = saved_bytes(problem, found.sharing, found.forms.differences)
+    sharing = saved_bytes(problem, found.sharing, found.forms.plain_differences)
     alone = [
-        saved_bytes(problem, verdict.sharing, verdict.forms.differences)
+        saved_bytes(problem, verdict.sharing, verdict.forms.plain_differences)
         for verdict in found.verdicts
         # What is not confirmed may not be claimed.
         if verdict.accepted and found.models == searched.models

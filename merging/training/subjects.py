@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...workload.data import Images
+from ..forms.quantize import Base
 from ..judging.exams import Exam, JudgedQuery, judge_query, unchanged
 from ..judging.judgement import Judgement
 from ..judging.running import by_area, fitting, in_batches, outputs_of
@@ -109,8 +110,8 @@ class Subject:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     narrow: bool = False
     """Whether the training images vary too little to measure BatchNorm statistics on; see :func:`.start.is_narrow`."""
-    bases: Mapping[str, Tensor] = field(default_factory=dict)
-    """Name of a base -> base, on the CPU, for weights that may be kept as differences."""
+    bases: Mapping[str, Base] = field(default_factory=dict)
+    """Name of a base -> base, for weights that may be kept as differences."""
 
     @property
     def name(self) -> str:

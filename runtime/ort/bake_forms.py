@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...bundles.codes import unpack_codes, wider_bits
+from ...bundles.codes import Bits, unpack_codes, wider_bits
 from ...bundles.form_nodes import without_forms
 from ...bundles.form_specs import FormSpec
 from ...bundles.kernel_forms import KernelForm
@@ -127,17 +127,28 @@ class FormBaker:
         read = self._bundle.tensor
         count, channels = spec.bytes // 4, read(spec.scale).size
         padded = bool((order < 0).any())
-        bits = wider_bits(2 if spec.bits == 1 and padded else spec.bits, order.size)
-        codes = _taken(unpack_codes(read(spec.codes), spec.bits, count), order)
-        base = None if spec.base is None else _taken(read(spec.base).reshape(-1), order).reshape(shape)
+
+        def moved(tensor: str, bits: Bits) -> tuple[NDArray[np.int8], Bits]:
+            """Return codes in the new order, and their number of bits: with one bit there is no code for padding."""
+            codes = _taken(unpack_codes(read(tensor), bits, count), order).reshape(shape)
+            return codes, wider_bits(2 if bits == 1 and padded else bits, order.size)
+
+        codes, bits = moved(spec.codes, spec.bits)
+        base, base_bits = None, None
+        if spec.base is not None and spec.base_bits is not None:
+            base, base_bits = moved(spec.base, spec.base_bits)
+        elif spec.base is not None:
+            base = _taken(read(spec.base).reshape(-1), order).reshape(shape)
         of = _taken(_channels(count, channels, spec.block).astype(np.int64), order, missing=-1)
         for size, block in _blocks(order.size, channels):
             if ((of < 0) | (of == _channels(order.size, size, block))).all():
                 yield KernelForm(
-                    codes=codes.reshape(shape),
+                    codes=codes,
                     bits=bits,
                     scale=_widened(read(spec.scale), size, 0.0),
                     base=base,
+                    base_scale=None if spec.base_scale is None else _widened(read(spec.base_scale), size, 0.0),
+                    base_bits=base_bits,
                     gain=None if spec.gain is None else _widened(read(spec.gain), size, 1.0),
                     block=block,
                 )

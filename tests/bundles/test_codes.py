@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -67,20 +69,26 @@ def test_the_table_cannot_be_written_to() -> None:
     block=st.sampled_from([1, 4, 16]),
     blocks=st.integers(1, 5),
     rows=st.integers(1, 30),
-    based=st.booleans(),
+    based=st.sampled_from([None, 32, *BITS]),
     gained=st.booleans(),
     chunk=st.sampled_from([1, 16, 100, 1 << 16]),
 )
 def test_kernels_are_restored_bit_for_bit(
-    bits: Bits, block: int, blocks: int, rows: int, based: bool, gained: bool, chunk: int
+    bits: Bits, block: int, blocks: int, rows: int, based: int | None, gained: bool, chunk: int
 ) -> None:
     rng = np.random.default_rng(rows)
     shape, channels = (blocks, rows, block), blocks * block
     found = some(bits, blocks * rows * block)
-    scale, gain = (rng.standard_normal(channels).astype(np.float32) for _ in range(2))
-    base = rng.standard_normal(shape).astype(np.float32)
+    scale, gain, base_scale = (rng.standard_normal(channels).astype(np.float32) for _ in range(3))
+    kept: dict[str, Any] = {}
     expected = found.reshape(shape).astype(np.float32) * scale.reshape(blocks, 1, block)
-    expected = base + expected if based else expected
+    if based == 32:
+        kept["base"] = base = rng.standard_normal(shape).astype(np.float32)
+        expected = base + expected
+    elif based is not None:
+        base_codes = some(cast("Bits", based), blocks * rows * block, 1)
+        kept |= {"base": pack_codes(base_codes, cast("Bits", based)), "base_scale": base_scale, "base_bits": based}
+        expected = base_codes.reshape(shape).astype(np.float32) * base_scale.reshape(blocks, 1, block) + expected
     expected = expected * gain.reshape(blocks, 1, block) if gained else expected
     out = np.full(shape, np.nan, np.float32)
     with pytest.MonkeyPatch.context() as patch:
@@ -89,7 +97,7 @@ def test_kernels_are_restored_bit_for_bit(
         patch.setattr(codes, "_RUN", min(chunk, 256))
         restore(
             *(out, pack_codes(found, bits), scale, bits),
-            base=base if based else None,
+            **kept,
             gain=gain if gained else None,
             block=block,
         )

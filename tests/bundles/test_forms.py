@@ -64,9 +64,30 @@ def test_only_bundles_with_computed_kernels_have_the_new_version(form_folder: Pa
 
 
 def first_form(document: dict[str, Any], kind: str) -> dict[str, Any]:
-    """Return the first form with a base, or without one."""
+    """Return the first form of a kind: coded, difference (to a float32 base) or beside codes (to a base in codes)."""
     forms = document["forms"].values()
-    return next(form for form in forms if (form["base"] is not None) == (kind == "difference"))
+    fields = {"coded": (False, False), "difference": (True, False), "beside codes": (True, True)}[kind]
+    return next(form for form in forms if (form["base"] is not None, form["base_scale"] is not None) == fields)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"shape": [23]}, r"float32\[23\], 24 values float32 are expected"),
+        ({"dtype": "int32"}, r"int32\[24\], 24 values float32 are expected"),
+    ],
+)
+def test_a_scale_of_the_base_that_does_not_fit_is_refused(
+    form_folder: Path, change: dict[str, Any], expected: str
+) -> None:
+    def put(document: dict[str, Any]) -> None:
+        form = first_form(document, "beside codes")
+        scale = document["tensors"][form["base_scale"]]
+        scale.update(change, length=4 * change.get("shape", scale["shape"])[0])
+
+    edit(form_folder / "bundle", put)
+    with pytest.raises(BundleError, match=f"base_scale: tensor .* is {expected}"):
+        open_bundle(form_folder / "bundle")
 
 
 @pytest.mark.parametrize(
@@ -76,7 +97,15 @@ def first_form(document: dict[str, Any], kind: str) -> dict[str, Any]:
         ("difference", {"base": "0" * 32}, "base: tensor '0+' is not listed"),
         ("difference", {"bits": 8}, r"codes: tensor .* is uint8\[\d+\], \d+ values uint8 are expected"),
         ("difference", {"shape": [24, 3, 3, 4]}, r"codes: tensor .* values uint8 are expected"),
-        ("difference", {"block": 5}, r"scale: 24 channels do not fit the shape"),
+        ("difference", {"base_bits": 8}, "base_scale: missing, but base_bits is given"),
+        ("beside codes", {"base_scale": None}, "base_scale: missing, but base_bits is given"),
+        ("beside codes", {"base_bits": None}, "base_bits: missing, but base_scale is given"),
+        ("beside codes", {"base": None}, "base_bits: 8, but there is no base"),
+        ("beside codes", {"base_bits": 3}, "base_bits: Input should be 1, 2, 4 or 8"),
+        ("beside codes", {"base_bits": 4}, r"base: tensor .* is uint8\[648\], 324 values uint8 are expected"),
+        ("beside codes", {"base_bits": None, "base_scale": None}, "base: tensor .*, 648 values float32 are expected"),
+        ("beside codes", {"base_scale": "0" * 32}, "base_scale: tensor '0+' is not listed"),
+        ("beside codes", {"block": 5}, r"scale: 24 channels do not fit the shape"),
         ("difference", {"shape": [1 << 60]}, r"shape: .* is not allowed: at most"),
         ("coded", {"shape": [0]}, "shape.0: Input should be greater than or equal to 1"),
         ("coded", {"bits": 3}, "bits: Input should be 1, 2, 4 or 8"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -79,7 +80,12 @@ def test_fine_tunes_are_named_and_their_differences_listed(tuned: Path, analyze:
     assert "low rank" in out
     (family,) = json.loads((tmp_path / "figures.json").read_text())["fine_tunes"]
     assert family["base"] is None
-    assert family["saving"]["0"] == pytest.approx(0.5)
+    plain = sum(2 * 4 * math.prod(layer["shape"]) for layer in family["layers"])
+    # The base is in codes of 8 bits, with a scale of 4 bytes for each channel.
+    bases = [layer["base_bytes"] for layer in family["layers"]]
+    assert bases == [math.prod(layer["shape"]) + 4 * layer["shape"][0] for layer in family["layers"]]
+    assert family["saving"]["0"] == pytest.approx(1 - sum(bases) / plain)
+    assert "saved, base included" in out
     assert family["saving"]["1"] > family["saving"]["2"] > family["saving"]["8"]
     for layer in family["layers"]:
         errors = [layer["errors"][bits] for bits in ("0", "1", "2", "4", "8")]

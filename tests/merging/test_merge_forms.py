@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gemel.bundles.blob import tensor_id
-from gemel.bundles.codes import unpack_codes
+from gemel.bundles.codes import Bits, unpack_codes
+from gemel.bundles.manifest import Manifest
 from gemel.bundles.merge_report import MergeReport, read_report
 from gemel.compiler import compile_workload
 from gemel.errors import GemelError, InputError
@@ -84,10 +85,16 @@ def check_forms(folder: Path, report: MergeReport) -> None:
         tensors |= {f"base.{tensor_id(value.numpy())}": value for value in weights(folder, name).values()}
     for layer in report.forms.layers:
         own = weights(folder, layer.model)[layer.parameter]
-        packed = tensors[f"{layer.index}.codes"].numpy()
-        codes = torch.from_numpy(unpack_codes(packed, layer.bits, own.numel()).reshape(own.shape))
         base = None if layer.base is None else tensors[layer.base]
-        assert torch.equal(materialize(Coded(codes, tensors[f"{layer.index}.scale"], layer.bits), base), own)
+        if layer.base_index is not None:
+            base = materialize(read_coded(tensors, layer.base_index, 8, own.shape))
+        assert torch.equal(materialize(read_coded(tensors, layer.index, layer.bits, own.shape), base), own)
+
+
+def read_coded(tensors: dict[str, torch.Tensor], index: int, bits: Bits, shape: torch.Size) -> Coded:
+    """Read codes from the tensors of a file of forms."""
+    codes = unpack_codes(tensors[f"{index}.codes"].numpy(), bits, shape.numel()).reshape(shape)
+    return Coded(torch.from_numpy(codes), tensors[f"{index}.scale"], bits)
 
 
 class Heard(Listener):
@@ -112,11 +119,16 @@ def test_fine_tunes_become_differences_to_a_given_base(tuned: Path) -> None:
     heard = Heard()
     report = merge(tuned, heard)
     assert report.forms is not None
-    assert {layer.kind for layer in report.forms.layers} == {"difference"}
+    bases = {layer.base_index for layer in report.forms.layers if layer.kind == "difference"}
+    assert bases and None not in bases
+    # Weights that are their base have its codes.
+    assert {layer.index for layer in report.forms.layers if layer.kind == "coded"} & bases
+    assert all(layer.bits == 8 for layer in report.forms.layers if layer.kind == "coded")
+    assert not any(layer.base for layer in report.forms.layers)
     check_forms(tuned, report)
     assert all(found.relative >= found.target for found in report.queries.values())
-    assert report.layer_saving > 0.5
-    assert report.merged_bytes < 0.6 * report.original_bytes
+    assert report.layer_saving > 0.8
+    assert report.merged_bytes < 0.2 * report.original_bytes
     assert "direction.safetensors" in heard.families[0]
     # What trains nothing costs no image.
     assert sum(trial.samples for trial in report.trials) == 0
@@ -142,9 +154,26 @@ def test_fine_tunes_are_found_without_a_base(tuned: Path) -> None:
     assert "the mean of them" in heard.families[0]
     check_forms(tuned, report)
     assert report.parts is not None
-    assert report.parts.compression == 0
-    assert report.parts.sharing == pytest.approx(report.layer_saving)
+    # Codes of the bases are compression.
+    assert 0 < report.parts.compression < report.parts.sharing
+    assert report.parts.sharing + report.parts.compression == pytest.approx(report.layer_saving)
     assert report.parts.compression_alone is not None
+
+
+def test_layers_that_were_frozen_stay_as_they_are(tuned: Path) -> None:
+    key, first = "layer3.0.conv2.weight", load_file(tuned / "one.safetensors")
+    for name in NAMES:
+        state = load_file(tuned / f"{name}.safetensors")
+        norm = {each: first[each] for each in first if each.startswith("layer3.0.bn2")}
+        save_file({**state, **norm, key: first[key]}, tuned / f"{name}.safetensors")
+    report = merge(tuned)
+    assert report.forms is not None
+    assert key not in {layer.parameter for layer in report.forms.layers}
+    assert all(torch.equal(weights(tuned, name)[key], first[key]) for name in NAMES)
+    (shared,) = (tensor for tensor in report.shared if tensor.uses[0].parameter == key)
+    assert len(shared.uses) == 3
+    check_forms(tuned, report)
+    check_bundle(tuned, report)
 
 
 def test_a_base_of_one_model_alone_saves_nothing(tuned: Path) -> None:
@@ -198,11 +227,20 @@ def test_no_differences_where_the_user_wants_none(tuned: Path) -> None:
     assert heard.families == []
 
 
-def test_a_bundle_of_differences_has_the_bytes_that_the_merge_counts(tuned: Path) -> None:
-    report = merge(tuned)
-    content = compile_workload(load_workload(tuned / "merged" / "workload.yaml"), tuned / "bundle").manifest
+def check_bundle(folder: Path, report: MergeReport) -> Manifest:
+    """Compile merged models, check that the bundle has the bytes that the merge counts, and return its manifest."""
+    content = compile_workload(load_workload(folder / "merged" / "workload.yaml"), folder / "bundle").manifest
     assert len(content.forms) > 0
     assert sum(spec.length for spec in content.tensors.values()) == report.merged_bytes
+    return content
+
+
+def test_a_bundle_of_differences_has_the_bytes_that_the_merge_counts(tuned: Path) -> None:
+    content = check_bundle(tuned, merge(tuned))
+    bases = {(form.base, form.base_scale) for form in content.forms.values() if form.base is not None}
+    assert all(scale is not None for _, scale in bases)
+    # Codes of a base are there once, also where a layer is its base.
+    assert {form.codes for form in content.forms.values() if form.base is None} & {codes for codes, _ in bases}
 
 
 def test_compression_competes_under_the_same_judge(tuned: Path) -> None:
@@ -214,6 +252,7 @@ def test_compression_competes_under_the_same_judge(tuned: Path) -> None:
     assert report.parts.sharing == 0
     assert report.parts.compression == pytest.approx(report.layer_saving)
     assert all(found.relative >= found.target for found in report.queries.values())
+    check_bundle(tuned, report)
 
 
 @pytest.mark.parametrize("after", [1, 5, 10])

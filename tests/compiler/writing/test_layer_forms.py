@@ -16,6 +16,7 @@ from rich.console import Console
 from safetensors.numpy import load_file, save_file
 from tiny_models import tiny
 
+from gemel.bundles.codes import unpack_codes
 from gemel.bundles.reader import open_bundle
 from gemel.check.contents.inspect import describe, least_memory
 from gemel.check.contents.inspect_tables import bundle_tables
@@ -59,7 +60,8 @@ def test_bytes_are_counted_and_shown(tmp_path: Path) -> None:
     sources = {tensor for form in content.forms.values() for tensor in form.stored}
     assert found.stored == sum(content.tensors[tensor].length for tensor in sources)
     assert found.bases == sum(
-        content.tensors[base].length for base in {form.base for form in content.forms.values()} - {None}
+        content.tensors[tensor].length
+        for tensor in {tensor for form in content.forms.values() for tensor in (form.base, form.base_scale)} - {None}
     )
     assert [line for line in lines if line.startswith("forms")] == [
         "forms: 6 layers of 0.0 MB are kept as 0.0 MB, 0.0 MB of them bases"
@@ -108,6 +110,16 @@ def test_other_weights_are_refused(tmp_path: Path) -> None:
         (lambda tensors: tensors.pop("3.scale"), "stem.weight of b: tensor '3.scale' is missing"),
         (lambda tensors: tensors["3.scale"].__setitem__(0, np.nan), "3.scale: 24 finite float32 values are expected"),
         (lambda tensors: tensors.update({"3.scale": tensors["3.scale"][1:]}), "3.scale: 24 finite float32 values"),
+        (lambda tensors: tensors.pop("100.scale"), "stem.weight of a: tensor '100.scale' is missing"),
+        (
+            lambda tensors: tensors.update({"100.scale": tensors["100.scale"][1:]}),
+            "100.scale: 24 finite float32 values",
+        ),
+        (lambda tensors: tensors["100.codes"].__setitem__(0, 0x80), "100.codes: -128 is no code of 8 bits"),
+        (
+            lambda tensors: tensors.update({"100.scale": tensors["100.scale"].astype(np.float64)}),
+            "stem.weight of a: 100.scale: 24 finite float32 values",
+        ),
         (lambda tensors: tensors.update({"3.codes": tensors["3.codes"].astype(np.int32)}), "3.codes: Cannot cast"),
         (
             lambda tensors: [tensors.pop(name) for name in list(tensors) if name.startswith("base.")],
@@ -128,7 +140,14 @@ def test_a_damaged_file_is_refused(form_folder: Path, edit: Callable[[Any], obje
     [
         (lambda forms: forms["layers"][0].update(model="z"), "forms: model z is not in the workload"),
         (lambda forms: forms["layers"].append(forms["layers"][0]), "stem.weight of a is there twice"),
-        (lambda forms: forms["layers"][0].update(kind="coded"), r"kind coded with base base\."),
+        (lambda forms: forms["layers"][1].update(kind="coded"), r"kind coded with base base\.\w+ and base_index None"),
+        (lambda forms: forms["layers"][0].update(kind="coded"), "kind coded with base None and base_index 100"),
+        (
+            lambda forms: forms["layers"][0].update(base_index=None),
+            "kind difference with base None and base_index None",
+        ),
+        (lambda forms: forms["layers"][1].update(base_index=100), r"with base base\.\w+ and base_index 100"),
+        (lambda forms: forms["layers"][0].update(base_index=99), "stem.weight of a: tensor '99.codes' is missing"),
         (lambda forms: forms.update(file="../out.safetensors"), "forms.file: .*is not a plain file name"),
         (lambda forms: forms.update(file="gone.safetensors"), r"gone\.safetensors: cannot be read"),
         (lambda forms: forms["layers"][0].update(bits=3), "bits: Input should be 1, 2, 4 or 8"),
@@ -169,6 +188,31 @@ def test_a_base_that_a_layer_holds_is_stored_once(tmp_path: Path) -> None:
     assert form.base in made.manifest.models["a"].stages["main"].weights
 
 
+def test_codes_of_a_base_may_be_a_layers_own(tmp_path: Path) -> None:
+    """No BatchNorm is kept apart: the gain of the layer that is the base goes into a scale of its own."""
+    workload = form_workload(tmp_path, {"a": {}, "b": {"pointwise.weight": Kept(2, True, True)}})
+    tensors, state = load_file(tmp_path / FORMS_FILE), load_file(tmp_path / "a.safetensors")
+    shape = state["pointwise.weight"].shape
+    codes = unpack_codes(tensors["100.codes"], 8, state["pointwise.weight"].size).astype(np.float32)
+    kernel = codes.reshape(shape) * tensors["100.scale"].reshape(-1, 1, 1, 1)
+    save_file({**state, "pointwise.weight": kernel}, tmp_path / "a.safetensors")
+    entry = {"model": "a", "parameter": "pointwise.weight", "index": 100, "shape": shape, "kind": "coded", "bits": 8}
+    changed(tmp_path, lambda report: report["forms"]["layers"].append(entry))
+    made, lines = compiled(workload)
+    assert any("0 keep BatchNorm apart" in line for line in lines)
+    forms = made.manifest.forms.values()
+    own, difference = sorted(forms, key=lambda form: form.base is not None)
+    assert own.codes == difference.base
+    assert own.scale != difference.base_scale
+    figures = describe(open_bundle(made.path))["forms"]
+    assert [figures[kind]["weights"] for kind in ("coded", "difference", "base")] == [1, 1, 0]
+    assert figures["base"]["bytes"] == 4 * len(kernel)
+    changed(tmp_path, lambda report: report.pop("forms"))
+    plain, _ = compiled(load_workload(tmp_path / "workload.yaml"), "plain")
+    for model in "ab":
+        np.testing.assert_allclose(outputs(made.path, model), outputs(plain.path, model), rtol=1e-5, atol=1e-6)
+
+
 def graph_of(folder: Path, name: str, array: Any) -> None:
     """Write a model with one convolution, whose kernel is called ``w``."""
     kernel = weight("w", *array.shape)
@@ -181,10 +225,13 @@ def onnx_query(name: str) -> dict[str, Any]:
     return {"name": name, "feed": "yard", "task": "embedding", "model": {"onnx": f"{name}.onnx"}}
 
 
-def test_a_matrix_may_be_transposed_in_an_onnx_file(tmp_path: Path, workload_in: Callable[..., Workload]) -> None:
+@pytest.mark.parametrize("coded", [False, True])
+def test_a_matrix_may_be_transposed_in_an_onnx_file(
+    tmp_path: Path, coded: bool, workload_in: Callable[..., Workload]
+) -> None:
     rng = np.random.default_rng(0)
     states = {"a": {"fc.weight": rng.standard_normal((8, 16)).astype(np.float32)}}
-    made, tensors, layers = kept_state(states, {"a": {"fc.weight": Kept(4, True)}})
+    made, tensors, layers = kept_state(states, {"a": {"fc.weight": Kept(4, True, coded)}})
     kernel, matrix = weight("w", 16, 3, 3, 3), weight("m", 16, 8)
     matrix.raw_data = np.ascontiguousarray(made["a"]["fc.weight"].T).tobytes()
     nodes = [N("Conv", ["image", "w"], ["c"]), N("GlobalAveragePool", ["c"], ["g"]), N("Flatten", ["g"], ["f"])]

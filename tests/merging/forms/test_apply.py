@@ -8,7 +8,7 @@ from torch import nn
 
 from gemel.merging.forms.apply import FormCoder
 from gemel.merging.forms.form_map import Form, FormMap
-from gemel.merging.forms.quantize import materialize
+from gemel.merging.forms.quantize import Base, materialize, quantize_kernel
 from gemel.merging.layers.sharing import SharingMap, Use, bind
 
 WEIGHT = Use("a", "0.weight")
@@ -29,14 +29,15 @@ def weight(model: nn.Module) -> torch.Tensor:
 def test_weights_get_the_values_of_their_codes(bits: int) -> None:
     made = modules("a")
     base = weight(made["a"]) + 0.01 * torch.randn(8, 8, 3, 3)
-    coder = FormCoder(made, FormMap().joined({WEIGHT: Form(bits, "base")}), {"base": base})
+    coder = FormCoder(made, FormMap().joined({WEIGHT: Form(bits, "base")}), {"base": Base(base)})
     assert torch.equal(weight(made["a"]), materialize(coder.codes[WEIGHT], base))
 
 
 def test_without_bits_a_weight_is_its_base() -> None:
-    made, base = modules("a"), torch.randn(8, 8, 3, 3)
-    coder = FormCoder(made, FormMap().joined({WEIGHT: Form(0, "base")}), {"base": base})
-    assert torch.equal(weight(made["a"]), base)
+    made, coded = modules("a"), quantize_kernel(torch.randn(8, 8, 3, 3), 8)
+    base = Base(materialize(coded), coded)
+    coder = FormCoder(made, FormMap().joined({WEIGHT: Form(0, "base", 8)}), {"base": base})
+    assert torch.equal(weight(made["a"]), base.kernel)
     assert coder.codes == {}
 
 

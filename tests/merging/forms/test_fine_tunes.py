@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from gemel.errors import InputError
+from gemel.merging.forms.costs import difference_costs
 from gemel.merging.forms.fine_tunes import find_fine_tunes, kernel_distance
+from gemel.merging.forms.form_map import Form
+from gemel.merging.forms.quantize import materialize, relative_error
 from gemel.merging.layers.layers import Layer
 from gemel.merging.layers.sharing import Use
 
@@ -47,18 +50,36 @@ def test_fine_tunes_are_found_among_strangers() -> None:
     assert kernel_distance({name: layers(name) for name in states}, states, "a", "s") == pytest.approx(1.42, abs=0.05)
 
 
-def test_the_base_that_is_found_is_the_mean() -> None:
+def test_the_base_that_is_found_is_the_mean_in_8_bits() -> None:
     first = state(1)
     states = {name: tuned(first, seed) for seed, name in enumerate("abc")}
     (found,) = find_fine_tunes({name: layers(name) for name in states}, states)
     key = found.base_of[Use("b", "two.weight")]
     assert key == found.base_of[Use("a", "two.weight")]
-    mean = torch.stack([each["two.weight"] for each in states.values()]).mean(0)
-    assert torch.allclose(found.bases[key], mean, atol=1e-6)
+    mean, base = torch.stack([each["two.weight"] for each in states.values()]).mean(0), found.bases[key]
+    assert base.bits == 8
+    assert base.coded is not None
+    assert torch.equal(base.kernel, materialize(base.coded))
+    assert 0 < relative_error(base.kernel, mean) < 0.01
     assert all(distance == pytest.approx(0.16, abs=0.02) for distance in found.distances.values())
     # Heads stay private.
     assert Use("a", "head.weight") not in found.base_of
     assert "a, b, c" in found.description
+
+
+def test_a_kernel_that_all_have_is_its_own_base() -> None:
+    """Layers that were frozen lose nothing, and one copy of them is kept as it is."""
+    first = state(1)
+    states = {name: tuned(first, seed) | {"two.weight": first["two.weight"]} for seed, name in enumerate("abc")}
+    (found,) = find_fine_tunes({name: layers(name) for name in states}, states)
+    frozen, changed = (found.bases[found.base_of[Use("b", f"{name}.weight")]] for name in ("two", "three"))
+    assert (frozen.bits, changed.bits) == (None, 8)
+    assert torch.equal(frozen.kernel, first["two.weight"])
+    by_use = {cost.use: cost for cost in difference_costs(found, layers("b"), states["b"])}
+    assert by_use[Use("b", "two.weight")].form(2) == Form(0, found.base_of[Use("b", "two.weight")])
+    assert by_use[Use("b", "three.weight")].form(2) == Form(2, found.base_of[Use("b", "three.weight")], 8)
+    sizes = [by_use[Use("b", f"{name}.weight")].base_bytes for name in ("two", "three")]
+    assert sizes == [4 * 16 * 16 * 9, 16 * 16 * 9 + 4 * 16]
 
 
 def test_names_of_layers_do_not_matter_to_what_is_found() -> None:
@@ -95,14 +116,17 @@ def test_a_given_ancestor_names_the_family_and_the_mean_is_its_base() -> None:
     (found,) = find_fine_tunes({name: layers(name) for name in states}, states, given)
     assert found.given
     base = found.bases[found.base_of[Use("a", "one.weight")]]
-    assert torch.allclose(base, (states["a"]["one.weight"] + states["b"]["one.weight"]) / 2, atol=1e-6)
+    assert relative_error(base.kernel, (states["a"]["one.weight"] + states["b"]["one.weight"]) / 2) < 0.01
     assert "a, b: fine-tunes of base.pt" in found.description
 
 
 def test_the_ancestor_of_one_model_is_its_base() -> None:
     first = state(1)
     (found,) = find_fine_tunes({"a": layers("a")}, {"a": tuned(first, 12)}, {"a": ("base.pt", first)})
-    assert torch.equal(found.bases[found.base_of[Use("a", "one.weight")]], first["one.weight"])
+    base = found.bases[found.base_of[Use("a", "one.weight")]]
+    # In codes, the base of one weight alone would be compression under another name.
+    assert base.bits is None
+    assert torch.equal(base.kernel, first["one.weight"])
     assert found.description in ("a: fine-tunes of base.pt, 19% away", "a: fine-tunes of base.pt, 20% away")
 
 

@@ -26,6 +26,13 @@ def test_a_base_counts_once() -> None:
     assert saved_bytes(PROBLEM, SharingMap(), forms(a=0, b=0, c=2)) == 2 * SIZE - codes
 
 
+def test_a_base_in_codes_counts_as_its_codes_and_scales() -> None:
+    coded = FormMap().joined({use: Form(2 * (name == "c"), "base", 8) for name, use in USES.items()})
+    codes, base = 8 * 8 * 9 * 2 // 8 + 32, 8 * 8 * 9 + 32
+    assert saved_bytes(PROBLEM, SharingMap(), coded) == 3 * SIZE - base - codes
+    assert saved_bytes(PROBLEM, SharingMap(), coded.plain_differences) == 2 * SIZE - codes
+
+
 def test_codes_of_a_shared_tensor_count_once() -> None:
     sharing = SharingMap().joined([(USES["a"], USES["b"])])
     own = FormMap().joined({USES["a"]: Form(8), USES["b"]: Form(8)})

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gemel.errors import UnjudgedError
 from gemel.merging.forms.form_map import Form, FormMap
-from gemel.merging.forms.quantize import materialize
+from gemel.merging.forms.quantize import Base, materialize
 from gemel.merging.layers.sharing import SharingMap, Use
 from gemel.merging.training import deadline as deadlines
 from gemel.merging.training import training
@@ -97,7 +97,7 @@ def test_trials_leave_nothing_behind(kind: Any, subjects: dict[str, Subject]) ->
 
 def test_a_trial_with_forms_reports_weights_and_codes_that_agree(subjects: dict[str, Subject]) -> None:
     originals = states(subjects)
-    base = {"base": originals["a"]["conv2.weight"] + 0.01}
+    base = {"base": Base(originals["a"]["conv2.weight"] + 0.01)}
     for each in subjects.values():
         each.bases = base
     # No accuracy reaches the goal of this model, so it is trained.
@@ -107,7 +107,7 @@ def test_a_trial_with_forms_reports_weights_and_codes_that_agree(subjects: dict[
         wanted = Trial("test", SharingMap(), frozenset("c"), Start("keep"), recipe, forms=forms)
         outcome = TrialRunner(subjects)(wanted, originals, SharingMap())
         coded = outcome.codes[use]
-        assert torch.equal(outcome.states["c"]["conv2.weight"], materialize(coded, base["base"]))
+        assert torch.equal(outcome.states["c"]["conv2.weight"], materialize(coded, base["base"].kernel))
         assert torch.equal(outcome.states["c"]["conv1.weight"], originals["c"]["conv1.weight"]) is (recipe is None)
     # Training moved the plain weight, not only the others.
     untrained = TrialRunner(subjects)(replace(wanted, recipe=None), originals, SharingMap())

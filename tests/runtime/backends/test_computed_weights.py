@@ -14,6 +14,7 @@ from form_bundles import FORMS, form_workload
 from on_devices import Device
 
 from gemel.bundles.blob import tensor_id
+from gemel.bundles.kernel_forms import KernelForm
 from gemel.bundles.reader import Bundle, open_bundle
 from gemel.compiler import compile_workload
 from gemel.errors import BundleError
@@ -23,6 +24,7 @@ from gemel.runtime.backends.ort_cuda import OrtCuda
 from gemel.runtime.loop.device_profile import measure_profile, profile_after
 from gemel.runtime.ort import bake_forms
 from gemel.runtime.ort import optimise as ort_optimise
+from gemel.runtime.ort.bake_forms import FormBaker
 
 IMAGES = np.random.default_rng(0).random((2, 3, 32, 32), np.float32)
 
@@ -150,6 +152,28 @@ def test_kernels_that_cannot_be_reordered_are_stored(
         assert not backend.baked.forms
         assert not backend.sources
         check(forms, backend, "a")
+
+
+def test_padding_has_a_code_in_kernels_and_bases_of_one_bit(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    codes, base = (rng.choice([-1, 1], (6, 8)).astype(np.int8) for _ in range(2))
+    scale, base_scale = (rng.random(6).astype(np.float32) for _ in range(2))
+    form, kept = KernelForm(codes, 1, scale, base, base_scale, 1), dict[str, Any]()
+
+    def put(array: Any) -> str:
+        kept[tensor_id(array)] = array
+        return tensor_id(array)
+
+    class Tensors:
+        tensor = kept.__getitem__
+
+    # Four channels are interleaved, and the last two of the second block are padding.
+    order = np.full((2, 8, 4), -1)
+    for channel in range(6):
+        order[channel // 4, :, channel % 4] = channel * 8 + np.arange(8)
+    (moved,) = FormBaker(Tensors(), tmp_path)._moved(form.stored(put), order.reshape(-1), order.shape)  # type: ignore[arg-type]
+    assert (moved.bits, moved.base_bits, moved.block) == (2, 2, 4)
+    assert moved.kernel().tobytes() == np.where(order < 0, np.float32(0), form.kernel().reshape(-1)[order]).tobytes()
 
 
 @pytest.mark.parametrize("name", ["ort-sessions", "openvino", "auto-cpu"])
