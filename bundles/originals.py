@@ -135,11 +135,12 @@ def write_exchanged(bundle: Bundle, models: Collection[str], work: Path) -> Mani
         work: folder to write to.
 
     Raises:
-        BundleError: the bundle is damaged.
+        BundleError: the bundle is damaged, or its manifest is wrong about the models that do not run.
         OSError: a file cannot be written.
     """
     made = with_exchanged(bundle.manifest, models)
-    return write_arranged(made, work, partial(verified_bytes, bundle), partial(verified_tensor, bundle))
+    write_arranged(made, work, partial(verified_bytes, bundle), partial(verified_tensor, bundle))
+    return open_bundle(work).manifest
 
 
 def originals_bytes(content: Manifest) -> int:

@@ -149,13 +149,13 @@ def _check_only_adds(old: Bundle, new: Bundle) -> None:
     Raises:
         BundleError: it lacks original weights, or something else differs.
     """
-    without = {"segments": None, "tensors": None, "files": None, "originals": None, "models": None, "programs": None}
-    pairs = zip(old.manifest.models.items(), new.manifest.models.items(), strict=False)
-    same = len(old.manifest.models) == len(new.manifest.models) and all(
-        one == other and first.model_copy(update={"segments": ()}) == second.model_copy(update={"segments": ()})
-        for (one, first), (other, second) in pairs
+    before, after = old.manifest, new.manifest
+    # Added tensors lie behind the others, so that nothing else has to move.
+    added = dict.fromkeys(("tensors", "files", "originals"))
+    same = before.model_copy(update=added) == after.model_copy(update=added)
+    kept = after.tensors.items() >= before.tensors.items() and all(
+        after.files.get(name) == spec for name, spec in before.files.items() if name != before.blob
     )
-    equal = old.manifest.model_copy(update=without) == new.manifest.model_copy(update=without)
-    originals = new.manifest.originals
-    if not same or not equal or originals is None or not originals.models or new.manifest.reverted:
+    originals = after.originals
+    if not same or not kept or originals is None or not originals.models or after.reverted:
         raise BundleError(f"{old.path}: the delta brings more than original weights, or none; it is not applied")

@@ -63,6 +63,7 @@ def revert_command(
 def reverted_lines(done: RevertedBundle, *, undo: bool = False) -> Iterator[str]:
     """Yield lines about queries that were reverted, or of which that was undone."""
     from ..check.contents.original_figures import unique_bytes
+    from .compile_parts import warn_of_memory
 
     weights = "merged" if undo else "original"
     if done.fetched:
@@ -74,6 +75,8 @@ def reverted_lines(done: RevertedBundle, *, undo: bool = False) -> Iterator[str]
     )
     if done.along:
         yield f"{', '.join(done.along)} too: {'they have' if len(done.along) > 1 else 'it has'} the same model"
+    if (warning := warn_of_memory(done.bundle)) is not None:
+        yield warning
 
 
 def reverted_figures(done: RevertedBundle, *, undo: bool = False) -> dict[str, Any]:

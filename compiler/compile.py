@@ -29,7 +29,7 @@ from .writing.writer import write_bundle
 if TYPE_CHECKING:
     from .lowering.export_once import KnownGraphs
 
-__all__ = ["CompileProgress", "ConvertPrecision", "FinishBundle", "Report", "compile_workload", "unchanged"]
+__all__ = ["CompileProgress", "ConvertPrecision", "FinishBundle", "Report", "compile_workload", "convert_nothing"]
 
 CompileProgress = Callable[[str, str], None]
 """Function called after each stage of a compilation, with the name of the stage and a line about what was done."""
@@ -57,7 +57,7 @@ class Report:
     """Tensors of different models that differ by rounding only, and so are not shared; None if there are none."""
 
 
-def unchanged(models: Sequence[Lowered], step: CompileProgress) -> Mapping[str, bytes]:
+def convert_nothing(models: Sequence[Lowered], step: CompileProgress) -> Mapping[str, bytes]:
     """Convert no model to lower precision; see :data:`ConvertPrecision`."""
     return {}
 
@@ -66,7 +66,7 @@ def compile_workload(
     workload: Workload,
     output: str | Path,
     step: CompileProgress = lambda name, what: None,
-    convert: ConvertPrecision = unchanged,
+    convert: ConvertPrecision = convert_nothing,
     finish: FinishBundle | None = None,
 ) -> Report:
     """Compile every model of a workload into a bundle.

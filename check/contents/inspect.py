@@ -58,7 +58,11 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     }
     merge = read_merge(bundle)
     if merge is not None:
-        accuracies = {name: query.model_dump(exclude={"model"}) for name, query in merge.queries.items()}
+        gone = {name for name, query in content.queries.items() if query.model in content.reverted}
+        accuracies = {
+            name: {**query.model_dump(exclude={"model"}), "reverted": name in gone}
+            for name, query in merge.queries.items()
+        }
         figures["merge"] = {
             **merge.model_dump(include={"original_bytes", "merged_bytes", "saving"}),
             "queries": accuracies,

@@ -170,7 +170,8 @@ def _merge(merge: Mapping[str, Any]) -> Table:
     columns = ("original", "reached", "relative", "target")
     table = _table(f"merged: {sizes}", ("query",), columns)
     for query, accuracies in merge["queries"].items():
-        table.add_row(escape(query), *(f"{accuracies[name]:.1%}" for name in columns))
+        name = f"{escape(query)}, reverted" if accuracies["reverted"] else escape(query)
+        table.add_row(name, *(f"{accuracies[column]:.1%}" for column in columns))
     return table
 
 

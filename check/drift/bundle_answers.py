@@ -95,7 +95,7 @@ def open_originals(
         raise InputError(f"--originals: {path}: a bundle of the original models, or their workload.yaml, is expected")
     try:
         from ...compiler import compile_workload
-        from ...compiler.compile import unchanged
+        from ...compiler.compile import convert_nothing
         from ...workload import load_workload
     except ModuleNotFoundError as error:
         raise missing_extra(error, "--originals WORKLOAD.YAML", "compiler") from error
@@ -103,5 +103,5 @@ def open_originals(
         told(f"{path}: compiled for this time; gemel-compile makes a bundle that can be used again")
         made = Path(folder) / "bundle"
         workload = load_workload(path)
-        compile_workload(workload, made, convert=unchanged if converter is None else converter(workload, made))
+        compile_workload(workload, made, convert=convert_nothing if converter is None else converter(workload, made))
         yield open_bundle(made)

@@ -1,4 +1,4 @@
-"""Original weights on the command line: ``gemel-compile --originals``, ``gemel revert`` and ``gemel drift --revert``."""
+"""Original weights on the command line: ``gemel-compile --originals``, ``revert`` and ``drift --revert``."""
 
 from __future__ import annotations
 
