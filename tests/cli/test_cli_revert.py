@@ -13,6 +13,7 @@ from drift_samples import put_sample
 from helpers import write_video
 from reloads import Run, compiled
 from reverts import answers, waiting, with_originals
+from small_bundle import write_model, write_workload
 
 from gemel.bundles.reader import open_bundle
 from gemel.check.drift import bundle_answers, follow
@@ -122,15 +123,16 @@ def test_what_revert_prints(made: Path, box: Path, tmp_path: Path, gemel: Gemel)
     assert open_bundle(box).id == first
 
 
-def test_queries_that_go_along_are_named(bundle_folder: Path, made: Path, tmp_path: Path, gemel: Gemel) -> None:
-    # Query c has the model of a.
-    original = Path(shutil.copytree(bundle_folder, tmp_path / "original"))
-    shutil.copy(original / "b.safetensors", original / "a.safetensors")
-    flags = ("--originals", original / "workload.yaml")
-    code, _, err = gemel("compile", bundle_folder / "workload.yaml", "-o", tmp_path / "bundle", *flags)
+def test_queries_that_go_along_are_named(tmp_path: Path, gemel: Gemel) -> None:
+    # Query bikes has the model of people.
+    merged, original = (write_workload(tmp_path / kind) for kind in ("merged", "original"))
+    write_model(original.with_name("people.onnx"), 7)
+    code, _, err = gemel("compile", merged, "-o", tmp_path / "bundle", "--originals", original)
     assert code == 0, err
-    code, out, _ = gemel("revert", tmp_path / "bundle", "a")
-    assert code == 0 and out.splitlines()[1] == "c too: it has the same model"
+    code, out, _ = gemel("revert", tmp_path / "bundle", "people")
+    assert code == 0 and out.splitlines()[1] == "bikes too: it has the same model"
+    code, out, _ = gemel("revert", tmp_path / "bundle", "people", "bikes", "--undo")
+    assert code == 0 and "too: " not in out
 
 
 def test_a_run_goes_on_with_a_reverted_query(made: Path, box: Path, gemel: Gemel) -> None:
