@@ -9,6 +9,7 @@ from pathlib import Path
 from ..errors import BundleError, InputError, first_line
 from .delta_store import DeltaStore
 from .known_variables import hand_on_variables
+from .manifest import Manifest
 from .originals import write_exchanged
 from .pull_deltas import PullProgress, pull_deltas
 from .reader import Bundle, open_bundle
@@ -61,7 +62,7 @@ def revert_queries(
     restore_bundle(path)
     before = open_bundle(path)
     if not undo and (at := _address(before)) is not None:
-        _check_known(before, queries)
+        _check_known(path, before.manifest, queries)
         fetched = _fetch(path, at, queries, key, progress)
     else:
         fetched, before = 0, _exchange(path, queries, undo)
@@ -72,41 +73,44 @@ def revert_queries(
     return RevertedBundle(new, before.id, tuple(queries), tuple(along), fetched)
 
 
-def models_to_exchange(bundle: Bundle, queries: Sequence[str], undo: bool = False) -> tuple[str, ...]:
+def models_to_exchange(path: Path, content: Manifest, queries: Sequence[str], undo: bool = False) -> tuple[str, ...]:
     """Return the models whose weights change when queries are reverted, or when that is undone.
+
+    Args:
+        path: folder of the bundle, for error messages.
+        content: manifest of a bundle that has original weights.
+        queries: names of queries.
+        undo: whether the merged weights are wanted.
 
     Raises:
         InputError: a query does not exist, has no original weights in the bundle, or is already as it should become.
     """
-    _check_known(bundle, queries)
-    content = bundle.manifest
+    _check_known(path, content, queries)
     known = {} if content.originals is None else content.originals.models
     for name in queries:
         other = known.get(content.queries[name].model)
         if undo and (other is None or not other.reverted):
-            raise InputError(f"{bundle.path}: query {name} is not reverted")
+            raise InputError(f"{path}: query {name} is not reverted")
         if not known:
             raise InputError(
-                f"{bundle.path}: has no original weights of query {name}; gemel-compile --originals puts them there"
+                f"{path}: has no original weights of query {name}; gemel-compile --originals puts them there"
             )
         if other is None:
-            raise InputError(
-                f"{bundle.path}: query {name} has its original weights: the merge did not change its model"
-            )
+            raise InputError(f"{path}: query {name} has its original weights: the merge did not change its model")
         if not undo and other.reverted:
-            raise InputError(f"{bundle.path}: query {name} is already reverted to its original weights")
+            raise InputError(f"{path}: query {name} is already reverted to its original weights")
     return tuple(dict.fromkeys(content.queries[name].model for name in queries))
 
 
-def _check_known(bundle: Bundle, queries: Sequence[str]) -> None:
+def _check_known(path: Path, content: Manifest, queries: Sequence[str]) -> None:
     """Check that a bundle has queries of the given names.
 
     Raises:
         InputError: one does not exist.
     """
     for name in queries:
-        if name not in bundle.manifest.queries:
-            raise InputError(f"{bundle.path}: has no query {name!r}; it has {', '.join(bundle.manifest.queries)}")
+        if name not in content.queries:
+            raise InputError(f"{path}: has no query {name!r}; it has {', '.join(content.queries)}")
 
 
 def _address(bundle: Bundle) -> str | None:
@@ -119,7 +123,7 @@ def _exchange(path: Path, queries: Sequence[str], undo: bool) -> Bundle:
     """Exchange the weights of queries in a bundle that has both; return the bundle as it was before."""
     with alone_with(path):
         old = open_bundle(path)
-        models = models_to_exchange(old, queries, undo)
+        models = models_to_exchange(path, old.manifest, queries, undo)
         try:
             with replacing(old.path) as work:
                 write_exchanged(old, models, work)
@@ -134,7 +138,7 @@ def _fetch(path: Path, at: str, queries: Sequence[str], key: bytes | None, progr
 
     def finish(old: Bundle, made: Bundle, work: Path) -> None:
         _check_only_adds(old, made)
-        write_exchanged(made, models_to_exchange(made, queries), work)
+        write_exchanged(made, models_to_exchange(path, made.manifest, queries), work)
 
     store = DeltaStore(at)
     pull_deltas(store, path, key, lambda done: sizes.append(done.bytes), progress, once=True, finish=finish)

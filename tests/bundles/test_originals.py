@@ -289,7 +289,7 @@ def test_what_cannot_be_fetched(made: Path, away: Path, tmp_path: Path) -> None:
 
     try:
         refused("has no query 'x'", InputError, "x")
-        refused("query d has its original weights: the merge did not change its model", InputError, "d")
+        refused(f"^{away}: query d has its original weights: the merge did not change its model", InputError, "d")
         key = tmp_path / "key.pub"
         subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", tmp_path / "key.pem"], check=True)
         subprocess.run(["openssl", "pkey", "-in", tmp_path / "key.pem", "-pubout", "-out", key], check=True)
