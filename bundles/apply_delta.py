@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from ..durable import try_lock
 from ..errors import BundleError, first_line
 from .build_bundle import build_bundle, short_id
 from .delta_format import DeltaHeader, StoredHeader, read_header
 from .known_variables import hand_on_variables
 from .reader import Bundle, open_bundle
-from .replace_bundle import replacing, restore_bundle
+from .replace_bundle import alone_with, replacing, restore_bundle
 
-__all__ = ["AppliedDelta", "apply_delta", "check_base"]
+__all__ = ["AppliedDelta", "FinishApplied", "apply_delta", "check_base"]
+
+FinishApplied = Callable[[Bundle, Bundle, Path], object]
+"""Function that writes a bundle into an empty folder, given the old bundle and the one that a delta makes of it."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,13 @@ class AppliedDelta:
 
 
 def apply_delta(
-    delta: Path, bundle: Path, output: Path | None = None, *, key: bytes | None = None, where: str | None = None
+    delta: Path,
+    bundle: Path,
+    output: Path | None = None,
+    *,
+    key: bytes | None = None,
+    where: str | None = None,
+    finish: FinishApplied | None = None,
 ) -> AppliedDelta:
     """Make a new bundle of an old one and a delta.
 
@@ -51,6 +59,8 @@ def apply_delta(
         output: folder for the new bundle; None for that of the old one.
         key: public ed25519 key that must have signed the delta; None to accept any delta.
         where: name of the delta for error messages; its path if None.
+        finish: function that makes the bundle that takes the place of the old one from the delta's; None to take the
+            delta's. An exception of the function leaves the old bundle.
 
     Raises:
         BundleError: the delta is cut off, damaged, not signed, starts from another bundle or was applied before, or a
@@ -61,13 +71,18 @@ def apply_delta(
         file = stack.enter_context(_opened(delta))
         header = _read(file, where, key)
         restore_bundle(bundle)
-        stack.enter_context(_alone(bundle))
+        stack.enter_context(alone_with(bundle))
         old = open_bundle(bundle)
         check_base(header.content, old, where)
         target = old.path if output is None else output
         try:
-            with replacing(target) as work:
+            with replacing(target) as final:
+                # Work folders of killed processes are told by the names in them.
+                work = final if finish is None else final.with_name("made")
+                work.mkdir(exist_ok=True)
                 done = build_bundle(file, header.content, old, work, where)
+                if finish is not None:
+                    finish(old, open_bundle(work), final)
         except OSError as error:
             raise BundleError(f"{target}: cannot be written: {error.strerror or first_line(error)}") from error
     opened = open_bundle(target)
@@ -119,24 +134,3 @@ def _read(file: BinaryIO, where: str, key: bytes | None) -> StoredHeader:
         what = "is cut off" if size < header.bytes else "goes on behind its end"
         raise BundleError(f"{where}: {what}: has {size} bytes, its header says {header.bytes}")
     return header
-
-
-@contextlib.contextmanager
-def _alone(bundle: Path) -> Iterator[None]:
-    """Hold the lock of a bundle during the block, so that only one process at a time replaces it.
-
-    Raises:
-        BundleError: another process applies a delta to the bundle.
-    """
-    try:
-        folder = os.open(bundle, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise BundleError(f"{bundle}: not a bundle: {error.strerror}") from error
-    try:
-        if not try_lock(folder):
-            raise BundleError(f"{bundle}: another process applies a delta to it")
-        if not os.path.samestat(os.fstat(folder), bundle.stat()):
-            raise BundleError(f"{bundle}: another process has just replaced it; try again")
-        yield
-    finally:
-        os.close(folder)

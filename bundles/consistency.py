@@ -35,6 +35,7 @@ def check_manifest(where: str, content: Manifest) -> None:
     for name, model in content.models.items():
         _check_model(f"{where}: models.{name}", content, model)
     _check_stems(where, content)
+    _check_originals(where, content)
     for name, program in content.programs.items():
         if program.inputs < 0:
             raise BundleError(f"{where}: programs.{name}.inputs: {program.inputs} is not allowed: at least 0")
@@ -139,8 +140,7 @@ def _check_model(where: str, content: Manifest, model: ModelSpec) -> None:
     for segment in _missing(model.segments, content.segments):
         raise BundleError(f"{where}: segment {segment!r} is not listed")
     check_weights(where, stored_of(model.weights, content.forms), model.segments, content.segments)
-    anchors = getattr(model.decode, "anchors", ())
-    for tensor in _missing((anchors,) if isinstance(anchors, str) else anchors, content.tensors):
+    for tensor in _missing(model.anchors, content.tensors):
         raise BundleError(f"{where}: decode.anchors: tensor {tensor!r} is not listed")
     if min(model.input.size) < 1:
         raise BundleError(f"{where}: input.size: {list(model.input.size)} is not allowed: at least 1 x 1")
@@ -150,6 +150,29 @@ def _check_model(where: str, content: Manifest, model: ModelSpec) -> None:
         )
     if model.bytes < 0:
         raise BundleError(f"{where}: bytes: {model.bytes} is not allowed: at least 0")
+
+
+def _check_originals(where: str, content: Manifest) -> None:
+    """Check that the files and tensors of models that do not run are there for when they do.
+
+    Raises:
+        BundleError: a model, file or tensor is not listed, or a model that does not run would be loaded.
+    """
+    if content.originals is None:
+        return
+    forms = {**content.originals.forms, **content.forms}
+    check_forms(f"{where}: originals", content.originals.forms, content.tensors)
+    for name, other in content.originals.models.items():
+        here, model = f"{where}: originals.models.{name}", other.model
+        if name not in content.models:
+            raise BundleError(f"{here}: there is no such model")
+        if "main" not in model.stages or not model.stages["main"].inputs or model.segments:
+            raise BundleError(f"{here}: a stage 'main' with at least one input and no segments are expected")
+        stem = () if model.stem is None else (model.stem.stem, model.stem.rest)
+        for stage in (*model.stages.values(), *stem):
+            unknown = _missing(stored_of((*stage.weights, *model.anchors), forms), content.tensors)
+            if unknown or stage.file not in content.files:
+                raise BundleError(f"{here}: {stage.file} refers to a tensor or file that is not listed")
 
 
 def _check_stems(where: str, content: Manifest) -> None:

@@ -17,6 +17,7 @@ from ..errors import BundleError
 from .decode_specs import DecodeSpec
 from .form_specs import FormSpec
 from .goals import ObjectiveName, QueryGoals
+from .input_spec import InputSpec
 from .output_specs import OutputSpec
 from .stage_specs import Id, Port, Stage, StemSpec, flat_name
 from .value import Value, problem
@@ -35,6 +36,8 @@ __all__ = [
     "Manifest",
     "ModelSpec",
     "Name",
+    "OriginalSpec",
+    "OriginalsSpec",
     "Port",
     "Precision",
     "ProgramSpec",
@@ -70,26 +73,6 @@ Hardware = Literal["none", "auto", "cuda", "vaapi", "v4l2"]
 """Device that decodes videos. ``none`` is the processor; ``auto`` is a device if one is there."""
 
 
-class InputSpec(Value):
-    """Preprocessing from a frame to a model's input: resize, colour order, ``(pixel * scale - mean) / std``.
-
-    ``fit="stretch"`` resizes to ``size`` and ignores the aspect ratio. ``fit="letterbox"`` keeps the aspect ratio: the
-    frame lies at the top left and the rest is ``pad`` (in units of the normalised input). ``fit="letterbox-center"``
-    has the frame in the middle, as Ultralytics does; a row or column that is left over is at the bottom or right.
-    """
-
-    size: tuple[int, int]
-    """Height and width of a model's input in pixels."""
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-    std: tuple[float, ...] = (1.0, 1.0, 1.0)
-    scale: float = 1 / 255
-    color: Literal["rgb", "bgr", "gray"] = "rgb"
-    fit: Literal["stretch", "letterbox", "letterbox-center"] = "stretch"
-    pad: float = 0.0
-    rounding: Literal["nearest", "up", "down"] = "nearest"
-    """Way to round the sides of a letterboxed frame to whole pixels."""
-
-
 class ModelSpec(Value):
     """Entry of the manifest for one distinct model, which one or more queries use."""
 
@@ -119,6 +102,33 @@ class ModelSpec(Value):
     def weights(self) -> tuple[str, ...]:
         """Weights of all stages of a model, in order; a weight that two stages use stands there twice."""
         return tuple(weight for stage in self.stages.values() for weight in stage.weights)
+
+    @property
+    def anchors(self) -> tuple[str, ...]:
+        """Ids of the tensors that a model's decoder needs."""
+        found: str | tuple[str, ...] = getattr(self.decode, "anchors", ())
+        return (found,) if isinstance(found, str) else found
+
+
+class OriginalSpec(Value):
+    """Weights and programs of a model that lie in the bundle and do not run: the original ones, or the merged ones."""
+
+    model: ModelSpec
+    """Model that does not run now, whose files and tensors are in the bundle. It has no segments, so it is never
+    loaded."""
+    reverted: bool = False
+    """Whether the model that runs now is the original one. ``model`` is then the merged one."""
+
+
+class OriginalsSpec(Value):
+    """Entry of the manifest for the original weights of merged models."""
+
+    models: dict[Name, OriginalSpec] = Field(default={})
+    """Name of a model -> its other weights. Models that the merge did not change are left out."""
+    forms: dict[Id, FormSpec] = Field(default={})
+    """Kernels that are computed, by id, for the models that do not run."""
+    at: str | None = None
+    """URL or folder of the delta that adds the original weights; None if the bundle always has them."""
 
 
 class ProgramSpec(Value):
@@ -220,6 +230,8 @@ class Manifest(Value):
     segments: dict[Name, SegmentSpec]
     outputs: tuple[OutputSpec, ...] = ()
     """Outputs that a run sends its results to, in the order in which the workload lists them."""
+    originals: OriginalsSpec | None = None
+    """Original weights of merged models; None if the bundle neither has them nor knows where they are."""
     blob: str = "weights.bin"
     files: dict[str, FileSpec]
     """Name of every file of a bundle except the manifest -> size and SHA-256 of the file."""
@@ -228,6 +240,17 @@ class Manifest(Value):
         """Return the bytes that a weight takes in memory, whether it is a tensor or a computed kernel."""
         form = self.forms.get(weight)
         return self.tensors[weight].length if form is None else form.bytes
+
+    @property
+    def reverted(self) -> frozenset[str]:
+        """Names of the models that run with their original weights, which the merge had replaced."""
+        known = {} if self.originals is None else self.originals.models
+        return frozenset(name for name, other in known.items() if other.reverted)
+
+    @property
+    def resident(self) -> frozenset[str]:
+        """Ids of the tensors that models which run use. All others lie in no segment and are never loaded."""
+        return frozenset(tensor for segment in self.segments.values() for tensor in segment.tensors)
 
     def sla_of(self, query: str) -> float:
         """Return the milliseconds after a frame's arrival by which a query's result is due."""

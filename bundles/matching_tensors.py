@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from ..errors import BackendError, BundleError
-from .manifest import Stage
+from .manifest import ModelSpec, Stage
 from .program import read_model, tensors_of
 from .reader import Bundle
 
@@ -16,7 +16,8 @@ __all__ = ["matching_tensors"]
 def matching_tensors(old: Bundle, new: Bundle) -> dict[str, tuple[str, ...]]:
     """Return new tensor -> old tensors of equal dtype and shape, from which retraining may have made the new one.
 
-    These are the weights that had the same name in the same stage of the same model. A tensor that several models share
+    These are the weights that had the same name in the same stage of the same model. Original weights that come beside
+    merged ones count as made from them, too. A tensor that several models share
     may have come from several old ones. Tensors that both bundles have are left out.
 
     Raises:
@@ -24,12 +25,13 @@ def matching_tensors(old: Bundle, new: Bundle) -> dict[str, tuple[str, ...]]:
         BundleError: a manifest names more or fewer tensors than an ONNX file has weights.
     """
     found: dict[str, set[str]] = defaultdict(set)
-    for model in new.manifest.models.keys() & old.manifest.models.keys():
-        stages = old.manifest.models[model].stages
-        for name, stage in new.manifest.models[model].stages.items():
-            if name in stages:
-                for before, after in _pairs(old, stages[name], new, stage):
-                    found[after].add(before)
+    for model, spec in _models(new):
+        if model in old.manifest.models:
+            stages = old.manifest.models[model].stages
+            for name, stage in spec.stages.items():
+                if name in stages:
+                    for before, after in _pairs(old, stages[name], new, stage):
+                        found[after].add(before)
     specs, earlier = new.manifest.tensors, old.manifest.tensors
     return {
         tensor: tuple(sorted(alike))
@@ -43,6 +45,13 @@ def matching_tensors(old: Bundle, new: Bundle) -> dict[str, tuple[str, ...]]:
             ]
         )
     }
+
+
+def _models(bundle: Bundle) -> Iterator[tuple[str, ModelSpec]]:
+    """Yield the models that run, and the original or merged ones that wait beside them, each with its name."""
+    yield from bundle.manifest.models.items()
+    if bundle.manifest.originals is not None:
+        yield from ((name, other.model) for name, other in bundle.manifest.originals.models.items())
 
 
 def _pairs(old: Bundle, before: Stage, new: Bundle, after: Stage) -> Iterator[tuple[str, str]]:
@@ -59,8 +68,9 @@ def _pairs(old: Bundle, before: Stage, new: Bundle, after: Stage) -> Iterator[tu
 
 def _stored(bundle: Bundle, weight: str) -> dict[str, str]:
     """Return part -> stored tensor of a weight. A weight that is stored as it is counts as a base without codes."""
-    form = bundle.manifest.forms.get(weight)
-    return {"base": weight} if form is None else form.parts
+    content = bundle.manifest
+    form = content.forms.get(weight) or (content.originals and content.originals.forms.get(weight))
+    return {"base": weight} if not form else form.parts
 
 
 def _names(bundle: Bundle, stage: Stage) -> dict[str, str]:

@@ -34,6 +34,8 @@ class MergedTensor:
 def merged_tensors(bundle: Bundle) -> Iterator[MergedTensor]:
     """Yield every tensor of merge.json whose parameters are initializers of the same names in the bundle's graphs.
 
+    Models that are reverted to their original weights do not use these tensors.
+
     Nothing is yielded if merge.json is missing or cannot be read.
 
     Raises:
@@ -50,7 +52,9 @@ def merged_tensors(bundle: Bundle) -> Iterator[MergedTensor]:
             tensors = tensors_of(read_model(bundle.file(stage.file).read_bytes()), stage)
             tensor_of |= {(name, parameter): tensor for parameter, tensor in tensors.items()}
     for shared in merge.shared:
-        places = [(use.query, use.parameter) for use in shared.uses]
+        places = [(use.query, use.parameter) for use in shared.uses if use.query not in content.reverted]
+        if not places:
+            continue
         found = {tensor_of[place] for place in places if place in tensor_of}
         if found:
             dtypes = frozenset("float32" if each in content.forms else content.tensors[each].dtype for each in found)

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from ..durable import lock_at
 from ..errors import BackendError, BundleError, first_line
-from .apply_delta import AppliedDelta, apply_delta, check_base
+from .apply_delta import AppliedDelta, FinishApplied, apply_delta, check_base
 from .build_bundle import short_id
 from .delta_format import PackedFrame, StoredHeader, delta_name, read_header
 from .delta_store import DeltaStore, RemoteFile
@@ -37,6 +37,9 @@ def pull_deltas(
     key: bytes | None = None,
     applied: Callable[[AppliedDelta], None] = lambda done: None,
     progress: PullProgress = lambda here, whole: None,
+    *,
+    once: bool = False,
+    finish: FinishApplied | None = None,
 ) -> int:
     """Fetch and apply the deltas of a store that lead on from a bundle; return how many were applied.
 
@@ -49,6 +52,9 @@ def pull_deltas(
         key: public ed25519 key that must have signed every delta; None to accept any.
         applied: function called after each delta.
         progress: function called while a delta is fetched; see :data:`PullProgress`.
+        once: whether to apply one delta at most.
+        finish: makes the bundle that takes the place of the old one; see
+            :func:`gemel.bundles.apply_delta.apply_delta`.
 
     Raises:
         BackendError: the store does not answer.
@@ -73,10 +79,10 @@ def pull_deltas(
                     _fetch(remote, part, old, key, progress)
                 except OSError as error:
                     raise BundleError(f"{path}: cannot be written: {error.strerror or first_line(error)}") from error
-            applied(apply_delta(path, bundle, key=key, where=remote.where))
+            applied(apply_delta(path, bundle, key=key, where=remote.where, finish=finish))
             os.ftruncate(part.fileno(), 0)
             count += 1
-            if store.is_file:
+            if store.is_file or once:
                 break
         path.unlink(missing_ok=True)
     return count

@@ -7,11 +7,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..durable import remove_leftovers, replace_folder, work_folder
+from ..durable import remove_leftovers, replace_folder, try_lock, work_folder
 from ..errors import BundleError
 from .reader import CACHE, MANIFEST, open_bundle
 
-__all__ = ["replacing", "restore_bundle"]
+__all__ = ["alone_with", "replacing", "restore_bundle"]
 
 
 @contextlib.contextmanager
@@ -53,6 +53,27 @@ def restore_bundle(path: Path) -> None:
     path = path.absolute()
     if path.name and not os.path.lexists(path):
         remove_leftovers(path, _prefix(path), restore=True)
+
+
+@contextlib.contextmanager
+def alone_with(bundle: Path) -> Iterator[None]:
+    """Hold the lock of a bundle during the block, so that only one process at a time replaces it.
+
+    Raises:
+        BundleError: another process replaces the bundle.
+    """
+    try:
+        folder = os.open(bundle, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise BundleError(f"{bundle}: not a bundle: {error.strerror}") from error
+    try:
+        if not try_lock(folder):
+            raise BundleError(f"{bundle}: another process replaces it")
+        if not os.path.samestat(os.fstat(folder), bundle.stat()):
+            raise BundleError(f"{bundle}: another process has just replaced it; try again")
+        yield
+    finally:
+        os.close(folder)
 
 
 def _prefix(output: Path) -> str:

@@ -97,6 +97,15 @@ def _bases(old: Bundle, new: Bundle) -> dict[str, str]:
     found: dict[str, str] = {}
     # A kernel that is computed from rounded tensors would be another one, with another id.
     sources = {tensor for form in new.manifest.forms.values() for tensor in form.stored}
+    # Original weights stay what they are.
+    if (originals := new.manifest.originals) is not None:
+        sources |= {tensor for form in originals.forms.values() for tensor in form.stored}
+        sources.update(
+            *(
+                (new.manifest.models[name] if other.reverted else other.model).weights
+                for name, other in originals.models.items()
+            )
+        )
     for tensor, candidates in matching_tensors(old, new).items():
         spec = new.manifest.tensors[tensor]
         if tensor in sources or spec.length < _LEAST or not fits_encoding(spec, "steps", spec):

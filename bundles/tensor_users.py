@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from .blob import Layout, layout, tensor_id
 from .form_specs import FormSpec
 from .kernel_forms import KernelForm
+from .manifest import TensorSpec
 
 __all__ = ["TensorUsers"]
 
@@ -55,6 +56,28 @@ class TensorUsers:
             self._forms[kernel] = form.stored(self._put)
         for tensor in self._forms[kernel].stored:
             self._sources[tensor].add(model)
+
+    def add_stored(
+        self, model: str, weight: str, tensors: Mapping[str, TensorSpec], forms: Mapping[str, FormSpec]
+    ) -> None:
+        """Note that a model uses a weight of a bundle, whose arrays are not kept.
+
+        Args:
+            model: name of the model.
+            weight: id of a tensor, or of a kernel that is computed.
+            tensors: id -> entry, for all stored tensors.
+            forms: id -> form, for all kernels that are computed.
+        """
+        form = forms.get(weight)
+        if form is None:
+            self._users[weight].add(model)
+        else:
+            self._kernels[weight].add(model)
+            self._forms[weight] = form
+        for tensor in (weight,) if form is None else form.stored:
+            self._shapes[tensor] = (tensors[tensor].dtype, tensors[tensor].shape)
+            if form is not None:
+                self._sources[tensor].add(model)
 
     def forms(self) -> dict[str, FormSpec]:
         """Return tensor id -> form, for the kernels that are not also stored as they are."""

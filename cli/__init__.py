@@ -31,6 +31,7 @@ from .options import VersionOpt
 from .profile import profile_command
 from .pull import pull_command
 from .remote import pause_command, reload_command, resume_command, status_command
+from .revert import revert_command
 from .run import run_command
 from .simulate import simulate_command
 
@@ -57,6 +58,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "diff": diff_command,
     "apply": apply_command,
     "pull": pull_command,
+    "revert": revert_command,
     "status": status_command,
     "reload": reload_command,
     "pause": pause_command,

@@ -56,6 +56,20 @@ def compile_command(
             metavar="FILE",
         ),
     ] = None,
+    originals: Annotated[
+        Path | None,
+        typer.Option(
+            help="Bundle of the models as they were before the merge, or their workload.yaml, for gemel revert.",
+            metavar="BUNDLE|WORKLOAD.YAML",
+        ),
+    ] = None,
+    originals_at: Annotated[
+        str | None,
+        typer.Option(
+            help="With --originals, leave them out of the bundle: boxes fetch them from here when a query is reverted.",
+            metavar="URL|DIR",
+        ),
+    ] = None,
     version: VersionOpt = False,
     debug: DebugOpt = False,
 ) -> None:
@@ -66,6 +80,8 @@ def compile_command(
     [dim]gemel-compile workload.yaml -o bundle/ --precision int8[/dim]
 
     [dim]gemel-compile workload.yaml -o bundle/ --backend tensorrt-rtx --target sm86,sm89[/dim]
+
+    [dim]gemel-compile merged/workload.yaml -o bundle/ --originals workload.yaml[/dim]
     """
     from ..runtime.backends import check_backend
 
@@ -84,9 +100,11 @@ def compile_command(
     from ..bundles.reader import open_bundle
     from ..check.contents.inspect import sizes
     from ..runtime.backends import open_backend
+    from .compile_originals import check_originals, describe_originals, finish_with
     from .compile_parts import describe_inputs, note_labels, note_variables, warn_of_feeds, warn_of_memory
     from .precision import PrecisionConverter
 
+    check_originals(originals, originals_at, workload)
     console, began = open_console(), perf_counter()
     loaded = load_workload(workload)
     for line in warn_of_feeds(loaded):
@@ -99,7 +117,8 @@ def compile_command(
             print_stage(bar.console, name, what, began=began)
             bar.advance(task, 1 if name == "export" else 0)
 
-        report = compile_workload(loaded, output, step, converter)
+        with finish_with(originals, originals_at, output, step, precision, ranges) as finish:
+            report = compile_workload(loaded, output, step, converter, finish)
     bundle = open_bundle(report.path)
     for line in describe_inputs(bundle):
         print_stage(console, "input", line)
@@ -120,6 +139,8 @@ def compile_command(
         "weights",
         f"{held['queries'] / 1e6:.1f} MB as one session per query, {held['unique'] / 1e6:.1f} MB in the bundle",
     )
+    for line in describe_originals(bundle):
+        print_stage(console, "originals", line)
     if (warning := warn_of_memory(bundle)) is not None:
         print_stage(console, "memory", warning)
     console.print(f"Next: gemel-run {output}")

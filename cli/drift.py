@@ -9,7 +9,10 @@ import typer
 
 from ..console import Stop, check_writable, missing_extra, open_console, print_stage, progress_bar, write_json
 from ..errors import InputError
+from .apply import KeyOpt, ReloadPortOpt
 from .options import BackendOpt, BundleArg, DebugOpt, JsonOpt, ThreadsOpt
+from .remote import HostOpt, TokenOpt, reload_command
+from .revert import reverted_lines
 from .sample_flags import period_of
 
 if TYPE_CHECKING:
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 
     from ..check.drift.follow import Round
     from ..check.drift.judge import DriftJudge
+    from ..check.drift.reverting import Reverting
 
 __all__ = ["REVERT_EXIT", "drift_command"]
 
@@ -48,6 +52,14 @@ def drift_command(
         Path | None,
         typer.Option(help="Write a metric text file (.prom) for Prometheus' node exporter.", metavar="FILE"),
     ] = None,
+    revert: Annotated[
+        bool,
+        typer.Option("--revert", help="Revert each query with that verdict in BUNDLE, as gemel revert does it, once."),
+    ] = False,
+    key: KeyOpt = None,
+    port: ReloadPortOpt = None,
+    host: HostOpt = "127.0.0.1",
+    token_file: TokenOpt = None,
     backend: BackendOpt = None,
     threads: ThreadsOpt = None,
     json_file: JsonOpt = None,
@@ -61,8 +73,11 @@ def drift_command(
     [dim]gemel drift bundle/ samples/ --originals original/[/dim]
 
     [dim]gemel drift bundle/ s3://bucket/box7 --originals original/ --follow --metrics drift.prom[/dim]
+
+    [dim]gemel drift bundle/ samples/ --originals original/ --follow --revert --port 9464[/dim]
     """
     from ..bundles.reader import open_bundle
+    from ..bundles.signature import read_public_key
     from ..runtime.backends import check_backend
 
     try:
@@ -70,11 +85,15 @@ def drift_command(
         from ..check.drift.drift_report import check_metrics, drift_lines, drift_table, drift_to_json, write_metrics
         from ..check.drift.follow import judge_new, rounds
         from ..check.drift.judge import DriftJudge, DriftLimits
+        from ..check.drift.reverting import Reverting
         from ..check.drift.sample_files import open_samples
     except ModuleNotFoundError as error:
         raise missing_extra(error, "gemel drift", "eval") from error
     if backend is not None:
         check_backend(backend)
+    if not revert and (key, port) != (None, None):
+        raise InputError("--key and --port: give --revert with them")
+    public = None if key is None else read_public_key(key)
     limits = DriftLimits(false_reverts=false_reverts, window_s=period_of("--window", window))
     pause = period_of("--every", every)
     for path in (json_file, metrics):
@@ -97,16 +116,26 @@ def drift_command(
     ):
         judge = DriftJudge(ours, theirs, limits)
 
-        def report() -> None:
+        def reload() -> None:
+            if port is not None:
+                reload_command(port, bundle, host, token_file)
+
+        reverting = Reverting(bundle, judge, reload, public)
+
+        def act() -> None:
+            """Revert queries, if that was asked for, and write reports."""
+            if revert:
+                _act(console, reverting)
             if json_file is not None:
-                write_json(json_file, drift_to_json(judge))
+                acted = {"bundle_now": reverting.bundle_id, "troubles": reverting.troubles}
+                write_json(json_file, {**drift_to_json(judge), **acted})
             if metrics is not None:
                 write_metrics(metrics, judge)
 
         if follow:
             for found in rounds(judge, store, pause, stop.event):
                 _print_round(console, found)
-                report()
+                act()
         else:
             with progress_bar(console, 0) as bar:
                 bar.update(bar.task_ids[0], description="judging")
@@ -116,7 +145,7 @@ def drift_command(
                     stop=stop.event,
                     told=lambda done, total: bar.update(bar.task_ids[0], completed=done, total=total),
                 )
-            report()
+            act()
     console.print(drift_table(judge))
     for line in drift_lines(judge):
         console.print(line, soft_wrap=True, markup=False)
@@ -127,7 +156,7 @@ def drift_command(
     )
     if json_file is not None:
         print_stage(console, "json", str(json_file))
-    _exit(judge, stop.exit_code, follow)
+    _exit(judge, reverting, stop.exit_code, follow)
 
 
 def _print_round(console: Console, found: Round) -> None:
@@ -138,8 +167,21 @@ def _print_round(console: Console, found: Round) -> None:
         console.print(f"samples: {found.trouble}", soft_wrap=True, markup=False)
 
 
-def _exit(judge: DriftJudge, signal: int, follow: bool) -> None:
-    """End with the exit status that verdicts and signals give."""
+def _act(console: Console, reverting: Reverting) -> None:
+    """Revert the queries that should be, and print what was done, and what failed unless it failed before."""
+    earlier = reverting.troubles
+    for done in reverting.act():
+        for line in reverted_lines(done):
+            console.print(line, soft_wrap=True, markup=False)
+    for line in reverting.troubles:
+        if line not in earlier:
+            console.print(line, soft_wrap=True, markup=False)
+
+
+def _exit(judge: DriftJudge, reverting: Reverting, signal: int, follow: bool) -> None:
+    """End with the exit status that verdicts, failures and signals give."""
+    if reverting.troubles:
+        raise typer.Exit(1)
     if any(drift.verdict == "revert" for drift in judge.drifts.values()):
         raise typer.Exit(REVERT_EXIT)
     if signal and not follow:

@@ -11,6 +11,7 @@ from ..bundles.blob import tensor_id
 from ..bundles.decode_specs import DecodeSpec
 from ..bundles.manifest import Manifest
 from ..bundles.merge_report import MERGE_REPORT
+from ..bundles.reader import Bundle, open_bundle
 from ..bundles.replace_bundle import replacing
 from ..errors import WorkloadError
 from ..workload.document.fit import check_fit
@@ -28,12 +29,14 @@ from .writing.writer import write_bundle
 if TYPE_CHECKING:
     from .lowering.export_once import KnownGraphs
 
-__all__ = ["CompileProgress", "ConvertPrecision", "Report", "compile_workload"]
+__all__ = ["CompileProgress", "ConvertPrecision", "FinishBundle", "Report", "compile_workload", "convert_nothing"]
 
 CompileProgress = Callable[[str, str], None]
 """Function called after each stage of a compilation, with the name of the stage and a line about what was done."""
 ConvertPrecision = Callable[[Sequence[Lowered], CompileProgress], Mapping[str, bytes]]
 """Function that converts models to lower precision in place, and returns files for the bundle (name -> content)."""
+FinishBundle = Callable[[Bundle, Path], Manifest]
+"""Function that writes the final bundle, given the compiled one, into an empty folder, and returns its manifest."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,17 @@ class Report:
     """Tensors of different models that differ by rounding only, and so are not shared; None if there are none."""
 
 
+def convert_nothing(models: Sequence[Lowered], step: CompileProgress) -> Mapping[str, bytes]:
+    """Convert no model to lower precision; see :data:`ConvertPrecision`."""
+    return {}
+
+
 def compile_workload(
     workload: Workload,
     output: str | Path,
     step: CompileProgress = lambda name, what: None,
-    convert: ConvertPrecision = lambda models, step: {},
+    convert: ConvertPrecision = convert_nothing,
+    finish: FinishBundle | None = None,
 ) -> Report:
     """Compile every model of a workload into a bundle.
 
@@ -71,13 +80,17 @@ def compile_workload(
         step: called after each stage with its name and a line about what was done.
         convert: converts models to lower precision after all passes, see :mod:`gemel.calib`; the compiler proves again
             afterwards that what was shared is still shared.
+        finish: makes the final bundle of the compiled one, such as with :func:`gemel.bundles.originals.add_originals`.
 
     Raises:
         InputError: a model, a weight file, merge.json or the output folder cannot be used.
         CompileError: a model cannot be exported, or sharing would be lost.
     """
     output = Path(output)
-    with replacing(output) as work:
+    with replacing(output) as final:
+        # Work folders of killed processes are told by the names in them.
+        work = final if finish is None else final.with_name("made")
+        work.mkdir(exist_ok=True)
         model_of = models_of(workload)
         merged = find_merged(workload, model_of)
         models = _lower_all(workload, model_of, step)
@@ -119,6 +132,8 @@ def compile_workload(
         if kept is not None:
             step("merge", _describe(kept))
         content = add_stems(work, content, step)
+        if finish is not None:
+            content = finish(open_bundle(work), final)
     step("bundle", f"{output}: {_mb(content.files[content.blob].bytes)} in {len(content.tensors)} tensors")
     return Report(output, content, shared, kept, coded, nearly)
 

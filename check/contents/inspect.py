@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...bundles.blob import footprint
-from ...bundles.manifest import Manifest, ModelSpec
+from ...bundles.manifest import ModelSpec
 from ...bundles.merge_report import read_merge
 from ...bundles.reader import Bundle
 from ...runtime.engines.record import Engines
@@ -14,6 +13,7 @@ from ...runtime.ort.bake import private_copies_of
 from ...runtime.ov.accepted import read_acceptance
 from .form_figures import form_figures
 from .input_words import input_figures
+from .original_figures import least_bytes, original_figures, unique_bytes
 
 __all__ = ["describe", "least_memory", "sizes"]
 
@@ -25,7 +25,8 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     without private copies of weights, if they were measured. ``engines`` lists the TensorRT engines in the bundle's
     device cache, one entry per library and set of devices. ``device`` has the workload's settings, and the bytes that
     the largest model needs. ``stems`` lists the first layers that models have in common. ``forms`` is the result of
-    :func:`.form_figures.form_figures`. ``merge`` is present if the workload was merged.
+    :func:`.form_figures.form_figures`, ``originals`` that of :func:`.original_figures.original_figures`. ``merge`` is
+    present if the workload was merged.
 
     Raises:
         BundleError: an engine is damaged.
@@ -46,6 +47,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "segments": len(content.segments),
         "stems": _stems(bundle),
         "forms": form_figures(content),
+        "originals": original_figures(bundle),
         "bytes": sizes(bundle),
         "packings": {
             name: {**copy.model_dump(), "bytes": copy.bytes, "packed": copy.is_faster}
@@ -56,7 +58,11 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     }
     merge = read_merge(bundle)
     if merge is not None:
-        accuracies = {name: query.model_dump(exclude={"model"}) for name, query in merge.queries.items()}
+        gone = {name for name, query in content.queries.items() if query.model in content.reverted}
+        accuracies = {
+            name: {**query.model_dump(exclude={"model"}), "reverted": name in gone}
+            for name, query in merge.queries.items()
+        }
         figures["merge"] = {
             **merge.model_dump(include={"original_bytes", "merged_bytes", "saving"}),
             "queries": accuracies,
@@ -70,26 +76,19 @@ def least_memory(bundle: Bundle) -> int:
     This is the largest model that is swapped, plus the private copies of all models that are not swapped. A backend may
     need more: it may align weights, or keep private copies of further models.
     """
-    content = bundle.manifest
-    swapped = {
-        name: sum(footprint(content.segments[segment].length) for segment in model.segments) + _computed(content, model)
-        for name, model in content.models.items()
-    }
-    private = [name for name, model in content.models.items() if model.mode == "constant" and model.precision != "int8"]
-    largest = max((size for name, size in swapped.items() if name not in private), default=0)
-    return largest + sum(content.models[name].bytes for name in private)
+    return least_bytes(bundle.manifest)
 
 
 def sizes(bundle: Bundle) -> dict[str, int]:
     """Return the bytes of a bundle's weights, counted in five ways.
 
     ``queries`` is what one session per query would hold, ``models`` what one session per model would hold, ``unique``
-    what the bundle holds, where a kernel that is computed counts as what it is computed from, ``saved`` the difference
-    of the last two, and ``file`` the space of the blob on disk, where padding takes none.
+    what the bundle holds for models that run, where a kernel that is computed counts as what it is computed from,
+    ``saved`` the difference of the last two, and ``file`` the space of the blob on disk, where padding takes none.
     """
     content = bundle.manifest
     total = sum(model.bytes for model in content.models.values())
-    unique = sum(tensor.length for tensor in content.tensors.values())
+    unique = unique_bytes(content)
     return {
         "queries": sum(content.models[query.model].bytes for query in content.queries.values()),
         "models": total,
@@ -97,11 +96,6 @@ def sizes(bundle: Bundle) -> dict[str, int]:
         "saved": total - unique,
         "file": bundle.file(content.blob).stat().st_blocks * 512,
     }
-
-
-def _computed(content: Manifest, model: ModelSpec) -> int:
-    """Return the bytes of a model's kernels that are computed from stored tensors."""
-    return footprint(sum(content.bytes_of(weight) for weight in content.forms.keys() & set(model.weights)))
 
 
 def _model(bundle: Bundle, name: str, model: ModelSpec) -> dict[str, Any]:
@@ -112,6 +106,7 @@ def _model(bundle: Bundle, name: str, model: ModelSpec) -> dict[str, Any]:
         "shared_bytes": sum(segment.length for segment in segments if len(segment.models) > 1),
         "mode": model.mode,
         "precision": model.precision,
+        "reverted": name in bundle.manifest.reverted,
         "decode": model.decode.kind,
         "input": input_figures(model),
         "queries": [query for query, spec in bundle.manifest.queries.items() if spec.model == name],

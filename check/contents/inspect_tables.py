@@ -10,6 +10,7 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
+from ...bundles.addresses import shown_server
 from ...bundles.goals import QueryGoals
 from ...bundles.reader import Bundle
 from ...runtime.engines.record import ModeChoice
@@ -42,6 +43,8 @@ def bundle_tables(bundle: Bundle, figures: Mapping[str, Any]) -> Iterator[Table 
         yield _engines(engines)
     if "merge" in figures:
         yield _merge(figures["merge"])
+    if figures["originals"] is not None:
+        yield from _originals(figures["originals"], figures["bytes"]["unique"])
     held, device = figures["bytes"], figures["device"]
     memory = device["memory"] if isinstance(device["memory"], str) else f"{device['memory'] / 1e6:.2f} MB"
     yield (
@@ -167,8 +170,30 @@ def _merge(merge: Mapping[str, Any]) -> Table:
     columns = ("original", "reached", "relative", "target")
     table = _table(f"merged: {sizes}", ("query",), columns)
     for query, accuracies in merge["queries"].items():
-        table.add_row(escape(query), *(f"{accuracies[name]:.1%}" for name in columns))
+        name = f"{escape(query)}, reverted" if accuracies["reverted"] else escape(query)
+        table.add_row(name, *(f"{accuracies[column]:.1%}" for column in columns))
     return table
+
+
+def _originals(originals: Mapping[str, Any], unique: int) -> Iterator[Table | str]:
+    """Yield what a bundle knows of original weights, and what a revert of each query takes.
+
+    Args:
+        originals: result of :func:`.original_figures.original_figures`.
+        unique: bytes of the weights that run now.
+    """
+    if not originals["models"]:
+        at = shown_server(originals["at"]) if "://" in originals["at"] else originals["at"]
+        yield f"original weights: at {escape(at)}; gemel revert fetches them"
+        return
+    title = f"original weights: {_mb(originals['bytes'])} MB wait in the bundle and are not loaded"
+    numbers = ("MB in memory then", "more, MB", "at least, MB")
+    table = _table(title, ("model", "queries", "state", "next"), numbers)
+    for name, model in originals["models"].items():
+        state, command = ("reverted", "--undo") if model["reverted"] else ("merged", "revert")
+        sizes = (model["unique_bytes"], model["unique_bytes"] - unique, model["least_bytes"])
+        table.add_row(name, ", ".join(model["queries"]), state, command, *map(_mb, sizes))
+    yield table
 
 
 def _bf16(model: str, queries: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from ...bundles.reader import Bundle, open_bundle
 from ...console import missing_extra
@@ -15,6 +16,10 @@ from ...frames.frame import Frame, Image
 from ...runtime.backends import open_backend
 from ...runtime.decode.results import Result
 from ...runtime.loop.inference import Inference
+
+if TYPE_CHECKING:
+    from ...compiler.compile import ConvertPrecision
+    from ...workload import Workload
 
 __all__ = ["BundleAnswers", "open_originals"]
 
@@ -65,12 +70,18 @@ class BundleAnswers:
 
 
 @contextmanager
-def open_originals(path: Path, told: Callable[[str], None] = lambda what: None) -> Iterator[Bundle]:
+def open_originals(
+    path: Path,
+    told: Callable[[str], None] = lambda what: None,
+    converter: Callable[[Workload, Path], ConvertPrecision] | None = None,
+) -> Iterator[Bundle]:
     """Open the bundle of the original models during the ``with`` block.
 
     Args:
         path: a bundle; or a workload, which is compiled into a temporary folder first.
         told: function called with a line about what is compiled.
+        converter: function that returns, for the workload and the folder of its bundle, what converts its models to
+            lower precision; None to leave them as they are.
 
     Raises:
         InputError: there is neither a bundle nor a workload, or a model of the workload cannot be used.
@@ -84,11 +95,13 @@ def open_originals(path: Path, told: Callable[[str], None] = lambda what: None) 
         raise InputError(f"--originals: {path}: a bundle of the original models, or their workload.yaml, is expected")
     try:
         from ...compiler import compile_workload
+        from ...compiler.compile import convert_nothing
         from ...workload import load_workload
     except ModuleNotFoundError as error:
-        raise missing_extra(error, "gemel drift --originals WORKLOAD.YAML", "compiler") from error
+        raise missing_extra(error, "--originals WORKLOAD.YAML", "compiler") from error
     with tempfile.TemporaryDirectory(prefix="gemel-originals-", ignore_cleanup_errors=True) as folder:
         told(f"{path}: compiled for this time; gemel-compile makes a bundle that can be used again")
         made = Path(folder) / "bundle"
-        compile_workload(load_workload(path), made)
+        workload = load_workload(path)
+        compile_workload(workload, made, convert=convert_nothing if converter is None else converter(workload, made))
         yield open_bundle(made)

@@ -30,6 +30,7 @@ def drift_table(judge: DriftJudge) -> Table:
     for query, drift in judge.drifts.items():
         newest = _windows(drift)[-1:]
         verdict = drift.verdict + (f" since {_moment(drift.reverted_at)}" if drift.reverted_at is not None else "")
+        verdict += ", reverted" if query in judge.reverted else ""
         table.add_row(
             Text(query),
             str(drift.samples),
@@ -67,7 +68,10 @@ def drift_to_json(judge: DriftJudge) -> dict[str, Any]:
             "false_watches": limits.false_watches,
             "window_s": limits.window_s,
         },
-        "queries": {query: _query(drift, judge) for query, drift in judge.drifts.items()},
+        "queries": {
+            query: {**_query(drift, judge), "reverted": query in judge.reverted}
+            for query, drift in judge.drifts.items()
+        },
         "left_out": dict(judge.left_out),
         "examples": {why: list(reasons) for why, reasons in judge.reasons.items()},
         "clocks_back": judge.clocks_back,
@@ -114,11 +118,13 @@ def write_metrics(path: Path, judge: DriftJudge) -> None:
     evidence = gauge("evidence_ratio", "Evidence of lost accuracy: 0 is none, at 1 the query is reverted.", "query")
     judged = gauge("samples", "Samples of the query that have a score.", "query")
     verdict = gauge("verdict", "1 for the verdict of the query, 0 for the others.", "query", "verdict")
+    reverted = gauge("reverted", "1 if the query runs with its original weights in the bundle, 0 if not.", "query")
     left = gauge("left_out", "Samples or answers that were left out, by reason.", "reason")
     for query, drift in judge.drifts.items():
         target.labels(query).set(drift.target)
         evidence.labels(query).set(strength(drift.evidence, judge))
         judged.labels(query).set(drift.judged)
+        reverted.labels(query).set(query in judge.reverted)
         for each in get_args(DriftVerdict):
             verdict.labels(query, each).set(each == drift.verdict)
         for window in _windows(drift)[-1:]:

@@ -192,6 +192,10 @@ class DriftJudge:
             for name, query in queries.items()
         }
         """Query of the bundle -> what samples say about it."""
+        self.reverted = _reverted(self.bundle)
+        """Queries that run with their original weights in the bundle as it is now."""
+        self._settled: dict[str, frozenset[str]] = {self.bundle.id: frozenset()}
+        """Id of a bundle whose samples are judged -> queries of which that says nothing more."""
         self.left_out: Counter[LeftOut] = Counter()
         self.reasons: dict[LeftOut, list[str]] = defaultdict(list)
         """Why something was left out -> the first few examples."""
@@ -199,6 +203,15 @@ class DriftJudge:
         """Unix time of the newest sample that was judged."""
         self.clocks_back = 0
         """Number of samples whose clock is behind that of an earlier frame of the same run and feed."""
+
+    def go_on(self, bundle: Bundle) -> None:
+        """Judge the samples of another bundle, too, in which some queries were reverted and the others did not change.
+
+        Evidence about the others goes on. What reverted queries answer is not judged any more.
+        """
+        now = _reverted(bundle)
+        self._settled[bundle.id] = now - _reverted(self.bundle)
+        self.reverted = now
 
     def leave_out(self, why: LeftOut, what: str) -> None:
         """Count something that is left out."""
@@ -214,10 +227,11 @@ class DriftJudge:
             at: time of the sample in Unix seconds, from :func:`in_order`.
         """
         record = sample.record
-        if record.bundle != self._merged.bundle.id:
+        settled = self._settled.get(record.bundle)
+        if settled is None:
             self.leave_out("other bundle", f"{sample.name}: bundle {record.bundle[:12]}")
             return
-        known = [query for query in record.answers if query in self._queries]
+        known = [query for query in record.answers if query in self._queries and query not in settled]
         for query in record.answers.keys() - self._queries.keys():
             self.leave_out("unknown query", f"{sample.name}: {query}")
         if not known:
@@ -240,6 +254,12 @@ class DriftJudge:
                 given = None
             self.drifts[query].add(at, given, again[query], reference[query])
         self.newest = at if self.newest is None else max(self.newest, at)
+
+
+def _reverted(bundle: Bundle) -> frozenset[str]:
+    """Return the queries of a bundle that run with their original weights."""
+    content = bundle.manifest
+    return frozenset(name for name, query in content.queries.items() if query.model in content.reverted)
 
 
 def in_order(

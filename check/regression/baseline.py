@@ -144,7 +144,7 @@ def baseline_of(bundle: Bundle, latency: Mapping[str, float] | None = None) -> B
         if len(places) > 1
     ]
     return Baseline(
-        unique_bytes=sum(tensor.length for tensor in content.tensors.values()),
+        unique_bytes=sum(content.tensors[tensor].length for tensor in content.resident),
         models=models,
         shared=tuple(sorted(shared, key=lambda each: each.uses)),
         engines=tuple(

@@ -16,12 +16,12 @@ from delta_bundles import content_of, delta_between, noise, opened, retrained, t
 from helpers import swap_for_a_link, swap_for_a_pipe
 from numpy.typing import NDArray
 
-from gemel.bundles import apply_delta as applying
 from gemel.bundles import build_bundle, zstd_frames
 from gemel.bundles.apply_delta import apply_delta
 from gemel.bundles.delta_format import PRELUDE_BYTES, read_header
 from gemel.bundles.known_variables import known_variables, remember_variables
 from gemel.bundles.reader import MANIFEST, open_bundle, verify
+from gemel.bundles.replace_bundle import alone_with
 from gemel.bundles.rounded_bundle import write_rounded
 from gemel.bundles.write_delta import write_delta
 from gemel.bundles.zstd_frames import compress
@@ -405,8 +405,8 @@ def test_killed_where_folders_cannot_be_exchanged(made: tuple[Path, Path, Path],
 
 
 def test_one_at_a_time(box: tuple[Path, Path]) -> None:
-    with applying._alone(box[1]):
-        refused(*box, "another process applies a delta to it")
+    with alone_with(box[1]):
+        refused(*box, "another process replaces it")
     apply_delta(*box)
 
 
