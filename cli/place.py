@@ -68,7 +68,7 @@ def place_command(
     """
     from ..bundles.reader import open_bundle
     from ..fleet.boxes_file import read_boxes
-    from ..fleet.bundle_needs import case_of, check_bundles, feeds_of, loads_of
+    from ..fleet.bundle_needs import case_of, check_bundles, loads_of, seen_feeds
     from ..fleet.place_queries import place_queries
     from ..fleet.placement_report import placement_lines, placement_table, placement_to_json
     from ..fleet.split_bundles import check_split, split_bundles
@@ -79,7 +79,7 @@ def place_command(
     check_writable(output)
     opened = [open_bundle(_bundle(path)) for path in bundles]
     check_bundles(opened)
-    listed = read_boxes(boxes, feeds_of(opened))
+    listed = read_boxes(boxes, seen_feeds(opened))
     profiles = [read_profile(require_profile(path)) for path in profile or ()]
     loads = {} if memory_only else loads_of(opened, profiles, rate.value)
     case = case_of(opened, listed, loads)

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
@@ -14,31 +16,26 @@ from pydantic_core import PydanticCustomError
 from ..bundles.manifest import Name
 from ..errors import InputError
 from ..workload.document.explain import explain, place
-from ..workload.document.meant import mistake, parse_memory_key
+from ..workload.document.json_schema import schema_text
+from ..workload.document.meant import parse_memory_key
 from ..workload.document.strict import Strict
 from ..workload.document.yaml_text import parse_yaml
 
-__all__ = ["BOXES_SCHEMA_FILE", "BoxSettings", "Boxes", "read_boxes"]
+__all__ = ["BOXES_SCHEMA_FILE", "BoxSettings", "BoxesFile", "boxes_schema", "read_boxes"]
 
 BOXES_SCHEMA_FILE = "boxes.schema.json"
 """Name of the file with the JSON schema of boxes.yaml, in docs."""
 _MEMORY = {"anyOf": [{"type": "integer", "minimum": 1 << 20}, {"type": "string"}], "examples": ["512MiB", "2GB"]}
 
 
-def _parse_bytes(value: Any) -> Any:
-    """Parse the memory of a box, such as ``512MiB``, into bytes; a share is refused, because a box has no whole."""
-    parsed = parse_memory_key(value)
-    if not isinstance(parsed, int):
-        raise mistake("bytes such as 512MiB or 2GB are expected")
-    return parsed
-
-
 class BoxSettings(Strict):
     """Box that runs queries: its memory, its speed, and the feeds that only it can see."""
 
+    homes: ClassVar[Mapping[str, str]] = {"boxes": "the top level of the file"}
+
     name: Name
     """Name of the box: letters, digits, ``-`` and ``_``."""
-    memory: Annotated[int, BeforeValidator(_parse_bytes), WithJsonSchema(_MEMORY)]
+    memory: Annotated[int, BeforeValidator(partial(parse_memory_key, bytes_only=True)), WithJsonSchema(_MEMORY)]
     """Memory of the box for weights, such as ``512MiB``."""
     speed: Annotated[float, Field(gt=0)] = 1.0
     """Speed of the box, relative to the one on which the profiles were measured: with 2, models run in half the
@@ -50,8 +47,12 @@ class BoxSettings(Strict):
     """Maximum number of queries on the box; no limit if left out."""
 
 
-class Boxes(Strict):
+class BoxesFile(Strict):
     """Boxes of a fleet, among which queries are placed."""
+
+    homes: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("name", "memory", "speed", "feeds", "max_queries"), "an item of boxes"
+    )
 
     schema_version: Literal["1"]
     """Version of the format of boxes.yaml, in quotes."""
@@ -59,7 +60,7 @@ class Boxes(Strict):
     """Boxes of the fleet."""
 
     @model_validator(mode="after")
-    def _unique(self) -> Boxes:
+    def _unique(self) -> BoxesFile:
         """Check that no two boxes have the same name, which would make a plan ambiguous."""
         seen: set[str] = set()
         for index, box in enumerate(self.boxes):
@@ -69,6 +70,11 @@ class Boxes(Strict):
                 raise PydanticCustomError("name", "two boxes are called {name}; names must be unique", context)
             seen.add(box.name)
         return self
+
+
+def boxes_schema() -> str:
+    """Return the JSON schema of boxes.yaml as the text of a file."""
+    return schema_text(BoxesFile, "boxes.yaml of gemel")
 
 
 def read_boxes(path: Path, feeds: frozenset[str]) -> tuple[BoxSettings, ...]:
@@ -92,7 +98,7 @@ def read_boxes(path: Path, feeds: frozenset[str]) -> tuple[BoxSettings, ...]:
     if not isinstance(document, dict):
         raise InputError(f"{path}: a mapping with schema_version and boxes is expected")
     try:
-        boxes = Boxes.model_validate(document).boxes
+        boxes = BoxesFile.model_validate(document).boxes
     except ValidationError as error:
         raise InputError(explain(path, node, error)) from error
     for index, box in enumerate(boxes):

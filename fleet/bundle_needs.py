@@ -12,7 +12,7 @@ from ..runtime.planning.profile import Profile
 from .boxes_file import BoxSettings
 from .placement_case import PlacedBox, PlacedQuery, PlacementCase, make_case
 
-__all__ = ["Rate", "case_of", "check_bundles", "feeds_of", "loads_of"]
+__all__ = ["Rate", "case_of", "check_bundles", "loads_of", "seen_feeds"]
 
 Rate = Literal["feed", "min"]
 """Frames per second that a query must answer. ``feed``: all frames of its feed. ``min``: ``min_fps`` of the query,
@@ -44,7 +44,7 @@ def check_bundles(bundles: Sequence[Bundle]) -> None:
                 )
 
 
-def feeds_of(bundles: Sequence[Bundle]) -> frozenset[str]:
+def seen_feeds(bundles: Sequence[Bundle]) -> frozenset[str]:
     """Return the feeds of bundles that queries see."""
     return frozenset(query.feed for bundle in bundles for query in bundle.manifest.queries.values())
 

@@ -28,7 +28,7 @@ Floats = NDArray[np.float64]
 
 
 def search_placement(
-    case: PlacementCase, over: Callable[[], bool], *, bound: int = 0, rounds: int = 3000, seed: int = 0
+    case: PlacementCase, over: Callable[[], bool], *, bound: int = 0, rounds: int = 1000, seed: int = 0
 ) -> Assignment:
     """Return the best assignment that was found.
 

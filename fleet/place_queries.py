@@ -16,9 +16,10 @@ MOST_ROWS = 3000
 """Number of rows of the integer program up to which a case is small: the exact solver gets most of the time."""
 _HEURISTIC_SHARE = 0.3
 """Part of the time that the heuristic gets at most in a small case."""
-_ROUNDS, _SMALL_ROUNDS = 3000, 100
-"""Number of disturbances in a row without a better assignment after which the heuristic ends: in general, and if the
-exact solver comes after it."""
+_ROUNDS = 30
+"""Number of disturbances for each query, in a row without a better assignment, after which the heuristic ends."""
+_SMALL_ROUNDS = 100
+"""The same in all, if the exact solver comes after the heuristic in a small case."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ def place_queries(case: PlacementCase, seconds: float = 10.0, *, exact: bool | N
     small = program_rows(core) <= MOST_ROWS
     solve = (small and has_solver()) if exact is None else exact
     least = memory_bound(core, range(len(possible)))
-    share, rounds = (_HEURISTIC_SHARE, _SMALL_ROUNDS if small else _ROUNDS) if solve else (1.0, _ROUNDS)
+    share = _HEURISTIC_SHARE if solve else 1.0
+    rounds = _SMALL_ROUNDS if solve and small else _ROUNDS * len(possible)
     found = search_placement(core, lambda: left(share) <= 0, bound=least, rounds=rounds, seed=seed)
     bound = least if LEFT_OUT not in found else None
     proven = bound is not None and core.memory(found) <= bound

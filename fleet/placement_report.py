@@ -68,8 +68,9 @@ def shortfalls(case: PlacementCase, placement: Placement) -> list[Shortfall]:
 
 def placement_table(case: PlacementCase, placement: Placement) -> Table:
     """Return a table with a row per box and a row of totals."""
+    timed = any(query.load for query in case.queries)
     table = Table("box", "queries", box=SIMPLE)
-    for title in ("MB", "of", "load", "of", "alone, MB", "saved"):
+    for title in ("MB", "of", *(("load", "of") if timed else ()), "alone, MB", "saved"):
         table.add_column(title, justify="right")
     members = case.members(placement.assignment)
     for box, queries in zip(case.boxes, members, strict=True):
@@ -78,8 +79,7 @@ def placement_table(case: PlacementCase, placement: Placement) -> Table:
             escape(box.name),
             escape(", ".join(case.queries[query].name for query in queries)) or "-",
             *_sizes(held, box.memory),
-            f"{case.load(queries):.2f}",
-            f"{box.speed:g}",
+            *(_loads(case.load(queries), box.speed) if timed else ()),
             f"{alone / 1e6:.2f}",
             _saved(held, alone),
         )
@@ -90,8 +90,7 @@ def placement_table(case: PlacementCase, placement: Placement) -> Table:
         "all",
         f"{len(placed)} of {len(case.queries)}",
         *_sizes(held, sum(box.memory for box in case.boxes)),
-        f"{case.load(placed):.2f}",
-        f"{sum(box.speed for box in case.boxes):g}",
+        *(_loads(case.load(placed), sum(box.speed for box in case.boxes)) if timed else ()),
         f"{alone / 1e6:.2f}",
         _saved(held, alone),
     )
@@ -167,6 +166,10 @@ def placement_to_json(case: PlacementCase, placement: Placement, feeds: Sequence
 
 def _sizes(held: int, memory: int) -> tuple[str, str]:
     return f"{held / 1e6:.2f}", f"{memory / 1e6:.2f}"
+
+
+def _loads(load: float, speed: float) -> tuple[str, str]:
+    return f"{load:.2f}", f"{speed:g}"
 
 
 def _saved(held: int, alone: int) -> str:
