@@ -201,8 +201,9 @@ def _moved(bundle: Bundle, file: str, placed: Layout) -> bytes:
     model = read_model(bundle.file(file).read_bytes())
     for tensor in _external(model):
         entries = {entry.key: entry for entry in tensor.external_data}
-        found = tensor_at.get((entries["offset"].value, entries["length"].value))
-        if found is None or found not in placed.tensors:
+        offset, length = (entries[key].value if key in entries else "" for key in ("offset", "length"))
+        found = tensor_at.get((offset, length))
+        if "location" not in entries or found is None or found not in placed.tensors:
             raise BundleError(
                 f"{bundle.file(file)}: {tensor.name} lies where the manifest lists no tensor of its model"
             )

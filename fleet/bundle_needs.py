@@ -27,6 +27,9 @@ def check_bundles(bundles: Sequence[Bundle]) -> None:
     Raises:
         InputError: two bundles have a query of one name, or different feeds of one name, or a bundle has no queries.
     """
+    for index, bundle in enumerate(bundles):
+        if bundle.path.resolve() in (other.path.resolve() for other in bundles[:index]):
+            raise InputError(f"{bundle.path}: is given twice")
     query_of: dict[str, Bundle] = {}
     feed_of: dict[str, Bundle] = {}
     for bundle in bundles:

@@ -37,7 +37,8 @@ class Shortfall:
         """Return one line that says what is missing, and that this much more would be enough."""
         wants = []
         if self.memory:
-            wants.append(f"{self.memory / 1e6:.2f} MB of memory" if self.memory >= 10_000 else f"{self.memory} bytes")
+            size = f"{self.memory / 1e6:.2f} MB" if self.memory >= 10_000 else f"{self.memory} bytes"
+            wants.append(f"{size} of memory")
         if self.load > 0:
             wants.append(f"{self.load:.3g} of load")
         if self.queries:
