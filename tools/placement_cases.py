@@ -52,12 +52,17 @@ def small_case(seed: int, most_queries: int = 6, most_boxes: int = 3) -> Placeme
     return make_case(queries, placed, weights)
 
 
-def large_case(seed: int, queries: int = 100, boxes: int = 20) -> PlacementCase:
+def large_case(seed: int, queries: int = 100, boxes: int = 20, room: float = 0.8) -> PlacementCase:
     """Return a fleet: queries with models of eight architectures, of which a merge made layers common.
 
     The first third of an architecture's layers is shared by all of its models, the others by the models of one of three
-    groups; a quarter of the layers of each model is its own. Boxes have 0.8 of the memory that the queries need
-    without sharing, and the queries take 0.7 of the boxes' time.
+    groups; a quarter of the layers of each model is its own. The queries take 0.7 of the boxes' time.
+
+    Args:
+        seed: seed of the random numbers.
+        queries: number of queries.
+        boxes: number of boxes.
+        room: memory of all boxes, in parts of the bytes that the queries need without sharing.
     """
     rng = np.random.default_rng(seed)
     layers = []
@@ -78,7 +83,7 @@ def large_case(seed: int, queries: int = 100, boxes: int = 20) -> PlacementCase:
     total = sum(size for used in weights for size in used.values())
     scale = 0.7 * speeds.sum() / sum(loads)
     placed = [
-        PlacedBox(f"box{index}", int(0.8 * total * size / sizes.sum()), float(speed))
+        PlacedBox(f"box{index}", int(room * total * size / sizes.sum()), float(speed))
         for index, (size, speed) in enumerate(zip(sizes, speeds, strict=True))
     ]
     needs = [PlacedQuery(f"q{index}", load * scale, _homes(rng, boxes)) for index, load in enumerate(loads)]
