@@ -4,7 +4,7 @@
 
 Three tables, all of random cases. Small ones are compared with all assignments, one by one. Medium ones show how far
 the heuristic is from what the exact solver proves to be the best. Large ones, 100 queries on 20 boxes, show the gap to
-a lower bound, and a first fit that ignores sharing beside them. For one of them the exact solver looks for a higher bound.
+a lower bound, beside a first fit that ignores sharing. For one of them the exact solver looks for a higher bound.
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ def test_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     text = page.read_text()
     assert "old" not in text
     assert "| `gemel place` as good as the best of all assignments | **3** |" in text
-    assert [line.count("|") for line in text.splitlines() if line.startswith("| room ")] == [10, 10]
+    assert [line.count("|") for line in text.splitlines() if line.startswith("| room ")] == [9, 9]
     (medium,) = [line for line in text.splitlines() if line.startswith("| seed 0 ")]
     assert medium.count("|") == 8
-    assert capsys.readouterr().out.count("\n") == text.count("\n|") + text.startswith("|")
+    assert "\nBound of HiGHS after 0.2 s, room 0.8, seed 0: " in text
+    assert set(capsys.readouterr().out.splitlines()) <= set(text.splitlines())
