@@ -61,7 +61,8 @@ def search_placement(
             pass
         found = state.assignment()
         score = case.score(found)
-        if score < best_score:
+        # Sums of loads are kept step by step, and may have been rounded up to the limit.
+        if score < best_score and case.allows(found):
             best, best_score, since = found, score, 0
         since += 1
         if over() or best_score <= least:

@@ -10,6 +10,8 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
+from ..errors import install_hint
+from .exact_placement import has_solver
 from .local_search import fill_first_fit
 from .place_queries import Placement, fitting_boxes
 from .placement_case import LEFT_OUT, PlacementCase
@@ -111,6 +113,8 @@ def placement_lines(case: PlacementCase, placement: Placement) -> Iterator[str]:
         )
     else:
         yield f"not proven optimal, in {placement.seconds:.1f} s; another placement may leave out less"
+    if placement.small and not placement.proven and not has_solver():
+        yield f"the exact solver would prove more: {install_hint('place')}"
     blind = fill_first_fit(case)
     count = sum(box != LEFT_OUT for box in blind)
     yield f"ignoring sharing: places {count} of {len(blind)} queries, in {case.memory(blind) / 1e6:.2f} MB"

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from io import StringIO
 
+import pytest
 from rich.console import Console
 from rich.table import Table
 
+from gemel.fleet import placement_report
 from gemel.fleet.place_queries import Placement, place_queries
 from gemel.fleet.placement_case import LEFT_OUT, PlacedBox, PlacedQuery, PlacementCase, make_case
 from gemel.fleet.placement_report import Shortfall, placement_lines, placement_table, placement_to_json, shortfalls
@@ -93,6 +95,17 @@ def test_lines() -> None:
         "not proven optimal, in 0.0 s; no placement takes less than 12.25 MB, so at most 27.9% less"
     )
     assert next(iter(placement_lines(case, replace(known, proven=True)))) == "proven optimal, in 0.0 s"
+
+
+def test_a_solver_that_is_not_installed_is_named_where_it_would_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = case_with((0.5, BOTH, 4 * MB))
+    placement = placement_of(case, 0)
+    hint = "the exact solver would prove more: in a checkout of gemel, pip install '.[place]'"
+    assert hint not in placement_lines(case, placement)
+    monkeypatch.setattr(placement_report, "has_solver", lambda: False)
+    assert hint in placement_lines(case, placement)
+    assert hint not in placement_lines(case, replace(placement, proven=True))
+    assert hint not in placement_lines(case, replace(placement, small=False))
 
 
 def test_json() -> None:
