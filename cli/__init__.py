@@ -28,6 +28,7 @@ from .init import init_command
 from .inspect import inspect_command
 from .merge import merge_command
 from .options import VersionOpt
+from .place import place_command
 from .profile import profile_command
 from .pull import pull_command
 from .remote import pause_command, reload_command, resume_command, status_command
@@ -70,6 +71,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "drift": drift_command,
     "profile": profile_command,
     "simulate": simulate_command,
+    "place": place_command,
 }
 for _name, _command in _COMMANDS.items():
     app.command(_name)(_command)

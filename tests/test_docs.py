@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/README*")])
 # Top-level folders of the repository. A word that begins with one of them and a slash is a path.
 FOLDERS = (
-    *("bundles", "frames", "workload", "runtime", "compiler", "merging", "calib", "check", "cli"),
+    *("bundles", "frames", "workload", "runtime", "compiler", "merging", "calib", "check", "fleet", "cli"),
     *("docs", "examples", "tests", "tools", ".ci", ".github"),
 )
 # Made by tools/make_street_example.py and not kept in the repository.

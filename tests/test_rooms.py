@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 # A room imports only from rooms further to the left, and from itself. Modules at the root, such as errors.py, are free.
-ROOMS = ("bundles", "frames", "workload", "runtime", "compiler", "merging", "calib", "check", "cli")
+ROOMS = ("bundles", "frames", "workload", "runtime", "compiler", "merging", "calib", "check", "fleet", "cli")
 # workload describes, runtime runs: neither may know the other, nor what compiles and merges.
 STRANGERS = {("runtime", "workload"), ("workload", "runtime"), ("compiler", "runtime")}
 ORDERS = {

@@ -1,4 +1,4 @@
-"""Write the published schemas: docs/manifest.schema.json of bundles, and docs/workload.schema.json of workloads.
+"""Write the published schemas into docs: of bundles (manifest.json), workloads (workload.yaml) and boxes (boxes.yaml).
 
     .venv/bin/python tools/write_schema.py
 
@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 from gemel.bundles.manifest import Manifest
+from gemel.fleet.boxes_file import BOXES_SCHEMA_FILE, boxes_schema
 from gemel.workload.document.json_schema import SCHEMA_FILE, workload_schema
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -19,6 +20,7 @@ if __name__ == "__main__":
     for name, text in (
         ("manifest.schema.json", json.dumps(Manifest.model_json_schema(), indent=1) + "\n"),
         (SCHEMA_FILE, workload_schema()),
+        (BOXES_SCHEMA_FILE, boxes_schema()),
     ):
         (DOCS / name).write_text(text)
         print(DOCS / name)

@@ -15,7 +15,7 @@ else:
 
 ROOT = Path(__file__).resolve().parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-ROOMS = ("bundles", "frames", "workload", "runtime", "compiler", "merging", "calib", "check", "cli")
+ROOMS = ("bundles", "frames", "workload", "runtime", "compiler", "merging", "calib", "check", "fleet", "cli")
 
 
 def test_every_folder_of_the_product_is_packaged() -> None:

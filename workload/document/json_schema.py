@@ -1,4 +1,4 @@
-"""JSON schema of workload.yaml, by which editors complete keys and mark mistakes."""
+"""JSON schemas of YAML files that people write, by which editors complete keys and mark mistakes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import json
 import re
 from typing import Any
 
+from pydantic import BaseModel
+
 from .schema import Workload
 
-__all__ = ["SCHEMA_FILE", "workload_schema"]
+__all__ = ["SCHEMA_FILE", "schema_text", "workload_schema"]
 
 SCHEMA_FILE = "workload.schema.json"
 """Name of the file with the JSON schema of workload.yaml, in docs and beside a workload that ``gemel init`` wrote."""
@@ -17,8 +19,18 @@ _TITLE = "workload.yaml of gemel"
 
 def workload_schema() -> str:
     """Return the JSON schema of workload.yaml as the text of a file."""
-    schema: dict[str, Any] = _readable(Workload.model_json_schema())
-    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": _TITLE}
+    return schema_text(Workload, _TITLE)
+
+
+def schema_text(model: type[BaseModel], title: str) -> str:
+    """Return the JSON schema of a YAML file as the text of a file.
+
+    Args:
+        model: Pydantic model of the file, whose docstrings become the descriptions.
+        title: title of the schema.
+    """
+    schema: dict[str, Any] = _readable(model.model_json_schema())
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title}
     return json.dumps({**head, **{key: value for key, value in schema.items() if key not in head}}, indent=1) + "\n"
 
 

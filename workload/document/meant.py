@@ -81,18 +81,26 @@ def parse_duration(value: Any) -> Any:
     return value
 
 
-def parse_memory_key(value: Any) -> Any:
-    """Parse a memory budget such as ``64MiB`` (:func:`.parse_memory`), and refuse a number that lacks its unit."""
+def parse_memory_key(value: Any, *, bytes_only: bool = False) -> Any:
+    """Parse a memory budget such as ``64MiB`` (:func:`.parse_memory`), and refuse a number that lacks its unit.
+
+    Args:
+        value: value of the key.
+        bytes_only: whether to refuse a share of all weights, ``min`` and ``all``.
+    """
+    expected = "bytes such as 64MiB" + (
+        " are expected" if bytes_only else ", a share such as 50%, min or all are expected"
+    )
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise mistake("bytes such as 64MiB, a share such as 50%, min or all are expected")
+        raise mistake(expected)
     try:
         parsed = parse_memory(value)
     except ValueError as error:
         unit = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*([KMG])(i?)\s*", str(value), re.IGNORECASE)
         meant = f"; did you mean {unit[1]}{unit[2].upper()}{unit[3]}B?" if unit else ""
-        raise mistake(f"{error}{meant}") from error
-    if isinstance(parsed, int) and parsed < 1:
-        raise mistake("bytes such as 64MiB, a share such as 50%, min or all are expected")
+        raise mistake(f"{expected if bytes_only else error}{meant}") from error
+    if parsed < 1 if isinstance(parsed, int) else bytes_only:
+        raise mistake(expected)
     bare = isinstance(value, int) or value.strip().isdigit()
     if bare and isinstance(parsed, int) and parsed < _LEAST_MEMORY:
         raise mistake(f"a bare number is bytes; did you mean {parsed}MiB? ({parsed} bytes are {parsed}B)")

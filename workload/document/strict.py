@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -36,6 +37,8 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
+    homes: ClassVar[Mapping[str, str]] = _HOMES
+    """Key -> section of the file that the key belongs in, for messages about a key in the wrong section."""
     secret: ClassVar[bool] = False
     """Whether a value that stands in place of a section of a workload may hold a password, so that no message may print
     it."""
@@ -56,8 +59,8 @@ class Strict(BaseModel):
             if key not in known:
                 near = meant.nearest(str(key), known)
                 hint = f"did you mean {near!r}? " if near else ""
-                if key in _HOMES:
-                    hint = f"it belongs in {_HOMES[key]}; "
+                if key in cls.homes:
+                    hint = f"it belongs in {cls.homes[key]}; "
                 message = f"unknown key {key!r:.64}; {hint}allowed: {', '.join(known)}"
                 raise PydanticCustomError("unknown_key", "{message}", {"message": message, "name": key})
         return value
