@@ -43,6 +43,7 @@ _COUNT = 3
 """Number of models of one architecture."""
 _MODELS = ("mobilenet_v2", "resnet18")
 _BASES = ("float32", "8 bits")
+"""Kinds of base that are compared."""
 _BASE_INDEX = 100_000
 """Number in the file of the forms from which the bases in codes are counted."""
 
