@@ -133,6 +133,7 @@ def restore(
         inner, rows = block * repeats, rows // repeats
 
     def spread(factors: _F) -> _F:
+        """Return factors of channels in a shape that broadcasts to ``[blocks, rows, inner]``."""
         return _repeated(factors.reshape(blocks, 1, block), repeats)
 
     shape = (blocks, rows, inner)

@@ -74,19 +74,17 @@ def kept_state(
     base_indices: dict[str, int] = {}
     for model, kept in forms.items():
         for parameter, (bits, beside, coded) in kept.items():
-            array, index, base = made[model][parameter], len(layers), None
+            array, index, base, name = made[model][parameter], len(layers), None, None
             if beside:
                 noise = np.random.default_rng(seed).standard_normal(array.shape).astype(np.float32)
                 base = bases.get(parameter, array + np.float32(0.1) * noise)
-            if coded and parameter not in bases:
-                base_index = base_indices[parameter] = _BASE_INDEX + len(base_indices)
-                packed, scale, base = code(base, None, BASE_BITS)
-                tensors |= {f"{base_index}.codes": packed, f"{base_index}.scale": scale}
-            name = None if base is None or coded else f"base.{tensor_id(base)}"
-            if base is not None:
+                if coded and parameter not in bases:
+                    base_index = base_indices[parameter] = _BASE_INDEX + len(base_indices)
+                    packed, scale, base = code(base, None, BASE_BITS)
+                    tensors |= {f"{base_index}.codes": packed, f"{base_index}.scale": scale}
                 bases[parameter] = base
-            if name is not None:
-                tensors[name] = base
+                if not coded:
+                    tensors[name := f"base.{tensor_id(base)}"] = base
             codes, scale, made[model][parameter] = code(array, base, bits)
             tensors |= {f"{index}.codes": codes, f"{index}.scale": scale}
             layers.append(

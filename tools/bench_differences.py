@@ -124,6 +124,7 @@ def _cases(
         ("mean", f"{bits} bits, output-weighted", mean, coded(bits, weighted=True), size(bits)) for bits in (1, 2)
     ]
     eight = {key: materialize(quantize_kernel(value, 8)) for key, value in mean.items()}
+    cases.append(("mean in 8 bits", "nothing", eight, lambda kernel, base, moments: base, size(0, 8)))
     cases += [("mean in 8 bits", f"{bits} bits", eight, coded(bits), size(bits, 8)) for bits in (1, 2, 4)]
     cases.append(("mean", "low rank, 5 % of the bytes", mean, _low_rank, _low_rank_bytes))
     cases += [

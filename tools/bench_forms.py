@@ -3,9 +3,10 @@
     .venv/bin/python tools/bench_forms.py [--rounds 30] [--bits 2]
 
 Three MobileNetV2, and three ResNet18, with random weights: neither times nor bytes depend on training. Every
-convolution and the classifier are differences beside one base. Each model is swapped in, which computes its kernels
-from base and codes, and run on one image of 224 x 224 pixels, on one thread. The same weights without forms are the
-unmerged models. All of it alternates in one process. Times are CPU times of that thread; medians are printed.
+convolution and the classifier are differences beside one base, which is float32 in one bundle and 8-bit codes in
+another. Each model is swapped in, which computes its kernels from base and codes, and run on one image of 224 x 224
+pixels, on one thread. The weights of the first bundle without forms are the unmerged models. All of it alternates in
+one process. Times are CPU times of that thread; medians are printed, and of ratios the medians of those of one round.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from time import thread_time
@@ -29,7 +31,7 @@ from rich.table import Table
 from safetensors.numpy import save_file
 
 from gemel.bundles.blob import tensor_id
-from gemel.bundles.codes import Bits, pack_codes, restore
+from gemel.bundles.codes import BASE_BITS, Bits, pack_codes, restore
 from gemel.bundles.reader import Bundle, open_bundle
 from gemel.check.contents.inspect import sizes
 from gemel.compiler import compile_workload
@@ -40,6 +42,10 @@ _SIZE = 224
 _COUNT = 3
 """Number of models of one architecture."""
 _MODELS = ("mobilenet_v2", "resnet18")
+_BASES = ("float32", "8 bits")
+"""Kinds of base that are compared."""
+_BASE_INDEX = 100_000
+"""Number in the file of the forms from which the bases in codes are counted."""
 
 _State = dict[str, NDArray[Any]]
 
@@ -50,35 +56,69 @@ def main() -> None:
     parser.add_argument("--bits", type=int, default=2, choices=get_args(Bits), help="bits of one code")
     options = parser.parse_args()
     table = Table(title=f"differences of {options.bits} bits, one thread, medians")
-    for column in ("model", "weights, MB", "bundle, MB", "unmerged, MB", "swap-in, ms", "run, ms", "swap-in / run"):
-        table.add_column(column, justify="right" if column != "model" else "left")
-    table.add_column("run / unmerged", justify="right")
+    for column in ("model", "base", "weights, MB", "bundle, MB", "unmerged, MB", "swap-in, ms", "run, ms"):
+        table.add_column(column, justify="right" if "," in column else "left")
+    for column in ("swap-in / run", "/ with float32", "run / unmerged"):
+        table.add_column(column, justify="right")
     for model in _MODELS:
         with tempfile.TemporaryDirectory() as folder:
-            forms, plain = _compiled(Path(folder), model, options.bits)
-            table.add_row(model, *_measured(forms, plain, options.rounds))
-    Console(width=120).print(table)
+            bundles = _compiled(Path(folder), model, options.bits)
+            for row in _measured(bundles, options.rounds):
+                table.add_row(model, *row)
+    Console(width=140).print(table)
 
 
-def _compiled(folder: Path, model: str, bits: Bits) -> tuple[Bundle, Bundle]:
-    """Compile models with the same weights twice: as differences, and as they are."""
+def _compiled(folder: Path, model: str, bits: Bits) -> dict[str, Bundle]:
+    """Compile models as differences to a base of each kind, and as they are."""
     states = [_state(model, seed) for seed in range(_COUNT)]
-    bases = {name: array for name, array in _state(model, _COUNT).items() if array.ndim > 1}
-    bundles = []
-    tensors: _State = {f"base.{tensor_id(array)}": array for array in bases.values()}
-    layers: list[Mapping[str, Any]] = []
-    made = [_differences(f"q{index}", state, bases, bits, tensors, layers) for index, state in enumerate(states)]
-    for kind in ("forms", "plain"):
+    kernels = {name: array for name, array in _state(model, _COUNT).items() if array.ndim > 1}
+    plain: list[_State] = []
+    bundles = {}
+    for kind in (*_BASES, "plain"):
         own = folder / kind
         own.mkdir()
-        for index, state in enumerate(made):
-            save_file(state, own / f"q{index}.safetensors")
-        if kind == "forms":
+        made = plain
+        if kind != "plain":
+            tensors, layers = _State(), list[Mapping[str, Any]]()
+            bases = {name: _base(array, kind, tensors) for name, array in kernels.items()}
+            made = [
+                _differences(f"q{index}", state, bases, bits, tensors, layers) for index, state in enumerate(states)
+            ]
+            plain = plain or made
             save_file(tensors, own / "forms.safetensors")
             (own / "merge.json").write_text(json.dumps(_report(layers)))
+        for index, state in enumerate(made):
+            save_file(state, own / f"q{index}.safetensors")
         workload = load_workload(_workload(own, model))
-        bundles.append(open_bundle(compile_workload(workload, own / "bundle").path))
-    return bundles[0], bundles[1]
+        bundles[kind] = open_bundle(compile_workload(workload, own / "bundle").path)
+    return bundles
+
+
+def _base(array: NDArray[np.float32], kind: str, tensors: _State) -> tuple[NDArray[np.float32], Mapping[str, Any]]:
+    """Return a base and how merge.json refers to it.
+
+    Args:
+        array: base in float32.
+        kind: ``float32``, or ``8 bits`` for codes.
+        tensors: tensors of the file of the forms, to which those of the base are added.
+    """
+    if kind == "float32":
+        name = f"base.{tensor_id(array)}"
+        tensors[name] = array
+        return array, {"base": name}
+    packed, scale = _coded(array, BASE_BITS)
+    base, index = np.empty_like(array), _BASE_INDEX + len(tensors)
+    restore(base, packed, scale, BASE_BITS)
+    tensors |= {f"{index}.codes": packed, f"{index}.scale": scale}
+    return base, {"base_index": index}
+
+
+def _coded(array: NDArray[np.float32], bits: Bits) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Return packed codes and the scale of each channel."""
+    rows = array.reshape(len(array), -1)
+    scale = (np.abs(rows).max(1) / max(1, 2 ** (bits - 1) - 1) + 1e-6).astype(np.float32)
+    codes = np.where(rows < 0, -1, 1) if bits == 1 else np.rint(rows / scale[:, None]).astype(np.int64)
+    return pack_codes(codes, bits), scale
 
 
 def _state(model: str, seed: int) -> _State:
@@ -94,7 +134,7 @@ def _state(model: str, seed: int) -> _State:
 def _differences(
     model: str,
     state: Mapping[str, NDArray[Any]],
-    bases: Mapping[str, NDArray[np.float32]],
+    bases: Mapping[str, tuple[NDArray[np.float32], Mapping[str, Any]]],
     bits: Bits,
     tensors: _State,
     layers: list[Mapping[str, Any]],
@@ -104,18 +144,15 @@ def _differences(
     Args:
         model: name of the model.
         state: weights of the model.
-        bases: parameter -> base.
+        bases: parameter -> base, and how merge.json refers to it.
         bits: bits of one code.
         tensors: tensors of the file of the forms, to which the codes are added.
         layers: entries of merge.json, to which the model's are added.
     """
     made = dict(state)
-    for name, base in bases.items():
-        rows = (state[name] - base).reshape(len(base), -1)
-        largest = max(1, 2 ** (bits - 1) - 1)
-        scale = (np.abs(rows).max(1) / largest + 1e-6).astype(np.float32)
-        codes = np.where(rows < 0, -1, 1) if bits == 1 else np.rint(rows / scale[:, None]).astype(np.int64)
-        packed, kernel, index = pack_codes(codes, bits), np.empty_like(base), len(layers)
+    for name, (base, reference) in bases.items():
+        packed, scale = _coded(state[name] - base, bits)
+        kernel, index = np.empty_like(base), len(layers)
         restore(kernel, packed, scale, bits, base=base)
         made[name] = kernel
         tensors |= {f"{index}.codes": packed, f"{index}.scale": scale}
@@ -127,7 +164,7 @@ def _differences(
                 "shape": base.shape,
                 "kind": "difference",
                 "bits": bits,
-                "base": f"base.{tensor_id(base)}",
+                **reference,
             }
         )
     return made
@@ -169,42 +206,47 @@ def _workload(folder: Path, model: str) -> Path:
     return path
 
 
-def _measured(forms: Bundle, plain: Bundle, rounds: int) -> list[str]:
-    """Return the cells of a row: bytes, and medians of paired times."""
+def _measured(bundles: Mapping[str, Bundle], rounds: int) -> Iterator[list[str]]:
+    """Yield the cells of a row for each kind of base: bytes, and medians of paired times."""
     image = {"image": np.random.default_rng(0).random((1, 3, _SIZE, _SIZE), np.float32)}
-    # Two models need more than one, so that every swap-in computes kernels.
-    with OrtCpu(forms, memory="min", threads=1) as ours, OrtCpu(plain, threads=1) as theirs:
-
-        def run(backend: OrtCpu, model: str) -> Callable[[], object]:
-            return lambda: backend.run(model, "main", image)
-
-        swaps, runs, unmerged, ratios = [], [], [], []
+    swaps: dict[str, list[float]] = {kind: [] for kind in bundles}
+    runs: dict[str, list[float]] = {kind: [] for kind in bundles}
+    with ExitStack() as opened:
+        # Two models need more than the least memory, so that every swap-in computes kernels.
+        backends = {
+            kind: opened.enter_context(OrtCpu(bundle, memory="all" if kind == "plain" else "min", threads=1))
+            for kind, bundle in bundles.items()
+        }
         for number in range(rounds + 1):
-            for model in forms.manifest.models:
-                swap = _seconds(lambda model=model: ours.activate(model))  # type: ignore[misc]
-                theirs.activate(model)
-                pair = (run(ours, model), run(theirs, model))
-                for each in pair:
-                    each()
-                # Whoever comes second finds warmer caches, so the two take turns at it.
-                order = (0, 1) if number % 2 else (1, 0)
-                times = {index: _seconds(pair[index]) for index in order}
-                ours.release(model)
-                theirs.release(model)
-                if number:
-                    swaps.append(swap)
-                    runs.append(times[0])
-                    unmerged.append(times[1])
-                    ratios.append(times[0] / times[1])
-    held, before = sizes(forms), sizes(plain)
-    bytes_ = (held["models"] / _COUNT, held["unique"], before["unique"])
-    return [
-        *(f"{size / 1e6:.1f}" for size in bytes_),
-        f"{median(swaps) * 1e3:.2f}",
-        f"{median(runs) * 1e3:.2f}",
-        f"{median(swaps) / median(runs):.2f}",
-        f"{median(ratios):.3f}",
-    ]
+            # Whoever comes later finds warmer caches, so they take turns at it.
+            order = [*backends][number % len(backends) :] + [*backends][: number % len(backends)]
+            for model in bundles["plain"].manifest.models:
+                swap = {kind: _seconds(lambda kind=kind: backends[kind].activate(model)) for kind in order}  # type: ignore[misc]  # noqa: B023
+                for backend in backends.values():
+                    backend.run(model, "main", image)
+                run = {kind: _seconds(lambda kind=kind: backends[kind].run(model, "main", image)) for kind in order}  # type: ignore[misc]  # noqa: B023
+                for kind, backend in backends.items():
+                    backend.release(model)
+                    if number:
+                        swaps[kind].append(swap[kind])
+                        runs[kind].append(run[kind])
+    for kind in _BASES:
+        held, before = sizes(bundles[kind]), sizes(bundles["plain"])
+        bytes_ = (held["models"] / _COUNT, held["unique"], before["unique"])
+        yield [
+            kind,
+            *(f"{size / 1e6:.1f}" for size in bytes_),
+            f"{median(swaps[kind]) * 1e3:.2f}",
+            f"{median(runs[kind]) * 1e3:.2f}",
+            f"{median(swaps[kind]) / median(runs[kind]):.3f}",
+            f"{_ratio(swaps[kind], swaps['float32']):.3f}",
+            f"{_ratio(runs[kind], runs['plain']):.3f}",
+        ]
+
+
+def _ratio(times: Sequence[float], others: Sequence[float]) -> float:
+    """Return the median of the ratios of paired times."""
+    return median(one / other for one, other in zip(times, others, strict=True))
 
 
 def _seconds(work: Callable[[], object]) -> float:
