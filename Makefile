@@ -8,7 +8,7 @@ STREET := examples/street
 
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 EXTRAS := --extra merge --extra examples --extra outputs --extra service --extra supervision --extra tensorrt-rtx \
-	--extra openvino --extra pull --extra sign
+	--extra openvino --extra pull --extra sign --extra place
 # Test models are tiny: with more than one thread per process, threads only wait for each other.
 # One worker more than cores, because many tests wait: for a camera, a process, or a lease.
 PYTEST := OMP_NUM_THREADS=1 PYTEST_XDIST_AUTO_NUM_WORKERS=$$(($$(nproc) + 1))

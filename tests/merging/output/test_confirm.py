@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 import torch
 from judgements import judgement
+from torch import nn
 
 from gemel.merging.forms.apply import FormCoder
 from gemel.merging.forms.form_map import Form, FormMap
@@ -118,7 +120,7 @@ def looked(subjects: dict[str, Subject], *bits: int, committed: int) -> Found:
     ]
     states = {name: each.state() for name, each in subjects.items()}
     forms = FormMap().joined({use: Form(committed)})
-    coder = FormCoder({"a": subjects["a"].student.model}, forms, {})
+    coder = FormCoder({"a": cast("nn.Module", subjects["a"].student.model)}, forms, {})
     states["a"] = subjects["a"].state()
     return Found(states, verdicts=verdicts, forms=forms, codes=dict(coder.codes))
 

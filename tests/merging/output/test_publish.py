@@ -35,7 +35,7 @@ def compile_one_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publish, "compile_workload", lambda source, target: shutil.copytree(source, target))
 
 
-def followed(box: Path, folder: Path) -> bytes:
+def followed(box: Path, folder: Path) -> dict[str, str]:
     """Let a box follow a folder of deltas, and return the content of its bundle."""
     pull_deltas(DeltaStore(str(folder)), box)
     return content_of(box)
