@@ -119,6 +119,7 @@ def test_the_report_is_part_of_the_bundle(merged: Workload) -> None:
         "mix": None,
         "scores": None,
         "notes": (),
+        "reverted": False,
     }
     assert "merged: 0.01 MB to 0.01 MB, 40.0% saved" in printed(bundle)
     path.write_text(path.read_text().replace("0.78", "0.88"))

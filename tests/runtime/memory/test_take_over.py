@@ -120,7 +120,7 @@ NUMBERS = count()
 USERS = st.dictionaries(st.integers(0, len(LENGTHS) - 1), st.sampled_from(["a", "b", "ab", "c", "abc"]), min_size=1)
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(chain=st.lists(st.tuples(USERS, st.sets(st.integers(0, 9))), min_size=2, max_size=5))
 def test_any_chain_of_bundles(tmp_path: Path, chain: list[tuple[dict[int, str], set[int]]]) -> None:
     arena: HostArena | None = None
