@@ -4,9 +4,9 @@
     .venv/bin/python tools/bench_merge.py DATA --full   # three seeds, no budget: many hours
 
 The workloads are made first (``tools/merge_workloads.py``). Runs are kept below ``out/merge/short`` and
-``out/merge/runs``, and a run that was stopped is resumed. The search measures accuracy on one half of the test images;
-the other half, which the search never sees, confirms the result. Writes a table into docs/merging.md and a picture
-into docs/images.
+``out/merge/runs``, and a run that was stopped is resumed. All arms have the judge of ``gemel merge``: one half of the
+images that no model was trained on chooses, the other half confirms. Writes a table into docs/merging.md and a
+picture into docs/images.
 """
 
 from __future__ import annotations
@@ -25,22 +25,16 @@ import matplotlib
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
-import torch
 import yaml
 from count_images import ImageCount, count_images
 from documents import write_between
-from merge_workloads import prepare
+from merge_workloads import ALL, prepare
 from rich.console import Console
 
 from gemel.bundles.merge_report import MergeReport, read_report
-from gemel.merging.judging.running import answers_on
 from gemel.merging.merge import Listener, MergeOptions, merge_workload
-from gemel.merging.models.networks import networks_of
 from gemel.merging.strategies import SearchSettings
-from gemel.merging.tasks import task_of
-from gemel.runtime.decode.evidence import accuracy_of
 from gemel.workload import load_workload
-from gemel.workload.data import load_data
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -56,9 +50,8 @@ class Arm:
     target: float = 0.95
 
 
-_DONE = "confirmed.json"
-"""Name of the file in the folder of a finished run with the relative accuracy of each query on images that the search
-never saw."""
+_DONE = "done.json"
+"""Name of the file in the folder of a finished run with the number of images that went through models."""
 _COUNTED = "images.json"
 """Name of the file in the folder of a run with the numbers of images that went through models so far."""
 _MINUTES = {"w1": 2.25, "w3": 3.0}
@@ -66,6 +59,7 @@ _MINUTES = {"w1": 2.25, "w3": 3.0}
 default strategy's first round on W1."""
 _BETWEEN = SearchSettings(inside=False)
 _GOOD = SearchSettings(rate=0.02)
+_COMPRESSED = SearchSettings(retrain=False, differences=False, compress=True)
 _DONOR = SearchSettings(rate=0.02, start="donor")
 
 
@@ -89,6 +83,11 @@ def _full_arms() -> Iterator[Arm]:
     yield Arm("heaviest, published rate", "w1", "heaviest")
     yield Arm("heaviest, published rate", "w2", "heaviest")
     yield Arm("heaviest", "w2", "heaviest", _GOOD)
+    for workload in ALL:
+        yield Arm("nothing trained", workload, settings=SearchSettings(retrain=False))
+        yield Arm("sharing only", workload, settings=SearchSettings(differences=False))
+        yield Arm("compression only", workload, settings=_COMPRESSED)
+        yield Arm("together, compressed", workload, settings=SearchSettings(compress=True))
     for workload in ("w4", "w5"):
         yield Arm("together, between models", workload, settings=_BETWEEN)
         yield Arm("together, published start", workload, settings=replace(_BETWEEN, start="first"))
@@ -100,13 +99,11 @@ def _full_arms() -> Iterator[Arm]:
 
 @dataclass
 class Run:
-    """Result of one merge with one seed: the report that it wrote, and accuracies on unseen images."""
+    """Result of one merge with one seed: the report that it wrote, and the images that it took."""
 
     arm: Arm
     seed: int
     report: MergeReport
-    confirmed: dict[str, float]
-    """Relative accuracy of each query on images that the search never saw."""
     images: int
     """Number of images that went through models in all of the merge: in training, by teachers, in looks at starts, for
     statistics and for evaluation."""
@@ -153,7 +150,7 @@ def _output(arm: Arm, seed: int, runs: Path) -> Path:
 
 
 def run_arm(arm: Arm, seed: int, folder: Path, runs: Path, budget: float | None, console: Console) -> Run:
-    """Merge a workload with one seed and confirm its accuracy, or read the result that an earlier call kept.
+    """Merge a workload with one seed, or read the result that an earlier call kept.
 
     Args:
         arm: strategy, settings and workload of the merge.
@@ -181,57 +178,44 @@ def run_arm(arm: Arm, seed: int, folder: Path, runs: Path, budget: float | None,
         earlier = ImageCount(**json.loads(counted.read_text())) if options.resume and counted.exists() else ImageCount()
         with count_images(earlier) as count:
             merge_workload(load_workload(workload), output, options, _Printer(console, count, counted))
-        kept = {"confirmed": confirm(workload, output / "workload.yaml"), "images": count.all}
-        done.write_text(json.dumps(kept))
+        done.write_text(json.dumps({"images": count.all}))
     return Run(arm, seed, read_report(output / "merge.json"), **json.loads(done.read_text()))
 
 
-def confirm(original: Path, merged: Path) -> dict[str, float]:
-    """Return each query's accuracy after the merge, divided by its original model's, on the images in ``test``."""
-    before, after = (networks_of(load_workload(path)) for path in (original, merged))
-    workload = load_workload(original)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found = {}
-    for name, network in before.items():
-        modules = [each.cut.stages["main"].module.eval().to(device) for each in (network, after[name])]
-        for query in network.queries:
-            assert query.data is not None and query.data.val is not None
-            unseen = query.data.model_copy(update={"val": query.data.val.replace("/val", "/test")})
-            judged = query.model_copy(update={"data": unseen})
-            classes = getattr(network.cut.decode, "classes", None)
-            splits, task = load_data(judged, workload, network.cut.input, classes), task_of(network, query)
-            values = []
-            for images in (splits.choose, splits.confirm):
-                teacher, student = (answers_on(task, module, images, device) for module in modules)
-                was, now = (accuracy_of(task.evidence(answers, teacher, images)) for answers in (teacher, student))
-                values.append(now / was)
-            found[query.name] = statistics.mean(values)
-    return found
-
-
 def table(runs: Sequence[Run]) -> str:
-    """Return a Markdown table of merges: medians over seeds, and the accuracy of the worst query over all seeds."""
+    """Return a Markdown table of merges: medians over seeds, and the worst query over all seeds."""
     lines = [
-        "| workload | strategy | target | saved | chosen | confirmed | images | in all | run | minutes | seeds |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| workload | strategy | target | saved | sharing | alone: sharing | compression | worst query | bound | back |"
+        " images | in all | run | minutes | seeds |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     by_arm: dict[tuple[str, str, float], list[Run]] = {}
     for run in runs:
         by_arm.setdefault((run.arm.workload, run.arm.name, run.arm.target), []).append(run)
     for (workload, name, target), same in by_arm.items():
-        saved = [run.report.layer_saving for run in same]
+        saved = [run.report.saving for run in same]
         spread = f" ({min(saved):.1%} to {max(saved):.1%})" if max(saved) - min(saved) > 0.0005 else ""
-        chosen = min(found.relative for run in same for found in run.report.queries.values())
-        confirmed = min(value for run in same for value in run.confirmed.values())
+        queries = [found for run in same for found in run.report.queries.values()]
+        worst = min(found.relative for found in queries)
+        bounds = [found.own.low / found.target for found in queries if found.own is not None and found.own.images]
+        back = sum(any("not confirmed" in note for note in found.notes) for found in queries)
         unfinished = "" if all(run.report.finished for run in same) else ", time was up"
         until, samples = (statistics.median(run.samples[which] for run in same) / 1e3 for which in (0, 1))
         lines.append(
-            f"| {workload.upper()} | {name} | {target:.0%} | {statistics.median(saved):.1%}{spread} | {chosen:.3f} |"
-            f" {confirmed:.3f} | {until:.0f}k | {samples:.0f}k |"
-            f" {statistics.median(run.images for run in same) / 1e3:.0f}k |"
+            f"| {workload.upper()} | {name} | {target:.0%} | {statistics.median(saved):.1%}{spread} |"
+            f" {' | '.join(_median_part(same, part) for part in ('sharing', 'sharing_alone', 'compression_alone'))} |"
+            f" {worst:.3f} | {format(min(bounds), '.3f') if bounds else '-'} | {back} of {len(queries)} |"
+            f" {until:.0f}k | {samples:.0f}k | {statistics.median(run.images for run in same) / 1e3:.0f}k |"
             f" {statistics.median(run.seconds for run in same) / 60:.1f}{unfinished} | {len(same)} |"
         )
     return "\n".join(lines)
+
+
+def _median_part(runs: Sequence[Run], part: str) -> str:
+    """Return the text for the median of a part of the saving over runs, ``-`` where a run did not measure it."""
+    values = [getattr(run.report.parts, part) for run in runs if run.report.parts is not None]
+    known = [value for value in values if value is not None]
+    return f"{statistics.median(known):.1%}" if known else "-"
 
 
 def draw(runs: Sequence[Run], path: Path) -> None:

@@ -26,7 +26,6 @@ __all__ = [
     "PARTS",
     "Camera",
     "Scene",
-    "judge_windows",
     "label_camera",
     "link_feed",
     "read_scenes",
@@ -237,19 +236,6 @@ def link_feed(windows: Path, part: str = "val") -> Path:
             for folder in (windows / part).iterdir():
                 for number, picture in enumerate(sorted(folder.iterdir())):
                     (work / f"{number:05}-{folder.name}.jpg").hardlink_to(picture)
-    return target
-
-
-def judge_windows(windows: Path) -> Path:
-    """Return a folder with links to the windows of ``val`` and ``test``, in folders by class."""
-    target = windows / "judge"
-    if not target.exists():
-        with whole_folder(target) as work:
-            for part in ("val", "test"):
-                for picture in sorted((windows / part).glob("*/*")):
-                    folder = work / picture.parent.name
-                    folder.mkdir(exist_ok=True)
-                    (folder / f"{part}-{picture.name}").hardlink_to(picture)
     return target
 
 

@@ -28,7 +28,6 @@ import yaml
 from camera_labels import one_class
 from camera_sets import (
     Camera,
-    judge_windows,
     label_camera,
     link_feed,
     read_scenes,
@@ -37,6 +36,7 @@ from camera_sets import (
     write_windows,
 )
 from documents import write_between
+from judge_parts import judge_parts
 from objectron_models import OPEN_IMAGES, prepare_objectron
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -119,7 +119,7 @@ def prepare_cameras(data: Path, output: Path, only: str | None = None) -> Path:
             write_windows(camera, scenes, windows, _WINDOWS)
             print(f"{camera.name}: labelled in {time.process_time() - began:.0f} s", flush=True)
         write_judged(camera, _detector(own), scenes / "judge")
-        judge_windows(windows)
+        judge_parts(windows)
         link_feed(windows)
         tunings: dict[str, Callable[[], _Tuned]] = {
             _name(camera): partial(_tune_detector, own, scenes),

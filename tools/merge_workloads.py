@@ -8,7 +8,7 @@ about 20 minutes on two cores; later calls keep the files that exist.
 
 W1 has four queries on CIFAR-10 with nested classes. W2 has two of these queries and one on Fashion-MNIST. Originals are
 fine-tuned on CIFAR-10's training set, and merging may train on 5,000 images of it per query. The test set is halved:
-the search measures accuracy on ``val``, and only the benchmark's report uses ``test``.
+a merge chooses by one half, and the other confirms.
 
 W3 and W4 have models of the MobileNetV2 family that different people trained (``tools/street_workloads.py``), without
 labels. W5 is the paper's setting: one public detector and one public classifier, each fine-tuned to four cameras
@@ -31,6 +31,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
+from judge_parts import judge_parts
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
@@ -106,6 +107,7 @@ def _labelled(workload: str, data: Path, output: Path) -> Path:
         else:
             _cifar(data, output / "images")
         _link(output / "images", output / "data" / name, classes, source)
+        judge_parts(output / "data" / name)
         target = output / "weights" / f"{name}.safetensors"
         if not target.exists():
             start = None if name == "clothes" else data / _CHECKPOINTS[depth]
@@ -257,7 +259,7 @@ def _workload(name: str, output: Path) -> Path:
                 "args": {"depth": QUERIES[query][0], "num_classes": len(QUERIES[query][1])},
                 "weights": f"weights/{query}.safetensors",
             },
-            "data": {"train": f"data/{query}/train", "val": f"data/{query}/val"},
+            "data": {"train": f"data/{query}/train", "val": f"data/{query}/judge"},
         }
         for query in WORKLOADS[name]
     ]

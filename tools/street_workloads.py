@@ -22,6 +22,7 @@ import cv2
 import make_street_example
 import numpy as np
 import yaml
+from judge_parts import judge_parts
 from whole_folder import whole_folder
 
 from gemel.frames.source import Source, resolve
@@ -70,6 +71,7 @@ def prepare_family(data: Path, output: Path) -> Path:
     folders = _write_frames(data, output)
     models = prepare_objectron(output / "objectron")
     write_crops(folders, output / "data" / "street" / "crops")
+    judge_parts(output / "data" / "street" / "crops")
     document = _street_document()
     # One query for each model: W3 asks the person detector and the embedder twice.
     document["queries"] = [
@@ -88,7 +90,7 @@ def prepare_family(data: Path, output: Path) -> Path:
                 "args": {"num_classes": len(OPEN_IMAGES), "batch_norm": False},
                 "weights": str((models / "open-images.safetensors").relative_to(output)),
             },
-            "data": {"train": "data/street/train", "val": f"data/street/{_ROAD}/val"},
+            "data": {"train": "data/street/train", "val": f"data/street/{_ROAD}/judge"},
         }
     )
     for name in LANDMARKS:
@@ -97,7 +99,7 @@ def prepare_family(data: Path, output: Path) -> Path:
             "outputs": ["landmarks"],
             "input": {"scale": "1/255", "mean": 0.0, "std": 1.0},
         }
-        data_of = {"train": "data/street/crops/train", "val": "data/street/crops/val"}
+        data_of = {"train": "data/street/crops/train", "val": "data/street/crops/judge"}
         document["queries"].append(
             {"name": f"crops-{name}", "feed": "crops", "task": "embedding", "model": model, "data": data_of}
         )
@@ -116,6 +118,8 @@ def _write_frames(data: Path, output: Path) -> list[Path]:
     for name, source in sources.items():
         _frames(source, output / "data" / "street" / name)
     folders = [output / "data" / "street" / name for name in sources]
+    for folder in folders:
+        judge_parts(folder)
     _together([folder / "train" for folder in folders], output / "data" / "street" / "train")
     return folders
 
@@ -128,7 +132,7 @@ def _street_document() -> dict[str, Any]:
     for query in document["queries"]:
         if "weights" in query["model"]:
             query["model"]["weights"] = str(_STREET / query["model"]["weights"])
-        query["data"] = {"train": "data/street/train", "val": f"data/street/{query['feed']}/val"}
+        query["data"] = {"train": "data/street/train", "val": f"data/street/{query['feed']}/judge"}
     return document
 
 

@@ -15,7 +15,6 @@ from camera_labels import Frame, SeenBoxes, detect, follow, join_views, label_fr
 from camera_sets import (
     Camera,
     Scene,
-    judge_windows,
     label_camera,
     link_feed,
     read_scenes,
@@ -24,6 +23,7 @@ from camera_sets import (
     write_scenes,
     write_windows,
 )
+from judge_parts import judge_parts
 from train_queries import augment, load_windows
 
 from gemel.workload import load_workload
@@ -228,7 +228,7 @@ def test_a_merge_is_judged_by_every_frame_of_the_last_two_parts(folder: Path) ->
     expected = [*range(12, 16), *range(32, 36), *range(52, 56), *(17, 18, 19), *(37, 38, 39), *(57, 58, 59)]
     assert [each["id"] for each in content["images"]] == expected
     assert len(read_scenes(folder / "judge")) == len(content["images"])
-    windows = judge_windows(folder / "windows")
+    windows = judge_parts(folder / "windows")
     for name in camera.classes:
         both = [each for part in ("val", "test") for each in (folder / "windows" / part / name).iterdir()]
         assert len(list((windows / name).iterdir())) == len(both)

@@ -161,7 +161,7 @@ def test_the_workload_has_four_detectors_and_four_classifiers(
     (tmp_path / "street" / "data").mkdir(parents=True)
     (tmp_path / "street" / "data" / "junction.avi").touch()
     fakes = {"label_camera": lambda *_: None, "write_scenes": make, "write_windows": make, "link_feed": make}
-    fakes |= {"write_judged": make, "judge_windows": make}
+    fakes |= {"write_judged": make, "judge_parts": make}
     for name, function in {**fakes, "_tune_detector": tune, "_tune_classifier": tune}.items():
         monkeypatch.setattr(fine_tunes, name, function)
     fine_tunes.main([str(tmp_path), "-o", str(tmp_path / "out")])
