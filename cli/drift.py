@@ -70,7 +70,7 @@ def drift_command(
         from ..check.drift.drift_report import check_metrics, drift_lines, drift_table, drift_to_json, write_metrics
         from ..check.drift.follow import judge_new, rounds
         from ..check.drift.judge import DriftJudge, DriftLimits
-        from ..check.drift.sample_files import open_samples
+        from ..runtime.sinks.sample_files import open_samples
     except ModuleNotFoundError as error:
         raise missing_extra(error, "gemel drift", "eval") from error
     if backend is not None:
