@@ -90,7 +90,9 @@ def merge_command(
     ] = None,
     samples: Annotated[
         str | None,
-        typer.Option(help="Frames that boxes have sampled, as in gemel drift: a folder, or s3://...", metavar="DIR"),
+        typer.Option(
+            help="Frames that boxes have sampled, to train on and judge by: a folder, or s3://...", metavar="DIR"
+        ),
     ] = None,
     publish: Annotated[
         Path | None,

@@ -69,7 +69,7 @@ class MergeOptions:
     """Folder of an earlier merge of the same workload to go on from; None to start from the original weights."""
     samples: str | None = None
     """Folder, or address of a store, with frames that boxes have sampled; queries are judged by these as well, and
-    models trained on them. Needs ``earlier``."""
+    models trained on them. None for no samples; ``earlier`` needs some."""
 
 
 class Listener:
@@ -152,7 +152,7 @@ def _merge(
     listener: Listener,
     device: torch.device,
     deadline: float,
-    goes_on: GoesOn | None,
+    goes_on: GoesOn,
 ) -> MergeReport:
     """Load the models, search until ``time.monotonic()`` passes ``deadline``, and write the merged workload."""
     left: dict[str, str] = {}
@@ -165,9 +165,9 @@ def _merge(
     if options.settings.differences:
         check_bases(workload)
     # A resumed search needs all models to repeat its trials, and one that goes on needs all that are merged.
-    until = math.inf if store.replaying or goes_on is not None else deadline
+    until = math.inf if store.replaying or goes_on.earlier is not None else deadline
     samples = None
-    if goes_on is not None:
+    if goes_on.samples is not None:
         listener.samples(goes_on.samples)
         samples = goes_on.samples.listings(store)
     subjects = build_subjects(workload, options.definition, device, listener.model, leave, until, samples)
@@ -180,11 +180,12 @@ def _merge(
         distances_of({name: subject.layers for name, subject in subjects.items()}, originals),
         JointErrors(subjects, options.seed),
     )
-    if len(subjects) > 1 and goes_on is None and not store.replaying and monotonic() <= deadline:
+    if len(subjects) > 1 and goes_on.earlier is None and not store.replaying and monotonic() <= deadline:
         _tell_errors(problem, listener)
 
     settings = options.settings
-    had_forms = goes_on is not None and goes_on.earlier.report.forms is not None
+    earlier = goes_on.earlier
+    had_forms = earlier is not None and earlier.report.forms is not None
     costs = find_forms(
         workload,
         subjects,
@@ -192,11 +193,11 @@ def _merge(
         differences=settings.differences or had_forms,
         compress=settings.compress,
     )
-    begin = Found(originals) if goes_on is None else goes_on.earlier.start(subjects, left, costs)
+    begin = Found(originals) if earlier is None else earlier.start(subjects, left, costs)
 
     def start() -> Search:
         """Start the search for forms and sharing anew."""
-        if goes_on is not None:
+        if earlier is not None:
             return rejoin(problem, settings, costs, Earlier(begin.sharing, begin.forms, begin.retained))
         return with_forms(plan, problem, settings, costs)
 
@@ -269,7 +270,7 @@ def device_of(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _header(workload: Workload, options: MergeOptions, goes_on: GoesOn | None) -> dict[str, object]:
+def _header(workload: Workload, options: MergeOptions, goes_on: GoesOn) -> dict[str, object]:
     """Return the header of the search journal: everything that must be equal for a search to be resumed."""
     queries = workload.model_dump_json(include={"queries", "feeds", "stills"})
     return {
@@ -277,7 +278,7 @@ def _header(workload: Workload, options: MergeOptions, goes_on: GoesOn | None) -
         "strategy": options.strategy,
         "definition": options.definition,
         "seed": options.seed,
-        "from": goes_on and goes_on.earlier.digest,
-        "samples": goes_on and goes_on.samples.digest,
+        "from": goes_on.earlier and goes_on.earlier.digest,
+        "samples": goes_on.samples and goes_on.samples.digest,
         **asdict(options.settings),
     }

@@ -16,10 +16,11 @@ __all__ = ["GoesOn", "open_going_on"]
 
 @dataclass(frozen=True)
 class GoesOn:
-    """Earlier merge that a search goes on from, with the samples that it is trained on and judged by."""
+    """Earlier merge that a search goes on from, and samples that it is trained on and judged by."""
 
-    earlier: EarlierMerge
-    samples: MergeSamples
+    earlier: EarlierMerge | None
+    """None for a search that starts from the original weights."""
+    samples: MergeSamples | None
 
 
 def open_going_on(
@@ -30,8 +31,8 @@ def open_going_on(
     strategy: str,
     settings: SearchSettings,
     resume: bool,
-) -> GoesOn | None:
-    """Open the earlier merge and the samples that a merge goes on from; return None if it starts from the originals.
+) -> GoesOn:
+    """Open the earlier merge and the samples that a merge goes on from.
 
     Args:
         workload: the original workload.
@@ -46,14 +47,13 @@ def open_going_on(
         InputError: the earlier merge or the samples cannot be used, or the options do not go together.
         MissingExtraError: the samples are in a store, and fsspec is not installed.
     """
+    seen = None if samples is None else merge_samples(samples, workload, output, resume=resume)
     if earlier is None:
-        if samples is not None:
-            raise InputError("--samples: give the earlier merge that the boxes run, too: --from MERGED")
-        return None
-    if samples is None:
+        return GoesOn(None, seen)
+    if seen is None:
         raise InputError("--from: give the frames that the boxes have sampled, too: --samples DIR")
     if strategy != "together":
         raise InputError(f"--strategy: {strategy!r} does not go on from an earlier merge; leave it or --from out")
     if settings.compress:
         raise InputError("--compress: does not go on from an earlier merge; leave it or --from out")
-    return GoesOn(open_earlier(earlier, workload), merge_samples(samples, workload, output, resume=resume))
+    return GoesOn(open_earlier(earlier, workload), seen)

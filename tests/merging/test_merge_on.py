@@ -169,6 +169,16 @@ def test_a_query_that_stays_private_says_what_would_help(
     assert all(bool((found[key] == value).all()) for key, value in original.items())
 
 
+def test_a_merge_from_the_originals_may_use_samples_too(merged: Path, tmp_path: Path) -> None:
+    heard = Heard()
+    report = go_on(merged, tmp_path / "anew", heard=heard, earlier=None)
+    assert not any(verdict.trial.whole for verdict in heard.verdicts)
+    assert {query: found.samples is not None for query, found in report.queries.items()} == {
+        "direction": True,
+        "colour": True,
+    }
+
+
 @pytest.fixture
 def copied(merged: Path, tmp_path: Path) -> Path:
     """Return a copy of the workload and its merge, which a test may damage."""
@@ -232,7 +242,6 @@ def test_an_earlier_merge_that_cannot_be_used(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"earlier": None}, "--samples: give the earlier merge"),
         ({"samples": None}, "--from: give the frames"),
         ({"strategy": "heaviest"}, "--strategy: 'heaviest' does not go on"),
         ({"settings": SearchSettings(compress=True)}, "--compress: does not go on"),
