@@ -163,7 +163,7 @@ def merge(workload: Path, output: Path, **options: Any) -> Effort:
     print(f"{output.name}", flush=True)
     began, printer = monotonic(), _Printer()
     with count_images() as count:
-        made = MergeOptions(settings=_SETTINGS, device="cpu", **options)
+        made = MergeOptions(settings=_SETTINGS, device="cpu", resume=(output / "search").exists(), **options)
         report = merge_workload(load_workload(workload), output, made, printer)
     trained = sum(trial.samples for trial in report.trials)
     return Effort(report, trained, count.all, monotonic() - began, printer.before)

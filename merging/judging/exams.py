@@ -25,8 +25,9 @@ from ..tasks.classification import ClassificationTask
 from ..tasks.embedding import EmbeddingTask, retrieval
 from .intervals import Interval, relative_interval
 from .judgement import Judgement, same_as_original
-from .papers import Paper, sample_task, unlabelled_paper
+from .papers import Paper, unlabelled_paper
 from .running import answers_and_scores, answers_on
+from .sampled import agreement_on_samples, as_by_labels, sample_task
 
 __all__ = [
     "Exam",
@@ -120,30 +121,10 @@ def judge_query(
         others, ratios = answers_and_scores(task, student, teacher, mix.images, device)
         scores = relative_interval(ratios, Ratios(ratios.total, ratios.total))
         agreement = _on_the_mix(task, own, mix, answers, others)
-    seen = _on_samples(sample_task(task), exam.samples, student, device, limit)
+    seen = None if exam.samples is None else agreement_on_samples(task, exam.samples, student, device, limit)
+    if seen is not None:
+        seen = as_by_labels(seen, found, task, own, answers)
     return Judgement(accuracy_of(evidence), accuracy_of(own.original), found, agreement, scores, seen)
-
-
-def _on_samples(
-    task: Task, samples: Paper | None, student: nn.Module, device: torch.device, limit: int | None
-) -> Interval | None:
-    """Return how far a model's answers to samples agree with the original's; None if that finds nothing on them.
-
-    Args:
-        task: the task that judges samples.
-        samples: the samples; None without samples.
-        student: stage of the judged model, in eval mode.
-        device: device that the stage is on.
-        limit: maximum number of samples to judge by; None for all.
-    """
-    if samples is not None and limit is not None and limit < len(samples.images):
-        part = samples.images.select(torch.arange(limit))
-        first = unlabelled_paper(task, part, samples.answers[:limit])
-        samples = samples if first.original is None else first
-    if samples is None or samples.original is None:
-        return None
-    answers = answers_on(task, student, samples.images, device)
-    return relative_interval(task.evidence(answers, samples.answers, samples.images), samples.original)
 
 
 def _on_the_mix(task: Task, own: Paper, mix: Paper, answers: Answers, others: Answers) -> Interval | None:

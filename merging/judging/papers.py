@@ -10,9 +10,8 @@ from ...errors import UnjudgedError
 from ...runtime.decode.evidence import ImageEvidence
 from ...workload.data import Images
 from ..tasks import Answers, Task
-from ..tasks.embedding import EmbeddingTask
 
-__all__ = ["Paper", "sample_task", "unlabelled_paper"]
+__all__ = ["Paper", "unlabelled_paper"]
 
 
 @dataclass(frozen=True)
@@ -41,12 +40,3 @@ def unlabelled_paper(task: Task, images: Images, answers: Answers) -> Paper:
         return Paper(images, answers, task.evidence(answers, answers, images))
     except UnjudgedError:
         return Paper(images, answers, None)
-
-
-def sample_task(task: Task) -> Task:
-    """Return the task that judges samples: embeddings are compared after the mean of the samples is subtracted.
-
-    A new scene moves all embeddings into one direction. With the mean of former images as the centre, all frames of
-    the scene would be alike, and any model that sees the new scene at all would seem to be right.
-    """
-    return task.uncentred() if isinstance(task, EmbeddingTask) else task

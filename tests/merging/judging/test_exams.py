@@ -317,6 +317,21 @@ def test_a_query_passes_if_it_holds_on_its_own_images_and_on_samples() -> None:
         assert unchanged(made.choose).samples == SAME
 
 
+def test_where_labels_forgive_a_disagreement_samples_do_as_well() -> None:
+    # The original is wrong on the second shade, so a model that answers the first shade there is as right as it is.
+    labelled = images(*[10, 100, 150, 240] * 30, labels=torch.tensor([0, 0, 2, 3] * 30))
+    made = sampled(ClassificationTask(), Shade(), labelled, images(*[10, 100, 150, 240] * 30))
+    better, worse = judged(made, Shade(1)), judged(made, Shade(1, 3))
+    assert better.own.value > 1 and better.samples is not None
+    # It gives three of four answers of the original, on its own images and on samples.
+    assert better.samples.value == 1 and better.samples.low == pytest.approx(better.samples.best)
+    # One class more is wrong, by labels as well.
+    assert worse.own.value == 1 and worse.samples is not None
+    only_new = sampled(ClassificationTask(), Shade(), labelled, images(*[10, 240] * 60))
+    lost = judged(only_new, Shade(3))
+    assert lost.samples is not None and lost.samples.value == pytest.approx(0.5, abs=0.01)
+
+
 def test_few_samples_judge_by_their_value() -> None:
     made = sampled(ClassificationTask(), Shade(), images(*OWN), images(10, 240, 240, 10, 240))
     same, blind = (judged(made, Shade(*wrong)) for wrong in ((), (3,)))
