@@ -72,6 +72,9 @@ class QueryReport(Value):
     scores: IntervalReport | None = None
     """Agreement of a query's raw scores with the original model's on frames of other feeds and stills; None for a query
     with labels."""
+    samples: IntervalReport | None = None
+    """Agreement of a query's answers with the original model's on frames that boxes have sampled; None without samples,
+    and where the original finds nothing on them."""
     notes: tuple[str, ...] = ()
     """Lines that say what limits a query's merge, and what would help."""
 
@@ -163,7 +166,7 @@ class SavingParts(Value):
 class MergeReport(Value):
     """Content of merge.json. A field added in a later version needs a default, so that older files stay readable."""
 
-    schema_version: str = "1.1"
+    schema_version: str = "1.2"
     strategy: str
     seed: int
     original_bytes: ByteCount

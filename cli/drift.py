@@ -86,7 +86,7 @@ def drift_command(
         from ..check.drift.follow import judge_new, rounds
         from ..check.drift.judge import DriftJudge, DriftLimits
         from ..check.drift.reverting import Reverting
-        from ..check.drift.sample_files import open_samples
+        from ..runtime.sinks.sample_files import open_samples
     except ModuleNotFoundError as error:
         raise missing_extra(error, "gemel drift", "eval") from error
     if backend is not None:

@@ -80,6 +80,20 @@ def merge_command(
             help="Run independent trials as Ray tasks: local, or the address of a cluster.", metavar="ADDRESS"
         ),
     ] = None,
+    earlier: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="Folder of an earlier merge to go on from with --samples; only queries below their targets change.",
+            metavar="MERGED",
+        ),
+    ] = None,
+    samples: Annotated[
+        str | None,
+        typer.Option(
+            help="Frames that boxes have sampled, to train on and judge by: a folder, or s3://...", metavar="DIR"
+        ),
+    ] = None,
     publish: Annotated[
         Path | None,
         typer.Option(help="Folder to publish each step to, as a delta that gemel pull follows.", metavar="DIR"),
@@ -132,6 +146,8 @@ def merge_command(
         budget=parse_budget(budget) - (monotonic() - began) if budget is not None else None,
         resume=resume,
         ray=ray,
+        earlier=earlier,
+        samples=samples,
     )
     console = open_console()
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -178,7 +194,12 @@ def merge_command(
 def _kept(found: QueryReport) -> str:
     """Return what one query keeps of its accuracy on the images that confirm, as text."""
     text = f"{found.reached:.1%} of {found.original:.1%}, {found.relative:.1%} of the original"
-    names = (("own images", found.own), ("mix", found.mix), ("scores on the mix", found.scores))
+    names = (
+        ("own images", found.own),
+        ("mix", found.mix),
+        ("scores on the mix", found.scores),
+        ("samples", found.samples),
+    )
     parts = [
         f"{name} {part.low:.3f} to {part.high:.3f}, n={part.images}" for name, part in names if part and part.images
     ]

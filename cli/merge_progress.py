@@ -65,6 +65,10 @@ def merge_listener(bar: Progress, stop: Stop, publish: Callable[[bool], str] | N
             self.unloaded += str(error) == NOT_LOADED
             say("model", f"{model} stays as it is: {error}")
 
+        def samples(self, samples: Any) -> None:
+            for line in samples.lines:
+                say("samples", line)
+
         def fine_tunes(self, models: Any) -> None:
             say("family", models.description)
 
@@ -109,6 +113,16 @@ def merge_listener(bar: Progress, stop: Stop, publish: Callable[[bool], str] | N
 
         def verdict(self, verdict: Any, report: Any) -> None:
             outcome = verdict.outcome
+            if verdict.trial.whole:
+                for query, kept in outcome.relative.items():
+                    found = report.queries[query]
+                    holds = "holds, and stays as it is" if found.model in outcome.met else "loses its shared weights"
+                    say("again", f"{query}: keeps {kept:.1%} of the original (target {found.target:.0%}): {holds}")
+                return
+            if verdict.trial.release:
+                say("again", f"{verdict.trial.group}; all others keep theirs; left: {_left(self.forecasts[-1])}")
+                show_published(False)
+                return
             worst = min(outcome.relative.items(), key=lambda item: item[1], default=("", 0.0))
             word = "accepted" if verdict.accepted else "measured" if verdict.trial.recipe is None else "not accepted"
             say(

@@ -21,14 +21,18 @@ from .layers.problem import Problem, pair_layers
 from .layers.sharing import Slot
 from .models.bases import check_bases
 from .output.disk_journal import DiskJournal
+from .output.going_on import GoesOn, open_going_on
+from .output.kept_samples import MergeSamples
 from .output.modules import imported_beside, modules_beside
 from .output.report import Reporter
 from .output.store import Store
 from .search.find_forms import find_forms
 from .search.forecast import Forecast, forecast
-from .search.search import Found, Job, search
+from .search.found import Found
+from .search.search import Job, search
 from .strategies import Search, SearchSettings, Strategy, Verdict, strategy
 from .strategies.cheapest_forms import with_forms
+from .strategies.rejoin import Earlier, rejoin
 from .training.closed_form import JointErrors
 from .training.deadline import TimeUpError
 from .training.loading import build_subjects
@@ -61,6 +65,11 @@ class MergeOptions:
     """Whether to continue the merge that the output folder holds."""
     ray: str | None = None
     """Address of a Ray cluster for independent trials; ``local`` starts a cluster on this machine, None uses no Ray."""
+    earlier: Path | None = None
+    """Folder of an earlier merge of the same workload to go on from; None to start from the original weights."""
+    samples: str | None = None
+    """Folder, or address of a store, with frames that boxes have sampled; queries are judged by these as well, and
+    models trained on them. None for no samples; ``earlier`` needs some."""
 
 
 class Listener:
@@ -71,6 +80,9 @@ class Listener:
 
     def left_out(self, model: str, error: InputError) -> None:
         """Handle a model that keeps its weights because it cannot be retrained or judged; the error says why."""
+
+    def samples(self, samples: MergeSamples) -> None:
+        """Handle the samples that the merge uses, and the numbers of those that are left out."""
 
     def fine_tunes(self, models: FineTunes) -> None:
         """Handle a set of models that were found to be fine-tunes of one checkpoint."""
@@ -119,9 +131,12 @@ def merge_workload(
     deadline = monotonic() + options.budget if options.budget is not None else math.inf
     device = device_of(options.device)
     plan = strategy(options.strategy)
-    with Store(Path(output), _header(workload, options), resume=options.resume) as store:
+    goes_on = open_going_on(
+        workload, Path(output), options.earlier, options.samples, options.strategy, options.settings, options.resume
+    )
+    with Store(Path(output), _header(workload, options, goes_on), resume=options.resume) as store:
         try:
-            return _merge(workload, store, plan, options, listener, device, deadline)
+            return _merge(workload, store, plan, options, listener, device, deadline, goes_on)
         except torch.OutOfMemoryError as error:
             raise InputError(
                 f"--device: not enough memory: {first_line(error)} --resume with --device cpu goes on from the last"
@@ -137,6 +152,7 @@ def _merge(
     listener: Listener,
     device: torch.device,
     deadline: float,
+    goes_on: GoesOn,
 ) -> MergeReport:
     """Load the models, search until ``time.monotonic()`` passes ``deadline``, and write the merged workload."""
     left: dict[str, str] = {}
@@ -148,9 +164,13 @@ def _merge(
 
     if options.settings.differences:
         check_bases(workload)
-    # A resumed search needs all models to repeat its trials.
-    until = math.inf if store.replaying else deadline
-    subjects = build_subjects(workload, options.definition, device, listener.model, leave, until)
+    # A resumed search needs all models to repeat its trials, and one that goes on needs all that are merged.
+    until = math.inf if store.replaying or goes_on.earlier is not None else deadline
+    samples = None
+    if goes_on.samples is not None:
+        listener.samples(goes_on.samples)
+        samples = goes_on.samples.listings(store)
+    subjects = build_subjects(workload, options.definition, device, listener.model, leave, until, samples)
     originals = {name: subject.state() for name, subject in subjects.items()}
     problem = Problem(
         {name: subject.layers for name, subject in subjects.items()},
@@ -160,21 +180,30 @@ def _merge(
         distances_of({name: subject.layers for name, subject in subjects.items()}, originals),
         JointErrors(subjects, options.seed),
     )
-    if len(subjects) > 1 and not store.replaying and monotonic() <= deadline:
+    if len(subjects) > 1 and goes_on.earlier is None and not store.replaying and monotonic() <= deadline:
         _tell_errors(problem, listener)
 
     settings = options.settings
+    earlier = goes_on.earlier
+    had_forms = earlier is not None and earlier.report.forms is not None
     costs = find_forms(
-        workload, subjects, listener.fine_tunes, differences=settings.differences, compress=settings.compress
+        workload,
+        subjects,
+        listener.fine_tunes,
+        differences=settings.differences or had_forms,
+        compress=settings.compress,
     )
+    begin = Found(originals) if earlier is None else earlier.start(subjects, left, costs)
 
     def start() -> Search:
         """Start the search for forms and sharing anew."""
+        if earlier is not None:
+            return rejoin(problem, settings, costs, Earlier(begin.sharing, begin.forms, begin.retained))
         return with_forms(plan, problem, settings, costs)
 
     def look_ahead(verdicts: Sequence[Verdict]) -> None:
         """Call the listener with a forecast of the search."""
-        listener.forecast(forecast(start, problem, verdicts))
+        listener.forecast(forecast(start, problem, verdicts, begin.sharing))
 
     def settled(verdict: Verdict, report: MergeReport, found: Found) -> None:
         """Call the listener with the forecast after a trial and with the verdict on it."""
@@ -185,8 +214,8 @@ def _merge(
     journal = DiskJournal(workload, store, subjects, reporter, settled)
     store.place(modules_beside(workload))
     if not store.replaying:
-        # Write the unmerged workload first, so that the folder is usable even if no trial succeeds.
-        journal.commit(Found(originals), finished=False)
+        # Write what the search begins with first, so that the folder is usable even if no trial succeeds.
+        journal.commit(begin, finished=False)
         look_ahead(())
     steps = start()
     if options.ray is not None:
@@ -200,7 +229,7 @@ def _merge(
                     listener.trial(job.trial)
                 yield from cluster.execute(jobs)
 
-            found = search(problem, steps, originals, execute_on_ray, journal, deadline)
+            found = search(problem, steps, originals, execute_on_ray, journal, deadline, begin)
     else:
         runner = TrialRunner(subjects, options.seed)
 
@@ -215,7 +244,7 @@ def _merge(
                     return
                 yield outcome
 
-        found = search(problem, steps, originals, execute, journal, deadline)
+        found = search(problem, steps, originals, execute, journal, deadline, begin)
     return journal.commit(found, finished=monotonic() <= deadline)
 
 
@@ -241,7 +270,7 @@ def device_of(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _header(workload: Workload, options: MergeOptions) -> dict[str, object]:
+def _header(workload: Workload, options: MergeOptions, goes_on: GoesOn) -> dict[str, object]:
     """Return the header of the search journal: everything that must be equal for a search to be resumed."""
     queries = workload.model_dump_json(include={"queries", "feeds", "stills"})
     return {
@@ -249,5 +278,7 @@ def _header(workload: Workload, options: MergeOptions) -> dict[str, object]:
         "strategy": options.strategy,
         "definition": options.definition,
         "seed": options.seed,
+        "from": goes_on.earlier and goes_on.earlier.digest,
+        "samples": goes_on.samples and goes_on.samples.digest,
         **asdict(options.settings),
     }

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from threading import Event
 
 from ...errors import InputError
+from ...runtime.sinks.sample_files import DamagedSampleError, SampleStore, StoredSample
 from .judge import DriftJudge, DriftVerdict, in_order
-from .sample_files import DamagedSampleError, SampleStore, StoredSample
 
 __all__ = ["Round", "judge_new", "rounds"]
 

@@ -12,10 +12,10 @@ from ...errors import InputError, first_line
 from ...frames.frame import Image
 from ...runtime.decode.read_results import result_from_json
 from ...runtime.decode.results import Result
+from ...runtime.sinks.sample_files import DamagedSampleError, StoredSample
 from ..evaluation.reference import has_several_labels
 from .evidence import Detector, confidence_interval
 from .image_scores import ImageScores
-from .sample_files import DamagedSampleError, StoredSample
 
 __all__ = ["DriftJudge", "DriftLimits", "DriftVerdict", "FrameAnswers", "LeftOut", "QueryDrift", "Window", "in_order"]
 

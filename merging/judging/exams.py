@@ -3,21 +3,21 @@
 Every query has two exams that share no image. The search looks at ``choose`` as often as it likes. ``confirm`` says
 what is accepted, and chooses nothing. An exam has the query's own images and, where these have no labels, a mix of
 other images: a model that only works on what its own camera shows answers as its original did on its own images, and
-in no other way elsewhere.
+in no other way elsewhere. Frames that boxes have sampled since an earlier merge are a part of its own, without labels.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import nn
 
 from ...errors import UnjudgedError
-from ...runtime.decode.evidence import ImageEvidence, Ratios, accuracy_of, mean_of
+from ...runtime.decode.evidence import Ratios, accuracy_of, mean_of
 from ...workload.data import Images, Splits
 from ...workload.document.schema import Query
 from ..tasks import Answers, Task
@@ -25,12 +25,13 @@ from ..tasks.classification import ClassificationTask
 from ..tasks.embedding import EmbeddingTask, retrieval
 from .intervals import Interval, relative_interval
 from .judgement import Judgement, same_as_original
+from .papers import Paper, unlabelled_paper
 from .running import answers_and_scores, answers_on
+from .sampled import agreement_on_samples, as_by_labels, sample_task
 
 __all__ = [
     "Exam",
     "JudgedQuery",
-    "Paper",
     "best_judgement",
     "check_exams",
     "contradictions",
@@ -45,26 +46,6 @@ _MIX_PART = 5
 
 
 @dataclass(frozen=True)
-class Paper:
-    """Images of one kind (a query's own, or a mix), with what the original model makes of them."""
-
-    images: Images
-    answers: Answers
-    """Answers of the original model to the images."""
-    original: ImageEvidence | None
-    """Evidence about the original model. None if it finds nothing in the images, which only a mix may be like."""
-
-    def first(self, count: int, task: Task) -> Paper:
-        """Return a paper with the first ``count`` images only.
-
-        Raises:
-            UnjudgedError: these images show nothing to judge by.
-        """
-        images, answers = self.images.select(torch.arange(count)), self.answers[:count]
-        return Paper(images, answers, task.evidence(answers, answers, images))
-
-
-@dataclass(frozen=True)
 class Exam:
     """All images that judge a query at one time: while the search chooses, or when its result is confirmed."""
 
@@ -72,6 +53,8 @@ class Exam:
     """Images of the query's own data or feed."""
     mix: Paper | None = None
     """Frames of other feeds, still images or altered frames of its own; None for a query with labels."""
+    samples: Paper | None = None
+    """Frames of the query's feed that boxes have sampled, judged without labels; None without samples."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +109,9 @@ def judge_query(
             own = exam.own
     mix = exam.mix
     if mix is not None and limit is not None and limit // _MIX_PART < len(mix.images):
-        mix = _mixed_paper(task, mix.images.select(torch.arange(limit // _MIX_PART)), mix.answers[: limit // _MIX_PART])
+        mix = unlabelled_paper(
+            task, mix.images.select(torch.arange(limit // _MIX_PART)), mix.answers[: limit // _MIX_PART]
+        )
     assert own.original is not None
     answers = answers_on(task, student, own.images, device)
     evidence = task.evidence(answers, own.answers, own.images)
@@ -136,7 +121,10 @@ def judge_query(
         others, ratios = answers_and_scores(task, student, teacher, mix.images, device)
         scores = relative_interval(ratios, Ratios(ratios.total, ratios.total))
         agreement = _on_the_mix(task, own, mix, answers, others)
-    return Judgement(accuracy_of(evidence), accuracy_of(own.original), found, agreement, scores)
+    seen = None if exam.samples is None else agreement_on_samples(task, exam.samples, student, device, limit)
+    if seen is not None:
+        seen = as_by_labels(seen, found, task, own, answers)
+    return Judgement(accuracy_of(evidence), accuracy_of(own.original), found, agreement, scores, seen)
 
 
 def _on_the_mix(task: Task, own: Paper, mix: Paper, answers: Answers, others: Answers) -> Interval | None:
@@ -167,6 +155,7 @@ def judged_query(
     splits: Splits,
     mixes: tuple[Images, Images] | None,
     device: torch.device,
+    samples: tuple[Images, Images] | None = None,
 ) -> JudgedQuery:
     """Run the original model on all images that judge a query, and return the query with its exams.
 
@@ -177,6 +166,7 @@ def judged_query(
         splits: the query's own images.
         mixes: the mixes for choosing and for confirming; None for a query with labels.
         device: device that the stage is on.
+        samples: frames that boxes have sampled, for choosing and for confirming; None without samples.
 
     Raises:
         UnjudgedError: the images show too little to judge by.
@@ -192,23 +182,23 @@ def judged_query(
     ]
     exams = [Exam(paper) for paper in papers]
     if mixes is not None:
-        mixed = [_mixed_paper(task, images, found) for images, found in zip(mixes, others, strict=True)]
+        mixed = [unlabelled_paper(task, images, found) for images, found in zip(mixes, others, strict=True)]
         exams = [Exam(paper, mix) for paper, mix in zip(papers, mixed, strict=True)]
+    if samples is not None:
+        judge = sample_task(task)
+        seen = [_exam_images(images) for images in samples]
+        exams = [
+            replace(exam, samples=unlabelled_paper(judge, images, answers_on(task, module, images, device)))
+            for exam, images in zip(exams, seen, strict=True)
+        ]
     choose, confirm = exams
     return JudgedQuery(query, task, choose, confirm)
 
 
-def _mixed_paper(task: Task, images: Images, answers: Answers) -> Paper:
-    """Return the paper of a mix, on which the original model may find nothing."""
-    try:
-        return Paper(images, answers, task.evidence(answers, answers, images))
-    except UnjudgedError:
-        return Paper(images, answers, None)
-
-
 def unchanged(exam: Exam) -> Judgement:
     """Return the judgement of a model with its original weights."""
-    return same_as_original(original_accuracy(exam), exam.mix is not None)
+    samples = exam.samples is not None and exam.samples.original is not None
+    return same_as_original(original_accuracy(exam), exam.mix is not None, samples)
 
 
 def best_judgement(held: JudgedQuery, exam: Exam) -> Judgement:

@@ -1,4 +1,4 @@
-"""Judgement of one query: its relative accuracies on its own images and on a mix, and whether they reach its target."""
+"""Judgement of one query: its relative accuracies on several kinds of images, and whether they reach its target."""
 
 from __future__ import annotations
 
@@ -25,11 +25,14 @@ class Judgement:
     scores: Interval | None = None
     """Agreement with the original model's raw scores on frames of other feeds and stills; None for a query with
     labels."""
+    samples: Interval | None = None
+    """Agreement with the original model's answers on frames that boxes have sampled. None without samples, and where
+    the original finds nothing on them."""
 
     @property
     def parts(self) -> tuple[Interval, ...]:
         """All relative accuracies that were measured, those on the query's own images first."""
-        return tuple(part for part in (self.own, self.mix, self.scores) if part is not None)
+        return tuple(part for part in (self.own, self.mix, self.scores, self.samples) if part is not None)
 
     @property
     def relative(self) -> float:
@@ -38,7 +41,12 @@ class Judgement:
 
     def __str__(self) -> str:
         """Return the relative accuracies with their intervals and numbers of images, as text."""
-        names = (("own images", self.own), ("mix", self.mix), ("scores on the mix", self.scores))
+        names = (
+            ("own images", self.own),
+            ("mix", self.mix),
+            ("scores on the mix", self.scores),
+            ("samples", self.samples),
+        )
         return ", ".join(f"{name} {part}" for name, part in names if part is not None)
 
     def passes(self, target: float) -> bool:
@@ -46,9 +54,10 @@ class Judgement:
 
         The lower ends on its own images and of the scores on the mix must be at the target. So must the lower end of
         the answers on the mix, if there are enough objects on the mix for that. If there are fewer, the measured value
-        must be at the target, because a few missed objects tell much, and a few found ones little.
+        must be at the target, because a few missed objects tell much, and a few found ones little. The same holds for
+        samples: a new scene has few of them at first.
         """
-        return all(self._reaches(part, target, few=part is self.mix) for part in self.parts)
+        return all(self._reaches(part, target, few=part is self.mix or part is self.samples) for part in self.parts)
 
     @staticmethod
     def _reaches(part: Interval, target: float, *, few: bool) -> bool:
@@ -69,12 +78,13 @@ class Judgement:
         )
 
 
-def same_as_original(original: float, mixed: bool) -> Judgement:
+def same_as_original(original: float, mixed: bool, sampled: bool = False) -> Judgement:
     """Return the judgement of a model with the original weights.
 
     Args:
         original: accuracy of the original model on the query's own images.
         mixed: whether the query is judged on a mix too.
+        sampled: whether the query is judged on samples too.
     """
     other = SAME if mixed else None
-    return Judgement(original, original, SAME, other, other)
+    return Judgement(original, original, SAME, other, other, SAME if sampled else None)

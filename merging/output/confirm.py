@@ -56,14 +56,15 @@ class Confirmer:
         kept = {name: each for name, each in confirmed.items() if each is not None}
         as_found = {name for name, (_, state, _) in kept.items() if state is found.states[name]}
         sharing, forms = found.sharing.of(as_found), found.forms.of(as_found)
+        retained = found.retained & as_found
         states, codes = dict(found.states), dict(found.codes)
-        # A model with which nobody shares any more has its original weights, too, unless it has forms.
-        for name in found.models - sharing.models - forms.models:
+        # A model with which nobody shares any more has its original weights, too, unless it has forms or is retained.
+        for name in found.models - sharing.models - forms.models - retained:
             states[name] = self._originals[name]
             if name in kept and name not in as_found:
                 more, states[name], new = kept[name]
                 forms, codes = forms.joined(more), {**codes, **new}
-        return replace(found, states=states, sharing=sharing, forms=forms, codes=codes)
+        return replace(found, states=states, sharing=sharing, forms=forms, codes=codes, retained=retained)
 
     def judgements(self, model: str, state: State) -> dict[str, Judgement]:
         """Return query -> judgement of a model with some weights, by the images that confirm.

@@ -26,7 +26,7 @@ from .forms_file import forms_file, read_codes
 from .report import Reporter, merged_workload
 from .store import Store
 
-__all__ = ["DiskJournal", "weight_file"]
+__all__ = ["DiskJournal", "read_weights", "weight_file"]
 
 
 def weight_file(network: Network, state: State, root: Path) -> tuple[bytes, str]:
@@ -42,6 +42,21 @@ def weight_file(network: Network, state: State, root: Path) -> tuple[bytes, str]
         return save(state), "safetensors"
     source = locate(query.model.onnx, root, f"query {query.name}: onnx")
     return onnx_bytes(source, state, query.model.input), "onnx"
+
+
+def read_weights(network: Network, path: Path) -> State:
+    """Read a model's weights from a weight file with the content that :func:`weight_file` makes.
+
+    Raises:
+        ModelError: the file cannot be read as weights.
+    """
+    query = network.queries[0]
+    if query.model.onnx is None:
+        return read_state(path)
+    model = query.model.model_copy(update={"onnx": str(path.absolute())})
+    query = query.model_copy(update={"model": model})
+    state = Network(network.name, (query,), cut_onnx(query, path.parent)).module.state_dict()
+    return {key: value.clone() for key, value in state.items()}
 
 
 class DiskJournal:
@@ -85,7 +100,8 @@ class DiskJournal:
         files, forms = self._store.weights, self._store.forms
         if forms is not None:
             self._codes = read_codes(self._store.output / forms.file, forms.layers)
-        return {name: self._read(name, files[name]) for name in found.models}, self._store.last_states()
+        read = {name: read_weights(self._subjects[name].network, files[name]) for name in found.models}
+        return read, self._store.last_states()
 
     def record(self, verdict: Verdict, found: Found, last: Mapping[str, State]) -> None:
         """Write the verdict on a trial, the report and the workload to disk, then call ``settled``."""
@@ -140,13 +156,3 @@ class DiskJournal:
         content, suffix = weight_file(self._subjects[name].network, state, self._workload.root)
         digest = hashlib.sha256(content).hexdigest()[:8]
         return f"{name}-{digest}.{suffix}", content
-
-    def _read(self, name: str, path: Path) -> State:
-        """Read a model's weights from a weight file with the content that :meth:`_file` makes."""
-        query = self._subjects[name].network.queries[0]
-        if query.model.onnx is None:
-            return read_state(path)
-        model = query.model.model_copy(update={"onnx": str(path)})
-        query = query.model_copy(update={"model": model})
-        state = Network(name, (query,), cut_onnx(query, self._workload.root)).module.state_dict()
-        return {key: value.clone() for key, value in state.items()}

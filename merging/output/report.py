@@ -35,6 +35,12 @@ from .parts import saving_parts, stored_forms
 
 __all__ = ["Reporter", "merged_workload"]
 
+_PRIVATE = (
+    "private: it missed its target with shared weights on the samples, and retraining did not help; it has its original"
+    " weights; more samples of the new scene, more --steps or a lower target would help"
+)
+"""Note on a query whose model lost its shared weights when a search went on from an earlier merge."""
+
 
 class Reporter:
     """Maker of reports (merge.json) on one search. The bytes of the original models are counted once, for all reports.
@@ -116,6 +122,7 @@ class Reporter:
             searched: state of the search.
             written: the part of it that is confirmed.
         """
+        released = {name for each in searched.verdicts if each.trial.release for name in each.trial.learners}
         for name, subject in self._subjects.items():
             found = kept = self._confirmer.judgements(name, searched.states[name])
             refused, now = written.states[name] is not searched.states[name], "its original weights"
@@ -123,9 +130,11 @@ class Reporter:
                 kept, now = self._confirmer.judgements(name, written.states[name]), "forms of more bits"
             elif refused:
                 kept = self._confirmer.originals(name)
+            left_private = name in released and name not in searched.models
             for held in subject.held:
                 query = held.query.name
-                yield query, _query_report(name, held, kept[query], found[query] if refused else None, now)
+                report = _query_report(name, held, kept[query], found[query] if refused else None, now)
+                yield query, report.model_copy(update={"notes": (*report.notes, _PRIVATE)}) if left_private else report
 
 
 def _query_report(model: str, held: JudgedQuery, found: Judgement, refused: Judgement | None, now: str) -> QueryReport:
@@ -147,7 +156,7 @@ def _query_report(model: str, held: JudgedQuery, found: Judgement, refused: Judg
         name: None
         if part is None
         else IntervalReport(images=part.images, value=part.value, low=part.low, high=part.high)
-        for name, part in (("own", found.own), ("mix", found.mix), ("scores", found.scores))
+        for name, part in (("own", found.own), ("mix", found.mix), ("scores", found.scores), ("samples", found.samples))
     }
     return QueryReport(
         model=model,

@@ -10,6 +10,8 @@
       *.py                      modules in the original workload's folder that make its models
       search/journal.jsonl      a header that says what is searched for, then a line for each trial
       search/last-N.safetensors weights after the last trial that trained, written with the N-th trial
+      search/samples/*.jpg      frames that boxes have sampled, if the merge goes on from an earlier one with them
+      search/samples.json       their names and hashes, by feed
       search/lock               locked by the process that writes the folder
 
 A trial is written in this order: codes; the models that the trial changed; the weights that the next trial may start
@@ -41,6 +43,12 @@ __all__ = ["Store"]
 _SEARCH, _JOURNAL, _LOCK, _WEIGHTS = "search", "journal.jsonl", "lock", "weights"
 _VERSION = 4
 """Version of the format of the search journal; a journal of another version cannot be resumed."""
+_HASHED = {
+    "workload": "other queries or feeds",
+    "from": "another --from, or that folder has changed since",
+    "samples": "other --samples, or none",
+}
+"""Field of the header that holds only a hash, which tells a user nothing -> what to say in its place."""
 _OWN_FILES = re.compile(r".+-[0-9a-f]{8}\.(safetensors|onnx)|\..+\.part")
 """Pattern for the names of files in ``weights/`` that a merge writes and may delete."""
 
@@ -128,8 +136,7 @@ class Store:
             raise self._other_version()
         for field, value in self._header.items():
             if (before := entries[0].get(field)) != value:
-                # The header holds only a hash of the workload, which tells a user nothing.
-                what = f"{field} {before!r}, now it is {value!r}" if field != "workload" else "other queries or feeds"
+                what = _HASHED.get(field, f"{field} {before!r}, now it is {value!r}")
                 raise InputError(
                     f"{self.output}: was begun with {what}; resume with what it was begun with, or name another folder"
                 )

@@ -34,7 +34,9 @@ class Forecast:
     """Time for looks and trainings in seconds; None if no look or training has been timed yet."""
 
 
-def forecast(start: Callable[[], Search], problem: Problem, verdicts: Sequence[Verdict]) -> Forecast:
+def forecast(
+    start: Callable[[], Search], problem: Problem, verdicts: Sequence[Verdict], sharing: SharingMap | None = None
+) -> Forecast:
     """Look ahead in a search: repeat its decisions, and assume that every further training reaches its targets.
 
     A strategy decides on nothing but verdicts, so it can be run ahead with verdicts that are made up. Where a training
@@ -44,8 +46,9 @@ def forecast(start: Callable[[], Search], problem: Problem, verdicts: Sequence[V
         start: function that starts the search's strategy anew.
         problem: the layers and queries of all models.
         verdicts: verdicts so far, without skipped trials.
+        sharing: sharing map that the search began with; None if it began from the original weights.
     """
-    known, steps, sharing = deque(verdicts), start(), SharingMap()
+    known, steps, sharing = deque(verdicts), start(), sharing or SharingMap()
     left: list[Trial] = []
     answers: list[Verdict] | None = None
     while len(left) < _MOST_TRIALS:
@@ -68,19 +71,24 @@ def forecast(start: Callable[[], Search], problem: Problem, verdicts: Sequence[V
             answers.append(verdict)
     steps.close()
     return Forecast(
-        sum(trial.recipe is None for trial in left),
+        sum(trial.recipe is None and not trial.release for trial in left),
         sum(trial.recipe is not None for trial in left),
         _seconds(left, verdicts),
     )
 
 
 def _assumed(trial: Trial, problem: Problem, shared: SharingMap) -> Verdict:
-    """Return the verdict on a trial that has not run: a look finds usable weights, a training reaches all targets."""
-    trained = trial.recipe is not None
+    """Return the verdict on a trial that has not run: a look finds usable weights, a training reaches all targets.
+
+    Models that are judged again hold, so that nothing is left to do for them.
+    """
+    trained = trial.recipe is not None or trial.whole
     queries = {query for name in trial.learners for query in problem.queries.get(name, (name,))}
     scores = dict.fromkeys(queries, 1.0 if trained else 0.5)
     met = trial.learners if trained else frozenset[str]()
     outcome = Outcome(scores, scores, met, 0, 0.0, "met" if trained else "start")
+    if trial.release:
+        return Verdict(trial, outcome, True, shared.of(frozenset(problem.models) - trial.learners))
     after = kept(trial.sharing, shared, frozenset(problem.models)) if trained else None
     if after is None or problem.saved(after) <= problem.saved(shared):
         return Verdict(trial, outcome, False, shared)

@@ -9,7 +9,7 @@ from ..layers.problem import Problem
 from ..layers.sharing import SharingMap
 from ..training.trial import Outcome, Trial
 
-__all__ = ["is_outdated", "kept", "saves_less", "skipped", "useful_trials"]
+__all__ = ["is_outdated", "kept", "released", "saves_less", "skipped", "useful_trials"]
 
 
 def kept(wanted: SharingMap, committed: SharingMap, met: frozenset[str]) -> SharingMap | None:
@@ -59,9 +59,16 @@ def useful_trials(trials: Sequence[Trial], problem: Problem, sharing: SharingMap
 
     def best(trial: Trial) -> int:
         """Return the bytes that are saved if all models of a trial reach their goals."""
-        return saved_bytes(problem, sharing.joined(trial.sharing.slots), forms.without(trial.sharing.models))
+        learning = trial.sharing.models & trial.learners
+        return saved_bytes(problem, sharing.joined(trial.sharing.slots), forms.without(learning))
 
-    return [trial for trial in trials if trial.forms.forms or best(trial) >= saved]
+    return [trial for trial in trials if trial.forms.forms or trial.measure or best(trial) >= saved]
+
+
+def released(trial: Trial, problem: Problem) -> Outcome:
+    """Return the outcome of a trial that gives its learners their original weights."""
+    ones = {query: 1.0 for name in sorted(trial.learners) for query in problem.queries.get(name, (name,))}
+    return Outcome({}, ones, trial.learners, 0, 0.0, "released")
 
 
 def saves_less(trial: Trial, problem: Problem) -> Outcome:

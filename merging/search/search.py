@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Protocol
 
-import torch
-
-from ...errors import GemelError
-from ..forms.form_map import NO_FORMS, FormMap, saved_bytes
-from ..forms.quantize import Coded
 from ..layers.problem import Problem
-from ..layers.sharing import SharingMap, Use
+from ..layers.sharing import SharingMap
 from ..strategies import Search, Verdict
 from ..training.subjects import State
 from ..training.trial import Outcome, Trial
-from .keeping import is_outdated, kept, saves_less, skipped, useful_trials
+from .found import Found, prove_shared
+from .keeping import is_outdated, released, saves_less, skipped, useful_trials
+from .settle import LastTrained, advance_weights, judge_trial, release_models
 
 __all__ = ["Executor", "Found", "Job", "Journal", "search"]
 
@@ -74,41 +71,6 @@ class Journal(Protocol):
         ...
 
 
-@dataclass
-class Found:
-    """State of a search: committed weights, sharing and accuracies, and the verdicts so far."""
-
-    states: dict[str, State]
-    """Model name -> committed weights; the original weights for models that share nothing."""
-    sharing: SharingMap = field(default_factory=SharingMap)
-    """Sharing map that the search has committed so far."""
-    accuracies: dict[str, float] = field(default_factory=dict)
-    """Query name -> accuracy with the committed weights, for queries whose models share."""
-    samples: int = 0
-    """Number of images that models were trained on, summed over models, steps and trials."""
-    verdicts: list[Verdict] = field(default_factory=list)
-    """Verdicts on all trials, in order, without weights."""
-    forms: FormMap = NO_FORMS
-    """Forms of weights that the search has committed so far."""
-    codes: dict[Use, Coded] = field(default_factory=dict)
-    """Weight -> codes of its committed form. Codes of trials that a journal recalled are missing."""
-
-    @property
-    def models(self) -> frozenset[str]:
-        """Names of the models whose weights are not those before the merge, because they share or have forms."""
-        return self.sharing.models | self.forms.models
-
-
-@dataclass
-class _Last:
-    """Weights after the last trial that trained, and the accuracies reached with them."""
-
-    states: dict[str, State]
-    accuracies: dict[str, float]
-    met: frozenset[str]
-    """Names of the models that reach their goals with the weights in ``states``."""
-
-
 def search(
     problem: Problem,
     strategy: Search,
@@ -116,6 +78,7 @@ def search(
     execute: Executor,
     journal: Journal,
     deadline: float = math.inf,
+    start: Found | None = None,
 ) -> Found:
     """Run a search strategy to its end, or to the deadline.
 
@@ -127,6 +90,7 @@ def search(
         journal: record of every trial; trials that the journal recalls are not run again.
         deadline: time of ``time.monotonic`` after which no trial begins. A trial that the deadline cuts off is
             discarded; earlier trials of its batch are kept. Recalled trials are settled even after the deadline.
+        start: what an earlier merge has committed; None to start from the original weights.
 
     Returns:
         The state of the search at its end.
@@ -134,7 +98,7 @@ def search(
     Raises:
         GemelError: weights that should be one shared tensor differ after a trial.
     """
-    running = _Running(problem, originals, execute, journal, deadline)
+    running = _Running(problem, originals, execute, journal, deadline, start or Found(dict(originals)))
     verdicts: list[Verdict] | None = None
     while (trials := _ask(strategy, verdicts)) is not None:
         verdicts = running.batch(trials)
@@ -150,11 +114,18 @@ class _Running:
     """Search that is running: its state, and what it needs to run and settle trials."""
 
     def __init__(
-        self, problem: Problem, originals: Mapping[str, State], execute: Executor, journal: Journal, deadline: float
+        self,
+        problem: Problem,
+        originals: Mapping[str, State],
+        execute: Executor,
+        journal: Journal,
+        deadline: float,
+        start: Found,
     ) -> None:
         self._problem, self._execute, self._journal, self._deadline = problem, execute, journal, deadline
-        self._originals, self.found = originals, Found(dict(originals))
-        self._last = _Last(dict(originals), {}, frozenset(originals))
+        self._originals, self._earlier = originals, dict(start.states)
+        self.found = replace(start, states=dict(start.states), verdicts=[])
+        self._last = LastTrained(dict(start.states), {}, frozenset(originals))
 
     def batch(self, trials: Sequence[Trial]) -> list[Verdict] | None:
         """Run the trials of a batch, and settle and record each as soon as its outcome is known.
@@ -178,6 +149,8 @@ class _Running:
                         running = None
                     continue
                 outcome = known = self._journal.recall(trial)
+                if outcome is None and trial.release:
+                    outcome = released(trial, self._problem)
                 if outcome is None and trial not in useful:
                     outcome = saves_less(trial, self._problem)
                 if outcome is None:
@@ -195,7 +168,7 @@ class _Running:
                     changed |= trial.sharing.tied(trial.learners)
                 verdicts.append(verdict)
                 if known is None:
-                    _prove(self.found)
+                    prove_shared(self.found)
                     self._journal.record(verdict, self.found, self._last.states)
         finally:
             if running is not None:
@@ -215,14 +188,24 @@ class _Running:
             trial: the trial.
             shared: sharing map at the beginning of the trial's batch; settled trials of the batch changed other models.
         """
-        states = {"committed": self.found.states, "last": self._last.states, "original": self._originals}
+        earlier = {**self.found.states, **{name: self._earlier[name] for name in trial.learners}}
+        states = {
+            "committed": self.found.states,
+            "last": self._last.states,
+            "original": self._originals,
+            "earlier": earlier,
+        }
         return Job(trial, dict(states[trial.base]), shared)
 
     def _settle(self, trial: Trial, outcome: Outcome) -> Verdict:
         """Decide on a trial, commit the sharing that its outcome allows, and return the verdict without weights."""
         if trial.recipe is not None:
-            self._last = _advance(trial, outcome, self.found, self._last)
-        verdict = _judge(trial, outcome, self._problem, self.found, self._last)
+            self._last = advance_weights(trial, outcome, self.found, self._last)
+        if trial.release:
+            queries = {query for name in trial.learners for query in self._problem.queries.get(name, (name,))}
+            verdict = release_models(trial, outcome, self._originals, self.found, queries)
+        else:
+            verdict = judge_trial(trial, outcome, self._problem, self.found, self._last)
         # Committed weights are in ``found``; the weights of every trial would fill the memory.
         verdict = replace(verdict, outcome=replace(outcome, states={}, codes={}), forms=self.found.forms)
         self.found.verdicts.append(verdict)
@@ -236,65 +219,3 @@ def _ask(strategy: Search, verdicts: Sequence[Verdict] | None) -> Sequence[Trial
         return next(strategy) if verdicts is None else strategy.send(verdicts)
     except StopIteration:
         return None
-
-
-def _prove(found: Found) -> None:
-    """Check that weights which count as shared are equal, so that a bug in a strategy is not reported as a saving.
-
-    Raises:
-        GemelError: two weights that count as shared differ.
-    """
-    for slot in found.sharing.slots:
-        first, *others = (found.states[use.model][use.parameter] for use in slot)
-        for use, other in zip(slot[1:], others, strict=True):
-            if not torch.equal(first, other):
-                raise GemelError(
-                    f"{slot[0].model}: {slot[0].parameter} was to be shared with {use.model}: {use.parameter}, but"
-                    " their weights differ; this is a bug in the strategy; the last commit is intact"
-                )
-
-
-def _advance(trial: Trial, outcome: Outcome, found: Found, last: _Last) -> _Last:
-    """Return all models' weights after a trial: new for the models that it retrained, else those it started from."""
-    # Committed weights reach their goals, and so do the original weights of models that share nothing.
-    base = last if trial.base == "last" else _Last(found.states, found.accuracies, frozenset(found.states))
-    return _Last(
-        {**base.states, **outcome.states},
-        {**base.accuracies, **outcome.accuracies},
-        (base.met - trial.learners) | outcome.met,
-    )
-
-
-def _judge(trial: Trial, outcome: Outcome, problem: Problem, found: Found, last: _Last) -> Verdict:
-    """Commit a trial's sharing between the models that reach their goals, if it saves more bytes; return the verdict.
-
-    A further round of the same training with the same sharing is committed, too, if accuracies improve. A trial without
-    training is committed as a whole or not at all. Models that get new weights lose the forms that they had.
-    """
-    if trial.measure:
-        return Verdict(trial, outcome, False, found.sharing)
-    if trial.recipe is None:
-        if outcome.met < trial.learners:
-            return Verdict(trial, outcome, False, found.sharing)
-        last = _advance(replace(trial, base="committed"), outcome, found, last)
-    sharing = kept(trial.sharing, found.sharing, last.met)
-    if sharing is None:
-        return Verdict(trial, outcome, False, found.sharing)
-    touched = (frozenset(sharing.models) | trial.forms.models) & last.met
-    forms = found.forms.without(touched).joined(trial.forms.of(touched))
-    # Models that miss their goals go back to their earlier weights, and so to their earlier accuracies.
-    queries = {query for name in touched for query in problem.queries.get(name, (name,))}
-    accuracies = {query: value for query, value in last.accuracies.items() if query in queries}
-    accepted = saved_bytes(problem, sharing, forms) > saved_bytes(problem, found.sharing, found.forms)
-    if accepted or (trial.base == "last" and sharing == found.sharing and _better(accuracies, found.accuracies)):
-        found.sharing, found.forms = sharing, forms
-        codes = found.codes | {use: each for use, each in outcome.codes.items() if use.model in touched}
-        found.codes = {use: each for use, each in codes.items() if use in forms.uses}
-        found.states |= {name: last.states[name] for name in touched}
-        found.accuracies |= accuracies
-    return Verdict(trial, outcome, accepted, found.sharing)
-
-
-def _better(accuracies: Mapping[str, float], than: Mapping[str, float]) -> bool:
-    """Check whether the mean ratio of ``accuracies`` to the earlier accuracies ``than``, both by query, is above 1."""
-    return sum(value / than[query] for query, value in accuracies.items()) > len(accuracies)

@@ -19,7 +19,7 @@ from ..training.trial import Start, Trial
 from . import Search, SearchSettings, Strategy, Verdict
 from .bit_border import BitBorder
 
-__all__ = ["DIFFERENCE_BITS", "OWN_BITS", "FormCosts", "with_forms"]
+__all__ = ["DIFFERENCE_BITS", "OWN_BITS", "FormCosts", "keep_differences", "with_forms"]
 
 DIFFERENCE_BITS = (0, 1, 2, 4, 8)
 """Bits of differences to try, fewest first; 0 bits keep the base alone."""
@@ -65,7 +65,7 @@ def with_forms(plan: Strategy, problem: Problem, settings: SearchSettings, costs
     """
     sharing, forms = SharingMap(), FormMap()
     for family in costs.families:
-        forms = yield from _differences(problem, family, forms)
+        forms = yield from keep_differences(problem, family, forms, sharing)
         if settings.retrain:
             forms = yield from _train_signs(problem, family, forms, settings)
     if settings.retrain:
@@ -85,7 +85,7 @@ def _next(search: Search, verdicts: Sequence[Verdict] | None) -> Sequence[Trial]
         return None
 
 
-def _differences(problem: Problem, family: _Costs, forms: FormMap) -> _Phase:
+def keep_differences(problem: Problem, family: _Costs, forms: FormMap, sharing: SharingMap) -> _Phase:
     """Keep the members of a family as differences to its base; return the committed forms.
 
     What holds with equal bits everywhere is committed before layers are mixed, so that an early end loses little.
@@ -94,12 +94,13 @@ def _differences(problem: Problem, family: _Costs, forms: FormMap) -> _Phase:
         problem: the layers of all models.
         family: name of a member -> costs of its differences.
         forms: forms that are committed so far.
+        sharing: sharing map that is committed so far.
     """
     holds = yield from _uniform(family, DIFFERENCE_BITS, "differences", _FROM_ORIGINALS)
     equal = {model: uniform_forms(family[model], bits) for model, bits in holds.items()}
-    forms = yield from _commit(problem, equal, SharingMap(), forms, _FROM_ORIGINALS)
+    forms = yield from _commit(problem, equal, sharing, forms, _FROM_ORIGINALS)
     mixed = yield from _mix(family, holds, DIFFERENCE_BITS, "differences", _FROM_ORIGINALS)
-    return (yield from _commit(problem, mixed, SharingMap(), forms, _FROM_ORIGINALS))
+    return (yield from _commit(problem, mixed, sharing, forms, _FROM_ORIGINALS))
 
 
 def _train_signs(problem: Problem, family: _Costs, forms: FormMap, settings: SearchSettings) -> _Phase:

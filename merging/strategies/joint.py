@@ -152,6 +152,8 @@ def give_back(
     wanted: SharingMap,
     model: str,
     strain: Mapping[Use, float],
+    *,
+    goes_on: bool = False,
 ) -> Phase:
     """Retrain one model alone, with more and more of its weights private, until its queries meet their targets.
 
@@ -162,9 +164,12 @@ def give_back(
         wanted: sharing map between the model and the committed models, before any weight becomes private.
         model: name of the model to retrain.
         strain: gradient sensitivity of each weight that the model would share.
+        goes_on: whether to start from the weights after the last trial that trained, in place of donor weights.
     """
     total = sum(map(problem.size, strain))
     first = Trial("", shared, frozenset({model}), Start("donor", (*sorted(wanted.models - {model}), model)))
+    if goes_on:
+        first = replace(first, start=Start("keep"), base="last")
     own: set[Use] = set()
     for part in _GIVEN_BACK:
         before, own = own, _most_strained(strain, problem, part * total)

@@ -40,9 +40,9 @@ from .joint import Phase, long_recipe, merge_all
 from .one_way import one_way, one_way_each
 from .starts import LEAST_MODELS
 
-__all__ = ["together"]
+__all__ = ["WORTH", "across_models", "components", "lend", "together"]
 
-_WORTH = 0.05
+WORTH = 0.05
 """Minimum saving, as a fraction of all layers' bytes, for which some slots (sets of shared weights) are tried alone."""
 
 
@@ -54,17 +54,17 @@ def together(problem: Problem, settings: SearchSettings) -> Search:
         if len(family) < LEAST_MODELS:
             alone |= family
             continue
-        for models in _components(_full_map(problem.of(family), settings, 0)):
+        for models in components(_full_map(problem.of(family), settings, 0)):
             shared = yield from _merge_group(problem, settings, models, shared)
-        left |= family - _across_models(shared).models
-    for models in _components(_full_map(problem.of(alone | left), settings, 0)):
+        left |= family - across_models(shared).models
+    for models in components(_full_map(problem.of(alone | left), settings, 0)):
         # Models that fell out of one family were tried with each other when that family was merged.
         if not any(models <= family for family in families):
             shared = yield from _merge_group(problem, settings, models, shared)
-    units = [*_components(_across_models(shared)), *(frozenset({name}) for name in sorted(alone - shared.models))]
+    units = [*components(across_models(shared)), *(frozenset({name}) for name in sorted(alone - shared.models))]
     shared = yield from _join(problem, settings, units, shared)
     if settings.start in (None, "donor"):
-        yield from _lend(problem, settings, alone, shared)
+        yield from lend(problem, settings, alone, shared)
 
 
 def _merge_group(problem: Problem, settings: SearchSettings, models: frozenset[str], shared: SharingMap) -> Phase:
@@ -91,8 +91,8 @@ def _merge_group(problem: Problem, settings: SearchSettings, models: frozenset[s
             what = "all layers between models"
             shared = yield from merge_all(problem, settings, wanted, models, what, units=_each(models))
     if not _enough(models, shared) and settings.start in (None, "donor"):
-        alone = models - _across_models(shared).models
-        shared = yield from one_way_each(problem, settings, alone, shared, _WORTH * problem.bytes)
+        alone = models - across_models(shared).models
+        shared = yield from one_way_each(problem, settings, alone, shared, WORTH * problem.bytes)
         folds = 0
     if not _enough(models, shared):
         shared = yield from _bisect(problem, settings, wanted, shared)
@@ -102,9 +102,9 @@ def _merge_group(problem: Problem, settings: SearchSettings, models: frozenset[s
             if wanted == before or not set(before.slots) <= set(shared.slots):
                 break
             shared = yield from _fold(problem, settings, wanted, shared, models)
-    left = models - _across_models(shared).models
+    left = models - across_models(shared).models
     if LEAST_MODELS <= len(left) < len(models):
-        for group in _components(_full_map(problem.of(left), settings, 0)):
+        for group in components(_full_map(problem.of(left), settings, 0)):
             shared = yield from _merge_group(problem, settings, group, shared)
     return shared
 
@@ -116,7 +116,7 @@ def _each(models: frozenset[str]) -> list[frozenset[str]]:
 
 def _enough(models: frozenset[str], shared: SharingMap) -> bool:
     """Check whether at least two of some models share weights with each other."""
-    return len(_across_models(shared.of(models)).models) >= LEAST_MODELS
+    return len(across_models(shared.of(models)).models) >= LEAST_MODELS
 
 
 def _join(problem: Problem, settings: SearchSettings, units: Sequence[frozenset[str]], shared: SharingMap) -> Phase:
@@ -130,12 +130,12 @@ def _join(problem: Problem, settings: SearchSettings, units: Sequence[frozenset[
     """
     between = pair_families(problem, shared, units)
     joined = shared.joined(between.slots)
-    for models in _components(joined):
+    for models in components(joined):
         before = shared
         inside = [unit for unit in units if unit <= models]
         part = SharingMap(tuple(slot for slot in between.of(models).slots if not _is_hopeless(problem, inside, slot)))
         wanted = shared.of(models).joined(part.slots)
-        if _gain(problem, shared, part.slots) < _WORTH * problem.bytes:
+        if _gain(problem, shared, part.slots) < WORTH * problem.bytes:
             continue
         if all(len(unit) == 1 for unit in inside):
             # Models without a family were tried with each other already.
@@ -161,7 +161,13 @@ def _is_hopeless(problem: Problem, units: Sequence[frozenset[str]], slot: Slot) 
     return error is not None and error > HOPELESS
 
 
-def _lend(problem: Problem, settings: SearchSettings, alone: frozenset[str], shared: SharingMap) -> Phase:
+def lend(
+    problem: Problem,
+    settings: SearchSettings,
+    alone: frozenset[str],
+    shared: SharingMap,
+    singles: Sequence[frozenset[str]] = (),
+) -> Phase:
     """Let each model without a family take weights of the family with which it has most bytes in common.
 
     Args:
@@ -169,11 +175,12 @@ def _lend(problem: Problem, settings: SearchSettings, alone: frozenset[str], sha
         settings: the user's settings.
         alone: names of the models that no family has.
         shared: sharing map that is committed so far.
+        singles: models that share with nobody and may lend their weights, each a set of its own.
     """
-    for model in sorted(alone - _across_models(shared).models):
-        units = _components(_across_models(shared))
+    for model in sorted(alone - across_models(shared).models):
+        units = [*components(across_models(shared)), *singles]
         gains = [_gain(problem, shared, pair_families(problem, shared, [unit, {model}]).slots) for unit in units]
-        if units and max(gains) >= _WORTH * problem.bytes:
+        if units and max(gains) >= WORTH * problem.bytes:
             shared = yield from one_way(problem, settings, units[gains.index(max(gains))], model, shared)
     return shared
 
@@ -194,15 +201,15 @@ def _bisect(problem: Problem, settings: SearchSettings, wanted: SharingMap, shar
         return shared
     rest = [slot for slot in wanted.slots if slot not in heaviest]
     for slots, what in ((heaviest, "heaviest"), (rest, "lighter")):
-        for models in _components(half := SharingMap().joined(slots)):
+        for models in components(half := SharingMap().joined(slots)):
             part = half.of(models)
-            if _gain(problem, shared, part.slots) < _WORTH * problem.bytes:
+            if _gain(problem, shared, part.slots) < WORTH * problem.bytes:
                 continue
             # Models that share committed weights with these must train too, as they hold the same tensors.
             tied = shared.tied(models)
             before, joined = shared, shared.of(tied).joined(part.slots)
             shared = yield from merge_all(problem, settings, joined, tied, f"the {len(part.slots)} {what} layers")
-            if _across_models(shared.of(models)) == _across_models(before.of(models)):
+            if across_models(shared.of(models)) == across_models(before.of(models)):
                 shared = yield from _bisect(problem, settings, part, shared)
     return shared
 
@@ -212,7 +219,7 @@ def _gain(problem: Problem, shared: SharingMap, slots: Sequence[Slot]) -> int:
     return problem.saved(shared.joined(slots)) - problem.saved(shared)
 
 
-def _across_models(sharing: SharingMap) -> SharingMap:
+def across_models(sharing: SharingMap) -> SharingMap:
     """Return a sharing map with only those slots (sets of weights that hold one tensor) that join several models."""
     return SharingMap(tuple(slot for slot in sharing.slots if len({use.model for use in slot}) > 1))
 
@@ -222,7 +229,7 @@ def _full_map(problem: Problem, settings: SearchSettings, folds: int) -> Sharing
     return SharingMap().joined(slot for _, slot in pair_layers(problem, inside=settings.inside, folds=folds))
 
 
-def _components(sharing: SharingMap) -> list[frozenset[str]]:
+def components(sharing: SharingMap) -> list[frozenset[str]]:
     """Return the sets of models that shared weights connect, directly or through other models."""
     found: list[frozenset[str]] = []
     for slot in sharing.slots:

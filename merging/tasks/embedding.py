@@ -47,6 +47,10 @@ class EmbeddingTask:
         """
         return EmbeddingTask(self._query, self._unit, torch.stack(list(answers)).mean(0))
 
+    def uncentred(self) -> EmbeddingTask:
+        """Return the same task with the mean of the judged images as the centre."""
+        return EmbeddingTask(self._query, self._unit)
+
     def distance(self, outputs: Outputs, teacher: Outputs) -> Tensor:
         """Return the mean of 1 - cosine between a model's and the teacher's vectors, plus 0.1 times the squared error.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from time import monotonic
 
@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from ...errors import InputError, RetrainError, UnjudgedError
-from ...workload.data import Mixer, joined, load_data
+from ...workload.data import Images, Mixer, Splits, joined, load_data
+from ...workload.data.listing import Listing
 from ...workload.document.schema import Workload
 from ..judging.exams import JudgedQuery, best_judgement, check_exams, contradictions, judged_query
 from ..judging.rounding import rounding_score
@@ -30,6 +31,8 @@ __all__ = ["NOT_LOADED", "build_subjects", "subject_of"]
 NOT_LOADED = "the time was up before it was loaded"
 """Reason for which a model is left out when the budget ends while models are loaded."""
 
+_MOST_REPEATED = 10
+"""Maximum number of times that a sample is among the training images."""
 _ROUNDED = 200
 """Maximum number of images on which the rounded original is judged."""
 
@@ -41,6 +44,7 @@ def build_subjects(
     loaded: Callable[[Subject], None] = lambda subject: None,
     left_out: Callable[[str, InputError], None] = lambda model, error: None,
     deadline: float = math.inf,
+    samples: Mapping[str, Listing] | None = None,
 ) -> dict[str, Subject]:
     """Load the models of a workload that can be retrained and judged; return them by model name.
 
@@ -52,6 +56,8 @@ def build_subjects(
         left_out: function called for each model that is left out, with the reason.
         deadline: time of ``time.monotonic`` after which no further model is loaded; the models that are left keep their
             weights.
+        samples: feed -> frames that boxes have sampled, in the order of time; queries of the feed are trained on them
+            and judged by them as well.
 
     Raises:
         InputError: a model or data set cannot be used.
@@ -70,7 +76,7 @@ def build_subjects(
                 leave_out(name, RetrainError(NOT_LOADED))
             break
         try:
-            subject = subject_of(network, workload, definition, device, mixer)
+            subject = subject_of(network, workload, definition, device, mixer, samples)
         except (RetrainError, UnjudgedError) as error:
             leave_out(network.name, error)
         else:
@@ -83,7 +89,12 @@ def build_subjects(
 
 
 def subject_of(
-    network: Network, workload: Workload, definition: Definition, device: torch.device, mixer: Mixer
+    network: Network,
+    workload: Workload,
+    definition: Definition,
+    device: torch.device,
+    mixer: Mixer,
+    samples: Mapping[str, Listing] | None = None,
 ) -> Subject:
     """Load a model's images, make its teacher and the exams of its queries, and return all together.
 
@@ -93,6 +104,7 @@ def subject_of(
         definition: rule that says when two layers may share a weight.
         device: device that the model is retrained on.
         mixer: maker of the images of other feeds that queries without labels are judged on as well.
+        samples: feed -> frames that boxes have sampled.
 
     Raises:
         ModelError: the model cannot be retrained.
@@ -110,16 +122,33 @@ def subject_of(
         if splits.choose.labels is None and splits.choose.boxes is None:
             mix = mixer.of(query, splits, spec)
             mixes, train = (mix.choose, mix.confirm), [mix.train]
+        seen = None
+        if (listing := (samples or {}).get(query.feed)) is not None:
+            seen = Splits(*(part.read(spec) for part in listing.split_often()))
+            train.append(_repeated(seen.train, len(splits.train) + sum(map(len, train))))
         # Queries of one model with the same data, or with the same feed and no data, train on the images once.
         key = query.data.model_dump_json() if query.data and query.data.train else query.feed
         data[key] = joined([splits.train, *train])
-        made = judged_query(query, task, stage, splits, mixes, device)
+        made = judged_query(
+            query, task, stage, splits, mixes, device, None if seen is None else (seen.choose, seen.confirm)
+        )
         check_exams(made)
         held.append(replace(made, notes=tuple(_notes(made, stage, device))))
     together = joined(list(data.values()))
     teacher = Teacher(stage, together, device)
     layers = tuple(layers_of(network, definition, traced))
     return Subject(network, traced, layers, together, tuple(held), stage, teacher, device)
+
+
+def _repeated(samples: Images, others: int) -> Images:
+    """Return samples, repeated so that they are at least a third of the images that a model trains on.
+
+    Args:
+        samples: samples that are trained on.
+        others: number of other images that are trained on.
+    """
+    times = min(_MOST_REPEATED, max(1, round(others / (2 * len(samples)))))
+    return samples.select(torch.arange(len(samples)).repeat(times))
 
 
 def _notes(held: JudgedQuery, stage: nn.Module, device: torch.device) -> Iterator[str]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Literal
@@ -19,6 +18,7 @@ from ..layers.sharing import SharingMap, Slot, Use, bind, own_parameters, releas
 from .align import align
 from .deadline import stopping
 from .goals import reached
+from .seeding import seeded
 from .start import average, donate, refit_heads, reset_statistics
 from .subjects import Judgement, State, Subject, by_area, fitting, in_batches, judgements_of
 from .training import GLANCE, Recipe, TrainingProgress, retrain, strain
@@ -50,9 +50,10 @@ class Start:
     - ``average``: the mean of all weights after channel alignment (:mod:`.align`), followed by BatchNorm re-estimation
       and head refitting.
     - ``keep``: the weights do not change, because nothing is shared for the first time.
+    - ``refit``: the weights do not change either; BatchNorm re-estimation and head refitting follow.
     """
 
-    kind: Literal["donor", "first", "average", "keep"] = "donor"
+    kind: Literal["donor", "first", "average", "keep", "refit"] = "donor"
     order: tuple[str, ...] = ()
     """Names of models, preferred donors first. For ``average``, each model is aligned with the models before it."""
 
@@ -70,12 +71,18 @@ class Trial:
     start: Start = Start()
     recipe: Recipe | None = None
     """Settings of the retraining; None evaluates the starting weights without training."""
-    base: Literal["committed", "last", "original"] = "committed"
-    """Weights that the trial starts from: of the last commit, after the last trial that trained, or before merging."""
+    base: Literal["committed", "last", "original", "earlier"] = "committed"
+    """Weights that the trial starts from: of the last commit, after the last trial that trained, before merging, or for
+    the learners those of the earlier merge that the search goes on from, and for all others those of the last commit.
+    """
     forms: FormMap = NO_FORMS
     """Forms that weights of the learners get, after the starting weights are set."""
     measure: bool = False
     """Whether the trial only measures. Its result is then never committed."""
+    whole: bool = False
+    """Whether to judge by all images, even if the first of them show that a query misses its target."""
+    release: bool = False
+    """Whether to give the learners their original weights and nothing else. Such a trial is committed without a run."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +149,7 @@ class TrialRunner:
             TimeUpError: the deadline passed before the starting weights were measured.
         """
         try:
-            with _seeded(self._seed, self.subjects.values()):
+            with seeded(self._seed, self.subjects.values()):
                 return self._run(trial, states, shared, deadline, watch)
         finally:
             release(self._modules, self._own)
@@ -167,7 +174,7 @@ class TrialRunner:
                 own = subject.held[0].choose.own.images
                 judged |= judgements_of([subject], limit=GLANCE if trial.recipe else fitting(GLANCE // 2, own))
             # The first images may be too few for lower bounds at the targets, which all images together reach.
-            if _reaches(learners, judged):
+            if trial.whole or _reaches(learners, judged):
                 judged = judgements_of(learners.values())
         met = _met(learners, judged)
         samples, ended = 0, "start"
@@ -211,10 +218,12 @@ class TrialRunner:
             average(self.subjects, free)
             new = [slot for slot in new if slot not in free]
             changed = SharingMap(tuple(free)).models
-        if start.kind != "keep":
+        if start.kind not in ("keep", "refit"):
             changed |= donate(self.subjects, new, (*fixed, *start.order, *learners), norms=start.kind == "donor")
         bind(self._modules, trial.sharing)
-        if start.kind in ("donor", "average"):
+        if start.kind == "refit":
+            changed = trial.learners
+        if start.kind in ("donor", "average", "refit"):
             part = 1 if trial.recipe is not None else _COMPARISON_PART
             # A donor that received no weight computes the same as before, so its statistics and heads still fit.
             for subject in (learners[name] for name in learners if name in changed):
@@ -263,18 +272,6 @@ def some(subject: Subject, count: int, seed: int) -> Iterator[Tensor]:
     ]
     for part in in_batches(order, by_area(_START_BATCH, subject.train, 16)):
         yield subject.train.batch(part).to(subject.device)
-
-
-@contextmanager
-def _seeded(seed: int, subjects: Iterable[Subject]) -> Iterator[None]:
-    """Seed PyTorch's random numbers for a ``with`` block and restore the caller's generators after the block.
-
-    So dropout draws the same numbers in the block, whatever ran before.
-    """
-    devices = {subject.device for subject in subjects if subject.device.type == "cuda"}
-    with torch.random.fork_rng(devices, device_type="cuda"):
-        torch.manual_seed(seed)
-        yield
 
 
 def _values(judged: Mapping[str, Judgement]) -> tuple[dict[str, float], dict[str, float]]:

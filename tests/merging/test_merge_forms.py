@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
 import torch
+from drift_samples import put_sample
 from safetensors.torch import load_file, save_file
+from trained_models import stripes
 
 from gemel.bundles.blob import tensor_id
 from gemel.bundles.codes import Bits, unpack_codes
@@ -20,6 +25,7 @@ from gemel.errors import GemelError, InputError
 from gemel.merging.forms.quantize import Coded, materialize
 from gemel.merging.merge import Listener, MergeOptions, merge_workload
 from gemel.merging.strategies import SearchSettings
+from gemel.merging.training.trial import Outcome, Trial, TrialRunner
 from gemel.workload import load_workload
 
 NAMES = ("one", "two", "three")
@@ -283,3 +289,56 @@ def test_a_weight_that_differs_from_its_codes_is_not_written(tuned: Path, monkey
     monkeypatch.setattr(forms_file, "materialize", lambda coded, base=None: torch.zeros(1))
     with pytest.raises(GemelError, match="differs from what its codes give"):
         merge(tuned)
+
+
+def test_a_merge_goes_on_from_differences(tuned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = merge(tuned)
+    assert report.forms is not None
+    for number, image in enumerate(stripes("direction", 60)[0]):
+        data = cv2.imencode(".jpg", image[..., ::-1])[1].tobytes()
+        digest = hashlib.sha256(data).hexdigest()
+        put_sample(tuned / "samples", number, "0" * 64, data=data, sha256=digest, size=[16, 16], answers={})
+    going_on: dict[str, Any] = {"earlier": tuned / "merged", "samples": str(tuned / "samples")}
+
+    def go_on(output: str, heard: Listener | None = None, **changes: Any) -> MergeReport:
+        """Go on from the merge in the folder of the fine-tunes."""
+        workload = load_workload(tuned / "workload.yaml")
+        return merge_workload(workload, tuned / output, options(**{**going_on, **changes}), heard)
+
+    same = go_on("same")
+    # All hold: forms, codes and weights are those of the earlier merge, bit for bit.
+    assert same.forms == report.forms and same.shared == report.shared
+    for path in (tuned / "merged").glob("*/*.safetensors"):
+        if path.parent.name == "weights":
+            assert (tuned / "same" / "weights" / path.name).read_bytes() == path.read_bytes()
+    assert (tuned / "same" / report.forms.file).read_bytes() == (tuned / "merged" / report.forms.file).read_bytes()
+
+    # One query misses its target until its differences have more bits.
+    real = TrialRunner.__call__
+
+    def strict(self: TrialRunner, trial: Trial, *arguments: Any) -> Outcome:
+        outcome = real(self, trial, *arguments)
+        fine = trial.learners != {"two"} or all(form.bits >= 4 for _, form in trial.forms.forms)
+        return outcome if fine and trial.forms.forms else replace(outcome, met=outcome.met - {"two"})
+
+    monkeypatch.setattr(TrialRunner, "__call__", strict)
+    with pytest.raises(KeyboardInterrupt):
+        go_on("more", Heard(6))
+    heard = Heard()
+    more = go_on("more", heard, resume=True)
+    assert heard.verdicts
+    assert more.forms is not None
+    bits = {name: {layer.bits for layer in more.forms.layers if layer.model == name} for name in NAMES}
+    assert min(bits["two"]) >= 4 and min(bits["one"]) < 4
+    files = [{path.name for path in (tuned / folder / "weights").iterdir()} for folder in ("merged", "more")]
+    assert {name.rpartition("-")[0] for name in files[0] ^ files[1]} == {"two"}
+    assert sum(trial.samples for trial in more.trials) == 0
+
+    # Codes of another merge are refused.
+    monkeypatch.setattr(TrialRunner, "__call__", real)
+    save_file(
+        {key: value * 1.5 if value.ndim == 4 else value for key, value in load_file(tuned / "one.safetensors").items()},
+        tuned / "one.safetensors",
+    )
+    with pytest.raises(InputError, match=r"query (one|two|three): the base of .* is not that of the models"):
+        go_on("refused")

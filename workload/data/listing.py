@@ -32,6 +32,8 @@ _CHUNK = 256
 """Maximum number of a data set's image files to decode ahead of their use."""
 _GAP = 25
 """Number N such that one of N images of a data set is left out between two parts that are apart in time."""
+_STRETCH = 50
+"""Number of images in a stretch of frames that are split into parts stretch by stretch."""
 
 _Key = tuple[tuple[Path | int, ...], Source | None, tuple[tuple[int, int], str, str, str]]
 _IN_USE: dict[_Key, tuple[ref[Pixels], tuple[Geometry, ...]]] = {}
@@ -94,6 +96,22 @@ class Listing:
         choose, confirm = self._every(5, 0), self._every(5, 2)
         train = sorted(set(range(len(self))) - set(choose) - set(confirm))
         return self.chosen(train), *self._judging(choose, confirm)
+
+    def split_often(self) -> tuple[Listing, Listing, Listing]:
+        """Split images without labels into the parts of :meth:`split`, stretch by stretch of about 50 images.
+
+        Each stretch in time gives images to all parts, so that a scene that began late is trained on too. The parts of
+        a stretch are apart in time, and so are stretches.
+        """
+        count = max(1, len(self) // _STRETCH)
+        edges = [len(self) * index // count for index in range(count + 1)]
+        parts: tuple[list[int], list[int], list[int]] = ([], [], [])
+        for start, end in pairwise(edges):
+            blocks = self.chosen(range(start, end))._blocks(3, 1, 1)
+            gap = max(1, (end - start) // _GAP) if start else 0
+            for part, block in zip(parts, (blocks[0][gap:], *blocks[1:]), strict=True):
+                part += [start + row for row in block]
+        return self.chosen(parts[0]), *self._judging(parts[1], parts[2])
 
     def halved(self) -> tuple[Listing, Listing]:
         """Split a data set into one half for choosing and one for confirming, always the same.

@@ -15,8 +15,8 @@ from gemel.bundles.reader import MANIFEST, Bundle, open_bundle
 from gemel.check.drift.drift_report import drift_lines, drift_table, drift_to_json, write_metrics
 from gemel.check.drift.follow import judge_new, rounds
 from gemel.check.drift.judge import DriftJudge, DriftLimits, in_order
-from gemel.check.drift.sample_files import DamagedSampleError, SampleStore, open_samples
 from gemel.errors import InputError
+from gemel.runtime.sinks.sample_files import DamagedSampleError, SampleStore, open_samples
 
 Make = Callable[..., DriftJudge]
 

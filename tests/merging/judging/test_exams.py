@@ -21,7 +21,9 @@ from gemel.merging.judging.exams import (
     contradictions,
     judge_query,
     judged_query,
+    unchanged,
 )
+from gemel.merging.judging.intervals import SAME
 from gemel.merging.judging.judgement import Judgement
 from gemel.merging.judging.rounding import rounding_score
 from gemel.merging.judging.running import answers_on
@@ -292,3 +294,82 @@ def test_wide_outputs_are_decoded_batch_by_batch() -> None:
     assert list(answers) == [()] * 30
     assert module.batches[0] == 1 and sum(module.batches) == 30
     assert max(module.batches) * 25600 * 95 * 4 <= 256 << 20
+
+
+def sampled(task: Any, module: nn.Module, own: Images, samples: Images, **changes: Any) -> JudgedQuery:
+    """Judge a query by images of its own and by samples."""
+    mixes = None if own.labels is not None else (own, own)
+    return judged_query(query(**changes), task, module, Splits(own, own, own), mixes, CPU, (samples, samples))
+
+
+def test_a_query_passes_if_it_holds_on_its_own_images_and_on_samples() -> None:
+    labelled = images(*OWN, labels=torch.tensor([0, 1] * 60))
+    for own in (images(*OWN), labelled):
+        made = sampled(ClassificationTask(), Shade(), own, images(*[10, 240] * 50))
+        whole, blind, other = (judged(made, Shade(*wrong)) for wrong in ((), (3,), (1,)))
+        assert whole.samples is not None and whole.samples.value == 1 and whole.passes(0.95)
+        # Labels judge its own images; on samples the original is the truth.
+        assert blind.own.value == 1
+        assert blind.samples is not None and blind.samples.value == blind.relative == 0.5
+        assert not blind.passes(0.95)
+        assert other.samples is not None and other.samples.value == 1 and not other.passes(0.95)
+        assert "samples 0.500" in str(blind)
+        assert unchanged(made.choose).samples == SAME
+
+
+def test_where_labels_forgive_a_disagreement_samples_do_as_well() -> None:
+    # The original is wrong on the second shade, so a model that answers the first shade there is as right as it is.
+    labelled = images(*[10, 100, 150, 240] * 30, labels=torch.tensor([0, 0, 2, 3] * 30))
+    made = sampled(ClassificationTask(), Shade(), labelled, images(*[10, 100, 150, 240] * 30))
+    better, worse = judged(made, Shade(1)), judged(made, Shade(1, 3))
+    assert better.own.value > 1 and better.samples is not None
+    # It gives three of four answers of the original, on its own images and on samples.
+    assert better.samples.value == 1 and better.samples.low == pytest.approx(better.samples.best)
+    # One class more is wrong, by labels as well.
+    assert worse.own.value == 1 and worse.samples is not None
+    only_new = sampled(ClassificationTask(), Shade(), labelled, images(*[10, 240] * 60))
+    lost = judged(only_new, Shade(3))
+    assert lost.samples is not None and lost.samples.value == pytest.approx(0.5, abs=0.01)
+
+
+def test_few_samples_judge_by_their_value() -> None:
+    made = sampled(ClassificationTask(), Shade(), images(*OWN), images(10, 240, 240, 10, 240))
+    same, blind = (judged(made, Shade(*wrong)) for wrong in ((), (3,)))
+    assert same.samples is not None and same.samples.low < 0.95 and same.passes(0.95)
+    assert blind.samples is not None and blind.samples.value == pytest.approx(0.4) and not blind.passes(0.95)
+
+
+def test_a_limit_takes_the_first_samples() -> None:
+    made = sampled(ClassificationTask(), Shade(), images(*OWN), images(*[10, 240] * 50))
+    found = judged(made, Shade(), limit=40)
+    assert found.samples is not None and found.samples.images == 40
+
+
+def test_samples_on_which_the_original_finds_nothing_judge_nothing() -> None:
+    own, dark = images(*[200] * 80), images(*[10] * 80)
+    made = detector(Boxes(), own, own)
+    made = judged_query(made.query, made.task, Boxes(), Splits(own, own, own), (own, own), CPU, (dark, dark))
+    found = judged(made, Boxes(blind=0.99), Boxes())
+    assert found.samples is None
+    assert unchanged(made.choose).samples is None
+
+
+class NightBlind(Vectors):
+    """An embedder that gives all dark images one vector."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        dark = image.mean((1, 2, 3), keepdim=True) < 0.3
+        vectors: Tensor = super().forward(torch.where(dark, 0.12, image))
+        return vectors
+
+
+def test_embeddings_of_a_new_scene_are_compared_within_it() -> None:
+    # All samples are dark. Seen from the mean of the former images, all of them lie in one direction.
+    own, night = images(*range(120, 240)), images(*range(60))
+    made = sampled(EmbeddingTask("door"), Vectors(), own, night)
+    same, blind = (judged(made, module, Vectors()) for module in (Vectors(), NightBlind()))
+    assert same.samples is not None and same.samples.value == pytest.approx(1)
+    assert blind.own.value == pytest.approx(1)
+    assert blind.samples is not None and blind.samples.value < 0.5
+    answers, wanted = (answers_on(made.task, module, night, CPU) for module in (NightBlind(), Vectors()))
+    assert accuracy_of(made.task.evidence(answers, wanted, night)) > 0.9

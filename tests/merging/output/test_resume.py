@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from drift_samples import put_sample
 from helpers import query, save
 from safetensors.torch import load_file
 
@@ -167,7 +168,47 @@ def test_a_crash_at_any_write_changes_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    script, writes = make(), 0
+    crash_everywhere(run, make(), tmp_path, monkeypatch, strategy=strategy, settings=SearchSettings(epochs=1))
+
+
+def test_a_crash_of_a_merge_that_goes_on_changes_nothing(
+    run: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(all_donors, tmp_path / "first")
+    monkeypatch.setattr("gemel.merging.output.kept_samples._LEAST", 2)
+    for number in range(2):
+        put_sample(tmp_path / "samples", number, "0" * 64, brightness=50 * number, answers={})
+
+    def b_falls(trial: Trial) -> str:
+        """Script: b misses its goals with the samples, and meets them after training."""
+        return "ac" if trial.whole or trial.recipe is None else "abc"
+
+    going_on = {"earlier": tmp_path / "first", "samples": str(tmp_path / "samples")}
+    whole = crash_everywhere(run, b_falls, tmp_path, monkeypatch, 2, **going_on)
+    changed = set(whole["weights"]) ^ set(first["weights"])
+    assert {name.partition("-")[0] for name in changed} == {"b"}
+    assert whole["report"]["shared"] == first["report"]["shared"]
+
+
+def crash_everywhere(
+    run: Callable[..., dict[str, Any]],
+    script: Script,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: int = 1,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Check that a crash at a write changes nothing; return the content of a folder without a crash.
+
+    Args:
+        run: the fixture of that name.
+        script: script of the trials.
+        tmp_path: folder to merge in.
+        monkeypatch: the fixture of that name.
+        step: difference of the numbers of two writes at which it crashes.
+        settings: options of the merge.
+    """
+    writes = 0
     sync, unlink = os.fsync, Path.unlink
     limit: int | None = None
 
@@ -188,12 +229,11 @@ def test_a_crash_at_any_write_changes_nothing(
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(Path, "unlink", remove)
-    settings = {"strategy": strategy, "settings": SearchSettings(epochs=1)}
     whole = run(script, tmp_path / "whole", **settings)
     assert whole["report"]["finished"]
     total = writes
     assert total > 5
-    for crash in range(1, total + 1):
+    for crash in range(1, total + 1, step):
         output = tmp_path / "parts"
         writes, limit = 0, crash
         with pytest.raises(Crash):
@@ -207,6 +247,7 @@ def test_a_crash_at_any_write_changes_nothing(
         limit = None
         assert run(script, output, resume=True, **settings) == whole
         shutil.rmtree(output)
+    return whole
 
 
 def test_a_search_that_is_over_is_found_again(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemel.errors import GemelError
+from gemel.merging.forms.form_map import Form, FormMap
+from gemel.merging.forms.quantize import Coded
 from gemel.merging.layers.layers import Layer
 from gemel.merging.layers.problem import Problem
 from gemel.merging.layers.sharing import SharingMap, Use
@@ -457,3 +459,39 @@ def _never(jobs: Sequence[Job]) -> Generator[Outcome, None, None]:
     """Fail if any job has to run."""
     raise AssertionError("everything is recalled")
     yield
+
+
+def test_models_that_are_released_leave_everyone_else_as_it_is() -> None:
+    start = Found(
+        {name: {key: torch.ones(1) for key in state} for name, state in ORIGINALS.items()},
+        shared("abc0", "ab1", "ad2"),
+        dict.fromkeys(MODELS, 0.9),
+        retained=frozenset(MODELS),
+    )
+    release = trial(SharingMap(), "ad", recipe=None, release=True)
+    found = search(PROBLEM, once(release), ORIGINALS, Trainer(), Quiet(), start=start)
+    assert found.sharing == shared("bc0")
+    assert found.retained == {"b", "c"}
+    assert set(found.accuracies) == {"b", "c"}
+    assert all(found.states[name] is ORIGINALS[name] for name in "ad")
+    assert all(found.states[name] is start.states[name] for name in "bc")
+    # What the search began with is not changed.
+    assert start.sharing == shared("abc0", "ab1", "ad2") and start.retained == set(MODELS)
+    assert found.verdicts[0].accepted and found.verdicts[0].outcome.ended == "released"
+
+
+def test_a_lent_weight_has_the_form_that_it_has_in_the_donor() -> None:
+    use, other = Use("a", "0.weight"), Use("b", "0.weight")
+    code = Coded(torch.ones(1, dtype=torch.int8), torch.ones(1), 8)
+    start = Found(dict(ORIGINALS), forms=FormMap().joined({use: Form(8)}), codes={use: code})
+    found = search(PROBLEM, once(trial(shared("ab0"), "b")), ORIGINALS, Trainer("b"), Quiet(), start=start)
+    assert found.sharing == shared("ab0")
+    assert found.forms == FormMap().joined({use: Form(8), other: Form(8)})
+    assert found.codes == {use: code, other: code}
+    assert found.states["a"] is ORIGINALS["a"]
+
+
+def once(*trials: Trial) -> Search:
+    """Return a strategy that asks for one trial after the other."""
+    for each in trials:
+        yield [each]

@@ -20,6 +20,7 @@ from gemel.bundles.manifest import InputSpec
 from gemel.errors import DataError, UnjudgedError
 from gemel.frames.preprocess import preprocess
 from gemel.workload.data import Splits, joined, load_data, read_images
+from gemel.workload.data.listing import Listing
 from gemel.workload.data.pixels import DiskPixels
 from gemel.workload.document.schema import Workload
 
@@ -468,3 +469,17 @@ def test_a_disk_that_is_full_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("tempfile.TemporaryFile", full)
     with pytest.raises(DataError, match="cannot hold pixels: No space left on device; set TMPDIR"):
         read_images(tmp_path / "train", SPEC, "query door")
+
+
+@pytest.mark.parametrize("count", [15, 49, 100, 237])
+def test_a_scene_that_began_late_is_in_all_parts(count: int) -> None:
+    listing = Listing("samples", tuple(range(count)))
+    parts = [set(part.items) for part in listing.split_often()]
+    assert all(len(part) >= 2 for part in parts)
+    assert not parts[0] & parts[1] | parts[0] & parts[2] | parts[1] & parts[2]
+    # Images of different parts are never neighbours.
+    for first, second in ((0, 1), (1, 2), (0, 2)):
+        assert not {item + step for item in parts[first] for step in (-1, 1)} & parts[second]
+    if count >= 100:
+        late = set(range(count - 50, count))
+        assert all(len(part & late) >= 5 for part in parts)

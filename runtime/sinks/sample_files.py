@@ -15,7 +15,7 @@ from ...bundles.addresses import shown_server
 from ...bundles.manifest import MOST_PIXELS
 from ...errors import InputError, MissingExtraError, first_line
 from ...frames.frame import Image
-from ...runtime.sinks.sample_record import PICTURE_SUFFIX, RECORD_SUFFIX, SampleRecord, parse_record
+from .sample_record import PICTURE_SUFFIX, RECORD_SUFFIX, SampleRecord, parse_record
 
 __all__ = ["DamagedSampleError", "SampleStore", "StoredSample", "open_samples"]
 
