@@ -36,8 +36,8 @@ from .parts import saving_parts, stored_forms
 __all__ = ["Reporter", "merged_workload"]
 
 _PRIVATE = (
-    "private: it missed its target with shared weights on the samples, and retraining did not help; it has its original"
-    " weights; more samples of the new scene, more --steps or a lower target would help"
+    "private: it missed its target with shared weights on the samples, and nothing that was tried has brought it back;"
+    " it has its original weights; more samples of the new scene, more --steps or a lower target would help"
 )
 """Note on a query whose model lost its shared weights when a search went on from an earlier merge."""
 

@@ -14,7 +14,7 @@ from ..training.trial import Start, Trial
 from . import SearchSettings, Verdict
 from .starts import LEAST_MODELS, is_usable, start_score, try_starts
 
-__all__ = ["Phase", "give_back", "long_recipe", "merge_all", "retrain_in_rounds"]
+__all__ = ["Phase", "give_back", "long_recipe", "merge_all", "retrain_in_rounds", "short_recipe"]
 
 Phase = Generator[Sequence[Trial], Sequence[Verdict], SharingMap]
 """Generator that runs one phase of the search: it yields batches of trials and returns the committed sharing map."""
@@ -140,6 +140,11 @@ def _recipe(settings: SearchSettings, length: int) -> Recipe:
     return Recipe(steps, rate=settings.rate or _RATE, batch=settings.batch, gives_up=False, spare=_SPARE)
 
 
+def short_recipe(settings: SearchSettings) -> Recipe:
+    """Return the recipe of a training that is as long as the first round of a joint retraining."""
+    return _recipe(settings, 0)
+
+
 def long_recipe(settings: SearchSettings) -> Recipe:
     """Return the recipe of a training that is as long as the last round of a joint retraining."""
     return _recipe(settings, _ROUNDS - 1)
@@ -164,12 +169,14 @@ def give_back(
         wanted: sharing map between the model and the committed models, before any weight becomes private.
         model: name of the model to retrain.
         strain: gradient sensitivity of each weight that the model would share.
-        goes_on: whether to start from the weights after the last trial that trained, in place of donor weights.
+        goes_on: whether to start from the weights after the last trial that trained, in place of donor weights, with
+            short trainings.
     """
     total = sum(map(problem.size, strain))
     first = Trial("", shared, frozenset({model}), Start("donor", (*sorted(wanted.models - {model}), model)))
+    recipe = long_recipe(settings)
     if goes_on:
-        first = replace(first, start=Start("keep"), base="last")
+        first, recipe = replace(first, start=Start("keep"), base="last"), short_recipe(settings)
     own: set[Use] = set()
     for part in _GIVEN_BACK:
         before, own = own, _most_strained(strain, problem, part * total)
@@ -177,7 +184,7 @@ def give_back(
             continue
         title = f"{model} without {len(own)} of {len(strain)} layers"
         smaller = shared.joined(wanted.without(own).slots)
-        trial = replace(first, group=title, sharing=smaller, recipe=long_recipe(settings))
+        trial = replace(first, group=title, sharing=smaller, recipe=recipe)
         (verdict,) = yield [trial]
         if verdict.accepted:
             return verdict.sharing

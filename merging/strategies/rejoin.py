@@ -23,7 +23,7 @@ from ..layers.sharing import SharingMap, Slot
 from ..training.trial import Start, Trial
 from . import Search, SearchSettings
 from .cheapest_forms import FormCosts, keep_differences
-from .joint import Phase, give_back, retrain_in_rounds
+from .joint import Phase, give_back, short_recipe
 from .one_way import one_way_each
 from .starts import LEAST_MODELS
 from .together import WORTH, across_models, lend
@@ -117,15 +117,16 @@ def _as_before(
         return look.sharing
     if min(look.outcome.relative.values()) < min(relative.values()):
         first = replace(first, start=Start("keep"))
-    else:
-        relative = look.outcome.relative
-    found, strain = yield from retrain_in_rounds(problem, settings, first, relative)
-    if found == shared:
-        wanted = SharingMap(tuple(_slots_with(model, before)))
-        pulled = {use: value for use, value in strain.items() if use.model == model and use in wanted.uses}
-        if pulled:
-            found = yield from give_back(problem, settings, shared, wanted, model, pulled, goes_on=True)
-    return found
+    # One short round only: what it does not bring back, fewer shared weights do sooner than longer training.
+    (verdict,) = yield [replace(first, recipe=short_recipe(settings))]
+    if verdict.accepted:
+        return verdict.sharing
+    wanted = SharingMap(tuple(_slots_with(model, before)))
+    strain = verdict.outcome.strain.items()
+    pulled = {use: value for use, value in strain if use.model == model and use in wanted.uses}
+    if pulled:
+        shared = yield from give_back(problem, settings, shared, wanted, model, pulled, goes_on=True)
+    return shared
 
 
 def _slots_with(model: str, sharing: SharingMap) -> list[Slot]:
