@@ -276,6 +276,7 @@ def test_fetched_where_they_are(made: Path, away: Path) -> None:
 
 def test_what_cannot_be_fetched(made: Path, away: Path, tmp_path: Path) -> None:
     pytest.importorskip("fsspec", reason="needs fsspec (the extra pull)")
+    pytest.importorskip("cryptography", reason="needs cryptography (the extra sign)")
     before, (delta,) = content_of(away), (made / "deltas").iterdir()
     kept = delta.read_bytes()
 
