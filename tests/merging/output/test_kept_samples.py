@@ -77,7 +77,7 @@ def test_a_small_object_is_no_near_duplicate(folder: Path, workload: Workload) -
     noisy = frame + np.random.default_rng(0).integers(-3, 4, frame.shape)
     frame[60:66, 60:66] += 60
     for number, image in enumerate((picture(50, (128, 128)), noisy, frame), 40):
-        data = image if isinstance(image, bytes) else cv2.imencode(".jpg", image)[1].tobytes()
+        data = image if isinstance(image, bytes) else cv2.imencode(".jpg", np.asarray(image, np.uint8))[1].tobytes()
         put_sample(
             folder, number, BUNDLE, data=data, sha256=hashlib.sha256(data).hexdigest(), size=[128, 128], feed="yard"
         )

@@ -131,7 +131,7 @@ def test_a_model_that_is_right_again_without_training_shares_as_before() -> None
     case = Case("abc", met=lambda trial: trial.learners != {"b"} or trial.start.kind == "refit")
     assert case.titles[3:] == ["original weights of b", "b as before, from its merged weights"]
     look = case.jobs[-1]
-    assert (look.trial.base, look.trial.learners, look.trial.recipe) == ("earlier", {"b"}, None)
+    assert (look.trial.base, look.trial.learners, look.trial.recipe) == ("earlier", frozenset("b"), None)
     # The look starts from the merged weights, although the model has its original weights by now.
     assert look.states["b"] is case.start.states["b"]
     assert look.shared == case.start.sharing.of("ac")

@@ -474,7 +474,7 @@ def test_a_disk_that_is_full_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("count", [15, 49, 100, 237])
 def test_a_scene_that_began_late_is_in_all_parts(count: int) -> None:
     listing = Listing("samples", tuple(range(count)))
-    parts = [set(part.items) for part in listing.split_often()]
+    parts = [{item for item in part.items if isinstance(item, int)} for part in listing.split_often()]
     assert all(len(part) >= 2 for part in parts)
     assert not parts[0] & parts[1] | parts[0] & parts[2] | parts[1] & parts[2]
     # Images of different parts are never neighbours.
