@@ -82,6 +82,8 @@ class DiskJournal:
         self._reporter, self._settled = reporter, settled
         self._replayed = store.replaying
         self._files: dict[str, tuple[State, str]] = {}
+        self._stepped_back: dict[str, tuple[State, str]] = {}
+        """Files of models that are written with forms of more bits than those that the search found."""
         self._codes: dict[Use, Coded] = {}
         self._forms: tuple[FormMap, FormsReport | None] = FormMap(), None
         self._bases: dict[str, Base] = {}
@@ -105,7 +107,8 @@ class DiskJournal:
 
     def record(self, verdict: Verdict, found: Found, last: Mapping[str, State]) -> None:
         """Write the verdict on a trial, the report and the workload to disk, then call ``settled``."""
-        self._store.record(verdict, last, self._contents(found), self._place_forms(found))
+        files = self._contents({name: found.states[name] for name in found.models}, self._files)
+        self._store.record(verdict, last, files, self._place_forms(found))
         self._settled(verdict, self.commit(found, finished=False), found)
 
     def commit(self, found: Found, *, finished: bool) -> MergeReport:
@@ -113,24 +116,34 @@ class DiskJournal:
         searched, written = self._place_forms(found), self._reporter.confirmed(found)
         forms = searched if written.forms == found.forms else self._place(written)
         report = self._reporter.report(found, finished=finished, codes=self._codes, forms=forms)
-        files = self._contents(found)
-        names = {name: f"weights/{file}" for name, (file, _) in files.items() if name in written.models}
+        files = self._contents({name: found.states[name] for name in found.models}, self._files)
+        others = {name: written.states[name] for name in written.models}
+        stepped_back = {name: state for name, state in others.items() if state is not found.states[name]}
+        other_files = self._contents(stepped_back, self._stepped_back)
+        names = {name: f"weights/{file}" for name, (file, _) in {**files, **other_files}.items() if name in others}
         workload = merged_workload(self._workload, names, models_of(self._workload), self._store.output)
         # The codes of what the search goes on from stay, too.
         kept = {} if searched is None else {searched.file: None}
-        self._store.commit({**dict(files.values()), **kept}, report, workload)
+        self._store.commit({**dict(files.values()), **dict(other_files.values()), **kept}, report, workload)
         return report
 
-    def _contents(self, found: Found) -> dict[str, tuple[str, bytes | None]]:
-        """Return merged model -> (weight file name, content); content is None if an earlier call returned it."""
+    def _contents(
+        self, states: Mapping[str, State], written: dict[str, tuple[State, str]]
+    ) -> dict[str, tuple[str, bytes | None]]:
+        """Return model -> (weight file name, content); content is None if an earlier call returned it.
+
+        Args:
+            states: model name -> weights.
+            written: model name -> weights and name of the last file; it is brought up to date.
+        """
         files: dict[str, tuple[str, bytes | None]] = {}
-        for name in sorted(found.models):
-            state, known = found.states[name], self._files.get(name)
+        for name, state in sorted(states.items()):
+            known = written.get(name)
             if known is not None and known[0] is state:
                 files[name] = known[1], None
             else:
                 files[name] = file, _ = self._file(name, state)
-                self._files[name] = state, file
+                written[name] = state, file
         return files
 
     def _place_forms(self, found: Found) -> FormsReport | None:

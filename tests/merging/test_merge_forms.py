@@ -24,6 +24,8 @@ from gemel.compiler import compile_workload
 from gemel.errors import GemelError, InputError
 from gemel.merging.forms.quantize import Coded, materialize
 from gemel.merging.merge import Listener, MergeOptions, merge_workload
+from gemel.merging.output.confirm import Confirmer
+from gemel.merging.search.search import Found
 from gemel.merging.strategies import SearchSettings
 from gemel.merging.training.trial import Outcome, Trial, TrialRunner
 from gemel.workload import load_workload
@@ -342,3 +344,33 @@ def test_a_merge_goes_on_from_differences(tuned: Path, monkeypatch: pytest.Monke
     )
     with pytest.raises(InputError, match=r"query (one|two|three): the base of .* is not that of the models"):
         go_on("refused")
+
+
+def test_forms_that_are_not_confirmed_step_back(tuned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written is whole: weights, codes and report are those of the forms of more bits, also when resumed."""
+    confirmed = Confirmer.confirmed
+
+    def refuse_two(self: Confirmer, found: Found) -> Found:
+        """Confirm everything but what the search found for the model ``two``."""
+        sought = found.states.get("two")
+        monkeypatch.setattr(Confirmer, "_passes", lambda self, model, state: state is not sought)
+        return confirmed(self, found)
+
+    monkeypatch.setattr(Confirmer, "confirmed", refuse_two)
+    heard = Heard()
+    report = merge(tuned, heard)
+    assert report.forms is not None
+    *_, last = (verdict.trial.forms.of({"two"}) for verdict in heard.verdicts if verdict.accepted)
+    bits = {layer.parameter: layer.bits for layer in report.forms.layers if layer.model == "two"}
+    assert all(form.bits <= bits[use.parameter] for use, form in last.forms)
+    assert any(form.bits < bits[use.parameter] for use, form in last.forms)
+    (note,) = (note for note in report.queries["two"].notes if "it has" in note)
+    assert "it has forms of more bits" in note
+    bundle = compile_workload(load_workload(tuned / "merged" / "workload.yaml"), tuned / "bundle")
+    content = Manifest.model_validate_json((bundle.path / "manifest.json").read_text())
+    assert {"one", "two", "three"} == {
+        name for name, model in content.models.items() if set(model.weights) & content.forms.keys()
+    }
+    again = merge(tuned, resume=True)
+    assert again == report
+    compile_workload(load_workload(tuned / "merged" / "workload.yaml"), tuned / "bundle")
