@@ -5,7 +5,8 @@
 DATA has ``cifar10-jpeg.tar.xz`` (ImageFolder layout) and the ResNet-20 and -32 of akamaster/pytorch_resnet_cifar10.
 Two queries, on a feed each, are merged. Then boxes sample 600 frames of each feed: those of the feed ``gate`` are of
 another scene (``tools/drift_scenes.py``), through JPEG. ``gemel merge --from --samples`` goes on from the merge; beside
-it, a merge from the original weights uses the same samples. Writes a table into docs/drift.md.
+it, a merge from the original weights uses the same samples. Writes a table into docs/drift.md. Where neither brings
+the query back to its target, both take long: more than a quarter of an hour on a busy machine.
 """
 
 from __future__ import annotations
