@@ -159,8 +159,8 @@ class SavingParts(Value):
     sharing_alone: float
     """Largest fraction that the search found without codes of tensors' own, with every query at its target."""
     compression_alone: float | None
-    """Fraction that codes of the original models' own weights would save, with every query at its target; None if the
-    search did not come to measure it."""
+    """Fraction that codes of the original models' own weights would save at least, with every query at its target; None
+    if the search did not come to measure it. Mixtures of bits, which save more, are only looked at with compression."""
 
 
 class MergeReport(Value):

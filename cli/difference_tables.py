@@ -70,7 +70,7 @@ def describe_parts(report: MergeReport) -> list[str]:
     lines = [
         f"of the bytes of convolutions and linear layers: {parts.sharing:.1%} by sharing, {parts.compression:.1%} by"
         f" compression; sharing alone {parts.sharing_alone:.1%}, compression alone"
-        f" {'not measured' if parts.compression_alone is None else format(parts.compression_alone, '.1%')}"
+        f" {'not measured' if parts.compression_alone is None else f'at least {parts.compression_alone:.1%}'}"
     ]
     if parts.compression_alone is not None and parts.compression_alone > report.layer_saving:
         lines.append("compression alone saves more than this merge: try --compress, or gemel-compile --precision int8")
