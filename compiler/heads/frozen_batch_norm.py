@@ -38,22 +38,19 @@ def thaw_batch_norm(model: nn.Module) -> nn.Module:
 
 def _thawed(frozen: nn.Module) -> nn.Module:
     """Return a BatchNorm2d with the tensors of a frozen layer, or the layer itself if that would compute otherwise."""
-    tensors = {name: getattr(frozen, name, None) for name in _TENSORS}
-    if not all(isinstance(tensor, Tensor) and tensor.ndim == 1 for tensor in tensors.values()):
+    found = [getattr(frozen, name, None) for name in _TENSORS]
+    tensors = [tensor for tensor in found if isinstance(tensor, Tensor) and tensor.ndim == 1]
+    if len(tensors) < len(_TENSORS):
         return frozen
-    layer = nn.BatchNorm2d(len(tensors["weight"]), eps=getattr(frozen, "eps", _EPS))
-    layer.weight = nn.Parameter(tensors["weight"], requires_grad=False)
-    layer.bias = nn.Parameter(tensors["bias"], requires_grad=False)
-    layer.running_mean = tensors["running_mean"]
-    layer.running_var = tensors["running_var"]
+    weight, bias, mean, variance = tensors
+    layer = nn.BatchNorm2d(len(weight), eps=getattr(frozen, "eps", _EPS))
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    layer.bias = nn.Parameter(bias, requires_grad=False)
+    layer.running_mean, layer.running_var = mean, variance
     # A frozen layer has no step counter. Without one here, the state dict keeps its keys.
     layer.num_batches_tracked = None
-    return layer.eval() if _alike(frozen, layer.eval()) else frozen
-
-
-@torch.no_grad()
-def _alike(frozen: nn.Module, layer: nn.BatchNorm2d) -> bool:
-    """Return whether two layers compute the same, up to rounding, on two images of two values per channel."""
-    mean, spread = layer.running_mean, (layer.running_var + layer.eps).sqrt()
+    spread = (variance + layer.eps).sqrt()
     image = torch.stack((mean - spread, mean + spread), dim=-1)[None, :, None, :]
-    return torch.allclose(frozen(image), layer(image), rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        alike = torch.allclose(frozen(image), layer.eval()(image), rtol=1e-4, atol=1e-5)
+    return layer if alike else frozen

@@ -171,6 +171,10 @@ def test_frozen_batch_norm_is_thawed() -> None:
 class _OtherFrozenBatchNorm(nn.Module):
     """Frozen BatchNorm as detectors of Hugging Face have it: a class of its own, without an attribute for epsilon."""
 
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
     centred = True
 
     def __init__(self, channels: int) -> None:
