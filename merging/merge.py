@@ -275,6 +275,7 @@ def _header(workload: Workload, options: MergeOptions, goes_on: GoesOn) -> dict[
     queries = workload.model_dump_json(include={"queries", "feeds", "stills"})
     return {
         "workload": hashlib.sha256(queries.encode()).hexdigest()[:32],
+        "base": workload.base,
         "strategy": options.strategy,
         "definition": options.definition,
         "seed": options.seed,

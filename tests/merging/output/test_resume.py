@@ -313,6 +313,15 @@ def test_a_second_merge_into_the_same_folder_is_refused(
     assert run(meanwhile, tmp_path / "merged") == whole
 
 
+def test_a_search_with_another_base_is_not_resumed(
+    run: Callable[..., dict[str, Any]], workload: Workload, tmp_path: Path
+) -> None:
+    run(nobody, tmp_path / "merged")
+    other = workload.model_copy(update={"base": "a.safetensors"})
+    with pytest.raises(InputError, match=r"begun with base None, now it is 'a\.safetensors'"):
+        merge_workload(other, tmp_path / "merged", MergeOptions(device="cpu", resume=True))
+
+
 def test_weights_that_were_lost_are_an_error(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     run(all_donors, tmp_path / "merged")
     for path in (tmp_path / "merged" / "weights").iterdir():
