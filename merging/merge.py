@@ -203,7 +203,7 @@ def _merge(
 
     def look_ahead(verdicts: Sequence[Verdict]) -> None:
         """Call the listener with a forecast of the search."""
-        listener.forecast(forecast(start, problem, verdicts, begin.sharing))
+        listener.forecast(forecast(start, problem, verdicts, begin))
 
     def settled(verdict: Verdict, report: MergeReport, found: Found) -> None:
         """Call the listener with the forecast after a trial and with the verdict on it."""

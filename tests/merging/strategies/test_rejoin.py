@@ -78,9 +78,9 @@ class Case:
         def begin() -> Any:
             return rejoin(problem, SearchSettings(**settings), costs or FormCosts(), earlier)
 
-        self.first = forecast(begin, problem, (), self.start.sharing)
+        self.first = forecast(begin, problem, (), self.start)
         self.found = search(problem, begin(), self.originals, self._execute, Quiet(), start=self.start)
-        self.last = forecast(begin, problem, self.found.verdicts, self.start.sharing)
+        self.last = forecast(begin, problem, self.found.verdicts, self.start)
 
     def _execute(self, jobs: Sequence[Job]) -> Generator[Outcome, None, None]:
         for job in jobs:
