@@ -107,6 +107,10 @@ def open_bundle(path: str | Path) -> Bundle:
     try:
         data = where.read_bytes()
     except FileNotFoundError as error:
+        for workload in (path / "merged" / "workload.yaml", path / "workload.yaml"):
+            if workload.is_file():
+                advice = f"first compile it: gemel-compile {workload} -o bundle/"
+                raise BundleError(f"{path}: is the folder of a workload, not of a bundle; {advice}") from error
         raise BundleError(f"{path}: not a bundle (no {MANIFEST}); gemel-compile writes one") from error
     except OSError as error:
         raise BundleError(f"{where}: cannot be read: {error.strerror}") from error

@@ -89,6 +89,16 @@ def test_compiled_with_an_address(made: Path, tmp_path: Path, gemel: Gemel) -> N
     assert "s3cret" not in gemel("inspect", tmp_path / "bundle")[1]
 
 
+def test_an_entry_without_original_weights_is_as_none(made: Path, tmp_path: Path, gemel: Gemel) -> None:
+    bundle = Path(shutil.copytree(made / "merged" / "bundle", tmp_path / "bundle"))
+    before = gemel("inspect", bundle)[1]
+    document = json.loads((bundle / "manifest.json").read_text())
+    (bundle / "manifest.json").write_text(json.dumps({**document, "originals": {}}))
+    code, out, err = gemel("inspect", bundle)
+    assert (code, err) == (0, "")
+    assert "original weights" not in out and len(out.splitlines()) == len(before.splitlines())
+
+
 def test_mistakes_of_compile(made: Path, tmp_path: Path, gemel: Gemel) -> None:
     workload = made / "merged" / "workload.yaml"
     for flags, message in (
