@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from ..durable import work_folder
+from ..durable import place_file, work_folder
 from ..errors import BundleError, InputError
 from ..version import find_version
 from .build_bundle import hash_zeros, in_blob_order, reader_of
@@ -100,9 +99,7 @@ def write_delta(
                 frames.seek(0)
                 shutil.copyfileobj(frames, out, MOST_FRAME)
                 size = out.tell()
-                out.flush()
-                os.fsync(out.fileno())
-            (work / "delta").replace(path)
+            place_file(work / "delta", path)
     except OSError as error:
         raise BundleError(f"{path}: cannot be written: {error.strerror}") from error
     sizes = {part.name: sum(frame.packed for frame in part.frames) for part in content.parts}
