@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ...errors import InputError
 from ...frames.frame import Image
-from ...runtime.sinks.sample_files import DamagedSampleError, SampleStore, StoredSample, open_samples
+from ...runtime.sinks.sample_files import DamagedSampleError, SampleStore, StoredSample, UnreadSampleError, open_samples
 from ...workload.data.listing import Listing
 from ...workload.document.schema import Workload
 from .store import Store
@@ -80,7 +80,7 @@ class MergeSamples:
             try:
                 for name in (name for names in self.pictures.values() for name, _ in names):
                     store.place({f"{_FOLDER}/{name}": self.content(name)})
-            except DamagedSampleError as error:
+            except (DamagedSampleError, UnreadSampleError) as error:
                 raise InputError(f"--samples: {error}; begin anew, into another folder") from error
             index = {"pictures": self.pictures, "left_out": self.left_out}
             store.place({_INDEX: json.dumps(index, indent=1).encode() + b"\n"})
@@ -141,6 +141,9 @@ def _records(store: SampleStore, workload: Workload, left: Counter[str]) -> dict
         except DamagedSampleError:
             left["damaged"] += 1
             continue
+        except UnreadSampleError:
+            left["that could not be read"] += 1
+            continue
         record = sample.record
         named = {*record.answers, *record.skipped}
         if record.feed not in queries:
@@ -168,6 +171,9 @@ def _different(samples: Iterable[StoredSample], left: Counter[str]) -> list[Stor
             small = _gray(sample.image())
         except DamagedSampleError:
             left["damaged"] += 1
+            continue
+        except UnreadSampleError:
+            left["that could not be read"] += 1
             continue
         if len(found) and int(np.abs(seen[: len(found)] - small).max(1).min()) <= _ALIKE:
             left["near duplicates"] += 1
