@@ -84,8 +84,9 @@ def write_delta(
     """
     if old.id == new.id:
         raise InputError(f"{old.path} and {new.path} are the same bundle; there is nothing to send")
-    for bundle in (old, new):
-        for _ in verify(bundle):
+    # The new blob is compared with its hash while its tensors are read.
+    for bundle, without in ((old, ()), (new, {new.manifest.blob})):
+        for _ in verify(bundle, without):
             pass
     path = output / delta_name(old.id) if output.is_dir() else output
     try:
@@ -205,6 +206,8 @@ class _Writer:
                 yield from encode_tensor(tensor, encoding, read, source)
             hash_zeros(digest, spec.bytes - position)
         if digest.hexdigest() != spec.sha256:
+            for _ in verify(self.new):
+                pass
             raise BundleError(f"{self.new.file(content.blob)}: has bytes beside its tensors, so no delta can make it")
 
     def _encoding(

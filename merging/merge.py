@@ -210,7 +210,7 @@ def _merge(
         look_ahead(found.verdicts)
         listener.verdict(verdict, report)
 
-    reporter = Reporter(problem, subjects, options.strategy, left)
+    reporter = Reporter(problem, subjects, originals, options.strategy, left)
     journal = DiskJournal(workload, store, subjects, reporter, settled)
     store.place(modules_beside(workload))
     if not store.replaying:
