@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from delta_bundles import content_of
 from drift_samples import put_sample
-from helpers import write_video
+from helpers import edit_json, write_video
 from reloads import Run, compiled
 from reverts import answers, waiting, with_originals
 from small_bundle import write_model, write_workload
@@ -92,8 +92,7 @@ def test_compiled_with_an_address(made: Path, tmp_path: Path, gemel: Gemel) -> N
 def test_an_entry_without_original_weights_is_as_none(made: Path, tmp_path: Path, gemel: Gemel) -> None:
     bundle = Path(shutil.copytree(made / "merged" / "bundle", tmp_path / "bundle"))
     before = gemel("inspect", bundle)[1]
-    document = json.loads((bundle / "manifest.json").read_text())
-    (bundle / "manifest.json").write_text(json.dumps({**document, "originals": {}}))
+    edit_json(bundle / "manifest.json", lambda document: document.update(originals={}))
     code, out, err = gemel("inspect", bundle)
     assert (code, err) == (0, "")
     assert "original weights" not in out and len(out.splitlines()) == len(before.splitlines())

@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Sequence
 
 import pytest
 import torch
+from quiet_journal import Quiet
 
 from gemel.merging.forms.costs import LayerCost
 from gemel.merging.layers.layers import Layer
@@ -29,19 +30,6 @@ def problem(**models: str) -> Problem:
             for name, text in models.items()
         }
     )
-
-
-class Quiet:
-    """Journal that remembers nothing."""
-
-    def recall(self, trial: object) -> None:
-        return None
-
-    def restore(self, found: object) -> None:
-        return None
-
-    def record(self, verdict: object, found: object, last: object) -> None:
-        pass
 
 
 def starter(made: Problem, name: str = "together", **settings: object) -> Callable[[], Search]:
