@@ -77,7 +77,7 @@ def place_command(
     if memory_only and (profile or rate is not _Rate.feed):
         raise InputError("--memory-only: run times do not count; leave out --profile and --rate")
     check_writable(output)
-    opened = [open_bundle(_bundle(path)) for path in bundles]
+    opened = [open_bundle(require_bundle(path)) for path in bundles]
     check_bundles(opened)
     listed = read_boxes(boxes, seen_feeds(opened))
     profiles = [read_profile(require_profile(path)) for path in profile or ()]
@@ -104,15 +104,3 @@ def place_command(
             )
     if sum(map(len, names)) < len(case.queries):
         raise typer.Exit(LEFT_OUT_EXIT)
-
-
-def _bundle(path: Path) -> Path:
-    """Return a path that may be a bundle's folder; refuse a file, and the folder of a workload.
-
-    Raises:
-        InputError: the path is a file, or a folder with a workload but no bundle.
-    """
-    workload = path / "workload.yaml"
-    if workload.is_file() and not (path / "manifest.json").exists():
-        raise InputError(f"{path}: is the folder of a workload; first compile it: gemel-compile {workload} -o bundle/")
-    return require_bundle(path)

@@ -28,7 +28,6 @@ from count_images import count_images
 from documents import write_between
 from drift_scenes import DISTURBANCES
 from safetensors.torch import save_file
-from whole_folder import whole_folder
 
 from gemel.bundles.merge_report import MergeReport
 from gemel.frames.frame import Image
@@ -79,50 +78,48 @@ class _Printer(Listener):
 
 def prepare(data: Path, output: Path) -> Path:
     """Write images, weights and workload into a folder, and return the workload file."""
-    folder = output / "work"
-    if not folder.exists():
-        with whole_folder(folder) as work:
-            names: dict[tuple[str, str], list[str]] = {}
-            with tarfile.open(data / "cifar10-jpeg.tar.xz") as archive:
-                for member in sorted((each for each in archive if each.isfile()), key=lambda each: each.name):
-                    _, part, label, _ = member.name.split("/")
-                    names.setdefault((part, label), []).append(member.name)
-            wanted = {
-                name: f"{part}/{label}" if part != "seen" else part
-                for part, (source, first, last) in _PARTS.items()
-                for (kind, label), files in names.items()
-                if kind == source
-                for name in files[first:last]
-            }
-            with tarfile.open(data / "cifar10-jpeg.tar.xz") as archive:
-                for member in archive:
-                    if member.name in wanted:
-                        _, _, label, file = member.name.split("/")
-                        target = work / "data" / wanted[member.name] / f"{file.rpartition('.')[0]}-{label}.jpg"
-                        target.parent.mkdir(parents=True, exist_ok=True)
-                        content = archive.extractfile(member)
-                        assert content is not None
-                        target.write_bytes(content.read())
-            labels = sorted(label for kind, label in names if kind == "test")
-            queries = []
-            for query, (depth, checkpoint, feed) in _QUERIES.items():
-                model = cifar_resnet(depth, 10)
-                model.load_state_dict(read_state(data / checkpoint))
-                save_file(dict(model.state_dict()), work / f"{query}.safetensors")
-                made = {
-                    "factory": "gemel.workload.zoo.cifar_resnet:cifar_resnet",
-                    "args": {"depth": depth, "num_classes": 10},
-                    "weights": f"{query}.safetensors",
-                }
-                images = {"train": "data/train", "val": "data/val"}
-                queries.append(
-                    {"name": query, "feed": feed, "task": "classification", "labels": labels, "model": made,
-                     "data": images, "target": _TARGET}
-                )  # fmt: skip
-            feeds = {feed: {"source": "data/seen"} for _, _, feed in _QUERIES.values()}
-            document = {"schema_version": "1", "feeds": feeds, "queries": queries}
-            (work / "workload.yaml").write_text(json.dumps(document))
-    return folder / "workload.yaml"
+    work = output / "work"
+    names: dict[tuple[str, str], list[str]] = {}
+    with tarfile.open(data / "cifar10-jpeg.tar.xz") as archive:
+        for member in sorted((each for each in archive if each.isfile()), key=lambda each: each.name):
+            _, part, label, _ = member.name.split("/")
+            names.setdefault((part, label), []).append(member.name)
+    wanted = {
+        name: f"{part}/{label}" if part != "seen" else part
+        for part, (source, first, last) in _PARTS.items()
+        for (kind, label), files in names.items()
+        if kind == source
+        for name in files[first:last]
+    }
+    with tarfile.open(data / "cifar10-jpeg.tar.xz") as archive:
+        for member in archive:
+            if member.name in wanted:
+                _, _, label, file = member.name.split("/")
+                target = work / "data" / wanted[member.name] / f"{file.rpartition('.')[0]}-{label}.jpg"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                content = archive.extractfile(member)
+                assert content is not None
+                target.write_bytes(content.read())
+    labels = sorted(label for kind, label in names if kind == "test")
+    queries = []
+    for query, (depth, checkpoint, feed) in _QUERIES.items():
+        model = cifar_resnet(depth, 10)
+        model.load_state_dict(read_state(data / checkpoint))
+        save_file(dict(model.state_dict()), work / f"{query}.safetensors")
+        made = {
+            "factory": "gemel.workload.zoo.cifar_resnet:cifar_resnet",
+            "args": {"depth": depth, "num_classes": 10},
+            "weights": f"{query}.safetensors",
+        }
+        images = {"train": "data/train", "val": "data/val"}
+        queries.append(
+            {"name": query, "feed": feed, "task": "classification", "labels": labels, "model": made,
+             "data": images, "target": _TARGET}
+        )  # fmt: skip
+    feeds = {feed: {"source": "data/seen"} for _, _, feed in _QUERIES.values()}
+    document = {"schema_version": "1", "feeds": feeds, "queries": queries}
+    (work / "workload.yaml").write_text(json.dumps(document))
+    return work / "workload.yaml"
 
 
 def _frames(folder: Path) -> Iterator[Image]:
@@ -134,29 +131,27 @@ def _frames(folder: Path) -> Iterator[Image]:
 
 def write_samples(images: Path, scene: str, folder: Path) -> None:
     """Write samples of both feeds; those of the feed ``gate`` show another scene."""
-    if folder.exists():
-        return
+    folder.mkdir()
     random = np.random.default_rng(0)
-    with whole_folder(folder) as work:
-        for feed, name in (("yard", "none"), ("gate", scene)):
-            for number, image in enumerate(_frames(images)):
-                changed = np.ascontiguousarray(DISTURBANCES[name](image, random))
-                data = cv2.imencode(".jpg", changed, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
-                sample = f"{feed}-{number:06d}"
-                record = {
-                    "run": "bench",
-                    "bundle": "0" * 64,
-                    "feed": feed,
-                    "frame": number,
-                    "time": number * 30.0,
-                    "at": 1.8e9 + number * 30,
-                    "image": f"{sample}.jpg",
-                    "sha256": hashlib.sha256(data).hexdigest(),
-                    "size": changed.shape[:2],
-                    "answers": {},
-                }
-                (work / f"{sample}.jpg").write_bytes(data)
-                (work / f"{sample}.json").write_text(json.dumps(record))
+    for feed, name in (("yard", "none"), ("gate", scene)):
+        for number, image in enumerate(_frames(images)):
+            changed = np.ascontiguousarray(DISTURBANCES[name](image, random))
+            data = cv2.imencode(".jpg", changed, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+            sample = f"{feed}-{number:06d}"
+            record = {
+                "run": "bench",
+                "bundle": "0" * 64,
+                "feed": feed,
+                "frame": number,
+                "time": number * 30.0,
+                "at": 1.8e9 + number * 30,
+                "image": f"{sample}.jpg",
+                "sha256": hashlib.sha256(data).hexdigest(),
+                "size": changed.shape[:2],
+                "answers": {},
+            }
+            (folder / f"{sample}.jpg").write_bytes(data)
+            (folder / f"{sample}.json").write_text(json.dumps(record))
 
 
 def merge(workload: Path, output: Path, **options: Any) -> Effort:
@@ -164,7 +159,7 @@ def merge(workload: Path, output: Path, **options: Any) -> Effort:
     print(f"{output.name}", flush=True)
     began, printer = monotonic(), _Printer()
     with count_images() as count:
-        made = MergeOptions(settings=_SETTINGS, device="cpu", resume=(output / "search").exists(), **options)
+        made = MergeOptions(settings=_SETTINGS, device="cpu", **options)
         report = merge_workload(load_workload(workload), output, made, printer)
     trained = sum(trial.samples for trial in report.trials)
     return Effort(report, trained, count.all, monotonic() - began, printer.before)
@@ -195,7 +190,9 @@ def main() -> None:
     parser.add_argument("--scenes", nargs="+", choices=DISTURBANCES, default=_SCENES, help="scenes of the changed feed")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    options.output.mkdir(parents=True, exist_ok=True)
+    if options.output.exists():
+        parser.error(f"--output: {options.output} is there already; name another folder, or delete it")
+    options.output.mkdir(parents=True)
     workload = prepare(options.data, options.output)
     first = options.output / "merged"
     done = merge(workload, first)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -17,13 +17,13 @@ from ..evaluation.reference import has_several_labels
 from .evidence import Detector, confidence_interval
 from .image_scores import ImageScores
 
-__all__ = ["DriftJudge", "DriftLimits", "DriftVerdict", "FrameAnswers", "LeftOut", "QueryDrift", "Window", "in_order"]
+__all__ = ["DriftJudge", "DriftLimits", "DriftVerdict", "FrameAnswers", "LeftOut", "QueryDrift", "Window"]
 
 DriftVerdict = Literal["holds", "watch", "revert", "unknown"]
 """What is known of a query. ``holds``: nothing says that its accuracy is below the target. ``watch``: something does.
 ``revert``: it is, with the stated rate of false alarms. ``unknown``: no sample could be judged."""
-LeftOut = Literal["damaged", "other bundle", "unknown query", "unreadable answer", "failed"]
-"""Why a sample, or an answer in it, is left out of a judgement."""
+LeftOut = Literal["damaged", "unread", "other bundle", "unknown query", "unreadable answer", "failed"]
+"""Why a sample, or an answer in it, is left out of a judgement; ``unread`` ones for now."""
 
 _MOST_REASONS = 5
 """Maximum number of examples that are kept of what was left out."""
@@ -219,12 +219,22 @@ class DriftJudge:
         if len(self.reasons[why]) < _MOST_REASONS and what not in self.reasons[why]:
             self.reasons[why].append(what)
 
+    def note_unread(self, reasons: Sequence[str]) -> None:
+        """Say why samples could not be read at the last look; those of earlier looks are forgotten."""
+        self.left_out.pop("unread", None)
+        self.reasons.pop("unread", None)
+        for what in reasons:
+            self.leave_out("unread", what)
+
     def add(self, sample: StoredSample, at: float) -> None:
         """Judge one sample. Samples of a run and feed must come in the order of their frames.
 
         Args:
             sample: sample of any bundle.
-            at: time of the sample in Unix seconds, from :func:`in_order`.
+            at: time of the sample in Unix seconds, from :func:`.follow.in_order`.
+
+        Raises:
+            UnreadSampleError: the picture cannot be read now; nothing was counted.
         """
         record = sample.record
         settled = self._settled.get(record.bundle)
@@ -232,14 +242,14 @@ class DriftJudge:
             self.leave_out("other bundle", f"{sample.name}: bundle {record.bundle[:12]}")
             return
         known = [query for query in record.answers if query in self._queries and query not in settled]
-        for query in record.answers.keys() - self._queries.keys():
-            self.leave_out("unknown query", f"{sample.name}: {query}")
-        if not known:
-            return
         try:
-            image = sample.image()
+            image = sample.image() if known else None
         except DamagedSampleError as error:
             self.leave_out("damaged", str(error))
+            return
+        for query in record.answers.keys() - self._queries.keys():
+            self.leave_out("unknown query", f"{sample.name}: {query}")
+        if image is None:
             return
         try:
             again, reference = (each.answer(image, known) for each in (self._merged, self._originals))
@@ -260,35 +270,3 @@ def _reverted(bundle: Bundle) -> frozenset[str]:
     """Return the queries of a bundle that run with their original weights."""
     content = bundle.manifest
     return frozenset(name for name, query in content.queries.items() if query.model in content.reverted)
-
-
-def in_order(
-    samples: Iterable[StoredSample], back: Callable[[StoredSample], None] = lambda sample: None
-) -> list[tuple[StoredSample, float]]:
-    """Return samples in the order in which they are judged, each with its time in Unix seconds.
-
-    Frames of one run and feed are in the order of their indices, whatever the box's clock did meanwhile. A clock that
-    was set back was wrong before: earlier samples count as no later than later ones. Runs and feeds are merged by these
-    times, each box's by its own clock.
-
-    Args:
-        samples: samples of any runs and feeds.
-        back: function called with each sample whose clock is behind that of an earlier frame.
-    """
-    groups: dict[tuple[str, str], list[StoredSample]] = defaultdict(list)
-    for sample in samples:
-        groups[sample.record.run, sample.record.feed].append(sample)
-    found: list[tuple[float, str, str, int, StoredSample]] = []
-    for (run, feed), group in groups.items():
-        group.sort(key=lambda sample: sample.record.frame)
-        latest = float("-inf")
-        for sample in group:
-            if sample.record.at < latest:
-                back(sample)
-            latest = max(latest, sample.record.at)
-        earliest = float("inf")
-        for sample in reversed(group):
-            earliest = min(earliest, sample.record.at)
-            found.append((earliest, run, feed, sample.record.frame, sample))
-    found.sort(key=lambda item: item[:4])
-    return [(sample, at) for at, *_, sample in found]

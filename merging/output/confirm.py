@@ -37,11 +37,11 @@ class Confirmer:
 
     Args:
         subjects: the models, by name.
+        originals: model name -> original weights.
     """
 
-    def __init__(self, subjects: Mapping[str, Subject]) -> None:
-        self._subjects = dict(subjects)
-        self._originals = {name: subject.state() for name, subject in subjects.items()}
+    def __init__(self, subjects: Mapping[str, Subject], originals: Mapping[str, State]) -> None:
+        self._subjects, self._originals = dict(subjects), originals
         # Two for each model: the weights that the search found, and those that are written.
         self._known: dict[str, deque[tuple[State, dict[str, Judgement]]]] = {name: deque(maxlen=2) for name in subjects}
         self._tested: dict[tuple[str, FormMap], _Kept | None] = {}

@@ -14,8 +14,9 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from ...errors import InputError
 from ...frames.frame import Image
-from ...runtime.sinks.sample_files import DamagedSampleError, SampleStore, StoredSample, open_samples
+from ...runtime.sinks.sample_files import DamagedSampleError, SampleStore, StoredSample, UnreadSampleError, open_samples
 from ...workload.data.listing import Listing
 from ...workload.document.schema import Workload
 from .store import Store
@@ -41,6 +42,8 @@ _ALIKE = 4
 """Largest difference, in gray levels of 255, of any pixel of the copies of two near duplicates.
 
 Noise of a camera and of JPEG files stays below in the mean over a pixel of the copy; an object that moves does not."""
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class MergeSamples:
             try:
                 for name in (name for names in self.pictures.values() for name, _ in names):
                     store.place({f"{_FOLDER}/{name}": self.content(name)})
-            except DamagedSampleError as error:
+            except (DamagedSampleError, UnreadSampleError) as error:
                 raise InputError(f"--samples: {error}; begin anew, into another folder") from error
             index = {"pictures": self.pictures, "left_out": self.left_out}
             store.place({_INDEX: json.dumps(index, indent=1).encode() + b"\n"})
@@ -136,10 +139,8 @@ def _records(store: SampleStore, workload: Workload, left: Counter[str]) -> dict
         queries.setdefault(query.feed, set()).add(query.name)
     found: dict[str, list[StoredSample]] = {feed: [] for feed in queries}
     for name in store.names():
-        try:
-            sample = store.read(name)
-        except DamagedSampleError:
-            left["damaged"] += 1
+        sample = _read(partial(store.read, name), left)
+        if sample is None:
             continue
         record = sample.record
         named = {*record.answers, *record.skipped}
@@ -164,11 +165,10 @@ def _different(samples: Iterable[StoredSample], left: Counter[str]) -> list[Stor
     found: list[StoredSample] = []
     seen = np.zeros((64, _SIDE * _SIDE), np.int16)
     for sample in samples:
-        try:
-            small = _gray(sample.image())
-        except DamagedSampleError:
-            left["damaged"] += 1
+        image = _read(sample.image, left)
+        if image is None:
             continue
+        small = _gray(image)
         if len(found) and int(np.abs(seen[: len(found)] - small).max(1).min()) <= _ALIKE:
             left["near duplicates"] += 1
             continue
@@ -177,6 +177,17 @@ def _different(samples: Iterable[StoredSample], left: Counter[str]) -> list[Stor
         seen[len(found)] = small
         found.append(sample)
     return found
+
+
+def _read(read: Callable[[], _T], left: Counter[str]) -> _T | None:
+    """Return what ``read`` gives; count the sample as left out and return None if it cannot be read."""
+    try:
+        return read()
+    except DamagedSampleError:
+        left["damaged"] += 1
+    except UnreadSampleError:
+        left["that could not be read"] += 1
+    return None
 
 
 def _gray(image: Image) -> NDArray[np.int16]:

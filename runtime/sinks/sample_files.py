@@ -17,7 +17,7 @@ from ...errors import InputError, MissingExtraError, first_line
 from ...frames.frame import Image
 from .sample_record import PICTURE_SUFFIX, RECORD_SUFFIX, SampleRecord, parse_record
 
-__all__ = ["DamagedSampleError", "SampleStore", "StoredSample", "open_samples"]
+__all__ = ["DamagedSampleError", "SampleStore", "StoredSample", "UnreadSampleError", "open_samples"]
 
 _MOST_BYTES = 256 << 20
 """Maximum bytes of one file of a sample that is read."""
@@ -25,6 +25,13 @@ _MOST_BYTES = 256 << 20
 
 class DamagedSampleError(Exception):
     """Error about a sample whose files are missing, cut off, changed or of another format."""
+
+
+class UnreadSampleError(Exception):
+    """Error about a sample that could not be read now: a disk or store did not answer, or the sample was deleted.
+
+    It says nothing about the content, so the sample may be tried again.
+    """
 
 
 @dataclass(frozen=True)
@@ -41,11 +48,19 @@ class StoredSample:
 
         Raises:
             DamagedSampleError: the picture is missing, was cut off or changed, or is no JPEG of the stated size.
+            UnreadSampleError: the picture cannot be read now, or the whole sample is gone.
         """
         record = self.record
         if record.size[0] * record.size[1] > MOST_PIXELS:
             raise DamagedSampleError(f"{self.name}: {record.size[0]} x {record.size[1]} pixels are too many")
-        data = self.store.content(record.image)
+        try:
+            data = self.store.content(record.image)
+        except UnreadSampleError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+            # A sample that was deleted has lost its record first.
+            self.store.content(self.name)
+            raise DamagedSampleError(f"{record.image}: is missing") from error
         if hashlib.sha256(data).hexdigest() != record.sha256:
             raise DamagedSampleError(f"{record.image}: was cut off or changed: its SHA-256 is not that of the record")
         try:
@@ -96,7 +111,8 @@ class SampleStore:
         """Read the record of a sample.
 
         Raises:
-            DamagedSampleError: the record is missing, cut off or of another format.
+            DamagedSampleError: the record is cut off or of another format.
+            UnreadSampleError: the record cannot be read now, or is gone.
         """
         try:
             record = parse_record(self.content(name))
@@ -110,7 +126,8 @@ class SampleStore:
         """Return the content of a file.
 
         Raises:
-            DamagedSampleError: the file cannot be read, or is far too large for a sample.
+            UnreadSampleError: the file cannot be read now, or is not there.
+            DamagedSampleError: the file is far too large for a sample.
         """
         try:
             if self._folder is not None:
@@ -121,7 +138,8 @@ class SampleStore:
                 store, root = self._store
                 data = store.cat_file(f"{root}/{name}", end=_MOST_BYTES + 1)
         except Exception as error:
-            raise DamagedSampleError(f"{name}: cannot be read: {type(error).__name__}: {first_line(error)}") from error
+            # Stores raise exceptions of their own libraries, of no common class.
+            raise UnreadSampleError(f"{name}: cannot be read: {type(error).__name__}: {first_line(error)}") from error
         if len(data) > _MOST_BYTES:
             raise DamagedSampleError(f"{name}: is larger than {_MOST_BYTES} bytes")
         return bytes(data)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
-from helpers import write_video
+from helpers import edited_bundle, write_video
 from reloads import compiled
 from stem_bundles import stem_workload
 
@@ -20,7 +19,7 @@ from gemel.bundles.forms import source_segments
 from gemel.bundles.manifest import FileSpec
 from gemel.bundles.part_bundle import BundlePart, write_part
 from gemel.bundles.program import read_model
-from gemel.bundles.reader import MANIFEST, Bundle, open_bundle, verify
+from gemel.bundles.reader import Bundle, open_bundle, verify
 from gemel.bundles.write_delta import write_delta
 from gemel.compiler import compile_workload
 from gemel.errors import BundleError, InputError
@@ -128,18 +127,9 @@ def test_stems(tmp_path: Path, workload_in: Callable[..., Workload]) -> None:
 
 
 def test_an_sla_of_another_bundle_stays_with_its_queries(two: tuple[Bundle, Bundle], tmp_path: Path) -> None:
-    slower = changed(two[1], tmp_path / "slower", lambda document: document.update(sla_ms=250.0))
+    slower = edited_bundle(two[1].path, tmp_path / "slower", lambda document: document.update(sla_ms=250.0))
     part = write_part(tmp_path / "part", [BundlePart(two[0], ("a",)), BundlePart(slower, ("c",))])
     assert (part.manifest.sla_of("a"), part.manifest.sla_of("c")) == (100.0, 250.0)
-
-
-def changed(bundle: Bundle, output: Path, change: Callable[[Any], None]) -> Bundle:
-    """Copy a bundle, change the document of its manifest, and open it."""
-    shutil.copytree(bundle.path, output)
-    document = json.loads((output / MANIFEST).read_text())
-    change(document)
-    (output / MANIFEST).write_text(json.dumps(document))
-    return open_bundle(output)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +153,7 @@ def changed(bundle: Bundle, output: Path, change: Callable[[Any], None]) -> Bund
 def test_what_cannot_be_one_bundle(
     two: tuple[Bundle, Bundle], tmp_path: Path, change: Callable[[Any], None], message: str
 ) -> None:
-    new = changed(two[1], tmp_path / "new", change)
+    new = edited_bundle(two[1].path, tmp_path / "new", change)
     with pytest.raises(InputError, match=message):
         write_part(tmp_path / "part", [BundlePart(two[0], ("a",)), BundlePart(new, ("c",))])
     assert not (tmp_path / "part").exists()

@@ -7,16 +7,17 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import pytest
 from drift_samples import NOON, Scripted, picture, put_sample
 
 from gemel.bundles.reader import MANIFEST, Bundle, open_bundle
 from gemel.check.drift.drift_report import drift_lines, drift_table, drift_to_json, write_metrics
-from gemel.check.drift.follow import judge_new, rounds
-from gemel.check.drift.judge import DriftJudge, DriftLimits, in_order
+from gemel.check.drift.follow import in_order, judge_new, rounds
+from gemel.check.drift.judge import DriftJudge, DriftLimits
 from gemel.errors import InputError
-from gemel.runtime.sinks.sample_files import DamagedSampleError, SampleStore, open_samples
+from gemel.runtime.sinks.sample_files import SampleStore, UnreadSampleError, open_samples
 
 Make = Callable[..., DriftJudge]
 
@@ -190,7 +191,7 @@ class TestStores:
         judge = make()
         known = judge_new(judge, store)
         assert judge.drifts["a"].samples == 3 and len(known) == 3
-        with pytest.raises(DamagedSampleError, match=r"none\.json: cannot be read: FileNotFoundError"):
+        with pytest.raises(UnreadSampleError, match=r"none\.json: cannot be read: FileNotFoundError"):
             store.read("none.json")
         with pytest.raises(InputError, match="there is no such folder"):
             open_samples(f"file://{tmp_path}/none").names()
@@ -214,6 +215,42 @@ class TestFollow:
         assert judge.drifts["a"].samples == 10
         stop.set()
         assert list(looks) == []
+
+    def test_what_cannot_be_read_now_is_tried_again(
+        self, make: Make, opened: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        judge = make()
+        for number in range(4):
+            put_sample(tmp_path, number, opened.id)
+        away = {"000.json": ConnectionError("no route"), "001.jpg": OSError(5, "Input/output error")}
+        store, content = open_samples(str(tmp_path)), Path.open
+
+        def fail(path: Path, *arguments: Any) -> Any:
+            """Open a file, unless the disk with it is away."""
+            if (error := away.get(path.stem[-8:-5] + path.suffix)) is not None:
+                raise error
+            return content(path, *arguments)
+
+        monkeypatch.setattr(Path, "open", fail)
+        known = judge_new(judge, store)
+        assert (judge.drifts["a"].samples, dict(judge.left_out)) == (2, {"unread": 2})
+        (line,) = (each for each in drift_lines(judge) if "unread" in each)
+        assert line.startswith(
+            "left out, unread: 2, such as yard-20261127T120000.000Z.json: cannot be read: Connection"
+        )
+        away.clear()
+        known = judge_new(judge, store, known)
+        assert (judge.drifts["a"].samples, dict(judge.left_out), len(known)) == (4, {}, 4)
+
+    def test_a_sample_that_is_deleted_meanwhile_is_not_damaged(
+        self, make: Make, opened: Bundle, tmp_path: Path
+    ) -> None:
+        record = put_sample(tmp_path, 0, opened.id)
+        sample = open_samples(str(tmp_path)).read(record.name)
+        record.unlink()
+        record.with_suffix(".jpg").unlink()
+        with pytest.raises(UnreadSampleError):
+            sample.image()
 
     def test_a_stop_leaves_the_rest_for_later(self, make: Make, opened: Bundle, tmp_path: Path) -> None:
         judge, stop = make(), Event()

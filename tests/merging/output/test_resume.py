@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -219,7 +220,9 @@ def crash_everywhere(
             raise Crash
 
     def fsync(number: int) -> None:
-        count()
+        # When a folder's names are written, its files are as before the next write.
+        if stat.S_ISREG(os.fstat(number).st_mode):
+            count()
         sync(number)
 
     def remove(path: Path, missing_ok: bool = False) -> None:
@@ -311,6 +314,15 @@ def test_a_second_merge_into_the_same_folder_is_refused(
         return ""
 
     assert run(meanwhile, tmp_path / "merged") == whole
+
+
+def test_a_search_with_another_base_is_not_resumed(
+    run: Callable[..., dict[str, Any]], workload: Workload, tmp_path: Path
+) -> None:
+    run(nobody, tmp_path / "merged")
+    other = workload.model_copy(update={"base": "a.safetensors"})
+    with pytest.raises(InputError, match=r"begun with base None, now it is 'a\.safetensors'"):
+        merge_workload(other, tmp_path / "merged", MergeOptions(device="cpu", resume=True))
 
 
 def test_weights_that_were_lost_are_an_error(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
