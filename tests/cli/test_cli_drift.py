@@ -53,10 +53,9 @@ def test_it_follows_until_it_is_stopped(
 ) -> None:
     real = follow.judge_new
 
-    def judge_new(*given: object, stop: object, **more: object) -> frozenset[str]:
-        found = real(*given, stop=stop, **more)  # type: ignore[arg-type]
+    def judge_new(*given: object, stop: object, **more: object) -> None:
+        real(*given, stop=stop, **more)  # type: ignore[arg-type]
         stop.set()  # type: ignore[attr-defined]
-        return found
 
     monkeypatch.setattr(follow, "judge_new", judge_new)
     put_sample(tmp_path / "s", 0, open_bundle(bundle).id)

@@ -187,8 +187,8 @@ class TestStores:
         for number in range(3):
             put_sample(tmp_path, number, opened.id)
         store = open_samples(f"file://{tmp_path}")
-        judge = make()
-        known = judge_new(judge, store)
+        judge, known = make(), set[str]()
+        judge_new(judge, store, known)
         assert judge.drifts["a"].samples == 3 and len(known) == 3
         with pytest.raises(DamagedSampleError, match=r"none\.json: cannot be read: FileNotFoundError"):
             store.read("none.json")
@@ -216,12 +216,13 @@ class TestFollow:
         assert list(looks) == []
 
     def test_a_stop_leaves_the_rest_for_later(self, make: Make, opened: Bundle, tmp_path: Path) -> None:
-        judge, stop = make(), Event()
+        judge, stop, known = make(), Event(), set[str]()
         for number in range(4):
             put_sample(tmp_path, number, opened.id)
         store = open_samples(str(tmp_path))
-        known = judge_new(judge, store, stop=stop, told=lambda done, total: stop.set() if done == 1 else None)
+        judge_new(judge, store, known, stop=stop, told=lambda done, total: stop.set() if done == 1 else None)
         assert judge.drifts["a"].samples == 2 and len(known) == 2
         stop.clear()
-        assert len(judge_new(judge, store, known)) == 4
+        judge_new(judge, store, known)
+        assert len(known) == 4
         assert judge.drifts["a"].samples == 4
