@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from threading import Event
 
 from ...errors import BackendError, InputError
 from ...runtime.sinks.sample_files import DamagedSampleError, SampleStore, StoredSample
-from .judge import DriftJudge, DriftVerdict, in_order
+from .judge import DriftJudge, DriftVerdict
 
-__all__ = ["Round", "judge_new", "rounds"]
+__all__ = ["Round", "in_order", "judge_new", "rounds"]
 
 
 @dataclass(frozen=True)
@@ -95,3 +96,35 @@ def rounds(judge: DriftJudge, store: SampleStore, pause: float, stop: Event) -> 
         }
         yield Round(changes, trouble if trouble != earlier else None)
         stop.wait(pause)
+
+
+def in_order(
+    samples: Iterable[StoredSample], back: Callable[[StoredSample], None] = lambda sample: None
+) -> list[tuple[StoredSample, float]]:
+    """Return samples in the order in which they are judged, each with its time in Unix seconds.
+
+    Frames of one run and feed are in the order of their indices, whatever the box's clock did meanwhile. A clock that
+    was set back was wrong before: earlier samples count as no later than later ones. Runs and feeds are merged by these
+    times, each box's by its own clock.
+
+    Args:
+        samples: samples of any runs and feeds.
+        back: function called with each sample whose clock is behind that of an earlier frame.
+    """
+    groups: dict[tuple[str, str], list[StoredSample]] = defaultdict(list)
+    for sample in samples:
+        groups[sample.record.run, sample.record.feed].append(sample)
+    found: list[tuple[float, str, str, int, StoredSample]] = []
+    for (run, feed), group in groups.items():
+        group.sort(key=lambda sample: sample.record.frame)
+        latest = float("-inf")
+        for sample in group:
+            if sample.record.at < latest:
+                back(sample)
+            latest = max(latest, sample.record.at)
+        earliest = float("inf")
+        for sample in reversed(group):
+            earliest = min(earliest, sample.record.at)
+            found.append((earliest, run, feed, sample.record.frame, sample))
+    found.sort(key=lambda item: item[:4])
+    return [(sample, at) for at, *_, sample in found]
