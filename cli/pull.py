@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..console import open_console, write_json
-from .apply import KeyOpt, ReloadPortOpt, applied_figures, applied_line
+from .apply import KeyOpt, ReloadPortOpt, applied_figures, applied_lines
 from .options import BundleArg, DebugOpt, JsonOpt
 from .remote import HostOpt, TokenOpt, reload_command
 
@@ -31,6 +31,8 @@ def pull_command(
 ) -> None:
     """Fetch the deltas that lead on from a bundle and apply them; a fetch that breaks off goes on at the next call.
 
+    Reverted queries keep their original weights.
+
     [dim]gemel pull https://example.org/deltas bundle/ --port 9464[/dim]
     """
     from ..bundles.delta_store import DeltaStore
@@ -40,7 +42,8 @@ def pull_command(
     console, steps = open_console(), list[dict[str, Any]]()
 
     def applied(done: AppliedDelta) -> None:
-        console.print(applied_line(done), soft_wrap=True, markup=False)
+        for line in applied_lines(done):
+            console.print(line, soft_wrap=True, markup=False)
         steps.append(applied_figures(done))
 
     store = DeltaStore(source)

@@ -3,10 +3,10 @@
     .venv/bin/python tools/bench_rejoin.py DATA
 
 DATA has ``cifar10-jpeg.tar.xz`` (ImageFolder layout) and the ResNet-20 and -32 of akamaster/pytorch_resnet_cifar10.
-Two queries, on a feed each, are merged. Then boxes sample 600 frames of each feed: those of the feed ``gate`` are of
-another scene (``tools/drift_scenes.py``), through JPEG. ``gemel merge --from --samples`` goes on from the merge; beside
-it, a merge from the original weights uses the same samples. Writes a table into docs/drift.md. Where neither brings
-the query back to its target, both take long: more than a quarter of an hour on a busy machine.
+Two queries, on a feed each, are merged. Then boxes sample ``--samples`` frames of each feed: those of the feed ``gate``
+are of another scene (``tools/drift_scenes.py``), through JPEG. ``gemel merge --from --samples`` goes on from the merge;
+beside it, a merge from the original weights uses the same samples. Writes a table into docs/drift.md. Where neither
+brings the query back to its target, both take long: more than a quarter of an hour on a busy machine.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from count_images import count_images
 from documents import write_between
 from drift_scenes import DISTURBANCES
 from safetensors.torch import save_file
+from whole_folder import whole_folder
 
 from gemel.bundles.merge_report import MergeReport
 from gemel.frames.frame import Image
@@ -39,8 +40,10 @@ from gemel.workload.zoo.cifar_resnet import cifar_resnet
 
 _QUERIES = {"small": (20, "resnet20-12fca82f.th", "yard"), "deep": (32, "resnet32-d509ac18.th", "gate")}
 """Query -> depth of its ResNet, its public weights, and its feed."""
-_PARTS = {"train": ("train", 0, 200), "val": ("test", 0, 100), "seen": ("test", 100, 160)}
+_PARTS = {"train": ("train", 0, 200), "val": ("test", 0, 100)}
 """Part of the images -> part of CIFAR-10, and the first and last image of each class."""
+_SEEN = 100
+"""First image of each class of CIFAR-10's test images that boxes sample."""
 _SCENES = ("night, gamma 3",)
 _TARGET = 0.9
 """Accuracy target of both queries. Lower than the usual one, so that a merge takes a minute or two."""
@@ -76,50 +79,59 @@ class _Printer(Listener):
         print(f"  {outcome.seconds:5.0f} s  {verdict.trial.group}: {word}, {worst:.3f}, {outcome.samples}", flush=True)
 
 
-def prepare(data: Path, output: Path) -> Path:
-    """Write images, weights and workload into a folder, and return the workload file."""
-    work = output / "work"
-    names: dict[tuple[str, str], list[str]] = {}
-    with tarfile.open(data / "cifar10-jpeg.tar.xz") as archive:
-        for member in sorted((each for each in archive if each.isfile()), key=lambda each: each.name):
-            _, part, label, _ = member.name.split("/")
-            names.setdefault((part, label), []).append(member.name)
-    wanted = {
-        name: f"{part}/{label}" if part != "seen" else part
-        for part, (source, first, last) in _PARTS.items()
-        for (kind, label), files in names.items()
-        if kind == source
-        for name in files[first:last]
-    }
-    with tarfile.open(data / "cifar10-jpeg.tar.xz") as archive:
-        for member in archive:
-            if member.name in wanted:
-                _, _, label, file = member.name.split("/")
-                target = work / "data" / wanted[member.name] / f"{file.rpartition('.')[0]}-{label}.jpg"
-                target.parent.mkdir(parents=True, exist_ok=True)
-                content = archive.extractfile(member)
-                assert content is not None
-                target.write_bytes(content.read())
-    labels = sorted(label for kind, label in names if kind == "test")
-    queries = []
-    for query, (depth, checkpoint, feed) in _QUERIES.items():
-        model = cifar_resnet(depth, 10)
-        model.load_state_dict(read_state(data / checkpoint))
-        save_file(dict(model.state_dict()), work / f"{query}.safetensors")
-        made = {
-            "factory": "gemel.workload.zoo.cifar_resnet:cifar_resnet",
-            "args": {"depth": depth, "num_classes": 10},
-            "weights": f"{query}.safetensors",
-        }
-        images = {"train": "data/train", "val": "data/val"}
-        queries.append(
-            {"name": query, "feed": feed, "task": "classification", "labels": labels, "model": made,
-             "data": images, "target": _TARGET}
-        )  # fmt: skip
-    feeds = {feed: {"source": "data/seen"} for _, _, feed in _QUERIES.values()}
-    document = {"schema_version": "1", "feeds": feeds, "queries": queries}
-    (work / "workload.yaml").write_text(json.dumps(document))
-    return work / "workload.yaml"
+def prepare(data: Path, output: Path, samples: int) -> Path:
+    """Write images, weights and workload into a folder, and return the workload file.
+
+    Args:
+        data: folder with the archive and the checkpoints.
+        output: folder to write to.
+        samples: number of images that boxes sample of each feed.
+    """
+    folder = output / "work"
+    if not folder.exists():
+        with whole_folder(folder) as work:
+            names: dict[tuple[str, str], list[str]] = {}
+            with tarfile.open(data / "cifar10-jpeg.tar.xz") as archive:
+                for member in sorted((each for each in archive if each.isfile()), key=lambda each: each.name):
+                    _, part, label, _ = member.name.split("/")
+                    names.setdefault((part, label), []).append(member.name)
+            parts = _PARTS | {"seen": ("test", _SEEN, _SEEN + samples // 10)}
+            wanted = {
+                name: f"{part}/{label}" if part != "seen" else part
+                for part, (source, first, last) in parts.items()
+                for (kind, label), files in names.items()
+                if kind == source
+                for name in files[first:last]
+            }
+            with tarfile.open(data / "cifar10-jpeg.tar.xz") as archive:
+                for member in archive:
+                    if member.name in wanted:
+                        _, _, label, file = member.name.split("/")
+                        target = work / "data" / wanted[member.name] / f"{file.rpartition('.')[0]}-{label}.jpg"
+                        target.parent.mkdir(parents=True, exist_ok=True)
+                        content = archive.extractfile(member)
+                        assert content is not None
+                        target.write_bytes(content.read())
+            labels = sorted(label for kind, label in names if kind == "test")
+            queries = []
+            for query, (depth, checkpoint, feed) in _QUERIES.items():
+                model = cifar_resnet(depth, 10)
+                model.load_state_dict(read_state(data / checkpoint))
+                save_file(dict(model.state_dict()), work / f"{query}.safetensors")
+                made = {
+                    "factory": "gemel.workload.zoo.cifar_resnet:cifar_resnet",
+                    "args": {"depth": depth, "num_classes": 10},
+                    "weights": f"{query}.safetensors",
+                }
+                images = {"train": "data/train", "val": "data/val"}
+                queries.append(
+                    {"name": query, "feed": feed, "task": "classification", "labels": labels, "model": made,
+                     "data": images, "target": _TARGET}
+                )  # fmt: skip
+            feeds = {feed: {"source": "data/seen"} for _, _, feed in _QUERIES.values()}
+            document = {"schema_version": "1", "feeds": feeds, "queries": queries}
+            (work / "workload.yaml").write_text(json.dumps(document))
+    return folder / "workload.yaml"
 
 
 def _frames(folder: Path) -> Iterator[Image]:
@@ -131,27 +143,29 @@ def _frames(folder: Path) -> Iterator[Image]:
 
 def write_samples(images: Path, scene: str, folder: Path) -> None:
     """Write samples of both feeds; those of the feed ``gate`` show another scene."""
-    folder.mkdir()
+    if folder.exists():
+        return
     random = np.random.default_rng(0)
-    for feed, name in (("yard", "none"), ("gate", scene)):
-        for number, image in enumerate(_frames(images)):
-            changed = np.ascontiguousarray(DISTURBANCES[name](image, random))
-            data = cv2.imencode(".jpg", changed, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
-            sample = f"{feed}-{number:06d}"
-            record = {
-                "run": "bench",
-                "bundle": "0" * 64,
-                "feed": feed,
-                "frame": number,
-                "time": number * 30.0,
-                "at": 1.8e9 + number * 30,
-                "image": f"{sample}.jpg",
-                "sha256": hashlib.sha256(data).hexdigest(),
-                "size": changed.shape[:2],
-                "answers": {},
-            }
-            (folder / f"{sample}.jpg").write_bytes(data)
-            (folder / f"{sample}.json").write_text(json.dumps(record))
+    with whole_folder(folder) as work:
+        for feed, name in (("yard", "none"), ("gate", scene)):
+            for number, image in enumerate(_frames(images)):
+                changed = np.ascontiguousarray(DISTURBANCES[name](image, random))
+                data = cv2.imencode(".jpg", changed, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+                sample = f"{feed}-{number:06d}"
+                record = {
+                    "run": "bench",
+                    "bundle": "0" * 64,
+                    "feed": feed,
+                    "frame": number,
+                    "time": number * 30.0,
+                    "at": 1.8e9 + number * 30,
+                    "image": f"{sample}.jpg",
+                    "sha256": hashlib.sha256(data).hexdigest(),
+                    "size": changed.shape[:2],
+                    "answers": {},
+                }
+                (work / f"{sample}.jpg").write_bytes(data)
+                (work / f"{sample}.json").write_text(json.dumps(record))
 
 
 def merge(workload: Path, output: Path, **options: Any) -> Effort:
@@ -159,7 +173,7 @@ def merge(workload: Path, output: Path, **options: Any) -> Effort:
     print(f"{output.name}", flush=True)
     began, printer = monotonic(), _Printer()
     with count_images() as count:
-        made = MergeOptions(settings=_SETTINGS, device="cpu", **options)
+        made = MergeOptions(settings=_SETTINGS, device="cpu", resume=(output / "search").exists(), **options)
         report = merge_workload(load_workload(workload), output, made, printer)
     trained = sum(trial.samples for trial in report.trials)
     return Effort(report, trained, count.all, monotonic() - began, printer.before)
@@ -188,20 +202,20 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder with the CIFAR-10 archive and the checkpoints")
     parser.add_argument("-o", "--output", type=Path, default=Path("out/rejoin"), help="new folder for merges")
     parser.add_argument("--scenes", nargs="+", choices=DISTURBANCES, default=_SCENES, help="scenes of the changed feed")
+    parser.add_argument("--samples", type=int, default=600, help="samples of each feed, from 50 to 9000")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if options.output.exists():
-        parser.error(f"--output: {options.output} is there already; name another folder, or delete it")
-    options.output.mkdir(parents=True)
-    workload = prepare(options.data, options.output)
-    first = options.output / "merged"
+    output: Path = options.output / f"{options.samples}-samples"
+    output.mkdir(parents=True, exist_ok=True)
+    workload = prepare(options.data, output, options.samples)
+    first = output / "merged"
     done = merge(workload, first)
     print(f"merged: {done.report.layer_saving:.1%} saved, {done.trained} images trained on, {done.seconds:.0f} s")
     rows = []
     for number, scene in enumerate(options.scenes):
-        samples = options.output / f"samples-{number}"
+        samples = output / f"samples-{number}"
         write_samples(workload.parent / "data" / "seen", scene, samples)
-        on, anew = options.output / f"on-{number}", options.output / f"anew-{number}"
+        on, anew = output / f"on-{number}", output / f"anew-{number}"
         results = merge(workload, on, earlier=first, samples=str(samples)), merge(workload, anew, samples=str(samples))
         rows.append(_row(scene, *results, _weights(first, "small") == _weights(on, "small")))
         print(rows[-1], flush=True)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from threading import Event
 
-from ...errors import InputError
-from ...runtime.sinks.sample_files import DamagedSampleError, SampleStore, StoredSample, UnreadSampleError
+from ...errors import BackendError, InputError
+from ...runtime.sinks.sample_files import DamagedSampleError, SampleStore, StoredSample
 from .judge import DriftJudge, DriftVerdict
 
 __all__ = ["Round", "in_order", "judge_new", "rounds"]
@@ -27,61 +27,52 @@ class Round:
 def judge_new(
     judge: DriftJudge,
     store: SampleStore,
-    known: frozenset[str] = frozenset(),
+    known: set[str] | None = None,
     *,
     stop: Event | None = None,
     told: Callable[[int, int], None] = lambda done, total: None,
-) -> frozenset[str]:
+) -> None:
     """Judge all samples of a folder that are not known yet.
 
     Args:
         judge: judge of the samples.
         store: folder of samples.
-        known: names of the records that were judged before.
+        known: names of the records that were judged before. Those that are judged now are added one by one, so that
+            after an error the next call goes on from there. In the end, names of deleted samples are removed.
         stop: event that ends the judging early.
         told: function called with the number of samples judged so far, and of all.
 
-    Returns:
-        Names of the records in the folder that were judged, now or before. Those that could not be read now are not
-        among them.
-
     Raises:
+        BackendError: the store does not answer, or gives no access.
         InputError: the folder cannot be listed.
     """
+    known = set() if known is None else known
     names = store.names()
     samples: list[StoredSample] = []
-    unread: dict[str, str] = {}
     for name in names:
         if name not in known:
             try:
                 samples.append(store.read(name))
             except DamagedSampleError as error:
                 judge.leave_out("damaged", str(error))
-            except UnreadSampleError as error:
-                unread[name] = str(error)
-
-    def back(sample: StoredSample) -> None:
-        judge.clocks_back += 1
-
-    ordered, later = in_order(samples, back), set[str]()
+                known.add(name)
+    late: set[str] = set()
+    ordered = in_order(samples, lambda sample: late.add(sample.name))
     for number, (sample, at) in enumerate(ordered):
         if stop is not None and stop.is_set():
-            later = {each.name for each, _ in ordered[number:]}
-            break
+            return
         told(number, len(ordered))
-        try:
-            judge.add(sample, at)
-        except UnreadSampleError as error:
-            unread[sample.name] = str(error)
-    judge.note_unread([*unread.values()])
-    # Names of deleted samples are forgotten, so that they do not add up.
-    return frozenset(names) - unread.keys() - later
+        judge.add(sample, at)
+        judge.clocks_back += sample.name in late
+        known.add(sample.name)
+    # Otherwise the names of samples that boxes have deleted would add up.
+    known.intersection_update(names)
 
 
 def rounds(judge: DriftJudge, store: SampleStore, pause: float, stop: Event) -> Iterator[Round]:
     """Judge new samples again and again until ``stop`` is set, and yield what each look has changed.
 
-    A folder that is missing or cannot be read now is looked at again later.
+    A folder that is missing or cannot be read now is looked at again later, and so are samples that were not read.
 
     Args:
         judge: judge of the samples.
@@ -89,14 +80,14 @@ def rounds(judge: DriftJudge, store: SampleStore, pause: float, stop: Event) -> 
         pause: seconds between two looks.
         stop: event that ends the judging.
     """
-    known: frozenset[str] = frozenset()
+    known: set[str] = set()
     trouble: str | None = None
     while not stop.is_set():
         before = {query: drift.verdict for query, drift in judge.drifts.items()}
-        earlier = trouble
+        earlier, trouble = trouble, None
         try:
-            known, trouble = judge_new(judge, store, known, stop=stop), None
-        except InputError as error:
+            judge_new(judge, store, known, stop=stop)
+        except (BackendError, InputError) as error:
             trouble = str(error)
         changes = {
             query: (before[query], drift.verdict)

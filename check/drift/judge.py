@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -22,8 +21,8 @@ __all__ = ["DriftJudge", "DriftLimits", "DriftVerdict", "FrameAnswers", "LeftOut
 DriftVerdict = Literal["holds", "watch", "revert", "unknown"]
 """What is known of a query. ``holds``: nothing says that its accuracy is below the target. ``watch``: something does.
 ``revert``: it is, with the stated rate of false alarms. ``unknown``: no sample could be judged."""
-LeftOut = Literal["damaged", "unread", "other bundle", "unknown query", "unreadable answer", "failed"]
-"""Why a sample, or an answer in it, is left out of a judgement; ``unread`` ones for now."""
+LeftOut = Literal["damaged", "before --since", "other bundle", "unknown query", "unreadable answer", "failed"]
+"""Why a sample, or an answer in it, is left out of a judgement."""
 
 _MOST_REASONS = 5
 """Maximum number of examples that are kept of what was left out."""
@@ -113,6 +112,8 @@ class QueryDrift:
         """Evidence that the accuracy is below the target now; see :class:`.evidence.Detector`."""
         self.reverted_at: float | None = None
         """Unix time of the sample that made the verdict ``revert``; None if none did. The verdict then stays."""
+        self.began_at: float | None = None
+        """Unix time of the sample with which the loss that led to the verdict ``revert`` has probably begun."""
 
     @property
     def judged(self) -> int:
@@ -158,9 +159,9 @@ class QueryDrift:
         self._given += scores[0]
         start = at // self._limits.window_s * self._limits.window_s
         self.windows.setdefault(start, Window(start)).scores.append(score)
-        self.evidence = self._detector.add(score)
+        self.evidence = self._detector.add(score, at)
         if self.reverted_at is None and self.evidence >= self._limits.revert:
-            self.reverted_at = at
+            self.reverted_at, self.began_at = at, self._detector.began
 
 
 class DriftJudge:
@@ -170,13 +171,20 @@ class DriftJudge:
         merged: bundle that the boxes run, on a device.
         originals: bundle of the original models, on a device.
         limits: limits of verdicts.
+        since: Unix time by the boxes' clocks; earlier samples are left out.
 
     Raises:
         InputError: the bundle of the original models lacks a query, or has another task for it.
     """
 
-    def __init__(self, merged: FrameAnswers, originals: FrameAnswers, limits: DriftLimits | None = None) -> None:
-        self._merged, self._originals, self.limits = merged, originals, limits or DriftLimits()
+    def __init__(
+        self,
+        merged: FrameAnswers,
+        originals: FrameAnswers,
+        limits: DriftLimits | None = None,
+        since: float = float("-inf"),
+    ) -> None:
+        self._merged, self._originals, self.limits, self._since = merged, originals, limits or DriftLimits(), since
         queries, known = merged.bundle.manifest.queries, originals.bundle.manifest.queries
         for name, query in queries.items():
             if name not in known:
@@ -219,37 +227,30 @@ class DriftJudge:
         if len(self.reasons[why]) < _MOST_REASONS and what not in self.reasons[why]:
             self.reasons[why].append(what)
 
-    def note_unread(self, reasons: Sequence[str]) -> None:
-        """Say why samples could not be read at the last look; those of earlier looks are forgotten."""
-        self.left_out.pop("unread", None)
-        self.reasons.pop("unread", None)
-        for what in reasons:
-            self.leave_out("unread", what)
-
     def add(self, sample: StoredSample, at: float) -> None:
         """Judge one sample. Samples of a run and feed must come in the order of their frames.
 
         Args:
             sample: sample of any bundle.
             at: time of the sample in Unix seconds, from :func:`.follow.in_order`.
-
-        Raises:
-            UnreadSampleError: the picture cannot be read now; nothing was counted.
         """
         record = sample.record
+        if record.at < self._since:
+            self.leave_out("before --since", sample.name)
+            return
         settled = self._settled.get(record.bundle)
         if settled is None:
             self.leave_out("other bundle", f"{sample.name}: bundle {record.bundle[:12]}")
             return
         known = [query for query in record.answers if query in self._queries and query not in settled]
-        try:
-            image = sample.image() if known else None
-        except DamagedSampleError as error:
-            self.leave_out("damaged", str(error))
-            return
         for query in record.answers.keys() - self._queries.keys():
             self.leave_out("unknown query", f"{sample.name}: {query}")
-        if image is None:
+        if not known:
+            return
+        try:
+            image = sample.image()
+        except DamagedSampleError as error:
+            self.leave_out("damaged", str(error))
             return
         try:
             again, reference = (each.answer(image, known) for each in (self._merged, self._originals))

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from ...errors import InputError
 from ...frames.frame import Image
-from ...runtime.sinks.sample_files import DamagedSampleError, SampleStore, StoredSample, UnreadSampleError, open_samples
+from ...runtime.sinks.sample_files import DamagedSampleError, SampleStore, StoredSample, open_samples
 from ...workload.data.listing import Listing
 from ...workload.document.schema import Workload
 from .store import Store
@@ -42,8 +42,6 @@ _ALIKE = 4
 """Largest difference, in gray levels of 255, of any pixel of the copies of two near duplicates.
 
 Noise of a camera and of JPEG files stays below in the mean over a pixel of the copy; an object that moves does not."""
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ class MergeSamples:
             try:
                 for name in (name for names in self.pictures.values() for name, _ in names):
                     store.place({f"{_FOLDER}/{name}": self.content(name)})
-            except (DamagedSampleError, UnreadSampleError) as error:
+            except DamagedSampleError as error:
                 raise InputError(f"--samples: {error}; begin anew, into another folder") from error
             index = {"pictures": self.pictures, "left_out": self.left_out}
             store.place({_INDEX: json.dumps(index, indent=1).encode() + b"\n"})
@@ -93,16 +91,20 @@ class MergeSamples:
         }
 
 
-def merge_samples(where: str, workload: Workload, output: Path, *, resume: bool) -> MergeSamples:
+def merge_samples(
+    where: str, workload: Workload, output: Path, *, since: float = -math.inf, resume: bool = False
+) -> MergeSamples:
     """Return the samples for a merge: those that an interrupted merge has kept, otherwise those of a folder or store.
 
     Args:
         where: path of a folder, or an address such as ``s3://bucket/box7``.
         workload: the workload whose feeds the samples show.
         output: folder of the merge.
+        since: Unix time by the boxes' clocks before which samples are left out.
         resume: whether the merge goes on with what the folder ``output`` holds.
 
     Raises:
+        BackendError: the store does not answer, or gives no access.
         InputError: the folder cannot be read, no feed has enough samples, or what was kept is damaged.
         MissingExtraError: the samples are in a store, and fsspec is not installed.
     """
@@ -110,7 +112,7 @@ def merge_samples(where: str, workload: Workload, output: Path, *, resume: bool)
         return _kept(output)
     store, left = open_samples(where), Counter[str]()
     found: dict[str, tuple[tuple[str, str], ...]] = {}
-    for feed, samples in _records(store, workload, left).items():
+    for feed, samples in _records(store, workload, since, left).items():
         names = [(each.record.image, each.record.sha256) for each in _different(samples, left)]
         if len(names) < _LEAST:
             left[f"of feed {feed}, which takes {_LEAST}"] += len(names)
@@ -126,12 +128,13 @@ def merge_samples(where: str, workload: Workload, output: Path, *, resume: bool)
     return MergeSamples(found, dict(left), store.content)
 
 
-def _records(store: SampleStore, workload: Workload, left: Counter[str]) -> dict[str, list[StoredSample]]:
+def _records(store: SampleStore, workload: Workload, since: float, left: Counter[str]) -> dict[str, list[StoredSample]]:
     """Return feed -> its samples in the order of time; count those that are damaged or of something else.
 
     Args:
         store: the samples.
         workload: the workload.
+        since: Unix time before which samples are left out.
         left: reason -> number of samples that are left out, which is added to.
     """
     queries: dict[str, set[str]] = {}
@@ -139,12 +142,16 @@ def _records(store: SampleStore, workload: Workload, left: Counter[str]) -> dict
         queries.setdefault(query.feed, set()).add(query.name)
     found: dict[str, list[StoredSample]] = {feed: [] for feed in queries}
     for name in store.names():
-        sample = _read(partial(store.read, name), left)
-        if sample is None:
+        try:
+            sample = store.read(name)
+        except DamagedSampleError:
+            left["damaged"] += 1
             continue
         record = sample.record
         named = {*record.answers, *record.skipped}
-        if record.feed not in queries:
+        if record.at < since:
+            left["before --since"] += 1
+        elif record.feed not in queries:
             left["of a feed without queries here"] += 1
         elif named and not named & queries[record.feed]:
             left["of unknown queries"] += 1
@@ -165,10 +172,11 @@ def _different(samples: Iterable[StoredSample], left: Counter[str]) -> list[Stor
     found: list[StoredSample] = []
     seen = np.zeros((64, _SIDE * _SIDE), np.int16)
     for sample in samples:
-        image = _read(sample.image, left)
-        if image is None:
+        try:
+            small = _gray(sample.image())
+        except DamagedSampleError:
+            left["damaged"] += 1
             continue
-        small = _gray(image)
         if len(found) and int(np.abs(seen[: len(found)] - small).max(1).min()) <= _ALIKE:
             left["near duplicates"] += 1
             continue
@@ -177,17 +185,6 @@ def _different(samples: Iterable[StoredSample], left: Counter[str]) -> list[Stor
         seen[len(found)] = small
         found.append(sample)
     return found
-
-
-def _read(read: Callable[[], _T], left: Counter[str]) -> _T | None:
-    """Return what ``read`` gives; count the sample as left out and return None if it cannot be read."""
-    try:
-        return read()
-    except DamagedSampleError:
-        left["damaged"] += 1
-    except UnreadSampleError:
-        left["that could not be read"] += 1
-    return None
 
 
 def _gray(image: Image) -> NDArray[np.int16]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from delta_bundles import content_of
+from delta_bundles import content_of, delta_between, noise, retrained
 from drift_samples import put_sample
 from helpers import edit_json, write_video
 from reloads import Run, compiled
@@ -144,6 +144,23 @@ def test_queries_that_go_along_are_named(tmp_path: Path, gemel: Gemel) -> None:
     assert code == 0 and "too: " not in out
 
 
+def test_a_delta_leaves_reverts(made: Path, box: Path, tmp_path: Path, gemel: Gemel) -> None:
+    new = with_originals(
+        retrained(made / "merged" / "bundle", tmp_path / "next", noise(0.1)),
+        made / "original" / "bundle",
+        tmp_path / "new",
+    )
+    delta = delta_between(box, new, tmp_path / "step.delta")
+    assert gemel("revert", box, "b")[0] == 0
+    code, out, err = gemel("apply", delta, box, "--json", tmp_path / "apply.json")
+    assert (code, err) == (0, "")
+    undo = f"gemel revert {box} b --undo"
+    assert out.splitlines()[1] == f"b still has its original weights; {undo} goes on to the merged ones"
+    assert json.loads((tmp_path / "apply.json").read_text())["reverted"] == ["b"]
+    assert gemel(*undo.split()[1:])[0] == 0
+    assert open_bundle(box).id == open_bundle(new).id
+
+
 def test_a_run_goes_on_with_a_reverted_query(made: Path, box: Path, gemel: Gemel) -> None:
     pytest.importorskip("prometheus_client", reason="needs prometheus-client (the extra service)")
     run = Run(box)
@@ -244,17 +261,16 @@ def test_drift_follows_reverts_once_and_has_the_run_reload(
     looks = 0
     real = follow.judge_new
 
-    def judge_new(*given: object, stop: object, **more: object) -> frozenset[str]:
+    def judge_new(*given: object, stop: object, **more: object) -> None:
         nonlocal looks
         looks += 1
         if looks == 2:
             # What the box answers after the revert: the other queries are judged on.
             for number in range(10, 13):
                 put_sample(tmp_path / "s", number, open_bundle(box).id)
-        found = real(*given, stop=stop, **more)  # type: ignore[arg-type]
+        real(*given, stop=stop, **more)  # type: ignore[arg-type]
         if looks == 3:
             stop.set()  # type: ignore[attr-defined]
-        return found
 
     monkeypatch.setattr(bundle_answers.BundleAnswers, "answer", answer)
     monkeypatch.setattr(follow, "judge_new", judge_new)

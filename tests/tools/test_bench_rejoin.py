@@ -8,8 +8,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pytest
-from bench_rejoin import Effort, _row, main, write_samples
+from bench_rejoin import Effort, _row, write_samples
 
 from gemel.runtime.sinks.sample_files import open_samples
 
@@ -24,16 +23,6 @@ def test_one_feed_shows_another_scene(tmp_path: Path) -> None:
     light = {feed: [s.image().mean() for s in samples if s.record.feed == feed] for feed in ("yard", "gate")}
     assert sorted(round(float(value)) for value in light["yard"]) == [60, 120, 180]
     assert all(dark < bright for dark, bright in zip(light["gate"], light["yard"], strict=True))
-
-
-def test_a_folder_that_is_there_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "out").mkdir()
-    monkeypatch.setattr("sys.argv", ["bench_rejoin.py", str(tmp_path), "-o", str(tmp_path / "out")])
-    with pytest.raises(SystemExit, match="2"):
-        main()
-    assert "out is there already" in capsys.readouterr().err
 
 
 def test_a_row_has_the_part_of_the_images() -> None:
