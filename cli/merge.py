@@ -98,6 +98,9 @@ def merge_command(
         Path | None,
         typer.Option(help="Folder to publish each step to, as a delta that gemel pull follows.", metavar="DIR"),
     ] = None,
+    originals: Annotated[
+        bool, typer.Option("--originals", help="Keep original weights in what is published, for gemel revert.")
+    ] = False,
     sign: Annotated[
         Path | None, typer.Option(help="PEM file with the private ed25519 key that signs deltas.", metavar="KEY.PEM")
     ] = None,
@@ -124,6 +127,8 @@ def merge_command(
             raise InputError(f"{flag}: {value!r} is not allowed: {', '.join(item for item in allowed if item)}")
     if sign is not None and publish is None:
         raise InputError("--sign: only deltas are signed; give --publish DIR")
+    if originals and publish is None:
+        raise InputError("--originals: only published bundles keep original weights; give --publish DIR")
     if rate is not None and not 0 < rate < math.inf:
         raise InputError(f"--rate: {rate} is not allowed: a number above 0 is expected")
     options = MergeOptions(
@@ -163,7 +168,8 @@ def merge_command(
     )
     with Stop() as stop, bar:
         try:
-            publishing = publish_steps(publish, sign, output) if publish is not None else None
+            before = workload if originals else None
+            publishing = publish_steps(publish, sign, before, output) if publish is not None else None
             listener = merge_listener(bar, stop, publishing)
             report = merge_workload(load_workload(workload), output, options, listener)
         except KeyboardInterrupt:

@@ -172,7 +172,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def publish_steps(folder: Path, key: Path | None, merged: Path) -> Callable[[bool], str]:
+def publish_steps(folder: Path, key: Path | None, originals: Path | None, merged: Path) -> Callable[[bool], str]:
     """Return a function that publishes what a merge has written, and returns a line about it.
 
     The function's argument says whether the search has yet to begin: then only an empty folder gets something, because
@@ -181,11 +181,12 @@ def publish_steps(folder: Path, key: Path | None, merged: Path) -> Callable[[boo
     Args:
         folder: folder to publish to.
         key: PEM file with the private key that signs the deltas; None to sign nothing.
+        originals: workload.yaml whose weights all bundles keep; None to keep none.
         merged: folder that the merge writes.
     """
     from ..merging.output.publish import Publisher
 
-    publisher = Publisher(folder, key)
+    publisher = Publisher(folder, key, originals)
 
     def publish(first: bool) -> str:
         empty = publisher.empty

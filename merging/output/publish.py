@@ -7,6 +7,8 @@ from pathlib import Path
 
 from ...bundles.apply_delta import apply_delta
 from ...bundles.delta_format import delta_name
+from ...bundles.manifest import Manifest
+from ...bundles.originals import add_originals, changed_models
 from ...bundles.reader import MANIFEST, Bundle, open_bundle
 from ...bundles.write_delta import WrittenDelta, write_delta
 from ...compiler import compile_workload
@@ -14,7 +16,7 @@ from ...workload import load_workload
 
 __all__ = ["Publisher"]
 
-_BUNDLE, _NEXT = "bundle", "next-bundle"
+_BUNDLE, _NEXT, _ORIGINALS = "bundle", "next-bundle", "originals"
 
 
 class Publisher:
@@ -25,17 +27,20 @@ class Publisher:
         DIR/
           bundle/            the newest bundle; a copy of it is what a new box begins with
           <id>.delta         leads on from the bundle with this id
+          originals/         the bundle of the original models, if boxes are to keep these
 
     Args:
         folder: the folder; one that an earlier merge published to is continued.
         key: PEM file with the private key that signs the deltas; None to sign nothing.
+        originals: workload.yaml that is merged, whose weights all bundles keep for a revert; None to keep none.
 
     Raises:
         BundleError: the folder's bundle or a delta is damaged.
     """
 
-    def __init__(self, folder: Path, key: Path | None = None) -> None:
-        self._folder, self._key = folder, key
+    def __init__(self, folder: Path, key: Path | None = None, originals: Path | None = None) -> None:
+        self._folder, self._key, self._originals = folder, key, originals
+        self._original: Bundle | None = None
         self._bundle = folder / _BUNDLE
         if not self.empty:
             self._catch_up()
@@ -60,11 +65,11 @@ class Publisher:
             BundleError: the folder cannot be written.
         """
         if self.empty:
-            compile_workload(load_workload(workload), self._bundle)
+            self._compile(workload, self._bundle)
             return None
         target = self._folder / _NEXT
         try:
-            compile_workload(load_workload(workload), target)
+            self._compile(workload, target)
             before, after = open_bundle(self._bundle), open_bundle(target)
             if before.id == after.id:
                 return None
@@ -75,6 +80,24 @@ class Publisher:
             shutil.rmtree(target, ignore_errors=True)
         self._catch_up()
         return done
+
+    def _compile(self, workload: Path, target: Path) -> None:
+        """Compile a merged workload, with the original weights of changed models if boxes are to keep these."""
+        if self._originals is None:
+            compile_workload(load_workload(workload), target)
+            return
+        if self._original is None:
+            compile_workload(load_workload(self._originals), self._folder / _ORIGINALS)
+            self._original = open_bundle(self._folder / _ORIGINALS)
+        original = self._original
+
+        def finish(merged: Bundle, work: Path) -> Manifest:
+            if changed_models(merged, original):
+                return add_originals(merged, original, work)
+            shutil.copytree(merged.path, work, dirs_exist_ok=True)
+            return merged.manifest
+
+        compile_workload(load_workload(workload), target, finish=finish)
 
     def _catch_up(self) -> Bundle:
         """Apply the deltas that lead on from the bundle: also one after whose writing the process was killed.
