@@ -6,9 +6,12 @@ import re
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
 
-__all__ = ["Address", "parse_address", "shown_server"]
+from ..errors import first_line
+
+__all__ = ["Address", "parse_address", "shown_reason", "shown_server"]
 
 _PRINTABLE = re.compile(r"([a-zA-Z][\w+.-]*://)(?:[^/?#]*@)?((?:[\w.-]+|\[[0-9a-fA-F:.]+\])(?::\d+)?)(?:[/?#][^@]*)?")
+_URL = re.compile(r"[a-zA-Z][\w+.-]*://[^\s\"'<>]*[^\s\"'<>.,;:)]")
 _HOST = re.compile(r"[\w.-]{1,253}|[0-9a-fA-F:.]{2,45}", re.ASCII)
 
 
@@ -37,6 +40,15 @@ def shown_server(url: str) -> str:
     # The end of the password cannot be told from the beginning of the host.
     scheme, separator, _ = url.partition("://")
     return f"{scheme}://..." if separator and re.fullmatch(r"[A-Za-z][\w+.-]*", scheme) else "..."
+
+
+def shown_reason(error: BaseException) -> str:
+    """Return the first line of an error's message, with scheme, host and port of each URL in it only.
+
+    >>> shown_reason(OSError('no connection to "http://key:s3cret@store:9000/bucket?signature=1"'))
+    'no connection to "http://store:9000"'
+    """
+    return _URL.sub(lambda match: shown_server(match[0]), first_line(error))
 
 
 def parse_address(url: str, ports: dict[str, int]) -> Address:

@@ -8,8 +8,8 @@ from time import sleep
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from ..errors import BackendError, InputError, MissingExtraError, first_line
-from .addresses import shown_server
+from ..errors import BackendError, InputError, MissingExtraError
+from .addresses import shown_reason, shown_server
 
 __all__ = ["DeltaStore", "RemoteFile"]
 
@@ -22,6 +22,8 @@ _SILENCE_S = 60.0
 _SUFFIX = ".delta"
 _GONE = (404, 410)
 """Status codes of HTTP servers that do not have a file."""
+_NO_KEYS = ("NoCredentialsError", "PartialCredentialsError")
+"""Classes of botocore's errors about keys that are not given. Its other errors are those of lines and servers."""
 
 
 class DeltaStore:
@@ -81,6 +83,7 @@ class RemoteFile:
 
         Raises:
             BackendError: the store does not answer, or gives no access.
+            InputError: the store has no such bucket.
         """
         return bool(self._try(self._opened))
 
@@ -89,6 +92,7 @@ class RemoteFile:
 
         Raises:
             BackendError: the store does not answer, has no such file, or gives no access.
+            InputError: the store has no such bucket.
         """
         data: bytes | None = self._try(lambda: self._range(self._at, size))
         if data is None:
@@ -131,15 +135,17 @@ class RemoteFile:
             try:
                 return action()
             except FileNotFoundError as error:
+                if _lacks_bucket(error):
+                    raise InputError(f"{self.where}: there is no such bucket") from error
                 if _is_missing(error):
                     return None
-                reason = first_line(error.__cause__ or error)
+                reason = shown_reason(error.__cause__ or error)
                 self._forget()
-            except PermissionError as error:
-                raise BackendError(f"{self.where}: no access: {first_line(error)}") from error
             # Each library has errors of its own.
             except Exception as error:
-                reason = first_line(error)
+                reason = shown_reason(error)
+                if isinstance(error, PermissionError) or type(error).__name__ in _NO_KEYS:
+                    raise BackendError(f"{self.where}: no access: {reason}") from error
                 self._forget()
         raise BackendError(f"{self.where}: no answer: {reason}")
 
@@ -163,6 +169,12 @@ def _is_missing(error: FileNotFoundError) -> bool:
     return isinstance(cause, FileNotFoundError) or not failed
 
 
+def _lacks_bucket(error: FileNotFoundError) -> bool:
+    """Return whether an S3-compatible store says that it does not have the bucket of a file."""
+    response: dict[str, Any] = getattr(error.__cause__, "response", None) or {}
+    return bool(response.get("Error", {}).get("Code") == "NoSuchBucket")
+
+
 def _file_system(source: str, shown: str) -> Any:
     """Return the file system of fsspec for a path or URL.
 
@@ -180,8 +192,11 @@ def _file_system(source: str, shown: str) -> Any:
             options["client_kwargs"] = {
                 "timeout": aiohttp.ClientTimeout(total=None, sock_connect=_SILENCE_S, sock_read=_SILENCE_S)
             }
+        elif source.startswith(("s3://", "s3a://")):
+            # A range is tried several times here; botocore's own tries would make each of these ten seconds long.
+            options["config_kwargs"] = {"retries": {"max_attempts": 0}}
         return fsspec.core.url_to_fs(source, skip_instance_cache=True, **options)[0]
     except ImportError as error:
         raise MissingExtraError("gemel pull", "pull") from error
     except ValueError as error:
-        raise InputError(f"{shown}: cannot be read: {first_line(error)}") from error
+        raise InputError(f"{shown}: cannot be read: {shown_reason(error)}") from error

@@ -13,7 +13,7 @@ from .apply import KeyOpt, ReloadPortOpt
 from .options import BackendOpt, BundleArg, DebugOpt, JsonOpt, ThreadsOpt
 from .remote import HostOpt, TokenOpt, reload_command
 from .revert import reverted_lines
-from .sample_flags import period_of
+from .sample_flags import SinceOpt, period_of, since_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,6 +37,7 @@ def drift_command(
         Path,
         typer.Option(help="Bundle of the original models, or their workload.yaml.", metavar="BUNDLE|WORKLOAD.YAML"),
     ],
+    since: SinceOpt = None,
     window: Annotated[str, typer.Option(help="Length of a window of time.", metavar="TIME")] = "1h",
     false_reverts: Annotated[
         float,
@@ -94,6 +95,7 @@ def drift_command(
     if not revert and (key, port) != (None, None):
         raise InputError("--key and --port: give --revert with them")
     public = None if key is None else read_public_key(key)
+    begin = since_of(since)
     limits = DriftLimits(false_reverts=false_reverts, window_s=period_of("--window", window))
     pause = period_of("--every", every)
     for path in (json_file, metrics):
@@ -114,7 +116,7 @@ def drift_command(
         BundleAnswers(merged, backend, threads) as ours,
         BundleAnswers(original, backend, threads) as theirs,
     ):
-        judge = DriftJudge(ours, theirs, limits)
+        judge = DriftJudge(ours, theirs, limits, begin)
 
         def reload() -> None:
             if port is not None:
@@ -134,7 +136,7 @@ def drift_command(
 
         if follow:
             for found in rounds(judge, store, pause, stop.event):
-                _print_round(console, found)
+                _print_round(console, found, judge)
                 act()
         else:
             with progress_bar(console, 0) as bar:
@@ -159,10 +161,14 @@ def drift_command(
     _exit(judge, reverting, stop.exit_code, follow)
 
 
-def _print_round(console: Console, found: Round) -> None:
+def _print_round(console: Console, found: Round, judge: DriftJudge) -> None:
     """Print a line about each verdict that has changed, and about a folder that cannot be read."""
+    from ..check.drift.drift_report import since_line
+
     for query, (before, now) in found.changes.items():
         console.print(f"query {query}: {now} (before: {before})", soft_wrap=True, markup=False)
+        if now == "revert":
+            console.print(since_line(query, judge.drifts[query]), soft_wrap=True, markup=False)
     if found.trouble is not None:
         console.print(f"samples: {found.trouble}", soft_wrap=True, markup=False)
 

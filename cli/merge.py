@@ -16,6 +16,7 @@ from ..errors import InputError
 from .difference_tables import describe_parts
 from .merge_progress import merge_listener, publish_steps, what_helps
 from .options import DebugOpt, WorkloadArg
+from .sample_flags import SinceOpt, since_of
 
 if TYPE_CHECKING:
     from ..bundles.merge_report import QueryReport
@@ -94,6 +95,7 @@ def merge_command(
             help="Frames that boxes have sampled, to train on and judge by: a folder, or s3://...", metavar="DIR"
         ),
     ] = None,
+    since: SinceOpt = None,
     publish: Annotated[
         Path | None,
         typer.Option(help="Folder to publish each step to, as a delta that gemel pull follows.", metavar="DIR"),
@@ -129,6 +131,8 @@ def merge_command(
         raise InputError("--sign: only deltas are signed; give --publish DIR")
     if originals and publish is None:
         raise InputError("--originals: only published bundles keep original weights; give --publish DIR")
+    if since is not None and samples is None:
+        raise InputError("--since: limits samples; give --samples DIR")
     if rate is not None and not 0 < rate < math.inf:
         raise InputError(f"--rate: {rate} is not allowed: a number above 0 is expected")
     options = MergeOptions(
@@ -153,6 +157,7 @@ def merge_command(
         ray=ray,
         earlier=earlier,
         samples=samples,
+        since=since_of(since),
     )
     console = open_console()
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn

@@ -1,11 +1,16 @@
-"""Flags of ``gemel-run`` about samples: which folder, how often, the user's hook, and where samples are moved to."""
+"""Flags about samples: of ``gemel-run``, which folder, how often, the hook and the store; and since when they count."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING
+from time import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from ..errors import InputError
 
@@ -13,7 +18,15 @@ if TYPE_CHECKING:
     from ..bundles.output_specs import OutputSpec, SamplesSpec
     from ..runtime.sinks.sampling import SampleHook
 
-__all__ = ["SampleFlags", "period_of", "sampling_of"]
+__all__ = ["SampleFlags", "SinceOpt", "period_of", "sampling_of", "since_of"]
+
+SinceOpt = Annotated[
+    str | None,
+    typer.Option(
+        help="Use samples from then on only, by the boxes' clocks: 2026-11-27T12:00:00Z, or 2h before now.",
+        metavar="TIME",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -77,3 +90,31 @@ def period_of(flag: str, text: str) -> float:
     if not 0 < seconds <= 1e9:
         raise InputError(f"{flag}: {text!r} is not allowed: more than 0 is expected")
     return seconds
+
+
+def since_of(text: str | None) -> float:
+    """Return the Unix seconds of the flag ``--since``; minus infinity without one.
+
+    Args:
+        text: time in ISO 8601, in UTC unless it has another offset; Unix seconds; or a period before now, with a unit.
+
+    Raises:
+        InputError: the text is none of these.
+    """
+    if text is None:
+        return float("-inf")
+    value = text.strip()
+    if re.fullmatch(r"\d{1,12}(\.\d*)?", value):
+        return float(value)
+    try:
+        # Python 3.10 does not know the Z.
+        moment = datetime.fromisoformat(re.sub(r"[Zz]$", "+00:00", value))
+    except ValueError:
+        try:
+            return time() - period_of("--since", value)
+        except InputError as error:
+            raise InputError(
+                f"--since: {text!r} is not allowed: a time such as 2026-11-27T12:00:00Z, or a period before now such as"
+                " 2h, is expected"
+            ) from error
+    return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()

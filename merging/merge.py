@@ -22,7 +22,7 @@ from .layers.sharing import Slot
 from .models.bases import check_bases
 from .output.disk_journal import DiskJournal
 from .output.going_on import GoesOn, open_going_on
-from .output.kept_samples import MergeSamples
+from .output.kept_samples import MergeSamples, merge_samples
 from .output.modules import imported_beside, modules_beside
 from .output.report import Reporter
 from .output.store import Store
@@ -70,6 +70,8 @@ class MergeOptions:
     samples: str | None = None
     """Folder, or address of a store, with frames that boxes have sampled; queries are judged by these as well, and
     models trained on them. None for no samples; ``earlier`` needs some."""
+    since: float = -math.inf
+    """Unix time by the boxes' clocks before which samples are left out. A merge that is resumed keeps its samples."""
 
 
 class Listener:
@@ -131,9 +133,10 @@ def merge_workload(
     deadline = monotonic() + options.budget if options.budget is not None else math.inf
     device = device_of(options.device)
     plan = strategy(options.strategy)
-    goes_on = open_going_on(
-        workload, Path(output), options.earlier, options.samples, options.strategy, options.settings, options.resume
-    )
+    seen = None
+    if options.samples is not None:
+        seen = merge_samples(options.samples, workload, Path(output), since=options.since, resume=options.resume)
+    goes_on = open_going_on(workload, options.earlier, seen, options.strategy, options.settings)
     with Store(Path(output), _header(workload, options, goes_on), resume=options.resume) as store:
         try:
             return _merge(workload, store, plan, options, listener, device, deadline, goes_on)

@@ -3,10 +3,10 @@
     .venv/bin/python tools/bench_rejoin.py DATA
 
 DATA has ``cifar10-jpeg.tar.xz`` (ImageFolder layout) and the ResNet-20 and -32 of akamaster/pytorch_resnet_cifar10.
-Two queries, on a feed each, are merged. Then boxes sample 600 frames of each feed: those of the feed ``gate`` are of
-another scene (``tools/drift_scenes.py``), through JPEG. ``gemel merge --from --samples`` goes on from the merge; beside
-it, a merge from the original weights uses the same samples. Writes a table into docs/drift.md. Where neither brings
-the query back to its target, both take long: more than a quarter of an hour on a busy machine.
+Two queries, on a feed each, are merged. Then boxes sample ``--samples`` frames of each feed: those of the feed ``gate``
+are of another scene (``tools/drift_scenes.py``), through JPEG. ``gemel merge --from --samples`` goes on from the merge;
+beside it, a merge from the original weights uses the same samples. Writes a table into docs/drift.md. Where neither
+brings the query back to its target, both take long: more than a quarter of an hour on a busy machine.
 """
 
 from __future__ import annotations
@@ -40,8 +40,10 @@ from gemel.workload.zoo.cifar_resnet import cifar_resnet
 
 _QUERIES = {"small": (20, "resnet20-12fca82f.th", "yard"), "deep": (32, "resnet32-d509ac18.th", "gate")}
 """Query -> depth of its ResNet, its public weights, and its feed."""
-_PARTS = {"train": ("train", 0, 200), "val": ("test", 0, 100), "seen": ("test", 100, 160)}
+_PARTS = {"train": ("train", 0, 200), "val": ("test", 0, 100)}
 """Part of the images -> part of CIFAR-10, and the first and last image of each class."""
+_SEEN = 100
+"""First image of each class of CIFAR-10's test images that boxes sample."""
 _SCENES = ("night, gamma 3",)
 _TARGET = 0.9
 """Accuracy target of both queries. Lower than the usual one, so that a merge takes a minute or two."""
@@ -77,8 +79,14 @@ class _Printer(Listener):
         print(f"  {outcome.seconds:5.0f} s  {verdict.trial.group}: {word}, {worst:.3f}, {outcome.samples}", flush=True)
 
 
-def prepare(data: Path, output: Path) -> Path:
-    """Write images, weights and workload into a folder, and return the workload file."""
+def prepare(data: Path, output: Path, samples: int) -> Path:
+    """Write images, weights and workload into a folder, and return the workload file.
+
+    Args:
+        data: folder with the archive and the checkpoints.
+        output: folder to write to.
+        samples: number of images that boxes sample of each feed.
+    """
     folder = output / "work"
     if not folder.exists():
         with whole_folder(folder) as work:
@@ -87,9 +95,10 @@ def prepare(data: Path, output: Path) -> Path:
                 for member in sorted((each for each in archive if each.isfile()), key=lambda each: each.name):
                     _, part, label, _ = member.name.split("/")
                     names.setdefault((part, label), []).append(member.name)
+            parts = _PARTS | {"seen": ("test", _SEEN, _SEEN + samples // 10)}
             wanted = {
                 name: f"{part}/{label}" if part != "seen" else part
-                for part, (source, first, last) in _PARTS.items()
+                for part, (source, first, last) in parts.items()
                 for (kind, label), files in names.items()
                 if kind == source
                 for name in files[first:last]
@@ -193,18 +202,20 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder with the CIFAR-10 archive and the checkpoints")
     parser.add_argument("-o", "--output", type=Path, default=Path("out/rejoin"), help="new folder for merges")
     parser.add_argument("--scenes", nargs="+", choices=DISTURBANCES, default=_SCENES, help="scenes of the changed feed")
+    parser.add_argument("--samples", type=int, default=600, help="samples of each feed, from 50 to 9000")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    options.output.mkdir(parents=True, exist_ok=True)
-    workload = prepare(options.data, options.output)
-    first = options.output / "merged"
+    output: Path = options.output / f"{options.samples}-samples"
+    output.mkdir(parents=True, exist_ok=True)
+    workload = prepare(options.data, output, options.samples)
+    first = output / "merged"
     done = merge(workload, first)
     print(f"merged: {done.report.layer_saving:.1%} saved, {done.trained} images trained on, {done.seconds:.0f} s")
     rows = []
     for number, scene in enumerate(options.scenes):
-        samples = options.output / f"samples-{number}"
+        samples = output / f"samples-{number}"
         write_samples(workload.parent / "data" / "seen", scene, samples)
-        on, anew = options.output / f"on-{number}", options.output / f"anew-{number}"
+        on, anew = output / f"on-{number}", output / f"anew-{number}"
         results = merge(workload, on, earlier=first, samples=str(samples)), merge(workload, anew, samples=str(samples))
         rows.append(_row(scene, *results, _weights(first, "small") == _weights(on, "small")))
         print(rows[-1], flush=True)

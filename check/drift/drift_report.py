@@ -15,7 +15,7 @@ from rich.text import Text
 from ...errors import InputError, MissingExtraError
 from .judge import DriftJudge, DriftVerdict, LeftOut, QueryDrift, Window
 
-__all__ = ["check_metrics", "drift_lines", "drift_table", "drift_to_json", "write_metrics"]
+__all__ = ["check_metrics", "drift_lines", "drift_table", "drift_to_json", "since_line", "write_metrics"]
 
 _COLORS: dict[DriftVerdict, str] = {"holds": "green", "watch": "yellow", "revert": "red", "unknown": "dim"}
 
@@ -45,8 +45,17 @@ def drift_table(judge: DriftJudge) -> Table:
     return table
 
 
+def since_line(query: str, drift: QueryDrift) -> str:
+    """Return a line about when the loss of a query that is to be reverted began, as the flag --since takes it."""
+    began = "" if drift.began_at is None else _moment(drift.began_at).replace(" ", "T")
+    return f"query {query}: its loss began about {began}; gemel merge --from MERGED --samples DIR --since {began}"
+
+
 def drift_lines(judge: DriftJudge) -> Iterator[str]:
-    """Yield lines about what was left out, and about clocks."""
+    """Yield lines about when losses began, what was left out, and clocks."""
+    for query, drift in judge.drifts.items():
+        if drift.verdict == "revert":
+            yield since_line(query, drift)
     for why, count in judge.left_out.items():
         yield f"left out, {why}: {count}, such as {judge.reasons[why][0]}"
     if judge.clocks_back:
@@ -153,6 +162,7 @@ def _query(drift: QueryDrift, judge: DriftJudge) -> dict[str, Any]:
         "judged": drift.judged,
         "evidence": _rounded(strength(drift.evidence, judge)),
         "reverted_at": drift.reverted_at,
+        "began_at": drift.began_at,
         "windows": [
             {
                 "start": window.start,

@@ -7,6 +7,8 @@ Scores are between 0 and 1; nothing else is assumed of them. Two tools:
   below the level. While the mean of each score, given those before it, is not below the level, the sum minus the
   number of scores is a supermartingale. So, for whatever reason one stops looking, the chance of ever reaching the
   limit within N scores is at most N / limit, and the mean number of scores to a false alarm is at least the limit.
+  The moment since which the best of these bets has won most is where the change is supposed to have begun: for one bet,
+  that is Page's cumulative sum (1954).
 - :func:`confidence_interval`, the betting confidence sequence of Waudby-Smith and Ramdas (2024, "Estimating means of
   bounded random variables by betting"), which holds at all times at once.
 
@@ -41,14 +43,21 @@ class Detector:
         # At a level of 1 every score below 1 is proof, up to rounding.
         self._bets = _STAKES / max(1 - level, 1e-3)
         self._wealth = np.zeros(len(_STAKES))
+        # Logarithm of what each bet has won since the moment since which it has won most, and that moment.
+        self._most = np.zeros(len(_STAKES))
+        self._begins = np.zeros(len(_STAKES))
 
-    def add(self, score: float) -> float:
+    def add(self, score: float, at: float = 0.0) -> float:
         """Take in one score, and return the evidence up to now.
 
         Args:
             score: from 0 to 1.
+            at: time of the score, in any unit.
         """
         gains = np.maximum(1 + self._bets * (self._level - min(max(score, 0.0), 1.0)), 0.0)
+        self._begins[self._most <= 0] = at
+        with np.errstate(divide="ignore"):
+            self._most = np.maximum(self._most, 0) + np.log(gains)
         # Bounded, because nobody needs to tell such amounts of evidence apart.
         self._wealth = np.minimum((1 + self._wealth) * gains, 1e30)
         return self.evidence
@@ -58,6 +67,11 @@ class Detector:
         """Evidence that the mean is below the level now. Its expectation is at most the number of scores if it is
         not."""
         return float(self._wealth.mean())
+
+    @property
+    def began(self) -> float:
+        """Time of the score with which a change, if there is one, has probably begun."""
+        return float(self._begins[self._most.argmax()])
 
 
 def confidence_interval(scores: Sequence[float], chance: float = 0.05) -> tuple[float, float]:

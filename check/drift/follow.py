@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from threading import Event
 
-from ...errors import InputError
+from ...errors import BackendError, InputError
 from ...runtime.sinks.sample_files import DamagedSampleError, SampleStore, StoredSample
-from .judge import DriftJudge, DriftVerdict, in_order
+from .judge import DriftJudge, DriftVerdict
 
-__all__ = ["Round", "judge_new", "rounds"]
+__all__ = ["Round", "in_order", "judge_new", "rounds"]
 
 
 @dataclass(frozen=True)
@@ -26,26 +27,26 @@ class Round:
 def judge_new(
     judge: DriftJudge,
     store: SampleStore,
-    known: frozenset[str] = frozenset(),
+    known: set[str] | None = None,
     *,
     stop: Event | None = None,
     told: Callable[[int, int], None] = lambda done, total: None,
-) -> frozenset[str]:
+) -> None:
     """Judge all samples of a folder that are not known yet.
 
     Args:
         judge: judge of the samples.
         store: folder of samples.
-        known: names of the records that were judged before.
+        known: names of the records that were judged before. Those that are judged now are added one by one, so that
+            after an error the next call goes on from there. In the end, names of deleted samples are removed.
         stop: event that ends the judging early.
         told: function called with the number of samples judged so far, and of all.
 
-    Returns:
-        Names of the records in the folder that were judged, now or before.
-
     Raises:
+        BackendError: the store does not answer, or gives no access.
         InputError: the folder cannot be listed.
     """
+    known = set() if known is None else known
     names = store.names()
     samples: list[StoredSample] = []
     for name in names:
@@ -54,24 +55,24 @@ def judge_new(
                 samples.append(store.read(name))
             except DamagedSampleError as error:
                 judge.leave_out("damaged", str(error))
-
-    def back(sample: StoredSample) -> None:
-        judge.clocks_back += 1
-
-    ordered = in_order(samples, back)
+                known.add(name)
+    late: set[str] = set()
+    ordered = in_order(samples, lambda sample: late.add(sample.name))
     for number, (sample, at) in enumerate(ordered):
         if stop is not None and stop.is_set():
-            return known | set(names) - {each.name for each, _ in ordered[number:]}
+            return
         told(number, len(ordered))
         judge.add(sample, at)
-    # Names of deleted samples are forgotten, so that they do not add up.
-    return frozenset(names)
+        judge.clocks_back += sample.name in late
+        known.add(sample.name)
+    # Otherwise the names of samples that boxes have deleted would add up.
+    known.intersection_update(names)
 
 
 def rounds(judge: DriftJudge, store: SampleStore, pause: float, stop: Event) -> Iterator[Round]:
     """Judge new samples again and again until ``stop`` is set, and yield what each look has changed.
 
-    A folder that is missing or cannot be read now is looked at again later.
+    A folder that is missing or cannot be read now is looked at again later, and so are samples that were not read.
 
     Args:
         judge: judge of the samples.
@@ -79,14 +80,14 @@ def rounds(judge: DriftJudge, store: SampleStore, pause: float, stop: Event) -> 
         pause: seconds between two looks.
         stop: event that ends the judging.
     """
-    known: frozenset[str] = frozenset()
+    known: set[str] = set()
     trouble: str | None = None
     while not stop.is_set():
         before = {query: drift.verdict for query, drift in judge.drifts.items()}
-        earlier = trouble
+        earlier, trouble = trouble, None
         try:
-            known, trouble = judge_new(judge, store, known, stop=stop), None
-        except InputError as error:
+            judge_new(judge, store, known, stop=stop)
+        except (BackendError, InputError) as error:
             trouble = str(error)
         changes = {
             query: (before[query], drift.verdict)
@@ -95,3 +96,35 @@ def rounds(judge: DriftJudge, store: SampleStore, pause: float, stop: Event) -> 
         }
         yield Round(changes, trouble if trouble != earlier else None)
         stop.wait(pause)
+
+
+def in_order(
+    samples: Iterable[StoredSample], back: Callable[[StoredSample], None] = lambda sample: None
+) -> list[tuple[StoredSample, float]]:
+    """Return samples in the order in which they are judged, each with its time in Unix seconds.
+
+    Frames of one run and feed are in the order of their indices, whatever the box's clock did meanwhile. A clock that
+    was set back was wrong before: earlier samples count as no later than later ones. Runs and feeds are merged by these
+    times, each box's by its own clock.
+
+    Args:
+        samples: samples of any runs and feeds.
+        back: function called with each sample whose clock is behind that of an earlier frame.
+    """
+    groups: dict[tuple[str, str], list[StoredSample]] = defaultdict(list)
+    for sample in samples:
+        groups[sample.record.run, sample.record.feed].append(sample)
+    found: list[tuple[float, str, str, int, StoredSample]] = []
+    for (run, feed), group in groups.items():
+        group.sort(key=lambda sample: sample.record.frame)
+        latest = float("-inf")
+        for sample in group:
+            if sample.record.at < latest:
+                back(sample)
+            latest = max(latest, sample.record.at)
+        earliest = float("inf")
+        for sample in reversed(group):
+            earliest = min(earliest, sample.record.at)
+            found.append((earliest, run, feed, sample.record.frame, sample))
+    found.sort(key=lambda item: item[:4])
+    return [(sample, at) for at, *_, sample in found]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -17,12 +16,12 @@ from ..evaluation.reference import has_several_labels
 from .evidence import Detector, confidence_interval
 from .image_scores import ImageScores
 
-__all__ = ["DriftJudge", "DriftLimits", "DriftVerdict", "FrameAnswers", "LeftOut", "QueryDrift", "Window", "in_order"]
+__all__ = ["DriftJudge", "DriftLimits", "DriftVerdict", "FrameAnswers", "LeftOut", "QueryDrift", "Window"]
 
 DriftVerdict = Literal["holds", "watch", "revert", "unknown"]
 """What is known of a query. ``holds``: nothing says that its accuracy is below the target. ``watch``: something does.
 ``revert``: it is, with the stated rate of false alarms. ``unknown``: no sample could be judged."""
-LeftOut = Literal["damaged", "other bundle", "unknown query", "unreadable answer", "failed"]
+LeftOut = Literal["damaged", "before --since", "other bundle", "unknown query", "unreadable answer", "failed"]
 """Why a sample, or an answer in it, is left out of a judgement."""
 
 _MOST_REASONS = 5
@@ -113,6 +112,8 @@ class QueryDrift:
         """Evidence that the accuracy is below the target now; see :class:`.evidence.Detector`."""
         self.reverted_at: float | None = None
         """Unix time of the sample that made the verdict ``revert``; None if none did. The verdict then stays."""
+        self.began_at: float | None = None
+        """Unix time of the sample with which the loss that led to the verdict ``revert`` has probably begun."""
 
     @property
     def judged(self) -> int:
@@ -158,9 +159,9 @@ class QueryDrift:
         self._given += scores[0]
         start = at // self._limits.window_s * self._limits.window_s
         self.windows.setdefault(start, Window(start)).scores.append(score)
-        self.evidence = self._detector.add(score)
+        self.evidence = self._detector.add(score, at)
         if self.reverted_at is None and self.evidence >= self._limits.revert:
-            self.reverted_at = at
+            self.reverted_at, self.began_at = at, self._detector.began
 
 
 class DriftJudge:
@@ -170,13 +171,20 @@ class DriftJudge:
         merged: bundle that the boxes run, on a device.
         originals: bundle of the original models, on a device.
         limits: limits of verdicts.
+        since: Unix time by the boxes' clocks; earlier samples are left out.
 
     Raises:
         InputError: the bundle of the original models lacks a query, or has another task for it.
     """
 
-    def __init__(self, merged: FrameAnswers, originals: FrameAnswers, limits: DriftLimits | None = None) -> None:
-        self._merged, self._originals, self.limits = merged, originals, limits or DriftLimits()
+    def __init__(
+        self,
+        merged: FrameAnswers,
+        originals: FrameAnswers,
+        limits: DriftLimits | None = None,
+        since: float = float("-inf"),
+    ) -> None:
+        self._merged, self._originals, self.limits, self._since = merged, originals, limits or DriftLimits(), since
         queries, known = merged.bundle.manifest.queries, originals.bundle.manifest.queries
         for name, query in queries.items():
             if name not in known:
@@ -224,9 +232,12 @@ class DriftJudge:
 
         Args:
             sample: sample of any bundle.
-            at: time of the sample in Unix seconds, from :func:`in_order`.
+            at: time of the sample in Unix seconds, from :func:`.follow.in_order`.
         """
         record = sample.record
+        if record.at < self._since:
+            self.leave_out("before --since", sample.name)
+            return
         settled = self._settled.get(record.bundle)
         if settled is None:
             self.leave_out("other bundle", f"{sample.name}: bundle {record.bundle[:12]}")
@@ -260,35 +271,3 @@ def _reverted(bundle: Bundle) -> frozenset[str]:
     """Return the queries of a bundle that run with their original weights."""
     content = bundle.manifest
     return frozenset(name for name, query in content.queries.items() if query.model in content.reverted)
-
-
-def in_order(
-    samples: Iterable[StoredSample], back: Callable[[StoredSample], None] = lambda sample: None
-) -> list[tuple[StoredSample, float]]:
-    """Return samples in the order in which they are judged, each with its time in Unix seconds.
-
-    Frames of one run and feed are in the order of their indices, whatever the box's clock did meanwhile. A clock that
-    was set back was wrong before: earlier samples count as no later than later ones. Runs and feeds are merged by these
-    times, each box's by its own clock.
-
-    Args:
-        samples: samples of any runs and feeds.
-        back: function called with each sample whose clock is behind that of an earlier frame.
-    """
-    groups: dict[tuple[str, str], list[StoredSample]] = defaultdict(list)
-    for sample in samples:
-        groups[sample.record.run, sample.record.feed].append(sample)
-    found: list[tuple[float, str, str, int, StoredSample]] = []
-    for (run, feed), group in groups.items():
-        group.sort(key=lambda sample: sample.record.frame)
-        latest = float("-inf")
-        for sample in group:
-            if sample.record.at < latest:
-                back(sample)
-            latest = max(latest, sample.record.at)
-        earliest = float("inf")
-        for sample in reversed(group):
-            earliest = min(earliest, sample.record.at)
-            found.append((earliest, run, feed, sample.record.frame, sample))
-    found.sort(key=lambda item: item[:4])
-    return [(sample, at) for at, *_, sample in found]

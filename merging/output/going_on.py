@@ -9,7 +9,7 @@ from ...errors import InputError
 from ...workload.document.schema import Workload
 from ..strategies import SearchSettings
 from .earlier import EarlierMerge, open_earlier
-from .kept_samples import MergeSamples, merge_samples
+from .kept_samples import MergeSamples
 
 __all__ = ["GoesOn", "open_going_on"]
 
@@ -24,36 +24,26 @@ class GoesOn:
 
 
 def open_going_on(
-    workload: Workload,
-    output: Path,
-    earlier: Path | None,
-    samples: str | None,
-    strategy: str,
-    settings: SearchSettings,
-    resume: bool,
+    workload: Workload, earlier: Path | None, samples: MergeSamples | None, strategy: str, settings: SearchSettings
 ) -> GoesOn:
-    """Open the earlier merge and the samples that a merge goes on from.
+    """Open the earlier merge that a merge goes on from with samples.
 
     Args:
         workload: the original workload.
-        output: folder that the merge writes.
         earlier: folder of the earlier merge; None without one.
-        samples: folder or address of the samples; None without samples.
+        samples: the samples; None without any.
         strategy: name of the strategy that the user chose.
         settings: settings of the search.
-        resume: whether the merge goes on with what the folder ``output`` holds.
 
     Raises:
-        InputError: the earlier merge or the samples cannot be used, or the options do not go together.
-        MissingExtraError: the samples are in a store, and fsspec is not installed.
+        InputError: the earlier merge cannot be used, or the options do not go together.
     """
-    seen = None if samples is None else merge_samples(samples, workload, output, resume=resume)
     if earlier is None:
-        return GoesOn(None, seen)
-    if seen is None:
+        return GoesOn(None, samples)
+    if samples is None:
         raise InputError("--from: give the frames that the boxes have sampled, too: --samples DIR")
     if strategy != "together":
         raise InputError(f"--strategy: {strategy!r} does not go on from an earlier merge; leave it or --from out")
     if settings.compress:
         raise InputError("--compress: does not go on from an earlier merge; leave it or --from out")
-    return GoesOn(open_earlier(earlier, workload), seen)
+    return GoesOn(open_earlier(earlier, workload), samples)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -90,16 +91,20 @@ class MergeSamples:
         }
 
 
-def merge_samples(where: str, workload: Workload, output: Path, *, resume: bool) -> MergeSamples:
+def merge_samples(
+    where: str, workload: Workload, output: Path, *, since: float = -math.inf, resume: bool = False
+) -> MergeSamples:
     """Return the samples for a merge: those that an interrupted merge has kept, otherwise those of a folder or store.
 
     Args:
         where: path of a folder, or an address such as ``s3://bucket/box7``.
         workload: the workload whose feeds the samples show.
         output: folder of the merge.
+        since: Unix time by the boxes' clocks before which samples are left out.
         resume: whether the merge goes on with what the folder ``output`` holds.
 
     Raises:
+        BackendError: the store does not answer, or gives no access.
         InputError: the folder cannot be read, no feed has enough samples, or what was kept is damaged.
         MissingExtraError: the samples are in a store, and fsspec is not installed.
     """
@@ -107,7 +112,7 @@ def merge_samples(where: str, workload: Workload, output: Path, *, resume: bool)
         return _kept(output)
     store, left = open_samples(where), Counter[str]()
     found: dict[str, tuple[tuple[str, str], ...]] = {}
-    for feed, samples in _records(store, workload, left).items():
+    for feed, samples in _records(store, workload, since, left).items():
         names = [(each.record.image, each.record.sha256) for each in _different(samples, left)]
         if len(names) < _LEAST:
             left[f"of feed {feed}, which takes {_LEAST}"] += len(names)
@@ -123,12 +128,13 @@ def merge_samples(where: str, workload: Workload, output: Path, *, resume: bool)
     return MergeSamples(found, dict(left), store.content)
 
 
-def _records(store: SampleStore, workload: Workload, left: Counter[str]) -> dict[str, list[StoredSample]]:
+def _records(store: SampleStore, workload: Workload, since: float, left: Counter[str]) -> dict[str, list[StoredSample]]:
     """Return feed -> its samples in the order of time; count those that are damaged or of something else.
 
     Args:
         store: the samples.
         workload: the workload.
+        since: Unix time before which samples are left out.
         left: reason -> number of samples that are left out, which is added to.
     """
     queries: dict[str, set[str]] = {}
@@ -143,7 +149,9 @@ def _records(store: SampleStore, workload: Workload, left: Counter[str]) -> dict
             continue
         record = sample.record
         named = {*record.answers, *record.skipped}
-        if record.feed not in queries:
+        if record.at < since:
+            left["before --since"] += 1
+        elif record.feed not in queries:
             left["of a feed without queries here"] += 1
         elif named and not named & queries[record.feed]:
             left["of unknown queries"] += 1

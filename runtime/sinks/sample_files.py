@@ -11,9 +11,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ...bundles.addresses import shown_server
+from ...bundles.addresses import shown_reason, shown_server
 from ...bundles.manifest import MOST_PIXELS
-from ...errors import InputError, MissingExtraError, first_line
+from ...errors import BackendError, InputError, MissingExtraError, first_line
 from ...frames.frame import Image
 from .sample_record import PICTURE_SUFFIX, RECORD_SUFFIX, SampleRecord, parse_record
 
@@ -40,6 +40,7 @@ class StoredSample:
         """Read the sampled frame, ``[H, W, 3]`` BGR, and compare it with what the record says of it.
 
         Raises:
+            BackendError: the store does not answer, or gives no access.
             DamagedSampleError: the picture is missing, was cut off or changed, or is no JPEG of the stated size.
         """
         record = self.record
@@ -73,29 +74,30 @@ class SampleStore:
         """Return the names of all records, sorted.
 
         Raises:
-            InputError: the folder cannot be listed.
+            BackendError: the store does not answer, or gives no access.
+            InputError: there is no such folder, or it cannot be listed.
         """
         try:
             if self._folder is not None:
-                found = [path.name for path in self._folder.iterdir()] if self._folder.is_dir() else None
+                found = [path.name for path in self._folder.iterdir()]
             else:
                 assert self._store is not None
                 store, root = self._store
                 store.invalidate_cache()
                 found = [path.rpartition("/")[2] for path in store.ls(root, detail=False)]
-        except FileNotFoundError:
-            found = None
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise InputError(f"{self.shown}: there is no such folder") from error
         except Exception as error:
             # Stores raise exceptions of their own libraries, of no common class.
-            raise InputError(f"{self.shown}: cannot be listed: {first_line(error)}") from error
-        if found is None:
-            raise InputError(f"{self.shown}: there is no such folder")
+            kind = BackendError if self._folder is None else InputError
+            raise kind(f"{self.shown}: cannot be listed: {shown_reason(error)}") from error
         return sorted(name for name in found if name.endswith(RECORD_SUFFIX) and name[0] != ".")
 
     def read(self, name: str) -> StoredSample:
         """Read the record of a sample.
 
         Raises:
+            BackendError: the store does not answer, or gives no access.
             DamagedSampleError: the record is missing, cut off or of another format.
         """
         try:
@@ -110,7 +112,8 @@ class SampleStore:
         """Return the content of a file.
 
         Raises:
-            DamagedSampleError: the file cannot be read, or is far too large for a sample.
+            BackendError: the store does not answer, or gives no access.
+            DamagedSampleError: the file is missing, cannot be read, or is far too large for a sample.
         """
         try:
             if self._folder is not None:
@@ -121,6 +124,9 @@ class SampleStore:
                 store, root = self._store
                 data = store.cat_file(f"{root}/{name}", end=_MOST_BYTES + 1)
         except Exception as error:
+            # A sample is damaged for ever; a store that is away comes back.
+            if self._folder is None and not isinstance(error, FileNotFoundError):
+                raise BackendError(f"{self.shown}/{name}: cannot be read: {shown_reason(error)}") from error
             raise DamagedSampleError(f"{name}: cannot be read: {type(error).__name__}: {first_line(error)}") from error
         if len(data) > _MOST_BYTES:
             raise DamagedSampleError(f"{name}: is larger than {_MOST_BYTES} bytes")
@@ -146,5 +152,5 @@ def open_samples(where: str) -> SampleStore:
     try:
         store, root = url_to_fs(where)
     except Exception as error:
-        raise InputError(f"{shown_server(where)}: {first_line(error)}") from error
+        raise InputError(f"{shown_server(where)}: {shown_reason(error)}") from error
     return SampleStore(shown_server(where), None, (store, root.rstrip("/")))

@@ -10,8 +10,7 @@ from threading import Condition, Thread
 from time import monotonic
 from typing import Any
 
-from ...bundles.addresses import shown_server
-from ...errors import first_line
+from ...bundles.addresses import shown_reason, shown_server
 from .priority import step_back
 from .sample_folder import SampleFolder
 from .sample_record import PICTURE_SUFFIX
@@ -27,6 +26,9 @@ _LOOK_EVERY_S = 60.0
 """Seconds after which the folder is looked at again, although no sample was announced."""
 _GRACE_S = 5.0
 """Maximum seconds to wait for an upload that is going on when the run ends."""
+_BUCKETS = ("s3://", "s3a://", "gs://", "gcs://", "abfs://", "az://")
+"""Beginnings of the addresses of stores that have buckets. They have no folders that had to be made, and a bucket whose
+name was mistyped must not be."""
 
 
 class Uploader:
@@ -146,7 +148,7 @@ class Uploader:
 
     def _fail(self, error: Exception) -> None:
         with self._news:
-            self._error = f"{type(error).__name__}: {first_line(error)[:200]}"
+            self._error = f"{type(error).__name__}: {shown_reason(error)[:200]}"
             if self._failing_since is None:
                 self._failing_since = monotonic()
                 _log.warning("samples: %s: %s", shown_server(self._address), self._error)
@@ -157,6 +159,7 @@ def _open_store(address: str) -> tuple[Any, str]:
 
     store, path = url_to_fs(address)
     path = path.rstrip("/")
-    with suppress(NotImplementedError):
-        store.makedirs(path, exist_ok=True)
+    if not address.startswith(_BUCKETS):
+        with suppress(NotImplementedError):
+            store.makedirs(path, exist_ok=True)
     return store, path

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from time import time
 
 import pytest
-from drift_samples import put_sample
+from drift_samples import NOON, put_sample
 
 from gemel.bundles.reader import open_bundle
 from gemel.check.drift import bundle_answers, follow
 from gemel.cli.drift import REVERT_EXIT
+from gemel.cli.sample_flags import since_of
 from gemel.runtime.decode.results import Class
 
 Call = Callable[..., tuple[int, str, str]]
@@ -46,6 +48,9 @@ def test_the_exit_status_says_revert(
     monkeypatch.setattr(bundle_answers.BundleAnswers, "answer", answer)
     code, out, _ = gemel("drift", bundle, tmp_path / "s", "--originals", bundle)
     assert code == REVERT_EXIT and "revert since 2026-11-27 12:0" in out
+    assert "query a: its loss began about 2026-11-27T12:00:00Z; " in out
+    code, out, _ = gemel("drift", bundle, tmp_path / "s", "--originals", bundle, "--since", "2026-11-27T13:00:00Z")
+    assert code == 0 and "left out, before --since: 10, such as yard-2026" in out
 
 
 def test_it_follows_until_it_is_stopped(
@@ -53,10 +58,9 @@ def test_it_follows_until_it_is_stopped(
 ) -> None:
     real = follow.judge_new
 
-    def judge_new(*given: object, stop: object, **more: object) -> frozenset[str]:
-        found = real(*given, stop=stop, **more)  # type: ignore[arg-type]
+    def judge_new(*given: object, stop: object, **more: object) -> None:
+        real(*given, stop=stop, **more)  # type: ignore[arg-type]
         stop.set()  # type: ignore[attr-defined]
-        return found
 
     monkeypatch.setattr(follow, "judge_new", judge_new)
     put_sample(tmp_path / "s", 0, open_bundle(bundle).id)
@@ -67,11 +71,19 @@ def test_it_follows_until_it_is_stopped(
     assert "gemel_drift_samples" in (tmp_path / "d.prom").read_text()
 
 
+def test_times_since() -> None:
+    for text in ("2026-11-27T12:00:00Z", "2026-11-27 12:00", "2026-11-27T14:00:00+02:00", "1795780800", "1795780800.0"):
+        assert since_of(text) == NOON
+    assert since_of("2026-11-27") == NOON - 12 * 3600 and since_of(None) == float("-inf")
+    assert abs(time() - 7200 - since_of("2h")) < 60
+
+
 def test_mistakes(gemel: Call, bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for arguments, message in (
         ((tmp_path / "empty", "--originals", bundle), "has no samples; gemel-run --samples writes them"),
         ((tmp_path / "none", "--originals", bundle), "there is no such folder"),
+        (("s", "--originals", bundle, "--since", "noon"), "--since: 'noon' is not allowed: a time such as 2026"),
         (("s", "--originals", bundle, "--window", "soon"), "--window: 'soon' is not allowed: a period such as"),
         (("s", "--originals", bundle, "--metrics", tmp_path / "empty"), "cannot be written: Is a directory"),
     ):

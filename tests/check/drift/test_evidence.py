@@ -31,6 +31,18 @@ def test_a_change_is_found_soon_however_long_all_was_well() -> None:
         assert found <= 8
 
 
+def test_a_change_is_dated() -> None:
+    """Scores of 0 or 1 are the hardest to date. A date is rather late than early, so the old scene is left out."""
+    off = []
+    for seed in range(40):
+        detector, random = Detector(0.95), np.random.default_rng(seed)
+        for at in range(300):
+            if detector.add(float(random.random() < (0.99 if at < 200 else 0.75)), at) >= 20_000:
+                break
+        off.append(detector.began - 200)
+    assert np.median(off) <= 4 and max(off) < 60 and min(off) > -20
+
+
 def test_evidence_goes_down_when_all_is_well_again() -> None:
     detector = Detector(0.95)
     for _ in range(3):

@@ -13,8 +13,8 @@ from drift_samples import NOON, Scripted, picture, put_sample
 
 from gemel.bundles.reader import MANIFEST, Bundle, open_bundle
 from gemel.check.drift.drift_report import drift_lines, drift_table, drift_to_json, write_metrics
-from gemel.check.drift.follow import judge_new, rounds
-from gemel.check.drift.judge import DriftJudge, DriftLimits, in_order
+from gemel.check.drift.follow import in_order, judge_new, rounds
+from gemel.check.drift.judge import DriftJudge, DriftLimits
 from gemel.errors import InputError
 from gemel.runtime.sinks.sample_files import DamagedSampleError, SampleStore, open_samples
 
@@ -51,13 +51,17 @@ def test_a_drift_of_one_query(make: Make, opened: Bundle, tmp_path: Path) -> Non
     assert {query: drift.verdict for query, drift in drifts.items()} == {"a": "revert", "b": "holds", "c": "unknown"}
     # Within a few samples of the drift.
     assert NOON + 30 * 30 < (drifts["a"].reverted_at or 0) < NOON + 36 * 30
+    assert drifts["a"].began_at == NOON + 30 * 30
     found = drift_to_json(judge)
     windows = found["queries"]["a"]["windows"]
     assert [each["accuracy"] for each in windows] == [1.0, 0.5]
     assert all(each["low"] <= each["accuracy"] <= each["high"] for each in windows)
     assert (found["queries"]["a"]["samples"], found["queries"]["a"]["judged"]) == (40, 40)
     assert (found["queries"]["c"]["accuracy"], found["left_out"]) == (None, {})
-    assert drift_table(judge).row_count == 3 and list(drift_lines(judge)) == []
+    assert (found["queries"]["a"]["began_at"], found["queries"]["b"]["began_at"]) == (NOON + 30 * 30, None)
+    (line,) = drift_lines(judge)
+    assert line.startswith("query a: its loss began about 2026-11-27T12:15:00Z; ")
+    assert line.endswith("--since 2026-11-27T12:15:00Z") and drift_table(judge).row_count == 3
     pytest.importorskip("prometheus_client", reason="needs prometheus-client (the extra service)")
     write_metrics(tmp_path / "m" / "drift.prom", judge)
     text = (tmp_path / "m" / "drift.prom").read_text()
@@ -111,6 +115,16 @@ def test_samples_of_others(make: Make, opened: Bundle, tmp_path: Path) -> None:
     )
     # An answer that cannot be read counts as wrong, but the bundle's own is right.
     assert judge.drifts["a"].accuracy == 1.0
+
+
+def test_samples_since(opened: Bundle, tmp_path: Path) -> None:
+    """Earlier samples are left out by their own clock, before their pictures are read."""
+    red = Scripted(opened, lambda query, bright: "red")
+    judge = DriftJudge(red, red, since=NOON + 60)
+    for number in range(4):
+        put_sample(tmp_path, number, opened.id, data=b"" if number < 2 else None)
+    judge_new(judge, open_samples(str(tmp_path)))
+    assert judge.left_out == {"before --since": 2} and judge.drifts["a"].judged == 2
 
 
 def test_damaged_samples(make: Make, opened: Bundle, tmp_path: Path) -> None:
@@ -187,8 +201,8 @@ class TestStores:
         for number in range(3):
             put_sample(tmp_path, number, opened.id)
         store = open_samples(f"file://{tmp_path}")
-        judge = make()
-        known = judge_new(judge, store)
+        judge, known = make(), set[str]()
+        judge_new(judge, store, known)
         assert judge.drifts["a"].samples == 3 and len(known) == 3
         with pytest.raises(DamagedSampleError, match=r"none\.json: cannot be read: FileNotFoundError"):
             store.read("none.json")
@@ -216,12 +230,13 @@ class TestFollow:
         assert list(looks) == []
 
     def test_a_stop_leaves_the_rest_for_later(self, make: Make, opened: Bundle, tmp_path: Path) -> None:
-        judge, stop = make(), Event()
+        judge, stop, known = make(), Event(), set[str]()
         for number in range(4):
             put_sample(tmp_path, number, opened.id)
         store = open_samples(str(tmp_path))
-        known = judge_new(judge, store, stop=stop, told=lambda done, total: stop.set() if done == 1 else None)
+        judge_new(judge, store, known, stop=stop, told=lambda done, total: stop.set() if done == 1 else None)
         assert judge.drifts["a"].samples == 2 and len(known) == 2
         stop.clear()
-        assert len(judge_new(judge, store, known)) == 4
+        judge_new(judge, store, known)
+        assert len(known) == 4
         assert judge.drifts["a"].samples == 4

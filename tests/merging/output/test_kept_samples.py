@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from drift_samples import picture, put_sample
+from drift_samples import NOON, picture, put_sample
 from helpers import query
 
 from gemel.errors import InputError
@@ -49,6 +49,11 @@ def test_frames_are_in_the_order_of_time(folder: Path, workload: Workload) -> No
     assert names[1:] == sorted(names[1:]) and len(names) == 21
     assert found.left_out == {}
     assert found.lines == ("feed yard: 21 samples",)
+
+
+def test_samples_since(folder: Path, workload: Workload) -> None:
+    found = merge_samples(str(folder), workload, folder.parent / "merged", since=NOON + 4 * 30)
+    assert [len(names) for names in found.pictures.values()] == [16] and found.left_out == {"before --since": 4}
 
 
 def test_what_is_left_out_is_counted(folder: Path, workload: Workload) -> None:
