@@ -183,7 +183,7 @@ def merge_command(
             line = f"stopped; {output} {what}. Next: the same command with --resume"
             console.print(escape(line), soft_wrap=True)
             raise typer.Exit(stop.exit_code) from None
-    if publishing is not None and (line := publishing(False)):
+    if publishing is not None and (line := publishing("end")):
         print_stage(console, "publish", line)
     for query, found in report.queries.items():
         print_stage(console, "query", f"{query}: {_kept(found)}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from ...bundles.apply_delta import apply_delta
 from ...bundles.delta_format import delta_name
 from ...bundles.manifest import Manifest
+from ...bundles.merge_report import MERGE_REPORT
 from ...bundles.originals import add_originals, changed_models
 from ...bundles.reader import MANIFEST, Bundle, open_bundle
 from ...bundles.write_delta import WrittenDelta, write_delta
@@ -50,11 +51,12 @@ class Publisher:
         """Whether nothing was published yet."""
         return not (self._bundle / MANIFEST).exists()
 
-    def publish(self, workload: Path) -> WrittenDelta | None:
+    def publish(self, workload: Path, *, report: bool = True) -> WrittenDelta | None:
         """Compile a merged workload; publish a delta to it, unless it is the bundle that is published already.
 
         Args:
             workload: workload.yaml that a merge wrote.
+            report: whether to publish a bundle that has a new merge.json and is otherwise the same.
 
         Returns:
             The delta; None for the first bundle, and if nothing changed.
@@ -71,7 +73,7 @@ class Publisher:
         try:
             self._compile(workload, target)
             before, after = open_bundle(self._bundle), open_bundle(target)
-            if before.id == after.id:
+            if before.id == after.id or (not report and _without_report(before) == _without_report(after)):
                 return None
             # Where the search came back to an earlier bundle, the way leads there, and no longer on from there.
             (self._folder / delta_name(after.id)).unlink(missing_ok=True)
@@ -108,3 +110,9 @@ class Publisher:
         while (delta := self._folder / delta_name(bundle.id)).exists():
             bundle = apply_delta(delta, self._bundle).bundle
         return bundle
+
+
+def _without_report(bundle: Bundle) -> Manifest:
+    """Return the manifest of a bundle without the entry of merge.json."""
+    files = {name: spec for name, spec in bundle.manifest.files.items() if name != MERGE_REPORT}
+    return bundle.manifest.model_copy(update={"files": files})

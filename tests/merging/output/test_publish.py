@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +14,7 @@ from delta_bundles import content_of, noise, retrained, two_bundles
 from gemel.bundles.delta_format import delta_name
 from gemel.bundles.delta_store import DeltaStore
 from gemel.bundles.pull_deltas import pull_deltas
-from gemel.bundles.reader import open_bundle
+from gemel.bundles.reader import MANIFEST, open_bundle
 from gemel.bundles.replace_bundle import replacing
 from gemel.bundles.revert_bundle import revert_queries
 from gemel.compiler.compile import FinishBundle
@@ -81,6 +83,22 @@ def test_a_search_that_comes_back_to_an_earlier_bundle(steps: Steps, tmp_path: P
     assert followed(shutil.copytree(steps[0], tmp_path / "other"), folder) == content_of(steps[0])
     publisher.publish(steps[2])
     assert followed(box, folder) == content_of(steps[2])
+
+
+def test_a_new_report_alone_is_no_step(steps: Steps, tmp_path: Path) -> None:
+    publisher, folder = Publisher(tmp_path / "out"), tmp_path / "out"
+    publisher.publish(steps[0])
+    report = tmp_path / "report"
+    with replacing(report) as work:
+        shutil.copytree(steps[0], work, dirs_exist_ok=True)
+        document = json.loads((work / MANIFEST).read_text())
+        (work / "merge.json").write_text("{}")
+        document["files"]["merge.json"] = {"bytes": 2, "sha256": hashlib.sha256(b"{}").hexdigest()}
+        (work / MANIFEST).write_text(json.dumps(document))
+    assert publisher.publish(report, report=False) is None
+    assert content_of(folder / "bundle") == content_of(steps[0])
+    assert publisher.publish(report) is not None
+    assert content_of(folder / "bundle") == content_of(report)
 
 
 def test_boxes_that_can_revert(steps: Steps, tmp_path: Path) -> None:
