@@ -36,7 +36,7 @@ _AT_FDCWD = -100
 _libc = ctypes.CDLL(None, use_errno=True)
 _MISSING_CALL = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM)
 """Error numbers of a kernel, file system or sandbox that cannot exchange two folders."""
-_WORK = re.compile(r"new|old|made|device-cache|\.tensors-.*|.*\.(onnx|bin|json)")
+_WORK = re.compile(r"new|old|made|undone|device-cache|\.tensors-.*|.*\.(onnx|bin|json)")
 """Pattern of all names that gemel gives to items of a work folder, also those of older versions of gemel."""
 
 

@@ -12,6 +12,7 @@ from typing import BinaryIO
 from ..errors import BundleError, first_line
 from .build_bundle import build_bundle, short_id
 from .delta_format import DeltaHeader, StoredHeader, read_header
+from .keep_reverts import merged_id, revert_again, undo_reverts
 from .known_variables import hand_on_variables
 from .reader import Bundle, open_bundle
 from .replace_bundle import alone_with, replacing, restore_bundle
@@ -47,7 +48,7 @@ def apply_delta(
     where: str | None = None,
     finish: FinishApplied | None = None,
 ) -> AppliedDelta:
-    """Make a new bundle of an old one and a delta.
+    """Make a new bundle of an old one and a delta. Queries that are reverted in the old one are in the new one, too.
 
     The new bundle is written beside its place and verified by the hashes in its manifest. Then it takes the place of
     the old bundle in one step. Nothing of the old bundle is changed before: a process that is killed, a full disk and a
@@ -77,10 +78,11 @@ def apply_delta(
         target = old.path if output is None else output
         try:
             with replacing(target) as final:
-                # Work folders of killed processes are told by the names in them.
-                work = final if finish is None else final.with_name("made")
-                work.mkdir(exist_ok=True)
-                done = build_bundle(file, header.content, old, work, where)
+                start = old
+                if header.content.base != old.id:
+                    start, finish = undo_reverts(old, _beside(final, "undone")), revert_again
+                work = final if finish is None else _beside(final, "made")
+                done = build_bundle(file, header.content, start, work, where)
                 if finish is not None:
                     finish(old, open_bundle(work), final)
         except OSError as error:
@@ -91,20 +93,27 @@ def apply_delta(
 
 
 def check_base(header: DeltaHeader, bundle: Bundle, where: str) -> None:
-    """Check that a delta starts from a bundle.
+    """Check that a delta starts from a bundle, or from what the bundle is without its reverts.
 
     Raises:
         BundleError: the delta starts from another bundle, or has been applied to this one.
     """
-    if bundle.id == header.makes:
+    if header.makes in (bundle.id, merged_id(bundle)):
         raise BundleError(
             f"{where}: {bundle.path} is already the bundle {short_id(header.makes)} that this delta makes"
         )
-    if bundle.id != header.base:
+    if header.base not in (bundle.id, merged_id(bundle)):
         raise BundleError(
             f"{where}: starts from bundle {short_id(header.base)}, but {bundle.path} is {short_id(bundle.id)};"
             " apply the deltas between them first"
         )
+
+
+def _beside(work: Path, name: str) -> Path:
+    """Make a folder beside a work folder. Those of killed processes are told by the names in them."""
+    made = work.with_name(name)
+    made.mkdir()
+    return made
 
 
 def _opened(delta: Path) -> BinaryIO:

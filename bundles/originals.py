@@ -114,7 +114,7 @@ def ship_originals(bundle: Bundle, original: Bundle, output: Path) -> WrittenDel
         return write_delta(bundle, open_bundle(folder), output)
 
 
-def with_exchanged(content: Manifest, models: Collection[str]) -> Manifest:
+def with_exchanged(content: Manifest, models: Collection[str], merged: str | None = None) -> Manifest:
     """Return the manifest of a bundle in which the original weights of some models run, or the merged ones again.
 
     Originals that can be fetched again are left out once no model runs with them. So the bundle is again the one that
@@ -123,6 +123,7 @@ def with_exchanged(content: Manifest, models: Collection[str]) -> Manifest:
     Args:
         content: manifest of a bundle that has the original weights of these models.
         models: names of the models whose two weights are exchanged.
+        merged: id of the bundle, if none of its models is reverted; kept in the new one for as long as one is.
     """
     originals = content.originals
     assert originals is not None, "only models with original weights are exchanged"
@@ -135,25 +136,30 @@ def with_exchanged(content: Manifest, models: Collection[str]) -> Manifest:
         else other
         for name, other in originals.models.items()
     }
-    if originals.at is not None and not any(other.reverted for other in others.values()):
+    reverted = any(other.reverted for other in others.values())
+    if originals.at is not None and not reverted:
         others = {}
+    if content.reverted:
+        merged = originals.merged
+    changes = {"models": others, "merged": merged if reverted else None}
     forms = {**originals.forms, **content.forms}
-    return arrange(content, running, originals.model_copy(update={"models": others}), content.tensors, forms)
+    return arrange(content, running, originals.model_copy(update=changes), content.tensors, forms)
 
 
-def write_exchanged(bundle: Bundle, models: Collection[str], work: Path) -> Manifest:
+def write_exchanged(bundle: Bundle, models: Collection[str], work: Path, merged: str | None = None) -> Manifest:
     """Write a bundle in which some models run with their other weights into an empty folder; return its manifest.
 
     Args:
         bundle: bundle that has the original weights of these models.
         models: names of the models whose two weights are exchanged.
         work: folder to write to.
+        merged: id of the bundle without reverts from which the merger's deltas lead on; that of ``bundle`` if None.
 
     Raises:
         BundleError: the bundle is damaged, or its manifest is wrong about the models that do not run.
         OSError: a file cannot be written.
     """
-    made = with_exchanged(bundle.manifest, models)
+    made = with_exchanged(bundle.manifest, models, merged or bundle.id)
     write_arranged(made, work, partial(verified_bytes, bundle), partial(verified_tensor, bundle))
     return open_bundle(work).manifest
 

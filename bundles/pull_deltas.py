@@ -19,6 +19,7 @@ from .apply_delta import AppliedDelta, FinishApplied, apply_delta, check_base
 from .build_bundle import short_id
 from .delta_format import PackedFrame, StoredHeader, delta_name, read_header
 from .delta_store import DeltaStore, RemoteFile
+from .keep_reverts import merged_id
 from .reader import Bundle, open_bundle
 from .replace_bundle import restore_bundle
 
@@ -44,6 +45,7 @@ def pull_deltas(
     """Fetch and apply the deltas of a store that lead on from a bundle; return how many were applied.
 
     In a folder, the next delta has the name :func:`gemel.bundles.delta_format.delta_name`, so the folder needs no list.
+    Reverted queries stay reverted; a delta that starts from the bundle with them goes first.
     A source that is one delta is applied once.
 
     Args:
@@ -69,12 +71,10 @@ def pull_deltas(
             if old.id in seen:
                 raise BundleError(f"{store.shown}: its deltas lead back to bundle {short_id(old.id)}")
             seen.add(old.id)
-            remote = store.file(delta_name(old.id))
+            remote = _next_delta(store, old)
+            if remote is None:
+                break
             with contextlib.closing(remote):
-                if not remote.exists():
-                    if store.is_file:
-                        raise BackendError(f"{remote.where}: is not there")
-                    break
                 try:
                     _fetch(remote, part, old, key, progress)
                 except OSError as error:
@@ -86,6 +86,22 @@ def pull_deltas(
                 break
         path.unlink(missing_ok=True)
     return count
+
+
+def _next_delta(store: DeltaStore, bundle: Bundle) -> RemoteFile | None:
+    """Return the delta that leads on from a bundle, or from what it is without its reverts; None if there is none.
+
+    Raises:
+        BackendError: the store does not answer, or does not have the only delta that it names.
+    """
+    for base in dict.fromkeys((bundle.id, merged_id(bundle))):
+        remote = store.file(delta_name(base))
+        if remote.exists():
+            return remote
+        remote.close()
+        if store.is_file:
+            raise BackendError(f"{remote.where}: is not there")
+    return None
 
 
 @contextlib.contextmanager

@@ -138,7 +138,7 @@ def _fetch(path: Path, at: str, queries: Sequence[str], key: bytes | None, progr
 
     def finish(old: Bundle, made: Bundle, work: Path) -> None:
         _check_only_adds(old, made)
-        write_exchanged(made, models_to_exchange(path, made.manifest, queries), work)
+        write_exchanged(made, models_to_exchange(path, made.manifest, queries), work, old.id)
 
     store = DeltaStore(at)
     pull_deltas(store, path, key, lambda done: sizes.append(done.bytes), progress, once=True, finish=finish)

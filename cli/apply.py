@@ -12,9 +12,11 @@ from .options import BundleArg, DebugOpt, JsonOpt
 from .remote import HostOpt, TokenOpt, reload_command
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ..bundles.apply_delta import AppliedDelta
 
-__all__ = ["KeyOpt", "ReloadPortOpt", "applied_figures", "applied_line", "apply_command"]
+__all__ = ["KeyOpt", "ReloadPortOpt", "applied_figures", "applied_lines", "apply_command"]
 
 KeyOpt = Annotated[
     Path | None,
@@ -48,6 +50,8 @@ def apply_command(
 ) -> None:
     """Turn a bundle into the one that a delta makes, in one step, also while the bundle runs.
 
+    Reverted queries keep their original weights.
+
     [dim]gemel apply step.delta bundle/ --port 9464[/dim]
     """
     from ..bundles.apply_delta import apply_delta
@@ -55,7 +59,8 @@ def apply_command(
 
     done = apply_delta(delta, bundle, output, key=None if key is None else read_public_key(key))
     console = open_console()
-    console.print(applied_line(done), soft_wrap=True, markup=False)
+    for line in applied_lines(done):
+        console.print(line, soft_wrap=True, markup=False)
     write_json(json_file, applied_figures(done))
     if port is not None:
         reload_command(port, done.bundle.path, host, token_file)
@@ -63,21 +68,29 @@ def apply_command(
         console.print(f"Next: gemel reload {done.bundle.path} --port PORT", soft_wrap=True, markup=False)
 
 
-def applied_line(done: AppliedDelta) -> str:
-    """Return a line about a delta that was applied."""
+def applied_lines(done: AppliedDelta) -> Iterator[str]:
+    """Yield lines about a delta that was applied."""
+    from ..bundles.keep_reverts import reverted_queries
+
     new, kept = done.new_bytes / 1e6, done.kept_bytes / 1e6
-    return (
+    yield (
         f"{done.bundle.path}: bundle {done.before[:12]} is now {done.bundle.id[:12]};"
         f" {new:.2f} MB of weights came in a delta of {done.bytes / 1e6:.2f} MB, {kept:.2f} MB were kept"
     )
+    for query in reverted_queries(done.bundle):
+        undo = f"gemel revert {done.bundle.path} {query} --undo"
+        yield f"{query} still has its original weights; {undo} goes on to the merged ones"
 
 
 def applied_figures(done: AppliedDelta) -> dict[str, Any]:
     """Return JSON fields about a delta that was applied."""
+    from ..bundles.keep_reverts import reverted_queries
+
     return {
         "bundle": str(done.bundle.path),
         "before": done.before,
         "after": done.bundle.id,
+        "reverted": list(reverted_queries(done.bundle)),
         "bytes": done.bytes,
         "new_bytes": done.new_bytes,
         "kept_bytes": done.kept_bytes,

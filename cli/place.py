@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from ..console import check_writable, open_console, print_stage, write_json
 from ..errors import InputError
 from .file_kinds import require_bundle, require_profile
 from .options import DebugOpt
+
+if TYPE_CHECKING:
+    from ..bundles.reader import Bundle
 
 __all__ = ["LEFT_OUT_EXIT", "place_command"]
 
@@ -98,12 +101,29 @@ def place_command(
     names = [[case.queries[query].name for query in queries] for queries in members]
     if split is not None:
         for bundle in split_bundles(split, opened, listed, names):
-            size = sum(tensor.length for tensor in bundle.manifest.tensors.values())
-            print_stage(
-                console, "bundle", f"{bundle.path}: {size / 1e6:.2f} MB, {len(bundle.manifest.queries)} queries"
-            )
+            print_stage(console, "bundle", _split_line(bundle))
+        for bundle in opened:
+            known = bundle.manifest.originals
+            if known is not None and known.at is not None:
+                console.print(
+                    f"{bundle.path}: its original weights are elsewhere, for this bundle only: gemel revert cannot"
+                    " fetch them for the new ones; compile with --originals, without --originals-at",
+                    soft_wrap=True,
+                    markup=False,
+                )
     if sum(map(len, names)) < len(case.queries):
         raise typer.Exit(LEFT_OUT_EXIT)
+
+
+def _split_line(bundle: Bundle) -> str:
+    """Return what a line says about the bundle of a box."""
+    from ..bundles.originals import originals_bytes
+    from ..check.contents.original_figures import unique_bytes
+
+    content = bundle.manifest
+    text = f"{bundle.path}: {unique_bytes(content) / 1e6:.2f} MB, {len(content.queries)} queries"
+    waiting = originals_bytes(content)
+    return f"{text}; {waiting / 1e6:.2f} MB more for gemel revert, not loaded" if waiting else text
 
 
 def _bundle(path: Path) -> Path:

@@ -8,7 +8,7 @@ import typer
 
 from ..console import Stop, open_console, write_json
 from ..errors import GemelError, InputError, first_line
-from .apply import KeyOpt, ReloadPortOpt, applied_figures, applied_line
+from .apply import KeyOpt, ReloadPortOpt, applied_figures, applied_lines
 from .options import BundleArg, DebugOpt, JsonOpt
 from .remote import HostOpt, TokenOpt, reload_command
 from .sample_flags import period_of
@@ -41,6 +41,8 @@ def pull_command(
 ) -> None:
     """Fetch the deltas that lead on from a bundle and apply them; a fetch that breaks off goes on at the next call.
 
+    Reverted queries keep their original weights.
+
     [dim]gemel pull https://example.org/deltas bundle/ --port 9464[/dim]
 
     [dim]gemel pull https://example.org/deltas bundle/ --port 9464 --follow --every 10m[/dim]
@@ -62,7 +64,8 @@ def pull_command(
 
         def applied(done: AppliedDelta) -> None:
             nonlocal waits
-            console.print(applied_line(done), soft_wrap=True, markup=False)
+            for line in applied_lines(done):
+                console.print(line, soft_wrap=True, markup=False)
             steps.append(applied_figures(done))
             waits = True
 

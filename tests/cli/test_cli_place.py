@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from helpers import write_video
 from reloads import compiled
+from reverts import with_address, with_originals
 
+from gemel.bundles.originals import originals_bytes
 from gemel.bundles.reader import open_bundle
 
 Gemel = Callable[..., tuple[int, str, str]]
@@ -73,6 +75,20 @@ def test_one_box_holds_what_shares(bundles: tuple[Path, Path], boxes: Path, tmp_
     assert content.device.memory == 100_000
     assert sum(tensor.length for tensor in content.tensors.values()) == plan["boxes"]["west"]["bytes"]
     assert gemel("check", tmp_path / "split" / "west")[0] == 0
+
+
+def test_what_becomes_of_original_weights(
+    bundles: tuple[Path, Path], boxes: Path, tmp_path: Path, gemel: Gemel
+) -> None:
+    originals = compiled(tmp_path / "one", "ab", changed="ab"), compiled(tmp_path / "two", "cd", changed="cd")
+    both = with_originals(bundles[0], originals[0], tmp_path / "both")
+    away = with_address(bundles[1], originals[1], tmp_path / "away", tmp_path / "deltas")
+    code, out, _ = gemel("place", both, away, "--boxes", boxes, "--memory-only", "--split", tmp_path / "split")
+    assert code == 0
+    made = open_bundle(tmp_path / "split" / "west").manifest
+    assert f"west: 0.02 MB, 4 queries; {originals_bytes(made) / 1e6:.2f} MB more for gemel revert, not loaded" in out
+    assert made.originals is not None and made.originals.models.keys() == {"a", "b"}
+    assert out.count("its original weights are elsewhere") == 1 and f"{away}: its original weights are elsewhere" in out
 
 
 def test_left_out_is_named_and_is_the_exit_status(bundles: tuple[Path, Path], tmp_path: Path, gemel: Gemel) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from delta_bundles import content_of
+from delta_bundles import content_of, delta_between, noise, retrained
 from drift_samples import put_sample
 from helpers import write_video
 from reloads import Run, compiled
@@ -133,6 +133,23 @@ def test_queries_that_go_along_are_named(tmp_path: Path, gemel: Gemel) -> None:
     assert code == 0 and out.splitlines()[1] == "bikes too: it has the same model"
     code, out, _ = gemel("revert", tmp_path / "bundle", "people", "bikes", "--undo")
     assert code == 0 and "too: " not in out
+
+
+def test_a_delta_leaves_reverts(made: Path, box: Path, tmp_path: Path, gemel: Gemel) -> None:
+    new = with_originals(
+        retrained(made / "merged" / "bundle", tmp_path / "next", noise(0.1)),
+        made / "original" / "bundle",
+        tmp_path / "new",
+    )
+    delta = delta_between(box, new, tmp_path / "step.delta")
+    assert gemel("revert", box, "b")[0] == 0
+    code, out, err = gemel("apply", delta, box, "--json", tmp_path / "apply.json")
+    assert (code, err) == (0, "")
+    undo = f"gemel revert {box} b --undo"
+    assert out.splitlines()[1] == f"b still has its original weights; {undo} goes on to the merged ones"
+    assert json.loads((tmp_path / "apply.json").read_text())["reverted"] == ["b"]
+    assert gemel(*undo.split()[1:])[0] == 0
+    assert open_bundle(box).id == open_bundle(new).id
 
 
 def test_a_run_goes_on_with_a_reverted_query(made: Path, box: Path, gemel: Gemel) -> None:
