@@ -19,7 +19,15 @@ from .reader import Bundle, open_bundle
 from .write_arranged import verified_bytes, verified_tensor, write_arranged
 from .write_delta import WrittenDelta, write_delta
 
-__all__ = ["add_originals", "note_address", "originals_bytes", "ship_originals", "with_exchanged", "write_exchanged"]
+__all__ = [
+    "add_originals",
+    "changed_models",
+    "note_address",
+    "originals_bytes",
+    "ship_originals",
+    "with_exchanged",
+    "write_exchanged",
+]
 
 
 def add_originals(merged: Bundle, original: Bundle, work: Path, at: str | None = None) -> Manifest:
@@ -45,10 +53,7 @@ def add_originals(merged: Bundle, original: Bundle, work: Path, at: str | None =
     content, before = merged.manifest, original.manifest
     others: dict[str, OriginalSpec] = {}
     source_of: dict[str, str] = {}
-    for name, model in content.models.items():
-        found = before.models[_original_of(merged, original, name)]
-        if _identity(found) == _identity(model):
-            continue
+    for name, found in changed_models(merged, original).items():
         names = {stage.file: _file_name(name, each) for each, stage in found.stages.items()}
         source_of |= {new: old for old, new in names.items()}
         stages = {each: stage.model_copy(update={"file": names[stage.file]}) for each, stage in found.stages.items()}
@@ -67,6 +72,16 @@ def add_originals(merged: Bundle, original: Bundle, work: Path, at: str | None =
         read_file,
         lambda tensor: verified_tensor(merged if tensor in content.tensors else original, tensor),
     )
+
+
+def changed_models(merged: Bundle, original: Bundle) -> dict[str, ModelSpec]:
+    """Return the models of a merged bundle that differ from the original ones: name in it -> original model.
+
+    Raises:
+        InputError: the bundle of the original models lacks a query or has another task or other labels for it.
+    """
+    found = {name: original.manifest.models[_original_of(merged, original, name)] for name in merged.manifest.models}
+    return {name: model for name, model in found.items() if _identity(model) != _identity(merged.manifest.models[name])}
 
 
 def note_address(bundle: Bundle, work: Path, at: str) -> Manifest:

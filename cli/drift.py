@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..console import Stop, check_writable, missing_extra, open_console, print_stage, progress_bar, write_json
-from ..errors import InputError
+from ..errors import GemelError, InputError
 from .apply import KeyOpt, ReloadPortOpt
 from .options import BackendOpt, BundleArg, DebugOpt, JsonOpt, ThreadsOpt
 from .remote import HostOpt, TokenOpt, reload_command
@@ -18,6 +18,7 @@ from .sample_flags import SinceOpt, period_of, since_of
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ..bundles.reader import Bundle
     from ..check.drift.follow import Round
     from ..check.drift.judge import DriftJudge
     from ..check.drift.reverting import Reverting
@@ -102,7 +103,7 @@ def drift_command(
         check_writable(path)
     if metrics is not None:
         check_metrics()
-    console, merged = open_console(), open_bundle(bundle)
+    console = open_console()
     store = open_samples(samples)
     if not follow and not store.names():
         raise InputError(f"{store.shown}: has no samples; gemel-run --samples writes them")
@@ -110,44 +111,50 @@ def drift_command(
     def tell(what: str) -> None:
         print_stage(console, "compile", what)
 
+    def reload() -> None:
+        if port is not None:
+            reload_command(port, bundle, host, token_file)
+
+    def act(judge: DriftJudge, reverting: Reverting) -> None:
+        """Revert queries, if that was asked for, and write reports."""
+        if revert:
+            _act(console, reverting)
+        if json_file is not None:
+            acted = {"bundle_now": reverting.bundle_id, "troubles": reverting.troubles}
+            write_json(json_file, {**drift_to_json(judge), **acted})
+        if metrics is not None:
+            write_metrics(metrics, judge)
+
+    newer: Bundle | None = open_bundle(bundle)
+    known: set[str] = set()
     with (
         Stop() as stop,
         open_originals(originals, tell) as original,
-        BundleAnswers(merged, backend, threads) as ours,
         BundleAnswers(original, backend, threads) as theirs,
     ):
-        judge = DriftJudge(ours, theirs, limits, begin)
-
-        def reload() -> None:
-            if port is not None:
-                reload_command(port, bundle, host, token_file)
-
-        reverting = Reverting(bundle, judge, reload, public)
-
-        def act() -> None:
-            """Revert queries, if that was asked for, and write reports."""
-            if revert:
-                _act(console, reverting)
-            if json_file is not None:
-                acted = {"bundle_now": reverting.bundle_id, "troubles": reverting.troubles}
-                write_json(json_file, {**drift_to_json(judge), **acted})
-            if metrics is not None:
-                write_metrics(metrics, judge)
-
-        if follow:
-            for found in rounds(judge, store, pause, stop.event):
-                _print_round(console, found, judge)
-                act()
-        else:
-            with progress_bar(console, 0) as bar:
-                bar.update(bar.task_ids[0], description="judging")
-                judge_new(
-                    judge,
-                    store,
-                    stop=stop.event,
-                    told=lambda done, total: bar.update(bar.task_ids[0], completed=done, total=total),
-                )
-            act()
+        while newer is not None:
+            with BundleAnswers(newer, backend, threads) as ours:
+                judge = DriftJudge(ours, theirs, limits, begin)
+                reverting = Reverting(bundle, judge, reload, public)
+                newer = None
+                if follow:
+                    for found in rounds(judge, store, pause, stop.event, known):
+                        _print_round(console, found, judge)
+                        act(judge, reverting)
+                        if (newer := _replaced(bundle, reverting)) is not None:
+                            line = f"{bundle}: is another bundle now, {newer.id[:12]}, and is judged from here on"
+                            console.print(line, soft_wrap=True, markup=False)
+                            break
+                else:
+                    with progress_bar(console, 0) as bar:
+                        bar.update(bar.task_ids[0], description="judging")
+                        judge_new(
+                            judge,
+                            store,
+                            stop=stop.event,
+                            told=lambda done, total: bar.update(bar.task_ids[0], completed=done, total=total),
+                        )
+                    act(judge, reverting)
     console.print(drift_table(judge))
     for line in drift_lines(judge):
         console.print(line, soft_wrap=True, markup=False)
@@ -182,6 +189,18 @@ def _act(console: Console, reverting: Reverting) -> None:
     for line in reverting.troubles:
         if line not in earlier:
             console.print(line, soft_wrap=True, markup=False)
+
+
+def _replaced(bundle: Path, reverting: Reverting) -> Bundle | None:
+    """Return the bundle in a folder if it is neither the judged one nor made of it by a revert; None if it is."""
+    from ..bundles.reader import open_bundle
+
+    try:
+        found = open_bundle(bundle)
+    except GemelError:
+        # It is looked at again in the next round.
+        return None
+    return found if found.id != reverting.bundle_id else None
 
 
 def _exit(judge: DriftJudge, reverting: Reverting, signal: int, follow: bool) -> None:

@@ -100,6 +100,9 @@ def merge_command(
         Path | None,
         typer.Option(help="Folder to publish each step to, as a delta that gemel pull follows.", metavar="DIR"),
     ] = None,
+    originals: Annotated[
+        bool, typer.Option("--originals", help="Keep original weights in what is published, for gemel revert.")
+    ] = False,
     sign: Annotated[
         Path | None, typer.Option(help="PEM file with the private ed25519 key that signs deltas.", metavar="KEY.PEM")
     ] = None,
@@ -126,6 +129,8 @@ def merge_command(
             raise InputError(f"{flag}: {value!r} is not allowed: {', '.join(item for item in allowed if item)}")
     if sign is not None and publish is None:
         raise InputError("--sign: only deltas are signed; give --publish DIR")
+    if originals and publish is None:
+        raise InputError("--originals: only published bundles keep original weights; give --publish DIR")
     if since is not None and samples is None:
         raise InputError("--since: limits samples; give --samples DIR")
     if rate is not None and not 0 < rate < math.inf:
@@ -168,7 +173,8 @@ def merge_command(
     )
     with Stop() as stop, bar:
         try:
-            publishing = publish_steps(publish, sign, output) if publish is not None else None
+            before = workload if originals else None
+            publishing = publish_steps(publish, sign, before, output) if publish is not None else None
             listener = merge_listener(bar, stop, publishing)
             report = merge_workload(load_workload(workload), output, options, listener)
         except KeyboardInterrupt:
@@ -177,7 +183,7 @@ def merge_command(
             line = f"stopped; {output} {what}. Next: the same command with --resume"
             console.print(escape(line), soft_wrap=True)
             raise typer.Exit(stop.exit_code) from None
-    if publishing is not None and (line := publishing(False)):
+    if publishing is not None and (line := publishing("end")):
         print_stage(console, "publish", line)
     for query, found in report.queries.items():
         print_stage(console, "query", f"{query}: {_kept(found)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic, perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.markup import escape
 
@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 __all__ = ["merge_listener", "publish_steps", "what_helps"]
 
 
-def merge_listener(bar: Progress, stop: Stop, publish: Callable[[bool], str] | None = None) -> Any:
+Moment = Literal["begin", "step", "end"]
+"""When something is published: before the search, after a commit, or after the search."""
+
+
+def merge_listener(bar: Progress, stop: Stop, publish: Callable[[Moment], str] | None = None) -> Any:
     """Return a listener for a merge that prints a line per model and trial, and shows progress on a bar.
 
     The bar shows training steps, losses and accuracies. The listener's attribute ``forecasts`` has the forecasts of the
@@ -30,8 +34,8 @@ def merge_listener(bar: Progress, stop: Stop, publish: Callable[[bool], str] | N
     Args:
         bar: the bar.
         stop: flag that a signal sets.
-        publish: function called with True before the search, and with False after each commit, to publish what is
-            written; it returns a line about what was published, or nothing. Its errors do not end the merge.
+        publish: function called before the search and after each commit, to publish what is written; it returns a line
+            about what was published, or nothing. Its errors do not end the merge.
     """
     from ..merging.merge import Listener
     from ..merging.training.closed_form import summary
@@ -43,9 +47,9 @@ def merge_listener(bar: Progress, stop: Stop, publish: Callable[[bool], str] | N
     def say(stage: str, what: str) -> None:
         print_stage(console, stage, what, began=began)
 
-    def show_published(first: bool) -> None:
+    def show_published(moment: Moment) -> None:
         try:
-            line = "" if publish is None else publish(first)
+            line = "" if publish is None else publish(moment)
         except GemelError as error:
             line = f"not published, the next step will be: {error}"
         if line:
@@ -87,7 +91,7 @@ def merge_listener(bar: Progress, stop: Stop, publish: Callable[[bool], str] | N
             self.forecasts.append(forecast)
             if len(self.forecasts) == 1:
                 say("search", f"{_left(forecast)} to come if each training reaches its targets")
-                show_published(True)
+                show_published("begin")
 
         def waiting(self) -> None:
             stop.check()
@@ -121,7 +125,7 @@ def merge_listener(bar: Progress, stop: Stop, publish: Callable[[bool], str] | N
                 return
             if verdict.trial.release:
                 say("again", f"{verdict.trial.group}; all others keep theirs; left: {_left(self.forecasts[-1])}")
-                show_published(False)
+                show_published("step")
                 return
             worst = min(outcome.relative.items(), key=lambda item: item[1], default=("", 0.0))
             word = "accepted" if verdict.accepted else "measured" if verdict.trial.recipe is None else "not accepted"
@@ -132,7 +136,7 @@ def merge_listener(bar: Progress, stop: Stop, publish: Callable[[bool], str] | N
                 f" left: {_left(self.forecasts[-1])}",
             )
             if verdict.accepted:
-                show_published(False)
+                show_published("step")
 
     return Printer()
 
@@ -172,26 +176,27 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def publish_steps(folder: Path, key: Path | None, merged: Path) -> Callable[[bool], str]:
+def publish_steps(folder: Path, key: Path | None, originals: Path | None, merged: Path) -> Callable[[Moment], str]:
     """Return a function that publishes what a merge has written, and returns a line about it.
 
-    The function's argument says whether the search has yet to begin: then only an empty folder gets something, because
-    boxes that follow an earlier merge have no use for unmerged weights.
+    Before the search only an empty folder gets something, because boxes that follow an earlier merge have no use for
+    unmerged weights. During the search a new merge.json alone is no reason to have boxes reload.
 
     Args:
         folder: folder to publish to.
         key: PEM file with the private key that signs the deltas; None to sign nothing.
+        originals: workload.yaml whose weights all bundles keep; None to keep none.
         merged: folder that the merge writes.
     """
     from ..merging.output.publish import Publisher
 
-    publisher = Publisher(folder, key)
+    publisher = Publisher(folder, key, originals)
 
-    def publish(first: bool) -> str:
+    def publish(moment: Moment) -> str:
         empty = publisher.empty
-        if first and not empty:
+        if moment == "begin" and not empty:
             return ""
-        done = publisher.publish(merged / "workload.yaml")
+        done = publisher.publish(merged / "workload.yaml", report=moment == "end")
         if done is not None:
             return f"{done.path}: {done.bytes / 1e6:.2f} MB, from bundle {done.base[:12]} to {done.makes[:12]}"
         return f"{folder / 'bundle'}: the bundle that boxes begin with" if empty else ""

@@ -69,7 +69,9 @@ def judge_new(
     known.intersection_update(names)
 
 
-def rounds(judge: DriftJudge, store: SampleStore, pause: float, stop: Event) -> Iterator[Round]:
+def rounds(
+    judge: DriftJudge, store: SampleStore, pause: float, stop: Event, known: set[str] | None = None
+) -> Iterator[Round]:
     """Judge new samples again and again until ``stop`` is set, and yield what each look has changed.
 
     A folder that is missing or cannot be read now is looked at again later, and so are samples that were not read.
@@ -79,8 +81,9 @@ def rounds(judge: DriftJudge, store: SampleStore, pause: float, stop: Event) -> 
         store: folder of samples.
         pause: seconds between two looks.
         stop: event that ends the judging.
+        known: names of the records that were judged before; those judged now are added.
     """
-    known: set[str] = set()
+    known = set() if known is None else known
     trouble: str | None = None
     while not stop.is_set():
         before = {query: drift.verdict for query, drift in judge.drifts.items()}

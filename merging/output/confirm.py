@@ -31,6 +31,8 @@ class Confirmer:
     its original weights in what is written; the models that it shared with keep theirs. That is always possible,
     because every model holds all of its weights.
 
+    A model of an earlier merge that the search has left as it was stays so if no measured value speaks against it.
+
     A model that only has forms gets the last of them that holds. They are tested in an order that the images have no
     part in: from the most bytes to the fewest, up to the first failure. Such a sequence of tests has the error rate of
     a single test (Maurer, Hothorn and Lehmacher, 1995).
@@ -99,6 +101,11 @@ class Confirmer:
                 model reached its goals.
         """
         layers, committed = self._subjects[model].layers, found.forms.of({model})
+        last = committed, found.states[model], dict[Use, Coded]()
+        if model in found.retained:
+            judged = self.judgements(model, found.states[model])
+            goals = {held.query.name: held.query.target for held in self._subjects[model].held}
+            return last if all(judged[query].relative >= target for query, target in goals.items()) else None
         kept = None
         if model not in found.sharing.models:
             tried = {
@@ -115,7 +122,6 @@ class Confirmer:
                 if (tested := self._test(model, forms)) is None:
                     return kept
                 kept = tested
-        last = committed, found.states[model], dict[Use, Coded]()
         return last if self._passes(model, found.states[model]) else kept
 
     def _test(self, model: str, forms: FormMap) -> _Kept | None:

@@ -80,7 +80,8 @@ class Trial:
     measure: bool = False
     """Whether the trial only measures. Its result is then never committed."""
     whole: bool = False
-    """Whether to judge by all images, even if the first of them show that a query misses its target."""
+    """Whether models are judged again, without any change: by all images, even if the first of them show that a query
+    misses its target, and by measured values."""
     release: bool = False
     """Whether to give the learners their original weights and nothing else. Such a trial is committed without a run."""
 
@@ -97,7 +98,7 @@ class Outcome:
     queries of the trial's learners (models to retrain)."""
     met: frozenset[str]
     """Names of the trial's learners (models to retrain) whose queries all reach their targets by their lower bounds, on
-    the images that choose."""
+    the images that choose; for models that are judged again, by the measured values."""
     samples: int
     """Number of images that models were trained on, summed over models and steps."""
     seconds: float
@@ -176,7 +177,7 @@ class TrialRunner:
             # The first images may be too few for lower bounds at the targets, which all images together reach.
             if trial.whole or _reaches(learners, judged):
                 judged = judgements_of(learners.values())
-        met = _met(learners, judged)
+        met = _held(learners, judged) if trial.whole else _met(learners, judged)
         samples, ended = 0, "start"
         strained: dict[Use, float] = {}
         if trial.recipe is not None and not reached(learners.values(), judged, trial.recipe.spare):
@@ -283,6 +284,15 @@ def _values(judged: Mapping[str, Judgement]) -> tuple[dict[str, float], dict[str
 def _met(learners: Mapping[str, Subject], judged: Mapping[str, Judgement]) -> frozenset[str]:
     """Return the names of those models in ``learners`` whose queries all reach their targets."""
     return frozenset(name for name, subject in learners.items() if reached([subject], judged))
+
+
+def _held(learners: Mapping[str, Subject], judged: Mapping[str, Judgement]) -> frozenset[str]:
+    """Return the names of those models in ``learners`` that no measured value speaks against.
+
+    A model that is judged again was confirmed once. If its lower bound decided, few new images would cost it its
+    shared weights, however right it is on them.
+    """
+    return frozenset(name for name, subject in learners.items() if _reaches({name: subject}, judged))
 
 
 def _reaches(learners: Mapping[str, Subject], judged: Mapping[str, Judgement]) -> bool:

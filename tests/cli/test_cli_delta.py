@@ -12,7 +12,11 @@ from delta_bundles import content_of, noise, retrained
 from helpers import write_video
 from reloads import Run, compiled
 
+from gemel.bundles.delta_format import delta_name
 from gemel.bundles.reader import open_bundle
+from gemel.bundles.write_delta import write_delta
+from gemel.cli import pull
+from gemel.errors import BackendError
 
 Gemel = Callable[..., tuple[int, str, str]]
 
@@ -89,6 +93,67 @@ def test_pull(bundles: tuple[Path, Path], box: Path, tmp_path: Path, gemel: Geme
     assert step["after"] == open_bundle(bundles[1]).id
     code, _, err = gemel("pull", tmp_path / "none", box)
     assert (code, err) == (2, f"error: {tmp_path / 'none'}: is no delta and no folder of deltas\n")
+
+
+def test_pull_follows_a_folder(
+    bundles: tuple[Path, Path], box: Path, tmp_path: Path, gemel: Gemel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, reloads = tmp_path / "deltas", list[str]()
+    folder.mkdir()
+    damaged = folder / delta_name(open_bundle(bundles[1]).id)
+
+    def publish(pauses: int) -> None:
+        """Between two looks: a delta, then nothing twice, then one that is damaged, twice; it is taken away again."""
+        if pauses == 1:
+            write_delta(open_bundle(bundles[0]), open_bundle(bundles[1]), folder)
+        elif pauses == 4:
+            damaged.write_bytes(b"no delta")
+        elif pauses == 6:
+            damaged.unlink()
+
+    def reload(port: int, bundle: Path, *_: object) -> None:
+        reloads.append(open_bundle(bundle).id)
+        if len(reloads) == 1:
+            raise BackendError("nobody answers")
+
+    monkeypatch.setattr(pull, "Stop", lambda: StopAfter(7, publish))
+    monkeypatch.setattr(pull, "reload_command", reload)
+    flags = ("--follow", "--every", "1s", "--port", "1", "--json", tmp_path / "pull.json")
+    code, out, err = gemel("pull", folder, box, *flags)
+    assert (code, err) == (0, "")
+    # A reload that failed is tried again, and a trouble that stays is said once.
+    assert reloads == [open_bundle(bundles[1]).id] * 2
+    applied, away, trouble = out.splitlines()
+    assert applied.startswith(f"{box}: bundle ") and away == "nobody answers"
+    assert trouble.startswith(str(damaged))
+    (step,) = json.loads((tmp_path / "pull.json").read_text())["applied"]
+    assert step["after"] == open_bundle(bundles[1]).id
+
+    code, _, err = gemel("pull", next(folder.iterdir()), box, "--follow")
+    assert (code, "a folder of deltas is expected" in err) == (2, True)
+
+
+class StopAfter:
+    """Stand-in for :class:`gemel.console.Stop`: stops after some pauses, and tells a function the number of each."""
+
+    def __init__(self, most: int, told: Callable[[int], None]) -> None:
+        self.event, self._most, self._told, self._pauses = self, most, told, 0
+
+    def __enter__(self) -> StopAfter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def check(self) -> None:
+        pass
+
+    def is_set(self) -> bool:
+        return self._pauses >= self._most
+
+    def wait(self, seconds: float) -> None:
+        self._pauses += 1
+        self._told(self._pauses)
 
 
 @pytest.mark.parametrize("command", ["apply", "pull"])

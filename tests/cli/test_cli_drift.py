@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 from time import time
 
 import pytest
+from delta_bundles import noise, retrained
 from drift_samples import NOON, put_sample
 
 from gemel.bundles.reader import open_bundle
 from gemel.check.drift import bundle_answers, follow
+from gemel.check.drift.judge import DriftJudge
 from gemel.cli.drift import REVERT_EXIT
 from gemel.cli.sample_flags import since_of
 from gemel.runtime.decode.results import Class
@@ -69,6 +73,36 @@ def test_it_follows_until_it_is_stopped(
     assert code == 0, err
     assert "query a: holds (before: unknown)" in out
     assert "gemel_drift_samples" in (tmp_path / "d.prom").read_text()
+
+
+def test_it_follows_the_bundle_of_a_box(
+    gemel: Call, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A delta may bring another bundle at any time; its samples are judged by it, and earlier ones not again."""
+    box, samples, judged = tmp_path / "box", tmp_path / "s", list[tuple[str, int]]()
+    shutil.copytree(bundle, box)
+    newer = retrained(bundle, tmp_path / "newer", noise(1e-3))
+    put_sample(samples, 0, open_bundle(box).id)
+    real = follow.judge_new
+
+    def judge_new(judge: DriftJudge, *given: object, stop: Event, **more: object) -> None:
+        real(judge, *given, stop=stop, **more)  # type: ignore[arg-type]
+        judged.append((judge.bundle.id, judge.drifts["a"].samples))
+        if len(judged) == 1:
+            shutil.rmtree(box)
+            shutil.copytree(newer, box)
+            put_sample(samples, 1, open_bundle(newer).id)
+        else:
+            stop.set()
+
+    monkeypatch.setattr(follow, "judge_new", judge_new)
+    flags = ("--follow", "--every", "1ms", "--json", tmp_path / "d.json")
+    code, out, err = gemel("drift", box, samples, "--originals", bundle, *flags)
+    assert code == 0, err
+    assert judged == [(open_bundle(bundle).id, 1), (open_bundle(newer).id, 1)]
+    assert f"{box}: is another bundle now, {open_bundle(newer).id[:12]}, and is judged from here on" in out
+    found = json.loads((tmp_path / "d.json").read_text())
+    assert (found["bundle"], found["left_out"]) == (open_bundle(newer).id, {})
 
 
 def test_times_since() -> None:

@@ -140,11 +140,11 @@ def test_where_all_queries_hold_every_byte_stays(merged: Path, tmp_path: Path) -
 def test_a_query_that_stays_private_says_what_would_help(
     merged: Path, tmp_path: Path, gemel: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    published: list[tuple[bool, bool]] = []
+    published: list[tuple[str, bool]] = []
 
-    def publish(first: bool) -> str:
-        """Note whether the search has yet to begin, and whether the query is private in what is written."""
-        published.append((first, bool(read_report(tmp_path / "on" / "merge.json").shared)))
+    def publish(moment: str) -> str:
+        """Note when it is called, and whether the query is private in what is written."""
+        published.append((moment, bool(read_report(tmp_path / "on" / "merge.json").shared)))
         return ""
 
     monkeypatch.setattr("gemel.cli.merge.publish_steps", lambda *_: publish)
@@ -162,7 +162,7 @@ def test_a_query_that_stays_private_says_what_would_help(
     assert any("feed gate: 100 samples" in line for line in lines)
     assert any("colour: private: it missed its target" in line and "more samples" in line for line in lines)
     # Before the search, after the query went back, and at the end.
-    assert published == [(True, False), (False, False), (False, False)]
+    assert published == [("begin", False), ("step", False), ("end", False)]
     original, kept = load_file(merged / "colour.safetensors"), load_workload(tmp_path / "on" / "workload.yaml")
     assert kept.queries[1].model.weights is not None
     found = load_file(tmp_path / "on" / kept.queries[1].model.weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import cast
 
 import pytest
@@ -77,6 +78,18 @@ def test_a_model_without_partners_gets_its_original_weights(
     written = confirmer.confirmed(found)
     assert written.sharing == SharingMap()
     assert torch.equal(written.states["a"]["head.bias"], originals["a"]["head.bias"])
+
+
+def test_models_of_an_earlier_merge_stay_unless_a_value_is_below_the_target(
+    subjects: dict[str, Subject], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    confirmer = Confirmer(subjects)
+    found = replace(shared(subjects), retained=frozenset("ab"))
+    # The lower bound of all is below the target of 0.95; the value of b is, too.
+    values = {"a": 0.97, "b": 0.94, "c": 0.97}
+    monkeypatch.setattr(confirmer, "judgements", lambda model, state: {model: judgement(values[model], 0.9)})
+    written = confirmer.confirmed(found)
+    assert (written.models, written.retained) == ({"a"}, {"a"})
 
 
 def test_the_report_says_who_was_not_confirmed_and_what_would_help(

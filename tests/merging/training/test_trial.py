@@ -358,3 +358,17 @@ def test_a_training_that_has_begun_is_measured_after_the_deadline(
     outcome = TrialRunner(subjects)(trial(), states(subjects), SharingMap(), deadline=50.0, watch=watch)
     assert outcome.ended == "time"
     assert set(outcome.states) == set("abc")
+
+
+def test_a_model_that_is_judged_again_holds_by_its_value(
+    subjects: dict[str, Subject], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few new images leave a wide interval, which is no reason to take shared weights away."""
+    values = {"a": 0.97, "b": 0.94, "c": 1.0}
+    monkeypatch.setattr(
+        trials, "judgements_of", lambda learners, **_: {s.name: judgement(values[s.name], 0.9) for s in learners}
+    )
+    runner, before = TrialRunner(subjects, 0), states(subjects)
+    again = Trial("again", SharingMap(), frozenset("abc"), Start("keep"), measure=True, whole=True)
+    assert runner(again, before, SharingMap(), math.inf).met == {"a", "c"}
+    assert runner(replace(again, whole=False), before, SharingMap(), math.inf).met == set()
