@@ -289,8 +289,7 @@ def _met(learners: Mapping[str, Subject], judged: Mapping[str, Judgement]) -> fr
 def _held(learners: Mapping[str, Subject], judged: Mapping[str, Judgement]) -> frozenset[str]:
     """Return the names of those models in ``learners`` that no measured value speaks against.
 
-    A model that is judged again was confirmed once. If its lower bound decided, few new images would cost it its
-    shared weights, however right it is on them.
+    A model that is judged again was confirmed once, and few new images have low bounds however right it is on them.
     """
     return frozenset(name for name, subject in learners.items() if _reaches({name: subject}, judged))
 
