@@ -15,7 +15,7 @@ from ..forms.quantize import Coded
 from ..judging.exams import unchanged
 from ..layers.sharing import Use
 from ..search.search import Found
-from ..training.goals import reached
+from ..training.goals import holds, reached
 from ..training.subjects import Judgement, State, Subject
 
 __all__ = ["Confirmer"]
@@ -104,8 +104,7 @@ class Confirmer:
         last = committed, found.states[model], dict[Use, Coded]()
         if model in found.retained:
             judged = self.judgements(model, found.states[model])
-            goals = {held.query.name: held.query.target for held in self._subjects[model].held}
-            return last if all(judged[query].relative >= target for query, target in goals.items()) else None
+            return last if holds([self._subjects[model]], judged) else None
         kept = None
         if model not in found.sharing.models:
             tried = {
