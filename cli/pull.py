@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..console import open_console, write_json
-from .apply import KeyOpt, ReloadPortOpt, applied_figures, applied_lines
+from .apply import KeyOpt, ReloadPortOpt, applied_figures, applied_lines, step_aside
 from .options import BundleArg, DebugOpt, JsonOpt
 from .remote import HostOpt, TokenOpt, reload_command
 
@@ -35,6 +35,7 @@ def pull_command(
 
     [dim]gemel pull https://example.org/deltas bundle/ --port 9464[/dim]
     """
+    step_aside()
     from ..bundles.delta_store import DeltaStore
     from ..bundles.pull_deltas import pull_deltas
     from ..bundles.signature import read_public_key
