@@ -146,7 +146,8 @@ def gemel(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
     monkeypatch.setattr(os, "nice", lambda more: 0)
 
     def run(*arguments: str | Path) -> tuple[int, str, str]:
-        """Run ``gemel`` with some arguments; return exit code, stdout and stderr."""
+        """Run ``gemel`` with some arguments; return exit code, and what it alone printed to stdout and stderr."""
+        capsys.readouterr()
         monkeypatch.setattr(sys, "argv", ["gemel", *map(str, arguments)])
         with pytest.raises(SystemExit) as caught:
             main()
