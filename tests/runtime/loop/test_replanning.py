@@ -81,7 +81,7 @@ class TestPlansAnew:
             runs(feeds, infer, duration=5)
         assert last.is_set() and unanswered(feeds, runs.recorder) == []
         # How long the plan without the query takes to come is the machine's affair.
-        assert 0 < before and len(waits) - before < 100
+        assert before > 0 and len(waits) - before < 100
 
     def test_by_measured_times_where_runs_are_far_slower(self, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
         measured, follow = Event(), review.Review.follow
