@@ -5,8 +5,8 @@
 
 The workloads are made first (``tools/merge_workloads.py``). Runs are kept below ``out/merge/short`` and
 ``out/merge/runs``, and a run that was stopped is resumed. All arms have the judge of ``gemel merge``: one half of the
-images that no model was trained on chooses, the other half confirms. Writes a table into docs/merging.md and a
-picture into docs/images.
+images that no model was trained on chooses, the other half confirms. Writes a table into docs/merging.md, in which
+rows that ``--only`` leaves out stay as they are, and a picture into docs/images.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 import yaml
 from count_images import ImageCount, count_images
-from documents import write_between
+from documents import joined_rows, write_between
 from merge_workloads import ALL, prepare
 from rich.console import Console
 
@@ -276,7 +276,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         minutes = options.each or (None if options.full else _MINUTES[arm.workload])
         found.append(run_arm(arm, seed, options.output, kept, minutes and minutes * 60, console))
     console.print(table(found), highlight=False, soft_wrap=True)
-    write_between(options.report, name, table(found))
+    content = table(found)
+    if options.only is not None and options.report.exists():
+        content = joined_rows(options.report.read_text(), name, content, None, keys=3)
+    write_between(options.report, name, content)
     draw(found, options.report.parent / "images" / f"merging-{name}.svg")
 
 

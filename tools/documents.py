@@ -26,33 +26,34 @@ def put(text: str, blocks: Mapping[str, str]) -> str:
     return text
 
 
-def joined_rows(text: str, name: str, table: str, unmeasured: str = "-") -> str:
+def joined_rows(text: str, name: str, table: str, unmeasured: str | None = "-", keys: int = 1) -> str:
     """Return a table with what a document's table has beyond it, so that a part of a table can be measured alone.
 
-    Rows are told apart by their first cell. A row that only the document has stays where it is; a cell that is
+    Rows are told apart by their first cells. A row that only the document has stays where it is; a cell that is
     ``unmeasured`` in a new row keeps what the document has there.
 
     Args:
         text: text of the document.
         name: name of the block in which the document has its table.
         table: new table in Markdown, with the same columns; lines before its first row are taken as they are.
-        unmeasured: content of a cell that was not measured.
+        unmeasured: content of a cell that was not measured; None if all cells count as they are.
+        keys: number of cells that tell rows apart.
     """
     block = re.search(rf"<!-- {name} -->\n(.*?)\n?{_END}", text, flags=re.DOTALL)
-    _, kept = _head_and_rows(block[1] if block else "")
-    head, rows = _head_and_rows(table)
+    _, kept = _head_and_rows(block[1] if block else "", keys)
+    head, rows = _head_and_rows(table, keys)
     for key, cells in rows.items():
         earlier = kept.get(key, cells)
         kept[key] = [old if new == unmeasured else new for old, new in zip(earlier, cells, strict=True)]
     return "\n".join([*head, *(f"| {' | '.join(cells)} |" for cells in kept.values())])
 
 
-def _head_and_rows(table: str) -> tuple[list[str], dict[str, list[str]]]:
-    """Return the lines up to a table's ruler, and the cells of each row by the first of them."""
+def _head_and_rows(table: str, keys: int) -> tuple[list[str], dict[tuple[str, ...], list[str]]]:
+    """Return the lines up to a table's ruler, and the cells of each row by the first ``keys`` of them."""
     lines = table.splitlines()
     head = next((index + 1 for index, line in enumerate(lines) if re.fullmatch(r"[|:-]+", line)), len(lines))
     rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines[head:])
-    return lines[:head], {cells[0]: cells for cells in rows}
+    return lines[:head], {tuple(cells[:keys]): cells for cells in rows}
 
 
 def write_between(path: Path, name: str, content: str) -> None:

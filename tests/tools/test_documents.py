@@ -38,3 +38,10 @@ def test_rows_and_cells_that_were_not_measured_are_kept() -> None:
 
 def test_a_page_without_the_table_gets_the_new_one() -> None:
     assert joined_rows("words", "models", NEW) == NEW
+
+
+def test_rows_of_a_table_whose_keys_are_two_cells() -> None:
+    page = "<!-- runs -->\n| a | b | n |\n|---|---|--:|\n| w1 | x | 1 |\n| w1 | y | 2 |\n<!-- end -->\n"
+    new = "| a | b | n |\n|---|---|--:|\n| w1 | y | - |\n| w2 | x | 4 |"
+    rows = joined_rows(page, "runs", new, None, keys=2).splitlines()[2:]
+    assert rows == ["| w1 | x | 1 |", "| w1 | y | - |", "| w2 | x | 4 |"]
