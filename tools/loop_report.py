@@ -1,0 +1,101 @@
+"""Figures of a drill, from its timeline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from loop_timeline import Happening, Timeline, missed
+
+__all__ = ["reload_rows", "report_lines"]
+
+_BEFORE_S, _AFTER_S = 0.5, 2.0
+"""Seconds before the request of a reload and after its end in which missed frames count as the reload's."""
+
+
+def reload_rows(timeline: Timeline) -> Iterator[dict[str, Any]]:
+    """Yield figures of each reload: why, when, its seconds, bytes sent and that run then, frames that came, and misses.
+
+    The frames are those from half a second before the request to two seconds after the new bundle ran; ``missed`` has
+    the number of those that each query did not answer.
+    """
+    gaps = {query: missed(answers) for query, answers in timeline.answers.items()}
+    for reload in timeline.of("reload"):
+        begin, end = reload.begin - _BEFORE_S, _end(reload) + _AFTER_S
+        lost = {query: sum(begin <= at <= end for at in times) for query, times in gaps.items()}
+        frames = dict[str, int]()
+        for query, answers in timeline.answers.items():
+            frames[timeline.feeds[query]] = lost[query] + sum(begin <= each.at <= end for each in answers)
+        sent = (
+            [each for each in timeline.of("applied") if each.begin <= reload.begin + 1]
+            if reload.text == "delta"
+            else []
+        )
+        runs = next(each for each in timeline.of("bundle") if each.begin >= _end(reload) - 0.001)
+        yield {
+            "why": reload.text,
+            "begin": reload.begin,
+            "seconds": _end(reload) - reload.begin,
+            "frames": sum(frames.values()),
+            "missed": lost,
+            "sent": sent[-1].more["bytes"] if sent else 0,
+            "weights": runs.more["weights"],
+        }
+
+
+def report_lines(timeline: Timeline, query: str) -> list[str]:
+    """Return the figures of a drill as lines of Markdown.
+
+    Args:
+        timeline: timeline of a whole drill.
+        query: query at whose camera the scene changes.
+    """
+    dark, revert_at = timeline.of("scene")[0].begin, timeline.of("reverted")[0].begin
+    first, again = timeline.of("merging")
+    runs = next(_end(each) for each in timeline.of("reload") if each.text == "revert")
+    back = "shares again" if timeline.of("back") else "private"
+    parts = (
+        ("merged, by day", _end(first), dark),
+        ("merged, at night", dark, runs),
+        ("original weights, at night", runs, _end(again)),
+        (f"{back}, at night", _end(again), float("inf")),
+    )
+    samples = timeline.figures["samples"]
+    lines = [
+        f"{query}: {revert_at - dark:.1f} s from the first dark frame to the revert, or {samples} samples;"
+        f" {runs - dark:.1f} s until the box ran with the original weights.",
+        "",
+        "| weights of the query | answers as the original's | right answers | frames |",
+        "|---|--:|--:|--:|",
+    ]
+    for name, begin, end in parts:
+        found = [each for each in timeline.answers[query] if begin <= each.at < end]
+        agrees, right = (
+            sum(part) / max(len(found), 1) for part in zip(*((e.agrees, e.right) for e in found), strict=True)
+        )
+        lines.append(f"| {name} | {agrees:.3f} | {right:.3f} | {len(found)} |")
+    lines += [
+        "",
+        "| reload of | sent, MB | weights that run then, MB | seconds | frames that came meanwhile | answers missed |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for row in reload_rows(timeline):
+        what = f"the step at {row['begin']:.0f} s" if row["why"] == "delta" else "the revert"
+        lines.append(
+            f"| {what} | {row['sent'] / 1e6:.3f} | {row['weights'] / 1e6:.2f} | {row['seconds']:.1f} |"
+            f" {row['frames']} | {sum(row['missed'].values())} |"
+        )
+    count, lost = (sum(map(len, each)) for each in (timeline.answers.values(), map(missed, timeline.answers.values())))
+    whole = timeline.of("bundle")[-1].more["files"]
+    lines += [
+        "",
+        f"Of {count + lost:,} answers in all, {lost} were missed. The whole bundle has {whole / 1e6:.2f} MB. The first"
+        f" merge trained on {first.more['images']:,} images and saved {first.more['saving']:.1%}; going on trained on"
+        f" {again.more['images']:,}, and {again.more['saving']:.1%} are saved.",
+    ]
+    return lines
+
+
+def _end(each: Happening) -> float:
+    assert each.end is not None
+    return each.end
