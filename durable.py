@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import fcntl
 import os
 import re
 import secrets
@@ -18,14 +17,15 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from .locks import abandoned, lock_at
+
 __all__ = [
     "check_room",
     "is_plain",
-    "lock_at",
+    "place_file",
     "remove_leftovers",
     "replace_folder",
     "sync_tree",
-    "try_lock",
     "work_folder",
     "write_through",
     "write_whole",
@@ -54,12 +54,23 @@ def write_whole(path: Path, data: bytes) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
-            made.replace(path)
+            place_file(made, path)
     except BaseException:
         made.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+
+
+def place_file(made: Path, target: Path) -> None:
+    """Put a finished file in the place of ``target``, on the same file system, once its content is on the disk.
+
+    The name is on the disk, too, when the function returns.
+
+    Raises:
+        OSError: the file cannot be written or moved.
+    """
+    _sync(made)
+    made.replace(target)
+    _sync(target.parent)
 
 
 def write_through(path: Path, data: bytes) -> None:
@@ -125,7 +136,7 @@ def remove_leftovers(target: Path, prefix: str, *, restore: bool = False) -> Non
     pattern = re.compile(rf"{re.escape(prefix)}(old-)?[a-z0-9_]{{8}}")
     with contextlib.suppress(OSError), os.scandir(target.parent) as entries:
         for folder in [Path(entry.path) for entry in entries if pattern.fullmatch(entry.name)]:
-            with _abandoned(folder) as free:
+            with abandoned(folder) as free:
                 if not free or not folder.is_dir() or not all(_WORK.fullmatch(each.name) for each in folder.iterdir()):
                     continue
                 old = folder if folder.name.startswith(f"{prefix}old-") else folder / "old"
@@ -245,49 +256,8 @@ def _locked_folder(parent: Path, prefix: str) -> tuple[Path, int]:
         os.close(descriptor)
 
 
-def try_lock(descriptor: int) -> bool:
-    """Lock an open file or folder; return False if another process holds the lock. Without locks, return True."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        # Some network file systems have no locks; there, leftovers stay.
-        return True
-    return True
-
-
-def lock_at(descriptor: int, path: Path) -> bool:
-    """Lock an open file or folder; return False if another process holds the lock, or has removed or replaced it."""
-    if not try_lock(descriptor):
-        return False
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.lstat())
-    except FileNotFoundError:
-        return False
-
-
 def _opened(folder: Path) -> int:
     return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-
-
-@contextlib.contextmanager
-def _abandoned(path: Path) -> Iterator[bool]:
-    """Lock a file or folder during the ``with`` block; yield True if no running process holds its lock."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        yield False
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        free = True
-    except OSError:
-        free = False
-    try:
-        yield free
-    finally:
-        os.close(descriptor)
 
 
 def _sweep_files(path: Path) -> None:
@@ -296,6 +266,6 @@ def _sweep_files(path: Path) -> None:
     with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
         for entry in entries:
             if pattern.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-                with _abandoned(Path(entry.path)) as free:
+                with abandoned(Path(entry.path)) as free:
                     if free:
                         Path(entry.path).unlink()

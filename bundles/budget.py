@@ -59,7 +59,7 @@ def budget(setting: str | int, total: int, models: Collection[int], private: int
     else:
         allowed = setting
     if allowed < least:
-        needs = f"the hungriest model alone needs {least} bytes"
+        needs = f"the largest model alone needs {least} bytes"
         if private:
             needs = f"{least} bytes are needed, of which {private} stay loaded (copies that are not shared)"
         raise InputError(f"memory: {setting} is {allowed} bytes; {needs}")

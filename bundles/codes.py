@@ -8,13 +8,24 @@ kernel has the same bits wherever it is restored: in NumPy, in PyTorch and in ON
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BASE_BITS", "Bits", "code_table", "pack_codes", "packed_bytes", "restore", "unpack_codes", "wider_bits"]
+__all__ = [
+    "BASE_BITS",
+    "Bits",
+    "code_table",
+    "indexed_codes",
+    "pack_codes",
+    "packed_bytes",
+    "restore",
+    "unpack_codes",
+    "wider_bits",
+]
 
 Bits = Literal[1, 2, 4, 8]
 """Number of bits of one code. 1: -1 and 1. 2: -1 to 1. 4: -7 to 7. 8: -127 to 127."""
@@ -71,6 +82,34 @@ def unpack_codes(packed: NDArray[np.uint8], bits: Bits, count: int) -> NDArray[n
     if (found < -_largest(bits)).any():
         raise ValueError(f"{found.min()} is no code of {bits} bits")
     return found
+
+
+def indexed_codes(
+    tensors: Mapping[str, NDArray[Any]], index: int, bits: Bits, shape: tuple[int, ...]
+) -> tuple[NDArray[np.int8], _F]:
+    """Return codes in a shape, and the scale of each channel, from the tensors of a merge's file of forms.
+
+    Args:
+        tensors: tensors of the file; ``index.codes`` and ``index.scale`` are read.
+        index: number of the codes in the file.
+        bits: number of bits of one code in the file.
+        shape: shape of the kernel, output channels first.
+
+    Raises:
+        ValueError: a tensor is missing or does not fit; the message names it.
+    """
+    try:
+        packed, scale = (tensors[f"{index}.{kind}"] for kind in ("codes", "scale"))
+    except KeyError as error:
+        raise ValueError(f"tensor {error} is missing") from error
+    try:
+        codes = unpack_codes(packed.astype(np.uint8, casting="safe"), bits, math.prod(shape))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{index}.codes: {error}") from error
+    channels = shape[0] if shape else 1
+    if scale.dtype != np.float32 or scale.size != channels or not np.isfinite(scale).all():
+        raise ValueError(f"{index}.scale: {channels} finite float32 values are expected")
+    return codes.reshape(shape), scale.reshape(-1)
 
 
 def wider_bits(bits: Bits, count: int) -> Bits:

@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError, field_validator
 from ..errors import BundleError
 from .reader import MANIFEST
 from .signature import NO_SIGNATURE, SIGNATURE_BYTES, is_signed_by
-from .stage_specs import Id, flat_name
+from .stage_specs import Id, Sha256, flat_name
 from .value import Value, problem
 from .zstd_frames import MOST_FRAME, most_packed
 
@@ -51,8 +51,6 @@ _MOST_MANIFEST = 64 << 20
 _NAME_DIGITS = 32
 """Number of hexadecimal digits of a bundle's id that name the delta that starts from it."""
 
-_Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
 
 class PackedFrame(Value):
     """Frame of compressed data in a delta."""
@@ -61,7 +59,7 @@ class PackedFrame(Value):
     """Size of a frame's content in bytes."""
     packed: Annotated[int, Field(strict=True, ge=1, le=most_packed(MOST_FRAME))]
     """Size of a frame in the file, in bytes."""
-    sha256: _Hash
+    sha256: Sha256
     """SHA-256 of a frame as it stands in the file."""
 
 
@@ -89,9 +87,9 @@ class DeltaHeader(Value):
 
     schema_version: str
     producer: dict[str, str]
-    base: _Hash
+    base: Sha256
     """Id of the bundle that a delta starts from: the SHA-256 of its manifest."""
-    makes: _Hash
+    makes: Sha256
     """Id of the bundle that a delta makes."""
     parts: tuple[DeltaPart, ...]
     """Manifest, changed files, and the blob's new tensors, in the order of their frames."""

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
-import tempfile
-from contextlib import suppress
 from pathlib import Path
 
 from platformdirs import user_state_path
 
+from ..durable import write_whole
 from ..environment import variables_of
 from .manifest import Manifest
 from .reader import Bundle
@@ -95,12 +93,4 @@ def _write(text: str) -> None:
     """
     path = _path()
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{_FILE}-")
-    try:
-        with os.fdopen(handle, "w", encoding="ascii") as file:
-            file.write(text)
-        Path(name).replace(path)
-    except OSError:
-        with suppress(OSError):
-            Path(name).unlink()
-        raise
+    write_whole(path, text.encode("ascii"))

@@ -19,7 +19,7 @@ from .form_specs import FormSpec
 from .goals import ObjectiveName, QueryGoals
 from .input_spec import InputSpec
 from .output_specs import OutputSpec
-from .stage_specs import BundleId, Id, Port, Stage, StemSpec, flat_name
+from .stage_specs import Id, Port, Sha256, Stage, StemSpec, flat_name
 from .value import Value, problem
 
 __all__ = [
@@ -129,7 +129,7 @@ class OriginalsSpec(Value):
     """Kernels that are computed, by id, for the models that do not run."""
     at: str | None = None
     """URL or folder of the delta that adds the original weights; None if the bundle always has them."""
-    merged: BundleId | None = None
+    merged: Sha256 | None = None
     """Id of the bundle that this one becomes when all reverts are undone; None if no model is reverted."""
 
 

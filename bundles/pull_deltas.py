@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from ..durable import lock_at
 from ..errors import BackendError, BundleError, first_line
+from ..locks import lock_at
 from .apply_delta import AppliedDelta, FinishApplied, apply_delta, check_base
 from .build_bundle import short_id
 from .delta_format import PackedFrame, StoredHeader, delta_name, read_header

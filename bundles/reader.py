@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,10 @@ def open_bundle(path: str | Path) -> Bundle:
     try:
         data = where.read_bytes()
     except FileNotFoundError as error:
+        for workload in (path / "merged" / "workload.yaml", path / "workload.yaml"):
+            if workload.is_file():
+                advice = f"first compile it: gemel-compile {workload} -o bundle/"
+                raise BundleError(f"{path}: is the folder of a workload, not of a bundle; {advice}") from error
         raise BundleError(f"{path}: not a bundle (no {MANIFEST}); gemel-compile writes one") from error
     except OSError as error:
         raise BundleError(f"{where}: cannot be read: {error.strerror}") from error
@@ -137,14 +141,20 @@ def decode_manifest(data: bytes, where: str) -> Manifest:
     return manifest.parse_manifest(document, where)
 
 
-def verify(bundle: Bundle) -> Iterator[str]:
+def verify(bundle: Bundle, without: Collection[str] = ()) -> Iterator[str]:
     """Read every file of a bundle, compare its SHA-256 with the manifest's, and yield the name of each file that
     passes.
+
+    Args:
+        bundle: the bundle.
+        without: names of files to leave out.
 
     Raises:
         BundleError: the SHA-256 of a file differs from the manifest's.
     """
     for name, spec in bundle.manifest.files.items():
+        if name in without:
+            continue
         digest = sha256_of(bundle.file(name))
         if digest != spec.sha256:
             raise BundleError(

@@ -7,8 +7,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..durable import remove_leftovers, replace_folder, try_lock, work_folder
+from ..durable import remove_leftovers, replace_folder, work_folder
 from ..errors import BundleError
+from ..locks import try_lock
 from .reader import CACHE, MANIFEST, open_bundle
 
 __all__ = ["alone_with", "replacing", "restore_bundle"]

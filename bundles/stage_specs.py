@@ -10,12 +10,12 @@ from pydantic import Field, field_validator
 
 from .value import Value
 
-__all__ = ["BundleId", "Id", "Port", "Stage", "StemSpec", "flat_name", "stem_id"]
+__all__ = ["Id", "Port", "Sha256", "Stage", "StemSpec", "flat_name", "stem_id"]
 
 Id = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 """First 128 bits of a SHA-256, in hex: names tensors and programs by their content."""
-BundleId = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-"""Id of a bundle: SHA-256 of its manifest, in hex."""
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""SHA-256 in hex. That of a bundle's manifest is the bundle's id."""
 
 
 class Port(Value):

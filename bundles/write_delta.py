@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from ..durable import work_folder
+from ..durable import place_file, work_folder
 from ..errors import BundleError, InputError
 from ..version import find_version
 from .build_bundle import hash_zeros, in_blob_order, reader_of
@@ -85,8 +84,9 @@ def write_delta(
     """
     if old.id == new.id:
         raise InputError(f"{old.path} and {new.path} are the same bundle; there is nothing to send")
-    for bundle in (old, new):
-        for _ in verify(bundle):
+    # The new blob is compared with its hash while its tensors are read.
+    for bundle, without in ((old, ()), (new, {new.manifest.blob})):
+        for _ in verify(bundle, without):
             pass
     path = output / delta_name(old.id) if output.is_dir() else output
     try:
@@ -100,9 +100,7 @@ def write_delta(
                 frames.seek(0)
                 shutil.copyfileobj(frames, out, MOST_FRAME)
                 size = out.tell()
-                out.flush()
-                os.fsync(out.fileno())
-            (work / "delta").replace(path)
+            place_file(work / "delta", path)
     except OSError as error:
         raise BundleError(f"{path}: cannot be written: {error.strerror}") from error
     sizes = {part.name: sum(frame.packed for frame in part.frames) for part in content.parts}
@@ -208,6 +206,8 @@ class _Writer:
                 yield from encode_tensor(tensor, encoding, read, source)
             hash_zeros(digest, spec.bytes - position)
         if digest.hexdigest() != spec.sha256:
+            for _ in verify(self.new):
+                pass
             raise BundleError(f"{self.new.file(content.blob)}: has bytes beside its tensors, so no delta can make it")
 
     def _encoding(

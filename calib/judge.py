@@ -14,18 +14,19 @@ from torch import Tensor
 
 from ..errors import RetrainError
 from ..merging.models.networks import Network, each_network
-from ..merging.tasks import Outputs, Task, accuracy, task_of
+from ..merging.tasks import Answers, Outputs, Task, task_of
+from ..runtime.decode.evidence import accuracy_of
 from ..runtime.ort.optimise import DISABLED_OPTIMIZERS
 from ..runtime.ort.session import open_session, quiet, usual_threads
-from ..workload.data import Images, load_data
+from ..workload.data import Images, list_data
 from ..workload.document.schema import Query, Workload
 from .ranges import CalibrationFrame
 
 __all__ = ["CalibratedQuery", "Judge", "judges_of"]
 
-_FRAMES = (128, 256, 2)
+_FRAMES = (128, 256)
 """Number of frames to calibrate a model on, and number of frames to measure its accuracy on, for a query without
-labels. Frames that confirm are read as few as can be: they are for ``gemel check``."""
+labels."""
 _LABELLED = 2000
 """Maximum number of labelled images to load for one query."""
 _CALIBRATION = 128
@@ -51,8 +52,15 @@ class CalibratedQuery:
     """Images that a query's accuracy is measured on."""
     fp32: Outputs
     """Outputs of a model's float32 graph on all images that a query's accuracy is measured on."""
+    answers: Answers
+    """Answers that follow from these outputs, one per image."""
     accuracy: float
     """Accuracy of a query with its model's float32 graph, from 0 to 1."""
+
+    def accuracy_with(self, outputs: Outputs) -> float:
+        """Return the accuracy of the query, from 0 to 1, with other outputs on all images."""
+        answers = self.task.answers(outputs, self.images.geometry)
+        return accuracy_of(self.task.evidence(answers, self.answers, self.images))
 
     @property
     def labelled(self) -> bool:
@@ -77,9 +85,7 @@ class Judge:
     def accuracies(self, graph: ir.Model) -> dict[str, float]:
         """Return query -> accuracy, from 0 to 1, of a model's graph in float32 or in lower precision."""
         run = _Runner(graph, self.outputs)
-        return {
-            each.query.name: accuracy(each.task, run.all(each.images), each.fp32, each.images) for each in self.queries
-        }
+        return {each.query.name: each.accuracy_with(run.all(each.images)) for each in self.queries}
 
     def error(self, graph: ir.Model) -> float:
         """Return the error of a converted graph's outputs against the float32 graph's, on up to 16 images of the first
@@ -127,12 +133,18 @@ def _judge(network: Network, workload: Workload, graph: ir.Model) -> Judge:
     for query in network.queries:
         task = task_of(network, query)
         classes = getattr(network.cut.decode, "classes", None)
-        train, val, _ = load_data(query, workload, network.cut.input, classes, frames=_FRAMES, labelled=_LABELLED)
+        # Images that confirm are for gemel check, and are not read.
+        *parts, _ = list_data(query, workload, classes)
+        train, val = (
+            part.limited(most, _LABELLED).read(network.cut.input) for part, most in zip(parts, _FRAMES, strict=True)
+        )
         chosen = train.select(_spread(len(train), _CALIBRATION))
         frames.setdefault(_digest(chosen), tuple(_frames(chosen)))
         val = val.select(_spread(len(val), _fitting(run.all(val.select(torch.tensor([0]))))))
         found = run.all(val)
-        queries.append(CalibratedQuery(query, task, val, found, accuracy(task, found, found, val)))
+        answers = task.answers(found, val.geometry)
+        reached = accuracy_of(task.evidence(answers, answers, val))
+        queries.append(CalibratedQuery(query, task, val, found, answers, reached))
     return Judge(
         names,
         tuple(frame for part in frames.values() for frame in part),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
     from ..bundles.apply_delta import AppliedDelta
 
-__all__ = ["KeyOpt", "ReloadPortOpt", "applied_figures", "applied_lines", "apply_command"]
+__all__ = ["KeyOpt", "ReloadPortOpt", "applied_figures", "applied_lines", "apply_command", "step_aside"]
 
 KeyOpt = Annotated[
     Path | None,
@@ -54,6 +56,7 @@ def apply_command(
 
     [dim]gemel apply step.delta bundle/ --port 9464[/dim]
     """
+    step_aside()
     from ..bundles.apply_delta import apply_delta
     from ..bundles.signature import read_public_key
 
@@ -66,6 +69,15 @@ def apply_command(
         reload_command(port, done.bundle.path, host, token_file)
     else:
         console.print(f"Next: gemel reload {done.bundle.path} --port PORT", soft_wrap=True, markup=False)
+
+
+def step_aside() -> None:
+    """Give this process the lowest priority, so that a run on the same box misses no frames.
+
+    Importing alone takes a second of a slow core.
+    """
+    with contextlib.suppress(OSError):
+        os.nice(19)
 
 
 def applied_lines(done: AppliedDelta) -> Iterator[str]:

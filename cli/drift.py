@@ -125,36 +125,40 @@ def drift_command(
         if metrics is not None:
             write_metrics(metrics, judge)
 
-    newer: Bundle | None = open_bundle(bundle)
+    def judge_samples(judge: DriftJudge, reverting: Reverting, stop: Stop) -> Bundle | None:
+        """Judge the samples, with --follow until stopped; return the bundle that has replaced the judged one before."""
+        if not follow:
+            with progress_bar(console, 0) as bar:
+                bar.update(bar.task_ids[0], description="judging")
+                judge_new(
+                    judge,
+                    store,
+                    stop=stop.event,
+                    told=lambda done, total: bar.update(bar.task_ids[0], completed=done, total=total),
+                )
+            act(judge, reverting)
+            return None
+        for found in rounds(judge, store, pause, stop.event, known):
+            _print_round(console, found, judge)
+            act(judge, reverting)
+            if (newer := _replaced(bundle, reverting)) is not None:
+                line = f"{bundle}: is another bundle now, {newer.id[:12]}, and is judged from here on"
+                console.print(line, soft_wrap=True, markup=False)
+                return newer
+        return None
+
+    judged: Bundle | None = open_bundle(bundle)
     known: set[str] = set()
     with (
         Stop() as stop,
         open_originals(originals, tell) as original,
         BundleAnswers(original, backend, threads) as theirs,
     ):
-        while newer is not None:
-            with BundleAnswers(newer, backend, threads) as ours:
+        while judged is not None:
+            with BundleAnswers(judged, backend, threads) as ours:
                 judge = DriftJudge(ours, theirs, limits, begin)
                 reverting = Reverting(bundle, judge, reload, public)
-                newer = None
-                if follow:
-                    for found in rounds(judge, store, pause, stop.event, known):
-                        _print_round(console, found, judge)
-                        act(judge, reverting)
-                        if (newer := _replaced(bundle, reverting)) is not None:
-                            line = f"{bundle}: is another bundle now, {newer.id[:12]}, and is judged from here on"
-                            console.print(line, soft_wrap=True, markup=False)
-                            break
-                else:
-                    with progress_bar(console, 0) as bar:
-                        bar.update(bar.task_ids[0], description="judging")
-                        judge_new(
-                            judge,
-                            store,
-                            stop=stop.event,
-                            told=lambda done, total: bar.update(bar.task_ids[0], completed=done, total=total),
-                        )
-                    act(judge, reverting)
+                judged = judge_samples(judge, reverting, stop)
     console.print(drift_table(judge))
     for line in drift_lines(judge):
         console.print(line, soft_wrap=True, markup=False)

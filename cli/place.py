@@ -80,7 +80,7 @@ def place_command(
     if memory_only and (profile or rate is not _Rate.feed):
         raise InputError("--memory-only: run times do not count; leave out --profile and --rate")
     check_writable(output)
-    opened = [open_bundle(_bundle(path)) for path in bundles]
+    opened = [open_bundle(require_bundle(path)) for path in bundles]
     check_bundles(opened)
     listed = read_boxes(boxes, seen_feeds(opened))
     profiles = [read_profile(require_profile(path)) for path in profile or ()]
@@ -124,15 +124,3 @@ def _split_line(bundle: Bundle) -> str:
     text = f"{bundle.path}: {unique_bytes(content) / 1e6:.2f} MB, {len(content.queries)} queries"
     waiting = originals_bytes(content)
     return f"{text}; {waiting / 1e6:.2f} MB more for gemel revert, not loaded" if waiting else text
-
-
-def _bundle(path: Path) -> Path:
-    """Return a path that may be a bundle's folder; refuse a file, and the folder of a workload.
-
-    Raises:
-        InputError: the path is a file, or a folder with a workload but no bundle.
-    """
-    workload = path / "workload.yaml"
-    if workload.is_file() and not (path / "manifest.json").exists():
-        raise InputError(f"{path}: is the folder of a workload; first compile it: gemel-compile {workload} -o bundle/")
-    return require_bundle(path)

@@ -8,7 +8,7 @@ import typer
 
 from ..console import Stop, open_console, write_json
 from ..errors import GemelError, InputError, first_line
-from .apply import KeyOpt, ReloadPortOpt, applied_figures, applied_lines
+from .apply import KeyOpt, ReloadPortOpt, applied_figures, applied_lines, step_aside
 from .options import BundleArg, DebugOpt, JsonOpt
 from .remote import HostOpt, TokenOpt, reload_command
 from .sample_flags import period_of
@@ -47,6 +47,7 @@ def pull_command(
 
     [dim]gemel pull https://example.org/deltas bundle/ --port 9464 --follow --every 10m[/dim]
     """
+    step_aside()
     from ..bundles.delta_store import DeltaStore
     from ..bundles.pull_deltas import pull_deltas
     from ..bundles.signature import read_public_key

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..console import open_console, write_json
-from .apply import KeyOpt, ReloadPortOpt
+from .apply import KeyOpt, ReloadPortOpt, step_aside
 from .options import BundleArg, DebugOpt, JsonOpt
 from .remote import HostOpt, TokenOpt, reload_command
 
@@ -39,6 +39,7 @@ def revert_command(
 
     [dim]gemel revert bundle/ cabin-faces --undo --port 9464[/dim]
     """
+    step_aside()
     from ..bundles.revert_bundle import revert_queries
     from ..bundles.signature import read_public_key
 

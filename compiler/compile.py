@@ -18,7 +18,7 @@ from ..workload.document.fit import check_fit
 from ..workload.document.schema import Query, Workload
 from ..workload.models.identity import models_of
 from .lowering.lower import Lowered, lower
-from .passes import choose_batch_norm, fold
+from .passes import choose_batch_norm, fold, name_batch_norms
 from .stems import add_stems
 from .writing.layer_forms import FormBytes, count_forms, locate_forms, settle_forms, unchanged_forms
 from .writing.merged import Account, account, find_merged, locate_shared
@@ -94,6 +94,8 @@ def compile_workload(
         model_of = models_of(workload)
         merged = find_merged(workload, model_of)
         models = _lower_all(workload, model_of, step)
+        for graph in (graph for model in models for graph in model.stages.values()):
+            name_batch_norms(graph)
         before = kernels(models)
         places = locate_shared(merged, before, models) if merged is not None else ()
         forms = locate_forms(merged, before, models) if merged is not None else {}

@@ -206,14 +206,14 @@ def _merge(
 
     def look_ahead(verdicts: Sequence[Verdict]) -> None:
         """Call the listener with a forecast of the search."""
-        listener.forecast(forecast(start, problem, verdicts, begin.sharing))
+        listener.forecast(forecast(start, problem, verdicts, begin))
 
     def settled(verdict: Verdict, report: MergeReport, found: Found) -> None:
         """Call the listener with the forecast after a trial and with the verdict on it."""
         look_ahead(found.verdicts)
         listener.verdict(verdict, report)
 
-    reporter = Reporter(problem, subjects, options.strategy, left)
+    reporter = Reporter(problem, subjects, originals, options.strategy, left)
     journal = DiskJournal(workload, store, subjects, reporter, settled)
     store.place(modules_beside(workload))
     if not store.replaying:
@@ -278,6 +278,7 @@ def _header(workload: Workload, options: MergeOptions, goes_on: GoesOn) -> dict[
     queries = workload.model_dump_json(include={"queries", "feeds", "stills"})
     return {
         "workload": hashlib.sha256(queries.encode()).hexdigest()[:32],
+        "base": workload.base,
         "strategy": options.strategy,
         "definition": options.definition,
         "seed": options.seed,

@@ -142,10 +142,12 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def gemel(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Return a function that runs the command ``gemel`` in this process."""
+    """Return a function that runs the command ``gemel`` in this process, whose priority stays."""
+    monkeypatch.setattr(os, "nice", lambda more: 0)
 
     def run(*arguments: str | Path) -> tuple[int, str, str]:
-        """Run ``gemel`` with some arguments; return exit code, stdout and stderr."""
+        """Run ``gemel`` with some arguments; return exit code, and what it alone printed to stdout and stderr."""
+        capsys.readouterr()
         monkeypatch.setattr(sys, "argv", ["gemel", *map(str, arguments)])
         with pytest.raises(SystemExit) as caught:
             main()

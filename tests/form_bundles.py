@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from gemel.bundles.codes import BASE_BITS, Bits, pack_codes, restore
 from gemel.workload import load_workload
 from gemel.workload.document.schema import Workload
 
-__all__ = ["FORMS", "FORMS_FILE", "WIDTH", "Kept", "changed", "code", "form_workload", "kept_state", "write_forms"]
+__all__ = ["FORMS", "FORMS_FILE", "WIDTH", "Kept", "code", "form_workload", "kept_state", "write_forms"]
 
 FORMS_FILE = "forms-test.safetensors"
 WIDTH = 24
@@ -143,10 +143,3 @@ def form_workload(folder: Path, forms: Mapping[str, Mapping[str, Kept]] = FORMS,
     document = {"schema_version": "1", "feeds": {"yard": {"source": "yard.mp4", "fps": 10}}, "queries": queries}
     (folder / "workload.yaml").write_text(json.dumps(document))
     return load_workload(folder / "workload.yaml")
-
-
-def changed(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
-    """Edit merge.json in a folder."""
-    document = json.loads((folder / "merge.json").read_text())
-    edit(document)
-    (folder / "merge.json").write_text(json.dumps(document))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import nn
+
+from gemel.bundles.reader import MANIFEST, Bundle, open_bundle
 
 SIZE = (32, 32)
 BIN = Path(sys.executable).parent
@@ -43,6 +47,20 @@ def write_video(path: Path, frames: int = 12, size: tuple[int, int] = (64, 48), 
             container.mux(stream.encode(picture))
         container.mux(stream.encode())
     return path
+
+
+def edit_json(path: Path, change: Callable[[Any], object]) -> None:
+    """Change the document in a JSON file."""
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+def edited_bundle(bundle: Path, output: Path, change: Callable[[Any], object]) -> Bundle:
+    """Copy a bundle, change the document of its manifest, and open it."""
+    shutil.copytree(bundle, output)
+    edit_json(output / MANIFEST, change)
+    return open_bundle(output)
 
 
 def keep_images(folder: Path, count: int) -> None:

@@ -43,6 +43,25 @@ def test_a_file_is_written_whole(tmp_path: Path) -> None:
     assert names(tmp_path) == ["summary.json"]
 
 
+def test_a_name_is_on_the_disk_after_the_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    sync, replace = os.fsync, Path.replace
+
+    def fsync(number: int) -> None:
+        done.append(Path(f"/proc/self/fd/{number}").readlink().suffix)
+        sync(number)
+
+    def rename(made: Path, target: Path) -> None:
+        done.append("renamed")
+        replace(made, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", rename)
+    (tmp_path / "folder.d").mkdir()
+    write_whole(tmp_path / "folder.d" / "summary.json", b"new")
+    assert done == [".part", "renamed", ".d"]
+
+
 def test_links(tmp_path: Path) -> None:
     (tmp_path / "real").write_text("old")
     (tmp_path / "link").symlink_to(tmp_path / "real")

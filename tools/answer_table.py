@@ -66,14 +66,14 @@ def _shortfall(figures: Figures) -> str | None:
 
 
 def table(measured: Sequence[tuple[Case, Figures]]) -> str:
-    """Return a Markdown table of the figures of all models that were measured."""
+    """Return a Markdown table of models that compile, with ``-`` for what was not measured."""
     lines = [
         f"ONNX Runtime {onnxruntime.__version__}, torch {torch.__version__.partition('+')[0]}.",
         "",
         "| model | from | task | MB | mode | difference | answers | CPU time | shared with | int8 |",
         "|---|---|---|--:|---|--:|---|--:|---|---|",
     ]
-    lines += [_row(case, figures) for case, figures in measured if "task" in figures]
+    lines += [_row(case, figures) for case, figures in measured if "refused" not in figures]
     return "\n".join(lines)
 
 
@@ -81,16 +81,22 @@ def _row(case: Case, figures: Figures) -> str:
     cells = [
         case.name,
         case.origin + ("" if case.trained else " (random)"),
-        figures["task"],
-        f"{figures['megabytes']:.1f}",
-        figures["mode"],
-        f"{figures['difference']:.1e}{_BESIDE_SOURCE if figures['passed'] is None else ''}",
-        _answers_words(case, figures),
+        *(_compiled_words(case, figures) if "task" in figures else ["-"] * 5),
         f"{figures['ratio']:.3f}" if "ratio" in figures else "-",
         _shared_words(case, figures),
         _int8_words(figures),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _compiled_words(case: Case, figures: Figures) -> list[str]:
+    return [
+        figures["task"],
+        f"{figures['megabytes']:.1f}",
+        figures["mode"],
+        f"{figures['difference']:.1e}{_BESIDE_SOURCE if figures['passed'] is None else ''}",
+        _answers_words(case, figures),
+    ]
 
 
 def _answers_words(case: Case, figures: Figures) -> str:

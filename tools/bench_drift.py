@@ -1,4 +1,4 @@
-"""Measure how soon ``gemel drift`` finds a loss of accuracy, and how often it cries wolf.
+"""Measure how soon ``gemel drift`` finds a loss of accuracy, and how often it raises a false alarm.
 
     .venv/bin/gemel-compile examples/street/workload.yaml -o out/street/original
     .venv/bin/python tools/bench_drift.py out/street/bundle out/street/original --json out/drift.json

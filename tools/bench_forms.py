@@ -31,10 +31,11 @@ from rich.table import Table
 from safetensors.numpy import save_file
 
 from gemel.bundles.blob import tensor_id
-from gemel.bundles.codes import BASE_BITS, Bits, pack_codes, restore
+from gemel.bundles.codes import BASE_BITS, Bits, pack_codes
 from gemel.bundles.reader import Bundle, open_bundle
 from gemel.check.contents.inspect import sizes
 from gemel.compiler import compile_workload
+from gemel.merging.forms.quantize import materialize, quantize_kernel
 from gemel.runtime.backends.ort_cpu import OrtCpu
 from gemel.workload import load_workload
 
@@ -106,19 +107,15 @@ def _base(array: NDArray[np.float32], kind: str, tensors: _State) -> tuple[NDArr
         name = f"base.{tensor_id(array)}"
         tensors[name] = array
         return array, {"base": name}
-    packed, scale = _coded(array, BASE_BITS)
-    base, index = np.empty_like(array), _BASE_INDEX + len(tensors)
-    restore(base, packed, scale, BASE_BITS)
-    tensors |= {f"{index}.codes": packed, f"{index}.scale": scale}
-    return base, {"base_index": index}
+    index = _BASE_INDEX + len(tensors)
+    return _add_codes(array, BASE_BITS, index, tensors), {"base_index": index}
 
 
-def _coded(array: NDArray[np.float32], bits: Bits) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Return packed codes and the scale of each channel."""
-    rows = array.reshape(len(array), -1)
-    scale = (np.abs(rows).max(1) / max(1, 2 ** (bits - 1) - 1) + 1e-6).astype(np.float32)
-    codes = np.where(rows < 0, -1, 1) if bits == 1 else np.rint(rows / scale[:, None]).astype(np.int64)
-    return pack_codes(codes, bits), scale
+def _add_codes(array: NDArray[np.float32], bits: Bits, index: int, tensors: _State) -> NDArray[np.float32]:
+    """Add the codes and scales of an array to the tensors of the file of the forms, and return what they give."""
+    coded = quantize_kernel(torch.from_numpy(array), bits)
+    tensors |= {f"{index}.codes": pack_codes(coded.codes.numpy(), bits), f"{index}.scale": coded.scale.numpy()}
+    return np.asarray(materialize(coded).numpy(), np.float32)
 
 
 def _state(model: str, seed: int) -> _State:
@@ -151,11 +148,8 @@ def _differences(
     """
     made = dict(state)
     for name, (base, reference) in bases.items():
-        packed, scale = _coded(state[name] - base, bits)
-        kernel, index = np.empty_like(base), len(layers)
-        restore(kernel, packed, scale, bits, base=base)
-        made[name] = kernel
-        tensors |= {f"{index}.codes": packed, f"{index}.scale": scale}
+        index = len(layers)
+        made[name] = base + _add_codes(state[name] - base, bits, index, tensors)
         layers.append(
             {
                 "model": model,

@@ -66,11 +66,13 @@ class Box:
     Args:
         bundle: folder of the bundle.
         results: file for the results.
+        flags: more flags of gemel-run.
     """
 
-    def __init__(self, bundle: Path, results: Path) -> None:
+    def __init__(self, bundle: Path, results: Path, *flags: str) -> None:
         program = Path(sys.executable).parent / "gemel-run"
         command: list[str | Path] = [program, bundle, "--metrics-port", "0", "--threads", "1", "--results", results]
+        command += flags
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         port = next(found for line in self.process.stdout if (found := re.search(r"http://[\d.]+:(\d+)", line)))

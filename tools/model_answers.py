@@ -26,7 +26,7 @@ import torch
 from answer_table import FRAMES, summary, table
 from coverage_cases import CASES
 from coverage_cases.case import Answer, Case, Query
-from documents import write_between
+from documents import joined_rows, write_between
 from rich.console import Console
 
 from gemel.bundles.reader import Bundle, open_bundle
@@ -168,14 +168,14 @@ def _workload(folder: Path, source: str, queries: Mapping[str, Query]) -> Worklo
 
 
 def _measured(cases: Sequence[Case]) -> list[tuple[Case, Figures]]:
-    """Return the figures of each model that was compiled or refused, joined from all parts that were measured."""
+    """Return the figures of each model of which something was measured, joined from all its parts."""
     found = []
     for case in cases:
         figures: Figures = {}
         for part in ("answers", "int8", "times"):
             path = _part(case, part)
             figures |= json.loads(path.read_text()) if path.exists() else {}
-        if "task" in figures or "refused" in figures:  # times alone make no row
+        if figures:
             found.append((case, figures))
     return found
 
@@ -220,8 +220,9 @@ def main() -> None:
             console.print(f"{case.name}: {part}: {figures}", markup=False)
             gc.collect()
     measured = _measured(CASES)
-    write_between(DOC, "summary", summary(measured))
-    write_between(DOC, "models", table(measured))
+    if all(_part(case, "answers").exists() for case in CASES):  # of a part of them, the summary would not be true
+        write_between(DOC, "summary", summary(measured))
+    write_between(DOC, "models", joined_rows(DOC.read_text(), "models", table(measured)))
     console.print(f"{DOC}")
 
 

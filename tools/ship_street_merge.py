@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     states = apply(before, part)
     problem = Problem({name: subject.layers for name, subject in subjects.items()}, report.seed)
     found = Found({name: states.get(name, before[name]) for name in before}, sharing)
-    final = Reporter(problem, subjects, report.strategy).report(found, finished=report.finished)
+    final = Reporter(problem, subjects, before, report.strategy).report(found, finished=report.finished)
     final = final.model_copy(update={"trials": report.trials})
     for name, query in final.queries.items():
         print(f"{name}: {query.relative:.3f} of its original, target {query.target}")

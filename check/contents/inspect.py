@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...bundles.keep_reverts import reverted_queries
 from ...bundles.manifest import ModelSpec
 from ...bundles.merge_report import read_merge
 from ...bundles.reader import Bundle
@@ -58,7 +59,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     }
     merge = read_merge(bundle)
     if merge is not None:
-        gone = {name for name, query in content.queries.items() if query.model in content.reverted}
+        gone = reverted_queries(bundle)
         accuracies = {
             name: {**query.model_dump(exclude={"model"}), "reverted": name in gone}
             for name, query in merge.queries.items()

@@ -21,7 +21,7 @@ def original_figures(bundle: Bundle) -> dict[str, Any] | None:
     was undone.
     """
     content = bundle.manifest
-    if content.originals is None:
+    if content.originals is None or not (content.originals.models or content.originals.at):
         return None
     models: dict[str, Any] = {}
     for name, other in content.originals.models.items():

@@ -47,7 +47,8 @@ def drift_table(judge: DriftJudge) -> Table:
 
 def since_line(query: str, drift: QueryDrift) -> str:
     """Return a line about when the loss of a query that is to be reverted began, as the flag --since takes it."""
-    began = "" if drift.began_at is None else _moment(drift.began_at).replace(" ", "T")
+    assert drift.began_at is not None  # it is set with the verdict
+    began = _moment(drift.began_at).replace(" ", "T")
     return f"query {query}: its loss began about {began}; gemel merge --from MERGED --samples DIR --since {began}"
 
 

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from ...bundles.keep_reverts import reverted_queries
 from ...bundles.reader import Bundle
 from ...errors import InputError, first_line
 from ...frames.frame import Image
@@ -200,7 +201,7 @@ class DriftJudge:
             for name, query in queries.items()
         }
         """Query of the bundle -> what samples say about it."""
-        self.reverted = _reverted(self.bundle)
+        self.reverted = frozenset(reverted_queries(self.bundle))
         """Queries that run with their original weights in the bundle as it is now."""
         self._settled: dict[str, frozenset[str]] = {self.bundle.id: frozenset()}
         """Id of a bundle whose samples are judged -> queries of which that says nothing more."""
@@ -217,8 +218,8 @@ class DriftJudge:
 
         Evidence about the others goes on. What reverted queries answer is not judged any more.
         """
-        now = _reverted(bundle)
-        self._settled[bundle.id] = now - _reverted(self.bundle)
+        now = frozenset(reverted_queries(bundle))
+        self._settled[bundle.id] = now.difference(reverted_queries(self.bundle))
         self.reverted = now
 
     def leave_out(self, why: LeftOut, what: str) -> None:
@@ -265,9 +266,3 @@ class DriftJudge:
                 given = None
             self.drifts[query].add(at, given, again[query], reference[query])
         self.newest = at if self.newest is None else max(self.newest, at)
-
-
-def _reverted(bundle: Bundle) -> frozenset[str]:
-    """Return the queries of a bundle that run with their original weights."""
-    content = bundle.manifest
-    return frozenset(name for name, query in content.queries.items() if query.model in content.reverted)

@@ -18,7 +18,7 @@ from ...merging.models.networks import Network, each_network
 from ...merging.tasks import Answers, Task, task_of
 from ...runtime.backends import Backend, open_backend
 from ...runtime.decode.evidence import accuracy_of
-from ...workload.data import Images, load_data
+from ...workload.data import MOST_FRAMES, Images, list_data
 from ...workload.document.schema import Query, Workload
 from ...workload.models.identity import models_of
 
@@ -130,7 +130,8 @@ def _judge(
         raise BundleError(f"query {query.name}: the bundle was compiled for another input: {model.input}")
     try:
         task = task_of(network, query)
-        images = load_data(query, workload, model.input, getattr(network.cut.decode, "classes", None)).confirm
+        *_, confirm = list_data(query, workload, getattr(network.cut.decode, "classes", None))
+        images = confirm.limited(MOST_FRAMES[-1]).read(model.input)
     except (RetrainError, UnjudgedError) as error:
         return UnjudgedQuery(query.name, str(error))
     stage = network.cut.stages["main"]

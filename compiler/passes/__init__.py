@@ -8,6 +8,7 @@ The order, for one stage of one model::
     LiftConstants        Constant nodes become initializers (ONNX sources hold weights there)
     FusePad              zero padding becomes part of the convolution behind it
     CleanUp              identities, unused nodes, notes
+    ScaleToBatchNorm     scales and shifts behind convolutions; not for merging, which would take BatchNorms as trained
     -- over all models: choose_batch_norm finds the kernels that are shared under different BatchNorms --
     FoldBatchNorm        every BatchNorm except those behind such kernels
     BatchNormToConv      the kept BatchNorms become depthwise 1x1 convolutions
@@ -24,6 +25,7 @@ from ...errors import CompileError
 from .batch_norm import BatchNormChoice, BatchNormToConv, FoldBatchNorm, choose_batch_norm
 from .clean import CleanUp, DropInventedBiases, FoldConstants, LiftConstants
 from .pad import FusePad
+from .scale import ScaleToBatchNorm
 from .widen import WidenFloats
 
 __all__ = [
@@ -35,10 +37,12 @@ __all__ = [
     "FoldConstants",
     "FusePad",
     "LiftConstants",
+    "ScaleToBatchNorm",
     "WidenFloats",
     "choose_batch_norm",
     "clean",
     "fold",
+    "name_batch_norms",
 ]
 
 
@@ -53,6 +57,15 @@ def clean(model: ir.Model, weights: Set[str]) -> None:
         CompileError: a pass failed; the message names the graph.
     """
     _run(model, FoldConstants(weights), LiftConstants(), FusePad(), CleanUp())
+
+
+def name_batch_norms(model: ir.Model) -> None:
+    """Turn every scale and shift behind a convolution of a graph into a BatchNorm, which :func:`fold` can fold.
+
+    Raises:
+        CompileError: a pass failed; the message names the graph.
+    """
+    _run(model, ScaleToBatchNorm())
 
 
 def fold(model: ir.Model, keep: Set[str]) -> None:

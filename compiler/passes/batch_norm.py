@@ -14,13 +14,12 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .edit import constant, constant_id, note_gain, replace_constant
+from .edit import bypass, constant, constant_id, is_constant, note_gain, own_constant, replace_constant
 
 __all__ = ["BatchNormChoice", "BatchNormToConv", "FoldBatchNorm", "choose_batch_norm"]
 
@@ -104,7 +103,7 @@ def choose_batch_norm(models: Iterable[ir.Model], stored: Iterable[str] = ()) ->
     for model in models:
         by_kernel = _sites_by_kernel(model.graph)
         for value in model.graph.initializers.values():
-            if not _is_weight(value) or len(value.shape or ()) < 2:
+            if not is_constant(value) or len(value.shape or ()) < 2:
                 continue
             tensor, sites = constant_id(value), by_kernel.get(value, [])
             held[tensor].extend(sites)
@@ -187,11 +186,10 @@ class FoldBatchNorm(ir.passes.InPlacePass):
                 if axis == 0:
                     note_gain(kernel, scale)
             # The folded bias comes from the BatchNorm's bias, and takes its name.
-            value = _own(graph, norm, _BETA, bias.astype(dtype))
+            value = own_constant(graph, norm, _BETA, bias.astype(dtype))
             conv.resize_inputs(3)
             conv.replace_input_with(2, value)
-            conv.outputs[0].shape = norm.outputs[0].shape
-            _bypass(graph, norm, conv.outputs[0])
+            bypass(graph, [norm], conv.outputs[0])
 
 
 class BatchNormToConv(ir.passes.InPlacePass):
@@ -214,17 +212,16 @@ class BatchNormToConv(ir.passes.InPlacePass):
             scale, shift = _affine(norm)
             channels = len(scale)
             dtype = constant(site.kernel).dtype
-            weight = _own(graph, norm, _GAMMA, scale.reshape(channels, 1, 1, 1).astype(dtype))
-            bias = _own(graph, norm, _BETA, shift.astype(dtype))
+            weight = own_constant(graph, norm, _GAMMA, scale.reshape(channels, 1, 1, 1).astype(dtype))
+            bias = own_constant(graph, norm, _BETA, shift.astype(dtype))
             conv = ir.node(
                 "Conv",
                 [norm.inputs[0], weight, bias],
                 attributes={"group": channels, "kernel_shape": [1, 1]},
                 num_outputs=1,
             )
-            conv.outputs[0].type, conv.outputs[0].shape = norm.outputs[0].type, norm.outputs[0].shape
             graph.insert_before(norm, conv)
-            _bypass(graph, norm, conv.outputs[0])
+            bypass(graph, [norm], conv.outputs[0])
             changed = True
         return ir.passes.PassResult(model, changed)
 
@@ -235,7 +232,7 @@ def _sites(graph: ir.Graph) -> Iterator[_Site]:
         if conv.op_type not in ("Conv", "ConvTranspose") or conv.domain or len(conv.inputs) < 2:
             continue
         kernel, bias = conv.inputs[1], conv.inputs[2] if len(conv.inputs) > 2 else None
-        if not _is_weight(kernel) or (bias is not None and not _is_weight(bias)):
+        if not is_constant(kernel) or (bias is not None and not is_constant(bias)):
             continue
         output = conv.outputs[0]
         uses = tuple(output.uses())
@@ -243,15 +240,11 @@ def _sites(graph: ir.Graph) -> Iterator[_Site]:
         if norm is not None and not (
             norm.op_type == "BatchNormalization"
             and uses[0].idx == 0
-            and all(map(_is_weight, norm.inputs[1:5]))
+            and all(map(is_constant, norm.inputs[1:5]))
             and (conv.op_type == "Conv" or _group(conv) == 1)
         ):
             norm = None
         yield _Site(conv, norm)
-
-
-def _is_weight(value: ir.Value | None) -> bool:
-    return value is not None and value.is_initializer() and value.const_value is not None
 
 
 def _group(conv: ir.Node) -> int:
@@ -266,33 +259,3 @@ def _affine(norm: ir.Node) -> tuple[_Array, _Array]:
     epsilon = attribute.as_float() if attribute is not None else 1e-5
     scale = gamma / np.sqrt(variance + epsilon)
     return scale, beta - mean * scale
-
-
-def _own(graph: ir.Graph, norm: ir.Node, index: int, array: NDArray[Any]) -> ir.Value:
-    """Replace the array of a BatchNorm's scale or shift, and return the initializer that holds the new array.
-
-    If another node reads the old initializer too, the new array becomes another one with a name of its own.
-    """
-    value = norm.inputs[index]
-    assert value is not None  # _sites yields only BatchNorms with constant parameters
-    if [(use.node, use.idx) for use in value.uses()] == [(norm, index)]:
-        replace_constant(value, array)
-        return value
-    beside = ir.Value(name=f"{value.name}.{norm.outputs[0].name}.{index}")
-    replace_constant(beside, array)
-    graph.register_initializer(beside)
-    return beside
-
-
-def _bypass(graph: ir.Graph, norm: ir.Node, source: ir.Value) -> None:
-    """Remove a BatchNorm node and put the value ``source`` in place of its output.
-
-    If the graph returns this output, ``source`` takes its name.
-    """
-    target = norm.outputs[0]
-    if target.is_graph_output():
-        name = target.name
-        target.name = f"{name}.normalized"
-        source.name = name
-    ir.convenience.replace_all_uses_with(target, source, replace_graph_outputs=True)
-    graph.remove(norm, safe=True)

@@ -14,17 +14,10 @@ from numpy.typing import NDArray
 
 from ...bundles.decode_specs import GridDecode
 from .evidence import Evidence, MeasuredOutput, Recognised, are_near_cells, are_scores
+from .known_inputs import IMAGENET, MMDETECTION
 
 __all__ = ["recognise_pair", "recognise_rows"]
 
-_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "fit": "stretch"}
-_MMDETECTION = {
-    "color": "bgr",
-    "scale": 1.0,
-    "mean": (103.53, 116.28, 123.675),
-    "std": (57.375, 57.12, 58.395),
-    "fit": "letterbox",
-}
 _YOLO_NAS = {"color": "rgb", "scale": 1 / 255, "fit": "letterbox-center", "pad": 114 / 255}
 _COCO_CLASSES = 80
 """Number of a detector's classes to assume where neither the workload nor the model's file names any."""
@@ -45,9 +38,9 @@ class _Kind:
 _UNKNOWN = _Kind()
 _KINDS = (
     _Kind(frozenset({"yolo-nas", "yolonas"}), _YOLO_NAS, every_class=False),
-    _Kind(frozenset({"pp-yoloe", "ppyoloe"}), _IMAGENET),
-    _Kind(frozenset({"picodet"}), _IMAGENET, 0.6),
-    _Kind(frozenset({"rtmdet"}), _MMDETECTION, 0.65),
+    _Kind(frozenset({"pp-yoloe", "ppyoloe"}), IMAGENET),
+    _Kind(frozenset({"picodet"}), IMAGENET, 0.6),
+    _Kind(frozenset({"rtmdet"}), MMDETECTION, 0.65),
 )
 
 

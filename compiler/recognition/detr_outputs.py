@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from ...bundles.decode_specs import DetrDecode
 from .evidence import Evidence, MeasuredOutput, Recognised, are_scores
+from .known_inputs import IMAGENET
 
 __all__ = ["recognise_detr"]
 
-_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "fit": "stretch"}
 _SOFTMAX_COLUMNS = (92, 251)
 """Numbers of columns in the scores of DETR on COCO (objects, panoptic): all classes, and the background."""
 _SIGMOID_QUERIES = 200
@@ -39,7 +39,7 @@ def recognise_detr(found: Evidence) -> Recognised | None:
     )
     # RT-DETR and D-FINE take pixels from 0 to 1, all others ImageNet's normalisation.
     plain = found.called("rt-detr", "rtdetr", "d-fine", "dfine")
-    return Recognised(decode, {"fit": "stretch"} if plain else _IMAGENET)
+    return Recognised(decode, {"fit": "stretch"} if plain else IMAGENET)
 
 
 def _is_softmax(found: Evidence, logits: MeasuredOutput) -> bool:

@@ -9,17 +9,10 @@ from numpy.typing import NDArray
 
 from ...bundles.decode_specs import GflDecode
 from .evidence import Evidence, MeasuredOutput, Recognised, are_scores
+from .known_inputs import IMAGENET, MMDETECTION
 
 __all__ = ["recognise_gfl"]
 
-_NANODET_INPUT = {
-    "color": "bgr",
-    "scale": 1.0,
-    "mean": (103.53, 116.28, 123.675),
-    "std": (57.375, 57.12, 58.395),
-    "fit": "stretch",
-}
-_PICODET_INPUT = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "fit": "stretch"}
 _BINS = 8
 """Number of bins in which NanoDet and PicoDet give the distance to each side of a box."""
 _COCO_CLASSES = 80
@@ -56,7 +49,7 @@ def _joint(found: Evidence) -> Recognised | None:
             cell_offset=0.0 if plus else 0.5,
             classes=classes,
         )
-        return Recognised(decode, _NANODET_INPUT)
+        return Recognised(decode, {**MMDETECTION, "fit": "stretch"})
     return None
 
 
@@ -93,5 +86,5 @@ def _levels(found: Evidence) -> Recognised | None:
             activation="none" if are_scores(scores) else "sigmoid",
             classes=classes,
         )
-        return Recognised(decode, _PICODET_INPUT)
+        return Recognised(decode, IMAGENET)
     return None

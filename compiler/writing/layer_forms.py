@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from ...bundles.blob import tensor_id
-from ...bundles.codes import BASE_BITS, Bits, unpack_codes, wider_bits
+from ...bundles.codes import BASE_BITS, Bits, indexed_codes, wider_bits
 from ...bundles.kernel_forms import KernelForm
 from ...bundles.manifest import Manifest
 from ...bundles.merge_report import LayerReport
@@ -193,17 +193,10 @@ def _coded(
         WorkloadError: the file lacks a tensor, or the tensor does not fit; the message names it.
     """
     try:
-        packed, scale = (tensors[f"{index}.{kind}"] for kind in ("codes", "scale"))
-    except KeyError as error:
-        raise WorkloadError(f"{where}: tensor {error} is missing") from error
-    count = int(np.prod(shape, dtype=np.int64))
-    try:
-        codes = unpack_codes(packed.astype(np.uint8, casting="safe"), bits, count)
-    except (ValueError, TypeError) as error:
-        raise WorkloadError(f"{where}: {index}.codes: {error}") from error
-    if scale.dtype != np.float32 or scale.size != shape[0] or not np.isfinite(scale).all():
-        raise WorkloadError(f"{where}: {index}.scale: {shape[0]} finite float32 values are expected")
-    return codes.reshape(shape), wider_bits(bits, count), scale.reshape(-1)
+        codes, scale = indexed_codes(tensors, index, bits, shape)
+    except ValueError as error:
+        raise WorkloadError(f"{where}: {error}") from error
+    return codes, wider_bits(bits, codes.size), scale
 
 
 def _base(

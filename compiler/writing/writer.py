@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -174,12 +175,17 @@ def _query(query: Query, model: str, staleness: Staleness | None) -> manifest.Qu
 def _feed(feed: FeedSettings, root: Path) -> manifest.FeedSpec:
     """Return the manifest's entry of a feed. The path of a file is made absolute, as a bundle may run from any folder.
 
+    A merged workload names the file from another folder. It gets the same path, so that a reload keeps the feed.
+
     A source that starts with a variable stays as it is. It is the address of a camera, whose variables are filled in
     when the bundle runs; variables in paths were filled in when the workload was loaded.
     """
     source = feed.source
     if is_local_file(source) and not source.startswith("${"):
-        source = str((root / Path(source).expanduser()).absolute())
+        path = (root / Path(source).expanduser()).absolute()
+        # Without "..", while links stay, which may point to another file tomorrow.
+        plain = Path(os.path.abspath(path))  # noqa: PTH100
+        source = str(plain if plain.resolve() == path.resolve() else path)
     return manifest.FeedSpec(
         source=source,
         fps=feed.fps,

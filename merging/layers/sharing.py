@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from torch import nn
@@ -53,7 +54,7 @@ class SharingMap:
         """Return the sharing map that is left of this map if only ``models`` share."""
         return self.without({use for use in self.uses if use.model not in models})
 
-    @property
+    @cached_property
     def uses(self) -> frozenset[Use]:
         """All weights that the sharing map shares."""
         return frozenset(use for slot in self.slots for use in slot)

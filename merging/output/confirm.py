@@ -15,7 +15,7 @@ from ..forms.quantize import Coded
 from ..judging.exams import unchanged
 from ..layers.sharing import Use
 from ..search.search import Found
-from ..training.goals import reached
+from ..training.goals import holds, reached
 from ..training.subjects import Judgement, State, Subject
 
 __all__ = ["Confirmer"]
@@ -39,11 +39,11 @@ class Confirmer:
 
     Args:
         subjects: the models, by name.
+        originals: model name -> original weights.
     """
 
-    def __init__(self, subjects: Mapping[str, Subject]) -> None:
-        self._subjects = dict(subjects)
-        self._originals = {name: subject.state() for name, subject in subjects.items()}
+    def __init__(self, subjects: Mapping[str, Subject], originals: Mapping[str, State]) -> None:
+        self._subjects, self._originals = dict(subjects), originals
         # Two for each model: the weights that the search found, and those that are written.
         self._known: dict[str, deque[tuple[State, dict[str, Judgement]]]] = {name: deque(maxlen=2) for name in subjects}
         self._tested: dict[tuple[str, FormMap], _Kept | None] = {}
@@ -104,8 +104,7 @@ class Confirmer:
         last = committed, found.states[model], dict[Use, Coded]()
         if model in found.retained:
             judged = self.judgements(model, found.states[model])
-            goals = {held.query.name: held.query.target for held in self._subjects[model].held}
-            return last if all(judged[query].relative >= target for query, target in goals.items()) else None
+            return last if holds([self._subjects[model]], judged) else None
         kept = None
         if model not in found.sharing.models:
             tried = {

@@ -101,7 +101,7 @@ class DiskJournal:
         self._replayed = False
         files, forms = self._store.weights, self._store.forms
         if forms is not None:
-            self._codes = read_codes(self._store.output / forms.file, forms.layers)
+            self._codes, _ = read_codes(self._store.output / forms.file, forms.layers)
         read = {name: read_weights(self._subjects[name].network, files[name]) for name in found.models}
         return read, self._store.last_states()
 

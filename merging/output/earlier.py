@@ -9,10 +9,8 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from ...bundles.blob import tensor_id
-from ...bundles.codes import unpack_codes
 from ...bundles.merge_report import MERGE_REPORT, LayerReport, MergeReport, read_report
 from ...errors import GemelError, InputError, first_line
 from ...workload import load_workload
@@ -107,7 +105,7 @@ class EarlierMerge:
         if self.report.forms is None:
             return FormMap(), {}
         path = self.folder / self.report.forms.file
-        codes = read_codes(path, self.report.forms.layers)
+        codes, base_codes = read_codes(path, self.report.forms.layers)
         key_of = {cost.use: cost.base for part in costs.families for each in part.values() for cost in each}
         forms: dict[Use, Form] = {}
         for layer in self.report.forms.layers:
@@ -120,7 +118,7 @@ class EarlierMerge:
                 forms[use] = Form(0, key, base.bits) if is_base and base is not None else Form(layer.bits)
                 value = materialize(codes[use]) if held else None
             else:
-                if base is None or not _is_base(base, layer, path):
+                if base is None or not _is_base(base, layer, base_codes.get(use)):
                     raise InputError(
                         f"{self.folder}: query {use.model}: the base of {use.parameter} is not that of the models of"
                         " this workload; they are other weights now, or another version of gemel merged them"
@@ -195,18 +193,13 @@ def _check_same(folder: Path, workload: Workload, merged: Workload) -> None:
             raise InputError(f"{other}: query {query.name} has another feed, task or model there")
 
 
-def _is_base(base: Base, layer: LayerReport, path: Path) -> bool:
-    """Check whether a base is the one that a weight in a file of forms differs from."""
+def _is_base(base: Base, layer: LayerReport, codes: Coded | None) -> bool:
+    """Check whether a base is the one that a weight in a file of forms, whose base may have codes, differs from."""
+    if layer.shape != tuple(base.kernel.shape):
+        return False
     if layer.base is not None:
         return layer.base == f"base.{tensor_id(base.kernel.numpy())}"
-    if base.coded is None or layer.base_index is None:
-        return False
-    tensors = load_file(path)
-    packed, scale = tensors.get(f"{layer.base_index}.codes"), tensors.get(f"{layer.base_index}.scale")
-    if packed is None or scale is None:
-        return False
-    codes = torch.from_numpy(unpack_codes(packed.numpy(), base.coded.bits, base.kernel.numel()))
-    return torch.equal(codes.reshape(base.kernel.shape), base.coded.codes) and torch.equal(scale, base.coded.scale)
+    return base.coded is not None and codes is not None and _equal(base.coded, codes)
 
 
 def _equal(first: Coded, second: Coded) -> bool:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.numpy import load_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ...bundles.blob import tensor_id
-from ...bundles.codes import pack_codes, unpack_codes
+from ...bundles.codes import BASE_BITS, indexed_codes, pack_codes
 from ...bundles.merge_report import FormsReport, LayerReport
 from ...errors import GemelError, InputError, first_line
 from ..forms.form_map import FormMap
@@ -91,24 +91,33 @@ def forms_file(
     return content, FormsReport(file=f"forms-{digest}.safetensors", layers=tuple(layers))
 
 
-def read_codes(path: Path, layers: Iterable[LayerReport]) -> dict[Use, Coded]:
-    """Read the codes of weights from a file that :func:`forms_file` made. Codes of bases alone are not read.
+def read_codes(path: Path, layers: Iterable[LayerReport]) -> tuple[dict[Use, Coded], dict[Use, Coded]]:
+    """Read the codes of weights, and of the bases that these differ from, from a file that :func:`forms_file` made.
 
     Args:
         path: the file.
         layers: the weights, as merge.json lists them.
 
+    Returns:
+        Weight -> its codes; and weight -> codes of its base, for differences to a base in codes.
+
     Raises:
-        InputError: the file is damaged or cannot be read.
+        InputError: the file is damaged or cannot be read; the message names the weight.
     """
     try:
         tensors = load_file(path)
-        found = {}
-        for layer in layers:
-            packed = tensors[f"{layer.index}.codes"].numpy()
-            codes = unpack_codes(packed, layer.bits, math.prod(layer.shape)).reshape(layer.shape)
-            scale = tensors[f"{layer.index}.scale"]
-            found[Use(layer.model, layer.parameter)] = Coded(torch.from_numpy(codes), scale, layer.bits)
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise InputError(f"{path}: damaged; the search cannot be resumed: {first_line(error)}") from error
-    return found
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path}: damaged: {first_line(error)}") from error
+    codes: dict[Use, Coded] = {}
+    bases: dict[Use, Coded] = {}
+    for layer in layers:
+        use = Use(layer.model, layer.parameter)
+        for found, index, bits in ((codes, layer.index, layer.bits), (bases, layer.base_index, BASE_BITS)):
+            if index is None:
+                continue
+            try:
+                values, scale = map(torch.from_numpy, indexed_codes(tensors, index, bits, layer.shape))
+            except ValueError as error:
+                raise InputError(f"{path}: damaged: {layer.parameter} of query {layer.model}: {error}") from error
+            found[use] = Coded(values, scale, bits)
+    return codes, bases

@@ -28,7 +28,7 @@ from ..layers.groups import ratio
 from ..layers.problem import Problem, pair_layers
 from ..layers.sharing import Use
 from ..search.search import Found
-from ..training.subjects import JudgedQuery, Judgement, Subject
+from ..training.subjects import JudgedQuery, Judgement, State, Subject
 from .confirm import Confirmer
 from .footprint import bundle_bytes, held_by
 from .parts import saving_parts, stored_forms
@@ -48,6 +48,7 @@ class Reporter:
     Args:
         problem: the layers of all models.
         subjects: the models, by name.
+        originals: model name -> original weights.
         strategy: name of the search strategy.
         left: model -> reason, for models that the search leaves as they are.
     """
@@ -56,11 +57,12 @@ class Reporter:
         self,
         problem: Problem,
         subjects: Mapping[str, Subject],
+        originals: Mapping[str, State],
         strategy: str,
         left: Mapping[str, str] | None = None,
     ) -> None:
         self._problem, self._subjects, self._strategy = problem, subjects, strategy
-        self._left, self._confirmer = dict(left or {}), Confirmer(subjects)
+        self._left, self._confirmer = dict(left or {}), Confirmer(subjects, originals)
         # All at once: what originals have in common, such as the anchors of two detectors, merging does not save.
         self._original = bundle_bytes(held_by(subject) for subject in subjects.values())
         self._least = _least_bytes(problem, subjects)

@@ -30,12 +30,13 @@ from pathlib import Path
 from typing import Any
 
 from ...bundles.merge_report import MERGE_REPORT, FormsReport, MergeReport
+from ...durable import write_whole
 from ...errors import InputError
+from ...locks import try_lock
 from ..strategies import Verdict
 from ..training.subjects import State
 from ..training.trial import Outcome, Trial
-from .disk import explain_disk_errors, write_atomically
-from .lock import locked
+from .disk import explain_disk_errors
 from .records import entry_of, key_of, outcome_of, pack_states, unpack_states
 
 __all__ = ["Store"]
@@ -77,7 +78,11 @@ class Store:
             # Nothing is written into a folder of other files, not even a lock.
             if self._journal.is_file() or not self._holds_something():
                 try:
-                    held.enter_context(locked(self._search / _LOCK, f"another gemel merge is writing {output}"))
+                    self._search.mkdir(parents=True, exist_ok=True)
+                    # The file stays: another process may just have opened it.
+                    lock = held.enter_context((self._search / _LOCK).open("ab"))
+                    if not try_lock(lock.fileno()):
+                        raise InputError(f"another gemel merge is writing {output}")
                 except OSError as error:
                     raise InputError(f"{output}: cannot be written: {error.strerror}") from error
             exists = self._holds_something()
@@ -140,7 +145,7 @@ class Store:
                 raise InputError(
                     f"{self.output}: was begun with {what}; resume with what it was begun with, or name another folder"
                 )
-        write_atomically(self._journal, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
+        write_whole(self._journal, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
         return entries[1:]
 
     @property
@@ -220,7 +225,7 @@ class Store:
             number, old = self._count + 1, []
             if verdict.trial.recipe is not None:
                 target = self._search / f"last-{number}.safetensors"
-                write_atomically(target, pack_states(last))
+                write_whole(target, pack_states(last))
                 old = [path for path in self._last_files() if path != target]
             with self._journal.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
@@ -244,8 +249,8 @@ class Store:
         with explain_disk_errors(self.output):
             self._begin_journal()
             self._write_weights(files)
-            write_atomically(self.output / MERGE_REPORT, report.model_dump_json(indent=2).encode() + b"\n")
-            write_atomically(self.output / "workload.yaml", workload)
+            write_whole(self.output / MERGE_REPORT, report.model_dump_json(indent=2).encode() + b"\n")
+            write_whole(self.output / "workload.yaml", workload)
             used = {*files, report.forms and report.forms.file}
             for path in (*(self.output / _WEIGHTS).iterdir(), *self.output.glob("forms-*.safetensors")):
                 if path.name not in used and _OWN_FILES.fullmatch(path.name):
@@ -265,13 +270,13 @@ class Store:
             for name, content in files.items():
                 target = self.output / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(target, content)
+                write_whole(target, content)
 
     def _begin_journal(self) -> None:
         """Write the header of the search journal if there is no journal yet."""
         if not self._journal.exists():
             self._search.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._journal, (json.dumps(self._header) + "\n").encode())
+            write_whole(self._journal, (json.dumps(self._header) + "\n").encode())
 
     def _write_weights(self, files: Mapping[str, bytes | None]) -> None:
         """Write merged models' weight files that do not exist yet; a content of None says that a file was written."""
@@ -279,7 +284,7 @@ class Store:
         folder.mkdir(exist_ok=True)
         for name, content in files.items():
             if content is not None and not (folder / name).exists():
-                write_atomically(folder / name, content)
+                write_whole(folder / name, content)
 
     def _last_files(self) -> list[Path]:
         """Return the files with weights after the last trial that trained; a crash may leave more than one file."""

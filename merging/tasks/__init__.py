@@ -17,12 +17,12 @@ from ...bundles.decode_specs import (
 )
 from ...errors import RetrainError
 from ...frames.preprocess import Geometry
-from ...runtime.decode.evidence import ImageEvidence, Ratios, accuracy_of
+from ...runtime.decode.evidence import ImageEvidence, Ratios
 from ...workload.data import Images
 from ...workload.document.schema import Query
 from ..models.networks import Network
 
-__all__ = ["Answers", "Outputs", "Task", "accuracy", "check_trainable", "task_of"]
+__all__ = ["Answers", "Outputs", "Task", "check_trainable", "task_of"]
 
 Outputs = tuple[Tensor, ...]
 """Outputs of the stage ``main`` for a batch, float32, in the order of the stage's output names."""
@@ -91,22 +91,6 @@ class Task(Protocol):
             teacher: the original model's outputs for the same batch.
         """
         ...
-
-
-def accuracy(task: Task, outputs: Outputs, teacher: Outputs, images: Images) -> float:
-    """Return the accuracy of a model on a whole data set, from 0 to 1, given its raw outputs.
-
-    Args:
-        task: the task by which the model is judged.
-        outputs: the judged model's outputs for ``images``.
-        teacher: the original model's outputs for ``images``, which are the truth if the data set has no labels.
-        images: the data set.
-
-    Raises:
-        UnjudgedError: the images cannot tell good models from bad ones.
-    """
-    places = images.geometry
-    return accuracy_of(task.evidence(task.answers(outputs, places), task.answers(teacher, places), images))
 
 
 def task_of(network: Network, query: Query) -> Task:

@@ -6,7 +6,20 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from .subjects import Judgement, Subject
 
-__all__ = ["is_hopeless", "loss_weights", "reached", "resting"]
+__all__ = ["holds", "is_hopeless", "loss_weights", "reached", "resting"]
+
+
+def holds(subjects: Iterable[Subject], judgements: Mapping[str, Judgement]) -> bool:
+    """Check whether every query of some models has a relative accuracy at its target, whatever its lower bound is.
+
+    By this a model stays that was confirmed once: few new images have low bounds, however right it is on them.
+
+    Args:
+        subjects: the models.
+        judgements: query name -> judgement.
+    """
+    held = (held.query for subject in subjects for held in subject.held)
+    return all(judgements[query.name].relative >= query.target for query in held)
 
 
 def reached(subjects: Iterable[Subject], judgements: Mapping[str, Judgement], spare: float = 0.0) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Literal
@@ -17,7 +17,7 @@ from ..forms.quantize import Coded
 from ..layers.sharing import SharingMap, Slot, Use, bind, own_parameters, release
 from .align import align
 from .deadline import stopping
-from .goals import reached
+from .goals import holds, reached
 from .seeding import seeded
 from .start import average, donate, refit_heads, reset_statistics
 from .subjects import Judgement, State, Subject, by_area, fitting, in_batches, judgements_of
@@ -175,9 +175,9 @@ class TrialRunner:
                 own = subject.held[0].choose.own.images
                 judged |= judgements_of([subject], limit=GLANCE if trial.recipe else fitting(GLANCE // 2, own))
             # The first images may be too few for lower bounds at the targets, which all images together reach.
-            if trial.whole or _reaches(learners, judged):
+            if trial.whole or holds(learners.values(), judged):
                 judged = judgements_of(learners.values())
-        met = _held(learners, judged) if trial.whole else _met(learners, judged)
+        met = _met(learners, judged, holds if trial.whole else reached)
         samples, ended = 0, "start"
         strained: dict[Use, float] = {}
         if trial.recipe is not None and not reached(learners.values(), judged, trial.recipe.spare):
@@ -281,21 +281,10 @@ def _values(judged: Mapping[str, Judgement]) -> tuple[dict[str, float], dict[str
     return accuracies, {query: each.relative for query, each in judged.items()}
 
 
-def _met(learners: Mapping[str, Subject], judged: Mapping[str, Judgement]) -> frozenset[str]:
-    """Return the names of those models in ``learners`` whose queries all reach their targets."""
-    return frozenset(name for name, subject in learners.items() if reached([subject], judged))
-
-
-def _held(learners: Mapping[str, Subject], judged: Mapping[str, Judgement]) -> frozenset[str]:
-    """Return the names of those models in ``learners`` that no measured value speaks against.
-
-    A model that is judged again was confirmed once. If its lower bound decided, few new images would cost it its
-    shared weights, however right it is on them.
-    """
-    return frozenset(name for name, subject in learners.items() if _reaches({name: subject}, judged))
-
-
-def _reaches(learners: Mapping[str, Subject], judged: Mapping[str, Judgement]) -> bool:
-    """Check whether every query of some models has a relative accuracy at its target, whatever its lower bound is."""
-    held = (held for subject in learners.values() for held in subject.held)
-    return all(judged[each.query.name].relative >= each.query.target for each in held)
+def _met(
+    learners: Mapping[str, Subject],
+    judged: Mapping[str, Judgement],
+    test: Callable[[Iterable[Subject], Mapping[str, Judgement]], bool] = reached,
+) -> frozenset[str]:
+    """Return the names of those models in ``learners`` whose queries all reach their targets by a test."""
+    return frozenset(name for name, subject in learners.items() if test([subject], judged))

@@ -14,7 +14,8 @@ from .registry import is_prepared, open_backend
 
 __all__ = ["prepare_apart"]
 
-_CODE = f"from {__name__} import _prepare; _prepare()"
+# The priority first: importing alone takes a second of a slow core.
+_CODE = f"import os; os.nice(19); from {__name__} import _prepare; _prepare()"
 _POLL_S = 0.1
 """Seconds between two checks whether the process that makes a device cache has ended or is no longer needed."""
 
@@ -63,7 +64,6 @@ def prepare_apart(bundle: Bundle, backend: str, over: Callable[[], bool]) -> Non
 
 def _prepare() -> None:
     """Make the device cache of the bundle and backend that the arguments of this process name."""
-    os.nice(19)
     path, backend = sys.argv[1:]
     try:
         open_backend(open_bundle(Path(path)), backend, memory="min").close()

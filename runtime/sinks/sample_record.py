@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator
 
-from ...bundles.stage_specs import flat_name
+from ...bundles.stage_specs import Sha256, flat_name
 from ...bundles.value import Value, problem
 
 __all__ = ["PICTURE_SUFFIX", "RECORD_SUFFIX", "SAMPLE_VERSION", "SampleRecord", "parse_record"]
@@ -22,7 +22,6 @@ PICTURE_SUFFIX, RECORD_SUFFIX = ".jpg", ".json"
 """Suffixes of the two files of a sample."""
 
 _Text = Annotated[str, Field(max_length=256)]
-_Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class SampleRecord(Value):
@@ -42,7 +41,7 @@ class SampleRecord(Value):
     """Time at which the sampled frame arrived, in Unix seconds of the clock of the box."""
     image: _Text
     """Name of the JPEG file of the sampled frame."""
-    sha256: _Hash
+    sha256: Sha256
     """SHA-256 of the JPEG file of the sampled frame."""
     size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
     """Height and width of the sampled frame in pixels."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import re
 from pathlib import Path
 
+from ...locks import try_lock
 from .run_info import utc_stamp
 
 __all__ = ["StampedFolder", "put_whole"]
@@ -132,6 +132,9 @@ class StampedFolder:
 def put_whole(path: Path, data: bytes) -> None:
     """Write a file, which gets its name when it is whole, so that nobody sees half of it.
 
+    Unlike :func:`gemel.durable.write_whole`, do not wait for the disk, nor read the folder: there are many such files,
+    and a power cut may cost the last of them.
+
     Raises:
         OSError: the file cannot be written; no unfinished file is left.
     """
@@ -156,9 +159,5 @@ def _lock(fd: int, path: Path) -> None:
     Raises:
         OSError: another run writes to the file.
     """
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise OSError(error.errno, "another run writes to this file", str(path)) from error
-    except OSError as error:
-        _log.debug("%s: cannot be locked: %s", path, error.strerror)
+    if not try_lock(fd):
+        raise OSError(errno.EAGAIN, "another run writes to this file", str(path))

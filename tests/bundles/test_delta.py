@@ -433,6 +433,18 @@ def test_variables_of_the_old_bundle(
         assert known_variables(done.bundle) == allowed
 
 
+@pytest.mark.parametrize("damaged", [0, 1])
+def test_a_damaged_blob_is_not_sent(damaged: int, made: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    old, new = (Path(shutil.copytree(made[place], tmp_path / f"{place}")) for place in (0, 1))
+    blob = (old, new)[damaged] / "weights.bin"
+    data = bytearray(blob.read_bytes())
+    data[0] ^= 1
+    blob.write_bytes(data)
+    with pytest.raises(BundleError, match=rf"{blob}: content is damaged"):
+        delta_between(old, new, tmp_path / "step")
+    assert not (tmp_path / "step").exists()
+
+
 def test_a_blob_with_other_bytes_cannot_be_sent(made: tuple[Path, Path, Path], tmp_path: Path) -> None:
     new = Path(shutil.copytree(made[1], tmp_path / "new"))
     content = open_bundle(new).manifest

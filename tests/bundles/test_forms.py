@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from form_bundles import FORMS
+from helpers import edit_json
 
 from gemel.bundles.blob import tensor_id
 from gemel.bundles.form_nodes import without_forms
@@ -24,13 +23,6 @@ from gemel.bundles.tensor_users import TensorUsers
 from gemel.errors import BackendError, BundleError
 
 COUNT = sum(map(len, FORMS.values()))
-
-
-def edit(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    path = bundle / MANIFEST
-    document = json.loads(path.read_text())
-    change(document)
-    path.write_text(json.dumps(document))
 
 
 def test_a_computed_kernel_has_the_id_of_its_bytes(form_folder: Path) -> None:
@@ -59,7 +51,7 @@ def test_only_bundles_with_computed_kernels_have_the_new_version(form_folder: Pa
     plain = open_bundle(bundle).manifest
     assert (plain.schema_version, plain.forms) == (PLAIN_VERSION, {})
     # As an earlier version wrote it.
-    edit(bundle, lambda document: document.pop("forms"))
+    edit_json(bundle / MANIFEST, lambda document: document.pop("forms"))
     assert open_bundle(bundle).manifest == plain
 
 
@@ -85,7 +77,7 @@ def test_a_scale_of_the_base_that_does_not_fit_is_refused(
         scale = document["tensors"][form["base_scale"]]
         scale.update(change, length=4 * change.get("shape", scale["shape"])[0])
 
-    edit(form_folder / "bundle", put)
+    edit_json(form_folder / "bundle" / MANIFEST, put)
     with pytest.raises(BundleError, match=f"base_scale: tensor .* is {expected}"):
         open_bundle(form_folder / "bundle")
 
@@ -115,7 +107,7 @@ def test_a_scale_of_the_base_that_does_not_fit_is_refused(
 def test_a_form_that_does_not_fit_is_refused(
     form_folder: Path, kind: str, change: dict[str, Any], message: str
 ) -> None:
-    edit(form_folder / "bundle", lambda document: first_form(document, kind).update(change))
+    edit_json(form_folder / "bundle" / MANIFEST, lambda document: first_form(document, kind).update(change))
     with pytest.raises(BundleError, match=rf"forms\.[0-9a-f]{{32}}.*{message}"):
         open_bundle(form_folder / "bundle")
 
@@ -125,7 +117,7 @@ def test_parts_of_another_kind_are_refused(form_folder: Path) -> None:
         form = first_form(document, "difference")
         form["scale"] = form["codes"]
 
-    edit(form_folder / "bundle", swap)
+    edit_json(form_folder / "bundle" / MANIFEST, swap)
     with pytest.raises(BundleError, match=r"scale"):
         open_bundle(form_folder / "bundle")
 
@@ -135,7 +127,7 @@ def test_a_kernel_cannot_be_both_stored_and_computed(form_folder: Path) -> None:
         tensor = next(iter(document["tensors"]))
         document["forms"][tensor] = next(iter(document["forms"].values()))
 
-    edit(form_folder / "bundle", store)
+    edit_json(form_folder / "bundle" / MANIFEST, store)
     with pytest.raises(BundleError, match="the kernel is also stored as a tensor"):
         open_bundle(form_folder / "bundle")
 
@@ -147,7 +139,7 @@ def test_a_part_outside_the_models_segments_is_refused(form_folder: Path) -> Non
         for model in document["models"].values():
             model["segments"] = [name for name in model["segments"] if name != segment]
 
-    edit(form_folder / "bundle", take)
+    edit_json(form_folder / "bundle" / MANIFEST, take)
     with pytest.raises(BundleError, match="lies in none of the model's segments"):
         open_bundle(form_folder / "bundle")
 

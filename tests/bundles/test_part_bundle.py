@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
-from helpers import write_video
+from helpers import edited_bundle, write_video
 from reloads import compiled
 from reverts import answers, with_originals
 from stem_bundles import stem_workload
@@ -19,7 +18,7 @@ from stem_bundles import stem_workload
 from gemel.bundles.forms import source_segments
 from gemel.bundles.originals import originals_bytes
 from gemel.bundles.part_bundle import BundlePart, write_part
-from gemel.bundles.reader import MANIFEST, Bundle, open_bundle, verify
+from gemel.bundles.reader import Bundle, open_bundle, verify
 from gemel.bundles.revert_bundle import revert_queries
 from gemel.bundles.write_delta import write_delta
 from gemel.compiler import compile_workload
@@ -149,18 +148,9 @@ def test_original_weights_go_with_their_queries(two: tuple[Bundle, Bundle], tmp_
 
 
 def test_an_sla_of_another_bundle_stays_with_its_queries(two: tuple[Bundle, Bundle], tmp_path: Path) -> None:
-    slower = changed(two[1], tmp_path / "slower", lambda document: document.update(sla_ms=250.0))
+    slower = edited_bundle(two[1].path, tmp_path / "slower", lambda document: document.update(sla_ms=250.0))
     part = write_part(tmp_path / "part", [BundlePart(two[0], ("a",)), BundlePart(slower, ("c",))])
     assert (part.manifest.sla_of("a"), part.manifest.sla_of("c")) == (100.0, 250.0)
-
-
-def changed(bundle: Bundle, output: Path, change: Callable[[Any], None]) -> Bundle:
-    """Copy a bundle, change the document of its manifest, and open it."""
-    shutil.copytree(bundle.path, output)
-    document = json.loads((output / MANIFEST).read_text())
-    change(document)
-    (output / MANIFEST).write_text(json.dumps(document))
-    return open_bundle(output)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +174,7 @@ def changed(bundle: Bundle, output: Path, change: Callable[[Any], None]) -> Bund
 def test_what_cannot_be_one_bundle(
     two: tuple[Bundle, Bundle], tmp_path: Path, change: Callable[[Any], None], message: str
 ) -> None:
-    new = changed(two[1], tmp_path / "new", change)
+    new = edited_bundle(two[1].path, tmp_path / "new", change)
     with pytest.raises(InputError, match=message):
         write_part(tmp_path / "part", [BundlePart(two[0], ("a",)), BundlePart(new, ("c",))])
     assert not (tmp_path / "part").exists()

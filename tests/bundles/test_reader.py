@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable
@@ -11,17 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import edit_json
 
 from gemel.bundles.goals import QueryGoals
 from gemel.bundles.reader import MANIFEST, open_bundle, verify
 from gemel.errors import BundleError
-
-
-def edit(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    path = bundle / MANIFEST
-    document = json.loads(path.read_text())
-    change(document)
-    path.write_text(json.dumps(document))
 
 
 def test_a_good_one(bundle: Path) -> None:
@@ -67,13 +60,13 @@ def test_missing_file(bundle: Path) -> None:
 
 
 def test_newer_major_version(bundle: Path) -> None:
-    edit(bundle, lambda document: document.update(schema_version="3.0"))
+    edit_json(bundle / MANIFEST, lambda document: document.update(schema_version="3.0"))
     with pytest.raises(BundleError, match=r"schema_version 3\.0 is newer than 2\.0.*upgrade gemel"):
         open_bundle(bundle)
 
 
 def test_newer_minor_version_with_new_fields(bundle: Path) -> None:
-    edit(bundle, lambda document: document.update(schema_version="1.7", invented_later={"a": 1}))
+    edit_json(bundle / MANIFEST, lambda document: document.update(schema_version="1.7", invented_later={"a": 1}))
     assert open_bundle(bundle).manifest.schema_version == "1.7"
 
 
@@ -88,7 +81,7 @@ def test_paths_that_leave_the_bundle(bundle: Path, name: str, where: str) -> Non
         else:
             document["models"]["a"]["stages"]["main"]["file"] = name
 
-    edit(bundle, change)
+    edit_json(bundle / MANIFEST, change)
     with pytest.raises(BundleError, match=r"is not a plain file name; files of a bundle lie directly in its folder"):
         open_bundle(bundle)
 
@@ -180,7 +173,7 @@ def test_a_pipe_is_not_opened(bundle: Path) -> None:
     ],
 )
 def test_inconsistent_manifests(bundle: Path, change: Callable[[dict[str, Any]], None], message: str) -> None:
-    edit(bundle, change)
+    edit_json(bundle / MANIFEST, change)
     with pytest.raises(BundleError, match=message):
         open_bundle(bundle)
 
@@ -192,7 +185,7 @@ def test_a_bundle_from_before_there_were_goals(bundle: Path) -> None:
             for name in QueryGoals.model_fields:
                 del query[name]
 
-    edit(bundle, older)
+    edit_json(bundle / MANIFEST, older)
     content = open_bundle(bundle).manifest
     assert content.objective == "max-min"
     for name, query in content.queries.items():

@@ -89,7 +89,7 @@ def test_bad_input(evaluate: Call, bundle: Path, tmp_path: Path) -> None:
             "objective accuracy: query a has no staleness curve",
         ),
         ((bundle, "--memory", "min,much"), "--memory: 'min,much' is not allowed: bytes such as 64MiB"),
-        ((bundle, "--memory", "10"), "the hungriest model alone needs"),
+        ((bundle, "--memory", "10"), "the largest model alone needs"),
         ((bundle, "--seconds", "0"), "--seconds: 0 is not allowed: more than 0 is expected"),
         ((bundle, "--seconds", "nan"), "--seconds: nan is not allowed"),
         ((bundle, "--backend", "abacus"), "backend 'abacus' is not available"),

@@ -24,6 +24,20 @@ def test_a_workload_is_no_bundle(command: str, gemel: Call, bundle_folder: Path)
     )
 
 
+@pytest.mark.parametrize("merged", [False, True])
+def test_the_folder_of_a_workload_is_no_bundle(merged: bool, gemel: Call, bundle_folder: Path) -> None:
+    workload = bundle_folder / "workload.yaml"
+    if merged:
+        (bundle_folder / "merged").mkdir()
+        workload = workload.rename(bundle_folder / "merged" / "workload.yaml")
+    code, out, err = gemel("run", bundle_folder)
+    assert (code, out) == (2, "")
+    assert err == (
+        f"error: {bundle_folder}: is the folder of a workload, not of a bundle; first compile it: gemel-compile"
+        f" {workload} -o bundle/\n"
+    )
+
+
 def test_other_files_are_no_bundle(gemel: Call, bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "x.bin").write_bytes(b"\0\xff")
     for path, words in (

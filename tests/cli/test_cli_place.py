@@ -144,7 +144,7 @@ def test_bad_input(bundles: tuple[Path, Path], boxes: Path, tmp_path: Path, geme
             (one, "--boxes", twice, "--memory-only"),
             f"{twice}:4: boxes[1].name: two boxes are called 'east'; names must",
         ),
-        ((one.parent, *plain), f"{one.parent}: is the folder of a workload; first compile it: gemel-compile "),
+        ((one.parent, *plain), f"{one.parent}: is the folder of a workload, not of a bundle; first compile"),
         ((one.parent / "workload.yaml", *plain), f"{one.parent / 'workload.yaml'}: is a workload, not the folder of a"),
         ((tmp_path / "empty", *plain), f"{tmp_path / 'empty'}: not a bundle (no manifest.json); gemel-compile writes"),
         ((one, "--boxes", tmp_path / "none.yaml"), f"{tmp_path / 'none.yaml'}: cannot be read: No such file"),

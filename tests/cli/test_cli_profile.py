@@ -84,7 +84,7 @@ def test_bad_input(profile: Call, bundle: Path, tmp_path: Path, monkeypatch: pyt
         ((tmp_path / "no",), "not a bundle"),
         ((bundle, "--backend", "abacus"), "backend 'abacus' is not available"),
         ((bundle, "--memory", "much"), "--memory: 'much' is not allowed"),
-        ((bundle, "--memory", "10"), "the hungriest model alone needs"),
+        ((bundle, "--memory", "10"), "the largest model alone needs"),
         ((bundle, "-o", tmp_path), "cannot be written"),
         ((bundle, "-o", tmp_path / "file" / "profile.yaml"), "cannot be written"),
     ):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from delta_bundles import content_of, delta_between, noise, retrained
 from drift_samples import put_sample
-from helpers import write_video
+from helpers import edit_json, write_video
 from reloads import Run, compiled
 from reverts import answers, waiting, with_originals
 from small_bundle import write_model, write_workload
@@ -87,6 +87,15 @@ def test_compiled_with_an_address(made: Path, tmp_path: Path, gemel: Gemel) -> N
     assert "put it into the folder that --originals-at names" in out and "s3cret" not in out
     assert len([*(tmp_path / "bundle-originals").iterdir()]) == 1
     assert "s3cret" not in gemel("inspect", tmp_path / "bundle")[1]
+
+
+def test_an_entry_without_original_weights_is_as_none(made: Path, tmp_path: Path, gemel: Gemel) -> None:
+    bundle = Path(shutil.copytree(made / "merged" / "bundle", tmp_path / "bundle"))
+    before = gemel("inspect", bundle)[1]
+    edit_json(bundle / "manifest.json", lambda document: document.update(originals={}))
+    code, out, err = gemel("inspect", bundle)
+    assert (code, err) == (0, "")
+    assert "original weights" not in out and len(out.splitlines()) == len(before.splitlines())
 
 
 def test_mistakes_of_compile(made: Path, tmp_path: Path, gemel: Gemel) -> None:

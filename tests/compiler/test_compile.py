@@ -17,8 +17,10 @@ from gemel.bundles.reader import open_bundle
 from gemel.check.source.numerics import compare_with_source
 from gemel.compiler import compile_workload
 from gemel.compiler.passes import BatchNormChoice, choose_batch_norm
+from gemel.compiler.writing.writer import _feed
 from gemel.errors import BundleError, CompileError, ModelError, SharingLostError, WorkloadError
 from gemel.workload import Workload, load_workload
+from gemel.workload.document.schema import FeedSettings
 
 Make = Callable[..., Workload]
 
@@ -53,6 +55,16 @@ def test_queries_of_one_model_share_it(bundle_folder: Path) -> None:
 def test_feeds_of_files_become_absolute(bundle_folder: Path) -> None:
     sources = {spec.source for spec in open_bundle(bundle_folder / "bundle").manifest.feeds.values()}
     assert all(Path(source).is_absolute() and source.endswith("yard.mp4") for source in sources)
+
+
+def test_a_file_has_one_path_whichever_folder_names_it(tmp_path: Path) -> None:
+    for folder in ("merged", "elsewhere/deep"):
+        (tmp_path / folder).mkdir(parents=True)
+    feed = FeedSettings(source="../yard.mp4")
+    assert _feed(feed, tmp_path / "merged").source == str(tmp_path / "yard.mp4")
+    # Behind a link to a folder, ".." is another one.
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "deep")
+    assert _feed(feed, tmp_path / "link").source == str(tmp_path / "link" / ".." / "yard.mp4")
 
 
 @pytest.mark.parametrize("source", ["${CAMERA}", "${HOST}/1", "rtsp://user:${PASSWORD}@camera/1"])

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import edited_bundle
 
-from gemel.bundles.reader import MANIFEST, Bundle, open_bundle
+from gemel.bundles.reader import Bundle, open_bundle
 from gemel.errors import InputError
 from gemel.fleet.boxes_file import BoxSettings
 from gemel.fleet.bundle_needs import case_of, check_bundles, loads_of, seen_feeds
@@ -20,22 +19,13 @@ from gemel.runtime.planning.profile import Profile, parse_profile
 BOXES = (BoxSettings(name="one", memory="1MiB"), BoxSettings(name="two", memory="1MiB", feeds=["gate"]))
 
 
-def edited(bundle: Path, output: Path, change: Callable[[Any], None]) -> Bundle:
-    """Copy a bundle, change the document of its manifest, and open it."""
-    shutil.copytree(bundle, output)
-    document = json.loads((output / MANIFEST).read_text())
-    change(document)
-    (output / MANIFEST).write_text(json.dumps(document))
-    return open_bundle(output)
-
-
 def renamed(bundle: Path, output: Path) -> Bundle:
     """Copy a bundle, and open it with the queries ``other-a``, ``other-b`` and ``other-c``."""
 
     def rename(document: Any) -> None:
         document["queries"] = {f"other-{name}": query for name, query in document["queries"].items()}
 
-    return edited(bundle, output, rename)
+    return edited_bundle(bundle, output, rename)
 
 
 def profile(**changes: Any) -> Profile:
@@ -75,7 +65,7 @@ def test_a_private_copy_is_shared_by_queries_of_one_model_only(bundle: Path, tmp
     def constant(document: Any) -> None:
         document["models"]["a"]["mode"] = "constant"
 
-    opened = edited(bundle, tmp_path / "constant", constant)
+    opened = edited_bundle(bundle, tmp_path / "constant", constant)
     case, sizes = case_of([opened], BOXES, {}), opened.manifest.models
     assert case.held([0, 2]) == sizes["a"].bytes
     assert case.held([0, 1]) == sizes["a"].bytes + sizes["b"].bytes
@@ -118,12 +108,12 @@ def test_names_mean_one_thing(bundle: Path, tmp_path: Path) -> None:
         document["queries"] = {"x": document["queries"]["a"]}
         document["feeds"]["yard"]["source"] = "other.mp4"
 
-    moved = edited(bundle, tmp_path / "moved", move)
+    moved = edited_bundle(bundle, tmp_path / "moved", move)
     message = r"^feed 'yard' of .*/moved is another one than that of .*/bundle; feeds of one name must be equal$"
     with pytest.raises(InputError, match=message):
         check_bundles([opened, moved])
 
-    empty = edited(bundle, tmp_path / "empty", lambda document: document.update(queries={}))
+    empty = edited_bundle(bundle, tmp_path / "empty", lambda document: document.update(queries={}))
     with pytest.raises(InputError, match=r"/empty: has no queries$"):
         check_bundles([empty])
     check_bundles([opened, renamed(bundle, tmp_path / "again")])

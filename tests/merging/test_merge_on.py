@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 from drift_samples import put_sample
-from helpers import single_thread
+from helpers import edit_json, single_thread
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from trained_models import stripes
@@ -198,29 +198,22 @@ def change_weights(folder: Path, rename: bool) -> None:
         path.rename(path.with_name(name))
 
 
-def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change a JSON file."""
-    document = json.loads(path.read_text())
-    change(document)
-    path.write_text(json.dumps(document))
-
-
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda folder: (folder / "merged" / "merge.json").unlink(), "holds no merge: merge.json is missing"),
         (lambda folder: (folder / "merged" / "merge.json").write_text("{"), r"merge\.json"),
         (
-            lambda folder: edit(folder / "merged" / "merge.json", lambda each: each.update(schema_version="2.0")),
+            lambda folder: edit_json(folder / "merged" / "merge.json", lambda each: each.update(schema_version="2.0")),
             r"merge\.json: version 2\.0; this gemel goes on from 1\.x",
         ),
         (lambda folder: (folder / "merged" / "workload.yaml").unlink(), r"workload\.yaml"),
         (
-            lambda folder: edit(folder / "workload.yaml", lambda each: each["queries"][1].update(name="shade")),
+            lambda folder: edit_json(folder / "workload.yaml", lambda each: each["queries"][1].update(name="shade")),
             "is a merge of another workload: query colour",
         ),
         (
-            lambda folder: edit(folder / "workload.yaml", lambda each: each["queries"][1].update(feed="yard")),
+            lambda folder: edit_json(folder / "workload.yaml", lambda each: each["queries"][1].update(feed="yard")),
             "is a merge of another workload: query colour has another feed, task or model there",
         ),
         (lambda folder: change_weights(folder, rename=False), "damaged: it is not the file that its name says"),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers import write_video
+from helpers import edit_json, write_video
 from reloads import FPS, Run
 from small_bundle import write_model
 
@@ -62,13 +62,6 @@ def goals(_compiled: Path) -> Iterator[Path]:
     (_compiled / MANIFEST).write_text(before)
 
 
-def change(bundle: Path, edit: Callable[[dict[str, Any]], None]) -> None:
-    """Change the manifest of a bundle."""
-    document = json.loads((bundle / MANIFEST).read_text())
-    edit(document)
-    (bundle / MANIFEST).write_text(json.dumps(document))
-
-
 def ask_for(query: str, fps: float) -> Callable[[dict[str, Any]], None]:
     """Return a change of a manifest: a minimum rate of a query."""
     return lambda document: document["queries"][query].update(min_fps=fps)
@@ -110,7 +103,7 @@ def test_a_feed_without_a_rate_gives_what_is_asked_for(goals: Path, gemel: Gemel
         del document["feeds"]["yard"]["fps"]
         ask_for("a", 60.0)(document)
 
-    change(goals, edit)
+    edit_json(goals / MANIFEST, edit)
     code, _, err = gemel("profile", goals, "-o", tmp_path / "profile.yaml")
     assert (code, err) == (0, "")
     assert {each.fps for each in read_profile(tmp_path / "profile.yaml").queries.values()} == {60.0}
@@ -186,8 +179,8 @@ def test_nothing_is_promised_where_nothing_is_planned(goals: Path) -> None:
 
 @pytest.mark.usefixtures("slow")
 def test_a_minimum_rate_that_is_missed_is_said_before_the_run(goals: Path, caplog: pytest.LogCaptureFixture) -> None:
-    change(goals, ask_for("a", 24.5))
-    change(goals, ask_for("c", 24.5))
+    edit_json(goals / MANIFEST, ask_for("a", 24.5))
+    edit_json(goals / MANIFEST, ask_for("c", 24.5))
     live(goals)
     (line,) = [each.getMessage() for each in caplog.records if "min_fps" in each.getMessage()]
     assert line.startswith("min_fps is not reached: ") and " of 24.5" in line and "enough would be " in line
@@ -199,7 +192,7 @@ def test_a_minimum_rate_that_is_missed_is_said_before_the_run(goals: Path, caplo
 
 @pytest.mark.usefixtures("slow")
 def test_rates_that_are_reached_are_not_talked_about(goals: Path, caplog: pytest.LogCaptureFixture) -> None:
-    change(goals, ask_for("a", 1.0))
+    edit_json(goals / MANIFEST, ask_for("a", 1.0))
     live(goals)
     assert "min_fps" not in caplog.text
 
@@ -245,7 +238,7 @@ def test_a_reload_plans_for_the_new_objective(goals: Path, monkeypatch: pytest.M
     run = Run(goals, memory="min", objective=given)
     try:
         run.wait_for("a", 1)
-        change(goals, lambda document: document.update(objective="max-min"))
+        edit_json(goals / MANIFEST, lambda document: document.update(objective="max-min"))
         code, answer = run.ask("POST", "/reload", {"bundle": str(goals)})
         assert code == 200, answer
         # The same memory and models, so that nothing but the objective is new.

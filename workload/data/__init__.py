@@ -15,8 +15,8 @@ For images without labels, the original model is the teacher, and accuracy is ag
 
 from __future__ import annotations
 
-from .data_sets import Splits, load_data, read_images
+from .data_sets import MOST_FRAMES, Splits, list_data, load_data, read_images
 from .images import Boxes, Images, joined
 from .mixes import Mixer
 
-__all__ = ["Boxes", "Images", "Mixer", "Splits", "joined", "load_data", "read_images"]
+__all__ = ["MOST_FRAMES", "Boxes", "Images", "Mixer", "Splits", "joined", "list_data", "load_data", "read_images"]

@@ -16,10 +16,12 @@ from .images import Images
 from .listing import Listing
 from .video import count_frames
 
-__all__ = ["Splits", "list_feed", "list_stills", "load_data", "read_images"]
+__all__ = ["MOST_FRAMES", "Splits", "list_data", "list_feed", "list_stills", "load_data", "read_images"]
 
 _LEAST = 15
 """Minimum number of images of a data set that is split into parts for training, choosing and confirming."""
+MOST_FRAMES = (2000, 1000, 1000)
+"""Maximum numbers of images that train, choose and confirm, of a data set without labels."""
 _ALLOWED = "a folder of images, a folder with a folder for each class, a COCO json, a video, or package:NAME/path"
 
 
@@ -34,33 +36,32 @@ class Splits(NamedTuple):
     """Images that choose nothing: they say whether the result keeps the query's accuracy."""
 
 
-def load_data(
-    query: Query,
-    workload: Workload,
-    spec: InputSpec,
-    classes: int | None,
-    *,
-    frames: tuple[int, int, int] = (2000, 1000, 1000),
-    labelled: int | None = None,
-) -> Splits:
+def load_data(query: Query, workload: Workload, spec: InputSpec, classes: int | None) -> Splits:
     """Load the images of a query that its model trains on, those that choose, and those that confirm.
-
-    The images are those of ``data.train`` and ``data.val``, which is halved. A query without data gets frames of its
-    feed. Without ``data.val``, images of ``data.train`` choose and confirm, and are not trained on
-    (:meth:`Listing.split`).
 
     Args:
         query: query of the workload.
         workload: workload, for its feeds and its folder.
         spec: input size and normalisation of the query's model.
         classes: number of the model's classes, the background not counted; None for embeddings.
-        frames: maximum numbers of images of the three parts, for data sets without labels; evenly spread.
-        labelled: maximum number of images of each part of a data set with labels; all when None.
 
     Raises:
         DataError: the query has no data and its feed is a camera, or data is missing, cannot be read or does not fit
             the model.
         UnjudgedError: there are too few images.
+    """
+    lists = list_data(query, workload, classes)
+    return Splits(*(part.limited(most).read(spec) for part, most in zip(lists, MOST_FRAMES, strict=True)))
+
+
+def list_data(query: Query, workload: Workload, classes: int | None) -> tuple[Listing, Listing, Listing]:
+    """List the images of a query that its model trains on, those that choose, and those that confirm.
+
+    The images are those of ``data.train`` and ``data.val``, which is halved. A query without data gets frames of its
+    feed. Without ``data.val``, images of ``data.train`` choose and confirm, and are not trained on
+    (:meth:`Listing.split`). No image is read.
+
+    Args and errors are those of :func:`load_data`.
     """
     given = query.data
     name = f"query {query.name}"
@@ -71,19 +72,13 @@ def load_data(
     else:
         train = _list(given.train, workload.root, query, classes, f"{name}: data.train")
     if given is not None and given.val is not None:
-        choose, confirm = _list(given.val, workload.root, query, classes, f"{name}: data.val").halved()
-    else:
-        if len(train) < _LEAST:
-            raise UnjudgedError(
-                f"{train.what}: fewer than {_LEAST} images: {len(train)}; some choose and some confirm, because"
-                " data.val is not given; give a longer recording or more images"
-            )
-        train, choose, confirm = train.split()
-    parts = []
-    for part, limit in zip((train, choose, confirm), frames, strict=True):
-        free = part.labels is None and part.boxes is None
-        parts.append(part.thinned(limit if free else labelled).read(spec))
-    return Splits(*parts)
+        return train, *_list(given.val, workload.root, query, classes, f"{name}: data.val").halved()
+    if len(train) < _LEAST:
+        raise UnjudgedError(
+            f"{train.what}: fewer than {_LEAST} images: {len(train)}; some choose and some confirm, because"
+            " data.val is not given; give a longer recording or more images"
+        )
+    return train.split()
 
 
 def read_images(

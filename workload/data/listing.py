@@ -83,6 +83,10 @@ class Listing:
             return self.chosen(range(limit))
         return self.chosen(np.linspace(0, len(self) - 1, limit).round().astype(int).tolist())
 
+    def limited(self, frames: int, labelled: int | None = None) -> Listing:
+        """Return a listing of at most ``frames`` images that nobody labelled, or of ``labelled`` others (None: all)."""
+        return self.thinned(frames if self.labels is None and self.boxes is None else labelled)
+
     def split(self) -> tuple[Listing, Listing, Listing]:
         """Split a data set into three fifths for training, one for choosing and one for confirming, always the same.
 

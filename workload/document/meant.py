@@ -21,6 +21,7 @@ __all__ = [
     "check_normalisation",
     "check_onnx",
     "mistake",
+    "near_size",
     "nearest",
     "parse_duration",
     "parse_fraction",
@@ -81,6 +82,12 @@ def parse_duration(value: Any) -> Any:
     return value
 
 
+def near_size(value: int | str) -> str:
+    """Return the question whether a size that lacks its last letter, such as ``64M``, was meant; empty for others."""
+    unit = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*([KMG])(i?)\s*", str(value), re.IGNORECASE)
+    return f"; did you mean {unit[1]}{unit[2].upper()}{unit[3]}B?" if unit else ""
+
+
 def parse_memory_key(value: Any, *, bytes_only: bool = False) -> Any:
     """Parse a memory budget such as ``64MiB`` (:func:`.parse_memory`), and refuse a number that lacks its unit.
 
@@ -96,9 +103,7 @@ def parse_memory_key(value: Any, *, bytes_only: bool = False) -> Any:
     try:
         parsed = parse_memory(value)
     except ValueError as error:
-        unit = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*([KMG])(i?)\s*", str(value), re.IGNORECASE)
-        meant = f"; did you mean {unit[1]}{unit[2].upper()}{unit[3]}B?" if unit else ""
-        raise mistake(f"{expected if bytes_only else error}{meant}") from error
+        raise mistake(f"{expected if bytes_only else error}{near_size(value)}") from error
     if parsed < 1 if isinstance(parsed, int) else bytes_only:
         raise mistake(expected)
     bare = isinstance(value, int) or value.strip().isdigit()

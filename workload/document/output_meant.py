@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from ...bundles.addresses import parse_address
 from ...bundles.budget import parse_memory
 from ...bundles.output_specs import STDOUT, check_header, check_results_path, check_status, check_topic
-from .meant import mistake
+from .meant import mistake, near_size
 
 __all__ = [
     "parse_age",
@@ -62,9 +62,7 @@ def parse_bytes(value: Any) -> Any:
     try:
         parsed = parse_memory(value)
     except ValueError as error:
-        unit = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*([KMG])(i?)\s*", str(value), re.IGNORECASE)
-        near = f"; did you mean {unit[1]}{unit[2].upper()}{unit[3]}B?" if unit else ""
-        raise mistake(expected + near) from error
+        raise mistake(expected + near_size(value)) from error
     if not isinstance(parsed, int) or parsed < 1:
         raise mistake(expected)
     if (isinstance(value, int) or value.strip().isdigit()) and parsed < _LEAST_BYTES:

@@ -26,7 +26,7 @@ def test_both_bundles_get_the_same_bytes() -> None:
 def test_a_default_that_is_not_enough_is_left_out() -> None:
     large = {"bundle": WeightBytes(total=100, least=60)}
     assert budgets(None, large) == {"min": 60, "75%": 75, "all": 100}
-    with pytest.raises(InputError, match="50% is 50 bytes; the hungriest model alone needs 60 bytes"):
+    with pytest.raises(InputError, match="50% is 50 bytes; the largest model alone needs 60 bytes"):
         budgets(["min", "50%"], large)
 
 

@@ -84,6 +84,15 @@ def test_a_bundle_is_as_accurate_as_its_models(compiled: Path) -> None:
     assert text.splitlines()[-1].startswith("Next: ")
 
 
+def test_images_to_train_on_are_not_read(compiled: Path) -> None:
+    images = [path for path in (compiled / "data" / "colour" / "train").rglob("*") if path.is_file()]
+    assert images
+    for path in images:
+        path.write_bytes(b"no image")
+    found = judged(compiled)["colour"]
+    assert isinstance(found, QueryAccuracy) and found.passed
+
+
 def test_a_source_that_changed_fails_by_name(compiled: Path) -> None:
     swap_classes(next((compiled / "merged" / "weights").glob("colour-*")))
     code, text, report = check(compiled, "--rtol", "1000")

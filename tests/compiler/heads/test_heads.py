@@ -168,6 +168,43 @@ def test_frozen_batch_norm_is_thawed() -> None:
     assert not any(isinstance(layer, FrozenBatchNorm2d) for layer in parts.stages["main"].module.modules())
 
 
+class _OtherFrozenBatchNorm(nn.Module):
+    """Frozen BatchNorm as detectors of Hugging Face have it: a class of its own, without an attribute for epsilon."""
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    centred = True
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, torch.rand(channels) + 0.5)
+
+    def forward(self, image: Tensor) -> Tensor:
+        scale = self.weight * (self.running_var + 1e-5).rsqrt()
+        shift = self.bias - self.running_mean * scale if self.centred else self.bias
+        return image * scale[:, None, None] + shift[:, None, None]
+
+
+class UncentredFrozenBatchNorm2d(_OtherFrozenBatchNorm):
+    centred = False
+
+
+class DetrFrozenBatchNorm2d(_OtherFrozenBatchNorm):
+    pass
+
+
+def test_frozen_batch_norm_of_another_library_is_thawed_if_it_is_one() -> None:
+    model = nn.Sequential(DetrFrozenBatchNorm2d(4), UncentredFrozenBatchNorm2d(4)).eval()
+    image = torch.rand(2, 4, 8, 8)
+    with torch.no_grad():
+        expected = model(image)
+        torch.testing.assert_close(thaw_batch_norm(model)(image), expected)
+    assert [type(layer) for layer in model] == [nn.BatchNorm2d, UncentredFrozenBatchNorm2d]
+
+
 def test_faster_rcnn_refuses_sizes_and_poolings_it_does_not_know() -> None:
     backbone = mobilenet_backbone(backbone_name="mobilenet_v3_large", weights=None, fpn=True)
     model = FasterRCNN(backbone, num_classes=3, rpn_anchor_generator=None)

@@ -19,6 +19,7 @@ from gemel.compiler.passes import (
     FoldConstants,
     FusePad,
     LiftConstants,
+    ScaleToBatchNorm,
     WidenFloats,
     choose_batch_norm,
 )
@@ -102,6 +103,56 @@ def test_fold_keeps_a_bias_and_an_output_name() -> None:
     unchanged(model, lambda model: FoldBatchNorm()(model))
     assert kinds(model) == ["Conv"]
     assert [port.name for port in model.graph.outputs] == ["answer"]
+
+
+def per_channel(graph: Graph, name: str, *shape: int) -> ir.Value:
+    return graph.weight(name, RNG.random(shape).astype(np.float32) + 0.5)
+
+
+@pytest.mark.parametrize("shifted", [True, False])
+def test_a_scale_and_a_shift_are_folded_as_a_batch_norm(shifted: bool) -> None:
+    graph = Graph()
+    out = graph.op("Mul", per_channel(graph, "scale", 1, 6, 1, 1), graph.conv(graph.image, "conv"))
+    if shifted:
+        out = graph.op("Add", out, per_channel(graph, "shift", 6, 1, 1))
+    out.name = "answer"
+    model = graph.model(out)
+    unchanged(model, lambda model: FoldBatchNorm()(ScaleToBatchNorm()(model).model))
+    assert kinds(model) == ["Conv"] and model.graph.outputs[0].name == "answer"
+
+
+def test_a_shift_alone_is_a_bias_and_one_behind_a_bias_stays() -> None:
+    graph = Graph()
+    shift = per_channel(graph, "shift", 6, 1, 1)
+    first = graph.op("Add", graph.conv(graph.image, "conv"), shift)
+    second = graph.conv(first, "second", 4, 6)
+    second.producer().resize_inputs(3)  # type: ignore[union-attr]
+    second.producer().replace_input_with(2, per_channel(graph, "bias", 4))  # type: ignore[union-attr]
+    model = graph.model(graph.op("Add", second, per_channel(graph, "other", 4, 1, 1)))
+    unchanged(model, lambda model: ScaleToBatchNorm()(model))
+    assert kinds(model) == ["Conv", "Conv", "Add"] and model.graph[0].inputs[2].name == "shift"  # type: ignore[union-attr]
+
+
+def test_a_constant_that_is_read_twice_keeps_its_shape() -> None:
+    graph = Graph()
+    scale = per_channel(graph, "scale", 4, 1, 1)
+    first = graph.op("Mul", graph.conv(graph.image, "first", 4), scale)
+    model = graph.model(graph.op("Mul", graph.conv(first, "second", 4), scale))
+    unchanged(model, lambda model: FoldBatchNorm()(ScaleToBatchNorm()(model).model))
+    assert kinds(model) == ["Conv", "Conv"]
+
+
+@pytest.mark.parametrize("shape", [(1, 9, 9), (4, 9, 9), (1, 1, 1)])
+def test_other_constants_and_readers_stay(shape: tuple[int, ...]) -> None:
+    graph = Graph()
+    convolved = graph.conv(graph.image, "conv", 4, pads=[1, 1, 1, 1])
+    scaled = graph.op("Mul", convolved, per_channel(graph, "map", *shape))
+    twice = graph.conv(graph.image, "twice", 4, pads=[1, 1, 1, 1])
+    other = graph.op("Mul", twice, per_channel(graph, "scale", 4, 1, 1))
+    model = graph.model(graph.op("Add", graph.op("Add", scaled, other), twice))
+    before = kinds(model)
+    ScaleToBatchNorm()(model)
+    assert kinds(model) == before
 
 
 def test_fold_into_a_transposed_convolution() -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
-from form_bundles import FORMS, FORMS_FILE, Kept, changed, form_workload, kept_state, write_forms
-from helpers import save
+from form_bundles import FORMS, FORMS_FILE, Kept, form_workload, kept_state, write_forms
+from helpers import edit_json, save
 from onnx_graphs import N, weight, write_graph
 from rich.console import Console
 from safetensors.numpy import load_file, save_file
@@ -38,7 +38,7 @@ def outputs(bundle: Path, model: str, images: Any = IMAGES) -> Any:
 
 
 def test_the_models_compute_what_they_did(form_folder: Path) -> None:
-    changed(form_folder, lambda report: report.pop("forms"))
+    edit_json(form_folder / "merge.json", lambda report: report.pop("forms"))
     plain, lines = compiled(load_workload(form_folder / "workload.yaml"), "plain")
     assert plain.forms is None
     assert not [line for line in lines if line.startswith("forms")]
@@ -154,7 +154,7 @@ def test_a_damaged_file_is_refused(form_folder: Path, edit: Callable[[Any], obje
     ],
 )
 def test_a_wrong_entry_is_refused(form_folder: Path, edit: Callable[[Any], object], message: str) -> None:
-    changed(form_folder, lambda report: edit(report["forms"]))
+    edit_json(form_folder / "merge.json", lambda report: edit(report["forms"]))
     with pytest.raises(WorkloadError, match=message):
         compiled(load_workload(form_folder / "workload.yaml"))
 
@@ -197,7 +197,7 @@ def test_codes_of_a_base_may_be_a_layers_own(tmp_path: Path) -> None:
     kernel = codes.reshape(shape) * tensors["100.scale"].reshape(-1, 1, 1, 1)
     save_file({**state, "pointwise.weight": kernel}, tmp_path / "a.safetensors")
     entry = {"model": "a", "parameter": "pointwise.weight", "index": 100, "shape": shape, "kind": "coded", "bits": 8}
-    changed(tmp_path, lambda report: report["forms"]["layers"].append(entry))
+    edit_json(tmp_path / "merge.json", lambda report: report["forms"]["layers"].append(entry))
     made, lines = compiled(workload)
     assert any("0 keep BatchNorm apart" in line for line in lines)
     forms = made.manifest.forms.values()
@@ -207,7 +207,7 @@ def test_codes_of_a_base_may_be_a_layers_own(tmp_path: Path) -> None:
     figures = describe(open_bundle(made.path))["forms"]
     assert [figures[kind]["weights"] for kind in ("coded", "difference", "base")] == [1, 1, 0]
     assert figures["base"]["bytes"] == 4 * len(kernel)
-    changed(tmp_path, lambda report: report.pop("forms"))
+    edit_json(tmp_path / "merge.json", lambda report: report.pop("forms"))
     plain, _ = compiled(load_workload(tmp_path / "workload.yaml"), "plain")
     for model in "ab":
         np.testing.assert_allclose(outputs(made.path, model), outputs(plain.path, model), rtol=1e-5, atol=1e-6)

@@ -171,7 +171,7 @@ def test_a_report_on_a_search(subject: Callable[..., Subject], tmp_path: Path, m
     outcome = Outcome({"a": 0.95, "a1": 0.9, "b": 0.97}, {}, frozenset("ab"), 30, 1.23456, "done")
     verdict = Verdict(Trial("one layer", sharing, frozenset("ab")), outcome, True, sharing)
     found = Found(states, sharing, {"a": 0.95, "a1": 0.9, "b": 0.97}, 30, [verdict])
-    report = Reporter(problem, subjects, "heaviest", {"c": "no object"}).report(found, finished=True)
+    report = Reporter(problem, subjects, found.states, "heaviest", {"c": "no object"}).report(found, finished=True)
     assert report.left == {"c": "no object"}
     assert (report.strategy, report.seed, report.finished) == ("heaviest", 7, True)
     assert {name: (each.model, each.reached, each.target) for name, each in report.queries.items()} == {
@@ -204,7 +204,7 @@ def test_original_models_are_counted_once(subject: Callable[..., Subject], monke
 
     monkeypatch.setattr(report, "bundle_bytes", count)
     found = Found({name: each.state() for name, each in subjects.items()})
-    reporter = Reporter(problem, subjects, "together")
+    reporter = Reporter(problem, subjects, found.states, "together")
     assert counted == [2, 2]
     for _ in range(3):
         assert reporter.report(found, finished=False).original_bytes == 100
@@ -214,7 +214,7 @@ def test_original_models_are_counted_once(subject: Callable[..., Subject], monke
 def test_before_anything_is_merged_everything_is_original(subject: Callable[..., Subject]) -> None:
     problem, subjects = made(subject)
     found = Found({name: each.state() for name, each in subjects.items()})
-    report = Reporter(problem, subjects, "together").report(found, finished=False)
+    report = Reporter(problem, subjects, found.states, "together").report(found, finished=False)
     assert 0 < report.merged_bytes == report.original_bytes
     assert (report.layer_saving, report.shared) == (0, ())
     assert all(each.relative == 1 for each in report.queries.values())
@@ -232,11 +232,11 @@ def test_what_originals_have_in_common_is_no_saving(
 
     monkeypatch.setattr(report, "held_by", with_anchors)
     found = Found({name: each.state() for name, each in subjects.items()})
-    unmerged = Reporter(problem, subjects, "together").report(found, finished=False)
+    unmerged = Reporter(problem, subjects, found.states, "together").report(found, finished=False)
     assert unmerged.saving == 0
     assert unmerged.original_bytes == unmerged.merged_bytes > anchors.nbytes
 
 
 def test_where_no_model_can_be_retrained_there_is_nothing_to_save() -> None:
-    report = Reporter(Problem({}), {}, "together").report(Found({}), finished=True)
+    report = Reporter(Problem({}), {}, {}, "together").report(Found({}), finished=True)
     assert (report.saving, report.layer_saving, report.potential, report.queries) == (0, 0, 0, {})

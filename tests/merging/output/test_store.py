@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from gemel.bundles.merge_report import MergeReport, read_report
+from gemel.durable import write_whole
 from gemel.errors import InputError
 from gemel.merging.layers.sharing import SharingMap, Use
 from gemel.merging.output import store as module
-from gemel.merging.output.disk import write_atomically
 from gemel.merging.output.records import key_of, pack_states
 from gemel.merging.output.store import Store
 from gemel.merging.strategies import Verdict
@@ -115,7 +115,7 @@ def test_a_line_cut_off_by_a_crash_is_forgotten_with_its_weights(tmp_path: Path,
     text = (search / "journal.jsonl").read_text()
     # State after a crash: the second trial's weights are written, the first trial's are not yet deleted, and the second
     # line is cut off.
-    write_atomically(search / "last-1.safetensors", pack_states(verdict().outcome.states))
+    write_whole(search / "last-1.safetensors", pack_states(verdict().outcome.states))
     (search / "journal.jsonl").write_text(text[:-40])
     again = opened(HEADER, resume=True)
     assert again.recall(trial()) is not None
@@ -230,9 +230,9 @@ def test_a_full_disk_leaves_the_last_commit(
     def full(path: Path, content: bytes) -> None:
         if path.name == name:
             raise OSError(28, "No space left on device", str(path))
-        write_atomically(path, content)
+        write_whole(path, content)
 
-    monkeypatch.setattr(module, "write_atomically", full)
+    monkeypatch.setattr(module, "write_whole", full)
     with pytest.raises(InputError, match="No space left on device; the last commit is whole"):
         store.commit({SECOND: b"2"}, report(saving=0.25), b"second")
     assert (tmp_path / "merged" / "weights" / FIRST).read_bytes() == b"1"
@@ -250,18 +250,19 @@ def test_a_disk_that_fills_in_a_record_leaves_the_trial_before(
     def full(path: Path, content: bytes) -> None:
         if path.name == name:
             raise OSError(28, "No space left on device", str(path))
-        write_atomically(path, content)
+        write_whole(path, content)
 
     def unsafe(_: int) -> None:
         nonlocal number
         number += 1
-        if number == 3:  # first the weights of a, then last-2.safetensors, then the line in the journal
+        # The weights of a and last-2.safetensors, each with the name in its folder; then the line in the journal.
+        if number == 5:
             raise OSError(28, "No space left on device")
 
     if name == "journal.jsonl":
         monkeypatch.setattr("os.fsync", unsafe)
     else:
-        monkeypatch.setattr(module, "write_atomically", full)
+        monkeypatch.setattr(module, "write_whole", full)
     with pytest.raises(InputError, match="No space left on device; the last commit is whole"):
         store.record(verdict(value=2), verdict(value=2).outcome.states, {"a": (SECOND, b"2")})
     monkeypatch.undo()
@@ -271,20 +272,6 @@ def test_a_disk_that_fills_in_a_record_leaves_the_trial_before(
         assert again.recall(trial()) is None
         assert again.weights["a"].read_bytes() == b"1"
         assert torch.equal(again.last_states()["a"]["0.weight"], torch.ones(2, 2))
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = tmp_path / "file"
-    target.write_bytes(b"old")
-
-    def full(number: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        write_atomically(target, b"new")
-    assert target.read_bytes() == b"old"
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_keys_do_not_depend_on_the_process(tmp_path: Path) -> None:

@@ -6,12 +6,16 @@ from collections.abc import Callable, Generator, Sequence
 
 import pytest
 import torch
+from quiet_journal import Quiet
 
+from gemel.merging.forms.costs import LayerCost
 from gemel.merging.layers.layers import Layer
 from gemel.merging.layers.problem import Problem
+from gemel.merging.layers.sharing import Use
 from gemel.merging.search.forecast import Forecast, forecast
 from gemel.merging.search.search import Job, search
 from gemel.merging.strategies import STRATEGIES, Search, SearchSettings, Verdict, strategy
+from gemel.merging.strategies.cheapest_forms import FormCosts, with_forms
 from gemel.merging.training.trial import Outcome
 
 
@@ -26,19 +30,6 @@ def problem(**models: str) -> Problem:
             for name, text in models.items()
         }
     )
-
-
-class Quiet:
-    """Journal that remembers nothing."""
-
-    def recall(self, trial: object) -> None:
-        return None
-
-    def restore(self, found: object) -> None:
-        return None
-
-    def record(self, verdict: object, found: object, last: object) -> None:
-        pass
 
 
 def starter(made: Problem, name: str = "together", **settings: object) -> Callable[[], Search]:
@@ -114,3 +105,32 @@ def test_epochs_are_not_forecast_before_one_was_timed() -> None:
     assert forecast(start, made, []) == Forecast(0, 2, None)
     verdicts = run(made, start, lambda job: False, seconds=8.0)
     assert forecast(start, made, verdicts[:1]).seconds == pytest.approx(8.0)
+
+
+@pytest.mark.parametrize("retrain", [True, False])
+def test_codes_that_need_the_most_bits_are_forecast_exactly(retrain: bool) -> None:
+    shape, models, places = (16, 16, 3, 3), "abc", range(4)
+    made = Problem(
+        {name: tuple(Layer(name, str(place), "conv", shape, 9216, False) for place in places) for name in models}
+    )
+    errors = {0: 0.5, 1: 0.3, 2: 0.2, 4: 0.05, 8: 0.005}
+
+    def costs(name: str, base: bool) -> list[LayerCost]:
+        return [LayerCost(Use(name, f"{i}.weight"), shape, str(i) if base else None, errors) for i in places]
+
+    found = FormCosts(({name: costs(name, True) for name in models},), {name: costs(name, False) for name in models})
+    settings = SearchSettings(retrain=retrain, compress=True)
+
+    def start() -> Search:
+        return with_forms(strategy("together"), made, settings, found)
+
+    def needs_8_bits(job: Job) -> bool:
+        bits = [form.bits for _, form in job.trial.forms.forms]
+        return trains(job) or (bool(bits) and (max(bits) == 8 or not job.trial.measure))
+
+    verdicts = run(made, start, needs_8_bits)
+    for done in range(len(verdicts) + 1):
+        left = [each.trial.recipe is None for each in verdicts[done:] if each.outcome.ended != "saves less"]
+        ahead = forecast(start, made, verdicts[:done])
+        assert (ahead.looks, ahead.trainings) == (sum(left), len(left) - sum(left))
+    assert any(each.trial.recipe for each in verdicts) == retrain

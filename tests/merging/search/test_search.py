@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from quiet_journal import Quiet
 
 from gemel.errors import GemelError
 from gemel.merging.forms.form_map import Form, FormMap
@@ -77,32 +78,6 @@ class Trainer:
                     states[use.model][use.parameter] = job.states[fixed[0].model][fixed[0].parameter]
         scores = {name: number + (0.5 if name in met else 0) for name in job.trial.learners}
         return Outcome(scores, scores, met, 7, 0.0, "done", {}, states)
-
-
-class Quiet:
-    """Journal that recalls the given outcomes of trials, and keeps what is recorded in memory.
-
-    Args:
-        known: outcomes of the trials to recall.
-        states: weights to restore once.
-    """
-
-    def __init__(self, *known: Outcome, states: Mapping[str, State] | None = None) -> None:
-        self._known = list(known)
-        self._states = states
-        self.recorded: list[tuple[Trial, dict[str, State], dict[str, State]]] = []
-
-    def recall(self, trial: Trial) -> Outcome | None:
-        return self._known.pop(0) if self._known else None
-
-    def restore(self, found: Found) -> tuple[Mapping[str, State], Mapping[str, State]] | None:
-        if self._known:
-            return None
-        states, self._states = self._states, None
-        return None if states is None else (states, states)
-
-    def record(self, verdict: Verdict, found: Found, last: Mapping[str, State]) -> None:
-        self.recorded.append((verdict.trial, dict(found.states), dict(last)))
 
 
 def ask(*batches: Iterable[Trial], told: list[Sequence[Verdict]] | None = None) -> Search:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import torch
+from quiet_journal import Quiet
 
 from gemel.merging.forms.costs import LayerCost
 from gemel.merging.forms.form_map import Form, FormMap, saved_bytes
@@ -13,7 +14,7 @@ from gemel.merging.layers.layers import Layer
 from gemel.merging.layers.problem import Problem
 from gemel.merging.layers.sharing import SharingMap, Use
 from gemel.merging.search.search import Found, Job, search
-from gemel.merging.strategies import Search, SearchSettings, Strategy, Verdict
+from gemel.merging.strategies import Search, SearchSettings, Strategy
 from gemel.merging.strategies.cheapest_forms import FormCosts, with_forms
 from gemel.merging.training.training import Recipe
 from gemel.merging.training.trial import Outcome, Trial
@@ -46,19 +47,6 @@ def all_costs(families: Sequence[str] = (MODELS,), own: str = MODELS) -> FormCos
         tuple({model: costs(model, True) for model in family} for family in families),
         {model: costs(model, False) for model in own},
     )
-
-
-class Quiet:
-    """Journal that remembers nothing."""
-
-    def recall(self, trial: Trial) -> None:
-        return None
-
-    def restore(self, found: Found) -> None:
-        return None
-
-    def record(self, verdict: Verdict, found: Found, last: Mapping[str, Any]) -> None:
-        pass
 
 
 def idle(problem: Problem, settings: SearchSettings) -> Search:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import torch
+from quiet_journal import Quiet
 
 from gemel.merging.forms.costs import LayerCost
 from gemel.merging.forms.form_map import Form, FormMap
@@ -14,26 +15,13 @@ from gemel.merging.layers.problem import Problem
 from gemel.merging.layers.sharing import SharingMap, Use
 from gemel.merging.search.forecast import forecast
 from gemel.merging.search.search import Found, Job, search
-from gemel.merging.strategies import SearchSettings, Verdict
+from gemel.merging.strategies import SearchSettings
 from gemel.merging.strategies.cheapest_forms import FormCosts
 from gemel.merging.strategies.rejoin import Earlier, rejoin
 from gemel.merging.training.trial import Outcome, Start, Trial
 
 LAYERS, BYTES = 4, 4000
 Met = Callable[[Trial], bool]
-
-
-class Quiet:
-    """Journal that remembers nothing."""
-
-    def recall(self, trial: Trial) -> None:
-        return None
-
-    def restore(self, found: Found) -> None:
-        return None
-
-    def record(self, verdict: Verdict, found: Found, last: Mapping[str, Any]) -> None:
-        pass
 
 
 class Case:
@@ -78,9 +66,9 @@ class Case:
         def begin() -> Any:
             return rejoin(problem, SearchSettings(**settings), costs or FormCosts(), earlier)
 
-        self.first = forecast(begin, problem, (), self.start.sharing)
+        self.first = forecast(begin, problem, (), self.start)
         self.found = search(problem, begin(), self.originals, self._execute, Quiet(), start=self.start)
-        self.last = forecast(begin, problem, self.found.verdicts, self.start.sharing)
+        self.last = forecast(begin, problem, self.found.verdicts, self.start)
 
     def _execute(self, jobs: Sequence[Job]) -> Generator[Outcome, None, None]:
         for job in jobs:

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from quiet_journal import Quiet
 
 from gemel.errors import InputError
 from gemel.merging.layers.layers import Layer
 from gemel.merging.layers.problem import Problem
 from gemel.merging.layers.sharing import SharingMap, Use
 from gemel.merging.search.search import Found, Job, search
-from gemel.merging.strategies import STRATEGIES, SearchSettings, Verdict, strategy
+from gemel.merging.strategies import STRATEGIES, SearchSettings, strategy
 from gemel.merging.training.trial import Outcome, Start, Trial
 
 Met = Callable[[Trial], str]
@@ -36,19 +37,6 @@ def problem(seed: int = 0, /, **models: str) -> Problem:
         },
         seed,
     )
-
-
-class Quiet:
-    """Journal that remembers nothing."""
-
-    def recall(self, trial: Trial) -> None:
-        return None
-
-    def restore(self, found: Found) -> None:
-        return None
-
-    def record(self, verdict: Verdict, found: Found, last: Mapping[str, Any]) -> None:
-        pass
 
 
 def drive(

@@ -28,11 +28,12 @@ from gemel.compiler.heads import Cut, StageModule, cut
 from gemel.errors import DataError, ModelError
 from gemel.frames.preprocess import Geometry
 from gemel.merging.models.networks import Network
-from gemel.merging.tasks import Outputs, Task, accuracy, task_of
+from gemel.merging.tasks import Outputs, Task, task_of
 from gemel.merging.tasks.anchors import to_input
 from gemel.merging.tasks.classification import ClassificationTask
 from gemel.merging.tasks.embedding import EmbeddingTask
 from gemel.runtime.decode.average_precision import mean_average_precision
+from gemel.runtime.decode.evidence import accuracy_of
 from gemel.runtime.decode.results import Detection as Found
 from gemel.workload.data import Boxes, Images
 from gemel.workload.document.schema import Query
@@ -46,6 +47,12 @@ def images(count: int, source: tuple[int, int] = SIZE, valid: tuple[int, int] = 
     """Make black images; ``known`` are their labels or boxes."""
     pixels = torch.zeros(count, 3, *SIZE, dtype=torch.uint8)
     return Images(pixels, (Geometry(source, SIZE, valid),) * count, InputSpec(size=SIZE), **known)
+
+
+def accuracy(task: Task, outputs: Outputs, teacher: Outputs, images: Images) -> float:
+    """Return the accuracy of a model on a whole data set, given its raw outputs and those of the original model."""
+    answers, wanted = (task.answers(each, images.geometry) for each in (outputs, teacher))
+    return accuracy_of(task.evidence(answers, wanted, images))
 
 
 def query(task: str, **changes: Any) -> Query:

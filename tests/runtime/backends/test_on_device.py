@@ -208,7 +208,7 @@ def test_a_frame_that_did_not_come_is_not_there(
 def test_a_device_without_room_for_the_weights(opened: Open, bundle: Path) -> None:
     with pytest.raises(BackendError, match="bytes are asked for, and 64 of 64 are free"):
         opened(open_bundle(bundle), Device(capacity=64))
-    with pytest.raises(InputError, match="hungriest model"):
+    with pytest.raises(InputError, match="largest model"):
         opened(open_bundle(bundle), memory=1)
 
 

@@ -127,7 +127,7 @@ def test_a_model_is_unloaded_where_there_is_no_room_for_the_next(made: Bundle) -
             backend.run("a", "main", {"image": IMAGES})
         backend.evict()
         assert not backend.arena.programs
-    with pytest.raises(InputError, match="the hungriest model alone needs"):
+    with pytest.raises(InputError, match="the largest model alone needs"):
         OpenVino(made, memory=10)
 
 

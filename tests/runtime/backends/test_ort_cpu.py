@@ -116,7 +116,7 @@ def test_budget(bundle: Path) -> None:
             backend.release(model)
         assert backend.stats.peak <= backend.budget < sum(backend.segments.values())
         assert backend.stats.evicted > 0
-    with pytest.raises(InputError, match=r"memory: 10 is 10 bytes; the hungriest model alone needs \d+ bytes"):
+    with pytest.raises(InputError, match=r"memory: 10 is 10 bytes; the largest model alone needs \d+ bytes"):
         OrtCpu(open_bundle(bundle), memory=10)
 
 

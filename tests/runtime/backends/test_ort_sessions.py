@@ -41,7 +41,7 @@ def test_a_model_is_unloaded_where_there_is_no_room_for_the_next(bundle: Path) -
         assert 0 < backend.stats.peak <= backend.budget < sum(backend.segments.values())
         with pytest.raises(BackendError, match="model 'a', stage 'main': not active"):
             backend.run("a", "main", {"image": IMAGES})
-    with pytest.raises(InputError, match="the hungriest model alone needs"):
+    with pytest.raises(InputError, match="the largest model alone needs"):
         OrtSessions(open_bundle(bundle), memory=10)
 
 

@@ -54,7 +54,7 @@ def test_no_model_can_have_a_copy() -> None:
     assert choose_private_copies("min", SIZES, SEGMENTS, {}, 7) == (frozenset(), 307)
     with pytest.raises(InputError, match=r"memory: 10% is 46 bytes; 307 bytes are needed, of which 7 stay loaded"):
         choose_private_copies("10%", SIZES, SEGMENTS, {}, 7)
-    with pytest.raises(InputError, match=r"memory: 1 is 1 bytes; the hungriest model alone needs 300 bytes"):
+    with pytest.raises(InputError, match=r"memory: 1 is 1 bytes; the largest model alone needs 300 bytes"):
         choose_private_copies(1, SIZES, SEGMENTS, {})
 
 
@@ -81,7 +81,7 @@ def test_a_copy_does_not_make_others_swap() -> None:
     assert choose_private_copies(131, sizes, segments, {"c": private_copy(1, 1, 0.7)}) == (frozenset("c"), 131)
 
 
-def test_nor_does_one_that_would_fit_instead_of_the_hungriest() -> None:
+def test_nor_does_one_that_would_fit_instead_of_the_largest() -> None:
     sizes = {"a": 100, "b": 50, "c": 50}
     segments = {name: (name,) for name in sizes}
     for memory, packed in ((200, ""), (219, ""), (220, "a")):

@@ -19,7 +19,7 @@ from helpers import write_video
 from gemel.bundles.manifest import InputSpec
 from gemel.errors import DataError, UnjudgedError
 from gemel.frames.preprocess import preprocess
-from gemel.workload.data import Splits, joined, load_data, read_images
+from gemel.workload.data import Splits, joined, list_data, load_data, read_images
 from gemel.workload.data.listing import Listing
 from gemel.workload.data.pixels import DiskPixels
 from gemel.workload.document.schema import Workload
@@ -86,13 +86,12 @@ def load(folder: Path, *data: str, classes: int | None = None, spec: InputSpec =
         data: ``data.train`` and perhaps ``data.val``, relative to ``folder``.
         classes: number of the model's classes.
         spec: input of the model.
-        changes: ``frames`` and ``labelled`` of :func:`load_data`, and fields of the query.
+        changes: fields of the query.
     """
-    options = {name: changes.pop(name) for name in ("frames", "labelled") if name in changes}
     if data:
         changes["data"] = dict(zip(("train", "val"), data, strict=False))
     made = workload(folder, **changes)
-    return load_data(made.queries[0], made, spec, classes, **options)
+    return load_data(made.queries[0], made, spec, classes)
 
 
 @pytest.mark.parametrize(
@@ -160,14 +159,15 @@ def test_folders_are_classes_in_order_where_labels_do_not_name_them(tmp_path: Pa
 
 def test_the_first_images_are_of_all_classes(tmp_path: Path) -> None:
     write_classes(tmp_path / "train", a=10, b=5)
-    images, few, _ = load(tmp_path, "train", "train", classes=2, labelled=6)
-    assert images.labels is not None and few.labels is not None
+    made = workload(tmp_path, data={"train": "train", "val": "train"})
+    few = list_data(made.queries[0], made, 2)[1].limited(9, labelled=6)
+    assert few.labels is not None
     full = read_images(tmp_path / "train", SPEC, "query door")
     assert full.labels is not None
     assert [full.labels[:6].tolist().count(label) for label in (0, 1)] == [4, 2]
     # Half of the images choose: five and three of the classes.
     assert len(few) == 6
-    assert [few.labels.tolist().count(label) for label in (0, 1)] == [4, 2]
+    assert [few.labels.count(label) for label in (0, 1)] == [4, 2]
 
 
 def test_without_val_two_of_five_images_of_a_class_judge(tmp_path: Path) -> None:
@@ -252,7 +252,9 @@ def test_without_labels_parts_are_apart_in_time(tmp_path: Path) -> None:
 def test_frames_are_spread_evenly_over_a_video(tmp_path: Path) -> None:
     write_video(tmp_path / "clip.mp4", frames=40)
     everything, *_ = load(tmp_path, "clip.mp4", "clip.mp4")
-    few, fewer, fewest = load(tmp_path, "clip.mp4", "clip.mp4", frames=(4, 3, 2))
+    made = workload(tmp_path, data={"train": "clip.mp4", "val": "clip.mp4"})
+    lists = list_data(made.queries[0], made, None)
+    few, fewer, fewest = (part.limited(most).read(SPEC) for part, most in zip(lists, (4, 3, 2), strict=True))
     assert len(everything) == 40
     assert torch.equal(few.loaded(), everything.loaded()[[0, 13, 26, 39]])
     assert torch.equal(fewer.loaded(), everything.loaded()[[0, 10, 19]])
