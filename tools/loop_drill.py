@@ -8,7 +8,7 @@ Three models are merged, and each step is published as a delta (``gemel merge --
 merge goes on with the box's samples (``gemel merge --from --samples``) until the query shares weights again, or stays
 private. What happened is written to ``timeline.json`` and drawn; docs/loop.md explains the picture.
 
-Each frame is a sample, ten in a second, in place of two in a minute; so a minute stands for five hours.
+Each frame is a sample, twenty in a second, in place of two in a minute; so a minute stands for ten hours.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 _PAGE, _PICTURE = _ROOT / "docs" / "loop.md", _ROOT / "docs" / "images" / "loop.png"
 _CAMERA, _QUERY = "north", "north-shoes"
 """Camera at which it gets dark, and its query."""
-_EVERY = "100ms"
+_EVERY = "50ms"
 """Time between two samples of a camera."""
 _LOOK = "2s"
 """Time between two looks for deltas, and for samples."""
@@ -224,7 +224,7 @@ def main() -> None:
     parser.add_argument("--night", choices=DISTURBANCES, default="night, gamma 5", help="the new scene")
     parser.add_argument("--target", type=float, default=0.92, help="accuracy target of all queries")
     parser.add_argument("--recorded", type=int, default=1500, help="frames of each recording that models are merged by")
-    parser.add_argument("--samples", type=int, default=780, help="samples of the night before merging goes on")
+    parser.add_argument("--samples", type=int, default=2000, help="samples of the night before merging goes on")
     parser.add_argument("--budget", default="6m", help="time for each of the two merges")
     parser.add_argument("--docs", action="store_true", help="write figures and picture into docs/")
     parser.add_argument("--draw", action="store_true", help="only draw the picture and print the figures again")

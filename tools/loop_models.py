@@ -40,9 +40,9 @@ from gemel.workload.zoo.cifar_resnet import cifar_resnet
 
 __all__ = ["CAMERAS", "FPS", "LENGTH", "QUERIES", "DrillQuery", "make_loop_models"]
 
-FPS = 10
+FPS = 20
 """Frames per second of a camera."""
-LENGTH = 800
+LENGTH = 2400
 """Frames of a camera's video, which is played again and again."""
 CAMERAS = ("north", "south")
 _PACKAGE, _INSIDE = "dataset-fashion-mnist", "usr/share/datasets/fashion-mnist"
