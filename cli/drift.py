@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["REVERT_EXIT", "drift_command"]
 
+_ON_CPUS = ("ort-cpu", "auto-cpu", "openvino", "openvino-fast")
+"""Backends that --ray allows."""
 REVERT_EXIT = 3
 """Exit status if a query should be reverted; 1 and 2 are errors, as for every command."""
 
@@ -64,6 +67,10 @@ def drift_command(
     token_file: TokenOpt = None,
     backend: BackendOpt = None,
     threads: ThreadsOpt = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Answer on the CPUs of Ray workers: local, or the address of a cluster.", metavar="ADDRESS"),
+    ] = None,
     json_file: JsonOpt = None,
     debug: DebugOpt = False,
 ) -> None:
@@ -87,6 +94,7 @@ def drift_command(
         from ..check.drift.drift_report import check_metrics, drift_lines, drift_table, drift_to_json, write_metrics
         from ..check.drift.follow import judge_new, rounds
         from ..check.drift.judge import DriftJudge, DriftLimits
+        from ..check.drift.ray_answers import RayAnswers, RayCluster
         from ..check.drift.reverting import Reverting
         from ..runtime.sinks.sample_files import open_samples
     except ModuleNotFoundError as error:
@@ -147,18 +155,26 @@ def drift_command(
                 return newer
         return None
 
-    judged: Bundle | None = open_bundle(bundle)
+    first = open_bundle(bundle)
+    if ray is not None and (backend or first.manifest.device.backend) not in _ON_CPUS:
+        raise InputError(f"--ray: workers answer on CPUs; give --backend with one of {', '.join(_ON_CPUS)}")
+    judged: Bundle | None = first
     known: set[str] = set()
     with (
         Stop() as stop,
         open_originals(originals, tell) as original,
-        BundleAnswers(original, backend, threads) as theirs,
+        nullcontext() if ray is None else RayCluster(ray, threads) as cluster,
     ):
-        while judged is not None:
-            with BundleAnswers(judged, backend, threads) as ours:
-                judge = DriftJudge(ours, theirs, limits, begin)
-                reverting = Reverting(bundle, judge, reload, public)
-                judged = judge_samples(judge, reverting, stop)
+
+        def answers_of(each: Bundle) -> BundleAnswers | RayAnswers:
+            return BundleAnswers(each, backend, threads) if cluster is None else RayAnswers(each, cluster, backend)
+
+        with answers_of(original) as theirs:
+            while judged is not None:
+                with answers_of(judged) as ours:
+                    judge = DriftJudge(ours, theirs, limits, begin)
+                    reverting = Reverting(bundle, judge, reload, public)
+                    judged = judge_samples(judge, reverting, stop)
     console.print(drift_table(judge))
     for line in drift_lines(judge):
         console.print(line, soft_wrap=True, markup=False)

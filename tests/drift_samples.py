@@ -25,10 +25,11 @@ class Scripted:
     Args:
         bundle: bundle with the queries.
         answer: function from a query and the brightness of a frame, 0 to 255, to the label of the answer.
+        at_once: number of threads that may ask at once.
     """
 
-    def __init__(self, bundle: Bundle, answer: Callable[[str, int], str]) -> None:
-        self.bundle, self._answer = bundle, answer
+    def __init__(self, bundle: Bundle, answer: Callable[[str, int], str], at_once: int = 1) -> None:
+        self.bundle, self.at_once, self._answer = bundle, at_once, answer
         self.count = 0
 
     def answer(self, image: Image, queries: Sequence[str]) -> dict[str, Result]:

@@ -36,7 +36,7 @@ class BundleAnswers:
     """
 
     def __init__(self, bundle: Bundle, backend: str | None = None, threads: int | None = None) -> None:
-        self.bundle = bundle
+        self.bundle, self.at_once = bundle, 1
         self._device = open_backend(bundle, backend, memory="all", threads=threads)
         self._infer, self._count = Inference(bundle, self._device), 0
 

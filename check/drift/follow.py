@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from threading import Event
 
 from ...errors import BackendError, InputError
 from ...runtime.sinks.sample_files import DamagedSampleError, SampleStore, StoredSample
-from .judge import DriftJudge, DriftVerdict
+from .judge import Asked, DriftJudge, DriftVerdict
 
 __all__ = ["Round", "in_order", "judge_new", "rounds"]
 
@@ -58,15 +60,28 @@ def judge_new(
                 known.add(name)
     late: set[str] = set()
     ordered = in_order(samples, lambda sample: late.add(sample.name))
-    for number, (sample, at) in enumerate(ordered):
-        if stop is not None and stop.is_set():
-            return
-        told(number, len(ordered))
-        judge.add(sample, at)
-        judge.clocks_back += sample.name in late
-        known.add(sample.name)
+    with closing(_asked(judge, [sample for sample, _ in ordered])) as answers:
+        for number, (sample, at) in enumerate(ordered):
+            if stop is not None and stop.is_set():
+                return
+            told(number, len(ordered))
+            judge.add(next(answers), at)
+            judge.clocks_back += sample.name in late
+            known.add(sample.name)
     # Otherwise the names of samples that boxes have deleted would add up.
     known.intersection_update(names)
+
+
+def _asked(judge: DriftJudge, samples: Sequence[StoredSample]) -> Generator[Asked, None, None]:
+    """Yield samples with their answers, in order; as many are answered at once as the judge's devices allow."""
+    if judge.at_once == 1:
+        yield from map(judge.ask, samples)
+        return
+    with ThreadPoolExecutor(judge.at_once) as pool:
+        try:
+            yield from pool.map(judge.ask, samples)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def rounds(

@@ -17,7 +17,7 @@ from ..evaluation.reference import has_several_labels
 from .evidence import Detector, confidence_interval
 from .image_scores import ImageScores
 
-__all__ = ["DriftJudge", "DriftLimits", "DriftVerdict", "FrameAnswers", "LeftOut", "QueryDrift", "Window"]
+__all__ = ["Asked", "DriftJudge", "DriftLimits", "DriftVerdict", "FrameAnswers", "LeftOut", "QueryDrift", "Window"]
 
 DriftVerdict = Literal["holds", "watch", "revert", "unknown"]
 """What is known of a query. ``holds``: nothing says that its accuracy is below the target. ``watch``: something does.
@@ -33,10 +33,23 @@ class FrameAnswers(Protocol):
     """Bundle on a device that answers single frames, as :class:`.bundle_answers.BundleAnswers`."""
 
     bundle: Bundle
+    at_once: int
+    """Number of threads that may call :meth:`answer` at once."""
 
     def answer(self, image: Image, queries: list[str]) -> dict[str, Result]:
         """Return query -> answer to a frame."""
         ...
+
+
+@dataclass
+class Asked:
+    """Sample with the answers of both bundles to its frame, before it is judged."""
+
+    sample: StoredSample
+    answers: dict[str, tuple[Result, Result]] = field(default_factory=dict)
+    """Query -> answers of the boxes' bundle and of the original model to the stored frame."""
+    left_out: list[tuple[LeftOut, str]] = field(default_factory=list)
+    """Why the sample, or an answer in it, cannot be judged, with an example."""
 
 
 @dataclass(frozen=True)
@@ -210,6 +223,8 @@ class DriftJudge:
         """Why something was left out -> the first few examples."""
         self.newest: float | None = None
         """Unix time of the newest sample that was judged."""
+        self.at_once = min(merged.at_once, originals.at_once)
+        """Number of threads that may call :meth:`ask` at once."""
         self.clocks_back = 0
         """Number of samples whose clock is behind that of an earlier frame of the same run and feed."""
 
@@ -228,41 +243,58 @@ class DriftJudge:
         if len(self.reasons[why]) < _MOST_REASONS and what not in self.reasons[why]:
             self.reasons[why].append(what)
 
-    def add(self, sample: StoredSample, at: float) -> None:
-        """Judge one sample. Samples of a run and feed must come in the order of their frames.
+    def ask(self, sample: StoredSample) -> Asked:
+        """Have both bundles answer the frame of a sample, which changes nothing here.
 
         Args:
             sample: sample of any bundle.
-            at: time of the sample in Unix seconds, from :func:`.follow.in_order`.
+
+        Raises:
+            BackendError: the store does not answer, or gives no access.
         """
-        record = sample.record
+        record, asked = sample.record, Asked(sample)
         if record.at < self._since:
-            self.leave_out("before --since", sample.name)
-            return
+            asked.left_out.append(("before --since", sample.name))
+            return asked
         settled = self._settled.get(record.bundle)
         if settled is None:
-            self.leave_out("other bundle", f"{sample.name}: bundle {record.bundle[:12]}")
-            return
+            asked.left_out.append(("other bundle", f"{sample.name}: bundle {record.bundle[:12]}"))
+            return asked
         known = [query for query in record.answers if query in self._queries and query not in settled]
         for query in record.answers.keys() - self._queries.keys():
-            self.leave_out("unknown query", f"{sample.name}: {query}")
+            asked.left_out.append(("unknown query", f"{sample.name}: {query}"))
         if not known:
-            return
+            return asked
         try:
             image = sample.image()
         except DamagedSampleError as error:
-            self.leave_out("damaged", str(error))
-            return
+            asked.left_out.append(("damaged", str(error)))
+            return asked
         try:
             again, reference = (each.answer(image, known) for each in (self._merged, self._originals))
         except Exception as error:
-            self.leave_out("failed", f"{sample.name}: {type(error).__name__}: {first_line(error)}")
+            asked.left_out.append(("failed", f"{sample.name}: {type(error).__name__}: {first_line(error)}"))
+            return asked
+        asked.answers.update((query, (again[query], reference[query])) for query in known)
+        return asked
+
+    def add(self, asked: Asked, at: float) -> None:
+        """Judge one sample. Samples of a run and feed must come in the order of their frames.
+
+        Args:
+            asked: sample with the answers of both bundles.
+            at: time of the sample in Unix seconds, from :func:`.follow.in_order`.
+        """
+        record, name = asked.sample.record, asked.sample.name
+        for why, what in asked.left_out:
+            self.leave_out(why, what)
+        if not asked.answers:
             return
-        for query in known:
+        for query, (again, reference) in asked.answers.items():
             try:
                 given: Result | None = result_from_json(self._queries[query].task, record.answers[query])
             except ValueError as error:
-                self.leave_out("unreadable answer", f"{sample.name}: {query}: {first_line(error)}")
+                self.leave_out("unreadable answer", f"{name}: {query}: {first_line(error)}")
                 given = None
-            self.drifts[query].add(at, given, again[query], reference[query])
+            self.drifts[query].add(at, given, again, reference)
         self.newest = at if self.newest is None else max(self.newest, at)

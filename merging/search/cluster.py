@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +11,8 @@ from typing import Any
 
 import torch
 
-from ...errors import GemelError, InputError, MissingExtraError, first_line
+from ...errors import GemelError, first_line
+from ...ray_cluster import connect
 from ..training.deadline import TimeUpError
 from ..training.subjects import Subject
 from ..training.trial import Outcome, TrialRunner
@@ -29,8 +29,7 @@ class Cluster:
     carries only the weights that its trial starts from.
 
     Args:
-        address: address of a cluster, ``auto`` for the cluster that this machine belongs to, or ``local`` to start a
-            cluster on this machine.
+        address: as in :func:`gemel.ray_cluster.connect`.
         subjects: the models of the workload, by name.
         seed: seed for all random numbers of every trial.
         deadline: time of ``time.monotonic`` at which trials stop.
@@ -51,24 +50,14 @@ class Cluster:
         waiting: Callable[[], None] = lambda: None,
         modules: Sequence[ModuleType] = (),
     ) -> None:
-        try:
-            import ray
-        except ModuleNotFoundError as error:
-            raise MissingExtraError("gemel merge --ray", "ray") from error
-        self._ray: Any = ray
+        self._ray = connect(address, "gemel merge")
         self._seed, self._deadline, self._waiting = seed, deadline, waiting
         self._gpu = any(subject.device.type == "cuda" for subject in subjects.values())
-        # Nobody opens the dashboard of a cluster that lives as long as one merge.
-        own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **own)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise InputError(f"--ray: {address!r} cannot be reached: {first_line(error)}") from error
         self._modules = modules
         for module in modules:
             self._ray.cloudpickle.register_pickle_by_value(module)
         # Trials look at no image that confirms.
-        self._subjects = ray.put(
+        self._subjects = self._ray.put(
             {
                 name: replace(each, held=tuple(replace(held, confirm=held.choose) for held in each.held))
                 for name, each in subjects.items()

@@ -60,11 +60,10 @@ class PlannedWeights:
     def due(self, queries: Iterable[str], now: float) -> float:
         """Return the time in milliseconds at which the weights of all the given queries are expected in memory.
 
-        The time is at most ``now`` if these weights are loaded already.
+        The time is 0 if these weights are in memory already, and later than ``now`` if they are not.
         """
         if self._review.lost:
             # The model loads its own weights when it runs.
             return 0.0
         segments = [segment for query in queries for segment in self._review.profile.segments_of(query)]
-        due = self._link.due(segments)
-        return min(due, now) if self._memory.loaded(segments) else max(due, now + _RETRY_MS)
+        return 0.0 if self._memory.loaded(segments) else max(self._link.due(segments), now + _RETRY_MS)

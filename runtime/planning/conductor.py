@@ -46,7 +46,8 @@ class World(Protocol):
     def due(self, turn: str) -> float:
         """Return the time at which a turn's weights are expected in memory, in milliseconds since the run began.
 
-        The time is infinite if a segment that the turn needs is neither in memory nor being loaded.
+        The time is not in the future if the weights are there, and infinite if a segment that the turn needs is neither
+        in memory nor being loaded.
         """
         ...
 
@@ -211,7 +212,10 @@ class Conductor:
         world = self._world
         while True:
             world.take_in()
-            if world.over or (due := world.due(query)) <= (now := world.now):
+            # Read before the time at which weights are due: if this thread pauses between the two, weights that are due
+            # a millisecond later would seem to be there.
+            now = world.now
+            if world.over or (due := world.due(query)) <= now:
                 return
             other = self._other(due) if self.plan.rule.fill else None
             if other is not None:

@@ -126,3 +126,6 @@ def test_mistakes(gemel: Call, bundle: Path, tmp_path: Path) -> None:
     put_sample(tmp_path / "s", 0, "f" * 64)
     code, _, err = gemel("drift", bundle, tmp_path / "s", "--originals", tmp_path / "s" / "originals")
     assert code == 2 and "a bundle of the original models, or their workload.yaml, is expected" in err
+    flags = ("--originals", bundle, "--ray", "local", "--backend", "ort-cuda")
+    code, _, err = gemel("drift", bundle, tmp_path / "s", *flags)
+    assert code == 2 and "--ray: workers answer on CPUs; give --backend with one of ort-cpu, auto-cpu, openvino" in err

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event
+from time import sleep
 
 import pytest
 from drift_samples import NOON, Scripted, picture, put_sample
@@ -80,7 +81,7 @@ def test_a_verdict_of_revert_stays_and_one_of_watch_does_not(make: Make, opened:
     store = open_samples(str(tmp_path))
     verdicts = []
     for sample, at in in_order(store.read(name) for name in store.names()):
-        judge.add(sample, at)
+        judge.add(judge.ask(sample), at)
         verdicts.append(judge.drifts["a"].verdict)
     assert verdicts[:3] == ["holds", "holds", "watch"] and verdicts[-1] == "holds" and "revert" not in verdicts
 
@@ -190,6 +191,38 @@ def test_an_original_that_does_not_fit(opened: Bundle, bundle_folder: Path) -> N
     task = Bundle(bundle_folder, type(opened.manifest).model_validate(other), "")
     with pytest.raises(InputError, match="query b is of the task raw"):
         DriftJudge(merged, Scripted(task, lambda query, bright: "red"))
+
+
+class TestSeveralAtOnce:
+    """Devices that answer several frames at once, as the workers of a cluster do."""
+
+    @pytest.fixture
+    def judge(self, opened: Bundle) -> DriftJudge:
+        def slow(query: str, bright: int) -> str:
+            # The earlier a frame, the brighter it is here, and the longer its answer takes.
+            sleep(bright / 20_000)
+            return "blue" if query == "a" and bright < 50 else "red"
+
+        original = Scripted(opened, lambda query, bright: "red", at_once=8)
+        return DriftJudge(Scripted(opened, slow, at_once=4), original)
+
+    def test_they_are_judged_in_order(self, judge: DriftJudge, opened: Bundle, tmp_path: Path) -> None:
+        for number in range(40):
+            put_sample(tmp_path, number, opened.id, brightness=200 - 5 * number, label="blue")
+        put_sample(tmp_path, 40, opened.id, data=b"")
+        judge_new(judge, open_samples(str(tmp_path)))
+        drift = judge.drifts["a"]
+        # From the first frame that is darker than 50.
+        assert (judge.at_once, drift.judged, drift.began_at) == (4, 40, NOON + 31 * 30)
+        assert judge.left_out == {"damaged": 1} and judge.newest == NOON + 39 * 30
+
+    def test_a_stop_leaves_the_rest_unasked(self, judge: DriftJudge, opened: Bundle, tmp_path: Path) -> None:
+        for number in range(100):
+            put_sample(tmp_path, number, opened.id, brightness=200)
+        stop, known = Event(), set[str]()
+        judge_new(judge, open_samples(str(tmp_path)), known, stop=stop, told=lambda done, total: stop.set())
+        assert len(known) == judge.drifts["a"].samples == 1
+        assert judge._merged.count < 50  # type: ignore[attr-defined]
 
 
 class TestStores:

@@ -62,11 +62,14 @@ class TestPlansAnew:
         self, runs: Runs, waits: list[float], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         last = Event()
+        before = 0
 
         def infer(query: str, frame: Frame) -> Result:
-            if out.is_set() and frame.feed == "yard":
+            nonlocal before
+            if out.is_set() and frame.feed == "yard" and not last.is_set():
                 # No more reviews at intervals from now on; soon all other feeds have ended.
                 monkeypatch.setattr(review, "_EVERY_MS", math.inf)
+                before = len(waits)
                 last.set()
             return answer(query, frame)
 
@@ -77,7 +80,8 @@ class TestPlansAnew:
             }
             runs(feeds, infer, duration=5)
         assert last.is_set() and unanswered(feeds, runs.recorder) == []
-        assert len(waits) < 1000
+        # How long the plan without the query takes to come is the machine's affair.
+        assert before > 0 and len(waits) - before < 100
 
     def test_by_measured_times_where_runs_are_far_slower(self, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
         measured, follow = Event(), review.Review.follow

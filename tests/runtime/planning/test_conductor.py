@@ -137,6 +137,29 @@ def test_time_before_the_first_frame_is_not_lost_to_weights(fill: bool) -> None:
     assert conductor.blocked_ms == 4 + 40
 
 
+def test_a_pause_of_the_process_brings_no_weights() -> None:
+    """The clock goes on by more than a wait between two questions of the conductor, as on a busy machine."""
+
+    class Busy(Stage):
+        def due(self, query: str) -> float:
+            due = super().due(query)
+            if due <= self.now:
+                return due
+            asked, self.now = self.now, self.now + 5
+            return asked + 1
+
+        def wait(self, until: float) -> None:
+            if until > self.now:
+                super().wait(until)
+
+    known = profile(ALL, run=10)
+    stage = Busy(known, {"a": [0.0]}, 90, {"A": 50.0})
+    lead(stage, known, "a", Rule())
+    # No run begins before the weights are there.
+    assert stage.done == ["+A", "a1"]
+    assert stage.answered[0][0] >= 60
+
+
 def test_it_ends_while_weights_are_awaited() -> None:
     known = profile(ALL, {"A": 100}, run=10)
     stage = Stage(known, {"a": [0.0]}, 50)
