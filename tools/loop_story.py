@@ -35,6 +35,8 @@ class Story:
         """Beginning of the id of the bundle that the box runs."""
         self.begun = begun
         self._box, self._deltas = box, deltas
+        self._starts_from = ""
+        """Id of the bundle that the next delta starts from: the box's, or what that would be without reverts."""
         self._asked: dict[str, tuple[float, str]] = {}
         self._verdicts: dict[str, str] = {}
 
@@ -62,7 +64,7 @@ class Story:
             self.note("published", begin=at, bytes=self._delta_bytes(match[1]))
         elif match := re.search(r"bundle (\w+) is now (\w+); \S+ MB of weights came in a delta of", line):
             self._asked[name] = (at, "delta")
-            self.note("applied", begin=at, bytes=self._delta_bytes(match[1]), makes=match[2])
+            self.note("applied", begin=at, bytes=self._delta_bytes(self._starts_from), makes=match[2])
         elif name == "drift" and (
             match := re.search(r": (\S+) now with original weights; bundle \w+ is now (\w+)", line)
         ):
@@ -80,12 +82,14 @@ class Story:
             self.since = match[1]
 
     def _delta_bytes(self, base: str) -> int:
-        """Return the size of the delta that starts from a bundle, given the beginning of the bundle's id."""
-        (path,) = self._deltas.glob(f"{base}*.delta")
+        """Return the size of the delta that starts from a bundle, given at least the beginning of the bundle's id."""
+        (path,) = self._deltas.glob(f"{base[:12]}*.delta")
         return path.stat().st_size
 
     def _note_bundle(self, at: float) -> None:
         content = open_bundle(self._box)
+        originals = content.manifest.originals
+        self._starts_from = (originals.merged if originals is not None else None) or content.id
         self.bundle = content.id[:12]
         files = sum(spec.bytes for spec in content.manifest.files.values())
         self.note("bundle", self.bundle, at, weights=unique_bytes(content.manifest), files=files)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import cv2
+import loop_story
 import pytest
 from commands import CommandError, Commands
 from loop_report import reload_rows, report_lines
@@ -65,11 +66,14 @@ def test_picture(tmp_path: Path) -> None:
 def test_lines_of_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ("a" * 32 + ".delta")).write_bytes(b"12345")
     story = Story(tmp_path / "bundle", tmp_path, 1000.0)
-    bundles: list[float] = []
-    monkeypatch.setattr(story, "_note_bundle", bundles.append)
+    # What runs from the start is a bundle with a reverted query.
+    originals = SimpleNamespace(merged="a" * 64)
+    runs = SimpleNamespace(id="d" * 64, manifest=SimpleNamespace(originals=originals, files={}))
+    monkeypatch.setattr(loop_story, "open_bundle", lambda path: runs)
+    monkeypatch.setattr(loop_story, "unique_bytes", lambda manifest: 7)
     manifest = SimpleNamespace(originals=None, reverted=frozenset(), queries={})
     bundle: Any = SimpleNamespace(path="box/bundle", id="b" * 64, manifest=manifest)
-    done: Any = SimpleNamespace(bundle=bundle, before="a" * 64, new_bytes=4, kept_bytes=2, bytes=5)
+    done: Any = SimpleNamespace(bundle=bundle, before="d" * 64, new_bytes=4, kept_bytes=2, bytes=5)
     for at, name, line in (
         (1001.0, "box", " serving  http://127.0.0.1:4711"),
         (1002.0, "merger", f" publish   8.1 s  deltas/{'a' * 32}.delta: 0.00 MB, from bundle aaa to bbb"),
@@ -87,16 +91,19 @@ def test_lines_of_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     story.close_verdict(11.0)
     kinds = [(each.kind, each.begin, each.end) for each in story.timeline.happenings]
     assert kinds == [
+        ("bundle", 1.0, None),
         ("published", 2.0, None),
         ("applied", 3.0, None),
         ("reload", 3.5, 5.0),
+        ("bundle", 5.0, None),
         ("verdict", 6.0, 8.0),
         ("verdict", 8.0, 11.0),
         ("reverted", 9.0, None),
         ("reload", 9.5, 10.0),
+        ("bundle", 10.0, None),
     ]
-    assert (story.url, story.since, bundles) == ("http://127.0.0.1:4711", "T", [1.0, 5.0, 10.0])
-    assert [each.more["bytes"] for each in story.timeline.happenings[:2]] == [5, 5]
+    assert (story.url, story.since, story.bundle) == ("http://127.0.0.1:4711", "T", "d" * 12)
+    assert [each.more["bytes"] for each in story.timeline.happenings[1:3]] == [5, 5]
 
 
 def test_commands_end_with_the_block(tmp_path: Path) -> None:
