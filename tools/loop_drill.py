@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from time import time
+from typing import Any
 
 from commands import CommandError, Commands
 from documents import write_between
@@ -31,7 +32,7 @@ from loop_report import report_lines
 from loop_story import Story
 from loop_timeline import Happening, Timeline, draw
 
-from gemel.bundles.merge_report import read_report
+from gemel.bundles.merge_report import MergeReport, read_report
 from gemel.bundles.reader import open_bundle
 from gemel.cli.merge import parse_budget
 from gemel.runtime.sinks.sample_files import open_samples
@@ -145,6 +146,20 @@ class Drill:
         self._commands.stop("box")
         self._story.close_verdict(self._story.now())
 
+    def merge_from_scratch(self) -> None:
+        """Merge the original models with the samples that the merge went on with, to compare the images trained on."""
+        assert self._story.since is not None
+        budget = 2 * parse_budget(self._options.budget)
+        self._commands.run(
+            "from scratch", "gemel", "merge", "models/workload.yaml", "-o", "merged-scratch", "--samples", "box/samples",
+            "--since", self._story.since, "--budget", f"{budget:.0f}s", until=budget + 600, **_ONE,
+        )  # fmt: skip
+        report = read_report(self._out / "merged-scratch/merge.json")
+        self._story.timeline.figures["from scratch"] = {
+            **_figures(report),
+            "shares": any(use.query == _QUERY for each in report.shared for use in each.uses),
+        }
+
     def compare(self) -> None:
         """Compare all answers with those of the original models, and the box's bundles with each other."""
         self._story.say("comparing answers")
@@ -184,13 +199,8 @@ class Drill:
     def _merged(self, begin: float, folder: str) -> set[str]:
         """Note that a merge has ended, wait until the box runs what it has published; return the queries that share."""
         report = read_report(self._out / folder / "merge.json")
-        figures = {
-            "images": sum(trial.samples for trial in report.trials),
-            "saving": report.saving,
-            "trials": [[trial.group, trial.accepted, trial.samples] for trial in report.trials],
-        }
         self._story.timeline.targets = {query: found.target for query, found in report.queries.items()}
-        self._story.timeline.happenings.append(Happening("merging", begin, self._story.now(), folder, figures))
+        self._story.timeline.happenings.append(Happening("merging", begin, self._story.now(), folder, _figures(report)))
         published = open_bundle(self._out / "deltas/bundle").id[:12]
         self._wait(lambda: self._story.bundle == published, 180, f"bundle {published} on the box")
         return {use.query for each in report.shared for use in each.uses}
@@ -207,9 +217,18 @@ class Drill:
         self._commands.wait_for(done, seconds, what)
 
 
+def _figures(report: MergeReport) -> dict[str, Any]:
+    """Return the images that a merge trained on, what it saves, and its trials."""
+    return {
+        "images": sum(trial.samples for trial in report.trials),
+        "saving": report.saving,
+        "trials": [[trial.group, trial.accepted, trial.samples] for trial in report.trials],
+    }
+
+
 def _begin_anew(out: Path) -> None:
     """Delete what an earlier drill has left, except the models."""
-    for each in ("merged", "merged-on", "deltas", "box", "cameras", "states", "logs"):
+    for each in ("merged", "merged-on", "merged-scratch", "deltas", "box", "cameras", "states", "logs"):
         shutil.rmtree(out / each, ignore_errors=True)
     for each in ("box", "cameras", "deltas", "states"):
         (out / each).mkdir(parents=True)
@@ -228,6 +247,7 @@ def main() -> None:
     parser.add_argument("--recorded", type=int, default=1500, help="frames of each recording that models are merged by")
     parser.add_argument("--samples", type=int, default=2000, help="samples of the night before merging goes on")
     parser.add_argument("--budget", default="6m", help="time for each of the two merges")
+    parser.add_argument("--scratch", action="store_true", help="merge from scratch, too, in up to twice the time")
     parser.add_argument("--docs", action="store_true", help="write figures and picture into docs/")
     parser.add_argument("--draw", action="store_true", help="only draw the picture and print the figures again")
     options = parser.parse_args()
@@ -266,6 +286,8 @@ def _run(out: Path, options: argparse.Namespace) -> None:
         drill = Drill(out, commands, story, options)
         for phase in (drill.merge, drill.change_scene, drill.find_loss, drill.merge_on, drill.end):
             phase()
+        if options.scratch:
+            drill.merge_from_scratch()
     drill.compare()
     story.timeline.write(out / "timeline.json")
 

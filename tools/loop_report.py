@@ -93,6 +93,13 @@ def report_lines(timeline: Timeline, query: str) -> list[str]:
         f" merge trained on {first.more['images']:,} images and saved {first.more['saving']:.1%}; going on trained on"
         f" {again.more['images']:,}, and {again.more['saving']:.1%} are saved.",
     ]
+    if (scratch := timeline.figures.get("from scratch")) is not None:
+        end = "shares weights" if scratch["shares"] else "does not share"
+        lines[-1] += (
+            f" A merge from scratch with the same samples trained on {scratch['images']:,} images and saved"
+            f" {scratch['saving']:.1%}; {query} {end} there. Going on trained on"
+            f" {again.more['images'] / max(scratch['images'], 1):.2f} of that."
+        )
     return lines
 
 
