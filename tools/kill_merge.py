@@ -28,6 +28,8 @@ from gemel.workload import load_workload
 
 _ROOT = Path(__file__).resolve().parent.parent
 _GEMEL = Path(sys.executable).parent / "gemel"
+_PART = 0.7
+"""Latest moment of a kill, as a part of the time of a whole merge: some hit the loading, some the search."""
 _CLOSE = 0.02
 """Difference of two accuracies relative to the originals that is still chance: some images of those that confirm."""
 
@@ -37,8 +39,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, default=_ROOT / "out" / "kill-merge", help="folder to work in")
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--recorded", type=int, default=500, help="images of each camera")
-    parser.add_argument("--target", type=float, default=0.85, help="accuracy target of all queries")
+    parser.add_argument("--recorded", type=int, default=600, help="images of each camera")
+    parser.add_argument("--target", type=float, default=0.92, help="accuracy target of all queries")
+    parser.add_argument("--steps", type=int, default=40, help="steps of a training")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments of kills")
     options = parser.parse_args()
     folder: Path = options.output
@@ -46,42 +49,48 @@ def main() -> None:
     for name in ("whole", "killed"):
         shutil.rmtree(folder / name, ignore_errors=True)
     began = time()
-    _merge(workload, folder / "whole")
+    _merge(workload, folder / "whole", options.steps)
     seconds = time() - began
     whole = read_report(folder / "whole/merge.json")
     print(f"left alone: {seconds:.0f} s, {len(_journal(folder / 'whole'))} looks and trials", flush=True)
     rng, lost_s, faults = random.Random(options.seed), list[float](), list[str]()
-    for kill in range(options.kills):
+    kills = 0
+    while kills < options.kills:
         before = len(_journal(folder / "killed"))
-        # Short enough that many kills fit into one merge, long enough that some of them hit a training.
-        done = _merge(workload, folder / "killed", rng.uniform(0, seconds / 3))
+        done, killed = _merge(workload, folder / "killed", options.steps, rng.uniform(0, seconds * _PART))
+        if not killed:
+            # It was at its end before; another one begins.
+            faults += _differences(whole, read_report(folder / "killed/merge.json"))
+            shutil.rmtree(folder / "killed")
+            continue
+        kills += 1
         journal = folder / "killed/search/journal.jsonl"
         kept = len(_journal(folder / "killed"))
         if kept - before < done:
-            faults.append(f"kill {kill}: {done} looks and trials were reported, {kept - before} are in the journal")
+            faults.append(f"kill {kills}: {done} looks and trials were reported, {kept - before} are in the journal")
         if journal.exists():
             lost_s.append(time() - journal.stat().st_mtime)
         faults += _unusable(folder / "killed")
-        print(f"kill {kill}: {done} done since the last one, {kept} in the journal", flush=True)
-    _merge(workload, folder / "killed")
+        print(f"kill {kills}: {done} done since the last one, {kept} in the journal", flush=True)
+    _merge(workload, folder / "killed", options.steps)
     again = read_report(folder / "killed/merge.json")
     faults += _differences(whole, again)
     print(
-        f"{options.kills} kills: {median(lost_s):.1f} s of work lost by each (median; at most {max(lost_s):.1f} s)."
+        f"{kills} kills: {median(lost_s):.1f} s of work lost by each (median; at most {max(lost_s):.1f} s)."
         f" Saved: {again.saving:.1%}, and {whole.saving:.1%} by the merge that was left alone."
     )
     if faults:
         sys.exit("\n".join(faults))
 
 
-def _merge(workload: Path, output: Path, seconds: float | None = None) -> int:
+def _merge(workload: Path, output: Path, steps: int, seconds: float | None = None) -> tuple[int, bool]:
     """Start a merge or go on with it, and wait for its end, or kill it after some seconds.
 
     Returns:
-        Number of looks and trials that it reported as done.
+        Number of looks and trials that it reported as done, and whether it was killed.
     """
     resume = ["--resume"] if (output / "search/journal.jsonl").exists() else []
-    command = [str(_GEMEL), "merge", str(workload), "-o", str(output), *resume]
+    command = [str(_GEMEL), "merge", str(workload), "-o", str(output), "--steps", str(steps), *resume]
     done = 0
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         timer = None if seconds is None else Timer(seconds, process.send_signal, [signal.SIGKILL])
@@ -96,7 +105,7 @@ def _merge(workload: Path, output: Path, seconds: float | None = None) -> int:
             timer.cancel()
     if process.returncode not in (0, -signal.SIGKILL):
         sys.exit(f"{' '.join(command)}: exit status {process.returncode}\n{''.join(lines[-15:])}")
-    return done
+    return done, process.returncode != 0
 
 
 def _journal(output: Path) -> list[str]:

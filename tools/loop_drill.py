@@ -151,8 +151,9 @@ class Drill:
         assert self._story.since is not None
         budget = 2 * parse_budget(self._options.budget)
         self._commands.run(
-            "from scratch", "gemel", "merge", "models/workload.yaml", "-o", "merged-scratch", "--samples", "box/samples",
-            "--since", self._story.since, "--budget", f"{budget:.0f}s", until=budget + 600, **_ONE,
+            "from scratch", "gemel", "merge", "models/workload.yaml", "-o", "merged-scratch",
+            "--samples", "box/samples", "--since", self._story.since, "--budget", f"{budget:.0f}s",
+            until=budget + 600, **_ONE,
         )  # fmt: skip
         report = read_report(self._out / "merged-scratch/merge.json")
         self._story.timeline.figures["from scratch"] = {
@@ -218,9 +219,8 @@ class Drill:
 
 
 def _figures(report: MergeReport) -> dict[str, Any]:
-    """Return the images that a merge trained on, what it saves, and its trials."""
+    """Return what a merge saves, and its trials with the images that each trained on."""
     return {
-        "images": sum(trial.samples for trial in report.trials),
         "saving": report.saving,
         "trials": [[trial.group, trial.accepted, trial.samples] for trial in report.trials],
     }

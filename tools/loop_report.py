@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from loop_timeline import Happening, Timeline, missed
@@ -90,17 +90,25 @@ def report_lines(timeline: Timeline, query: str) -> list[str]:
     lines += [
         "",
         f"Of {count + lost:,} answers in all, {lost} were missed. The whole bundle has {whole / 1e6:.2f} MB. The first"
-        f" merge trained on {first.more['images']:,} images and saved {first.more['saving']:.1%}; going on trained on"
-        f" {again.more['images']:,}, and {again.more['saving']:.1%} are saved.",
+        f" merge trained on {_trained(first.more):,} images and saved {first.more['saving']:.1%}; going on trained on"
+        f" {_trained(again.more):,}, and {again.more['saving']:.1%} are saved. Counted are images up to the last step"
+        " that was accepted.",
     ]
     if (scratch := timeline.figures.get("from scratch")) is not None:
-        end = "shares weights" if scratch["shares"] else "does not share"
+        shares = "shares weights" if scratch["shares"] else "does not share"
         lines[-1] += (
-            f" A merge from scratch with the same samples trained on {scratch['images']:,} images and saved"
-            f" {scratch['saving']:.1%}; {query} {end} there. Going on trained on"
-            f" {again.more['images'] / max(scratch['images'], 1):.2f} of that."
+            f" A merge from scratch with the same samples trained on {_trained(scratch):,} images and saved"
+            f" {scratch['saving']:.1%}; {query} {shares} there. Going on trained on"
+            f" {_trained(again.more) / max(_trained(scratch), 1):.2f} of that."
         )
     return lines
+
+
+def _trained(merge: Mapping[str, Any]) -> int:
+    """Return the number of images that a merge trained on up to its last accepted trial; all of them if none was."""
+    trials = merge["trials"]
+    last = max((number for number, (_, accepted, _) in enumerate(trials) if accepted), default=len(trials) - 1)
+    return sum(samples for _, _, samples in trials[: last + 1])
 
 
 def _end(each: Happening) -> float:

@@ -70,7 +70,8 @@ class Story:
         ):
             self._asked[name] = (at, "revert")
             self.note("reverted", match[1], at, makes=match[2])
-        elif match := re.search(r" runs now, after ([\d.]+) s", line):
+        elif name != "box" and (match := re.search(r" runs now, after ([\d.]+) s", line)):
+            # The box says so, too.
             _, why = self._asked.pop(name, (at, "revert"))
             self.timeline.happenings.append(Happening("reload", at - float(match[1]), at, why))
             self._note_bundle(at)

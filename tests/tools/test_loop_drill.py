@@ -25,7 +25,7 @@ def timeline() -> Timeline:
     made.answers["bags"] = [Answer(n / 10, n, True, n % 4 > 0) for n in range(1200) if n not in (305, 306, 900)]
     made.happenings = [
         Happening("reload", 60.0, 61.5, "revert"),
-        Happening("merging", 0.0, 29.0, "merged", {"images": 1000, "saving": 0.5}),
+        Happening("merging", 0.0, 29.0, "merged", {"saving": 0.5, "trials": [["all", True, 1000], ["more", False, 500]]}),
         Happening("published", 29.0, None, "", {"bytes": 500_000}),
         Happening("applied", 30.0, None, "", {"bytes": 500_000}),
         Happening("reload", 30.2, 31.0, "delta"),
@@ -34,7 +34,7 @@ def timeline() -> Timeline:
         Happening("scene", 40.0, None, "north"),
         Happening("reverted", 59.0, None, "shoes"),
         Happening("bundle", 61.5, None, "", {"weights": 900_000, "files": 2_000_000}),
-        Happening("merging", 70.0, 100.0, "merged-on", {"images": 300, "saving": 0.4}),
+        Happening("merging", 70.0, 100.0, "merged-on", {"saving": 0.4, "trials": [["shoes", False, 300]]}),
         Happening("back", 100.0, None, "shoes"),
     ]
     return made
@@ -78,6 +78,7 @@ def test_lines_of_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         (1001.0, "box", " serving  http://127.0.0.1:4711"),
         (1002.0, "merger", f" publish   8.1 s  deltas/{'a' * 32}.delta: 0.00 MB, from bundle aaa to bbb"),
         (1003.0, "pull", next(applied_lines(done))),
+        (1005.0, "box", "box/bundle runs now, after 1.5 s"),
         (1005.0, "pull", "box/bundle runs now, after 1.5 s"),
         (1006.0, "drift", "query shoes: holds (before: unknown)"),
         (1007.0, "drift", "query bags: holds (before: unknown)"),
