@@ -28,7 +28,7 @@ from documents import write_between
 from drift_scenes import DISTURBANCES
 from loop_answers import LiveAnswers, answers_to, equal_answers, frames_of, label_of
 from loop_models import CAMERAS, FPS, LENGTH, QUERIES, make_loop_models
-from loop_report import report_lines
+from loop_report import report_lines, trained_until
 from loop_story import Story
 from loop_timeline import Happening, Timeline, draw
 
@@ -128,7 +128,7 @@ class Drill:
         self._commands.wait_for(lambda: self._samples() >= many, 600, what, poll=1.0)
         begin = self._story.now()
         self._commands.run(
-            "merger", "gemel", "merge", "models/workload.yaml", "-o", "merged-on", "--from", "merged",
+            "merger again", "gemel", "merge", "models/workload.yaml", "-o", "merged-on", "--from", "merged",
             "--samples", "box/samples", "--since", self._story.since, "--publish", "deltas", "--originals",
             "--budget", self._options.budget, until=parse_budget(self._options.budget) + 600, **_ONE,
         )  # fmt: skip
@@ -157,7 +157,7 @@ class Drill:
         )  # fmt: skip
         report = read_report(self._out / "merged-scratch/merge.json")
         self._story.timeline.figures["from scratch"] = {
-            **_figures(report),
+            **self._figures("from scratch", report),
             "shares": any(use.query == _QUERY for each in report.shared for use in each.uses),
         }
 
@@ -200,11 +200,17 @@ class Drill:
     def _merged(self, begin: float, folder: str) -> set[str]:
         """Note that a merge has ended, wait until the box runs what it has published; return the queries that share."""
         report = read_report(self._out / folder / "merge.json")
+        figures = self._figures("merger" if folder == "merged" else "merger again", report)
         self._story.timeline.targets = {query: found.target for query, found in report.queries.items()}
-        self._story.timeline.happenings.append(Happening("merging", begin, self._story.now(), folder, _figures(report)))
+        self._story.timeline.happenings.append(Happening("merging", begin, self._story.now(), folder, figures))
         published = open_bundle(self._out / "deltas/bundle").id[:12]
         self._wait(lambda: self._story.bundle == published, 180, f"bundle {published} on the box")
         return {use.query for each in report.shared for use in each.uses}
+
+    def _figures(self, command: str, report: MergeReport) -> dict[str, Any]:
+        """Return what a merge saves, and the images that it trained on."""
+        lines = (self._out / "logs" / f"{command}.log").read_text().splitlines()
+        return {"saving": report.saving, "images": trained_until(lines)}
 
     def _rest(self) -> None:
         began = self._story.now()
@@ -216,14 +222,6 @@ class Drill:
 
     def _wait(self, done: Callable[[], bool], seconds: float, what: str) -> None:
         self._commands.wait_for(done, seconds, what)
-
-
-def _figures(report: MergeReport) -> dict[str, Any]:
-    """Return what a merge saves, and its trials with the images that each trained on."""
-    return {
-        "saving": report.saving,
-        "trials": [[trial.group, trial.accepted, trial.samples] for trial in report.trials],
-    }
 
 
 def _begin_anew(out: Path) -> None:

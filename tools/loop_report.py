@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from loop_timeline import Happening, Timeline, missed
 
-__all__ = ["reload_rows", "report_lines"]
+__all__ = ["reload_rows", "report_lines", "trained_until"]
 
 _BEFORE_S, _AFTER_S = 0.5, 2.0
 """Seconds before the request of a reload and after its end in which missed frames count as the reload's."""
@@ -90,25 +91,29 @@ def report_lines(timeline: Timeline, query: str) -> list[str]:
     lines += [
         "",
         f"Of {count + lost:,} answers in all, {lost} were missed. The whole bundle has {whole / 1e6:.2f} MB. The first"
-        f" merge trained on {_trained(first.more):,} images and saved {first.more['saving']:.1%}; going on trained on"
-        f" {_trained(again.more):,}, and {again.more['saving']:.1%} are saved. Counted are images up to the last step"
-        " that was accepted.",
+        f" merge trained on {first.more['images']:,} images and saved {first.more['saving']:.1%}; going on trained on"
+        f" {again.more['images']:,}, and {again.more['saving']:.1%} are saved. Counted are images until"
+        " all that is saved was confirmed.",
     ]
     if (scratch := timeline.figures.get("from scratch")) is not None:
         shares = "shares weights" if scratch["shares"] else "does not share"
         lines[-1] += (
-            f" A merge from scratch with the same samples trained on {_trained(scratch):,} images and saved"
+            f" A merge from scratch with the same samples trained on {scratch['images']:,} images and saved"
             f" {scratch['saving']:.1%}; {query} {shares} there. Going on trained on"
-            f" {_trained(again.more) / max(_trained(scratch), 1):.2f} of that."
+            f" {again.more['images'] / max(scratch['images'], 1):.2f} of that."
         )
     return lines
 
 
-def _trained(merge: Mapping[str, Any]) -> int:
-    """Return the number of images that a merge trained on up to its last accepted trial; all of them if none was."""
-    trials = merge["trials"]
-    last = max((number for number, (_, accepted, _) in enumerate(trials) if accepted), default=len(trials) - 1)
-    return sum(samples for _, _, samples in trials[: last + 1])
+def trained_until(lines: Iterable[str]) -> int:
+    """Return the number of images that a merge trained on until it had confirmed all that it saves in the end.
+
+    Args:
+        lines: lines of ``gemel merge``. What merge.json counts as saved after a trial is not confirmed yet.
+    """
+    found = [(match[1], int(match[2])) for line in lines if (match := re.search(r"; (\S+) saved; (\d+) images", line))]
+    reached = next((number for number, (saved, _) in enumerate(found) if saved == found[-1][0]), 0)
+    return sum(images for _, images in found[: reached + 1])
 
 
 def _end(each: Happening) -> float:

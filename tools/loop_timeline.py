@@ -158,7 +158,7 @@ def _draw_accuracy(panel: Axes, timeline: Timeline, colors: Mapping[str, str]) -
                 textcoords="offset points",
                 fontsize=9,
                 fontweight="bold",
-                ha="right" if kind == "scene" else "left",
+                ha="left" if kind == "reverted" else "right",
             )
             panel.axvline(each.begin / 60, 0, 0.93, color="black", linewidth=1)
     panel.set_ylabel(f"answers as the original's, %\n({_WINDOW_S:.0f} s each)")
@@ -182,7 +182,7 @@ def _draw_bytes(panel: Axes, timeline: Timeline) -> None:
         )
     panel.set_ylim(0)
     panel.set_ylabel("MB")
-    panel.legend(loc="lower right", fontsize=8, framealpha=0.9)
+    panel.legend(loc="upper right", fontsize=8, framealpha=0.9)
 
 
 def _draw_missed(panel: Axes, timeline: Timeline, colors: Mapping[str, str]) -> None:
