@@ -28,8 +28,8 @@ from gemel.workload import load_workload
 
 _ROOT = Path(__file__).resolve().parent.parent
 _GEMEL = Path(sys.executable).parent / "gemel"
-_PART = 0.7
-"""Latest moment of a kill, as a part of the time of a whole merge: some hit the loading, some the search."""
+_SEARCH = ("--strategy", "heaviest")
+"""Search with many short trainings, so that kills hit many of them."""
 _CLOSE = 0.02
 """Difference of two accuracies relative to the originals that is still chance: some images of those that confirm."""
 
@@ -39,9 +39,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, default=_ROOT / "out" / "kill-merge", help="folder to work in")
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--recorded", type=int, default=600, help="images of each camera")
-    parser.add_argument("--target", type=float, default=0.92, help="accuracy target of all queries")
-    parser.add_argument("--steps", type=int, default=40, help="steps of a training")
+    parser.add_argument("--recorded", type=int, default=300, help="images of each camera")
+    parser.add_argument("--target", type=float, default=0.8, help="accuracy target of all queries")
+    parser.add_argument("--steps", type=int, default=12, help="steps of a training")
+    parser.add_argument("--within", type=float, default=60.0, help="latest moment of a kill, in seconds after a start")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments of kills")
     options = parser.parse_args()
     folder: Path = options.output
@@ -57,7 +58,7 @@ def main() -> None:
     kills = 0
     while kills < options.kills:
         before = len(_journal(folder / "killed"))
-        done, killed = _merge(workload, folder / "killed", options.steps, rng.uniform(0, seconds * _PART))
+        done, killed = _merge(workload, folder / "killed", options.steps, rng.uniform(0, options.within))
         if not killed:
             # It was at its end before; another one begins.
             faults += _differences(whole, read_report(folder / "killed/merge.json"))
@@ -90,7 +91,7 @@ def _merge(workload: Path, output: Path, steps: int, seconds: float | None = Non
         Number of looks and trials that it reported as done, and whether it was killed.
     """
     resume = ["--resume"] if (output / "search/journal.jsonl").exists() else []
-    command = [str(_GEMEL), "merge", str(workload), "-o", str(output), "--steps", str(steps), *resume]
+    command = [str(_GEMEL), "merge", str(workload), "-o", str(output), "--steps", str(steps), *_SEARCH, *resume]
     done = 0
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         timer = None if seconds is None else Timer(seconds, process.send_signal, [signal.SIGKILL])

@@ -55,11 +55,14 @@ def report_lines(timeline: Timeline, query: str) -> list[str]:
     first, again = timeline.of("merging")
     runs = next(_end(each) for each in timeline.of("reload") if each.text == "revert")
     back = "shares again" if timeline.of("back") else "private"
+    states = [each for each in timeline.of("bundle") if each.begin >= runs - 0.001]
+    # With its original weights, the box has more to run.
+    again_at = next((each.begin for each in states if each.more["weights"] < states[0].more["weights"]), _end(again))
     parts = (
         ("merged, by day", _end(first), dark),
         ("merged, at night", dark, runs),
-        ("original weights, at night", runs, _end(again)),
-        (f"{back}, at night", _end(again), float("inf")),
+        ("original weights, at night", runs, again_at),
+        (f"{back}, at night", again_at, float("inf")),
     )
     samples = timeline.figures["samples"]
     lines = [
