@@ -4,7 +4,7 @@ OUT ?= out/street
 BUNDLE ?= $(OUT)/bundle
 STREET := examples/street
 
-.PHONY: setup demo test test-oldest test-pythons test-gpu lint check-engines bench model-coverage model-answers clean
+.PHONY: setup demo loop test test-oldest test-pythons test-gpu lint check-engines bench model-coverage model-answers clean
 
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 EXTRAS := --extra merge --extra examples --extra outputs --extra service --extra supervision --extra tensorrt-rtx \
@@ -30,6 +30,10 @@ demo: setup
 	.venv/bin/gemel-compile $(STREET)/merged/workload.yaml -o $(BUNDLE)
 	.venv/bin/gemel inspect $(BUNDLE)
 	.venv/bin/gemel-run $(BUNDLE) --frames 100 --offline --video $(OUT) --results $(OUT)/results.jsonl --json $(OUT)/summary.json
+
+# The loop between merger and box, with a scene that changes: about twenty minutes on two cores.
+loop: setup
+	.venv/bin/python tools/loop_drill.py
 
 test: setup lint
 	$(PYTEST) .venv/bin/pytest -n auto --dist worksteal

