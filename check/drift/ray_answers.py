@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from ...bundles.reader import MANIFEST, Bundle, open_bundle
-from ...errors import GemelError
+from ...errors import BackendError, GemelError
 from ...frames.frame import Image
 from ...ray_cluster import connect
 from ...runtime.decode.results import Result
@@ -18,6 +18,10 @@ from .bundle_answers import BundleAnswers
 
 __all__ = ["RayAnswers", "RayCluster"]
 
+_MOST = 32
+"""Maximum number of frames that are answered at once: each takes two workers, which open a bundle first."""
+_PATIENCE_S = 300.0
+"""Seconds after which a cluster without a free CPU is given up."""
 _RESTARTS = 3
 """Number of times that a lost worker is started again, and that a frame is sent again."""
 
@@ -37,7 +41,8 @@ class RayCluster:
     def __init__(self, address: str, threads: int | None = None) -> None:
         self.ray = connect(address, "gemel drift")
         self.threads = threads or 1
-        self.at_once = max(1, int(self.ray.cluster_resources().get("CPU", 1)) // self.threads)
+        free = int(self.ray.cluster_resources().get("CPU", 1)) // self.threads
+        self.at_once = min(max(1, free), _MOST)
         """Number of frames that are answered at once."""
 
     def __enter__(self) -> RayCluster:
@@ -58,21 +63,26 @@ class RayAnswers:
         bundle: open bundle.
         cluster: cluster with the workers.
         backend: as in :func:`gemel.runtime.backends.open_backend`.
+
+    Raises:
+        BackendError: a worker cannot run the bundle.
     """
 
     def __init__(self, bundle: Bundle, cluster: RayCluster, backend: str | None = None) -> None:
         self.bundle, self.at_once, self._ray = bundle, cluster.at_once, cluster.ray
         names = (MANIFEST, *bundle.manifest.files)
-        files = self._ray.put({name: (bundle.path / name).read_bytes() for name in names})
+        # Kept, because a worker that is started again reads them again.
+        self._files = self._ray.put({name: (bundle.path / name).read_bytes() for name in names})
         # Of the two bundles that a frame is shown to, one waits for the other: each has half of the CPUs.
         share = 0.5 if cluster.threads == 1 else cluster.threads // 2
         made = self._ray.remote(num_cpus=share, max_restarts=_RESTARTS, max_task_retries=_RESTARTS)(_Worker)
         self._workers = [
-            made.remote(bundle.path, bundle.id, files, backend, cluster.threads) for _ in range(cluster.at_once)
+            made.remote(bundle.path, bundle.id, self._files, backend, cluster.threads) for _ in range(cluster.at_once)
         ]
         self._idle: SimpleQueue[Any] = SimpleQueue()
         for worker in self._workers:
             self._idle.put(worker)
+        self._await_one()
 
     def answer(self, image: Image, queries: Sequence[str]) -> dict[str, Result]:
         """Return query -> answer to a frame, as :meth:`.bundle_answers.BundleAnswers.answer`.
@@ -84,10 +94,21 @@ class RayAnswers:
         try:
             found: dict[str, Result] = self._ray.get(worker.answer.remote(image, list(queries)))
         except self._ray.exceptions.RayTaskError as error:
-            raise error.cause from None
+            raise error.cause or error from None
         finally:
             self._idle.put(worker)
         return found
+
+    def _await_one(self) -> None:
+        """Wait until a worker has opened the bundle; the others may have to wait for CPUs."""
+        done, _ = self._ray.wait([worker.ready.remote() for worker in self._workers], timeout=_PATIENCE_S)
+        if not done:
+            raise BackendError(f"--ray: no worker has started within {_PATIENCE_S:.0f} s; the cluster's CPUs are taken")
+        try:
+            self._ray.get(done[0])
+        except self._ray.exceptions.RayError as error:
+            why = str(error).strip().splitlines()[-1].strip()
+            raise BackendError(f"--ray: a worker cannot run {self.bundle.path}: {why}") from error
 
     def __enter__(self) -> RayAnswers:
         return self
@@ -119,6 +140,9 @@ class _Worker:
                 (path / name).write_bytes(content)
             found = open_bundle(path)
         self._answers = BundleAnswers(found, backend, threads)
+
+    def ready(self) -> None:
+        """Do nothing; whoever has called this knows that the bundle is open."""
 
     def answer(self, image: Image, queries: list[str]) -> dict[str, Result]:
         """Return query -> answer to a frame."""

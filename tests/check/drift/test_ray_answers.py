@@ -14,7 +14,7 @@ from gemel.check.drift.bundle_answers import BundleAnswers
 from gemel.check.drift.follow import judge_new
 from gemel.check.drift.judge import DriftJudge
 from gemel.check.drift.ray_answers import RayAnswers, RayCluster, _Worker
-from gemel.errors import MissingExtraError
+from gemel.errors import BackendError, MissingExtraError
 from gemel.runtime.sinks.sample_files import open_samples
 
 
@@ -32,6 +32,8 @@ def test_ray_finds_what_one_process_finds(bundle: Path, tmp_path: Path, monkeypa
         judge_new(alone, store)
     with RayCluster("local") as cluster:
         assert cluster.at_once == 2
+        with pytest.raises(BackendError, match=r"--ray: a worker cannot run .*bundle: .*BackendError: cuda: "):
+            RayAnswers(opened, cluster, "ort-cuda")
         with RayAnswers(opened, cluster) as ours, RayAnswers(opened, cluster) as theirs:
             spread = DriftJudge(ours, theirs)
             judge_new(spread, store)
