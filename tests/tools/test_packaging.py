@@ -27,7 +27,8 @@ def test_every_folder_of_the_product_is_packaged() -> None:
 
 
 def test_messages_name_extras_that_exist() -> None:
-    text = "".join(path.read_text() for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+    modules = [*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))]
+    text = "".join(path.read_text() for path in modules)
     calls = r"(?:missing_extra|MissingExtraError)\([^()]*,|install_hint\("
     named = set(re.findall(rf"(?:{calls})\s*\"([\w-]+)\"\)", text))
     assert named >= {"compiler", "merge", "eval", "ray"}
