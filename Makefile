@@ -31,7 +31,7 @@ demo: setup
 	.venv/bin/gemel inspect $(BUNDLE)
 	.venv/bin/gemel-run $(BUNDLE) --frames 100 --offline --video $(OUT) --results $(OUT)/results.jsonl --json $(OUT)/summary.json
 
-# The loop between merger and box, with a scene that changes: about twenty minutes on two cores.
+# The loop between merger and box, with a scene that changes: about ten minutes on two cores.
 loop: setup
 	.venv/bin/python tools/loop_drill.py
 
