@@ -1,6 +1,6 @@
 """Kill a merge with SIGKILL at random moments, resume it each time, and compare its end with that of one left alone.
 
-    .venv/bin/python tools/kill_merge.py --kills 20
+    .venv/bin/python tools/kill_merge.py --kills 20     # half an hour on one core
 
 The workload is that of the drill (``tools/loop_models.py``), with fewer images. Printed are how many looks and trials
 that were reported as done were not in the journal after a kill (none may be missing), the seconds of work that kills
@@ -11,6 +11,7 @@ a kill, or if the ends differ in what is shared.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import shutil
 import signal
@@ -42,7 +43,7 @@ def main() -> None:
     parser.add_argument("--recorded", type=int, default=300, help="images of each camera")
     parser.add_argument("--target", type=float, default=0.8, help="accuracy target of all queries")
     parser.add_argument("--steps", type=int, default=12, help="steps of a training")
-    parser.add_argument("--within", type=float, default=60.0, help="latest moment of a kill, in seconds after a start")
+    parser.add_argument("--within", type=float, default=120.0, help="latest moment of a kill, in seconds after a start")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments of kills")
     options = parser.parse_args()
     folder: Path = options.output
@@ -93,7 +94,11 @@ def _merge(workload: Path, output: Path, steps: int, seconds: float | None = Non
     resume = ["--resume"] if (output / "search/journal.jsonl").exists() else []
     command = [str(_GEMEL), "merge", str(workload), "-o", str(output), "--steps", str(steps), *_SEARCH, *resume]
     done = 0
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    # Otherwise lines that were printed would be lost with the process.
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as process:
         timer = None if seconds is None else Timer(seconds, process.send_signal, [signal.SIGKILL])
         if timer is not None:
             timer.start()
