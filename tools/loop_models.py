@@ -10,13 +10,9 @@ their weights are in examples/loop. The recordings that models are merged by are
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import shutil
-import subprocess
-import tarfile
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +22,8 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from debian_files import fetch_files
 from drift_scenes import DISTURBANCES
+from fashion_mnist import read_fashion_mnist
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -45,10 +41,6 @@ FPS = 20
 LENGTH = 2400
 """Frames of a camera's video, which is played again and again."""
 CAMERAS = ("north", "south")
-_PACKAGE, _INSIDE = "dataset-fashion-mnist", "usr/share/datasets/fashion-mnist"
-_FILES = ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz")
-_HEADERS = (16, 8)
-"""Bytes before the values in each of these files."""
 _SIDE, _SIZE = 112, 20
 """Side of a frame, and of a model's input, in pixels."""
 _TRAIN, _DAY, _LIVE = 35_000, 35_000, 45_000
@@ -112,7 +104,7 @@ def make_loop_models(folder: Path, night: str, *, recorded: int, target: float) 
     if folder.exists():
         return folder / "workload.yaml"
     with whole_folder(folder) as work:
-        images, classes = _read_images(work)
+        images, classes = read_fashion_mnist("train")
         for number, camera in enumerate(CAMERAS):
             first = _DAY + number * _APART
             (work / f"day-{camera}").mkdir()
@@ -144,26 +136,6 @@ def _query(name: str, query: DrillQuery, target: float) -> dict[str, object]:
     labels = list(query.labels)
     return {"name": name, "feed": query.feed, "task": "classification", "labels": labels, "model": model,
             "target": target}  # fmt: skip
-
-
-def _read_images(work: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return the images ``[60000, 28, 28]`` and their classes ``[60000]``; files lie in a folder meanwhile.
-
-    Raises:
-        SystemExit: the package cannot be had.
-    """
-    try:
-        source = fetch_files(_PACKAGE, {f"{_INSIDE}/{name}": work / name for name in _FILES}, 300)
-    except (OSError, subprocess.SubprocessError, tarfile.TarError) as error:
-        raise SystemExit(f"error: Debian's package {_PACKAGE} cannot be had: {error}") from error
-    print(f"Fashion-MNIST: {source}", flush=True)
-    images, classes = (
-        np.frombuffer(gzip.decompress((work / name).read_bytes()), np.uint8, offset=header)
-        for name, header in zip(_FILES, _HEADERS, strict=True)
-    )
-    for name in _FILES:
-        (work / name).unlink()
-    return images.reshape(-1, 28, 28), classes
 
 
 def _numbers(query: DrillQuery, classes: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -244,8 +216,7 @@ def _accuracy(query: DrillQuery, model: nn.Module, frames: Iterable[Image], clas
 def main() -> None:
     """Train the models of the drill, write their weights, and print how good they are by day and at night."""
     _WEIGHTS.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        images, classes = _read_images(Path(folder))
+    images, classes = read_fashion_mnist("train")
     test = slice(_LIVE, _LIVE + 2000)
     for name, query in QUERIES.items():
         model = _train(query, images[:_TRAIN], classes[:_TRAIN])

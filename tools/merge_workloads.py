@@ -18,10 +18,8 @@ labels. W5 is the paper's setting: one public detector and one public classifier
 from __future__ import annotations
 
 import argparse
-import gzip
 import io
 import random
-import subprocess
 import tarfile
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -31,8 +29,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
+from fashion_mnist import read_fashion_mnist
 from judge_parts import judge_parts
-from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 from street_workloads import prepare_family, prepare_street
@@ -129,26 +127,14 @@ def _fashion(images: Path) -> None:
     if (images / "fashion").exists():
         return
     with tempfile.TemporaryDirectory(dir=images) as work:
-        subprocess.run(["apt-get", "download", "dataset-fashion-mnist"], cwd=work, check=True, capture_output=True)
-        (package,) = Path(work).glob("*.deb")
-        subprocess.run(["dpkg-deb", "-x", package.name, "."], cwd=work, check=True)
-        source = Path(work) / "usr/share/datasets/fashion-mnist"
-        for split, prefix in (("train", "train"), ("test", "t10k")):
-            pixels = _idx(source / f"{prefix}-images-idx3-ubyte.gz")
-            labels = _idx(source / f"{prefix}-labels-idx1-ubyte.gz")
+        for split, part in (("train", "train"), ("test", "t10k")):
+            pixels, labels = read_fashion_mnist(part)
             for name in _FASHION:
                 (Path(work) / "fashion" / split / name).mkdir(parents=True)
             for index, (picture, label) in enumerate(zip(pixels, labels, strict=True)):
                 image = Image.fromarray(np.pad(picture, 2)).convert("RGB")
                 image.save(Path(work) / "fashion" / split / _FASHION_ORDER[label] / f"{index:05}.png")
         (Path(work) / "fashion").rename(images / "fashion")
-
-
-def _idx(path: Path) -> NDArray[np.uint8]:
-    """Read the array in a gzipped IDX file of bytes, the format of MNIST's images and labels."""
-    data = gzip.decompress(path.read_bytes())
-    dims = np.frombuffer(data, ">u4", data[3], 4)
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(dims)
 
 
 def _link(images: Path, target: Path, classes: Classes, source: str) -> None:
