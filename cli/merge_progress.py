@@ -117,7 +117,7 @@ def merge_listener(bar: Progress, stop: Stop, publish: Callable[[Moment], str] |
 
         def verdict(self, verdict: Any, report: Any) -> None:
             outcome = verdict.outcome
-            if verdict.trial.whole:
+            if verdict.trial.again:
                 for query, kept in outcome.relative.items():
                     found = report.queries[query]
                     holds = "holds, and stays as it is" if found.model in outcome.met else "loses its shared weights"

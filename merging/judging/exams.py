@@ -1,7 +1,7 @@
 """Exams: the images that a query is judged on, with the original model's answers to them.
 
 Every query has two exams that share no image. The search looks at ``choose`` as often as it likes. ``confirm`` says
-what is accepted, and chooses nothing. An exam has the query's own images and, where these have no labels, a mix of
+what is accepted, and chooses no weights. An exam has the query's own images and, where these have no labels, a mix of
 other images: a model that only works on what its own camera shows answers as its original did on its own images, and
 in no other way elsewhere. Frames that boxes have sampled since an earlier merge are a part of its own, without labels.
 """

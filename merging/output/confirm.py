@@ -31,7 +31,8 @@ class Confirmer:
     its original weights in what is written; the models that it shared with keep theirs. That is always possible,
     because every model holds all of its weights.
 
-    A model of an earlier merge that the search has left as it was stays so if no measured value speaks against it.
+    A model of an earlier merge that the search has left as it was stays so if no measured value speaks against it. That
+    alone the search knows already: it judges these models by all images (:mod:`gemel.merging.strategies.rejoin`).
 
     A model that only has forms gets the last of them that holds. They are tested in an order that the images have no
     part in: from the most bytes to the fewest, up to the first failure. Such a sequence of tests has the error rate of

@@ -93,7 +93,7 @@ def _assumed(trial: Trial, problem: Problem) -> Outcome:
     if trial.release:
         return released(trial, problem)
     codes = [form.bits for _, form in trial.forms.forms]
-    good = trial.recipe is not None or trial.whole or (bool(codes) and (not trial.measure or max(codes) == max(BITS)))
+    good = trial.recipe is not None or trial.again or (bool(codes) and (not trial.measure or max(codes) == max(BITS)))
     queries = {query for name in trial.learners for query in problem.queries.get(name, (name,))}
     scores = dict.fromkeys(queries, 1.0 if good else 0.5)
     met = trial.learners if good else frozenset[str]()

@@ -2,7 +2,8 @@
 
 No model but one that left is ever retrained, so the answers of all others stay as they are, bit for bit.
 
-1. Every merged model is judged again by all images that choose. Whoever reaches its targets is left alone.
+1. Every merged model is judged again by all images, those that confirm included. Whoever reaches its targets is left
+   alone.
 2. The others get their original weights; what they shared is private to the models that stay.
 3. One after the other, each of these models tries to join again: as differences to its family's base, without
    training; with all that it shared before, from its merged weights, at first with new BatchNorm statistics and heads
@@ -59,7 +60,7 @@ def rejoin(problem: Problem, settings: SearchSettings, costs: FormCosts, earlier
     if not models:
         return
     looks = yield [
-        Trial(f"{name}, {AGAIN}", SharingMap(), frozenset({name}), Start("keep"), measure=True, whole=True)
+        Trial(f"{name}, {AGAIN}", SharingMap(), frozenset({name}), Start("keep"), measure=True, again=True)
         for name in models
     ]
     relative = {

@@ -79,9 +79,10 @@ class Trial:
     """Forms that weights of the learners get, after the starting weights are set."""
     measure: bool = False
     """Whether the trial only measures. Its result is then never committed."""
-    whole: bool = False
-    """Whether models are judged again, without any change: by all images, even if the first of them show that a query
-    misses its target, and by measured values."""
+    again: bool = False
+    """Whether models of an earlier merge are judged again, without any change: by all images, those that confirm
+    included, and by measured values. Images that confirm choose no weights by this: a model that they speak against
+    gets others."""
     release: bool = False
     """Whether to give the learners their original weights and nothing else. Such a trial is committed without a run."""
 
@@ -98,7 +99,8 @@ class Outcome:
     queries of the trial's learners (models to retrain)."""
     met: frozenset[str]
     """Names of the trial's learners (models to retrain) whose queries all reach their targets by their lower bounds, on
-    the images that choose; for models that are judged again, by the measured values."""
+    the images that choose; for models that are judged again, by the measured values on these and on those that confirm.
+    """
     samples: int
     """Number of images that models were trained on, summed over models and steps."""
     seconds: float
@@ -170,14 +172,8 @@ class TrialRunner:
             subject.restore(states[name])
         with stopping(learners.values(), deadline):
             coder = self._begin(trial, learners, shared)
-            judged: dict[str, Judgement] = {}
-            for subject in learners.values():
-                own = subject.held[0].choose.own.images
-                judged |= judgements_of([subject], limit=GLANCE if trial.recipe else fitting(GLANCE // 2, own))
-            # The first images may be too few for lower bounds at the targets, which all images together reach.
-            if trial.whole or holds(learners.values(), judged):
-                judged = judgements_of(learners.values())
-        met = _met(learners, judged, holds if trial.whole else reached)
+            judged = _judged_again(learners) if trial.again else _judged_at_first(learners, trial)
+        met = _met(learners, judged, holds if trial.again else reached)
         samples, ended = 0, "start"
         strained: dict[Use, float] = {}
         if trial.recipe is not None and not reached(learners.values(), judged, trial.recipe.spare):
@@ -273,6 +269,25 @@ def some(subject: Subject, count: int, seed: int) -> Iterator[Tensor]:
     ]
     for part in in_batches(order, by_area(_START_BATCH, subject.train, 16)):
         yield subject.train.batch(part).to(subject.device)
+
+
+def _judged_at_first(learners: Mapping[str, Subject], trial: Trial) -> dict[str, Judgement]:
+    """Judge models with starting weights by a part of the images, and by all of them if this part speaks for all
+    models; return query name -> judgement."""
+    judged: dict[str, Judgement] = {}
+    for subject in learners.values():
+        own = subject.held[0].choose.own.images
+        judged |= judgements_of([subject], limit=GLANCE if trial.recipe else fitting(GLANCE // 2, own))
+    # The first images may be too few for lower bounds at the targets, which all images together reach.
+    return judgements_of(learners.values()) if holds(learners.values(), judged) else judged
+
+
+def _judged_again(learners: Mapping[str, Subject]) -> dict[str, Judgement]:
+    """Judge models of an earlier merge by the images that choose and by those that confirm; return query name -> the
+    lower of both judgements."""
+    subjects = learners.values()
+    choose, confirm = judgements_of(subjects, "choose"), judgements_of(subjects, "confirm")
+    return {query: min(each, confirm[query], key=lambda judged: judged.relative) for query, each in choose.items()}
 
 
 def _values(judged: Mapping[str, Judgement]) -> tuple[dict[str, float], dict[str, float]]:

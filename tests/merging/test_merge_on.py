@@ -130,7 +130,7 @@ def test_a_merge_that_goes_on_and_was_stopped_goes_on(merged: Path, tmp_path: Pa
 def test_where_all_queries_hold_every_byte_stays(merged: Path, tmp_path: Path) -> None:
     heard = Heard()
     report = go_on(merged, tmp_path / "on", "same", heard)
-    assert [verdict.trial.whole for verdict in heard.verdicts] == [True, True]
+    assert [verdict.trial.again for verdict in heard.verdicts] == [True, True]
     assert weight_files(tmp_path / "on") == weight_files(merged / "merged")
     assert report.shared == read_report(merged / "merged" / "merge.json").shared
     # A feed without samples is judged as before.
@@ -172,7 +172,7 @@ def test_a_query_that_stays_private_says_what_would_help(
 def test_a_merge_from_the_originals_may_use_samples_too(merged: Path, tmp_path: Path) -> None:
     heard = Heard()
     report = go_on(merged, tmp_path / "anew", heard=heard, earlier=None)
-    assert not any(verdict.trial.whole for verdict in heard.verdicts)
+    assert not any(verdict.trial.again for verdict in heard.verdicts)
     assert {query: found.samples is not None for query, found in report.queries.items()} == {
         "direction": True,
         "colour": True,

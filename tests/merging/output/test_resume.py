@@ -183,7 +183,7 @@ def test_a_crash_of_a_merge_that_goes_on_changes_nothing(
 
     def b_falls(trial: Trial) -> str:
         """Script: b misses its goals with the samples, and meets them after training."""
-        return "ac" if trial.whole or trial.recipe is None else "abc"
+        return "ac" if trial.again or trial.recipe is None else "abc"
 
     going_on = {"earlier": tmp_path / "first", "samples": str(tmp_path / "samples")}
     whole = crash_everywhere(run, b_falls, tmp_path, monkeypatch, 2, **going_on)

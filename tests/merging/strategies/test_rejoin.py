@@ -107,7 +107,7 @@ def falls(*names: str) -> Met:
 def test_where_all_models_hold_nothing_is_tried() -> None:
     case = Case("abc", met=falls())
     assert case.titles == ["a, judged again", "b, judged again", "c, judged again"]
-    assert all(job.trial.whole and job.trial.measure for job in case.jobs)
+    assert all(job.trial.again and job.trial.measure for job in case.jobs)
     assert (case.found.sharing, case.found.samples) == (case.start.sharing, 0)
     assert case.unchanged("abc")
     # If all hold, the looks are all that is to come.
@@ -175,7 +175,7 @@ def test_the_model_that_stays_alone_keeps_its_weights_and_lends_them() -> None:
 
 
 def test_models_whose_partners_left_too_are_merged_with_each_other() -> None:
-    case = Case("ab", met=lambda trial: not trial.whole)
+    case = Case("ab", met=lambda trial: not trial.again)
     assert case.titles[2:] == ["original weights of a, b", "b from a"]
     last = case.jobs[-1]
     assert last.trial.base == "committed" and last.states["a"] is case.originals["a"]
@@ -185,7 +185,7 @@ def test_models_whose_partners_left_too_are_merged_with_each_other() -> None:
 
 
 def test_a_model_whose_partners_left_takes_what_others_lend() -> None:
-    case = Case("ab", "cd", met=lambda trial: not (trial.whole and trial.learners & set("ab")))
+    case = Case("ab", "cd", met=lambda trial: not (trial.again and trial.learners & set("ab")))
     assert case.titles[4:] == ["original weights of a, b", "a from c, d", "b from a, c, d"]
     assert case.found.sharing.models == set("abcd")
     assert case.unchanged("cd")

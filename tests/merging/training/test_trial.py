@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gemel.errors import UnjudgedError
 from gemel.merging.forms.form_map import Form, FormMap
 from gemel.merging.forms.quantize import Base, materialize
+from gemel.merging.judging.judgement import Judgement
 from gemel.merging.layers.sharing import SharingMap, Use
 from gemel.merging.training import deadline as deadlines
 from gemel.merging.training import training
@@ -364,11 +365,16 @@ def test_a_model_that_is_judged_again_holds_by_its_value(
     subjects: dict[str, Subject], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Few new images leave a wide interval, which is no reason to take shared weights away."""
-    values = {"a": 0.97, "b": 0.94, "c": 1.0}
-    monkeypatch.setattr(
-        trials, "judgements_of", lambda learners, **_: {s.name: judgement(values[s.name], 0.9) for s in learners}
-    )
+    values = {"choose": {"a": 0.97, "b": 0.94, "c": 1.0}, "confirm": {"a": 0.96, "b": 1.0, "c": 0.93}}
+
+    def judgements(learners: Iterable[Subject], exam: str = "choose", **_: object) -> dict[str, Judgement]:
+        return {each.name: judgement(values[exam][each.name], 0.9) for each in learners}
+
+    monkeypatch.setattr(trials, "judgements_of", judgements)
     runner, before = TrialRunner(subjects, 0), states(subjects)
-    again = Trial("again", SharingMap(), frozenset("abc"), Start("keep"), measure=True, whole=True)
-    assert runner(again, before, SharingMap(), math.inf).met == {"a", "c"}
-    assert runner(replace(again, whole=False), before, SharingMap(), math.inf).met == set()
+    again = Trial("again", SharingMap(), frozenset("abc"), Start("keep"), measure=True, again=True)
+    outcome = runner(again, before, SharingMap(), math.inf)
+    # "c" holds on the images that choose only: it would not be confirmed, and would have no time left to come back.
+    assert outcome.met == {"a"}
+    assert outcome.relative == {"a": 0.96, "b": 0.94, "c": 0.93}
+    assert runner(replace(again, again=False), before, SharingMap(), math.inf).met == set()
