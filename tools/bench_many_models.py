@@ -5,18 +5,24 @@ mean nothing, but the time and the memory are those of trained models. Images ar
 first training step.
 
     .venv/bin/python tools/bench_many_models.py [--models 20] [--frames 600] [--size 224] [--threads 2]
+    .venv/bin/python tools/bench_many_models.py --detectors --models 1 --size 800 --frames 60
 
-Prints CPU time and peak memory after each model, each look, and at the first training step.
+With ``--detectors`` every model is RetinaNet, with about a hundred boxes a frame, and the merge stops when all models
+are loaded and their original answers are known: the memory of this part must not grow with the number of frames.
+Prints CPU time and peak memory after each model, each look, and at the end.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import resource
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +32,15 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import mobilenet_v2
+from torchvision.models.detection import RetinaNet, retinanet_resnet50_fpn
 
 from gemel.merging.merge import Listener, MergeOptions, merge_workload
 from gemel.workload import load_workload
 
 _CLASSES = 20
-"""Number of classes of each model."""
+"""Number of classes of each classifier."""
+_BOXES = 100
+"""Number of boxes of a frame that a detector is to find, about."""
 
 
 def main() -> None:
@@ -41,25 +50,37 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=600)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--detectors", action="store_true", help="RetinaNet in place of MobileNetV2, until it is loaded"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        path = _workload(root, arguments.models, arguments.frames, arguments.size)
-        watch = _Watch()
+        with ProcessPoolExecutor(1, get_context("spawn")) as apart:
+            # The memory that this takes does not count.
+            path = apart.submit(
+                _workload, root, arguments.models, arguments.frames, arguments.size, arguments.detectors
+            ).result()
+        watch = _Watch(trains=not arguments.detectors)
+        watch.say("models are made")
         try:
             merge_workload(load_workload(path), root / "merged", MergeOptions(device="cpu"), watch)
         except KeyboardInterrupt:
-            watch.say("first training step")
+            watch.say("all models are loaded" if arguments.detectors else "first training step")
         else:
             watch.say("end of the search, without a training")
 
 
 class _Watch(Listener):
-    """Listener that prints CPU time and memory at each event, and stops the merge at the first training step."""
+    """Listener that prints CPU time and memory at each event, and stops the merge.
 
-    def __init__(self) -> None:
-        self._began, self._wall = time.process_time(), time.monotonic()
+    Args:
+        trains: whether the merge stops at its first training step, and not as soon as all models are loaded.
+    """
+
+    def __init__(self, *, trains: bool) -> None:
+        self._began, self._wall, self._trains = time.process_time(), time.monotonic(), trains
 
     def say(self, what: str) -> None:
         """Print a line with the CPU time and the peak memory so far."""
@@ -78,6 +99,9 @@ class _Watch(Listener):
         left = "" if forecast.seconds is None else f", {forecast.seconds:.0f} s"
         self.say(f"left: {forecast.looks} looks, {forecast.trainings} trainings{left}")
 
+        if not self._trains:
+            raise KeyboardInterrupt
+
     def verdict(self, verdict: Any, report: Any) -> None:
         worst = min(verdict.outcome.relative.values(), default=0.0)
         self.say(f"{verdict.trial.group}: worst query keeps {worst:.3f}, {report.saving:.1%} saved")
@@ -86,8 +110,8 @@ class _Watch(Listener):
         raise KeyboardInterrupt
 
 
-def _workload(root: Path, models: int, frames: int, size: int) -> Path:
-    """Write a workload of MobileNetV2 models that watch one folder of generated frames; return its path."""
+def _workload(root: Path, models: int, frames: int, size: int, detectors: bool) -> Path:
+    """Write a workload of models that watch one folder of generated frames; return its path."""
     rng = np.random.default_rng(0)
     (root / "frames").mkdir()
     pictures = []
@@ -97,49 +121,65 @@ def _workload(root: Path, models: int, frames: int, size: int) -> Path:
             corner, extent = rng.integers(0, 240, 2), rng.integers(20, 120, 2)
             colour = [int(value) for value in rng.integers(0, 256, 3)]
             cv2.rectangle(picture, tuple(map(int, corner)), tuple(map(int, corner + extent)), colour, -1)
-        pictures.append(picture)
+        if index < (1 if detectors else 16):
+            pictures.append(cv2.resize(picture, (size, size)))
         cv2.imwrite(str(root / "frames" / f"{index:05}.jpg"), picture)
-    images = [cv2.resize(picture, (size, size)) for picture in pictures[:16]]
-    batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().div(255)
-    queries = []
+    batch = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float().div(255)
+    queries: list[dict[str, Any]] = []
     for index in range(models):
+        name = f"m{index:02}"
         torch.manual_seed(index)
-        model = mobilenet_v2(num_classes=_CLASSES)
-        _settle(model, batch)
-        save_file(model.state_dict(), root / f"m{index:02}.safetensors")
-        queries.append(
-            {
-                "name": f"m{index:02}",
-                "feed": "yard",
-                "task": "classification",
-                "target": 0.99,
-                "model": {
-                    "factory": "torchvision.models:mobilenet_v2",
-                    "args": {"num_classes": _CLASSES},
-                    "weights": f"m{index:02}.safetensors",
-                    "input": {"size": [size, size]},
-                },
-            }
-        )
+        made = _detector(batch) if detectors else _classifier(batch)
+        save_file(made.state_dict(), root / f"{name}.safetensors")
+        model: dict[str, Any] = {"weights": f"{name}.safetensors", "input": {"size": [size, size]}}
+        if detectors:
+            task: dict[str, Any] = {"task": "detection", "labels": ["a", "b"], "target": 0.9}
+            arguments: dict[str, Any] = {"weights": None, "weights_backbone": None, "num_classes": 2}
+            model |= {"factory": "torchvision.models.detection:retinanet_resnet50_fpn", "args": arguments}
+        else:
+            task = {"task": "classification", "target": 0.99}
+            model |= {"factory": "torchvision.models:mobilenet_v2", "args": {"num_classes": _CLASSES}}
+        queries.append({"name": name, "feed": "yard", **task, "model": model})
     document = {"schema_version": "1", "feeds": {"yard": {"source": "frames"}}, "queries": queries}
     (root / "workload.yaml").write_text(json.dumps(document))
     return root / "workload.yaml"
 
 
 @torch.no_grad()
-def _settle(model: nn.Module, batch: torch.Tensor) -> None:
-    """Measure a random model's BatchNorm statistics and centre its answers, so that it tells images apart."""
-    for layer in model.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.momentum = None
-    model.train()
-    model(batch)
-    model.eval()
+def _classifier(batch: torch.Tensor) -> nn.Module:
+    """Return a random model whose answers are centred, so that it tells images apart."""
+    model: nn.Module = mobilenet_v2(num_classes=_CLASSES)
+    _settle(model, model, batch)
     answers = model(batch)
     head = model.get_submodule("classifier.1")
     assert isinstance(head, nn.Linear)
     head.weight.div_(answers.std(0).clamp(min=1e-6)[:, None])
     head.bias.sub_(answers.mean(0)).div_(answers.std(0).clamp(min=1e-6))
+    return model
+
+
+@torch.no_grad()
+def _detector(batch: torch.Tensor) -> RetinaNet:
+    """Return a random detector whose scores differ enough between anchors for about a hundred boxes a frame."""
+    model: RetinaNet = retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=2)
+    _settle(model, model.backbone, batch)
+    scores = model.head.classification_head(list(model.backbone(batch[:1]).values())).flatten()
+    head = model.head.classification_head.cls_logits
+    head.weight.div_(scores.std())
+    best = (scores.topk(_BOXES).values[-1] - scores.mean()) / scores.std()
+    head.bias.fill_(math.log(model.score_thresh / (1 - model.score_thresh)) - float(best))
+    return model
+
+
+@torch.no_grad()
+def _settle(model: nn.Module, part: nn.Module, batch: torch.Tensor) -> None:
+    """Measure the BatchNorm statistics of a random model by a run of a part that has them all."""
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = None
+    model.train()
+    part(batch)
+    model.eval()
 
 
 if __name__ == "__main__":

@@ -4,11 +4,11 @@
 
 Needs a folder with ``cifar10-jpeg.tar.xz`` (ImageFolder layout) and the ResNet-20, -32 and -44 of
 akamaster/pytorch_resnet_cifar10. Fashion-MNIST comes from Debian's ``dataset-fashion-mnist``. The first call takes
-about 20 minutes on two cores; later calls keep the files that exist.
+about half an hour on one core; later calls keep the files that exist.
 
 W1 has four queries on CIFAR-10 with nested classes. W2 has two of these queries and one on Fashion-MNIST. Originals are
-fine-tuned on CIFAR-10's training set, and merging may train on 5,000 images of it per query. The test set is halved:
-a merge chooses by one half, and the other confirms.
+trained on 20,000 images of the training set, and merging may train on 5,000 images of it per query. The test set is
+halved: a merge chooses by one half, and the other confirms.
 
 W3 and W4 have models of the MobileNetV2 family that different people trained (``tools/street_workloads.py``), without
 labels. W5 is the paper's setting: one public detector and one public classifier, each fine-tuned to four cameras
@@ -50,6 +50,9 @@ _FASHION = ("ankle-boot", "bag", "coat", "dress", "pullover", "sandal", "shirt",
 _FASHION_ORDER = ("top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
 _CHECKPOINTS = {20: "resnet20-12fca82f.th", 32: "resnet32-d509ac18.th", 44: "resnet44-014dd654.th"}
 _TRAIN_IMAGES = 5000
+_ORIGINAL_IMAGES = 20_000
+"""Maximum number of images that an original model is trained on in one epoch."""
+_BATCH = 128
 
 Classes = Mapping[str, Sequence[str]]
 """Class of a query -> classes of the data set that belong to the query's class."""
@@ -165,7 +168,7 @@ def _link(images: Path, target: Path, classes: Classes, source: str) -> None:
 def _fine_tune(name: str, depth: int, classes: Classes, checkpoint: Path | None, output: Path, target: Path) -> None:
     """Train the original model of a query and write its weights.
 
-    SGD with a one-cycle schedule: two epochs from a public checkpoint (learning rate 0.01), or six epochs from random
+    SGD with a one-cycle schedule: one epoch from a public checkpoint (learning rate 0.002), or four epochs from random
     weights (learning rate 0.1) where ``checkpoint`` is None.
     """
     torch.manual_seed(0)
@@ -180,8 +183,8 @@ def _fine_tune(name: str, depth: int, classes: Classes, checkpoint: Path | None,
             state["linear.weight"] = torch.stack([state["linear.weight"][row].mean(0) for row in rows])
             state["linear.bias"] = torch.stack([state["linear.bias"][row].mean() for row in rows])
         model.load_state_dict(state, strict=False)
-    epochs = 6 if checkpoint is None else 2
-    _train(model, images, labels, epochs, 0.1 if checkpoint is None else 0.01)
+    epochs = 4 if checkpoint is None else 1
+    _train(model, images, labels, epochs, 0.1 if checkpoint is None else 0.002)
     score = _accuracy(model, *_tensors(output / "images" / source / "test", classes))
     print(f"{name}: ResNet-{depth}, {len(classes)} classes, {score:.1%} of the test set", flush=True)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -207,13 +210,13 @@ def _normalised(model: CifarResNet, pixels: Tensor) -> Tensor:
 def _train(model: CifarResNet, images: Tensor, labels: Tensor, epochs: int, rate: float) -> None:
     model.train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    steps = epochs * (len(images) // 128)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.2)
+    batches = min(len(images), _ORIGINAL_IMAGES) // _BATCH
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=epochs * batches, pct_start=0.2)
     for epoch in range(epochs):
         order = torch.randperm(len(images))
-        for batch in order[: len(order) // 128 * 128].view(-1, 128):
+        for batch in order[: batches * _BATCH].view(-1, _BATCH):
             pixels = images[batch]
-            flip = torch.rand(128) < 0.5
+            flip = torch.rand(_BATCH) < 0.5
             pixels[flip] = pixels[flip].flip(-1)
             left, top = torch.randint(0, 9, (2,)).tolist()
             pixels = F.pad(pixels, (4, 4, 4, 4))[:, :, top : top + 32, left : left + 32]

@@ -15,13 +15,17 @@ from ...runtime.decode.evidence import Ratios
 from ...workload.data import Images
 from ..tasks import Answers, Outputs, Task
 
-__all__ = ["answers_and_scores", "answers_on", "by_area", "fitting", "in_batches", "outputs_of"]
+__all__ = ["answers_and_scores", "answers_on", "batch_size", "by_area", "fitting", "in_batches", "outputs_of"]
 
 _BATCH = 128
-"""Number of images of 64 x 64 pixels in a batch when a model is evaluated; of larger images, as many pixels, but at
-least 8 images. Of a MobileNetV2 at 224 x 224, batches of 8 take half of the CPU's time of batches of 71."""
+"""Number of images of 64 x 64 pixels in a batch; of larger images, as many pixels, but at least the number that is
+asked for. Larger batches wait for memory: of a MobileNetV2 at 224 x 224, batches of 8 take half of the CPU's time of
+batches of 71."""
 _LEAST_BATCH = 8
-"""Minimum number of images in a batch when a model is evaluated, unless their outputs take too much memory."""
+"""Minimum number of images in a batch when a model is evaluated, unless they or their outputs take too much memory."""
+_LARGE = 320
+"""Side in pixels of images above which fewer than the minimum are in a batch: of eight images of 800 x 800, the first
+layers of a RetinaNet alone take 2 GB."""
 _MOST_OUTPUTS = 256 << 20
 """Maximum bytes of the raw outputs of one batch; a detector with many anchors and classes gives 40 MB an image."""
 
@@ -40,6 +44,18 @@ def by_area(count: int, images: Images, least: int) -> int:
     """Return how many images of a data set have as many pixels as ``count`` of 64 x 64: ``least`` to ``count``."""
     height, width = images.spec.size
     return max(least, round(count * min(1.0, 64 * 64 / (height * width))))
+
+
+def batch_size(images: Images, least: int = _LEAST_BATCH) -> int:
+    """Return how many images of a data set to run at once, without gradients: as many pixels as 128 of 64 x 64.
+
+    Args:
+        images: the data set.
+        least: minimum for images of up to 320 x 320 pixels. Of larger ones it is as many pixels, but an eighth of it.
+    """
+    height, width = images.spec.size
+    part = min(1.0, _LARGE * _LARGE / (height * width))
+    return by_area(_BATCH, images, max(least // 8, round(least * part)))
 
 
 def outputs_of(module: nn.Module, image: Tensor) -> Outputs:
@@ -109,5 +125,5 @@ def _batches(module: nn.Module, images: Images, device: torch.device) -> Iterato
         yield indices, outputs
         if not start:
             one = sum(value.nbytes for value in outputs)
-            size = max(1, min(by_area(_BATCH, images, _LEAST_BATCH), _MOST_OUTPUTS // max(one, 1)))
+            size = max(1, min(batch_size(images), _MOST_OUTPUTS // max(one, 1)))
         start += len(indices)

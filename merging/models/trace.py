@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from ...compiler.heads import Cut, as_tuple
 
@@ -61,7 +62,9 @@ def trace_layers(cut: Cut) -> LayerTrace:
 
     heads: set[str] = set()
     passed_on = {name for stage in cut.stages.values() for name in stage.inputs}
-    with hooked(names, record), torch.enable_grad():
+    # Nothing runs backward, so no layer has to keep its input: of a large detector, that is a gigabyte.
+    unsaved = saved_tensors_hooks(lambda tensor: None, lambda nothing: nothing)
+    with hooked(names, record), torch.enable_grad(), unsaved:
         for stage in cut.stages.values():
             # One image of a batch is enough. The inputs require gradients, because a model of frozen weights would
             # otherwise have no autograd graph.

@@ -14,7 +14,7 @@ from ...workload.data import Images
 from ..forms.quantize import Base
 from ..judging.exams import Exam, JudgedQuery, judge_query, unchanged
 from ..judging.judgement import Judgement
-from ..judging.running import by_area, fitting, in_batches, outputs_of
+from ..judging.running import batch_size, by_area, fitting, in_batches, outputs_of
 from ..layers.layers import Layer
 from ..models.networks import Network
 from ..models.trace import LayerTrace
@@ -26,6 +26,7 @@ __all__ = [
     "State",
     "Subject",
     "Teacher",
+    "batch_size",
     "by_area",
     "fitting",
     "in_batches",

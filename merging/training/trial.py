@@ -20,7 +20,7 @@ from .deadline import stopping
 from .goals import holds, reached
 from .seeding import seeded
 from .start import average, donate, refit_heads, reset_statistics
-from .subjects import Judgement, State, Subject, by_area, fitting, in_batches, judgements_of
+from .subjects import Judgement, State, Subject, batch_size, by_area, fitting, in_batches, judgements_of
 from .training import GLANCE, Recipe, TrainingProgress, retrain, strain
 
 __all__ = ["STATISTICS_IMAGES", "Outcome", "Start", "Trial", "TrialRunner", "some"]
@@ -33,9 +33,8 @@ _LEAST_IMAGES = 32
 """Minimum number of images to measure BatchNorm statistics and refit heads on, however large they are."""
 _HEAD_ROWS = 20000
 """Maximum number of equations to fit a head to, summed over all batches."""
-_START_BATCH = 128
-"""Number of images of 64 x 64 pixels in a batch when starting weights are computed; of larger images, as many pixels,
-but at least 16. With larger batches half of the CPU's time goes into fetching memory from the system."""
+_START_BATCH = 16
+"""Minimum number of images in a batch when starting weights are computed, unless they are large."""
 _COMPARISON_PART = 4
 """Divisor of the numbers of images used for starting weights that are only compared with others and not trained."""
 
@@ -227,7 +226,7 @@ class TrialRunner:
                 if not subject.narrow:
                     reset_statistics(subject, some(subject, STATISTICS_IMAGES // part, self._seed))
                 images = min(by_area(_HEAD_IMAGES // part, subject.train, _LEAST_IMAGES), len(subject.train))
-                rows = _HEAD_ROWS // math.ceil(images / by_area(_START_BATCH, subject.train, 16))
+                rows = _HEAD_ROWS // math.ceil(images / batch_size(subject.train, _START_BATCH))
                 refit_heads(subject, some(subject, _HEAD_IMAGES // part, self._seed), rows)
         bases = {key: base for subject in learners.values() for key, base in subject.bases.items()}
         return FormCoder(self._modules, trial.forms, bases)
@@ -267,7 +266,7 @@ def some(subject: Subject, count: int, seed: int) -> Iterator[Tensor]:
     order = torch.randperm(len(subject.train), generator=generator)[
         : by_area(count, subject.train, min(count, _LEAST_IMAGES))
     ]
-    for part in in_batches(order, by_area(_START_BATCH, subject.train, 16)):
+    for part in in_batches(order, batch_size(subject.train, _START_BATCH)):
         yield subject.train.batch(part).to(subject.device)
 
 
