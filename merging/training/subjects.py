@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -30,6 +30,7 @@ __all__ = [
     "by_area",
     "fitting",
     "in_batches",
+    "judged_by_both",
     "judgements_of",
     "outputs_of",
 ]
@@ -173,3 +174,9 @@ def judgements_of(
     for subject in subjects:
         found |= subject.judged(exam, limit)
     return found
+
+
+def judged_by_both(subjects: Collection[Subject]) -> dict[str, Judgement]:
+    """Judge some models by the images that choose and by those that confirm; return query -> the lower judgement."""
+    choose, confirm = judgements_of(subjects, "choose"), judgements_of(subjects, "confirm")
+    return {query: min(each, confirm[query], key=lambda judged: judged.relative) for query, each in choose.items()}

@@ -20,7 +20,7 @@ from .deadline import stopping
 from .goals import holds, reached
 from .seeding import seeded
 from .start import average, donate, refit_heads, reset_statistics
-from .subjects import Judgement, State, Subject, batch_size, by_area, fitting, in_batches, judgements_of
+from .subjects import Judgement, State, Subject, batch_size, by_area, fitting, in_batches, judged_by_both, judgements_of
 from .training import GLANCE, Recipe, TrainingProgress, retrain, strain
 
 __all__ = ["STATISTICS_IMAGES", "Outcome", "Start", "Trial", "TrialRunner", "some"]
@@ -171,7 +171,7 @@ class TrialRunner:
             subject.restore(states[name])
         with stopping(learners.values(), deadline):
             coder = self._begin(trial, learners, shared)
-            judged = _judged_again(learners) if trial.again else _judged_at_first(learners, trial)
+            judged = judged_by_both(learners.values()) if trial.again else _judged_at_first(learners, trial)
         met = _met(learners, judged, holds if trial.again else reached)
         samples, ended = 0, "start"
         strained: dict[Use, float] = {}
@@ -279,14 +279,6 @@ def _judged_at_first(learners: Mapping[str, Subject], trial: Trial) -> dict[str,
         judged |= judgements_of([subject], limit=GLANCE if trial.recipe else fitting(GLANCE // 2, own))
     # The first images may be too few for lower bounds at the targets, which all images together reach.
     return judgements_of(learners.values()) if holds(learners.values(), judged) else judged
-
-
-def _judged_again(learners: Mapping[str, Subject]) -> dict[str, Judgement]:
-    """Judge models of an earlier merge by the images that choose and by those that confirm; return query name -> the
-    lower of both judgements."""
-    subjects = learners.values()
-    choose, confirm = judgements_of(subjects, "choose"), judgements_of(subjects, "confirm")
-    return {query: min(each, confirm[query], key=lambda judged: judged.relative) for query, each in choose.items()}
 
 
 def _values(judged: Mapping[str, Judgement]) -> tuple[dict[str, float], dict[str, float]]:

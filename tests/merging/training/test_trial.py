@@ -18,6 +18,7 @@ from gemel.merging.forms.quantize import Base, materialize
 from gemel.merging.judging.judgement import Judgement
 from gemel.merging.layers.sharing import SharingMap, Use
 from gemel.merging.training import deadline as deadlines
+from gemel.merging.training import subjects as subjects_module
 from gemel.merging.training import training
 from gemel.merging.training import trial as trials
 from gemel.merging.training.deadline import TimeUpError
@@ -370,7 +371,8 @@ def test_a_model_that_is_judged_again_holds_by_its_value(
     def judgements(learners: Iterable[Subject], exam: str = "choose", **_: object) -> dict[str, Judgement]:
         return {each.name: judgement(values[exam][each.name], 0.9) for each in learners}
 
-    monkeypatch.setattr(trials, "judgements_of", judgements)
+    for module in (trials, subjects_module):
+        monkeypatch.setattr(module, "judgements_of", judgements)
     runner, before = TrialRunner(subjects, 0), states(subjects)
     again = Trial("again", SharingMap(), frozenset("abc"), Start("keep"), measure=True, again=True)
     outcome = runner(again, before, SharingMap(), math.inf)
