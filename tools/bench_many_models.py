@@ -7,8 +7,8 @@ first training step.
     .venv/bin/python tools/bench_many_models.py [--models 20] [--frames 600] [--size 224] [--threads 2]
     .venv/bin/python tools/bench_many_models.py --detectors --models 1 --size 800 --frames 60
 
-With ``--detectors`` every model is RetinaNet, with about a hundred boxes a frame, and the merge stops when all models
-are loaded and their original answers are known: the memory of this part must not grow with the number of frames.
+With ``--detectors`` every model is RetinaNet, with about a hundred candidates a frame, and the merge stops when all
+models are loaded and their original answers are known: the memory of this part must not grow with the number of frames.
 Prints CPU time and peak memory after each model, each look, and at the end.
 """
 
@@ -39,8 +39,8 @@ from gemel.workload import load_workload
 
 _CLASSES = 20
 """Number of classes of each classifier."""
-_BOXES = 100
-"""Number of boxes of a frame that a detector is to find, about."""
+_CANDIDATES = 100
+"""Number of anchors of a frame that a detector is to score above its threshold, about."""
 
 
 def main() -> None:
@@ -98,7 +98,6 @@ class _Watch(Listener):
     def forecast(self, forecast: Any) -> None:
         left = "" if forecast.seconds is None else f", {forecast.seconds:.0f} s"
         self.say(f"left: {forecast.looks} looks, {forecast.trainings} trainings{left}")
-
         if not self._trains:
             raise KeyboardInterrupt
 
@@ -160,14 +159,15 @@ def _classifier(batch: torch.Tensor) -> nn.Module:
 
 @torch.no_grad()
 def _detector(batch: torch.Tensor) -> RetinaNet:
-    """Return a random detector whose scores differ enough between anchors for about a hundred boxes a frame."""
+    """Return a random detector that scores about a hundred anchors of a frame above its threshold."""
     model: RetinaNet = retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=2)
     _settle(model, model.backbone, batch)
-    scores = model.head.classification_head(list(model.backbone(batch[:1]).values())).flatten()
     head = model.head.classification_head.cls_logits
+    head.bias.zero_()
+    scores = model.head.classification_head(list(model.backbone(batch).values())).flatten()
     head.weight.div_(scores.std())
-    best = (scores.topk(_BOXES).values[-1] - scores.mean()) / scores.std()
-    head.bias.fill_(math.log(model.score_thresh / (1 - model.score_thresh)) - float(best))
+    least = scores.topk(_CANDIDATES).values[-1] / scores.std()
+    head.bias.fill_(math.log(model.score_thresh / (1 - model.score_thresh)) - float(least))
     return model
 
 

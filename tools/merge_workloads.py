@@ -7,8 +7,8 @@ akamaster/pytorch_resnet_cifar10. Fashion-MNIST comes from Debian's ``dataset-fa
 about half an hour on one core; later calls keep the files that exist.
 
 W1 has four queries on CIFAR-10 with nested classes. W2 has two of these queries and one on Fashion-MNIST. Originals are
-trained on 20,000 images of the training set, and merging may train on 5,000 images of it per query. The test set is
-halved: a merge chooses by one half, and the other confirms.
+trained on at most 20,000 images of the training set an epoch, and merging may train on 5,000 images of it per query.
+The test set is halved: a merge chooses by one half, and the other confirms.
 
 W3 and W4 have models of the MobileNetV2 family that different people trained (``tools/street_workloads.py``), without
 labels. W5 is the paper's setting: one public detector and one public classifier, each fine-tuned to four cameras

@@ -92,7 +92,8 @@ class Outcome:
 
     accuracies: dict[str, float]
     """Query name -> accuracy, for the queries of the trial's learners (models to retrain). It is measured on all
-    images that choose, but on a subset for starting weights that do not meet all goals."""
+    images that choose, but on a subset for starting weights that do not meet all goals; for models that are judged
+    again, on these or on those that confirm, wherever they keep less."""
     relative: dict[str, float]
     """Query name -> smallest relative accuracy (accuracy / original model's accuracy) of all parts of the exam, for
     queries of the trial's learners (models to retrain)."""
