@@ -6,7 +6,8 @@ Three MobileNetV2, and three ResNet18, with random weights: neither times nor by
 convolution and the classifier are differences beside one base, which is float32 in one bundle and 8-bit codes in
 another. Each model is swapped in, which computes its kernels from base and codes, and run on one image of 224 x 224
 pixels, on one thread. The weights of the first bundle without forms are the unmerged models. All of it alternates in
-one process. Times are CPU times of that thread; medians are printed, and of ratios the medians of those of one round.
+one process. Beside them, plain weights of one model are copied within memory, to pages that are there. Times are CPU
+times of that thread; medians are printed, and of ratios the medians of those of one round.
 """
 
 from __future__ import annotations
@@ -57,9 +58,9 @@ def main() -> None:
     parser.add_argument("--bits", type=int, default=2, choices=get_args(Bits), help="bits of one code")
     options = parser.parse_args()
     table = Table(title=f"differences of {options.bits} bits, one thread, medians")
-    for column in ("model", "base", "weights, MB", "bundle, MB", "unmerged, MB", "swap-in, ms", "run, ms"):
+    for column in ("model", "base", "weights, MB", "bundle, MB", "unmerged, MB", "swap-in, ms", "copy, ms", "run, ms"):
         table.add_column(column, justify="right" if "," in column else "left")
-    for column in ("swap-in / run", "/ with float32", "run / unmerged"):
+    for column in ("swap-in / run", "copy / run", "/ with float32", "run / unmerged"):
         table.add_column(column, justify="right")
     for model in _MODELS:
         with tempfile.TemporaryDirectory() as folder:
@@ -205,6 +206,10 @@ def _measured(bundles: Mapping[str, Bundle], rounds: int) -> Iterator[list[str]]
     image = {"image": np.random.default_rng(0).random((1, 3, _SIZE, _SIZE), np.float32)}
     swaps: dict[str, list[float]] = {kind: [] for kind in bundles}
     runs: dict[str, list[float]] = {kind: [] for kind in bundles}
+    copies: list[float] = []
+    weights = np.ones(sizes(bundles["plain"])["models"] // _COUNT // 4, np.float32)
+    # Written once, so that a copy finds its pages.
+    there = weights.copy()
     with ExitStack() as opened:
         # Two models need more than the least memory, so that every swap-in computes kernels.
         backends = {
@@ -219,6 +224,9 @@ def _measured(bundles: Mapping[str, Bundle], rounds: int) -> Iterator[list[str]]
                 for backend in backends.values():
                     backend.run(model, "main", image)
                 run = {kind: _seconds(lambda kind=kind: backends[kind].run(model, "main", image)) for kind in order}  # type: ignore[misc]  # noqa: B023
+                copied = _seconds(lambda: np.copyto(there, weights))
+                if number:
+                    copies.append(copied)
                 for kind, backend in backends.items():
                     backend.release(model)
                     if number:
@@ -230,9 +238,8 @@ def _measured(bundles: Mapping[str, Bundle], rounds: int) -> Iterator[list[str]]
         yield [
             kind,
             *(f"{size / 1e6:.1f}" for size in bytes_),
-            f"{median(swaps[kind]) * 1e3:.2f}",
-            f"{median(runs[kind]) * 1e3:.2f}",
-            f"{median(swaps[kind]) / median(runs[kind]):.3f}",
+            *(f"{median(times) * 1e3:.2f}" for times in (swaps[kind], copies, runs[kind])),
+            *(f"{median(times) / median(runs[kind]):.3f}" for times in (swaps[kind], copies)),
             f"{_ratio(swaps[kind], swaps['float32']):.3f}",
             f"{_ratio(runs[kind], runs['plain']):.3f}",
         ]

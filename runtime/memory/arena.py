@@ -15,9 +15,9 @@ from .arena_stats import ArenaStats
 from .loading import WARM, Loading
 from .residence import Residence, ResidenceState
 
-__all__ = ["Arena"]
+__all__ = ["Arena", "Ticket"]
 
-_Ticket = Future[None] | None
+Ticket = Future[None] | None
 """Future that says when a segment is loaded; None if the segment is in memory."""
 
 
@@ -262,7 +262,7 @@ class Arena(ABC):
         self._settled = done
 
     def _work(
-        self, evict: Sequence[str], tickets: Mapping[str, Future[None]], sources: Mapping[str, Sequence[_Ticket]]
+        self, evict: Sequence[str], tickets: Mapping[str, Future[None]], sources: Mapping[str, Sequence[Ticket]]
     ) -> None:
         """Evict segments, then load others. Each one's ticket is done as soon as it is loaded, its sources' before."""
         try:
@@ -277,7 +277,7 @@ class Arena(ABC):
                     ticket.set_exception(error)
             raise
 
-    def _fetch(self, segment: str, ticket: Future[None], sources: Iterable[_Ticket]) -> None:
+    def _fetch(self, segment: str, ticket: Future[None], sources: Iterable[Ticket]) -> None:
         """Load one segment, no faster than the bandwidth limit, and mark its ticket (future) as done or failed.
 
         A load error, also that of a source, is stored in the ticket; only an interrupt propagates.

@@ -17,7 +17,7 @@ from ...bundles.form_specs import FormSpec
 from ...bundles.forms import Parts, compute_kernel
 from ...bundles.manifest import SegmentSpec, TensorSpec
 from ...bundles.reader import view
-from .mapped_blob import Span, advise, reserved_bytes
+from .mapped_blob import Span, advise, move_pages, reserved_bytes
 
 __all__ = ["ComputedKernels"]
 
@@ -68,6 +68,15 @@ class ComputedKernels:
             for name, spec in self._members[offset].items():
                 compute_kernel(self._forms[name], self._read, view(self._writable, spec))
 
+    def hand_over(self, gone: Sequence[Span], coming: Sequence[Span]) -> None:
+        """Move the pages of segments that will be dropped to segments that will be computed.
+
+        A fresh page costs more than the values that are computed into it: the system fills it with zeros first.
+        """
+        for (begin, there), (place, needed) in zip(_longest_first(gone), _longest_first(coming), strict=False):
+            size = footprint(min(there, needed))
+            move_pages(self._bytes[place : place + size], self._bytes[begin : begin + size])
+
     def drop(self, spans: Sequence[Span], *, cold: bool = False) -> None:
         """Take parts out of memory. Nothing of them is in the page cache, so ``cold`` changes nothing."""
         for offset, length in spans:
@@ -76,3 +85,7 @@ class ComputedKernels:
     def discard(self, spans: Sequence[Span]) -> None:
         """Give back parts that nobody reads any more."""
         self.drop(spans)
+
+
+def _longest_first(spans: Sequence[Span]) -> list[Span]:
+    return sorted(spans, key=lambda span: span[1], reverse=True)

@@ -6,7 +6,8 @@ arena that takes its place when a run goes on with another bundle: tensors that 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from ...bundles.blob import PAGE, Layout, footprint
 from ...bundles.form_specs import FormSpec
 from ...bundles.manifest import SegmentSpec, TensorSpec
 from ...errors import BackendError
-from .arena import Arena
+from .arena import Arena, Ticket
 from .computed_kernels import ComputedKernels
 from .loading import WARM, Loading
 from .mapped_blob import MappedBlob, Span
@@ -76,6 +77,7 @@ class HostArena(Arena):
         """Segment -> the parts that it consists of: only itself, unless some tensors lie in an earlier arena's blob."""
         self._places: dict[str, tuple[MappedBlob | ComputedKernels, TensorSpec]] = {}
         """Tensor id -> blob that holds the tensor, and place of the tensor in that blob."""
+        self._kernels: ComputedKernels | None = None
         self._part_of: dict[str, str] = {}
         """Tensor id -> segment, or part of a segment, that holds the tensor."""
         for name, spec in segments.items():
@@ -137,6 +139,15 @@ class HostArena(Arena):
         for blob in (self.blob, *self._earlier):
             blob.close()
 
+    def _work(
+        self, evict: Sequence[str], tickets: Mapping[str, Future[None]], sources: Mapping[str, Sequence[Ticket]]
+    ) -> None:
+        if self._kernels is not None:
+            gone, coming = (self.sources.keys() & names for names in (evict, tickets))
+            spans = {name: self._parts[name].spans[0] for name in (*gone, *coming)}
+            self._kernels.hand_over([spans[name] for name in gone], [spans[name] for name in coming])
+        super()._work(evict, tickets, sources)
+
     def _load(self, segment: str) -> None:
         part = self._parts[segment]
         try:
@@ -166,7 +177,7 @@ class HostArena(Arena):
 
         Kernels of the previous arena are computed again: what they were computed from may be gone.
         """
-        kernels = ComputedKernels(forms, placed.tensors, placed.segments.values(), self.tensor)
+        self._kernels = kernels = ComputedKernels(forms, placed.tensors, placed.segments.values(), self.tensor)
         sources: dict[str, tuple[str, ...]] = {}
         for name, spec in placed.segments.items():
             self._parts[name] = _Part(kernels, ((spec.offset, spec.length),))

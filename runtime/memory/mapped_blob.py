@@ -25,7 +25,7 @@ from ...bundles.reader import view
 from ...errors import BackendError
 from .guarded_file import GuardedFile, map_at
 
-__all__ = ["MappedBlob", "Span", "advise", "forget", "reserved_bytes"]
+__all__ = ["MappedBlob", "Span", "advise", "forget", "move_pages", "reserved_bytes"]
 
 Span = tuple[int, int]
 """Offset and length in bytes of a part of a blob."""
@@ -35,6 +35,10 @@ _MADV_POPULATE_READ = 22  # Linux 5.14; Python's mmap module has no name for it
 # mmap.madvise holds the interpreter's lock while pages are read from a disk, so that no other thread would run.
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+# Linux 5.7: move the pages to an address that is mapped already, and leave the old addresses mapped, without pages.
+_MREMAP_MAYMOVE, _MREMAP_FIXED, _MREMAP_DONTUNMAP = 1, 2, 4
+_libc.mremap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p)
+_libc.mremap.restype = ctypes.c_void_p
 
 
 class MappedBlob:
@@ -131,6 +135,22 @@ class MappedBlob:
 def advise(data: NDArray[np.uint8], advice: int) -> bool:
     """Give the kernel advice on the pages of an array (``madvise``), and return whether the kernel accepted it."""
     return data.size == 0 or _libc.madvise(data.ctypes.data, data.size, advice) == 0
+
+
+def move_pages(place: NDArray[np.uint8], source: NDArray[np.uint8]) -> bool:
+    """Move the pages of an array to the addresses of another one, in place of those there, without copying.
+
+    Args:
+        place: array that gets the pages and what they hold; of as many bytes as ``source``, from the start of a page.
+        source: array of :func:`reserved_bytes`, from the start of a page; all zeros afterwards.
+
+    Returns:
+        Whether the kernel moved them. It refuses before Linux 5.7. Before 6.17 it also refuses pages that came here in
+        several moves.
+    """
+    flags = _MREMAP_MAYMOVE | _MREMAP_FIXED | _MREMAP_DONTUNMAP
+    address = place.ctypes.data
+    return bool(_libc.mremap(source.ctypes.data, source.size, source.size, flags, address) == address)
 
 
 def reserved_bytes(size: int) -> NDArray[np.uint8]:

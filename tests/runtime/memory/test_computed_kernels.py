@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gemel.bundles.blob import Layout, footprint, tensor_id, write_blob
+from gemel.bundles.blob import PAGE, Layout, footprint, tensor_id, write_blob
 from gemel.bundles.forms import computed_layout
 from gemel.bundles.kernel_forms import KernelForm
 from gemel.bundles.manifest import FormSpec
@@ -23,6 +23,7 @@ from gemel.runtime.memory import computed_kernels
 from gemel.runtime.memory.guarded_file import GuardedFile
 from gemel.runtime.memory.host_arena import HostArena
 from gemel.runtime.memory.loading import Loading
+from gemel.runtime.memory.mapped_blob import move_pages, reserved_bytes
 
 MODELS = "abc"
 
@@ -262,6 +263,43 @@ def test_memory_of_evicted_kernels_is_given_back(tmp_path: Path, cold: bool) -> 
     assert before - psutil.Process().memory_info().rss > 0.9 * large.kernels["a"].nbytes
     arena.acquire(large.needs("a"))
     large.check(arena, "a")
+    arena.close()
+
+
+def test_pages_move_without_a_copy() -> None:
+    place, source, refused = (reserved_bytes(3 * PAGE) for _ in range(3))
+    source[:], place[:] = 7, 3
+    assert move_pages(place[PAGE:], source[: 2 * PAGE])
+    assert [set(place[at : at + PAGE]) for at in (0, PAGE, 2 * PAGE)] == [{3}, {7}, {7}]
+    assert set(source) == {0, 7} and not source[: 2 * PAGE].any()
+    assert not move_pages(refused[1 : PAGE + 1], source[:PAGE]), "pages begin at whole addresses"
+    assert not refused.any()
+
+
+@pytest.mark.parametrize("moves", [True, False], ids=["moved", "refused"])
+def test_a_kernel_gets_the_pages_of_those_it_replaces(
+    tmp_path: Path, moves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some, sizes = write(tmp_path), []
+
+    def noted(place: NDArray[np.uint8], source: NDArray[np.uint8]) -> bool:
+        assert source.tobytes().startswith(some.kernels["a"].tobytes())
+        sizes.append(place.size)
+        return moves and move_pages(place, source)
+
+    monkeypatch.setattr(computed_kernels, "move_pages", noted)
+    arena = some.open()
+    arena.prefetch(some.needs("a"))
+    arena.finish()
+    assert not sizes, "nothing leaves"
+    arena.prefetch(some.needs("b"), evict=[some.computed_of("a")])
+    arena.acquire(some.needs("b"))
+    some.check(arena, "b")
+    assert not arena.tensor(tensor_id(some.kernels["a"])).any()
+    assert sizes == [some.sizes()[some.computed_of("b")]]
+    arena.release(some.needs("b"))
+    arena.evict()
+    assert len(sizes) == 1, "nothing comes"
     arena.close()
 
 
