@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from platform import machine
 from time import monotonic
 from typing import Any, Literal
 
@@ -224,15 +225,24 @@ def _loss(subject: Subject, recipe: Recipe, indices: Tensor, mirrored: bool) -> 
 
 
 def _mixed(device: torch.device) -> Any:
-    """Return a context that computes in bfloat16 if the device supports it, and otherwise has no effect.
+    """Return a context that computes in bfloat16 if the device has instructions for it, and otherwise has no effect.
 
     Training in bfloat16 needs no loss scaling.
     """
     if device.type == "cuda":
-        return torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.is_bf16_supported())
-    if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return torch.autocast("cpu", torch.bfloat16)
-    return nullcontext()
+        return torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.is_bf16_supported(including_emulation=False))
+    return torch.autocast("cpu", torch.bfloat16) if _cpu_has_bf16() else nullcontext()
+
+
+def _cpu_has_bf16() -> bool:
+    """Return whether the CPU has instructions for bfloat16.
+
+    oneDNN also supports bfloat16 on x86 CPUs without them (AVX-512 alone), in twice the time of float32: a ResNet-44
+    learns from 41 images a second there, and in float32 from 74 to 94.
+    """
+    if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        return False
+    return torch.cpu._is_avx512_bf16_supported() if machine() in ("x86_64", "AMD64") else True
 
 
 def _parameters(subjects: Mapping[str, Subject], models: Collection[str], rate: float) -> list[dict[str, Any]]:
