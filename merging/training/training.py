@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from platform import machine
 from time import monotonic
 from typing import Any, Literal
 
@@ -20,6 +19,7 @@ from ..forms.apply import FormCoder
 from ..layers.sharing import SharingMap, Use
 from ..models.trace import NORMS
 from .goals import is_hopeless, loss_weights, reached, resting
+from .mixed_precision import mixed_precision
 from .subjects import Judgement, Subject, fitting, in_batches, judgements_of, outputs_of
 
 __all__ = ["GLANCE", "Fit", "Recipe", "TrainingProgress", "retrain", "strain"]
@@ -216,33 +216,12 @@ def strain(subject: Subject, sharing: SharingMap, *, batches: int = 4, seed: int
 def _loss(subject: Subject, recipe: Recipe, indices: Tensor, mirrored: bool) -> Tensor:
     """Return the loss of a model on some training images, against their labels or against the teacher's outputs."""
     image = subject.train.batch(indices, mirrored).to(subject.device)
-    with _mixed(subject.device):
+    with mixed_precision(subject.device):
         outputs = outputs_of(subject.student, image)
     task = subject.held[0].task
     if recipe.supervision == "labels" and task.learns_from(subject.train):
         return task.loss(outputs, subject.train, indices, mirrored)
     return task.distance(outputs, subject.teacher(indices, mirrored))
-
-
-def _mixed(device: torch.device) -> Any:
-    """Return a context that computes in bfloat16 if the device has instructions for it, and otherwise has no effect.
-
-    Training in bfloat16 needs no loss scaling.
-    """
-    if device.type == "cuda":
-        return torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.is_bf16_supported(including_emulation=False))
-    return torch.autocast("cpu", torch.bfloat16) if _cpu_has_bf16() else nullcontext()
-
-
-def _cpu_has_bf16() -> bool:
-    """Return whether the CPU has instructions for bfloat16.
-
-    oneDNN also supports bfloat16 on x86 CPUs without them (AVX-512 alone), in twice the time of float32: a ResNet-44
-    learns from 41 images a second there, and in float32 from 74 to 94.
-    """
-    if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
-        return False
-    return torch.cpu._is_avx512_bf16_supported() if machine() in ("x86_64", "AMD64") else True
 
 
 def _parameters(subjects: Mapping[str, Subject], models: Collection[str], rate: float) -> list[dict[str, Any]]:

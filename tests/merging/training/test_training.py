@@ -43,7 +43,7 @@ class Net(nn.Module):
 @pytest.fixture(autouse=True)
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train in float32 instead of bfloat16, so that numbers can be compared."""
-    monkeypatch.setattr(training, "_mixed", lambda device: nullcontext())
+    monkeypatch.setattr(training, "mixed_precision", lambda device: nullcontext())
 
 
 @pytest.fixture
@@ -314,23 +314,3 @@ def test_a_model_that_is_its_teacher_pulls_at_nothing(subject: MakeSubject) -> N
     made = {name: subject(name, Net) for name in "ab"}
     sharing = share(made, [("a", "early"), ("b", "early")])
     assert max(strain(made["a"], sharing).values()) < 1e-12
-
-
-@pytest.mark.parametrize(
-    ("architecture", "in_onednn", "instructions", "used"),
-    [
-        ("x86_64", True, True, True),
-        ("x86_64", True, False, False),
-        ("aarch64", True, False, True),
-        ("aarch64", False, False, False),
-    ],
-    ids=["instructions", "emulated", "arm", "arm-without"],
-)
-def test_bfloat16_only_where_the_cpu_has_it(
-    architecture: str, in_onednn: bool, instructions: bool, used: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(training, "machine", lambda: architecture)
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: in_onednn)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: instructions)
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
-    assert training._cpu_has_bf16() == used
