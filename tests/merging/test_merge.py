@@ -67,7 +67,7 @@ def comparable(report: MergeReport) -> dict[str, Any]:
 def test_merged_models_share_and_keep_their_targets(trained: Path) -> None:
     lines = Lines()
     # Without the donor's BatchNorm, the starting weights are poor enough that training is needed.
-    settings = SearchSettings(steps=24, batch=50, start="first")
+    settings = SearchSettings(steps=40, batch=50, start="first")
     report = merge_workload(
         load_workload(trained / "workload.yaml"), trained / "merged", options(settings=settings), lines
     )
