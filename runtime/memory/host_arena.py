@@ -77,9 +77,9 @@ class HostArena(Arena):
         """Segment -> the parts that it consists of: only itself, unless some tensors lie in an earlier arena's blob."""
         self._places: dict[str, tuple[MappedBlob | ComputedKernels, TensorSpec]] = {}
         """Tensor id -> blob that holds the tensor, and place of the tensor in that blob."""
-        self._kernels: ComputedKernels | None = None
         self._part_of: dict[str, str] = {}
         """Tensor id -> segment, or part of a segment, that holds the tensor."""
+        self._kernels: ComputedKernels | None = None
         for name, spec in segments.items():
             self._split(name, spec, tensors, before)
         sources = self._add_computed(forms or {}, computed) if computed is not None else {}
@@ -143,9 +143,10 @@ class HostArena(Arena):
         self, evict: Sequence[str], tickets: Mapping[str, Future[None]], sources: Mapping[str, Sequence[Ticket]]
     ) -> None:
         if self._kernels is not None:
-            gone, coming = (self.sources.keys() & names for names in (evict, tickets))
-            spans = {name: self._parts[name].spans[0] for name in (*gone, *coming)}
-            self._kernels.hand_over([spans[name] for name in gone], [spans[name] for name in coming])
+            gone, coming = (
+                [self._parts[name].spans[0] for name in names if name in self.sources] for names in (evict, tickets)
+            )
+            self._kernels.hand_over(gone, coming)
         super()._work(evict, tickets, sources)
 
     def _load(self, segment: str) -> None:
