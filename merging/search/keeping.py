@@ -42,16 +42,25 @@ def skipped() -> Outcome:
     return Outcome({}, {}, frozenset(), 0, 0.0, "skipped")
 
 
-def useful_trials(trials: Sequence[Trial], problem: Problem, sharing: SharingMap, forms: FormMap) -> list[Trial]:
+def useful_trials(
+    trials: Sequence[Trial],
+    problem: Problem,
+    sharing: SharingMap,
+    forms: FormMap,
+    waiting: frozenset[str] = frozenset(),
+) -> list[Trial]:
     """Return the trials of a batch that could save at least what is committed.
 
-    A strategy knows nothing of forms. Where these save more than the strategy's sharing would, its trial is useless.
+    A strategy knows nothing of forms. Where these save more than the strategy's sharing would, its trial is useless. A
+    trial in which a model joins others that wait is useful in any case, because more models may follow.
 
     Args:
         trials: the trials of a batch.
         problem: the layers of all models.
         sharing: sharing map that is committed so far.
         forms: forms that are committed so far.
+        waiting: names of the models that reach their goals with the weights after the last training, which are not
+            committed, as they save less than what is.
     """
     if not forms.forms:
         return list(trials)
@@ -62,7 +71,11 @@ def useful_trials(trials: Sequence[Trial], problem: Problem, sharing: SharingMap
         learning = trial.sharing.models & trial.learners
         return saved_bytes(problem, sharing.joined(trial.sharing.slots), forms.without(learning))
 
-    return [trial for trial in trials if trial.forms.forms or trial.measure or best(trial) >= saved]
+    def joins(trial: Trial) -> bool:
+        """Check whether a trial's learners join waiting models."""
+        return trial.base == "last" and bool(waiting & trial.sharing.models - trial.learners)
+
+    return [each for each in trials if each.forms.forms or each.measure or joins(each) or best(each) >= saved]
 
 
 def released(trial: Trial, problem: Problem) -> Outcome:

@@ -137,7 +137,7 @@ class _Running:
             A verdict on each trial; None if the deadline cut the batch off.
         """
         shared, changed = self.found.sharing, frozenset[str]()
-        useful = useful_trials(trials, self._problem, shared, self.found.forms)
+        useful = useful_trials(trials, self._problem, shared, self.found.forms, self._last.waiting)
         verdicts: list[Verdict] = []
         running: Generator[Outcome, None, None] | None = None
         try:

@@ -25,6 +25,13 @@ class LastTrained:
     accuracies: dict[str, float]
     met: frozenset[str]
     """Names of the models that reach their goals with the weights in ``states``."""
+    renewed: frozenset[str] = frozenset()
+    """Names of the models whose weights in ``states`` are not those that are committed."""
+
+    @property
+    def waiting(self) -> frozenset[str]:
+        """Names of the models that reach their goals with weights that are not committed."""
+        return self.renewed & self.met
 
 
 def advance_weights(trial: Trial, outcome: Outcome, found: Found, last: LastTrained) -> LastTrained:
@@ -35,6 +42,7 @@ def advance_weights(trial: Trial, outcome: Outcome, found: Found, last: LastTrai
         {**base.states, **outcome.states},
         {**base.accuracies, **outcome.accuracies},
         (base.met - trial.learners) | outcome.met,
+        (base.renewed if trial.base == "last" else frozenset()) | trial.learners,
     )
 
 
@@ -55,7 +63,7 @@ def judge_trial(trial: Trial, outcome: Outcome, problem: Problem, found: Found, 
     if sharing is None:
         return Verdict(trial, outcome, False, found.sharing)
     touched = (frozenset(sharing.models) | trial.forms.models) & last.met
-    forms = found.forms.without(touched & trial.learners).joined(trial.forms.of(touched))
+    forms = found.forms.without(touched & (trial.learners | last.renewed)).joined(trial.forms.of(touched))
     lent = {use: source for slot in sharing.slots for use, source in _lent(slot, trial.learners, forms)}
     forms = forms.joined({use: forms.by_use[source] for use, source in lent.items()})
     # Models that miss their goals go back to their earlier weights, and so to their earlier accuracies.
@@ -69,6 +77,7 @@ def judge_trial(trial: Trial, outcome: Outcome, problem: Problem, found: Found, 
         found.codes = {use: each for use, each in codes.items() if use in forms.uses}
         found.states |= {name: last.states[name] for name in touched}
         found.accuracies |= accuracies
+        last.renewed -= touched
     return Verdict(trial, outcome, accepted, found.sharing)
 
 

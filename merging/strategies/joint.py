@@ -67,21 +67,37 @@ def merge_all(
         chosen = best.trial.start
         start = replace(chosen, order=tuple(dict.fromkeys((*chosen.order[: chosen.kind == "donor"], *ordered))))
     first = Trial(f"{what} of {', '.join(sorted(models))}", wanted, models, start)
-    shared, strain = yield from retrain_in_rounds(problem, settings, first, best.outcome.relative if best else {})
-    for model in sorted(models - shared.models):
-        done = models & shared.models
+    last, strain = yield from retrain_in_rounds(problem, settings, first, best.outcome.relative if best else {})
+    shared, held = last.sharing, _held(last)
+    for model in sorted(models - held.models):
+        done = models & held.models
         if len(done) < LEAST_MODELS:
             break
-        own = {use for use in wanted.uses - shared.uses if use.model in done}
+        own = {use for use in wanted.uses - held.uses if use.model in done}
         rest = wanted.of(done | {model}).without(own)
         pulled = {use: value for use, value in strain.items() if use.model == model and use in rest.uses}
-        shared = yield from give_back(problem, settings, shared, rest, model, pulled)
+        again = long_recipe(settings) if held != shared else None
+        given = yield from give_back(problem, settings, held, rest, model, pulled, again=again)
+        if given is not None:
+            shared, held = given.sharing, given.sharing if given.accepted else given.trial.sharing
     return shared
+
+
+def _held(last: Verdict) -> SharingMap:
+    """Return the committed sharing map, with the sharing that models reached their targets with in the last training.
+
+    This sharing is not committed where it saves less than forms of the same models do. With one more model, it may save
+    more.
+    """
+    met = last.outcome.met
+    if len(met) < LEAST_MODELS or met & last.sharing.models:
+        return last.sharing
+    return last.sharing.joined(last.trial.sharing.of(met).slots)
 
 
 def retrain_in_rounds(
     problem: Problem, settings: SearchSettings, first: Trial, start: Mapping[str, float]
-) -> Generator[Sequence[Trial], Sequence[Verdict], tuple[SharingMap, Mapping[Use, float]]]:
+) -> Generator[Sequence[Trial], Sequence[Verdict], tuple[Verdict, Mapping[Use, float]]]:
     """Retrain models in up to three rounds, each twice as long as the one before, while another round is promising.
 
     Args:
@@ -91,7 +107,8 @@ def retrain_in_rounds(
         start: query name -> accuracy at the starting weights / original accuracy, as far as known.
 
     Returns:
-        The committed sharing map, and the gradient sensitivity of each shared weight in the last round of its model.
+        The verdict on the last round, and the gradient sensitivity of each shared weight in the last round of its
+        model.
     """
     before, trial, strain = dict(start), first, dict[Use, float]()
     for length in range(_ROUNDS):
@@ -114,7 +131,7 @@ def retrain_in_rounds(
                 break
             trial = replace(trial, sharing=trial.sharing.of(rest), learners=rest)
         before = outcome.relative
-    return verdict.sharing, strain
+    return verdict, strain
 
 
 def _promising(problem: Problem, model: str, before: Mapping[str, float], after: Mapping[str, float]) -> bool:
@@ -158,25 +175,28 @@ def give_back(
     model: str,
     strain: Mapping[Use, float],
     *,
-    goes_on: bool = False,
-) -> Phase:
+    again: Recipe | None = None,
+) -> Generator[Sequence[Trial], Sequence[Verdict], Verdict | None]:
     """Retrain one model alone, with more and more of its weights private, until its queries meet their targets.
 
     Args:
         problem: the layers of all models.
         settings: the user's settings.
-        shared: sharing map that is committed so far; the model joins its models.
-        wanted: sharing map between the model and the committed models, before any weight becomes private.
+        shared: sharing map that the model joins, whose models reach their targets.
+        wanted: sharing map between the model and those of ``shared``, before any weight becomes private.
         model: name of the model to retrain.
         strain: gradient sensitivity of each weight that the model would share.
-        goes_on: whether to start from the weights after the last trial that trained, in place of donor weights, with
-            short trainings.
+        again: recipe with which the model is trained on from the weights after the last trial that trained; None to
+            train it for long from donor weights and what is committed.
+
+    Returns:
+        The verdict on the trial with which the model reaches its targets; None if there is no such trial.
     """
     total = sum(map(problem.size, strain))
     first = Trial("", shared, frozenset({model}), Start("donor", (*sorted(wanted.models - {model}), model)))
-    recipe = long_recipe(settings)
-    if goes_on:
-        first, recipe = replace(first, start=Start("keep"), base="last"), short_recipe(settings)
+    recipe = again or long_recipe(settings)
+    if again is not None:
+        first = replace(first, start=Start("keep"), base="last")
     own: set[Use] = set()
     for part in _GIVEN_BACK:
         before, own = own, _most_strained(strain, problem, part * total)
@@ -186,10 +206,10 @@ def give_back(
         smaller = shared.joined(wanted.without(own).slots)
         trial = replace(first, group=title, sharing=smaller, recipe=recipe)
         (verdict,) = yield [trial]
-        if verdict.accepted:
-            return verdict.sharing
+        if model in verdict.outcome.met:
+            return verdict
         first = replace(first, start=Start("keep"), base="last")
-    return shared
+    return None
 
 
 def _most_strained(strain: Mapping[Use, float], problem: Problem, bytes_: float) -> set[Use]:

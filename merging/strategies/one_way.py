@@ -67,8 +67,10 @@ def one_way(
     (look,) = yield [replace(first, group=f"{model} from {', '.join(sorted(donors))}")]
     if look.accepted:
         return look.sharing
-    found, strain = yield from retrain_in_rounds(problem, settings, first, look.outcome.relative)
+    last, strain = yield from retrain_in_rounds(problem, settings, first, look.outcome.relative)
+    found = last.sharing
     if found == shared:
         pulled = {use: value for use, value in strain.items() if use.model == model and use in lent.uses}
-        found = yield from give_back(problem, settings, shared, lent, model, pulled)
+        given = yield from give_back(problem, settings, shared, lent, model, pulled)
+        found = given.sharing if given is not None else shared
     return found

@@ -126,7 +126,9 @@ def _as_before(
     strain = verdict.outcome.strain.items()
     pulled = {use: value for use, value in strain if use.model == model and use in wanted.uses}
     if pulled:
-        shared = yield from give_back(problem, settings, shared, wanted, model, pulled, goes_on=True)
+        again = short_recipe(settings)
+        given = yield from give_back(problem, settings, shared, wanted, model, pulled, again=again)
+        shared = given.sharing if given is not None else shared
     return shared
 
 

@@ -466,6 +466,20 @@ def test_a_lent_weight_has_the_form_that_it_has_in_the_donor() -> None:
     assert found.states["a"] is ORIGINALS["a"]
 
 
+def test_models_that_get_the_last_weights_without_learning_lose_their_forms() -> None:
+    use, other, kept_use = Use("a", "0.weight"), Use("b", "1.weight"), Use("d", "0.weight")
+    # Forms of two models save more than one layer that they share, and less than a layer of three models.
+    forms = FormMap().joined({use: Form(0, "0"), kept_use: Form(0, "0"), other: Form(0, "1")})
+    start = Found(dict(ORIGINALS), forms=forms)
+    told: list[Sequence[Verdict]] = []
+    steps = ask([trial(shared("ab0"), "abc")], [trial(shared("abc0"), "c", base="last")], told=told)
+    found = search(PROBLEM, steps, ORIGINALS, Trainer("ab", "c"), Quiet(), start=start)
+    assert [verdict.accepted for (verdict,) in told] == [False, True]
+    assert found.sharing == shared("abc0")
+    assert marks(found) == {"a": 1, "b": 1, "c": 2, "d": 0}
+    assert found.forms == FormMap().joined({kept_use: Form(0, "0")})
+
+
 def once(*trials: Trial) -> Search:
     """Return a strategy that asks for one trial after the other."""
     for each in trials:

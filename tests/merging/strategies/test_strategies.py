@@ -12,6 +12,7 @@ import torch
 from quiet_journal import Quiet
 
 from gemel.errors import InputError
+from gemel.merging.forms.form_map import NO_FORMS, Form, FormMap
 from gemel.merging.layers.layers import Layer
 from gemel.merging.layers.problem import Problem
 from gemel.merging.layers.sharing import SharingMap, Use
@@ -46,6 +47,7 @@ def drive(
     strain: Mapping[Use, float] | None = None,
     accuracies: Callable[[Trial], float | Mapping[str, float]] = lambda trial: 0.5,
     ended: Callable[[Trial], str] = lambda trial: "",
+    forms: FormMap = NO_FORMS,
     **settings: Any,
 ) -> tuple[list[list[Trial]], Found]:
     """Run a strategy with trials whose outcomes are made up.
@@ -57,6 +59,7 @@ def drive(
         strain: strain of each weight, for models that miss their targets.
         accuracies: trial -> accuracy of the models that miss their targets, one for all or by name.
         ended: trial -> why its training ended; empty for ``met`` or ``done``, as ``met`` has it.
+        forms: forms that are committed before the strategy begins.
         settings: settings of the search.
 
     Returns:
@@ -80,8 +83,9 @@ def drive(
         end = ended(trial) or ("met" if good == trial.learners else "done")
         return Outcome(scores, scores, good, 1, 0.0, end, pull, states)
 
-    found = search(made, strategy(name)(made, SearchSettings(**settings)), originals, execute, Quiet())
-    return batches, found
+    begin = Found(dict(originals), forms=forms)
+    steps = strategy(name)(made, SearchSettings(**settings))
+    return batches, search(made, steps, originals, execute, Quiet(), start=begin)
 
 
 def one_each(batches: list[list[Trial]]) -> list[Trial]:
@@ -495,6 +499,34 @@ def test_what_an_earlier_round_committed_is_what_the_others_join() -> None:
     alone = [trial for trial in one_each(batches) if trial.learners == frozenset("z")]
     assert [trial.base for trial in alone] == ["committed"]
     assert {m: sum(use.model == m for use in found.sharing.uses) for m in "xyz"} == {"x": 16, "y": 16, "z": 14}
+
+
+def test_models_whose_forms_save_more_than_their_sharing_are_joined_by_others() -> None:
+    made = problem(w="a" * 16, x="a" * 16, y="a" * 16, z="a" * 16)
+    # Three models are one base: 320 of 640 bytes, where two that share save 160, and three of which one got back 300.
+    forms = FormMap().joined(
+        {Use(m, layer.parameter): Form(0, layer.parameter) for m in "wxy" for layer in made.layers[m]}
+    )
+
+    def met(trial: Trial) -> str:
+        return "xy" if len(trial.learners) == 4 else "".join(m for m in trial.learners if own_layers(trial, m, 16))
+
+    batches, found = drive(made, "together", met, strained(made), start="first", inside=False, forms=forms)
+    alone = [trial for trial in one_each(batches) if len(trial.learners) == 1]
+    # Each goes on from the last weights, which are the only ones in which x and y share.
+    assert [(trial.learners, trial.base, trial.start.kind) for trial in alone] == [
+        (frozenset("w"), "last", "keep"),
+        (frozenset("z"), "last", "keep"),
+    ]
+    assert [verdict.accepted for verdict in found.verdicts[-3:]] == [False, False, True]
+    assert {m: sum(use.model == m for use in found.sharing.uses) for m in "wxyz"} == {
+        "w": 14,
+        "x": 16,
+        "y": 16,
+        "z": 14,
+    }
+    # What shares has the weights of its training, and so none of its earlier forms.
+    assert found.forms == NO_FORMS
 
 
 def test_small_models_are_not_tried_twice_in_one_way() -> None:
