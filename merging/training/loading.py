@@ -16,6 +16,7 @@ from ...workload.data.listing import Listing
 from ...workload.document.schema import Workload
 from ..judging.exams import JudgedQuery, best_judgement, check_exams, contradictions, judged_query
 from ..judging.rounding import rounding_score
+from ..judging.running import put_channels_last
 from ..layers.layers import Definition, layers_of
 from ..models.networks import Network, each_network, users_of
 from ..models.trace import trace_layers
@@ -112,7 +113,9 @@ def subject_of(
         DataError: images or labels are missing or do not fit.
     """
     traced = trace_layers(network.cut)
-    stage = network.cut.stages["main"].module.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    main = network.cut.stages["main"]
+    stage = main.module.eval().to(device)
+    put_channels_last(stage, next(iter(main.inputs.values())).to(device))
     spec, classes = network.cut.input, getattr(network.cut.decode, "classes", None)
     data, held = {}, []
     for query in network.queries:

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..judging.exams import Exam, judge_query
 from ..layers.sharing import Slot, Use
 from ..models.trace import NORMS, hooked
 from .subjects import Subject
@@ -166,11 +167,15 @@ def is_narrow(subject: Subject, batches: Iterable[Tensor], limit: int) -> bool:
         return False
     state = subject.state()
     reset_statistics(subject, batches)
+    subject.student.eval()
     try:
-        found = subject.judged(limit=limit)
+        found = [
+            judge_query(held, Exam(held.choose.own), subject.student, subject.teacher.module, subject.device, limit)
+            for held in subject.held
+        ]
     finally:
         subject.restore(state)
-    return any(each.own.value < _KEPT for each in found.values())
+    return any(each.own.value < _KEPT for each in found)
 
 
 @torch.no_grad()

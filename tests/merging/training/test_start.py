@@ -10,6 +10,7 @@ import torch
 from judgements import judgement
 from torch import Tensor, nn
 
+from gemel.merging.judging.exams import Exam, JudgedQuery
 from gemel.merging.judging.judgement import Judgement
 from gemel.merging.layers.sharing import Use
 from gemel.merging.training import start
@@ -160,12 +161,13 @@ def test_images_whose_statistics_break_a_model_are_narrow(
     made = subject("a", Net)
     before = made.state()
 
-    def judged(judged: Subject, limit: int | None) -> dict[str, Judgement]:
-        assert not torch.equal(values(judged, "norm0.running_var"), before["norm0.running_var"])
-        assert limit == 40
-        return {"a": judgement(found)}
+    def judged(held: JudgedQuery, exam: Exam, student: nn.Module, *others: object) -> Judgement:
+        assert held is made.held[0] and exam == Exam(held.choose.own)
+        assert not torch.equal(values(made, "norm0.running_var"), before["norm0.running_var"])
+        assert student is made.student and not student.training and others[-1] == 40
+        return judgement(found)
 
-    monkeypatch.setattr(Subject, "judged", judged)
+    monkeypatch.setattr("gemel.merging.training.start.judge_query", judged)
     assert is_narrow(made, [made.train.batch(torch.arange(64))], 40) == narrow
     assert all(torch.equal(value, before[name]) for name, value in made.state().items())
 
