@@ -42,7 +42,7 @@ from .records import entry_of, key_of, outcome_of, pack_states, unpack_states
 __all__ = ["Store"]
 
 _SEARCH, _JOURNAL, _LOCK, _WEIGHTS = "search", "journal.jsonl", "lock", "weights"
-_VERSION = 4
+_VERSION = 5
 """Version of the format of the search journal; a journal of another version cannot be resumed."""
 _HASHED = {
     "workload": "other queries or feeds",

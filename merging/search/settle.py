@@ -49,7 +49,9 @@ def advance_weights(trial: Trial, outcome: Outcome, found: Found, last: LastTrai
 def judge_trial(trial: Trial, outcome: Outcome, problem: Problem, found: Found, last: LastTrained) -> Verdict:
     """Commit a trial's sharing between the models that reach their goals, if it saves more bytes; return the verdict.
 
-    A further round of the same training with the same sharing is committed, too, if accuracies improve. A trial without
+    A further round of the same training with the same sharing is committed, too, if accuracies improve. Models that all
+    share already risk what they have: their training counts if it ended early, with goals reached to spare, because
+    other images confirm the result, and whoever fails there loses all that it shares. A trial without
     training is committed as a whole or not at all. Models that get new weights lose the forms that they had. A weight
     that is shared with a model that does not learn has the form that the weight has there.
     """
@@ -59,6 +61,8 @@ def judge_trial(trial: Trial, outcome: Outcome, problem: Problem, found: Found, 
         if outcome.met < trial.learners:
             return Verdict(trial, outcome, False, found.sharing)
         last = advance_weights(replace(trial, base="committed"), outcome, found, last)
+    elif trial.recipe.spare and not outcome.has_spare and _all_share_less(trial, found):
+        return Verdict(trial, outcome, False, found.sharing)
     sharing = kept(trial.sharing, found.sharing, last.met)
     if sharing is None:
         return Verdict(trial, outcome, False, found.sharing)
@@ -79,6 +83,13 @@ def judge_trial(trial: Trial, outcome: Outcome, problem: Problem, found: Found, 
         found.accuracies |= accuracies
         last.renewed -= touched
     return Verdict(trial, outcome, accepted, found.sharing)
+
+
+def _all_share_less(trial: Trial, found: Found) -> bool:
+    """Check whether all learners of a trial share already, and would share more."""
+    return trial.learners <= found.sharing.models and trial.sharing.of(trial.learners) != found.sharing.of(
+        trial.learners
+    )
 
 
 def _lent(slot: Slot, learners: frozenset[str], forms: FormMap) -> Iterator[tuple[Use, Use]]:

@@ -24,8 +24,6 @@ _ROUNDS = 3
 """Maximum number of rounds of joint retraining."""
 _SPARE = 0.5
 """Fraction of the allowed accuracy loss that must be unused before training stops, because later images will differ."""
-_ENDED = ("start", "met")
-"""Values of :attr:`.Outcome.ended` after which another training round is useless."""
 _GIVEN_BACK = (1 / 8, 1 / 4, 1 / 2)
 """Fractions of the bytes of a model's shared weights that become private, tried one after the other."""
 
@@ -118,7 +116,7 @@ def retrain_in_rounds(
         (verdict,) = yield [replace(trial, recipe=_recipe(settings, length))]
         outcome = verdict.outcome
         strain |= outcome.strain
-        if outcome.ended in _ENDED:
+        if outcome.has_spare:
             break
         if not length:
             # Do not judge queries whose accuracy fell in the first round, as a donor's does: they may recover later.
@@ -154,7 +152,11 @@ def _recipe(settings: SearchSettings, length: int) -> Recipe:
     """Return the recipe of a training with ``2 ** length`` times as many steps as the first round."""
     # No early stopping by pace: under cosine decay most accuracy is gained at the end, so the pace before says little.
     steps = settings.steps << length
-    return Recipe(steps, rate=settings.rate or _RATE, batch=settings.batch, gives_up=False, spare=_SPARE)
+    # On W1, the first round left the ResNet-44 with 0.960 of its accuracy, and with 0.950 where images were shifted;
+    # the second one with 0.979 and 0.983.
+    shifts = length > 0
+    rate = settings.rate or _RATE
+    return Recipe(steps, rate=rate, batch=settings.batch, gives_up=False, spare=_SPARE, shifts=shifts)
 
 
 def short_recipe(settings: SearchSettings) -> Recipe:

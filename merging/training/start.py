@@ -167,12 +167,10 @@ def is_narrow(subject: Subject, batches: Iterable[Tensor], limit: int) -> bool:
         return False
     state = subject.state()
     reset_statistics(subject, batches)
-    subject.student.eval()
+    student, teacher = subject.student.eval(), subject.teacher.module
     try:
-        found = [
-            judge_query(held, Exam(held.choose.own), subject.student, subject.teacher.module, subject.device, limit)
-            for held in subject.held
-        ]
+        own = [(held, Exam(held.choose.own)) for held in subject.held]
+        found = [judge_query(held, exam, student, teacher, subject.device, limit) for held, exam in own]
     finally:
         subject.restore(state)
     return any(each.own.value < _KEPT for each in found)

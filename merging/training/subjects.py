@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...workload.data import Images
 from ..forms.quantize import Base
 from ..judging.exams import Exam, JudgedQuery, judge_query, unchanged
+from ..judging.folding import folded
 from ..judging.judgement import Judgement
 from ..judging.running import batch_size, by_area, fitting, in_batches, outputs_of
 from ..layers.layers import Layer
@@ -62,6 +63,7 @@ class Teacher:
         self._keeps = True
         self._known = torch.zeros(2, len(images), dtype=torch.bool)
         self._kept: list[Tensor] = []
+        self._folded: nn.Module | None = None
 
     @torch.no_grad()
     def __call__(self, indices: Tensor, mirrored: bool) -> Outputs:
@@ -87,6 +89,17 @@ class Teacher:
                 kept[side, missing] = value.cpu()
             self._known[side, missing] = True
         return tuple(kept[side, indices].to(self._device) for kept in self._kept)
+
+    @torch.no_grad()
+    def outputs(self, image: Tensor) -> Outputs:
+        """Return the teacher's raw outputs for images that are not kept.
+
+        Args:
+            image: normalised images on the teacher's device, ``[B, C, H, W]``.
+        """
+        if self._folded is None:
+            self._folded = folded(self._module, image[:1])
+        return outputs_of(self._folded, image)
 
     @property
     def module(self) -> nn.Module:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..forms.apply import FormCoder
 from ..layers.sharing import SharingMap, Use
 from ..models.trace import NORMS
+from .alter import shifted
 from .goals import is_hopeless, loss_weights, reached, resting
 from .mixed_precision import mixed_precision
 from .subjects import Judgement, Subject, fitting, in_batches, judgements_of, outputs_of
@@ -47,6 +48,9 @@ class Recipe:
     """Number of accuracy measurements during the training; they are evenly spread, and the last one is at the end."""
     spare: float = 0.0
     """Fraction (0 to 1) of each query's allowed accuracy loss that must be unused for training to stop early."""
+    shifts: bool = False
+    """Whether images are shifted at random where a model learns from its teacher. Training on few images for long gets
+    further with it; the first steps get less far."""
     gives_up: bool = True
     """Whether training stops early when the pace so far says that some query will not reach its goal."""
 
@@ -125,6 +129,7 @@ def retrain(
     optimizer = torch.optim.SGD(groups, rate, momentum=0.9, weight_decay=recipe.decay, nesterov=True)
     learned = [parameter for group in groups for parameter in group["params"]]
     feeds = {subject.name: _batches(subject, recipe, seed) for subject in taught}
+    noise = torch.Generator().manual_seed(seed)
     result, weights = Fit(), {subject.name: 1.0 for subject in taught}
     losses: dict[str, float] = {}
     accuracies: dict[str, float] = {}
@@ -146,7 +151,7 @@ def retrain(
         for count, subject in enumerate(learning, 1):
             _train_mode(subject)
             indices, mirrored = next(feeds[subject.name])
-            loss = _loss(subject, recipe, indices, mirrored)
+            loss = _loss(subject, recipe, indices, mirrored, noise)
             losses[subject.name] = value = float(loss.detach())
             result.samples += len(indices)
             if not math.isfinite(value):
@@ -205,7 +210,7 @@ def strain(subject: Subject, sharing: SharingMap, *, batches: int = 4, seed: int
     feed = _batches(subject, Recipe(steps=1), seed)
     for _ in range(batches):
         indices, mirrored = next(feed)
-        _loss(subject, Recipe(steps=1), indices, mirrored).backward()
+        _loss(subject, Recipe(steps=1), indices, mirrored, torch.Generator()).backward()
     for use, weight in weights.items():
         if weight.grad is not None:
             pull[use] = float(weight.grad.square().sum()) / weight.nbytes
@@ -213,15 +218,22 @@ def strain(subject: Subject, sharing: SharingMap, *, batches: int = 4, seed: int
     return pull
 
 
-def _loss(subject: Subject, recipe: Recipe, indices: Tensor, mirrored: bool) -> Tensor:
-    """Return the loss of a model on some training images, against their labels or against the teacher's outputs."""
-    image = subject.train.batch(indices, mirrored).to(subject.device)
+def _loss(subject: Subject, recipe: Recipe, indices: Tensor, mirrored: bool, noise: torch.Generator) -> Tensor:
+    """Return the loss of a model on some training images, against their labels or against the teacher's outputs.
+
+    Args are those of :func:`_batches` and the generator ``noise`` of random shifts.
+    """
+    task, image = subject.held[0].task, subject.train.batch(indices, mirrored)
+    has_labels = recipe.supervision == "labels" and task.learns_from(subject.train)
+    if shifts := recipe.shifts and not has_labels:
+        image = shifted(image, noise)
+    image = image.to(subject.device)
     with mixed_precision(subject.device):
         outputs = outputs_of(subject.student, image)
-    task = subject.held[0].task
-    if recipe.supervision == "labels" and task.learns_from(subject.train):
+    if has_labels:
         return task.loss(outputs, subject.train, indices, mirrored)
-    return task.distance(outputs, subject.teacher(indices, mirrored))
+    wanted = subject.teacher.outputs(image) if shifts else subject.teacher(indices, mirrored)
+    return task.distance(outputs, wanted)
 
 
 def _parameters(subjects: Mapping[str, Subject], models: Collection[str], rate: float) -> list[dict[str, Any]]:

@@ -115,6 +115,11 @@ class Outcome:
     codes: dict[Use, Coded] = field(default_factory=dict)
     """Weight -> codes of its form, for the forms of the trial; empty if the trial only measures."""
 
+    @property
+    def has_spare(self) -> bool:
+        """Whether more training is useless, as all goals are reached with the spare that the recipe asks for."""
+        return self.ended in ("start", "met")
+
 
 class TrialRunner:
     """Runner of trials, one after the other, on the same PyTorch modules. No trial affects a later one.
@@ -198,11 +203,7 @@ class TrialRunner:
         return Outcome(*_values(judged), met, samples, monotonic() - began, ended, strained, found, coder.codes)
 
     def _begin(self, trial: Trial, learners: Mapping[str, Subject], shared: SharingMap) -> FormCoder:
-        """Set the starting weights of a trial, and bind the layer weights that share a tensor to one parameter.
-
-        Returns:
-            The weights that the trial gives a form.
-        """
+        """Set a trial's starting weights, and bind weights that share a tensor; return the weights that get a form."""
         known = set(shared.slots)
         new = [slot for slot in trial.sharing.slots if slot not in known]
         start = trial.start

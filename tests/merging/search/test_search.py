@@ -466,6 +466,20 @@ def test_a_lent_weight_has_the_form_that_it_has_in_the_donor() -> None:
     assert found.states["a"] is ORIGINALS["a"]
 
 
+@pytest.mark.parametrize(("ended", "accepted"), [("done", False), ("met", True)])
+def test_models_that_all_share_are_given_more_to_share_only_with_something_to_spare(ended: str, accepted: bool) -> None:
+    class Ending(Trainer):
+        def _run(self, job: Job) -> Outcome:
+            return replace(super()._run(job), ended=ended if len(self.jobs) > 1 else "done")
+
+    recipe = Recipe(1, spare=0.5)
+    steps = [[trial(shared("ab0"), "ab", recipe)], [trial(shared("ab0", "ab1"), "ab", recipe)]]
+    found = run(Ending("ab", "ab"), *steps)
+    assert [verdict.accepted for verdict in found.verdicts] == [True, accepted]
+    assert found.sharing == (shared("ab0", "ab1") if accepted else shared("ab0"))
+    assert marks(found)["a"] == (2 if accepted else 1)
+
+
 def test_models_that_get_the_last_weights_without_learning_lose_their_forms() -> None:
     use, other, kept_use = Use("a", "0.weight"), Use("b", "1.weight"), Use("d", "0.weight")
     # Forms of two models save more than one layer that they share, and less than a layer of three models.

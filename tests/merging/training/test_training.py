@@ -173,6 +173,29 @@ def test_labels_are_learnt_from(subjects: dict[str, Subject], monkeypatch: pytes
     assert result.samples == 128
 
 
+def test_shifted_images_are_shown_to_the_teacher_too(
+    subjects: dict[str, Subject], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Tensor] = []
+    held = {"a": unreachable(subjects["a"])}
+    outputs = held["a"].teacher.outputs
+
+    def asking(image: Tensor) -> Any:
+        asked.append(image)
+        return outputs(image)
+
+    monkeypatch.setattr(held["a"].teacher, "outputs", asking)
+    retrain(held, "a", plain(2, supervision="labels", shifts=True))
+    retrain(held, "a", plain(2))
+    assert not asked
+    retrain(held, "a", plain(2, shifts=True))
+    assert len(asked) == 2
+    images = held["a"].train.batch(torch.arange(64))
+    assert not any(torch.equal(image, images.flip(-1)) or torch.equal(image, images) for image in asked)
+    # The teacher answers to what it is shown.
+    torch.testing.assert_close(outputs(asked[0]), tuple(held["a"].teacher.module(asked[0])[None]))
+
+
 def test_samples_are_counted_for_every_model(subject: MakeSubject) -> None:
     small, large = unreachable(subject("a", Net, count=10)), unreachable(subject("b", Net, count=64))
     both = {"a": small, "b": large}
