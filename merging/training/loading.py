@@ -138,7 +138,7 @@ def subject_of(
         check_exams(made)
         held.append(replace(made, notes=tuple(_notes(made, stage, device))))
     together = joined(list(data.values()))
-    teacher = Teacher(stage, together, device)
+    teacher = Teacher(stage)
     layers = tuple(layers_of(network, definition, traced))
     return Subject(network, traced, layers, together, tuple(held), stage, teacher, device)
 

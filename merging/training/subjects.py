@@ -39,72 +39,28 @@ __all__ = [
 State = dict[str, Tensor]
 """A model's state dict, on the CPU, with contiguous tensors."""
 
-_MOST_KEPT = 512 << 20
-"""Maximum size in bytes of the outputs that a teacher caches.
-
-The outputs of a detector with many anchors and classes take megabytes an image."""
-
 
 class Teacher:
     """Copy of the original model that serves as the teacher for distillation.
 
-    Outputs on the training images are cached on the CPU, because training asks for them in every epoch. Nothing is
-    cached if the cache would exceed 512 MiB.
-
     Args:
         module: stage of the original model; it is copied, and the copy computes no gradients.
-        images: the training images.
-        device: device to run on.
     """
 
-    def __init__(self, module: nn.Module, images: Images, device: torch.device) -> None:
-        self._module = copy.deepcopy(module).eval().requires_grad_(False)
-        self._images, self._device = images, device
-        self._keeps = True
-        self._known = torch.zeros(2, len(images), dtype=torch.bool)
-        self._kept: list[Tensor] = []
+    def __init__(self, module: nn.Module) -> None:
+        self.module = copy.deepcopy(module).eval().requires_grad_(False)
         self._folded: nn.Module | None = None
 
     @torch.no_grad()
-    def __call__(self, indices: Tensor, mirrored: bool) -> Outputs:
-        """Return the teacher's raw outputs for some training images, from the cache if possible.
+    def __call__(self, image: Tensor) -> Outputs:
+        """Return the teacher's raw outputs for normalised images on its device, ``[B, C, H, W]``.
 
-        Args:
-            indices: numbers of the images, ``[B]`` int64.
-            mirrored: whether the images are flipped left to right.
-        """
-        if not self._keeps:
-            return outputs_of(self._module, self._images.batch(indices, mirrored).to(self._device))
-        side = int(mirrored)
-        missing = indices[~self._known[side, indices]].unique()
-        if len(missing):
-            outputs = outputs_of(self._module, self._images.batch(missing, mirrored).to(self._device))
-            if not self._kept:
-                size = sum(value[0].nbytes for value in outputs)
-                if 2 * len(self._images) * size > _MOST_KEPT:
-                    self._keeps = False
-                    return self(indices, mirrored)
-                self._kept = [torch.empty(2, len(self._images), *value.shape[1:]) for value in outputs]
-            for kept, value in zip(self._kept, outputs, strict=True):
-                kept[side, missing] = value.cpu()
-            self._known[side, missing] = True
-        return tuple(kept[side, indices].to(self._device) for kept in self._kept)
-
-    @torch.no_grad()
-    def outputs(self, image: Tensor) -> Outputs:
-        """Return the teacher's raw outputs for images that are not kept.
-
-        Args:
-            image: normalised images on the teacher's device, ``[B, C, H, W]``.
+        They are computed anew for every batch: outputs kept from other batches differ in their last bits, and so would
+        a merge that was resumed.
         """
         if self._folded is None:
-            self._folded = folded(self._module, image[:1])
+            self._folded = folded(self.module, image[:1])
         return outputs_of(self._folded, image)
-
-    @property
-    def module(self) -> nn.Module:
-        """Stage of the original model that is the teacher, in eval mode."""
-        return self._module
 
 
 @dataclass

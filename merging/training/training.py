@@ -225,15 +225,14 @@ def _loss(subject: Subject, recipe: Recipe, indices: Tensor, mirrored: bool, noi
     """
     task, image = subject.held[0].task, subject.train.batch(indices, mirrored)
     has_labels = recipe.supervision == "labels" and task.learns_from(subject.train)
-    if shifts := recipe.shifts and not has_labels:
+    if recipe.shifts and not has_labels:
         image = shifted(image, noise)
     image = image.to(subject.device)
     with mixed_precision(subject.device):
         outputs = outputs_of(subject.student, image)
     if has_labels:
         return task.loss(outputs, subject.train, indices, mirrored)
-    wanted = subject.teacher.outputs(image) if shifts else subject.teacher(indices, mirrored)
-    return task.distance(outputs, wanted)
+    return task.distance(outputs, subject.teacher(image))
 
 
 def _parameters(subjects: Mapping[str, Subject], models: Collection[str], rate: float) -> list[dict[str, Any]]:

@@ -86,7 +86,7 @@ def make_subject(
     traced = trace_layers(made)
     splits = Splits(images, images, images)
     held = [judged_query(query_, task_of(network, query_), stage, splits, None, device) for query_ in queries]
-    teacher = Teacher(stage, images, device)
+    teacher = Teacher(stage)
     return Subject(network, traced, tuple(layers_of(network, traced=traced)), images, tuple(held), stage, teacher)
 
 
