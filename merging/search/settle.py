@@ -51,9 +51,9 @@ def judge_trial(trial: Trial, outcome: Outcome, problem: Problem, found: Found, 
 
     A further round of the same training with the same sharing is committed, too, if accuracies improve. Models that all
     share already risk what they have: their training counts if it ended early, with goals reached to spare, because
-    other images confirm the result, and whoever fails there loses all that it shares. A trial without
-    training is committed as a whole or not at all. Models that get new weights lose the forms that they had. A weight
-    that is shared with a model that does not learn has the form that the weight has there.
+    other images confirm the result, and whoever fails there loses all that it shares. A trial without training is
+    committed as a whole or not at all. Models that get new weights lose the forms that they had. A weight that is
+    shared with a model that does not learn has the form that the weight has there.
     """
     if trial.measure:
         return Verdict(trial, outcome, False, found.sharing)
@@ -87,9 +87,8 @@ def judge_trial(trial: Trial, outcome: Outcome, problem: Problem, found: Found, 
 
 def _all_share_less(trial: Trial, found: Found) -> bool:
     """Check whether all learners of a trial share already, and would share more."""
-    return trial.learners <= found.sharing.models and trial.sharing.of(trial.learners) != found.sharing.of(
-        trial.learners
-    )
+    learners = trial.learners
+    return learners <= found.sharing.models and trial.sharing.of(learners) != found.sharing.of(learners)
 
 
 def _lent(slot: Slot, learners: frozenset[str], forms: FormMap) -> Iterator[tuple[Use, Use]]:

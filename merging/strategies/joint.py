@@ -73,9 +73,8 @@ def merge_all(
             break
         own = {use for use in wanted.uses - held.uses if use.model in done}
         rest = wanted.of(done | {model}).without(own)
-        pulled = {use: value for use, value in strain.items() if use.model == model and use in rest.uses}
         again = long_recipe(settings) if held != shared else None
-        given = yield from give_back(problem, settings, held, rest, model, pulled, again=again)
+        given = yield from give_back(problem, settings, held, rest, model, strain, again=again)
         if given is not None:
             shared, held = given.sharing, given.sharing if given.accepted else given.trial.sharing
     return shared
@@ -187,24 +186,25 @@ def give_back(
         shared: sharing map that the model joins, whose models reach their targets.
         wanted: sharing map between the model and those of ``shared``, before any weight becomes private.
         model: name of the model to retrain.
-        strain: gradient sensitivity of each weight that the model would share.
+        strain: gradient sensitivity of weights; those that the model would not share do not count.
         again: recipe with which the model is trained on from the weights after the last trial that trained; None to
             train it for long from donor weights and what is committed.
 
     Returns:
         The verdict on the trial with which the model reaches its targets; None if there is no such trial.
     """
-    total = sum(map(problem.size, strain))
+    pulled = {use: value for use, value in strain.items() if use.model == model and use in wanted.uses}
+    total = sum(map(problem.size, pulled))
     first = Trial("", shared, frozenset({model}), Start("donor", (*sorted(wanted.models - {model}), model)))
     recipe = again or long_recipe(settings)
     if again is not None:
         first = replace(first, start=Start("keep"), base="last")
     own: set[Use] = set()
     for part in _GIVEN_BACK:
-        before, own = own, _most_strained(strain, problem, part * total)
+        before, own = own, _most_strained(pulled, problem, part * total)
         if own == before:
             continue
-        title = f"{model} without {len(own)} of {len(strain)} layers"
+        title = f"{model} without {len(own)} of {len(pulled)} layers"
         smaller = shared.joined(wanted.without(own).slots)
         trial = replace(first, group=title, sharing=smaller, recipe=recipe)
         (verdict,) = yield [trial]

@@ -70,7 +70,6 @@ def one_way(
     last, strain = yield from retrain_in_rounds(problem, settings, first, look.outcome.relative)
     found = last.sharing
     if found == shared:
-        pulled = {use: value for use, value in strain.items() if use.model == model and use in lent.uses}
-        given = yield from give_back(problem, settings, shared, lent, model, pulled)
+        given = yield from give_back(problem, settings, shared, lent, model, strain)
         found = given.sharing if given is not None else shared
     return found

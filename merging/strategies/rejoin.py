@@ -123,13 +123,9 @@ def _as_before(
     if verdict.accepted:
         return verdict.sharing
     wanted = SharingMap(tuple(_slots_with(model, before)))
-    strain = verdict.outcome.strain.items()
-    pulled = {use: value for use, value in strain if use.model == model and use in wanted.uses}
-    if pulled:
-        again = short_recipe(settings)
-        given = yield from give_back(problem, settings, shared, wanted, model, pulled, again=again)
-        shared = given.sharing if given is not None else shared
-    return shared
+    strain, again = verdict.outcome.strain, short_recipe(settings)
+    given = yield from give_back(problem, settings, shared, wanted, model, strain, again=again)
+    return given.sharing if given is not None else shared
 
 
 def _slots_with(model: str, sharing: SharingMap) -> list[Slot]:
