@@ -25,8 +25,8 @@ from ..tasks.classification import ClassificationTask
 from ..tasks.embedding import EmbeddingTask, retrieval
 from .intervals import Interval, relative_interval
 from .judgement import Judgement, same_as_original
-from .papers import Paper, unlabelled_paper
-from .running import answers_and_scores, answers_on
+from .papers import Paper, first_unlabelled, unlabelled_paper
+from .running import answers_and_outputs, answers_and_scores, answers_on
 from .sampled import agreement_on_samples, as_by_labels, sample_task
 
 __all__ = [
@@ -109,16 +109,14 @@ def judge_query(
             own = exam.own
     mix = exam.mix
     if mix is not None and limit is not None and limit // _MIX_PART < len(mix.images):
-        mix = unlabelled_paper(
-            task, mix.images.select(torch.arange(limit // _MIX_PART)), mix.answers[: limit // _MIX_PART]
-        )
+        mix = first_unlabelled(task, mix, limit // _MIX_PART)
     assert own.original is not None
     answers = answers_on(task, student, own.images, device)
     evidence = task.evidence(answers, own.answers, own.images)
     found = relative_interval(evidence, own.original)
     agreement = scores = None
     if mix is not None:
-        others, ratios = answers_and_scores(task, student, teacher, mix.images, device)
+        others, ratios = answers_and_scores(task, student, teacher, mix.images, device, mix.outputs)
         scores = relative_interval(ratios, Ratios(ratios.total, ratios.total))
         agreement = _on_the_mix(task, own, mix, answers, others)
     seen = None if exam.samples is None else agreement_on_samples(task, exam.samples, student, device, limit)
@@ -174,15 +172,15 @@ def judged_query(
     own = [_exam_images(images) for images in (splits.choose, splits.confirm)]
     mixes = None if mixes is None else (_exam_images(mixes[0]), _exam_images(mixes[1]))
     answers = [answers_on(task, module, images, device) for images in own]
-    others = [answers_on(task, module, images, device) for images in mixes or ()]
+    others = [answers_and_outputs(task, module, images, device) for images in mixes or ()]
     if isinstance(task, EmbeddingTask) and others:
-        task = task.centred([*answers[0], *others[0]])
+        task = task.centred([*answers[0], *others[0][0]])
     papers = [
         Paper(images, found, task.evidence(found, found, images)) for images, found in zip(own, answers, strict=True)
     ]
     exams = [Exam(paper) for paper in papers]
     if mixes is not None:
-        mixed = [unlabelled_paper(task, images, found) for images, found in zip(mixes, others, strict=True)]
+        mixed = [unlabelled_paper(task, images, *found) for images, found in zip(mixes, others, strict=True)]
         exams = [Exam(paper, mix) for paper, mix in zip(papers, mixed, strict=True)]
     if samples is not None:
         judge = sample_task(task)

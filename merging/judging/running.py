@@ -17,6 +17,7 @@ from ..tasks import Answers, Outputs, Task
 from .folding import folded
 
 __all__ = [
+    "answers_and_outputs",
     "answers_and_scores",
     "answers_on",
     "batch_size",
@@ -41,6 +42,8 @@ _WORTH_FOLDING = 32
 """
 _MOST_OUTPUTS = 256 << 20
 """Maximum bytes of the raw outputs of one batch; a detector with many anchors and classes gives 40 MB an image."""
+_MOST_KEPT = 4 << 20
+"""Maximum bytes of the raw outputs that are kept of a data set: those of 300 images, by 1,000 classes, fit."""
 
 
 def fitting(count: int, images: Images) -> int:
@@ -125,8 +128,35 @@ def answers_on(task: Task, module: nn.Module, images: Images, device: torch.devi
 
 
 @torch.inference_mode()
+def answers_and_outputs(
+    task: Task, module: nn.Module, images: Images, device: torch.device
+) -> tuple[Answers, Outputs | None]:
+    """Run a model's stage on a whole data set; return its answers and, if they take at most 4 MiB, its raw outputs.
+
+    Args:
+        task: the task that decodes outputs.
+        module: the stage, in eval mode.
+        images: the data set.
+        device: device that the stage is on, and that the raw outputs stay on, one row an image.
+    """
+    found: list[Any] = []
+    kept: list[Outputs] = []
+    size = 0
+    for indices, outputs in _batches(module, images, device):
+        found += _decoded(task, outputs, images, indices)
+        size += sum(value.nbytes for value in outputs)
+        kept = [*kept, outputs] if size <= _MOST_KEPT else []
+    return found, tuple(map(torch.cat, zip(*kept, strict=True))) if size <= _MOST_KEPT else None
+
+
+@torch.inference_mode()
 def answers_and_scores(
-    task: Task, module: nn.Module, teacher: nn.Module, images: Images, device: torch.device
+    task: Task,
+    module: nn.Module,
+    teacher: nn.Module,
+    images: Images,
+    device: torch.device,
+    known: Outputs | None = None,
 ) -> tuple[Answers, Ratios]:
     """Run a model and its teacher on a whole data set; return the model's answers and its likeness to the teacher.
 
@@ -136,13 +166,18 @@ def answers_and_scores(
         teacher: the original model's stage, in eval mode.
         images: the data set.
         device: device that both stages are on.
+        known: raw outputs of the teacher for the images, so that it need not run.
     """
     found: list[Any] = []
     parts: list[Ratios] = []
-    if len(images) >= _WORTH_FOLDING:
+    if known is None and len(images) >= _WORTH_FOLDING:
         teacher = folded(teacher, images.batch(torch.arange(1)).to(device))
     for indices, outputs in _batches(module, images, device):
-        parts.append(task.likeness(outputs, outputs_of(teacher, images.batch(indices).to(device))))
+        if known is None:
+            wanted = outputs_of(teacher, images.batch(indices).to(device))
+        else:
+            wanted = tuple(value[indices.to(device)] for value in known)
+        parts.append(task.likeness(outputs, wanted))
         found += _decoded(task, outputs, images, indices)
     return found, Ratios(np.concatenate([part.right for part in parts]), np.concatenate([part.total for part in parts]))
 

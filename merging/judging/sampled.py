@@ -12,7 +12,7 @@ from ...runtime.decode.evidence import accuracy_of
 from ..tasks import Answers, Task
 from ..tasks.embedding import EmbeddingTask
 from .intervals import Interval, relative_interval
-from .papers import Paper, unlabelled_paper
+from .papers import Paper, first_unlabelled
 from .running import answers_on
 
 __all__ = ["agreement_on_samples", "as_by_labels", "sample_task"]
@@ -79,8 +79,7 @@ def agreement_on_samples(
     """
     task = sample_task(task)
     if limit is not None and limit < len(samples.images):
-        part = samples.images.select(torch.arange(limit))
-        first = unlabelled_paper(task, part, samples.answers[:limit])
+        first = first_unlabelled(task, samples, limit)
         samples = samples if first.original is None else first
     if samples.original is None:
         return None

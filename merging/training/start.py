@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..judging.exams import Exam, judge_query
+from ..judging.folding import folded
 from ..layers.sharing import Slot, Use
 from ..models.trace import NORMS, hooked
 from .subjects import Subject
@@ -193,12 +194,12 @@ def refit_heads(subject: Subject, batches: Iterable[Tensor], rows: int = 1250) -
     heads = [name for name in subject.traced.heads if _width(subject.model.get_submodule(name)) <= _WIDEST]
     if not heads:
         return
-    subject.student.eval()
-    sums: dict[str, tuple[Tensor, Tensor]] = {}
+    student, sums = None, dict[str, tuple[Tensor, Tensor]]()
     for batch in batches:
-        inputs = _calls(subject.student, heads, batch, lambda x, _: x)
+        student = student or folded(subject.student.eval(), batch[:1])
+        inputs = _calls(student, heads, batch, lambda x, _: x)
         # Copy: an in-place activation behind the head would overwrite its output.
-        wanted = _calls(subject.teacher.module, heads, batch, lambda _, y: y.clone())
+        wanted = _calls(subject.teacher.folded(batch), heads, batch, lambda _, y: y.clone())
         for name in heads:
             x, y = _rows(subject.model.get_submodule(name), inputs[name], wanted[name], rows)
             gram, moment = x.T @ x, x.T @ y
@@ -218,8 +219,7 @@ def _solve(head: nn.Module, gram: Tensor, moment: Tensor) -> None:
     """
     assert isinstance(head, nn.Linear | nn.Conv2d)
     ridge = torch.eye(len(gram), dtype=gram.dtype, device=gram.device) * gram.diagonal().mean() * _RIDGE
-    if head.bias is not None:
-        # The bias is not penalised.
+    if head.bias is not None:  # it is not penalised
         ridge[-1, -1] = 0
     solution, failed = torch.linalg.solve_ex(gram + ridge, moment)
     if failed or not solution.isfinite().all():

@@ -58,9 +58,13 @@ class Teacher:
         They are computed anew for every batch: outputs kept from other batches differ in their last bits, and so would
         a merge that was resumed.
         """
+        return outputs_of(self.folded(image), image)
+
+    def folded(self, image: Tensor) -> nn.Module:
+        """Return the stage with its BatchNorms folded, if they can be; ``image`` is a batch to try it on."""
         if self._folded is None:
             self._folded = folded(self.module, image[:1])
-        return outputs_of(self._folded, image)
+        return self._folded
 
 
 @dataclass
