@@ -10,9 +10,10 @@ from typing import cast
 from torch import nn
 
 from ..forms.apply import FormCoder
-from ..forms.form_map import FormMap
+from ..forms.form_map import FormMap, saved_bytes
 from ..forms.quantize import Coded
 from ..judging.exams import unchanged
+from ..layers.problem import Problem
 from ..layers.sharing import Use
 from ..search.search import Found
 from ..training.goals import holds, reached
@@ -29,28 +30,60 @@ class Confirmer:
 
     The search is not told what comes of it, so these images stay images that choose nothing. A model that fails gets
     its original weights in what is written; the models that it shared with keep theirs. That is always possible,
-    because every model holds all of its weights.
+    because every model holds all of its weights. If a state that was confirmed as a whole before saves more, all models
+    go back to that.
 
     A model of an earlier merge that the search has left as it was stays so if no measured value speaks against it. That
     alone the search knows already: it judges these models by all images (:mod:`gemel.merging.strategies.rejoin`).
 
     A model that only has forms gets the last of them that holds. They are tested in an order that the images have no
     part in: from the most bytes to the fewest, up to the first failure. Such a sequence of tests has the error rate of
-    a single test (Maurer, Hothorn and Lehmacher, 1995).
+    a single test (Maurer, Hothorn and Lehmacher, 1995). So have the states of a search, in their order up to the first
+    failure. As the last state counts in any case, a merge that goes back has at most twice that error rate.
 
     Args:
+        problem: the layers of all models.
         subjects: the models, by name.
         originals: model name -> original weights.
     """
 
-    def __init__(self, subjects: Mapping[str, Subject], originals: Mapping[str, State]) -> None:
-        self._subjects, self._originals = dict(subjects), originals
-        # Two for each model: the weights that the search found, and those that are written.
-        self._known: dict[str, deque[tuple[State, dict[str, Judgement]]]] = {name: deque(maxlen=2) for name in subjects}
+    def __init__(self, problem: Problem, subjects: Mapping[str, Subject], originals: Mapping[str, State]) -> None:
+        self._problem, self._subjects, self._originals = problem, dict(subjects), originals
+        self.whole: Found | None = None
+        """Last state of the search that was confirmed as a whole before another one failed."""
+        self.failed = False
+        """Whether some state of the search was not confirmed as a whole."""
+        # The weights that the search found, those that are written, and those to go back to.
+        self._known: dict[str, deque[tuple[State, dict[str, Judgement]]]] = {name: deque(maxlen=3) for name in subjects}
         self._tested: dict[tuple[str, FormMap], _Kept | None] = {}
         """Model and forms -> what the forms give, if the images that confirm accept it, else None."""
 
     def confirmed(self, found: Found) -> Found:
+        """Return what may be written of a search: all that it found, what is confirmed of it, or :attr:`whole`.
+
+        Of the last two, it is what saves more bytes. Codes of ``found`` must be complete.
+        """
+        left = self._confirmed_part(found)
+        if all(left.states[name] is found.states[name] for name in found.models):
+            # Models of an earlier merge are not judged by their bounds, so they are nothing to go back to.
+            if not self.failed and not found.retained:
+                self.whole = replace(
+                    found, states=dict(found.states), codes=dict(found.codes), verdicts=list(found.verdicts)
+                )
+            return left
+        self.failed = True
+        if self.whole is None or self._saved(self.whole) <= self._saved(left):
+            return left
+        return replace(self.whole, verdicts=found.verdicts, samples=found.samples)
+
+    def go_on(self, whole: Found, *, failed: bool) -> None:
+        """Set :attr:`whole` and :attr:`failed` as they were in an earlier run; ``whole`` lacks unmerged models."""
+        self.whole, self.failed = replace(whole, states={**self._originals, **whole.states}), failed
+
+    def _saved(self, found: Found) -> int:
+        return saved_bytes(self._problem, found.sharing, found.forms)
+
+    def _confirmed_part(self, found: Found) -> Found:
         """Return the state of a search in which models that are not confirmed have forms of more bits, if those hold.
 
         Otherwise they have their original weights. Codes are those of ``found`` and of the forms of more bits.
@@ -74,7 +107,7 @@ class Confirmer:
 
         Args:
             model: name of the model.
-            state: the weights; the last two that were judged are remembered for each model.
+            state: the weights; the last three that were judged are remembered for each model.
         """
         known = self._known[model]
         found = next((judged for judged_state, judged in known if judged_state is state), None)

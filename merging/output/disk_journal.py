@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors.torch import save
@@ -23,6 +24,7 @@ from ..strategies import Verdict
 from ..training.subjects import State, Subject
 from ..training.trial import Outcome, Trial
 from .forms_file import forms_file, read_codes
+from .records import Confirmed
 from .report import Reporter, merged_workload
 from .store import Store
 
@@ -84,6 +86,8 @@ class DiskJournal:
         self._files: dict[str, tuple[State, str]] = {}
         self._stepped_back: dict[str, tuple[State, str]] = {}
         """Files of models that are written with forms of more bits than those that the search found."""
+        self._whole_files: tuple[str, ...] = ()
+        """Files of weights and codes of the last state that was confirmed as a whole."""
         self._codes: dict[Use, Coded] = {}
         self._forms: tuple[FormMap, FormsReport | None] = FormMap(), None
         self._bases: dict[str, Base] = {}
@@ -99,11 +103,28 @@ class DiskJournal:
         if not self._replayed:
             return None
         self._replayed = False
-        files, forms = self._store.weights, self._store.forms
+        files, forms = self._store.after(len(found.verdicts))
         if forms is not None:
             self._codes, _ = read_codes(self._store.output / forms.file, forms.layers)
         read = {name: read_weights(self._subjects[name].network, files[name]) for name in found.models}
+        self._restore_whole(found)
+        # The earlier run may have ended before the last state was confirmed.
+        self.commit(replace(found, states={**found.states, **read}), finished=False)
         return read, self._store.last_states()
+
+    def _restore_whole(self, found: Found) -> None:
+        """Load the last state that was confirmed as a whole before another one failed."""
+        trial, failed = self._store.confirmed
+        if not trial:
+            self._reporter.confirmer.go_on(Found({}), failed=failed)
+            return
+        verdict = found.verdicts[trial - 1]
+        files, forms = self._store.after(trial)
+        codes = {} if forms is None else read_codes(self._store.output / forms.file, forms.layers)[0]
+        states = {name: read_weights(self._subjects[name].network, path) for name, path in files.items()}
+        whole = Found(states, verdict.sharing, verdicts=found.verdicts[:trial], forms=verdict.forms, codes=codes)
+        self._reporter.confirmer.go_on(whole, failed=failed)
+        self._whole_files = (*(path.name for path in files.values()), *([] if forms is None else [forms.file]))
 
     def record(self, verdict: Verdict, found: Found, last: Mapping[str, State]) -> None:
         """Write the verdict on a trial, the report and the workload to disk, then call ``settled``."""
@@ -113,8 +134,11 @@ class DiskJournal:
 
     def commit(self, found: Found, *, finished: bool) -> MergeReport:
         """Write the merged weights, the report and the workload to disk and return the report."""
-        searched, written = self._place_forms(found), self._reporter.confirmed(found)
-        forms = searched if written.forms == found.forms else self._place(written)
+        searched = self._place_forms(found)
+        found = replace(found, codes={**self._codes, **found.codes})
+        written = self._reporter.confirmed(found)
+        as_found = all(written.states[name] is found.states[name] for name in written.models)
+        forms = searched if as_found and written.forms == found.forms else self._place(written)
         report = self._reporter.report(found, finished=finished, codes=self._codes, forms=forms)
         files = self._contents({name: found.states[name] for name in found.models}, self._files)
         others = {name: written.states[name] for name in written.models}
@@ -122,10 +146,27 @@ class DiskJournal:
         other_files = self._contents(stepped_back, self._stepped_back)
         names = {name: f"weights/{file}" for name, (file, _) in {**files, **other_files}.items() if name in others}
         workload = merged_workload(self._workload, names, models_of(self._workload), self._store.output)
-        # The codes of what the search goes on from stay, too.
-        kept = {} if searched is None else {searched.file: None}
-        self._store.commit({**dict(files.values()), **dict(other_files.values()), **kept}, report, workload)
+        # The codes of what the search goes on from stay, too, and what a merge may go back to.
+        kept = () if searched is None else (searched.file,)
+        confirmed = self._confirmed(found, (*dict(files.values()), *kept))
+        kept_files = dict.fromkeys((*kept, *self._whole_files))
+        self._store.commit(
+            {**kept_files, **dict(files.values()), **dict(other_files.values())}, report, workload, confirmed
+        )
         return report
+
+    def _confirmed(self, found: Found, files: tuple[str, ...]) -> Confirmed:
+        """Return which trial left the last state that was confirmed as a whole; note its files.
+
+        Args:
+            found: state of the search.
+            files: its files of weights and codes.
+        """
+        confirmer = self._reporter.confirmer
+        trial = 0 if confirmer.whole is None else len(confirmer.whole.verdicts)
+        if trial == len(found.verdicts):
+            self._whole_files = files
+        return Confirmed(trial, confirmer.failed)
 
     def _contents(
         self, states: Mapping[str, State], written: dict[str, tuple[State, str]]

@@ -47,7 +47,7 @@ def saving_parts(problem: Problem, searched: Found, found: Found) -> SavingParts
         saved_bytes(problem, verdict.sharing, verdict.forms.plain_differences)
         for verdict in found.verdicts
         # What is not confirmed may not be claimed.
-        if verdict.accepted and found.models == searched.models
+        if verdict.accepted and (found.models, found.sharing) == (searched.models, searched.sharing)
     ]
     # Codes of original weights are measured one model at a time; the best of each model add up.
     measured = [

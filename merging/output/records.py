@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -18,7 +18,25 @@ from ..strategies import Verdict
 from ..training.subjects import State
 from ..training.trial import Outcome, Trial
 
-__all__ = ["entry_of", "key_of", "outcome_of", "pack_states", "unpack_states"]
+__all__ = [
+    "Confirmed",
+    "entry_of",
+    "key_of",
+    "outcome_of",
+    "pack_states",
+    "read_confirmed",
+    "trial_number",
+    "unpack_states",
+]
+
+
+class Confirmed(NamedTuple):
+    """Which result of a search was confirmed as a whole."""
+
+    trial: int = 0
+    """Number of the last trial after which that was so before another result failed; 0 for the original models."""
+    failed: bool = False
+    """Whether a later result was not confirmed."""
 
 
 def entry_of(verdict: Verdict) -> dict[str, Any]:
@@ -74,3 +92,18 @@ def unpack_states(path: Path) -> dict[str, State]:
         model, _, parameter = name.partition("/")
         states.setdefault(model, {})[parameter] = value
     return states
+
+
+def read_confirmed(path: Path, trials: int) -> Confirmed:
+    """Read which result of a search with some trials was confirmed as a whole; none if the file is missing or damaged."""
+    try:
+        found = Confirmed(**json.loads(path.read_text()))
+        return found if 0 <= found.trial <= trials else Confirmed()
+    except (OSError, ValueError, TypeError):
+        return Confirmed()
+
+
+def trial_number(path: Path) -> int:
+    """Return the number N of a file that is named ``last-N.safetensors``; 0 if the name has no number."""
+    digits = path.stem.partition("-")[2]
+    return int(digits) if digits.isdigit() else 0

@@ -62,14 +62,14 @@ class Reporter:
         left: Mapping[str, str] | None = None,
     ) -> None:
         self._problem, self._subjects, self._strategy = problem, subjects, strategy
-        self._left, self._confirmer = dict(left or {}), Confirmer(subjects, originals)
+        self._left, self.confirmer = dict(left or {}), Confirmer(problem, subjects, originals)
         # All at once: what originals have in common, such as the anchors of two detectors, merging does not save.
         self._original = bundle_bytes(held_by(subject) for subject in subjects.values())
         self._least = _least_bytes(problem, subjects)
 
     def confirmed(self, found: Found) -> Found:
-        """Return the part of a search's result that holds on images which chose nothing, and so may be written."""
-        return self._confirmer.confirmed(found)
+        """Return what holds of a search's result on images which chose nothing, and so may be written."""
+        return self.confirmer.confirmed(found)
 
     def report(
         self,
@@ -125,13 +125,15 @@ class Reporter:
             written: the part of it that is confirmed.
         """
         released = {name for each in searched.verdicts if each.trial.release for name in each.trial.learners}
+        went_back = self.confirmer.whole is not None and written.states is self.confirmer.whole.states
         for name, subject in self._subjects.items():
-            found = kept = self._confirmer.judgements(name, searched.states[name])
+            found = kept = self.confirmer.judgements(name, searched.states[name])
             refused, now = written.states[name] is not searched.states[name], "its original weights"
-            if refused and name in written.forms.models:
-                kept, now = self._confirmer.judgements(name, written.states[name]), "forms of more bits"
+            if refused and name in written.models:
+                kept = self.confirmer.judgements(name, written.states[name])
+                now = "the weights of an earlier step, which are confirmed" if went_back else "forms of more bits"
             elif refused:
-                kept = self._confirmer.originals(name)
+                kept = self.confirmer.originals(name)
             left_private = name in released and name not in searched.models
             for held in subject.held:
                 query = held.query.name

@@ -10,6 +10,7 @@
       *.py                      modules in the original workload's folder that make its models
       search/journal.jsonl      a header that says what is searched for, then a line for each trial
       search/last-N.safetensors weights after the last trial that trained, written with the N-th trial
+      search/confirmed.json     the last trial whose result was confirmed as a whole, and whether a later one was not
       search/samples/*.jpg      frames that boxes have sampled, if the merge goes on from an earlier one with them
       search/samples.json       their names and hashes, by feed
       search/lock               locked by the process that writes the folder
@@ -37,11 +38,11 @@ from ..strategies import Verdict
 from ..training.subjects import State
 from ..training.trial import Outcome, Trial
 from .disk import explain_disk_errors
-from .records import entry_of, key_of, outcome_of, pack_states, unpack_states
+from .records import Confirmed, entry_of, key_of, outcome_of, pack_states, read_confirmed, trial_number, unpack_states
 
 __all__ = ["Store"]
 
-_SEARCH, _JOURNAL, _LOCK, _WEIGHTS = "search", "journal.jsonl", "lock", "weights"
+_SEARCH, _JOURNAL, _LOCK, _WEIGHTS, _CONFIRMED = "search", "journal.jsonl", "lock", "weights", "confirmed.json"
 _VERSION = 5
 """Version of the format of the search journal; a journal of another version cannot be resumed."""
 _HASHED = {
@@ -170,17 +171,19 @@ class Store:
         self._count += 1
         return outcome_of(entry)
 
-    @property
-    def weights(self) -> dict[str, Path]:
-        """Model name -> path of its weight file, for the models that the interrupted search had merged."""
-        names = self._known[-1]["weights"] if self._known else {}
-        return {model: self.output / _WEIGHTS / name for model, name in names.items()}
+    def after(self, trial: int) -> tuple[dict[str, Path], FormsReport | None]:
+        """Return what an earlier run had after a trial: merged model -> weight file, and the entry in merge.json of the
+        weights that it kept as codes, if there were any."""
+        if not trial:
+            return {}, None
+        entry = self._known[trial - 1]
+        forms = FormsReport.model_validate(entry["forms"]) if entry.get("forms") is not None else None
+        return {model: self.output / _WEIGHTS / name for model, name in entry["weights"].items()}, forms
 
     @property
-    def forms(self) -> FormsReport | None:
-        """Entry in merge.json of the weights that the interrupted search had committed as codes; None without such."""
-        entry = self._known[-1].get("forms") if self._known else None
-        return FormsReport.model_validate(entry) if entry is not None else None
+    def confirmed(self) -> Confirmed:
+        """Which result of the earlier run was confirmed as a whole."""
+        return read_confirmed(self._search / _CONFIRMED, len(self._known))
 
     def _other_version(self) -> InputError:
         """Return the error for a search that another version of gemel began."""
@@ -193,7 +196,7 @@ class Store:
             InputError: the file is damaged.
         """
         # Ignore weights of a trial without a line in the journal: a crash came before the line was written.
-        files = {number: path for path in self._last_files() if (number := _trial_number(path)) <= len(self._known)}
+        files = {number: path for path in self._last_files() if (number := trial_number(path)) <= len(self._known)}
         return unpack_states(files[max(files)]) if files else {}
 
     def record(
@@ -235,13 +238,16 @@ class Store:
             for path in old:
                 path.unlink()
 
-    def commit(self, files: Mapping[str, bytes | None], report: MergeReport, workload: bytes) -> None:
+    def commit(
+        self, files: Mapping[str, bytes | None], report: MergeReport, workload: bytes, confirmed: Confirmed
+    ) -> None:
         """Write weight files, then the report and the workload that belong to these files; delete old weight files.
 
         Args:
             files: name of each weight file -> content; a file that exists already is not written again.
             report: content of merge.json.
             workload: content of workload.yaml.
+            confirmed: which result was confirmed as a whole; its files are in ``files``.
 
         Raises:
             InputError: the disk is full or cannot be written; the last commit is intact.
@@ -251,6 +257,7 @@ class Store:
             self._write_weights(files)
             write_whole(self.output / MERGE_REPORT, report.model_dump_json(indent=2).encode() + b"\n")
             write_whole(self.output / "workload.yaml", workload)
+            write_whole(self._search / _CONFIRMED, json.dumps(confirmed._asdict()).encode())
             used = {*files, report.forms and report.forms.file}
             for path in (*(self.output / _WEIGHTS).iterdir(), *self.output.glob("forms-*.safetensors")):
                 if path.name not in used and _OWN_FILES.fullmatch(path.name):
@@ -289,9 +296,3 @@ class Store:
     def _last_files(self) -> list[Path]:
         """Return the files with weights after the last trial that trained; a crash may leave more than one file."""
         return list(self._search.glob("last-*.safetensors"))
-
-
-def _trial_number(path: Path) -> int:
-    """Return the number N of a file that is named ``last-N.safetensors``; 0 if the name has no number."""
-    digits = path.stem.partition("-")[2]
-    return int(digits) if digits.isdigit() else 0

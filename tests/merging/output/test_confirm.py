@@ -41,6 +41,12 @@ def shared(subjects: dict[str, Subject]) -> Found:
     return Found(states, ALL)
 
 
+def problem_of(subjects: dict[str, Subject]) -> Problem:
+    """Return the layers of all models."""
+    queries = {name: (name,) for name in subjects}
+    return Problem({name: each.layers for name, each in subjects.items()}, 0, queries)
+
+
 def states_of(subjects: dict[str, Subject]) -> dict[str, State]:
     """Return model name -> weights."""
     return {name: each.state() for name, each in subjects.items()}
@@ -59,7 +65,7 @@ def test_who_fails_gets_the_original_weights_and_the_others_keep_theirs(
     subjects: dict[str, Subject], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     originals = states_of(subjects)
-    found, confirmer = shared(subjects), Confirmer(subjects, originals)
+    found, confirmer = shared(subjects), Confirmer(problem_of(subjects), subjects, originals)
     fail(monkeypatch, "b")
     written = confirmer.confirmed(found)
     assert written.sharing == ALL.of({"a", "c"})
@@ -73,17 +79,62 @@ def test_a_model_without_partners_gets_its_original_weights(
     subjects: dict[str, Subject], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     originals = states_of(subjects)
-    found, confirmer = shared(subjects), Confirmer(subjects, originals)
+    found, confirmer = shared(subjects), Confirmer(problem_of(subjects), subjects, originals)
     fail(monkeypatch, "b", "c")
     written = confirmer.confirmed(found)
     assert written.sharing == SharingMap()
     assert torch.equal(written.states["a"]["head.bias"], originals["a"]["head.bias"])
 
 
+def part_of(found: Found, *models: str, change: float) -> Found:
+    """Return another step of a search, in which only some models share a weight, with heads of their own."""
+    states = {name: {**state, "head.bias": state["head.bias"] + change} for name, state in found.states.items()}
+    return replace(found, states=states, sharing=ALL.of(set(models)))
+
+
+def test_all_go_back_to_what_was_confirmed_as_a_whole_if_it_saves_more(
+    subjects: dict[str, Subject], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    confirmer = Confirmer(problem_of(subjects), subjects, states_of(subjects))
+    last = shared(subjects)
+    first, more = part_of(last, "a", "b", change=1), part_of(last, "b", "c", change=2)
+    fail(monkeypatch)
+    assert confirmer.confirmed(first).sharing == first.sharing
+    # All three share, but two of them fail: nothing would be left.
+    fail(monkeypatch, "b", "c")
+    written = confirmer.confirmed(last)
+    assert written.sharing == first.sharing
+    assert all(written.states[name] is first.states[name] for name in "abc")
+    # After a failure, what passes is written, but nothing to go back to: it was tested too often.
+    fail(monkeypatch)
+    assert confirmer.confirmed(more).sharing == more.sharing
+    fail(monkeypatch, "b", "c")
+    assert confirmer.confirmed(last).sharing == first.sharing
+    # One fails: what is left saves as much, and is newer.
+    fail(monkeypatch, "b")
+    written = confirmer.confirmed(last)
+    assert written.sharing == ALL.of({"a", "c"})
+    assert written.states["a"] is last.states["a"]
+
+
+def test_the_report_says_who_went_back(subjects: dict[str, Subject], monkeypatch: pytest.MonkeyPatch) -> None:
+    reporter, last = Reporter(problem_of(subjects), subjects, states_of(subjects), "together"), shared(subjects)
+    fail(monkeypatch)
+    reporter.confirmed(part_of(last, "a", "b", change=1))
+    fail(monkeypatch, "b", "c")
+    report = reporter.report(last, finished=True)
+    notes = {name: query.notes[0] for name, query in report.queries.items()}
+    earlier = "it has the weights of an earlier step, which are confirmed"
+    assert notes["a"].startswith("not merged, as its partners were not confirmed") and earlier in notes["a"]
+    assert notes["b"].startswith("not confirmed") and earlier in notes["b"]
+    assert "it has its original weights" in notes["c"]
+    assert {use.query for tensor in report.shared for use in tensor.uses} == {"a", "b"}
+
+
 def test_models_of_an_earlier_merge_stay_unless_a_value_is_below_the_target(
     subjects: dict[str, Subject], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    confirmer = Confirmer(subjects, states_of(subjects))
+    confirmer = Confirmer(problem_of(subjects), subjects, states_of(subjects))
     found = replace(shared(subjects), retained=frozenset("ab"))
     # The lower bound of all is below the target of 0.95; the value of b is, too.
     values = {"a": 0.97, "b": 0.94, "c": 0.97}
@@ -95,9 +146,7 @@ def test_models_of_an_earlier_merge_stay_unless_a_value_is_below_the_target(
 def test_the_report_says_who_was_not_confirmed_and_what_would_help(
     subjects: dict[str, Subject], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    queries = {name: (name,) for name in subjects}
-    problem = Problem({name: each.layers for name, each in subjects.items()}, 0, queries)
-    reporter, found = Reporter(problem, subjects, states_of(subjects), "together"), shared(subjects)
+    reporter, found = Reporter(problem_of(subjects), subjects, states_of(subjects), "together"), shared(subjects)
     fail(monkeypatch, "b")
     report = reporter.report(found, finished=True)
     assert (report.queries["a"].relative, report.queries["a"].notes) == (0.97, ())
@@ -117,7 +166,7 @@ def test_weights_are_judged_once_by_the_images_that_confirm(
         return {self.name: judgement(1.0)}
 
     monkeypatch.setattr(Subject, "judged", judged)
-    found, confirmer = shared(subjects), Confirmer(subjects, states_of(subjects))
+    found, confirmer = shared(subjects), Confirmer(problem_of(subjects), subjects, states_of(subjects))
     for _ in range(2):
         confirmer.confirmed(found)
     assert asked == ["confirm"] * 3
@@ -150,7 +199,7 @@ def looked(subjects: dict[str, Subject], *bits: int, committed: int) -> Found:
 def test_a_model_gets_the_last_forms_that_hold(
     holds: set[int], bits: int | None, subjects: dict[str, Subject], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    confirmer = Confirmer(subjects, states_of(subjects))
+    confirmer = Confirmer(problem_of(subjects), subjects, states_of(subjects))
     original = subjects["a"].state()["conv2.weight"]
     found = looked(subjects, 4, 8, 2, committed=1)
     subjects["a"].restore({**subjects["a"].state(), "conv2.weight": original})

@@ -14,6 +14,7 @@ import pytest
 import torch
 from drift_samples import put_sample
 from helpers import query, save
+from judgements import judgement
 from safetensors.torch import load_file
 
 from gemel.bundles.merge_report import read_report
@@ -21,9 +22,11 @@ from gemel.errors import InputError
 from gemel.merging import merge
 from gemel.merging.layers.sharing import SharingMap
 from gemel.merging.merge import MergeOptions, merge_workload
+from gemel.merging.output.confirm import Confirmer
 from gemel.merging.output.records import key_of
 from gemel.merging.strategies import SearchSettings
-from gemel.merging.training.subjects import State, Subject
+from gemel.merging.training.goals import reached
+from gemel.merging.training.subjects import Judgement, State, Subject
 from gemel.merging.training.trial import Outcome, Trial
 from gemel.workload import Workload, load_workload
 
@@ -171,6 +174,27 @@ def test_a_crash_at_any_write_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     crash_everywhere(run, make(), tmp_path, monkeypatch, strategy=strategy, settings=SearchSettings(epochs=1))
+
+
+@pytest.mark.parametrize("make", [part_by_part, lambda: all_donors], ids=["part by part", "step by step"])
+def test_a_crash_changes_nothing_where_a_merge_goes_back_to_what_was_confirmed(
+    make: Callable[[], Script], run: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The first weights with which models share are confirmed, and none after those.
+    first: dict[str, str] = {}
+
+    def judgements(self: Confirmer, model: str, state: State) -> dict[str, Judgement]:
+        digest = hashlib.sha256(state["head.bias"].numpy().tobytes()).hexdigest()
+        holds = state is self._originals[model] or first.setdefault(model, digest) == digest
+        return {model: judgement(1.0 if holds else 0.5)}
+
+    monkeypatch.setattr(Confirmer, "judgements", judgements)
+    monkeypatch.setattr("gemel.merging.output.confirm.reached", reached)
+    settings = SearchSettings(epochs=1)
+    whole = crash_everywhere(run, make(), tmp_path, monkeypatch, strategy="heaviest", settings=settings)
+    notes = [note for query in whole["report"]["queries"].values() for note in query["notes"]]
+    assert any("it has the weights of an earlier step, which are confirmed" in note for note in notes)
+    assert whole["report"]["shared"]
 
 
 def test_a_crash_of_a_merge_that_goes_on_changes_nothing(

@@ -16,7 +16,7 @@ from gemel.durable import write_whole
 from gemel.errors import InputError
 from gemel.merging.layers.sharing import SharingMap, Use
 from gemel.merging.output import store as module
-from gemel.merging.output.records import key_of, pack_states
+from gemel.merging.output.records import Confirmed, key_of, pack_states
 from gemel.merging.output.store import Store
 from gemel.merging.strategies import Verdict
 from gemel.merging.training.training import Recipe
@@ -104,7 +104,7 @@ def test_recorded_trials_are_recalled(opened: Opened) -> None:
     assert found[1].strain == {A: 0.25}
     assert again.recall(trial("next")) is None
     assert torch.equal(again.last_states()["b"]["0.weight"], torch.ones(2, 2))
-    assert again.weights["b"].read_bytes() == b"1"
+    assert again.after(2)[0]["b"].read_bytes() == b"1"
 
 
 def test_a_line_cut_off_by_a_crash_is_forgotten_with_its_weights(tmp_path: Path, opened: Opened) -> None:
@@ -121,7 +121,7 @@ def test_a_line_cut_off_by_a_crash_is_forgotten_with_its_weights(tmp_path: Path,
     assert again.recall(trial()) is not None
     assert again.recall(trial()) is None
     assert torch.equal(again.last_states()["a"]["0.weight"], torch.ones(2, 2))
-    assert again.weights["a"].read_bytes() == b"1"
+    assert again.after(1)[0]["a"].read_bytes() == b"1"
     # The trial runs again; the file that the crash left is not mistaken for the weights of an older trial.
     record(again, verdict(value=3), value=3)
     last = opened(HEADER, resume=True)
@@ -139,7 +139,7 @@ def test_a_trial_that_went_wrong_keeps_the_weights_that_the_next_goes_on_from(op
 
 
 def test_another_search_is_not_resumed(opened: Opened) -> None:
-    opened(HEADER).commit({}, report(), b"")
+    opened(HEADER).commit({}, report(), b"", Confirmed())
     with pytest.raises(InputError, match="was begun with seed 0, now it is 1"):
         opened({**HEADER, "seed": 1}, resume=True)
 
@@ -151,7 +151,7 @@ def test_other_trials_are_not_taken_for_these(opened: Opened) -> None:
 
 
 def test_a_journal_of_another_form_is_not_resumed(tmp_path: Path, opened: Opened) -> None:
-    opened(HEADER).commit({}, report(), b"")
+    opened(HEADER).commit({}, report(), b"", Confirmed())
     journal = tmp_path / "merged" / "search" / "journal.jsonl"
     journal.write_text(json.dumps(HEADER) + "\n")
     with pytest.raises(InputError, match="another version"):
@@ -180,7 +180,7 @@ def test_a_folder_is_written_by_one_at_a_time(tmp_path: Path) -> None:
                 with pytest.raises(InputError, match=f"another gemel merge is writing {output}"):
                     Store(output, HEADER, resume=resume)
             if not written:
-                store.commit({}, report(), b"")
+                store.commit({}, report(), b"", Confirmed())
     with pytest.raises(InputError, match="was begun with seed 0"):
         Store(output, {**HEADER, "seed": 1}, resume=True)
     # A store that was refused does not keep the lock.
@@ -196,7 +196,7 @@ def test_nothing_is_written_into_a_folder_of_other_things(tmp_path: Path) -> Non
 
 
 def test_a_folder_that_is_there_is_not_overwritten(tmp_path: Path, opened: Opened) -> None:
-    opened(HEADER).commit({}, report(), b"")
+    opened(HEADER).commit({}, report(), b"", Confirmed())
     with pytest.raises(InputError, match="--resume goes on with it"):
         opened(HEADER)
     (tmp_path / "other").mkdir()
@@ -212,9 +212,9 @@ FIRST, SECOND = "a-11111111.safetensors", "a-22222222.safetensors"
 
 def test_commit_replaces_what_was_committed(tmp_path: Path, opened: Opened) -> None:
     store = opened(HEADER)
-    store.commit({FIRST: b"1"}, report(), b"first")
+    store.commit({FIRST: b"1"}, report(), b"first", Confirmed())
     (tmp_path / "merged" / "weights" / "notes.txt").write_text("not ours")
-    store.commit({SECOND: b"2"}, report(saving=0.25), b"second")
+    store.commit({SECOND: b"2"}, report(saving=0.25), b"second", Confirmed())
     assert sorted(path.name for path in (tmp_path / "merged" / "weights").iterdir()) == [SECOND, "notes.txt"]
     assert read_report(tmp_path / "merged" / "merge.json").saving == 0.25
     assert (tmp_path / "merged" / "workload.yaml").read_bytes() == b"second"
@@ -225,7 +225,7 @@ def test_a_full_disk_leaves_the_last_commit(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: Opened
 ) -> None:
     store = opened(HEADER)
-    store.commit({FIRST: b"1"}, report(), b"first")
+    store.commit({FIRST: b"1"}, report(), b"first", Confirmed())
 
     def full(path: Path, content: bytes) -> None:
         if path.name == name:
@@ -234,7 +234,7 @@ def test_a_full_disk_leaves_the_last_commit(
 
     monkeypatch.setattr(module, "write_whole", full)
     with pytest.raises(InputError, match="No space left on device; the last commit is whole"):
-        store.commit({SECOND: b"2"}, report(saving=0.25), b"second")
+        store.commit({SECOND: b"2"}, report(saving=0.25), b"second", Confirmed())
     assert (tmp_path / "merged" / "weights" / FIRST).read_bytes() == b"1"
     assert (tmp_path / "merged" / "workload.yaml").read_bytes() == b"first"
 
@@ -270,8 +270,23 @@ def test_a_disk_that_fills_in_a_record_leaves_the_trial_before(
     assert again.recall(trial()) is not None
     if name != "journal.jsonl":  # in that case the line may or may not be on the disk
         assert again.recall(trial()) is None
-        assert again.weights["a"].read_bytes() == b"1"
+        assert again.after(1)[0]["a"].read_bytes() == b"1"
         assert torch.equal(again.last_states()["a"]["0.weight"], torch.ones(2, 2))
+
+
+@pytest.mark.parametrize(
+    "content", [None, "", "[]", '{"trial": "1"}', '{"trial": 3, "failed": false}', '{"trial": -1}', '{"other": 1}']
+)
+def test_which_result_was_confirmed_is_read_again_unless_the_file_is_damaged(
+    content: str | None, tmp_path: Path, opened: Opened
+) -> None:
+    first = opened(HEADER)
+    assert first.confirmed == Confirmed()
+    record(first, verdict(), verdict("second"))
+    first.commit({}, report(), b"", Confirmed(1, failed=True))
+    if content is not None:
+        (tmp_path / "merged" / "search" / "confirmed.json").write_text(content)
+    assert opened(HEADER, resume=True).confirmed == (Confirmed(1, failed=True) if content is None else Confirmed())
 
 
 def test_keys_do_not_depend_on_the_process(tmp_path: Path) -> None:
