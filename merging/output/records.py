@@ -95,7 +95,7 @@ def unpack_states(path: Path) -> dict[str, State]:
 
 
 def read_confirmed(path: Path, trials: int) -> Confirmed:
-    """Read which result of a search with some trials was confirmed as a whole; none if the file is missing or damaged."""
+    """Read which result of a search with some trials was confirmed as a whole; none if the file is not sound."""
     try:
         found = Confirmed(**json.loads(path.read_text()))
         return found if 0 <= found.trial <= trials else Confirmed()
