@@ -9,7 +9,7 @@ the outputs that the fitted kernel does not explain: about 0 for equal kernels, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -98,7 +98,8 @@ class JointErrors:
         if model in self._covariances:
             return self._covariances[model]
         subject = self._subjects[model]
-        module = subject.teacher.module.model
+        stage = subject.teacher.folded(next(_batches(subject, self._seed)))
+        module = stage.model
         assert isinstance(module, nn.Module)
         layers = {module.get_submodule(layer.name): layer.name for layer in subject.layers if not layer.head}
         kept = {layer: name for layer, name in layers.items() if _width(layer) <= _WIDEST}
@@ -112,7 +113,7 @@ class JointErrors:
 
         with hooked(kept, record):
             for batch in _batches(subject, self._seed):
-                subject.teacher.module(batch)
+                stage(batch)
         self._covariances[model] = {
             name: second.double() / count - torch.outer(first.double() / count, first.double() / count)
             for name, (count, first, second) in sums.items()
@@ -152,7 +153,7 @@ def _rows(layer: nn.Module, x: Tensor) -> Tensor:
     return x.float().cpu()
 
 
-def _batches(subject: Subject, seed: int) -> Iterable[Tensor]:
+def _batches(subject: Subject, seed: int) -> Iterator[Tensor]:
     """Yield a random sample of a model's training images, normalised, in small batches."""
     order = torch.randperm(len(subject.train), generator=torch.Generator().manual_seed(seed))[:_IMAGES]
     for part in order.split(_BATCH):
