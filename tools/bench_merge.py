@@ -88,6 +88,10 @@ def _full_arms() -> Iterator[Arm]:
         yield Arm("sharing only", workload, settings=SearchSettings(differences=False))
         yield Arm("compression only", workload, settings=_COMPRESSED)
         yield Arm("together, compressed", workload, settings=SearchSettings(compress=True))
+    for workload in ("w3", "w4"):
+        for target in (0.9, 0.98):
+            yield Arm("compression only", workload, settings=_COMPRESSED, target=target)
+            yield Arm("together, compressed", workload, settings=SearchSettings(compress=True), target=target)
     for workload in ("w4", "w5"):
         yield Arm("together, between models", workload, settings=_BETWEEN)
         yield Arm("together, published start", workload, settings=replace(_BETWEEN, start="first"))
