@@ -107,6 +107,26 @@ def test_a_limit_takes_the_first_images() -> None:
     assert found.scores is not None and found.scores.images == 10
 
 
+class Silent(nn.Module):
+    """A teacher that must not run."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        raise AssertionError("the original's outputs are known")
+
+
+@pytest.mark.parametrize("limit", [None, 50])
+def test_the_original_runs_again_only_where_its_outputs_take_much_memory(
+    limit: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = judged(held(), Shade(3), Silent(), limit)
+    monkeypatch.setattr("gemel.merging.judging.running._MOST_KEPT", 100)
+    made = held()
+    assert made.choose.mix is not None and made.choose.mix.outputs is None
+    assert judged(made, Shade(3), limit=limit) == kept
+    with pytest.raises(AssertionError, match="known"):
+        judged(made, Shade(3), Silent())
+
+
 def test_a_room_in_which_all_is_alike_judges_nothing() -> None:
     dark = images(*[10] * 60)
     alike = judged_query(query(), ClassificationTask(), Shade(), Splits(dark, dark, dark), (dark, dark), CPU)
