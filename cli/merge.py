@@ -70,6 +70,13 @@ def merge_command(
             help="Starting weights of shared layers: donor, first or average. Default: the strategy's.", metavar="NAME"
         ),
     ] = None,
+    supervision: Annotated[
+        str | None,
+        typer.Option(
+            help="What models learn from: teacher (the original's outputs), labels, or both. Default: the strategy's.",
+            metavar="NAME",
+        ),
+    ] = None,
     definition: Annotated[
         str, typer.Option(help="Layers that may share, as in gemel analyze.", metavar="shape|strict")
     ] = "shape",
@@ -124,6 +131,7 @@ def merge_command(
     for flag, value, allowed in (
         ("--definition", definition, ("shape", "strict")),
         ("--start", start, (None, "donor", "first", "average")),
+        ("--supervision", supervision, (None, "teacher", "labels", "both")),
     ):
         if value not in allowed:
             raise InputError(f"{flag}: {value!r} is not allowed: {', '.join(item for item in allowed if item)}")
@@ -145,6 +153,7 @@ def merge_command(
             batch=batch,
             rate=rate,
             start=cast("Any", start),
+            supervision=cast("Any", supervision),
             differences=differences,
             compress=compress,
             retrain=retrain,

@@ -174,6 +174,11 @@ def _merge(
         listener.samples(goes_on.samples)
         samples = goes_on.samples.listings(store)
     subjects = build_subjects(workload, options.definition, device, listener.model, leave, until, samples)
+    wanted = options.settings.supervision
+    if wanted in ("labels", "both") and not any(
+        each.held[0].task.learns_from(each.train) for each in subjects.values()
+    ):
+        raise InputError(f"--supervision: {wanted}: no model has labels to learn from; give data.train with labels")
     originals = {name: subject.state() for name, subject in subjects.items()}
     problem = Problem(
         {name: subject.layers for name, subject in subjects.items()},

@@ -79,6 +79,7 @@ def _full_arms() -> Iterator[Arm]:
         yield Arm("heaviest, donor start", workload, "heaviest", _DONOR)
         yield Arm("together, published start", workload, settings=replace(_BETWEEN, start="first"))
     yield Arm("together, between models", "w1", settings=_BETWEEN, target=0.98)
+    yield Arm("together, labels too", "w1", settings=replace(_BETWEEN, supervision="both"), target=0.98)
     yield Arm("together, between models", "w2", settings=_BETWEEN)
     yield Arm("heaviest, published rate", "w1", "heaviest")
     yield Arm("heaviest, published rate", "w2", "heaviest")

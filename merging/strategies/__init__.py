@@ -18,6 +18,7 @@ from ...errors import InputError
 from ..forms.form_map import NO_FORMS, FormMap
 from ..layers.problem import Problem
 from ..layers.sharing import SharingMap
+from ..training.training import Supervision
 from ..training.trial import Outcome, Trial
 
 __all__ = ["STRATEGIES", "Search", "SearchSettings", "Strategy", "StrategyEntry", "Verdict", "strategy"]
@@ -57,6 +58,8 @@ class SearchSettings:
     """Learning rate; None for the strategy's default rate."""
     start: Literal["donor", "first", "average"] | None = None
     """Starting weights of shared layers (:class:`.trial.Start`); None for the strategy's default."""
+    supervision: Supervision | None = None
+    """What models learn from; None for the strategy's default: the teacher, or labels in what was published."""
     differences: bool = True
     """Whether fine-tunes of one checkpoint may be kept as differences to a common base, before anything is trained."""
     compress: bool = False

@@ -126,7 +126,14 @@ def _train_signs(problem: Problem, family: _Costs, forms: FormMap, settings: Sea
     }
     if not better:
         return forms
-    recipe = Recipe(settings.steps, rate=settings.rate or _RATE, batch=settings.batch, gives_up=False, spare=_SPARE)
+    recipe = Recipe(
+        settings.steps,
+        rate=settings.rate or _RATE,
+        batch=settings.batch,
+        supervision=settings.supervision or "teacher",
+        gives_up=False,
+        spare=_SPARE,
+    )
     title = f"differences of 1 bit, trained, of {', '.join(sorted(better))}"
     new = FormMap().joined({use: form for part in better.values() for use, form in part.forms})
     (verdict,) = yield [

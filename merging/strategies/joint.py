@@ -155,7 +155,10 @@ def _recipe(settings: SearchSettings, length: int) -> Recipe:
     # the second one with 0.979 and 0.983.
     shifts = length > 0
     rate = settings.rate or _RATE
-    return Recipe(steps, rate=rate, batch=settings.batch, gives_up=False, spare=_SPARE, shifts=shifts)
+    taught = settings.supervision or "teacher"
+    return Recipe(
+        steps, rate=rate, batch=settings.batch, supervision=taught, gives_up=False, spare=_SPARE, shifts=shifts
+    )
 
 
 def short_recipe(settings: SearchSettings) -> Recipe:

@@ -113,7 +113,7 @@ def _trial(taken: Sequence[Candidates], wanted: SharingMap, problem: Problem, se
         unit="epochs",
         rate=settings.rate or _RATE,
         batch=settings.batch,
-        supervision="labels",
+        supervision=settings.supervision or "labels",
         schedule="constant",
         checks=settings.epochs,
     )

@@ -23,7 +23,10 @@ from .goals import is_hopeless, loss_weights, reached, resting
 from .mixed_precision import mixed_precision
 from .subjects import Judgement, Subject, fitting, in_batches, judgements_of, outputs_of
 
-__all__ = ["GLANCE", "Fit", "Recipe", "TrainingProgress", "retrain", "strain"]
+__all__ = ["GLANCE", "Fit", "Recipe", "Supervision", "TrainingProgress", "retrain", "strain"]
+
+Supervision = Literal["teacher", "labels", "both"]
+"""What a model learns from: its teacher's outputs, labels, or both, by the mean of the two losses."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,8 @@ class Recipe:
     rate is multiplied by the square root of batch size / 64 (Krizhevsky 2014)."""
     batch: int | None = None
     """Number of images of each model per training step; None for 64 images of 64 x 64 pixels, or fewer larger ones."""
-    supervision: Literal["teacher", "labels"] = "teacher"
-    """Training target: the teacher's outputs, or labels. A model without usable labels learns from its teacher."""
+    supervision: Supervision = "teacher"
+    """Training target. A model without usable labels learns from its teacher."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Learning-rate schedule: cosine decay to 0 with a linear warm-up, or a constant rate."""
     decay: float = 5e-4
@@ -49,8 +52,8 @@ class Recipe:
     spare: float = 0.0
     """Fraction (0 to 1) of each query's allowed accuracy loss that must be unused for training to stop early."""
     shifts: bool = False
-    """Whether images are shifted at random where a model learns from its teacher. Training on few images for long gets
-    further with it; the first steps get less far."""
+    """Whether images are shifted at random, unless they have boxes that a model learns from. Training on few images for
+    long gets further with it; the first steps get less far."""
     gives_up: bool = True
     """Whether training stops early when the pace so far says that some query will not reach its goal."""
 
@@ -219,20 +222,21 @@ def strain(subject: Subject, sharing: SharingMap, *, batches: int = 4, seed: int
 
 
 def _loss(subject: Subject, recipe: Recipe, indices: Tensor, mirrored: bool, noise: torch.Generator) -> Tensor:
-    """Return the loss of a model on some training images, against their labels or against the teacher's outputs.
+    """Return the loss of a model on some training images, against their labels, the teacher's outputs, or both.
 
     Args are those of :func:`_batches` and the generator ``noise`` of random shifts.
     """
     task, image = subject.held[0].task, subject.train.batch(indices, mirrored)
-    has_labels = recipe.supervision == "labels" and task.learns_from(subject.train)
-    if recipe.shifts and not has_labels:
+    by_labels = recipe.supervision != "teacher" and task.learns_from(subject.train)
+    if recipe.shifts and not (by_labels and subject.train.boxes is not None):
         image = shifted(image, noise)
     image = image.to(subject.device)
     with mixed_precision(subject.device):
         outputs = outputs_of(subject.student, image)
-    if has_labels:
-        return task.loss(outputs, subject.train, indices, mirrored)
-    return task.distance(outputs, subject.teacher(image))
+    if not by_labels:
+        return task.distance(outputs, subject.teacher(image))
+    loss = task.loss(outputs, subject.train, indices, mirrored)
+    return (loss + task.distance(outputs, subject.teacher(image))) / 2 if recipe.supervision == "both" else loss
 
 
 def _parameters(subjects: Mapping[str, Subject], models: Collection[str], rate: float) -> list[dict[str, Any]]:

@@ -117,13 +117,28 @@ def test_compression_is_the_users_choice_and_each_step_is_published(trained: Pat
 def test_options_reach_the_search(path: Path, merge: Call, tmp_path: Path) -> None:
     merged = tmp_path / "merged"
     arguments = ("--strategy", "together", "--seed", "3", "--no-inside", "--start", "donor", "--rate", "0.01")
-    assert merge(path, "-o", merged, *SHORT, *arguments, "--definition", "strict")[0] == 0
+    learning = ("--supervision", "teacher", "--definition", "strict")
+    assert merge(path, "-o", merged, *SHORT, *arguments, *learning)[0] == 0
     report = read_report(merged / "merge.json")
     assert (report.strategy, report.seed) == ("together", 3)
     header = json.loads((merged / "search" / "journal.jsonl").read_text().splitlines()[0])
-    settings = {"inside": False, "steps": 4, "epochs": 1, "batch": 8, "rate": 0.01, "start": "donor"}
+    settings = {
+        "inside": False,
+        "steps": 4,
+        "epochs": 1,
+        "batch": 8,
+        "rate": 0.01,
+        "start": "donor",
+        "supervision": "teacher",
+    }
     assert settings.items() <= header.items()
     assert header["definition"] == "strict"
+
+
+def test_labels_are_asked_for_where_there_are_none(path: Path, merge: Call, tmp_path: Path) -> None:
+    code, _, err = merge(path, "-o", tmp_path / "merged", *SHORT, "--supervision", "both")
+    assert code == 2
+    assert "--supervision: both: no model has labels to learn from; give data.train with labels" in err
 
 
 def test_no_time_is_said_and_leaves_what_there_was(path: Path, merge: Call, tmp_path: Path) -> None:
@@ -247,6 +262,7 @@ def test_a_mistake_in_the_workload_leaves_nothing_in_the_way(path: Path, merge: 
         (["--budget", "soon"], "--budget: 'soon' is not allowed: a time such as 90s, 20m or 2h is expected"),
         (["--definition", "kind"], "--definition: 'kind' is not allowed: shape, strict"),
         (["--start", "best"], "--start: 'best' is not allowed: donor, first, average"),
+        (["--supervision", "none"], "--supervision: 'none' is not allowed: teacher, labels, both"),
         (["--strategy", "best"], "--strategy: 'best' is not allowed: one of together, heaviest"),
         (["--device", "tpu"], "--device: 'tpu' is not allowed: auto, cpu or cuda"),
         (["--rate", "0"], "--rate: 0.0 is not allowed: a number above 0 is expected"),

@@ -172,6 +172,19 @@ def test_labels_are_learnt_from(subjects: dict[str, Subject], monkeypatch: pytes
     assert result.samples == 128
 
 
+def test_both_is_the_mean_of_what_labels_and_the_teacher_teach(subjects: dict[str, Subject]) -> None:
+    made = subjects["a"]
+    before, steps = made.state(), {}
+    for supervision in ("teacher", "labels", "both"):
+        # Neither momentum nor weight decay nor the clipping of gradients: one step is proportional to the gradient.
+        recipe = replace(plain(1, supervision=supervision), decay=0.0)
+        retrain({"a": unreachable(made)}, "a", recipe)
+        steps[supervision] = made.state()["head.weight"] - before["head.weight"]
+        made.restore(before)
+    assert not torch.allclose(steps["teacher"], steps["labels"])
+    torch.testing.assert_close(steps["both"], (steps["teacher"] + steps["labels"]) / 2)
+
+
 def test_shifted_images_are_shown_to_the_teacher_too(
     subjects: dict[str, Subject], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +199,9 @@ def test_shifted_images_are_shown_to_the_teacher_too(
     monkeypatch.setattr(Teacher, "__call__", asking)
     retrain(held, "a", plain(2, supervision="labels", shifts=True))
     assert not asked
+    retrain(held, "a", plain(2, supervision="both", shifts=True))
+    assert len(asked) == 2
+    asked.clear()
     retrain(held, "a", plain(2))
     retrain(held, "a", plain(2, shifts=True))
     assert len(asked) == 4
