@@ -30,16 +30,17 @@ class Confirmer:
 
     The search is not told what comes of it, so these images stay images that choose nothing. A model that fails gets
     its original weights in what is written; the models that it shared with keep theirs. That is always possible,
-    because every model holds all of its weights. If a state that was confirmed as a whole before saves more, all models
-    go back to that.
+    because every model holds all of its weights. If what was confirmed of an earlier state saves more than what is
+    left, all models go back to that.
 
     A model of an earlier merge that the search has left as it was stays so if no measured value speaks against it. That
     alone the search knows already: it judges these models by all images (:mod:`gemel.merging.strategies.rejoin`).
 
     A model that only has forms gets the last of them that holds. They are tested in an order that the images have no
     part in: from the most bytes to the fewest, up to the first failure. Such a sequence of tests has the error rate of
-    a single test (Maurer, Hothorn and Lehmacher, 1995). So have the states of a search, in their order up to the first
-    failure. As the last state counts in any case, a merge that goes back has at most twice that error rate.
+    a single test (Maurer, Hothorn and Lehmacher, 1995). So have a model's weights in the states of a search, in their
+    order up to its first failure. As the last state counts in any case, a merge that goes back has at most twice that
+    error rate.
 
     Args:
         problem: the layers of all models.
@@ -49,36 +50,44 @@ class Confirmer:
 
     def __init__(self, problem: Problem, subjects: Mapping[str, Subject], originals: Mapping[str, State]) -> None:
         self._problem, self._subjects, self._originals = problem, dict(subjects), originals
-        self.whole: Found | None = None
-        """Last state of the search that was confirmed as a whole before another one failed."""
-        self.failed = False
-        """Whether some state of the search was not confirmed as a whole."""
+        self.kept: Found | None = None
+        """What was confirmed of an earlier state, with the verdicts up to then: what a merge goes back to."""
+        self.failed = frozenset[str]()
+        """Names of the models that had weights which were not confirmed. What they get later is not kept."""
         # The weights that the search found, those that are written, and those to go back to.
         self._known: dict[str, deque[tuple[State, dict[str, Judgement]]]] = {name: deque(maxlen=3) for name in subjects}
         self._tested: dict[tuple[str, FormMap], _Kept | None] = {}
         """Model and forms -> what the forms give, if the images that confirm accept it, else None."""
 
     def confirmed(self, found: Found) -> Found:
-        """Return what may be written of a search: all that it found, what is confirmed of it, or :attr:`whole`.
+        """Return what may be written of a search: what is confirmed of it or, if that saves more, :attr:`kept`.
 
-        Of the last two, it is what saves more bytes. Codes of ``found`` must be complete.
+        Codes of ``found`` must be complete.
         """
         left = self._confirmed_part(found)
-        if all(left.states[name] is found.states[name] for name in found.models):
+        before = -1 if self.kept is None else self._saved(self.kept)
+        if self._saved(left) < before:
+            assert self.kept is not None
+            written = replace(self.kept, verdicts=found.verdicts, samples=found.samples)
+        else:
+            written = left
+            known = {} if self.kept is None else self.kept.states
+            new = {name for name in left.models if known.get(name) is not left.states[name]}
             # Models of an earlier merge are not judged by their bounds, so they are nothing to go back to.
-            if not self.failed and not found.retained:
-                self.whole = replace(
-                    found, states=dict(found.states), codes=dict(found.codes), verdicts=list(found.verdicts)
-                )
-            return left
-        self.failed = True
-        if self.whole is None or self._saved(self.whole) <= self._saved(left):
-            return left
-        return replace(self.whole, verdicts=found.verdicts, samples=found.samples)
+            if new.isdisjoint(self.failed) and not found.retained:
+                self.kept = replace(left, states=dict(left.states), verdicts=list(found.verdicts))
+        self.failed |= {name for name in found.models if left.states[name] is not found.states[name]}
+        return written
 
-    def go_on(self, whole: Found, *, failed: bool) -> None:
-        """Set :attr:`whole` and :attr:`failed` as they were in an earlier run; ``whole`` lacks unmerged models."""
-        self.whole, self.failed = replace(whole, states={**self._originals, **whole.states}), failed
+    def go_on(self, found: Found, failed: frozenset[str]) -> None:
+        """Set :attr:`kept` and :attr:`failed` as they were in an earlier run.
+
+        Args:
+            found: state of the search of which a part was kept; models that are not merged are missing.
+            failed: names of models.
+        """
+        self.kept = self._confirmed_part(replace(found, states={**self._originals, **found.states}))
+        self.failed = failed
 
     def _saved(self, found: Found) -> int:
         return saved_bytes(self._problem, found.sharing, found.forms)

@@ -86,8 +86,8 @@ class DiskJournal:
         self._files: dict[str, tuple[State, str]] = {}
         self._stepped_back: dict[str, tuple[State, str]] = {}
         """Files of models that are written with forms of more bits than those that the search found."""
-        self._whole_files: tuple[str, ...] = ()
-        """Files of weights and codes of the last state that was confirmed as a whole."""
+        self._kept_files: tuple[str, ...] = ()
+        """Files of the weights and codes of what a merge may go back to."""
         self._codes: dict[Use, Coded] = {}
         self._forms: tuple[FormMap, FormsReport | None] = FormMap(), None
         self._bases: dict[str, Base] = {}
@@ -107,24 +107,24 @@ class DiskJournal:
         if forms is not None:
             self._codes, _ = read_codes(self._store.output / forms.file, forms.layers)
         read = {name: read_weights(self._subjects[name].network, files[name]) for name in found.models}
-        self._restore_whole(found)
+        self._restore_kept(found)
         # The earlier run may have ended before the last state was confirmed.
         self.commit(replace(found, states={**found.states, **read}), finished=False)
         return read, self._store.last_states()
 
-    def _restore_whole(self, found: Found) -> None:
-        """Load the last state that was confirmed as a whole before another one failed."""
+    def _restore_kept(self, found: Found) -> None:
+        """Load what a merge may go back to."""
         trial, failed = self._store.confirmed
         if not trial:
-            self._reporter.confirmer.go_on(Found({}), failed=failed)
+            self._reporter.confirmer.go_on(Found({}), frozenset(failed))
             return
         verdict = found.verdicts[trial - 1]
         files, forms = self._store.after(trial)
         codes = {} if forms is None else read_codes(self._store.output / forms.file, forms.layers)[0]
         states = {name: read_weights(self._subjects[name].network, path) for name, path in files.items()}
-        whole = Found(states, verdict.sharing, verdicts=found.verdicts[:trial], forms=verdict.forms, codes=codes)
-        self._reporter.confirmer.go_on(whole, failed=failed)
-        self._whole_files = (*(path.name for path in files.values()), *([] if forms is None else [forms.file]))
+        kept = Found(states, verdict.sharing, verdicts=found.verdicts[:trial], forms=verdict.forms, codes=codes)
+        self._reporter.confirmer.go_on(kept, frozenset(failed))
+        self._kept_files = (*(path.name for path in files.values()), *([] if forms is None else [forms.file]))
 
     def record(self, verdict: Verdict, found: Found, last: Mapping[str, State]) -> None:
         """Write the verdict on a trial, the report and the workload to disk, then call ``settled``."""
@@ -146,27 +146,30 @@ class DiskJournal:
         other_files = self._contents(stepped_back, self._stepped_back)
         names = {name: f"weights/{file}" for name, (file, _) in {**files, **other_files}.items() if name in others}
         workload = merged_workload(self._workload, names, models_of(self._workload), self._store.output)
-        # The codes of what the search goes on from stay, too, and what a merge may go back to.
+        # What the search goes on from and what a merge may go back to stay, too.
         kept = () if searched is None else (searched.file,)
         confirmed = self._confirmed(found, (*dict(files.values()), *kept))
-        kept_files = dict.fromkeys((*kept, *self._whole_files))
+        kept_files = dict.fromkeys((*kept, *self._kept_files))
         self._store.commit(
             {**kept_files, **dict(files.values()), **dict(other_files.values())}, report, workload, confirmed
         )
         return report
 
     def _confirmed(self, found: Found, files: tuple[str, ...]) -> Confirmed:
-        """Return which trial left the last state that was confirmed as a whole; note its files.
+        """Return after which trial a merge may go back to what was confirmed; note the files that this takes.
 
         Args:
             found: state of the search.
             files: its files of weights and codes.
         """
         confirmer = self._reporter.confirmer
-        trial = 0 if confirmer.whole is None else len(confirmer.whole.verdicts)
+        failed = tuple(sorted(confirmer.failed))
+        if confirmer.kept is None:
+            return Confirmed(failed=failed)
+        trial = len(confirmer.kept.verdicts)
         if trial == len(found.verdicts):
-            self._whole_files = files
-        return Confirmed(trial, confirmer.failed)
+            self._kept_files = files
+        return Confirmed(trial, failed)
 
     def _contents(
         self, states: Mapping[str, State], written: dict[str, tuple[State, str]]

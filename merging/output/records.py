@@ -31,12 +31,12 @@ __all__ = [
 
 
 class Confirmed(NamedTuple):
-    """Which result of a search was confirmed as a whole."""
+    """What a merge goes back to if less is left of its last step."""
 
     trial: int = 0
-    """Number of the last trial after which that was so before another result failed; 0 for the original models."""
-    failed: bool = False
-    """Whether a later result was not confirmed."""
+    """Number of the trial after which the search had it; 0 for the original models."""
+    failed: tuple[str, ...] = ()
+    """Names of the models that had weights which were not confirmed."""
 
 
 def entry_of(verdict: Verdict) -> dict[str, Any]:
@@ -95,11 +95,12 @@ def unpack_states(path: Path) -> dict[str, State]:
 
 
 def read_confirmed(path: Path, trials: int) -> Confirmed:
-    """Read which result of a search with some trials was confirmed as a whole; none if the file is not sound."""
+    """Read what a merge with some trials goes back to; the original models if the file is not sound."""
     try:
-        found = Confirmed(**json.loads(path.read_text()))
+        entry = json.loads(path.read_text())
+        found = Confirmed(entry["trial"], tuple(map(str, entry["failed"])))
         return found if 0 <= found.trial <= trials else Confirmed()
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, KeyError):
         return Confirmed()
 
 

@@ -125,7 +125,7 @@ class Reporter:
             written: the part of it that is confirmed.
         """
         released = {name for each in searched.verdicts if each.trial.release for name in each.trial.learners}
-        went_back = self.confirmer.whole is not None and written.states is self.confirmer.whole.states
+        went_back = self.confirmer.kept is not None and written.states is self.confirmer.kept.states
         for name, subject in self._subjects.items():
             found = kept = self.confirmer.judgements(name, searched.states[name])
             refused, now = written.states[name] is not searched.states[name], "its original weights"

@@ -10,7 +10,7 @@
       *.py                      modules in the original workload's folder that make its models
       search/journal.jsonl      a header that says what is searched for, then a line for each trial
       search/last-N.safetensors weights after the last trial that trained, written with the N-th trial
-      search/confirmed.json     the last trial whose result was confirmed as a whole, and whether a later one was not
+      search/confirmed.json     the trial to whose result the merge may go back, and the models that were refused since
       search/samples/*.jpg      frames that boxes have sampled, if the merge goes on from an earlier one with them
       search/samples.json       their names and hashes, by feed
       search/lock               locked by the process that writes the folder
@@ -182,7 +182,7 @@ class Store:
 
     @property
     def confirmed(self) -> Confirmed:
-        """Which result of the earlier run was confirmed as a whole."""
+        """What the earlier run would have gone back to."""
         return read_confirmed(self._search / _CONFIRMED, len(self._known))
 
     def _other_version(self) -> InputError:
@@ -247,7 +247,7 @@ class Store:
             files: name of each weight file -> content; a file that exists already is not written again.
             report: content of merge.json.
             workload: content of workload.yaml.
-            confirmed: which result was confirmed as a whole; its files are in ``files``.
+            confirmed: what the merge goes back to if less is left later; its files are in ``files``.
 
         Raises:
             InputError: the disk is full or cannot be written; the last commit is intact.

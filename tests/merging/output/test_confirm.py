@@ -92,7 +92,7 @@ def part_of(found: Found, *models: str, change: float) -> Found:
     return replace(found, states=states, sharing=ALL.of(set(models)))
 
 
-def test_all_go_back_to_what_was_confirmed_as_a_whole_if_it_saves_more(
+def test_all_go_back_to_what_was_confirmed_before_if_it_saves_more(
     subjects: dict[str, Subject], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     confirmer = Confirmer(problem_of(subjects), subjects, states_of(subjects))
@@ -105,7 +105,7 @@ def test_all_go_back_to_what_was_confirmed_as_a_whole_if_it_saves_more(
     written = confirmer.confirmed(last)
     assert written.sharing == first.sharing
     assert all(written.states[name] is first.states[name] for name in "abc")
-    # After a failure, what passes is written, but nothing to go back to: it was tested too often.
+    # What models get after they failed is written if it passes, but not gone back to: it was tested too often.
     fail(monkeypatch)
     assert confirmer.confirmed(more).sharing == more.sharing
     fail(monkeypatch, "b", "c")
@@ -222,3 +222,30 @@ def test_a_model_gets_the_last_forms_that_hold(
         assert written.states["a"] is found.states["a"] if bits == 1 else coded.bits == bits
     # The student has the weights that it had.
     assert torch.equal(subjects["a"].state()["conv2.weight"], original)
+
+
+def test_a_model_that_shares_in_vain_goes_back_to_the_forms_that_held(
+    subjects: dict[str, Subject], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    confirmer = Confirmer(problem_of(subjects), subjects, states_of(subjects))
+    original = subjects["a"].state()["conv2.weight"]
+    found = looked(subjects, 4, 2, committed=1)
+    subjects["a"].restore({**subjects["a"].state(), "conv2.weight": original})
+
+    def judgements(self: Confirmer, model: str, state: State) -> dict[str, object]:
+        values = max(len(row.unique()) for row in state["conv2.weight"].flatten(1))
+        return {model: judgement(0.97, 0.96 if 4 < values <= 16 else 0.9)}
+
+    monkeypatch.setattr(Confirmer, "judgements", judgements)
+    assert [form.bits for _, form in confirmer.confirmed(found).forms.forms] == [4]
+    last = replace(shared(subjects), verdicts=found.verdicts)
+    for _ in range(2):
+        written = confirmer.confirmed(last)
+        assert [form.bits for _, form in written.forms.forms] == [4]
+        assert torch.equal(materialize(written.codes[Use("a", "conv2.weight")]), written.states["a"]["conv2.weight"])
+    # A merge that is resumed finds the same.
+    other = Confirmer(problem_of(subjects), subjects, states_of(subjects))
+    other.go_on(replace(found, states={"a": found.states["a"]}), confirmer.failed)
+    again = other.confirmed(last)
+    assert again.forms == written.forms and again.sharing == written.sharing
+    assert torch.equal(again.states["a"]["conv2.weight"], written.states["a"]["conv2.weight"])

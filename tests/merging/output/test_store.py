@@ -275,18 +275,19 @@ def test_a_disk_that_fills_in_a_record_leaves_the_trial_before(
 
 
 @pytest.mark.parametrize(
-    "content", [None, "", "[]", '{"trial": "1"}', '{"trial": 3, "failed": false}', '{"trial": -1}', '{"other": 1}']
+    "content",
+    [None, "", "[]", '{"trial": "1", "failed": []}', '{"trial": 3, "failed": []}', '{"trial": 1, "failed": 1}', "{}"],
 )
-def test_which_result_was_confirmed_is_read_again_unless_the_file_is_damaged(
+def test_what_a_merge_goes_back_to_is_read_again_unless_the_file_is_damaged(
     content: str | None, tmp_path: Path, opened: Opened
 ) -> None:
     first = opened(HEADER)
     assert first.confirmed == Confirmed()
     record(first, verdict(), verdict("second"))
-    first.commit({}, report(), b"", Confirmed(1, failed=True))
+    first.commit({}, report(), b"", Confirmed(1, ("a",)))
     if content is not None:
         (tmp_path / "merged" / "search" / "confirmed.json").write_text(content)
-    assert opened(HEADER, resume=True).confirmed == (Confirmed(1, failed=True) if content is None else Confirmed())
+    assert opened(HEADER, resume=True).confirmed == (Confirmed(1, ("a",)) if content is None else Confirmed())
 
 
 def test_keys_do_not_depend_on_the_process(tmp_path: Path) -> None:
