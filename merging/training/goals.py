@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from .subjects import Judgement, Subject
 
 __all__ = ["holds", "is_hopeless", "loss_weights", "reached", "resting"]
+
+_LEAST_ALLOWED = 0.01
+"""Least loss of accuracy that loss weights are relative to; a target of 1 allows none."""
 
 
 def holds(subjects: Iterable[Subject], judgements: Mapping[str, Judgement]) -> bool:
@@ -54,21 +58,26 @@ def resting(taught: Sequence[Subject], judgements: Mapping[str, Judgement], spar
 def loss_weights(taught: Sequence[Subject], relative: Mapping[str, float]) -> dict[str, float]:
     """Return model name -> loss weight. A model that is further from its goals gets a larger weight.
 
-    The mean weight is 1, so that the effective learning rate stays the same. Weights are limited to the range from
-    0.25 to 4 before they are normalised, so that one model far from its goals does not silence the others.
+    Weights are proportional to ``exp(x)``, where ``x`` says how far a model's worst query is below its target, as a part
+    of the loss of accuracy that the target allows. It is limited to the range from -1 to 1, so that one model far from
+    its goals does not silence the others. The mean weight is 1, so that the effective learning rate stays the same.
 
     Args:
         taught: the models in training.
         relative: query name -> accuracy / original model's accuracy.
     """
     raw = {
-        subject.name: max(held.query.target / max(relative[held.query.name], 0.01) for held in subject.held) ** 4
+        subject.name: max(_shortfall(held.query.target, relative[held.query.name]) for held in subject.held)
         for subject in taught
     }
-    mean = sum(raw.values()) / len(raw)
-    bounded = {name: min(max(value / mean, 0.25), 4.0) for name, value in raw.items()}
-    mean = sum(bounded.values()) / len(bounded)
-    return {name: value / mean for name, value in bounded.items()}
+    weights = {name: math.exp(min(max(value, -1.0), 1.0)) for name, value in raw.items()}
+    mean = sum(weights.values()) / len(weights)
+    return {name: value / mean for name, value in weights.items()}
+
+
+def _shortfall(target: float, relative: float) -> float:
+    """Return how far a relative accuracy is below its target, in units of the loss that the target allows."""
+    return (target - relative) / max(1 - target, _LEAST_ALLOWED)
 
 
 def is_hopeless(taught: Sequence[Subject], history: Sequence[Mapping[str, float]], checks: int) -> bool:
