@@ -58,7 +58,7 @@ def resting(taught: Sequence[Subject], judgements: Mapping[str, Judgement], spar
 def loss_weights(taught: Sequence[Subject], relative: Mapping[str, float]) -> dict[str, float]:
     """Return model name -> loss weight. A model that is further from its goals gets a larger weight.
 
-    Weights are proportional to ``exp(x)``, where ``x`` says how far a model's worst query is below its target, as a part
+    Weights are proportional to ``exp(x)``: ``x`` says how far a model's worst query is below its target, as a part
     of the loss of accuracy that the target allows. It is limited to the range from -1 to 1, so that one model far from
     its goals does not silence the others. The mean weight is 1, so that the effective learning rate stays the same.
 
