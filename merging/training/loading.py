@@ -82,7 +82,8 @@ def build_subjects(
             leave_out(network.name, error)
         else:
             waiting.remove(network.name)
-            subject.narrow = _is_narrow(subject)
+            limit = fitting(GLANCE, subject.held[0].choose.own.images)
+            subject.narrow = is_narrow(subject, some(subject, STATISTICS_IMAGES, 0), limit)
             subjects[network.name] = subject
             loaded(subject)
     return subjects
@@ -140,15 +141,6 @@ def subject_of(
     teacher = Teacher(stage)
     layers = tuple(layers_of(network, definition, traced))
     return Subject(network, traced, layers, together, tuple(held), stage, teacher, device)
-
-
-def _is_narrow(subject: Subject) -> bool:
-    """Check whether a model's images vary too little to measure BatchNorm statistics on; see :func:`.start.is_narrow`.
-
-    Where a quarter of the images shows that they vary enough, the others are not looked at.
-    """
-    limit = fitting(GLANCE, subject.held[0].choose.own.images)
-    return all(is_narrow(subject, some(subject, STATISTICS_IMAGES // part, 0), limit) for part in (4, 1))
 
 
 def _repeated(samples: Images, others: int) -> Images:
