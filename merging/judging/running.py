@@ -145,7 +145,8 @@ def answers_and_outputs(
     for indices, outputs in _batches(module, images, device):
         found += _decoded(task, outputs, images, indices)
         size += sum(value.nbytes for value in outputs)
-        kept = [*kept, outputs] if size <= _MOST_KEPT else []
+        if size <= _MOST_KEPT:
+            kept.append(outputs)
     return found, tuple(map(torch.cat, zip(*kept, strict=True))) if size <= _MOST_KEPT else None
 
 

@@ -85,7 +85,7 @@ class DiskJournal:
         self._replayed = store.replaying
         self._files: dict[str, tuple[State, str]] = {}
         self._stepped_back: dict[str, tuple[State, str]] = {}
-        """Files of models that are written with forms of more bits than those that the search found."""
+        """Files of models that are written with other weights than those that the search found."""
         self._kept_files: tuple[str, ...] = ()
         """Files of the weights and codes of what a merge may go back to."""
         self._codes: dict[Use, Coded] = {}
@@ -107,13 +107,18 @@ class DiskJournal:
         if forms is not None:
             self._codes, _ = read_codes(self._store.output / forms.file, forms.layers)
         read = {name: read_weights(self._subjects[name].network, files[name]) for name in found.models}
-        self._restore_kept(found)
+        self._restore_kept(found, {files[name]: state for name, state in read.items()})
         # The earlier run may have ended before the last state was confirmed.
         self.commit(replace(found, states={**found.states, **read}), finished=False)
         return read, self._store.last_states()
 
-    def _restore_kept(self, found: Found) -> None:
-        """Load what a merge may go back to."""
+    def _restore_kept(self, found: Found, read: Mapping[Path, State]) -> None:
+        """Load what a merge may go back to.
+
+        Args:
+            found: state of the search.
+            read: weight file -> weights, of files that are read already: mostly, it is the last state.
+        """
         trial, failed = self._store.confirmed
         if not trial:
             self._reporter.confirmer.go_on(Found({}), frozenset(failed))
@@ -121,7 +126,9 @@ class DiskJournal:
         verdict = found.verdicts[trial - 1]
         files, forms = self._store.after(trial)
         codes = {} if forms is None else read_codes(self._store.output / forms.file, forms.layers)[0]
-        states = {name: read_weights(self._subjects[name].network, path) for name, path in files.items()}
+        states = {
+            name: read.get(path) or read_weights(self._subjects[name].network, path) for name, path in files.items()
+        }
         kept = Found(states, verdict.sharing, verdicts=found.verdicts[:trial], forms=verdict.forms, codes=codes)
         self._reporter.confirmer.go_on(kept, frozenset(failed))
         self._kept_files = (*(path.name for path in files.values()), *([] if forms is None else [forms.file]))

@@ -51,7 +51,7 @@ def judge_trial(trial: Trial, outcome: Outcome, problem: Problem, found: Found, 
 
     A further round of the same training with the same sharing is committed, too, if accuracies improve. Models that all
     share already risk what they have: their training counts if it ended early, with goals reached to spare, because
-    other images confirm the result, and whoever fails there loses all that it shares. A trial without training is
+    other images confirm the result, and whoever fails there may lose all that it shares. A trial without training is
     committed as a whole or not at all. Models that get new weights lose the forms that they had. A weight that is
     shared with a model that does not learn has the form that the weight has there.
     """
