@@ -35,6 +35,7 @@ from .strategies.cheapest_forms import with_forms
 from .strategies.rejoin import Earlier, rejoin
 from .training.closed_form import JointErrors
 from .training.deadline import TimeUpError
+from .training.freed_memory import keep_freed_memory
 from .training.loading import build_subjects
 from .training.subjects import Subject
 from .training.training import TrainingProgress
@@ -130,6 +131,7 @@ def merge_workload(
         KeyboardInterrupt: the listener stopped the merge; committed sharing stays in the folder.
     """
     options, listener = options or MergeOptions(), listener or Listener()
+    keep_freed_memory()
     deadline = monotonic() + options.budget if options.budget is not None else math.inf
     device = device_of(options.device)
     plan = strategy(options.strategy)

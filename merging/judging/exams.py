@@ -9,24 +9,24 @@ in no other way elsewhere. Frames that boxes have sampled since an earlier merge
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...errors import UnjudgedError
 from ...runtime.decode.evidence import Ratios, accuracy_of, mean_of
 from ...workload.data import Images, Splits
 from ...workload.document.schema import Query
-from ..tasks import Answers, Task
+from ..tasks import Answers, Outputs, Task
 from ..tasks.classification import ClassificationTask
 from ..tasks.embedding import EmbeddingTask, retrieval
 from .intervals import Interval, relative_interval
 from .judgement import Judgement, same_as_original
 from .papers import Paper, first_unlabelled, unlabelled_paper
-from .running import answers_and_outputs, answers_and_scores, answers_on
+from .running import answers_and_outputs, answers_and_scores, answers_on, ready
 from .sampled import agreement_on_samples, as_by_labels, sample_task
 
 __all__ = [
@@ -86,7 +86,7 @@ def judge_query(
     held: JudgedQuery,
     exam: Exam,
     student: nn.Module,
-    teacher: nn.Module,
+    teacher: Callable[[Tensor], Outputs],
     device: torch.device,
     limit: int | None = None,
 ) -> Judgement:
@@ -96,8 +96,8 @@ def judge_query(
         held: the query.
         exam: one of the query's exams.
         student: stage of the judged model, in eval mode.
-        teacher: stage of the original model, in eval mode.
-        device: device that both stages are on.
+        teacher: the original model, from normalised images on ``device`` to raw outputs.
+        device: device that both models are on.
         limit: maximum number of the query's own images to judge by; None for all.
     """
     task, own = held.task, exam.own
@@ -111,6 +111,7 @@ def judge_query(
     if mix is not None and limit is not None and limit // _MIX_PART < len(mix.images):
         mix = first_unlabelled(task, mix, limit // _MIX_PART)
     assert own.original is not None
+    student = ready(student, own.images, device)
     answers = answers_on(task, student, own.images, device)
     evidence = task.evidence(answers, own.answers, own.images)
     found = relative_interval(evidence, own.original)
@@ -171,6 +172,7 @@ def judged_query(
     """
     own = [_exam_images(images) for images in (splits.choose, splits.confirm)]
     mixes = None if mixes is None else (_exam_images(mixes[0]), _exam_images(mixes[1]))
+    module = ready(module, own[0], device)
     answers = [answers_on(task, module, images, device) for images in own]
     others = [answers_and_outputs(task, module, images, device) for images in mixes or ()]
     if isinstance(task, EmbeddingTask) and others:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import torch
 from torch import nn
 
 from ..models.trace import LAYERS
 from .exams import Exam, JudgedQuery, judge_query
+from .running import outputs_of
 
 __all__ = ["rounding_score"]
 
@@ -32,4 +34,4 @@ def rounding_score(held: JudgedQuery, exam: Exam, module: nn.Module, device: tor
             weight = layer.weight
             scale = (weight.flatten(1).abs().amax(1) / 127).clamp(min=1e-12).view(-1, *[1] * (weight.ndim - 1))
             weight.copy_((weight / scale).round() * scale)
-    return judge_query(held, exam, rounded, module, device, limit).own.value
+    return judge_query(held, exam, rounded, partial(outputs_of, module), device, limit).own.value

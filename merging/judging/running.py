@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ __all__ = [
     "in_batches",
     "outputs_of",
     "put_channels_last",
+    "ready",
 ]
 
 _BATCH = 128
@@ -111,6 +112,19 @@ def in_batches(indices: Tensor, size: int) -> tuple[Tensor, ...]:
     return indices.tensor_split(math.ceil(len(indices) / size))
 
 
+def ready(module: nn.Module, images: Images, device: torch.device) -> nn.Module:
+    """Return a model's stage with its BatchNorms folded, if it can be and the data set has enough images.
+
+    Args:
+        module: the stage, in eval mode.
+        images: the largest data set that the stage is run over.
+        device: device that the stage is on.
+    """
+    if len(images) < _WORTH_FOLDING:
+        return module
+    return folded(module, images.batch(torch.arange(1)).to(device))
+
+
 @torch.inference_mode()
 def answers_on(task: Task, module: nn.Module, images: Images, device: torch.device) -> Answers:
     """Run a model's stage on a whole data set and return its answers, one per image, in the form of the task.
@@ -154,7 +168,7 @@ def answers_and_outputs(
 def answers_and_scores(
     task: Task,
     module: nn.Module,
-    teacher: nn.Module,
+    teacher: Callable[[Tensor], Outputs],
     images: Images,
     device: torch.device,
     known: Outputs | None = None,
@@ -164,18 +178,16 @@ def answers_and_scores(
     Args:
         task: the task that decodes and compares outputs.
         module: the model's stage, in eval mode.
-        teacher: the original model's stage, in eval mode.
+        teacher: the original model, from images on ``device`` to raw outputs.
         images: the data set.
-        device: device that both stages are on.
+        device: device that both models are on.
         known: raw outputs of the teacher for the images, so that it need not run.
     """
     found: list[Any] = []
     parts: list[Ratios] = []
-    if known is None and len(images) >= _WORTH_FOLDING:
-        teacher = folded(teacher, images.batch(torch.arange(1)).to(device))
     for indices, outputs in _batches(module, images, device):
         if known is None:
-            wanted = outputs_of(teacher, images.batch(indices).to(device))
+            wanted = teacher(images.batch(indices).to(device))
         else:
             wanted = tuple(value[indices.to(device)] for value in known)
         parts.append(task.likeness(outputs, wanted))
@@ -198,8 +210,6 @@ def _batches(module: nn.Module, images: Images, device: torch.device) -> Iterato
         outputs = outputs_of(module, images.batch(indices).to(device))
         yield indices, outputs
         if not start:
-            if len(images) >= _WORTH_FOLDING:
-                module = folded(module, images.batch(indices).to(device))
             one = sum(value.nbytes for value in outputs)
             size = max(1, min(batch_size(images), _MOST_OUTPUTS // max(one, 1)))
         start += len(indices)

@@ -18,6 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from ..models.trace import LAYERS, NORMS
+from ..tasks import Outputs
 from .subjects import Subject, outputs_of
 
 __all__ = ["align"]
@@ -105,7 +106,8 @@ def _channels(subject: Subject, image: Tensor) -> list[_Channels]:
     except Exception:  # Torch-Pruning traces models by rules of its own and fails in many ways on unusual ones.
         return []
     found = (_sides(graph, group) for group in groups)
-    return [each for each in found if each and _is_symmetry(subject, image, each)]
+    outputs = outputs_of(subject.student, image)
+    return [each for each in found if each and _is_symmetry(subject, image, outputs, each)]
 
 
 def _sides(graph: Any, group: Any) -> _Channels:
@@ -161,17 +163,16 @@ def _held(layer: Any, out: bool) -> list[tuple[Tensor, int]]:
 
 
 @torch.no_grad()
-def _is_symmetry(subject: Subject, image: Tensor, channels: _Channels) -> bool:
-    """Check on one image that the model's outputs do not change when channels are permuted.
+def _is_symmetry(subject: Subject, image: Tensor, outputs: Outputs, channels: _Channels) -> bool:
+    """Check on one image that the model's ``outputs`` do not change when channels are permuted.
 
     The check is needed because the dependency graph may miss an operation that depends on the channels' order.
     """
-    before = outputs_of(subject.student, image)
     count = len(channels[0].places)
     _reorder(channels, torch.arange(count).roll(1))
     after = outputs_of(subject.student, image)
     _reorder(channels, torch.arange(count).roll(-1))
     return all(
         bool((ours - theirs).abs().max() <= _SAME * theirs.abs().max())
-        for ours, theirs in zip(after, before, strict=True)
+        for ours, theirs in zip(after, outputs, strict=True)
     )

@@ -82,7 +82,7 @@ def build_subjects(
             leave_out(network.name, error)
         else:
             waiting.remove(network.name)
-            limit = fitting(GLANCE, subject.held[0].choose.own.images)
+            limit = fitting(GLANCE // 2, subject.held[0].choose.own.images)
             subject.narrow = is_narrow(subject, some(subject, STATISTICS_IMAGES, 0), limit)
             subjects[network.name] = subject
             loaded(subject)

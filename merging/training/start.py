@@ -168,10 +168,10 @@ def is_narrow(subject: Subject, batches: Iterable[Tensor], limit: int) -> bool:
         return False
     state = subject.state()
     reset_statistics(subject, batches)
-    student, teacher = subject.student.eval(), subject.teacher.module
+    student = subject.student.eval()
     try:
         own = [(held, Exam(held.choose.own)) for held in subject.held]
-        found = [judge_query(held, exam, student, teacher, subject.device, limit) for held, exam in own]
+        found = [judge_query(held, exam, student, subject.teacher, subject.device, limit) for held, exam in own]
     finally:
         subject.restore(state)
     return any(each.own.value < _KEPT for each in found)

@@ -121,9 +121,7 @@ class Subject:
         for held in self.held:
             images: Exam = getattr(held, exam)
             found[held.query.name] = (
-                unchanged(images)
-                if same
-                else judge_query(held, images, self.student, self.teacher.module, self.device, limit)
+                unchanged(images) if same else judge_query(held, images, self.student, self.teacher, self.device, limit)
             )
         return found
 

@@ -277,8 +277,7 @@ def _judged_at_first(learners: Mapping[str, Subject], trial: Trial) -> dict[str,
     models; return query name -> judgement."""
     judged: dict[str, Judgement] = {}
     for subject in learners.values():
-        own = subject.held[0].choose.own.images
-        judged |= judgements_of([subject], limit=fitting(GLANCE if trial.recipe else GLANCE // 2, own))
+        judged |= judgements_of([subject], limit=fitting(GLANCE // 2, subject.held[0].choose.own.images))
     # The first images may be too few for lower bounds at the targets, which all images together reach.
     return judgements_of(learners.values()) if holds(learners.values(), judged) else judged
 

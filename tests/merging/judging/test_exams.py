@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ from gemel.merging.judging.exams import (
 from gemel.merging.judging.intervals import SAME
 from gemel.merging.judging.judgement import Judgement
 from gemel.merging.judging.rounding import rounding_score
-from gemel.merging.judging.running import answers_on
+from gemel.merging.judging.running import answers_on, outputs_of
 from gemel.merging.models.networks import Network
 from gemel.merging.tasks import task_of
 from gemel.merging.tasks.classification import ClassificationTask
@@ -81,7 +82,7 @@ def judged(
     made: JudgedQuery, student: nn.Module, teacher: nn.Module | None = None, limit: int | None = None
 ) -> Judgement:
     """Judge a model by the exam that chooses."""
-    return judge_query(made, made.choose, student, teacher or Shade(), CPU, limit)
+    return judge_query(made, made.choose, student, partial(outputs_of, teacher or Shade()), CPU, limit)
 
 
 def test_a_model_that_only_works_on_its_own_feed_is_seen() -> None:
