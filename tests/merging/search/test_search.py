@@ -486,7 +486,7 @@ def test_models_that_get_the_last_weights_without_learning_lose_their_forms() ->
     forms = FormMap().joined({use: Form(0, "0"), kept_use: Form(0, "0"), other: Form(0, "1")})
     start = Found(dict(ORIGINALS), forms=forms)
     told: list[Sequence[Verdict]] = []
-    steps = ask([trial(shared("ab0"), "abc")], [trial(shared("abc0"), "c", base="last")], told=told)
+    steps = ask([trial(shared("abc0"), "abc")], [trial(shared("abc0"), "c", base="last")], told=told)
     found = search(PROBLEM, steps, ORIGINALS, Trainer("ab", "c"), Quiet(), start=start)
     assert [verdict.accepted for (verdict,) in told] == [False, True]
     assert found.sharing == shared("abc0")
@@ -498,3 +498,13 @@ def once(*trials: Trial) -> Search:
     """Return a strategy that asks for one trial after the other."""
     for each in trials:
         yield [each]
+
+
+def test_sharing_that_saves_hardly_more_than_the_forms_is_not_trained() -> None:
+    # Sharing saves as much as the forms of two models, so the hours of a training would gain nothing.
+    forms = FormMap().joined({Use(model, "0.weight"): Form(0, "0") for model in "ab"})
+    start = Found(dict(ORIGINALS), forms=forms)
+    trainer = Trainer("ab")
+    found = search(PROBLEM, once(trial(shared("ab0"), "ab")), ORIGINALS, trainer, Quiet(), start=start)
+    assert not trainer.jobs and found.verdicts[0].outcome.ended == "saves less"
+    assert found.forms == forms
