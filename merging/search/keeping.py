@@ -12,8 +12,9 @@ from ..training.trial import Outcome, Trial
 __all__ = ["is_outdated", "kept", "released", "saves_less", "skipped", "useful_trials"]
 
 _WORTH = 0.01
-"""Minimum gain over the forms that a trial replaces, as a fraction of all layers' bytes. On W5, forms left 11 % to save;
-three one-way trials took five minutes each for 0.8 %, 0.3 % and 0.2 % more, and none was confirmed."""
+"""Minimum gain over the forms that a trial replaces, as a fraction of all layers' bytes. Where forms of W5
+left 11 % to save, one-way trials of minutes each brought 0.8 %, 0.3 % and 0.2 %, and none was confirmed."""
+
 
 def kept(wanted: SharingMap, committed: SharingMap, met: frozenset[str]) -> SharingMap | None:
     """Return the sharing map that remains when only some models keep the new weights of a trial.
@@ -54,8 +55,8 @@ def useful_trials(
 ) -> list[Trial]:
     """Return the trials of a batch that could save enough beside what is committed.
 
-    A strategy knows nothing of forms. Where these save more than the strategy's sharing would, or hardly less, its trial
-    is useless. A trial in which a model joins others that wait is useful in any case, because more models may follow.
+    A strategy knows nothing of forms. Where these save more than its sharing would, or hardly less, a trial is useless.
+    One in which a model joins others that wait is useful in any case, because more models may follow.
 
     Args:
         trials: the trials of a batch.

@@ -18,7 +18,7 @@ from ..judging.judgement import Judgement
 from ..judging.running import batch_size, by_area, fitting, in_batches, outputs_of
 from ..layers.layers import Layer
 from ..models.networks import Network
-from ..models.trace import LayerTrace
+from ..models.trace import NORMS, LayerTrace
 from ..tasks import Outputs
 
 __all__ = [
@@ -99,6 +99,10 @@ class Subject:
         model = self.student.model
         assert isinstance(model, nn.Module)
         return model
+
+    def is_normalised(self) -> bool:
+        """Check whether BatchNorms bring the model's features to one scale in training, by the batch's statistics."""
+        return not self.narrow and any(isinstance(layer, NORMS) for layer in self.model.modules())
 
     def state(self) -> State:
         """Return a copy of the model's state dict, on the CPU."""

@@ -91,9 +91,9 @@ TrainingWatch = Callable[[TrainingProgress], None]
 _BATCH = 64
 """Number of images of 64 x 64 pixels in a training batch; also the batch size that :attr:`Recipe.rate` is meant for."""
 _MAX_NORM = 1.0
-"""Maximum norm that gradients of models with frozen BatchNorm statistics are clipped to.
+"""Maximum norm that gradients of models without BatchNorms, or with frozen statistics, are clipped to.
 
-Without clipping, training from poor starting weights diverges."""
+Without clipping, training diverges: that of an SSD-MobileNetV2 with folded BatchNorms at a rate of 0.01 in 10 steps."""
 _WARM_UP = 0.1
 """Fraction of the steps in which the learning rate of the cosine schedule rises, as starting weights may be poor."""
 GLANCE = 1000
@@ -125,8 +125,8 @@ def retrain(
         deadline: time of ``time.monotonic`` at which training stops.
         watch: function called after each step with the state of the training.
     """
-    # Models with narrow images come first: their gradients are clipped before those of the others are added.
-    taught = sorted((subjects[name] for name in models), key=lambda subject: (not subject.narrow, subject.name))
+    # Models that are not normalised come first: their gradients are clipped before those of the others are added.
+    taught = sorted((subjects[name] for name in models), key=lambda subject: (subject.is_normalised(), subject.name))
     rate = _rate(taught, recipe)
     groups = _parameters(subjects, models, rate)
     optimizer = torch.optim.SGD(groups, rate, momentum=0.9, weight_decay=recipe.decay, nesterov=True)
@@ -150,7 +150,7 @@ def retrain(
             group["lr"] = group["rate"] * _schedule(recipe, (step - 1) / steps)
         optimizer.zero_grad()
         learning = [subject for subject in taught if step % 2 == 0 or subject.name not in halved]
-        narrow = sum(subject.narrow for subject in learning)
+        clipped = sum(not subject.is_normalised() for subject in learning)
         for count, subject in enumerate(learning, 1):
             _train_mode(subject)
             indices, mirrored = next(feeds[subject.name])
@@ -161,7 +161,7 @@ def retrain(
                 result.ended, result.trouble = "diverged", f"{subject.name}: the loss is {value} at step {step}"
                 return result
             (loss * weights[subject.name]).backward()
-            if count == narrow:
+            if count == clipped:
                 nn.utils.clip_grad_norm_(learned, _MAX_NORM)
         with coder.plain() if coder is not None else nullcontext():
             optimizer.step()

@@ -319,6 +319,16 @@ def test_only_gradients_of_narrow_models_are_bounded(subjects: dict[str, Subject
     assert steps[True]["b"] < 0.5 * steps[False]["b"]
 
 
+def test_gradients_of_a_model_without_batchnorms_are_bounded(subject: MakeSubject) -> None:
+    made = subject("a", lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 3)))
+    # A teacher that is far away, so that gradients are large.
+    made.teacher.module.get_parameter("model.1.weight").data.mul_(1e4)
+    before = made.state()
+    retrain({"a": made}, "a", plain(1, rate=1.0))
+    steps = [(value - before[name]).norm() for name, value in made.state().items()]
+    assert 0 < sum(step.square() for step in steps) ** 0.5 < 2.5
+
+
 def test_who_watches_may_stop(subjects: dict[str, Subject]) -> None:
     def stop(progress: TrainingProgress) -> None:
         raise KeyboardInterrupt
