@@ -25,6 +25,7 @@ from ..training.subjects import State, Subject
 from ..training.trial import Outcome, Trial
 from .forms_file import forms_file, read_codes
 from .records import Confirmed
+from .remembered import Remembered
 from .report import Reporter, merged_workload
 from .store import Store
 
@@ -90,6 +91,7 @@ class DiskJournal:
         """Files of the weights and codes of what a merge may go back to."""
         self._codes: dict[Use, Coded] = {}
         self._forms: tuple[FormMap, FormsReport | None] = FormMap(), None
+        self._written_forms = Remembered[FormsReport | None]()
         self._bases: dict[str, Base] = {}
         for subject in subjects.values():
             self._bases |= subject.bases
@@ -145,7 +147,8 @@ class DiskJournal:
         found = replace(found, codes={**self._codes, **found.codes})
         written = self._reporter.confirmed(found)
         as_found = all(written.states[name] is found.states[name] for name in written.models)
-        forms = searched if as_found and written.forms == found.forms else self._place(written)
+        as_found = as_found and written.forms == found.forms
+        forms = self._written_forms.of(written, lambda: searched if as_found else self._place(written))
         report = self._reporter.report(found, finished=finished, codes=self._codes, forms=forms)
         files = self._contents({name: found.states[name] for name in found.models}, self._files)
         others = {name: written.states[name] for name in written.models}

@@ -32,6 +32,7 @@ from ..training.subjects import JudgedQuery, Judgement, State, Subject
 from .confirm import Confirmer
 from .footprint import bundle_bytes, held_by
 from .parts import saving_parts, stored_forms
+from .remembered import Remembered
 
 __all__ = ["Reporter", "merged_workload"]
 
@@ -66,6 +67,7 @@ class Reporter:
         # All at once: what originals have in common, such as the anchors of two detectors, merging does not save.
         self._original = bundle_bytes(held_by(subject) for subject in subjects.values())
         self._least = _least_bytes(problem, subjects)
+        self._merged = Remembered[int]()
 
     def confirmed(self, found: Found) -> Found:
         """Return what holds of a search's result on images which chose nothing, and so may be written."""
@@ -92,12 +94,9 @@ class Reporter:
             codes: codes of all weights that are kept as codes.
             forms: entry in the report of the weights that are confirmed and kept as codes.
         """
-        problem, subjects = self._problem, self._subjects
+        problem = self._problem
         searched, found = found, self.confirmed(found)
-        stored = stored_forms(found.forms, {**(codes or {}), **found.codes}, subjects)
-        merged = bundle_bytes(
-            held_by(subject, found.states[name], stored.get(name)) for name, subject in subjects.items()
-        )
+        merged = self._merged.of(found, lambda: self._bytes(found, codes or {}))
         layers = sum(layer.bytes for part in problem.layers.values() for layer in part)
         return MergeReport(
             strategy=self._strategy,
@@ -115,6 +114,18 @@ class Reporter:
             shared=tuple(_shared_tensors(problem, found)),
             forms=forms,
             parts=saving_parts(problem, searched, found),
+        )
+
+    def _bytes(self, found: Found, codes: Mapping[Use, Coded]) -> int:
+        """Return the bytes of a bundle with all models of a search's state.
+
+        Args:
+            found: state of the search.
+            codes: codes of all weights that are kept as codes and not in ``found``.
+        """
+        stored = stored_forms(found.forms, {**codes, **found.codes}, self._subjects)
+        return bundle_bytes(
+            held_by(subject, found.states[name], stored.get(name)) for name, subject in self._subjects.items()
         )
 
     def _query_reports(self, searched: Found, written: Found) -> Iterator[tuple[str, QueryReport]]:
