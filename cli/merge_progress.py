@@ -38,6 +38,7 @@ def merge_listener(bar: Progress, stop: Stop, publish: Callable[[Moment], str] |
             about what was published, or nothing. Its errors do not end the merge.
     """
     from ..merging.merge import Listener
+    from ..merging.search.keeping import SAVES_LESS
     from ..merging.training.closed_form import summary
     from ..merging.training.loading import NOT_LOADED
 
@@ -59,6 +60,7 @@ def merge_listener(bar: Progress, stop: Stop, publish: Callable[[Moment], str] |
         def __init__(self) -> None:
             self.forecasts: list[Forecast] = []
             self.unloaded = 0
+            self.useless = False
 
         def model(self, subject: Any) -> None:
             stop.check()
@@ -126,6 +128,15 @@ def merge_listener(bar: Progress, stop: Stop, publish: Callable[[Moment], str] |
             if verdict.trial.release:
                 say("again", f"{verdict.trial.group}; all others keep theirs; left: {_left(self.forecasts[-1])}")
                 show_published("step")
+                return
+            before, self.useless = self.useless, outcome.ended == SAVES_LESS
+            if self.useless:
+                # A strategy that knows nothing of forms may ask for dozens of these.
+                if not before:
+                    say(
+                        "trial",
+                        f"{verdict.trial.group}: not run, like all that would save hardly more than forms",
+                    )
                 return
             worst = min(outcome.relative.items(), key=lambda item: item[1], default=("", 0.0))
             word = "accepted" if verdict.accepted else "measured" if verdict.trial.recipe is None else "not accepted"

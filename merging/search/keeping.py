@@ -9,7 +9,10 @@ from ..layers.problem import Problem
 from ..layers.sharing import SharingMap
 from ..training.trial import Outcome, Trial
 
-__all__ = ["is_outdated", "kept", "released", "saves_less", "skipped", "useful_trials"]
+__all__ = ["SAVES_LESS", "is_outdated", "kept", "released", "saves_less", "skipped", "useful_trials"]
+
+SAVES_LESS = "saves less"
+"""How a trial ended that did not run, as it could not save enough beside what is committed."""
 
 _WORTH = 0.01
 """Minimum gain over the forms that a trial replaces, as a fraction of all layers' bytes. Where forms of W5
@@ -92,4 +95,4 @@ def released(trial: Trial, problem: Problem) -> Outcome:
 def saves_less(trial: Trial, problem: Problem) -> Outcome:
     """Return the outcome of a trial that did not run because it could save less than what is committed."""
     zeros = {query: 0.0 for name in sorted(trial.learners) for query in problem.queries.get(name, (name,))}
-    return Outcome(zeros, dict(zeros), frozenset(), 0, 0.0, "saves less")
+    return Outcome(zeros, dict(zeros), frozenset(), 0, 0.0, SAVES_LESS)
