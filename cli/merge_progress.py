@@ -60,7 +60,7 @@ def merge_listener(bar: Progress, stop: Stop, publish: Callable[[Moment], str] |
         def __init__(self) -> None:
             self.forecasts: list[Forecast] = []
             self.unloaded = 0
-            self.useless = False
+            self._useless = False
 
         def model(self, subject: Any) -> None:
             stop.check()
@@ -129,14 +129,11 @@ def merge_listener(bar: Progress, stop: Stop, publish: Callable[[Moment], str] |
                 say("again", f"{verdict.trial.group}; all others keep theirs; left: {_left(self.forecasts[-1])}")
                 show_published("step")
                 return
-            before, self.useless = self.useless, outcome.ended == SAVES_LESS
-            if self.useless:
+            before, self._useless = self._useless, outcome.ended == SAVES_LESS
+            if self._useless:
                 # A strategy that knows nothing of forms may ask for dozens of these.
                 if not before:
-                    say(
-                        "trial",
-                        f"{verdict.trial.group}: not run, like all that would save hardly more than forms",
-                    )
+                    say("trial", f"{verdict.trial.group}: not run, like all that would save hardly more than forms")
                 return
             worst = min(outcome.relative.items(), key=lambda item: item[1], default=("", 0.0))
             word = "accepted" if verdict.accepted else "measured" if verdict.trial.recipe is None else "not accepted"

@@ -111,7 +111,7 @@ def judge_query(
     if mix is not None and limit is not None and limit // _MIX_PART < len(mix.images):
         mix = first_unlabelled(task, mix, limit // _MIX_PART)
     assert own.original is not None
-    student = ready(student, own.images, device)
+    student = ready(student, max((each.images for each in (own, mix) if each is not None), key=len), device)
     answers = answers_on(task, student, own.images, device)
     evidence = task.evidence(answers, own.answers, own.images)
     found = relative_interval(evidence, own.original)
@@ -172,7 +172,7 @@ def judged_query(
     """
     own = [_exam_images(images) for images in (splits.choose, splits.confirm)]
     mixes = None if mixes is None else (_exam_images(mixes[0]), _exam_images(mixes[1]))
-    module = ready(module, own[0], device)
+    module = ready(module, max((*own, *(mixes or ())), key=len), device)
     answers = [answers_on(task, module, images, device) for images in own]
     others = [answers_and_outputs(task, module, images, device) for images in mixes or ()]
     if isinstance(task, EmbeddingTask) and others:

@@ -93,6 +93,6 @@ def released(trial: Trial, problem: Problem) -> Outcome:
 
 
 def saves_less(trial: Trial, problem: Problem) -> Outcome:
-    """Return the outcome of a trial that did not run because it could save less than what is committed."""
+    """Return the outcome of a trial that did not run because it could not save enough beside what is committed."""
     zeros = {query: 0.0 for name in sorted(trial.learners) for query in problem.queries.get(name, (name,))}
     return Outcome(zeros, dict(zeros), frozenset(), 0, 0.0, SAVES_LESS)

@@ -127,6 +127,7 @@ def retrain(
     """
     # Models that are not normalised come first: their gradients are clipped before those of the others are added.
     taught = sorted((subjects[name] for name in models), key=lambda subject: (subject.is_normalised(), subject.name))
+    clipped = {subject.name for subject in taught if not subject.is_normalised()}
     rate = _rate(taught, recipe)
     groups = _parameters(subjects, models, rate)
     optimizer = torch.optim.SGD(groups, rate, momentum=0.9, weight_decay=recipe.decay, nesterov=True)
@@ -150,7 +151,7 @@ def retrain(
             group["lr"] = group["rate"] * _schedule(recipe, (step - 1) / steps)
         optimizer.zero_grad()
         learning = [subject for subject in taught if step % 2 == 0 or subject.name not in halved]
-        clipped = sum(not subject.is_normalised() for subject in learning)
+        bounded = sum(subject.name in clipped for subject in learning)
         for count, subject in enumerate(learning, 1):
             _train_mode(subject)
             indices, mirrored = next(feeds[subject.name])
@@ -161,7 +162,7 @@ def retrain(
                 result.ended, result.trouble = "diverged", f"{subject.name}: the loss is {value} at step {step}"
                 return result
             (loss * weights[subject.name]).backward()
-            if count == clipped:
+            if count == bounded:
                 nn.utils.clip_grad_norm_(learned, _MAX_NORM)
         with coder.plain() if coder is not None else nullcontext():
             optimizer.step()
